@@ -1,0 +1,62 @@
+"""Every error that is the user's to mend: the command line prints its text, without a traceback, and exits 2."""
+
+from dataclasses import dataclass
+
+
+class FinetuneError(Exception):
+    """Something outside this program is wrong; the text says what was got, what was expected and what to change."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong in a recipe, and where it stands.
+
+    `place` is "FILE:LINE:COLUMN", or "command line" for an override; `path` is dotted ("train.learning_rate").
+    """
+
+    place: str
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return "  ".join(part for part in (self.place, self.path, self.message) if part)
+
+
+class RecipeError(FinetuneError):
+    """A recipe that can't be used: every problem that was found, not only the first."""
+
+    def __init__(self, problems: list[Problem]):
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class ModelError(FinetuneError):
+    """A base model or an adapter that can't be found, read, or used as the recipe asks."""
+
+
+class CheckpointError(FinetuneError):
+    """A run folder or a training checkpoint that is damaged, incomplete, or of another run."""
+
+
+class TrainingError(FinetuneError):
+    """Training that had to stop: a loss or gradient that is not finite, or a device that can't do what was asked."""
+
+
+class TrackerError(FinetuneError):
+    """An experiment tracker that can't start."""
+
+
+class MergeError(FinetuneError):
+    """An adapter and a base that can't be merged."""
+
+
+class LaunchError(FinetuneError):
+    """Processes that can't be started as asked."""
+
+
+class CheckFailed(FinetuneError):
+    """A check that the user asked for did not hold (a merge outside its tolerance, an audit with findings)."""
+
+    exit_code = 3

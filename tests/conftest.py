@@ -1,0 +1,78 @@
+"""Shared parts of the tests: a tiny random LLaMA with a real byte-level tokenizer, made in milliseconds, and a small data set."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CORPUS = [
+    "Please send two brass lamps to Ada before Friday.",
+    "Der Himmel ist blau, 3 + 4 = 7; what is the capital of France?",
+    '{"customer": "Ada", "product": "brass lamp", "quantity": 2}',
+]
+
+
+def save_tiny_tokenizer(folder: Path) -> None:
+    """A byte-level BPE tokenizer with ChatML turns, as transformers saves one."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    fast.chat_template = CHATML
+    fast.save_pretrained(folder)
+
+
+def save_tiny_llama(folder: Path, **changes: object) -> None:
+    """A random LLaMA (2 layers, width 64, 4 heads, 2 key-value heads, float32) and its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    save_tiny_tokenizer(folder)
+    vocabulary = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
+    options: dict[str, object] = {
+        "vocab_size": vocabulary, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "tie_word_embeddings": False,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**(options | changes))).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random LLaMA (untied head, float32) and its ChatML tokenizer. Never write to it."""
+    folder = tmp_path_factory.mktemp("tiny-base")
+    save_tiny_llama(folder)
+    return folder
+
+
+@pytest.fixture
+def alpaca_file(tmp_path: Path) -> Path:
+    """40 short alpaca rows of differing length."""
+    rows = [
+        {"instruction": f"Say {word} {i} times.", "input": "", "output": " ".join([word] * (i % 5 + 1))}
+        for i, word in enumerate(["blue", "lamp", "seven", "Ada"] * 10)
+    ]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    return path
