@@ -75,6 +75,7 @@ class EvaluationSplit(Section):
 
     @model_validator(mode="after")
     def exactly_one(self) -> Self:
+        """One of the two, not both."""
         if (self.fraction is None) == (self.sources is None):
             raise ValueError("give either fraction or sources")
         return self

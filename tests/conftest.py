@@ -36,7 +36,7 @@ def save_tiny_tokenizer(folder: Path) -> None:
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"  # noqa: S106
     )
     fast.chat_template = CHATML
     fast.save_pretrained(folder)

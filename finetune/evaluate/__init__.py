@@ -1,0 +1,1 @@
+"""Generate answers and measure them."""

@@ -1,0 +1,1 @@
+"""From a base and an adapter to a model on its own, checked."""

@@ -1,0 +1,1 @@
+"""The recipe: pure data, loaded from YAML with positions. Imports no torch."""

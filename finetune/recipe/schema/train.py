@@ -47,7 +47,7 @@ class TrainSection(Section):
     """The learning rate after the warm-up; wsd is warm-up, stable, decay."""
 
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """The share of the steps in which the learning rate rises from 0."""
+    """The share of the steps in which the learning rate rises, from 0 (wsd: from its minimum)."""
 
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """wsd: the share of the steps in which it falls."""
@@ -71,7 +71,7 @@ class TrainSection(Section):
     """Recompute activations in the backward pass: less memory, about a third slower."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """The base's and the arithmetic's type; the adapter and the optimizer's state stay fp32. auto: bf16 where it is native, else fp32."""
+    """The base's and the arithmetic's type; the adapter and the optimizer's state stay fp32. auto: bf16 where native."""
 
     early_stopping: EarlyStopping | None = None
     """Stop when the evaluation loss no longer falls."""

@@ -1,0 +1,42 @@
+# One virtual environment, .venv, made on first use. PYTHON picks the interpreter (3.11 to 3.13).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-full check format clean
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+quickstart: $(VENV)/.installed  ## fine-tune a real 135M LLaMA, merge it, and compare before and after
+	$(BIN)/finetune quickstart
+
+test: $(VENV)/.installed-dev  ## the test suite, at most 15 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not long"
+
+test-full: $(VENV)/.installed-dev  ## the test suite and the long tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev  ## style, types, import arrows, every recipe
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit/test_imports.py tests/unit/recipe/test_shipped_recipes.py
+
+format:  ## let ruff mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,39 @@
+"""From rows to tokens and masks: sources, formats, chat templates, orders. Light to import; no torch, ever.
+
+from data_prep import DataSection, load_tokenizer
+from data_prep.prepare import prepare  # not from data_prep itself, where the name is the module's
+
+prepared = prepare(DataSection(...), load_tokenizer("path/to/model"), seed=0)
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "config": ("DataSection", "EvaluationSplit", "FileSource", "HubSource", "OrdersSource", "Source"),
+    "errors": ("DataError",),
+    "formats": ("FORMATS", "parse_row"),
+    "messages": ("Conversation", "Example", "Message", "PlainText"),
+    "orders": ("order_rows",),
+    "prepare": ("DataReport", "PreparedData"),
+    "render": ("Document", "end_of_turn_ids", "prompt_and_reference", "render_prompt", "tokenize"),
+    "sources": ("Row", "read_rows", "source_digest"),
+    "tokenizer": ("load_tokenizer",),
+}
+"""Which module holds each public name; a module is imported when one of its names is first asked for."""
+
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

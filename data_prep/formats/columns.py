@@ -1,0 +1,49 @@
+"""Taking a typed value out of a row, with errors that say which columns there are."""
+
+import difflib
+from typing import Any
+
+
+def column(values: dict[str, Any], name: str) -> Any:
+    """The value in a column that must be there."""
+    if name in values:
+        return values[name]
+    there = ", ".join(repr(key) for key in values) or "no columns at all"
+    close = difflib.get_close_matches(name, list(values), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"no column {name!r}; the row has {there}{hint}")
+
+
+def text_column(values: dict[str, Any], name: str) -> str:
+    """The string in a column that must be there."""
+    return as_text(column(values, name), name)
+
+
+def optional_text_column(values: dict[str, Any], name: str) -> str:
+    """The string in a column, or an empty one where the column is absent or null."""
+    value = values.get(name)
+    return "" if value is None else as_text(value, name)
+
+
+def as_text(value: Any, field: str) -> str:
+    """The value itself if it is a string that can be written as UTF-8."""
+    if value is None:
+        raise ValueError(f"{field} is null; a string was expected")
+    if not isinstance(value, str):
+        raise ValueError(f"{field} is a {json_type(value)}; a string was expected")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{field} holds half of a surrogate pair at character {error.start + 1}; it is not valid text"
+        ) from error
+    return value
+
+
+def json_type(value: Any) -> str:
+    """What JSON calls a value's type."""
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    return {dict: "object", list: "list", str: "string", type(None): "null"}.get(type(value), type(value).__name__)

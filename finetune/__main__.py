@@ -1,0 +1,6 @@
+"""`python -m finetune`."""
+
+from finetune.cli.app import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The command line: one table of verbs, and what an error becomes. A verb's module is imported only when it is needed."""
+
+import os
+import sys
+import traceback
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from data_prep.errors import DataError
+from finetune.errors import FinetuneError, RecipeError
+
+# Verb -> its module in finetune/cli, which has a function of the same name, or, for a verb with verbs of its own, `app`.
+VERBS: dict[str, str] = {
+    "quickstart": "quickstart",
+    "check": "check",
+    "train": "train",
+    "merge": "merge",
+    "generate": "generate",
+    "chat": "chat",
+    "evaluate": "evaluate",
+    "runs": "runs",
+    "inspect": "inspect",
+    "doctor": "doctor",
+    "schema": "schema",
+}
+BROKEN_PIPE = 141  # as a shell reports SIGPIPE: the reader of our output has gone
+
+
+class Verbs(TyperGroup):
+    """The verbs of the table, each imported when it is run, or when the help lists it."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The verbs, in the order of the table."""
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a verb, or None for a name that is none and near none."""
+        if cmd_name not in VERBS:
+            close = get_close_matches(cmd_name, VERBS, n=1)
+            return ctx.fail(f"No such command {cmd_name!r}. Did you mean {close[0]!r}?") if close else None
+        module = import_module(f"finetune.cli.{VERBS[cmd_name]}")
+        verb = getattr(module, cmd_name, None) or module.app
+        if not isinstance(verb, typer.Typer):
+            single = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False)
+            single.command(cmd_name)(verb)
+            verb = single
+        command = typer.main.get_command(verb)
+        command.name = cmd_name
+        return command
+
+
+# rich_markup_mode: help through rich costs 0.1 s.
+app = typer.Typer(cls=Verbs, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True, add_completion=False)
+
+
+@app.callback()
+def finetune() -> None:
+    """Fine-tune LLaMA-family models with LoRA: strict recipes, audited data, verified merges, reproducible runs."""
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 2 wrong input, 3 a check failed, 130 interrupted, 1 a bug of ours."""
+    try:
+        code = run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still buffered has no reader either; without this the interpreter's last flush would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = BROKEN_PIPE
+    sys.exit(code)
+
+
+def run() -> int:
+    """Run the command line of sys.argv; the exit code. Raises BrokenPipeError when nobody reads the output any more."""
+    from finetune.cli.common import print_error
+    from finetune.cli.quiet import quiet_libraries
+
+    quiet_libraries()
+    try:
+        app(prog_name="finetune")
+    except SystemExit as finished:
+        if isinstance(finished.__context__, BrokenPipeError):
+            raise BrokenPipeError from None
+        return finished.code if isinstance(finished.code, int) else 0
+    except RecipeError as error:
+        count = len(error.problems)
+        print_error(f"{count} problem{'s' if count != 1 else ''} in the recipe")
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except (FinetuneError, DataError) as error:
+        print_error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except Exception:  # noqa: BLE001 - the last resort of the process: shown in full, exit 1
+        traceback.print_exc()
+        print_error("this is a bug of finetune, not of your input; please report it with the lines above")
+        return 1
+    return 0

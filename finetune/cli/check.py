@@ -1,0 +1,108 @@
+"""finetune check: is this recipe right, and what does it mean?"""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from finetune.cli.common import JsonOption, OverridesArgument, RecipeArgument, dim, print_json
+
+if TYPE_CHECKING:
+    from finetune.recipe.load import LoadedRecipe
+
+WIDEST_VALUE = 72  # columns; an origin after a longer line isn't aligned with the others
+
+
+def check(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    json_output: JsonOption = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also do what needs the model or the data; slower.")] = False,
+) -> None:
+    """Check a recipe and print every value with its origin.
+
+    Static unless --deep: no torch, no network.
+    """
+    from finetune.errors import RecipeError
+    from finetune.recipe.load import load_recipe
+
+    try:
+        loaded = load_recipe(recipe, overrides or [])
+    except RecipeError as error:
+        if not json_output:
+            raise
+        print_json({"problems": [{"place": p.place, "path": p.path, "message": p.message} for p in error.problems]})
+        raise typer.Exit(error.exit_code) from None
+    found = _deep(loaded) if deep else []
+    if json_output:
+        deep_part = {"deep": found} if deep else {}
+        print_json({"recipe": loaded.recipe.model_dump(mode="json"), "origins": loaded.origins} | deep_part)
+        return
+    lines = resolved_lines(loaded.recipe.model_dump(mode="json"), loaded.origins)
+    width = max(len(text) for text, _ in lines if len(text) <= WIDEST_VALUE)
+    for text, origin in lines:
+        print(f"{text:<{width}}  {dim('# ' + origin, sys.stdout)}" if origin else text)
+    for line in found:
+        print(f"# {line}")
+    written = sum(origin != "default" for origin in loaded.origins.values())
+    print(f"# ok: {recipe} is valid; {written} values written, {len(loaded.origins) - written} defaults")
+
+
+def _deep(loaded: "LoadedRecipe") -> list[str]:
+    from finetune.train.build import deep_check
+
+    return deep_check(loaded.recipe)
+
+
+def resolved_lines(value: dict[str, Any], origins: dict[str, str], path: str = "", indent: str = "") -> list[tuple[str, str]]:
+    """A resolved recipe as lines of YAML, each with its origin ("" for the line of a section)."""
+    lines: list[tuple[str, str]] = []
+    for key, below in value.items():
+        here = f"{path}.{key}" if path else key
+        if here in origins:
+            lines.append((f"{indent}{key}: {yaml_value(below)}", origins[here]))
+            continue
+        lines.append((f"{indent}{key}:", ""))
+        if isinstance(below, dict):
+            lines += resolved_lines(below, origins, here, indent + "  ")
+            continue
+        for index, item in enumerate(below):
+            inner = resolved_lines(item, origins, f"{here}.{index}", indent + "    ")
+            (first, origin), *rest = inner
+            lines += [(f"{indent}  - {first.strip()}", origin), *rest]
+    return lines
+
+
+def yaml_value(value: Any) -> str:
+    """A scalar, or a list of scalars, in YAML 1.2 on one line, every character printable."""
+    if isinstance(value, list):
+        return f"[{', '.join(yaml_value(item) for item in value)}]"
+    if isinstance(value, str):
+        return value if _is_plain(value) else _quoted(value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether YAML reads the unquoted text as this very text, in a list too."""
+    from finetune.recipe.yaml_tree import plain_scalar
+
+    safe = all(character.isalnum() or character in "_/.-+=~ " for character in text) and text.isascii()
+    if not safe or text != text.strip() or text.startswith(("-", "=", "~")):
+        return False
+    try:
+        return plain_scalar(text) == text
+    except ValueError:
+        return False
+
+
+def _quoted(text: str) -> str:
+    escapes = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t"}
+
+    def escape(character: str) -> str:
+        if character in escapes:
+            return escapes[character]
+        return character if character.isprintable() else f"\\U{ord(character):08X}"
+
+    return f'"{"".join(escape(character) for character in text)}"'

@@ -1,0 +1,104 @@
+"""finetune inspect: what a base is made of, and what a recipe would train of it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from finetune.recipe.schema.adapter import AdapterSection
+    from finetune.recipe.schema.model import ModelSection
+
+
+def inspect(
+    target: Annotated[str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A recipe, a model folder, a hub id or a run.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for a recipe.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show sizes, attention, positions and parameters, from config.json and headers; no weights are loaded."""
+    from finetune.model.inspect import describe
+
+    model, adapter = find_sections(target, overrides or [])
+    facts = describe(model, adapter)
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    for name, value in lines_of(facts):
+        print(f"{name:<18} {value}")
+
+
+def find_sections(target: str, overrides: list[str]) -> tuple["ModelSection", "AdapterSection | None"]:
+    """The base that is meant, and the adapter section where a recipe or a run names one."""
+    from finetune.errors import ModelError
+    from finetune.recipe.shipped import shipped_recipes
+
+    if target.endswith((".yaml", ".yml")) or (target in shipped_recipes() and not Path(target).is_dir()):
+        from finetune.recipe.load import load_recipe
+
+        recipe = load_recipe(target, overrides).recipe
+        return recipe.model, recipe.adapter
+    if overrides:
+        raise ModelError(f"{target} is not a recipe, so {overrides[0]!r} can't change it.")
+    from finetune.runs.target import resolve_target
+
+    found = resolve_target(target)
+    return found.model, found.recipe.adapter if found.recipe is not None else None
+
+
+def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The facts as a person reads them: (name, value) a line."""
+    rope = facts["rope"]
+    scaling = "".join(f", {key} {value}" for key, value in rope["scaling"].items())
+    lines = [
+        ("base", _base(facts["base"])),
+        ("architecture", f"{facts['architecture']} ({facts['model_type']})"),
+        ("layers", str(facts["layers"])),
+        ("width", f"{facts['width']:,}"),
+        ("feed-forward width", f"{facts['feed_forward_width']:,}"),
+        ("attention", _attention(facts)),
+        ("head width", str(facts["head_width"])),
+        (
+            "key-value cache",
+            f"{facts['cache_bytes_per_token']:,} bytes a token in 16 bit; "
+            f"{facts['cache_bytes_full_context'] / 1e9:,.2f} GB for the whole context",
+        ),
+        ("context", f"{facts['context_tokens']:,} tokens"),
+        ("RoPE", f"{rope['kind']}, theta {rope['theta']:,.0f}{scaling}"),
+        ("RMSNorm eps", f"{facts['rms_norm_eps']:g}" if facts["rms_norm_eps"] is not None else "not given"),
+        ("vocabulary", f"{facts['vocabulary']:,}"),
+        ("head", "tied to the embedding" if facts["tied_head"] else "its own weights"),
+        ("stored", _stored(facts)),
+        ("parameters", f"{facts['parameters']:,} (from {facts['parameters_from']})"),
+    ]
+    if "trainable_parameters" in facts:
+        how = (
+            facts["method"]
+            if facts["rank"] is None
+            else f"{facts['method']}, rank {facts['rank']}, {_targets(facts['targets'])}"
+        )
+        lines.append(("trainable", f"{facts['trainable_parameters']:,} ({facts['trainable_fraction']:.3%}; {how})"))
+    return lines
+
+
+def _base(base: str | dict[str, str]) -> str:
+    return base if isinstance(base, str) else ", ".join(f"{key} {value}" for key, value in base.items())
+
+
+def _attention(facts: dict[str, Any]) -> str:
+    heads, groups, size = facts["heads"], facts["key_value_heads"], facts["queries_per_key_value_head"]
+    if size == 1:
+        return f"{heads} heads, each with its own keys and values (multi-head)"
+    return f"{heads} heads share {groups} key-value heads, {size} each (grouped-query)"
+
+
+def _stored(facts: dict[str, Any]) -> str:
+    stored = facts["stored"]
+    if stored is None:
+        return f"no weights on this machine; config.json says {facts['dtype'] or 'nothing about their type'}"
+    types = ", ".join(f"{name} ({count / stored['parameters']:.1%})" for name, count in stored["dtypes"].items())
+    return f"{stored['bytes'] / 1e9:,.2f} GB in {stored['files']} file{'s' * (stored['files'] != 1)}: {types}"
+
+
+def _targets(targets: str | list[str]) -> str:
+    return targets if isinstance(targets, str) else ", ".join(targets)

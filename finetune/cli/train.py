@@ -1,0 +1,60 @@
+"""finetune train: a recipe to a run folder."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe file, or the name of a shipped one.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as train.learning_rate=1e-4.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run's summary as JSON.")] = False,
+) -> None:
+    """Train a recipe.
+
+    The result, and everything about it, is in a new run folder.
+    """
+    from finetune.errors import LaunchError
+    from finetune.recipe.load import load_recipe
+
+    if recipe is None and resume is None:
+        raise LaunchError("name a recipe (finetune train RECIPE), or a run to go on with (finetune train --resume RUN).")
+    loaded = load_recipe(recipe, overrides or []) if recipe is not None else None
+
+    from finetune.train import run
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+    if resume is not None:
+        summary = run.resume(resume.resolve(), recipe=loaded.recipe if loaded else None, say=say)
+        folder = resume.resolve()
+    else:
+        assert loaded is not None  # noqa: S101 - one of the two is there, see above
+        command = " ".join(["finetune", *sys.argv[1:]])
+        summary = run.start(loaded.recipe, name=loaded.path.stem, command=command, say=say)
+        folder = Path(loaded.recipe.output.folder) / summary["name"]
+    if as_json:
+        print(json.dumps({"run": str(folder), **summary}))
+        return
+    for line in closing_lines(folder, summary):
+        print(line)
+
+
+def closing_lines(folder: Path, summary: dict[str, object]) -> list[str]:
+    """What a person wants to know at the end, and what to type next."""
+    minutes = float(str(summary["seconds"])) / 60
+    lines = [
+        f"finished {summary['steps']} steps, {summary['tokens']:,} tokens in {minutes:.1f} minutes, "
+        f"{summary['tokens_per_second']:,} tokens/s, {float(str(summary['peak_memory_bytes'])) / 1e9:.1f} GB"
+    ]
+    if summary["evaluation_loss"] is not None:
+        lines.append(f"evaluation loss {summary['evaluation_loss_before']:.4f} before, {summary['evaluation_loss']:.4f} after")
+    lines.append(f"result   {folder}")
+    lines.append(f"merge    finetune merge {folder} --output {folder / 'merged'}")
+    lines.append(f'generate finetune generate {folder} --prompt "..."')
+    return lines

@@ -1,0 +1,189 @@
+"""Prompts to text: answers in batches, one answer as it comes, and text that is safe to print.
+
+Shapes: B prompts, T tokens.
+"""
+
+import contextlib
+import re
+import threading
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
+
+from data_prep.render import end_of_turn_ids
+from finetune.errors import FinetuneError
+
+ESCAPE_SEQUENCES = re.compile(
+    r"(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"  # OSC, DCS, SOS, PM and APC with their text
+    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor, erasing
+    r"|\x1b[ -/]*[0-~]"  # the rest
+)
+BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[str]:
+    """An answer for each prompt (token ids), in the prompts' order, without special tokens.
+
+    Prompts of like length go through the model together, padded on the left, longest first. Temperature 0 takes the
+    likeliest token each time; otherwise tokens are drawn, with `seed`. An answer ends at the end of its turn, after
+    max_new_tokens, or where the base has no more positions. Raises FinetuneError for a prompt that is empty or that
+    leaves no position for an answer.
+    """
+    room = [_room(model, prompt, max_new_tokens) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    answers = [""] * len(prompts)
+    with evaluating(model), _seeded(model, temperature, seed):
+        for first in range(0, len(order), batch_size):
+            indices = order[first : first + batch_size]
+            options = _options(tokenizer, temperature, min(room[index] for index in indices))
+            tokens, mask = _left_padded([prompts[index] for index in indices], int(tokenizer.pad_token_id), model.device)
+            made = model.generate(input_ids=tokens, attention_mask=mask, generation_config=options)
+            for index, ids in zip(indices, made[:, tokens.shape[1] :].tolist(), strict=True):
+                answers[index] = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return answers
+
+
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Iterator[str]:
+    """The answer to one prompt (token ids) in pieces, as they come; joined, they are the answer of `generate`.
+
+    Closing the iterator ends the generation. Raises what `generate` raises; an error in the model is raised here too.
+    """
+    options = _options(tokenizer, temperature, _room(model, prompt, max_new_tokens))
+    tokens = torch.tensor([list(prompt)], device=model.device)
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    abandoned = threading.Event()
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with _seeded(model, temperature, seed):
+                model.generate(
+                    input_ids=tokens,
+                    attention_mask=torch.ones_like(tokens),
+                    generation_config=options,
+                    streamer=streamer,
+                    stopping_criteria=StoppingCriteriaList([_Abandoned(abandoned)]),
+                )
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the reader of the stream raises it
+            failures.append(error)
+            streamer.text_queue.put(streamer.stop_signal)
+
+    with evaluating(model):
+        thread = threading.Thread(target=work, name="generation", daemon=True)
+        thread.start()
+        try:
+            for piece in streamer:
+                if piece:
+                    yield piece
+        finally:
+            abandoned.set()
+            thread.join()
+    if failures:
+        raise failures[0]
+
+
+def clean_for_terminal(text: str) -> str:
+    """Text without what a terminal acts on: escape sequences, control characters but newline and tab, bidi overrides."""
+    text = ESCAPE_SEQUENCES.sub("", text)
+    return "".join(
+        character
+        for character in text
+        if character in "\n\t" or (unicodedata.category(character) not in ("Cc", "Cs") and character not in BIDI_CONTROLS)
+    )
+
+
+class _Abandoned(StoppingCriteria):
+    """Stops the generation when nobody reads it any more."""
+
+    def __init__(self, abandoned: threading.Event):
+        self.abandoned = abandoned
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self.abandoned.is_set(), dtype=torch.bool, device=input_ids.device)
+
+
+def _room(model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int) -> int:
+    """How many tokens an answer may have. Raises FinetuneError where that is none."""
+    positions = int(model.config.max_position_embeddings)
+    if not prompt:
+        raise FinetuneError("a prompt is empty: expected at least one token.")
+    if len(prompt) >= positions:
+        raise FinetuneError(f"a prompt has {len(prompt):,} tokens, and this base has {positions:,} positions: shorten it.")
+    return min(max_new_tokens, positions - len(prompt))
+
+
+def _options(tokenizer: PreTrainedTokenizerFast, temperature: float, max_new_tokens: int) -> GenerationConfig:
+    # Each is named because transformers fills what is not from the base's own generation_config.json.
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    return GenerationConfig(
+        **({"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0} | sampling),
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        max_length=None,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=end_of_turn_ids(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
+    )
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], pad_token_id: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask (B x T). Position ids follow from the mask, inside transformers' generate."""
+    longest = max(len(prompt) for prompt in prompts)
+    tokens = torch.full((len(prompts), longest), pad_token_id, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for row, prompt in enumerate(prompts):
+        tokens[row, longest - len(prompt) :] = torch.tensor(list(prompt), dtype=torch.long)
+        mask[row, longest - len(prompt) :] = 1
+    return tokens.to(device), mask.to(device)
+
+
+@contextlib.contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Dropout off while this lasts."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextlib.contextmanager
+def _seeded(model: PreTrainedModel, temperature: float, seed: int) -> Iterator[None]:
+    """Draw from `seed` while this lasts, and leave torch's generators as they were. Greedy decoding draws nothing."""
+    if temperature == 0:
+        yield
+        return
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

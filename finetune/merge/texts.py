@@ -1,0 +1,59 @@
+"""Rows to verify a merge on: the run's own, or these where there is no run."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+from transformers import PreTrainedTokenizerFast
+
+from data_prep.errors import DataError
+from data_prep.formats import parse_row
+from data_prep.messages import Example
+from data_prep.render import tokenize
+from data_prep.sources import read_rows
+from finetune.recipe.schema import Recipe
+
+ROWS = 8
+TOKENS_A_ROW = 256
+
+TEXTS = (
+    "The capital of France is Paris. It lies on the Seine, which rises in Burgundy and meets the sea at Le Havre.",
+    "Question: A train leaves at 9:40 and arrives at 13:05. How long does it travel?\nAnswer: 3 hours and 25 minutes.",
+    "def mean(values: list[float]) -> float:\n    if not values:\n        raise ValueError('no values')\n"
+    "    return sum(values) / len(values)\n",
+    '{"customer": "Ada Byron", "product": "brass lamp", "quantity": 2, "due": "2026-03-14", "priority": "high"}',
+    "Once upon a time there was a little girl who had a red kite. One day the wind took the kite over the hills, and she "
+    "ran after it.",
+    "Der Ausschuss tagt am Donnerstag; die Vorlage liegt seit gestern aus. Les délégués voteront demain, après la pause.",
+    "Dear Ms Okafor, thank you for your letter of 2 May. We have sent the replacement by post and enclose the invoice, "
+    "less 15 %.",
+    "1. Boil the water. 2. Add salt, then the pasta. 3. Stir for a minute. 4. Drain after nine minutes and serve with "
+    "butter and sage.",
+)
+"""Prose, a calculation, code, JSON, other languages, a letter and a list."""
+
+
+def verification_rows(recipe: Recipe | None, tokenizer: PreTrainedTokenizerFast) -> tuple[list[list[int]], str]:
+    """Up to ROWS rows of token ids, each at most TOKENS_A_ROW long, and where they come from.
+
+    They are the first rows of the run's data, evaluation sources first; the built-in texts where there is no run, or its
+    data can't be read any more, which the second value then says.
+    """
+    why = "built-in texts"
+    if recipe is not None:
+        try:
+            documents = tokenize(list(islice(_examples(recipe), ROWS)), tokenizer, recipe.data.supervise)
+            rows = [document.token_ids[:TOKENS_A_ROW] for document in documents if len(document.token_ids) > 1]
+            if rows:
+                return rows, "the run's data"
+            why = "built-in texts, because the run's data hold no row"
+        except DataError as error:
+            why = f"built-in texts, because the run's data can't be read ({str(error).splitlines()[0]})"
+    encoded = tokenizer(list(TEXTS), add_special_tokens=False)["input_ids"]
+    return [list(ids)[:TOKENS_A_ROW] for ids in encoded], why
+
+
+def _examples(recipe: Recipe) -> Iterator[tuple[str, Example]]:
+    held_out = recipe.data.evaluation.sources if recipe.data.evaluation is not None else None
+    for source in held_out or recipe.data.train:
+        for row in read_rows(source):
+            yield row.place, parse_row(row, source.format)

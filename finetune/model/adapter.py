@@ -1,0 +1,125 @@
+"""Attach, count, save and load adapters. LoRA: Hu et al. 2021, arXiv:2106.09685."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from finetune.errors import ModelError
+from finetune.recipe.schema.adapter import AdapterSection
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def attach(model: PreTrainedModel, section: AdapterSection, new_token_ids: Sequence[int] = ()) -> PeftModel:
+    """The base with a fresh adapter, or with the one that `continue_from` names; only the adapter's weights train.
+
+    `new_token_ids` are rows of the embedding (and of an untied head) that are trained and saved with the adapter.
+    Raises ModelError for a target or a module to save that matches nothing, and for a `continue_from` of another shape.
+    """
+    check_targets(model, section)
+    if section.continue_from is not None:
+        return continue_adapter(model, section)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=section.rank,
+        lora_alpha=section.alpha,
+        lora_dropout=section.dropout,
+        target_modules=section.targets if section.targets == "all-linear" else list(section.targets),
+        use_rslora=section.use_rslora,
+        use_dora=section.use_dora,
+        init_lora_weights=True if section.init == "default" else section.init,
+        modules_to_save=list(section.modules_to_save) or None,
+        trainable_token_indices=_token_rows(model, new_token_ids),
+    )
+    # peft keeps the adapter's weights in float32 on a bf16 base: the optimizer needs the digits.
+    return get_peft_model(model, config, autocast_adapter_dtype=True)
+
+
+def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]] | None:
+    if not ids:
+        return None
+    tied = model.config.tie_word_embeddings
+    return {"embed_tokens": list(ids)} if tied else {"embed_tokens": list(ids), "lm_head": list(ids)}
+
+
+def check_targets(model: nn.Module, section: AdapterSection) -> None:
+    """Raises ModelError unless each target matches a linear layer or an embedding, and each module to save a module."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
+    targets = () if section.targets == "all-linear" else section.targets
+    for key, wanted in (("targets", targets), ("modules_to_save", section.modules_to_save)):
+        for target in wanted:
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                held = sorted({name.rsplit(".", 1)[-1] for name in names})
+                raise ModelError(f"adapter.{key}: {target!r} matches no module of this base. It has: {', '.join(held)}.")
+
+
+def continue_adapter(model: PreTrainedModel, section: AdapterSection) -> PeftModel:
+    """The base with an existing adapter, to be trained on. Raises ModelError where its shape isn't the recipe's."""
+    folder = Path(str(section.continue_from))
+    found = read_adapter_config(folder)
+    wanted = {"r": section.rank, "lora_alpha": section.alpha, "use_rslora": section.use_rslora, "use_dora": section.use_dora}
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise ModelError(
+                f"adapter.continue_from: {folder} was trained with {key} {found.get(key)}, the recipe asks for {value}."
+            )
+    if section.targets != "all-linear" and set(found.get("target_modules") or ()) != set(section.targets):
+        raise ModelError(
+            f"adapter.continue_from: {folder} has targets {sorted(found.get('target_modules') or ())}, "
+            f"the recipe {sorted(section.targets)}."
+        )
+    return load_adapter(model, folder, trainable=True)
+
+
+def read_adapter_config(folder: Path) -> dict[str, object]:
+    """An adapter folder's adapter_config.json. Raises ModelError where it is absent or damaged."""
+    path = folder / "adapter_config.json"
+    if not path.is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(f"{folder} is not an adapter folder: expected adapter_config.json and {ADAPTER_WEIGHTS} in it.")
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds a {type(config).__name__}; expected an object.")
+    return config
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+    """The base with the adapter in `folder`. Raises ModelError where the two don't fit together."""
+    read_adapter_config(folder)
+    try:
+        loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ModelError(f"the adapter in {folder} does not fit this base: {error}") from error
+    return loaded
+
+
+def save_adapter(model: PeftModel, folder: Path, base_name: str, revision: str | None = None) -> None:
+    """Write the adapter so that plain peft loads it; `base_name` is where peft will look for the base."""
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = base_name, revision
+    # The rows of added tokens are in the adapter by themselves; a copy of the whole embedding is not wanted.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def grow_embeddings(model: PreTrainedModel, vocabulary: int) -> None:
+    """Make room for tokens that were added to the tokenizer. An embedding that is padded beyond the vocabulary stays."""
+    if vocabulary > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(vocabulary)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters; NF4 weights, stored several to a number, count by what they stand for."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        count = parameter.numel() if state is None else torch.Size(state.shape).numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total

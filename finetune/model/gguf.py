@@ -1,0 +1,34 @@
+"""A GGUF file to plain bf16 safetensors, once."""
+
+import struct
+from pathlib import Path
+
+import torch
+
+from finetune.errors import ModelError
+
+UNREADABLE = (ValueError, KeyError, IndexError, OverflowError, RuntimeError, NotImplementedError, OSError, struct.error)
+"""What transformers' reader raises for a file that is cut off, damaged or of another kind."""
+
+
+def convert_gguf(file: Path, folder: Path) -> None:
+    """Dequantise a GGUF file of a LLaMA-family model into `folder`: config, bf16 safetensors, tokenizer, chat template.
+
+    Raises ModelError where the file can't be read as such a model.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # Both loaders look for the file inside a folder, and would ask the hub if that folder's name looked like a hub id.
+    source, name = str(file.resolve().parent), file.name
+    try:
+        packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
+    except UNREADABLE as error:
+        raise ModelError(f"{file} could not be read as a GGUF model: {error}") from error
+    # transformers keeps a GGUF model marked as quantised, which save_pretrained refuses: copy the weights into a plain one.
+    config = {key: value for key, value in packed.config.to_dict().items() if key != "quantization_config"}
+    plain = AutoModelForCausalLM.from_config(packed.config.__class__(**config), dtype=torch.bfloat16)
+    plain.load_state_dict(packed.state_dict())
+    plain.tie_weights()
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

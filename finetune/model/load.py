@@ -1,0 +1,61 @@
+"""Load a base's weights."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from finetune.errors import ModelError
+from finetune.model.checkpoint import Base
+from finetune.model.precision import choose_device
+from finetune.model.quantize import keep_differentiable, nf4_config
+from finetune.recipe.schema.model import RopeScaling
+
+
+def load_config(base: Base, rope_scaling: RopeScaling | None = None) -> PretrainedConfig:
+    """The base's configuration, with the recipe's RoPE scaling in it."""
+    config = AutoConfig.from_pretrained(base.folder)
+    if rope_scaling is not None:
+        apply_rope_scaling(config, rope_scaling)
+    return config
+
+
+def apply_rope_scaling(config: PretrainedConfig, scaling: RopeScaling) -> None:
+    """Set transformers' rope_parameters, and the context length that they reach."""
+    trained = scaling.original_max_length_tokens or config.max_position_embeddings
+    parameters: dict[str, Any] = {
+        "rope_type": scaling.type,
+        "rope_theta": config.rope_parameters["rope_theta"],
+        "factor": scaling.factor,
+    }
+    if scaling.type in ("yarn", "llama3", "dynamic"):
+        parameters["original_max_position_embeddings"] = trained
+    if scaling.type == "llama3":
+        parameters |= {"low_freq_factor": scaling.low_frequency_factor, "high_freq_factor": scaling.high_frequency_factor}
+    config.rope_parameters = parameters
+    config.max_position_embeddings = int(trained * scaling.factor)
+
+
+def load_model(
+    base: Base, *, dtype: torch.dtype, quantize: bool = False, rope_scaling: RopeScaling | None = None
+) -> PreTrainedModel:
+    """The base's weights in `dtype`, or in NF4 with arithmetic in `dtype`, on the device that training will use.
+
+    Raises ModelError where the weights can't be read or don't fit config.json.
+    """
+    options: dict[str, Any] = {"config": load_config(base, rope_scaling), "dtype": dtype, "use_safetensors": True}
+    if quantize:
+        options |= {"quantization_config": nf4_config(dtype), "device_map": {"": choose_device()}}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(base.folder, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"the weights in {base.folder} could not be loaded: {error}") from error
+    absent = sorted(info["missing_keys"])
+    if absent:
+        raise ModelError(
+            f"{base.folder} lacks {len(absent)} weights that its config.json asks for, the first {absent[0]}: "
+            "the download may be incomplete."
+        )
+    if quantize:
+        keep_differentiable(model)
+    return model

@@ -1,0 +1,67 @@
+"""Which device and which number type a run uses, and why."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from finetune.errors import ModelError
+
+PrecisionName = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[PrecisionName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The base's and the arithmetic's type, and the reason for the choice."""
+
+    name: PrecisionName
+    reason: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The torch type of that name."""
+        return DTYPES[self.name]
+
+
+def choose_device() -> torch.device:
+    """CUDA where there is one, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def cpu_has_native_bf16() -> bool:
+    """Whether the processor multiplies bf16 itself (AVX-512 BF16, AMX or ARM's BF16), so that bf16 is faster than fp32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def choose_precision(asked: str) -> Precision:
+    """The precision for `train.precision`: auto takes bf16 where the device has it natively, else fp32.
+
+    Raises ModelError for fp16 where it can't be trained with loss scaling, and for bf16 on a GPU without it.
+    """
+    device = choose_device()
+    if asked == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            where = torch.cuda.get_device_name(device)
+        else:
+            native = device.type == "cpu" and cpu_has_native_bf16()
+            where = f"the {device.type.upper()}"
+        if native:
+            return Precision("bf16", f"{where} has bf16 natively")
+        return Precision("fp32", f"{where} has no native bf16")
+    if asked == "fp16" and device.type != "cuda":
+        raise ModelError(
+            f"train.precision fp16 needs a CUDA device for its loss scaling; this is {device.type}. Set train.precision to auto."
+        )
+    if asked == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ModelError(
+            f"train.precision bf16: {torch.cuda.get_device_name(device)} has no bf16. Set train.precision to fp16."
+        )
+    names: dict[str, PrecisionName] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}
+    return Precision(names[asked], "asked for by the recipe")

@@ -1,0 +1,102 @@
+"""The whole way on a real model: score the base, train, merge, verify, score the merged model, and say what it brought."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_prep.messages import Conversation, Example
+from data_prep.prepare import prepare
+from data_prep.render import prompt_and_reference
+from finetune.evaluate.generation import clean_for_terminal, generate
+from finetune.evaluate.loading import load_ready
+from finetune.evaluate.metrics import exact_match
+from finetune.merge.merge import merge
+from finetune.model.precision import choose_precision
+from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.model import ModelSection
+from finetune.runs.target import resolve_target
+from finetune.train import run
+
+SAMPLES = 3
+Say = Callable[[str], None]
+
+
+def walk(recipe: Recipe, *, say: Say) -> dict[str, Any]:
+    """Base, training, merge, merged model: the figures of each. Raises what the steps raise."""
+    started = time.perf_counter()
+    say("scoring the base on held-out rows")
+    before, rows, references = answers(recipe, recipe.model)
+    say(f"exact match of the base: {exact_match(before, references):.3f}")
+    summary = run.start(recipe, name="quickstart", command="finetune quickstart", say=say)
+    folder = Path(recipe.output.folder) / str(summary["name"])
+    merged = folder / "merged"
+    say("merging the adapter into full weights, and comparing the two")
+    report = merge(resolve_target(str(folder)), merged)
+    say("scoring the merged model")
+    after, _, _ = answers(recipe, ModelSection(base=str(merged)))
+    return {
+        "exact_match_before": exact_match(before, references),
+        "exact_match_after": exact_match(after, references),
+        "held_out_rows": len(references),
+        **{key: summary[key] for key in ("evaluation_loss_before", "evaluation_loss", "tokens", "tokens_per_second", "steps")},
+        "training_minutes": summary["seconds"] / 60,
+        "total_minutes": (time.perf_counter() - started) / 60,
+        "peak_memory_bytes": summary["peak_memory_bytes"],
+        "verification": report.verification.as_dict() if report.verification else None,
+        "samples": [
+            {"prompt": question(row), "expected": expected, "before": old, "after": new}
+            for row, expected, old, new in list(zip(rows, references, before, after, strict=True))[:SAMPLES]
+        ],
+        "run": str(folder),
+        "adapter": str(folder / "adapter"),
+        "merged": str(merged),
+    }
+
+
+def answers(recipe: Recipe, model: ModelSection) -> tuple[list[str], list[Example], list[str]]:
+    """A model's answers to the recipe's evaluation rows, the rows, and the answers that were expected."""
+    loaded, tokenizer = load_ready(model, None, dtype=choose_precision(recipe.train.precision).dtype)
+    rows = prepare(recipe.data, tokenizer, seed=recipe.train.seed).evaluation_examples
+    pairs = [prompt_and_reference(row, tokenizer) for row in rows]
+    made = generate(
+        loaded,
+        tokenizer,
+        [prompt for prompt, _ in pairs],
+        max_new_tokens=recipe.evaluate.max_new_tokens,
+        batch_size=recipe.evaluate.batch_size,
+    )
+    return made, rows, [reference for _, reference in pairs]
+
+
+def question(row: Example) -> str:
+    """What the user wrote."""
+    return row.messages[-2].content if isinstance(row, Conversation) else row.prompt
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """The result for a person: figures, samples, and where everything lies."""
+    verification = result["verification"]
+    lines = [
+        f"{'':22} {'before':>10} {'after':>10}",
+        f"{'exact match':22} {result['exact_match_before']:>10.3f} {result['exact_match_after']:>10.3f}"
+        f"   on {result['held_out_rows']} held-out rows, by the merged model",
+        f"{'loss':22} {result['evaluation_loss_before']:>10.4f} {result['evaluation_loss']:>10.4f}   mean over their answers' tokens",
+        "",
+        f"{'speed':22} {result['tokens_per_second']:>10,.0f} tokens/s, {result['tokens']:,} tokens in {result['steps']} steps",
+        f"{'peak memory':22} {result['peak_memory_bytes'] / 1e9:>10.2f} GB",
+        f"{'time':22} {result['training_minutes']:>10.1f} minutes of training, {result['total_minutes']:.1f} in all",
+        f"{'merge':22} {verification['verdict']}",
+    ]
+    for number, sample in enumerate(result["samples"], start=1):
+        lines += ["", f"sample {number}"]
+        lines += [f"  {name:9} {one_line(sample[name])}" for name in ("prompt", "before", "after", "expected")]
+    lines += ["", *(f"{name:22} {result[name]}" for name in ("run", "adapter", "merged"))]
+    lines += [f"{'try it':22} finetune chat {result['merged']}"]
+    return lines
+
+
+def one_line(text: str, width: int = 200) -> str:
+    """Text from data or a model on one line, safe for a terminal."""
+    flat = " ".join(clean_for_terminal(text).split())
+    return flat if len(flat) <= width else flat[: width - 1] + "…"

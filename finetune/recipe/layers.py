@@ -1,0 +1,161 @@
+"""What a recipe is made of: its file, the files that it extends and the overrides, laid over one another."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from finetune.recipe.paths import absolute
+from finetune.recipe.tree import ATOMIC, Finding, Location, Node, Place, Source, dotted, finding_at, merge
+from finetune.recipe.yaml_tree import MAX_BYTES, read_yaml, shorten
+
+# Stand in for what is missing or wrong while the rest is looked at; nothing has anything against them.
+STAND_IN_BASE = "stand-in/base"
+STAND_IN_SOURCE = {"generated": "orders"}
+
+OVERRIDE = re.compile(r"(?P<path>[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*)=(?P<value>.*)", re.DOTALL)
+
+
+@dataclass
+class Layers:
+    """The merged tree, the files that it came from (the recipe first), and what was wrong with them."""
+
+    tree: Node | None
+    sources: list[Source]
+    findings: list[Finding] = field(default_factory=list)
+    complete: bool = True
+    """False when a file that the recipe extends is missing, so that nothing can be said about what is not there."""
+
+
+def read_layers(path: Path, shown: str, overrides: Sequence[str]) -> Layers:
+    """A recipe's file with all that it extends and the overrides on top, merged but not validated."""
+    layers = Layers(None, [])
+    layers.tree = _read_file(path, shown, layers, extended_by=None)
+    if layers.tree is not None:
+        for override in overrides:
+            layers.tree = _override(layers.tree, override, layers.findings)
+    return layers
+
+
+def _read_file(path: Path, shown: str, layers: Layers, extended_by: Finding | None) -> Node | None:
+    """One file laid over what it extends. `extended_by`, when absent, is the recipe itself; else where it was asked for."""
+    source = Source(shown, path.parent, path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
+        absent = extended_by or Finding(Place(source, 1, 1), (), "")
+        layers.findings.append(replace(absent, message=f"{reason}: {path}"))
+        return None
+    layers.sources.append(source)
+    tree, findings = read_yaml(content, source)
+    layers.findings += findings
+    if tree is None:
+        if not findings:
+            layers.findings.append(Finding(Place(source, 1, 1), (), "the file is empty; a recipe has at least model and data"))
+        return None
+    if not isinstance(tree.value, dict):
+        if tree.value is None:
+            message = "the file holds no value; a recipe has at least model and data"
+        else:
+            message = "expected a mapping of sections (model, data, train, ...) at the top"
+        layers.findings.append(Finding(tree.place, (), message))
+        return None
+    parent = tree.value.get("extends")
+    if parent is None:
+        return tree
+    tree = replace(tree, value={key: node for key, node in tree.value.items() if key != "extends"})
+    return _extend(tree, parent, source, layers)
+
+
+def _extend(tree: Node, parent: Node, source: Source, layers: Layers) -> Node | None:
+    """A tree laid over the file that its `extends` names, or over stand-ins where there is no such file."""
+    instead = merge(_stand_ins(parent.place), tree)
+    if not isinstance(parent.value, str) or not parent.value or "\0" in parent.value:
+        layers.findings.append(finding_at(parent, ("extends",), "expected the path of a recipe, relative to this file"))
+        layers.complete = False
+        return instead
+    path = absolute(parent.value, source.folder)
+    chain = [layer.path for layer in layers.sources if layer.path]
+    if os.path.realpath(path) in [os.path.realpath(known) for known in chain]:
+        names = " -> ".join(known.name for known in [*chain, path])
+        layers.findings.append(finding_at(parent, ("extends",), f"a recipe can't extend itself: {names}"))
+        layers.complete = False
+        return instead
+    shown = os.path.normpath(Path(source.shown).parent / parent.value)
+    below = _read_file(path, shown, layers, extended_by=finding_at(parent, ("extends",), ""))
+    layers.complete = layers.complete and below is not None
+    return merge(below, tree) if below else instead
+
+
+def _stand_ins(place: Place) -> Node:
+    """What a recipe must have, in the place of what it extends."""
+
+    def node(value: Any) -> Node:
+        if isinstance(value, dict):
+            return Node({key: node(below) for key, below in value.items()}, place)
+        return Node([node(below) for below in value], place) if isinstance(value, list) else Node(value, place)
+
+    return node({"model": {"base": STAND_IN_BASE}, "data": {"train": [STAND_IN_SOURCE]}})
+
+
+def _override(tree: Node, override: str, findings: list[Finding]) -> Node:
+    """The tree with one key=value laid over it; what is wrong with that becomes a finding of the command line."""
+    source = Source("command line", Path.cwd())
+    place = Place(source, 1, 1)
+    match = OVERRIDE.fullmatch(override)
+    if not match:
+        message = f"got {shorten(override)!r}, expected section.key=value (train.learning_rate=1e-4)"
+        findings.append(Finding(place, (), message))
+        return tree
+    location: Location = tuple(int(key) if key.isdecimal() else key for key in match["path"].split("."))
+    if location[0] == "extends":
+        findings.append(Finding(place, location, "extends can't be overridden; run the other recipe"))
+        return tree
+    value, wrong = read_yaml(match["value"].encode("utf-8", "surrogateescape"), source)
+    findings += [replace(finding, location=(*location, *finding.location), place=place) for finding in wrong]
+    if value is None and wrong:
+        return tree
+    try:
+        return _set(tree, location, 0, _at(value or Node(None, place), place))
+    except LookupError as error:
+        findings.append(Finding(place, location, str(error.args[0])))
+        return tree
+
+
+def _at(node: Node, place: Place) -> Node:
+    """A tree whose every position is the given one."""
+    value = node.value
+    if isinstance(value, dict):
+        value = {key: _at(below, place) for key, below in value.items()}
+    elif isinstance(value, list):
+        value = [_at(below, place) for below in value]
+    return Node(value, place, place, node.broken)
+
+
+def _set(node: Node, location: Location, depth: int, value: Node) -> Node:
+    """A copy of the tree with a value laid over one location. Raises LookupError where the location can't exist."""
+    if depth == len(location):
+        return merge(node, value, location)
+    key, here = location[depth], dotted(location[:depth])
+    if isinstance(node.value, list):
+        if not isinstance(key, int) or key >= len(node.value):
+            raise LookupError(f"{here} is a list of {len(node.value)}, expected an index from 0 to {len(node.value) - 1}")
+        items = list(node.value)
+        items[key] = _set(items[key], location, depth + 1, value)
+        return replace(node, value=items)
+    if node.value is not None and not isinstance(node.value, dict):
+        whole = f"; write {here}={{{key}: ...}}" if location[:depth] in ATOMIC else ""
+        raise LookupError(f"{here} is the value {shorten(str(node.value))!r}, which has no keys{whole}")
+    if isinstance(key, int) and node.value is None:
+        raise LookupError(f"{here} is no list, so it has no item {key}")
+    mapping = dict(node.value or {})
+    below = mapping.get(str(key))
+    if below is None and depth == len(location) - 1:
+        mapping[str(key)] = value
+    else:
+        mapping[str(key)] = _set(below or Node(None, value.place, value.place), location, depth + 1, value)
+    return replace(node, value=mapping)

@@ -1,0 +1,132 @@
+"""Load a recipe: YAML, what it extends and the overrides, validated as a whole, with every problem reported at once."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune.errors import Problem, RecipeError
+from finetune.recipe.explain import findings_of
+from finetune.recipe.layers import STAND_IN_BASE, STAND_IN_SOURCE, Layers, read_layers
+from finetune.recipe.paths import absolute, resolve_paths
+from finetune.recipe.rules import problems_of
+from finetune.recipe.schema import Recipe
+from finetune.recipe.shipped import shipped_recipes
+from finetune.recipe.tree import Finding, Location, Node, Place, as_problems, dotted, finding_at
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A valid recipe, and where each of its values comes from.
+
+    `origins` maps the dotted path of every leaf (a list of plain values is one leaf) to "FILE:LINE" (relative to the recipe's
+    folder), "default" or "command line".
+    """
+
+    recipe: Recipe
+    path: Path
+    origins: dict[str, str]
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Load a recipe's file, or a shipped recipe by its name, with `key.path=value` overrides on top.
+
+    Relative paths in a recipe start at the file that names them, those of overrides and output.folder at the working directory.
+    Raises RecipeError with every problem that was found.
+    """
+    file, shown = _find(path)
+    layers = read_layers(file, shown, overrides)
+    if layers.tree is None or layers.tree.broken:
+        raise RecipeError(as_problems(layers.findings, layers.sources))
+    tree, absent = resolve_paths(layers.tree)
+    wrong = findings_of(tree)
+    findings = [*layers.findings, *wrong, *absent]
+    if layers.complete:
+        findings += _rule_findings(tree, wrong)
+    if findings:
+        raise RecipeError(as_problems(findings, layers.sources))
+    recipe = Recipe.model_validate(tree.plain())
+    folder = str(absolute(recipe.output.folder, Path.cwd()))
+    recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"folder": folder})})
+    return LoadedRecipe(recipe, file, _origins(recipe, tree, layers))
+
+
+def _find(path: str | Path) -> tuple[Path, str]:
+    """The file of a recipe, absolute, and how to call it. A file comes before a shipped recipe of the same name."""
+    file = absolute(str(path), Path.cwd())
+    if file.is_file():
+        return file, str(path)
+    shipped = shipped_recipes()
+    if str(path) in shipped:
+        found = shipped[str(path)]
+        return found, str(found.relative_to(Path.cwd())) if found.is_relative_to(Path.cwd()) else str(found)
+    if file.is_dir():
+        raise RecipeError([Problem(str(path), "", f"this is a folder, expected a recipe's file: looked at {file}")])
+    close = get_close_matches(str(path).removesuffix(".yaml"), shipped, n=1)
+    hint = f"did you mean the shipped recipe {close[0]}?" if close else f"shipped recipes: {', '.join(shipped)}"
+    raise RecipeError([Problem(str(path), "", f"no such recipe: looked at {file}; {hint}")])
+
+
+def _rule_findings(tree: Node, wrong: Sequence[Finding]) -> Iterator[Finding]:
+    """What the rules say about the recipe, its wrong parts replaced by defaults or stand-ins."""
+    given = {dotted(location) for location, node in tree.walk() if node.value is not None}
+    broken = [location for location, node in tree.walk() if node.broken]
+    try:
+        recipe = Recipe.model_validate(_without(tree.plain(), [*(finding.location for finding in wrong), *broken]))
+    except ValidationError:  # too much is wrong to judge the rest, and what is wrong was reported
+        return
+    for path, message in problems_of(recipe, given):
+        location: Location = tuple(int(key) if key.isdecimal() else key for key in path.split("."))
+        yield finding_at(tree.nearest(location), location, message)
+
+
+def _without(values: dict[str, Any], wrong: Sequence[Location]) -> dict[str, Any]:
+    """Values that validate: whatever holds one of the wrong locations is left out, or replaced where it is required."""
+    values = {name: dict(section) if isinstance(section, dict) else section for name, section in values.items()}
+    for name, *below in wrong:
+        section = values.get(str(name))
+        if not below or not isinstance(section, dict):
+            values.pop(str(name), None)
+        elif (name, below[0]) == ("data", "train") and len(below) > 1 and isinstance(section.get("train"), list):
+            section["train"] = [STAND_IN_SOURCE if index == below[1] else item for index, item in enumerate(section["train"])]
+        else:
+            section.pop(str(below[0]), None)
+    values.setdefault("model", {}).setdefault("base", STAND_IN_BASE)
+    values.setdefault("data", {}).setdefault("train", [STAND_IN_SOURCE])
+    return values
+
+
+def _origins(recipe: Recipe, tree: Node, layers: Layers) -> dict[str, str]:
+    """Where every leaf of a recipe was written."""
+    folder = layers.sources[0].folder
+
+    def origin(location: Location) -> str:
+        node = tree.find(location)
+        if node is None:
+            return "default"
+        places = [below.key_place or below.place for _, below in node.walk()]
+        last = next((place for place in places if place.source.path is None), places[0])
+        return _short(last, folder)
+
+    return {dotted(location): origin(location) for location in leaves(recipe.model_dump(mode="json"))}
+
+
+def _short(place: Place, folder: Path) -> str:
+    path = place.source.path
+    return f"{os.path.relpath(path, folder)}:{place.line}" if path else place.source.shown
+
+
+def leaves(value: Any, location: Location = ()) -> Iterator[Location]:
+    """The locations of the leaves of plain values; a list is a leaf unless it holds sections."""
+    if isinstance(value, dict):
+        for key, below in value.items():
+            yield from leaves(below, (*location, key))
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for index, item in enumerate(value):
+            yield from leaves(item, (*location, index))
+    else:
+        yield location

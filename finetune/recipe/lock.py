@@ -1,0 +1,72 @@
+"""The lock: what a run was made of, so that it can be explained, resumed and run again. Pure data; never a secret."""
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from finetune.errors import Problem, RecipeError
+from finetune.recipe.schema import Recipe
+
+LOCK_VERSION = 1
+HEADER = "# Written by finetune; `finetune train --resume` and `finetune runs` read it. Don't edit it.\n"
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A resolved recipe, and the identity of everything that it names."""
+
+    recipe: Recipe
+    command: str
+    created: str
+    """ISO 8601, UTC."""
+    base: dict[str, str] = field(default_factory=dict)
+    """Kind, name, and commit or SHA-256."""
+    tokenizer_sha256: str = ""
+    template_sha256: str = ""
+    data: dict[str, str] = field(default_factory=dict)
+    """Source -> SHA-256 of its content."""
+    versions: dict[str, str] = field(default_factory=dict)
+    device: dict[str, Any] = field(default_factory=dict)
+    """Device, precision, threads, processes."""
+    tracker_id: str = ""
+    """The run's id in its tracker; a resumed run goes on under it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The lock as plain values, the recipe last."""
+        facts = {name: value for name, value in vars(self).items() if name != "recipe"}
+        return {"lock_version": LOCK_VERSION, **facts, "recipe": self.recipe.model_dump(mode="json")}
+
+    def to_yaml(self) -> str:
+        """The text of recipe.lock.yaml."""
+        stream = io.StringIO()
+        yaml = YAML()
+        yaml.width = 4096
+        yaml.dump(self.as_dict(), stream)
+        return HEADER + stream.getvalue()
+
+
+def read_lock(path: Path) -> Lock:
+    """Read a recipe.lock.yaml. Raises RecipeError where it is damaged or of another version."""
+    try:
+        values = YAML(typ="safe").load(path.read_text())
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise _refused(path, f"not a readable lock: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or "recipe" not in values:
+        raise _refused(path, "not a lock: it holds no recipe")
+    if values.get("lock_version") != LOCK_VERSION:
+        raise _refused(path, f"lock_version is {values.get('lock_version')}; this version of finetune reads {LOCK_VERSION}")
+    known = set(Lock.__dataclass_fields__)
+    facts = {name: value for name, value in values.items() if name in known and name != "recipe"}
+    try:
+        return Lock(recipe=Recipe.model_validate(values["recipe"]), **facts)
+    except (ValidationError, TypeError) as error:
+        raise _refused(path, f"its recipe is not valid: {error}") from None
+
+
+def _refused(path: Path, message: str) -> RecipeError:
+    return RecipeError([Problem(str(path), "", message)])

@@ -1,0 +1,117 @@
+"""Paths and names in a recipe: made absolute from the file that names them, and looked up on this machine."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from finetune.recipe.tree import Finding, Location, Node, finding_at
+
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+CHAT_TEMPLATES = ("alpaca", "chatml", "llama2", "llama3")
+
+
+def resolve_paths(tree: Node) -> tuple[Node, list[Finding]]:
+    """The tree with absolute paths, and a finding for each file or folder that isn't there."""
+    findings: list[Finding] = []
+    for location in _file_locations(tree):
+        tree = _resolve(tree, location, findings, kind="file")
+    tree = _resolve_base(tree, findings)
+    tree = _resolve_chat_template(tree, findings)
+    tree = _resolve(tree, ("adapter", "continue_from"), findings, kind="adapter folder", holds="adapter_config.json")
+    return tree, findings
+
+
+def _file_locations(tree: Node) -> Iterator[Location]:
+    yield ("model", "base", "gguf")
+    for sources in (("data", "train"), ("data", "evaluation", "sources")):
+        node = tree.find(sources)
+        if node and isinstance(node.value, list):
+            yield from ((*sources, index, "path") for index in range(len(node.value)))
+
+
+def _text(tree: Node, location: Location) -> tuple[Node, str] | None:
+    """The node and its text, where there is text that can be a path and nothing was wrong with it yet."""
+    node = tree.find(location)
+    if node is None or not isinstance(node.value, str) or tree.broken_at(location):
+        return None
+    return node, node.value
+
+
+def _replace(tree: Node, location: Location, text: str) -> Node:
+    """A copy of the tree with a text in the place of the value at a location that exists."""
+    if not location:
+        return replace(tree, value=text)
+    key, below = location[0], location[1:]
+    if isinstance(tree.value, dict):
+        return replace(tree, value={name: _replace(n, below, text) if name == key else n for name, n in tree.value.items()})
+    items = tree.value if isinstance(tree.value, list) else []
+    return replace(tree, value=[_replace(n, below, text) if index == key else n for index, n in enumerate(items)])
+
+
+def absolute(text: str, folder: Path) -> Path:
+    """A path as it is written, made absolute from a folder; ~ is the home folder."""
+    try:
+        return Path(os.path.normpath(folder / Path(text).expanduser()))
+    except RuntimeError:  # "~nobody": a user that doesn't exist, so a name like any other
+        return Path(os.path.normpath(folder / text))
+
+
+def _exists(path: Path, *, folder: bool) -> bool:
+    try:
+        return path.is_dir() if folder else path.is_file()
+    except (OSError, ValueError):  # too long a name, or a null byte in it
+        return False
+
+
+def _resolve(tree: Node, location: Location, findings: list[Finding], *, kind: str, holds: str | None = None) -> Node:
+    """One path made absolute; `holds` is a file that a folder must have inside."""
+    found = _text(tree, location)
+    if found is None:
+        return tree
+    node, text = found
+    path = absolute(text, node.place.source.folder)
+    if not text or not _exists(path, folder=holds is not None):
+        findings.append(finding_at(node, location, f"no such {kind}: looked at {path}"))
+    elif holds and not _exists(path / holds, folder=False):
+        findings.append(finding_at(node, location, f"not an {kind}: {path} holds no {holds}"))
+    return _replace(tree, location, str(path))
+
+
+def _resolve_base(tree: Node, findings: list[Finding]) -> Node:
+    location: Location = ("model", "base")
+    found = _text(tree, location)
+    if found is None:
+        return tree
+    node, text = found
+    path = absolute(text, node.place.source.folder)
+    if text in (".", "..") or text.startswith(("./", "../", "/", "~")) or (text and _exists(path, folder=True)):
+        if not _exists(path, folder=True):
+            hint = "; for a GGUF file write {gguf: FILE}" if _exists(path, folder=False) else ""
+            findings.append(finding_at(node, location, f"no such folder: looked at {path}{hint}"))
+        elif not _exists(path / "config.json", folder=False):
+            findings.append(finding_at(node, location, f"not a model's folder: {path} holds no config.json"))
+        return _replace(tree, location, str(path))
+    if text.endswith(".gguf"):
+        findings.append(finding_at(node, location, f"got a GGUF file, expected {{gguf: {text}}}"))
+    elif not HUB_ID.fullmatch(text):
+        expected = f"a hub id (owner/name), a folder (looked at {path}), {{gguf: ...}} or {{wheel: ...}}"
+        findings.append(finding_at(node, location, f"got {text!r}, expected {expected}"))
+    return tree
+
+
+def _resolve_chat_template(tree: Node, findings: list[Finding]) -> Node:
+    location: Location = ("model", "chat_template")
+    found = _text(tree, location)
+    if found is None or found[1] in CHAT_TEMPLATES:
+        return tree
+    node, text = found
+    path = absolute(text, node.place.source.folder)
+    if not text or not _exists(path, folder=False):
+        close = get_close_matches(text, CHAT_TEMPLATES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        names = ", ".join(CHAT_TEMPLATES)
+        findings.append(finding_at(node, location, f"got {text!r}, expected {names} or a Jinja file (looked at {path}){hint}"))
+    return _replace(tree, location, str(path))

@@ -1,0 +1,188 @@
+"""Rules that tie keys together. Each is a small function; RULES lists them. Pure: no file is looked at."""
+
+import re
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from pathlib import Path, PurePath
+
+from data_prep.config import FileSource, Source
+from finetune.recipe.schema import Recipe
+
+Found = Iterator[tuple[str, str]]
+Given = set[str]
+
+OPTIMIZERS = ("adamw", "adafactor", "sgd", "rmsprop", "adagrad", "lion", "adamw_8bit")
+LORA_ONLY = (
+    "rank", "alpha", "targets", "dropout", "use_rslora", "use_dora", "init", "modules_to_save", "continue_from",
+)  # fmt: skip
+LINEAR_LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+SUFFIXES = (".json", ".jsonl", ".txt")
+
+
+def problems_of(recipe: Recipe, given: set[str]) -> list[tuple[str, str]]:
+    """Everything that the rules have against a recipe, as (dotted path, message).
+
+    `given` holds the dotted paths that the user wrote: a knob that can't be honoured is only refused where someone asked for
+    it. A path in `given` counts as set even where the recipe holds no value for it (it was wrong and is reported already).
+    """
+    return [problem for rule in RULES for problem in rule(recipe, given)]
+
+
+def _needs_evaluation(recipe: Recipe, given: Given) -> Found:
+    if recipe.data.evaluation is not None or "data.evaluation" in given:
+        return
+    needing = {
+        "train.evaluate_every_steps": recipe.train.evaluate_every_steps,
+        "train.early_stopping": recipe.train.early_stopping,
+        "evaluate.max_rows": recipe.evaluate.max_rows,
+    }
+    for path, value in needing.items():
+        if value is not None:
+            yield path, "needs rows to evaluate on; add data.evaluation (fraction: 0.05, or sources)"
+
+
+def _early_stopping(recipe: Recipe, given: Given) -> Found:
+    train = recipe.train
+    if train.early_stopping and train.evaluate_every_steps is None and "train.evaluate_every_steps" not in given:
+        yield "train.early_stopping", "needs train.evaluate_every_steps: it judges by the evaluation loss during training"
+
+
+def _length(recipe: Recipe, given: Given) -> Found:
+    if recipe.train.epochs is not None and recipe.train.max_steps is not None:
+        yield "train.max_steps", "epochs and max_steps exclude each other; remove one"
+
+
+def _batches(recipe: Recipe, given: Given) -> Found:
+    whole, micro = recipe.train.global_batch_size, recipe.train.micro_batch_size
+    if whole % micro:
+        path = "train.micro_batch_size" if "train.micro_batch_size" in given else "train.global_batch_size"
+        below, above = whole // micro * micro, (whole // micro + 1) * micro
+        nearest = " or ".join(str(size) for size in (below, above) if size)
+        message = f"global_batch_size {whole} is not divisible by micro_batch_size {micro}; the nearest that is: {nearest}"
+        yield path, message
+
+
+def _full(recipe: Recipe, given: Given) -> Found:
+    if recipe.adapter.method != "full":
+        return
+    for knob in LORA_ONLY:
+        if f"adapter.{knob}" in given:
+            yield f"adapter.{knob}", "method full trains all weights and has no adapter; remove this, or use lora or qlora"
+
+
+def _adapter(recipe: Recipe, given: Given) -> Found:
+    adapter = recipe.adapter
+    if adapter.method == "full":
+        return
+    if adapter.continue_from is not None and "adapter.init" in given:
+        yield "adapter.init", "continue_from takes A and B from the adapter that it names; remove init"
+    targets = LINEAR_LAYERS if adapter.targets == "all-linear" else adapter.targets
+    both = sorted(set(adapter.modules_to_save) & set(targets))
+    if both:
+        message = f"{', '.join(both)} can't be trained in full and have an adapter; remove from here or from adapter.targets"
+        yield "adapter.modules_to_save", message
+    for knob, names in (("targets", targets), ("modules_to_save", adapter.modules_to_save)):
+        repeated = sorted({name for name in names if list(names).count(name) > 1})
+        if repeated:
+            yield f"adapter.{knob}", f"named twice: {', '.join(repeated)}"
+        if any(not name.strip() for name in names):
+            yield f"adapter.{knob}", "got an empty name"
+
+
+def _schedule(recipe: Recipe, given: Given) -> Found:
+    train = recipe.train
+    if "train.minimum_learning_rate_fraction" in given and train.schedule not in ("cosine_with_minimum", "wsd"):
+        message = f"only schedules cosine_with_minimum and wsd have a minimum; this one is {train.schedule}"
+        yield "train.minimum_learning_rate_fraction", message
+    if "train.decay_fraction" in given and train.schedule != "wsd":
+        yield "train.decay_fraction", f"only schedule wsd has a decay of its own; this one is {train.schedule}"
+    if train.schedule == "wsd" and train.warmup_fraction + train.decay_fraction > 1:
+        path = "train.decay_fraction" if "train.decay_fraction" in given else "train.warmup_fraction"
+        total = f"{train.warmup_fraction:g} + {train.decay_fraction:g}"
+        yield path, f"warmup_fraction + decay_fraction is {total}, expected at most 1"
+
+
+def _optimizer(recipe: Recipe, given: Given) -> Found:
+    name = recipe.train.optimizer
+    if name in OPTIMIZERS or re.fullmatch(r"[a-z0-9_]+", name):
+        return
+    close = get_close_matches(re.sub(r"[^a-z0-9_]", "", name.lower()), OPTIMIZERS, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    yield "train.optimizer", f"got {name!r}, expected {', '.join(OPTIMIZERS)} or another name of OptimizerNames{hint}"
+
+
+def _revision(recipe: Recipe, given: Given) -> Found:
+    base = recipe.model.base
+    if recipe.model.revision is not None and not (isinstance(base, str) and not Path(base).is_absolute()):
+        yield "model.revision", "only a hub id has revisions; remove it (a gguf or wheel base is pinned by its sha256)"
+
+
+def _rope_scaling(recipe: Recipe, given: Given) -> Found:
+    scaling = recipe.model.rope_scaling
+    if scaling is None:
+        return
+    factors = {"low_frequency_factor": scaling.low_frequency_factor, "high_frequency_factor": scaling.high_frequency_factor}
+    for name, value in factors.items():
+        if scaling.type == "llama3" and value is None:
+            yield f"model.rope_scaling.{name}", "missing: type llama3 needs low_frequency_factor and high_frequency_factor"
+        if scaling.type != "llama3" and value is not None:
+            yield f"model.rope_scaling.{name}", f"only type llama3 has it; this one is {scaling.type}"
+    low, high = factors.values()
+    if scaling.type == "llama3" and low is not None and high is not None and low >= high:
+        yield "model.rope_scaling.low_frequency_factor", f"got {low:g}, expected less than high_frequency_factor ({high:g})"
+
+
+def _new_tokens(recipe: Recipe, given: Given) -> Found:
+    tokens = recipe.model.new_tokens
+    for index, token in enumerate(tokens):
+        if not token.strip():
+            yield f"model.new_tokens.{index}", f"got {token!r}; a token has at least one character that isn't white space"
+        elif token in tokens[:index]:
+            yield f"model.new_tokens.{index}", f"{token!r} is named twice"
+
+
+def _tracking(recipe: Recipe, given: Given) -> Found:
+    tracking = recipe.tracking
+    if "tracking.wandb_mode" in given and tracking.tracker != "wandb":
+        yield "tracking.wandb_mode", f"only tracker wandb has it; this one is {tracking.tracker}"
+
+
+def _supervise(recipe: Recipe, given: Given) -> Found:
+    data = recipe.data
+    if data.supervise != "assistant" and all(source.format in ("text", "prompt_completion") for source in data.train):
+        message = f"{data.supervise} is about the turns of a conversation, and no source of data.train holds any; remove it"
+        yield "data.supervise", message
+
+
+def _files(recipe: Recipe, given: Given) -> Found:
+    evaluation = recipe.data.evaluation
+    groups: dict[str, tuple[Source, ...]] = {"data.train": recipe.data.train}
+    if evaluation and evaluation.sources:
+        groups["data.evaluation.sources"] = evaluation.sources
+    for path, sources in groups.items():
+        for index, source in enumerate(sources):
+            if not isinstance(source, FileSource):
+                continue
+            suffix = PurePath(source.path).suffix
+            if suffix not in SUFFIXES:
+                yield f"{path}.{index}.path", f"got {suffix or 'no suffix'}, expected a .json, .jsonl or .txt file"
+            elif suffix == ".txt" and source.format != "text":
+                yield f"{path}.{index}.format", f"a .txt file has format text; got {source.format}"
+
+
+RULES: tuple[Callable[[Recipe, Given], Found], ...] = (
+    _needs_evaluation,
+    _early_stopping,
+    _length,
+    _batches,
+    _full,
+    _adapter,
+    _schedule,
+    _optimizer,
+    _revision,
+    _rope_scaling,
+    _new_tokens,
+    _tracking,
+    _supervise,
+    _files,
+)

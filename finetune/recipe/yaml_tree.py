@@ -1,0 +1,246 @@
+"""Read YAML 1.2 into a tree of plain values with positions; refuse what a recipe has no use for, at its line and column."""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+    StreamEndEvent,
+)
+from ruamel.yaml.reader import ReaderError
+
+from finetune.recipe.tree import Finding, Location, Node, Place, Scalar, Source, finding_at
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 10_000  # after aliases are expanded: a recipe has about a hundred
+MAX_DEPTH = 50
+
+# The core schema of YAML 1.2, section 10.3.2.
+NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+INTEGER = re.compile(r"[-+]?[0-9]{1,400}")
+OTHER_BASES = re.compile(r"0o[0-7]{1,400}|0x[0-9a-fA-F]{1,400}")
+FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+# Not in the core schema, but many a reader makes it a date: it has to be quoted.
+DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?")
+
+
+class _StopReadingError(Exception):
+    """The rest of the text can't be read; the finding says why."""
+
+    def __init__(self, finding: Finding):
+        self.finding = finding
+
+
+def plain_scalar(text: str) -> Scalar:
+    """What an unquoted scalar means in YAML 1.2. Raises ValueError for what isn't a value of JSON."""
+    if text in NULLS:
+        return None
+    if text in BOOLEANS:
+        return BOOLEANS[text]
+    if INTEGER.fullmatch(text):
+        return int(text)
+    if OTHER_BASES.fullmatch(text):
+        return int(text, 0)
+    if NOT_FINITE.fullmatch(text):
+        raise ValueError(f"got {text}, expected a finite number")
+    if FLOAT.fullmatch(text):
+        number = float(text)
+        if number in (float("inf"), float("-inf")):
+            raise ValueError(f"got {shorten(text)}, which is too large for a number")
+        return number
+    if DATE.fullmatch(text):
+        raise ValueError(f"got the date {text}; a recipe holds text, numbers, true, false and null: put it in quotes")
+    return text
+
+
+def quoted_scalar(text: str) -> str:
+    """The text of a quoted scalar. Raises ValueError where its escapes give characters that no file can hold."""
+    if "\0" in text:
+        raise ValueError("a text with the character U+0000")
+    try:  # JSON, a part of YAML, writes a character beyond U+FFFF as two escapes
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise ValueError("a text with half of a surrogate pair") from None
+
+
+def shorten(text: str, longest: int = 60) -> str:
+    """Text for a message: on one line, printable, not long."""
+    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def read_yaml(content: bytes, source: Source) -> tuple[Node | None, list[Finding]]:
+    """The tree of one YAML document and what is wrong with it; no tree when it can't be read to its end."""
+    start = Place(source, 1, 1)
+    if len(content) > MAX_BYTES:
+        return None, [Finding(start, (), f"a recipe has at most {MAX_BYTES:,} bytes; this file has {len(content):,}")]
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = content[: error.start].decode("utf-8", "replace")
+        return None, [Finding(_end_of(before, source), (), f"byte 0x{content[error.start]:02x} is not UTF-8")]
+    tabs = _indenting_tabs(text, source)
+    if tabs:
+        return None, tabs
+    reader = _Reader(text, source)
+    try:
+        tree = reader.document()
+    except _StopReadingError as stop:
+        return None, [*reader.findings, stop.finding]
+    except ReaderError as error:
+        place = _end_of(text[: error.position], source)
+        return None, [*reader.findings, Finding(place, (), f"character U+{error.character:04X} is not allowed in YAML")]
+    except MarkedYAMLError as error:
+        return None, [*reader.findings, Finding(_place_of(error, source), (), _syntax_message(error))]
+    except (YAMLError, ValueError) as error:  # ValueError: an escape beyond Unicode, "\UFFFFFFFF"
+        return None, [*reader.findings, Finding(start, (), f"not YAML: {shorten(str(error), 200)}")]
+    return tree, reader.findings
+
+
+def _end_of(text: str, source: Source) -> Place:
+    """The place right after a text that starts at the beginning of the source."""
+    lines = re.split(r"\r\n|[\n\r\x85\u2028\u2029]", text)
+    return Place(source, len(lines), len(lines[-1].removeprefix("\ufeff")) + 1)
+
+
+def _indenting_tabs(text: str, source: Source) -> list[Finding]:
+    lines = re.split(r"\r\n|[\n\r\x85\u2028\u2029]", text)
+    return [
+        Finding(Place(source, number, line.index("\t") + 1), (), "a tab in the indentation; YAML is indented with spaces")
+        for number, line in enumerate(lines, start=1)
+        if "\t" in line[: len(line) - len(line.lstrip(" \t"))] and line.strip()
+    ]
+
+
+def _place_of(error: MarkedYAMLError, source: Source) -> Place:
+    mark = error.problem_mark or error.context_mark
+    return Place(source, mark.line + 1, mark.column + 1) if mark else Place(source, 1, 1)
+
+
+def _syntax_message(error: MarkedYAMLError) -> str:
+    problem = error.problem or "can't be read"
+    if r"'\t'" in problem:
+        return "a tab; YAML is written with spaces"
+    if "mapping values are not allowed" in problem:
+        return "not YAML: a second `key:` on this line, or indentation that doesn't fit; text with a colon needs quotes"
+    if "could not find expected ':'" in problem:
+        return "not YAML: expected `key: value`, and a space after the colon"
+    context = f" {error.context}" if error.context else ""
+    return f"not YAML: {shorten(problem + context, 200)}"
+
+
+class _Reader:
+    """Builds the tree from the parser's events, so that nothing is constructed that a recipe can't hold."""
+
+    def __init__(self, text: str, source: Source):
+        self.source = source
+        self.events: Iterator[Event] = YAML(typ="safe", pure=True).parse(text)
+        self.findings: list[Finding] = []
+        self.anchors: dict[str, tuple[Node, int]] = {}
+        self.nodes = 0
+
+    def document(self) -> Node | None:
+        """The only document of the stream."""
+        next(self.events)  # the stream's start
+        event = next(self.events)
+        if not isinstance(event, DocumentStartEvent):
+            return None
+        if event.version and tuple(event.version) != (1, 2):
+            raise self._stop(event, "a recipe is YAML 1.2; remove the %YAML line")
+        tree = self._node(next(self.events), ())
+        next(self.events)  # the document's end
+        event = next(self.events)
+        if not isinstance(event, StreamEndEvent):
+            raise self._stop(event, "a second document starts here; a recipe is one document")
+        return tree
+
+    def _place(self, event: Any) -> Place:
+        return Place(self.source, event.start_mark.line + 1, event.start_mark.column + 1)
+
+    def _stop(self, event: Event, message: str, location: Location = ()) -> _StopReadingError:
+        return _StopReadingError(Finding(self._place(event), location, message))
+
+    def _count(self, nodes: int, event: Event, location: Location) -> None:
+        self.nodes += nodes
+        if self.nodes > MAX_NODES:
+            raise self._stop(event, f"more than {MAX_NODES:,} values once aliases are expanded", location)
+
+    def _node(self, event: Any, location: Location) -> Node:
+        if len(location) > MAX_DEPTH:
+            raise self._stop(event, f"nested more than {MAX_DEPTH} levels deep")
+        if isinstance(event, AliasEvent):
+            if event.anchor not in self.anchors:
+                raise self._stop(event, f"*{event.anchor} stands for nothing that ends before it", location)
+            node, size = self.anchors[event.anchor]
+            self._count(size, event, location)
+            return node
+        before = self.nodes
+        self._count(1, event, location)
+        node = self._scalar(event, location) if isinstance(event, ScalarEvent) else self._collection(event, location)
+        if event.tag is not None:
+            tag = shorten(str(event.tag).replace("tag:yaml.org,2002:", "!!"))
+            message = f"the YAML tag {tag} is not allowed; write the plain value"
+            self.findings.append(Finding(self._place(event), location, message))
+            node = replace(node, broken=True)
+        if event.anchor is not None:
+            self.anchors[event.anchor] = node, self.nodes - before
+        return node
+
+    def _scalar(self, event: Any, location: Location) -> Node:
+        place = self._place(event)
+        try:
+            return Node(plain_scalar(event.value) if event.implicit[0] else quoted_scalar(event.value), place)
+        except ValueError as error:
+            self.findings.append(Finding(place, location, str(error)))
+            return Node(event.value, place, broken=True)
+
+    def _collection(self, event: Any, location: Location) -> Node:
+        place = self._place(event)
+        if isinstance(event, SequenceStartEvent):
+            items: list[Node] = []
+            while not isinstance(event := next(self.events), SequenceEndEvent):
+                items.append(self._node(event, (*location, len(items))))
+            return Node(items, place)
+        if not isinstance(event, MappingStartEvent):
+            raise self._stop(event, "not YAML: expected a value", location)
+        mapping: dict[str, Node] = {}
+        while not isinstance(event := next(self.events), MappingEndEvent):
+            self._entry(event, location, mapping)
+        return Node(mapping, place)
+
+    def _entry(self, event: Any, location: Location, mapping: dict[str, Node]) -> None:
+        """One key and its value. Of keys that occur twice the first stays."""
+        findings = len(self.findings)
+        key = self._node(event, location)
+        del self.findings[findings:]  # what was wrong with the key is said below, once
+        place = self._place(event)
+        name = key.value if isinstance(key.value, str) else None
+        shown = shorten(name if name is not None else str(key.plain()))
+        node = replace(self._node(next(self.events), (*location, shown)), key_place=place)
+        if name is None or key.broken or not _printable(name):
+            self.findings.append(Finding(place, location, f"got the key {shown!r}; a key is plain, printable text"))
+        elif name == "<<":
+            self.findings.append(Finding(place, location, "<< is not part of YAML 1.2; use `extends`, or repeat the keys"))
+        elif name in mapping:
+            first = mapping[name].key_place or mapping[name].place
+            self.findings.append(finding_at(node, (*location, name), f"duplicate key; first on line {first.line}", at_key=True))
+        else:
+            mapping[name] = node
+
+
+def _printable(text: str) -> bool:
+    return bool(text) and not any(unicodedata.category(character)[0] in "CZ" and character != " " for character in text)

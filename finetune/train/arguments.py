@@ -1,0 +1,112 @@
+"""The train section in transformers' words."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from finetune.errors import ModelError
+from finetune.model.precision import Precision
+from finetune.recipe.schema.train import TrainSection
+
+OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "adafactor": "adafactor",
+    "sgd": "sgd",
+    "rmsprop": "rmsprop",
+    "adagrad": "adagrad",
+    "lion": "lion_32bit",
+    "adamw_8bit": "adamw_bnb_8bit",
+}
+"""Optimizers that are tested, and transformers' names for them; other names of its OptimizerNames pass through."""
+
+NEVER_STEPS = 1_000_000_000
+"""An interval that no run reaches: evaluating and saving then happen at the end only."""
+
+
+def optimizer_name(asked: str) -> str:
+    """transformers' name of the optimizer. Raises ModelError for one that this machine can't honour."""
+    name = OPTIMIZERS.get(asked, asked)
+    known = {str(member.value) for member in OptimizerNames}
+    if name not in known:
+        raise ModelError(
+            f"train.optimizer: got {asked!r}; expected one of {', '.join(OPTIMIZERS)}, or of transformers' OptimizerNames."
+        )
+    if name.startswith("paged_") and not torch.cuda.is_available():
+        raise ModelError(
+            f"train.optimizer: {asked} pages its state to the host, which needs a CUDA device; "
+            "without one it would silently be an ordinary optimizer. Use adamw_8bit."
+        )
+    return name
+
+
+def warmup_steps(train: TrainSection, total_steps: int) -> int:
+    """Steps in which the learning rate rises."""
+    return math.ceil(train.warmup_fraction * total_steps)
+
+
+def schedule(train: TrainSection, total_steps: int) -> tuple[str, dict[str, Any]]:
+    """transformers' name of the schedule, and its options."""
+    if train.schedule == "cosine_with_minimum":
+        return "cosine_with_min_lr", {"min_lr_rate": train.minimum_learning_rate_fraction}
+    if train.schedule == "wsd":
+        options = {
+            "num_decay_steps": math.ceil(train.decay_fraction * total_steps),
+            "min_lr_ratio": train.minimum_learning_rate_fraction,
+            "decay_type": "linear",
+        }
+        return "warmup_stable_decay", options
+    return {"constant": "constant_with_warmup"}.get(train.schedule, train.schedule), {}
+
+
+def training_arguments(
+    train: TrainSection,
+    *,
+    precision: Precision,
+    total_steps: int,
+    accumulation: int,
+    evaluation_batch_size: int,
+    evaluates: bool,
+    evaluate_first: bool,
+    checkpoints: Path,
+) -> TrainingArguments:
+    """Everything that transformers' Trainer is told. What it must not do itself (report, filter NaN, rotate) is off."""
+    scheduler, scheduler_options = schedule(train, total_steps)
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=total_steps,
+        per_device_train_batch_size=train.micro_batch_size,
+        per_device_eval_batch_size=evaluation_batch_size,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=scheduler,
+        lr_scheduler_kwargs=scheduler_options,
+        warmup_steps=warmup_steps(train, total_steps),
+        optim=optimizer_name(train.optimizer),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_gradient_norm or 0.0,
+        neftune_noise_alpha=train.neftune_alpha,
+        activation_checkpointing=train.activation_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        bf16=precision.name == "bf16",
+        fp16=precision.name == "fp16",
+        use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        seed=train.seed,
+        logging_steps=train.log_every_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=(train.evaluate_every_steps or NEVER_STEPS) if evaluates else None,
+        eval_on_start=evaluates and evaluate_first,
+        save_strategy="steps",
+        save_steps=train.save_every_steps or NEVER_STEPS,
+        save_total_limit=None,
+        metric_for_best_model="eval_loss" if evaluates else None,
+        greater_is_better=False if evaluates else None,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["shift_labels"],
+    )

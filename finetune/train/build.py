@@ -1,0 +1,186 @@
+"""Recipe -> live parts, in the order in which they need each other. The only place that builds them."""
+
+import hashlib
+import math
+import os
+import platform
+import random
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+
+from data_prep.prepare import PreparedData, prepare
+from finetune.errors import ModelError
+from finetune.evaluate.loading import tokenizer_for
+from finetune.model.adapter import attach, count_parameters, grow_embeddings
+from finetune.model.checkpoint import Base, resolve_base
+from finetune.model.load import load_config, load_model
+from finetune.model.loss import install_supervised_loss
+from finetune.model.precision import Precision, choose_device, choose_precision
+from finetune.recipe.schema import Recipe
+from finetune.train.arguments import optimizer_name, training_arguments
+from finetune.train.batches import StepSampler
+from finetune.train.trainer import ExactTrainer
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes", "deepspeed")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is there before any weight is loaded."""
+
+    base: Base
+    tokenizer: PreTrainedTokenizerFast
+    data: PreparedData
+    precision: Precision
+
+
+def seed_everything(seed: int) -> None:
+    """Python's, numpy's and torch's generators."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def build_inputs(recipe: Recipe) -> Inputs:
+    """Base, tokenizer and prepared data. Raises ModelError or DataError where the recipe can't be honoured."""
+    optimizer_name(recipe.train.optimizer)
+    precision = choose_precision(recipe.train.precision)
+    base = resolve_base(recipe.model)
+    config = load_config(base, recipe.model.rope_scaling)
+    positions = config.max_position_embeddings
+    if recipe.data.max_length_tokens > positions:
+        raise ModelError(
+            f"data.max_length_tokens is {recipe.data.max_length_tokens}, but this base has {positions} positions. "
+            "Lower it, or set model.rope_scaling."
+        )
+    tokenizer = tokenizer_for(recipe.model, None, base.folder)
+    data = prepare(recipe.data, tokenizer, seed=recipe.train.seed)
+    return Inputs(base, tokenizer, data, precision)
+
+
+def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
+    """The base with the recipe's adapter (or all of its weights) ready to train, on its device."""
+    method = recipe.adapter.method
+    seed_everything(recipe.train.seed)
+    # Weights that are all trained need float32 for the optimizer's small steps; autocast still computes in bf16.
+    dtype = torch.float32 if method == "full" else inputs.precision.dtype
+    model = load_model(inputs.base, dtype=dtype, quantize=method == "qlora", rope_scaling=recipe.model.rope_scaling)
+    grow_embeddings(model, len(inputs.tokenizer))
+    install_supervised_loss(model, recipe.train.label_smoothing)
+    trained: torch.nn.Module = model
+    if method != "full":
+        # The seed again: the adapter's start doesn't depend on what loading the base drew.
+        seed_everything(recipe.train.seed)
+        new_ids = [inputs.tokenizer.convert_tokens_to_ids(token) for token in recipe.model.new_tokens]
+        trained = attach(model, recipe.adapter, new_ids)
+    if method != "qlora":
+        trained = trained.to(choose_device())
+    return trained
+
+
+def build_trainer(
+    recipe: Recipe,
+    inputs: Inputs,
+    model: torch.nn.Module,
+    *,
+    checkpoints: Path,
+    evaluate_first: bool,
+    callbacks: list[TrainerCallback],
+) -> ExactTrainer:
+    """The trainer over this process's share of the batches."""
+    train, data = recipe.train, inputs.data
+    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if train.global_batch_size % (train.micro_batch_size * world_size):
+        raise ModelError(
+            f"train.global_batch_size {train.global_batch_size} does not divide into micro_batch_size {train.micro_batch_size} "
+            f"x {world_size} processes. Change one of the three."
+        )
+    sampler = StepSampler(
+        [len(document.token_ids) for document in data.train],
+        global_batch_size=train.global_batch_size,
+        micro_batch_size=train.micro_batch_size,
+        world_size=world_size,
+        rank=rank,
+        seed=train.seed,
+    )
+    total_steps = train.max_steps or math.ceil((train.epochs or 1.0) * sampler.steps)
+    arguments = training_arguments(
+        train,
+        precision=inputs.precision,
+        total_steps=total_steps,
+        accumulation=sampler.accumulation,
+        evaluation_batch_size=recipe.evaluate.batch_size,
+        evaluates=bool(data.evaluation),
+        evaluate_first=evaluate_first,
+        checkpoints=checkpoints,
+    )
+    return ExactTrainer(
+        model,
+        arguments,
+        documents=data.train,
+        evaluation=data.evaluation,
+        sampler=sampler,
+        pad_token_id=pad_token_id(inputs.tokenizer),
+        keep_checkpoints=train.keep_checkpoints,
+        callbacks=callbacks,
+    )
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The id that fills up rows."""
+    return int(tokenizer.pad_token_id)
+
+
+def template_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The hash of the chat template that is in use."""
+    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The hash of the tokenizer: its vocabulary, merges, normalisation and added tokens."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this toolkit and the packages that decide what a run computes."""
+    found = {"python": platform.python_version(), "finetune": _version("llama-finetune")}
+    return found | {name: version for name in PACKAGES if (version := _version(name))}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def device_facts(precision: Precision) -> dict[str, Any]:
+    """Where a run computes: device, precision, threads, processes."""
+    device = choose_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "type": device.type,
+        "name": name,
+        "precision": precision.name,
+        "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def deep_check(recipe: Recipe) -> list[str]:
+    """What `finetune check --deep` says: everything that training does before its first step. Raises like training."""
+    inputs = build_inputs(recipe)
+    model = build_model(recipe, inputs)
+    trainable, total = count_parameters(model)
+    return [
+        f"base       {inputs.base.identity['name']}",
+        f"precision  {inputs.precision.name} ({inputs.precision.reason})",
+        f"trainable  {trainable:,} of {total:,} parameters",
+        *inputs.data.report.lines(),
+    ]

@@ -1,0 +1,59 @@
+"""What a person sees while it trains: one line that moves on a terminal, a few plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+PLAIN_LINES = 10
+"""About how many lines a run prints where there is no terminal."""
+
+
+def describe(step: int, total: int, metrics: dict[str, float], eta_seconds: float | None) -> str:
+    """A line such as "step 12/113  loss 0.412  385 tokens/s  2.1 GB  ETA 3:05"."""
+    parts = [f"step {step}/{total}"]
+    if "train/loss" in metrics:
+        parts += [f"loss {metrics['train/loss']:.4f}", f"{metrics['train/tokens_per_second']:,.0f} tokens/s"]
+        parts += [f"{metrics['system/memory_bytes'] / 1e9:.1f} GB"]
+    if "eval/loss" in metrics:
+        parts += [f"evaluation loss {metrics['eval/loss']:.4f}"]
+    if eta_seconds is not None:
+        parts += [f"ETA {int(eta_seconds) // 60}:{int(eta_seconds) % 60:02d}"]
+    return "  ".join(parts)
+
+
+class Progress:
+    """Shows metrics as they are logged; `show` is called at each log."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+        self.first: tuple[float, int] | None = None
+        self.printed_tenths = -1
+        self.status: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            self.status = Console(stderr=True).status("starting")
+            self.status.start()
+
+    def show(self, step: int, total: int, metrics: dict[str, float]) -> None:
+        """One log of metrics at a step."""
+        now = time.monotonic()
+        if self.first is None and step > 0:
+            self.first = (now, step)
+        eta = None
+        if self.first is not None and step > self.first[1]:
+            eta = (now - self.first[0]) / (step - self.first[1]) * (total - step)
+        line = describe(step, total, metrics, eta)
+        tenths = step * PLAIN_LINES // max(total, 1)
+        is_evaluation = "eval/loss" in metrics
+        if self.status is not None and not is_evaluation:
+            self.status.update(line)
+        elif is_evaluation or tenths > self.printed_tenths:
+            self.say(line)
+        self.printed_tenths = max(tenths, self.printed_tenths)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.status is not None:
+            self.status.stop()

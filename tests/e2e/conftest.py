@@ -1,0 +1,26 @@
+"""The command line as a user runs it: a process of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Finetune = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def finetune(tmp_path: Path) -> Finetune:
+    """finetune("train", "recipe.yaml", code=0) runs the command in tmp_path and checks its exit code."""
+
+    def run(*arguments: str, code: int = 0, **options: object) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "TRACKIO_DIR": str(tmp_path / "trackio")}
+        command = [sys.executable, "-m", "finetune", *arguments]
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+        assert result.returncode == code, f"{arguments} gave {result.returncode}:\n{result.stdout}\n{result.stderr}"
+        assert "Traceback" not in result.stderr
+        return result
+
+    return run

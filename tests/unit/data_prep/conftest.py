@@ -1,0 +1,49 @@
+"""A tokenizer with every special token that the shipped templates write, and the conversation of the golden masks."""
+
+# ruff: noqa: S106 - tokens of a vocabulary are no secrets
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from data_prep.messages import Conversation, Message
+
+CORPUS = ["Please send two brass lamps to Ada before Friday.", "Der Himmel ist blau, 3 + 4 = 7; is it?"]
+SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a byte-level tokenizer that adds <s> by itself, as LLaMA's do, pads with </s> and has no template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=True),
+            processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]),
+        ]
+    )
+    folder = tmp_path_factory.mktemp("llama-tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def conversation() -> Conversation:
+    """A system message and two turns each; an answer with blanks at its end, and one that isn't ASCII."""
+    return Conversation(
+        (
+            Message("system", "Be brief."),
+            Message("user", "What is blue?"),
+            Message("assistant", "The sky.\nAnd lamps "),
+            Message("user", "And in German?"),
+            Message("assistant", "Der Himmel 🙂"),
+        )
+    )

@@ -1,0 +1,117 @@
+"""The whole way of the data section."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from data_prep.config import DataSection
+from data_prep.errors import DataError
+from data_prep.messages import Conversation
+from data_prep.prepare import PreparedData, prepare
+from data_prep.render import tokenize
+from data_prep.tokenizer import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_base: Path) -> PreTrainedTokenizerFast:
+    return load_tokenizer(tiny_base)
+
+
+def section(path: Path, **options: Any) -> DataSection:
+    return DataSection.model_validate({"train": [{"path": str(path), "format": "alpaca"}]} | options)
+
+
+def places(data: PreparedData) -> tuple[list[str], list[str]]:
+    return [document.place for document in data.train], [document.place for document in data.evaluation]
+
+
+def test_rows_in_documents_out(alpaca_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Every row becomes a document, in order, and the report's counts are those of the documents."""
+    data = prepare(section(alpaca_file), tokenizer, seed=0)
+    assert places(data) == ([f"rows.json row {n}" for n in range(1, 41)], [])
+    report = data.report.sources[0]
+    assert (report.rows_read, report.rows_kept, report.dropped) == (40, 40, {})
+    assert report.tokens == sum(len(document.token_ids) for document in data.train)
+    assert report.supervised_tokens == sum(sum(document.supervised) for document in data.train)
+    assert report.longest_tokens == max(len(document.token_ids) for document in data.train)
+    assert data.report.lines()[-1] == "40 rows to train on, 0 to evaluate on"
+    assert json.loads(json.dumps(data.report.as_dict())) == data.report.as_dict()
+    assert list(data.digests) == [str(alpaca_file)]
+
+
+def test_too_long(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A row over the length is dropped whole, counted and named; with over_length: refuse it is an error."""
+    rows = [{"instruction": "Say it.", "output": "x " * (200 if i % 2 else 1)} for i in range(10)]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    data = prepare(section(path, max_length_tokens=100), tokenizer, seed=0)
+    drop = data.report.sources[0].dropped["too_long"]
+    assert (drop.count, drop.places) == (5, ["rows.json row 2", "rows.json row 4", "rows.json row 6"])
+    assert len(data.train) == 5
+    assert all(len(document.token_ids) <= 100 for document in data.train)
+    assert "dropped 5 longer than data.max_length_tokens: rows.json row 2, rows.json row 4, rows.json row 6, ..." in (
+        "\n".join(data.report.lines())
+    )
+    with pytest.raises(DataError, match=r"rows.json row 2 has \d+ tokens, more than data.max_length_tokens \(100\)"):
+        prepare(section(path, max_length_tokens=100, over_length="refuse"), tokenizer, seed=0)
+    with pytest.raises(DataError, match=r"data.train leaves no row:\n.*\n  dropped 10 longer"):
+        prepare(section(path, max_length_tokens=8), tokenizer, seed=0)
+
+
+def test_no_supervised_token(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A row with nothing to learn is dropped and counted."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "", "completion": "<|im_end|>"}\n{"prompt": "a", "completion": "b"}\n')
+    source = {"path": str(path), "format": "prompt_completion"}
+    data = prepare(DataSection.model_validate({"train": [source]}), tokenizer, seed=0)
+    assert data.report.sources[0].dropped["no_supervised_token"].places == ["rows.jsonl:1"]
+    assert len(data.train) == 1
+
+
+def test_evaluation_fraction(alpaca_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The seed draws the evaluation rows: the same ones each time, others with another seed, none in both parts."""
+    options = {"evaluation": {"fraction": 0.1}}
+    data = prepare(section(alpaca_file, **options), tokenizer, seed=3)
+    train, evaluation = places(data)
+    assert len(evaluation) == 4
+    assert sorted(train + evaluation) == sorted(f"rows.json row {n}" for n in range(1, 41))
+    assert places(prepare(section(alpaca_file, **options), tokenizer, seed=3)) == (train, evaluation)
+    assert places(prepare(section(alpaca_file, **options), tokenizer, seed=4)) != (train, evaluation)
+
+
+def test_evaluation_examples_are_aligned(alpaca_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Evaluation examples are those that the evaluation documents were made of, though rows were dropped before."""
+    lengths = sorted(len(document.token_ids) for document in prepare(section(alpaca_file), tokenizer, seed=0).train)
+    options = {"evaluation": {"fraction": 0.3}, "max_length_tokens": lengths[30]}
+    data = prepare(section(alpaca_file, **options), tokenizer, seed=0)
+    assert data.report.sources[0].dropped["too_long"].count > 0
+    pairs = [(document.place, example) for document, example in zip(data.evaluation, data.evaluation_examples, strict=True)]
+    assert tokenize(pairs, tokenizer, "assistant") == data.evaluation
+
+
+@pytest.mark.parametrize(("fraction", "side"), [(0.01, "evaluate"), (0.99, "train")])
+def test_fraction_that_leaves_no_row(fraction: float, side: str, alpaca_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A fraction that leaves nothing to evaluate or to train on is refused."""
+    with pytest.raises(DataError, match=f"data.evaluation.fraction {fraction} of 40 rows leaves no row to {side} on"):
+        prepare(section(alpaca_file, evaluation={"fraction": fraction}), tokenizer, seed=0)
+
+
+def test_evaluation_sources(alpaca_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Sources of their own are evaluated on; each has its report and its digest."""
+    held_out = {"generated": "orders", "split": "held_out", "rows": 5}
+    data = prepare(section(alpaca_file, evaluation={"sources": [held_out]}), tokenizer, seed=0)
+    assert (len(data.train), len(data.evaluation)) == (40, 5)
+    assert [source.use for source in data.report.sources] == ["train", "evaluation"]
+    assert set(data.digests) == {str(alpaca_file), "orders/held_out (5 rows, seed 0)"}
+    assert isinstance(data.evaluation_examples[0], Conversation)
+
+
+def test_bad_row_has_its_place(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """One bad row stops the preparation with its file, number and field."""
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"instruction": "a", "output": "b"}] * 4 + [{"instruction": "a", "output": None}]))
+    with pytest.raises(DataError, match=r"^rows.json row 5, read as format 'alpaca': output is null"):
+        prepare(section(path), tokenizer, seed=0)

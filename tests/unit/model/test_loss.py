@@ -1,0 +1,96 @@
+"""The loss at supervised positions equals plain cross-entropy."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from finetune.model import loss as loss_module
+from finetune.model.loss import IGNORED, install_supervised_loss, next_token_labels, supervised_cross_entropy
+
+
+def plain_loss(model: torch.nn.Module, ids: torch.Tensor, shift_labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    logits = model(input_ids=ids).logits
+    return functional.cross_entropy(
+        logits.flatten(0, 1), shift_labels.flatten(), reduction="sum", ignore_index=IGNORED, label_smoothing=smoothing
+    )
+
+
+@pytest.fixture
+def example() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 300, (3, 20), generator=generator)
+    labels = torch.where(torch.rand(3, 20, generator=generator) < 0.4, ids.roll(-1, 1), IGNORED)
+    return ids, labels
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk", [4, 1024])
+def test_loss_and_gradients_equal_plain_cross_entropy(
+    tiny_base: Path, example: tuple[torch.Tensor, torch.Tensor], smoothing: float, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fp64, loss and every gradient equal plain cross-entropy over all logits, chunked or not, to 1e-12."""
+    monkeypatch.setattr(loss_module, "CHUNK_POSITIONS", chunk)
+    ids, labels = example
+    ours = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64).train()
+    theirs = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64).train()
+    install_supervised_loss(ours, smoothing)
+    got = ours(input_ids=ids, shift_labels=labels).loss
+    expected = plain_loss(theirs, ids, labels, smoothing)
+    got.backward()
+    expected.backward()
+    assert got.item() == pytest.approx(expected.item(), rel=1e-12)
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-9, atol=1e-12), name
+
+
+def test_label_smoothing_is_for_training_only(tiny_base: Path, example: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """In eval mode the loss is the plain cross-entropy, whatever the label smoothing."""
+    ids, labels = example
+    model = AutoModelForCausalLM.from_pretrained(tiny_base).eval()
+    expected = plain_loss(model, ids, labels)
+    install_supervised_loss(model, 0.3)
+    assert model(input_ids=ids, shift_labels=labels).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_batch_without_labels_has_a_zero_loss_with_a_gradient(tiny_base: Path) -> None:
+    """Without any supervised position the loss is 0 and its backward pass runs."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    install_supervised_loss(model)
+    ids = torch.ones((1, 4), dtype=torch.long)
+    loss = model(input_ids=ids, shift_labels=torch.full_like(ids, IGNORED)).loss
+    loss.backward()
+    assert loss.item() == 0.0
+    assert model.lm_head.weight.grad.abs().max() == 0.0
+
+
+def test_loss_never_makes_logits_for_all_positions() -> None:
+    """The head sees supervised positions only, CHUNK_POSITIONS at a time."""
+    seen: list[int] = []
+
+    def head(states: torch.Tensor) -> torch.Tensor:
+        seen.append(states.shape[0])
+        return states.repeat(1, 4)
+
+    hidden = torch.randn(2, 1500, 8, requires_grad=True)
+    labels = torch.full((2, 1500), IGNORED)
+    labels[:, :600] = 3
+    supervised_cross_entropy(hidden, labels, head)
+    assert seen == [1024, 176]
+
+
+def test_labels_are_the_next_supervised_token() -> None:
+    """Position t is labelled with token t + 1 where that token is supervised; the last position never is."""
+    labels = next_token_labels(torch.tensor([5, 6, 7, 8]), torch.tensor([False, False, True, True]))
+    assert labels.tolist() == [IGNORED, 7, 8, IGNORED]
+
+
+def test_generation_goes_through_the_models_own_forward(tiny_base: Path) -> None:
+    """Without labels the output has logits, as before."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    ids = torch.ones((1, 4), dtype=torch.long)
+    before = model(input_ids=ids).logits
+    install_supervised_loss(model)
+    assert torch.equal(model(input_ids=ids).logits, before)

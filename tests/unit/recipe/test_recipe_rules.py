@@ -1,0 +1,118 @@
+"""Each rule between keys holds where it should, and only there."""
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from finetune.recipe.load import load_recipe
+from finetune.recipe.rules import problems_of
+from finetune.recipe.schema import Recipe
+
+
+def found(text: str) -> list[str]:
+    """The rules' problems with a recipe in flow style; a hub base and orders unless it says otherwise."""
+    values = YAML(typ="safe", pure=True).load(text) or {}
+    values.setdefault("model", {}).setdefault("base", "owner/name")
+    values.setdefault("data", {}).setdefault("train", [{"generated": "orders"}])
+    return [f"{path}  {message}" for path, message in problems_of(Recipe.model_validate(values), set(_paths(values)))]
+
+
+def _paths(value: object, path: str = "") -> list[str]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    below = [inner for key, item in items for inner in _paths(item, f"{path}.{key}".lstrip("."))]
+    return [path, *below] if value is not None else []
+
+
+EVALUATION = "data: {evaluation: {fraction: 0.1}}"
+FILE = "{data: {train: [{path: %s, format: %s}]}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("train: {evaluate_every_steps: 5}", "train.evaluate_every_steps  needs rows to evaluate on"),
+        ("{train: {early_stopping: {}, evaluate_every_steps: 5}, evaluate: {max_rows: 3}, " + EVALUATION + "}", None),
+        ("{train: {early_stopping: {}}, " + EVALUATION + "}", "train.early_stopping  needs train.evaluate_every_steps"),
+        ("evaluate: {max_rows: 3}", "evaluate.max_rows  needs rows to evaluate on"),
+        ("train: {epochs: 1, max_steps: 3}", "train.max_steps  epochs and max_steps exclude each other"),
+        ("train: {max_steps: 3}", None),
+        ("train: {global_batch_size: 3, micro_batch_size: 2}", "train.micro_batch_size  global_batch_size 3 is not divisible"),
+        ("train: {global_batch_size: 4, micro_batch_size: 2}", None),
+        ("adapter: {method: full, rank: 16}", "adapter.rank  method full trains all weights"),
+        ("adapter: {method: full, continue_from: x}", "adapter.continue_from  method full trains all weights"),
+        ("{adapter: {method: full}, model: {new_tokens: [a]}}", None),
+        ("{adapter: {method: qlora, use_dora: true, modules_to_save: [lm_head]}, train: {precision: fp16}}", None),
+        ("adapter: {continue_from: x, init: gaussian}", "adapter.init  continue_from takes A and B"),
+        ("adapter: {targets: [q_proj, lm_head], modules_to_save: [lm_head]}", "adapter.modules_to_save  lm_head can't be"),
+        ("adapter: {modules_to_save: [q_proj]}", "adapter.modules_to_save  q_proj can't be"),
+        ("adapter: {targets: [q_proj, q_proj]}", "adapter.targets  named twice: q_proj"),
+        ('adapter: {modules_to_save: [""]}', "adapter.modules_to_save  got an empty name"),
+        ("train: {decay_fraction: 0.2}", "train.decay_fraction  only schedule wsd"),
+        ("train: {schedule: wsd, decay_fraction: 0.2, minimum_learning_rate_fraction: 0.1}", None),
+        (
+            "train: {schedule: wsd, warmup_fraction: 0.9}",
+            "train.warmup_fraction  warmup_fraction + decay_fraction is 0.9 + 0.2",
+        ),
+        (
+            "train: {schedule: linear, minimum_learning_rate_fraction: 0.1}",
+            "train.minimum_learning_rate_fraction  only schedules",
+        ),
+        ("train: {schedule: cosine_with_minimum, minimum_learning_rate_fraction: 0.1}", None),
+        ("train: {schedule: constant, warmup_fraction: 0.1}", None),
+        ("train: {optimizer: AdamW}", "train.optimizer  got 'AdamW', expected adamw, "),
+        ("train: {optimizer: paged_adamw_8bit}", None),
+        ("{model: {revision: main}}", None),
+        ("{model: {base: /folder, revision: main}}", "model.revision  only a hub id has revisions"),
+        ("{model: {base: {gguf: a.gguf}, revision: main}}", "model.revision  only a hub id has revisions"),
+        (
+            "model: {rope_scaling: {type: llama3, factor: 8, low_frequency_factor: 1}}",
+            "model.rope_scaling.high_frequency_factor  missing: type llama3 needs",
+        ),
+        (
+            "model: {rope_scaling: {type: llama3, factor: 8, low_frequency_factor: 4, high_frequency_factor: 1}}",
+            "model.rope_scaling.low_frequency_factor  got 4, expected less than high_frequency_factor (1)",
+        ),
+        (
+            "model: {rope_scaling: {type: yarn, factor: 8, low_frequency_factor: 1}}",
+            "model.rope_scaling.low_frequency_factor  only type llama3 has it; this one is yarn",
+        ),
+        ("model: {rope_scaling: {type: llama3, factor: 8, low_frequency_factor: 1, high_frequency_factor: 4}}", None),
+        ("model: {new_tokens: [a, b, a]}", "model.new_tokens.2  'a' is named twice"),
+        ('model: {new_tokens: [a, " "]}', "model.new_tokens.1  got ' '; a token has at least one character"),
+        ("tracking: {wandb_mode: offline}", "tracking.wandb_mode  only tracker wandb has it; this one is trackio"),
+        ("tracking: {tracker: wandb, wandb_mode: offline}", None),
+        (
+            "data: {supervise: last, train: [{path: a.txt, format: text}, {path: b.json, format: prompt_completion}]}",
+            "data.supervise  last is about the turns of a conversation",
+        ),
+        ("data: {supervise: last, train: [{path: a.txt, format: text}, {path: b.json, format: alpaca}]}", None),
+        (FILE % ("a.csv", "alpaca"), "data.train.0.path  got .csv, expected a .json, .jsonl or .txt file"),
+        (FILE % ("a", "alpaca"), "data.train.0.path  got no suffix, expected"),
+        (FILE % ("a.txt", "alpaca"), "data.train.0.format  a .txt file has format text; got alpaca"),
+        (FILE % ("a.txt", "text"), None),
+        (
+            "data: {evaluation: {sources: [{path: a.csv, format: text}]}}",
+            "data.evaluation.sources.0.path  got .csv, expected",
+        ),
+    ],
+)
+def test_a_rule_holds_where_it_should(text: str, problem: str | None) -> None:
+    """A broken rule gives one problem at the key to change, and a recipe that keeps it gives none."""
+    problems = found(text)
+    assert len(problems) == (problem is not None), problems
+    assert problem is None or problems[0].startswith(problem)
+
+
+def test_a_wrong_value_is_no_missing_value(tmp_path: Path) -> None:
+    """A knob that another needs, and that is there but wrong, is reported as wrong only, not as missing too."""
+    from finetune.errors import RecipeError
+
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "model: {base: a/b}\ndata: {train: [{generated: orders}], evaluation: {fraction: 3}}\n"
+        "train: {early_stopping: {}, evaluate_every_steps: x}\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert [problem.path for problem in caught.value.problems] == ["data.evaluation.fraction", "train.evaluate_every_steps"]

@@ -1,0 +1,109 @@
+"""The arrows of the house: who may import whom, and what stays light to import."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EVERYTHING = frozenset(
+    {"cli", "recipe", "model", "train", "launch", "evaluate", "merge", "runs", "plan", "quickstart", "data_prep"}
+)  # fmt: skip
+
+# Room -> the rooms that it may import; anyone may import its own and `errors`. Imports inside functions count too.
+ARROWS: dict[str, frozenset[str]] = {
+    "cli": EVERYTHING,
+    "quickstart": EVERYTHING,
+    "__main__": frozenset({"cli"}),
+    "errors": frozenset(),
+    "recipe": frozenset({"data_prep.config"}),
+    "model": frozenset({"recipe"}),
+    "runs": frozenset({"recipe"}),
+    "evaluate": frozenset({"model", "recipe", "data_prep"}),
+    "plan": frozenset({"recipe", "launch"}),
+    "launch": frozenset({"recipe"}),
+    "train": frozenset({"model", "evaluate", "runs", "recipe", "data_prep"}),
+    "merge": frozenset({"model", "evaluate", "runs", "recipe", "data_prep"}),
+    "data_prep": frozenset(),
+}
+HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate")
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything that a file imports, relative imports resolved."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = list(package[: len(package) - node.level + 1]) if node.level else []
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def room_of(name: str) -> str | None:
+    """The room that a dotted name lies in, None for other people's packages and for finetune itself."""
+    parts = name.split(".")
+    if parts[0] == "data_prep":
+        return "data_prep"
+    return parts[1] if parts[0] == "finetune" and len(parts) > 1 and not parts[1].startswith("__version") else None
+
+
+def files() -> list[Path]:
+    return sorted(path for package in ("finetune", "data_prep") for path in (ROOT / package).rglob("*.py"))
+
+
+def test_there_is_something_to_check() -> None:
+    """Both packages are found, and every room of finetune has its line in the table."""
+    assert len(files()) > 20
+    rooms = {room_of(".".join(path.relative_to(ROOT).with_suffix("").parts)) for path in files()}
+    assert rooms - {None, "__init__"} <= set(ARROWS)
+
+
+def test_imports_follow_the_arrows() -> None:
+    """No file imports from a room that the table doesn't give it, not even inside a function."""
+    wrong = []
+    for path in files():
+        room = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        for line, name in imports_of(path):
+            target = room_of(name)
+            if target is None or target in (room, "errors") or room in (None, "__init__"):
+                continue
+            allowed = ARROWS.get(str(room), frozenset())
+            if not any(target == way or name == way or name.startswith(way + ".") for way in allowed):
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["finetune", "finetune.cli.app", "finetune.recipe.load", "finetune.recipe.lock", "data_prep", "data_prep.config"],
+)  # fmt: skip
+def test_a_light_module_loads_nothing_heavy(module: str) -> None:
+    """Importing it loads no torch, transformers, datasets, peft or accelerate."""
+    assert loaded_by(f"import {module}", HEAVY) == []
+
+
+def test_the_command_line_loads_only_what_a_verb_needs() -> None:
+    """The table of verbs needs neither pydantic nor YAML; listing them all in the help loads nothing heavy."""
+    assert loaded_by("import finetune.cli.app", (*HEAVY, "pydantic", "ruamel", "rich")) == []
+    help_page = "import sys\nsys.argv = ['finetune', '--help']\nfrom finetune.cli.app import run\nrun()"
+    assert loaded_by(help_page, (*HEAVY, "pydantic", "ruamel", "rich")) == []
+
+
+def test_check_loads_no_torch() -> None:
+    """`finetune check` runs to its end without torch."""
+    check = "import sys\nsys.argv = ['finetune', 'check', 'quickstart']\nfrom finetune.cli.app import run\nassert run() == 0"
+    assert loaded_by(check, HEAVY) == []
+
+
+def loaded_by(code: str, packages: tuple[str, ...]) -> list[str]:
+    """Which of the packages a fresh interpreter has loaded after some code."""
+    tail = f"\nimport sys\nprint([name for name in {packages!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code + tail], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = ast.literal_eval(done.stdout.splitlines()[-1])
+    assert isinstance(found, list)
+    return found

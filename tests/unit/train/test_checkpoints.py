@@ -1,0 +1,63 @@
+"""Checkpoints are whole or not there."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import CheckpointError
+from finetune.train.checkpoints import (
+    MARKER,
+    complete_checkpoints,
+    keep_newest,
+    latest_checkpoint,
+    mark_complete,
+    remove_incomplete,
+)
+
+
+def write(folder: Path, step: int, *, complete: bool = True) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir()
+    (checkpoint / "weights").write_bytes(bytes([step]) * 100)
+    if complete:
+        mark_complete(checkpoint)
+    return checkpoint
+
+
+def test_a_checkpoint_without_marker_is_never_the_latest(tmp_path: Path) -> None:
+    """The newest whole checkpoint is taken, by number and not by name; the half-written one is removed."""
+    for step in (9, 10):
+        write(tmp_path, step)
+    half = write(tmp_path, 11, complete=False)
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    remove_incomplete(tmp_path)
+    assert not half.exists()
+    assert len(complete_checkpoints(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"x"), lambda path: path.unlink()])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: object) -> None:
+    """A file that changed or is gone is named."""
+    checkpoint = write(tmp_path, 5)
+    damage(checkpoint / "weights")  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match="weights is absent or differs"):
+        latest_checkpoint(tmp_path)
+
+
+def test_a_damaged_marker_is_refused(tmp_path: Path) -> None:
+    """A marker that isn't JSON is named."""
+    (write(tmp_path, 5) / MARKER).write_text("{")
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        latest_checkpoint(tmp_path)
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    """All but the newest two and the best one go."""
+    paths = [write(tmp_path, step) for step in (2, 4, 6, 8)]
+    keep_newest(tmp_path, 2, best=paths[0])
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-6", "checkpoint-8"]
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    """An empty folder has no latest checkpoint."""
+    assert latest_checkpoint(tmp_path) is None

@@ -1,0 +1,188 @@
+"""The trainer is exact: splits, evaluation, refusal of steps that aren't finite."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tests.unit.train.conftest import MakeRecipe
+from torch.nn import functional
+
+from finetune.errors import ModelError, TrainingError
+from finetune.model.loss import IGNORED
+from finetune.recipe.schema import Recipe
+from finetune.train import build, run
+from finetune.train.arguments import OPTIMIZERS, optimizer_name
+from finetune.train.batches import collate
+from finetune.train.trainer import ExactTrainer
+
+
+def trainer_of(recipe: Recipe, folder: Path, dtype: torch.dtype = torch.float32) -> ExactTrainer:
+    inputs = build.build_inputs(recipe)
+    model = build.build_model(recipe, inputs).to(dtype)
+    return build.build_trainer(recipe, inputs, model, checkpoints=folder, evaluate_first=False, callbacks=[])
+
+
+def trained_weights(trainer: ExactTrainer) -> torch.Tensor:
+    trainer.train()
+    weights = [parameter.detach().flatten() for parameter in trainer.model.parameters() if parameter.requires_grad]
+    return torch.cat(weights)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_micro_batch_splits_agree(make_recipe: MakeRecipe, tmp_path: Path, dtype: torch.dtype, tolerance: float) -> None:
+    """1 x 8, 4 x 2 and 8 x 1 end in the same adapter after an epoch whose last window is partial (36 rows of 8)."""
+    results = {}
+    for micro in (8, 2, 1):
+        # Plain SGD: Adam divides by the root of squared gradients, and makes noise of rounding errors near zero.
+        recipe = make_recipe(train={"micro_batch_size": micro, "precision": "fp32", "optimizer": "sgd", "learning_rate": 0.1})
+        results[micro] = trained_weights(trainer_of(recipe, tmp_path / str(micro), dtype))
+    for micro in (2, 1):
+        difference = (results[micro] - results[8]).norm() / results[8].norm()
+        assert difference <= tolerance, micro
+
+
+def test_the_step_loss_is_the_mean_over_supervised_tokens(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """The logged loss of step 1 is (sum of token losses) / (supervised tokens) of its 8 rows, by plain cross-entropy."""
+    trainer = trainer_of(make_recipe(train={"micro_batch_size": 1, "precision": "fp32", "max_steps": 1}), tmp_path)
+    rows = next(trainer.sampler.global_batches())
+    batch = collate([(row, trainer.documents[row]) for row in rows], pad_token_id=0)
+    with torch.no_grad():
+        logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        expected = functional.cross_entropy(
+            logits.flatten(0, 1), batch["shift_labels"].flatten(), ignore_index=IGNORED, reduction="mean"
+        )
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_evaluation_loss_is_the_exact_token_mean(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """The evaluation loss doesn't depend on the batch size, and is the mean over tokens."""
+    losses = []
+    for size in (1, 3, 16):
+        trainer = trainer_of(make_recipe(evaluate={"batch_size": size}), tmp_path / str(size))
+        losses.append(trainer.evaluate()["eval_loss"])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+    total = count = 0.0
+    for index, document in enumerate(trainer.evaluation):
+        batch = collate([(index, document)], pad_token_id=0)
+        with torch.no_grad():
+            logits = trainer.model(input_ids=batch["input_ids"]).logits[0]
+        total += functional.cross_entropy(logits, batch["shift_labels"][0], ignore_index=IGNORED, reduction="sum").item()
+        count += int(batch["shift_labels"].ne(IGNORED).sum())
+    assert losses[0] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_non_finite_loss_stops_before_the_update(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """NaN in the weights ends the run at step 1, naming step and rows; no trained weight changes."""
+    trainer = trainer_of(make_recipe(), tmp_path)
+    with torch.no_grad():
+        trainer.model.get_input_embeddings().weight[:] = math.nan
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    with pytest.raises(TrainingError, match=r"loss is nan at step 1; nothing was updated. Rows: .*rows.json row \d+"):
+        trainer.train()
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters() if name in before)
+
+
+def test_a_non_finite_gradient_stops_before_the_update(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """A finite loss with an infinite gradient is refused as well."""
+    trainer = trainer_of(make_recipe(), tmp_path)
+    weight = next(p for name, p in trainer.model.named_parameters() if "lora_B" in name)
+    weight.register_hook(lambda gradient: gradient * math.inf)
+    before = weight.detach().clone()
+    with pytest.raises(TrainingError, match=r"gradient norm is (nan|inf) at step 1"):
+        trainer.train()
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_each_optimizer_learns(make_recipe: MakeRecipe, tmp_path: Path, optimizer: str) -> None:
+    """With every optimizer of the table the evaluation loss falls."""
+    rate = {"sgd": 1.0, "lion": 1e-3}.get(optimizer, 1e-2)
+    recipe = make_recipe(train={"micro_batch_size": 8, "precision": "fp32", "optimizer": optimizer, "learning_rate": rate})
+    trainer = trainer_of(recipe, tmp_path)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before - 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("constant", {}, [0, 0.5, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", {}, [0, 0.5, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        ("cosine", {}, [0, 0.5, 1, 0.9619, 0.8536, 0.6913, 0.5, 0.3087, 0.1464, 0.0381]),
+        ("cosine_with_minimum", {"minimum_learning_rate_fraction": 0.5}, [0, 0.5, 1, 0.98, 0.93, 0.85, 0.75, 0.65, 0.57, 0.52]),
+        ("wsd", {"decay_fraction": 0.4, "minimum_learning_rate_fraction": 0.2}, [0.2, 0.6, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4]),
+    ],
+)  # fmt: skip
+def test_each_schedule_has_its_shape(
+    make_recipe: MakeRecipe, tmp_path: Path, name: str, options: dict[str, float], expected: list[float]
+) -> None:
+    """The learning rates of 10 steps with a warm-up of 2 are those of the closed form."""
+    train = {"max_steps": 10, "warmup_fraction": 0.2, "schedule": name, "learning_rate": 1e-3, "precision": "fp32", **options}
+    trainer = trainer_of(make_recipe(train=train | {"micro_batch_size": 8}), tmp_path)
+    trainer.train()
+    rates = [entry["learning_rate"] / 1e-3 for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert rates == pytest.approx(expected, abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"activation_checkpointing": True},
+        {"neftune_alpha": 5.0},
+        {"label_smoothing": 0.1, "weight_decay": 0.1},
+        {"max_gradient_norm": None},
+        {"precision": "bf16"},
+    ],
+    ids=lambda train: next(iter(train)),
+)
+def test_options_train(make_recipe: MakeRecipe, tmp_path: Path, train: dict[str, object]) -> None:
+    """Each option trains, and the loss falls."""
+    options = {"precision": "fp32", "micro_batch_size": 8, "learning_rate": 1e-2} | train
+    trainer = trainer_of(make_recipe(train=options), tmp_path)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before
+
+
+def test_activation_checkpointing_changes_no_gradient(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """The adapter after an epoch is the same with and without recomputed activations."""
+    results = []
+    for checkpointing in (False, True):
+        train = {"micro_batch_size": 8, "precision": "fp32", "activation_checkpointing": checkpointing}
+        results.append(trained_weights(trainer_of(make_recipe(train=train), tmp_path / str(checkpointing))))
+    assert torch.allclose(results[0], results[1], rtol=1e-5, atol=1e-7)
+
+
+def test_options_that_cannot_be_honoured_are_refused(make_recipe: MakeRecipe) -> None:
+    """A paged optimizer without CUDA, fp16 on the CPU, an unknown optimizer and too long documents end in one message."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA, which honours them")
+    for section, message in (
+        ({"train": {"optimizer": "paged_adamw_8bit"}}, "needs a CUDA device"),
+        ({"train": {"optimizer": "adamm"}}, "got 'adamm'"),
+        ({"train": {"precision": "fp16"}}, "loss scaling"),
+        ({"data": {"max_length_tokens": 4096}}, "this base has 256 positions"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            build.build_inputs(make_recipe(**section))
+    assert optimizer_name("adamw") == "adamw_torch"
+
+
+def test_full_fine_tuning_saves_a_plain_model(make_recipe: MakeRecipe) -> None:
+    """Method full trains every weight, and the result loads with plain transformers."""
+    from transformers import AutoModelForCausalLM
+
+    recipe = make_recipe(adapter={"method": "full"}, train={"micro_batch_size": 8, "precision": "fp32", "learning_rate": 1e-3})
+    tree = recipe.model_dump(mode="json")
+    tree["adapter"] = {"method": "full"}
+    summary = run.start(Recipe.model_validate(tree), name="full", command="test", say=lambda line: None)
+    folder = Path(recipe.output.folder) / summary["name"]
+    assert summary["trainable_parameters"] == summary["parameters"]
+    assert summary["evaluation_loss"] < summary["evaluation_loss_before"]
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    assert sum(p.numel() for p in model.parameters()) == summary["parameters"]
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
