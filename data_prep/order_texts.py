@@ -80,18 +80,25 @@ TRAIN = Texts(
         "low": (
             "There is no rush.", "Take your time.", "It is not urgent.", "No hurry at all.", "This can wait.",
             "It is fine if it takes longer.", "Do it whenever you can.", "We are not in a hurry.", "A delay is no problem.",
-            "It does not matter if it is late.",
+            "It does not matter if it is late.", "We have time.", "Any time later is fine.", "Send it when you have a moment.",
+            "It does not have to be now.", "There is no need for speed.", "Slow delivery is fine.", "There is time enough.",
+            "No pressure from our side.", "It is no problem to wait.", "Whenever you like.", "We will gladly wait.",
         ),
         "normal": (
             "Normal delivery is fine.", "The usual delivery, please.", "Please handle it as usual.",
             "Standard shipping will do.", "Just treat it like any order.", "A regular delivery is enough.",
             "Nothing special is needed.", "The standard service is okay.", "Ship it the normal way.",
-            "Regular shipping, please.",
+            "Regular shipping, please.", "Your normal service is fine.", "Deliver it as always.", "The ordinary way is okay.",
+            "Handle it like all the others.", "The default shipping is good.", "Normal post, please.",
+            "No special delivery is needed.", "Just send it the regular way.", "Standard speed is okay.",
+            "Usual conditions, as ever.", "An ordinary delivery will do.",
         ),
         "high": (
             "This is urgent!", "We need it fast.", "Please hurry!", "It is very important.", "Please be quick.",
             "It can not wait.", "This is an emergency.", "Please rush this order.", "We are in a great hurry.",
-            "It must not be late.",
+            "It must not be late.", "Send it immediately.", "It has to be fast.", "There is no time to lose.",
+            "We need it now.", "Every hour counts.", "Do it right away, please.", "Time is running out.",
+            "As fast as you can, please.", "The matter is critical.", "Please act at once.", "We need this very soon.",
         ),
     },
     first_names=(

@@ -2,7 +2,7 @@
 
 The two splits share no template, greeting, sentence, phrase, name or product word (order_texts.py), and no quantity and
 no day of the year; check_disjoint makes sure of it before any row is made. A date is copied as the customer writes it
-("14 March"), a quantity in words becomes a number, and the priority follows from a phrase, or from there being none.
+("14 March"), a quantity in words becomes a number, and the priority follows from a phrase.
 """
 
 import json
@@ -109,26 +109,23 @@ def _order(source: random.Random, split: Split, template: str) -> dict[str, list
         "date": source.choice(dates(split)),
         "priority": priority,
     }
-    # Who says nothing about the time wants the normal priority.
-    urgency = "" if priority == "normal" and source.random() < 0.5 else source.choice(texts.urgency[priority])
     in_words = quantity < len(WORDS) and source.random() < 0.5
     body = template.format_map(order | {"quantity": WORDS[quantity] if in_words else quantity})
     answer = json.dumps(order, separators=(",", ":"))
     return {
         "messages": [
             {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": _letter(source, texts, body, urgency)},
+            {"role": "user", "content": _letter(source, texts, body, source.choice(texts.urgency[priority]))},
             {"role": "assistant", "content": answer},
         ]
     }
 
 
 def _letter(source: random.Random, texts: Texts, body: str, urgency: str) -> str:
-    """The order in a customer's words: greeting, small talk and urgency are left out at times."""
+    """The order in a customer's words: greeting or none, small talk or none, the order, its urgency."""
     signed = body[-1].isalpha()  # the customer's name, after which nothing more is said
     sentences = [body[0].upper() + body[1:]]
-    if urgency:
-        sentences.insert(0 if signed else source.choice((0, 1)), urgency)
+    sentences.insert(0 if signed else source.choice((0, 1)), urgency)
     if source.random() < 0.4:
         sentences.insert(0, source.choice(texts.small_talk))
     greeting = f"{source.choice(texts.greetings)}\n" if source.random() < 0.5 else ""

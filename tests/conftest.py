@@ -1,4 +1,4 @@
-"""Shared parts of the tests: a tiny random LLaMA with a real byte-level tokenizer, made in milliseconds, and a small data set."""
+"""Shared parts of the tests: a tiny random LLaMA with a real byte-level tokenizer, and a small data set."""
 
 import json
 import os
@@ -8,6 +8,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# On matrices this small a second thread only waits for the first.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -36,7 +38,10 @@ def save_tiny_tokenizer(folder: Path) -> None:
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"  # noqa: S106
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",  # noqa: S106
+        eos_token="<|im_end|>",  # noqa: S106
+        pad_token="<|im_end|>",  # noqa: S106
     )
     fast.chat_template = CHATML
     fast.save_pretrained(folder)

@@ -1,27 +1,26 @@
-"""What the libraries print by themselves is kept off the screen: a person sees this program's own lines.
-
-Errors still come through as exceptions, and warnings go to the run's log.
-"""
+"""Libraries kept quiet, so that a verb's output is its own. Torch-free: it acts before any library is imported."""
 
 import logging
 import os
+import sys
 import warnings
+from pathlib import Path
 
-SILENCED = {
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TQDM_DISABLE": "1",
-    "TOKENIZERS_PARALLELISM": "true",
-}
+GPU_DEVICES = ("nvidia[0-9]*", "nvidiactl", "kfd", "dxg")
+"""Names under /dev of NVIDIA's and AMD's devices, and of either under WSL."""
 
 
 def quiet_libraries() -> None:
-    """Set what the libraries look at when they are imported; a value that the user has set stays."""
-    for name, value in SILENCED.items():
-        os.environ.setdefault(name, value)
+    """Keep what libraries say about themselves out of the output; progress bars stay where standard error is a terminal.
+
+    What the user sets in the environment goes first.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not any(match for name in GPU_DEVICES for match in Path("/dev").glob(name)):
+        # Else DeepSpeed, which peft and accelerate import, says on standard output, amid our JSON, that it took the CPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # It says that it found no package `kernels`, which would fetch code from a hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # A filter, not a level: DeepSpeed sets its own level when it is imported.
-    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.simplefilter("ignore", FutureWarning)

@@ -19,7 +19,8 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from data_prep.render import end_of_turn_ids
+from data_prep.messages import Message, PlainText
+from data_prep.render import end_of_turn_ids, prompt_and_reference, render_prompt
 from finetune.errors import FinetuneError
 
 ESCAPE_SEQUENCES = re.compile(
@@ -106,6 +107,21 @@ def stream(
             thread.join()
     if failures:
         raise failures[0]
+
+
+def conversation_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The token ids of a conversation up to where the next answer begins. Raises FinetuneError without a chat template."""
+    if tokenizer.chat_template is None:
+        raise FinetuneError(
+            "this model's tokenizer has no chat template, so it can't hold a conversation: give plain text (--raw)."
+        )
+    ids: list[int] = tokenizer(render_prompt(messages, tokenizer), add_special_tokens=False)["input_ids"]
+    return list(ids)
+
+
+def plain_ids(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The token ids of a text to be continued, with the token that begins a text where the tokenizer has one."""
+    return prompt_and_reference(PlainText(text, ""), tokenizer)[0]
 
 
 def clean_for_terminal(text: str) -> str:

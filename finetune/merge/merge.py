@@ -234,26 +234,31 @@ def merge_in_float32(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
     Raises MergeError where a merged weight is not finite in `dtype`.
     """
     _untie_if_one_side_is_adapted(model)
+    checked: set[int] = set()
     with quiet_peft():
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer):
-                inner: torch.nn.Module = module.get_base_layer()
+                inner: Any = module.get_base_layer()
                 inner.float()
-                try:
-                    module.merge(safe_merge=True)
-                except ValueError as error:
-                    raise MergeError(f"the adapter is damaged at {_plain(name)}: {error}") from error
+                module.merge()
                 inner.to(dtype)
-        try:
-            merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
-        except ValueError as error:
-            raise MergeError(f"the adapter is damaged: {error}") from error
+                _refuse_not_finite(_plain(name), inner.weight)
+                checked.add(id(inner.weight))
+        merged: PreTrainedModel = model.merge_and_unload()
     torch.nn.Module.to(merged, dtype)  # transformers' own `to` only adds checks for quantised models
     for name, parameter in merged.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise MergeError(f"the merged weight {name} is not finite in {dtype}: the adapter is damaged, or too large for it.")
+        if id(parameter) not in checked:
+            _refuse_not_finite(name, parameter)
     merged.config.dtype = dtype
     return merged
+
+
+def _refuse_not_finite(name: str, weight: torch.Tensor) -> None:
+    if not bool(torch.isfinite(weight).all()):
+        raise MergeError(
+            f"the merged weight of {name} is not finite in {weight.dtype}: the adapter (or the base) is damaged, "
+            "or the update is too large for that type."
+        )
 
 
 def _untie_if_one_side_is_adapted(model: PeftModel) -> None:
@@ -262,8 +267,8 @@ def _untie_if_one_side_is_adapted(model: PeftModel) -> None:
     embedding, head = plain.get_input_embeddings(), plain.get_output_embeddings()
     if head is None or not (isinstance(embedding, LoraLayer) or isinstance(head, LoraLayer)):
         return
-    inner = head.get_base_layer() if isinstance(head, LoraLayer) else head
-    other = embedding.get_base_layer() if isinstance(embedding, LoraLayer) else embedding
+    inner: Any = head.get_base_layer() if isinstance(head, LoraLayer) else head
+    other: Any = embedding.get_base_layer() if isinstance(embedding, LoraLayer) else embedding
     if inner.weight is other.weight:
         inner.weight = torch.nn.Parameter(inner.weight.detach().clone(), requires_grad=False)
         plain.config.tie_word_embeddings = False

@@ -22,7 +22,7 @@ from finetune.errors import ModelError
 from finetune.recipe.schema.model import GgufBase, ModelSection, WheelBase
 
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
-"""Values of config.json's model_type whose blocks are LLaMA's: RMSNorm, rotary positions, gated MLP, grouped-query attention."""
+"""Values of config.json's model_type whose blocks are LLaMA's: RMSNorm, RoPE, gated MLP, grouped-query attention."""
 
 CONVERSION = "1"
 """The version of the GGUF conversion; raising it makes the cache convert again."""
@@ -36,7 +36,13 @@ class Base:
 
     folder: Path
     identity: dict[str, str]
-    """What the run's lock records: kind, name, and a commit or SHA-256."""
+    """Kind and name, and the hub's commit or the file's SHA-256 where that is known without reading the weights."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """What the run's lock records: the identity, with a SHA-256 of config and weights for a plain folder."""
+        if self.identity["kind"] != "folder":
+            return self.identity
+        return self.identity | {"sha256": folder_sha256(self.folder)}
 
 
 def cache_folder() -> Path:
@@ -109,7 +115,7 @@ def _from_folder(folder: Path) -> Base:
     read_config(folder)
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"model.base: {folder} holds no .safetensors file (pickled weights are not loaded).")
-    return Base(folder, {"kind": "folder", "name": str(folder), "sha256": folder_sha256(folder)})
+    return Base(folder, {"kind": "folder", "name": str(folder)})
 
 
 def _from_hub(name: str, revision: str | None) -> Base:

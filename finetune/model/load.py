@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from finetune.errors import ModelError
@@ -48,7 +49,7 @@ def load_model(
         options |= {"quantization_config": nf4_config(dtype), "device_map": {"": choose_device()}}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(base.folder, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the weights in {base.folder} could not be loaded: {error}") from error
     absent = sorted(info["missing_keys"])
     if absent:

@@ -56,9 +56,7 @@ def choose_precision(asked: str) -> Precision:
             return Precision("bf16", f"{where} has bf16 natively")
         return Precision("fp32", f"{where} has no native bf16")
     if asked == "fp16" and device.type != "cuda":
-        raise ModelError(
-            f"train.precision fp16 needs a CUDA device for its loss scaling; this is {device.type}. Set train.precision to auto."
-        )
+        raise ModelError(f"train.precision fp16 needs a CUDA device for its loss scaling; this is {device.type}. Use auto.")
     if asked == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ModelError(
             f"train.precision bf16: {torch.cuda.get_device_name(device)} has no bf16. Set train.precision to fp16."

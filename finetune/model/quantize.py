@@ -7,7 +7,7 @@ import torch
 from finetune.errors import ModelError
 
 
-def nf4_config(dtype: torch.dtype):  # noqa: ANN201 - transformers' class; naming it here would import it at once
+def nf4_config(dtype: torch.dtype):
     """The quantisation that `adapter.method: qlora` stands for: NF4, double quantised, computed in `dtype`.
 
     The storage type equals the compute type, so that sharding engines can flatten both alike.

@@ -83,7 +83,7 @@ def make_lock(recipe: Recipe, inputs: Inputs, command: str, tracker_id: str) -> 
         recipe=recipe,
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        base=inputs.base.identity,
+        base=inputs.base.fingerprint(),
         tokenizer_sha256=build.tokenizer_sha256(inputs.tokenizer),
         template_sha256=build.template_sha256(inputs.tokenizer),
         data=inputs.data.digests,
@@ -118,7 +118,8 @@ class Parts:
         self.model = build.build_model(self.recipe, inputs)
         self.trainable, self.total = count_parameters(self.model)
         self.say(
-            f"{self.trainable:,} of {self.total:,} parameters train ({self.trainable / self.total:.2%}), in {inputs.precision.name}"
+            f"{self.trainable:,} of {self.total:,} parameters train ({self.trainable / self.total:.2%}), "
+            f"in {inputs.precision.name}: {inputs.precision.reason}"
         )
         config = self.recipe.model_dump(mode="json")
         self.tracker = start_tracker(self.recipe.tracking, lock.tracker_id, config, folder=run.path)

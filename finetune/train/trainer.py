@@ -72,7 +72,7 @@ class ExactTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """The micro-batch's part of the step's mean loss. Raises TrainingError, before the backward pass, where it isn't finite."""
+        """The micro-batch's part of the step's mean loss. Raises TrainingError, before the backward, where it isn't finite."""
         rows = inputs.pop("row_index")
         loss = model(**inputs, num_items_in_batch=num_items_in_batch).loss
         if not torch.isfinite(loss):

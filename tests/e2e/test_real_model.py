@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from tests.e2e.conftest import Finetune
 
 RECIPE = """\

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import save_tiny_llama
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -19,8 +18,10 @@ from finetune.cli.merge import merge as merge_command
 from finetune.errors import CheckFailed, MergeError
 from finetune.merge import merge as merging
 from finetune.merge.merge import choose_target, merge
+from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
+from tests.conftest import save_tiny_llama
 
 MakeAdapter = Callable[..., Target]
 TOKENS = torch.arange(3, 43)[None]
@@ -222,7 +223,7 @@ def test_a_damaged_adapter_is_refused(tiny_base: Path, tmp_path: Path) -> None:
     weights = load_file(path)
     weights["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"][3, 1] = float("nan")
     save_file(weights, path)
-    with pytest.raises(MergeError, match=r"damaged at model\.layers\.1\.mlp\.up_proj"):
+    with pytest.raises(MergeError, match=r"model\.layers\.1\.mlp\.up_proj is not finite"):
         merge(target, tmp_path / "merged")
 
 
@@ -283,6 +284,23 @@ def test_other_kinds_of_adapters_are_refused(tiny_base: Path, tmp_path: Path) ->
     path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_type": "IA3"}))
     with pytest.raises(MergeError, match="IA3"):
         merge(target, tmp_path / "merged")
+
+
+def test_a_qlora_merge_says_which_base_it_is_merged_into(tiny_base: Path, alpaca_file: Path, tmp_path: Path) -> None:
+    """An adapter of a 4-bit run is merged into the base as stored, verified on the run's rows, and the report says so."""
+    recipe = Recipe.model_validate(
+        {
+            "model": {"base": str(tiny_base)},
+            "adapter": {"method": "qlora", "rank": 4},
+            "data": {"train": [{"path": str(alpaca_file), "format": "alpaca"}]},
+        }
+    )
+    made = make_adapter(tiny_base, tmp_path / "adapter")
+    report = merge(Target(made.model, made.adapter, recipe, "a run"), tmp_path / "merged")
+    assert report.dtype == "float32"
+    assert "4-bit NF4" in report.notes[0]
+    assert report.verification is not None
+    assert report.verification.texts == "the run's data"
 
 
 @pytest.mark.parametrize("size", ["", "5", "big", "-1GB", "5XB"])

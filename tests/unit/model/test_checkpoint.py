@@ -2,21 +2,29 @@
 
 import hashlib
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from finetune.errors import ModelError
-from finetune.model.checkpoint import check_architecture, extract_member, resolve_base
+from finetune.model.checkpoint import Base, check_architecture, extract_member, resolve_base
 from finetune.recipe.schema.model import GgufBase, ModelSection, WheelBase
 
 
-def test_a_folder_is_identified_by_its_content(tiny_base: Path) -> None:
-    """The identity of a folder holds the hash of config and weights."""
+def test_a_folder_is_identified_by_its_content(tiny_base: Path, tmp_path: Path) -> None:
+    """The fingerprint follows the content of config and weights, to the last bit, and not the folder's name."""
     base = resolve_base(ModelSection(base=str(tiny_base)))
     assert base.folder == tiny_base
-    assert len(base.identity["sha256"]) == 64
+    before = base.fingerprint()["sha256"]
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_base, copy)
+    assert Base(copy, {"kind": "folder"}).fingerprint()["sha256"] == before
+    with (copy / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    assert Base(copy, {"kind": "folder"}).fingerprint()["sha256"] != before
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import save_tiny_llama
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
@@ -16,6 +15,7 @@ from finetune.errors import ModelError
 from finetune.model import inspect
 from finetune.recipe.schema.adapter import AdapterSection
 from finetune.recipe.schema.model import ModelSection, RopeScaling
+from tests.conftest import save_tiny_llama
 
 SMALL: dict[str, Any] = {
     "vocab_size": 128, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,

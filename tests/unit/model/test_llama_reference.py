@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import SHARED
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from tests.conftest import SHARED
 
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
 STORIES = SHARED / "models" / "stories260k"

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.train.conftest import MakeRecipe
 from safetensors.torch import load_file
 
 from finetune.errors import CheckpointError, LaunchError, TrackerError
@@ -19,6 +18,7 @@ from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder, list_summaries
 from finetune.train import run
 from finetune.train.checkpoints import complete_checkpoints
+from tests.unit.train.conftest import MakeRecipe
 
 RUN_SCRIPT = """
 import json, sys

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.train.conftest import MakeRecipe
 from torch.nn import functional
 
 from finetune.errors import ModelError, TrainingError
@@ -16,6 +15,7 @@ from finetune.train import build, run
 from finetune.train.arguments import OPTIMIZERS, optimizer_name
 from finetune.train.batches import collate
 from finetune.train.trainer import ExactTrainer
+from tests.unit.train.conftest import MakeRecipe
 
 
 def trainer_of(recipe: Recipe, folder: Path, dtype: torch.dtype = torch.float32) -> ExactTrainer:

@@ -1,0 +1,225 @@
+"""finetune doctor: what this machine offers, what will be used, and why."""
+
+import os
+import platform
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+from finetune.cli.common import JsonOption, print_json
+
+DISTRIBUTION = "llama-finetune"
+CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
+OPTIONAL = {
+    "bitsandbytes": "adapter.method qlora and train.optimizer adamw_8bit are refused without it",
+    "deepspeed": "ZeRO sharding over several devices is refused without it",
+    "trackio": "tracking.tracker trackio is refused without it",
+    "wandb": "tracking.tracker wandb is refused without it",
+}
+BUILD_TOOLS = ("g++", "ninja")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    topic: str
+    name: str
+    value: str
+    remark: str = ""
+    """The reason, or the consequence."""
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Show what this machine offers, what will be used, and why."""
+    findings = list(examine())
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    elif sys.stdout.isatty():
+        print_table(findings)
+    else:
+        print_plain(findings)
+
+
+def examine() -> Iterator[Finding]:
+    """Everything that the report says, in order."""
+    yield from use()
+    yield from processor()
+    yield from devices()
+    yield from packages()
+    yield from extras()
+    yield from disks()
+    yield from accounts()
+
+
+def use() -> Iterator[Finding]:
+    """What a run with precision auto takes."""
+    from finetune.model.precision import choose_device, choose_precision
+
+    device, precision = choose_device(), choose_precision("auto")
+    why = {
+        "cuda": "there is a CUDA device",
+        "mps": "there is no CUDA device, but Apple's MPS",
+        "cpu": "there is neither a CUDA device nor Apple's MPS",
+    }
+    yield Finding("will be used", "device", str(device), why[device.type])
+    yield Finding("will be used", "precision", precision.name, precision.reason)
+
+
+def processor() -> Iterator[Finding]:
+    """Cores, threads, instructions and memory."""
+    import psutil
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield Finding("processor", "system", f"{platform.system()} {platform.release()}, {platform.machine()}")
+    yield Finding("processor", "cores", str(usable), f"torch computes with {torch.get_num_threads()} threads")
+    flags = cpu_flags()
+    if flags is not None:
+        found = [flag for flag in CPU_FLAGS if flag in flags]
+        native = any(flag in ("avx512_bf16", "amx_bf16") for flag in found)
+        yield Finding(
+            "processor", "instructions", ", ".join(found) or "none of note", "bf16 natively" if native else "no native bf16"
+        )
+    memory = psutil.virtual_memory()
+    yield Finding("processor", "memory", f"{memory.total / 1e9:.1f} GB", f"{memory.available / 1e9:.1f} GB free")
+
+
+def cpu_flags() -> set[str] | None:
+    """The processor's instruction sets as Linux names them; None elsewhere."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return None
+    for line in path.read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return None
+
+
+def devices() -> Iterator[Finding]:
+    """GPUs and their memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            found = torch.cuda.get_device_properties(index)
+            kind = f"compute capability {found.major}.{found.minor}"
+            yield Finding("devices", f"cuda:{index}", found.name, f"{found.total_memory / 1e9:.1f} GB, {kind}")
+    else:
+        reason = "this torch was built without it" if torch.version.cuda is None else "no device or driver was found"
+        yield Finding("devices", "CUDA", "none", reason)
+    if platform.system() == "Darwin":
+        there = torch.backends.mps.is_available()
+        yield Finding(
+            "devices", "MPS", "present" if there else "none", "fp32 unless the recipe says otherwise" if there else ""
+        )
+
+
+def packages() -> Iterator[Finding]:
+    """Python and the packages that matter, compared with what this package asks for."""
+    from packaging.requirements import Requirement
+
+    yield Finding("packages", "python", platform.python_version(), f"at {sys.executable}")
+    for requirement in map(Requirement, requirements()):
+        if "extra" in str(requirement.marker or "") or (requirement.marker and not requirement.marker.evaluate()):
+            continue
+        version = version_of(requirement.name)
+        if version is None:
+            yield Finding("packages", requirement.name, "absent", f"MISSING: {requirement.specifier} is asked for")
+        elif not requirement.specifier.contains(version, prereleases=True):
+            yield Finding("packages", requirement.name, version, f"OUTSIDE the tested range {requirement.specifier}")
+        else:
+            yield Finding("packages", requirement.name, version, f"within {requirement.specifier}")
+
+
+def requirements() -> list[str]:
+    """What this package asks for: as installed, or as the checkout's pyproject.toml says."""
+    try:
+        return metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        path = Path(__file__).resolve().parents[2] / "pyproject.toml"
+        return list(tomllib.loads(path.read_text())["project"]["dependencies"])
+
+
+def version_of(package: str) -> str | None:
+    """A package's version; None where it isn't installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def extras() -> Iterator[Finding]:
+    """What is there only on some machines, and what is refused without it."""
+    for name, consequence in OPTIONAL.items():
+        there = util.find_spec(name) is not None
+        yield Finding("extras", name, "present" if there else "absent", "" if there else consequence)
+    for tool in BUILD_TOOLS:
+        path = shutil.which(tool)
+        yield Finding(
+            "extras", tool, "present" if path else "absent", "" if path else "deepspeed can't compile its extension without it"
+        )
+
+
+def disks() -> Iterator[Finding]:
+    """Free space where bases and runs go."""
+    from finetune.model.checkpoint import cache_folder
+
+    for name, folder in (("converted bases", cache_folder()), ("hub cache", hub_cache()), ("runs", Path("runs").resolve())):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        yield Finding("disk", name, f"{shutil.disk_usage(there).free / 1e9:,.1f} GB free", str(folder))
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps downloads."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def accounts() -> Iterator[Finding]:
+    """Whether keys are there; their values are never read out."""
+    from huggingface_hub import get_token
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    token = get_token() is not None
+    yield Finding(
+        "accounts", "hub token", "set" if token else "not set", "" if token else "gated bases (HF_TOKEN) can't be fetched"
+    )
+    yield Finding(
+        "accounts", "hub", "offline" if HF_HUB_OFFLINE else "online", "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else ""
+    )
+    key = bool(os.environ.get("WANDB_API_KEY"))
+    yield Finding(
+        "accounts", "wandb key", "set" if key else "not set", "" if key else "wandb runs are written offline (WANDB_API_KEY)"
+    )
+
+
+def print_table(findings: list[Finding]) -> None:
+    """A table for a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("", "what", "found", "remark"):
+        table.add_column(heading, overflow="fold")
+    topic = ""
+    for finding in findings:
+        style = "red" if finding.remark.startswith(("MISSING", "OUTSIDE")) else "dim"
+        shown = "" if finding.topic == topic else finding.topic
+        table.add_row(Text(shown, "bold"), finding.name, Text(finding.value), Text(finding.remark, style))
+        topic = finding.topic
+    Console().print(table)
+
+
+def print_plain(findings: list[Finding]) -> None:
+    """Aligned text for everything else."""
+    widths = [max(len(getattr(finding, field)) for finding in findings) for field in ("topic", "name", "value")]
+    for finding in findings:
+        cells = (finding.topic.ljust(widths[0]), finding.name.ljust(widths[1]), finding.value.ljust(widths[2]), finding.remark)
+        print("  ".join(cells).rstrip())

@@ -1,0 +1,94 @@
+"""finetune generate: answers to prompts."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from finetune.cli.common import JsonOption
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from finetune.recipe.schema.evaluate import EvaluateSection
+
+TargetArgument = Annotated[
+    str, typer.Argument(metavar="MODEL_OR_RUN", help="A run, an adapter folder, a model folder or a hub id.")
+]
+SystemOption = Annotated[str | None, typer.Option(help="A system message that goes first.")]
+TokensOption = Annotated[int | None, typer.Option(min=1, help="The longest answer; the run's own, else 256, when absent.")]
+TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above, tokens are drawn.")]
+
+
+def generate(
+    target: TargetArgument,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A text file with a prompt a line.")] = None,
+    system: SystemOption = None,
+    max_new_tokens: TokensOption = None,
+    temperature: TemperatureOption = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="What tokens are drawn from.")] = 0,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer prompts, in batches; the chat template of the model or run is applied."""
+    prompts = read_prompts(prompt or [], file)
+    model, tokenizer, options = load_for_answers(target)
+
+    from data_prep.messages import Message
+    from finetune.evaluate import generation
+
+    before = [Message("system", system)] if system is not None else []
+    if raw:
+        ids = [generation.plain_ids((system or "") + text, tokenizer) for text in prompts]
+    else:
+        ids = [generation.conversation_ids([*before, Message("user", text)], tokenizer) for text in prompts]
+    answers = generation.generate(
+        model,
+        tokenizer,
+        ids,
+        max_new_tokens=max_new_tokens or options.max_new_tokens,
+        batch_size=options.batch_size,
+        temperature=temperature,
+        seed=seed,
+    )
+    if as_json:
+        # In ASCII, so that what a model wrote reaches no terminal unescaped.
+        print(json.dumps([{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)], indent=2))
+        return
+    clean = generation.clean_for_terminal
+    for number, (text, answer) in enumerate(zip(prompts, answers, strict=True)):
+        if len(prompts) > 1:
+            print(("\n" if number else "") + "> " + clean(text))
+        print(clean(answer))
+
+
+def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
+    """The prompts of the options and of the file, in this order. Raises FinetuneError where there is none."""
+    from finetune.errors import FinetuneError
+
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise FinetuneError(f"--file {file} can't be read: {error}") from error
+        prompts = prompts + [line for line in lines if line.strip()]
+    if not prompts:
+        raise FinetuneError('there is no prompt: give --prompt "..." or --file FILE with a prompt a line.')
+    return prompts
+
+
+def load_for_answers(target: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast, EvaluateSection]":
+    """Model and tokenizer of MODEL_OR_RUN, on the device, and how its run generates."""
+    from finetune.recipe.schema.evaluate import EvaluateSection
+    from finetune.runs.target import resolve_target
+
+    found = resolve_target(target)
+
+    from finetune.evaluate.loading import load_ready
+    from finetune.model.precision import choose_precision
+
+    dtype = choose_precision("auto").dtype
+    model, tokenizer = load_ready(found.model, found.adapter, dtype=dtype, quantize=found.quantized)
+    return model, tokenizer, found.recipe.evaluate if found.recipe is not None else EvaluateSection()

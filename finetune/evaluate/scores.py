@@ -1,0 +1,70 @@
+"""A model's figures on the evaluation rows of a recipe."""
+
+import time
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from data_prep.messages import Example, PlainText
+from data_prep.prepare import prepare
+from data_prep.render import prompt_and_reference
+from finetune.errors import FinetuneError
+from finetune.evaluate.generation import generate
+from finetune.evaluate.metrics import exact_match, token_loss
+from finetune.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured; each figure over the same rows."""
+
+    rows: int
+    tokens: int
+    """Supervised tokens, which the loss is the mean over."""
+    loss: float
+    perplexity: float
+    exact_match: float | None
+    """None where no row has a prompt, as plain texts."""
+    loss_seconds: float
+    generation_seconds: float
+
+
+def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Scores:
+    """Loss, perplexity and exact match on the first evaluate.max_rows evaluation rows (all where that is absent).
+
+    Raises FinetuneError for a recipe without evaluation rows.
+    """
+    if recipe.data.evaluation is None:
+        raise FinetuneError(
+            "this recipe has no data.evaluation, so there is nothing to score on: add data.evaluation.fraction or .sources."
+        )
+    data = prepare(recipe.data, tokenizer, seed=recipe.train.seed)
+    documents = data.evaluation[: recipe.evaluate.max_rows]
+    started = time.perf_counter()
+    loss = token_loss(model, documents, recipe.evaluate.batch_size)
+    measured = time.perf_counter()
+    match = _match(model, tokenizer, recipe, data.evaluation_examples[: recipe.evaluate.max_rows])
+    return Scores(
+        rows=len(documents),
+        tokens=loss.tokens,
+        loss=loss.mean,
+        perplexity=loss.perplexity,
+        exact_match=match,
+        loss_seconds=round(measured - started, 2),
+        generation_seconds=round(time.perf_counter() - measured, 2),
+    )
+
+
+def _match(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, examples: list[Example]) -> float | None:
+    asked = [example for example in examples if not (isinstance(example, PlainText) and not example.prompt)]
+    if not asked:
+        return None
+    pairs = [prompt_and_reference(example, tokenizer) for example in asked]
+    answers = generate(
+        model,
+        tokenizer,
+        [prompt for prompt, _ in pairs],
+        max_new_tokens=recipe.evaluate.max_new_tokens,
+        batch_size=recipe.evaluate.batch_size,
+    )
+    return exact_match(answers, [reference for _, reference in pairs])

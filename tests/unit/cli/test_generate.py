@@ -1,0 +1,126 @@
+"""finetune generate, chat and evaluate as they print."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune.cli import chat as chatting
+from finetune.cli.chat import chat
+from finetune.cli.evaluate import evaluate
+from finetune.cli.generate import generate
+from finetune.errors import FinetuneError
+from tests.conftest import save_tiny_llama
+
+RECIPE = """
+model: {{base: {base}}}
+data: {{train: [{{path: {rows}, format: alpaca}}]{evaluation}}}
+evaluate: {{max_new_tokens: 4, max_rows: 6}}
+train: {{precision: fp32}}
+"""
+
+
+def write_recipe(folder: Path, base: Path, rows: Path, evaluation: str = ", evaluation: {fraction: 0.2}") -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(base=base, rows=rows, evaluation=evaluation))
+    return str(path)
+
+
+def test_one_prompt_prints_its_answer_alone(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With one prompt, standard output is the answer and nothing else."""
+    generate(str(tiny_base), prompt=["Hi"], max_new_tokens=6, as_json=True)
+    (answer,) = json.loads(capsys.readouterr().out)
+    generate(str(tiny_base), prompt=["Hi"], max_new_tokens=6)
+    from finetune.evaluate.generation import clean_for_terminal
+
+    assert capsys.readouterr().out == clean_for_terminal(answer["answer"]) + "\n"
+
+
+def test_prompts_come_from_options_and_a_file(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prompts of --prompt and --file are answered in order; blank lines are passed over."""
+    (tmp_path / "prompts.txt").write_text("second\n\nthird\n")
+    generate(str(tiny_base), prompt=["first"], file=tmp_path / "prompts.txt", max_new_tokens=3, as_json=True)
+    assert [row["prompt"] for row in json.loads(capsys.readouterr().out)] == ["first", "second", "third"]
+    generate(str(tiny_base), prompt=["first", "second"], max_new_tokens=3, raw=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert "> first" in lines
+    assert "> second" in lines
+
+
+def test_no_prompt_is_refused_before_anything_is_loaded() -> None:
+    """Without a prompt the message says how to give one, even where the model doesn't exist."""
+    with pytest.raises(FinetuneError, match="--prompt"):
+        generate("/nowhere")
+
+
+def test_a_base_without_template_asks_for_raw(tmp_path: Path) -> None:
+    """A tokenizer without a chat template can't answer a question, but can continue a text."""
+    save_tiny_llama(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(FinetuneError, match="--raw"):
+        generate(str(tmp_path), prompt=["Hi"], max_new_tokens=2)
+    generate(str(tmp_path), prompt=["Hi"], max_new_tokens=2, raw=True)
+
+
+def test_a_piped_chat_keeps_the_conversation(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each question is asked with all turns before it; /reset forgets them, /exit ends the chat."""
+    from finetune.evaluate import generation
+
+    asked: list[list[tuple[str, str]]] = []
+    real = generation.conversation_ids
+
+    def recorded(messages, tokenizer):
+        asked.append([(message.role, message.content) for message in messages])
+        return real(messages, tokenizer)
+
+    monkeypatch.setattr(generation, "conversation_ids", recorded)
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n\ntwo\n/reset\nthree\n/exit\nfour\n"))
+    chat(str(tiny_base), system="Be brief.", max_new_tokens=3)
+    assert [[role for role, _ in turns] for turns in asked] == [
+        ["system", "user"],
+        ["system", "user", "assistant", "user"],
+        ["system", "user"],
+    ]
+    assert [turns[-1][1] for turns in asked] == ["one", "two", "three"]
+    assert "you>" not in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_an_answer_only(capsys: pytest.CaptureFixture[str]) -> None:
+    """What had been said before Ctrl-C stays a turn of the conversation, printed without control sequences."""
+
+    def interrupted():
+        yield "Half \x1b[31man"
+        raise KeyboardInterrupt
+
+    message = chatting.show(interrupted())
+    assert (message.role, message.content) == ("assistant", "Half \x1b[31man")
+    assert capsys.readouterr().out == "Half an ...\n"
+
+
+def test_evaluate_reports_every_figure(
+    tiny_base: Path, alpaca_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loss, perplexity, exact match, rows and seconds; max_rows limits the rows."""
+    recipe = write_recipe(tmp_path, tiny_base, alpaca_file)
+    evaluate(str(tiny_base), recipe, ["evaluate.max_rows=5"], as_json=True)
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["rows"] == 5
+    assert scores["tokens"] > 5
+    # A random model is about as good as guessing among its vocabulary of some 400 tokens.
+    assert scores["perplexity"] == pytest.approx(400, rel=0.5)
+    assert scores["exact_match"] == 0.0
+    evaluate(str(tiny_base), recipe)
+    printed = capsys.readouterr().out
+    for name in ("loss", "perplexity", "exact match", "rows", "seconds"):
+        assert f"\n{name}" in printed
+
+
+def test_evaluate_needs_evaluation_rows(tiny_base: Path, alpaca_file: Path, tmp_path: Path) -> None:
+    """A recipe that holds nothing out is refused before the model is loaded."""
+    recipe = write_recipe(tmp_path, tiny_base, alpaca_file, evaluation="")
+    Path(recipe).write_text(Path(recipe).read_text().replace(", max_rows: 6", ""))
+    with pytest.raises(FinetuneError, match=r"no data\.evaluation"):
+        evaluate("/nowhere", recipe)
