@@ -21,7 +21,10 @@ def chat(
     temperature: TemperatureOption = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="What tokens are drawn from.")] = 0,
 ) -> None:
-    """Talk to a model or a run; answers appear as they are made. Lines can be piped in, too."""
+    """Talk to a model or a run.
+
+    Answers appear as they are made. Lines can be piped in, too.
+    """
     model, tokenizer, options = load_for_answers(target)
 
     from data_prep.messages import Message

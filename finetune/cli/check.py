@@ -19,7 +19,7 @@ def check(
     json_output: JsonOption = False,
     deep: Annotated[bool, typer.Option("--deep", help="Also do what needs the model or the data; slower.")] = False,
 ) -> None:
-    """Check a recipe and print every value with its origin.
+    """Check a recipe, and show each value's origin.
 
     Static unless --deep: no torch, no network.
     """

@@ -35,7 +35,10 @@ class Finding:
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Show what this machine offers, what will be used, and why."""
+    """Show what this machine offers.
+
+    And what will be used of it, and why.
+    """
     findings = list(examine())
     if as_json:
         print_json([asdict(finding) for finding in findings])

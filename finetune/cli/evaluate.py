@@ -9,7 +9,10 @@ from finetune.cli.generate import TargetArgument
 def evaluate(
     target: TargetArgument, recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False
 ) -> None:
-    """Measure loss, perplexity and exact match of a model or a run on a recipe's evaluation rows."""
+    """Score a model or a run.
+
+    Loss, perplexity and exact match on a recipe's evaluation rows.
+    """
     from finetune.errors import FinetuneError
     from finetune.recipe.load import load_recipe
     from finetune.runs.target import resolve_target

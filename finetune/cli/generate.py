@@ -32,7 +32,10 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer prompts, in batches; the chat template of the model or run is applied."""
+    """Answer prompts.
+
+    In batches; the chat template of the model or run is applied.
+    """
     prompts = read_prompts(prompt or [], file)
     model, tokenizer, options = load_for_answers(target)
 

@@ -16,7 +16,10 @@ def inspect(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for a recipe.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show sizes, attention, positions and parameters, from config.json and headers; no weights are loaded."""
+    """Show what a model is made of.
+
+    Sizes, attention, positions and parameters, from config.json and headers; no weights are loaded.
+    """
     from finetune.model.inspect import describe
 
     model, adapter = find_sections(target, overrides or [])

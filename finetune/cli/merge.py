@@ -19,9 +19,9 @@ def merge(
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare with base + adapter on real rows.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the base with the adapter in it, as sharded safetensors, and check that it is the same model.
+    """Merge an adapter into full weights.
 
-    Exit code 3 when it isn't; nothing then stands under the output's name.
+    Writes sharded safetensors, and checks that the merged model is the base with its adapter. Exit code 3 when it isn't; nothing then stands under the output's name.
     """
     from finetune.merge import merge as merging
 
