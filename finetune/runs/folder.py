@@ -1,0 +1,127 @@
+"""The run folder: the one object that every later verb takes.
+
+RUN/
+  recipe.lock.yaml   what was run: resolved recipe, hashes, versions, seed, command; never a secret
+  adapter/           the result, as peft saves it (model/ where all weights were trained)
+  checkpoints/       checkpoint-STEP/, whole when complete.json is in it
+  metrics.jsonl      one line per log, {"step": ..., "train/loss": ...}
+  summary.json       the outcome, for lists
+  run.log            what was printed
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import CheckpointError, LaunchError
+
+LOCK = "recipe.lock.yaml"
+RUNNING = ".running"
+
+
+class RunFolder:
+    """Paths inside one run, and atomic writes to them."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.adapter = path / "adapter"
+        self.model = path / "model"
+        self.checkpoints = path / "checkpoints"
+        self.lock_path = path / LOCK
+        self.metrics_path = path / "metrics.jsonl"
+        self.summary_path = path / "summary.json"
+        self.log_path = path / "run.log"
+
+    @property
+    def name(self) -> str:
+        """The run's name, unique in its folder."""
+        return self.path.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.read_summary().get("status") == "finished"
+
+    def read_summary(self) -> dict[str, Any]:
+        """summary.json; empty where there is none yet. Raises CheckpointError where it is damaged."""
+        try:
+            summary = json.loads(self.summary_path.read_text())
+        except FileNotFoundError:
+            return {}
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{self.summary_path} is damaged: {error}") from None
+        if not isinstance(summary, dict):
+            raise CheckpointError(f"{self.summary_path} is damaged: expected an object, got {type(summary).__name__}.")
+        return summary
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Replace summary.json in one step."""
+        write_text(self.summary_path, json.dumps(summary, indent=2) + "\n")
+
+    def claim(self) -> None:
+        """Mark the run as taken by this process. Raises LaunchError where another live process has it."""
+        marker = self.path / RUNNING
+        try:
+            holder = int(marker.read_text())
+        except (FileNotFoundError, ValueError):
+            holder = 0
+        if holder and holder != os.getpid() and Path(f"/proc/{holder}").exists():
+            raise LaunchError(f"{self.path} is being trained by process {holder}. Wait for it, or start a new run.")
+        write_text(marker, str(os.getpid()))
+
+    def release(self) -> None:
+        """Give the run back."""
+        (self.path / RUNNING).unlink(missing_ok=True)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run folder."""
+    return (path / LOCK).is_file()
+
+
+def create_run(folder: Path, name: str) -> RunFolder:
+    """A new run folder, FOLDER/NAME-001 or the next number that is free; an existing run is never written to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = folder / f"{name}-{number:03d}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+            continue
+        run = RunFolder(path)
+        run.checkpoints.mkdir()
+        return run
+
+
+def open_run(path: Path) -> RunFolder:
+    """An existing run folder. Raises CheckpointError where the path isn't one."""
+    if not is_run(path):
+        raise CheckpointError(f"{path} is not a run folder: there is no {LOCK} in it.")
+    return RunFolder(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content in one step, so that no reader sees half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def list_summaries(folder: Path) -> list[dict[str, Any]]:
+    """The summaries of all runs in a folder, oldest first; one that can't be read is listed with the status "damaged"."""
+    summaries = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if not is_run(path):
+            continue
+        try:
+            summary = RunFolder(path).read_summary()
+        except CheckpointError:
+            summary = {"status": "damaged"}
+        summaries.append({"name": path.name, "status": "empty"} | summary)
+    return sorted(summaries, key=lambda summary: str(summary.get("created", "")))

@@ -1,0 +1,98 @@
+"""The real Trackio and wandb, offline: what was logged can be read back."""
+
+import sqlite3
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from finetune.recipe.schema.tracking import TrackingSection
+from finetune.runs.trackers import GuardedTracker, start_tracker, wandb_mode
+
+
+def test_trackio_has_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics logged to Trackio, and those of a resumed run, stand in its local database under one run."""
+    import trackio.utils
+    from trackio.sqlite_storage import SQLiteStorage
+
+    monkeypatch.setattr(trackio.utils, "TRACKIO_DIR", tmp_path)
+    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path)
+    section = TrackingSection(project="test-project")
+    for steps in ([1, 2], [3]):
+        tracker = start_tracker(section, "run-a", {"train": {"seed": 0}}, folder=tmp_path)
+        for step in steps:
+            tracker.log({"train/loss": 1.0 / step}, step)
+        tracker.finish()
+    assert SQLiteStorage.get_runs("test-project") == ["run-a"]
+    logs = SQLiteStorage.get_logs("test-project", "run-a")
+    assert [(entry["step"], entry["train/loss"]) for entry in logs] == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+
+
+def wandb_records(data: bytes) -> Iterator[bytes]:
+    """The records of a .wandb file: LevelDB's log format (32 KiB blocks; CRC, length and type before each part)."""
+    position, parts = 7, b""
+    while position + 7 <= len(data):
+        if (left := 32768 - position % 32768) < 7:
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            yield parts
+            parts = b""
+
+
+def test_wandb_offline_has_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The offline file, parsed with wandb's own protocol, holds each metric; no account is needed."""
+    import json
+
+    from wandb.proto import wandb_internal_pb2
+
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    section = TrackingSection(tracker="wandb", project="test-project")
+    tracker = start_tracker(section, "run-b", {"train": {"seed": 7}}, folder=tmp_path)
+    tracker.log({"train/loss": 0.25}, 3)
+    tracker.finish()
+    values = {}
+    for data in wandb_records(next(tmp_path.rglob("*.wandb")).read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        for item in record.history.item:
+            values[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    assert values["train/loss"] == 0.25
+    assert values["_step"] == 3
+
+
+def test_auto_mode_is_online_only_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without WANDB_API_KEY wandb stays offline; with one it goes online."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert wandb_mode(TrackingSection(tracker="wandb")) == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    assert wandb_mode(TrackingSection(tracker="wandb")) == "online"
+
+
+class Broken:
+    """A tracker whose disk is full."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self.calls += 1
+        raise sqlite3.OperationalError("database or disk is full")
+
+    def finish(self) -> None:
+        raise AssertionError("a failed tracker is left alone")
+
+
+def test_a_tracker_that_fails_in_mid_run_warns_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The first failure is reported; training goes on, and the tracker isn't called again."""
+    inner = Broken()
+    tracker = GuardedTracker(inner)
+    for step in range(3):
+        tracker.log({"train/loss": 1.0}, step)
+    tracker.finish()
+    assert inner.calls == 1
+    assert [record.message for record in caplog.records if "the tracker failed" in record.message] == [caplog.messages[0]]
