@@ -34,7 +34,7 @@ check: $(VENV)/.installed-dev  ## style, types, import arrows, every recipe
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/unit/test_imports.py tests/unit/recipe/test_shipped_recipes.py
 
-format:  ## let ruff mend what it can
+format: $(VENV)/.installed-dev  ## let ruff mend what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

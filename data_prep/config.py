@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FormatName = Literal["alpaca", "prompt_completion", "messages", "text"]
+CHAT_TEMPLATES = ("alpaca", "chatml", "llama2", "llama3")
+"""The chat templates that a recipe can name: files of data_prep/templates."""
 
 
 class Section(BaseModel):
@@ -26,7 +28,7 @@ class FileSource(Section):
 class HubSource(Section):
     """Rows of a data set on the Hugging Face hub."""
 
-    dataset: str
+    dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$")]
     """The data set's name, owner/name."""
 
     config: str | None = None
@@ -98,3 +100,6 @@ class DataSection(Section):
 
     supervise: Literal["assistant", "last", "all"] = "assistant"
     """Which tokens of a conversation have labels: all assistant turns, the last one, or everything."""
+
+    special_tokens_in_text: Literal["drop", "keep"] = "drop"
+    """A row whose text holds a special token of the tokenizer (it would end a turn, say) is dropped, or kept; counted."""

@@ -1,16 +1,17 @@
 """The whole way of the data section: sources, examples, documents, what was dropped and why."""
 
 import random
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
-from data_prep.config import DataSection, Source
+from data_prep.config import DataSection, FileSource, Source
 from data_prep.errors import DataError
-from data_prep.formats import parse_row
-from data_prep.messages import Example
-from data_prep.render import BATCH_ROWS, Document, tokenize
+from data_prep.formats import parse_row, unread_columns
+from data_prep.messages import Conversation, Example
+from data_prep.render import BATCH_ROWS, Document, special_tokens, special_tokens_in, tokenize
 from data_prep.sources import read_rows, source_digest, source_name
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ PLACES_SHOWN = 3
 REASONS = {
     "too_long": "longer than data.max_length_tokens",
     "no_supervised_token": "with no token that is learned",
+    "empty_answer": "with an empty answer",
+    "special_tokens_in_text": "with a special token in their text (data.special_tokens_in_text: keep keeps them)",
 }
 
 Kept = tuple[Document, Example]
@@ -52,17 +55,27 @@ class SourceReport:
     rows_read: int = 0
     rows_kept: int = 0
     dropped: dict[str, Drop] = field(default_factory=dict)
-    """By reason: too_long, no_supervised_token."""
+    """By reason, a key of REASONS."""
+    special_tokens_in_text: int = 0
+    """Rows with a special token in their text, dropped or not."""
+    unread_columns: dict[str, int] = field(default_factory=dict)
+    """Columns that the format doesn't read, and how many rows have them."""
     tokens: int = 0
     supervised_tokens: int = 0
     longest_tokens: int = 0
 
-    def count(self, document: Document, reason: str | None) -> None:
-        """Count one row, kept if there is no reason to drop it."""
+    def read(self, unread_columns: Sequence[str]) -> None:
+        """Count one row that was read."""
         self.rows_read += 1
-        if reason is not None:
-            self.dropped.setdefault(reason, Drop()).add(document.place)
-            return
+        for name in unread_columns:
+            self.unread_columns[name] = self.unread_columns.get(name, 0) + 1
+
+    def drop(self, place: str, reason: str) -> None:
+        """Count one row that is left out."""
+        self.dropped.setdefault(reason, Drop()).add(place)
+
+    def keep(self, document: Document) -> None:
+        """Count one row that is kept."""
         self.rows_kept += 1
         self.tokens += len(document.token_ids)
         self.supervised_tokens += sum(document.supervised)
@@ -89,6 +102,11 @@ class DataReport:
             for reason, drop in source.dropped.items():
                 more = ", ..." if drop.count > len(drop.places) else ""
                 lines.append(f"  dropped {drop.count:,} {REASONS[reason]}: {', '.join(drop.places)}{more}")
+            if source.special_tokens_in_text and "special_tokens_in_text" not in source.dropped:
+                lines.append(f"  kept {source.special_tokens_in_text:,} with a special token in their text")
+            if source.unread_columns:
+                names = ", ".join(f"{name!r} ({rows:,} rows)" for name, rows in source.unread_columns.items())
+                lines.append(f"  columns that format {source.format} doesn't read: {names}")
         lines.append(f"{self.train_rows:,} rows to train on, {self.evaluation_rows:,} to evaluate on")
         return lines
 
@@ -144,10 +162,14 @@ def _prepare_sources(
     for source in sources:
         report = SourceReport(source_name(source), use, source.format)
         reports.append(report)
-        for document, example in _documents(source, section, tokenizer):
-            reason = _reason_to_drop(document, section)
-            report.count(document, reason)
-            if reason is None:
+        examples = _examples(source, section, tokenizer, report, _folder_of(source, section))
+        while batch := list(islice(examples, BATCH_ROWS)):
+            documents = tokenize(batch, tokenizer, section.supervise)
+            for document, (_, example) in zip(documents, batch, strict=True):
+                if (reason := _reason_of_tokens(document, section)) is not None:
+                    report.drop(document.place, reason)
+                    continue
+                report.keep(document)
                 kept.append((document, example))
     if not kept:
         raise DataError(
@@ -157,14 +179,43 @@ def _prepare_sources(
     return kept
 
 
-def _documents(source: Source, section: DataSection, tokenizer: "PreTrainedTokenizerFast") -> Iterator[Kept]:
-    examples = ((row.place, parse_row(row, source.format)) for row in read_rows(source))
-    while batch := list(islice(examples, BATCH_ROWS)):
-        documents = tokenize(batch, tokenizer, section.supervise)
-        yield from zip(documents, (example for _, example in batch), strict=True)
+def _examples(
+    source: Source, section: DataSection, tokenizer: "PreTrainedTokenizerFast", report: SourceReport, place_in: str
+) -> Iterator[tuple[str, Example]]:
+    """The rows of a source with their places (`place_in` goes before), but those whose text is a reason to drop them."""
+    tokens = special_tokens(tokenizer)
+    for read in read_rows(source):
+        row = replace(read, place=place_in + read.place)
+        example = parse_row(row, source.format)
+        report.read(unread_columns(row.values, source.format))
+        special = bool(special_tokens_in(example, tokens, tokenizer))
+        report.special_tokens_in_text += special
+        if _has_empty_answer(example):
+            report.drop(row.place, "empty_answer")
+        elif special and section.special_tokens_in_text == "drop":
+            report.drop(row.place, "special_tokens_in_text")
+        else:
+            yield row.place, example
 
 
-def _reason_to_drop(document: Document, section: DataSection) -> str | None:
+def _folder_of(source: Source, section: DataSection) -> str:
+    """What tells a file from another source's of the same name, in the places of rows: its folder's name; else nothing."""
+    sources = section.train + ((section.evaluation and section.evaluation.sources) or ())
+    paths = {PurePath(other.path) for other in sources if isinstance(other, FileSource)}
+    if not isinstance(source, FileSource) or sum(path.name == PurePath(source.path).name for path in paths) < 2:
+        return ""
+    return f"{PurePath(source.path).parent.name}/"
+
+
+def _has_empty_answer(example: Example) -> bool:
+    """Whether what would be learned holds an answer of blanks only."""
+    if isinstance(example, Conversation):
+        learned = example.messages[example.completion_start :]
+        return any(message.role == "assistant" and not message.content.strip() for message in learned)
+    return not example.completion.strip()
+
+
+def _reason_of_tokens(document: Document, section: DataSection) -> str | None:
     """Why a row is left out, a key of REASONS, or None where it is kept."""
     length = len(document.token_ids)
     if length > section.max_length_tokens:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data_prep.errors import DataError
 from data_prep.messages import Conversation, Example, Message, PlainText
-from data_prep.tokenizer import rendering_of, template_choices
+from data_prep.tokenizer import adds_bos, rendering_of, template_choices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,6 +45,8 @@ class _Rendered:
 
     text: str
     spans: list[Span]
+    content_ends: list[int]
+    """Where the answer's own text ends in each span; what the template writes to end the turn stands after it."""
     before: list[int]
     after: list[int]
 
@@ -71,10 +73,11 @@ def render(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerFast", *,
 
 def render_prompt(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerFast") -> str:
     """The conversation up to where the next answer begins, its header included."""
-    if "add_generation_prompt" in _template(tokenizer):
-        return render(messages, tokenizer, add_generation_prompt=True)
-    # This template writes no header by itself. LLaMA-2's puts a space before the answer: it belongs to the answer's
-    # first token.
+    with_header = render(messages, tokenizer, add_generation_prompt=True)
+    if with_header != render(messages, tokenizer):
+        return with_header
+    # This template writes no header by itself, whether or not it mentions add_generation_prompt. LLaMA-2's puts a space
+    # before the answer: it belongs to the answer's first token.
     text = render([*messages, Message("assistant", MARKER)], tokenizer)
     return text[: _marker_position(text, tokenizer)].rstrip(" ")
 
@@ -102,6 +105,24 @@ def prompt_and_reference(example: Example, tokenizer: "PreTrainedTokenizerFast")
     before = _bos(example.prompt, tokenizer)
     token_ids = before + _ids(example.prompt, tokenizer)
     return token_ids or [_end_id(tokenizer)], example.completion
+
+
+def special_tokens(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
+    """The texts of the tokenizer's special tokens: wherever a text holds one, it becomes that token."""
+    return [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+def special_tokens_in(example: Example, special: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> list[str]:
+    """Those of the special tokens that a row's own text would become; what a template writes is not meant.
+
+    In a plain text, a BOS at the start and an end token at the end are what they should be.
+    """
+    if isinstance(example, Conversation):
+        texts = [message.content for message in example.messages]
+    else:
+        text = example.prompt + example.completion
+        texts = [text.removeprefix(tokenizer.bos_token or "").removesuffix(tokenizer.eos_token or "")]
+    return [token for token in special if any(token in text for text in texts)]
 
 
 def end_of_turn_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
@@ -134,9 +155,10 @@ def _tokenize_batch(
         examples, rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True
     ):
         flags = [False] * len(ids)
-        for span in row.spans:
+        for span, content_end in zip(row.spans, row.content_ends, strict=True):
             first, last = _tokens_of(span, offsets, row.text)
-            if isinstance(example, Conversation) and supervise != "all" and (first == last or ids[last - 1] not in added):
+            ended = last > first and ids[last - 1] in added and offsets[last - 1][0] >= content_end
+            if isinstance(example, Conversation) and supervise != "all" and not ended:
                 raise DataError(f"{place}: {_no_end_of_turn(row.text, span, tokenizer)}")
             flags[first:last] = [True] * (last - first)
         token_ids = row.before + ids + row.after
@@ -153,11 +175,13 @@ def _render_example(place: str, example: Example, tokenizer: "PreTrainedTokenize
             return _render_plain(example, tokenizer, supervise)
         text = render(example.messages, tokenizer)
         if supervise == "all":
-            return _Rendered(text, [(0, len(text))], [], [])
+            return _Rendered(text, [(0, len(text))], [len(text)], [], [])
         answers = [i for i, m in enumerate(example.messages) if m.role == "assistant" and i >= example.completion_start]
         if supervise == "last":
             answers = answers[-1:]
-        return _Rendered(text, [_answer_span(example.messages, i, text, tokenizer) for i in answers], [], [])
+        spans = [_answer_span(example.messages, i, text, tokenizer) for i in answers]
+        ends = [_content_end(example.messages[i].content, span, text) for i, span in zip(answers, spans, strict=True)]
+        return _Rendered(text, spans, ends, [], [])
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
 
@@ -167,7 +191,7 @@ def _render_plain(example: PlainText, tokenizer: "PreTrainedTokenizerFast", supe
     start = 0 if supervise == "all" else len(example.prompt)
     end_token = tokenizer.eos_token
     has_end = bool(end_token) and text.endswith(end_token)
-    return _Rendered(text, [(start, len(text))], _bos(text, tokenizer), [] if has_end else [_end_id(tokenizer)])
+    return _Rendered(text, [(start, len(text))], [len(text)], _bos(text, tokenizer), [] if has_end else [_end_id(tokenizer)])
 
 
 def _answer_span(messages: Sequence[Message], index: int, text: str, tokenizer: "PreTrainedTokenizerFast") -> Span:
@@ -195,6 +219,13 @@ def _marked_span(messages: Sequence[Message], index: int, text: str, tokenizer: 
     token = next((token for token in _added_texts(tokenizer) if rest.lstrip().startswith(token)), "")
     blanks = len(rest) - len(rest.lstrip()) if token else 0
     return start, end + blanks + len(token)
+
+
+def _content_end(content: str, span: Span, text: str) -> int:
+    """Where an answer's own text ends in its span; the span's start where the template writes it in other words."""
+    own = content.strip()
+    found = text.find(own, *span)
+    return span[0] if found < 0 else found + len(own)
 
 
 def _tokens_of(span: Span, offsets: Sequence[Span], text: str) -> tuple[int, int]:
@@ -253,8 +284,7 @@ def _bos(text: str, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     """The token that begins a plain text: one if the tokenizer adds it by itself and the text doesn't hold it already."""
     if tokenizer.bos_token_id is None or text.startswith(tokenizer.bos_token):
         return []
-    adds_bos = tokenizer("x", verbose=False)["input_ids"][:1] == [tokenizer.bos_token_id]
-    return [int(tokenizer.bos_token_id)] if adds_bos else []
+    return [int(tokenizer.bos_token_id)] if adds_bos(tokenizer) else []
 
 
 def _end_id(tokenizer: "PreTrainedTokenizerFast") -> int:

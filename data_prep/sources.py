@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,7 @@ from data_prep.config import FileSource, HubSource, OrdersSource, Source
 from data_prep.errors import DataError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+LONG_NUMBER = "a whole number has more digits than can be read; put it in quotes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,11 @@ def source_digest(source: Source) -> str:
 
         identity = {"version": VERSION} | source.model_dump(include={"generated", "split", "rows", "seed"})
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    with _existing(Path(source.path)).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with _existing(Path(source.path)).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{source.path} can't be read: {error.strerror or error}") from error
 
 
 def _existing(path: Path) -> Path:
@@ -70,7 +75,14 @@ def _existing(path: Path) -> Path:
 
 
 def _read_file(source: FileSource) -> Iterator[Row]:
-    path = _existing(Path(source.path))
+    try:
+        yield from _rows_of_file(Path(source.path))
+    except OSError as error:
+        raise DataError(f"{source.path} can't be read: {error.strerror or error}") from error
+
+
+def _rows_of_file(path: Path) -> Iterator[Row]:
+    _existing(path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path.name} ends in {path.suffix!r}; files that can be read end in {', '.join(READERS)}")
@@ -104,10 +116,26 @@ def _read_json(path: Path) -> Iterator[Row]:
         raise DataError(f"{path.name}:{error.lineno}:{error.colno}: invalid JSON: {error.msg}{hint}") from error
     except RecursionError as error:
         raise DataError(f"{path.name}: the JSON is nested too deeply to be read") from error
+    except ValueError as error:
+        raise DataError(f"{path.name}{_row_of_long_number(text)}: {LONG_NUMBER}") from error
     if not isinstance(rows, list):
         raise DataError(f"{path.name} holds {_described(rows)}; a list of objects was expected")
     for number, values in enumerate(rows, start=1):
         yield _row(f"{path.name} row {number}", values)
+
+
+def _row_of_long_number(text: str) -> str:
+    """Which row of a JSON list holds a whole number with more digits than Python reads."""
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, dict | list):
+            return any(holds(below) for below in (value.values() if isinstance(value, dict) else value))
+        return value is too_long
+
+    too_long, longest = object(), sys.get_int_max_str_digits()
+    rows = json.loads(text, parse_int=lambda digits: too_long if len(digits.lstrip("-")) > longest else 0)
+    found = [number for number, row in enumerate(rows if isinstance(rows, list) else [], start=1) if holds(row)]
+    return f" row {found[0]}" if found else ""
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
@@ -123,6 +151,8 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
                 raise DataError(f"{path.name}:{number}:{error.colno}: invalid JSON: {error.msg}{hint}") from error
             except RecursionError as error:
                 raise DataError(f"{path.name}:{number}: the JSON is nested too deeply to be read") from error
+            except ValueError as error:
+                raise DataError(f"{path.name}:{number}: {LONG_NUMBER}") from error
             yield _row(f"{path.name}:{number}", values)
 
 

@@ -10,12 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.config import CHAT_TEMPLATES
 from data_prep.errors import DataError
+from data_prep.messages import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TEMPLATES = {path.stem: path for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))}
+TEMPLATES = {name: Path(__file__).parent / "templates" / f"{name}.jinja" for name in CHAT_TEMPLATES}
 """The chat templates that a recipe can name."""
 
 DEFAULT_DATE = "26 Jul 2024"
@@ -80,7 +82,8 @@ def load_tokenizer(
 ) -> "PreTrainedTokenizerFast":
     """The fast tokenizer in a model's folder.
 
-    `chat_template` replaces the tokenizer's own: a name of TEMPLATES or a Jinja file. `date_string` is the date that a
+    `chat_template` replaces the tokenizer's own: a name of TEMPLATES or a Jinja file; it writes BOS, once, where the
+    tokenizer adds one to plain text. `date_string` is the date that a
     template gets, whether it reads `date_string` or calls `strftime_now`. The pad token is `pad_token`, else the
     tokenizer's own, else its end token. `new_tokens` are added to the vocabulary; those in the shape <|name|> count as
     special, so they are left out of decoded answers. Raises DataError.
@@ -93,7 +96,27 @@ def load_tokenizer(
     _add_tokens(tokenizer, new_tokens)
     _set_pad_token(tokenizer, pad_token)
     tokenizer.rendering = Rendering(date_string, template_name)
+    if chat_template is not None and adds_bos(tokenizer):
+        _begin_with_bos(tokenizer)
     return tokenizer
+
+
+def adds_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Whether the tokenizer puts a token that begins a text in front of each by itself, as LLaMA's do."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("x", verbose=False)["input_ids"][:1] == [bos]
+
+
+def _begin_with_bos(tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Let a template that writes no BOS begin with it; so the template that is saved with the model does, too."""
+    from data_prep.render import render
+
+    try:
+        text = render([Message("user", "x"), Message("assistant", "y")], tokenizer)
+    except DataError:  # said of the first row, with its place
+        return
+    if not text.startswith(tokenizer.bos_token):
+        tokenizer.chat_template = "{{ bos_token }}" + str(tokenizer.chat_template)
 
 
 def _load(folder: Path) -> "PreTrainedTokenizerFast":

@@ -8,7 +8,8 @@ from typing import Any
 from data_prep.messages import Conversation, Example
 from data_prep.prepare import prepare
 from data_prep.render import prompt_and_reference
-from finetune.evaluate.generation import clean_for_terminal, generate
+from data_prep.terminal import clean_for_terminal
+from finetune.evaluate.generation import generate
 from finetune.evaluate.loading import load_ready
 from finetune.evaluate.metrics import exact_match
 from finetune.merge.merge import merge

@@ -36,6 +36,6 @@ def _message(item: Any, field: str) -> Message:
     if role not in ROLES:
         raise ValueError(f"{field}.role is {role!r}; expected one of {', '.join(ROLES)}")
     for key in UNSUPPORTED_KEYS:
-        if item.get(key) is not None:
+        if item.get(key) not in (None, "", [], {}):
             raise ValueError(f"{field}.{key} is not supported; remove it from the row if it should not count")
     return Message(role, as_text(item["content"], f"{field}.content"))

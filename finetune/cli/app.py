@@ -76,10 +76,13 @@ def main() -> None:
 
 def run() -> int:
     """Run the command line of sys.argv; the exit code. Raises BrokenPipeError when nobody reads the output any more."""
-    from finetune.cli.common import print_error
+    from finetune.cli.common import never_fail_to_print, print_failure
     from finetune.cli.quiet import quiet_libraries
 
     quiet_libraries()
+    never_fail_to_print()
+    options = sys.argv[1:]
+    as_json = "--json" in (options[: options.index("--")] if "--" in options else options)
     try:
         app(prog_name="finetune")
     except SystemExit as finished:
@@ -88,16 +91,31 @@ def run() -> int:
         return finished.code if isinstance(finished.code, int) else 0
     except RecipeError as error:
         count = len(error.problems)
-        print_error(f"{count} problem{'s' if count != 1 else ''} in the recipe")
-        print(error, file=sys.stderr)
+        problems = [{"place": p.place, "path": p.path, "message": p.message} for p in error.problems]
+        print_failure(f"{count} problem{'s' if count != 1 else ''} in the recipe", problems, as_json=as_json)
         return error.exit_code
     except (FinetuneError, DataError) as error:
-        print_error(str(error))
+        print_failure(str(error), [], as_json=as_json)
         return error.exit_code
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.filename is None:  # not about a file that the user named
+            return _bug()
+        names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        print_failure(f"{names}: {error.strerror or error}", [], as_json=as_json)
+        return FinetuneError.exit_code
     except KeyboardInterrupt:
         return 130
     except Exception:  # noqa: BLE001 - the last resort of the process: shown in full, exit 1
-        traceback.print_exc()
-        print_error("this is a bug of finetune, not of your input; please report it with the lines above")
-        return 1
+        return _bug()
     return 0
+
+
+def _bug() -> int:
+    """Show the exception that is being handled in full; the exit code."""
+    from finetune.cli.common import out, print_error
+
+    out(traceback.format_exc().rstrip(), stream=sys.stderr)
+    print_error("this is a bug of finetune, not of your input; please report it with the lines above")
+    return 1

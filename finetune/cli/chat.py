@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.generate import SystemOption, TargetArgument, TemperatureOption, TokensOption, load_for_answers
+from finetune.cli.common import out
+from finetune.cli.generate import (
+    SystemOption,
+    TargetArgument,
+    TemperatureOption,
+    TokensOption,
+    check_text,
+    load_for_answers,
+)
 
 if TYPE_CHECKING:
     from data_prep.messages import Message
@@ -25,6 +33,7 @@ def chat(
 
     Answers appear as they are made. Lines can be piped in, too.
     """
+    check_text("--system", system)
     model, tokenizer, options = load_for_answers(target)
 
     from data_prep.messages import Message
@@ -54,11 +63,13 @@ def chat(
         except FinetuneError as error:
             if not interactive:
                 raise
-            print(f"{error} (/reset begins a new conversation)")
+            out(f"{error} (/reset begins a new conversation)")
 
 
 def questions(interactive: bool) -> Iterator[str]:
     """What the user writes, line by line, until /exit or the end of the input; blank lines are passed over."""
+    from finetune.errors import FinetuneError
+
     if interactive:
         import readline  # noqa: F401 - importing it gives input() its line editing
     while True:
@@ -68,6 +79,8 @@ def questions(interactive: bool) -> Iterator[str]:
             if interactive:
                 print()
             return
+        except UnicodeDecodeError as error:
+            raise FinetuneError(f"the input is not text in {error.encoding}: byte {error.object[error.start]:#04x}.") from error
         except KeyboardInterrupt:
             if not interactive:
                 raise
@@ -82,7 +95,7 @@ def questions(interactive: bool) -> Iterator[str]:
 def show(pieces: Iterator[str]) -> "Message":
     """Print an answer as it comes, and return it as a turn; Ctrl-C ends it where it is."""
     from data_prep.messages import Message
-    from finetune.evaluate.generation import clean_for_terminal
+    from data_prep.terminal import clean_for_terminal
 
     answer = ""
     try:

@@ -1,11 +1,10 @@
 """finetune check: is this recipe right, and what does it mean?"""
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.common import JsonOption, OverridesArgument, RecipeArgument, dim, print_json
+from finetune.cli.common import JsonOption, OverridesArgument, RecipeArgument, out, print_json
 
 if TYPE_CHECKING:
     from finetune.recipe.load import LoadedRecipe
@@ -23,16 +22,9 @@ def check(
 
     Static unless --deep: no torch, no network.
     """
-    from finetune.errors import RecipeError
     from finetune.recipe.load import load_recipe
 
-    try:
-        loaded = load_recipe(recipe, overrides or [])
-    except RecipeError as error:
-        if not json_output:
-            raise
-        print_json({"problems": [{"place": p.place, "path": p.path, "message": p.message} for p in error.problems]})
-        raise typer.Exit(error.exit_code) from None
+    loaded = load_recipe(recipe, overrides or [])
     found = _deep(loaded) if deep else []
     if json_output:
         deep_part = {"deep": found} if deep else {}
@@ -41,11 +33,11 @@ def check(
     lines = resolved_lines(loaded.recipe.model_dump(mode="json"), loaded.origins)
     width = max(len(text) for text, _ in lines if len(text) <= WIDEST_VALUE)
     for text, origin in lines:
-        print(f"{text:<{width}}  {dim('# ' + origin, sys.stdout)}" if origin else text)
+        out(f"{text:<{width}}  " if origin else text, pale=f"# {origin}" if origin else "")
     for line in found:
-        print(f"# {line}")
+        out(f"# {line}")
     written = sum(origin != "default" for origin in loaded.origins.values())
-    print(f"# ok: {recipe} is valid; {written} values written, {len(loaded.origins) - written} defaults")
+    out(f"# ok: {recipe} is valid; {written} values written, {len(loaded.origins) - written} defaults")
 
 
 def _deep(loaded: "LoadedRecipe") -> list[str]:

@@ -1,11 +1,15 @@
 """What the verbs share: their common arguments, and plain output that is safe for a terminal."""
 
 import json
+import math
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, TextIO
 
 import typer
+
+from data_prep.terminal import clean_for_terminal
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's file, or the name of a shipped one.")]
 OverridesArgument = Annotated[
@@ -27,12 +31,48 @@ def dim(text: str, stream: TextIO) -> str:
     return f"\x1b[2m{text}\x1b[0m" if colour_wanted(stream) and text else text
 
 
+def out(text: str, *, pale: str = "", stream: TextIO | None = None) -> None:
+    """Print text, and a pale remark after it, without what a terminal would act on; on standard output by default."""
+    stream = stream or sys.stdout
+    print(clean_for_terminal(text) + dim(clean_for_terminal(pale), stream), file=stream, flush=True)
+
+
+def teller(as_json: bool) -> Callable[[str], None]:
+    """What prints the lines of a long job: on standard output, or on standard error where that belongs to JSON."""
+    return lambda line: out(line, stream=sys.stderr if as_json else sys.stdout)
+
+
 def print_json(value: Any) -> None:
-    """Print a value as indented JSON on standard output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """Print a value as indented JSON in printable ASCII on standard output; a number that is not finite becomes null."""
+    print(json.dumps(_finite(value), indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(below) for below in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_error(message: str) -> None:
     """Print a message on standard error, the first word in red where it shows colour."""
     label = "\x1b[1;31merror:\x1b[0m" if colour_wanted(sys.stderr) else "error:"
-    print(f"{label} {message}", file=sys.stderr)
+    print(f"{label} {clean_for_terminal(message)}", file=sys.stderr)
+
+
+def print_failure(message: str, problems: list[dict[str, str]], *, as_json: bool) -> None:
+    """Print what went wrong, and each problem: for a person on standard error, as JSON on standard output."""
+    if as_json:
+        print_json({"error": message, "problems": problems})
+        return
+    print_error(message)
+    for problem in problems:
+        out("  ".join(part for part in problem.values() if part), stream=sys.stderr)
+
+
+def never_fail_to_print() -> None:
+    """Let standard output and error write what their encoding lacks as escapes: an ASCII locale loses no line."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

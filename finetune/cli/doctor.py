@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-from finetune.cli.common import JsonOption, print_json
+from finetune.cli.common import JsonOption, out, print_json
 
 DISTRIBUTION = "llama-finetune"
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
@@ -225,4 +225,4 @@ def print_plain(findings: list[Finding]) -> None:
     widths = [max(len(getattr(finding, field)) for finding in findings) for field in ("topic", "name", "value")]
     for finding in findings:
         cells = (finding.topic.ljust(widths[0]), finding.name.ljust(widths[1]), finding.value.ljust(widths[2]), finding.remark)
-        print("  ".join(cells).rstrip())
+        out("  ".join(cells).rstrip())

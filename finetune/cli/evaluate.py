@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from finetune.cli.common import JsonOption, OverridesArgument, RecipeArgument, print_json
+from finetune.cli.common import JsonOption, OverridesArgument, RecipeArgument, out, print_json
 from finetune.cli.generate import TargetArgument
 
 
@@ -43,4 +43,4 @@ def evaluate(
         ("exact match", match),
         ("seconds", f"{scores.loss_seconds:.1f} for the loss, {scores.generation_seconds:.1f} for the answers"),
     ):
-        print(f"{name:<12} {value}")
+        out(f"{name:<12} {value}")

@@ -1,12 +1,11 @@
 """finetune generate: answers to prompts."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.common import JsonOption
+from finetune.cli.common import JsonOption, out, print_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -36,6 +35,7 @@ def generate(
 
     In batches; the chat template of the model or run is applied.
     """
+    check_text("--system", system)
     prompts = read_prompts(prompt or [], file)
     model, tokenizer, options = load_for_answers(target)
 
@@ -57,20 +57,20 @@ def generate(
         seed=seed,
     )
     if as_json:
-        # In ASCII, so that what a model wrote reaches no terminal unescaped.
-        print(json.dumps([{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)], indent=2))
+        print_json([{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)])
         return
-    clean = generation.clean_for_terminal
     for number, (text, answer) in enumerate(zip(prompts, answers, strict=True)):
         if len(prompts) > 1:
-            print(("\n" if number else "") + "> " + clean(text))
-        print(clean(answer))
+            out(("\n" if number else "") + "> " + text)
+        out(answer)
 
 
 def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
     """The prompts of the options and of the file, in this order. Raises FinetuneError where there is none."""
     from finetune.errors import FinetuneError
 
+    for prompt in prompts:
+        check_text("--prompt", prompt)
     if file is not None:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
@@ -80,6 +80,16 @@ def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
     if not prompts:
         raise FinetuneError('there is no prompt: give --prompt "..." or --file FILE with a prompt a line.')
     return prompts
+
+
+def check_text(option: str, text: str | None) -> None:
+    """Raise FinetuneError where the bytes that were typed are no text in the terminal's encoding."""
+    from finetune.errors import FinetuneError
+
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise FinetuneError(f"{option} is not valid text at character {error.start + 1}: expected UTF-8.") from error
 
 
 def load_for_answers(target: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast, EvaluateSection]":

@@ -1,10 +1,11 @@
 """finetune inspect: what a base is made of, and what a recipe would train of it."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from finetune.cli.common import JsonOption, OverridesArgument, out, print_json
 
 if TYPE_CHECKING:
     from finetune.recipe.schema.adapter import AdapterSection
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 
 def inspect(
     target: Annotated[str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A recipe, a model folder, a hub id or a run.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for a recipe.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    overrides: OverridesArgument = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what a model is made of.
 
@@ -25,10 +26,10 @@ def inspect(
     model, adapter = find_sections(target, overrides or [])
     facts = describe(model, adapter)
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print_json(facts)
         return
     for name, value in lines_of(facts):
-        print(f"{name:<18} {value}")
+        out(f"{name:<18} {value}")
 
 
 def find_sections(target: str, overrides: list[str]) -> tuple["ModelSection", "AdapterSection | None"]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.common import JsonOption, print_json
+from finetune.cli.common import JsonOption, out, print_json
 
 if TYPE_CHECKING:
     from finetune.merge.merge import MergeReport
@@ -16,21 +16,25 @@ def merge(
     output: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
     base: Annotated[Path | None, typer.Option(help="The base's folder, in place of the one that the run names.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="The largest safetensors file: 5GB, 500MB.")] = "5GB",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the base's own when absent.")] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare with base + adapter on real rows.")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Merge an adapter into full weights.
 
-    Writes sharded safetensors, and checks that the merged model is the base with its adapter. Exit code 3 when it isn't; nothing then stands under the output's name.
+    Writes sharded safetensors, and checks that the merged model is the base with its adapter. Exit code 3 when it isn't;
+    nothing then stands under the output's name.
     """
     from finetune.merge import merge as merging
 
-    report = merging.merge(merging.choose_target(target, base), output, max_shard_size=max_shard_size, check=verify)
+    report = merging.merge(
+        merging.choose_target(target, base), output, dtype=dtype, max_shard_size=max_shard_size, check=verify
+    )
     if as_json:
         print_json(report.as_dict())
         return
     for name, value in lines_of(report):
-        print(f"{name:<13} {value}")
+        out(f"{name:<13} {value}")
 
 
 def lines_of(report: "MergeReport") -> list[tuple[str, str]]:

@@ -1,10 +1,11 @@
 """finetune runs: what was trained."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from finetune.cli.common import JsonOption, out, print_json
 
 app = typer.Typer(
     help="List and show runs; open the tracker's dashboard.",
@@ -19,22 +20,22 @@ COLUMNS = ("name", "status", "method", "steps", "evaluation_loss", "tokens_per_s
 @app.command("list")
 def list_runs(
     folder: Annotated[Path, typer.Argument(help="The folder that holds run folders.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the runs in a folder, newest last; damaged ones are listed as damaged."""
     from finetune.runs.folder import list_summaries
 
     summaries = list_summaries(folder)
     if as_json:
-        print(json.dumps(summaries, indent=2))
+        print_json(summaries)
         return
     if not summaries:
-        print(f"no runs in {folder.resolve()}")
+        out(f"no runs in {folder.resolve()}")
         return
     rows = [COLUMNS, *([_cell(summary.get(column)) for column in COLUMNS] for summary in summaries)]
     widths = [max(len(row[index]) for row in rows) for index in range(len(COLUMNS))]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        out("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _cell(value: Any) -> str:
@@ -46,7 +47,7 @@ def _cell(value: Any) -> str:
 @app.command("show")
 def show(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show a run's outcome and what it was made of."""
     from finetune.recipe.lock import read_lock
@@ -55,11 +56,11 @@ def show(
     folder = open_run(run.resolve())
     lock, summary = read_lock(folder.lock_path).as_dict(), folder.read_summary()
     if as_json:
-        print(json.dumps({"summary": summary, "lock": lock}, indent=2))
+        print_json({"summary": summary, "lock": lock})
         return
     for name, value in {**summary, **{key: value for key, value in lock.items() if key != "recipe"}}.items():
-        print(f"{name:26} {value}")
-    print(f"recipe                     {folder.lock_path}")
+        out(f"{name:26} {value}")
+    out(f"recipe                     {folder.lock_path}")
 
 
 @app.command("ui")

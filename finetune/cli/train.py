@@ -1,18 +1,20 @@
 """finetune train: a recipe to a run folder."""
 
-import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from finetune.cli.common import JsonOption, OverridesArgument, out, print_json, teller
+
 
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe file, or the name of a shipped one.")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as train.learning_rate=1e-4.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="A recipe's file, or the name of a shipped one.")] = None,
+    overrides: OverridesArgument = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the run's summary as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train a recipe.
 
@@ -23,26 +25,29 @@ def train(
 
     if recipe is None and resume is None:
         raise LaunchError("name a recipe (finetune train RECIPE), or a run to go on with (finetune train --resume RUN).")
+    if resume is not None and recipe is not None and "=" in recipe and not Path(recipe).exists():
+        raise LaunchError(
+            f"got {recipe} with --resume: a resumed run goes on with the recipe of its lock, which no override changes; "
+            "start a new run for another value (finetune train RECIPE KEY=VALUE)."
+        )
     loaded = load_recipe(recipe, overrides or []) if recipe is not None else None
 
     from finetune.train import run
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
-
+    say = teller(as_json)
     if resume is not None:
         summary = run.resume(resume.resolve(), recipe=loaded.recipe if loaded else None, say=say)
         folder = resume.resolve()
     else:
         assert loaded is not None  # noqa: S101 - one of the two is there, see above
-        command = " ".join(["finetune", *sys.argv[1:]])
+        command = shlex.join(["finetune", *sys.argv[1:]])
         summary = run.start(loaded.recipe, name=loaded.path.stem, command=command, say=say)
         folder = Path(loaded.recipe.output.folder) / summary["name"]
     if as_json:
-        print(json.dumps({"run": str(folder), **summary}))
+        print_json({"run": str(folder), **summary})
         return
     for line in closing_lines(folder, summary):
-        print(line)
+        out(line)
 
 
 def closing_lines(folder: Path, summary: dict[str, object]) -> list[str]:

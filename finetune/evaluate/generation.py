@@ -4,9 +4,7 @@ Shapes: B prompts, T tokens.
 """
 
 import contextlib
-import re
 import threading
-import unicodedata
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -22,13 +20,6 @@ from transformers import (
 from data_prep.messages import Message, PlainText
 from data_prep.render import end_of_turn_ids, prompt_and_reference, render_prompt
 from finetune.errors import FinetuneError
-
-ESCAPE_SEQUENCES = re.compile(
-    r"(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"  # OSC, DCS, SOS, PM and APC with their text
-    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor, erasing
-    r"|\x1b[ -/]*[0-~]"  # the rest
-)
-BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def generate(
@@ -122,16 +113,6 @@ def conversation_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizer
 def plain_ids(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """The token ids of a text to be continued, with the token that begins a text where the tokenizer has one."""
     return prompt_and_reference(PlainText(text, ""), tokenizer)[0]
-
-
-def clean_for_terminal(text: str) -> str:
-    """Text without what a terminal acts on: escape sequences, control characters but newline and tab, bidi overrides."""
-    text = ESCAPE_SEQUENCES.sub("", text)
-    return "".join(
-        character
-        for character in text
-        if character in "\n\t" or (unicodedata.category(character) not in ("Cc", "Cs") and character not in BIDI_CONTROLS)
-    )
 
 
 class _Abandoned(StoppingCriteria):

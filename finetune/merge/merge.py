@@ -30,6 +30,7 @@ from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target, resolve_target
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+NAMED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 SHARD_SIZE = re.compile(r"\d+(\.\d+)?\s*(KB|MB|GB|TB|KIB|MIB|GIB|TIB)", re.IGNORECASE)
 VERIFICATION_FILE = "verification.json"
 SPARE_DISK_FRACTION = 0.05
@@ -80,9 +81,12 @@ def choose_target(text: str, base: Path | None) -> Target:
     return Target(model, target.adapter, target.recipe, target.description)
 
 
-def merge(target: Target, output: Path, *, max_shard_size: str = "5GB", check: bool = True) -> MergeReport:
+def merge(
+    target: Target, output: Path, *, dtype: str | None = None, max_shard_size: str = "5GB", check: bool = True
+) -> MergeReport:
     """Merge the target's adapter into its base and write `output`, a folder that plain transformers loads.
 
+    The weights are stored in `dtype` (float32, bfloat16, float16), the base's own type where it is None.
     The folder is written beside its final name and renamed when it is whole and checked; after an error nothing is left.
     Raises MergeError where base and adapter can't be merged, and CheckFailed where the merged model is not the base with
     its adapter: it then lies in OUTPUT.failed, to look at.
@@ -90,21 +94,25 @@ def merge(target: Target, output: Path, *, max_shard_size: str = "5GB", check: b
     started = time.perf_counter()
     output = Path(os.path.abspath(output.expanduser()))
     failed = output.with_name(f"{output.name}.failed")
-    _refuse_bad_arguments(output, failed, max_shard_size)
+    _refuse_bad_arguments(output, failed, max_shard_size, dtype)
     if target.adapter is None:
         raise MergeError(f"{target.description} has no adapter to merge.")
     _check_kind(target.adapter)
     base = resolve_base(target.model)
+    _check_same_base(base, target)
     stored = _check_stored(base.folder)
     output.parent.mkdir(parents=True, exist_ok=True)
-    _check_disk(stored, output)
+    _check_disk(stored, output, widened=dtype == "float32" and "F32" not in stored.dtypes)
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:
         partial.mkdir()
-        dtype = DTYPES[next(iter(stored.dtypes))]
+        loaded = DTYPES[next(iter(stored.dtypes))]
+        kind = NAMED_DTYPES[dtype] if dtype is not None else loaded
         tokenizer = tokenizer_for(target.model, target.adapter, base.folder)
-        _write(base, target, target.adapter, tokenizer, dtype, partial, max_shard_size)
-        verification = _verify(base, target, target.adapter, tokenizer, dtype, partial) if check else None
+        model = _load(base, target, target.adapter, tokenizer, loaded)
+        _write(merge_in_float32(model, kind), base, target, tokenizer, partial, max_shard_size)
+        del model
+        verification = _verify(base, target, target.adapter, tokenizer, kind, partial) if check else None
         if verification is not None and not verification.holds:
             os.replace(partial, failed)
             raise CheckFailed(
@@ -121,17 +129,19 @@ def merge(target: Target, output: Path, *, max_shard_size: str = "5GB", check: b
         base=base.identity["name"],
         adapter=str(target.adapter),
         output=str(output),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(kind).removeprefix("torch."),
         bytes=written.bytes,
         files=written.files,
         parameters=written.parameters,
         seconds=round(time.perf_counter() - started, 1),
-        notes=tuple(_notes(target, dtype)),
+        notes=tuple(_notes(target, kind)),
         verification=verification,
     )
 
 
-def _refuse_bad_arguments(output: Path, failed: Path, max_shard_size: str) -> None:
+def _refuse_bad_arguments(output: Path, failed: Path, max_shard_size: str, dtype: str | None) -> None:
+    if dtype is not None and dtype not in NAMED_DTYPES:
+        raise MergeError(f"--dtype is {dtype!r}; expected one of {', '.join(NAMED_DTYPES)}.")
     for path in (output, failed):
         if path.exists() or path.is_symlink():
             raise MergeError(
@@ -147,6 +157,15 @@ def _check_kind(adapter: Path) -> None:
         raise MergeError(f"{adapter} is an adapter of type {kind}; only LoRA (and rsLoRA, DoRA, QLoRA) can be merged.")
 
 
+def _check_same_base(base: Base, target: Target) -> None:
+    """Raises MergeError where the base's folder no longer holds what the run was trained on."""
+    if target.base_sha256 is not None and base.fingerprint().get("sha256") != target.base_sha256:
+        raise MergeError(
+            f"the base in {base.folder} is not what {target.description} was trained on: its SHA-256 differs from the lock's. "
+            "Put the base back, or name the one that you mean with --base."
+        )
+
+
 def _check_stored(folder: Path) -> Stored:
     stored = read_stored(folder)
     if stored is None:
@@ -159,8 +178,9 @@ def _check_stored(folder: Path) -> Stored:
     return stored
 
 
-def _check_disk(stored: Stored, output: Path) -> None:
-    needed = math.ceil(stored.bytes * (1 + SPARE_DISK_FRACTION))
+def _check_disk(stored: Stored, output: Path, *, widened: bool) -> None:
+    # Twice as much where a 16-bit base is merged into float32.
+    needed = math.ceil(stored.bytes * (2 if widened else 1) * (1 + SPARE_DISK_FRACTION))
     free = shutil.disk_usage(output.parent).free
     if free < needed:
         raise MergeError(
@@ -210,15 +230,13 @@ def _plain(name: str) -> str:
 
 
 def _write(
+    model: PreTrainedModel,
     base: Base,
     target: Target,
-    adapter: Path,
     tokenizer: PreTrainedTokenizerFast,
-    dtype: torch.dtype,
     folder: Path,
     max_shard_size: str,
 ) -> None:
-    model = merge_in_float32(_load(base, target, adapter, tokenizer, dtype), dtype)
     # transformers refuses to save some generation configs that it reads; the base's own file is written below instead.
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     model.save_pretrained(folder, max_shard_size=max_shard_size.strip().upper().replace("IB", "iB"))

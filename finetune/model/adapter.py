@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -36,8 +37,21 @@ def attach(model: PreTrainedModel, section: AdapterSection, new_token_ids: Seque
         modules_to_save=list(section.modules_to_save) or None,
         trainable_token_indices=_token_rows(model, new_token_ids),
     )
-    # peft keeps the adapter's weights in float32 on a bf16 base: the optimizer needs the digits.
-    return get_peft_model(model, config, autocast_adapter_dtype=True)
+    try:
+        return trained_in_float32(get_peft_model(model, config))
+    except ValueError as error:
+        raise ModelError(f"adapter: peft refuses this combination: {error}") from error
+
+
+def trained_in_float32(model: PeftModel) -> PeftModel:
+    """Widen what is trained: the optimizer's steps are smaller than a 16-bit number's digits.
+
+    peft does so for LoRA's own matrices, and not for modules_to_save.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+    return model
 
 
 def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]] | None:
@@ -68,15 +82,24 @@ def continue_adapter(model: PreTrainedModel, section: AdapterSection) -> PeftMod
             raise ModelError(
                 f"adapter.continue_from: {folder} was trained with {key} {found.get(key)}, the recipe asks for {value}."
             )
-    if section.targets != "all-linear" and set(found.get("target_modules") or ()) != set(section.targets):
-        raise ModelError(
-            f"adapter.continue_from: {folder} has targets {sorted(found.get('target_modules') or ())}, "
-            f"the recipe {sorted(section.targets)}."
-        )
-    return load_adapter(model, folder, trainable=True)
+    held = {name.rsplit(".", 1)[-1] for name in found.get("target_modules") or ()}
+    targets = linear_names(model) if section.targets == "all-linear" else set(section.targets)
+    if held != targets:
+        raise ModelError(f"adapter.continue_from: {folder} has targets {sorted(held)}, the recipe {sorted(targets)}.")
+    return trained_in_float32(load_adapter(model, folder, trainable=True))
 
 
-def read_adapter_config(folder: Path) -> dict[str, object]:
+def linear_names(model: PreTrainedModel) -> set[str]:
+    """Names of the linear layers that `all-linear` stands for: all but the head."""
+    head = model.get_output_embeddings()
+    return {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
     """An adapter folder's adapter_config.json. Raises ModelError where it is absent or damaged."""
     path = folder / "adapter_config.json"
     if not path.is_file() or not (folder / ADAPTER_WEIGHTS).is_file():

@@ -29,6 +29,9 @@ CONVERSION = "1"
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
+UNUSED = "consolidated"
+"""How file names of a second copy of the weights begin, in another layout, which some publishers ship."""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -101,10 +104,15 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers loads, in order of their names."""
+    return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith(UNUSED))
+
+
 def folder_sha256(folder: Path) -> str:
     """One SHA-256 over the names and contents of a model folder's config and weights."""
     digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for path in [folder / "config.json", *weight_files(folder)]:
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     return digest.hexdigest()
 
@@ -113,17 +121,23 @@ def _from_folder(folder: Path) -> Base:
     if not folder.is_dir():
         raise ModelError(f"model.base: there is no folder {folder}.")
     read_config(folder)
-    if not any(folder.glob("*.safetensors")):
+    if not weight_files(folder):
         raise ModelError(f"model.base: {folder} holds no .safetensors file (pickled weights are not loaded).")
     return Base(folder, {"kind": "folder", "name": str(folder)})
 
 
-def _from_hub(name: str, revision: str | None) -> Base:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+def hub_token() -> str | bool:
+    """HF_TOKEN from the environment; False where there is none, so that no other place is looked at."""
+    return os.environ.get("HF_TOKEN") or False
+
+
+@contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """Turn what the hub's client raises for the model `name` into a ModelError that says what to do."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES)))
+        yield
     except GatedRepoError:
         raise ModelError(
             f"model.base: {name} is gated. Accept its licence at https://huggingface.co/{name} and set HF_TOKEN to your token."
@@ -133,11 +147,23 @@ def _from_hub(name: str, revision: str | None) -> Base:
             f"model.base: the hub has no model {name} (or it is private: set HF_TOKEN). "
             "A folder is written with a leading ./ or /."
         ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except HFValidationError as error:
+        raise ModelError(f"model.base: {name!r} is not a hub id: {error}") from None
+    except (HfHubHTTPError, OSError) as error:
         raise ModelError(
             f"model.base: {name} is not in the local hub cache and could not be fetched ({type(error).__name__}). "
             "Check the connection and HF_HUB_OFFLINE, or name a local folder."
         ) from error
+
+
+def _from_hub(name: str, revision: str | None) -> Base:
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(name):
+        found = snapshot_download(
+            name, revision=revision, allow_patterns=list(HUB_FILES), ignore_patterns=[f"{UNUSED}*"], token=hub_token()
+        )
+    folder = Path(found)
     return Base(folder, {"kind": "hub", "name": name, "commit": folder.name})
 
 

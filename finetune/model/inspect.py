@@ -214,7 +214,9 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def read_stored(folder: Path) -> Stored | None:
     """What a folder's safetensors hold, from their headers; None where there are none."""
-    files = sorted(folder.glob("*.safetensors"))
+    from finetune.model.checkpoint import weight_files
+
+    files = weight_files(folder)
     if not files:
         return None
     dtypes: dict[str, int] = {}
@@ -231,33 +233,17 @@ def find_description(model: ModelSection) -> Path:
 
     Of a hub model only config.json is fetched; a GGUF base is converted first, once. Raises ModelError.
     """
-    from finetune.model.checkpoint import read_config, resolve_base
+    from finetune.model.checkpoint import hub_errors, hub_token, read_config, resolve_base
 
     if not isinstance(model.base, str):
         return resolve_base(model).folder
     if Path(model.base).is_absolute():
         read_config(Path(model.base))
         return Path(model.base)
-    return _from_hub(model.base, model.revision)
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
-        return Path(hf_hub_download(name, "config.json", revision=revision)).parent
-    except GatedRepoError:
-        raise ModelError(
-            f"{name} is gated. Accept its licence at https://huggingface.co/{name} and set HF_TOKEN to your token."
-        ) from None
-    except HFValidationError as error:
-        raise ModelError(f"{name!r} is not a hub id: {error}") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            f"config.json of {name} is not in the local hub cache and could not be fetched ({type(error).__name__}). "
-            "Check the name, the connection and HF_HUB_OFFLINE, or name a local folder."
-        ) from error
+    with hub_errors(model.base):
+        return Path(hf_hub_download(model.base, "config.json", revision=model.revision, token=hub_token())).parent
 
 
 def describe(model: ModelSection, adapter: AdapterSection | None = None) -> dict[str, Any]:

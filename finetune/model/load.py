@@ -29,7 +29,7 @@ def apply_rope_scaling(config: PretrainedConfig, scaling: RopeScaling) -> None:
         "rope_theta": config.rope_parameters["rope_theta"],
         "factor": scaling.factor,
     }
-    if scaling.type in ("yarn", "llama3", "dynamic"):
+    if scaling.type in ("yarn", "llama3"):
         parameters["original_max_position_embeddings"] = trained
     if scaling.type == "llama3":
         parameters |= {"low_freq_factor": scaling.low_frequency_factor, "high_freq_factor": scaling.high_frequency_factor}

@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from finetune.errors import ModelError
+
 IGNORED = -100
 """The label of a position without supervision, as everywhere in the field."""
 
@@ -68,8 +70,11 @@ def install_supervised_loss(model: PreTrainedModel, label_smoothing: float = 0.0
 
     The loss is the sum over supervised positions, divided by `num_items_in_batch` where that is given. Label smoothing
     applies in training mode only, so that an evaluation loss is the plain cross-entropy. Calls without `shift_labels`
-    (generation) go to the model's own forward.
+    (generation) go to the model's own forward. Raises ModelError for a base that changes its logits after the head.
     """
+    for name in ("final_logit_softcapping", "logit_scale"):
+        if getattr(model.config, name, None):
+            raise ModelError(f"this base has {name} in its config.json, which the loss at supervised positions doesn't know.")
     plain_forward = model.forward
 
     def forward(

@@ -40,6 +40,7 @@ KINDS = {
 PATTERNS = {
     r"^[0-9a-f]{64}$": "64 hexadecimal digits in lower case",
     r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+$": "NAME==VERSION",
+    r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$": "a data set of the hub (owner/name)",
     r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "letters, digits, dots, hyphens and underscores, a letter or digit first",
 }
 

@@ -111,7 +111,7 @@ def _override(tree: Node, override: str, findings: list[Finding]) -> Node:
         message = f"got {shorten(override)!r}, expected section.key=value (train.learning_rate=1e-4)"
         findings.append(Finding(place, (), message))
         return tree
-    location: Location = tuple(int(key) if key.isdecimal() else key for key in match["path"].split("."))
+    location: Location = tuple(_key(key) for key in match["path"].split("."))
     if location[0] == "extends":
         findings.append(Finding(place, location, "extends can't be overridden; run the other recipe"))
         return tree
@@ -124,6 +124,11 @@ def _override(tree: Node, override: str, findings: list[Finding]) -> Node:
     except LookupError as error:
         findings.append(Finding(place, location, str(error.args[0])))
         return tree
+
+
+def _key(text: str) -> str | int:
+    """A part of an override's path: an index, or a key."""
+    return int(text) if text.isdecimal() and len(text) < 10 else shorten(text)
 
 
 def _at(node: Node, place: Place) -> Node:

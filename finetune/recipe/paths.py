@@ -7,10 +7,11 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
+from data_prep.config import CHAT_TEMPLATES
 from finetune.recipe.tree import Finding, Location, Node, finding_at
 
-HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-CHAT_TEMPLATES = ("alpaca", "chatml", "llama2", "llama3")
+# What the hub takes: no name ends in a dot or hyphen or is longer than 96; no two hyphens or dots meet; none ends in .git.
+HUB_ID = re.compile(r"(?!.*(--|\.\.))(?!.*\.git$)[A-Za-z0-9]([\w.-]{0,94}\w)?/[A-Za-z0-9]([\w.-]{0,94}\w)?", re.ASCII)
 
 
 def resolve_paths(tree: Node) -> tuple[Node, list[Finding]]:

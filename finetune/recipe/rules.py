@@ -1,21 +1,24 @@
 """Rules that tie keys together. Each is a small function; RULES lists them. Pure: no file is looked at."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from difflib import get_close_matches
 from pathlib import Path, PurePath
 
 from data_prep.config import FileSource, Source
 from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.train import OPTIMIZERS
 
 Found = Iterator[tuple[str, str]]
 Given = set[str]
 
-OPTIMIZERS = ("adamw", "adafactor", "sgd", "rmsprop", "adagrad", "lion", "adamw_8bit")
 LORA_ONLY = (
     "rank", "alpha", "targets", "dropout", "use_rslora", "use_dora", "init", "modules_to_save", "continue_from",
 )  # fmt: skip
 LINEAR_LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+MODULES = (*sorted(LINEAR_LAYERS), "lm_head", "embed_tokens")
+VOCABULARY = frozenset({"lm_head", "embed_tokens"})
+CONTINUED = ("adapter.init", "adapter.dropout", "adapter.modules_to_save", "model.new_tokens")
 SUFFIXES = (".json", ".jsonl", ".txt")
 
 
@@ -26,6 +29,13 @@ def problems_of(recipe: Recipe, given: set[str]) -> list[tuple[str, str]]:
     it. A path in `given` counts as set even where the recipe holds no value for it (it was wrong and is reported already).
     """
     return [problem for rule in RULES for problem in rule(recipe, given)]
+
+
+def _asked(recipe: Recipe, given: Given, path: str) -> bool:
+    """Whether the user asked for more than the default: to write the default, as `check` prints it, asks for nothing."""
+    section, knob = path.split(".")
+    values = getattr(recipe, section)
+    return path in given and getattr(values, knob) != type(values).model_fields[knob].get_default(call_default_factory=True)
 
 
 def _needs_evaluation(recipe: Recipe, given: Given) -> Found:
@@ -66,7 +76,7 @@ def _full(recipe: Recipe, given: Given) -> Found:
     if recipe.adapter.method != "full":
         return
     for knob in LORA_ONLY:
-        if f"adapter.{knob}" in given:
+        if _asked(recipe, given, f"adapter.{knob}"):
             yield f"adapter.{knob}", "method full trains all weights and has no adapter; remove this, or use lora or qlora"
 
 
@@ -74,8 +84,15 @@ def _adapter(recipe: Recipe, given: Given) -> Found:
     adapter = recipe.adapter
     if adapter.method == "full":
         return
-    if adapter.continue_from is not None and "adapter.init" in given:
-        yield "adapter.init", "continue_from takes A and B from the adapter that it names; remove init"
+    for path in CONTINUED:
+        if adapter.continue_from is not None and _asked(recipe, given, path):
+            yield path, "the adapter that is continued (adapter.continue_from) decides; remove it"
+    if adapter.init == "orthogonal" and adapter.rank % 2:
+        yield "adapter.init", f"orthogonal splits the rank in two halves, and rank {adapter.rank} is odd; use an even one"
+    whole = sorted(VOCABULARY & set(adapter.modules_to_save))
+    if whole and recipe.model.new_tokens:
+        message = f"model.new_tokens trains rows of the embedding, {' and '.join(whole)} would train all; remove one of the two"
+        yield "adapter.modules_to_save", message
     targets = LINEAR_LAYERS if adapter.targets == "all-linear" else adapter.targets
     both = sorted(set(adapter.modules_to_save) & set(targets))
     if both:
@@ -85,16 +102,20 @@ def _adapter(recipe: Recipe, given: Given) -> Found:
         repeated = sorted({name for name in names if list(names).count(name) > 1})
         if repeated:
             yield f"adapter.{knob}", f"named twice: {', '.join(repeated)}"
+        for index, name in enumerate(() if recipe.model.allow_untested else names):
+            close = _near(name.rpartition(".")[2], MODULES)
+            if close:
+                yield f"adapter.{knob}.{index}", f"no LLaMA has a module {name!r}; did you mean {close}?"
         if any(not name.strip() for name in names):
             yield f"adapter.{knob}", "got an empty name"
 
 
 def _schedule(recipe: Recipe, given: Given) -> Found:
     train = recipe.train
-    if "train.minimum_learning_rate_fraction" in given and train.schedule not in ("cosine_with_minimum", "wsd"):
+    if _asked(recipe, given, "train.minimum_learning_rate_fraction") and train.schedule not in ("cosine_with_minimum", "wsd"):
         message = f"only schedules cosine_with_minimum and wsd have a minimum; this one is {train.schedule}"
         yield "train.minimum_learning_rate_fraction", message
-    if "train.decay_fraction" in given and train.schedule != "wsd":
+    if _asked(recipe, given, "train.decay_fraction") and train.schedule != "wsd":
         yield "train.decay_fraction", f"only schedule wsd has a decay of its own; this one is {train.schedule}"
     if train.schedule == "wsd" and train.warmup_fraction + train.decay_fraction > 1:
         path = "train.decay_fraction" if "train.decay_fraction" in given else "train.warmup_fraction"
@@ -102,12 +123,20 @@ def _schedule(recipe: Recipe, given: Given) -> Found:
         yield path, f"warmup_fraction + decay_fraction is {total}, expected at most 1"
 
 
+def _near(name: str, known: Collection[str]) -> str | None:
+    """The known name that was probably meant; None where the name is known itself, or far from all."""
+    if name in known:
+        return None
+    close = get_close_matches(re.sub(r"[^a-z0-9_]", "", name.lower()), known, n=1, cutoff=0.8)
+    return close[0] if close else None
+
+
 def _optimizer(recipe: Recipe, given: Given) -> Found:
     name = recipe.train.optimizer
-    if name in OPTIMIZERS or re.fullmatch(r"[a-z0-9_]+", name):
+    close = _near(name, OPTIMIZERS)
+    if name in OPTIMIZERS.values() or (re.fullmatch(r"[a-z0-9_]+", name) and not close):
         return
-    close = get_close_matches(re.sub(r"[^a-z0-9_]", "", name.lower()), OPTIMIZERS, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = f"; did you mean {close}?" if close else ""
     yield "train.optimizer", f"got {name!r}, expected {', '.join(OPTIMIZERS)} or another name of OptimizerNames{hint}"
 
 
@@ -121,6 +150,8 @@ def _rope_scaling(recipe: Recipe, given: Given) -> Found:
     scaling = recipe.model.rope_scaling
     if scaling is None:
         return
+    if scaling.type == "linear" and scaling.original_max_length_tokens is not None:
+        yield "model.rope_scaling.original_max_length_tokens", "only types yarn and llama3 have it; this one is linear"
     factors = {"low_frequency_factor": scaling.low_frequency_factor, "high_frequency_factor": scaling.high_frequency_factor}
     for name, value in factors.items():
         if scaling.type == "llama3" and value is None:
@@ -143,14 +174,14 @@ def _new_tokens(recipe: Recipe, given: Given) -> Found:
 
 def _tracking(recipe: Recipe, given: Given) -> Found:
     tracking = recipe.tracking
-    if "tracking.wandb_mode" in given and tracking.tracker != "wandb":
+    if _asked(recipe, given, "tracking.wandb_mode") and tracking.tracker != "wandb":
         yield "tracking.wandb_mode", f"only tracker wandb has it; this one is {tracking.tracker}"
 
 
 def _supervise(recipe: Recipe, given: Given) -> Found:
     data = recipe.data
-    if data.supervise != "assistant" and all(source.format in ("text", "prompt_completion") for source in data.train):
-        message = f"{data.supervise} is about the turns of a conversation, and no source of data.train holds any; remove it"
+    if data.supervise != "assistant" and all(source.format == "text" for source in data.train):
+        message = f"every source of data.train has format text, whose rows are learned whole; {data.supervise} changes nothing"
         yield "data.supervise", message
 
 

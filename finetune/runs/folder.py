@@ -7,12 +7,18 @@ RUN/
   metrics.jsonl      one line per log, {"step": ..., "train/loss": ...}
   summary.json       the outcome, for lists
   run.log            what was printed
+  .running           while it trains: locked by the process that does
 """
 
+import fcntl
 import json
+import math
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from finetune.errors import CheckpointError, LaunchError
 
@@ -32,6 +38,7 @@ class RunFolder:
         self.metrics_path = path / "metrics.jsonl"
         self.summary_path = path / "summary.json"
         self.log_path = path / "run.log"
+        self._marker: IO[str] | None = None
 
     @property
     def name(self) -> str:
@@ -57,22 +64,49 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace summary.json in one step."""
-        write_text(self.summary_path, json.dumps(summary, indent=2) + "\n")
+        write_text(self.summary_path, json.dumps(finite_or_null(summary), indent=2, allow_nan=False) + "\n")
 
     def claim(self) -> None:
-        """Mark the run as taken by this process. Raises LaunchError where another live process has it."""
-        marker = self.path / RUNNING
-        try:
-            holder = int(marker.read_text())
-        except (FileNotFoundError, ValueError):
-            holder = 0
-        if holder and holder != os.getpid() and Path(f"/proc/{holder}").exists():
-            raise LaunchError(f"{self.path} is being trained by process {holder}. Wait for it, or start a new run.")
-        write_text(marker, str(os.getpid()))
+        """Take the run for this process, until release or the process's end. Raises LaunchError where another has it.
+
+        The lock is the operating system's, so a process that crashed holds nothing.
+        """
+        path = self.path / RUNNING
+        while self._marker is None:
+            marker = path.open("a+")
+            try:
+                fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                marker.seek(0)
+                holder = marker.read().strip() or "another process"
+                marker.close()
+                if isinstance(error, BlockingIOError):
+                    raise LaunchError(f"{self.path} is being trained by {holder}. Wait for it, or start a new run.") from None
+                raise LaunchError(f"{path} can't be locked ({error}); put output.folder on a file system with locks.") from None
+            # The holder before deletes the file; a lock on a deleted file keeps nobody out.
+            if _is_open_file(path, marker):
+                self._marker = marker
+            else:
+                marker.close()
+        self._marker.truncate(0)
+        self._marker.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._marker.flush()
 
     def release(self) -> None:
         """Give the run back."""
-        (self.path / RUNNING).unlink(missing_ok=True)
+        if self._marker is not None:
+            (self.path / RUNNING).unlink(missing_ok=True)
+            self._marker.close()
+            self._marker = None
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The run is this process's while this lasts."""
+        self.claim()
+        try:
+            yield
+        finally:
+            self.release()
 
 
 def is_run(path: Path) -> bool:
@@ -111,6 +145,28 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _is_open_file(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def sync_files(folder: Path) -> None:
+    """Have the content of every file below a folder, and the folders' own entries, on the disk when this returns."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def finite_or_null(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with None for NaN and infinity, which JSON does not know."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
 
 
 def list_summaries(folder: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,8 @@ class Target:
     recipe: Recipe | None
     """The recipe of the run that it comes from."""
     description: str
+    base_sha256: str | None = None
+    """The fingerprint that a base's folder had when the run was started."""
 
     @property
     def quantized(self) -> bool:
@@ -43,8 +45,8 @@ def resolve_target(text: str) -> Target:
         return Target(ModelSection(base=str(path.resolve())), None, None, f"the model in {path}")
     if path.exists() or text.count("/") != 1 or text.startswith((".", "~", "/")):
         raise ModelError(
-            f"{text} is not a model or a run: expected a run folder (recipe.lock.yaml), an adapter folder (adapter_config.json), "
-            "a model folder (config.json) or a hub id (owner/name)."
+            f"{text} is not a model or a run: expected a run folder (recipe.lock.yaml), "
+            "an adapter folder (adapter_config.json), a model folder (config.json) or a hub id (owner/name)."
         )
     return Target(ModelSection(base=text), None, None, f"{text} from the hub")
 
@@ -52,19 +54,29 @@ def resolve_target(text: str) -> Target:
 def _run_target(run: RunFolder) -> Target:
     lock: Lock = read_lock(run.lock_path)
     if run.model.is_dir():
-        model = ModelSection(base=str(run.model), chat_template=None, date_string=lock.recipe.model.date_string)
+        then = lock.recipe.model
+        model = ModelSection(base=str(run.model), date_string=then.date_string, allow_untested=then.allow_untested)
         return Target(model, None, lock.recipe, f"run {run.name} (all weights)")
     if not run.adapter.is_dir():
         raise CheckpointError(f"{run.path} has no result yet: finish it with `finetune train --resume {run.path}`.")
-    return Target(lock.recipe.model, run.adapter, lock.recipe, f"run {run.name}")
+    model = lock.recipe.model
+    if lock.base.get("kind") == "hub":
+        # The commit that was trained on, wherever the branch has moved since.
+        model = model.model_copy(update={"revision": lock.base["commit"]})
+    return Target(model, run.adapter, lock.recipe, f"run {run.name}", lock.base.get("sha256"))
 
 
 def _adapter_target(adapter: Path) -> Target:
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    base = config.get("base_model_name_or_path")
+    path = adapter / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from None
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(base, str) or not base:
-        raise ModelError(f"{adapter}/adapter_config.json names no base model: give it with --base.")
+        raise ModelError(f"{path} names no base model: write the base's folder or hub id into base_model_name_or_path.")
     local = Path(base).expanduser()
-    if local.is_dir():
-        base = str(local.resolve())
-    return Target(ModelSection(base=base), adapter, None, f"the adapter in {adapter}")
+    model = (
+        ModelSection(base=str(local.resolve())) if local.is_dir() else ModelSection(base=base, revision=config.get("revision"))
+    )
+    return Target(model, adapter, None, f"the adapter in {adapter}")

@@ -6,15 +6,13 @@ train/epoch, eval/loss, eval/perplexity, system/memory_bytes; each by optimizer 
 
 import contextlib
 import io
-import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from finetune.errors import TrackerError
 from finetune.recipe.schema.tracking import TrackingSection
-
-logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
@@ -108,8 +106,8 @@ def wandb_mode(section: TrackingSection) -> Literal["online", "offline"]:
 class GuardedTracker:
     """A tracker that can't stop the training: the first failure is reported and the tracker left alone from then on."""
 
-    def __init__(self, inner: Tracker):
-        self.inner, self.failed = inner, False
+    def __init__(self, inner: Tracker, say: Callable[[str], None]):
+        self.inner, self.say, self.failed = inner, say, False
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Pass the metrics on, as long as the tracker works."""
@@ -126,10 +124,12 @@ class GuardedTracker:
             call()
         except Exception as error:  # noqa: BLE001 - whatever a tracker's library raises, training goes on; it is reported once
             self.failed = True
-            logger.warning("the tracker failed (%s: %s); metrics.jsonl goes on", type(error).__name__, error)
+            self.say(f"the tracker failed ({type(error).__name__}: {error}); metrics.jsonl goes on")
 
 
-def start_tracker(section: TrackingSection, run_id: str, recipe: dict[str, Any], *, folder: Path) -> Tracker:
+def start_tracker(
+    section: TrackingSection, run_id: str, recipe: dict[str, Any], *, folder: Path, say: Callable[[str], None]
+) -> Tracker:
     """Start the recipe's tracker under `run_id`, or go on in the run that has this id.
 
     Raises TrackerError, before anything is trained, where it can't start.
@@ -138,8 +138,8 @@ def start_tracker(section: TrackingSection, run_id: str, recipe: dict[str, Any],
         return NoTracker()
     try:
         if section.tracker == "wandb":
-            return GuardedTracker(WandbTracker(section, run_id, recipe, folder))
-        return GuardedTracker(TrackioTracker(section, run_id, recipe))
+            return GuardedTracker(WandbTracker(section, run_id, recipe, folder), say)
+        return GuardedTracker(TrackioTracker(section, run_id, recipe), say)
     except TrackerError:
         raise
     except Exception as error:

@@ -10,18 +10,7 @@ from transformers.training_args import OptimizerNames
 
 from finetune.errors import ModelError
 from finetune.model.precision import Precision
-from finetune.recipe.schema.train import TrainSection
-
-OPTIMIZERS = {
-    "adamw": "adamw_torch",
-    "adafactor": "adafactor",
-    "sgd": "sgd",
-    "rmsprop": "rmsprop",
-    "adagrad": "adagrad",
-    "lion": "lion_32bit",
-    "adamw_8bit": "adamw_bnb_8bit",
-}
-"""Optimizers that are tested, and transformers' names for them; other names of its OptimizerNames pass through."""
+from finetune.recipe.schema.train import OPTIMIZERS, TrainSection
 
 NEVER_STEPS = 1_000_000_000
 """An interval that no run reaches: evaluating and saving then happen at the end only."""
@@ -43,9 +32,14 @@ def optimizer_name(asked: str) -> str:
     return name
 
 
+def ceil_product(factor: float, count: int) -> int:
+    """factor x count, rounded up; 1.1 x 50 is 55, although the product of the floats is a little more."""
+    return math.ceil(round(factor * count, 6))
+
+
 def warmup_steps(train: TrainSection, total_steps: int) -> int:
     """Steps in which the learning rate rises."""
-    return math.ceil(train.warmup_fraction * total_steps)
+    return ceil_product(train.warmup_fraction, total_steps)
 
 
 def schedule(train: TrainSection, total_steps: int) -> tuple[str, dict[str, Any]]:
@@ -53,8 +47,9 @@ def schedule(train: TrainSection, total_steps: int) -> tuple[str, dict[str, Any]
     if train.schedule == "cosine_with_minimum":
         return "cosine_with_min_lr", {"min_lr_rate": train.minimum_learning_rate_fraction}
     if train.schedule == "wsd":
+        decay = ceil_product(train.decay_fraction, total_steps)
         options = {
-            "num_decay_steps": math.ceil(train.decay_fraction * total_steps),
+            "num_decay_steps": min(decay, total_steps - warmup_steps(train, total_steps)),
             "min_lr_ratio": train.minimum_learning_rate_fraction,
             "decay_type": "linear",
         }
@@ -75,7 +70,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """Everything that transformers' Trainer is told. What it must not do itself (report, filter NaN, rotate) is off."""
     scheduler, scheduler_options = schedule(train, total_steps)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=total_steps,
         per_device_train_batch_size=train.micro_batch_size,
@@ -110,3 +105,7 @@ def training_arguments(
         remove_unused_columns=False,
         label_names=["shift_labels"],
     )
+    # With several GPUs and no launcher the Trainer would wrap the model in nn.DataParallel, which splits each micro-batch
+    # and averages losses that are already shares of the step's mean. One device is used.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

@@ -78,9 +78,15 @@ def collate(rows: Sequence[tuple[int, Document]], pad_token_id: int) -> dict[str
 
 
 def evaluation_batches(
-    documents: Sequence[Document], *, batch_size: int, pad_token_id: int, world_size: int = 1, rank: int = 0
+    documents: Sequence[Document], *, batch_size: int, max_tokens: int, pad_token_id: int, world_size: int = 1, rank: int = 0
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """This process's share of the documents, longest first, in batches."""
+    """This process's share of the documents, longest first, in batches of at most `batch_size` rows and `max_tokens` tokens.
+
+    Padding counts as tokens; a document that is longer than `max_tokens` is alone.
+    """
     order = sorted(range(len(documents)), key=lambda row: (-len(documents[row].token_ids), row))[rank::world_size]
-    for first in range(0, len(order), batch_size):
-        yield collate([(row, documents[row]) for row in order[first : first + batch_size]], pad_token_id)
+    first = 0
+    while first < len(order):
+        rows = max(1, min(batch_size, max_tokens // len(documents[order[first]].token_ids)))
+        yield collate([(row, documents[row]) for row in order[first : first + rows]], pad_token_id)
+        first += rows

@@ -1,7 +1,6 @@
 """Recipe -> live parts, in the order in which they need each other. The only place that builds them."""
 
 import hashlib
-import math
 import os
 import platform
 import random
@@ -23,7 +22,7 @@ from finetune.model.load import load_config, load_model
 from finetune.model.loss import install_supervised_loss
 from finetune.model.precision import Precision, choose_device, choose_precision
 from finetune.recipe.schema import Recipe
-from finetune.train.arguments import optimizer_name, training_arguments
+from finetune.train.arguments import ceil_product, optimizer_name, training_arguments
 from finetune.train.batches import StepSampler
 from finetune.train.trainer import ExactTrainer
 
@@ -109,7 +108,7 @@ def build_trainer(
         rank=rank,
         seed=train.seed,
     )
-    total_steps = train.max_steps or math.ceil((train.epochs or 1.0) * sampler.steps)
+    total_steps = train.max_steps or max(1, ceil_product(train.epochs or 1.0, sampler.steps))
     arguments = training_arguments(
         train,
         precision=inputs.precision,
@@ -120,16 +119,23 @@ def build_trainer(
         evaluate_first=evaluate_first,
         checkpoints=checkpoints,
     )
-    return ExactTrainer(
+    trainer = ExactTrainer(
         model,
         arguments,
         documents=data.train,
-        evaluation=data.evaluation,
+        evaluation=data.evaluation[: recipe.evaluate.max_rows],
         sampler=sampler,
         pad_token_id=pad_token_id(inputs.tokenizer),
         keep_checkpoints=train.keep_checkpoints,
+        # Evaluating never needs more memory than training did.
+        evaluation_tokens=train.micro_batch_size * recipe.data.max_length_tokens,
         callbacks=callbacks,
     )
+    try:
+        trainer.create_optimizer()
+    except (ImportError, ValueError) as error:
+        raise ModelError(f"train.optimizer {train.optimizer} can't be used here: {' '.join(str(error).split())}") from error
+    return trainer
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerFast) -> int:

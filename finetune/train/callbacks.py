@@ -2,20 +2,22 @@
 
 import json
 import logging
-import resource
 import signal
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune.errors import CheckpointError
 from finetune.recipe.schema.train import EarlyStopping
+from finetune.runs.folder import finite_or_null, write_text
 from finetune.runs.trackers import Tracker
+from finetune.train.journal import Say
+from finetune.train.memory import peak_memory_bytes
 from finetune.train.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
@@ -30,40 +32,44 @@ METRIC_NAMES = {
 }
 """transformers' names -> ours."""
 
-
-def peak_memory_bytes() -> int:
-    """The most memory that this process has held: on the GPU where one is used, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    # ru_maxrss counts kilobytes on Linux and bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class MetricsLog(TrainerCallback):
     """Every log goes to metrics.jsonl, the tracker and the progress line, under the documented names."""
 
-    def __init__(self, path: Path, tracker: Tracker, show: Callable[[int, int, dict[str, float]], None]):
-        self.path, self.tracker, self.show = path, tracker, show
+    def __init__(self, path: Path, trainer: ExactTrainer, tracker: Tracker, show: Callable[[int, int, dict[str, float]], None]):
+        self.path, self.trainer, self.tracker, self.show = path, trainer, tracker, show
         self.file: IO[str] | None = None
-        self.trainer: ExactTrainer | None = None
-        self.since, self.tokens_before = time.perf_counter(), 0
-        self.logged = False
-        self.step_seconds = 0.0
-        """Time spent in training steps: evaluations and checkpoints are not counted."""
+        self.since = time.perf_counter()
+        self.tokens_logged, self.seconds_logged = trainer.tokens_seen, trainer.step_seconds
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Lines after the step that is resumed from belong to steps that are taken again: they go."""
-        keep: list[str] = []
         if self.path.exists():
-            keep = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= state.global_step]
-        self.file = self.path.open("w", buffering=1)
-        self.file.writelines(f"{line}\n" for line in keep)
+            entries = list(_whole_entries(self.path.read_text()))
+            kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= state.global_step]
+            write_text(self.path, "".join(kept))
+        self.file = self.path.open("a", buffering=1)
+        self.since = time.perf_counter()
+        self.tokens_logged, self.seconds_logged = self.trainer.tokens_seen, self.trainer.step_seconds
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
+        """Count the step's time; the last step is always logged."""
+        now = time.perf_counter()
+        self.trainer.step_seconds += now - self.since
+        self.since = now
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        return control
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The time of an evaluation is not the next step's."""
         self.since = time.perf_counter()
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The time of an evaluation or a checkpoint is not the next step's."""
-        if self.logged:
-            self.since, self.logged = time.perf_counter(), False
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The time of a checkpoint is not the next step's."""
+        self.since = time.perf_counter()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
@@ -72,15 +78,14 @@ class MetricsLog(TrainerCallback):
         if "loss" not in logs and "eval_loss" not in logs:
             return  # transformers' closing line: its averages include the time of evaluations
         metrics = {METRIC_NAMES[name]: float(value) for name, value in logs.items() if name in METRIC_NAMES}
-        if self.trainer is not None and "loss" in logs:
-            now, tokens = time.perf_counter(), self.trainer.tokens_seen
-            metrics["train/tokens_per_second"] = (tokens - self.tokens_before) / (now - self.since)
+        if "loss" in logs:
+            tokens, seconds = self.trainer.tokens_seen, self.trainer.step_seconds
+            metrics["train/tokens_per_second"] = (tokens - self.tokens_logged) / (seconds - self.seconds_logged)
             metrics["train/supervised_tokens"] = float(self.trainer.supervised_tokens_seen)
             metrics["system/memory_bytes"] = float(peak_memory_bytes())
-            self.step_seconds += now - self.since
-            self.since, self.tokens_before, self.logged = now, tokens, True
+            self.tokens_logged, self.seconds_logged = tokens, seconds
         if self.file is not None:
-            self.file.write(json.dumps({"step": state.global_step, **metrics}) + "\n")
+            self.file.write(json.dumps(finite_or_null({"step": state.global_step, **metrics}), allow_nan=False) + "\n")
         self.tracker.log(metrics, state.global_step)
         self.show(state.global_step, state.max_steps, metrics)
 
@@ -90,28 +95,48 @@ class MetricsLog(TrainerCallback):
             self.file.close()
 
 
+def _whole_entries(text: str) -> Iterator[dict[str, Any]]:
+    """The entries of metrics.jsonl; a last line that a kill cut short is left out."""
+    lines = text.splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise CheckpointError(f"metrics.jsonl:{number} is damaged ({error}). Remove that line.") from None
+            logger.warning("metrics.jsonl: the last line was cut short; it is dropped")
+
+
 class KeepBest(TrainerCallback):
     """An evaluation with the lowest loss so far saves a checkpoint; too many without one end the training."""
 
-    def __init__(self, early_stopping: EarlyStopping | None):
-        self.early_stopping = early_stopping
+    def __init__(self, early_stopping: EarlyStopping | None, say: Say):
+        self.early_stopping, self.say = early_stopping, say
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
     ) -> TrainerControl:
         """Decide from the log of all evaluations, so that a resumed run decides alike."""
-        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry and entry["step"] > 0]
-        if not losses:
-            return control
-        if losses[-1] <= min(losses):
+        losses = evaluation_losses(state)
+        if losses and losses[-1] <= min(losses):
             control.should_save = True
-        if self.early_stopping is not None and without_improvement(losses, self.early_stopping) >= (
-            self.early_stopping.patience_evaluations
-        ):
-            logger.info("stopped early: no improvement in %d evaluations", self.early_stopping.patience_evaluations)
-            control.should_training_stop = True
-            control.should_save = True
+        if self.early_stopping is not None and self.says_stop(state):
+            self.say(
+                f"stopped early after step {state.global_step}: no improvement in "
+                f"{self.early_stopping.patience_evaluations} evaluations"
+            )
+            control.should_log = control.should_save = control.should_training_stop = True
         return control
+
+    def says_stop(self, state: TrainerState) -> bool:
+        """Whether the evaluations up to this state end the training."""
+        rule = self.early_stopping
+        return rule is not None and without_improvement(evaluation_losses(state), rule) >= rule.patience_evaluations
+
+
+def evaluation_losses(state: TrainerState) -> list[float]:
+    """The evaluation losses so far; the one before the first step is no candidate for the best."""
+    return [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry and entry["step"] > 0]
 
 
 def without_improvement(losses: list[float], rule: EarlyStopping) -> int:
@@ -126,22 +151,28 @@ def without_improvement(losses: list[float], rule: EarlyStopping) -> int:
 
 
 class OrderlyStop(TrainerCallback):
-    """Ctrl-C and SIGTERM let the step finish, save a checkpoint and end; a second Ctrl-C ends at once."""
+    """Ctrl-C, SIGTERM and SIGHUP let the step finish, save a checkpoint and end; a second signal ends at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Say) -> None:
+        self.say = say
         self.asked: signal.Signals | None = None
-        self.previous: dict[signal.Signals, Any] = {}
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Take the signals over, for as long as training runs."""
-        for name in (signal.SIGINT, signal.SIGTERM):
-            self.previous[name] = signal.signal(name, self._note)
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Takes the signals over while this lasts. What is ignored (nohup ignores SIGHUP) stays ignored."""
+        taken = [name for name in STOP_SIGNALS if signal.getsignal(name) not in (signal.SIG_IGN, None)]
+        previous = {name: signal.signal(name, self._note) for name in taken}
+        try:
+            yield
+        finally:
+            for name, handler in previous.items():
+                signal.signal(name, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked is not None:
             raise KeyboardInterrupt
         self.asked = signal.Signals(number)
-        logger.warning("%s: finishing this step and saving a checkpoint (again to stop at once)", self.asked.name)
+        self.say(f"{self.asked.name}: finishing this step and saving a checkpoint (Ctrl-C again to stop at once)")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
         """Save and stop where a signal came."""
@@ -149,8 +180,3 @@ class OrderlyStop(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
         return control
-
-    def restore(self) -> None:
-        """Give the signals back."""
-        for name, handler in self.previous.items():
-            signal.signal(name, handler)

@@ -5,12 +5,13 @@ folder without it, or whose files differ from it, is never loaded.
 """
 
 import json
-import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from finetune.errors import CheckpointError
 from finetune.model.checkpoint import file_sha256
+from finetune.runs.folder import sync_files, write_text
 
 MARKER = "complete.json"
 PREFIX = "checkpoint-"
@@ -28,18 +29,14 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Write the marker: name and SHA-256 of each file. It is on disk, whole, when this returns."""
+    """Write the marker: name and SHA-256 of each file. It and they are on disk, whole, when this returns."""
+    sync_files(checkpoint)
     hashes = {
         str(path.relative_to(checkpoint)): file_sha256(path)
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name != MARKER
     }
-    partial = checkpoint / f".{MARKER}.partial"
-    with partial.open("w") as file:
-        json.dump(hashes, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(checkpoint / MARKER)
+    write_text(checkpoint / MARKER, json.dumps(hashes, indent=1))
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
@@ -51,18 +48,26 @@ def verify_checkpoint(checkpoint: Path) -> None:
     for name, expected in hashes.items():
         path = checkpoint / name
         if not path.is_file() or file_sha256(path) != expected:
-            raise CheckpointError(
-                f"{path} is absent or differs from what was saved. Remove {checkpoint} to go on from an earlier one."
-            )
+            raise CheckpointError(f"{path} is absent or differs from what was saved.")
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, verified; None where there is none."""
-    found = complete_checkpoints(folder)
-    if not found:
-        return None
-    verify_checkpoint(found[-1])
-    return found[-1]
+def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is whole; None where none was saved. Damaged ones that are newer are said.
+
+    Raises CheckpointError where each of them is damaged.
+    """
+    problem = None
+    for checkpoint in reversed(complete_checkpoints(folder)):
+        try:
+            verify_checkpoint(checkpoint)
+        except CheckpointError as error:
+            problem = error
+            say(f"warning: {error} Looking for an earlier checkpoint.")
+        else:
+            return checkpoint
+    if problem is not None:
+        raise CheckpointError(f"{problem} No other checkpoint is left; start a new run from the recipe.")
+    return None
 
 
 def remove_incomplete(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What a person sees while it trains: one line that moves on a terminal, a few plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -56,4 +57,6 @@ class Progress:
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self.status is not None:
-            self.status.stop()
+            # A terminal that was closed can't be put in order.
+            with contextlib.suppress(OSError):
+                self.status.stop()

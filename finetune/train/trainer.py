@@ -3,20 +3,29 @@ batches, the loss, the evaluation, and the refusal of steps that are not finite.
 """
 
 import functools
+import json
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from data_prep.render import Document
 from finetune.errors import TrainingError
 from finetune.model.loss import IGNORED
 from finetune.train.batches import FILLER, Documents, StepSampler, collate, evaluation_batches
-from finetune.train.checkpoints import PREFIX, keep_newest, mark_complete
+from finetune.train.checkpoints import MARKER, PREFIX, keep_newest, mark_complete
+
+COUNTERS = "counters.json"
+"""What a checkpoint holds beside transformers' files: tokens and seconds up to it."""
+
+SKIPPED_STEPS_LIMIT = 20
+"""fp16: so many overflows in a row halve the loss scale a millionfold; no scale is at fault then."""
 
 
 class ExactTrainer(Trainer):
@@ -34,6 +43,7 @@ class ExactTrainer(Trainer):
         sampler: StepSampler,
         pad_token_id: int,
         keep_checkpoints: int,
+        evaluation_tokens: int,
         **options: Any,
     ):
         held_out = Documents(evaluation) if evaluation else None
@@ -42,7 +52,9 @@ class ExactTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.documents, self.evaluation, self.sampler = documents, evaluation, sampler
         self.pad_token_id, self.keep_checkpoints = pad_token_id, keep_checkpoints
-        self.tokens_seen = self.supervised_tokens_seen = 0
+        self.evaluation_tokens = evaluation_tokens
+        self.tokens_seen = self.supervised_tokens_seen = self.skipped_steps = 0
+        self.step_seconds, self.seconds_before, self.started = 0.0, 0.0, time.perf_counter()
         self.step_rows: list[int] = []
 
     def get_train_dataloader(self) -> DataLoader:
@@ -83,7 +95,8 @@ class ExactTrainer(Trainer):
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> float:
         norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
         # With fp16's loss scaling a step that overflowed is skipped by the scaler, and the scale lowered.
-        if not math.isfinite(norm) and self.accelerator.scaler is None:
+        self.skipped_steps = 0 if math.isfinite(norm) else self.skipped_steps + 1
+        if self.skipped_steps >= (1 if self.accelerator.scaler is None else SKIPPED_STEPS_LIMIT):
             raise TrainingError(self._not_finite("gradient norm", norm, self.step_rows))
         return norm
 
@@ -104,6 +117,7 @@ class ExactTrainer(Trainer):
         for batch in evaluation_batches(
             self.evaluation,
             batch_size=self.args.per_device_eval_batch_size,
+            max_tokens=self.evaluation_tokens,
             pad_token_id=self.pad_token_id,
             world_size=self.args.world_size,
             rank=self.args.process_index,
@@ -112,7 +126,8 @@ class ExactTrainer(Trainer):
             count = batch["shift_labels"].ne(IGNORED).sum()
             inputs = self._prepare_inputs(batch)
             with self.compute_loss_context_manager(), self.accelerator.autocast():
-                total += torch.stack([model(**inputs).loss.double().cpu(), count.double()])
+                # To the host first: Apple's MPS has no float64.
+                total += torch.stack([model(**inputs).loss.cpu().double(), count.double()])
         if self.args.world_size > 1:
             total = self.accelerator.reduce(total.to(self.args.device)).cpu()
         model.train()
@@ -123,9 +138,40 @@ class ExactTrainer(Trainer):
         return metrics
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        checkpoint = folder / f"{PREFIX}{self.state.global_step}"
+        # A damaged checkpoint of this step may be there: without its marker it isn't taken for whole while it is rewritten.
+        (checkpoint / MARKER).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            folder = Path(self.args.output_dir)
-            mark_complete(folder / f"{PREFIX}{self.state.global_step}")
-            best = self.state.best_model_checkpoint
-            keep_newest(folder, self.keep_checkpoints, Path(best) if best else None)
+            (checkpoint / COUNTERS).write_text(json.dumps(self.counters()))
+            mark_complete(checkpoint)
+            keep_newest(folder, self.keep_checkpoints, folder / f"{PREFIX}{self.state.best_global_step}")
+
+    def counters(self) -> dict[str, Any]:
+        """Tokens and seconds of the run up to now, those before a resume included."""
+        return {
+            "tokens": self.tokens_seen,
+            "supervised_tokens": self.supervised_tokens_seen,
+            "step_seconds": self.step_seconds,
+            "seconds": self.seconds_before + time.perf_counter() - self.started,
+        }
+
+    def load_counters(self, checkpoint: Path) -> None:
+        """Count on from a checkpoint."""
+        counters = json.loads((checkpoint / COUNTERS).read_text())
+        self.tokens_seen, self.supervised_tokens_seen = counters["tokens"], counters["supervised_tokens"]
+        self.step_seconds, self.seconds_before = counters["step_seconds"], counters["seconds"]
+
+    @staticmethod
+    def state_of(checkpoint: Path) -> TrainerState:
+        """The trainer's state when the checkpoint was taken."""
+        return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+    def load_finished(self, checkpoint: Path) -> None:
+        """Take over weights and state of a checkpoint after which no step is left.
+
+        train() would take one: transformers' loop looks at the number of steps only after each step.
+        """
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = self.state_of(checkpoint)

@@ -22,22 +22,25 @@ output: {{folder: runs, name: real}}
 QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "quickstart.yaml"
 
 
-@pytest.mark.parametrize(("method", "steps"), [("lora", 6), ("qlora", 2)])
-def test_the_real_model_learns_merges_and_answers(finetune: Finetune, tmp_path: Path, method: str, steps: int) -> None:
-    """After a few steps the held-out loss is lower, the merge is verified, and the merged model answers."""
+@pytest.mark.parametrize(("method", "steps", "dtype"), [("lora", 6, "bfloat16"), ("qlora", 3, "float32")])
+def test_the_real_model_learns_merges_and_answers(
+    finetune: Finetune, tmp_path: Path, method: str, steps: int, dtype: str
+) -> None:
+    """After a few steps the held-out loss is lower, the merge is verified, the run scores as in training, and the merged
+    model answers. (After 3 steps the update is too small for bf16 numbers; the verification says so, hence float32.)
+    """
     (tmp_path / "real.yaml").write_text(RECIPE.format(quickstart=QUICKSTART, method=method, steps=steps))
     summary = json.loads(finetune("train", "real.yaml", "--json").stdout)
     assert summary["evaluation_loss"] < summary["evaluation_loss_before"]
     assert summary["trainable_parameters"] == 4_884_480
     run = summary["run"]
 
-    report = json.loads(finetune("merge", run, "--output", "merged", "--json").stdout)
+    report = json.loads(finetune("merge", run, "--output", "merged", "--dtype", dtype, "--json").stdout)
     assert report["verification"]["holds"] is True
     answer = finetune("generate", "merged", "--prompt", "What is the capital of France?", "--max-new-tokens", "12").stdout
     assert answer.strip()
-    scores = json.loads(finetune("evaluate", "merged", "real.yaml", "--json").stdout)
-    if method == "lora":
-        assert scores["loss"] == pytest.approx(summary["evaluation_loss"], abs=0.02)
+    scores = json.loads(finetune("evaluate", run, "real.yaml", "--json").stdout)
+    assert scores["loss"] == pytest.approx(summary["evaluation_loss"], abs=0.02)
 
 
 @pytest.mark.long

@@ -33,14 +33,14 @@ class WheelBase(Section):
 class RopeScaling(Section):
     """How rotary positions reach beyond the length that the base was trained for (transformers' rope_parameters)."""
 
-    type: Literal["linear", "dynamic", "yarn", "llama3"]
-    """The method: linear (position interpolation), dynamic NTK, YaRN, or LLaMA 3.1's."""
+    type: Literal["linear", "yarn", "llama3"]
+    """The method: linear (position interpolation), YaRN, or LLaMA 3.1's."""
 
     factor: Annotated[float, Field(gt=1)]
     """How many times longer the context becomes."""
 
     original_max_length_tokens: Annotated[int, Field(ge=1)] | None = None
-    """The context length before scaling; the base's own when absent."""
+    """yarn and llama3: the context length before scaling; the base's own when absent."""
 
     low_frequency_factor: Annotated[float, Field(gt=0)] | None = None
     """llama3 only."""
@@ -70,8 +70,8 @@ class ModelSection(Section):
     chat_template: str | None = None
     """A named template (chatml, llama2, llama3, alpaca) or a Jinja file; the tokenizer's own when absent."""
 
-    date_string: str = "26 Jul 2024"
+    date_string: Annotated[str, Field(min_length=1)] = "26 Jul 2024"
     """What a template that prints today's date prints instead, so that runs can be reproduced."""
 
-    pad_token: str | None = None
+    pad_token: Annotated[str, Field(min_length=1)] | None = None
     """The token that fills up rows; the tokenizer's own, else its end of sequence. Labels never depend on it."""

@@ -9,6 +9,18 @@ from data_prep.config import Section
 Steps = Annotated[int, Field(ge=1)]
 
 
+OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "adafactor": "adafactor",
+    "sgd": "sgd",
+    "rmsprop": "rmsprop",
+    "adagrad": "adagrad",
+    "lion": "lion_32bit",
+    "adamw_8bit": "adamw_bnb_8bit",
+}
+"""Optimizers that are tested, and transformers' names for them; other names of its OptimizerNames pass through."""
+
+
 class EarlyStopping(Section):
     """Stop when the evaluation loss no longer falls; the best checkpoint becomes the result."""
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from finetune.cli.app import VERBS
-from finetune.cli.check import yaml_value
+from finetune.cli.check import resolved_lines, yaml_value
 from finetune.cli.schema import recipe_schema
-from finetune.recipe.shipped import recipes_folder
+from finetune.recipe.load import load_recipe
+from finetune.recipe.shipped import recipes_folder, shipped_recipes
 from finetune.recipe.tree import Source
 from finetune.recipe.yaml_tree import read_yaml
 
@@ -45,6 +46,25 @@ def test_check_prints_every_value_with_its_origin(tmp_path: Path) -> None:
     )
     assert tree.plain() == as_json["recipe"]
     assert as_json["origins"]["train.seed"] == "command line"
+
+
+FULL = """
+model: {base: owner/name, revision: main, new_tokens: ["<a>", "b # c"], rope_scaling: {type: yarn, factor: 2}, pad_token: "é"}
+adapter: {method: full}
+data: {train: [{generated: orders}, {dataset: a/b, format: messages}], evaluation: {sources: [{generated: orders, seed: 3}]}}
+train: {max_steps: 3, schedule: wsd, early_stopping: {}, evaluate_every_steps: 2}
+"""
+
+
+@pytest.mark.parametrize("name", ["r.yaml", *shipped_recipes()])
+def test_what_check_prints_is_a_recipe(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resolved recipe that check prints is valid itself, and means the same."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(FULL)
+    loaded = load_recipe(name)
+    lines = resolved_lines(loaded.recipe.model_dump(mode="json"), loaded.origins)
+    (tmp_path / "printed.yaml").write_text("\n".join(f"{text}  # {origin}" if origin else text for text, origin in lines))
+    assert load_recipe("printed.yaml").recipe == loaded.recipe
 
 
 def test_a_bad_recipe_exits_2_without_a_traceback(tmp_path: Path) -> None:
@@ -95,6 +115,8 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
         ("raise CheckFailed('too far apart')", 3, "error: too far apart"),
         ("raise DataError('row 3')", 2, "error: row 3"),
         ("raise KeyboardInterrupt", 130, ""),
+        ("open('/dev/null/x', 'w')", 2, "error: /dev/null/x: Not a directory"),
+        ("raise OSError('of no file')", 1, "this is a bug of finetune"),
         ("raise ZeroDivisionError('oh')", 1, "this is a bug of finetune"),
     ],
 )
@@ -114,6 +136,58 @@ def test_errors_become_exit_codes(tmp_path: Path, body: str, code: int, words: s
     assert done.returncode == code
     assert words in done.stderr
     assert ("Traceback" in done.stderr) == (code == 1)
+
+
+def test_an_error_is_json_where_json_was_asked_for(tmp_path: Path) -> None:
+    """With --json a failure of any verb is one JSON object on standard output, with its exit code."""
+    done = finetune("inspect", "./absent", "--json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "")
+    failure = json.loads(done.stdout)
+    assert "absent" in failure["error"]
+    assert failure["problems"] == []
+
+
+def test_nothing_that_a_terminal_acts_on_is_printed(tmp_path: Path) -> None:
+    """Names and values reach neither output with escape sequences, C1 controls or bidi overrides in them."""
+    name = "\x1b[31mred\x9b2J\u202e.yaml"
+    (tmp_path / name).write_text(GOOD)
+    for arguments in (("check", name), ("check", name, "--json"), ("check", f"{name}x"), ("runs", "list", name)):
+        done = finetune(*arguments, cwd=tmp_path)
+        assert "red" in done.stdout + done.stderr
+        assert not {"\x1b", "\x9b", "\u202e"} & set(done.stdout + done.stderr)
+
+
+def test_an_ascii_locale_loses_no_line(tmp_path: Path) -> None:
+    """What the terminal's encoding lacks is written as an escape, and the verb ends as ever."""
+    (tmp_path / "é.yaml").write_text(GOOD)
+    done = finetune("check", "é.yaml", cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "# ok: \\xe9.yaml is valid" in done.stdout
+
+
+@pytest.mark.parametrize("override", [f"data.train.{'9' * 5000}.rows=3", f"train.seed={'9' * 5000}", "train.seed"])
+def test_no_override_is_a_bug_of_ours(tmp_path: Path, override: str) -> None:
+    """Whatever stands in an override, what is wrong with it is a problem of the command line."""
+    (tmp_path / "r.yaml").write_text(GOOD)
+    done = finetune("check", "r.yaml", override, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 1 problem in the recipe\ncommand line  ")
+
+
+def test_a_prompt_that_is_no_text_is_one_message() -> None:
+    """Bytes that aren't UTF-8 are refused before the model is looked for."""
+    from finetune.cli.generate import read_prompts
+    from finetune.errors import FinetuneError
+
+    with pytest.raises(FinetuneError, match="--prompt is not valid text at character 2"):
+        read_prompts(["a\udcff"], None)
+
+
+def test_a_resumed_run_takes_no_override(tmp_path: Path) -> None:
+    """An override beside --resume is refused with the reason, not taken for a recipe."""
+    done = finetune("train", "--resume", "run", "train.seed=3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "got train.seed=3 with --resume: a resumed run goes on with the recipe of its lock" in done.stderr
 
 
 def test_colour_only_where_it_is_wanted(tmp_path: Path) -> None:

@@ -30,6 +30,13 @@ def test_alpaca_without_input(context: dict[str, Any]) -> None:
     )
 
 
+def test_what_holds_nothing_is_not_refused() -> None:
+    """Empty lists of tools, calls and history change nothing, and a column is no near miss of one that is there."""
+    values = {"messages": [USER, ANSWER | {"tool_calls": [], "function_call": None}], "tools": []}
+    assert parse("messages", values) == Conversation((Message("user", "hi"), Message("assistant", "ho")))
+    parse("alpaca", {"instruction": "a", "input": "b", "inputs": "c", "output": "d", "history": [], "id": "e", "item": "f"})
+
+
 def test_alpaca_with_everything() -> None:
     """The input stands on a line of its own after the instruction; the system message comes first."""
     values = {"instruction": "Add.", "input": "1 2", "output": "3", "system": "Be right.", "extra": 1}
@@ -61,6 +68,10 @@ def test_text_and_messages() -> None:
         ("alpaca", {"instruction": "a", "output": 3}, "output is a number"),
         ("alpaca", {"instruction": "a", "input": ["b"], "output": "c"}, "input is a list"),
         ("alpaca", {"instruction": "a", "output": "\ud800"}, "surrogate"),
+        ("alpaca", {"instruction": "a", "inputs": "b", "output": "c"}, "'inputs' is not read; did you mean 'input'"),
+        ("alpaca", {"instruction": "a", "system_prompt": "b", "output": "c"}, "'system_prompt' is not read; .*'system'"),
+        ("alpaca", {"instruction": "a", "output": "c", "history": [["b", "c"]]}, "'history' is not supported yet"),
+        ("messages", {"messages": [USER, ANSWER], "tools": [{"name": "f"}]}, "'tools' is not supported yet"),
         ("text", {"text": " \n"}, "text is empty"),
         ("text", {"content": "a"}, "no column 'text'"),
         ("prompt_completion", {"prompt": "a", "completion": [ANSWER]}, "prompt is a string and completion is a list"),

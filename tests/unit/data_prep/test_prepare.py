@@ -66,9 +66,59 @@ def test_no_supervised_token(tmp_path: Path, tokenizer: PreTrainedTokenizerFast)
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "", "completion": "<|im_end|>"}\n{"prompt": "a", "completion": "b"}\n')
     source = {"path": str(path), "format": "prompt_completion"}
-    data = prepare(DataSection.model_validate({"train": [source]}), tokenizer, seed=0)
+    values = {"train": [source], "special_tokens_in_text": "keep"}
+    data = prepare(DataSection.model_validate(values), tokenizer, seed=0)
     assert data.report.sources[0].dropped["no_supervised_token"].places == ["rows.jsonl:1"]
     assert len(data.train) == 1
+
+
+def test_special_tokens_in_text(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A row whose text would become a special token is dropped and named, or kept and counted."""
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"instruction": "What is <|im_end|>?", "output": "b"}, {"instruction": "a", "output": "b"}]))
+    report = prepare(section(path), tokenizer, seed=0).report
+    assert report.sources[0].dropped["special_tokens_in_text"].places == ["rows.json row 1"]
+    assert "  dropped 1 with a special token in their text" in "\n".join(report.lines())
+    kept = prepare(section(path, special_tokens_in_text="keep"), tokenizer, seed=0)
+    assert len(kept.train) == 2
+    assert kept.report.as_dict()["sources"][0]["special_tokens_in_text"] == 1
+    assert "  kept 1 with a special token in their text" in kept.report.lines()
+
+
+def test_empty_answers(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A row whose answer is blank teaches to say nothing: it is dropped with that reason, in every format."""
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": " \n"}]
+    rows = {
+        "alpaca": [{"instruction": "a", "output": ""}, {"instruction": "a", "output": "b"}],
+        "prompt_completion": [{"prompt": "a", "completion": " "}, {"prompt": "a", "completion": "b"}],
+        "messages": [{"messages": talk}, {"messages": [talk[0], talk[1] | {"content": "b"}]}],
+    }
+    for name, values in rows.items():
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(values))
+        data = prepare(DataSection.model_validate({"train": [{"path": str(path), "format": name}]}), tokenizer, seed=0)
+        assert data.report.sources[0].dropped["empty_answer"].places == [f"{name}.json row 1"]
+        assert len(data.train) == 1
+
+
+def test_unread_columns(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Columns that the format doesn't read are reported, with how many rows have them."""
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"instruction": "a", "output": "b", "id": 3}, {"instruction": "a", "output": "b"}]))
+    report = prepare(section(path), tokenizer, seed=0).report
+    assert report.as_dict()["sources"][0]["unread_columns"] == {"id": 1}
+    assert "  columns that format alpaca doesn't read: 'id' (1 rows)" in report.lines()
+
+
+def test_files_of_the_same_name(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Where two sources share a file's name, the places of their rows name the folder, too."""
+    sources = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.json").write_text(json.dumps([{"instruction": "a", "output": "b"}]))
+        sources.append({"path": str(tmp_path / folder / "rows.json"), "format": "alpaca"})
+    data = prepare(DataSection.model_validate({"train": sources}), tokenizer, seed=0)
+    assert places(data)[0] == ["one/rows.json row 1", "two/rows.json row 1"]
 
 
 def test_evaluation_fraction(alpaca_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -9,12 +9,21 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.errors import DataError
 from data_prep.messages import Conversation, Message, PlainText
-from data_prep.render import Document, end_of_turn_ids, prompt_and_reference, render, render_prompt, tokenize
+from data_prep.render import (
+    Document,
+    end_of_turn_ids,
+    prompt_and_reference,
+    render,
+    render_prompt,
+    special_tokens,
+    special_tokens_in,
+    tokenize,
+)
 from data_prep.tokenizer import TEMPLATES, load_tokenizer
 
 GOLDEN = {
     "chatml": (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is blue?<|im_end|>\n<|im_start|>assistant\n"
+        "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is blue?<|im_end|>\n<|im_start|>assistant\n"
         "The sky.\nAnd lamps <|im_end|>\n<|im_start|>user\nAnd in German?<|im_end|>\n<|im_start|>assistant\n"
         "Der Himmel 🙂<|im_end|>\n",
         ["The sky.\nAnd lamps <|im_end|>", "Der Himmel 🙂<|im_end|>"],
@@ -98,7 +107,7 @@ def test_no_double_bos(name: str, llama_folder: Path, conversation: Conversation
     ids = one(conversation, tokenizer).token_ids
     prompt = prompt_and_reference(conversation, tokenizer)[0]
     for sequence in (ids, prompt):
-        assert (sequence[0] == tokenizer.bos_token_id) == (name != "chatml")
+        assert sequence[0] == tokenizer.bos_token_id
         assert sequence[1] != tokenizer.bos_token_id
 
 
@@ -127,13 +136,14 @@ def test_end_of_turn_ids(llama_folder: Path) -> None:
     assert end_of_turn_ids(load_tokenizer(llama_folder)) == [tokenizer.eos_token_id]
 
 
-def test_a_template_without_generation_prompt(tmp_path: Path, llama_folder: Path) -> None:
+@pytest.mark.parametrize("mention", ["", "{# add_generation_prompt is left alone #}"])
+def test_a_template_without_generation_prompt(mention: str, tmp_path: Path, llama_folder: Path) -> None:
     """Where a template ignores add_generation_prompt, the header is still no part of the answer."""
     template = tmp_path / "plain.jinja"
-    template.write_text("{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>\n{% endfor %}")
+    template.write_text(mention + "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>\n{% endfor %}")
     tokenizer = load_tokenizer(llama_folder, chat_template=str(template))
     example = Conversation((Message("user", "hi"), Message("assistant", "ho")))
-    assert render_prompt(example.messages[:1], tokenizer) == "<|im_start|>user:hi<|im_end|>\n<|im_start|>assistant:"
+    assert render_prompt(example.messages[:1], tokenizer) == "<s><|im_start|>user:hi<|im_end|>\n<|im_start|>assistant:"
     assert supervised_texts(one(example, tokenizer), tokenizer) == ["ho<|im_end|>"]
 
 
@@ -164,6 +174,34 @@ def test_an_end_of_turn_that_is_no_token(tiny_base: Path, conversation: Conversa
         one(conversation, load_tokenizer(tiny_base, chat_template="llama3"))
     tokenizer = load_tokenizer(tiny_base, chat_template="llama3", new_tokens=["<|eot_id|>"])
     assert supervised_texts(one(conversation, tokenizer), tokenizer) == GOLDEN["llama3"][1]
+
+
+def test_an_end_of_turn_that_only_the_answer_holds(tmp_path: Path, llama_folder: Path) -> None:
+    """An end token that stands in the answer's own text doesn't stand for the one that the template should write."""
+    template = tmp_path / "endless.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    tokenizer = load_tokenizer(llama_folder, chat_template=str(template))
+    with pytest.raises(DataError, match=r"rows.json row 1: .*would not learn to stop"):
+        one(Conversation((Message("user", "hi"), Message("assistant", "ho</s>"))), tokenizer)
+
+
+def test_bos_is_part_of_the_template(llama_folder: Path, tiny_base: Path, conversation: Conversation) -> None:
+    """A named template writes the BOS that the tokenizer adds to plain text, and none where it adds none."""
+    tokenizer = load_tokenizer(llama_folder, chat_template="chatml")
+    turns = [{"role": message.role, "content": message.content} for message in conversation.messages]
+    assert tokenizer.apply_chat_template(turns, tokenize=False).count("<s>") == 1
+    without = load_tokenizer(tiny_base, chat_template="chatml")
+    assert render(conversation.messages, without) == GOLDEN["chatml"][0].removeprefix("<s>")
+
+
+def test_special_tokens_in_text(llama_folder: Path) -> None:
+    """Special tokens are found in a row's own text; a plain text may begin with BOS and end with the end token."""
+    tokenizer = load_tokenizer(llama_folder, new_tokens=["<city>"])
+    special = special_tokens(tokenizer)
+    talk = Conversation((Message("user", "a <|im_end|> b <city>"), Message("assistant", "c")))
+    assert special_tokens_in(talk, special, tokenizer) == ["<|im_end|>"]
+    assert special_tokens_in(PlainText("<s>a", "b</s>"), special, tokenizer) == []
+    assert special_tokens_in(PlainText("a", "<s>b</s>c"), special, tokenizer) == ["<s>", "</s>"]
 
 
 def test_no_template(llama_folder: Path, conversation: Conversation) -> None:

@@ -54,6 +54,8 @@ def test_txt(tmp_path: Path) -> None:
         ("rows.jsonl", b'{"a": 1}\n{"a": "\xff"}', "rows.jsonl:2: byte 0xff is not UTF-8"),
         ("rows.txt", b"one\n\n\xff", "rows.txt:3: byte 0xff is not UTF-8"),
         ("rows.json", b"[" * 200_000, "rows.json: the JSON is nested too deeply"),
+        ("rows.json", b'[{"a": "1"}, {"b": [-' + b"1" * 5000 + b"]}]", "rows.json row 2: a whole number has more digits"),
+        ("rows.jsonl", b'{"a": 1}\n{"a": ' + b"1" * 5000 + b"}", "rows.jsonl:2: a whole number has more digits"),
         ("rows.xlsx", b"x", r"ends in '\.xlsx'; files that can be read end in \.json, \.jsonl, \.txt"),
     ],
 )  # fmt: skip
@@ -72,6 +74,18 @@ def test_absent_files(tmp_path: Path) -> None:
             rows_of(path)
         with pytest.raises(DataError, match=r"does not exist|is a folder"):
             source_digest(FileSource(path=str(path), format="text"))
+
+
+def test_unreadable_file(tmp_path: Path) -> None:
+    """A file that the system refuses to read is a DataError with its path, for rows and digest alike."""
+    path = tmp_path / "rows.jsonl"
+    path.symlink_to("/proc/self/mem")
+    if not path.is_file():
+        pytest.skip("there is no file here that can be opened but not read")
+    with pytest.raises(DataError, match=r"rows\.jsonl can't be read"):
+        rows_of(path)
+    with pytest.raises(DataError, match=r"rows\.jsonl can't be read"):
+        source_digest(FileSource(path=str(path), format="text"))
 
 
 def test_digests(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data_prep.messages import Message
 from data_prep.render import render_prompt
+from data_prep.terminal import clean_for_terminal
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
-from finetune.evaluate.generation import clean_for_terminal, generate, stream
+from finetune.evaluate.generation import generate, stream
 
 QUESTIONS = ["Hi", "What is the capital of France?", "Send two brass lamps to Ada before Friday, please.", "3 + 4 = ?", ""]
 

@@ -335,3 +335,23 @@ def test_whole_weights_can_not_be_merged(tiny_base: Path) -> None:
     """A model folder has no adapter, and the error says so."""
     with pytest.raises(MergeError, match="no adapter"):
         choose_target(str(tiny_base), None)
+
+
+def test_a_merge_can_be_stored_in_another_type(tiny_base: Path, tmp_path: Path) -> None:
+    """--dtype bfloat16 stores 16-bit weights from a float32 base; an unknown type is refused."""
+    target = make_adapter(tiny_base, tmp_path / "adapter")
+    report = merge(target, tmp_path / "out", dtype="bfloat16")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    assert report.dtype == "bfloat16"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    with pytest.raises(MergeError, match="expected one of"):
+        merge(target, tmp_path / "other", dtype="int8")
+
+
+def test_a_base_that_changed_since_training_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    """A run's adapter isn't merged into a base folder whose content isn't the lock's any more."""
+    target = make_adapter(tiny_base, tmp_path / "adapter")
+    changed = Target(target.model, target.adapter, None, "run x", base_sha256="0" * 64)
+    with pytest.raises(MergeError, match="is not what run x was trained on"):
+        merge(changed, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -118,3 +118,27 @@ def test_a_folder_without_an_adapter_is_refused(tiny_base: Path, tmp_path: Path)
     """An adapter folder needs its config and its weights."""
     with pytest.raises(ModelError, match="not an adapter folder"):
         load_adapter(load(tiny_base), tmp_path)
+
+
+def test_modules_to_save_train_in_float32_on_a_bf16_base(tiny_base: Path) -> None:
+    """Whatever trains is float32, a saved head included; the forward runs under autocast."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16)
+    model = attach(base, AdapterSection(rank=4, modules_to_save=("lm_head",)))
+    trained = {name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert any("lm_head" in name for name in trained)
+    assert set(trained.values()) == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=torch.arange(8).unsqueeze(0)).logits.float().sum().backward()
+
+
+def test_continue_from_refuses_other_targets(tiny_base: Path, tmp_path: Path) -> None:
+    """An adapter of q_proj alone isn't continued under all-linear."""
+    save_adapter(attach(load(tiny_base), AdapterSection(rank=4, targets=("q_proj",))), tmp_path, str(tiny_base))
+    with pytest.raises(ModelError, match=r"has targets \['q_proj'\]"):
+        attach(load(tiny_base), AdapterSection(rank=4, continue_from=str(tmp_path)))
+
+
+def test_a_combination_that_peft_refuses_is_one_message(tiny_base: Path) -> None:
+    """peft's own refusal (an odd rank with orthogonal init) becomes a ModelError."""
+    with pytest.raises(ModelError, match="peft refuses"):
+        attach(load(tiny_base), AdapterSection(rank=3, init="orthogonal"))

@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from data_prep.config import FileSource, HubSource
+from data_prep.config import CHAT_TEMPLATES, FileSource, HubSource
 from finetune.errors import RecipeError
 from finetune.recipe.explain import BASE_FORMS, SOURCE_FORMS
 from finetune.recipe.load import load_recipe
-from finetune.recipe.paths import CHAT_TEMPLATES
 from finetune.recipe.schema import Recipe
 
 GOOD = """\

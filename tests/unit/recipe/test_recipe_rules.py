@@ -39,29 +39,50 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
         ("train: {max_steps: 3}", None),
         ("train: {global_batch_size: 3, micro_batch_size: 2}", "train.micro_batch_size  global_batch_size 3 is not divisible"),
         ("train: {global_batch_size: 4, micro_batch_size: 2}", None),
-        ("adapter: {method: full, rank: 16}", "adapter.rank  method full trains all weights"),
+        ("adapter: {method: full, rank: 16, dropout: 0.0}", None),
+        ("adapter: {method: full, rank: 8}", "adapter.rank  method full trains all weights"),
         ("adapter: {method: full, continue_from: x}", "adapter.continue_from  method full trains all weights"),
         ("{adapter: {method: full}, model: {new_tokens: [a]}}", None),
         ("{adapter: {method: qlora, use_dora: true, modules_to_save: [lm_head]}, train: {precision: fp16}}", None),
-        ("adapter: {continue_from: x, init: gaussian}", "adapter.init  continue_from takes A and B"),
+        (
+            "adapter: {continue_from: x, init: gaussian}",
+            "adapter.init  the adapter that is continued",
+        ),
         ("adapter: {targets: [q_proj, lm_head], modules_to_save: [lm_head]}", "adapter.modules_to_save  lm_head can't be"),
         ("adapter: {modules_to_save: [q_proj]}", "adapter.modules_to_save  q_proj can't be"),
         ("adapter: {targets: [q_proj, q_proj]}", "adapter.targets  named twice: q_proj"),
         ('adapter: {modules_to_save: [""]}', "adapter.modules_to_save  got an empty name"),
-        ("train: {decay_fraction: 0.2}", "train.decay_fraction  only schedule wsd"),
+        ("train: {decay_fraction: 0.3}", "train.decay_fraction  only schedule wsd"),
         ("train: {schedule: wsd, decay_fraction: 0.2, minimum_learning_rate_fraction: 0.1}", None),
         (
             "train: {schedule: wsd, warmup_fraction: 0.9}",
             "train.warmup_fraction  warmup_fraction + decay_fraction is 0.9 + 0.2",
         ),
         (
-            "train: {schedule: linear, minimum_learning_rate_fraction: 0.1}",
+            "train: {schedule: linear, minimum_learning_rate_fraction: 0.2}",
             "train.minimum_learning_rate_fraction  only schedules",
         ),
         ("train: {schedule: cosine_with_minimum, minimum_learning_rate_fraction: 0.1}", None),
         ("train: {schedule: constant, warmup_fraction: 0.1}", None),
         ("train: {optimizer: AdamW}", "train.optimizer  got 'AdamW', expected adamw, "),
         ("train: {optimizer: paged_adamw_8bit}", None),
+        ("train: {optimizer: adagrd}", "train.optimizer  got 'adagrd', expected adamw, "),
+        ("{train: {decay_fraction: 0.2, minimum_learning_rate_fraction: 0.1}, tracking: {wandb_mode: auto}}", None),
+        ("adapter: {continue_from: x, dropout: 0.1}", "adapter.dropout  the adapter that is continued"),
+        ("adapter: {continue_from: x, modules_to_save: [lm_head]}", "adapter.modules_to_save  the adapter that is continued"),
+        ("{adapter: {continue_from: x}, model: {new_tokens: [a]}}", "model.new_tokens  the adapter that is continued"),
+        ("adapter: {continue_from: x, dropout: 0.0, init: default, modules_to_save: []}", None),
+        ("adapter: {init: orthogonal, rank: 5}", "adapter.init  orthogonal splits the rank in two halves, and rank 5 is odd"),
+        ("adapter: {init: orthogonal, rank: 6}", None),
+        ("{adapter: {modules_to_save: [embed_tokens]}, model: {new_tokens: [a]}}", "adapter.modules_to_save  model.new_tokens"),
+        ("adapter: {targets: [k_proj, q_prj]}", "adapter.targets.1  no LLaMA has a module 'q_prj'; did you mean q_proj?"),
+        ("adapter: {targets: [self_attn.vproj]}", "adapter.targets.0  no LLaMA has a module 'self_attn.vproj'"),
+        ("adapter: {modules_to_save: [lm_heads]}", "adapter.modules_to_save.0  no LLaMA has a module 'lm_heads'"),
+        ("{adapter: {targets: [c_proj]}, model: {allow_untested: true}}", None),
+        (
+            "model: {rope_scaling: {type: linear, factor: 2, original_max_length_tokens: 64}}",
+            "model.rope_scaling.original_max_length_tokens  only types yarn and llama3 have it",
+        ),
         ("{model: {revision: main}}", None),
         ("{model: {base: /folder, revision: main}}", "model.revision  only a hub id has revisions"),
         ("{model: {base: {gguf: a.gguf}, revision: main}}", "model.revision  only a hub id has revisions"),
@@ -83,9 +104,10 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
         ("tracking: {wandb_mode: offline}", "tracking.wandb_mode  only tracker wandb has it; this one is trackio"),
         ("tracking: {tracker: wandb, wandb_mode: offline}", None),
         (
-            "data: {supervise: last, train: [{path: a.txt, format: text}, {path: b.json, format: prompt_completion}]}",
-            "data.supervise  last is about the turns of a conversation",
+            "data: {supervise: all, train: [{path: a.txt, format: text}, {path: b.json, format: text}]}",
+            "data.supervise  every source of data.train has format text",
         ),
+        ("data: {supervise: all, train: [{path: a.txt, format: text}, {path: b.json, format: prompt_completion}]}", None),
         ("data: {supervise: last, train: [{path: a.txt, format: text}, {path: b.json, format: alpaca}]}", None),
         (FILE % ("a.csv", "alpaca"), "data.train.0.path  got .csv, expected a .json, .jsonl or .txt file"),
         (FILE % ("a", "alpaca"), "data.train.0.path  got no suffix, expected"),
@@ -102,6 +124,36 @@ def test_a_rule_holds_where_it_should(text: str, problem: str | None) -> None:
     problems = found(text)
     assert len(problems) == (problem is not None), problems
     assert problem is None or problems[0].startswith(problem)
+
+
+@pytest.mark.parametrize("name", ["a/b--c", "a/b..c", "a/b.git", "a-/b", "a/b.", f"a/{'b' * 97}", "a/b/c"])
+def test_no_hub_id_that_the_hub_refuses(tmp_path: Path, name: str) -> None:
+    """What huggingface_hub refuses as a repository's name is a problem of the recipe."""
+    from finetune.errors import RecipeError
+
+    path = tmp_path / "r.yaml"
+    path.write_text(f"model: {{base: {name}}}\ndata: {{train: [{{generated: orders}}]}}\n")
+    with pytest.raises(RecipeError, match=r"model\.base  got .*expected a hub id"):
+        load_recipe(path)
+
+
+def test_no_optimizer_of_transformers_is_a_near_miss() -> None:
+    """Every name of transformers' OptimizerNames passes through, however like one of ours it looks."""
+    from transformers.training_args import OptimizerNames
+
+    for name in OptimizerNames:
+        assert not found(f"train: {{optimizer: {name.value}}}")
+
+
+@pytest.mark.parametrize("text", ["dataset: 'a b'", "dataset: ''", "dataset: a/b/c"])
+def test_a_data_set_has_a_name(tmp_path: Path, text: str) -> None:
+    """What can't name a data set of the hub is a problem of the recipe."""
+    from finetune.errors import RecipeError
+
+    path = tmp_path / "r.yaml"
+    path.write_text(f"model: {{base: a/b}}\ndata: {{train: [{{{text}, format: text}}]}}\n")
+    with pytest.raises(RecipeError, match=r"data\.train\.0\.dataset  got .*expected a data set of the hub"):
+        load_recipe(path)
 
 
 def test_a_wrong_value_is_no_missing_value(tmp_path: Path) -> None:

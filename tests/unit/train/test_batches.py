@@ -78,7 +78,19 @@ def test_evaluation_covers_each_document_once(world: int) -> None:
     seen = [
         int(row)
         for rank in range(world)
-        for batch in evaluation_batches(documents, batch_size=4, pad_token_id=0, world_size=world, rank=rank)
+        for batch in evaluation_batches(documents, batch_size=4, max_tokens=100, pad_token_id=0, world_size=world, rank=rank)
         for row in batch["row_index"]
     ]
     assert sorted(seen) == list(range(11))
+
+
+@given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=30), size=st.integers(1, 8), most=st.integers(2, 60))
+def test_evaluation_batches_are_bounded(lengths: list[int], size: int, most: int) -> None:
+    """No batch has more rows or more tokens, padding included, than allowed; a document that is too long is alone."""
+    documents = [document([1] * length, [True] * length) for length in lengths]
+    batches = list(evaluation_batches(documents, batch_size=size, max_tokens=most, pad_token_id=0))
+    assert sorted(int(row) for batch in batches for row in batch["row_index"]) == list(range(len(lengths)))
+    for batch in batches:
+        rows, width = batch["input_ids"].shape
+        assert rows <= size
+        assert rows * width <= most or rows == 1

@@ -1,54 +1,20 @@
 """Runs: the folder, the lock, exact resume, early stopping, an orderly stop. Real processes, real signals."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.errors import CheckpointError, LaunchError, TrackerError
+from finetune.errors import CheckpointError, ModelError, TrackerError
 from finetune.recipe.lock import read_lock
-from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder, list_summaries
 from finetune.train import run
 from finetune.train.checkpoints import complete_checkpoints
 from tests.unit.train.conftest import MakeRecipe
-
-RUN_SCRIPT = """
-import json, sys
-from pathlib import Path
-from finetune.cli.quiet import quiet_libraries
-quiet_libraries()
-from finetune.recipe.schema import Recipe
-from finetune.train import run
-say = lambda line: print(line, flush=True)
-if sys.argv[1] == "resume":
-    run.resume(Path(sys.argv[2]), recipe=None, say=say)
-else:
-    run.start(Recipe.model_validate_json(sys.argv[2]), name="killed", command="test", say=say)
-"""
-
-EXACT = {"micro_batch_size": 4, "precision": "fp32", "learning_rate": 1e-2, "max_steps": 12, "save_every_steps": 4}
-
-
-def start(recipe: Recipe, name: str = "run") -> RunFolder:
-    summary = run.start(recipe, name=name, command="finetune train test", say=lambda line: None)
-    return RunFolder(Path(recipe.output.folder) / summary["name"])
-
-
-def adapter_of(folder: RunFolder) -> dict[str, torch.Tensor]:
-    return load_file(folder.adapter / "adapter_model.safetensors")
-
-
-def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+from tests.unit.train.processes import EXACT, adapter_of, assert_equal, launch, start, wait_for
 
 
 def test_the_run_folder_holds_what_it_says(make_recipe: MakeRecipe, tiny_base: Path) -> None:
@@ -69,7 +35,11 @@ def test_the_run_folder_holds_what_it_says(make_recipe: MakeRecipe, tiny_base: P
     summary = folder.read_summary()
     assert summary["status"] == "finished"
     assert summary["evaluation_loss"] < summary["evaluation_loss_before"]
-    assert "step" in folder.log_path.read_text()
+    log = folder.log_path.read_text()
+    assert "40 of 40 rows kept" in log
+    assert "parameters train" in log
+    assert "step 1/" in log
+    assert not (folder.path / ".running").exists()
     model = AutoPeftModelForCausalLM.from_pretrained(folder.adapter)
     assert model.peft_config["default"].base_model_name_or_path == str(tiny_base)
     assert (folder.adapter / "tokenizer.json").is_file()
@@ -84,46 +54,28 @@ def test_a_second_run_never_overwrites_the_first(make_recipe: MakeRecipe) -> Non
     assert [summary["name"] for summary in list_summaries(Path(recipe.output.folder))] == ["run-001", "run-002"]
 
 
-def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.01)
-
-
-def launch(*arguments: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN_SCRIPT, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_resumes_bit_for_bit(make_recipe: MakeRecipe, end: signal.Signals) -> None:
     """With LoRA dropout, a run killed after step 4 (kill -9, or Ctrl-C) and resumed ends in the uninterrupted run's adapter."""
     recipe = make_recipe(adapter={"rank": 4, "dropout": 0.1}, train=EXACT | {"evaluate_every_steps": 5, "max_steps": 30})
     whole = start(recipe, "whole")
-    process = launch("start", recipe.model_dump_json())
+    process = launch(recipe)
     folder = RunFolder(Path(recipe.output.folder) / "killed-001")
     wait_for(folder.checkpoints / "checkpoint-4" / "complete.json", process)
     process.send_signal(end)
-    process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=60)
     assert process.returncode != 0
+    assert ("finishing this step and saving a checkpoint (Ctrl-C again to stop at once)" in said) == (end == signal.SIGINT)
     assert folder.read_summary()["status"] == ("running" if end == signal.SIGKILL else "stopped")
     assert not folder.adapter.exists()
-    resumed = launch("resume", str(folder.path))
-    output, errors = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, errors
-    assert "going on from checkpoint-" in output
+    resumed: list[str] = []
+    run.resume(folder.path, recipe=None, say=resumed.append)
+    assert any(line.startswith("going on from checkpoint-") for line in resumed)
     assert_equal(adapter_of(folder), adapter_of(whole))
     losses = [[json.loads(line).get("train/loss") for line in f.metrics_path.read_text().splitlines()] for f in (folder, whole)]
     assert losses[0] == losses[1]
-    assert folder.read_summary()["tokens"] == whole.read_summary()["tokens"] or end == signal.SIGKILL
+    for count in ("tokens", "supervised_tokens"):
+        assert folder.read_summary()[count] == whole.read_summary()[count] > 0
 
 
 def test_resume_refuses_what_changed(make_recipe: MakeRecipe, alpaca_file: Path) -> None:
@@ -143,14 +95,6 @@ def test_resume_refuses_what_changed(make_recipe: MakeRecipe, alpaca_file: Path)
         run.resume(folder.path.parent, recipe=None, say=say)
 
 
-def test_a_run_that_another_process_trains_is_refused(make_recipe: MakeRecipe) -> None:
-    """Two processes never train one run folder."""
-    folder = start(make_recipe(train=EXACT | {"max_steps": 1}))
-    (folder.path / ".running").write_text("1")
-    with pytest.raises(LaunchError, match="is being trained by process 1"):
-        folder.claim()
-
-
 def test_early_stopping_keeps_the_best(make_recipe: MakeRecipe) -> None:
     """With a learning rate that soon does harm, training stops early and the result is the best checkpoint's adapter."""
     train = {
@@ -163,7 +107,7 @@ def test_early_stopping_keeps_the_best(make_recipe: MakeRecipe) -> None:
     best = folder.checkpoints / f"checkpoint-{summary['best_step']}"
     assert best in complete_checkpoints(folder.checkpoints)
     assert_equal(adapter_of(folder), load_file(best / "adapter_model.safetensors"))
-    assert summary["best_evaluation_loss"] < summary["evaluation_loss"]
+    assert summary["best_evaluation_loss"] == summary["evaluation_loss"] < summary["last_evaluation_loss"]
 
 
 def test_a_failed_run_keeps_its_checkpoints_and_says_so(make_recipe: MakeRecipe) -> None:
@@ -179,6 +123,8 @@ def test_a_failed_run_keeps_its_checkpoints_and_says_so(make_recipe: MakeRecipe)
         start(recipe)
     folder = RunFolder(Path(recipe.output.folder) / "run-001")
     assert folder.read_summary()["status"] == "failed"
+    assert "nothing was updated" in folder.read_summary()["error"]
+    assert "ERROR TrainingError: the " in folder.log_path.read_text()
     assert not folder.adapter.exists()
     kept = complete_checkpoints(folder.checkpoints)
     assert kept
@@ -192,6 +138,31 @@ def test_a_tracker_that_cannot_start_leaves_no_run(make_recipe: MakeRecipe, monk
     with pytest.raises(TrackerError, match="WANDB_API_KEY"):
         start(recipe)
     assert not list(Path(recipe.output.folder).iterdir())
+
+
+def test_an_optimizer_without_its_package_leaves_no_run(make_recipe: MakeRecipe) -> None:
+    """An optimizer whose package is not installed is refused by the name of its key, and the run folder is gone."""
+    recipe = make_recipe(train={"optimizer": "schedule_free_adamw"})
+    with pytest.raises(ModelError, match=r"train\.optimizer schedule_free_adamw can't be used here"):
+        start(recipe)
+    assert not list(Path(recipe.output.folder).iterdir())
+
+
+def test_the_last_step_is_logged(make_recipe: MakeRecipe) -> None:
+    """With fewer steps than log_every_steps, the summary still has the training loss and the speed."""
+    summary = start(make_recipe(train=EXACT | {"max_steps": 3, "log_every_steps": 100})).read_summary()
+    assert summary["train_loss"] > 0
+    assert summary["tokens_per_second"] > 0
+
+
+def test_a_terminal_that_is_gone_ends_no_run(make_recipe: MakeRecipe) -> None:
+    """Where writing to the terminal fails, training goes on to its result, and run.log has the rest."""
+
+    def gone(line: str) -> None:
+        raise OSError("Input/output error")
+
+    summary = run.start(make_recipe(train=EXACT | {"max_steps": 2}), name="run", command="test", say=gone)
+    assert summary["status"] == "finished"
 
 
 def test_no_secret_is_written(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,25 +9,18 @@ import torch
 from torch.nn import functional
 
 from finetune.errors import ModelError, TrainingError
+from finetune.evaluate.metrics import token_loss
 from finetune.model.loss import IGNORED
 from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.train import OPTIMIZERS, TrainSection
+from finetune.runs.trackers import NoTracker
 from finetune.train import build, run
-from finetune.train.arguments import OPTIMIZERS, optimizer_name
+from finetune.train.arguments import ceil_product, optimizer_name, schedule, warmup_steps
 from finetune.train.batches import collate
-from finetune.train.trainer import ExactTrainer
+from finetune.train.callbacks import MetricsLog
+from finetune.train.memory import memory_advice
 from tests.unit.train.conftest import MakeRecipe
-
-
-def trainer_of(recipe: Recipe, folder: Path, dtype: torch.dtype = torch.float32) -> ExactTrainer:
-    inputs = build.build_inputs(recipe)
-    model = build.build_model(recipe, inputs).to(dtype)
-    return build.build_trainer(recipe, inputs, model, checkpoints=folder, evaluate_first=False, callbacks=[])
-
-
-def trained_weights(trainer: ExactTrainer) -> torch.Tensor:
-    trainer.train()
-    weights = [parameter.detach().flatten() for parameter in trainer.model.parameters() if parameter.requires_grad]
-    return torch.cat(weights)
+from tests.unit.train.processes import trained_weights, trainer_of
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
@@ -74,6 +67,16 @@ def test_evaluation_loss_is_the_exact_token_mean(make_recipe: MakeRecipe, tmp_pa
     assert losses[0] == pytest.approx(total / count, rel=1e-5)
 
 
+def test_training_evaluates_the_rows_that_evaluate_scores(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """With evaluate.max_rows, the evaluation loss is that of the first rows, as `finetune evaluate` measures it."""
+    trainer = trainer_of(make_recipe(evaluate={"max_rows": 2}), tmp_path)
+    every = trainer_of(make_recipe(), tmp_path).evaluation
+    assert trainer.evaluation == every[:2]
+    expected = token_loss(trainer.model, every[:2], batch_size=2).mean
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
+    assert trainer.evaluate()["eval_loss"] != pytest.approx(token_loss(trainer.model, every, batch_size=2).mean, rel=1e-6)
+
+
 def test_a_non_finite_loss_stops_before_the_update(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """NaN in the weights ends the run at step 1, naming step and rows; no trained weight changes."""
     trainer = trainer_of(make_recipe(), tmp_path)
@@ -94,6 +97,64 @@ def test_a_non_finite_gradient_stops_before_the_update(make_recipe: MakeRecipe, 
     with pytest.raises(TrainingError, match=r"gradient norm is (nan|inf) at step 1"):
         trainer.train()
     assert torch.equal(weight, before)
+
+
+def test_loss_scaling_gives_up_on_a_gradient_that_stays_infinite(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Under fp16's loss scaling a few overflows are skipped; 20 in a row end the run, with the weights as they were."""
+    recipe = make_recipe(train={"micro_batch_size": 8, "precision": "fp32", "max_steps": 60, "warmup_fraction": 0.0})
+    trainer = trainer_of(recipe, tmp_path)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    weight = next(p for name, p in trainer.model.named_parameters() if "lora_B" in name)
+    # Infinite in the first three steps, then well, then infinite for good.
+    weight.register_hook(lambda gradient: gradient * (1.0 if 3 <= trainer.state.global_step < 6 else math.inf))
+    with pytest.raises(TrainingError, match=r"gradient norm is (nan|inf) at step 26"):
+        trainer.train()
+    assert weight.isfinite().all()
+    assert weight.any()
+
+
+def test_metrics_are_json_also_where_a_gradient_overflowed(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """A gradient norm of infinity is null in metrics.jsonl, which no strict reader refuses."""
+    recipe = make_recipe(train={"micro_batch_size": 8, "precision": "fp32", "max_steps": 2})
+    trainer = trainer_of(recipe, tmp_path)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    trainer.add_callback(MetricsLog(tmp_path / "metrics.jsonl", trainer, NoTracker(), lambda step, total, metrics: None))
+    weight = next(p for name, p in trainer.model.named_parameters() if "lora_B" in name)
+    weight.register_hook(lambda gradient: gradient * math.inf)
+    trainer.train()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert json.loads(text.splitlines()[0])["train/gradient_norm"] is None
+
+
+def test_no_memory_ends_with_advice() -> None:
+    """Where torch can't have the memory, the error names the keys to change; other errors stay what they are."""
+    with (
+        pytest.raises(TrainingError, match=r"micro_batch_size.*max_length_tokens.*activation_checkpointing.*qlora"),
+        memory_advice(),
+    ):
+        torch.empty(10**15)
+    with pytest.raises(RuntimeError, match="shape"), memory_advice():
+        torch.empty(2).view(3)
+
+
+@pytest.mark.parametrize(
+    ("train", "rows", "steps", "warmup", "decay"),
+    [
+        ({"epochs": 1.1}, 400, 55, 2, 11),
+        ({"max_steps": 100, "warmup_fraction": 0.07}, 8, 100, 7, 20),
+        ({"max_steps": 10, "warmup_fraction": 0.8, "decay_fraction": 0.5}, 8, 10, 8, 2),
+    ],
+)
+def test_shares_of_steps_are_rounded_like_decimals(
+    train: dict[str, float], rows: int, steps: int, warmup: int, decay: int
+) -> None:
+    """1.1 epochs of 50 steps are 55 steps; 0.07 of 100 are 7; a decay never reaches into the warm-up."""
+    section = TrainSection.model_validate({"schedule": "wsd", **train})
+    total = section.max_steps or ceil_product(section.epochs or 1.0, rows // 8)
+    assert (total, warmup_steps(section, total)) == (steps, warmup)
+    assert schedule(section, total)[1]["num_decay_steps"] == decay
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
@@ -126,26 +187,6 @@ def test_each_schedule_has_its_shape(
     trainer.train()
     rates = [entry["learning_rate"] / 1e-3 for entry in trainer.state.log_history if "learning_rate" in entry]
     assert rates == pytest.approx(expected, abs=5e-3)
-
-
-@pytest.mark.parametrize(
-    "train",
-    [
-        {"activation_checkpointing": True},
-        {"neftune_alpha": 5.0},
-        {"label_smoothing": 0.1, "weight_decay": 0.1},
-        {"max_gradient_norm": None},
-        {"precision": "bf16"},
-    ],
-    ids=lambda train: next(iter(train)),
-)
-def test_options_train(make_recipe: MakeRecipe, tmp_path: Path, train: dict[str, object]) -> None:
-    """Each option trains, and the loss falls."""
-    options = {"precision": "fp32", "micro_batch_size": 8, "learning_rate": 1e-2} | train
-    trainer = trainer_of(make_recipe(train=options), tmp_path)
-    before = trainer.evaluate()["eval_loss"]
-    trainer.train()
-    assert trainer.evaluate()["eval_loss"] < before
 
 
 def test_activation_checkpointing_changes_no_gradient(make_recipe: MakeRecipe, tmp_path: Path) -> None:

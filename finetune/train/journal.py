@@ -1,0 +1,50 @@
+"""What a run says: each line to the person and to run.log, with the libraries' warnings and the error that ends it."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+Say = Callable[[str], None]
+
+LOGGERS = ("finetune", "transformers", "accelerate", "peft")
+
+
+@contextmanager
+def journal(path: Path, say: Say) -> Iterator[Say]:
+    """While this lasts, what is said through its value, warnings of the libraries, and an exception go to the file."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    record = logging.getLogger("finetune.run")
+    record.setLevel(logging.INFO)
+    record.propagate = False
+    loggers = [record, *map(logging.getLogger, LOGGERS)]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield _both(record, say)
+    except Exception as error:
+        record.error("%s: %s", type(error).__name__, error)
+        raise
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+
+
+def _both(record: logging.Logger, say: Say) -> Say:
+    gone = False
+
+    def both(line: str) -> None:
+        nonlocal gone
+        record.info(line)
+        if gone:
+            return
+        try:
+            say(line)
+        except OSError as error:
+            # The terminal was closed (SIGHUP), or the reader of a pipe ended: no reason to lose a run.
+            gone = True
+            record.warning("nobody reads the output any more (%s); run.log goes on", error)
+
+    return both

@@ -1,0 +1,39 @@
+"""Memory: how much was used, and what to do where there wasn't enough."""
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from finetune.errors import TrainingError
+
+ALLOCATOR_TEXTS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "MPS backend out of memory",
+)
+"""What torch says, in a plain RuntimeError, where the host's or Apple's memory ends."""
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held: on the GPU where one is used, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    # ru_maxrss counts kilobytes on Linux and bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@contextmanager
+def memory_advice() -> Iterator[None]:
+    """Turns torch's errors about memory into a TrainingError that says what to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in ALLOCATOR_TEXTS):
+            raise
+        raise TrainingError(
+            f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch_size or data.max_length_tokens, "
+            "set train.activation_checkpointing: true, or set adapter.method: qlora."
+        ) from error

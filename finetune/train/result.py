@@ -1,0 +1,83 @@
+"""What a run leaves behind: the trained weights, and the summary."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.model.adapter import count_parameters, save_adapter
+from finetune.recipe.lock import Lock
+from finetune.runs.folder import RunFolder, sync_files
+from finetune.train.build import Inputs
+from finetune.train.checkpoints import PREFIX, complete_checkpoints
+from finetune.train.memory import peak_memory_bytes
+from finetune.train.trainer import ExactTrainer
+
+
+def best_checkpoint(trainer: ExactTrainer, checkpoints: Path) -> Path | None:
+    """The checkpoint with the lowest evaluation loss. By its number: a run folder may have been moved since."""
+    best = checkpoints / f"{PREFIX}{trainer.state.best_global_step}"
+    return best if best in complete_checkpoints(checkpoints) else None
+
+
+def write_result(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer) -> None:
+    """Save the trained weights and the tokenizer: adapter/, or model/ where all weights were trained.
+
+    The folder appears whole. One that is there from an interrupted end of this run is replaced.
+    """
+    full = lock.recipe.adapter.method == "full"
+    final = run.model if full else run.adapter
+    partial, old = (final.with_name(f".{final.name}.{word}") for word in ("partial", "old"))
+    for path in (partial, old):
+        shutil.rmtree(path, ignore_errors=True)
+    if full:
+        trainer.model.to(inputs.precision.dtype).save_pretrained(partial)
+    else:
+        hub = inputs.base.identity["kind"] == "hub"
+        name = inputs.base.identity["name"] if hub else str(inputs.base.folder)
+        save_adapter(trainer.model, partial, name, inputs.base.identity.get("commit"))
+    inputs.tokenizer.save_pretrained(partial)
+    sync_files(partial)
+    if final.exists():
+        final.rename(old)
+    partial.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def summary_of(lock: Lock, trainer: ExactTrainer, *, name: str, status: str, error: str | None) -> dict[str, Any]:
+    """The outcome, for lists and tables."""
+    state, recipe = trainer.state, lock.recipe
+    evaluations = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    last = evaluations[-1] if evaluations else None
+    # With early stopping the result is the best checkpoint, so its loss is the one that a later evaluation finds.
+    keeps_best = recipe.train.early_stopping is not None and state.best_metric is not None
+    trainable, total = count_parameters(trainer.model)
+    counters = trainer.counters()
+    return {
+        "status": status,
+        "error": error,
+        "name": name,
+        "created": lock.created,
+        "base": lock.base.get("name", ""),
+        "method": recipe.adapter.method,
+        "steps": state.global_step,
+        "total_steps": trainer.args.max_steps,
+        "tokens": counters["tokens"],
+        "supervised_tokens": counters["supervised_tokens"],
+        "seconds": round(counters["seconds"], 1),
+        "tokens_per_second": round(counters["tokens"] / counters["step_seconds"], 1) if counters["step_seconds"] else 0.0,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "trainable_parameters": trainable,
+        "parameters": total,
+        "train_loss": losses[-1] if losses else None,
+        "evaluation_loss_before": evaluations[0] if evaluations else None,
+        "evaluation_loss": state.best_metric if keeps_best else last,
+        "last_evaluation_loss": last,
+        "best_evaluation_loss": state.best_metric,
+        "best_step": state.best_global_step,
+        "tracker": recipe.tracking.tracker,
+        "tracker_id": lock.tracker_id,
+        "torch": torch.__version__,
+    }
