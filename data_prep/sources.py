@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -196,6 +197,11 @@ def _read_orders(source: OrdersSource) -> Iterator[Row]:
         yield Row(f"orders/{source.split} row {number}", values)
 
 
+def _hub_token() -> str | bool:
+    """HF_TOKEN from the environment; False where there is none, so that no other place is looked at."""
+    return os.environ.get("HF_TOKEN") or False
+
+
 def _hub_advice(source: HubSource) -> str:
     return (
         "check its name, revision and your connection (a private data set needs HF_TOKEN in the environment); without a "
@@ -214,7 +220,7 @@ def _hub_commit(source: HubSource) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
-        commit = HfApi().dataset_info(source.dataset, revision=source.revision, timeout=30).sha
+        commit = HfApi(token=_hub_token()).dataset_info(source.dataset, revision=source.revision, timeout=30).sha
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
         raise DataError(
             f"data set {source.dataset}: the hub did not give its commit ({error}); {_hub_advice(source)}"
@@ -229,7 +235,7 @@ def _read_hub(source: HubSource) -> Iterator[Row]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(source.dataset, source.config, split=source.split, revision=commit)
+        rows = datasets.load_dataset(source.dataset, source.config, split=source.split, revision=commit, token=_hub_token())
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"data set {source_name(source)} could not be loaded: {error}; {_hub_advice(source)}") from error
     for number, values in enumerate(rows, start=1):

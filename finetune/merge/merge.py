@@ -78,7 +78,7 @@ def choose_target(text: str, base: Path | None) -> Target:
     if base is None:
         return target
     model = target.model.model_copy(update={"base": str(base.expanduser().resolve()), "revision": None})
-    return Target(model, target.adapter, target.recipe, target.description)
+    return Target(model, target.adapter, target.recipe, target.description, method=target.method)
 
 
 def merge(

@@ -23,6 +23,8 @@ from typing import IO, Any
 from finetune.errors import CheckpointError, LaunchError
 
 LOCK = "recipe.lock.yaml"
+ADAPTER_NOTES = "finetune.json"
+"""In an adapter folder: what peft's own config doesn't say of the base (RoPE scaling, new tokens, NF4), should it be moved."""
 RUNNING = ".running"
 
 

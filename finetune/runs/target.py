@@ -4,11 +4,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from finetune.errors import CheckpointError, ModelError
 from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
-from finetune.runs.folder import RunFolder, is_run
+from finetune.runs.folder import ADAPTER_NOTES, RunFolder, is_run
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,13 @@ class Target:
     description: str
     base_sha256: str | None = None
     """The fingerprint that a base's folder had when the run was started."""
+    method: str | None = None
+    """adapter.method, where the recipe is not known."""
 
     @property
     def quantized(self) -> bool:
         """Whether the adapter was trained on a quantised base, and answers on one."""
-        return self.recipe is not None and self.recipe.adapter.method == "qlora"
+        return self.method == "qlora" or (self.recipe is not None and self.recipe.adapter.method == "qlora")
 
 
 def resolve_target(text: str) -> Target:
@@ -59,11 +63,16 @@ def _run_target(run: RunFolder) -> Target:
         return Target(model, None, lock.recipe, f"run {run.name} (all weights)")
     if not run.adapter.is_dir():
         raise CheckpointError(f"{run.path} has no result yet: finish it with `finetune train --resume {run.path}`.")
-    model = lock.recipe.model
-    if lock.base.get("kind") == "hub":
-        # The commit that was trained on, wherever the branch has moved since.
-        model = model.model_copy(update={"revision": lock.base["commit"]})
-    return Target(model, run.adapter, lock.recipe, f"run {run.name}", lock.base.get("sha256"))
+    return Target(_pinned(lock.recipe.model, lock.base), run.adapter, lock.recipe, f"run {run.name}", _folder_sha256(lock.base))
+
+
+def _pinned(model: ModelSection, base: dict[str, str]) -> ModelSection:
+    """The base at the commit that was trained on, wherever the hub's branch has moved since."""
+    return model.model_copy(update={"revision": base["commit"]}) if base.get("kind") == "hub" else model
+
+
+def _folder_sha256(base: dict[str, str]) -> str | None:
+    return base.get("sha256") if base.get("kind") == "folder" else None
 
 
 def _adapter_target(adapter: Path) -> Target:
@@ -75,8 +84,24 @@ def _adapter_target(adapter: Path) -> Target:
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(base, str) or not base:
         raise ModelError(f"{path} names no base model: write the base's folder or hub id into base_model_name_or_path.")
+    if (adapter / ADAPTER_NOTES).is_file():
+        return _noted_target(adapter)
     local = Path(base).expanduser()
     model = (
         ModelSection(base=str(local.resolve())) if local.is_dir() else ModelSection(base=base, revision=config.get("revision"))
     )
     return Target(model, adapter, None, f"the adapter in {adapter}")
+
+
+def _noted_target(adapter: Path) -> Target:
+    """An adapter that this toolkit trained, wherever its folder lies now."""
+    path = adapter / ADAPTER_NOTES
+    try:
+        notes = json.loads(path.read_text())
+        model, base = ModelSection.model_validate(notes["model"]), dict(notes["base"])
+        method = str(notes["method"])
+    except (json.JSONDecodeError, ValidationError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{path} is damaged ({type(error).__name__}); remove it to go by adapter_config.json alone."
+        ) from error
+    return Target(_pinned(model, base), adapter, None, f"the adapter in {adapter}", _folder_sha256(base), method)

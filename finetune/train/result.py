@@ -1,5 +1,6 @@
 """What a run leaves behind: the trained weights, and the summary."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 
 from finetune.model.adapter import count_parameters, save_adapter
 from finetune.recipe.lock import Lock
-from finetune.runs.folder import RunFolder, sync_files
+from finetune.runs.folder import ADAPTER_NOTES, RunFolder, sync_files, write_text
 from finetune.train.build import Inputs
 from finetune.train.checkpoints import PREFIX, complete_checkpoints
 from finetune.train.memory import peak_memory_bytes
@@ -37,6 +38,8 @@ def write_result(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrain
         hub = inputs.base.identity["kind"] == "hub"
         name = inputs.base.identity["name"] if hub else str(inputs.base.folder)
         save_adapter(trainer.model, partial, name, inputs.base.identity.get("commit"))
+        notes = {"model": lock.recipe.model.model_dump(mode="json"), "method": lock.recipe.adapter.method, "base": lock.base}
+        write_text(partial / ADAPTER_NOTES, json.dumps(notes, indent=2) + "\n")
     inputs.tokenizer.save_pretrained(partial)
     sync_files(partial)
     if final.exists():

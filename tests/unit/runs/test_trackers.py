@@ -1,7 +1,9 @@
 """The real Trackio and wandb, offline: what was logged can be read back."""
 
+import json
 import sqlite3
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,23 +46,31 @@ def wandb_records(data: bytes) -> Iterator[bytes]:
             parts = b""
 
 
-def test_wandb_offline_has_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The offline file, parsed with wandb's own protocol, holds each metric; no account is needed."""
-    import json
-
+def wandb_history(path: Path) -> dict[str, float]:
+    """Every logged value of a .wandb file, by name."""
     from wandb.proto import wandb_internal_pb2
 
+    values = {}
+    for data in wandb_records(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        for item in record.history.item:
+            values[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    return values
+
+
+def test_wandb_offline_has_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The offline file, parsed with wandb's own protocol, holds each metric; no account is needed."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     section = TrackingSection(tracker="wandb", project="test-project")
     tracker = start_tracker(section, "run-b", {"train": {"seed": 7}}, folder=tmp_path, say=print)
     tracker.log({"train/loss": 0.25}, 3)
     tracker.finish()
-    values = {}
-    for data in wandb_records(next(tmp_path.rglob("*.wandb")).read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        for item in record.history.item:
-            values[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    deadline = time.monotonic() + 30
+    while "train/loss" not in (values := wandb_history(next(tmp_path.rglob("*.wandb")))):
+        # wandb's own process writes the file, on a busy machine a moment after finish().
+        assert time.monotonic() < deadline, values
+        time.sleep(0.1)
     assert values["train/loss"] == 0.25
     assert values["_step"] == 3
 

@@ -1,6 +1,7 @@
 """Runs: the folder, the lock, exact resume, early stopping, an orderly stop. Real processes, real signals."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from safetensors.torch import load_file
 
 from finetune.errors import CheckpointError, ModelError, TrackerError
 from finetune.recipe.lock import read_lock
+from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder, list_summaries
+from finetune.runs.target import resolve_target
 from finetune.train import run
 from finetune.train.checkpoints import complete_checkpoints
 from tests.unit.train.conftest import MakeRecipe
@@ -173,3 +176,21 @@ def test_no_secret_is_written(make_recipe: MakeRecipe, monkeypatch: pytest.Monke
     files = [path for path in folder.path.rglob("*") if path.is_file()]
     assert len(files) > 8
     assert not [path for path in files if b"secret-0123456789" in path.read_bytes()]
+
+
+def test_an_adapter_folder_keeps_what_it_needs_when_it_is_moved(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """A copy of adapter/ alone still knows its RoPE scaling, its date and that it was trained on NF4."""
+    scaling = {"type": "linear", "factor": 2.0}
+    tree = make_recipe(train=EXACT | {"max_steps": 1}).model_dump(mode="json", exclude_unset=True)
+    tree["model"] |= {"rope_scaling": scaling, "date_string": "1 May 2025"}
+    folder = start(Recipe.model_validate(tree))
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder.adapter, moved)
+    target = resolve_target(str(moved))
+    assert target.adapter == moved
+    assert target.model == resolve_target(str(folder.path)).model
+    assert target.model.rope_scaling is not None
+    assert not target.quantized
+    notes = json.loads((moved / "finetune.json").read_text())
+    (moved / "finetune.json").write_text(json.dumps(notes | {"method": "qlora"}))
+    assert resolve_target(str(moved)).quantized
