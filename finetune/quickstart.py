@@ -7,11 +7,10 @@ from typing import Any
 
 from data_prep.messages import Conversation, Example
 from data_prep.prepare import prepare
-from data_prep.render import prompt_and_reference
 from data_prep.terminal import clean_for_terminal
-from finetune.evaluate.generation import generate
+from finetune.errors import FinetuneError
 from finetune.evaluate.loading import load_ready
-from finetune.evaluate.metrics import exact_match
+from finetune.evaluate.scores import Answer, answer_rows, match_of
 from finetune.merge.merge import merge
 from finetune.model.precision import choose_precision
 from finetune.recipe.schema import Recipe
@@ -24,30 +23,37 @@ Say = Callable[[str], None]
 
 
 def walk(recipe: Recipe, *, say: Say) -> dict[str, Any]:
-    """Base, training, merge, merged model: the figures of each. Raises what the steps raise."""
+    """Base, training, merge, merged model: the figures of each.
+
+    Raises FinetuneError for a recipe that the walk doesn't fit, and what its steps raise.
+    """
+    if recipe.data.evaluation is None or recipe.adapter.method == "full":
+        raise FinetuneError(
+            "the quickstart scores held-out rows and merges an adapter: keep data.evaluation, and adapter.method lora or qlora."
+        )
     started = time.perf_counter()
     say("scoring the base on held-out rows")
-    before, rows, references = answers(recipe, recipe.model)
-    say(f"exact match of the base: {exact_match(before, references):.3f}")
+    before = held_out_answers(recipe, recipe.model)
+    say(f"exact match of the base: {match_of(before):.3f}")
     summary = run.start(recipe, name="quickstart", command="finetune quickstart", say=say)
     folder = Path(recipe.output.folder) / str(summary["name"])
     merged = folder / "merged"
     say("merging the adapter into full weights, and comparing the two")
     report = merge(resolve_target(str(folder)), merged)
     say("scoring the merged model")
-    after, _, _ = answers(recipe, ModelSection(base=str(merged)))
+    after = held_out_answers(recipe, ModelSection(base=str(merged)))
     return {
-        "exact_match_before": exact_match(before, references),
-        "exact_match_after": exact_match(after, references),
-        "held_out_rows": len(references),
+        "exact_match_before": match_of(before),
+        "exact_match_after": match_of(after),
+        "held_out_rows": len(after),
         **{key: summary[key] for key in ("evaluation_loss_before", "evaluation_loss", "tokens", "tokens_per_second", "steps")},
         "training_minutes": summary["seconds"] / 60,
         "total_minutes": (time.perf_counter() - started) / 60,
         "peak_memory_bytes": summary["peak_memory_bytes"],
         "verification": report.verification.as_dict() if report.verification else None,
         "samples": [
-            {"prompt": question(row), "expected": expected, "before": old, "after": new}
-            for row, expected, old, new in list(zip(rows, references, before, after, strict=True))[:SAMPLES]
+            {"prompt": question(new.example), "expected": new.expected, "before": old.given, "after": new.given}
+            for old, new in list(zip(before, after, strict=True))[:SAMPLES]
         ],
         "run": str(folder),
         "adapter": str(folder / "adapter"),
@@ -55,19 +61,11 @@ def walk(recipe: Recipe, *, say: Say) -> dict[str, Any]:
     }
 
 
-def answers(recipe: Recipe, model: ModelSection) -> tuple[list[str], list[Example], list[str]]:
-    """A model's answers to the recipe's evaluation rows, the rows, and the answers that were expected."""
+def held_out_answers(recipe: Recipe, model: ModelSection) -> list[Answer]:
+    """A model's answers to the recipe's evaluation rows."""
     loaded, tokenizer = load_ready(model, None, dtype=choose_precision(recipe.train.precision).dtype)
     rows = prepare(recipe.data, tokenizer, seed=recipe.train.seed).evaluation_examples
-    pairs = [prompt_and_reference(row, tokenizer) for row in rows]
-    made = generate(
-        loaded,
-        tokenizer,
-        [prompt for prompt, _ in pairs],
-        max_new_tokens=recipe.evaluate.max_new_tokens,
-        batch_size=recipe.evaluate.batch_size,
-    )
-    return made, rows, [reference for _, reference in pairs]
+    return answer_rows(loaded, tokenizer, recipe, rows[: recipe.evaluate.max_rows])
 
 
 def question(row: Example) -> str:

@@ -1,6 +1,7 @@
 """A model's figures on the evaluation rows of a recipe."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -43,28 +44,43 @@ def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Re
     started = time.perf_counter()
     loss = token_loss(model, documents, recipe.evaluate.batch_size)
     measured = time.perf_counter()
-    match = _match(model, tokenizer, recipe, data.evaluation_examples[: recipe.evaluate.max_rows])
+    answers = answer_rows(model, tokenizer, recipe, data.evaluation_examples[: recipe.evaluate.max_rows])
     return Scores(
         rows=len(documents),
         tokens=loss.tokens,
         loss=loss.mean,
         perplexity=loss.perplexity,
-        exact_match=match,
+        exact_match=match_of(answers) if answers else None,
         loss_seconds=round(measured - started, 2),
         generation_seconds=round(time.perf_counter() - measured, 2),
     )
 
 
-def _match(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, examples: list[Example]) -> float | None:
+@dataclass(frozen=True)
+class Answer:
+    """A row, the answer that it holds, and the model's."""
+
+    example: Example
+    expected: str
+    given: str
+
+
+def answer_rows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, examples: Sequence[Example]
+) -> list[Answer]:
+    """Greedy answers to the rows that have a prompt, in their order, in batches of evaluate.batch_size."""
     asked = [example for example in examples if not (isinstance(example, PlainText) and not example.prompt)]
-    if not asked:
-        return None
     pairs = [prompt_and_reference(example, tokenizer) for example in asked]
-    answers = generate(
+    given = generate(
         model,
         tokenizer,
         [prompt for prompt, _ in pairs],
         max_new_tokens=recipe.evaluate.max_new_tokens,
         batch_size=recipe.evaluate.batch_size,
     )
-    return exact_match(answers, [reference for _, reference in pairs])
+    return [Answer(*row) for row in zip(asked, (reference for _, reference in pairs), given, strict=True)]
+
+
+def match_of(answers: Sequence[Answer]) -> float:
+    """The exact match of answers."""
+    return exact_match([answer.given for answer in answers], [answer.expected for answer in answers])

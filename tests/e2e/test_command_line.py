@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import save_tiny_llama
 from tests.e2e.conftest import Finetune
 
 RECIPE = """\
@@ -34,18 +35,33 @@ def test_a_run_goes_through_every_verb(finetune: Finetune, finetune_here: Finetu
     assert "evaluation loss" in trained
     assert "finetune merge" in trained
     run = str(tmp_path / "runs" / "tiny-001")
-    assert "verif" in finetune("merge", run, "--output", "merged").stdout
+    assert "verification  holds" in finetune("merge", run, "--output", "merged").stdout
     for target in (run, "merged", f"{run}/adapter"):
         answers = json.loads(
             finetune_here("generate", target, "--prompt", "Say blue.", "--max-new-tokens", "5", "--json").stdout
         )
-        assert len(answers) == 1 or answers["answers"]
+        assert [answer["prompt"] for answer in answers] == ["Say blue."]
     finetune("chat", "merged", input="Say blue.\n/exit\n", timeout=120)
     scores = json.loads(finetune_here("evaluate", run, "recipe.yaml", "--json").stdout)
     assert scores["loss"] == pytest.approx(json.loads((Path(run) / "summary.json").read_text())["evaluation_loss"], rel=1e-4)
     assert json.loads(finetune_here("inspect", "recipe.yaml", "--json").stdout)
     assert "tiny-001" in finetune_here("runs", "list").stdout
     assert json.loads(finetune_here("runs", "show", run, "--json").stdout)["summary"]["status"] == "finished"
+
+
+def test_the_quickstart_walks_with_any_base(finetune_here: Finetune, tmp_path: Path) -> None:
+    """On a tiny random base the quickstart goes its whole way and prints its table; what it can't merge is refused first."""
+    base = tmp_path / "base"
+    base.mkdir()
+    save_tiny_llama(base, max_position_embeddings=1024)
+    small = [
+        f"model.base={base}", "data.max_length_tokens=1024", "data.train.0.rows=16", "data.evaluation.sources.0.rows=4",
+        "train.max_steps=2", "train.epochs=null", "train.precision=fp32", "evaluate.max_new_tokens=8", "tracking.tracker=none",
+    ]  # fmt: skip
+    printed = finetune_here("quickstart", *small).stdout
+    for part in ("exact match", "loss", "tokens/s", "peak memory", "minutes of training", "holds on", "sample 3", "merged"):
+        assert part in printed
+    assert "merges an adapter" in finetune_here("quickstart", *small, "data.evaluation=null", code=2).stderr
 
 
 def test_a_bad_recipe_is_one_clear_message(finetune: Finetune, recipe: Path) -> None:
