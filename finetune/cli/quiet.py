@@ -18,6 +18,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
     if not any(match for name in GPU_DEVICES for match in Path("/dev").glob(name)):
         # Else DeepSpeed, which peft and accelerate import, says on standard output, amid our JSON, that it took the CPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
