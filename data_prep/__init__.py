@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "config": ("DataSection", "EvaluationSplit", "FileSource", "HubSource", "OrdersSource", "Source"),
+    "config": ("DataSection", "EvaluationSplit", "FileSource", "HubSource", "OrdersSource", "RowTemplate", "Source"),
     "errors": ("DataError",),
-    "formats": ("FORMATS", "parse_row"),
-    "messages": ("Conversation", "Example", "Message", "PlainText"),
+    "formats": ("FORMATS", "parse_row", "read_parsed"),
+    "messages": ("Conversation", "Example", "Message", "PlainText", "Preference", "ToolCall"),
     "orders": ("order_rows",),
     "prepare": ("DataReport", "PreparedData"),
     "render": ("Document", "end_of_turn_ids", "prompt_and_reference", "render_prompt", "tokenize"),

@@ -1,7 +1,17 @@
-"""What a row becomes before it is text: a conversation, or a plain text with an optional prompt."""
+"""What a row becomes before it is text: a conversation, a plain text with an optional prompt, or a pair to choose from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool by the assistant."""
+
+    name: str
+    arguments: dict[str, Any]
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,18 +19,30 @@ class Message:
     """One turn of a conversation."""
 
     role: str
+    """system, user, assistant or tool (what a called tool gave back)."""
     content: str
+    weight: float | None = None
+    """0: never learned; 1 or None: learned where the recipe's `supervise` says so."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """An assistant turn's calls; its content may then be empty."""
+    tool_call_id: str | None = None
+    """In a tool's turn, the call that it answers."""
+    name: str | None = None
+    """In a tool's turn, the tool's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """Turns in order; an optional system message, then user and assistant in alternation, an assistant last.
 
-    Assistant turns before index `completion_start` are context: they have labels only where everything has.
+    Between an assistant's tool call and its next turn stand the tool's results. Assistant turns before index
+    `completion_start` are context: they have labels only where everything has.
     """
 
     messages: tuple[Message, ...]
     completion_start: int = 0
+    tools: tuple[dict[str, Any], ...] = field(default=())
+    """The tools that can be called, as JSON schemas in OpenAI's form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +53,60 @@ class PlainText:
     completion: str
 
 
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two ways to go on after the same turns, the better one first; an assistant's turn is last in both."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+
+
 Example = Conversation | PlainText
+Parsed = Example | Preference
+"""What a format makes of a row; a preference can't be trained on yet."""
 
 
 def check_roles(messages: Sequence[Message], field: str) -> None:
     """Raise ValueError, naming the message, where the order of the roles is not one that can be trained on."""
     if not messages:
         raise ValueError(f"{field} is empty; a conversation needs a user turn and an assistant turn")
-    turns = list(enumerate(messages))
-    if messages[0].role == "system":
-        turns = turns[1:]
-    for position, (index, message) in enumerate(turns):
-        expected = "assistant" if position % 2 else "user"
-        if message.role != expected:
-            raise ValueError(
-                f"{field}[{index}].role is {message.role!r} where {expected!r} was expected: an optional system message "
-                "comes first, then user and assistant take turns"
-            )
+    before: Message | None = None
+    open_calls = 0
+    for index, message in enumerate(messages):
+        if index == 0 and message.role == "system":
+            continue
+        if message.role == "tool":
+            if open_calls == 0:
+                raise ValueError(f"{field}[{index}] is a tool's result with no tool call before it that it could answer")
+            _check_call_id(messages, index, field)
+            open_calls -= 1
+        else:
+            _check_turn(message, before, f"{field}[{index}]")
+            open_calls = len(message.tool_calls)
+        before = message
     if not any(message.role == "assistant" for message in messages):
         raise ValueError(f"{field} has no assistant turn, so there is nothing to learn")
     if messages[-1].role != "assistant":
         raise ValueError(f"{field} ends with a {messages[-1].role} turn; the last turn must be the assistant's")
+
+
+def _check_turn(message: Message, before: Message | None, place: str) -> None:
+    """Whether a user's or assistant's turn can follow the one before (None: it is the first)."""
+    if before is not None and before.tool_calls:
+        raise ValueError(f"{place}.role is {message.role!r} where the result of a tool call ('tool') was expected")
+    expected = "assistant" if before is not None and before.role in ("user", "tool") else "user"
+    if message.role != expected:
+        raise ValueError(
+            f"{place}.role is {message.role!r} where {expected!r} was expected: an optional system message "
+            "comes first, then user and assistant take turns"
+        )
+
+
+def _check_call_id(messages: Sequence[Message], index: int, field: str) -> None:
+    """Whether a result that names its call names one of the turn that it follows."""
+    caller = next(message for message in reversed(messages[:index]) if message.role == "assistant")
+    known = [call.id for call in caller.tool_calls]
+    wanted = messages[index].tool_call_id
+    if wanted is not None and None not in known and wanted not in known:
+        raise ValueError(f"{field}[{index}].tool_call_id is {wanted!r}; the calls before it are {', '.join(map(repr, known))}")

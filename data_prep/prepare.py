@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data_prep.config import DataSection, FileSource, Source
 from data_prep.errors import DataError
-from data_prep.formats import parse_row, unread_columns
-from data_prep.messages import Conversation, Example
+from data_prep.formats import read_parsed
+from data_prep.messages import Conversation, Example, Preference
 from data_prep.render import BATCH_ROWS, Document, special_tokens, special_tokens_in, tokenize
-from data_prep.sources import read_rows, source_digest, source_name
+from data_prep.sources import is_pattern, source_digest, source_name, unread_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,6 +23,7 @@ PLACES_SHOWN = 3
 REASONS = {
     "too_long": "longer than data.max_length_tokens",
     "no_supervised_token": "with no token that is learned",
+    "bad_row": "that can't be read (data.on_bad_row: skip)",
     "empty_answer": "with an empty answer",
     "special_tokens_in_text": "with a special token in their text (data.special_tokens_in_text: keep keeps them)",
 }
@@ -52,23 +53,36 @@ class SourceReport:
     source: str
     use: Literal["train", "evaluation"]
     format: str
+    detected: str = ""
+    """Why this format, where the recipe says auto."""
     rows_read: int = 0
+    examples_made: int = 0
+    """One a row in most formats; an article of SQuAD makes one a question."""
     rows_kept: int = 0
+    """Examples that were kept; those dropped are counted by example as well."""
     dropped: dict[str, Drop] = field(default_factory=dict)
     """By reason, a key of REASONS."""
     special_tokens_in_text: int = 0
     """Rows with a special token in their text, dropped or not."""
     unread_columns: dict[str, int] = field(default_factory=dict)
     """Columns that the format doesn't read, and how many rows have them."""
+    unread_files: list[str] = field(default_factory=list)
+    """What a folder holds besides the files that were read."""
     tokens: int = 0
     supervised_tokens: int = 0
     longest_tokens: int = 0
 
-    def read(self, unread_columns: Sequence[str]) -> None:
-        """Count one row that was read."""
+    def read(self, examples: int, unread_columns: Sequence[str]) -> None:
+        """Count one row that was read and the examples that it made."""
         self.rows_read += 1
+        self.examples_made += examples
         for name in unread_columns:
             self.unread_columns[name] = self.unread_columns.get(name, 0) + 1
+
+    def skip(self, error: DataError) -> None:
+        """Count one row that can't be read or parsed, and what is wrong with it."""
+        self.read(1, ())
+        self.drop(str(error), "bad_row")
 
     def drop(self, place: str, reason: str) -> None:
         """Count one row that is left out."""
@@ -94,11 +108,16 @@ class DataReport:
         """The report for printing, a line a finding."""
         lines = []
         for source in self.sources:
+            rows = f"{source.examples_made:,} rows"
+            if source.examples_made != source.rows_read:
+                rows = f"{source.examples_made:,} examples (from {source.rows_read:,} rows)"
             lines.append(
-                f"{source.source} ({source.use}, {source.format}): {source.rows_kept:,} of {source.rows_read:,} rows kept; "
+                f"{source.source} ({source.use}, {source.format}): {source.rows_kept:,} of {rows} kept; "
                 f"{source.tokens:,} tokens, {source.supervised_tokens:,} of them supervised; "
                 f"longest row {source.longest_tokens:,}"
             )
+            if source.detected:
+                lines.append(f"  format auto: {source.format}, because {source.detected}")
             for reason, drop in source.dropped.items():
                 more = ", ..." if drop.count > len(drop.places) else ""
                 lines.append(f"  dropped {drop.count:,} {REASONS[reason]}: {', '.join(drop.places)}{more}")
@@ -107,6 +126,8 @@ class DataReport:
             if source.unread_columns:
                 names = ", ".join(f"{name!r} ({rows:,} rows)" for name, rows in source.unread_columns.items())
                 lines.append(f"  columns that format {source.format} doesn't read: {names}")
+            if source.unread_files:
+                lines.append(f"  not read in this folder: {', '.join(source.unread_files)}")
         lines.append(f"{self.train_rows:,} rows to train on, {self.evaluation_rows:,} to evaluate on")
         return lines
 
@@ -161,6 +182,8 @@ def _prepare_sources(
     kept: list[Kept] = []
     for source in sources:
         report = SourceReport(source_name(source), use, source.format)
+        if isinstance(source, FileSource):
+            report.unread_files = unread_files(source.path)
         reports.append(report)
         examples = _examples(source, section, tokenizer, report, _folder_of(source, section))
         while batch := list(islice(examples, BATCH_ROWS)):
@@ -184,18 +207,41 @@ def _examples(
 ) -> Iterator[tuple[str, Example]]:
     """The rows of a source with their places (`place_in` goes before), but those whose text is a reason to drop them."""
     tokens = special_tokens(tokenizer)
-    for read in read_rows(source):
+    on_bad = report.skip if section.on_bad_row == "skip" else None
+    parser, rows = read_parsed(source, on_bad)
+    report.format, report.detected = parser.format, parser.detected
+    pairs = 0
+    absent = set(parser.mapped_columns())
+    for read in rows:
         row = replace(read, place=place_in + read.place)
-        example = parse_row(row, source.format)
-        report.read(unread_columns(row.values, source.format))
-        special = bool(special_tokens_in(example, tokens, tokenizer))
-        report.special_tokens_in_text += special
-        if _has_empty_answer(example):
-            report.drop(row.place, "empty_answer")
-        elif special and section.special_tokens_in_text == "drop":
-            report.drop(row.place, "special_tokens_in_text")
-        else:
-            yield row.place, example
+        absent -= row.values.keys()
+        try:
+            examples = parser.parse(row)
+        except DataError as error:
+            if on_bad is None:
+                raise
+            on_bad(error)
+            continue
+        report.read(len(examples), parser.unread_columns(row.values))
+        for place, example in examples:
+            if isinstance(example, Preference):
+                pairs += 1
+                continue
+            special = bool(special_tokens_in(example, tokens, tokenizer))
+            report.special_tokens_in_text += special
+            if _has_empty_answer(example):
+                report.drop(place, "empty_answer")
+            elif special and section.special_tokens_in_text == "drop":
+                report.drop(place, "special_tokens_in_text")
+            else:
+                yield place, example
+    if absent:
+        raise DataError(f"{source_name(source)}: no row has the column {sorted(absent)[0]!r} that `columns` names; correct it")
+    if pairs:
+        raise DataError(
+            f"{source_name(source)}: its {pairs:,} pairs of chosen and rejected answers are valid, but training on preferences "
+            "comes in a later version; to learn the chosen answers alone, use format template or messages"
+        )
 
 
 def _folder_of(source: Source, section: DataSection) -> str:
@@ -204,14 +250,18 @@ def _folder_of(source: Source, section: DataSection) -> str:
     paths = {PurePath(other.path) for other in sources if isinstance(other, FileSource)}
     if not isinstance(source, FileSource) or sum(path.name == PurePath(source.path).name for path in paths) < 2:
         return ""
+    if is_pattern(source.path):
+        return ""  # the files of a glob are named with its folder already
     return f"{PurePath(source.path).parent.name}/"
 
 
 def _has_empty_answer(example: Example) -> bool:
     """Whether what would be learned holds an answer of blanks only."""
     if isinstance(example, Conversation):
-        learned = example.messages[example.completion_start :]
-        return any(message.role == "assistant" and not message.content.strip() for message in learned)
+        learned = [message for message in example.messages[example.completion_start :] if message.weight != 0]
+        return any(
+            message.role == "assistant" and not message.content.strip() and not message.tool_calls for message in learned
+        )
     return not example.completion.strip()
 
 

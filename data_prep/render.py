@@ -5,9 +5,10 @@ markers, and which token pads or ends a turn makes no difference. A template wri
 tokenised without added special tokens, so that there is never a second one.
 """
 
+import json
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from data_prep.errors import DataError
@@ -17,7 +18,7 @@ from data_prep.tokenizer import adds_bos, rendering_of, template_choices
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Supervise = Literal["assistant", "last", "all"]
+Supervise = Literal["assistant", "last", "completion", "all"]
 Span = tuple[int, int]
 """Start and end, in characters of the rendered text; the end is exclusive."""
 
@@ -51,35 +52,65 @@ class _Rendered:
     after: list[int]
 
 
-def render(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerFast", *, add_generation_prompt: bool = False) -> str:
+def render(
+    messages: Sequence[Message],
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    add_generation_prompt: bool = False,
+    tools: Sequence[dict[str, Any]] = (),
+) -> str:
     """The conversation as the tokenizer's chat template writes it, in transformers' sandbox, with the date pinned.
 
-    Raises DataError where there is no template or the template refuses the conversation.
+    Raises DataError where there is no template, where it refuses the conversation, and where it takes too long or writes
+    too much (data_prep/sandbox.py).
     """
     from jinja2 import TemplateError
 
+    from data_prep.sandbox import chat_sandbox, render_limited
+
     rendering = rendering_of(tokenizer)
     template = rendering.pin(_template(tokenizer))
-    turns = [{"role": message.role, "content": message.content} for message in messages]
+    # What apply_chat_template gives to a template; a test holds the two together.
+    variables = tokenizer.special_tokens_map | {
+        "messages": [_turn(message) for message in messages],
+        "tools": list(tools) or None,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+        "date_string": rendering.date_string,
+    }
+    size = sum(len(message.content) + len(str(message.tool_calls)) for message in messages) + (len(str(tools)) if tools else 0)
     try:
-        text = tokenizer.apply_chat_template(
-            turns, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt,
-            date_string=rendering.date_string,
-        )  # fmt: skip
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        return render_limited(chat_sandbox(), template, variables, size)
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise DataError(f"the chat template ({rendering.template_name}) fails on this conversation: {error}") from error
-    return str(text)
 
 
-def render_prompt(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerFast") -> str:
+def render_prompt(
+    messages: Sequence[Message], tokenizer: "PreTrainedTokenizerFast", tools: Sequence[dict[str, Any]] = ()
+) -> str:
     """The conversation up to where the next answer begins, its header included."""
-    with_header = render(messages, tokenizer, add_generation_prompt=True)
-    if with_header != render(messages, tokenizer):
+    with_header = render(messages, tokenizer, add_generation_prompt=True, tools=tools)
+    if with_header != render(messages, tokenizer, tools=tools):
         return with_header
     # This template writes no header by itself, whether or not it mentions add_generation_prompt. LLaMA-2's puts a space
     # before the answer: it belongs to the answer's first token.
-    text = render([*messages, Message("assistant", MARKER)], tokenizer)
+    text = render([*messages, Message("assistant", MARKER)], tokenizer, tools=tools)
     return text[: _marker_position(text, tokenizer)].rstrip(" ")
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """A message as chat templates take it: OpenAI's form, a call's arguments as an object."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            | ({"id": call.id} if call.id is not None else {})
+            for call in message.tool_calls
+        ]
+    for key in ("tool_call_id", "name"):
+        if (value := getattr(message, key)) is not None:
+            turn[key] = value
+    return turn
 
 
 def tokenize(
@@ -87,8 +118,9 @@ def tokenize(
 ) -> list[Document]:
     """A document for each (place, example), in order.
 
-    Supervised are: all answers of a conversation ("assistant"), the last one ("last"), or everything ("all"), each
-    answer with the token that ends its turn; of a plain text the completion and the end token, with "all" the prompt too.
+    Supervised are: all answers of a conversation ("assistant"), the last one ("last"), those after the last user turn
+    ("completion"; after the prompt, where the row has one), or everything ("all"); each answer with its tool calls and the
+    token that ends its turn, none of weight 0. Of a plain text: the completion and the end token, with "all" the prompt too.
     A token that straddles the start of an answer is supervised if only blanks of it stand before the answer.
     """
     documents: list[Document] = []
@@ -100,8 +132,10 @@ def tokenize(
 def prompt_and_reference(example: Example, tokenizer: "PreTrainedTokenizerFast") -> tuple[list[int], str]:
     """The token ids of everything before the last answer, and that answer's text. The ids are never empty."""
     if isinstance(example, Conversation):
-        prompt = render_prompt(example.messages[:-1], tokenizer)
-        return _ids(prompt, tokenizer), example.messages[-1].content
+        prompt = render_prompt(example.messages[:-1], tokenizer, example.tools)
+        last = example.messages[-1]
+        reference = last.content if not last.tool_calls else _written_answer(example, prompt, tokenizer)
+        return _ids(prompt, tokenizer), reference
     before = _bos(example.prompt, tokenizer)
     token_ids = before + _ids(example.prompt, tokenizer)
     return token_ids or [_end_id(tokenizer)], example.completion
@@ -119,6 +153,10 @@ def special_tokens_in(example: Example, special: Sequence[str], tokenizer: "PreT
     """
     if isinstance(example, Conversation):
         texts = [message.content for message in example.messages]
+        texts += [
+            json.dumps(_turn(message), ensure_ascii=False, default=str) for message in example.messages if message.tool_calls
+        ]
+        texts += [json.dumps(example.tools, ensure_ascii=False, default=str)] if example.tools else []
     else:
         text = example.prompt + example.completion
         texts = [text.removeprefix(tokenizer.bos_token or "").removesuffix(tokenizer.eos_token or "")]
@@ -173,13 +211,13 @@ def _render_example(place: str, example: Example, tokenizer: "PreTrainedTokenize
     try:
         if isinstance(example, PlainText):
             return _render_plain(example, tokenizer, supervise)
-        text = render(example.messages, tokenizer)
+        text = render(example.messages, tokenizer, tools=example.tools)
+        _check_tools(example, text, tokenizer)
         if supervise == "all":
-            return _Rendered(text, [(0, len(text))], [len(text)], [], [])
-        answers = [i for i, m in enumerate(example.messages) if m.role == "assistant" and i >= example.completion_start]
-        if supervise == "last":
-            answers = answers[-1:]
-        spans = [_answer_span(example.messages, i, text, tokenizer) for i in answers]
+            spans = _all_but_weight_0(example, text, tokenizer)
+            return _Rendered(text, spans, [end for _, end in spans], [], [])
+        answers = _learned(example, supervise)
+        spans = [_answer_span(example, i, text, tokenizer) for i in answers]
         ends = [_content_end(example.messages[i].content, span, text) for i, span in zip(answers, spans, strict=True)]
         return _Rendered(text, spans, ends, [], [])
     except DataError as error:
@@ -194,19 +232,88 @@ def _render_plain(example: PlainText, tokenizer: "PreTrainedTokenizerFast", supe
     return _Rendered(text, [(start, len(text))], [len(text)], _bos(text, tokenizer), [] if has_end else [_end_id(tokenizer)])
 
 
-def _answer_span(messages: Sequence[Message], index: int, text: str, tokenizer: "PreTrainedTokenizerFast") -> Span:
+def _learned(example: Conversation, supervise: Supervise) -> list[int]:
+    """The indexes of the messages whose answers are supervised; "all" is not asked."""
+    messages, start = example.messages, example.completion_start
+    if supervise == "completion" and start == 0:
+        start = max((i for i, message in enumerate(messages) if message.role == "user"), default=0)
+    answers = [i for i, message in enumerate(messages) if message.role == "assistant" and i >= start]
+    if supervise == "last":
+        answers = answers[-1:]
+    return [i for i in answers if messages[i].weight != 0]
+
+
+def _all_but_weight_0(example: Conversation, text: str, tokenizer: "PreTrainedTokenizerFast") -> list[Span]:
+    """The whole text without the answers of weight 0."""
+    spans, start = [], 0
+    for index, message in enumerate(example.messages):
+        if message.weight != 0:
+            continue
+        if message.role != "assistant":
+            raise DataError(
+                f"message {index} is a {message.role} turn of weight 0, and data.supervise is all; only the assistant's turns "
+                "can be left out by weight there: remove the weight, or supervise assistant"
+            )
+        before, after = _answer_span(example, index, text, tokenizer)
+        spans.append((start, before))
+        start = after
+    return [*spans, (start, len(text))]
+
+
+def _check_tools(example: Conversation, text: str, tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Raise DataError where the template leaves out what a conversation has of tools: others in their place change nothing."""
+    messages, tools = example.messages, example.tools
+    others = {
+        "the tools that can be called": (messages, ()) if tools else None,
+        "the assistant's tool calls": (_with_other_calls(messages), tools) if any(m.tool_calls for m in messages) else None,
+        "the results of tools": (_with_other_results(messages), tools) if any(m.role == "tool" for m in messages) else None,
+    }
+    for what, other in others.items():
+        if other is not None and render(other[0], tokenizer, tools=other[1]) == text:
+            raise DataError(
+                f"the chat template ({rendering_of(tokenizer).template_name}) leaves out {what}; name one that knows tools in "
+                "model.chat_template, or remove the tools from the rows"
+            )
+    for index, message in enumerate(messages):
+        if message.tool_calls and message.content.strip() not in text:
+            raise DataError(
+                f"the chat template ({rendering_of(tokenizer).template_name}) leaves out the text beside the tool calls of "
+                f"message {index}; remove the text, or name another template in model.chat_template"
+            )
+
+
+def _with_other_calls(messages: Sequence[Message]) -> list[Message]:
+    return [replace(m, tool_calls=tuple(replace(call, name=MARKER) for call in m.tool_calls)) for m in messages]
+
+
+def _with_other_results(messages: Sequence[Message]) -> list[Message]:
+    return [replace(message, content=MARKER) if message.role == "tool" else message for message in messages]
+
+
+def _written_answer(example: Conversation, prompt: str, tokenizer: "PreTrainedTokenizerFast") -> str:
+    """The last answer as the template writes it, without what ends the turn."""
+    answer = render(example.messages, tokenizer, tools=example.tools).removeprefix(prompt).strip()
+    for token in _added_texts(tokenizer):
+        answer = answer.removesuffix(token)
+    return answer.strip()
+
+
+def _answer_span(example: Conversation, index: int, text: str, tokenizer: "PreTrainedTokenizerFast") -> Span:
     """Where the answer messages[index] stands in the rendered conversation, with its end of turn, without blanks after it."""
-    prompt = render_prompt(messages[:index], tokenizer)
-    until = text if index == len(messages) - 1 else render(messages[: index + 1], tokenizer)
+    messages = example.messages
+    prompt = render_prompt(messages[:index], tokenizer, example.tools)
+    until = text if index == len(messages) - 1 else render(messages[: index + 1], tokenizer, tools=example.tools)
     until = until.rstrip()
     if text.startswith(prompt) and text.startswith(until) and len(prompt) < len(until):
         return len(prompt), len(until)
-    return _marked_span(messages, index, text, tokenizer)
+    return _marked_span(example, index, text, tokenizer)
 
 
-def _marked_span(messages: Sequence[Message], index: int, text: str, tokenizer: "PreTrainedTokenizerFast") -> Span:
+def _marked_span(example: Conversation, index: int, text: str, tokenizer: "PreTrainedTokenizerFast") -> Span:
     """The same for a template that writes a turn differently when others follow: a marker in the answer's place finds it."""
-    marked = render([*messages[:index], Message("assistant", MARKER), *messages[index + 1 :]], tokenizer)
+    messages = example.messages
+    changed = [*messages[:index], replace(messages[index], content=MARKER), *messages[index + 1 :]]
+    marked = render(changed, tokenizer, tools=example.tools)
     start = _marker_position(marked, tokenizer)
     rest = marked[start + len(MARKER) :]
     end = len(text) - len(rest)

@@ -1,63 +1,175 @@
-"""How a row becomes an example: one table, a name in the recipe to a function."""
+"""How a row becomes examples: one table, a name in the recipe to a function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain, islice
 from typing import Any
 
-from data_prep.config import FormatName
+from data_prep.config import FORMAT_COLUMNS, Columns, FormatName, RowsSource, RowTemplate, Source
 from data_prep.errors import DataError
 from data_prep.formats.alpaca import parse_alpaca
-from data_prep.formats.chat import parse_messages
+from data_prep.formats.chat import parse_messages, parse_sharegpt
 from data_prep.formats.plain import parse_prompt_completion, parse_text
-from data_prep.messages import Example
-from data_prep.sources import Row
+from data_prep.formats.preference import parse_preference
+from data_prep.formats.tasks import parse_classification, parse_question_answer, parse_summarisation, parse_translation
+from data_prep.formats.template import parse_template
+from data_prep.messages import Parsed
+from data_prep.sources import Row, read_rows
 
-FORMATS: dict[FormatName, Callable[[dict[str, Any]], Example]] = {
-    "alpaca": parse_alpaca,
-    "prompt_completion": parse_prompt_completion,
-    "messages": parse_messages,
-    "text": parse_text,
+
+@dataclass(frozen=True)
+class Options:
+    """What a source says about its rows beside the format's name; see RowsSource."""
+
+    columns: Mapping[str, str]
+    labels: Mapping[str, str]
+    template: RowTemplate | None = None
+
+
+def _template(values: dict[str, Any], options: Options) -> list[Any]:
+    if options.template is None:
+        raise ValueError("format template needs its texts")
+    return parse_template(values, options.template)
+
+
+FORMATS: dict[FormatName, Callable[[dict[str, Any], Options], list[Any]]] = {
+    "alpaca": lambda values, options: parse_alpaca(values),
+    "prompt_completion": lambda values, options: parse_prompt_completion(values),
+    "messages": lambda values, options: parse_messages(values),
+    "sharegpt": lambda values, options: parse_sharegpt(values),
+    "text": lambda values, options: parse_text(values),
+    "question_answer": lambda values, options: parse_question_answer(values),
+    "classification": lambda values, options: parse_classification(values, options.labels),
+    "translation": lambda values, options: parse_translation(values, options.columns),
+    "summarisation": lambda values, options: parse_summarisation(values),
+    "preference": lambda values, options: parse_preference(values),
+    "template": _template,
 }
-"""Each function takes a row's values and raises ValueError with a text that names the field."""
-
-
-COLUMNS: dict[FormatName, tuple[str, ...]] = {
-    "alpaca": ("instruction", "input", "output", "system"),
-    "prompt_completion": ("prompt", "completion"),
-    "messages": ("messages",),
-    "text": ("text",),
-}
-"""The columns that each format reads."""
-
-OPTIONAL: dict[FormatName, tuple[str, ...]] = {"alpaca": ("input", "system")}
-"""Those of them that a row may lack."""
+"""Each makes one example or more of a row's values, under the format's own names of columns (FORMAT_COLUMNS lists them),
+and raises ValueError with a text that names the field."""
 
 NOT_YET = ("tools", "history")
-"""Columns of conversations that change what is learned: refused where they hold something, never ignored."""
+"""Columns of conversations that change what is learned: refused where they hold something and aren't read."""
+
+FIRST_ROWS = 20
+"""How many rows format auto looks at."""
 
 
-def unread_columns(values: dict[str, Any], format_name: FormatName) -> list[str]:
-    """The columns of a row that its format doesn't read."""
-    return [name for name in values if name not in COLUMNS[format_name]]
+@dataclass(frozen=True)
+class RowParser:
+    """How the rows of one source become examples."""
+
+    format: FormatName
+    options: Options
+    detected: str = ""
+    """Why this format, where the recipe left it to be found out."""
+
+    def parse(self, row: Row) -> list[tuple[str, Parsed]]:
+        """A row's examples with their places ("rows.json row 3.2" is the second of the third row's). Raises DataError."""
+        try:
+            values = self._renamed(row.values)
+            examples = FORMATS[self.format](values, self.options)
+            self._check_columns(values)
+        except ValueError as error:
+            raise DataError(f"{row.place}, read as format {self.format!r}: {error}") from error
+        if len(examples) == 1:
+            return [(row.place, examples[0])]
+        return [(f"{row.place}.{number}", example) for number, example in enumerate(examples, start=1)]
+
+    def unread_columns(self, values: Mapping[str, Any]) -> list[str]:
+        """The columns of a row that its format doesn't read, by the row's names."""
+        if self.format == "template":
+            return []
+        mapping = self.options.columns
+        read = {mapping.get(name, name) for name in FORMAT_COLUMNS[self.format].names}
+        return [name for name in values if name not in read]
+
+    def mapped_columns(self) -> list[str]:
+        """The rows' own columns that `columns` names; those of a pair inside `translation` are no columns of the row."""
+        return [] if self.format == "translation" else list(self.options.columns.values())
+
+    def _renamed(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The row under the format's names; a column that one was mapped away from doesn't stand in for it."""
+        mapping = self.options.columns
+        if not mapping or (self.format == "translation" and isinstance(values.get("translation"), dict)):
+            return values
+        needed = {name for names in self._columns().required for name in names}
+        for name, wanted in mapping.items():
+            if wanted not in values and (name in needed or self.format == "template"):
+                there = ", ".join(map(repr, values)) or "no columns at all"
+                close = get_close_matches(wanted, list(values), n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"no column {wanted!r}, which columns.{name} names; the row has {there}{hint}")
+        kept = {name: value for name, value in values.items() if name not in mapping and name not in mapping.values()}
+        return kept | {name: values[wanted] for name, wanted in mapping.items() if wanted in values}
+
+    def _columns(self) -> Columns:
+        return FORMAT_COLUMNS.get(self.format, Columns(()))
+
+    def _check_columns(self, values: dict[str, Any]) -> None:
+        """Refuse columns that change what is learned and aren't read, and those that are an optional one's near miss."""
+        if self.format == "template":
+            return
+        columns = self._columns()
+        for name in [name for name in values if name not in columns.names]:
+            value = values[name]
+            if name in NOT_YET and self.format != "text" and value not in (None, "", [], {}):
+                raise ValueError(
+                    f"the column {name!r} is not supported with this format; remove it from the rows if it should not count"
+                )
+            absent = [optional for optional in columns.optional if optional not in values]
+            close = get_close_matches(name.lower(), absent, n=1, cutoff=0.75)
+            meant = close or [optional for optional in absent if name.lower().startswith(f"{optional}_")]
+            if meant and isinstance(value, str) and value:
+                raise ValueError(f"the column {name!r} is not read; did you mean {meant[0]!r}? Rename it, or remove it")
 
 
-def _check_columns(values: dict[str, Any], format_name: FormatName) -> None:
-    for name in unread_columns(values, format_name):
-        value = values[name]
-        if name in NOT_YET and format_name != "text" and value not in (None, "", [], {}):
-            raise ValueError(f"the column {name!r} is not supported yet; remove it from the rows if it should not count")
-        absent = [optional for optional in OPTIONAL.get(format_name, ()) if optional not in values]
-        close = get_close_matches(name.lower(), absent, n=1, cutoff=0.75)
-        meant = close or [optional for optional in absent if name.lower().startswith(f"{optional}_")]
-        if meant and isinstance(value, str) and value:
-            raise ValueError(f"the column {name!r} is not read; did you mean {meant[0]!r}? Rename it, or remove it")
+def parser_of(source: Source, first_rows: list[Row]) -> RowParser:
+    """How a source's rows are parsed; format auto is found out from the first of them. Raises DataError."""
+    if not isinstance(source, RowsSource):
+        return RowParser(source.format, Options({}, {}))
+    options = Options(source.columns, source.labels, source.template)
+    if source.format != "auto":
+        return RowParser(source.format, options)
+    return _detect(first_rows, options)
 
 
-def parse_row(row: Row, format_name: FormatName) -> Example:
-    """The example that a row stands for; raises DataError with the row's place and the field."""
-    try:
-        example = FORMATS[format_name](row.values)
-        _check_columns(row.values, format_name)
-        return example
-    except ValueError as error:
-        raise DataError(f"{row.place}, read as format {format_name!r}: {error}") from error
+def parse_row(row: Row, format_name: FormatName, options: Options | None = None) -> list[tuple[str, Parsed]]:
+    """The examples that a row stands for, with their places; raises DataError with the row's place and the field."""
+    return RowParser(format_name, options or Options({}, {})).parse(row)
+
+
+def read_parsed(source: Source, on_bad: Callable[[DataError], None] | None = None) -> tuple[RowParser, Iterator[Row]]:
+    """A source's parser and its rows; `on_bad` as for read_rows. Raises DataError; so does going through the rows."""
+    rows = read_rows(source, on_bad)
+    first = list(islice(rows, FIRST_ROWS))
+    return parser_of(source, first), chain(first, rows)
+
+
+def _detect(rows: list[Row], options: Options) -> RowParser:
+    """The one format whose columns all of the first rows have, and that can read the first."""
+    fitting: list[tuple[RowParser, tuple[str, ...]]] = []
+    failed: list[str] = []
+    for name, columns in FORMAT_COLUMNS.items():
+        shape = next((shape for shape in columns.required if all(set(shape) <= set(row.values) for row in rows)), None)
+        if shape is None or not rows:
+            continue
+        why = f"each of the first {len(rows)} rows has {' and '.join(map(repr, shape))}"
+        parser = RowParser(name, options, why)
+        try:
+            parser.parse(rows[0])
+            fitting.append((parser, shape))
+        except DataError as error:
+            failed.append(f"{name}: {error}")
+    if len(fitting) == 1:
+        return fitting[0][0]
+    place = rows[0].place if rows else "no row"
+    there = ", ".join(map(repr, rows[0].values)) if rows else ""
+    if fitting:
+        names = " and ".join(f"{parser.format} ({', '.join(shape)})" for parser, shape in fitting)
+        raise DataError(f"{place}: format auto: {names} fit the columns {there}; name the one that is meant in `format`")
+    causes = "".join(f"\n  {cause}" for cause in failed)
+    raise DataError(
+        f"{place}: format auto: no format fits the columns {there}; name one in `format`, with `columns` or `template`{causes}"
+    )

@@ -6,7 +6,7 @@ from data_prep.formats.columns import optional_text_column, text_column
 from data_prep.messages import Conversation, Message
 
 
-def parse_alpaca(values: dict[str, Any]) -> Conversation:
+def parse_alpaca(values: dict[str, Any]) -> list[Conversation]:
     """One user turn (the instruction, then the input on a line of its own where there is one) and one answer."""
     user = text_column(values, "instruction")
     if context := optional_text_column(values, "input"):
@@ -14,4 +14,4 @@ def parse_alpaca(values: dict[str, Any]) -> Conversation:
     messages = [Message("user", user), Message("assistant", text_column(values, "output"))]
     if system := optional_text_column(values, "system"):
         messages.insert(0, Message("system", system))
-    return Conversation(tuple(messages))
+    return [Conversation(tuple(messages))]

@@ -52,7 +52,7 @@ def resolved_lines(value: dict[str, Any], origins: dict[str, str], path: str = "
     for key, below in value.items():
         here = f"{path}.{key}" if path else key
         if here in origins:
-            lines.append((f"{indent}{key}: {yaml_value(below)}", origins[here]))
+            lines.append((f"{indent}{yaml_value(key)}: {yaml_value(below)}", origins[here]))
             continue
         lines.append((f"{indent}{key}:", ""))
         if isinstance(below, dict):
@@ -67,6 +67,8 @@ def resolved_lines(value: dict[str, Any], origins: dict[str, str], path: str = "
 
 def yaml_value(value: Any) -> str:
     """A scalar, or a list of scalars, in YAML 1.2 on one line, every character printable."""
+    if value == {}:
+        return "{}"
     if isinstance(value, list):
         return f"[{', '.join(yaml_value(item) for item in value)}]"
     if isinstance(value, str):

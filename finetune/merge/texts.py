@@ -6,10 +6,9 @@ from itertools import islice
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.errors import DataError
-from data_prep.formats import parse_row
-from data_prep.messages import Example
+from data_prep.formats import read_parsed
+from data_prep.messages import Example, Preference
 from data_prep.render import tokenize
-from data_prep.sources import read_rows
 from finetune.recipe.schema import Recipe
 
 ROWS = 8
@@ -55,5 +54,6 @@ def verification_rows(recipe: Recipe | None, tokenizer: PreTrainedTokenizerFast)
 def _examples(recipe: Recipe) -> Iterator[tuple[str, Example]]:
     held_out = recipe.data.evaluation.sources if recipe.data.evaluation is not None else None
     for source in held_out or recipe.data.train:
-        for row in read_rows(source):
-            yield row.place, parse_row(row, source.format)
+        parser, rows = read_parsed(source)
+        for row in rows:
+            yield from ((place, example) for place, example in parser.parse(row) if not isinstance(example, Preference))

@@ -121,8 +121,8 @@ def _short(place: Place, folder: Path) -> str:
 
 
 def leaves(value: Any, location: Location = ()) -> Iterator[Location]:
-    """The locations of the leaves of plain values; a list is a leaf unless it holds sections."""
-    if isinstance(value, dict):
+    """The locations of the leaves of plain values; a list is a leaf unless it holds sections, and so is an empty mapping."""
+    if isinstance(value, dict) and value:
         for key, below in value.items():
             yield from leaves(below, (*location, key))
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from data_prep.config import CHAT_TEMPLATES
+from data_prep.files import problem_with
 from finetune.recipe.tree import Finding, Location, Node, finding_at
 
 # What the hub takes: no name ends in a dot or hyphen or is longer than 96; no two hyphens or dots meet; none ends in .git.
@@ -17,16 +18,16 @@ HUB_ID = re.compile(r"(?!.*(--|\.\.))(?!.*\.git$)[A-Za-z0-9]([\w.-]{0,94}\w)?/[A
 def resolve_paths(tree: Node) -> tuple[Node, list[Finding]]:
     """The tree with absolute paths, and a finding for each file or folder that isn't there."""
     findings: list[Finding] = []
-    for location in _file_locations(tree):
-        tree = _resolve(tree, location, findings, kind="file")
+    for location in _data_locations(tree):
+        tree = _resolve_data(tree, location, findings)
+    tree = _resolve(tree, ("model", "base", "gguf"), findings, kind="file")
     tree = _resolve_base(tree, findings)
     tree = _resolve_chat_template(tree, findings)
     tree = _resolve(tree, ("adapter", "continue_from"), findings, kind="adapter folder", holds="adapter_config.json")
     return tree, findings
 
 
-def _file_locations(tree: Node) -> Iterator[Location]:
-    yield ("model", "base", "gguf")
+def _data_locations(tree: Node) -> Iterator[Location]:
     for sources in (("data", "train"), ("data", "evaluation", "sources")):
         node = tree.find(sources)
         if node and isinstance(node.value, list):
@@ -78,6 +79,19 @@ def _resolve(tree: Node, location: Location, findings: list[Finding], *, kind: s
         findings.append(finding_at(node, location, f"no such {kind}: looked at {path}"))
     elif holds and not _exists(path / holds, folder=False):
         findings.append(finding_at(node, location, f"not an {kind}: {path} holds no {holds}"))
+    return _replace(tree, location, str(path))
+
+
+def _resolve_data(tree: Node, location: Location, findings: list[Finding]) -> Node:
+    """A source's path made absolute: a file, a folder or a glob, with files to read in it."""
+    found = _text(tree, location)
+    if found is None:
+        return tree
+    node, text = found
+    path = absolute(text, node.place.source.folder)
+    problem = problem_with(path) if text else f"no such file: looked at {path}"
+    if problem is not None:
+        findings.append(finding_at(node, location, problem))
     return _replace(tree, location, str(path))
 
 

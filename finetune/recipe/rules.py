@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path, PurePath
 
 from data_prep.config import FileSource, Source
+from data_prep.files import kind_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.train import OPTIMIZERS
 
@@ -19,7 +20,8 @@ LINEAR_LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", 
 MODULES = (*sorted(LINEAR_LAYERS), "lm_head", "embed_tokens")
 VOCABULARY = frozenset({"lm_head", "embed_tokens"})
 CONTINUED = ("adapter.init", "adapter.dropout", "adapter.modules_to_save", "model.new_tokens")
-SUFFIXES = (".json", ".jsonl", ".txt")
+TEXT_FORMATS: frozenset[str] = frozenset({"text", "template", "auto"})
+"""The formats that rows with nothing but a text can have."""
 
 
 def problems_of(recipe: Recipe, given: set[str]) -> list[tuple[str, str]]:
@@ -194,11 +196,8 @@ def _files(recipe: Recipe, given: Given) -> Found:
         for index, source in enumerate(sources):
             if not isinstance(source, FileSource):
                 continue
-            suffix = PurePath(source.path).suffix
-            if suffix not in SUFFIXES:
-                yield f"{path}.{index}.path", f"got {suffix or 'no suffix'}, expected a .json, .jsonl or .txt file"
-            elif suffix == ".txt" and source.format != "text":
-                yield f"{path}.{index}.format", f"a .txt file has format text; got {source.format}"
+            if kind_of(PurePath(source.path).name) == ".txt" and source.format not in TEXT_FORMATS:
+                yield f"{path}.{index}.format", f"a .txt file has format text (or template, or auto); got {source.format}"
 
 
 RULES: tuple[Callable[[Recipe, Given], Found], ...] = (

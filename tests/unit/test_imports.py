@@ -19,7 +19,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "quickstart": EVERYTHING,
     "__main__": frozenset({"cli"}),
     "errors": frozenset(),
-    "recipe": frozenset({"data_prep.config"}),
+    "recipe": frozenset({"data_prep.config", "data_prep.files"}),
     "model": frozenset({"recipe"}),
     "runs": frozenset({"recipe"}),
     "evaluate": frozenset({"model", "recipe", "data_prep"}),

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import pytest
 
-from data_prep.config import FormatName
+from data_prep.config import FORMAT_COLUMNS, FormatName
 from data_prep.errors import DataError
 from data_prep.formats import FORMATS, parse_row
 from data_prep.messages import Conversation, Message, PlainText
@@ -14,12 +14,14 @@ USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content
 
 
 def parse(format_name: FormatName, values: dict[str, Any]) -> object:
-    return parse_row(Row("rows.json row 17", values), format_name)
+    [(place, example)] = parse_row(Row("rows.json row 17", values), format_name)
+    assert place == "rows.json row 17"
+    return example
 
 
 def test_every_format_is_in_the_table() -> None:
     """The table and the recipe's schema name the same formats."""
-    assert set(FORMATS) == set(get_args(FormatName))
+    assert set(FORMATS) == set(get_args(FormatName)) - {"auto"} == set(FORMAT_COLUMNS) | {"template"}
 
 
 @pytest.mark.parametrize("context", [{}, {"input": ""}, {"input": None}])
@@ -70,8 +72,8 @@ def test_text_and_messages() -> None:
         ("alpaca", {"instruction": "a", "output": "\ud800"}, "surrogate"),
         ("alpaca", {"instruction": "a", "inputs": "b", "output": "c"}, "'inputs' is not read; did you mean 'input'"),
         ("alpaca", {"instruction": "a", "system_prompt": "b", "output": "c"}, "'system_prompt' is not read; .*'system'"),
-        ("alpaca", {"instruction": "a", "output": "c", "history": [["b", "c"]]}, "'history' is not supported yet"),
-        ("messages", {"messages": [USER, ANSWER], "tools": [{"name": "f"}]}, "'tools' is not supported yet"),
+        ("alpaca", {"instruction": "a", "output": "c", "history": [["b", "c"]]}, "'history' is not supported with this format"),
+        ("messages", {"messages": [USER, ANSWER], "tools": [{"nam": "f"}]}, r"tools\[0\] names no function"),
         ("text", {"text": " \n"}, "text is empty"),
         ("text", {"content": "a"}, "no column 'text'"),
         ("prompt_completion", {"prompt": "a", "completion": [ANSWER]}, "prompt is a string and completion is a list"),
@@ -83,11 +85,11 @@ def test_text_and_messages() -> None:
         ("messages", {"messages": [{"role": "user"}]}, r"messages\[0\] has no 'content'; it has 'role'"),
         ("messages", {"messages": [{"from": "human", "value": "hi"}]}, "has no 'role'; it has 'from', 'value'"),
         ("messages", {"messages": [USER, {"role": "assistant", "content": None}]}, r"messages\[1\].content is null"),
-        ("messages", {"messages": [{"role": "user", "content": [{"type": "text"}]}, ANSWER]}, "content is a list"),
-        ("messages", {"messages": [USER, {"role": "tool", "content": "x"}]}, "'tool'; conversations with tools"),
-        ("messages", {"messages": [{"role": "human", "content": "x"}]}, "'human'; expected one of system, user, assistant"),
-        ("messages", {"messages": [USER, ANSWER | {"tool_calls": [1]}]}, "tool_calls is not supported"),
-        ("messages", {"messages": [USER, ANSWER | {"weight": 0}]}, "weight is not supported"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "text"}]}, ANSWER]}, r"content\[0\] has no 'text'"),
+        ("messages", {"messages": [USER, {"role": "tool", "content": "x"}]}, "a tool's result with no tool call"),
+        ("messages", {"messages": [{"role": "human", "content": "x"}]}, "'human'; expected one of system, developer, user"),
+        ("messages", {"messages": [USER, ANSWER | {"tool_calls": [1]}]}, r"tool_calls\[0\] is a number"),
+        ("messages", {"messages": [USER, ANSWER | {"weight": 0.5}]}, "weights other than 0 and 1 come later"),
         ("messages", {"messages": [ANSWER]}, r"messages\[0\].role is 'assistant' where 'user' was expected"),
         ("messages", {"messages": [USER, USER, ANSWER]}, r"messages\[1\].role is 'user' where 'assistant' was expected"),
         ("messages", {"messages": [USER, ANSWER, {"role": "system", "content": "x"}]}, r"messages\[2\].role is 'system'"),

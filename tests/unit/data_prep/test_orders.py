@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.config import CHAT_TEMPLATES
 from data_prep.order_texts import HELD_OUT, TRAIN
 from data_prep.orders import SPLITS, SYSTEM, WORDS, Split, check_disjoint, customers, dates, order_rows, products, quantities
 
@@ -94,4 +95,4 @@ def test_package_holds_the_templates() -> None:
     import data_prep
 
     folder = Path(data_prep.__file__).parent / "templates"
-    assert {path.name for path in folder.glob("*.jinja")} == {f"{n}.jinja" for n in ("alpaca", "chatml", "llama2", "llama3")}
+    assert {path.name for path in folder.glob("*.jinja")} == {f"{name}.jinja" for name in CHAT_TEMPLATES}

@@ -165,3 +165,54 @@ def test_bad_row_has_its_place(tmp_path: Path, tokenizer: PreTrainedTokenizerFas
     path.write_text(json.dumps([{"instruction": "a", "output": "b"}] * 4 + [{"instruction": "a", "output": None}]))
     with pytest.raises(DataError, match=r"^rows.json row 5, read as format 'alpaca': output is null"):
         prepare(section(path), tokenizer, seed=0)
+
+
+def test_a_row_that_makes_several(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Rows and the examples made of them are counted apart, and a place names both."""
+    path = tmp_path / "rows.json"
+    rows = [{"document": "d", "summary": ["a", "b"]}, {"document": "e", "summary": ["c", " "]}]
+    path.write_text(json.dumps(rows))
+    data = prepare(DataSection.model_validate({"train": [{"path": str(path), "format": "auto"}]}), tokenizer, seed=0)
+    report = data.report.sources[0]
+    assert places(data)[0] == ["rows.json row 1.1", "rows.json row 1.2", "rows.json row 2.1"]
+    assert (report.rows_read, report.examples_made, report.rows_kept, report.format) == (2, 4, 3, "summarisation")
+    assert report.dropped["empty_answer"].places == ["rows.json row 2.2"]
+    assert "summarisation): 3 of 4 examples (from 2 rows) kept" in data.report.lines()[0]
+    assert "  format auto: summarisation, because each of the first 2 rows has 'document' and 'summary'" in data.report.lines()
+
+
+def test_preferences_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Pairs are checked, and then refused by name: training on them comes later."""
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"prompt": "p", "chosen": "a", "rejected": "b"}]))
+    values = {"train": [{"path": str(path), "format": "preference"}]}
+    with pytest.raises(DataError, match="its 1 pairs of chosen and rejected answers are valid, but training on preferences"):
+        prepare(DataSection.model_validate(values), tokenizer, seed=0)
+
+
+def test_a_mapped_column_that_no_row_has(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """An optional column may be absent from rows, but one that `columns` names must be in some."""
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "b", "context": "c"}]))
+    source = {"path": str(path), "format": "alpaca"}
+    data = prepare(DataSection.model_validate({"train": [source | {"columns": {"input": "context"}}]}), tokenizer, seed=0)
+    assert len(data.train) == 2
+    with pytest.raises(DataError, match="no row has the column 'contxt' that `columns` names"):
+        prepare(DataSection.model_validate({"train": [source | {"columns": {"input": "contxt"}}]}), tokenizer, seed=0)
+
+
+def test_bad_rows_are_skipped_and_counted_when_asked(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """With on_bad_row skip, unreadable and refused rows are counted with what is wrong; other files of a folder are said."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    good = json.dumps({"instruction": "Say blue.", "output": "blue"})
+    (folder / "a.jsonl").write_text(f"{good}\n{{broken\n{json.dumps({'instruction': 'x'})}\n{good}\n")
+    (folder / "notes.md").write_text("not rows")
+    with pytest.raises(DataError, match=r"a\.jsonl:2"):
+        prepare(section(folder), tokenizer, seed=0)
+    data = prepare(section(folder, on_bad_row="skip"), tokenizer, seed=0)
+    report = data.report.sources[0]
+    assert (report.rows_read, report.rows_kept, report.dropped["bad_row"].count) == (4, 2, 2)
+    printed = "\n".join(data.report.lines())
+    for part in ("a.jsonl:2", "a.jsonl:3", "not read in this folder: notes.md"):
+        assert part in printed

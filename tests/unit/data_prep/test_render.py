@@ -40,6 +40,15 @@ GOLDEN = {
         "<|start_header_id|>assistant<|end_header_id|>\n\nDer Himmel 🙂<|eot_id|>",
         ["The sky.\nAnd lamps<|eot_id|>", "Der Himmel 🙂<|eot_id|>"],
     ),
+    "mistral": (
+        "<s>[INST] Be brief.\n\nWhat is blue? [/INST] The sky.\nAnd lamps</s>[INST] And in German? [/INST] Der Himmel 🙂</s>",
+        [" The sky.\nAnd lamps</s>", " Der Himmel 🙂</s>"],
+    ),
+    "zephyr": (
+        "<s><|system|>\nBe brief.</s>\n<|user|>\nWhat is blue?</s>\n<|assistant|>\nThe sky.\nAnd lamps </s>\n"
+        "<|user|>\nAnd in German?</s>\n<|assistant|>\nDer Himmel 🙂</s>\n",
+        ["The sky.\nAnd lamps </s>", "Der Himmel 🙂</s>"],
+    ),
     "alpaca": (
         "<s>Be brief.\n\n### Instruction:\nWhat is blue?\n\n### Response:\nThe sky.\nAnd lamps </s>\n\n"
         "### Instruction:\nAnd in German?\n\n### Response:\nDer Himmel 🙂</s>\n\n",
@@ -50,6 +59,8 @@ LAST_HEADER = {
     "chatml": "<|im_start|>assistant\n",
     "llama2": "[/INST]",
     "llama3": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "mistral": "[/INST]",
+    "zephyr": "<|assistant|>\n",
     "alpaca": "### Response:\n",
 }
 
@@ -206,7 +217,7 @@ def test_special_tokens_in_text(llama_folder: Path) -> None:
 
 def test_no_template(llama_folder: Path, conversation: Conversation) -> None:
     """A conversation without a chat template is an error that names the recipe's key and its choices."""
-    with pytest.raises(DataError, match=r"model\.chat_template: alpaca, chatml, llama2, llama3"):
+    with pytest.raises(DataError, match=r"model\.chat_template: alpaca, chatml, llama2, llama3, mistral, zephyr"):
         one(conversation, load_tokenizer(llama_folder))
 
 

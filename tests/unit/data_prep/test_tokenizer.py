@@ -22,7 +22,7 @@ def test_no_torch(tiny_base: Path) -> None:
         "assert not {'torch', 'datasets', 'transformers'} & set(sys.modules)\n"
         f"tokenizer = data_prep.load_tokenizer({str(tiny_base)!r})\n"
         "rows = data_prep.order_rows('train', 3, 0)\n"
-        "examples = [('row', data_prep.FORMATS['messages'](row)) for row in rows]\n"
+        "examples = [('row', data_prep.parse_row(data_prep.Row('row', row), 'messages')[0][1]) for row in rows]\n"
         "documents = data_prep.tokenize(examples, tokenizer)\n"
         "assert len(documents) == 3 and data_prep.end_of_turn_ids(tokenizer)\n"
         "assert not {'torch', 'datasets'} & set(sys.modules)\n"
@@ -90,7 +90,7 @@ def test_new_tokens(llama_folder: Path) -> None:
 
 def test_unknown_template(tiny_base: Path) -> None:
     """A template that is neither a name nor a file is refused with the choices."""
-    with pytest.raises(DataError, match=r"did you mean llama3\?.*alpaca, chatml, llama2, llama3"):
+    with pytest.raises(DataError, match=r"did you mean llama3\?.*alpaca, chatml, llama2, llama3, mistral, zephyr"):
         load_tokenizer(tiny_base, chat_template="lama3")
 
 

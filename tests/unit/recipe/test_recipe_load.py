@@ -77,7 +77,8 @@ extra: 1
         "r.yaml:5:11  adapter.method  got 'lorra', expected lora, qlora or full; did you mean lora?",
         "r.yaml:6:10  adapter.alpha  got 0, expected more than 0",
         f"r.yaml:9:13  data.train.0.path  no such file: looked at {folder / 'absent.json'}",
-        "r.yaml:10:15  data.train.0.format  got 'alpacca', expected alpaca, prompt_completion, messages or text; "
+        "r.yaml:10:15  data.train.0.format  got 'alpacca', expected auto, alpaca, prompt_completion, messages, sharegpt, text, "
+        "question_answer, classification, translation, summarisation, preference or template; "
         "did you mean alpaca?",
         "r.yaml:11:7  data.train.1  path and dataset exclude each other; expected {path: FILE, format: NAME}, "
         "{dataset: OWNER/NAME, format: NAME} or {generated: orders}",
@@ -283,7 +284,7 @@ def test_origins_name_every_leaf(folder: Path) -> None:
         value: object = loaded.recipe.model_dump(mode="json")
         for key in path.split("."):
             value = value[int(key)] if isinstance(value, list) else value[key]  # type: ignore[index]
-        assert not isinstance(value, dict)
+        assert not isinstance(value, dict) or not value  # an empty mapping is a leaf
     assert loaded.origins["model.new_tokens"] == "command line"
     assert loaded.origins["model.base"] == "r.yaml:2"
 

@@ -109,13 +109,13 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
         ),
         ("data: {supervise: all, train: [{path: a.txt, format: text}, {path: b.json, format: prompt_completion}]}", None),
         ("data: {supervise: last, train: [{path: a.txt, format: text}, {path: b.json, format: alpaca}]}", None),
-        (FILE % ("a.csv", "alpaca"), "data.train.0.path  got .csv, expected a .json, .jsonl or .txt file"),
-        (FILE % ("a", "alpaca"), "data.train.0.path  got no suffix, expected"),
-        (FILE % ("a.txt", "alpaca"), "data.train.0.format  a .txt file has format text; got alpaca"),
+        (FILE % ("a.txt.gz", "alpaca"), "data.train.0.format  a .txt file has format text (or template, or auto); got alpaca"),
+        (FILE % ("'*.txt'", "alpaca"), "data.train.0.format  a .txt file has format text (or template, or auto); got alpaca"),
+        (FILE % ("a.txt", "alpaca"), "data.train.0.format  a .txt file has format text (or template, or auto); got alpaca"),
         (FILE % ("a.txt", "text"), None),
         (
-            "data: {evaluation: {sources: [{path: a.csv, format: text}]}}",
-            "data.evaluation.sources.0.path  got .csv, expected",
+            "data: {evaluation: {sources: [{path: a.txt, format: alpaca}]}}",
+            "data.evaluation.sources.0.format  a .txt file has format text",
         ),
     ],
 )

@@ -1,0 +1,124 @@
+"""Rows of common tasks, written as a question and its answer: reading, labels, translation, summaries."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from data_prep.formats.columns import as_text, column, json_type, optional_text_column, text_column
+from data_prep.messages import Conversation, Message
+
+UNANSWERABLE = "unanswerable"
+"""The answer of a question that its context doesn't answer (SQuAD 2.0)."""
+
+LANGUAGES = {
+    "ar": "Arabic", "bg": "Bulgarian", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
+    "es": "Spanish", "et": "Estonian", "fi": "Finnish", "fr": "French", "he": "Hebrew", "hi": "Hindi", "hu": "Hungarian",
+    "id": "Indonesian", "it": "Italian", "ja": "Japanese", "ko": "Korean", "lt": "Lithuanian", "lv": "Latvian", "nl": "Dutch",
+    "no": "Norwegian", "pl": "Polish", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sk": "Slovak",
+    "sl": "Slovenian", "sv": "Swedish", "sw": "Swahili", "th": "Thai", "tr": "Turkish", "uk": "Ukrainian", "vi": "Vietnamese",
+    "zh": "Chinese",
+}  # fmt: skip
+"""Names of languages by code; any other is written as the row names it."""
+
+
+def ask(question: str, answer: str) -> Conversation:
+    """One user turn and its answer."""
+    return Conversation((Message("user", question), Message("assistant", answer)))
+
+
+def parse_question_answer(values: dict[str, Any]) -> list[Conversation]:
+    """One question with its answer, or an article of SQuAD with all of its questions; the first answer is learned."""
+    if "paragraphs" not in values:
+        return [_question(values, "")]
+    examples = []
+    for index, paragraph in enumerate(_objects(values["paragraphs"], "paragraphs")):
+        place = f"paragraphs[{index}]"
+        context = as_text(paragraph.get("context"), f"{place}.context")
+        for number, asked in enumerate(_objects(paragraph.get("qas"), f"{place}.qas")):
+            examples.append(_question({"context": context} | asked, f"{place}.qas[{number}]."))
+    if not examples:
+        raise ValueError("paragraphs holds no question")
+    return examples
+
+
+def _objects(value: Any, field: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError(f"{field} is a {json_type(value)}; a list of objects was expected")
+    return value
+
+
+def _question(values: dict[str, Any], prefix: str) -> Conversation:
+    question = as_text(column(values, "question"), f"{prefix}question")
+    context = optional_text_column(values, "context")
+    given = values["answers"] if values.get("answers") is not None else column(values, "answer")
+    answer = _first_answer(given, f"{prefix}answers" if "answers" in values else f"{prefix}answer")
+    if values.get("is_impossible") or answer is None:
+        answer = UNANSWERABLE
+    return ask(f"{context}\n\n{question}" if context else question, answer)
+
+
+def _first_answer(value: Any, field: str) -> str | None:
+    """The first answer of SQuAD's [{"text": ...}] or {"text": [...]}, of a list of texts, or the text itself; None: none."""
+    if isinstance(value, dict):
+        value = value.get("text")
+    if isinstance(value, list):
+        if not value:
+            return None
+        value = value[0].get("text") if isinstance(value[0], dict) else value[0]
+    return as_text(value, field)
+
+
+def parse_classification(values: dict[str, Any], labels: Mapping[str, str]) -> list[Conversation]:
+    """The text is asked, its label is the answer, in the words of `labels` where there are any."""
+    text, label = text_column(values, "text"), column(values, "label")
+    if not isinstance(label, str | int | float):
+        raise ValueError(f"label is a {json_type(label)}; a string or a number was expected")
+    raw = str(label).lower() if isinstance(label, bool) else str(label)
+    if not labels and not isinstance(label, str):
+        raise ValueError(f"label is the {json_type(label)} {raw}; say what it stands for: labels: {{{raw!r}: ...}}")
+    if labels and raw not in labels:
+        raise ValueError(f"label is {raw!r}, which labels doesn't name; it names {', '.join(map(repr, labels))}")
+    return [ask(text, labels[raw] if labels else raw)]
+
+
+def parse_translation(values: dict[str, Any], columns: Mapping[str, str]) -> list[Conversation]:
+    """From one language to another; the pair is that of the columns' names, or the two keys of `translation`, in order."""
+    names = {side: columns.get(side, "") for side in ("source", "target")}
+    pair = values.get("translation")
+    if pair is not None and "source" not in values:
+        if not isinstance(pair, dict):
+            raise ValueError(f"translation is a {json_type(pair)}; an object with two languages was expected")
+        if not all(names.values()):
+            if len(pair) != 2:
+                keys = ", ".join(map(repr, pair))
+                raise ValueError(f"translation has the keys {keys}; say which two: columns: {{source: ..., target: ...}}")
+            names = dict(zip(names, pair, strict=True))
+        texts = {side: as_text(column(pair, name), f"translation.{name}") for side, name in names.items()}
+    else:
+        texts = {side: text_column(values, side) for side in names}
+    spoken = {side: _language(optional_text_column(values, f"{side}_language") or name) for side, name in names.items()}
+    origin = f" from {spoken['source']}" if spoken["source"] else ""
+    goal = f" to {spoken['target']}" if spoken["target"] else ""
+    return [ask(f"Translate{origin}{goal}:\n\n{texts['source']}", texts["target"])]
+
+
+def _language(name: str) -> str:
+    """A language's name for its code (de, de-DE, de_DE); a name that is none, as "source" or "text_1", is not a language."""
+    code = re.split(r"[-_]", name)[0]
+    if code.lower() in LANGUAGES:
+        return LANGUAGES[code.lower()]
+    return name if name.isalpha() and name.lower() not in ("source", "target", "src", "tgt", "input", "output", "text") else ""
+
+
+def parse_summarisation(values: dict[str, Any]) -> list[Conversation]:
+    """A document and its summary; a document in sentences is joined, and each of several summaries is an example."""
+    pair = ("document", "summary") if "document" in values or "source" not in values else ("source", "target")
+    document, summary = (column(values, name) for name in pair)
+    if isinstance(document, list):
+        document = " ".join(as_text(part, f"{pair[0]}[{index}]") for index, part in enumerate(document))
+    question = f"Summarize:\n\n{as_text(document, pair[0])}"
+    if not isinstance(summary, list):
+        return [ask(question, as_text(summary, pair[1]))]
+    if not summary:
+        raise ValueError(f"{pair[1]} is an empty list; a summary was expected")
+    return [ask(question, as_text(text, f"{pair[1]}[{index}]")) for index, text in enumerate(summary)]

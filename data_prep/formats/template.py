@@ -1,0 +1,40 @@
+"""Rows written with the user's own Jinja texts."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from data_prep.config import RowTemplate
+from data_prep.messages import Conversation, Message, PlainText
+
+
+def parse_template(values: dict[str, Any], template: RowTemplate) -> list[Conversation | PlainText]:
+    """One question and its answer, or a plain text, as the two texts of the recipe write the row."""
+    prompt, completion = (_render(getattr(template, name), values, name) for name in ("prompt", "completion"))
+    if template.chat:
+        return [Conversation((Message("user", prompt), Message("assistant", completion)))]
+    return [PlainText(prompt, completion)]
+
+
+def _render(text: str, values: dict[str, Any], name: str) -> str:
+    from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
+
+    from data_prep.sandbox import render_limited, row_sandbox
+
+    try:
+        return render_limited(row_sandbox(), text, values, sum(map(len, _texts(values))))
+    except TemplateSyntaxError as error:
+        raise ValueError(f"template.{name} is no valid Jinja text: {error.message} (line {error.lineno})") from error
+    except UndefinedError as error:
+        there = ", ".join(map(repr, values)) or "no columns at all"
+        raise ValueError(f"template.{name}: {error.message}; the row has {there}") from error
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise ValueError(f"template.{name} fails on this row: {error}") from error
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)

@@ -1,0 +1,64 @@
+"""Data sets of the Hugging Face hub."""
+
+import os
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+
+from data_prep.config import HubSource
+from data_prep.errors import DataError
+from data_prep.sources.rows import Row, checked_row
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def hub_name(source: HubSource) -> str:
+    """What messages and digests call the data set."""
+    name = "/".join(part for part in (source.dataset, source.config, source.split) if part)
+    return f"{name}@{source.revision}" if source.revision else name
+
+
+def _token() -> str | bool:
+    """HF_TOKEN from the environment; False where there is none, so that no other place is looked at."""
+    return os.environ.get("HF_TOKEN") or False
+
+
+def _hub_advice(source: HubSource) -> str:
+    return (
+        "check its name, revision and your connection (a private data set needs HF_TOKEN in the environment); without a "
+        f"connection, name a full commit of {source.dataset} that was downloaded before as the revision, or save the rows "
+        "to a .jsonl file and give its path"
+    )
+
+
+@lru_cache
+def hub_commit(source: HubSource) -> str:
+    """The commit that the source's revision names; a full commit is not looked up, anything else once a process."""
+    if source.revision is not None and COMMIT.fullmatch(source.revision):
+        return source.revision
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        commit = HfApi(token=_token()).dataset_info(source.dataset, revision=source.revision, timeout=30).sha
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+        raise DataError(
+            f"data set {source.dataset}: the hub did not give its commit ({error}); {_hub_advice(source)}"
+        ) from error
+    if commit is None:
+        raise DataError(f"data set {source.dataset}: the hub names no commit for revision {source.revision!r}")
+    return commit
+
+
+def read_hub(source: HubSource) -> Iterator[Row]:
+    """The rows of a data set at its commit."""
+    commit = hub_commit(source)
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(source.dataset, source.config, split=source.split, revision=commit, token=_token())
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"data set {hub_name(source)} could not be loaded: {error}; {_hub_advice(source)}") from error
+    for number, values in enumerate(rows, start=1):
+        yield checked_row(f"{hub_name(source)} row {number}", values)

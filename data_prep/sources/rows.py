@@ -1,0 +1,66 @@
+"""What every source hands on: a row and its place."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.errors import DataError
+
+MAX_ROW_BYTES = 8 * 2**20
+"""The longest row. No document is that long; a file whose line breaks or quotes are wrong soon is."""
+
+Bad = Callable[[DataError], None]
+"""What is done about a row that can't be read: raise the error, or count it and return, and the row is skipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it was read."""
+
+    place: str
+    """Where it stands, for messages: "rows.json row 17", "rows.jsonl:17"."""
+
+    values: dict[str, Any]
+
+
+def checked_row(place: str, values: Any) -> Row:
+    """A row of parsed values; raises DataError where they are no object."""
+    if not isinstance(values, dict):
+        raise DataError(f"{place} is {described(values)}; an object with named columns was expected")
+    return Row(place, values)
+
+
+def described(value: Any) -> str:
+    """What a value is, for messages."""
+    if isinstance(value, dict):
+        return f"one object with the keys {', '.join(map(repr, list(value)[:5])) or '(none)'}"
+    return {list: "a list", str: "a string", type(None): "null"}.get(type(value), f"a {type(value).__name__}")
+
+
+def too_long(place: str, hint: str) -> DataError:
+    """The error about a row of more than MAX_ROW_BYTES."""
+    return DataError(f"{place}: the row is longer than {MAX_ROW_BYTES // 2**20} MiB; {hint}")
+
+
+def text_length(value: Any) -> int:
+    """How many characters the texts in a value have together, keys included."""
+    if isinstance(value, dict):
+        return sum(len(key) + text_length(below) for key, below in value.items())
+    if isinstance(value, list):
+        return sum(map(text_length, value))
+    return len(value) if isinstance(value, str) else 1
+
+
+def has_half_character(values: Any) -> bool:
+    r"""Whether a text holds half of a character pair ("\ud83d" alone), which is no Unicode text and can't be tokenised."""
+    if isinstance(values, dict):
+        return any(has_half_character(key) or has_half_character(below) for key, below in values.items())
+    if isinstance(values, list):
+        return any(map(has_half_character, values))
+    if not isinstance(values, str) or values.isascii():
+        return False
+    try:
+        values.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

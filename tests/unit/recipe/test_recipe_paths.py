@@ -1,0 +1,53 @@
+"""Paths of data in a recipe: files, folders and globs."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import RecipeError
+from finetune.recipe.load import load_recipe
+
+RECIPE = "model: {base: owner/name}\ndata:\n  train:\n    - {path: %s, format: alpaca}\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a recipe's place beside a folder of data."""
+    (tmp_path / "data/empty").mkdir(parents=True)
+    (tmp_path / "data/a.jsonl").write_text("{}")
+    (tmp_path / "data/b.csv.gz").write_bytes(gzip.compress(b"a\n1\n"))
+    (tmp_path / "data/notes.md").write_text("x")
+    return tmp_path
+
+
+def load(folder: Path, path: str) -> str:
+    """The path of the first source in a recipe that gives it as `path`."""
+    (folder / "r.yaml").write_text(RECIPE % path)
+    return str(getattr(load_recipe(folder / "r.yaml").recipe.data.train[0], "path", None))
+
+
+@pytest.mark.parametrize("path", ["data/a.jsonl", "data/b.csv.gz", "data", "data/*.jsonl", '"**/*.gz"', '"./data/[ab].*"'])
+def test_files_folders_and_globs(path: str, folder: Path) -> None:
+    """A file, a folder and a glob are all looked up from the recipe's folder, and become absolute."""
+    assert load(folder, path) == str(folder / path.strip('"'))
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("data/absent.jsonl", "no such file: looked at {folder}/data/absent.jsonl"),
+        ("data/*.parquet", "no file matches the glob {folder}/data/*.parquet"),
+        ("data/*", "notes.md ends in '.md', expected .json, "),
+        ("data/notes.md", "notes.md ends in '.md', expected .json, .jsonl, .csv, .tsv, .parquet, .arrow, .txt, each also"),
+        ("data/empty", "no file in the folder {folder}/data/empty can be read: it is empty; expected files that end in .json"),
+        ('""', "no such file: looked at {folder}"),
+    ],
+)
+def test_paths_without_data(path: str, problem: str, folder: Path) -> None:
+    """A path with nothing to read is a problem of the recipe, at the place where it is written."""
+    with pytest.raises(RecipeError) as error:
+        load(folder, path)
+    (found,) = error.value.problems
+    assert (found.path, found.place.split(":")[1]) == ("data.train.0.path", "4")
+    assert problem.format(folder=folder) in found.message
