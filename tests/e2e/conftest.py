@@ -21,6 +21,8 @@ def finetune(tmp_path: Path) -> Finetune:
             "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
             "TRACKIO_DIR": str(tmp_path / "trackio"),
         }
+        # A user has every core; one thread is for the tiny matrices inside the tests' own process.
+        environment.pop("OMP_NUM_THREADS", None)
         command = [sys.executable, "-m", "finetune", *arguments]
         result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
         assert result.returncode == code, f"{arguments} gave {result.returncode}:\n{result.stdout}\n{result.stderr}"
