@@ -17,17 +17,6 @@ QUESTIONS = ["Hi", "What is the capital of France?", "Send two brass lamps to Ad
 
 
 @pytest.fixture
-def model(tiny_base: Path) -> LlamaForCausalLM:
-    """The tiny random model, in float32, its weights enlarged so that tokens differ in likelihood."""
-    model = LlamaForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(6.0)
-    return model
-
-
-@pytest.fixture
 def tokenizer(tiny_base: Path) -> PreTrainedTokenizerFast:
     """The tiny base's ChatML tokenizer."""
     return load_tokenizer(tiny_base)

@@ -2,7 +2,6 @@
 
 import math
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,17 +12,6 @@ from transformers import LlamaForCausalLM
 from data_prep.render import Document
 from finetune.errors import FinetuneError
 from finetune.evaluate.metrics import LossSum, exact_match, token_loss
-
-
-@pytest.fixture
-def model(tiny_base: Path) -> LlamaForCausalLM:
-    """The tiny random model, in float32, its weights enlarged so that tokens differ in likelihood."""
-    model = LlamaForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(6.0)
-    return model
 
 
 @pytest.fixture
