@@ -10,16 +10,23 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "config": ("DataSection", "EvaluationSplit", "FileSource", "HubSource", "OrdersSource", "RowTemplate", "Source"),
+    "chat_templates": ("TEMPLATES",),
+    "config": (
+        "CleanSection", "DataSection", "EvaluationSplit", "FileSource", "HubSource", "OrdersSource", "RowTemplate", "Source",
+        "Streaming",
+    ),
+    "documents": ("Document", "DocumentTable"),
     "errors": ("DataError",),
     "formats": ("FORMATS", "parse_row", "read_parsed"),
+    "masks": ("tokenize",),
     "messages": ("Conversation", "Example", "Message", "PlainText", "Preference", "ToolCall"),
     "orders": ("order_rows",),
-    "prepare": ("DataReport", "PreparedData"),
-    "render": ("Document", "end_of_turn_ids", "prompt_and_reference", "render_prompt", "tokenize"),
+    "prepare": ("PreparedData",),
+    "render": ("end_of_turn_ids", "prompt_and_reference", "render_prompt"),
+    "report": ("DataReport",),
     "sources": ("Row", "read_rows", "source_digest"),
     "tokenizer": ("load_tokenizer",),
-}
+}  # fmt: skip
 """Which module holds each public name; a module is imported when one of its names is first asked for."""
 
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -22,7 +22,7 @@ class Message:
     """system, user, assistant or tool (what a called tool gave back)."""
     content: str
     weight: float | None = None
-    """0: never learned; 1 or None: learned where the recipe's `supervise` says so."""
+    """How much the turn's tokens count in the loss, where the recipe's `supervise` says so; None is 1; 0 is never learned."""
     tool_calls: tuple[ToolCall, ...] = ()
     """An assistant turn's calls; its content may then be empty."""
     tool_call_id: str | None = None

@@ -1,55 +1,24 @@
-"""From examples to tokens and masks, through the tokenizer's chat template.
+"""Conversations as text, through the tokenizer's chat template, in a sandbox and with the date pinned.
 
-The mask comes from the positions of the rendered turns and the offsets of the tokens, so a template needs no generation
-markers, and which token pads or ends a turn makes no difference. A template writes its own BOS: rendered text is
-tokenised without added special tokens, so that there is never a second one.
+A template writes its own BOS: rendered text is tokenised without added special tokens, so that there is never a second one.
 """
 
 import json
-from bisect import bisect_left
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
+from data_prep.chat_templates import adds_bos, rendering_of, template_choices
 from data_prep.errors import DataError
-from data_prep.messages import Conversation, Example, Message, PlainText
-from data_prep.tokenizer import adds_bos, rendering_of, template_choices
+from data_prep.messages import Conversation, Example, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Supervise = Literal["assistant", "last", "completion", "all"]
-Span = tuple[int, int]
-"""Start and end, in characters of the rendered text; the end is exclusive."""
-
 MARKER = "ANSWER-7d1f0c62b9"
 """Stands where an answer will stand, to see what a template writes around it."""
-
-BATCH_ROWS = 1000
-"""Rows tokenised at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One row as tokens. The first token is never supervised, because nothing predicts it."""
-
-    token_ids: list[int]
-    supervised: list[bool]
-    """Whether the token is learned; one flag a token."""
-    place: str
-    """Where the row stands: "rows.json row 17"."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Rendered:
-    """A row as text: what stands before and after it as token ids, and which characters are supervised."""
-
-    text: str
-    spans: list[Span]
-    content_ends: list[int]
-    """Where the answer's own text ends in each span; what the template writes to end the turn stands after it."""
-    before: list[int]
-    after: list[int]
 
 
 def render(
@@ -95,7 +64,7 @@ def render_prompt(
     # This template writes no header by itself, whether or not it mentions add_generation_prompt. LLaMA-2's puts a space
     # before the answer: it belongs to the answer's first token.
     text = render([*messages, Message("assistant", MARKER)], tokenizer, tools=tools)
-    return text[: _marker_position(text, tokenizer)].rstrip(" ")
+    return text[: marker_position(text, tokenizer)].rstrip(" ")
 
 
 def _turn(message: Message) -> dict[str, Any]:
@@ -113,22 +82,6 @@ def _turn(message: Message) -> dict[str, Any]:
     return turn
 
 
-def tokenize(
-    examples: Sequence[tuple[str, Example]], tokenizer: "PreTrainedTokenizerFast", supervise: Supervise = "assistant"
-) -> list[Document]:
-    """A document for each (place, example), in order.
-
-    Supervised are: all answers of a conversation ("assistant"), the last one ("last"), those after the last user turn
-    ("completion"; after the prompt, where the row has one), or everything ("all"); each answer with its tool calls and the
-    token that ends its turn, none of weight 0. Of a plain text: the completion and the end token, with "all" the prompt too.
-    A token that straddles the start of an answer is supervised if only blanks of it stand before the answer.
-    """
-    documents: list[Document] = []
-    for start in range(0, len(examples), BATCH_ROWS):
-        documents += _tokenize_batch(examples[start : start + BATCH_ROWS], tokenizer, supervise)
-    return documents
-
-
 def prompt_and_reference(example: Example, tokenizer: "PreTrainedTokenizerFast") -> tuple[list[int], str]:
     """The token ids of everything before the last answer, and that answer's text. The ids are never empty."""
     if isinstance(example, Conversation):
@@ -136,9 +89,9 @@ def prompt_and_reference(example: Example, tokenizer: "PreTrainedTokenizerFast")
         last = example.messages[-1]
         reference = last.content if not last.tool_calls else _written_answer(example, prompt, tokenizer)
         return _ids(prompt, tokenizer), reference
-    before = _bos(example.prompt, tokenizer)
+    before = bos_before(example.prompt, tokenizer)
     token_ids = before + _ids(example.prompt, tokenizer)
-    return token_ids or [_end_id(tokenizer)], example.completion
+    return token_ids or [end_id(tokenizer)], example.completion
 
 
 def special_tokens(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
@@ -160,7 +113,15 @@ def special_tokens_in(example: Example, special: Sequence[str], tokenizer: "PreT
     else:
         text = example.prompt + example.completion
         texts = [text.removeprefix(tokenizer.bos_token or "").removesuffix(tokenizer.eos_token or "")]
+    if not any(_one_of(tuple(special)).search(text) for text in texts):
+        return []
     return [token for token in special if any(token in text for text in texts)]
+
+
+@lru_cache(maxsize=8)
+def _one_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    """What finds any of the tokens in one pass; LLaMA-3 has 256 of them."""
+    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
 
 def end_of_turn_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
@@ -171,7 +132,7 @@ def end_of_turn_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     found = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     if tokenizer.chat_template is not None:
         text = render([Message("user", "Hello."), Message("assistant", MARKER)], tokenizer)
-        after = text[_marker_position(text, tokenizer) + len(MARKER) :]
+        after = text[marker_position(text, tokenizer) + len(MARKER) :]
         added = tokenizer.added_tokens_decoder
         found += [token for token in _ids(after, tokenizer) if token in added][:1]
     if not found:
@@ -179,88 +140,7 @@ def end_of_turn_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     return sorted(set(found))
 
 
-def _tokenize_batch(
-    examples: Sequence[tuple[str, Example]], tokenizer: "PreTrainedTokenizerFast", supervise: Supervise
-) -> list[Document]:
-    rendered = [_render_example(place, example, tokenizer, supervise) for place, example in examples]
-    encoded = tokenizer(
-        [row.text for row in rendered], add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
-        padding=False, truncation=False, verbose=False,
-    )  # fmt: skip
-    added = tokenizer.added_tokens_decoder
-    documents = []
-    for (place, example), row, ids, offsets in zip(
-        examples, rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True
-    ):
-        flags = [False] * len(ids)
-        for span, content_end in zip(row.spans, row.content_ends, strict=True):
-            first, last = _tokens_of(span, offsets, row.text)
-            ended = last > first and ids[last - 1] in added and offsets[last - 1][0] >= content_end
-            if isinstance(example, Conversation) and supervise != "all" and not ended:
-                raise DataError(f"{place}: {_no_end_of_turn(row.text, span, tokenizer)}")
-            flags[first:last] = [True] * (last - first)
-        token_ids = row.before + ids + row.after
-        supervised = [False] * len(row.before) + flags + [True] * len(row.after)
-        if supervised:
-            supervised[0] = False
-        documents.append(Document(token_ids, supervised, place))
-    return documents
-
-
-def _render_example(place: str, example: Example, tokenizer: "PreTrainedTokenizerFast", supervise: Supervise) -> _Rendered:
-    try:
-        if isinstance(example, PlainText):
-            return _render_plain(example, tokenizer, supervise)
-        text = render(example.messages, tokenizer, tools=example.tools)
-        _check_tools(example, text, tokenizer)
-        if supervise == "all":
-            spans = _all_but_weight_0(example, text, tokenizer)
-            return _Rendered(text, spans, [end for _, end in spans], [], [])
-        answers = _learned(example, supervise)
-        spans = [_answer_span(example, i, text, tokenizer) for i in answers]
-        ends = [_content_end(example.messages[i].content, span, text) for i, span in zip(answers, spans, strict=True)]
-        return _Rendered(text, spans, ends, [], [])
-    except DataError as error:
-        raise DataError(f"{place}: {error}") from error
-
-
-def _render_plain(example: PlainText, tokenizer: "PreTrainedTokenizerFast", supervise: Supervise) -> _Rendered:
-    text = example.prompt + example.completion
-    start = 0 if supervise == "all" else len(example.prompt)
-    end_token = tokenizer.eos_token
-    has_end = bool(end_token) and text.endswith(end_token)
-    return _Rendered(text, [(start, len(text))], [len(text)], _bos(text, tokenizer), [] if has_end else [_end_id(tokenizer)])
-
-
-def _learned(example: Conversation, supervise: Supervise) -> list[int]:
-    """The indexes of the messages whose answers are supervised; "all" is not asked."""
-    messages, start = example.messages, example.completion_start
-    if supervise == "completion" and start == 0:
-        start = max((i for i, message in enumerate(messages) if message.role == "user"), default=0)
-    answers = [i for i, message in enumerate(messages) if message.role == "assistant" and i >= start]
-    if supervise == "last":
-        answers = answers[-1:]
-    return [i for i in answers if messages[i].weight != 0]
-
-
-def _all_but_weight_0(example: Conversation, text: str, tokenizer: "PreTrainedTokenizerFast") -> list[Span]:
-    """The whole text without the answers of weight 0."""
-    spans, start = [], 0
-    for index, message in enumerate(example.messages):
-        if message.weight != 0:
-            continue
-        if message.role != "assistant":
-            raise DataError(
-                f"message {index} is a {message.role} turn of weight 0, and data.supervise is all; only the assistant's turns "
-                "can be left out by weight there: remove the weight, or supervise assistant"
-            )
-        before, after = _answer_span(example, index, text, tokenizer)
-        spans.append((start, before))
-        start = after
-    return [*spans, (start, len(text))]
-
-
-def _check_tools(example: Conversation, text: str, tokenizer: "PreTrainedTokenizerFast") -> None:
+def check_tools(example: Conversation, text: str, tokenizer: "PreTrainedTokenizerFast") -> None:
     """Raise DataError where the template leaves out what a conversation has of tools: others in their place change nothing."""
     messages, tools = example.messages, example.tools
     others = {
@@ -293,72 +173,9 @@ def _with_other_results(messages: Sequence[Message]) -> list[Message]:
 def _written_answer(example: Conversation, prompt: str, tokenizer: "PreTrainedTokenizerFast") -> str:
     """The last answer as the template writes it, without what ends the turn."""
     answer = render(example.messages, tokenizer, tools=example.tools).removeprefix(prompt).strip()
-    for token in _added_texts(tokenizer):
+    for token in added_texts(tokenizer):
         answer = answer.removesuffix(token)
     return answer.strip()
-
-
-def _answer_span(example: Conversation, index: int, text: str, tokenizer: "PreTrainedTokenizerFast") -> Span:
-    """Where the answer messages[index] stands in the rendered conversation, with its end of turn, without blanks after it."""
-    messages = example.messages
-    prompt = render_prompt(messages[:index], tokenizer, example.tools)
-    until = text if index == len(messages) - 1 else render(messages[: index + 1], tokenizer, tools=example.tools)
-    until = until.rstrip()
-    if text.startswith(prompt) and text.startswith(until) and len(prompt) < len(until):
-        return len(prompt), len(until)
-    return _marked_span(example, index, text, tokenizer)
-
-
-def _marked_span(example: Conversation, index: int, text: str, tokenizer: "PreTrainedTokenizerFast") -> Span:
-    """The same for a template that writes a turn differently when others follow: a marker in the answer's place finds it."""
-    messages = example.messages
-    changed = [*messages[:index], replace(messages[index], content=MARKER), *messages[index + 1 :]]
-    marked = render(changed, tokenizer, tools=example.tools)
-    start = _marker_position(marked, tokenizer)
-    rest = marked[start + len(MARKER) :]
-    end = len(text) - len(rest)
-    answer = messages[index].content
-    if text[:start] != marked[:start] or text[end:] != rest or text[start:end] not in (answer, answer.strip()):
-        raise DataError(
-            f"the chat template ({rendering_of(tokenizer).template_name}) writes an answer in a way that can't be located in "
-            f"the text, so its tokens can't be told from the others; name another in model.chat_template: {template_choices()}"
-        )
-    token = next((token for token in _added_texts(tokenizer) if rest.lstrip().startswith(token)), "")
-    blanks = len(rest) - len(rest.lstrip()) if token else 0
-    return start, end + blanks + len(token)
-
-
-def _content_end(content: str, span: Span, text: str) -> int:
-    """Where an answer's own text ends in its span; the span's start where the template writes it in other words."""
-    own = content.strip()
-    found = text.find(own, *span)
-    return span[0] if found < 0 else found + len(own)
-
-
-def _tokens_of(span: Span, offsets: Sequence[Span], text: str) -> tuple[int, int]:
-    """The first token of a span and the one after its last.
-
-    Offsets of some tokenizers include the blank before a word and those of others don't, so a token belongs to the span
-    that its first character other than a blank stands in; one of blanks only belongs where its first character stands.
-    """
-    start, end = span
-    first = bisect_left(offsets, start, key=lambda offset: offset[0])
-    if first > 0 and offsets[first - 1][1] > start:
-        token_start, token_end = offsets[first - 1]
-        if text[token_start:start].isspace() and text[start:token_end].strip():
-            first -= 1
-    while first < len(offsets) and offsets[first] == (start, start) and first > 0 and offsets[first - 1][1] < start:
-        first += 1  # a blank before the span, whose trimmed offsets are empty and lie at its end
-    return first, max(first, bisect_left(offsets, end, key=lambda offset: offset[0]))
-
-
-def _no_end_of_turn(text: str, span: Span, tokenizer: "PreTrainedTokenizerFast") -> str:
-    tail = text[max(span[0], span[1] - 20) : span[1]]
-    return (
-        f"the answer as the chat template ({rendering_of(tokenizer).template_name}) writes it ends in {tail!r}, which is no "
-        "special token of this tokenizer, so the model would not learn to stop; add the template's end-of-turn token to "
-        f"model.new_tokens, or name another model.chat_template: {template_choices()}"
-    )
 
 
 def _template(tokenizer: "PreTrainedTokenizerFast") -> str:
@@ -370,7 +187,8 @@ def _template(tokenizer: "PreTrainedTokenizerFast") -> str:
     return str(tokenizer.get_chat_template())
 
 
-def _marker_position(text: str, tokenizer: "PreTrainedTokenizerFast") -> int:
+def marker_position(text: str, tokenizer: "PreTrainedTokenizerFast") -> int:
+    """Where MARKER stands in a rendered text. Raises DataError where the template left it out."""
     position = text.find(MARKER)
     if position < 0:
         raise DataError(f"the chat template ({rendering_of(tokenizer).template_name}) leaves the assistant's answer out")
@@ -382,19 +200,20 @@ def _ids(text: str, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     return list(ids)
 
 
-def _added_texts(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
+def added_texts(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
     """The texts of special and added tokens, longest first, so that none is taken for one that it begins with."""
     return sorted((str(token) for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
 
 
-def _bos(text: str, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+def bos_before(text: str, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     """The token that begins a plain text: one if the tokenizer adds it by itself and the text doesn't hold it already."""
     if tokenizer.bos_token_id is None or text.startswith(tokenizer.bos_token):
         return []
     return [int(tokenizer.bos_token_id)] if adds_bos(tokenizer) else []
 
 
-def _end_id(tokenizer: "PreTrainedTokenizerFast") -> int:
+def end_id(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """The token that ends a plain text. Raises DataError where the tokenizer has none."""
     if tokenizer.eos_token_id is None:
         raise DataError("the tokenizer has no end token, so a text could not be ended; choose a base with one")
     return int(tokenizer.eos_token_id)

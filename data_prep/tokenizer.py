@@ -1,75 +1,20 @@
 """Loading a tokenizer without importing torch, with the chat template, the date and the special tokens settled."""
 
-import difflib
-import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.config import CHAT_TEMPLATES
+from data_prep.chat_templates import DEFAULT_DATE, Rendering, adds_bos, read_template
 from data_prep.errors import DataError
 from data_prep.messages import Message
+from data_prep.render import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TEMPLATES = {name: Path(__file__).parent / "templates" / f"{name}.jinja" for name in CHAT_TEMPLATES}
-"""The chat templates that a recipe can name."""
-
-DEFAULT_DATE = "26 Jul 2024"
-DATE_FORMATS = ("%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%B %d, %Y")
 CONTROL_TOKEN = re.compile(r"<\|.+\|>")
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """What rendering needs beside the template itself; kept on the tokenizer, never saved with it."""
-
-    date_string: str = DEFAULT_DATE
-    template_name: str = "the tokenizer's own"
-
-    def pin(self, template: str) -> str:
-        """The template with strftime_now giving the pinned date.
-
-        transformers binds strftime_now to today's date, and turns every function that is handed to a template into a
-        string, so the template gets a macro of that name in front of it. A date_string that is no date is given as it is.
-        """
-        if "strftime_now" not in template:
-            return template
-        body = "date_string"
-        if (date := self._date()) is not None:
-            body = "format" + "".join(f" | replace({json.dumps(code)}, {json.dumps(text)})" for code, text in _directives(date))
-        # `+%}` keeps a line break at the start of the template.
-        return "{%- macro strftime_now(format) -%}{{- " + body + " -}}{%- endmacro +%}" + template
-
-    def _date(self) -> datetime | None:
-        for known in DATE_FORMATS:
-            try:
-                return datetime.strptime(self.date_string, known)
-            except ValueError:
-                continue
-        return None
-
-
-def _directives(date: datetime) -> list[tuple[str, str]]:
-    """Each of strftime's codes with what it stands for on this date; %-d and its like are without the leading zero."""
-    codes = [flag + letter for letter in "aAbBcdDeFGHIjmMpSTuUVwWxXyY" for flag in ("%-", "%")]
-    return [(code, date.strftime(code)) for code in codes]
-
-
-def rendering_of(tokenizer: "PreTrainedTokenizerFast") -> Rendering:
-    """How this tokenizer's template is rendered: as load_tokenizer settled it, or the defaults."""
-    rendering = getattr(tokenizer, "rendering", None)
-    return rendering if isinstance(rendering, Rendering) else Rendering()
-
-
-def template_choices() -> str:
-    """The choices for model.chat_template, for messages."""
-    return f"{', '.join(TEMPLATES)}, or the path of a Jinja file"
 
 
 def load_tokenizer(
@@ -91,7 +36,7 @@ def load_tokenizer(
     tokenizer = _load(Path(folder))
     template_name = Rendering.template_name
     if chat_template is not None:
-        tokenizer.chat_template = _read_template(chat_template)
+        tokenizer.chat_template = read_template(chat_template)
         template_name = chat_template
     _add_tokens(tokenizer, new_tokens)
     _set_pad_token(tokenizer, pad_token)
@@ -101,16 +46,8 @@ def load_tokenizer(
     return tokenizer
 
 
-def adds_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
-    """Whether the tokenizer puts a token that begins a text in front of each by itself, as LLaMA's do."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("x", verbose=False)["input_ids"][:1] == [bos]
-
-
 def _begin_with_bos(tokenizer: "PreTrainedTokenizerFast") -> None:
     """Let a template that writes no BOS begin with it; so the template that is saved with the model does, too."""
-    from data_prep.render import render
-
     try:
         text = render([Message("user", "x"), Message("assistant", "y")], tokenizer)
     except DataError:  # said of the first row, with its place
@@ -133,20 +70,6 @@ def _load(folder: Path) -> "PreTrainedTokenizerFast":
         return tokenizer
     except Exception as error:
         raise DataError(f"the tokenizer in {folder} can't be loaded: {error}") from error
-
-
-def _read_template(chat_template: str) -> str:
-    path = TEMPLATES.get(chat_template) or Path(chat_template).expanduser()
-    if not path.is_file():
-        close = difflib.get_close_matches(chat_template, TEMPLATES, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise DataError(
-            f"chat_template {chat_template!r} is no file and no known template{hint}; expected {template_choices()}"
-        )
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"chat_template {path} is not UTF-8 text: {error}") from error
 
 
 def _add_tokens(tokenizer: "PreTrainedTokenizerFast", new_tokens: Sequence[str]) -> None:

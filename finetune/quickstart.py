@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.messages import Conversation, Example
-from data_prep.prepare import prepare
 from data_prep.terminal import clean_for_terminal
 from finetune.errors import FinetuneError
+from finetune.evaluate.data import prepare_data
 from finetune.evaluate.loading import load_ready
 from finetune.evaluate.scores import Answer, answer_rows, match_of
 from finetune.merge.merge import merge
@@ -64,7 +64,7 @@ def walk(recipe: Recipe, *, say: Say) -> dict[str, Any]:
 def held_out_answers(recipe: Recipe, model: ModelSection) -> list[Answer]:
     """A model's answers to the recipe's evaluation rows."""
     loaded, tokenizer = load_ready(model, None, dtype=choose_precision(recipe.train.precision).dtype)
-    rows = prepare(recipe.data, tokenizer, seed=recipe.train.seed).evaluation_examples
+    rows = prepare_data(recipe, tokenizer).evaluation_examples
     return answer_rows(loaded, tokenizer, recipe, rows[: recipe.evaluate.max_rows])
 
 

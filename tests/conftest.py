@@ -63,6 +63,17 @@ def save_tiny_llama(folder: Path, **changes: object) -> None:
     LlamaForCausalLM(LlamaConfig(**(options | changes))).save_pretrained(folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Prepared data of tests go to a temporary cache; downloaded bases and tokenizers stay where they are."""
+    kept = Path(os.environ.get("FINETUNE_CACHE") or Path.home() / ".cache" / "finetune")
+    cache = tmp_path_factory.mktemp("cache")
+    for name in ("bases", "test-tokenizers"):
+        (kept / name).mkdir(parents=True, exist_ok=True)
+        (cache / name).symlink_to(kept / name)
+    os.environ["FINETUNE_CACHE"] = str(cache)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random LLaMA (untied head, float32) and its ChatML tokenizer. Never write to it."""

@@ -1,7 +1,8 @@
 """How a row becomes examples: one table, a name in the recipe to a function."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import chain, islice
 from typing import Any
@@ -10,6 +11,7 @@ from data_prep.config import FORMAT_COLUMNS, Columns, FormatName, RowsSource, Ro
 from data_prep.errors import DataError
 from data_prep.formats.alpaca import parse_alpaca
 from data_prep.formats.chat import parse_messages, parse_sharegpt
+from data_prep.formats.code import ParseRow, load_code, parse_by_code
 from data_prep.formats.plain import parse_prompt_completion, parse_text
 from data_prep.formats.preference import parse_preference
 from data_prep.formats.tasks import parse_classification, parse_question_answer, parse_summarisation, parse_translation
@@ -25,12 +27,21 @@ class Options:
     columns: Mapping[str, str]
     labels: Mapping[str, str]
     template: RowTemplate | None = None
+    code: ParseRow | None = None
+    seed: int = 0
+    """What draws one of several prompts for a row, together with its place."""
 
 
 def _template(values: dict[str, Any], options: Options) -> list[Any]:
     if options.template is None:
         raise ValueError("format template needs its texts")
     return parse_template(values, options.template)
+
+
+def _python(values: dict[str, Any], options: Options) -> list[Any]:
+    if options.code is None:
+        raise ValueError("format python needs its code")
+    return parse_by_code(values, options.code)
 
 
 FORMATS: dict[FormatName, Callable[[dict[str, Any], Options], list[Any]]] = {
@@ -45,9 +56,13 @@ FORMATS: dict[FormatName, Callable[[dict[str, Any], Options], list[Any]]] = {
     "summarisation": lambda values, options: parse_summarisation(values),
     "preference": lambda values, options: parse_preference(values),
     "template": _template,
+    "python": _python,
 }
 """Each makes one example or more of a row's values, under the format's own names of columns (FORMAT_COLUMNS lists them),
 and raises ValueError with a text that names the field."""
+
+READ_ALL: frozenset[FormatName] = frozenset({"template", "python"})
+"""Formats that may read any column."""
 
 NOT_YET = ("tools", "history")
 """Columns of conversations that change what is learned: refused where they hold something and aren't read."""
@@ -69,7 +84,7 @@ class RowParser:
         """A row's examples with their places ("rows.json row 3.2" is the second of the third row's). Raises DataError."""
         try:
             values = self._renamed(row.values)
-            examples = FORMATS[self.format](values, self.options)
+            examples = FORMATS[self.format](values, self._options_for(row))
             self._check_columns(values)
         except ValueError as error:
             raise DataError(f"{row.place}, read as format {self.format!r}: {error}") from error
@@ -77,9 +92,18 @@ class RowParser:
             return [(row.place, examples[0])]
         return [(f"{row.place}.{number}", example) for number, example in enumerate(examples, start=1)]
 
+    def _options_for(self, row: Row) -> Options:
+        """The options with one of several prompts, drawn by the seed and the row's place."""
+        template = self.options.template
+        if template is None or not template.other_prompts:
+            return self.options
+        draw = random.Random(f"{self.options.seed}/{row.place}")  # noqa: S311 - a draw that can be repeated, no secret
+        prompt = draw.choice((template.prompt, *template.other_prompts))
+        return replace(self.options, template=template.model_copy(update={"prompt": prompt}))
+
     def unread_columns(self, values: Mapping[str, Any]) -> list[str]:
         """The columns of a row that its format doesn't read, by the row's names."""
-        if self.format == "template":
+        if self.format in READ_ALL:
             return []
         mapping = self.options.columns
         read = {mapping.get(name, name) for name in FORMAT_COLUMNS[self.format].names}
@@ -96,7 +120,7 @@ class RowParser:
             return values
         needed = {name for names in self._columns().required for name in names}
         for name, wanted in mapping.items():
-            if wanted not in values and (name in needed or self.format == "template"):
+            if wanted not in values and (name in needed or self.format in READ_ALL):
                 there = ", ".join(map(repr, values)) or "no columns at all"
                 close = get_close_matches(wanted, list(values), n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -109,7 +133,7 @@ class RowParser:
 
     def _check_columns(self, values: dict[str, Any]) -> None:
         """Refuse columns that change what is learned and aren't read, and those that are an optional one's near miss."""
-        if self.format == "template":
+        if self.format in READ_ALL:
             return
         columns = self._columns()
         for name in [name for name in values if name not in columns.names]:
@@ -125,11 +149,12 @@ class RowParser:
                 raise ValueError(f"the column {name!r} is not read; did you mean {meant[0]!r}? Rename it, or remove it")
 
 
-def parser_of(source: Source, first_rows: list[Row]) -> RowParser:
+def parser_of(source: Source, first_rows: list[Row], *, seed: int = 0, allow_code: Collection[str] = ()) -> RowParser:
     """How a source's rows are parsed; format auto is found out from the first of them. Raises DataError."""
     if not isinstance(source, RowsSource):
         return RowParser(source.format, Options({}, {}))
-    options = Options(source.columns, source.labels, source.template)
+    code = load_code(source.code, allow_code) if source.code is not None else None
+    options = Options(source.columns, source.labels, source.template, code, seed)
     if source.format != "auto":
         return RowParser(source.format, options)
     return _detect(first_rows, options)
@@ -140,11 +165,21 @@ def parse_row(row: Row, format_name: FormatName, options: Options | None = None)
     return RowParser(format_name, options or Options({}, {})).parse(row)
 
 
-def read_parsed(source: Source, on_bad: Callable[[DataError], None] | None = None) -> tuple[RowParser, Iterator[Row]]:
-    """A source's parser and its rows; `on_bad` as for read_rows. Raises DataError; so does going through the rows."""
-    rows = read_rows(source, on_bad)
+def read_parsed(
+    source: Source,
+    on_bad: Callable[[DataError], None] | None = None,
+    *,
+    seed: int = 0,
+    allow_code: Collection[str] = (),
+    streaming: bool = False,
+) -> tuple[RowParser, Iterator[Row]]:
+    """A source's parser and its rows; `on_bad` and `streaming` as for read_rows, `allow_code` as for prepare.
+
+    Raises DataError; so does going through the rows.
+    """
+    rows = read_rows(source, on_bad, streaming=streaming)
     first = list(islice(rows, FIRST_ROWS))
-    return parser_of(source, first), chain(first, rows)
+    return parser_of(source, first, seed=seed, allow_code=allow_code), chain(first, rows)
 
 
 def _detect(rows: list[Row], options: Options) -> RowParser:

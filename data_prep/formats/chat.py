@@ -16,6 +16,8 @@ SHAREGPT_ROLES = {
 }  # fmt: skip
 """ShareGPT's role names; a turn of function_call is the assistant's, with its calls as JSON."""
 
+LARGEST_WEIGHT = 1000.0
+
 UNSUPPORTED_KEYS = ("function_call", "reasoning_content", "reasoning", "thinking", "refusal", "audio", "images")
 """Keys that change what is learned: refused where they hold something, never ignored."""
 
@@ -153,8 +155,8 @@ def _weight(item: dict[str, Any], field: str) -> float | None:
         raise ValueError(f"{field}.{keys[0]} is a {json_type(weight)}; a number was expected")
     if len(keys) == 2 and item[keys[1]] != weight:
         raise ValueError(f"{field} has a weight and a loss_weight that differ; remove one of the two")
-    if weight not in (0, 1):
-        raise ValueError(f"{field}.{keys[0]} is {weight:g}; weights other than 0 and 1 come later")
+    if not 0 <= weight <= LARGEST_WEIGHT:
+        raise ValueError(f"{field}.{keys[0]} is {weight:g}; a number from 0 to {LARGEST_WEIGHT:g} was expected")
     return float(weight)
 
 

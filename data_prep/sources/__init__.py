@@ -47,8 +47,9 @@ def source_name(source: Source) -> str:
     return f"{source.generated}/{source.split} ({source.rows} rows, seed {source.seed})"
 
 
-def read_rows(source: Source, on_bad: Callable[[DataError], None] | None = None) -> Iterator[Row]:
-    """The rows of a source, in its order; files are read in the order of their names.
+def read_rows(source: Source, on_bad: Callable[[DataError], None] | None = None, *, streaming: bool = False) -> Iterator[Row]:
+    """The rows of a source, in its order; files are read in the order of their names. `streaming` reads a data set of the
+    hub from there, row by row, and keeps nothing of it on disk.
 
     Raises DataError with the file and the row, line or byte that is wrong. Where `on_bad` is given, a row that can't be
     read by itself (invalid JSON in a line, another number of fields than the header, no object, too long) is handed to it
@@ -59,7 +60,7 @@ def read_rows(source: Source, on_bad: Callable[[DataError], None] | None = None)
     if isinstance(source, FileSource):
         return _read_files(source, bad)
     if isinstance(source, HubSource):
-        return read_hub(source)
+        return read_hub(source, streaming=streaming)
     return _read_orders(source)
 
 

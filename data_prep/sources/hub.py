@@ -51,13 +51,15 @@ def hub_commit(source: HubSource) -> str:
     return commit
 
 
-def read_hub(source: HubSource) -> Iterator[Row]:
-    """The rows of a data set at its commit."""
+def read_hub(source: HubSource, *, streaming: bool = False) -> Iterator[Row]:
+    """The rows of a data set at its commit; downloaded whole first, or with `streaming` as they are read."""
     commit = hub_commit(source)
     import datasets
 
     try:
-        rows = datasets.load_dataset(source.dataset, source.config, split=source.split, revision=commit, token=_token())
+        rows = datasets.load_dataset(
+            source.dataset, source.config, split=source.split, revision=commit, token=_token(), streaming=streaming
+        )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"data set {hub_name(source)} could not be loaded: {error}; {_hub_advice(source)}") from error
     for number, values in enumerate(rows, start=1):

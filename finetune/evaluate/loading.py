@@ -5,26 +5,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from data_prep.tokenizer import load_tokenizer
+from finetune.evaluate.data import tokenizer_for
 from finetune.model.adapter import grow_embeddings, load_adapter
 from finetune.model.checkpoint import Base, resolve_base
 from finetune.model.load import load_model
 from finetune.model.precision import choose_device
 from finetune.recipe.schema.model import ModelSection
-
-
-def tokenizer_for(model: ModelSection, adapter: Path | None, base_folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer that was saved with the adapter, else the base's with the recipe's template, tokens and date."""
-    if adapter is not None and (adapter / "tokenizer.json").is_file():
-        # Template, pad token and new tokens were saved with it.
-        return load_tokenizer(adapter, date_string=model.date_string)
-    return load_tokenizer(
-        base_folder,
-        chat_template=model.chat_template,
-        date_string=model.date_string,
-        pad_token=model.pad_token,
-        new_tokens=model.new_tokens,
-    )
 
 
 def load_adapted(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.messages import Example, PlainText
-from data_prep.prepare import prepare
 from data_prep.render import prompt_and_reference
 from finetune.errors import FinetuneError
+from finetune.evaluate.data import prepare_data
 from finetune.evaluate.generation import generate
 from finetune.evaluate.metrics import exact_match, token_loss
 from finetune.recipe.schema import Recipe
@@ -39,7 +39,7 @@ def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Re
         raise FinetuneError(
             "this recipe has no data.evaluation, so there is nothing to score on: add data.evaluation.fraction or .sources."
         )
-    data = prepare(recipe.data, tokenizer, seed=recipe.train.seed)
+    data = prepare_data(recipe, tokenizer)
     documents = data.evaluation[: recipe.evaluate.max_rows]
     started = time.perf_counter()
     loss = token_loss(model, documents, recipe.evaluate.batch_size)

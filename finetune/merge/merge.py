@@ -20,7 +20,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from data_prep.render import end_of_turn_ids
 from finetune.errors import CheckFailed, MergeError, ModelError
-from finetune.evaluate.loading import load_adapted, tokenizer_for
+from finetune.evaluate.data import tokenizer_for
+from finetune.evaluate.loading import load_adapted
 from finetune.merge.texts import verification_rows
 from finetune.merge.verify import Verification, quiet_peft, verify
 from finetune.model.adapter import ADAPTER_WEIGHTS, read_adapter_config

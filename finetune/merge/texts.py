@@ -7,8 +7,8 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.errors import DataError
 from data_prep.formats import read_parsed
+from data_prep.masks import tokenize
 from data_prep.messages import Example, Preference
-from data_prep.render import tokenize
 from finetune.recipe.schema import Recipe
 
 ROWS = 8

@@ -1,26 +1,71 @@
-"""Documents of differing length as one rectangle. Shapes: B rows, T tokens."""
+"""Documents as tensors: padded to one rectangle, or packed into one row. Shapes: B rows, T tokens."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
 from finetune.model.loss import IGNORED, next_token_labels
 
-Row = tuple[Sequence[int], Sequence[bool]]
-"""A document's token ids, and whether each of them is supervised."""
+
+class Document(Protocol):
+    """One row as tokens, as data_prep.documents has it."""
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Its tokens (T)."""
+
+    @property
+    def weights(self) -> list[float]:
+        """How much each token counts in the loss (T); 0 where it has no label."""
 
 
-def padded_batch(rows: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Rows padded on the right to the longest: input_ids, attention_mask, shift_labels (B x T).
+def padded_batch(documents: Sequence[Document], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """A row each, padded on the right to the longest: input_ids, attention_mask, shift_labels (B x T).
 
-    Labels come from the rows' own flags and never from token ids: a pad token that is also the end of turn changes nothing.
+    Labels come from the documents' own spans and never from token ids: a pad token that is also the end of turn changes
+    nothing. shift_weights (B x T) are there where a token counts other than once.
     """
-    longest = max(len(token_ids) for token_ids, _ in rows)
-    input_ids = torch.full((len(rows), longest), pad_token_id, dtype=torch.long)
+    longest = max(len(document.token_ids) for document in documents)
+    input_ids = torch.full((len(documents), longest), pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
     shift_labels = torch.full_like(input_ids, IGNORED)
-    for line, (token_ids, supervised) in enumerate(rows):
-        tokens, length = torch.as_tensor(token_ids, dtype=torch.long), len(token_ids)
+    shift_weights = torch.zeros(input_ids.shape)
+    for line, document in enumerate(documents):
+        tokens, length = torch.as_tensor(document.token_ids, dtype=torch.long), len(document.token_ids)
         input_ids[line, :length], attention_mask[line, :length] = tokens, 1
-        shift_labels[line, :length] = next_token_labels(tokens, torch.as_tensor(supervised, dtype=torch.bool))
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "shift_labels": shift_labels}
+        shift_labels[line, :length], shift_weights[line, :length] = next_token_labels(tokens, document.weights)
+    batch = {"input_ids": input_ids, "attention_mask": attention_mask, "shift_labels": shift_labels}
+    return batch | _weights(shift_weights)
+
+
+def packed_batch(documents: Sequence[Document]) -> dict[str, torch.Tensor]:
+    """All documents one after the other in one row: input_ids, position_ids, shift_labels (1 x T), shift_weights as above.
+
+    Positions begin anew with each document. Without an attention mask transformers takes that for the boundaries of
+    documents, and no token sees another document's.
+    """
+    tokens = [torch.as_tensor(document.token_ids, dtype=torch.long) for document in documents]
+    labels, weights = zip(
+        *(next_token_labels(ids, document.weights) for ids, document in zip(tokens, documents, strict=True)), strict=True
+    )
+    positions = [torch.arange(len(ids)) for ids in tokens]
+    columns = {"input_ids": tokens, "position_ids": positions, "shift_labels": labels}
+    batch = {name: torch.cat(tuple(column)).unsqueeze(0) for name, column in columns.items()}
+    return batch | _weights(torch.cat(weights).unsqueeze(0))
+
+
+def token_count(batch: dict[str, torch.Tensor]) -> int:
+    """How many tokens of a batch are no padding."""
+    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
+
+
+def loss_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the sum of a batch's losses is divided by for their mean: its supervised tokens, each by its weight."""
+    if "shift_weights" in batch:
+        return batch["shift_weights"].double().sum()
+    return batch["shift_labels"].ne(IGNORED).sum()
+
+
+def _weights(shift_weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {} if torch.all((shift_weights == 0) | (shift_weights == 1)) else {"shift_weights": shift_weights}

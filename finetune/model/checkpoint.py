@@ -24,7 +24,7 @@ from finetune.recipe.schema.model import GgufBase, ModelSection, WheelBase
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 """Values of config.json's model_type whose blocks are LLaMA's: RMSNorm, RoPE, gated MLP, grouped-query attention."""
 
-CONVERSION = "1"
+CONVERSION = "2"
 """The version of the GGUF conversion; raising it makes the cache convert again."""
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")

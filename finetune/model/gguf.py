@@ -2,6 +2,7 @@
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,4 +32,19 @@ def convert_gguf(file: Path, folder: Path) -> None:
     plain.load_state_dict(packed.state_dict())
     plain.tie_weights()
     plain.save_pretrained(folder)
+    _mend_pre_tokenizer(tokenizer, file)
     tokenizer.save_pretrained(folder)
+
+
+def _mend_pre_tokenizer(tokenizer: Any, file: Path) -> None:
+    """Split digits where the file's tokenizer does: transformers doesn't read that from tokenizer.ggml.pre.
+
+    Without it, blanks before a digit become other tokens than those that the base was trained with.
+    """
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+
+    field = GGUFReader(file).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        digits, rest = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, rest])

@@ -103,6 +103,7 @@ def training_arguments(
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
+        ignore_data_skip=True,  # a resumed feed begins at its step by itself
         label_names=["shift_labels"],
     )
     # With several GPUs and no launcher the Trainer would wrap the model in nn.DataParallel, which splits each micro-batch

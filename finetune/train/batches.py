@@ -1,80 +1,201 @@
-"""Which rows go through the model together, and the tensors that they become.
+"""Which documents go through the model together, and the tensors that they become.
 
-Shapes: B rows, T tokens. The sequence of global batches depends on the seed and the data alone; how a global batch is cut
-into micro-batches over processes and accumulation steps changes nothing but speed and memory.
+A pack is what one row holds: several documents, or one where packing is off. The sequence of global batches of packs depends
+on the seed and the data alone; how a global batch is cut into micro-batches over processes and accumulation steps changes
+nothing but speed and memory.
 """
 
-import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, Dataset
+from torch.utils.data import IterableDataset
 
-from data_prep.render import Document
-from finetune.model.batch import padded_batch
+from data_prep.documents import Document, DocumentTable
+from data_prep.mix import epoch_rows
+from data_prep.pack import Packs, Piece, pack_documents
+from data_prep.stream import Position, Stream
+from finetune.model.batch import packed_batch, padded_batch
 
-FILLER = -1
-"""The index of a row without labels. It stands in for an empty micro-batch, so that all processes take equal steps."""
+FILLER = Document(token_ids=[0, 0], spans=(), place="filler")
+"""A document without labels. It stands in for an empty micro-batch, so that all processes take equal steps.
 
-
-class Documents(Dataset):
-    """Documents by index; FILLER gives two tokens without supervision.
-
-    Two, because bitsandbytes multiplies a single token by a kernel that has no backward pass.
-    """
-
-    def __init__(self, documents: Sequence[Document]):
-        self.documents = documents
-        self.filler = Document(token_ids=list(documents[0].token_ids[:2]), supervised=[False, False], place="filler")
-
-    def __len__(self) -> int:
-        return len(self.documents)
-
-    def __getitem__(self, index: int) -> tuple[int, Document]:
-        return index, self.filler if index == FILLER else self.documents[index]
+Two tokens, because bitsandbytes multiplies a single token by a kernel that has no backward pass.
+"""
 
 
-class StepSampler(BatchSampler):
-    """Micro-batches of one process: for each optimizer step exactly `accumulation` of them.
+@dataclass(frozen=True)
+class Batching:
+    """How a global batch is cut, and which part of it is this process's."""
 
-    An epoch is a permutation of all rows, drawn from (seed, epoch) and cut into global batches; the last one may hold fewer
-    rows. Inside a global batch, rows are ordered by length, so that a micro-batch pads little.
+    global_batch_size: int
+    micro_batch_size: int
+    world_size: int
+    rank: int
+    packed: bool
+    """A micro-batch is one row of documents end to end, in place of padded rows."""
+    pad_token_id: int
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches a process and step."""
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+
+class Feed(IterableDataset, ABC):
+    """The micro-batches of one process, step after step without end: for each step exactly `accumulation` of them."""
+
+    def __init__(self, batching: Batching):
+        self.batching = batching
+
+    @abstractmethod
+    def global_batches(self) -> Iterator[Sequence[Any]]:
+        """The packs of each step, in a form that documents_of takes, from where the feed stands."""
+
+    @abstractmethod
+    def documents_of(self, pack: Any) -> list[Document]:
+        """The documents of one pack."""
+
+    @abstractmethod
+    def epoch_at(self, step: int) -> float:
+        """Passes through the data after so many steps."""
+
+    @abstractmethod
+    def state(self) -> dict[str, int]:
+        """What `restore` needs beside the number of steps to go on from here."""
+
+    @abstractmethod
+    def restore(self, step: int, state: dict[str, int]) -> None:
+        """Go on after a step."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        sizes = self.batching
+        for packs in self.global_batches():
+            for start in range(0, sizes.global_batch_size, sizes.micro_batch_size * sizes.world_size):
+                first = start + sizes.rank * sizes.micro_batch_size
+                mine = packs[first : first + sizes.micro_batch_size]
+                documents = [document for members in mine for document in self.documents_of(members)]
+                yield collate(documents or [FILLER], sizes)
+
+
+class TableFeed(Feed):
+    """Packs of a table of documents.
+
+    An epoch is the rows that the mixture gives it (data_prep.mix), packed anew and shuffled, cut into global batches; the
+    last one may hold fewer packs. Inside a global batch, packs are ordered by length, so that micro-batches pad little.
     """
 
     def __init__(
-        self, lengths: Sequence[int], *, global_batch_size: int, micro_batch_size: int, world_size: int, rank: int, seed: int
+        self,
+        table: DocumentTable,
+        repeats: Sequence[float],
+        batching: Batching,
+        *,
+        pack_length_tokens: int | None,
+        pack_split: bool,
+        seed: int,
     ):
-        self.lengths, self.seed, self.epoch = lengths, seed, 0
-        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
-        self.world_size, self.rank = world_size, rank
-        self.accumulation = global_batch_size // (micro_batch_size * world_size)
+        super().__init__(batching)
+        self.table, self.repeats, self.seed = table, repeats, seed
+        self.pack_length_tokens, self.split = pack_length_tokens, pack_split
+        self._lengths, self._sources = table.lengths, table.sources
+        self._packs: tuple[int, Packs] | None = None
+        self._steps: list[int] = []
+        self._first_step = 0
 
-    @property
-    def steps(self) -> int:
-        """Optimizer steps an epoch, the last partial one included."""
-        return -(-len(self.lengths) // self.global_batch_size)
+    def packs(self, epoch: int) -> Packs:
+        """The packs of an epoch, in the order in which they are seen."""
+        if self._packs is None or self._packs[0] != epoch:
+            order = epoch_rows(self._sources, self.repeats, self.seed, epoch)
+            capacity, seed = self.pack_length_tokens, (self.seed, epoch)
+            self._packs = epoch, pack_documents(self._lengths, order, seed, capacity_tokens=capacity, split=self.split)
+        return self._packs[1]
 
-    def __len__(self) -> int:
-        return self.steps * self.accumulation
+    def steps_of(self, epoch: int) -> int:
+        """Optimizer steps of an epoch, the last partial one included."""
+        while len(self._steps) <= epoch:
+            self._steps.append(-(-len(self.packs(len(self._steps))) // self.batching.global_batch_size))
+        return self._steps[epoch]
 
-    def global_batches(self) -> Iterator[list[int]]:
-        """The rows of each optimizer step of this epoch."""
-        order = list(range(len(self.lengths)))
-        random.Random(f"{self.seed}/{self.epoch}").shuffle(order)  # noqa: S311 - an order, not a secret
-        for first in range(0, len(order), self.global_batch_size):
-            yield sorted(order[first : first + self.global_batch_size], key=lambda row: (-self.lengths[row], row))
+    def global_batches(self) -> Iterator[list[list[Piece]]]:
+        """The packs of each step after the step that was restored."""
+        epoch, before, size = 0, 0, self.batching.global_batch_size
+        while True:
+            steps = self.steps_of(epoch)
+            if self._first_step < before + steps:
+                packs, tokens = self.packs(epoch), self.packs(epoch).tokens
+                for step in range(max(self._first_step - before, 0), steps):
+                    chosen = range(step * size, min(len(packs), (step + 1) * size))
+                    yield [packs[index] for index in sorted(chosen, key=lambda index: (-tokens[index], index))]
+            epoch, before = epoch + 1, before + steps
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for rows in self.global_batches():
-            for start in range(0, self.global_batch_size, self.micro_batch_size * self.world_size):
-                first = start + self.rank * self.micro_batch_size
-                yield rows[first : first + self.micro_batch_size] or [FILLER]
+    def documents_of(self, pack: list[Piece]) -> list[Document]:
+        """The documents, or their pieces."""
+        found = []
+        for index, start, stop in pack:
+            document = self.table[index]
+            found.append(document if stop - start == len(document.token_ids) else document.part(start, stop))
+        return found
+
+    def epoch_at(self, step: int) -> float:
+        """Passes through the mixture after so many steps."""
+        epoch = 0
+        while step >= self.steps_of(epoch):
+            step -= self.steps_of(epoch)
+            epoch += 1
+        return epoch + step / self.steps_of(epoch)
+
+    def state(self) -> dict[str, int]:
+        """Nothing: the number of the step is enough."""
+        return {}
+
+    def restore(self, step: int, state: dict[str, int]) -> None:
+        """Begin after this step."""
+        self._first_step = step
 
 
-def collate(rows: Sequence[tuple[int, Document]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Rows (index, document) as tensors: those of padded_batch, and row_index (B) for messages."""
-    batch = padded_batch([(document.token_ids, document.supervised) for _, document in rows], pad_token_id)
-    return batch | {"row_index": torch.tensor([index for index, _ in rows], dtype=torch.long)}
+class StreamFeed(Feed):
+    """Packs of a stream: a buffer of rows at a time is shuffled, packed and cut into global batches."""
+
+    def __init__(self, stream: Stream, batching: Batching):
+        super().__init__(batching)
+        self.stream = stream
+        self._position, self._steps_in_buffer = Position(), 0
+
+    def global_batches(self) -> Iterator[list[list[Document]]]:
+        """The packs of each step from where the stream stands; after the last buffer comes the first, in another order."""
+        size, taken = self.batching.global_batch_size, self._steps_in_buffer
+        for buffer in self.stream.buffers(self._position):
+            for step in range(taken, -(-len(buffer.packs) // size)):
+                self._position, self._steps_in_buffer = buffer.position, step + 1
+                yield sorted(
+                    buffer.packs[step * size : (step + 1) * size], key=lambda pack: -sum(len(d.token_ids) for d in pack)
+                )
+            taken = 0
+
+    def documents_of(self, pack: list[Document]) -> list[Document]:
+        """The documents."""
+        return pack
+
+    def epoch_at(self, step: int) -> float:
+        """Whole passes through the stream, whose length isn't known."""
+        return float(self._position.epoch)
+
+    def state(self) -> dict[str, int]:
+        """Where the buffer begins, and the steps that were taken of it."""
+        return {"epoch": self._position.epoch, "row": self._position.row, "steps_in_buffer": self._steps_in_buffer}
+
+    def restore(self, step: int, state: dict[str, int]) -> None:
+        """Go on in the middle of a buffer; the rows before it are read, and not tokenised."""
+        self._position, self._steps_in_buffer = Position(state["epoch"], state["row"]), state["steps_in_buffer"]
+
+
+def collate(documents: Sequence[Document], batching: Batching) -> dict[str, Any]:
+    """A micro-batch as tensors: those of packed_batch or padded_batch, and `places`, a list of texts for messages."""
+    batch = packed_batch(documents) if batching.packed else padded_batch(documents, batching.pad_token_id)
+    return {**batch, "places": [document.place for document in documents if document is not FILLER]}
 
 
 def evaluation_batches(
@@ -84,9 +205,10 @@ def evaluation_batches(
 
     Padding counts as tokens; a document that is longer than `max_tokens` is alone.
     """
-    order = sorted(range(len(documents)), key=lambda row: (-len(documents[row].token_ids), row))[rank::world_size]
+    lengths = [len(document.token_ids) for document in documents]
+    order = sorted(range(len(documents)), key=lambda row: (-lengths[row], row))[rank::world_size]
     first = 0
     while first < len(order):
-        rows = max(1, min(batch_size, max_tokens // len(documents[order[first]].token_ids)))
-        yield collate([(row, documents[row]) for row in order[first : first + rows]], pad_token_id)
+        rows = max(1, min(batch_size, max_tokens // lengths[order[first]]))
+        yield padded_batch([documents[row] for row in order[first : first + rows]], pad_token_id)
         first += rows

@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import random
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from data_prep.prepare import PreparedData, prepare
+from data_prep.prepare import PreparedData
+from data_prep.stream import Stream
 from finetune.errors import ModelError
-from finetune.evaluate.loading import tokenizer_for
+from finetune.evaluate.data import prepare_data, tokenizer_for
 from finetune.model.adapter import attach, count_parameters, grow_embeddings
 from finetune.model.checkpoint import Base, resolve_base
 from finetune.model.load import load_config, load_model
@@ -23,10 +25,13 @@ from finetune.model.loss import install_supervised_loss
 from finetune.model.precision import Precision, choose_device, choose_precision
 from finetune.recipe.schema import Recipe
 from finetune.train.arguments import ceil_product, optimizer_name, training_arguments
-from finetune.train.batches import StepSampler
+from finetune.train.batches import Batching, Feed, StreamFeed, TableFeed
 from finetune.train.trainer import ExactTrainer
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes", "deepspeed")
+
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Inputs:
     tokenizer: PreTrainedTokenizerFast
     data: PreparedData
     precision: Precision
+    allow_code: frozenset[str] = frozenset()
+    """SHA-256 of files that format python may run; from the command line only."""
 
 
 def seed_everything(seed: int) -> None:
@@ -46,7 +53,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def build_inputs(recipe: Recipe) -> Inputs:
+def build_inputs(recipe: Recipe, *, allow_code: Collection[str] = (), say: Say | None = None) -> Inputs:
     """Base, tokenizer and prepared data. Raises ModelError or DataError where the recipe can't be honoured."""
     optimizer_name(recipe.train.optimizer)
     precision = choose_precision(recipe.train.precision)
@@ -59,8 +66,8 @@ def build_inputs(recipe: Recipe) -> Inputs:
             "Lower it, or set model.rope_scaling."
         )
     tokenizer = tokenizer_for(recipe.model, None, base.folder)
-    data = prepare(recipe.data, tokenizer, seed=recipe.train.seed)
-    return Inputs(base, tokenizer, data, precision)
+    data = prepare_data(recipe, tokenizer, allow_code=allow_code, say=say)
+    return Inputs(base, tokenizer, data, precision, frozenset(allow_code))
 
 
 def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
@@ -94,38 +101,23 @@ def build_trainer(
 ) -> ExactTrainer:
     """The trainer over this process's share of the batches."""
     train, data = recipe.train, inputs.data
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if train.global_batch_size % (train.micro_batch_size * world_size):
-        raise ModelError(
-            f"train.global_batch_size {train.global_batch_size} does not divide into micro_batch_size {train.micro_batch_size} "
-            f"x {world_size} processes. Change one of the three."
-        )
-    sampler = StepSampler(
-        [len(document.token_ids) for document in data.train],
-        global_batch_size=train.global_batch_size,
-        micro_batch_size=train.micro_batch_size,
-        world_size=world_size,
-        rank=rank,
-        seed=train.seed,
-    )
-    total_steps = train.max_steps or max(1, ceil_product(train.epochs or 1.0, sampler.steps))
+    feed = build_feed(recipe, inputs)
+    total_steps = train.max_steps or _steps_for(train.epochs or 1.0, feed)
     arguments = training_arguments(
         train,
         precision=inputs.precision,
         total_steps=total_steps,
-        accumulation=sampler.accumulation,
+        accumulation=feed.batching.accumulation,
         evaluation_batch_size=recipe.evaluate.batch_size,
-        evaluates=bool(data.evaluation),
+        evaluates=len(data.evaluation) > 0,
         evaluate_first=evaluate_first,
         checkpoints=checkpoints,
     )
     trainer = ExactTrainer(
         model,
         arguments,
-        documents=data.train,
+        feed=feed,
         evaluation=data.evaluation[: recipe.evaluate.max_rows],
-        sampler=sampler,
-        pad_token_id=pad_token_id(inputs.tokenizer),
         keep_checkpoints=train.keep_checkpoints,
         # Evaluating never needs more memory than training did.
         evaluation_tokens=train.micro_batch_size * recipe.data.max_length_tokens,
@@ -136,6 +128,39 @@ def build_trainer(
     except (ImportError, ValueError) as error:
         raise ModelError(f"train.optimizer {train.optimizer} can't be used here: {' '.join(str(error).split())}") from error
     return trainer
+
+
+def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
+    """This process's share of the batches. Raises ModelError where a global batch can't be cut evenly."""
+    train, section = recipe.train, recipe.data
+    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if train.global_batch_size % (train.micro_batch_size * world_size):
+        raise ModelError(
+            f"train.global_batch_size {train.global_batch_size} does not divide into micro_batch_size {train.micro_batch_size} "
+            f"x {world_size} processes. Change one of the three."
+        )
+    packed = section.pack_length_tokens is not None
+    pad = pad_token_id(inputs.tokenizer)
+    batching = Batching(train.global_batch_size, train.micro_batch_size, world_size, rank, packed, pad)
+    if section.streaming is not None:
+        return StreamFeed(Stream(section, inputs.tokenizer, seed=train.seed, allow_code=inputs.allow_code), batching)
+    return TableFeed(
+        inputs.data.train,
+        inputs.data.repeats,
+        batching,
+        pack_length_tokens=section.pack_length_tokens,
+        pack_split=section.pack_split,
+        seed=train.seed,
+    )
+
+
+def _steps_for(epochs: float, feed: Feed) -> int:
+    """Optimizer steps of so many epochs; the recipe's rules see to it that a stream is given steps."""
+    assert isinstance(feed, TableFeed)  # noqa: S101 - see above
+    whole = int(epochs)
+    steps = sum(feed.steps_of(epoch) for epoch in range(whole))
+    rest = epochs - whole
+    return max(1, steps + (ceil_product(rest, feed.steps_of(whole)) if rest > 1e-9 else 0))
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -55,7 +55,8 @@ class MetricsLog(TrainerCallback):
         self.tokens_logged, self.seconds_logged = self.trainer.tokens_seen, self.trainer.step_seconds
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
-        """Count the step's time; the last step is always logged."""
+        """Count the step's time; the last step is always logged. The epoch is the data's own, not the loop's."""
+        state.epoch = self.trainer.feed.epoch_at(state.global_step)
         now = time.perf_counter()
         self.trainer.step_seconds += now - self.since
         self.since = now

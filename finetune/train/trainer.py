@@ -2,7 +2,6 @@
 batches, the loss, the evaluation, and the refusal of steps that are not finite.
 """
 
-import functools
 import json
 import math
 import time
@@ -15,14 +14,15 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from data_prep.render import Document
+from data_prep.documents import Document
 from finetune.errors import TrainingError
+from finetune.model.batch import loss_weight, token_count
 from finetune.model.loss import IGNORED
-from finetune.train.batches import FILLER, Documents, StepSampler, collate, evaluation_batches
+from finetune.train.batches import Feed, evaluation_batches
 from finetune.train.checkpoints import MARKER, PREFIX, keep_newest, mark_complete
 
 COUNTERS = "counters.json"
-"""What a checkpoint holds beside transformers' files: tokens and seconds up to it."""
+"""What a checkpoint holds beside transformers' files: tokens and seconds up to it, and where the data stand."""
 
 SKIPPED_STEPS_LIMIT = 20
 """fp16: so many overflows in a row halve the loss scale a millionfold; no scale is at fault then."""
@@ -38,57 +38,52 @@ class ExactTrainer(Trainer):
         model: torch.nn.Module,
         args: TrainingArguments,
         *,
-        documents: Sequence[Document],
+        feed: Feed,
         evaluation: Sequence[Document],
-        sampler: StepSampler,
-        pad_token_id: int,
         keep_checkpoints: int,
         evaluation_tokens: int,
         **options: Any,
     ):
-        held_out = Documents(evaluation) if evaluation else None
-        super().__init__(model=model, args=args, train_dataset=Documents(documents), eval_dataset=held_out, **options)
+        # The Trainer only wants to know that there is something to evaluate on; see evaluate.
+        held_out: Any = evaluation if len(evaluation) else None
+        super().__init__(model=model, args=args, train_dataset=feed, eval_dataset=held_out, **options)
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
-        self.documents, self.evaluation, self.sampler = documents, evaluation, sampler
-        self.pad_token_id, self.keep_checkpoints = pad_token_id, keep_checkpoints
+        self.feed, self.evaluation, self.keep_checkpoints = feed, evaluation, keep_checkpoints
         self.evaluation_tokens = evaluation_tokens
         self.tokens_seen = self.supervised_tokens_seen = self.skipped_steps = 0
         self.step_seconds, self.seconds_before, self.started = 0.0, 0.0, time.perf_counter()
-        self.step_rows: list[int] = []
+        self.step_places: list[str] = []
 
     def get_train_dataloader(self) -> DataLoader:
-        """This process's micro-batches; never re-sharded by accelerate, so no row is repeated."""
-        return DataLoader(
-            self.train_dataset,
-            batch_sampler=self.sampler,
-            collate_fn=functools.partial(collate, pad_token_id=self.pad_token_id),
-            pin_memory=self.args.device.type == "cuda",
-        )
+        """This process's micro-batches; never re-sharded by accelerate, so no row is repeated.
 
-    def _run_epoch(self, *, epoch: int, **options: Any) -> None:
-        self.sampler.epoch = epoch
-        super()._run_epoch(epoch=epoch, **options)
+        A generator of its own: otherwise the loader would draw from the one that dropout draws from.
+        """
+        pin = self.args.device.type == "cuda"
+        return DataLoader(self.feed, batch_size=None, pin_memory=pin, generator=torch.Generator())
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device) -> torch.Tensor:
-        count = torch.stack([batch["shift_labels"].ne(IGNORED).sum() for batch in batch_samples]).sum().to(device)
-        self.step_rows = [int(row) for batch in batch_samples for row in batch["row_index"] if row != FILLER]
-        self.tokens_seen += sum(int(batch["attention_mask"].sum()) for batch in batch_samples)
-        self.supervised_tokens_seen += int(count)
-        return self.accelerator.reduce(count) if self.args.world_size > 1 else count
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
+        self.step_places = [place for batch in batch_samples for place in batch["places"]]
+        self.tokens_seen += sum(map(token_count, batch_samples))
+        self.supervised_tokens_seen += sum(int(batch["shift_labels"].ne(IGNORED).sum()) for batch in batch_samples)
+        weight = torch.stack([loss_weight(batch) for batch in batch_samples]).sum()
+        # Apple's MPS has no float64.
+        weight = (weight.float() if device.type == "mps" else weight).to(device)
+        return self.accelerator.reduce(weight) if self.args.world_size > 1 else weight
 
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """The micro-batch's part of the step's mean loss. Raises TrainingError, before the backward, where it isn't finite."""
-        rows = inputs.pop("row_index")
+        places = inputs.pop("places")
         loss = model(**inputs, num_items_in_batch=num_items_in_batch).loss
         if not torch.isfinite(loss):
-            raise TrainingError(self._not_finite("loss", loss.item(), [int(row) for row in rows if row != FILLER]))
+            raise TrainingError(self._not_finite("loss", loss.item(), places))
         # DDP and ZeRO average gradients over processes; the sum is wanted.
         return loss * self.args.world_size
 
@@ -97,13 +92,13 @@ class ExactTrainer(Trainer):
         # With fp16's loss scaling a step that overflowed is skipped by the scaler, and the scale lowered.
         self.skipped_steps = 0 if math.isfinite(norm) else self.skipped_steps + 1
         if self.skipped_steps >= (1 if self.accelerator.scaler is None else SKIPPED_STEPS_LIMIT):
-            raise TrainingError(self._not_finite("gradient norm", norm, self.step_rows))
+            raise TrainingError(self._not_finite("gradient norm", norm, self.step_places))
         return norm
 
-    def _not_finite(self, what: str, value: float, rows: list[int]) -> str:
-        places = ", ".join(self.documents[row].place for row in rows[:8]) + (" ..." if len(rows) > 8 else "")
+    def _not_finite(self, what: str, value: float, places: list[str]) -> str:
+        shown = ", ".join(places[:8]) + (" ..." if len(places) > 8 else "")
         return (
-            f"the {what} is {value} at step {self.state.global_step + 1}; nothing was updated. Rows: {places}. "
+            f"the {what} is {value} at step {self.state.global_step + 1}; nothing was updated. Rows: {shown}. "
             "Look at these rows (finite numbers in, labels in the vocabulary), lower train.learning_rate, "
             "or set train.precision to fp32; the last whole checkpoint is kept and --resume goes on from it."
         )
@@ -118,16 +113,15 @@ class ExactTrainer(Trainer):
             self.evaluation,
             batch_size=self.args.per_device_eval_batch_size,
             max_tokens=self.evaluation_tokens,
-            pad_token_id=self.pad_token_id,
+            pad_token_id=self.feed.batching.pad_token_id,
             world_size=self.args.world_size,
             rank=self.args.process_index,
         ):
-            batch.pop("row_index")
-            count = batch["shift_labels"].ne(IGNORED).sum()
+            weight = loss_weight(batch)
             inputs = self._prepare_inputs(batch)
             with self.compute_loss_context_manager(), self.accelerator.autocast():
                 # To the host first: Apple's MPS has no float64.
-                total += torch.stack([model(**inputs).loss.cpu().double(), count.double()])
+                total += torch.stack([model(**inputs).loss.cpu().double(), weight.double()])
         if self.args.world_size > 1:
             total = self.accelerator.reduce(total.to(self.args.device)).cpu()
         model.train()
@@ -155,11 +149,13 @@ class ExactTrainer(Trainer):
             "supervised_tokens": self.supervised_tokens_seen,
             "step_seconds": self.step_seconds,
             "seconds": self.seconds_before + time.perf_counter() - self.started,
+            "feed": self.feed.state(),
         }
 
     def load_counters(self, checkpoint: Path) -> None:
-        """Count on from a checkpoint."""
+        """Count on from a checkpoint, and go on with the data behind it."""
         counters = json.loads((checkpoint / COUNTERS).read_text())
+        self.feed.restore(self.state_of(checkpoint).global_step, counters["feed"])
         self.tokens_seen, self.supervised_tokens_seen = counters["tokens"], counters["supervised_tokens"]
         self.step_seconds, self.seconds_before = counters["step_seconds"], counters["seconds"]
 

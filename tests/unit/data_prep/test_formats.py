@@ -21,7 +21,7 @@ def parse(format_name: FormatName, values: dict[str, Any]) -> object:
 
 def test_every_format_is_in_the_table() -> None:
     """The table and the recipe's schema name the same formats."""
-    assert set(FORMATS) == set(get_args(FormatName)) - {"auto"} == set(FORMAT_COLUMNS) | {"template"}
+    assert set(FORMATS) == set(get_args(FormatName)) - {"auto"} == set(FORMAT_COLUMNS) | {"template", "python"}
 
 
 @pytest.mark.parametrize("context", [{}, {"input": ""}, {"input": None}])
@@ -89,7 +89,7 @@ def test_text_and_messages() -> None:
         ("messages", {"messages": [USER, {"role": "tool", "content": "x"}]}, "a tool's result with no tool call"),
         ("messages", {"messages": [{"role": "human", "content": "x"}]}, "'human'; expected one of system, developer, user"),
         ("messages", {"messages": [USER, ANSWER | {"tool_calls": [1]}]}, r"tool_calls\[0\] is a number"),
-        ("messages", {"messages": [USER, ANSWER | {"weight": 0.5}]}, "weights other than 0 and 1 come later"),
+        ("messages", {"messages": [USER, ANSWER | {"weight": -0.5}]}, "a number from 0 to 1000 was expected"),
         ("messages", {"messages": [ANSWER]}, r"messages\[0\].role is 'assistant' where 'user' was expected"),
         ("messages", {"messages": [USER, USER, ANSWER]}, r"messages\[1\].role is 'user' where 'assistant' was expected"),
         ("messages", {"messages": [USER, ANSWER, {"role": "system", "content": "x"}]}, r"messages\[2\].role is 'system'"),

@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.config import DataSection
 from data_prep.errors import DataError
+from data_prep.masks import tokenize
 from data_prep.messages import Conversation
 from data_prep.prepare import PreparedData, prepare
-from data_prep.render import tokenize
 from data_prep.tokenizer import load_tokenizer
 
 
@@ -139,7 +139,7 @@ def test_evaluation_examples_are_aligned(alpaca_file: Path, tokenizer: PreTraine
     data = prepare(section(alpaca_file, **options), tokenizer, seed=0)
     assert data.report.sources[0].dropped["too_long"].count > 0
     pairs = [(document.place, example) for document, example in zip(data.evaluation, data.evaluation_examples, strict=True)]
-    assert tokenize(pairs, tokenizer, "assistant") == data.evaluation
+    assert tokenize(pairs, tokenizer, "assistant") == list(data.evaluation)
 
 
 @pytest.mark.parametrize(("fraction", "side"), [(0.01, "evaluate"), (0.99, "train")])

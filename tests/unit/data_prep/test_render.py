@@ -7,19 +7,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from data_prep import TEMPLATES, Document, tokenize
 from data_prep.errors import DataError
 from data_prep.messages import Conversation, Message, PlainText
 from data_prep.render import (
-    Document,
     end_of_turn_ids,
     prompt_and_reference,
     render,
     render_prompt,
     special_tokens,
     special_tokens_in,
-    tokenize,
 )
-from data_prep.tokenizer import TEMPLATES, load_tokenizer
+from data_prep.tokenizer import load_tokenizer
 
 GOLDEN = {
     "chatml": (
@@ -41,8 +40,8 @@ GOLDEN = {
         ["The sky.\nAnd lamps<|eot_id|>", "Der Himmel 🙂<|eot_id|>"],
     ),
     "mistral": (
-        "<s>[INST] Be brief.\n\nWhat is blue? [/INST] The sky.\nAnd lamps</s>[INST] And in German? [/INST] Der Himmel 🙂</s>",
-        [" The sky.\nAnd lamps</s>", " Der Himmel 🙂</s>"],
+        "<s>[INST] Be brief.\n\nWhat is blue? [/INST] The sky.\nAnd lamps </s>[INST] And in German? [/INST] Der Himmel 🙂</s>",
+        [" The sky.\nAnd lamps </s>", " Der Himmel 🙂</s>"],
     ),
     "zephyr": (
         "<s><|system|>\nBe brief.</s>\n<|user|>\nWhat is blue?</s>\n<|assistant|>\nThe sky.\nAnd lamps </s>\n"

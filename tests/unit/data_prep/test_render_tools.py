@@ -8,10 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from data_prep import DataSection, prompt_and_reference, tokenize
 from data_prep.errors import DataError
 from data_prep.messages import Conversation, Message, ToolCall
-from data_prep.render import Supervise, prompt_and_reference, tokenize
+from data_prep.prepare import prepare
 from data_prep.tokenizer import load_tokenizer
+from tests.conftest import SHARED
 from tests.unit.data_prep.test_render import one, supervised_texts
 
 TOOLS_TEMPLATE = (
@@ -52,7 +54,7 @@ def tokenizer(tmp_path: Path, llama_folder: Path) -> PreTrainedTokenizerFast:
     ],
 )
 def test_tool_calls_are_learned_and_results_are_not(
-    supervise: Supervise, expected: list[str], tokenizer: PreTrainedTokenizerFast
+    supervise: str, expected: list[str], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Calls are supervised with their end of turn; tools, results and system messages never are."""
     document = one(TALK, tokenizer, supervise)
@@ -83,11 +85,101 @@ def test_a_template_that_ignores_tools(change: tuple[str, str], what: str, tmp_p
         one(TALK, load_tokenizer(llama_folder, chat_template=str(path)))
 
 
-@pytest.mark.parametrize("name", ["alpaca", "chatml", "llama2", "llama3", "mistral", "zephyr"])
+@pytest.mark.parametrize("name", ["alpaca", "llama2", "mistral", "zephyr"])
 def test_named_templates_refuse_tools(name: str, llama_folder: Path) -> None:
     """Our plain templates have no form for tools, and say so rather than leave them out."""
     with pytest.raises(DataError, match=r"leaves out the tools|no turns of role tool"):
         one(TALK, load_tokenizer(llama_folder, chat_template=name))
+
+
+BUSY_TALK = Conversation(
+    (
+        *TALK.messages[:3],
+        Message("user", "Rain, here and there?"),
+        Message(
+            "assistant", "I look.", tool_calls=(ToolCall("weather", {"in": "Zürich"}), ToolCall("weather", {"days": [1, 2]}))
+        ),
+        Message("tool", '{"rain": 3}'),
+        Message("tool", "none"),
+        Message("assistant", "Here."),
+    ),
+    tools=(WEATHER, {"type": "function", "function": {"name": "lamps"}}),
+)
+WRITTEN = {
+    "chatml": (
+        "<s><|im_start|>system\nBe brief.\n\nYou can call these functions, each described as JSON:\n<tools>\n"
+        '{"type": "function", "function": {"name": "weather", "parameters": {}}}\n'
+        '{"type": "function", "function": {"name": "lamps"}}\n</tools>\n\n'
+        "Write each call as JSON with the function's name and its arguments:\n"
+        '<tool_call>\n{"name": NAME, "arguments": {ARGUMENT: VALUE}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n"
+        "<|im_start|>user\nRain, here and there?<|im_end|>\n<|im_start|>assistant\nI look.\n"
+        '<tool_call>\n{"name": "weather", "arguments": {"in": "Zürich"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "weather", "arguments": {"days": [1, 2]}}\n</tool_call><|im_end|>\n'
+        '<|im_start|>tool\n<tool_response>\n{"rain": 3}\n</tool_response>\n'
+        "<tool_response>\nnone\n</tool_response><|im_end|>\n<|im_start|>assistant\nHere.<|im_end|>\n",
+        [
+            "Ho<|im_end|>",
+            'I look.\n<tool_call>\n{"name": "weather", "arguments": {"in": "Zürich"}}\n</tool_call>\n'
+            '<tool_call>\n{"name": "weather", "arguments": {"days": [1, 2]}}\n</tool_call><|im_end|>',
+            "Here.<|im_end|>",
+        ],
+        '<tool_call>\n{"name": "weather", "arguments": {"in": "Bern"}}\n</tool_call>',
+    ),
+    "llama3": (
+        "<s><|start_header_id|>system<|end_header_id|>\n\n"
+        "You can call the functions below, each described as JSON. To call one, answer with JSON "
+        'in the form {"name": function name, "parameters": {parameter name: value}}; put "; " between two calls.'
+        '\n\n{\n    "type": "function",\n    "function": {\n        "name": "weather",\n        "parameters": {}\n    }\n}'
+        '\n\n{\n    "type": "function",\n    "function": {\n        "name": "lamps"\n    }\n}\n\nBe brief.<|eot_id|>'
+        "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nHo<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nRain, here and there?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nI look.\n"
+        '{"name": "weather", "parameters": {"in": "Zürich"}}; {"name": "weather", "parameters": {"days": [1, 2]}}<|eot_id|>'
+        '<|start_header_id|>ipython<|end_header_id|>\n\n{"rain": 3}<|eot_id|>'
+        "<|start_header_id|>ipython<|end_header_id|>\n\nnone<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nHere.<|eot_id|>",
+        [
+            "Ho<|eot_id|>",
+            'I look.\n{"name": "weather", "parameters": {"in": "Zürich"}}; {"name": "weather", "parameters": {"days": [1, 2]}}'
+            "<|eot_id|>",
+            "Here.<|eot_id|>",
+        ],
+        '{"name": "weather", "parameters": {"in": "Bern"}}',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_named_templates_with_tools(name: str, llama_folder: Path) -> None:
+    """ChatML and LLaMA-3 write tools, parallel calls, text beside calls and results, and calls are learned with the text."""
+    tokenizer = load_tokenizer(llama_folder, chat_template=name)
+    text, answers, _ = WRITTEN[name]
+    document = one(BUSY_TALK, tokenizer)
+    assert tokenizer.decode(document.token_ids, clean_up_tokenization_spaces=False) == text
+    assert supervised_texts(document, tokenizer) == answers
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_named_templates_with_a_call_to_generate(name: str, llama_folder: Path) -> None:
+    """With ChatML and LLaMA-3, a call that ends a conversation is the reference, and is learned from the prompt's end on."""
+    tokenizer = load_tokenizer(llama_folder, chat_template=name)
+    talk = Conversation(TALK.messages[1:5], tools=TALK.tools)
+    prompt, reference = prompt_and_reference(talk, tokenizer)
+    document = one(talk, tokenizer, "last")
+    assert reference == WRITTEN[name][2]
+    assert prompt == document.token_ids[: document.supervised.index(True)]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_named_templates_with_published_rows(name: str, llama_folder: Path) -> None:
+    """ChatML and LLaMA-3 hold every row of a published data set of tool calls."""
+    path = SHARED / "data" / "chat" / "lf_glaive_toolcall_en_demo.json"
+    if not path.is_file():
+        pytest.skip("the shared data sets are not here")
+    section = DataSection(train=[{"path": str(path), "format": "sharegpt"}], max_length_tokens=100_000)
+    report = prepare(section, load_tokenizer(llama_folder, chat_template=name), seed=0).report
+    assert report.train_rows == report.sources[0].rows_read > 0
 
 
 def weighted(*weights: float | None) -> Conversation:

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from data_prep import sandbox
+from data_prep.chat_templates import TEMPLATES
 from data_prep.errors import DataError
 from data_prep.messages import Conversation, Message
 from data_prep.render import render
 from data_prep.sandbox import LimitExceeded, chat_sandbox, render_limited, row_sandbox
-from data_prep.tokenizer import TEMPLATES, load_tokenizer
+from data_prep.tokenizer import load_tokenizer
 
 DOUBLING = (
     "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s OPERATOR n.s %}{% endfor %}{{ n.s | length }}"

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from data_prep.render import Document
+from data_prep.documents import Document
 from finetune.errors import FinetuneError
 from finetune.evaluate.metrics import LossSum, exact_match, token_loss
 
@@ -22,8 +22,9 @@ def documents() -> list[Document]:
     for index in range(11):
         length = draw.randint(2, 40)
         supervised = [False] + [draw.random() < 0.4 for _ in range(length - 1)]
-        rows.append(Document([draw.randrange(3, 300) for _ in range(length)], supervised, f"row {index}"))
-    return [*rows, Document([5, 6, 7], [False, False, False], "row without labels")]
+        spans = tuple((place, place + 1, 1.0) for place, learned in enumerate(supervised) if learned)
+        rows.append(Document([draw.randrange(3, 300) for _ in range(length)], spans, f"row {index}"))
+    return [*rows, Document([5, 6, 7], (), "row without labels")]
 
 
 def reference(model: LlamaForCausalLM, documents: list[Document]) -> tuple[float, int]:
@@ -69,12 +70,12 @@ def test_no_supervised_token_is_an_error(model: LlamaForCausalLM, documents: lis
     with pytest.raises(FinetuneError, match="no supervised token"):
         token_loss(model, documents[-1:], 4)
     with pytest.raises(FinetuneError, match="no supervised token"):
-        _ = LossSum(0.0, 0).mean
+        _ = LossSum(0.0, 0, 0.0).mean
 
 
 def test_a_hopeless_loss_has_infinite_perplexity() -> None:
     """A perplexity beyond what a float holds is infinite, not an error."""
-    assert LossSum(1e6, 1).perplexity == math.inf
+    assert LossSum(1e6, 1, 1.0).perplexity == math.inf
 
 
 def test_exact_match_ignores_blanks_around_answers_only() -> None:

@@ -83,8 +83,31 @@ def test_loss_never_makes_logits_for_all_positions() -> None:
 
 def test_labels_are_the_next_supervised_token() -> None:
     """Position t is labelled with token t + 1 where that token is supervised; the last position never is."""
-    labels = next_token_labels(torch.tensor([5, 6, 7, 8]), torch.tensor([False, False, True, True]))
+    labels, weights = next_token_labels(torch.tensor([5, 6, 7, 8]), [0, 0, 1, 0.5])
     assert labels.tolist() == [IGNORED, 7, 8, IGNORED]
+    assert weights.tolist() == [0, 1, 0.5, 0]
+
+
+@pytest.mark.parametrize("chunk", [4, 1024])
+def test_weights_multiply_each_positions_loss(
+    tiny_base: Path, example: tuple[torch.Tensor, torch.Tensor], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fp64, loss and gradients equal the weighted sum of plain cross-entropies, chunked or not, to 1e-12."""
+    monkeypatch.setattr(loss_module, "CHUNK_POSITIONS", chunk)
+    ids, labels = example
+    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64).train()
+    theirs = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64).train()
+    install_supervised_loss(ours)
+    got = ours(input_ids=ids, shift_labels=labels, shift_weights=weights, num_items_in_batch=weights.sum()).loss
+    logits = theirs(input_ids=ids).logits
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
+    expected = (losses * weights.flatten()).sum() / weights.sum()
+    got.backward()
+    expected.backward()
+    assert got.item() == pytest.approx(expected.item(), rel=1e-12)
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-9, atol=1e-12), name
 
 
 def test_generation_goes_through_the_models_own_forward(tiny_base: Path) -> None:

@@ -10,13 +10,13 @@ from torch.nn import functional
 
 from finetune.errors import ModelError, TrainingError
 from finetune.evaluate.metrics import token_loss
+from finetune.model.batch import padded_batch
 from finetune.model.loss import IGNORED
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.train import OPTIMIZERS, TrainSection
 from finetune.runs.trackers import NoTracker
 from finetune.train import build, run
 from finetune.train.arguments import ceil_product, optimizer_name, schedule, warmup_steps
-from finetune.train.batches import collate
 from finetune.train.callbacks import MetricsLog
 from finetune.train.memory import memory_advice
 from tests.unit.train.conftest import MakeRecipe
@@ -39,8 +39,8 @@ def test_micro_batch_splits_agree(make_recipe: MakeRecipe, tmp_path: Path, dtype
 def test_the_step_loss_is_the_mean_over_supervised_tokens(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """The logged loss of step 1 is (sum of token losses) / (supervised tokens) of its 8 rows, by plain cross-entropy."""
     trainer = trainer_of(make_recipe(train={"micro_batch_size": 1, "precision": "fp32", "max_steps": 1}), tmp_path)
-    rows = next(trainer.sampler.global_batches())
-    batch = collate([(row, trainer.documents[row]) for row in rows], pad_token_id=0)
+    packs = next(trainer.feed.global_batches())
+    batch = padded_batch([document for pack in packs for document in trainer.feed.documents_of(pack)], pad_token_id=0)
     with torch.no_grad():
         logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         expected = functional.cross_entropy(
@@ -58,8 +58,8 @@ def test_evaluation_loss_is_the_exact_token_mean(make_recipe: MakeRecipe, tmp_pa
         losses.append(trainer.evaluate()["eval_loss"])
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
     total = count = 0.0
-    for index, document in enumerate(trainer.evaluation):
-        batch = collate([(index, document)], pad_token_id=0)
+    for document in trainer.evaluation:
+        batch = padded_batch([document], pad_token_id=0)
         with torch.no_grad():
             logits = trainer.model(input_ids=batch["input_ids"]).logits[0]
         total += functional.cross_entropy(logits, batch["shift_labels"][0], ignore_index=IGNORED, reduction="sum").item()
@@ -71,7 +71,7 @@ def test_training_evaluates_the_rows_that_evaluate_scores(make_recipe: MakeRecip
     """With evaluate.max_rows, the evaluation loss is that of the first rows, as `finetune evaluate` measures it."""
     trainer = trainer_of(make_recipe(evaluate={"max_rows": 2}), tmp_path)
     every = trainer_of(make_recipe(), tmp_path).evaluation
-    assert trainer.evaluation == every[:2]
+    assert list(trainer.evaluation) == list(every[:2])
     expected = token_loss(trainer.model, every[:2], batch_size=2).mean
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
     assert trainer.evaluate()["eval_loss"] != pytest.approx(token_loss(trainer.model, every, batch_size=2).mean, rel=1e-6)

@@ -1,14 +1,16 @@
-"""The data section of a recipe: where rows come from and how they become tokens. Pure data; imports no torch."""
+"""Where rows come from and what they mean: a source's keys, the formats and the columns that they read."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from data_prep.config.base import Section
 
 FormatName = Literal[
     "auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text", "question_answer", "classification", "translation",
-    "summarisation", "preference", "template",
+    "summarisation", "preference", "template", "python",
 ]  # fmt: skip
 CHAT_TEMPLATES = ("alpaca", "chatml", "llama2", "llama3", "mistral", "zephyr")
 """The chat templates that a recipe can name: files of data_prep/templates."""
@@ -52,13 +54,7 @@ FORMAT_COLUMNS: dict[FormatName, Columns] = {
         ("input", "system"),
     ),
 }
-"""What each format reads; template reads what its texts name, and auto is one of these."""
-
-
-class Section(BaseModel):
-    """A part of a recipe: frozen, strict about types, and unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+"""What each format reads; template and python read what they name themselves, and auto is one of these."""
 
 
 class RowTemplate(Section):
@@ -67,6 +63,9 @@ class RowTemplate(Section):
     prompt: str
     """What stands before the answer: "Translate to {{ language }}: {{ text }}"."""
 
+    other_prompts: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Other ways to ask: each row draws one of them and `prompt`, always the same one for the same place and train.seed."""
+
     completion: str
     """What is learned: "{{ answer }}"."""
 
@@ -74,20 +73,34 @@ class RowTemplate(Section):
     """The two are a user turn and its answer, written by the chat template; with false they are a plain text."""
 
 
-class RowsSource(Section):
+class MixedSource(Section):
+    """How much of a source is seen."""
+
+    repeat: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """How often each row is seen an epoch: 3 is three times; 0.5 is half of the rows, another half in the next epoch."""
+
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The source's share of an epoch, of all tokens or rows (data.share_of), in place of repeat; the shares sum to 1."""
+
+
+class RowsSource(MixedSource):
     """What sources of rows share: how a row becomes a conversation or a text."""
 
     format: FormatName
     """How a row becomes a conversation or a text; auto finds out from the columns of the first rows and says why."""
 
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default={})
     """The format's name of a column -> the rows' name of it, where they differ: {instruction: question}."""
 
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default={})
     """Format classification: what stands in the column `label` -> the text that is learned for it: {"0": negative}."""
 
     template: RowTemplate | None = None
     """Format template: the texts that a row is written with."""
+
+    code: str | None = None
+    """Format python: a file with a function parse(row) that gives a row in the form of messages, prompt_completion or text,
+    or a list of such rows. It runs only where its SHA-256 is given on the command line (--allow-code)."""
 
     def __hash__(self) -> int:
         """Equal sources have equal hashes, although their mappings have none."""
@@ -130,11 +143,22 @@ class RowsSource(Section):
             raise ValueError(f"only format template has one; this one is {format_name}")
         return template
 
+    @field_validator("code")
+    @classmethod
+    def code_fits(cls, code: str | None, info: ValidationInfo) -> str | None:
+        """Only format python has code."""
+        format_name = info.data.get("format")
+        if code is not None and format_name not in (None, "python"):
+            raise ValueError(f"only format python has code; this one is {format_name}")
+        return code
+
     @model_validator(mode="after")
-    def template_given(self) -> Self:
-        """Format template has its texts."""
+    def given_what_it_needs(self) -> Self:
+        """Format template has its texts, format python its file."""
         if self.format == "template" and self.template is None:
             raise ValueError("format template needs `template: {prompt: ..., completion: ...}`")
+        if self.format == "python" and self.code is None:
+            raise ValueError("format python needs `code: FILE`, a Python file with a function parse(row)")
         return self
 
 
@@ -162,7 +186,7 @@ class HubSource(RowsSource):
     """A commit, tag or branch; the commit that was used stands in the run's lock."""
 
 
-class OrdersSource(Section):
+class OrdersSource(MixedSource):
     """Rows made by this package: free-text customer orders and the JSON that they stand for (data_prep/orders.py)."""
 
     generated: Literal["orders"]
@@ -182,46 +206,3 @@ class OrdersSource(Section):
 
 
 Source = FileSource | HubSource | OrdersSource
-
-
-class EvaluationSplit(Section):
-    """Rows to evaluate on: a share of the training rows, or sources of their own."""
-
-    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """The share of the training rows that is held out, drawn by train.seed (0.05 is five in a hundred)."""
-
-    sources: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)] | None = None
-    """Sources that are only evaluated on."""
-
-    @model_validator(mode="after")
-    def exactly_one(self) -> Self:
-        """One of the two, not both."""
-        if (self.fraction is None) == (self.sources is None):
-            raise ValueError("give either fraction or sources")
-        return self
-
-
-class DataSection(Section):
-    """Where rows come from and how they become tokens."""
-
-    train: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
-    """The sources that are trained on, all of their rows once an epoch."""
-
-    evaluation: EvaluationSplit | None = None
-    """What the evaluation loss is measured on; without it nothing is held out."""
-
-    max_length_tokens: Annotated[int, Field(ge=8)] = 2048
-    """The longest document, in tokens; a longer row is handled by `over_length`."""
-
-    over_length: Literal["drop", "refuse"] = "drop"
-    """A row over max_length_tokens is dropped, counted and reported, or refused; it is never cut."""
-
-    supervise: Literal["assistant", "last", "completion", "all"] = "assistant"
-    """Which tokens of a conversation have labels: all assistant turns; the last one; the completion, that is the assistant's
-    turns after the last user turn (after the prompt, where the row has one); or everything."""
-
-    on_bad_row: Literal["error", "skip"] = "error"
-    """A row that can't be read, or that its format refuses, ends the preparation, or is skipped, counted and reported."""
-
-    special_tokens_in_text: Literal["drop", "keep"] = "drop"
-    """A row whose text holds a special token of the tokenizer (it would end a turn, say) is dropped, or kept; counted."""

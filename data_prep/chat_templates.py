@@ -1,0 +1,88 @@
+"""Chat templates by name, and what rendering one needs beside its text."""
+
+import difflib
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.config import CHAT_TEMPLATES
+from data_prep.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TEMPLATES = {name: Path(__file__).parent / "templates" / f"{name}.jinja" for name in CHAT_TEMPLATES}
+"""The chat templates that a recipe can name."""
+
+DEFAULT_DATE = "26 Jul 2024"
+DATE_FORMATS = ("%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%B %d, %Y")
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What rendering needs beside the template itself; kept on the tokenizer, never saved with it."""
+
+    date_string: str = DEFAULT_DATE
+    template_name: str = "the tokenizer's own"
+
+    def pin(self, template: str) -> str:
+        """The template with strftime_now giving the pinned date.
+
+        transformers binds strftime_now to today's date, and turns every function that is handed to a template into a
+        string, so the template gets a macro of that name in front of it. A date_string that is no date is given as it is.
+        """
+        if "strftime_now" not in template:
+            return template
+        body = "date_string"
+        if (date := self._date()) is not None:
+            body = "format" + "".join(f" | replace({json.dumps(code)}, {json.dumps(text)})" for code, text in _directives(date))
+        # `+%}` keeps a line break at the start of the template.
+        return "{%- macro strftime_now(format) -%}{{- " + body + " -}}{%- endmacro +%}" + template
+
+    def _date(self) -> datetime | None:
+        for known in DATE_FORMATS:
+            try:
+                return datetime.strptime(self.date_string, known)
+            except ValueError:
+                continue
+        return None
+
+
+def _directives(date: datetime) -> list[tuple[str, str]]:
+    """Each of strftime's codes with what it stands for on this date; %-d and its like are without the leading zero."""
+    codes = [flag + letter for letter in "aAbBcdDeFGHIjmMpSTuUVwWxXyY" for flag in ("%-", "%")]
+    return [(code, date.strftime(code)) for code in codes]
+
+
+def rendering_of(tokenizer: "PreTrainedTokenizerFast") -> Rendering:
+    """How this tokenizer's template is rendered: as load_tokenizer settled it, or the defaults."""
+    rendering = getattr(tokenizer, "rendering", None)
+    return rendering if isinstance(rendering, Rendering) else Rendering()
+
+
+def template_choices() -> str:
+    """The choices for model.chat_template, for messages."""
+    return f"{', '.join(TEMPLATES)}, or the path of a Jinja file"
+
+
+def adds_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Whether the tokenizer puts a token that begins a text in front of each by itself, as LLaMA's do."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("x", verbose=False)["input_ids"][:1] == [bos]
+
+
+def read_template(chat_template: str) -> str:
+    """The text of a template that a recipe names: one of TEMPLATES, or a file. Raises DataError."""
+    path = TEMPLATES.get(chat_template) or Path(chat_template).expanduser()
+    if not path.is_file():
+        close = difflib.get_close_matches(chat_template, TEMPLATES, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise DataError(
+            f"chat_template {chat_template!r} is no file and no known template{hint}; expected {template_choices()}"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"chat_template {path} is not UTF-8 text: {error}") from error

@@ -1,0 +1,37 @@
+"""The data section of a recipe: where rows come from and how they become tokens. Pure data; imports no torch."""
+
+from data_prep.config.base import Section
+from data_prep.config.section import CleanSection, DataSection, EvaluationSplit, Finding, OverLength, Streaming, Supervise
+from data_prep.config.sources import (
+    CHAT_TEMPLATES,
+    FORMAT_COLUMNS,
+    Columns,
+    FileSource,
+    FormatName,
+    HubSource,
+    OrdersSource,
+    RowsSource,
+    RowTemplate,
+    Source,
+)
+
+__all__ = [
+    "CHAT_TEMPLATES",
+    "FORMAT_COLUMNS",
+    "CleanSection",
+    "Columns",
+    "DataSection",
+    "EvaluationSplit",
+    "FileSource",
+    "Finding",
+    "FormatName",
+    "HubSource",
+    "OrdersSource",
+    "OverLength",
+    "RowTemplate",
+    "RowsSource",
+    "Section",
+    "Source",
+    "Streaming",
+    "Supervise",
+]

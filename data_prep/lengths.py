@@ -1,0 +1,51 @@
+"""What becomes of a document that is longer than the recipe allows."""
+
+from dataclasses import replace
+
+from data_prep.config import OverLength
+from data_prep.documents import Document
+from data_prep.errors import DataError
+
+
+def fitted(document: Document, most: int, over_length: OverLength, bos_token_id: int | None) -> list[Document]:
+    """The document, or what is kept of it, as documents of at most `most` tokens; none where it is dropped.
+
+    A cut at the start keeps the BOS; of a split document every part begins with it. Parts without a supervised token are
+    left out. Raises DataError with over_length "refuse".
+    """
+    length = len(document.token_ids)
+    if length <= most:
+        return [document]
+    if over_length == "refuse":
+        raise DataError(
+            f"{document.place} has {length:,} tokens, more than data.max_length_tokens ({most:,}); "
+            "raise it, shorten the row, or choose another data.over_length: drop, truncate_end, truncate_start or split"
+        )
+    has_bos = document.token_ids[0] == bos_token_id
+    if over_length == "truncate_end":
+        parts = [document.part(0, most)]
+    elif over_length == "truncate_start":
+        parts = [_with_bos(document, length - most + has_bos, length, has_bos)]
+    elif over_length == "split":
+        parts = _split(document, most, has_bos)
+    else:
+        parts = []
+    return [part for part in parts if part.spans]
+
+
+def _split(document: Document, most: int, has_bos: bool) -> list[Document]:
+    """Parts of equal length but for the last: the first as it is, each other one behind the BOS where there is one."""
+    length = len(document.token_ids)
+    starts = [0, *range(most, length, most - has_bos)]
+    ends = [*starts[1:], length]
+    parts = [_with_bos(document, start, end, has_bos and start > 0) for start, end in zip(starts, ends, strict=True)]
+    return [replace(part, place=f"{document.place} part {number}") for number, part in enumerate(parts, start=1)]
+
+
+def _with_bos(document: Document, start: int, end: int, bos: bool) -> Document:
+    """A part of a document, behind the document's first token where `bos` says so."""
+    part = document.part(start, end)
+    if not bos:
+        return part
+    spans = tuple((first + 1, last + 1, weight) for first, last, weight in part.spans)
+    return replace(part, token_ids=[document.token_ids[0], *part.token_ids], spans=spans)

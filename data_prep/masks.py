@@ -1,0 +1,177 @@
+"""From examples to tokens and masks.
+
+The mask comes from the positions of the rendered turns (data_prep/turns.py) and the offsets of the tokens, so a template
+needs no generation markers, and which token pads or ends a turn makes no difference.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from data_prep.chat_templates import adds_bos, rendering_of, template_choices
+from data_prep.config import Finding, Supervise
+from data_prep.documents import Document, WeightedSpan
+from data_prep.errors import DataError
+from data_prep.messages import Example, PlainText
+from data_prep.render import end_id
+from data_prep.turns import TextSpan, TurnFinder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+BATCH_ROWS = 512
+"""Rows tokenised at once: enough for every core, few enough that the next ones are rendered meanwhile."""
+
+Placed = tuple[str, Example]
+"""An example and where its row stands."""
+
+OnFinding = Callable[[Finding, str, str], None]
+"""Told of what is wrong with a row that can be tokenised all the same: the finding, the row's place, what to do about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A row as text: what stands before and after it as token ids, and which parts are supervised."""
+
+    text: str
+    spans: list[TextSpan]
+    before: list[int]
+    after: list[int]
+    must_end: bool
+    """Whether each span has to end in a special token: a model that never sees one learned never stops."""
+
+
+def refuse(finding: Finding, place: str, message: str) -> None:
+    """What is done about a finding where nobody says otherwise."""
+    raise DataError(f"{place}: {message}")
+
+
+def tokenize(
+    examples: Sequence[Placed],
+    tokenizer: "PreTrainedTokenizerFast",
+    supervise: Supervise = "assistant",
+    on_finding: OnFinding = refuse,
+) -> list[Document]:
+    """A document for each (place, example), in order; see Tokenization."""
+    return [document for document, _ in Tokenization(tokenizer, supervise, on_finding).run(examples)]
+
+
+class Tokenization:
+    """Tokenises examples with one tokenizer.
+
+    Supervised are: all answers of a conversation ("assistant"), the last one ("last"), those after the last user turn
+    ("completion"; after the prompt, where the row has one), or everything ("all"); each answer with its tool calls and the
+    token that ends its turn, by the weight of its message. Of a plain text: the completion and the end token, with "all"
+    the prompt too. A token that straddles the start of an answer is supervised if only blanks of it stand before the answer.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", supervise: Supervise, on_finding: OnFinding = refuse):
+        self.tokenizer, self.supervise, self.on_finding = tokenizer, supervise, on_finding
+        self._turns = TurnFinder(tokenizer, supervise)
+        self._adds_bos = adds_bos(tokenizer)
+        self._added = frozenset(tokenizer.added_tokens_decoder)
+        self._backend = tokenizer.backend_tokenizer
+
+    def run(self, examples: Iterable[Placed]) -> Iterator[tuple[Document, Example]]:
+        """Each example's document, in order. While one batch is encoded, which takes no Python, the next is rendered."""
+        # Settings of the last call of the tokenizer (truncation, padding) must not hold here.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        rows = iter(examples)
+        waiting: tuple[list[Placed], list[_Rendered], Future[list[Any]]] | None = None
+        with ThreadPoolExecutor(max_workers=1) as encoder:
+            while batch := list(islice(rows, BATCH_ROWS)):
+                rendered = [self._render(place, example) for place, example in batch]
+                texts = [row.text for row in rendered]
+                encoded = encoder.submit(self._backend.encode_batch, texts, add_special_tokens=False)
+                if waiting is not None:
+                    yield from self._documents(*waiting)
+                waiting = batch, rendered, encoded
+            if waiting is not None:
+                yield from self._documents(*waiting)
+
+    def _documents(
+        self, batch: list[Placed], rendered: list[_Rendered], encoded: "Future[list[Any]]"
+    ) -> Iterator[tuple[Document, Example]]:
+        for (place, example), row, encoding in zip(batch, rendered, encoded.result(), strict=True):
+            yield self._document(place, row, encoding), example
+
+    def _document(self, place: str, row: _Rendered, encoding: Any) -> Document:
+        ids, offsets = encoding.ids, _Offsets(encoding)
+        shift = len(row.before)
+        spans: list[WeightedSpan] = []
+        for span in row.spans:
+            first, last = tokens_of(span.start, span.end, offsets, row.text)
+            if row.must_end and not (
+                last > first and ids[last - 1] in self._added and offsets[last - 1][0] >= span.content_end
+            ):
+                self.on_finding("unsupervised_end_of_turn", place, self._no_end_of_turn(row.text, span))
+            # Nothing predicts a document's first token.
+            spans.append((max(first + shift, 1), last + shift, span.weight))
+        token_ids = row.before + ids + row.after
+        if row.after:
+            # A plain text's one span goes on to its end token.
+            start, _, weight = spans[-1]
+            spans[-1] = (start, len(token_ids), weight)
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and token_ids[:2] == [bos, bos]:
+            self.on_finding("double_bos", place, f"it begins with {self.tokenizer.bos_token} twice; remove one of the two")
+        return Document(token_ids, tuple(span for span in spans if span[0] < span[1]), place)
+
+    def _render(self, place: str, example: Example) -> _Rendered:
+        try:
+            if isinstance(example, PlainText):
+                return self._render_plain(example)
+            text, spans = self._turns.find(example)
+            return _Rendered(text, spans, [], [], must_end=self.supervise != "all")
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from error
+
+    def _render_plain(self, example: PlainText) -> _Rendered:
+        text, tokenizer = example.prompt + example.completion, self.tokenizer
+        start = 0 if self.supervise == "all" else len(example.prompt)
+        starts = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+        before = [int(tokenizer.bos_token_id)] if self._adds_bos and not starts else []
+        ended = bool(tokenizer.eos_token) and text.endswith(tokenizer.eos_token)
+        after = [] if ended else [end_id(tokenizer)]
+        return _Rendered(text, [TextSpan(start, len(text))], before, after, must_end=False)
+
+    def _no_end_of_turn(self, text: str, span: TextSpan) -> str:
+        tail = text[max(span.start, span.end - 20) : span.end]
+        return (
+            f"the answer as the chat template ({rendering_of(self.tokenizer).template_name}) writes it ends in {tail!r}, which "
+            "is no special token of this tokenizer, so the model would not learn to stop; add the template's end-of-turn token "
+            f"to model.new_tokens, or name another model.chat_template: {template_choices()}"
+        )
+
+
+class _Offsets(Sequence[tuple[int, int]]):
+    """Where each token stands in the text. Asked for one by one: the list of all takes longer than what is done with it."""
+
+    def __init__(self, encoding: Any):
+        self._encoding = encoding
+
+    def __len__(self) -> int:
+        return len(self._encoding)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._encoding.token_to_chars(index)
+
+
+def tokens_of(start: int, end: int, offsets: Sequence[tuple[int, int]], text: str) -> tuple[int, int]:
+    """The first token of a span of characters and the one after its last.
+
+    Offsets of some tokenizers include the blank before a word and those of others don't, so a token belongs to the span
+    that its first character other than a blank stands in; one of blanks only belongs where its first character stands.
+    """
+    first = bisect_left(offsets, start, key=lambda offset: offset[0])
+    if first > 0 and offsets[first - 1][1] > start:
+        token_start, token_end = offsets[first - 1]
+        if text[token_start:start].isspace() and text[start:token_end].strip():
+            first -= 1
+    while first < len(offsets) and offsets[first] == (start, start) and first > 0 and offsets[first - 1][1] < start:
+        first += 1  # a blank before the span, whose trimmed offsets are empty and lie at its end
+    return first, max(first, bisect_left(offsets, end, key=lambda offset: offset[0]))

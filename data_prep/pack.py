@@ -1,0 +1,102 @@
+"""Documents put together so that little of a row is empty. Shapes: N documents, P packs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Piece = tuple[int, int, int]
+"""A document's index, and its first token and the one after its last in this pack."""
+
+
+@dataclass(frozen=True)
+class Packs(Sequence[list[Piece]]):
+    """Rows of whole documents, or of pieces of them."""
+
+    documents: np.ndarray
+    """The index of each piece's document, pack after pack."""
+    starts: np.ndarray
+    stops: np.ndarray
+    bounds: np.ndarray
+    """Where each pack begins among the pieces (P + 1)."""
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, index: int) -> list[Piece]:  # type: ignore[override]
+        here = slice(self.bounds[index], self.bounds[index + 1])
+        return list(zip(self.documents[here].tolist(), self.starts[here].tolist(), self.stops[here].tolist(), strict=True))
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """How many slots of each pack are used (P)."""
+        return np.add.reduceat(self.stops - self.starts, self.bounds[:-1])
+
+
+Seed = int | tuple[int, ...]
+
+
+def pack_documents(lengths: np.ndarray, order: np.ndarray, seed: Seed, *, capacity_tokens: int | None, split: bool) -> Packs:
+    """The documents of `order` in packs: by pack, by pack_split, or without a capacity each a pack of its own."""
+    if capacity_tokens is None:
+        return _whole(order, lengths, np.arange(len(order) + 1))
+    return pack_split(lengths, capacity_tokens, order) if split else pack(lengths, capacity_tokens, order, seed)
+
+
+def pack(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, seed: Seed) -> Packs:
+    """Best-fit decreasing: each document, longest first, goes into the fullest pack that still has room for it.
+
+    `order` (N) are the documents to pack, once each or more often; the packs come in an order drawn by `seed`. No document
+    is split: each must fit into a pack. The bins of a free size are found by the lowest set bit of one whole number, so the
+    time is that of sorting, O(N log N). Johnson 1974, "Fast algorithms for bin packing".
+    """
+    draw = np.random.default_rng(seed)
+    shuffled = draw.permutation(order)
+    descending = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
+    bins: list[list[int]] = []
+    with_room: list[list[int]] = [[] for _ in range(capacity_tokens + 1)]  # by free tokens: the packs that have just so many
+    rooms = 0  # bit r is set where with_room[r] has a pack
+    for document, length in zip(descending.tolist(), lengths[descending].tolist(), strict=True):
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            number = with_room[room].pop()
+            if not with_room[room]:
+                rooms &= ~(1 << room)
+            bins[number].append(document)
+        else:
+            room, number = capacity_tokens, len(bins)
+            bins.append([document])
+        left = room - length
+        if left:
+            with_room[left].append(number)
+            rooms |= 1 << left
+    chosen = [bins[number] for number in draw.permutation(len(bins))]
+    documents = np.fromiter((document for members in chosen for document in members), np.int64)
+    return _whole(documents, lengths, np.cumsum([0, *map(len, chosen)]))
+
+
+def pack_split(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray) -> Packs:
+    """Documents end to end in this order, cut wherever a pack is full: every pack but the last one is full."""
+    pieces = list(_cut(lengths, capacity_tokens, order))
+    documents, starts, stops, packs = (np.array(column, np.int64) for column in zip(*pieces, strict=True))
+    bounds = np.searchsorted(packs, np.arange(packs[-1] + 2))
+    return Packs(documents, starts, stops, bounds)
+
+
+def _whole(documents: np.ndarray, lengths: np.ndarray, bounds: np.ndarray) -> Packs:
+    return Packs(documents, np.zeros(len(documents), np.int64), lengths[documents], bounds)
+
+
+def _cut(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray) -> Iterator[tuple[int, int, int, int]]:
+    """Document, start, stop and number of the pack of each piece."""
+    number, used = 0, 0
+    for document in order.tolist():
+        start, length = 0, int(lengths[document])
+        while start < length:
+            stop = min(length, start + capacity_tokens - used)
+            yield document, start, stop, number
+            used += stop - start
+            start = stop
+            if used == capacity_tokens:
+                number, used = number + 1, 0

@@ -1,0 +1,221 @@
+"""What became of every row: counts by source and reason, for the log of a run and for the audit."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from data_prep.documents import Document
+from data_prep.errors import DataError
+
+PLACES_SHOWN = 3
+"""How many rows a report names for each reason."""
+
+EXCERPT_CHARACTERS = 100
+MESSAGE_CHARACTERS = 500
+"""How much is kept of a row's text, and of a message about it."""
+
+REASONS = {
+    "too_long": "longer than data.max_length_tokens",
+    "no_supervised_token": "with no token that is learned",
+    "bad_row": "that can't be read (data.on_bad_row: skip)",
+    "empty_answer": "with an empty answer",
+    "short_answer": "with an answer shorter than data.clean.minimum_answer_characters",
+    "special_tokens_in_text": "with a special token in their text (data.special_tokens_in_text: keep keeps them)",
+    "duplicate": "that repeat an earlier row",
+    "near_duplicate": "that nearly repeat an earlier row",
+    "leakage": "that also stand in the evaluation rows",
+}
+"""Why rows are dropped."""
+
+FINDINGS = {
+    "no_supervised_token": "rows have no token that is learned; they are left out",
+    "unsupervised_end_of_turn": "answers end in no special token, so the model would not learn to stop",
+    "leakage": "training rows also stand in the evaluation rows",
+    "double_bos": "rows begin with two BOS tokens",
+}
+"""What fails an audit, unless data.allow_findings names it."""
+
+LENGTH_EDGES = (0, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384, 32768, 65536)
+"""Where the bars of the histogram of lengths begin, in tokens; the last one has no end."""
+
+
+@dataclass
+class Rows:
+    """Rows that share a fate, or a finding."""
+
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+    """The first few of them."""
+    excerpts: list[str] = field(default_factory=list)
+    """What they say, or what is wrong with them, cut short."""
+
+    def add(self, place: str, excerpt: str = "", most_characters: int = EXCERPT_CHARACTERS) -> None:
+        """Count one more row."""
+        self.count += 1
+        if len(self.places) < PLACES_SHOWN:
+            self.places.append(place)
+            short = " ".join(excerpt[: 2 * most_characters].split())
+            self.excerpts.append(short if len(short) <= most_characters else short[: most_characters - 1] + "…")
+
+    def named(self) -> str:
+        """The first few places, and whether there are more."""
+        return ", ".join(self.places) + (", ..." if self.count > len(self.places) else "")
+
+
+@dataclass
+class SourceReport:
+    """What became of one source's rows; token counts are those of the documents kept."""
+
+    source: str
+    use: Literal["train", "evaluation"]
+    format: str
+    detected: str = ""
+    """Why this format, where the recipe says auto."""
+    rows_read: int = 0
+    examples_made: int = 0
+    """One a row in most formats; an article of SQuAD makes one a question."""
+    rows_kept: int = 0
+    """Examples that were kept; those dropped are counted by example as well."""
+    dropped: dict[str, Rows] = field(default_factory=dict)
+    """By reason, a key of REASONS."""
+    findings: dict[str, Rows] = field(default_factory=dict)
+    """By name, a key of FINDINGS."""
+    special_tokens_in_text: int = 0
+    """Rows with a special token in their text, dropped or not."""
+    cleaned: int = 0
+    """Rows whose text was changed by data.clean."""
+    duplicates: Rows = field(default_factory=Rows)
+    """Rows that repeat an earlier one, dropped or not."""
+    truncated: Rows = field(default_factory=Rows)
+    """Rows that were cut, and are kept."""
+    truncated_supervised_tokens: int = 0
+    """Tokens with a label that were cut off."""
+    split: Rows = field(default_factory=Rows)
+    """Rows that were split into several documents."""
+    unread_columns: dict[str, int] = field(default_factory=dict)
+    """Columns that the format doesn't read, and how many rows have them."""
+    unread_files: list[str] = field(default_factory=list)
+    """What a folder holds besides the files that were read."""
+    documents: int = 0
+    """As many as rows kept, unless rows were split."""
+    tokens: int = 0
+    supervised_tokens: int = 0
+    longest_tokens: int = 0
+    longest: dict[str, int] = field(default_factory=dict)
+    """Place and tokens of the longest documents, the longest first."""
+    histogram: list[int] = field(default_factory=lambda: [0] * len(LENGTH_EDGES))
+    """How many documents have a length from each of LENGTH_EDGES up to the next."""
+
+    def read(self, examples: int, unread_columns: Sequence[str]) -> None:
+        """Count one row that was read and the examples that it made."""
+        self.rows_read += 1
+        self.examples_made += examples
+        for name in unread_columns:
+            self.unread_columns[name] = self.unread_columns.get(name, 0) + 1
+
+    def skip(self, error: DataError) -> None:
+        """Count one row that can't be read or parsed, and what is wrong with it."""
+        self.read(1, ())
+        self.drop(str(error), "bad_row")
+
+    def drop(self, place: str, reason: str, excerpt: str = "") -> None:
+        """Count one row that is left out."""
+        self.dropped.setdefault(reason, Rows()).add(place, excerpt)
+
+    def find(self, finding: str, place: str, message: str) -> None:
+        """Count one row with something that fails an audit."""
+        self.findings.setdefault(finding, Rows()).add(place, message, MESSAGE_CHARACTERS)
+
+    def keep(self, documents: Sequence[Document]) -> None:
+        """Count one row that is kept, and its documents."""
+        self.rows_kept += 1
+        for document in documents:
+            length = len(document.token_ids)
+            self.documents += 1
+            self.tokens += length
+            self.supervised_tokens += document.supervised_tokens
+            self.histogram[bisect_right(LENGTH_EDGES, length) - 1] += 1
+            self.longest_tokens = max(self.longest_tokens, length)
+            if len(self.longest) < PLACES_SHOWN or length > min(self.longest.values()):
+                longest = sorted([*self.longest.items(), (document.place, length)], key=lambda row: -row[1])
+                self.longest = dict(longest[:PLACES_SHOWN])
+
+
+@dataclass
+class DataReport:
+    """What became of every row."""
+
+    sources: list[SourceReport]
+    train_rows: int
+    evaluation_rows: int
+    mixture: list[str] = field(default_factory=list)
+    """A line for each source that is not seen once an epoch."""
+
+    def findings(self) -> dict[str, int]:
+        """How many rows each finding was made in, over all sources."""
+        found: dict[str, int] = {}
+        for source in self.sources:
+            for name, rows in source.findings.items():
+                found[name] = found.get(name, 0) + rows.count
+        return found
+
+    def first(self, finding: str) -> str:
+        """The first row with a finding, and what is wrong with it."""
+        rows = next(source.findings[finding] for source in self.sources if finding in source.findings)
+        return f"{rows.places[0]}: {rows.excerpts[0]}"
+
+    def lines(self) -> list[str]:
+        """The report for printing, a line a finding."""
+        lines = []
+        for source in self.sources:
+            lines += source_lines(source)
+        lines += self.mixture
+        lines.append(f"{self.train_rows:,} rows to train on, {self.evaluation_rows:,} to evaluate on")
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain values, for JSON."""
+        return asdict(self)
+
+
+def report_from(values: dict[str, Any]) -> DataReport:
+    """The report that as_dict made these values of. Raises pydantic's ValidationError where it did not."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(DataReport).validate_python(values)
+
+
+def source_lines(source: SourceReport) -> list[str]:
+    """What became of one source's rows, a line a finding."""
+    rows = f"{source.examples_made:,} rows"
+    if source.examples_made != source.rows_read:
+        rows = f"{source.examples_made:,} examples (from {source.rows_read:,} rows)"
+    lines = [
+        f"{source.source} ({source.use}, {source.format}): {source.rows_kept:,} of {rows} kept; "
+        f"{source.tokens:,} tokens, {source.supervised_tokens:,} of them supervised; "
+        f"longest row {source.longest_tokens:,}"
+    ]
+    if source.detected:
+        lines.append(f"  format auto: {source.format}, because {source.detected}")
+    for reason, drop in source.dropped.items():
+        lines.append(f"  dropped {drop.count:,} {REASONS[reason]}: {drop.named()}")
+    if source.truncated.count:
+        lines.append(
+            f"  cut {source.truncated.count:,} to data.max_length_tokens, and with them "
+            f"{source.truncated_supervised_tokens:,} supervised tokens: {source.truncated.named()}"
+        )
+    if source.split.count:
+        lines.append(f"  split {source.split.count:,} into documents of data.max_length_tokens: {source.split.named()}")
+    if source.cleaned:
+        lines.append(f"  changed the text of {source.cleaned:,} by data.clean")
+    if source.duplicates.count and "duplicate" not in source.dropped:
+        lines.append(f"  kept {source.duplicates.count:,} that repeat an earlier row: {source.duplicates.named()}")
+    if source.special_tokens_in_text and "special_tokens_in_text" not in source.dropped:
+        lines.append(f"  kept {source.special_tokens_in_text:,} with a special token in their text")
+    if source.unread_columns:
+        names = ", ".join(f"{name!r} ({rows:,} rows)" for name, rows in source.unread_columns.items())
+        lines.append(f"  columns that format {source.format} doesn't read: {names}")
+    if source.unread_files:
+        lines.append(f"  not read in this folder: {', '.join(source.unread_files)}")
+    return lines

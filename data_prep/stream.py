@@ -1,0 +1,124 @@
+"""Rows that are never all in memory or on disk: read, tokenised, shuffled and packed a buffer at a time."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data_prep.config import DataSection
+from data_prep.documents import Document
+from data_prep.errors import DataError
+from data_prep.formats import RowParser, read_parsed
+from data_prep.pack import pack_documents
+from data_prep.pipeline import Pipeline
+from data_prep.report import DataReport
+from data_prep.sources import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a buffer begins."""
+
+    epoch: int = 0
+    """Passes through all sources before it."""
+    row: int = 0
+    """Rows read before it in its pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """The packs of some rows, in the order in which they are seen."""
+
+    position: Position
+    packs: list[list[Document]]
+
+
+class Stream:
+    """The sources of data.train, a row of each in turn, in buffers of data.streaming.buffer_rows rows.
+
+    Order and packs of a buffer depend on the seed and its position alone, so a resumed stream goes on exactly; the rows
+    before it are read again, and not tokenised. `report` counts what went through, those rows aside.
+    """
+
+    def __init__(
+        self, section: DataSection, tokenizer: "PreTrainedTokenizerFast", *, seed: int, allow_code: Collection[str] = ()
+    ):
+        if section.streaming is None:
+            raise DataError("data.streaming is not set; prepare() reads these data")
+        self.section, self.seed, self.buffer_rows = section, seed, section.streaming.buffer_rows
+        self._pipeline = Pipeline(section, tokenizer, seed=seed, allow_code=frozenset(allow_code))
+        self._reports = [self._pipeline.report(source, "train") for source in section.train]
+
+    @property
+    def report(self) -> DataReport:
+        """What became of the rows so far."""
+        return DataReport(list(self._reports), sum(report.documents for report in self._reports), 0)
+
+    def buffers(self, start: Position) -> Iterator[Buffer]:
+        """Buffers from this position on, without end. Raises DataError, also where a whole pass leaves no document."""
+        position = start
+        while True:
+            kept = 0
+            for first, rows in self._rows(position.row):
+                here = Position(position.epoch, first)
+                documents = self._documents(rows)
+                kept += len(documents)
+                if documents:
+                    yield Buffer(here, self._packed(documents, here))
+            if kept == 0 and position.row == 0:
+                lines = "\n".join(self.report.lines()[:-1])
+                raise DataError(f"data.train leaves no row:\n{lines}")
+            position = Position(position.epoch + 1, 0)
+
+    def _rows(self, skip: int) -> Iterator[tuple[int, list[tuple[int, RowParser, Row]]]]:
+        """The rows of each buffer, with their source's index and parser, and how many rows were read before."""
+        opened = []
+        for index, source in enumerate(self.section.train):
+            on_bad = self._reports[index].skip if self.section.on_bad_row == "skip" else None
+            parser, rows = read_parsed(source, on_bad, seed=self.seed, allow_code=self._pipeline.allow_code, streaming=True)
+            self._reports[index].format, self._reports[index].detected = parser.format, parser.detected
+            opened.append((index, parser, row) for row in rows)
+        together = islice(_in_turn(opened), skip, None)
+        while buffer := list(islice(together, self.buffer_rows)):
+            yield skip, buffer
+            skip += len(buffer)
+
+    def _documents(self, rows: list[tuple[int, RowParser, Row]]) -> list[Document]:
+        found: list[Document] = []
+        for index, source in enumerate(self.section.train):
+            own = [(parser, row) for of, parser, row in rows if of == index]
+            if own:
+                made = self._pipeline.documents_of(source, own[0][0], (row for _, row in own), self._reports[index])
+                found += [document for document, _ in made]
+        return found
+
+    def _packed(self, documents: list[Document], position: Position) -> list[list[Document]]:
+        lengths = np.array([len(document.token_ids) for document in documents])
+        seed = (self.seed, position.epoch, position.row)
+        order = np.random.default_rng(seed).permutation(len(documents))
+        packs = pack_documents(
+            lengths, order, seed, capacity_tokens=self.section.pack_length_tokens, split=self.section.pack_split
+        )
+        return [[_piece(documents[index], start, stop) for index, start, stop in packs[number]] for number in range(len(packs))]
+
+
+def _piece(document: Document, start: int, stop: int) -> Document:
+    return document if stop - start == len(document.token_ids) else document.part(start, stop)
+
+
+def _in_turn(sources: Sequence[Iterator[tuple[int, RowParser, Row]]]) -> Iterator[tuple[int, RowParser, Row]]:
+    """A row of each source in turn, until all have ended."""
+    while sources:
+        ended = []
+        for rows in sources:
+            row = next(rows, None)
+            if row is None:
+                ended.append(rows)
+            else:
+                yield row
+        sources = [rows for rows in sources if all(rows is not end for end in ended)]

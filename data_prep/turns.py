@@ -1,0 +1,183 @@
+"""Where the learned parts of an example stand in its text.
+
+The general way renders a conversation up to each answer and compares; it takes any template. Most templates write fixed
+texts around the contents of the turns: those are found once for each sequence of roles (a skeleton), and a row whose text
+is its contents between the skeleton's pieces, to the character, needs no further rendering.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from data_prep.chat_templates import rendering_of, template_choices
+from data_prep.config import Supervise
+from data_prep.errors import DataError
+from data_prep.messages import Conversation, Message
+from data_prep.render import MARKER, added_texts, check_tools, marker_position, render, render_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+RARE_BLANK = "\u2009"
+"""A blank that no template writes: where it is gone from around a content, the template strips contents."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpan:
+    """A supervised part of a text, in characters; the end is exclusive."""
+
+    start: int
+    end: int
+    weight: float = 1.0
+    content_end: int = 0
+    """Where an answer's own text ends; what the template writes to end the turn stands between here and `end`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """What a template writes around the contents of a sequence of roles."""
+
+    pieces: tuple[str, ...]
+    """The texts before, between and after the contents: one more than there are messages."""
+    stripped: tuple[bool, ...]
+    """Which contents the template strips of blanks."""
+    margins: dict[int, tuple[int, int]]
+    """Of each assistant's turn: how many characters before its content it begins, and after it ends (the end of turn)."""
+
+    def fit(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
+        """Where each content stands in the text; None where the text is anything but pieces and contents."""
+        contents = [m.content.strip() if strip else m.content for m, strip in zip(messages, self.stripped, strict=True)]
+        places, position = [], len(self.pieces[0])
+        for content, piece in zip(contents, self.pieces[1:], strict=True):
+            places.append((position, position + len(content)))
+            position += len(content) + len(piece)
+        whole = self.pieces[0] + "".join(c + p for c, p in zip(contents, self.pieces[1:], strict=True))
+        return places if whole == text else None
+
+
+class TurnFinder:
+    """Renders conversations of one tokenizer and finds their answers."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", supervise: Supervise):
+        self.tokenizer, self.supervise = tokenizer, supervise
+        self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
+
+    def find(self, example: Conversation) -> tuple[str, list[TextSpan]]:
+        """A conversation's text and its supervised parts, in order. Raises DataError where the template can't be followed."""
+        text = render(example.messages, self.tokenizer, tools=example.tools)
+        check_tools(example, text, self.tokenizer)
+        if self.supervise == "all":
+            return text, list(self._all_by_weight(example, text))
+        answers = [index for index in self._learned(example) if example.messages[index].weight != 0]
+        return text, self._answers(example, answers, text)
+
+    def _learned(self, example: Conversation) -> list[int]:
+        """The indexes of the answers that the recipe's `supervise` means, whatever their weight."""
+        messages, start = example.messages, example.completion_start
+        if self.supervise == "completion" and start == 0:
+            start = max((i for i, message in enumerate(messages) if message.role == "user"), default=0)
+        answers = [i for i, message in enumerate(messages) if message.role == "assistant" and i >= start]
+        return answers[-1:] if self.supervise == "last" else answers
+
+    def _all_by_weight(self, example: Conversation, text: str) -> Iterator[TextSpan]:
+        """The whole text; an answer that has a weight counts by it."""
+        messages, start = example.messages, 0
+        for index, message in enumerate(messages):
+            if message.weight == 0 and message.role != "assistant":
+                raise DataError(
+                    f"message {index} is a {message.role} turn of weight 0, and data.supervise is all; only the assistant's "
+                    "turns can be left out by weight there: remove the weight, or supervise assistant"
+                )
+        weighted = [i for i, m in enumerate(messages) if m.role == "assistant" and m.weight not in (None, 1)]
+        for span in self._answers(example, weighted, text):
+            yield TextSpan(start, span.start, content_end=span.start)
+            if span.weight:
+                yield span
+            start = span.end
+        yield TextSpan(start, len(text), content_end=len(text))
+
+    def _answers(self, example: Conversation, answers: list[int], text: str) -> list[TextSpan]:
+        """Where these answers stand, each with its end of turn and without blanks after it."""
+        messages = example.messages
+        skeleton = self._skeleton(example)
+        places = skeleton.fit(messages, text) if skeleton else None
+        if skeleton is None or places is None:
+            return [self._general(example, index, text) for index in answers]
+        found = []
+        for index in answers:
+            (start, end), (before, after) = places[index], skeleton.margins[index]
+            found.append(TextSpan(start - before, end + after, _weight(messages[index]), end))
+        return found
+
+    def _skeleton(self, example: Conversation) -> Skeleton | None:
+        if example.tools or any(message.tool_calls or message.role == "tool" for message in example.messages):
+            return None
+        roles = tuple(message.role for message in example.messages)
+        if roles not in self._skeletons:
+            self._skeletons[roles] = self._make_skeleton(roles)
+        return self._skeletons[roles]
+
+    def _make_skeleton(self, roles: tuple[str, ...]) -> Skeleton | None:
+        """What the template writes around markers in the place of contents; None where that tells too little."""
+        marked = Conversation(
+            tuple(Message(role, f"{RARE_BLANK}TURN-{index}-5e9a{RARE_BLANK}") for index, role in enumerate(roles))
+        )
+        text = render(marked.messages, self.tokenizer)
+        pieces, stripped, places, position = [], [], [], 0
+        for message in marked.messages:
+            own = message.content if message.content in text else message.content.strip()
+            if text.count(own) != 1 or (start := text.find(own)) < position:
+                return None
+            if own != message.content and RARE_BLANK in text[start - 1 : start] + text[start + len(own) :][:1]:
+                return None  # stripped on one side only
+            pieces.append(text[position:start])
+            stripped.append(own != message.content)
+            position = start + len(own)
+            places.append((start, position))
+        pieces.append(text[position:])
+        margins = {}
+        for index, role in enumerate(roles):
+            if role == "assistant":
+                span, (start, end) = self._general(marked, index, text), places[index]
+                before, after = start - span.start, span.end - end
+                if not 0 <= before <= len(pieces[index]) or not 0 < after <= len(pieces[index + 1]):
+                    return None
+                margins[index] = (before, after)
+        return Skeleton(tuple(pieces), tuple(stripped), margins)
+
+    def _general(self, example: Conversation, index: int, text: str) -> TextSpan:
+        """Where an answer stands, by rendering the conversation up to it, for any template and turn."""
+        messages, tokenizer = example.messages, self.tokenizer
+        prompt = render_prompt(messages[:index], tokenizer, example.tools)
+        until = text if index == len(messages) - 1 else render(messages[: index + 1], tokenizer, tools=example.tools)
+        until = until.rstrip()
+        if text.startswith(prompt) and text.startswith(until) and len(prompt) < len(until):
+            start, end = len(prompt), len(until)
+        else:
+            start, end = self._by_marker(example, index, text)
+        own = messages[index].content.strip()
+        found = text.find(own, start, end)
+        return TextSpan(start, end, _weight(messages[index]), start if found < 0 else found + len(own))
+
+    def _by_marker(self, example: Conversation, index: int, text: str) -> tuple[int, int]:
+        """The same for a template that writes a turn differently when others follow: a marker in the answer's place."""
+        messages = example.messages
+        changed = [*messages[:index], replace(messages[index], content=MARKER), *messages[index + 1 :]]
+        marked = render(changed, self.tokenizer, tools=example.tools)
+        start = marker_position(marked, self.tokenizer)
+        rest = marked[start + len(MARKER) :]
+        end = len(text) - len(rest)
+        answer = messages[index].content
+        if text[:start] != marked[:start] or text[end:] != rest or text[start:end] not in (answer, answer.strip()):
+            raise DataError(
+                f"the chat template ({rendering_of(self.tokenizer).template_name}) writes an answer in a way that can't be "
+                "located in the text, so its tokens can't be told from the others; name another in model.chat_template: "
+                f"{template_choices()}"
+            )
+        token = next((token for token in added_texts(self.tokenizer) if rest.lstrip().startswith(token)), "")
+        blanks = len(rest) - len(rest.lstrip()) if token else 0
+        return start, end + blanks + len(token)
+
+
+def _weight(message: Message) -> float:
+    return 1.0 if message.weight is None else message.weight

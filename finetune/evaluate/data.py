@@ -1,0 +1,47 @@
+"""A recipe's rows as tokens, with its tokenizer, out of the cache where they were prepared before. Loads no torch."""
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.prepare import PreparedData, prepare
+from data_prep.tokenizer import load_tokenizer
+from finetune.model.checkpoint import cache_folder
+from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.model import ModelSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def data_cache() -> Path:
+    """The folder for prepared data."""
+    return cache_folder() / "data"
+
+
+def tokenizer_for(model: ModelSection, adapter: Path | None, base_folder: Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer that was saved with the adapter, else the base's with the recipe's template, tokens and date."""
+    if adapter is not None and (adapter / "tokenizer.json").is_file():
+        # Template, pad token and new tokens were saved with it.
+        return load_tokenizer(adapter, date_string=model.date_string)
+    return load_tokenizer(
+        base_folder,
+        chat_template=model.chat_template,
+        date_string=model.date_string,
+        pad_token=model.pad_token,
+        new_tokens=model.new_tokens,
+    )
+
+
+def prepare_data(
+    recipe: Recipe,
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    audit: bool = False,
+    allow_code: Collection[str] = (),
+    say: Callable[[str], None] | None = None,
+) -> PreparedData:
+    """The recipe's documents; see data_prep.prepare. Raises DataError."""
+    return prepare(
+        recipe.data, tokenizer, seed=recipe.train.seed, cache=data_cache(), audit=audit, allow_code=allow_code, say=say
+    )
