@@ -33,12 +33,14 @@ def learned_texts(example: Example) -> list[str]:
     return [example.completion]
 
 
-def whole_text(example: Example) -> str:
-    """Everything that an example says, for comparing it with others."""
+def whole_text(example: Example, *, system: bool = True) -> str:
+    """Everything that an example says, for comparing it with others; without its system message where `system` is false."""
     if not isinstance(example, Conversation):
         return example.prompt + example.completion
     parts = []
     for message in example.messages:
+        if message.role == "system" and not system:
+            continue
         parts += [message.role, message.content]
         parts += [json.dumps([call.name, call.arguments], sort_keys=True, default=str) for call in message.tool_calls]
     return "\n".join(parts)

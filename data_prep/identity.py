@@ -24,13 +24,21 @@ OPTIONS = ("max_length_tokens", "over_length", "supervise", "clean", "on_bad_row
 PACKAGES = ("tokenizers", "transformers", "jinja2")
 
 
-def identity_of(section: DataSection, tokenizer: "PreTrainedTokenizerFast", digests: dict[str, str], *, seed: int) -> str:
+def identity_of(
+    section: DataSection,
+    tokenizer: "PreTrainedTokenizerFast",
+    digests: dict[str, str],
+    *,
+    seed: int,
+    first_rows: int | None = None,
+) -> str:
     """The key of the prepared data of this section; changing anything that decides a document changes it."""
     own = section.evaluation.sources if section.evaluation is not None else None
     uses: dict[str, tuple[Source, ...]] = {"train": section.train, "evaluation": own or ()}
     return key_of(
         {
             "preparation": PREPARATION,
+            "first_rows": first_rows,
             "packages": {name: version(name) for name in PACKAGES},
             "options": section.model_dump(mode="json", include=set(OPTIONS)),
             "sources": {use: [_source(source, section, digests, seed) for source in sources] for use, sources in uses.items()},

@@ -38,9 +38,10 @@ class Pipeline:
         seed: int,
         audit: bool = False,
         allow_code: frozenset[str] = frozenset(),
+        first_rows: int | None = None,
     ):
         self.section, self.tokenizer = section, tokenizer
-        self.seed, self.audit, self.allow_code = seed, audit, allow_code
+        self.seed, self.audit, self.allow_code, self.first_rows = seed, audit, allow_code, first_rows
         self.reports: list[SourceReport] = []
         self._special = special_tokens(tokenizer)
         self._seen: dict[Use, set[int]] = {"train": set(), "evaluation": set()}
@@ -162,7 +163,8 @@ class Pipeline:
             yield from rows
             return
         for batch in _batches(rows):
-            texts = [whole_text(example) for _, example, _ in batch]
+            # A system prompt that all rows share says nothing about how alike they are.
+            texts = [whole_text(example, system=False) for _, example, _ in batch]
             like = self._near.first_like(texts, [place for place, _, _ in batch])
             for row, text, earlier in zip(batch, texts, like, strict=True):
                 if earlier is None:
@@ -175,7 +177,7 @@ class Pipeline:
         on_bad = report.skip if self.section.on_bad_row == "skip" else None
         parser, rows = read_parsed(source, on_bad, seed=self.seed, allow_code=self.allow_code)
         report.format, report.detected = parser.format, parser.detected
-        return parser, _with_mapped_columns(rows, parser, source)
+        return parser, _with_mapped_columns(islice(rows, self.first_rows), parser, source)
 
     def _examples(self, source: Source, parser: RowParser, rows: Iterator[Row], report: SourceReport) -> Iterator[Placed]:
         """The examples of rows with their places, but those whose text is a reason to drop them."""

@@ -55,6 +55,7 @@ def prepare(
     cache: Path | None = None,
     audit: bool = False,
     allow_code: Collection[str] = (),
+    first_rows: int | None = None,
     say: Say | None = None,
 ) -> PreparedData:
     """Read, format and tokenise every source, and hold the evaluation rows out.
@@ -62,17 +63,19 @@ def prepare(
     `seed` draws the rows of evaluation.fraction, and which of several prompts asks: the same for the same data and seed.
     `cache` is a folder for prepared data; without it they are in memory only. What fails an audit (data_prep.report.FINDINGS)
     is refused, unless data.allow_findings names it; with `audit` it is only reported. `allow_code` holds the SHA-256 of files
-    that format python may run. Of a streamed section only the evaluation rows are prepared.
+    that format python may run. `first_rows` of each source are read, all where it is None. Of a streamed section only the
+    evaluation rows are prepared, unless `first_rows` says how many to look at.
 
     Raises DataError where a row is wrong, where nothing is left to train or evaluate on, and, with over_length: refuse, where
     a row is too long.
     """
-    pipeline = Pipeline(section, tokenizer, seed=seed, audit=audit, allow_code=frozenset(allow_code))
+    pipeline = Pipeline(section, tokenizer, seed=seed, audit=audit, allow_code=frozenset(allow_code), first_rows=first_rows)
+    trained = section.train if section.streaming is None or first_rows is not None else ()
     stamps = stamps_of(section)
     digests = {source_name(source): source_digest(source) for source in _sources(section)}
 
     def make(folder: Path | None) -> tuple[DocumentTable, DocumentTable, DataReport]:
-        made = _make(pipeline, section, folder)
+        made = _make(pipeline, section, trained, folder)
         if stamps != stamps_of(section):
             raise DataError("a file changed while it was read; run again when it is whole")
         return made
@@ -87,16 +90,16 @@ def prepare(
             made_now = True
             return make(folder)[2].as_dict()
 
-        key = identity_of(section, tokenizer, digests, seed=seed)
+        key = identity_of(section, tokenizer, digests, seed=seed, first_rows=first_rows)
         folder, values = obtain(cache, key, make_entry, say)
         train, evaluation = DocumentTable.open(folder / TRAIN), DocumentTable.open(folder / EVALUATION)
-        report = _renamed(report_from(values), section)
+        report = _renamed(report_from(values), trained, section)
     if not audit:
         _refuse_findings(report, section)
     if section.evaluation is not None and section.evaluation.fraction is not None:
         train, evaluation = _hold_out(train, section.evaluation.fraction, seed)
     report = replace(report, train_rows=len(train), evaluation_rows=len(evaluation))
-    repeats = _repeats(section, train, report)
+    repeats = _repeats(section, train, report) if trained else [1.0] * len(section.train)
     return PreparedData(train, evaluation, report, digests, repeats, cache is not None and not made_now, pipeline.reread)
 
 
@@ -104,12 +107,14 @@ def _sources(section: DataSection) -> tuple[Source, ...]:
     return section.train + ((section.evaluation and section.evaluation.sources) or ())
 
 
-def _make(pipeline: Pipeline, section: DataSection, folder: Path | None) -> tuple[DocumentTable, DocumentTable, DataReport]:
+def _make(
+    pipeline: Pipeline, section: DataSection, trained: tuple[Source, ...], folder: Path | None
+) -> tuple[DocumentTable, DocumentTable, DataReport]:
     """Prepare every source, the evaluation's first: what leaks is known only then."""
     own = section.evaluation.sources if section.evaluation is not None else None
     tables = []
     uses: list[tuple[Use, str, tuple[Source, ...]]]
-    uses = [("evaluation", EVALUATION, own or ()), ("train", TRAIN, _trained(section))]
+    uses = [("evaluation", EVALUATION, own or ()), ("train", TRAIN, trained)]
     for use, name, sources in uses:
         writer = TableWriter(folder / name if folder else None)
         try:
@@ -126,14 +131,10 @@ def _make(pipeline: Pipeline, section: DataSection, folder: Path | None) -> tupl
     return train, evaluation, DataReport(reports, len(train), len(evaluation))
 
 
-def _trained(section: DataSection) -> tuple[Source, ...]:
-    return section.train if section.streaming is None else ()
-
-
-def _renamed(report: DataReport, section: DataSection) -> DataReport:
+def _renamed(report: DataReport, trained: tuple[Source, ...], section: DataSection) -> DataReport:
     """The report of a cached entry with the sources' names of now: the same files may have been moved."""
     own = section.evaluation.sources if section.evaluation is not None else None
-    names = [source_name(source) for source in (*_trained(section), *(own or ()))]
+    names = [source_name(source) for source in (*trained, *(own or ()))]
     sources = [replace(source, source=name) for source, name in zip(report.sources, names, strict=True)]
     return replace(report, sources=sources)
 
@@ -177,8 +178,6 @@ def _hold_out(table: DocumentTable, fraction: float, seed: int) -> tuple[Documen
 def _repeats(section: DataSection, train: DocumentTable, report: DataReport) -> list[float]:
     """How often each source is seen an epoch, with a line in the report where it isn't once."""
     sources = section.train
-    if section.streaming is not None:
-        return [1.0] * len(sources)
     rows = np.bincount(train.sources, minlength=len(sources))
     tokens = np.bincount(train.sources, weights=train.lengths, minlength=len(sources))
     if any(source.share is not None for source in sources):

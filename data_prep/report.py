@@ -186,8 +186,8 @@ def report_from(values: dict[str, Any]) -> DataReport:
     return TypeAdapter(DataReport).validate_python(values)
 
 
-def source_lines(source: SourceReport) -> list[str]:
-    """What became of one source's rows, a line a finding."""
+def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
+    """What became of one source's rows, a line a finding; with `excerpts` a line for each row that is named, too."""
     rows = f"{source.examples_made:,} rows"
     if source.examples_made != source.rows_read:
         rows = f"{source.examples_made:,} examples (from {source.rows_read:,} rows)"
@@ -199,7 +199,11 @@ def source_lines(source: SourceReport) -> list[str]:
     if source.detected:
         lines.append(f"  format auto: {source.format}, because {source.detected}")
     for reason, drop in source.dropped.items():
-        lines.append(f"  dropped {drop.count:,} {REASONS[reason]}: {drop.named()}")
+        if excerpts:
+            lines.append(f"  dropped {drop.count:,} {REASONS[reason]}:")
+            lines += [f"    {place}: {text}".rstrip(": ") for place, text in zip(drop.places, drop.excerpts, strict=True)]
+        else:
+            lines.append(f"  dropped {drop.count:,} {REASONS[reason]}: {drop.named()}")
     if source.truncated.count:
         lines.append(
             f"  cut {source.truncated.count:,} to data.max_length_tokens, and with them "

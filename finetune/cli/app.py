@@ -17,6 +17,7 @@ from finetune.errors import FinetuneError, RecipeError
 VERBS: dict[str, str] = {
     "quickstart": "quickstart",
     "check": "check",
+    "data": "data",
     "train": "train",
     "merge": "merge",
     "generate": "generate",

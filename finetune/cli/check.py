@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.common import JsonOption, OverridesArgument, RecipeArgument, out, print_json
+from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, RecipeArgument, out, print_json
 
 if TYPE_CHECKING:
     from finetune.recipe.load import LoadedRecipe
@@ -17,6 +17,7 @@ def check(
     overrides: OverridesArgument = None,
     json_output: JsonOption = False,
     deep: Annotated[bool, typer.Option("--deep", help="Also do what needs the model or the data; slower.")] = False,
+    allow_code: AllowCodeOption = None,
 ) -> None:
     """Check a recipe, and show each value's origin.
 
@@ -25,7 +26,7 @@ def check(
     from finetune.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    found = _deep(loaded) if deep else []
+    found = _deep(loaded, frozenset(allow_code or ())) if deep else []
     if json_output:
         deep_part = {"deep": found} if deep else {}
         print_json({"recipe": loaded.recipe.model_dump(mode="json"), "origins": loaded.origins} | deep_part)
@@ -40,10 +41,10 @@ def check(
     out(f"# ok: {recipe} is valid; {written} values written, {len(loaded.origins) - written} defaults")
 
 
-def _deep(loaded: "LoadedRecipe") -> list[str]:
+def _deep(loaded: "LoadedRecipe", allow_code: frozenset[str]) -> list[str]:
     from finetune.train.build import deep_check
 
-    return deep_check(loaded.recipe)
+    return deep_check(loaded.recipe, allow_code=allow_code)
 
 
 def resolved_lines(value: dict[str, Any], origins: dict[str, str], path: str = "", indent: str = "") -> list[tuple[str, str]]:

@@ -16,6 +16,10 @@ OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides: train.learning_rate=1e-4, data.train.0.path=x.json."),
 ]
+AllowCodeOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SHA256", help="Let format python run the file with this SHA-256; may be given more than once."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -2,12 +2,16 @@
 
 from dataclasses import asdict
 
-from finetune.cli.common import JsonOption, OverridesArgument, RecipeArgument, out, print_json
+from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, RecipeArgument, out, print_json
 from finetune.cli.generate import TargetArgument
 
 
 def evaluate(
-    target: TargetArgument, recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False
+    target: TargetArgument,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    allow_code: AllowCodeOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Score a model or a run.
 
@@ -28,7 +32,7 @@ def evaluate(
 
     precision = choose_precision(loaded.train.precision)
     model, tokenizer = load_ready(found.model, found.adapter, dtype=precision.dtype, quantize=found.quantized)
-    scores = score(model, tokenizer, loaded)
+    scores = score(model, tokenizer, loaded, allow_code=frozenset(allow_code or ()))
     if as_json:
         finite = asdict(scores) | {"perplexity": scores.perplexity if scores.perplexity < float("inf") else None}
         print_json({"model": found.description, "precision": precision.name, **finite})

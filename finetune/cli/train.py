@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.common import JsonOption, OverridesArgument, out, print_json, teller
+from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, out, print_json, teller
 
 
 def train(
     recipe: Annotated[str | None, typer.Argument(help="A recipe's file, or the name of a shipped one.")] = None,
     overrides: OverridesArgument = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
+    allow_code: AllowCodeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a recipe.
@@ -34,14 +35,14 @@ def train(
 
     from finetune.train import run
 
-    say = teller(as_json)
+    say, allowed = teller(as_json), frozenset(allow_code or ())
     if resume is not None:
-        summary = run.resume(resume.resolve(), recipe=loaded.recipe if loaded else None, say=say)
+        summary = run.resume(resume.resolve(), recipe=loaded.recipe if loaded else None, allow_code=allowed, say=say)
         folder = resume.resolve()
     else:
         assert loaded is not None  # noqa: S101 - one of the two is there, see above
         command = shlex.join(["finetune", *sys.argv[1:]])
-        summary = run.start(loaded.recipe, name=loaded.path.stem, command=command, say=say)
+        summary = run.start(loaded.recipe, name=loaded.path.stem, command=command, allow_code=allowed, say=say)
         folder = Path(loaded.recipe.output.folder) / summary["name"]
     if as_json:
         print_json({"run": str(folder), **summary})

@@ -39,9 +39,17 @@ def prepare_data(
     *,
     audit: bool = False,
     allow_code: Collection[str] = (),
+    first_rows: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> PreparedData:
     """The recipe's documents; see data_prep.prepare. Raises DataError."""
     return prepare(
-        recipe.data, tokenizer, seed=recipe.train.seed, cache=data_cache(), audit=audit, allow_code=allow_code, say=say
+        recipe.data,
+        tokenizer,
+        seed=recipe.train.seed,
+        cache=data_cache(),
+        audit=audit,
+        allow_code=allow_code,
+        first_rows=first_rows,
+        say=say,
     )

@@ -1,7 +1,7 @@
 """A model's figures on the evaluation rows of a recipe."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -30,7 +30,13 @@ class Scores:
     generation_seconds: float
 
 
-def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Scores:
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    *,
+    allow_code: Collection[str] = (),
+) -> Scores:
     """Loss, perplexity and exact match on the first evaluate.max_rows evaluation rows (all where that is absent).
 
     Raises FinetuneError for a recipe without evaluation rows.
@@ -39,7 +45,7 @@ def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Re
         raise FinetuneError(
             "this recipe has no data.evaluation, so there is nothing to score on: add data.evaluation.fraction or .sources."
         )
-    data = prepare_data(recipe, tokenizer)
+    data = prepare_data(recipe, tokenizer, allow_code=allow_code)
     documents = data.evaluation[: recipe.evaluate.max_rows]
     started = time.perf_counter()
     loss = token_loss(model, documents, recipe.evaluate.batch_size)

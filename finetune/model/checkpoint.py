@@ -29,6 +29,8 @@ CONVERSION = "2"
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "config.json", "*.jinja")
+
 UNUSED = "consolidated"
 """How file names of a second copy of the weights begin, in another layout, which some publishers ship."""
 
@@ -71,6 +73,20 @@ def resolve_base(model: ModelSection) -> Base:
         base = _from_hub(model.base, model.revision)
     check_architecture(read_config(base.folder), allow_untested=model.allow_untested)
     return base
+
+
+def tokenizer_folder(model: ModelSection) -> Path:
+    """A folder with the tokenizer of the base that the recipe names; weights of the hub are not fetched for it.
+
+    Raises ModelError where it can't be found.
+    """
+    if isinstance(model.base, WheelBase | GgufBase):
+        return resolve_base(model).folder
+    if Path(model.base).is_absolute():
+        if not Path(model.base).is_dir():
+            raise ModelError(f"model.base: there is no folder {model.base}.")
+        return Path(model.base)
+    return _hub_snapshot(model.base, model.revision, TOKENIZER_FILES)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -157,14 +173,19 @@ def hub_errors(name: str) -> Iterator[None]:
 
 
 def _from_hub(name: str, revision: str | None) -> Base:
+    folder = _hub_snapshot(name, revision, HUB_FILES)
+    return Base(folder, {"kind": "hub", "name": name, "commit": folder.name})
+
+
+def _hub_snapshot(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
 
     with hub_errors(name):
-        found = snapshot_download(
-            name, revision=revision, allow_patterns=list(HUB_FILES), ignore_patterns=[f"{UNUSED}*"], token=hub_token()
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=list(files), ignore_patterns=[f"{UNUSED}*"], token=hub_token()
+            )
         )
-    folder = Path(found)
-    return Base(folder, {"kind": "hub", "name": name, "commit": folder.name})
 
 
 def _from_gguf(file: Path, sha256: str | None, origin: str | None = None) -> Base:

@@ -18,8 +18,9 @@ HUB_ID = re.compile(r"(?!.*(--|\.\.))(?!.*\.git$)[A-Za-z0-9]([\w.-]{0,94}\w)?/[A
 def resolve_paths(tree: Node) -> tuple[Node, list[Finding]]:
     """The tree with absolute paths, and a finding for each file or folder that isn't there."""
     findings: list[Finding] = []
-    for location in _data_locations(tree):
-        tree = _resolve_data(tree, location, findings)
+    for source in _sources(tree):
+        tree = _resolve_data(tree, (*source, "path"), findings)
+        tree = _resolve(tree, (*source, "code"), findings, kind="Python file")
     tree = _resolve(tree, ("model", "base", "gguf"), findings, kind="file")
     tree = _resolve_base(tree, findings)
     tree = _resolve_chat_template(tree, findings)
@@ -27,11 +28,11 @@ def resolve_paths(tree: Node) -> tuple[Node, list[Finding]]:
     return tree, findings
 
 
-def _data_locations(tree: Node) -> Iterator[Location]:
+def _sources(tree: Node) -> Iterator[Location]:
     for sources in (("data", "train"), ("data", "evaluation", "sources")):
         node = tree.find(sources)
         if node and isinstance(node.value, list):
-            yield from ((*sources, index, "path") for index in range(len(node.value)))
+            yield from ((*sources, index) for index in range(len(node.value)))
 
 
 def _text(tree: Node, location: Location) -> tuple[Node, str] | None:

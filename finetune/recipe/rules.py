@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 from difflib import get_close_matches
 from pathlib import Path, PurePath
 
-from data_prep.config import FileSource, Source
+from data_prep.config import FileSource, Section, Source
 from data_prep.files import kind_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.train import OPTIMIZERS
@@ -20,7 +20,8 @@ LINEAR_LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", 
 MODULES = (*sorted(LINEAR_LAYERS), "lm_head", "embed_tokens")
 VOCABULARY = frozenset({"lm_head", "embed_tokens"})
 CONTINUED = ("adapter.init", "adapter.dropout", "adapter.modules_to_save", "model.new_tokens")
-TEXT_FORMATS: frozenset[str] = frozenset({"text", "template", "auto"})
+SHARES_TOLERANCE = 1e-6
+TEXT_FORMATS: frozenset[str] = frozenset({"text", "template", "python", "auto"})
 """The formats that rows with nothing but a text can have."""
 
 
@@ -187,6 +188,76 @@ def _supervise(recipe: Recipe, given: Given) -> Found:
         yield "data.supervise", message
 
 
+def _packs(recipe: Recipe, given: Given) -> Found:
+    data = recipe.data
+    if data.pack_length_tokens is not None and data.pack_length_tokens < data.max_length_tokens and not data.pack_split:
+        path = "data.pack_length_tokens" if "data.pack_length_tokens" in given else "data.max_length_tokens"
+        message = f"a pack of {data.pack_length_tokens} tokens can't hold a document of max_length_tokens "
+        yield path, f"{message}({data.max_length_tokens}); make them equal, or set data.pack_split: true"
+    if data.pack_split and data.pack_length_tokens is None:
+        yield "data.pack_split", "needs data.pack_length_tokens: without packs nothing is cut where one is full"
+
+
+def _mixture(recipe: Recipe, given: Given) -> Found:
+    sources = recipe.data.train
+    shares = [source.share for source in sources]
+    if all(share is None for share in shares):
+        if _asked(recipe, given, "data.share_of"):
+            yield "data.share_of", "no source of data.train has a share; give each one, or remove this"
+        return
+    for index, source in enumerate(sources):
+        if source.share is None:
+            yield f"data.train.{index}", "has no share, and another source has one; give each source one"
+        elif source.repeat != 1:
+            yield f"data.train.{index}.repeat", "repeat and share exclude each other: the share decides how often rows are seen"
+    whole = sum(share or 0 for share in shares)
+    if None not in shares and abs(whole - 1) > SHARES_TOLERANCE:
+        yield "data.train", f"the shares of the sources sum to {whole:g}, expected 1"
+
+
+def _streaming(recipe: Recipe, given: Given) -> Found:
+    """What needs all rows at once, or their number, can't work in a stream."""
+    data, clean = recipe.data, recipe.data.clean
+    if data.streaming is None:
+        return
+    if recipe.train.max_steps is None and "train.max_steps" not in given:
+        yield "data.streaming", "a stream has no known length; set train.max_steps"
+    if data.evaluation and data.evaluation.fraction is not None:
+        message = "a share of a stream can't be held out, its length isn't known; use data.evaluation.sources"
+        yield "data.evaluation.fraction", message
+    if clean.near_duplicates is not None:
+        yield "data.clean.near_duplicates", "near duplicates can't be found in a stream, whose rows aren't all kept; remove it"
+    if clean.duplicates == "drop":
+        yield "data.clean.duplicates", "duplicates can't be found in a stream, whose rows aren't all kept; remove it"
+    if data.evaluation and data.evaluation.sources and clean.leakage != "keep":
+        message = "a stream can't be checked for rows of the evaluation before it is trained on; set data.clean.leakage: keep"
+        yield "data.clean.leakage" if "data.clean.leakage" in given else "data.streaming", message
+    for index, source in enumerate(data.train):
+        if source.share is not None:
+            yield f"data.train.{index}.share", "a stream has no exact shares: its sources are read a row in turn; remove it"
+        if source.repeat != 1:
+            yield f"data.train.{index}.repeat", "a stream reads each row once a pass; remove it"
+
+
+def _leakage(recipe: Recipe, given: Given) -> Found:
+    data = recipe.data
+    if _asked_below(recipe.data.clean, "leakage") and not (data.evaluation and data.evaluation.sources):
+        message = "there are no data.evaluation.sources that rows could leak from (a fraction keeps equal rows together)"
+        yield "data.clean.leakage", f"{message}; remove it"
+
+
+def _asked_below(section: Section, knob: str) -> bool:
+    """_asked, for a section inside a section."""
+    return bool(getattr(section, knob) != type(section).model_fields[knob].get_default(call_default_factory=True))
+
+
+def _findings(recipe: Recipe, given: Given) -> Found:
+    findings = recipe.data.allow_findings
+    repeated = sorted({name for name in findings if findings.count(name) > 1})
+    if repeated:
+        yield "data.allow_findings", f"named twice: {', '.join(repeated)}"
+
+
 def _files(recipe: Recipe, given: Given) -> Found:
     evaluation = recipe.data.evaluation
     groups: dict[str, tuple[Source, ...]] = {"data.train": recipe.data.train}
@@ -214,5 +285,10 @@ RULES: tuple[Callable[[Recipe, Given], Found], ...] = (
     _new_tokens,
     _tracking,
     _supervise,
+    _packs,
+    _mixture,
+    _streaming,
+    _leakage,
+    _findings,
     _files,
 )

@@ -204,9 +204,9 @@ def device_facts(precision: Precision) -> dict[str, Any]:
     }
 
 
-def deep_check(recipe: Recipe) -> list[str]:
+def deep_check(recipe: Recipe, *, allow_code: Collection[str] = ()) -> list[str]:
     """What `finetune check --deep` says: everything that training does before its first step. Raises like training."""
-    inputs = build_inputs(recipe)
+    inputs = build_inputs(recipe, allow_code=allow_code)
     model = build_model(recipe, inputs)
     trainable, total = count_parameters(model)
     return [

@@ -13,6 +13,7 @@ from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder, create_run, open_run, write_text
 from finetune.runs.trackers import start_tracker
 from finetune.train import build
+from finetune.train.batches import StreamFeed
 from finetune.train.build import Inputs
 from finetune.train.callbacks import KeepBest, MetricsLog, OrderlyStop
 from finetune.train.checkpoints import latest_checkpoint, remove_incomplete
@@ -24,13 +25,13 @@ from finetune.train.result import best_checkpoint, summary_of, write_result
 from finetune.train.trainer import ExactTrainer
 
 
-def start(recipe: Recipe, *, name: str, command: str, say: Say) -> dict[str, Any]:
+def start(recipe: Recipe, *, name: str, command: str, say: Say, allow_code: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Train a recipe in a new run folder; returns its summary.
 
     Nothing is left behind where it can't start. Raises the errors of finetune.errors and data_prep.errors.
     """
     refuse_several_processes()
-    inputs = build.build_inputs(recipe)
+    inputs = build.build_inputs(recipe, allow_code=allow_code, say=say)
     run = create_run(Path(recipe.output.folder), recipe.output.name or name)
     lock = make_lock(recipe, inputs, command, tracker_id=f"{run.name}-{secrets.token_hex(3)}")
     with run.claimed(), journal(run.log_path, say) as tell:
@@ -43,7 +44,7 @@ def start(recipe: Recipe, *, name: str, command: str, say: Say) -> dict[str, Any
         return parts.train()
 
 
-def resume(path: Path, *, recipe: Recipe | None, say: Say) -> dict[str, Any]:
+def resume(path: Path, *, recipe: Recipe | None, say: Say, allow_code: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Go on with an interrupted run from its newest whole checkpoint, in the same tracker run; returns its summary.
 
     Raises CheckpointError where the run is finished, or its base, tokenizer, data or precision are not what they were, or
@@ -59,7 +60,7 @@ def resume(path: Path, *, recipe: Recipe | None, say: Say) -> dict[str, Any]:
             raise CheckpointError(
                 f"the recipe differs from the one that {run.path} was started with. Leave it out, or start a new run."
             )
-        inputs = build.build_inputs(lock.recipe)
+        inputs = build.build_inputs(lock.recipe, allow_code=allow_code, say=tell)
         now = make_lock(lock.recipe, inputs, lock.command, lock.tracker_id)
         refuse_changes(lock, now)
         for line in inexact_because(lock, now):
@@ -160,6 +161,9 @@ class Parts:
         return bool(state.global_step >= self.trainer.args.max_steps) or self.keep_best.says_stop(state)
 
     def _write_result(self) -> None:
+        if isinstance(self.trainer.feed, StreamFeed):
+            for line in self.trainer.feed.stream.report.lines()[:-1]:
+                self.say(line)
         state = self.trainer.state
         best = best_checkpoint(self.trainer, self.run.checkpoints)
         if self.recipe.train.early_stopping is not None and best is not None:

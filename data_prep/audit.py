@@ -1,0 +1,157 @@
+"""What an audit of prepared data says: the report as figures and lines, the findings that fail it, rows to look at."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_prep.config import DataSection
+from data_prep.documents import Document
+from data_prep.mix import epoch_rows
+from data_prep.pack import pack_documents
+from data_prep.prepare import PreparedData
+from data_prep.report import FINDINGS, LENGTH_EDGES, DataReport, SourceReport, source_lines
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+BAR_COLUMNS = 40
+"""The longest bar of a histogram."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a document whose tokens count alike."""
+
+    text: str
+    tokens: int
+    weight: float
+    """0: read, and not learned."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A document to look at."""
+
+    place: str
+    tokens: int
+    supervised_tokens: int
+    pieces: list[Piece]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass through data.train is."""
+
+    documents: int
+    tokens: int
+    rows: int
+    """Packs, or documents where packing is off: what train.global_batch_size counts."""
+    slots_used: float
+    """The share of pack_length_tokens that a pack fills; without packing, of the longest document that a row fills."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Everything that `finetune data` says."""
+
+    report: DataReport
+    failed: list[str]
+    """The findings, keys of FINDINGS, that are there and weren't allowed."""
+    epoch: Epoch
+    samples: list[Sample]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The audit as plain values, for JSON."""
+        return {
+            "ok": not self.failed,
+            "failed": self.failed,
+            "findings": self.report.findings(),
+            "epoch": asdict(self.epoch),
+            "length_edges": list(LENGTH_EDGES),
+            **self.report.as_dict(),
+            "samples": [asdict(sample) for sample in self.samples],
+        }
+
+
+def audit_of(
+    section: DataSection, data: PreparedData, tokenizer: "PreTrainedTokenizerFast", *, seed: int, samples: int = 0
+) -> Audit:
+    """The audit of data that were prepared with audit=True; `samples` rows of it are drawn by the seed."""
+    failed = [name for name in data.report.findings() if name not in section.allow_findings]
+    drawn = np.random.default_rng(seed).permutation(len(data.train))[:samples]
+    shown = [sample_of(data.train[int(index)], tokenizer) for index in sorted(drawn.tolist())]
+    return Audit(data.report, failed, _epoch(section, data, seed), shown)
+
+
+def sample_of(document: Document, tokenizer: "PreTrainedTokenizerFast") -> Sample:
+    """A document's text, cut where its tokens begin or cease to be learned."""
+    pieces = []
+    for weight, run in groupby(zip(document.weights, document.token_ids, strict=True), key=lambda pair: pair[0]):
+        ids = [token for _, token in run]
+        text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False, skip_special_tokens=False))
+        pieces.append(Piece(text, len(ids), weight))
+    return Sample(document.place, len(document.token_ids), document.supervised_tokens, pieces)
+
+
+def audit_lines(audit: Audit) -> list[str]:
+    """The audit for printing."""
+    lines: list[str] = []
+    for source in audit.report.sources:
+        lines += _source_lines(source)
+        lines.append("")
+    lines += audit.report.mixture
+    epoch = audit.epoch
+    lines.append(
+        f"an epoch: {epoch.documents:,} documents, {epoch.tokens:,} tokens, in {epoch.rows:,} rows that are "
+        f"{epoch.slots_used:.1%} full; {audit.report.evaluation_rows:,} documents to evaluate on"
+    )
+    return lines
+
+
+def finding_lines(audit: Audit) -> list[str]:
+    """Each finding with its first rows, and whether it fails the audit."""
+    lines = []
+    for name, count in audit.report.findings().items():
+        fate = "fails the audit" if name in audit.failed else "allowed by data.allow_findings"
+        lines.append(f"{name}: {count:,} {FINDINGS[name]} ({fate})")
+        for source in audit.report.sources:
+            if name in source.findings:
+                rows = source.findings[name]
+                lines += [f"  {place}: {message}" for place, message in zip(rows.places, rows.excerpts, strict=True)]
+    return lines
+
+
+def _source_lines(source: SourceReport) -> list[str]:
+    lines = source_lines(source, excerpts=True)
+    share = source.supervised_tokens / source.tokens if source.tokens else 0.0
+    lines.append(f"  supervised: {share:.1%} of the tokens; repeated rows: {source.duplicates.count:,}")
+    if source.longest:
+        lines.append("  longest: " + ", ".join(f"{place} ({tokens:,} tokens)" for place, tokens in source.longest.items()))
+    lines.append("  tokens a document:")
+    return lines + [f"    {bar}" for bar in histogram_lines(source.histogram)]
+
+
+def histogram_lines(counts: Sequence[int]) -> list[str]:
+    """A histogram over LENGTH_EDGES as bars of text, from the first bar that isn't empty to the last."""
+    filled = [index for index, count in enumerate(counts) if count]
+    if not filled:
+        return ["no document"]
+    lines = []
+    for index in range(filled[0], filled[-1] + 1):
+        until = f"to {LENGTH_EDGES[index + 1] - 1:,}" if index + 1 < len(LENGTH_EDGES) else "and more"
+        bar = "█" * max(1 if counts[index] else 0, round(BAR_COLUMNS * counts[index] / max(counts)))
+        lines.append(f"{LENGTH_EDGES[index]:>6,} {until:<9} {counts[index]:>9,} {bar}".rstrip())
+    return lines
+
+
+def _epoch(section: DataSection, data: PreparedData, seed: int) -> Epoch:
+    lengths = data.train.lengths
+    order = epoch_rows(data.train.sources, data.repeats, seed, 0)
+    capacity = section.pack_length_tokens
+    packs = pack_documents(lengths, order, (seed, 0), capacity_tokens=capacity, split=section.pack_split)
+    tokens = int(lengths[order].sum())
+    slots = len(packs) * (capacity or int(lengths.max(initial=1)))
+    return Epoch(len(order), tokens, len(packs), tokens / slots if slots else 0.0)

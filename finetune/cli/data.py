@@ -1,0 +1,140 @@
+"""finetune data: what becomes of a recipe's rows, and whether they teach what they should."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, colour_wanted, out, print_json, teller
+
+if TYPE_CHECKING:
+    from data_prep.audit import Audit, Sample
+
+LEARNED, READ = "\x1b[1;32m", "\x1b[2m"
+"""Bold green for what is learned, pale for what is only read."""
+
+
+def data(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe's file, or the name of a shipped one.")] = None,
+    overrides: OverridesArgument = None,
+    preview: Annotated[int, typer.Option(min=0, metavar="N", help="Show N documents, what is learned in colour.")] = 0,
+    rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Read only the first N rows of each source.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the audit as one page.")] = None,
+    allow_code: AllowCodeOption = None,
+    cache: Annotated[str | None, typer.Option(metavar="list|clear", help="Show or delete prepared data.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prepare and audit a recipe's data.
+
+    Counts by source and reason, lengths, what is learned. Exit code 3 where rows have no label, an answer has no end, rows
+    stand in the evaluation too, or a BOS stands twice, unless data.allow_findings names it.
+    """
+    from finetune.errors import CheckFailed, LaunchError
+
+    if cache is not None:
+        if recipe is not None or cache not in ("list", "clear"):
+            raise LaunchError(f"got --cache {cache}; expected `finetune data --cache list` or `--cache clear`, with no recipe.")
+        _cache("list" if cache == "list" else "clear", as_json=as_json)
+        return
+    if recipe is None:
+        raise LaunchError("name a recipe: finetune data RECIPE (or finetune data --cache list).")
+    audit, title = _audit(recipe, overrides or [], preview, rows, frozenset(allow_code or ()), as_json=as_json)
+    if html is not None:
+        _write_page(html, audit, title)
+    if as_json:
+        print_json(audit.as_dict())
+        raise typer.Exit(CheckFailed.exit_code if audit.failed else 0)
+    _print(audit)
+    if html is not None:
+        out(f"page {html}")
+    if audit.failed:
+        names = ", ".join(audit.failed)
+        raise CheckFailed(
+            f"the audit fails: {names}. Mend the rows, or write data.allow_findings: [{names}] where it is meant."
+        )
+    out("the audit holds")
+
+
+def _audit(
+    recipe: str, overrides: list[str], preview: int, rows: int | None, allow_code: frozenset[str], *, as_json: bool
+) -> tuple["Audit", str]:
+    from finetune.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    section = loaded.recipe.data
+
+    from data_prep.audit import audit_of
+    from finetune.evaluate.data import prepare_data, tokenizer_for
+    from finetune.model.checkpoint import tokenizer_folder
+
+    say = teller(as_json)
+    tokenizer = tokenizer_for(loaded.recipe.model, None, tokenizer_folder(loaded.recipe.model))
+    if section.streaming is not None and rows is None:
+        rows = section.streaming.buffer_rows
+    if rows is not None:
+        say(f"only the first {rows:,} rows of each source are read")
+    prepared = prepare_data(loaded.recipe, tokenizer, audit=True, allow_code=allow_code, first_rows=rows, say=say)
+    if prepared.from_cache:
+        say("from the cache: these data were prepared before")
+    return audit_of(section, prepared, tokenizer, seed=loaded.recipe.train.seed, samples=preview), loaded.path.stem
+
+
+def _print(audit: "Audit") -> None:
+    from data_prep.audit import audit_lines, finding_lines
+
+    for line in audit_lines(audit):
+        out(line)
+    for sample in audit.samples:
+        out("")
+        _print_sample(sample)
+    if findings := finding_lines(audit):
+        out("")
+        for line in findings:
+            out(line)
+
+
+def _print_sample(sample: "Sample") -> None:
+    """A document's text: what is learned in green, or between ⟦ and ⟧ where there is no colour."""
+    import sys
+
+    from data_prep.terminal import clean_for_terminal
+
+    out(f"{sample.place}: {sample.tokens:,} tokens, {sample.supervised_tokens:,} learned")
+    coloured, text = colour_wanted(sys.stdout), ""
+    for piece in sample.pieces:
+        weight = "" if piece.weight in (0, 1) else f"weight {piece.weight:g}: "
+        shown = clean_for_terminal(weight + piece.text)
+        if coloured:
+            text += f"{LEARNED if piece.weight else READ}{shown}\x1b[0m"
+        else:
+            text += f"⟦{shown}⟧" if piece.weight else shown
+    print(text.rstrip("\n"), flush=True)
+
+
+def _write_page(path: Path, audit: "Audit", title: str) -> None:
+    from data_prep.page import audit_page
+
+    path.write_text(audit_page(audit, title), encoding="utf-8")
+
+
+def _cache(verb: Literal["list", "clear"], *, as_json: bool) -> None:
+    from data_prep.cache import clear, entries
+    from finetune.evaluate.data import data_cache
+
+    folder = data_cache()
+    if verb == "clear":
+        count, freed = clear(folder)
+        cleared: dict[str, Any] = {"folder": str(folder), "deleted": count, "bytes": freed}
+        print_json(cleared) if as_json else out(f"deleted {count} prepared data sets, {freed / 1e6:,.1f} MB, from {folder}")
+        return
+    found = entries(folder)
+    if as_json:
+        listed = [vars(entry) | {"folder": str(entry.folder)} for entry in found]
+        print_json({"folder": str(folder), "entries": listed})
+        return
+    import datetime
+
+    for entry in found:
+        made = datetime.datetime.fromtimestamp(entry.made).isoformat(" ", "seconds")
+        out(f"{made}  {entry.bytes / 1e6:>8,.1f} MB  {entry.rows:>9,} documents  {', '.join(entry.sources)}")
+    out(f"{len(found)} prepared data sets, {sum(entry.bytes for entry in found) / 1e6:,.1f} MB, in {folder}")
