@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full check format clean
+.PHONY: help quickstart test test-full bench-data check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ test: $(VENV)/.installed-dev  ## the test suite, at most 15 minutes on 2 cores
 
 test-full: $(VENV)/.installed-dev  ## the test suite and the long tests
 	$(BIN)/python -m pytest
+
+bench-data: $(VENV)/.installed-dev  ## rows/s beside TRL where PEERS names its environments, the cache, a million rows
+	$(BIN)/python tests/bench/bench_data.py --million $(if $(PEERS),--trl $(PEERS)/trl)
 
 check: $(VENV)/.installed-dev  ## style, types, import arrows, every recipe
 	$(BIN)/ruff format --check .

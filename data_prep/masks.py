@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_prep.chat_templates import adds_bos, rendering_of, template_choices
 from data_prep.config import Finding, Supervise
 from data_prep.documents import Document, WeightedSpan
 from data_prep.errors import DataError
 from data_prep.messages import Example, PlainText
+from data_prep.offsets import Encoder, Offsets
 from data_prep.render import end_id
 from data_prep.turns import TextSpan, TurnFinder
 
@@ -73,20 +74,16 @@ class Tokenization:
         self._turns = TurnFinder(tokenizer, supervise)
         self._adds_bos = adds_bos(tokenizer)
         self._added = frozenset(tokenizer.added_tokens_decoder)
-        self._backend = tokenizer.backend_tokenizer
+        self._encoder = Encoder(tokenizer)
 
     def run(self, examples: Iterable[Placed]) -> Iterator[tuple[Document, Example]]:
         """Each example's document, in order. While one batch is encoded, which takes no Python, the next is rendered."""
-        # Settings of the last call of the tokenizer (truncation, padding) must not hold here.
-        self._backend.no_truncation()
-        self._backend.no_padding()
         rows = iter(examples)
-        waiting: tuple[list[Placed], list[_Rendered], Future[list[Any]]] | None = None
-        with ThreadPoolExecutor(max_workers=1) as encoder:
+        waiting: tuple[list[Placed], list[_Rendered], Future[list[tuple[list[int], Offsets]]]] | None = None
+        with ThreadPoolExecutor(max_workers=1) as worker:
             while batch := list(islice(rows, BATCH_ROWS)):
                 rendered = [self._render(place, example) for place, example in batch]
-                texts = [row.text for row in rendered]
-                encoded = encoder.submit(self._backend.encode_batch, texts, add_special_tokens=False)
+                encoded = worker.submit(self._encoder.encode, [row.text for row in rendered])
                 if waiting is not None:
                     yield from self._documents(*waiting)
                 waiting = batch, rendered, encoded
@@ -94,19 +91,18 @@ class Tokenization:
                 yield from self._documents(*waiting)
 
     def _documents(
-        self, batch: list[Placed], rendered: list[_Rendered], encoded: "Future[list[Any]]"
+        self, batch: list[Placed], rendered: list[_Rendered], encoded: "Future[list[tuple[list[int], Offsets]]]"
     ) -> Iterator[tuple[Document, Example]]:
-        for (place, example), row, encoding in zip(batch, rendered, encoded.result(), strict=True):
-            yield self._document(place, row, encoding), example
+        for (place, example), row, (ids, offsets) in zip(batch, rendered, encoded.result(), strict=True):
+            yield self._document(place, row, ids, offsets), example
 
-    def _document(self, place: str, row: _Rendered, encoding: Any) -> Document:
-        ids, offsets = encoding.ids, _Offsets(encoding)
+    def _document(self, place: str, row: _Rendered, ids: list[int], offsets: Offsets) -> Document:
         shift = len(row.before)
         spans: list[WeightedSpan] = []
         for span in row.spans:
             first, last = tokens_of(span.start, span.end, offsets, row.text)
             if row.must_end and not (
-                last > first and ids[last - 1] in self._added and offsets[last - 1][0] >= span.content_end
+                last > first and ids[last - 1] in self._added and offsets.starts[last - 1] >= span.content_end
             ):
                 self.on_finding("unsupervised_end_of_turn", place, self._no_end_of_turn(row.text, span))
             # Nothing predicts a document's first token.
@@ -148,30 +144,18 @@ class Tokenization:
         )
 
 
-class _Offsets(Sequence[tuple[int, int]]):
-    """Where each token stands in the text. Asked for one by one: the list of all takes longer than what is done with it."""
-
-    def __init__(self, encoding: Any):
-        self._encoding = encoding
-
-    def __len__(self) -> int:
-        return len(self._encoding)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._encoding.token_to_chars(index)
-
-
-def tokens_of(start: int, end: int, offsets: Sequence[tuple[int, int]], text: str) -> tuple[int, int]:
+def tokens_of(start: int, end: int, offsets: Offsets, text: str) -> tuple[int, int]:
     """The first token of a span of characters and the one after its last.
 
     Offsets of some tokenizers include the blank before a word and those of others don't, so a token belongs to the span
     that its first character other than a blank stands in; one of blanks only belongs where its first character stands.
     """
-    first = bisect_left(offsets, start, key=lambda offset: offset[0])
-    if first > 0 and offsets[first - 1][1] > start:
-        token_start, token_end = offsets[first - 1]
+    starts, ends = offsets.starts, offsets.ends
+    first = bisect_left(starts, start)
+    if first > 0 and ends[first - 1] > start:
+        token_start, token_end = starts[first - 1], ends[first - 1]
         if text[token_start:start].isspace() and text[start:token_end].strip():
             first -= 1
-    while first < len(offsets) and offsets[first] == (start, start) and first > 0 and offsets[first - 1][1] < start:
+    while first < len(starts) and starts[first] == ends[first] == start and first > 0 and ends[first - 1] < start:
         first += 1  # a blank before the span, whose trimmed offsets are empty and lie at its end
-    return first, max(first, bisect_left(offsets, end, key=lambda offset: offset[0]))
+    return first, max(first, bisect_left(starts, end))

@@ -98,7 +98,7 @@ def prepare(
         _refuse_findings(report, section)
     if section.evaluation is not None and section.evaluation.fraction is not None:
         train, evaluation = _hold_out(train, section.evaluation.fraction, seed)
-    report = replace(report, train_rows=len(train), evaluation_rows=len(evaluation))
+    report = replace(report, train_rows=len(train), evaluation_rows=len(evaluation), streamed=not trained)
     repeats = _repeats(section, train, report) if trained else [1.0] * len(section.train)
     return PreparedData(train, evaluation, report, digests, repeats, cache is not None and not made_now, pipeline.reread)
 

@@ -21,6 +21,88 @@ MARKER = "ANSWER-7d1f0c62b9"
 """Stands where an answer will stand, to see what a template writes around it."""
 
 
+class ChatRenderer:
+    """Writes conversations with one tokenizer's chat template; template, date and special tokens are read once."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
+        """Raises DataError where the tokenizer has no template."""
+        from data_prep.sandbox import chat_sandbox
+
+        self.name = rendering_of(tokenizer).template_name
+        self._template = rendering_of(tokenizer).pin(_template(tokenizer))
+        self._sandbox = chat_sandbox()
+        # What apply_chat_template gives to a template; a test holds the two together.
+        date = rendering_of(tokenizer).date_string
+        self._fixed: dict[str, Any] = {**tokenizer.special_tokens_map, "documents": None, "date_string": date}
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, tools: Sequence[dict[str, Any]] = ()
+    ) -> str:
+        """The conversation as the template writes it, in transformers' sandbox, with the date pinned.
+
+        Raises DataError where the template refuses the conversation, and where it takes too long or writes too much
+        (data_prep/sandbox.py).
+        """
+        from jinja2 import TemplateError
+
+        from data_prep.sandbox import render_limited
+
+        variables = self._fixed | {
+            "messages": [_turn(message) for message in messages],
+            "tools": list(tools) or None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        size = sum(len(message.content) for message in messages)
+        size += sum(len(str(message.tool_calls)) for message in messages if message.tool_calls)
+        try:
+            return render_limited(self._sandbox, self._template, variables, size + (len(str(tools)) if tools else 0))
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            raise DataError(f"the chat template ({self.name}) fails on this conversation: {error}") from error
+
+    def render_prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
+        """The conversation up to where the next answer begins, its header included."""
+        with_header = self.render(messages, add_generation_prompt=True, tools=tools)
+        if with_header != self.render(messages, tools=tools):
+            return with_header
+        # This template writes no header by itself, whether or not it mentions add_generation_prompt. LLaMA-2's puts a space
+        # before the answer: it belongs to the answer's first token.
+        text = self.render([*messages, Message("assistant", MARKER)], tools=tools)
+        return text[: self.marker_position(text)].rstrip(" ")
+
+    def marker_position(self, text: str) -> int:
+        """Where MARKER stands in a rendered text. Raises DataError where the template left it out."""
+        position = text.find(MARKER)
+        if position < 0:
+            raise DataError(f"the chat template ({self.name}) leaves the assistant's answer out")
+        return position
+
+    def check_tools(self, example: Conversation, text: str) -> None:
+        """Raise DataError where the template leaves out what a conversation has of tools.
+
+        It does where others in their place change nothing. `text` is the conversation as it is rendered.
+        """
+        messages, tools = example.messages, example.tools
+        has_calls = any(message.tool_calls for message in messages)
+        has_results = any(message.role == "tool" for message in messages)
+        others = {
+            "the tools that can be called": (messages, ()) if tools else None,
+            "the assistant's tool calls": (_with_other_calls(messages), tools) if has_calls else None,
+            "the results of tools": (_with_other_results(messages), tools) if has_results else None,
+        }
+        for what, other in others.items():
+            if other is not None and self.render(other[0], tools=other[1]) == text:
+                raise DataError(
+                    f"the chat template ({self.name}) leaves out {what}; name one that knows tools in model.chat_template, or "
+                    "remove the tools from the rows"
+                )
+        for index, message in enumerate(messages):
+            if message.tool_calls and message.content.strip() not in text:
+                raise DataError(
+                    f"the chat template ({self.name}) leaves out the text beside the tool calls of message {index}; remove the "
+                    "text, or name another template in model.chat_template"
+                )
+
+
 def render(
     messages: Sequence[Message],
     tokenizer: "PreTrainedTokenizerFast",
@@ -28,43 +110,15 @@ def render(
     add_generation_prompt: bool = False,
     tools: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """The conversation as the tokenizer's chat template writes it, in transformers' sandbox, with the date pinned.
-
-    Raises DataError where there is no template, where it refuses the conversation, and where it takes too long or writes
-    too much (data_prep/sandbox.py).
-    """
-    from jinja2 import TemplateError
-
-    from data_prep.sandbox import chat_sandbox, render_limited
-
-    rendering = rendering_of(tokenizer)
-    template = rendering.pin(_template(tokenizer))
-    # What apply_chat_template gives to a template; a test holds the two together.
-    variables = tokenizer.special_tokens_map | {
-        "messages": [_turn(message) for message in messages],
-        "tools": list(tools) or None,
-        "documents": None,
-        "add_generation_prompt": add_generation_prompt,
-        "date_string": rendering.date_string,
-    }
-    size = sum(len(message.content) + len(str(message.tool_calls)) for message in messages) + (len(str(tools)) if tools else 0)
-    try:
-        return render_limited(chat_sandbox(), template, variables, size)
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-        raise DataError(f"the chat template ({rendering.template_name}) fails on this conversation: {error}") from error
+    """One conversation, as ChatRenderer writes it."""
+    return ChatRenderer(tokenizer).render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
 
 
 def render_prompt(
     messages: Sequence[Message], tokenizer: "PreTrainedTokenizerFast", tools: Sequence[dict[str, Any]] = ()
 ) -> str:
-    """The conversation up to where the next answer begins, its header included."""
-    with_header = render(messages, tokenizer, add_generation_prompt=True, tools=tools)
-    if with_header != render(messages, tokenizer, tools=tools):
-        return with_header
-    # This template writes no header by itself, whether or not it mentions add_generation_prompt. LLaMA-2's puts a space
-    # before the answer: it belongs to the answer's first token.
-    text = render([*messages, Message("assistant", MARKER)], tokenizer, tools=tools)
-    return text[: marker_position(text, tokenizer)].rstrip(" ")
+    """One conversation up to where the next answer begins, as ChatRenderer writes it."""
+    return ChatRenderer(tokenizer).render_prompt(messages, tools)
 
 
 def _turn(message: Message) -> dict[str, Any]:
@@ -131,35 +185,14 @@ def end_of_turn_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     """
     found = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     if tokenizer.chat_template is not None:
-        text = render([Message("user", "Hello."), Message("assistant", MARKER)], tokenizer)
-        after = text[marker_position(text, tokenizer) + len(MARKER) :]
+        renderer = ChatRenderer(tokenizer)
+        text = renderer.render([Message("user", "Hello."), Message("assistant", MARKER)])
+        after = text[renderer.marker_position(text) + len(MARKER) :]
         added = tokenizer.added_tokens_decoder
         found += [token for token in _ids(after, tokenizer) if token in added][:1]
     if not found:
         raise DataError("the tokenizer has no end token and its chat template writes none; generation would never stop")
     return sorted(set(found))
-
-
-def check_tools(example: Conversation, text: str, tokenizer: "PreTrainedTokenizerFast") -> None:
-    """Raise DataError where the template leaves out what a conversation has of tools: others in their place change nothing."""
-    messages, tools = example.messages, example.tools
-    others = {
-        "the tools that can be called": (messages, ()) if tools else None,
-        "the assistant's tool calls": (_with_other_calls(messages), tools) if any(m.tool_calls for m in messages) else None,
-        "the results of tools": (_with_other_results(messages), tools) if any(m.role == "tool" for m in messages) else None,
-    }
-    for what, other in others.items():
-        if other is not None and render(other[0], tokenizer, tools=other[1]) == text:
-            raise DataError(
-                f"the chat template ({rendering_of(tokenizer).template_name}) leaves out {what}; name one that knows tools in "
-                "model.chat_template, or remove the tools from the rows"
-            )
-    for index, message in enumerate(messages):
-        if message.tool_calls and message.content.strip() not in text:
-            raise DataError(
-                f"the chat template ({rendering_of(tokenizer).template_name}) leaves out the text beside the tool calls of "
-                f"message {index}; remove the text, or name another template in model.chat_template"
-            )
 
 
 def _with_other_calls(messages: Sequence[Message]) -> list[Message]:
@@ -185,14 +218,6 @@ def _template(tokenizer: "PreTrainedTokenizerFast") -> str:
             f"{template_choices()}"
         )
     return str(tokenizer.get_chat_template())
-
-
-def marker_position(text: str, tokenizer: "PreTrainedTokenizerFast") -> int:
-    """Where MARKER stands in a rendered text. Raises DataError where the template left it out."""
-    position = text.find(MARKER)
-    if position < 0:
-        raise DataError(f"the chat template ({rendering_of(tokenizer).template_name}) leaves the assistant's answer out")
-    return position
 
 
 def _ids(text: str, tokenizer: "PreTrainedTokenizerFast") -> list[int]:

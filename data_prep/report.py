@@ -151,6 +151,8 @@ class DataReport:
     evaluation_rows: int
     mixture: list[str] = field(default_factory=list)
     """A line for each source that is not seen once an epoch."""
+    streamed: bool = False
+    """The rows to train on are read, and counted, as the training goes on."""
 
     def findings(self) -> dict[str, int]:
         """How many rows each finding was made in, over all sources."""
@@ -171,7 +173,8 @@ class DataReport:
         for source in self.sources:
             lines += source_lines(source)
         lines += self.mixture
-        lines.append(f"{self.train_rows:,} rows to train on, {self.evaluation_rows:,} to evaluate on")
+        train = "the rows to train on are streamed" if self.streamed else f"{self.train_rows:,} rows to train on"
+        lines.append(f"{train}, {self.evaluation_rows:,} to evaluate on")
         return lines
 
     def as_dict(self) -> dict[str, Any]:

@@ -57,6 +57,9 @@ class LimitedSandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """`+`, `*`, `**` and `%` within the limits."""
+        if operator == "+" and type(left) is str and type(right) is str:  # nearly all of what templates do
+            self.check_size(len(left) + len(right))
+            return left + right
         self.tick()
         if operator == "**" and abs(right) * max(1, int(abs(left)).bit_length()) > 10_000:
             raise LimitExceeded("it raises a number to too high a power")
@@ -77,6 +80,8 @@ class LimitedSandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        if function == self.tick:
+            return self.tick()
         self._check_arguments(
             (getattr(function, "__self__", None), *args, *kwargs.values()), str(getattr(function, "__name__", ""))
         )

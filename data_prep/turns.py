@@ -7,13 +7,14 @@ is its contents between the skeleton's pieces, to the character, needs no furthe
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from data_prep.chat_templates import rendering_of, template_choices
+from data_prep.chat_templates import template_choices
 from data_prep.config import Supervise
 from data_prep.errors import DataError
 from data_prep.messages import Conversation, Message
-from data_prep.render import MARKER, added_texts, check_tools, marker_position, render, render_prompt
+from data_prep.render import MARKER, ChatRenderer, added_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -62,10 +63,14 @@ class TurnFinder:
         self.tokenizer, self.supervise = tokenizer, supervise
         self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
 
+    @cached_property
+    def _renderer(self) -> ChatRenderer:
+        return ChatRenderer(self.tokenizer)
+
     def find(self, example: Conversation) -> tuple[str, list[TextSpan]]:
         """A conversation's text and its supervised parts, in order. Raises DataError where the template can't be followed."""
-        text = render(example.messages, self.tokenizer, tools=example.tools)
-        check_tools(example, text, self.tokenizer)
+        text = self._renderer.render(example.messages, tools=example.tools)
+        self._renderer.check_tools(example, text)
         if self.supervise == "all":
             return text, list(self._all_by_weight(example, text))
         answers = [index for index in self._learned(example) if example.messages[index].weight != 0]
@@ -122,7 +127,7 @@ class TurnFinder:
         marked = Conversation(
             tuple(Message(role, f"{RARE_BLANK}TURN-{index}-5e9a{RARE_BLANK}") for index, role in enumerate(roles))
         )
-        text = render(marked.messages, self.tokenizer)
+        text = self._renderer.render(marked.messages)
         pieces, stripped, places, position = [], [], [], 0
         for message in marked.messages:
             own = message.content if message.content in text else message.content.strip()
@@ -147,9 +152,9 @@ class TurnFinder:
 
     def _general(self, example: Conversation, index: int, text: str) -> TextSpan:
         """Where an answer stands, by rendering the conversation up to it, for any template and turn."""
-        messages, tokenizer = example.messages, self.tokenizer
-        prompt = render_prompt(messages[:index], tokenizer, example.tools)
-        until = text if index == len(messages) - 1 else render(messages[: index + 1], tokenizer, tools=example.tools)
+        messages, render = example.messages, self._renderer.render
+        prompt = self._renderer.render_prompt(messages[:index], example.tools)
+        until = text if index == len(messages) - 1 else render(messages[: index + 1], tools=example.tools)
         until = until.rstrip()
         if text.startswith(prompt) and text.startswith(until) and len(prompt) < len(until):
             start, end = len(prompt), len(until)
@@ -163,14 +168,14 @@ class TurnFinder:
         """The same for a template that writes a turn differently when others follow: a marker in the answer's place."""
         messages = example.messages
         changed = [*messages[:index], replace(messages[index], content=MARKER), *messages[index + 1 :]]
-        marked = render(changed, self.tokenizer, tools=example.tools)
-        start = marker_position(marked, self.tokenizer)
+        marked = self._renderer.render(changed, tools=example.tools)
+        start = self._renderer.marker_position(marked)
         rest = marked[start + len(MARKER) :]
         end = len(text) - len(rest)
         answer = messages[index].content
         if text[:start] != marked[:start] or text[end:] != rest or text[start:end] not in (answer, answer.strip()):
             raise DataError(
-                f"the chat template ({rendering_of(self.tokenizer).template_name}) writes an answer in a way that can't be "
+                f"the chat template ({self._renderer.name}) writes an answer in a way that can't be "
                 "located in the text, so its tokens can't be told from the others; name another in model.chat_template: "
                 f"{template_choices()}"
             )

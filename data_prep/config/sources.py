@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -26,7 +27,7 @@ class Columns:
     optional: tuple[str, ...] = ()
     """What a row may have besides."""
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Every column that the format reads, once."""
         return tuple(dict.fromkeys(name for names in (*self.required, self.optional) for name in names))

@@ -76,7 +76,8 @@ def _audit(
     prepared = prepare_data(loaded.recipe, tokenizer, audit=True, allow_code=allow_code, first_rows=rows, say=say)
     if prepared.from_cache:
         say("from the cache: these data were prepared before")
-    return audit_of(section, prepared, tokenizer, seed=loaded.recipe.train.seed, samples=preview), loaded.path.stem
+    title = loaded.path.stem if rows is None else f"{loaded.path.stem}, the first {rows:,} rows of each source"
+    return audit_of(section, prepared, tokenizer, seed=loaded.recipe.train.seed, samples=preview), title
 
 
 def _print(audit: "Audit") -> None:

@@ -1,0 +1,219 @@
+"""An audit as one page of HTML. It loads nothing, runs nothing, and shows what stands in rows as text.
+
+Every value goes through Jinja's escaping, and before it through clean_for_terminal: neither a tag in a row nor a control
+character that turns the text around changes the page.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.audit import Audit, Sample
+from data_prep.report import FINDINGS, LENGTH_EDGES, REASONS, DataReport, Rows, SourceReport
+from data_prep.terminal import clean_for_terminal
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
+
+OPEN_CHARACTERS = 3000
+"""Samples with more text than this are folded at first."""
+
+NARROWEST_BAR = 0.004
+"""The share of the longest bar that a bar with any document has at least, so that one in a million is seen."""
+
+
+@dataclass(frozen=True)
+class Fate:
+    """Rows that something was found in or done to."""
+
+    count: int
+    text: str
+    """What it was, behind the count: "longer than data.max_length_tokens"."""
+    examples: list[tuple[str, str]]
+    """Place and excerpt, or place and message, of the first few."""
+
+    @property
+    def more(self) -> int:
+        """How many rows there are besides the examples; none where no example is kept."""
+        return self.count - len(self.examples) if self.examples else 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A finding, over all sources."""
+
+    name: str
+    failed: bool
+    """Whether it fails the audit; otherwise the recipe allows it."""
+    fate: Fate
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a histogram of lengths."""
+
+    label: str
+    """Which lengths it counts: "64 to 95"."""
+    documents: int
+    length: float
+    """As a share of the longest bar."""
+
+
+@dataclass(frozen=True)
+class SourceView:
+    """One source as the page shows it."""
+
+    report: SourceReport
+    folder: str
+    """The source's name up to its last slash."""
+    name: str
+    """The rest of it."""
+    supervised_share: float
+    dropped: list[Fate]
+    noted: list[Fate]
+    """Rows that are kept, and that something was done to or found in."""
+    bars: list[Bar]
+
+    @property
+    def rows_dropped(self) -> int:
+        """How many rows, or examples made of rows, are left out."""
+        return sum(fate.count for fate in self.dropped)
+
+
+@dataclass(frozen=True)
+class SampleView:
+    """A document to look at as the page shows it."""
+
+    sample: Sample
+    supervised_share: float
+    hidden_characters: int
+    """Characters that the page leaves out: controls of a terminal or of the direction of text."""
+    long: bool
+
+
+def audit_page(audit: Audit, title: str) -> str:
+    """The audit as a page of its own under this title."""
+    sources = [_source(report) for report in audit.report.sources]
+    return _template().render(
+        title=title,
+        audit=audit,
+        report=audit.report,
+        epoch=audit.epoch,
+        findings=_findings(audit),
+        sources=sources,
+        rows_dropped=sum(source.rows_dropped for source in sources),
+        samples=[_sample(sample) for sample in audit.samples],
+    )
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    def without_controls(value: Any) -> Any:
+        return clean_for_terminal(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=without_controls,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure": _figure, "percent": _percent, "by_blanks": _by_blanks}
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _figure(number: int) -> str:
+    return f"{number:,}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def _by_blanks(text: str) -> list[str]:
+    """The text cut around its newlines and tabs, which stand alone, because the page marks them."""
+    return [part for part in re.split(r"([\n\t])", clean_for_terminal(text)) if part]
+
+
+def _findings(audit: Audit) -> list[Finding]:
+    found = []
+    for name, count in audit.report.findings().items():
+        fate = Fate(count, FINDINGS[name], _finding_rows(audit.report, name))
+        found.append(Finding(name, name in audit.failed, fate))
+    # What fails the audit is what the reader came for.
+    return sorted(found, key=lambda finding: not finding.failed)
+
+
+def _finding_rows(report: DataReport, name: str) -> list[tuple[str, str]]:
+    return [row for source in report.sources if name in source.findings for row in _examples(source.findings[name])]
+
+
+def _source(report: SourceReport) -> SourceView:
+    folder, slash, name = report.source.rpartition("/")
+    return SourceView(
+        report=report,
+        folder=folder + slash,
+        name=name,
+        supervised_share=_share(report.supervised_tokens, report.tokens),
+        dropped=[_fate(REASONS[reason], rows) for reason, rows in report.dropped.items()],
+        noted=_noted(report),
+        bars=bars(report.histogram),
+    )
+
+
+def _noted(report: SourceReport) -> list[Fate]:
+    """What became of rows that are kept; as report.source_lines says it."""
+    special = 0 if "special_tokens_in_text" in report.dropped else report.special_tokens_in_text
+    noted = [
+        _fate("cut to data.max_length_tokens", report.truncated),
+        _fate("split into documents of data.max_length_tokens", report.split),
+        Fate(report.cleaned, "with a text that data.clean changed", []),
+        _fate(REASONS["duplicate"], Rows() if "duplicate" in report.dropped else report.duplicates),
+        Fate(special, "with a special token in their text", []),
+    ]
+    return [fate for fate in noted if fate.count]
+
+
+def _fate(text: str, rows: Rows) -> Fate:
+    return Fate(rows.count, text, _examples(rows))
+
+
+def _examples(rows: Rows) -> list[tuple[str, str]]:
+    return list(zip(rows.places, rows.excerpts, strict=True))
+
+
+def bars(counts: Sequence[int]) -> list[Bar]:
+    """A histogram over LENGTH_EDGES as bars, from the first that isn't empty to the last."""
+    filled = [index for index, count in enumerate(counts) if count]
+    if not filled:
+        return []
+    most = max(counts)
+    return [
+        Bar(_lengths(index), counts[index], max(NARROWEST_BAR, counts[index] / most) if counts[index] else 0.0)
+        for index in range(filled[0], filled[-1] + 1)
+    ]
+
+
+def _lengths(index: int) -> str:
+    """Which lengths a bar of the histogram counts."""
+    first = LENGTH_EDGES[index]
+    return f"{first:,} to {LENGTH_EDGES[index + 1] - 1:,}" if index + 1 < len(LENGTH_EDGES) else f"{first:,} and more"
+
+
+def _sample(sample: Sample) -> SampleView:
+    length = sum(len(piece.text) for piece in sample.pieces)
+    shown = sum(len(clean_for_terminal(piece.text)) for piece in sample.pieces)
+    share = _share(sample.supervised_tokens, sample.tokens)
+    return SampleView(sample, share, length - shown, length > OPEN_CHARACTERS)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
