@@ -17,6 +17,7 @@ from data_prep.report import FINDINGS, LENGTH_EDGES, DataReport, SourceReport, s
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+BAR = "█"
 BAR_COLUMNS = 40
 """The longest bar of a histogram."""
 
@@ -49,6 +50,7 @@ class Epoch:
     tokens: int
     rows: int
     """Packs, or documents where packing is off: what train.global_batch_size counts."""
+    packed: bool
     slots_used: float
     """The share of pack_length_tokens that a pack fills; without packing, of the longest document that a row fills."""
 
@@ -104,9 +106,10 @@ def audit_lines(audit: Audit) -> list[str]:
         lines.append("")
     lines += audit.report.mixture
     epoch = audit.epoch
+    packs = f", in {counted(epoch.rows, 'pack')} that are {epoch.slots_used:.1%} full" if epoch.packed else ""
     lines.append(
-        f"an epoch: {epoch.documents:,} documents, {epoch.tokens:,} tokens, in {epoch.rows:,} rows that are "
-        f"{epoch.slots_used:.1%} full; {audit.report.evaluation_rows:,} documents to evaluate on"
+        f"an epoch: {counted(epoch.documents, 'document')}, {counted(epoch.tokens, 'token')}{packs}; "
+        f"{counted(audit.report.evaluation_rows, 'document')} to evaluate on"
     )
     return lines
 
@@ -120,18 +123,27 @@ def finding_lines(audit: Audit) -> list[str]:
         for source in audit.report.sources:
             if name in source.findings:
                 rows = source.findings[name]
-                lines += [f"  {place}: {message}" for place, message in zip(rows.places, rows.excerpts, strict=True)]
+                same = len(set(rows.excerpts)) == 1
+                pairs = [(rows.named(), rows.excerpts[0])] if same else zip(rows.places, rows.excerpts, strict=True)
+                lines += [f"  {place}: {message}" for place, message in pairs]
+        if name == "leakage" and name in audit.failed:
+            lines.append("  data.clean.leakage: drop leaves them out")
     return lines
 
 
 def _source_lines(source: SourceReport) -> list[str]:
     lines = source_lines(source, excerpts=True)
     share = source.supervised_tokens / source.tokens if source.tokens else 0.0
-    lines.append(f"  supervised: {share:.1%} of the tokens; repeated rows: {source.duplicates.count:,}")
+    lines.append(f"  supervised: {share:.1%} of the tokens")
     if source.longest:
         lines.append("  longest: " + ", ".join(f"{place} ({tokens:,} tokens)" for place, tokens in source.longest.items()))
     lines.append("  tokens a document:")
     return lines + [f"    {bar}" for bar in histogram_lines(source.histogram)]
+
+
+def counted(count: int, what: str) -> str:
+    """A count with its noun: "1 row", "2 rows"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def histogram_lines(counts: Sequence[int]) -> list[str]:
@@ -142,7 +154,7 @@ def histogram_lines(counts: Sequence[int]) -> list[str]:
     lines = []
     for index in range(filled[0], filled[-1] + 1):
         until = f"to {LENGTH_EDGES[index + 1] - 1:,}" if index + 1 < len(LENGTH_EDGES) else "and more"
-        bar = "█" * max(1 if counts[index] else 0, round(BAR_COLUMNS * counts[index] / max(counts)))
+        bar = BAR * max(1 if counts[index] else 0, round(BAR_COLUMNS * counts[index] / max(counts)))
         lines.append(f"{LENGTH_EDGES[index]:>6,} {until:<9} {counts[index]:>9,} {bar}".rstrip())
     return lines
 
@@ -154,4 +166,4 @@ def _epoch(section: DataSection, data: PreparedData, seed: int) -> Epoch:
     packs = pack_documents(lengths, order, (seed, 0), capacity_tokens=capacity, split=section.pack_split)
     tokens = int(lengths[order].sum())
     slots = len(packs) * (capacity or int(lengths.max(initial=1)))
-    return Epoch(len(order), tokens, len(packs), tokens / slots if slots else 0.0)
+    return Epoch(len(order), tokens, len(packs), capacity is not None, tokens / slots if slots else 0.0)

@@ -4,6 +4,7 @@ An entry is a folder named by a hash of everything that decides its content. It 
 whole; a lock file lets the first of several processes prepare while the others wait.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
+UNFINISHED = ".unfinished"
 SUMMARY = "entry.json"
 """Written last into an entry: the report, and the size of each other file, by which a damaged entry is known."""
 
@@ -58,9 +60,9 @@ def obtain(
     with _writing(cache), _locked(cache / f"{key}.lock", say):
         if (report := _read(folder)) is not None:
             return folder, report
-        for leftover in [folder, *cache.glob(f"{key}.*.unfinished")]:
+        for leftover in [folder, *cache.glob(f"{key}.*{UNFINISHED}")]:
             shutil.rmtree(leftover, ignore_errors=leftover != folder) if leftover.is_dir() else None
-        unfinished = cache / f"{key}.{secrets.token_hex(4)}.unfinished"
+        unfinished = cache / f"{key}.{secrets.token_hex(4)}{UNFINISHED}"
         unfinished.mkdir(parents=True)
         try:
             report = make(unfinished)
@@ -79,7 +81,7 @@ def entries(cache: Path) -> list[Entry]:
     """What is in the cache, the newest first."""
     found = []
     for folder in sorted(cache.glob("*")) if cache.is_dir() else []:
-        report = _read(folder)
+        report = None if folder.suffix == UNFINISHED else _read(folder)
         if report is not None:
             sources = [source["source"] for source in report["sources"]]
             size = sum(file.stat().st_size for file in folder.iterdir())
@@ -92,18 +94,19 @@ def clear(cache: Path) -> tuple[int, int]:
     from filelock import FileLock, Timeout
 
     count = freed = 0
-    for folder in list(cache.glob("*")) if cache.is_dir() else []:
-        if not folder.is_dir():
-            continue
-        lock = FileLock(cache / f"{folder.name.split('.')[0]}.lock")
+    names = {path.name.split(".")[0] for path in cache.glob("*")} if cache.is_dir() else set()
+    for name in names:
+        lock = FileLock(cache / f"{name}.lock")
         try:
             with lock.acquire(timeout=0):
-                freed += sum(file.stat().st_size for file in folder.iterdir())
-                count += 1
-                shutil.rmtree(folder)
-        except Timeout:
+                for folder in (path for path in cache.glob(f"{name}*") if path.is_dir()):
+                    count += 1
+                    freed += sum(file.stat().st_size for file in folder.iterdir())
+                    shutil.rmtree(folder)
+                # While it is held: another process would otherwise lock a file that is about to go.
+                Path(lock.lock_file).unlink(missing_ok=True)
+        except (Timeout, FileNotFoundError):  # being made, or just cleared, by another process
             continue
-        Path(lock.lock_file).unlink(missing_ok=True)
     return count, freed
 
 
@@ -124,9 +127,10 @@ def _writing(cache: Path) -> Iterator[None]:
         cache.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
+        full = error.errno == errno.ENOSPC or f"errno {errno.ENOSPC}" in str(error)  # pyarrow says it in words only
+        reason = os.strerror(errno.ENOSPC) if full else error.strerror or error
         raise DataError(
-            f"prepared data can't be written to {cache}: {error.strerror or error}; make room there, or set FINETUNE_CACHE to "
-            "another folder"
+            f"prepared data can't be written to {cache}: {reason}; make room there, or set FINETUNE_CACHE to another folder"
         ) from error
 
 

@@ -7,8 +7,10 @@ import unicodedata
 from dataclasses import replace
 from typing import Any
 
-from data_prep.config import CleanSection
-from data_prep.messages import Conversation, Example, Message, ToolCall
+from data_prep.config import CleanSection, Supervise
+from data_prep.messages import Conversation, Example, Message, ToolCall, learned_turns
+
+EXCERPT_TURNS = 4
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """The Unicode category Cc without tab and newline; a carriage return is one of them."""
@@ -20,35 +22,43 @@ def cleaned(example: Example, clean: CleanSection) -> Example:
         return example
     if isinstance(example, Conversation):
         messages = tuple(_cleaned_message(message, clean) for message in example.messages)
-        return example if messages == example.messages else replace(example, messages=messages)
+        tools = tuple(_cleaned_value(tool, clean) for tool in example.tools)
+        same = messages == example.messages and tools == example.tools
+        return example if same else replace(example, messages=messages, tools=tools)
     texts = {name: _cleaned_text(getattr(example, name), clean) for name in ("prompt", "completion")}
     return replace(example, **texts) if texts != {"prompt": example.prompt, "completion": example.completion} else example
 
 
-def learned_texts(example: Example) -> list[str]:
+def learned_texts(example: Example, supervise: Supervise) -> list[str]:
     """What an example teaches to write: the answers that are learned, without their tool calls, or the completion."""
     if isinstance(example, Conversation):
-        messages = example.messages[example.completion_start :]
-        return [m.content for m in messages if m.role == "assistant" and m.weight != 0 and not m.tool_calls]
+        answers = [example.messages[index] for index in learned_turns(example, supervise)]
+        return [answer.content for answer in answers if answer.weight != 0 and not answer.tool_calls]
     return [example.completion]
 
 
-def whole_text(example: Example, *, system: bool = True) -> str:
-    """Everything that an example says, for comparing it with others; without its system message where `system` is false."""
+def texts_of(example: Example, *, system: bool = True) -> list[str]:
+    """Everything that an example says, part by part; without its system message where `system` is false."""
     if not isinstance(example, Conversation):
-        return example.prompt + example.completion
-    parts = []
+        return [example.prompt, example.completion]
+    parts = [json.dumps(example.tools, sort_keys=True, default=str)] if example.tools else []
     for message in example.messages:
-        if message.role == "system" and not system:
-            continue
-        parts += [message.role, message.content]
-        parts += [json.dumps([call.name, call.arguments], sort_keys=True, default=str) for call in message.tool_calls]
-    return "\n".join(parts)
+        if system or message.role != "system":
+            parts += [message.role, message.content]
+            parts += [json.dumps([call.name, call.arguments], sort_keys=True, default=str) for call in message.tool_calls]
+    return parts
+
+
+def excerpt_of(example: Example) -> str:
+    """How an example begins, for a person: what each turn says."""
+    if not isinstance(example, Conversation):
+        return f"{example.prompt} | {example.completion}" if example.prompt else example.completion
+    return " | ".join(message.content or "(calls a tool)" for message in example.messages[:EXCERPT_TURNS])
 
 
 def fingerprint(example: Example) -> int:
     """64 bits that examples share whose texts are equal, case and white space aside; two others share them once in 10^19."""
-    text = " ".join(whole_text(example).casefold().split())
+    text = "\0".join([" ".join(part.casefold().split()) for part in texts_of(example)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -66,8 +76,6 @@ def _cleaned_value(value: Any, clean: CleanSection) -> Any:
 
 
 def _cleaned_text(text: str, clean: CleanSection) -> str:
-    if clean.unicode is not None:
-        text = unicodedata.normalize(clean.unicode, text)
-    if clean.remove_control_characters:
+    if clean.remove_control_characters:  # first: one of them may stand between a letter and its accent
         text = CONTROL_CHARACTERS.sub("", text.replace("\r\n", "\n"))
-    return text
+    return text if clean.unicode is None else unicodedata.normalize(clean.unicode, text)

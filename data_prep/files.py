@@ -36,25 +36,13 @@ def problem_with(path: str | Path) -> str | None:
 
     Looks at names only: a file's content is judged when it is read.
     """
-    path = Path(path)
     try:
-        if path.is_file():
-            return None if kind_of(path.name) else _wrong_ending(path.name)
-        if path.is_dir():
-            return _problem_with_folder(path)
-        if path.exists():
-            return f"neither a file nor a folder: {path}"
-        if not is_pattern(path):
-            return f"no such file: looked at {path}"
-        found = find_files(path)
+        problem = _problem_with(Path(path))
     except OSError as error:
-        return f"{path} can't be read: {error.strerror or error}"
+        problem = f"{path} can't be read: {error.strerror or error}"
     except ValueError:  # a null byte in the name
-        return f"no such file: looked at {path}"
-    wrong = [file.name for file in found if kind_of(file.name) is None]
-    if wrong:
-        return f"{_wrong_ending(wrong[0])}; the glob {path} matches it: narrow it"
-    return None if found else f"no file matches the glob {path}"
+        problem = f"no such file: looked at {path}"
+    return None if problem is None else printable(problem)
 
 
 def find_files(path: str | Path) -> list[DataFile]:
@@ -81,12 +69,44 @@ def unread_files(path: str | Path) -> list[str]:
     left_out = [
         name for name in folder.iterdir() if not name.name.startswith(".") and not (name.is_file() and kind_of(name.name))
     ]
-    return sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in left_out)
+    return sorted(printable(f"{entry.name}{_mark(entry)}") for entry in left_out)
+
+
+def _mark(entry: Path) -> str:
+    """What is added to a name that find_files leaves out, where its ending doesn't say why."""
+    if entry.is_dir():
+        return "/"
+    return " (a broken link)" if entry.is_symlink() and not entry.exists() else ""
+
+
+def printable(text: str) -> str:
+    """A text with what is not Unicode (bytes of a file's name that are not UTF-8) as backslash escapes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def is_pattern(path: str | Path) -> bool:
     """Whether a path is a glob rather than one file's or folder's name."""
     return glob.has_magic(str(path)) and not Path(path).exists()
+
+
+def _problem_with(path: Path) -> str | None:
+    is_folder = path.is_dir()
+    if not is_folder and not path.is_file():
+        if path.exists():
+            return f"neither a file nor a folder: {path}"
+        if not is_pattern(path):
+            return f"no such file: looked at {path}"
+    if is_folder and all((path / name).is_file() for name in SAVED_BY_DATASETS):
+        return f"{path} was saved by datasets' save_to_disk; give its Arrow files: {path / '*.arrow'}"
+    found = find_files(path)
+    for file in found:
+        if kind_of(file.name) is None:
+            return _wrong_ending(file.name) + (f"; the glob {path} matches it: narrow it" if is_pattern(path) else "")
+        if printable(str(file.path)) != str(file.path):
+            return f"{file.path} has a name that is not UTF-8; rename it"
+    if not found:
+        return _nothing_in_folder(path) if is_folder else f"no file matches the glob {path}"
+    return None
 
 
 def _split_pattern(path: Path) -> tuple[Path, str]:
@@ -102,11 +122,7 @@ def _wrong_ending(name: str) -> str:
     return f"{name} ends in {suffix!r}, expected {EXPECTED}" if suffix else f"{name} has no ending, expected {EXPECTED}"
 
 
-def _problem_with_folder(path: Path) -> str | None:
-    if all((path / name).is_file() for name in SAVED_BY_DATASETS):
-        return f"{path} was saved by datasets' save_to_disk; give its Arrow files: {path / '*.arrow'}"
-    if find_files(path):
-        return None
+def _nothing_in_folder(path: Path) -> str:
     others = unread_files(path)
     holds = f"holds {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}" if others else "is empty"
     return f"no file in the folder {path} can be read: it {holds}; expected files that end in {EXPECTED}"

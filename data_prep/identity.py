@@ -21,7 +21,7 @@ PREPARATION = 1
 OPTIONS = ("max_length_tokens", "over_length", "supervise", "clean", "on_bad_row", "special_tokens_in_text", "streaming")
 """The keys of the data section that decide documents. Packs, mixture and the held-out fraction are drawn from documents."""
 
-PACKAGES = ("tokenizers", "transformers", "jinja2")
+PACKAGES = ("tokenizers", "transformers", "jinja2", "rensa")
 
 
 def identity_of(
@@ -42,12 +42,19 @@ def identity_of(
             "packages": {name: version(name) for name in PACKAGES},
             "options": section.model_dump(mode="json", include=set(OPTIONS)),
             "sources": {use: [_source(source, section, digests, seed) for source in sources] for use, sources in uses.items()},
-            "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+            "tokenizer": _tokenizer_sha256(tokenizer),
             "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
             "template": str(tokenizer.chat_template),
             "date": rendering_of(tokenizer).date_string,
         }
     )
+
+
+def _tokenizer_sha256(tokenizer: "PreTrainedTokenizerFast") -> str:
+    # What a call of the tokenizer left there decides nothing here.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def _source(source: Source, section: DataSection, digests: dict[str, str], seed: int) -> dict[str, Any]:
@@ -64,14 +71,16 @@ def _source(source: Source, section: DataSection, digests: dict[str, str], seed:
 
 
 def place_in(source: Source, section: DataSection) -> str:
-    """What tells a file from another source's of the same name, in the places of rows: its folder's name; else nothing."""
-    sources = section.train + ((section.evaluation and section.evaluation.sources) or ())
-    paths = {PurePath(other.path) for other in sources if isinstance(other, FileSource)}
-    if not isinstance(source, FileSource) or sum(path.name == PurePath(source.path).name for path in paths) < 2:
-        return ""
-    if is_pattern(source.path):
+    """What tells a file from another source's of the same name, in the places of rows: as many folders as it takes."""
+    if not isinstance(source, FileSource) or is_pattern(source.path):
         return ""  # the files of a glob are named with its folder already
-    return f"{PurePath(source.path).parent.name}/"
+    own = PurePath(source.path)
+    sources = section.train + ((section.evaluation and section.evaluation.sources) or ())
+    others = {PurePath(other.path) for other in sources if isinstance(other, FileSource)} - {own}
+    depth = 1
+    while depth < len(own.parts) and any(other.parts[-depth:] == own.parts[-depth:] for other in others):
+        depth += 1
+    return "".join(f"{part}/" for part in own.parts[-depth:-1])
 
 
 def stamps_of(section: DataSection) -> list[tuple[str, int, int]]:

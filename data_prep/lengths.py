@@ -6,6 +6,9 @@ from data_prep.config import OverLength
 from data_prep.documents import Document
 from data_prep.errors import DataError
 
+PART = " part "
+"""Stands between a split row's place and a part's number."""
+
 
 def fitted(document: Document, most: int, over_length: OverLength, bos_token_id: int | None) -> list[Document]:
     """The document, or what is kept of it, as documents of at most `most` tokens; none where it is dropped.
@@ -39,7 +42,7 @@ def _split(document: Document, most: int, has_bos: bool) -> list[Document]:
     starts = [0, *range(most, length, most - has_bos)]
     ends = [*starts[1:], length]
     parts = [_with_bos(document, start, end, has_bos and start > 0) for start, end in zip(starts, ends, strict=True)]
-    return [replace(part, place=f"{document.place} part {number}") for number, part in enumerate(parts, start=1)]
+    return [replace(part, place=f"{document.place}{PART}{number}") for number, part in enumerate(parts, start=1)]
 
 
 def _with_bos(document: Document, start: int, end: int, bos: bool) -> Document:

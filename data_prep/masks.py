@@ -99,14 +99,17 @@ class Tokenization:
     def _document(self, place: str, row: _Rendered, ids: list[int], offsets: Offsets) -> Document:
         shift = len(row.before)
         spans: list[WeightedSpan] = []
+        unended: TextSpan | None = None
         for span in row.spans:
             first, last = tokens_of(span.start, span.end, offsets, row.text)
             if row.must_end and not (
                 last > first and ids[last - 1] in self._added and offsets.starts[last - 1] >= span.content_end
             ):
-                self.on_finding("unsupervised_end_of_turn", place, self._no_end_of_turn(row.text, span))
+                unended = unended or span
             # Nothing predicts a document's first token.
             spans.append((max(first + shift, 1), last + shift, span.weight))
+        if unended is not None:
+            self.on_finding("unsupervised_end_of_turn", place, self._no_end_of_turn(row.text, unended))
         token_ids = row.before + ids + row.after
         if row.after:
             # A plain text's one span goes on to its end token.
@@ -150,12 +153,18 @@ def tokens_of(start: int, end: int, offsets: Offsets, text: str) -> tuple[int, i
     Offsets of some tokenizers include the blank before a word and those of others don't, so a token belongs to the span
     that its first character other than a blank stands in; one of blanks only belongs where its first character stands.
     """
+    first = _first_token(start, offsets, text)
+    return first, max(first, _first_token(end, offsets, text))
+
+
+def _first_token(position: int, offsets: Offsets, text: str) -> int:
+    """The first token of what begins at a character."""
     starts, ends = offsets.starts, offsets.ends
-    first = bisect_left(starts, start)
-    if first > 0 and ends[first - 1] > start:
+    first = bisect_left(starts, position)
+    if first > 0 and ends[first - 1] > position:
         token_start, token_end = starts[first - 1], ends[first - 1]
-        if text[token_start:start].isspace() and text[start:token_end].strip():
+        if text[token_start:position].isspace() and text[position:token_end].strip():
             first -= 1
-    while first < len(starts) and starts[first] == ends[first] == start and first > 0 and ends[first - 1] < start:
-        first += 1  # a blank before the span, whose trimmed offsets are empty and lie at its end
-    return first, max(first, bisect_left(starts, end))
+    while first < len(starts) and starts[first] == ends[first] == position and first > 0 and ends[first - 1] < position:
+        first += 1  # a blank before the position, whose trimmed offsets are empty and lie at its end
+    return first

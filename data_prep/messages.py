@@ -67,6 +67,17 @@ Parsed = Example | Preference
 """What a format makes of a row; a preference can't be trained on yet."""
 
 
+def learned_turns(conversation: Conversation, supervise: str) -> list[int]:
+    """The indexes of the assistant's turns that data.supervise means, whatever their weight; all of them for "all"."""
+    messages, start = conversation.messages, conversation.completion_start
+    if supervise == "completion" and start == 0:
+        start = max((index for index, message in enumerate(messages) if message.role == "user"), default=0)
+    if supervise == "all":
+        start = 0
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant" and index >= start]
+    return answers[-1:] if supervise == "last" else answers
+
+
 def check_roles(messages: Sequence[Message], field: str) -> None:
     """Raise ValueError, naming the message, where the order of the roles is not one that can be trained on."""
     if not messages:

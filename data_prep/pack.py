@@ -33,6 +33,9 @@ class Packs(Sequence[list[Piece]]):
         return np.add.reduceat(self.stops - self.starts, self.bounds[:-1])
 
 
+PACKING = 0x7061636B
+"""Keeps the draws of packs apart from others with the same seed."""
+
 Seed = int | tuple[int, ...]
 
 
@@ -50,7 +53,7 @@ def pack(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, seed: See
     is split: each must fit into a pack. The bins of a free size are found by the lowest set bit of one whole number, so the
     time is that of sorting, O(N log N). Johnson 1974, "Fast algorithms for bin packing".
     """
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng([*np.atleast_1d(seed).tolist(), PACKING])
     shuffled = draw.permutation(order)
     descending = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
     bins: list[list[int]] = []
@@ -79,6 +82,8 @@ def pack(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, seed: See
 def pack_split(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray) -> Packs:
     """Documents end to end in this order, cut wherever a pack is full: every pack but the last one is full."""
     pieces = list(_cut(lengths, capacity_tokens, order))
+    if not pieces:
+        return _whole(order, lengths, np.zeros(1, np.int64))
     documents, starts, stops, packs = (np.array(column, np.int64) for column in zip(*pieces, strict=True))
     bounds = np.searchsorted(packs, np.arange(packs[-1] + 2))
     return Packs(documents, starts, stops, bounds)

@@ -1,21 +1,21 @@
 """From the rows of a source to documents in a table, with a count of everything that happens on the way."""
 
 import gc
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from data_prep.clean import cleaned, fingerprint, learned_texts, whole_text
+from data_prep.clean import cleaned, excerpt_of, fingerprint, learned_texts, texts_of
 from data_prep.config import DataSection, FileSource, Finding, Source
-from data_prep.documents import Document, TableRow, TableWriter
+from data_prep.documents import Document, DocumentTable, TableRow, TableWriter
 from data_prep.errors import DataError
 from data_prep.files import unread_files
 from data_prep.formats import RowParser, read_parsed
 from data_prep.identity import place_in
-from data_prep.lengths import fitted
+from data_prep.lengths import PART, fitted
 from data_prep.masks import BATCH_ROWS, Placed, Tokenization
 from data_prep.messages import Example, Preference
 from data_prep.render import special_tokens, special_tokens_in
@@ -60,7 +60,8 @@ class Pipeline:
     def run(self, sources: Sequence[Source], use: Use, writer: TableWriter) -> int:
         """Write the documents of these sources; how many there are. Raises DataError."""
         documents = 0
-        with _no_garbage_collection():
+        own_code = any(source.format == "python" for source in sources)
+        with nullcontext() if own_code else _no_garbage_collection():
             for index, source in enumerate(sources):
                 report = self.report(source, use)
                 for batch in _batches(self.documents(source, report)):
@@ -86,106 +87,103 @@ class Pipeline:
     ) -> Iterator[tuple[Document, int]]:
         """The same for some rows of a source."""
         section, bos = self.section, self.tokenizer.bos_token_id
-        marks: deque[int] = deque()  # of the examples that are being tokenised
+        waiting: deque[_Candidate] = deque()  # those that are being tokenised
 
         def on_finding(finding: Finding, place: str, message: str) -> None:
             if not self.audit and finding not in section.allow_findings:
                 raise DataError(f"{place}: {message}. Where it is meant, name {finding} in data.allow_findings")
             report.find(finding, place, message)
 
-        def marked() -> Iterator[Placed]:
-            for place, example, mark in self._without_near_duplicates(
-                self._distinct(self._examples(source, parser, rows, report), report), report
-            ):
-                marks.append(mark)
-                yield place, example
+        def examples() -> Iterator[Placed]:
+            candidates = self._distinct(self._examples(source, parser, rows, report), report)
+            for candidate in self._without_near_duplicates(candidates, report):
+                waiting.append(candidate)
+                yield candidate.place, candidate.example
 
         tokenization = Tokenization(self.tokenizer, section.supervise, on_finding)
-        for document, example in tokenization.run(marked()):
-            mark = marks.popleft()
+        for document, example in tokenization.run(examples()):
+            candidate = waiting.popleft()
             if not document.spans:
-                report.drop(document.place, "no_supervised_token", whole_text(example))
+                report.drop(document.place, "no_supervised_token", excerpt_of(example))
                 report.find("no_supervised_token", document.place, "it has no token that is learned")
                 continue
             parts = fitted(document, section.max_length_tokens, section.over_length, bos)
-            self._count_length(document, parts, example, report)
-            yield from ((part, mark) for part in parts)
+            self._count(document, parts, candidate, report)
+            yield from ((part, candidate.fingerprint) for part in parts)
 
-    def reread(self, wanted: Counter[int]) -> list[Example]:
-        """The evaluation examples with these fingerprints, each as often as it is counted, in the order of their rows."""
+    def reread(self, documents: DocumentTable) -> list[Example]:
+        """The examples that the evaluation documents were made of, in their order; the sources are read again for them."""
         evaluation = self.section.evaluation
         sources = (evaluation.sources if evaluation else None) or self.section.train
-        left, found = wanted.copy(), []
+        # A split document's parts name their row and their number.
+        wanted = {document.place.partition(PART)[0] for document in documents}
+        marks = set(documents.fingerprints.tolist())
+        found = []
         for source in sources:
             report = SourceReport(source_name(source), "evaluation", source.format)
-            for _, example in self._examples(source, *self._opened(source, report), report):
-                mark = fingerprint(example)
-                if left[mark] > 0:
-                    left[mark] -= 1
-                    found.append(example)
+            for candidate in self._examples(source, *self._opened(source, report), report):
+                if candidate.place in wanted and fingerprint(candidate.example) in marks:
+                    found.append(candidate.example)
         return found
 
-    def _count_length(self, document: Document, parts: list[Document], example: Example, report: SourceReport) -> None:
+    def _count(self, document: Document, parts: list[Document], candidate: "_Candidate", report: SourceReport) -> None:
+        """Count a row whose tokens are known."""
+        excerpt = excerpt_of(candidate.example)
         if not parts:
-            report.drop(document.place, "too_long", whole_text(example))
+            report.drop(document.place, "too_long", excerpt)
             return
         report.keep(parts)
-        if parts == [document]:
-            return
-        lost = document.supervised_tokens - sum(part.supervised_tokens for part in parts)
-        if self.section.over_length == "split":
-            report.split.add(document.place, whole_text(example))
-        else:
-            report.truncated.add(document.place, whole_text(example))
-        report.truncated_supervised_tokens += lost
+        report.special_tokens_in_text += candidate.special
+        if candidate.repeats:
+            report.duplicates.add(document.place, excerpt)
+        if candidate.leaks:
+            report.find("leakage", document.place, "it also stands in the evaluation rows")
+        if parts != [document]:
+            rows = report.split if self.section.over_length == "split" else report.truncated
+            rows.add(document.place, excerpt)
+            kept = sum(part.supervised_tokens for part in parts)
+            report.truncated_supervised_tokens += document.supervised_tokens - kept
 
-    def _distinct(self, examples: Iterator[Placed], report: SourceReport) -> Iterator[tuple[str, Example, int]]:
-        """Examples with their fingerprints, without those that repeat others where the recipe wants that."""
+    def _distinct(self, candidates: "Iterator[_Candidate]", report: SourceReport) -> "Iterator[_Candidate]":
+        """Those that repeat no others, where the recipe wants that; otherwise all, with what they repeat."""
         if self.section.streaming is not None and report.use == "train" and self.first_rows is None:
-            yield from ((place, example, 0) for place, example in examples)  # a stream keeps nothing to compare with
+            yield from candidates  # a stream keeps nothing to compare with
             return
         clean, seen = self.section.clean, self._seen[report.use]
-        held_out = self._seen["evaluation"] if report.use == "train" else set()
-        for place, example in examples:
-            mark = fingerprint(example)
-            if mark in held_out:
-                if clean.leakage == "drop":
-                    report.drop(place, "leakage", whole_text(example))
-                    continue
-                if clean.leakage == "refuse":
-                    report.find("leakage", place, "it also stands in the evaluation rows")
-            if mark in seen:
-                report.duplicates.add(place, whole_text(example))
-                if clean.duplicates == "drop" and report.use == "train":
-                    report.drop(place, "duplicate", whole_text(example))
-                    continue
-            seen.add(mark)
-            yield place, example, mark
+        held_out = self._seen["evaluation"] if report.use == "train" and clean.leakage != "keep" else set()
+        for candidate in candidates:
+            mark = candidate.fingerprint = fingerprint(candidate.example)
+            candidate.leaks, candidate.repeats = mark in held_out, mark in seen
+            if candidate.leaks and clean.leakage == "drop":
+                report.drop(candidate.place, "leakage", excerpt_of(candidate.example))
+            elif candidate.repeats and clean.duplicates == "drop" and report.use == "train":
+                report.drop(candidate.place, "duplicate", excerpt_of(candidate.example))
+            else:
+                seen.add(mark)
+                yield candidate
 
-    def _without_near_duplicates(
-        self, rows: Iterator[tuple[str, Example, int]], report: SourceReport
-    ) -> Iterator[tuple[str, Example, int]]:
+    def _without_near_duplicates(self, candidates: "Iterator[_Candidate]", report: SourceReport) -> "Iterator[_Candidate]":
         if self._near is None or report.use == "evaluation":
-            yield from rows
+            yield from candidates
             return
-        for batch in _batches(rows):
+        for batch in _batches(candidates):
             # A system prompt that all rows share says nothing about how alike they are.
-            texts = [whole_text(example, system=False) for _, example, _ in batch]
-            like = self._near.first_like(texts, [place for place, _, _ in batch])
-            for row, text, earlier in zip(batch, texts, like, strict=True):
+            texts = [" ".join(texts_of(candidate.example, system=False)) for candidate in batch]
+            like = self._near.first_like(texts, [candidate.place for candidate in batch])
+            for candidate, earlier in zip(batch, like, strict=True):
                 if earlier is None:
-                    yield row
+                    yield candidate
                 else:
-                    report.drop(f"{row[0]} (like {earlier})", "near_duplicate", text)
+                    report.drop(f"{candidate.place} (like {earlier})", "near_duplicate", excerpt_of(candidate.example))
 
     def _opened(self, source: Source, report: SourceReport) -> tuple[RowParser, Iterator[Row]]:
         """A source's parser and all of its rows."""
         on_bad = report.skip if self.section.on_bad_row == "skip" else None
-        parser, rows = read_parsed(source, on_bad, seed=self.seed, allow_code=self.allow_code)
+        parser, rows = read_parsed(source, on_bad, seed=self.seed, allow_code=self.allow_code, most_rows=self.first_rows)
         report.format, report.detected = parser.format, parser.detected
-        return parser, _with_mapped_columns(islice(rows, self.first_rows), parser, source)
+        return parser, rows if self.first_rows is not None else _with_mapped_columns(rows, parser, source)
 
-    def _examples(self, source: Source, parser: RowParser, rows: Iterator[Row], report: SourceReport) -> Iterator[Placed]:
+    def _examples(self, source: Source, parser: RowParser, rows: Iterator[Row], report: SourceReport) -> "Iterator[_Candidate]":
         """The examples of rows with their places, but those whose text is a reason to drop them."""
         prefix, pairs = place_in(source, self.section), 0
         for read in rows:
@@ -201,31 +199,54 @@ class Pipeline:
             for place, example in examples:
                 if isinstance(example, Preference):
                     pairs += 1
-                elif (kept := self._cleaned(place, example, report)) is not None:
-                    yield place, kept
+                elif (candidate := self._cleaned(place, example, report)) is not None:
+                    yield candidate
         if pairs:
             raise DataError(
                 f"{source_name(source)}: its {pairs:,} pairs of chosen and rejected answers are valid, but training on "
                 "preferences comes in a later version; to learn the chosen answers alone, use format template or messages"
             )
 
-    def _cleaned(self, place: str, example: Example, report: SourceReport) -> Example | None:
+    def _cleaned(self, place: str, example: Example, report: SourceReport) -> "_Candidate | None":
         """The example after data.clean; None where its text is a reason to drop it."""
         clean = self.section.clean
-        after = cleaned(example, clean)
+        try:
+            after = cleaned(example, clean)
+        except RecursionError:
+            error = DataError(f"{place}: its tools or calls are nested too deeply to be cleaned")
+            if self.section.on_bad_row == "error":
+                raise error from None
+            report.drop(str(error), "bad_row")
+            return None
         report.cleaned += after is not example
         special = bool(special_tokens_in(after, self._special, self.tokenizer))
-        report.special_tokens_in_text += special
-        answers = [answer.strip() for answer in learned_texts(after)]
+        answers = [answer.strip() for answer in learned_texts(after, self.section.supervise)]
+        reason = None
         if not all(answers):
-            report.drop(place, "empty_answer", whole_text(after))
+            reason = "empty_answer"
         elif clean.minimum_answer_characters and any(len(answer) < clean.minimum_answer_characters for answer in answers):
-            report.drop(place, "short_answer", whole_text(after))
+            reason = "short_answer"
         elif special and self.section.special_tokens_in_text == "drop":
-            report.drop(place, "special_tokens_in_text", whole_text(after))
-        else:
-            return after
+            reason = "special_tokens_in_text"
+        if reason is None:
+            return _Candidate(place, after, special)
+        report.drop(place, reason, excerpt_of(after))
         return None
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """An example on its way to becoming a document."""
+
+    place: str
+    example: Example
+    special: bool
+    """Its text holds a special token."""
+    fingerprint: int = 0
+    repeats: bool = False
+    """It is equal to an earlier one."""
+    leaks: bool = False
+    """It also stands in the evaluation rows."""
 
 
 def _with_mapped_columns(rows: Iterator[Row], parser: RowParser, source: Source) -> Iterator[Row]:
@@ -241,7 +262,7 @@ def _with_mapped_columns(rows: Iterator[Row], parser: RowParser, source: Source)
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Rows make no cycles, and looking for some among so many objects takes a sixth of the time."""
+    """Rows make no cycles (a user's own code may), and looking for some among so many objects takes a sixth of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,7 +1,6 @@
 """The whole way of the data section: sources, examples, documents, what was dropped and why."""
 
 import random
-from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep.cache import Say, obtain
-from data_prep.config import DataSection, Source
+from data_prep.config import DataSection, FileSource, Source
 from data_prep.documents import DocumentTable, TableWriter
 from data_prep.errors import DataError
+from data_prep.files import unread_files
+from data_prep.formats.code import check_allowed
 from data_prep.identity import identity_of, stamps_of
 from data_prep.messages import Example
 from data_prep.mix import repeats_of_shares
@@ -39,12 +40,12 @@ class PreparedData:
     repeats: list[float]
     """How often each source of data.train is seen an epoch."""
     from_cache: bool
-    reread: Callable[[Counter[int]], list[Example]]
+    reread: Callable[[DocumentTable], list[Example]]
 
     @cached_property
     def evaluation_examples(self) -> list[Example]:
         """What the evaluation documents were made of, in the same order; the sources are read again for them."""
-        return self.reread(Counter(self.evaluation.fingerprints.tolist()))
+        return self.reread(self.evaluation)
 
 
 def prepare(
@@ -71,6 +72,7 @@ def prepare(
     """
     pipeline = Pipeline(section, tokenizer, seed=seed, audit=audit, allow_code=frozenset(allow_code), first_rows=first_rows)
     trained = section.train if section.streaming is None or first_rows is not None else ()
+    check_allowed(_sources(section), allow_code)
     stamps = stamps_of(section)
     digests = {source_name(source): source_digest(source) for source in _sources(section)}
 
@@ -132,10 +134,15 @@ def _make(
 
 
 def _renamed(report: DataReport, trained: tuple[Source, ...], section: DataSection) -> DataReport:
-    """The report of a cached entry with the sources' names of now: the same files may have been moved."""
+    """The report of a cached entry with the names of now: the same files may have been moved, and others lie beside them."""
     own = section.evaluation.sources if section.evaluation is not None else None
-    names = [source_name(source) for source in (*trained, *(own or ()))]
-    sources = [replace(source, source=name) for source, name in zip(report.sources, names, strict=True)]
+    now = (*trained, *(own or ()))
+    sources = [
+        replace(
+            then, source=source_name(source), unread_files=unread_files(source.path) if isinstance(source, FileSource) else []
+        )
+        for then, source in zip(report.sources, now, strict=True)
+    ]
     return replace(report, sources=sources)
 
 
@@ -187,6 +194,12 @@ def _repeats(section: DataSection, train: DocumentTable, report: DataReport) -> 
         repeats = repeats_of_shares([source.share or 0.0 for source in sources], sizes.tolist())
     else:
         repeats = [source.repeat for source in sources]
+    for source, repeat, count in zip(sources, repeats, rows.tolist(), strict=True):
+        if count and round(repeat * count) == 0:
+            raise DataError(
+                f"{source_name(source)}: each of its {count:,} rows is to be seen {repeat:.3g} times an epoch, less than "
+                "one row; give it a larger repeat or share, or leave it out"
+            )
     if set(repeats) != {1.0}:
         whole = float(np.dot(repeats, tokens))
         report.mixture = [

@@ -21,6 +21,14 @@ MARKER = "ANSWER-7d1f0c62b9"
 """Stands where an answer will stand, to see what a template writes around it."""
 
 
+def marker_for(messages: Sequence[Message]) -> str:
+    """MARKER, or a longer one where a message holds it."""
+    marker = MARKER
+    while any(marker in message.content for message in messages):
+        marker += "0"
+    return marker
+
+
 class ChatRenderer:
     """Writes conversations with one tokenizer's chat template; template, date and special tokens are read once."""
 
@@ -45,7 +53,7 @@ class ChatRenderer:
         """
         from jinja2 import TemplateError
 
-        from data_prep.sandbox import render_limited
+        from data_prep.sandbox import reason, render_limited
 
         variables = self._fixed | {
             "messages": [_turn(message) for message in messages],
@@ -56,8 +64,8 @@ class ChatRenderer:
         size += sum(len(str(message.tool_calls)) for message in messages if message.tool_calls)
         try:
             return render_limited(self._sandbox, self._template, variables, size + (len(str(tools)) if tools else 0))
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            raise DataError(f"the chat template ({self.name}) fails on this conversation: {error}") from error
+        except TemplateError as error:
+            raise DataError(f"the chat template ({self.name}) fails on this conversation: {reason(error)}") from error
 
     def render_prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
         """The conversation up to where the next answer begins, its header included."""
@@ -66,12 +74,13 @@ class ChatRenderer:
             return with_header
         # This template writes no header by itself, whether or not it mentions add_generation_prompt. LLaMA-2's puts a space
         # before the answer: it belongs to the answer's first token.
-        text = self.render([*messages, Message("assistant", MARKER)], tools=tools)
-        return text[: self.marker_position(text)].rstrip(" ")
+        marker = marker_for(messages)
+        text = self.render([*messages, Message("assistant", marker)], tools=tools)
+        return text[: self.marker_position(text, marker)].rstrip(" ")
 
-    def marker_position(self, text: str) -> int:
-        """Where MARKER stands in a rendered text. Raises DataError where the template left it out."""
-        position = text.find(MARKER)
+    def marker_position(self, text: str, marker: str = MARKER) -> int:
+        """Where a marker stands in a rendered text. Raises DataError where the template left it out."""
+        position = text.find(marker)
         if position < 0:
             raise DataError(f"the chat template ({self.name}) leaves the assistant's answer out")
         return position

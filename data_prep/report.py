@@ -11,6 +11,9 @@ from data_prep.errors import DataError
 PLACES_SHOWN = 3
 """How many rows a report names for each reason."""
 
+MOST_COLUMNS = 20
+"""How many columns of a row that its format doesn't read are named."""
+
 EXCERPT_CHARACTERS = 100
 MESSAGE_CHARACTERS = 500
 """How much is kept of a row's text, and of a message about it."""
@@ -82,11 +85,11 @@ class SourceReport:
     findings: dict[str, Rows] = field(default_factory=dict)
     """By name, a key of FINDINGS."""
     special_tokens_in_text: int = 0
-    """Rows with a special token in their text, dropped or not."""
+    """Rows kept with a special token in their text."""
     cleaned: int = 0
     """Rows whose text was changed by data.clean."""
     duplicates: Rows = field(default_factory=Rows)
-    """Rows that repeat an earlier one, dropped or not."""
+    """Rows kept that repeat an earlier one."""
     truncated: Rows = field(default_factory=Rows)
     """Rows that were cut, and are kept."""
     truncated_supervised_tokens: int = 0
@@ -111,7 +114,7 @@ class SourceReport:
         """Count one row that was read and the examples that it made."""
         self.rows_read += 1
         self.examples_made += examples
-        for name in unread_columns:
+        for name in unread_columns[:MOST_COLUMNS]:
             self.unread_columns[name] = self.unread_columns.get(name, 0) + 1
 
     def skip(self, error: DataError) -> None:
@@ -197,7 +200,7 @@ def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
     lines = [
         f"{source.source} ({source.use}, {source.format}): {source.rows_kept:,} of {rows} kept; "
         f"{source.tokens:,} tokens, {source.supervised_tokens:,} of them supervised; "
-        f"longest row {source.longest_tokens:,}"
+        f"longest {source.longest_tokens:,} tokens"
     ]
     if source.detected:
         lines.append(f"  format auto: {source.format}, because {source.detected}")
@@ -213,12 +216,15 @@ def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
             f"{source.truncated_supervised_tokens:,} supervised tokens: {source.truncated.named()}"
         )
     if source.split.count:
-        lines.append(f"  split {source.split.count:,} into documents of data.max_length_tokens: {source.split.named()}")
+        lines.append(
+            f"  split {source.split.count:,} into documents of data.max_length_tokens, whose first tokens have no label "
+            f"({source.truncated_supervised_tokens:,} labels lost): {source.split.named()}"
+        )
     if source.cleaned:
         lines.append(f"  changed the text of {source.cleaned:,} by data.clean")
-    if source.duplicates.count and "duplicate" not in source.dropped:
+    if source.duplicates.count:
         lines.append(f"  kept {source.duplicates.count:,} that repeat an earlier row: {source.duplicates.named()}")
-    if source.special_tokens_in_text and "special_tokens_in_text" not in source.dropped:
+    if source.special_tokens_in_text:
         lines.append(f"  kept {source.special_tokens_in_text:,} with a special token in their text")
     if source.unread_columns:
         names = ", ".join(f"{name!r} ({rows:,} rows)" for name, rows in source.unread_columns.items())

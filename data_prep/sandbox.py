@@ -1,163 +1,233 @@
 """Jinja with limits: a template that loops without end or builds huge texts is stopped, whatever it does.
 
 The sandbox is transformers' own, with every extension and filter that chat templates know; limits are added to it. Each
-turn of a loop and each call looks at the clock, and what makes texts longer (repeats, joins, widths) at the size.
+turn of a loop and each call looks at the clock, and all that makes texts or lists counts them (limits.py).
 """
 
 import functools
-import re
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, cast
+from time import monotonic
+from typing import Any, NoReturn, cast
 
-from jinja2 import StrictUndefined, Template, TemplateRuntimeError, nodes
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateRuntimeError, nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from data_prep.limits import CHECKS, CONTAINER, ITEM, METHOD_CHECKS, Budget, Check, LimitExceeded, Texts, check_texts, measured
 
 SECONDS = 5.0
 """The longest that one rendering may take."""
-BASE_CHARACTERS = 1_000_000
-GROWTH = 16
-"""A rendering may hold BASE_CHARACTERS and GROWTH times the text that goes into it."""
-LARGEST_NUMBER = 1_000_000
-"""The largest whole number that a filter or function is called with: a width, a count."""
+LONGEST_MESSAGE = 500
+"""Characters; what an error says of a template's failure may hold a whole row."""
 
 
-class LimitExceeded(TemplateRuntimeError):
-    """A template that would take too long or write too much."""
+class LimitedCode(CodeGenerator):
+    """Jinja's compiler; what makes or writes values without a call or filter goes through the sandbox as well."""
+
+    def visit_Call(self, node: nodes.Call, frame: Frame, forward_caller: bool = False) -> None:  # noqa: D102
+        if isinstance(node.node, nodes.EnvironmentAttribute):  # a tick
+            self._through(node.node.name, node.args, frame)
+        else:
+            super().visit_Call(node, frame, forward_caller=forward_caller)
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: D102
+        self._through("joined", node.nodes, frame)
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: D102
+        self._around("sliced" if isinstance(node.arg, nodes.Slice) else "", super().visit_Getitem, node, frame)
+
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:  # noqa: D102
+        self._around("literal" if _varies(node.items) else "", super().visit_List, node, frame)
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:  # noqa: D102
+        self._around("literal" if node.ctx == "load" and _varies(node.items) else "", super().visit_Tuple, node, frame)
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:  # noqa: D102
+        self._around("literal" if node.items else "", super().visit_Dict, node, frame)
+
+    def _through(self, method: str, arguments: list[nodes.Expr], frame: Frame) -> None:
+        self.write(f"environment.{method}(")
+        for argument in arguments:
+            self.visit(argument, frame)
+            self.write(", ")
+        self.write(")")
+
+    def _around(self, method: str, visit: Callable[..., None], node: nodes.Expr, frame: Frame) -> None:
+        self.write(f"environment.{method}(" if method else "")
+        visit(node, frame)
+        self.write(")" if method else "")
+
+    def _output_child_pre(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
+        if frame.eval_ctx.volatile or frame.eval_ctx.autoescape:
+            super()._output_child_pre(node, frame, finalize)
+        self.write("environment.written(")
+
+    def _output_child_post(self, node: nodes.Expr, frame: Frame, finalize: Any) -> None:
+        self.write(")")
+        if frame.eval_ctx.volatile or frame.eval_ctx.autoescape:
+            super()._output_child_post(node, frame, finalize)
 
 
-class LimitedSandbox(ImmutableSandboxedEnvironment):
+def _varies(items: list[nodes.Expr]) -> bool:
+    return any(not isinstance(item, nodes.Const) for item in items)
+
+
+class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
     """A sandbox whose templates have a budget of time and of characters."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
+    code_generator_class = LimitedCode
     deadline = float("inf")
-    most_characters = BASE_CHARACTERS
 
     def begin(self, input_characters: int) -> None:
         """Start the clock of one rendering."""
-        self.deadline = time.monotonic() + SECONDS
-        self.most_characters = BASE_CHARACTERS + GROWTH * input_characters
+        self.deadline = monotonic() + SECONDS
+        self.fill(input_characters)
 
-    def tick(self) -> None:
-        """Stop a rendering whose time is over."""
-        if time.monotonic() > self.deadline:
+    def tick(self, written: int = 0) -> None:
+        """Stop a rendering whose time is over; count what a turn of a loop writes of the template's own text."""
+        self.left -= written
+        if self.left < 0:
+            self.charge(0)
+        if monotonic() > self.deadline:
             raise LimitExceeded(f"it takes longer than {SECONDS:g} seconds")
+
+    def written(self, value: Any) -> str:
+        """What `{{ value }}` writes."""
+        if type(value) is not str:
+            if isinstance(value, Iterator):  # its text would be an address in memory, another one each time
+                raise TemplateRuntimeError(f"it writes a {type(value).__name__}, which has no text; add `| list` or `| join`")
+            value = value if isinstance(value, str) else self.text(value)
+        self.left -= len(value)
+        if self.left < 0:
+            self.charge(0)
+        return value  # type: ignore[no-any-return]
 
     def joined(self, *parts: Any) -> str:
         """What `~` makes of its parts."""
-        texts = [str(part) for part in parts]
-        self.check_size(sum(map(len, texts)))
-        return "".join(texts)
+        text = "".join([part if type(part) is str else self.text(part) for part in parts])
+        self.check_size(len(text))
+        self.charge_step(len(text))
+        return text
 
-    def check_size(self, characters: int) -> None:
-        """Stop a rendering that holds too much."""
-        if characters > self.most_characters:
-            raise LimitExceeded(f"it makes a text or list longer than {self.most_characters:,} characters")
+    def sliced(self, value: Any) -> Any:
+        """A part of a text or list: a copy."""
+        self.charge_step(len(value) * (1 if isinstance(value, Texts) else ITEM))
+        return value
+
+    def literal(self, value: Any) -> Any:
+        """A list, tuple or object that the template writes out: it may hold another one many times over."""
+        self.check_whole(value)
+        self.charge(CONTAINER * (1 + len(value)))
+        return value
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """`+`, `*`, `**` and `%` within the limits."""
         if operator == "+" and type(left) is str and type(right) is str:  # nearly all of what templates do
-            self.check_size(len(left) + len(right))
+            size = len(left) + len(right)
+            self.left_in_steps -= size
+            if size > self.most_characters or self.left_in_steps < 0:
+                self.check_size(size)
+                self.charge_step(0)
             return left + right
         self.tick()
+        if operator == "+" and isinstance(left, list | tuple) and isinstance(right, list | tuple):
+            return self._added(left, right)
         if operator == "**" and abs(right) * max(1, int(abs(left)).bit_length()) > 10_000:
             raise LimitExceeded("it raises a number to too high a power")
-        sized = [value for value in (left, right) if isinstance(value, str | list | tuple)]
-        if operator == "+" and len(sized) == 2:
-            self.check_size(sum(map(len, sized)))
-        if operator == "*" and sized:
+        if operator == "*":
+            self._check_product(left, right)
+        if operator == "%" and isinstance(left, Texts):
+            self.check_pattern(left if isinstance(left, str) else left.decode("latin-1"), "%", right)
+        return self.charged(super().call_binop(context, operator, left, right))
+
+    def _added(self, left: Any, right: Any) -> Any:
+        """Two lists as one. The shorter is measured each time, the whole where it grows past a power of two."""
+        size = len(left) + len(right)
+        self.check_size(size)
+        self.charge_step(ITEM * size + measured(min(left, right, key=len), self.most_characters))
+        result = left + right
+        if size.bit_length() > max(len(left), len(right)).bit_length():
+            self.check_whole(result)
+        return result
+
+    def _check_product(self, left: Any, right: Any) -> None:
+        sized = [value for value in (left, right) if isinstance(value, (*Texts, list, tuple))]
+        if sized:
             number = right if sized[0] is left else left
-            self.check_size(len(sized[0]) * max(1, number if isinstance(number, int) else 1))
-        if (
-            operator == "*"
-            and not sized
-            and all(isinstance(value, int) and value.bit_length() > 5_000 for value in (left, right))
-        ):
+            self.check_size(measured(sized[0], self.most_characters) * (number if isinstance(number, int) else 1))
+        elif all(isinstance(value, int) and value.bit_length() > 5_000 for value in (left, right)):
             raise LimitExceeded("it multiplies numbers of too many digits")
-        if operator == "%" and isinstance(left, str):
-            self._check_widths(left, (right,))
-        return super().call_binop(context, operator, left, right)
 
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        if function == self.tick:
-            return self.tick()
-        self._check_arguments(
-            (getattr(function, "__self__", None), *args, *kwargs.values()), str(getattr(function, "__name__", ""))
-        )
-        return self._measured(super().call(context, function, *args, **kwargs))
+        self.tick()
+        owner = getattr(function, "__self__", None)
+        check = METHOD_CHECKS.get(getattr(function, "__name__", "")) if isinstance(owner, (*Texts, int)) else None
+        if check is not None:
+            args = check(self, owner, *args, **kwargs) or args
+        return self.charged(super().call(context, function, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:  # noqa: D102
         wrapped = super().wrap_str_format(value)
-        if wrapped is not None:
-            self._check_widths(value.__self__, ())
-        return wrapped
+        if wrapped is None:
+            return None
+
+        def limited(*args: Any, **kwargs: Any) -> str:
+            self.check_pattern(value.__self__, "{", *args, *kwargs.values())
+            return wrapped(*args, **kwargs)
+
+        return functools.update_wrapper(limited, wrapped)
 
     def filter_within_limits(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The filter, refusing large numbers and texts that grow too long."""
+        """The filter, refusing before it what would grow too long, and counting what it makes."""
+        check: Check = CHECKS.get(name, check_texts)
+        first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
         @functools.wraps(function)
         def limited(*args: Any, **kwargs: Any) -> Any:
-            self._check_arguments((*args, *kwargs.values()), name)
-            return self._measured(function(*args, **kwargs))
+            self.tick()
+            changed = check(self, *args[first:], **kwargs)
+            if changed is None:
+                return self.charged(function(*args, **kwargs))
+            return self.charged(function(*args[:first], *changed))
 
         return limited
 
-    def _measured(self, value: Any) -> Any:
-        if isinstance(value, str | list | tuple):
-            self.check_size(len(value))
-        return value
-
-    def _check_arguments(self, arguments: tuple[Any, ...], name: str) -> None:
-        self.tick()
-        for value in arguments:
-            if name != "range" and isinstance(value, int) and abs(value) > LARGEST_NUMBER:
-                raise LimitExceeded(f"it calls {name or 'a function'} with {value:,}")
-        texts = [value for value in arguments if isinstance(value, str)]
-        if name in ("format", "format_map") and texts:
-            self._check_widths(texts[0], arguments[1:])
-        if name == "replace" and len(texts) >= 3:
-            self.check_size(len(texts[0]) + (texts[0].count(texts[1])) * len(texts[2]))
-        if name == "join":
-            items = next((value for value in arguments if isinstance(value, list | tuple)), ())
-            separators = sum(len(text) for text in texts) * len(items)
-            self.check_size(separators + sum(len(item) for item in items if isinstance(item, str)))
-
-    def _check_widths(self, pattern: str, arguments: tuple[Any, ...]) -> None:
-        if re.search(r"\d{7,}", pattern) or any(isinstance(value, int) and value > LARGEST_NUMBER for value in arguments):
-            raise LimitExceeded("it pads a text to too great a width")
-
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
-        """Compile with a look at the clock in every loop and macro, and with `~` under the limit of size."""
+        """Compile with a look at the clock in every loop and macro."""
         repeated = [*source.find_all(nodes.For), *source.find_all(nodes.Macro), *source.find_all(nodes.CallBlock)]
         for block in cast("list[nodes.For]", repeated):
-            tick = nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None)
+            own = nodes.Const(sum(len(data.data) for data in block.find_all(nodes.TemplateData)))
+            tick = nodes.Call(nodes.EnvironmentAttribute("tick"), [own], [], None, None)
             block.body.insert(0, nodes.ExprStmt(tick, lineno=block.lineno))
-        _replace_joins(source)
         source.set_environment(self)
         return super()._generate(source, *args, **kwargs)
 
 
-def _replace_joins(node: nodes.Node) -> None:
-    """Every `a ~ b` below a node becomes a call of `joined`."""
-    for name, value in list(node.iter_fields()):
-        if isinstance(value, nodes.Node):
-            setattr(node, name, _without_join(value))
-        elif isinstance(value, list):
-            setattr(node, name, [_without_join(item) if isinstance(item, nodes.Node) else item for item in value])
+class StrictInLists(StrictUndefined):
+    """A name that the row lacks is an error inside a printed list too."""
+
+    __slots__ = ()
+    __repr__ = StrictUndefined.__str__
 
 
-def _without_join(node: nodes.Node) -> nodes.Node:
-    _replace_joins(node)
-    if isinstance(node, nodes.Concat):
-        return nodes.Call(nodes.EnvironmentAttribute("joined"), node.nodes, [], None, None, lineno=node.lineno)
-    return node
+def _drawn(name: str) -> Callable[..., NoReturn]:
+    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+        raise TemplateRuntimeError(
+            f"{name} draws anew each time, and a template must write the same text each time; "
+            "other_prompts draws by the recipe's seed"
+        )
+
+    return refuse
 
 
 def _limited(base: Any, **options: Any) -> LimitedSandbox:
     sandbox = base.overlay(**options)
     sandbox.__class__ = LimitedSandbox
     sandbox.filters = {name: sandbox.filter_within_limits(name, function) for name, function in base.filters.items()}
+    sandbox.filters["random"] = _drawn("random")
+    sandbox.globals = base.globals | {"lipsum": _drawn("lipsum")}
     return sandbox  # type: ignore[no-any-return]
 
 
@@ -172,7 +242,7 @@ def chat_sandbox() -> LimitedSandbox:
 @lru_cache(maxsize=1)
 def row_sandbox() -> LimitedSandbox:
     """The sandbox for a user's own texts in format template: a name that the row lacks is an error."""
-    return _limited(ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True))
+    return _limited(ImmutableSandboxedEnvironment(undefined=StrictInLists, keep_trailing_newline=True))
 
 
 @lru_cache(maxsize=32)
@@ -182,17 +252,26 @@ def _compiled(sandbox: LimitedSandbox, text: str) -> Template:
 
 
 def render_limited(sandbox: LimitedSandbox, text: str, variables: dict[str, Any], input_characters: int) -> str:
-    """A template's text. Raises jinja2's TemplateError, LimitExceeded among them, and what expressions raise."""
-    template = _compiled(sandbox, text)
-    sandbox.begin(input_characters)
-    pieces: list[str] = []
-    length = 0
+    """A template's text. Whatever goes wrong in it is jinja2's TemplateError, LimitExceeded among them."""
     try:
-        for piece in template.generate(variables):
-            length += len(piece)
-            sandbox.check_size(length)
-            sandbox.tick()
-            pieces.append(piece)
+        template = _compiled(sandbox, text)
+        sandbox.begin(input_characters)
+        rendered = "".join(template.generate(variables))  # `written` and `tick` have counted it
+        sandbox.check_size(len(rendered))
+        if not rendered.isascii():
+            rendered.encode("utf-16-le")  # refuses what UTF-8 can't hold, and is the faster of the two
+    except TemplateError:
+        raise
     except (RecursionError, MemoryError) as error:
-        raise LimitExceeded("it calls itself without end, or needs too much memory") from error
-    return "".join(pieces)
+        raise LimitExceeded("it is nested too deeply, calls itself without end, or needs too much memory") from error
+    except UnicodeEncodeError as error:
+        raise TemplateRuntimeError("it writes half of a character pair, which is no text") from error
+    except Exception as error:  # a template is a user's program: its expressions raise anything
+        raise TemplateRuntimeError(str(error) or type(error).__name__) from error
+    return rendered
+
+
+def reason(error: TemplateError) -> str:
+    """What a template's error says, as short as an error should be."""
+    said = str(error.message or type(error).__name__)
+    return said if len(said) <= LONGEST_MESSAGE else f"{said[:LONGEST_MESSAGE]}..."

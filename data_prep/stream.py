@@ -1,6 +1,6 @@
 """Rows that are never all in memory or on disk: read, tokenised, shuffled and packed a buffer at a time."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from data_prep.errors import DataError
 from data_prep.formats import RowParser, read_parsed
 from data_prep.pack import pack_documents
 from data_prep.pipeline import Pipeline
-from data_prep.report import DataReport
+from data_prep.report import DataReport, SourceReport
 from data_prep.sources import Row
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Stream:
             raise DataError("data.streaming is not set; prepare() reads these data")
         self.section, self.seed, self.buffer_rows = section, seed, section.streaming.buffer_rows
         self._pipeline = Pipeline(section, tokenizer, seed=seed, allow_code=frozenset(allow_code))
+        self._counts_bad_rows = True
         self._reports = [self._pipeline.report(source, "train") for source in section.train]
 
     @property
@@ -77,16 +78,27 @@ class Stream:
 
     def _rows(self, skip: int) -> Iterator[tuple[int, list[tuple[int, RowParser, Row]]]]:
         """The rows of each buffer, with their source's index and parser, and how many rows were read before."""
+        self._counts_bad_rows = skip == 0  # those before the position were counted when they went through
         opened = []
         for index, source in enumerate(self.section.train):
-            on_bad = self._reports[index].skip if self.section.on_bad_row == "skip" else None
+            on_bad = self._bad_row_of(self._reports[index]) if self.section.on_bad_row == "skip" else None
             parser, rows = read_parsed(source, on_bad, seed=self.seed, allow_code=self._pipeline.allow_code, streaming=True)
             self._reports[index].format, self._reports[index].detected = parser.format, parser.detected
-            opened.append((index, parser, row) for row in rows)
-        together = islice(_in_turn(opened), skip, None)
+            opened.append(_of_source(index, parser, rows))
+        together = _in_turn(opened)
+        for _ in islice(together, skip):
+            pass
+        self._counts_bad_rows = True
         while buffer := list(islice(together, self.buffer_rows)):
             yield skip, buffer
             skip += len(buffer)
+
+    def _bad_row_of(self, report: SourceReport) -> Callable[[DataError], None]:
+        def count(error: DataError) -> None:
+            if self._counts_bad_rows:
+                report.skip(error)
+
+        return count
 
     def _documents(self, rows: list[tuple[int, RowParser, Row]]) -> list[Document]:
         found: list[Document] = []
@@ -109,6 +121,11 @@ class Stream:
 
 def _piece(document: Document, start: int, stop: int) -> Document:
     return document if stop - start == len(document.token_ids) else document.part(start, stop)
+
+
+def _of_source(index: int, parser: RowParser, rows: Iterator[Row]) -> Iterator[tuple[int, RowParser, Row]]:
+    for row in rows:
+        yield index, parser, row
 
 
 def _in_turn(sources: Sequence[Iterator[tuple[int, RowParser, Row]]]) -> Iterator[tuple[int, RowParser, Row]]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from data_prep.chat_templates import template_choices
 from data_prep.config import Supervise
 from data_prep.errors import DataError
-from data_prep.messages import Conversation, Message
-from data_prep.render import MARKER, ChatRenderer, added_texts
+from data_prep.messages import Conversation, Message, learned_turns
+from data_prep.render import MARKER, ChatRenderer, added_texts, marker_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -67,22 +67,21 @@ class TurnFinder:
     def _renderer(self) -> ChatRenderer:
         return ChatRenderer(self.tokenizer)
 
+    @cached_property
+    def _end_token(self) -> str:
+        """The token that the template ends an answer with; empty where it writes none."""
+        text = self._renderer.render([Message("user", "x"), Message("assistant", MARKER)])
+        after = text[self._renderer.marker_position(text) + len(MARKER) :].lstrip()
+        return next((token for token in added_texts(self.tokenizer) if after.startswith(token)), "")
+
     def find(self, example: Conversation) -> tuple[str, list[TextSpan]]:
         """A conversation's text and its supervised parts, in order. Raises DataError where the template can't be followed."""
         text = self._renderer.render(example.messages, tools=example.tools)
         self._renderer.check_tools(example, text)
         if self.supervise == "all":
             return text, list(self._all_by_weight(example, text))
-        answers = [index for index in self._learned(example) if example.messages[index].weight != 0]
+        answers = [index for index in learned_turns(example, self.supervise) if example.messages[index].weight != 0]
         return text, self._answers(example, answers, text)
-
-    def _learned(self, example: Conversation) -> list[int]:
-        """The indexes of the answers that the recipe's `supervise` means, whatever their weight."""
-        messages, start = example.messages, example.completion_start
-        if self.supervise == "completion" and start == 0:
-            start = max((i for i, message in enumerate(messages) if message.role == "user"), default=0)
-        answers = [i for i, message in enumerate(messages) if message.role == "assistant" and i >= start]
-        return answers[-1:] if self.supervise == "last" else answers
 
     def _all_by_weight(self, example: Conversation, text: str) -> Iterator[TextSpan]:
         """The whole text; an answer that has a weight counts by it."""
@@ -111,7 +110,8 @@ class TurnFinder:
         found = []
         for index in answers:
             (start, end), (before, after) = places[index], skeleton.margins[index]
-            found.append(TextSpan(start - before, end + after, _weight(messages[index]), end))
+            own_end = start + len(text[start:end].rstrip())
+            found.append(TextSpan(start - before, end + after, _weight(messages[index]), own_end))
         return found
 
     def _skeleton(self, example: Conversation) -> Skeleton | None:
@@ -166,11 +166,11 @@ class TurnFinder:
 
     def _by_marker(self, example: Conversation, index: int, text: str) -> tuple[int, int]:
         """The same for a template that writes a turn differently when others follow: a marker in the answer's place."""
-        messages = example.messages
-        changed = [*messages[:index], replace(messages[index], content=MARKER), *messages[index + 1 :]]
+        messages, marker = example.messages, marker_for(example.messages)
+        changed = [*messages[:index], replace(messages[index], content=marker), *messages[index + 1 :]]
         marked = self._renderer.render(changed, tools=example.tools)
-        start = self._renderer.marker_position(marked)
-        rest = marked[start + len(MARKER) :]
+        start = self._renderer.marker_position(marked, marker)
+        rest = marked[start + len(marker) :]
         end = len(text) - len(rest)
         answer = messages[index].content
         if text[:start] != marked[:start] or text[end:] != rest or text[start:end] not in (answer, answer.strip()):
@@ -179,7 +179,8 @@ class TurnFinder:
                 "located in the text, so its tokens can't be told from the others; name another in model.chat_template: "
                 f"{template_choices()}"
             )
-        token = next((token for token in added_texts(self.tokenizer) if rest.lstrip().startswith(token)), "")
+        # Another token here than the one that ends a turn begins the next turn.
+        token = self._end_token if rest.lstrip().startswith(self._end_token) else ""
         blanks = len(rest) - len(rest.lstrip()) if token else 0
         return start, end + blanks + len(token)
 

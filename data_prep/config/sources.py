@@ -101,7 +101,8 @@ class RowsSource(MixedSource):
 
     code: str | None = None
     """Format python: a file with a function parse(row) that gives a row in the form of messages, prompt_completion or text,
-    or a list of such rows. It runs only where its SHA-256 is given on the command line (--allow-code)."""
+    or a list of such rows. It runs only where its SHA-256 is given on the command line (--allow-code); what it imports is
+    not covered by that."""
 
     def __hash__(self) -> int:
         """Equal sources have equal hashes, although their mappings have none."""

@@ -18,6 +18,7 @@ from data_prep.formats.tasks import parse_classification, parse_question_answer,
 from data_prep.formats.template import parse_template
 from data_prep.messages import Parsed
 from data_prep.sources import Row, read_rows
+from data_prep.sources.rows import TOO_DEEP, listed, shortened, shown
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ READ_ALL: frozenset[FormatName] = frozenset({"template", "python"})
 NOT_YET = ("tools", "history")
 """Columns of conversations that change what is learned: refused where they hold something and aren't read."""
 
+LONGEST_PROBLEM = 1000
+"""Characters of what is said about a row; reports keep it too."""
+
 FIRST_ROWS = 20
 """How many rows format auto looks at."""
 
@@ -86,8 +90,9 @@ class RowParser:
             values = self._renamed(row.values)
             examples = FORMATS[self.format](values, self._options_for(row))
             self._check_columns(values)
-        except ValueError as error:
-            raise DataError(f"{row.place}, read as format {self.format!r}: {error}") from error
+        except (ValueError, RecursionError) as error:
+            problem = f"a value is {TOO_DEEP}" if isinstance(error, RecursionError) else shortened(str(error), LONGEST_PROBLEM)
+            raise DataError(f"{row.place}, read as format {self.format!r}: {problem}") from error
         if len(examples) == 1:
             return [(row.place, examples[0])]
         return [(f"{row.place}.{number}", example) for number, example in enumerate(examples, start=1)]
@@ -121,10 +126,9 @@ class RowParser:
         needed = {name for names in self._columns().required for name in names}
         for name, wanted in mapping.items():
             if wanted not in values and (name in needed or self.format in READ_ALL):
-                there = ", ".join(map(repr, values)) or "no columns at all"
                 close = get_close_matches(wanted, list(values), n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"no column {wanted!r}, which columns.{name} names; the row has {there}{hint}")
+                raise ValueError(f"no column {wanted!r}, which columns.{name} names; the row has {listed(values)}{hint}")
         kept = {name: value for name, value in values.items() if name not in mapping and name not in mapping.values()}
         return kept | {name: values[wanted] for name, wanted in mapping.items() if wanted in values}
 
@@ -146,7 +150,7 @@ class RowParser:
             close = get_close_matches(name.lower(), absent, n=1, cutoff=0.75)
             meant = close or [optional for optional in absent if name.lower().startswith(f"{optional}_")]
             if meant and isinstance(value, str) and value:
-                raise ValueError(f"the column {name!r} is not read; did you mean {meant[0]!r}? Rename it, or remove it")
+                raise ValueError(f"the column {shown(name)} is not read; did you mean {meant[0]!r}? Rename it, or remove it")
 
 
 def parser_of(source: Source, first_rows: list[Row], *, seed: int = 0, allow_code: Collection[str] = ()) -> RowParser:
@@ -172,12 +176,15 @@ def read_parsed(
     seed: int = 0,
     allow_code: Collection[str] = (),
     streaming: bool = False,
+    most_rows: int | None = None,
 ) -> tuple[RowParser, Iterator[Row]]:
-    """A source's parser and its rows; `on_bad` and `streaming` as for read_rows, `allow_code` as for prepare.
+    """A source's parser and its rows, or the first `most_rows` of them.
+
+    `on_bad` and `streaming` are as for read_rows, `allow_code` as for prepare.
 
     Raises DataError; so does going through the rows.
     """
-    rows = read_rows(source, on_bad, streaming=streaming)
+    rows = islice(read_rows(source, on_bad, streaming=streaming), most_rows)
     first = list(islice(rows, FIRST_ROWS))
     return parser_of(source, first, seed=seed, allow_code=allow_code), chain(first, rows)
 
@@ -200,11 +207,9 @@ def _detect(rows: list[Row], options: Options) -> RowParser:
     if len(fitting) == 1:
         return fitting[0][0]
     place = rows[0].place if rows else "no row"
-    there = ", ".join(map(repr, rows[0].values)) if rows else ""
+    there = f"the columns {listed(rows[0].values)}" if rows and rows[0].values else "a row with no columns at all"
     if fitting:
         names = " and ".join(f"{parser.format} ({', '.join(shape)})" for parser, shape in fitting)
-        raise DataError(f"{place}: format auto: {names} fit the columns {there}; name the one that is meant in `format`")
+        raise DataError(f"{place}: format auto: {names} fit {there}; name the one that is meant in `format`")
     causes = "".join(f"\n  {cause}" for cause in failed)
-    raise DataError(
-        f"{place}: format auto: no format fits the columns {there}; name one in `format`, with `columns` or `template`{causes}"
-    )
+    raise DataError(f"{place}: format auto: no format fits {there}; name one in `format`, with `columns` or `template`{causes}")

@@ -5,6 +5,7 @@ from typing import Any
 
 from data_prep.formats.columns import as_text, column, json_type, optional_text_column
 from data_prep.messages import Conversation, Message, ToolCall, check_roles
+from data_prep.sources.rows import HALF_CHARACTER, has_escaped_half, has_half_character, listed, shown
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """OpenAI's role names and what they are here."""
@@ -60,6 +61,8 @@ def sharegpt_list(value: Any, field: str) -> tuple[Message, ...]:
 def sharegpt_message(item: Any, field: str) -> Message:
     """One turn in ShareGPT's form: {"from": "human", "value": "..."}."""
     name = _role(item, field, "from", "value", SHAREGPT_ROLES)
+    if item.get("tool_calls"):
+        raise ValueError(f"{field}.tool_calls is not read in this form; give the calls a turn of their own: function_call")
     text = as_content(item["value"], f"{field}.value")
     role, weight = SHAREGPT_ROLES[name], _weight(item, field)
     if role == "function_call":
@@ -94,10 +97,10 @@ def as_content(value: Any, field: str) -> str:
         if not isinstance(part, dict) or "type" not in part:
             raise ValueError(f"{place} is a {json_type(part)}; a part with a type was expected")
         if part["type"] != "text":
-            raise ValueError(f"{place}.type is {part['type']!r}; only parts of type 'text' can be learned")
+            raise ValueError(f"{place}.type is {shown(part['type'])}; only parts of type 'text' can be learned")
         key = next((key for key in ("text", "value") if part.get(key) is not None), None)
         if key is None:
-            raise ValueError(f"{place} has no 'text'; it has {', '.join(map(repr, part))}")
+            raise ValueError(f"{place} has no 'text'; it has {listed(part)}")
         texts.append(as_text(part[key], f"{place}.{key}"))
     return "".join(texts)
 
@@ -107,11 +110,11 @@ def _role(item: Any, field: str, role_key: str, content_key: str, roles: dict[st
     if not isinstance(item, dict):
         raise ValueError(f"{field} is a {json_type(item)}; an object with {role_key} and {content_key} was expected")
     for key in (role_key, content_key):
-        if key not in item and not (key == content_key and item.get("tool_calls")):
-            raise ValueError(f"{field} has no {key!r}; it has {', '.join(map(repr, item)) or 'no keys'}")
+        if key not in item and not (key == "content" and item.get("tool_calls")):
+            raise ValueError(f"{field} has no {key!r}; it has {listed(item, 'no keys')}")
     name = as_text(item[role_key], f"{field}.{role_key}")
     if name not in roles:
-        raise ValueError(f"{field}.{role_key} is {name!r}; expected one of {', '.join(roles)}")
+        raise ValueError(f"{field}.{role_key} is {shown(name)}; expected one of {', '.join(roles)}")
     for key in UNSUPPORTED_KEYS:
         if item.get(key) not in (None, "", [], {}):
             raise ValueError(f"{field}.{key} is not supported; remove it from the row if it should not count")
@@ -156,7 +159,7 @@ def _weight(item: dict[str, Any], field: str) -> float | None:
     if len(keys) == 2 and item[keys[1]] != weight:
         raise ValueError(f"{field} has a weight and a loss_weight that differ; remove one of the two")
     if not 0 <= weight <= LARGEST_WEIGHT:
-        raise ValueError(f"{field}.{keys[0]} is {weight:g}; a number from 0 to {LARGEST_WEIGHT:g} was expected")
+        raise ValueError(f"{field}.{keys[0]} is {shown(weight)}; a number from 0 to {LARGEST_WEIGHT:g} was expected")
     return float(weight)
 
 
@@ -188,6 +191,10 @@ def _tool(item: Any, field: str) -> dict[str, Any]:
 
 def _json(text: str, field: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        has_half = has_escaped_half(text) and has_half_character(value)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{field} is not the JSON that it should be: {error}") from error
+    if has_half:
+        raise ValueError(f"{field}: {HALF_CHARACTER}")
+    return value

@@ -1,28 +1,44 @@
 """Rows read by a user's own Python file, which runs only where its content is named on the command line."""
 
 import hashlib
-from collections.abc import Callable, Collection
+import sys
+import types
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.config import FORMAT_COLUMNS, FormatName, RowsSource, Source
 from data_prep.errors import DataError
 from data_prep.formats.chat import parse_messages
 from data_prep.formats.columns import json_type
 from data_prep.formats.plain import parse_prompt_completion, parse_text
+from data_prep.sources.rows import HALF_CHARACTER, has_half_character, listed, shown
 
 ParseRow = Callable[[dict[str, Any]], Any]
 
-FORMS: dict[str, Callable[[dict[str, Any]], list[Any]]] = {
+FORMS: dict[str, FormatName] = {"messages": "messages", "prompt": "prompt_completion", "text": "text"}
+"""What parse(row) may give, by the column that tells."""
+READ: dict[FormatName, Callable[[dict[str, Any]], list[Any]]] = {
     "messages": parse_messages,
-    "prompt": parse_prompt_completion,
+    "prompt_completion": parse_prompt_completion,
     "text": parse_text,
 }
-"""What parse(row) may give, by the column that tells: the forms of messages, prompt_completion and text."""
 
 
 def code_sha256(path: str) -> str:
     """The SHA-256 of a file with code. Raises DataError where it can't be read."""
     return hashlib.sha256(_content(path)).hexdigest()
+
+
+def check_allowed(sources: Sequence[Source], allowed: Collection[str]) -> None:
+    """Raise DataError for code that wasn't allowed on the command line."""
+    codes = {source.code: code_sha256(source.code) for source in sources if isinstance(source, RowsSource) and source.code}
+    for path, sha256 in codes.items():
+        if sha256 not in allowed:
+            raise DataError(
+                f"format python would run {path}. Read it; if you trust it, allow just this content on the command line:\n"
+                f"  --allow-code {sha256}"
+            )
 
 
 def load_code(path: str, allowed: Collection[str]) -> ParseRow:
@@ -34,16 +50,16 @@ def load_code(path: str, allowed: Collection[str]) -> ParseRow:
     content = _content(path)
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 not in allowed:
-        raise DataError(
-            f"format python would run {path}. Read it; if you trust it, allow just this content on the command line:\n"
-            f"  --allow-code {sha256}"
-        )
-    found: dict[str, Any] = {"__name__": Path(path).stem, "__file__": path}
+        raise DataError(f"code {path} was not allowed to run, or changed since: its SHA-256 is {sha256}")
+    module = types.ModuleType(f"row_code_{sha256[:16]}")
+    module.__file__ = path
+    sys.modules[module.__name__] = module  # dataclasses look their own module up
     try:
         # The very bytes that were hashed, whatever becomes of the file meanwhile.
-        exec(compile(content, path, "exec"), found)  # noqa: S102 - what the flag is for
-    except Exception as error:
+        exec(compile(content, path, "exec"), vars(module))  # noqa: S102 - what the flag is for
+    except (Exception, SystemExit) as error:
         raise DataError(f"code {path} fails when it is run: {type(error).__name__}: {error}") from error
+    found = vars(module)
     parse = found.get("parse")
     if not callable(parse):
         names = ", ".join(name for name, value in found.items() if callable(value) and not name.startswith("_"))
@@ -55,7 +71,7 @@ def parse_by_code(values: dict[str, Any], parse: ParseRow) -> list[Any]:
     """The examples that a user's parse(row) makes of a row. Raises ValueError."""
     try:
         made = parse(dict(values))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"parse(row) fails: {type(error).__name__}: {error}") from error
     rows = made if isinstance(made, list) else [made]
     return [example for number, row in enumerate(rows, start=1) for example in _examples(row, number)]
@@ -66,9 +82,17 @@ def _examples(row: Any, number: int) -> list[Any]:
         raise ValueError(f"parse(row) gave a {json_type(row)}; a row (an object) or a list of rows was expected")
     form = next((form for column, form in FORMS.items() if column in row), None)
     if form is None:
-        keys = ", ".join(map(repr, row)) or "no keys"
+        keys = listed(row, "no keys")
         raise ValueError(f"row {number} of parse(row) has {keys}; expected 'messages', 'prompt' and 'completion', or 'text'")
-    return form(row)
+    unread = [key for key in row if key not in FORMAT_COLUMNS[form].names]
+    if unread:
+        raise ValueError(
+            f"row {number} of parse(row) has {shown(unread[0])}, which the form of {form} doesn't read; leave it out"
+        )
+    examples = READ[form](row)
+    if has_half_character(row):  # in a call's arguments, say; what a file holds was looked at when it was read
+        raise ValueError(f"row {number} of parse(row): {HALF_CHARACTER}")
+    return examples
 
 
 def _content(path: str) -> bytes:

@@ -3,15 +3,16 @@
 import difflib
 from typing import Any
 
+from data_prep.sources.rows import listed
+
 
 def column(values: dict[str, Any], name: str) -> Any:
     """The value in a column that must be there."""
     if name in values:
         return values[name]
-    there = ", ".join(repr(key) for key in values) or "no columns at all"
     close = difflib.get_close_matches(name, list(values), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"no column {name!r}; the row has {there}{hint}")
+    raise ValueError(f"no column {name!r}; the row has {listed(values)}{hint}")
 
 
 def text_column(values: dict[str, Any], name: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from data_prep.formats.columns import as_text, column, json_type, optional_text_column, text_column
 from data_prep.messages import Conversation, Message
+from data_prep.sources.rows import listed, shortened, shown
 
 UNANSWERABLE = "unanswerable"
 """The answer of a question that its context doesn't answer (SQuAD 2.0)."""
@@ -75,9 +76,11 @@ def parse_classification(values: dict[str, Any], labels: Mapping[str, str]) -> l
         raise ValueError(f"label is a {json_type(label)}; a string or a number was expected")
     raw = str(label).lower() if isinstance(label, bool) else str(label)
     if not labels and not isinstance(label, str):
-        raise ValueError(f"label is the {json_type(label)} {raw}; say what it stands for: labels: {{{raw!r}: ...}}")
+        raise ValueError(
+            f"label is the {json_type(label)} {shortened(raw)}; say what it stands for: labels: {{{shown(raw)}: ...}}"
+        )
     if labels and raw not in labels:
-        raise ValueError(f"label is {raw!r}, which labels doesn't name; it names {', '.join(map(repr, labels))}")
+        raise ValueError(f"label is {shown(raw)}, which labels doesn't name; it names {listed(labels)}")
     return [ask(text, labels[raw] if labels else raw)]
 
 
@@ -90,7 +93,7 @@ def parse_translation(values: dict[str, Any], columns: Mapping[str, str]) -> lis
             raise ValueError(f"translation is a {json_type(pair)}; an object with two languages was expected")
         if not all(names.values()):
             if len(pair) != 2:
-                keys = ", ".join(map(repr, pair))
+                keys = listed(pair, "(none)")
                 raise ValueError(f"translation has the keys {keys}; say which two: columns: {{source: ..., target: ...}}")
             names = dict(zip(names, pair, strict=True))
         texts = {side: as_text(column(pair, name), f"translation.{name}") for side, name in names.items()}

@@ -18,17 +18,17 @@ def parse_template(values: dict[str, Any], template: RowTemplate) -> list[Conver
 def _render(text: str, values: dict[str, Any], name: str) -> str:
     from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
 
-    from data_prep.sandbox import render_limited, row_sandbox
+    from data_prep.sandbox import reason, render_limited, row_sandbox
 
     try:
         return render_limited(row_sandbox(), text, values, sum(map(len, _texts(values))))
     except TemplateSyntaxError as error:
-        raise ValueError(f"template.{name} is no valid Jinja text: {error.message} (line {error.lineno})") from error
+        raise ValueError(f"template.{name} is no valid Jinja text: {reason(error)} (line {error.lineno})") from error
     except UndefinedError as error:
         there = ", ".join(map(repr, values)) or "no columns at all"
-        raise ValueError(f"template.{name}: {error.message}; the row has {there}") from error
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-        raise ValueError(f"template.{name} fails on this row: {error}") from error
+        raise ValueError(f"template.{name}: {reason(error)}; the row has {there}") from error
+    except TemplateError as error:
+        raise ValueError(f"template.{name} fails on this row: {reason(error)}") from error
 
 
 def _texts(value: Any) -> Iterator[str]:

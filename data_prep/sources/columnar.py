@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.errors import DataError
 from data_prep.files import DataFile
 from data_prep.sources.opening import on_disk
-from data_prep.sources.rows import MAX_ROW_BYTES, Bad, Row, text_length, too_long
+from data_prep.sources.rows import MAX_ROW_BYTES, Bad, Row, shortened, shown, text_length, too_long
 
 if TYPE_CHECKING:
     import pyarrow
@@ -72,7 +72,9 @@ def _failures_named(file: DataFile, kind: str) -> Iterator[None]:
         if error.errno is not None:
             raise DataError(f"{file.name} can't be read: {error.strerror or error}") from error
         raise DataError(f"{file.name} is damaged or no {kind} file: {error}") from error
-    except (pyarrow.ArrowException, MemoryError, OverflowError) as error:
+    except UnicodeDecodeError as error:  # a value that is none is its row's problem
+        raise DataError(f"{file.name}: the name of a column is not UTF-8 ({error}); rename it") from error
+    except (pyarrow.ArrowException, MemoryError, OverflowError, RecursionError) as error:
         raise DataError(f"{file.name} is damaged or no {kind} file: {error}") from error
 
 
@@ -83,7 +85,7 @@ def _rows(batches: "Iterator[pyarrow.RecordBatch]", as_plain: Callable[[Any], An
         for number, values in enumerate(_values(batch), start=first):
             place = f"{name} row {number}"
             if isinstance(values, Exception):
-                bad(DataError(f"{place} can't be read: {values}"))
+                bad(DataError(f"{place} can't be read: {shortened(str(values), 200)}"))
             elif large and text_length(values) > MAX_ROW_BYTES:
                 bad(too_long(place, "split it"))
             else:
@@ -114,7 +116,7 @@ def _plain_values(schema: "pyarrow.Schema", name: str) -> Callable[[Any], Any]:
     """
     repeated = [column for column in schema.names if schema.names.count(column) > 1]
     if repeated:
-        raise DataError(f"{name} has two columns named {repeated[0]!r}; every column needs a name of its own")
+        raise DataError(f"{name} has two columns named {shown(repeated[0])}; every column needs a name of its own")
     from pyarrow import types
 
     leaves = [(field.name, leaf) for field in schema for leaf in _leaves(field.type)]
@@ -124,7 +126,8 @@ def _plain_values(schema: "pyarrow.Schema", name: str) -> Callable[[Any], Any]:
     for column, leaf in leaves:
         if not any(is_type(leaf) for is_type in (*plain, *as_text)):
             raise DataError(
-                f"{name}: column {column!r} holds {leaf}, which is neither text nor number, list nor object; leave it out"
+                f"{name}: column {shown(column)} holds {shortened(str(leaf))}, which is neither text nor number, list nor "
+                "object; leave it out"
             )
     return _as_plain if any(is_type(leaf) for _, leaf in leaves for is_type in as_text) else _as_it_is
 

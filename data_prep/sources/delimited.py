@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from data_prep.errors import DataError
 from data_prep.files import DataFile
 from data_prep.sources.opening import Lines, opened
-from data_prep.sources.rows import MAX_ROW_BYTES, Bad, Row, too_long
+from data_prep.sources.rows import MAX_ROW_BYTES, Bad, Row, shown, too_long
 
 QUOTES = "a field that begins with a quote must end with one, and a quote inside is written twice"
 
@@ -33,9 +33,9 @@ def _read_delimited(file: DataFile, bad: Bad, delimiter: str) -> Iterator[Row]:
             if isinstance(fields, DataError):
                 bad(fields)
             elif len(fields) != len(header):
-                shown = f"{len(fields)} field{'' if len(fields) == 1 else 's'}"
+                got = f"{len(fields)} field{'' if len(fields) == 1 else 's'}"
                 hint = "; a field with a delimiter or a line break in it needs quotes"
-                bad(DataError(f"{file.name}:{line}: {shown}, but the header has {len(header)}{hint}"))
+                bad(DataError(f"{file.name}:{line}: {got}, but the header has {len(header)}{hint}"))
             else:
                 yield Row(f"{file.name}:{line}", dict(zip(header, fields, strict=True)))
 
@@ -84,11 +84,11 @@ def _header(name: str, record: tuple[int, list[str] | DataError] | None, delimit
         raise DataError(f"{name}:{line}: column {empty[0]} of the header has no name; every column needs one")
     repeated = [column for column in columns if columns.count(column) > 1]
     if repeated:
-        raise DataError(f"{name}:{line}: the header names {repeated[0]!r} twice; every column needs a name of its own")
+        raise DataError(f"{name}:{line}: the header names {shown(repeated[0])} twice; every column needs a name of its own")
     others = [other for other in ",;\t|" if other != delimiter and other in columns[0]]
     if len(columns) == 1 and others:
         raise DataError(
-            f"{name}:{line}: the header is the one column {columns[0]!r}, but fields are parted by "
+            f"{name}:{line}: the header is the one column {shown(columns[0])}, but fields are parted by "
             f"{'commas in a .csv' if delimiter == ',' else 'tabs in a .tsv'} file; it seems to have {others[0]!r}: convert it"
         )
     return columns

@@ -119,6 +119,12 @@ def decode(content: bytes, name: str, first_line: int = 1) -> str:
     """UTF-8 as text; raises DataError with the line and the byte that is none. A byte order mark is left out of line 1."""
     if first_line == 1:
         _refuse_other_kinds(content, name)
+    if b"\0" in content:
+        line = first_line + content.count(b"\n", 0, content.index(b"\0"))
+        raise DataError(
+            f"{name}:{line}: a NUL byte, which stands in no text; if the file is UTF-16, convert it, for example: "
+            f"iconv -f UTF-16LE -t UTF-8 {name}"
+        )
     try:
         return content.decode("utf-8-sig" if first_line == 1 else "utf-8")
     except UnicodeDecodeError as error:

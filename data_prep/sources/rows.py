@@ -1,13 +1,23 @@
 """What every source hands on: a row and its place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from data_prep.errors import DataError
 
 MAX_ROW_BYTES = 8 * 2**20
 """The longest row. No document is that long; a file whose line breaks or quotes are wrong soon is."""
+
+LONGEST_SHOWN = 80
+"""Characters of a value in a message; more is no help on a screen."""
+
+MOST_LISTED = 10
+"""Names of columns or keys in a message."""
+
+TOO_DEEP = "nested too deeply to be read"
+HALF_CHARACTER = r"a text holds half of a character pair (\ud800 to \udfff), which is no Unicode; remove it"
 
 Bad = Callable[[DataError], None]
 """What is done about a row that can't be read: raise the error, or count it and return, and the row is skipped."""
@@ -33,8 +43,24 @@ def checked_row(place: str, values: Any) -> Row:
 def described(value: Any) -> str:
     """What a value is, for messages."""
     if isinstance(value, dict):
-        return f"one object with the keys {', '.join(map(repr, list(value)[:5])) or '(none)'}"
+        return f"one object with the keys {listed(value, '(none)')}"
     return {list: "a list", str: "a string", type(None): "null"}.get(type(value), f"a {type(value).__name__}")
+
+
+def shortened(text: str, most: int = LONGEST_SHOWN) -> str:
+    """A text, cut where it has more characters than this."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def shown(value: Any) -> str:
+    """A value of a row, for messages: as Python writes it, but short."""
+    return shortened(repr(value))
+
+
+def listed(names: Iterable[str], none: str = "no columns at all") -> str:
+    """The first names of columns or keys, for messages; `none` where there is not one."""
+    first = [shown(name) for name in islice(names, MOST_LISTED + 1)]
+    return ", ".join([*first[:MOST_LISTED], "..."] if len(first) > MOST_LISTED else first) or none
 
 
 def too_long(place: str, hint: str) -> DataError:
@@ -49,6 +75,11 @@ def text_length(value: Any) -> int:
     if isinstance(value, list):
         return sum(map(text_length, value))
     return len(value) if isinstance(value, str) else 1
+
+
+def has_escaped_half(text: str) -> bool:
+    """Whether JSON has an escape that stands for half a character; only such an escape can make one, for UTF-8 has none."""
+    return "\\ud" in text or "\\uD" in text
 
 
 def has_half_character(values: Any) -> bool:

@@ -9,13 +9,24 @@ from typing import Any
 from data_prep.errors import DataError
 from data_prep.files import DataFile
 from data_prep.sources.opening import Lines, decode, opened
-from data_prep.sources.rows import MAX_ROW_BYTES, Bad, Row, checked_row, described, has_half_character, text_length, too_long
+from data_prep.sources.rows import (
+    HALF_CHARACTER,
+    MAX_ROW_BYTES,
+    TOO_DEEP,
+    Bad,
+    Row,
+    checked_row,
+    described,
+    has_escaped_half,
+    has_half_character,
+    text_length,
+    too_long,
+)
 
 MAX_JSON_BYTES = 10**9
 """The largest JSON file, which is read whole; JSONL has no limit."""
 
 LONG_NUMBER = "a whole number has more digits than can be read; put it in quotes"
-HALF_CHARACTER = r"a text holds half of a character pair (\ud800 to \udfff), which is no Unicode; remove it"
 
 
 def read_jsonl(file: DataFile, bad: Bad) -> Iterator[Row]:
@@ -38,22 +49,18 @@ def _parse_line(line: str, name: str, number: int) -> Row:
     place = f"{name}:{number}"
     try:
         values = json.loads(line)
+        has_half = has_escaped_half(line) and has_half_character(values)
     except json.JSONDecodeError as error:
         hint = "; a list of objects is JSON: name the file .json" if line.strip() == "[" else ""
         raise DataError(f"{place}:{error.colno}: invalid JSON: {error.msg}{hint}") from error
     except RecursionError as error:
-        raise DataError(f"{place}: the JSON is nested too deeply to be read") from error
+        raise DataError(f"{place}: the JSON is {TOO_DEEP}") from error
     except ValueError as error:
         raise DataError(f"{place}: {LONG_NUMBER}") from error
     row = checked_row(place, values)
-    if _has_escaped_half(line) and has_half_character(values):
+    if has_half:
         raise DataError(f"{place}: {HALF_CHARACTER}")
     return row
-
-
-def _has_escaped_half(text: str) -> bool:
-    """Whether JSON has an escape that stands for half a character; only such an escape can make one, for UTF-8 has none."""
-    return "\\ud" in text or "\\uD" in text
 
 
 def read_json(file: DataFile, bad: Bad) -> Iterator[Row]:
@@ -70,7 +77,7 @@ def read_json(file: DataFile, bad: Bad) -> Iterator[Row]:
                 "make it JSONL, which is not, for example: jq -c '.[]' rows.json > rows.jsonl"
             )
     text = decode(content, file.name)
-    large, has_halves = len(content) > MAX_ROW_BYTES, _has_escaped_half(text)
+    large, has_halves = len(content) > MAX_ROW_BYTES, has_escaped_half(text)
     rows = _rows_of(_parse(text, file.name), file.name)
     del content, text  # as large as the rows together
     for number, values in enumerate(rows, start=1):
@@ -83,6 +90,8 @@ def read_json(file: DataFile, bad: Bad) -> Iterator[Row]:
                 raise DataError(f"{place}: {HALF_CHARACTER}")
         except DataError as error:
             bad(error)
+        except RecursionError:
+            bad(DataError(f"{place}: the JSON is {TOO_DEEP}"))
         else:
             yield row
 
@@ -96,7 +105,7 @@ def _parse(text: str, name: str) -> Any:
         hint = "; one object a line is JSONL: name the file .jsonl" if error.msg == "Extra data" else ""
         raise DataError(f"{name}:{error.lineno}:{error.colno}: invalid JSON: {error.msg}{hint}") from error
     except RecursionError as error:
-        raise DataError(f"{name}: the JSON is nested too deeply to be read") from error
+        raise DataError(f"{name}: the JSON is {TOO_DEEP}") from error
     except ValueError as error:
         raise DataError(f"{name}{_row_of_long_number(text)}: {LONG_NUMBER}") from error
 
@@ -117,15 +126,20 @@ def _is_list_of_objects(value: Any) -> bool:
 
 
 def _row_of_long_number(text: str) -> str:
-    """Which row of a JSON list holds a whole number with more digits than Python reads."""
+    """Which row of a JSON list holds a whole number with more digits than Python reads; nothing where it can't be told."""
 
     def holds(value: Any) -> bool:
-        if isinstance(value, dict | list):
-            return any(holds(below) for below in (value.values() if isinstance(value, dict) else value))
-        return value is too_long_number
+        values = [value]
+        for each in values:  # it grows meanwhile; a function that calls itself would fail on a row that is nested deeply
+            if isinstance(each, dict | list):
+                values.extend(each.values() if isinstance(each, dict) else each)
+        return any(each is too_long_number for each in values)
 
     too_long_number, longest = object(), sys.get_int_max_str_digits()
-    rows = json.loads(text, parse_int=lambda digits: too_long_number if len(digits.lstrip("-")) > longest else 0)
+    try:
+        rows = json.loads(text, parse_int=lambda digits: too_long_number if len(digits.lstrip("-")) > longest else 0)
+    except (ValueError, RecursionError):  # what comes after the number is wrong too
+        return ""
     found = [number for number, row in enumerate(rows if isinstance(rows, list) else [], start=1) if holds(row)]
     return f" row {found[0]}" if found else ""
 

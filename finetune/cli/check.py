@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, RecipeArgument, out, print_json
+from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, RecipeArgument, allowed_code, out, print_json
 
 if TYPE_CHECKING:
     from finetune.recipe.load import LoadedRecipe
@@ -26,7 +26,7 @@ def check(
     from finetune.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    found = _deep(loaded, frozenset(allow_code or ())) if deep else []
+    found = _deep(loaded, allowed_code(allow_code)) if deep else []
     if json_output:
         deep_part = {"deep": found} if deep else {}
         print_json({"recipe": loaded.recipe.model_dump(mode="json"), "origins": loaded.origins} | deep_part)

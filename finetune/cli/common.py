@@ -23,6 +23,11 @@ AllowCodeOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def allowed_code(options: list[str] | None) -> frozenset[str]:
+    """What --allow-code allows."""
+    return frozenset(option.lower() for option in options or ())
+
+
 def colour_wanted(stream: TextIO) -> bool:
     """Whether a stream is a terminal that shows colour (NO_COLOR and TERM=dumb say no; FORCE_COLOR says yes)."""
     if os.environ.get("NO_COLOR"):

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, colour_wanted, out, print_json, teller
+from finetune.cli.common import (
+    AllowCodeOption,
+    JsonOption,
+    OverridesArgument,
+    allowed_code,
+    colour_wanted,
+    out,
+    print_json,
+    teller,
+)
 
 if TYPE_CHECKING:
     from data_prep.audit import Audit, Sample
@@ -32,13 +41,16 @@ def data(
     from finetune.errors import CheckFailed, LaunchError
 
     if cache is not None:
-        if recipe is not None or cache not in ("list", "clear"):
-            raise LaunchError(f"got --cache {cache}; expected `finetune data --cache list` or `--cache clear`, with no recipe.")
+        others = {"a recipe": recipe, "--preview": preview, "--rows": rows, "--html": html, "--allow-code": allow_code}
+        beside = [name for name, value in others.items() if value]
+        if beside or cache not in ("list", "clear"):
+            shown = f"{cache} with {' and '.join(beside)}" if beside else cache
+            raise LaunchError(f"got --cache {shown}; expected `finetune data --cache list` or `--cache clear` alone.")
         _cache("list" if cache == "list" else "clear", as_json=as_json)
         return
     if recipe is None:
         raise LaunchError("name a recipe: finetune data RECIPE (or finetune data --cache list).")
-    audit, title = _audit(recipe, overrides or [], preview, rows, frozenset(allow_code or ()), as_json=as_json)
+    audit, title = _audit(recipe, overrides or [], preview, rows, allowed_code(allow_code), as_json=as_json)
     if html is not None:
         _write_page(html, audit, title)
     if as_json:
@@ -81,17 +93,20 @@ def _audit(
 
 
 def _print(audit: "Audit") -> None:
-    from data_prep.audit import audit_lines, finding_lines
+    import sys
 
+    from data_prep.audit import BAR, audit_lines, finding_lines
+
+    encoding = sys.stdout.encoding or "ascii"
+    bars = BAR if BAR.encode(encoding, "ignore") else "#"
     for line in audit_lines(audit):
-        out(line)
+        out(line.replace(BAR, bars))
     for sample in audit.samples:
         out("")
         _print_sample(sample)
-    if findings := finding_lines(audit):
-        out("")
-        for line in findings:
-            out(line)
+    findings = finding_lines(audit)
+    for line in ["", *findings] if findings or audit.samples else []:
+        out(line)
 
 
 def _print_sample(sample: "Sample") -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, RecipeArgument, out, print_json
+from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, RecipeArgument, allowed_code, out, print_json
 from finetune.cli.generate import TargetArgument
 
 
@@ -32,7 +32,7 @@ def evaluate(
 
     precision = choose_precision(loaded.train.precision)
     model, tokenizer = load_ready(found.model, found.adapter, dtype=precision.dtype, quantize=found.quantized)
-    scores = score(model, tokenizer, loaded, allow_code=frozenset(allow_code or ()))
+    scores = score(model, tokenizer, loaded, allow_code=allowed_code(allow_code))
     if as_json:
         finite = asdict(scores) | {"perplexity": scores.perplexity if scores.perplexity < float("inf") else None}
         print_json({"model": found.description, "precision": precision.name, **finite})

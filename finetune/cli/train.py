@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, out, print_json, teller
+from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, allowed_code, out, print_json, teller
 
 
 def train(
@@ -35,7 +35,7 @@ def train(
 
     from finetune.train import run
 
-    say, allowed = teller(as_json), frozenset(allow_code or ())
+    say, allowed = teller(as_json), allowed_code(allow_code)
     if resume is not None:
         summary = run.resume(resume.resolve(), recipe=loaded.recipe if loaded else None, allow_code=allowed, say=say)
         folder = resume.resolve()

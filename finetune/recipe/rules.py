@@ -190,6 +190,8 @@ def _supervise(recipe: Recipe, given: Given) -> Found:
 
 def _packs(recipe: Recipe, given: Given) -> Found:
     data = recipe.data
+    if any(_wrong(data, "data", knob, given) for knob in ("pack_length_tokens", "max_length_tokens", "pack_split")):
+        return
     if data.pack_length_tokens is not None and data.pack_length_tokens < data.max_length_tokens and not data.pack_split:
         path = "data.pack_length_tokens" if "data.pack_length_tokens" in given else "data.max_length_tokens"
         message = f"a pack of {data.pack_length_tokens} tokens can't hold a document of max_length_tokens "
@@ -200,13 +202,15 @@ def _packs(recipe: Recipe, given: Given) -> Found:
 
 def _mixture(recipe: Recipe, given: Given) -> Found:
     sources = recipe.data.train
+    if recipe.data.streaming is not None:
+        return  # _streaming says what a stream can't have
     shares = [source.share for source in sources]
     if all(share is None for share in shares):
         if _asked(recipe, given, "data.share_of"):
             yield "data.share_of", "no source of data.train has a share; give each one, or remove this"
         return
     for index, source in enumerate(sources):
-        if source.share is None:
+        if source.share is None and f"data.train.{index}.share" not in given:
             yield f"data.train.{index}", "has no share, and another source has one; give each source one"
         elif source.repeat != 1:
             yield f"data.train.{index}.repeat", "repeat and share exclude each other: the share decides how often rows are seen"
@@ -241,9 +245,25 @@ def _streaming(recipe: Recipe, given: Given) -> Found:
 
 def _leakage(recipe: Recipe, given: Given) -> Found:
     data = recipe.data
+    if _wrong(data, "data", "evaluation", given):
+        return
     if _asked_below(recipe.data.clean, "leakage") and not (data.evaluation and data.evaluation.sources):
         message = "there are no data.evaluation.sources that rows could leak from (a fraction keeps equal rows together)"
         yield "data.clean.leakage", f"{message}; remove it"
+
+
+def _evaluated_once(recipe: Recipe, given: Given) -> Found:
+    evaluation = recipe.data.evaluation
+    for index, source in enumerate((evaluation and evaluation.sources) or ()):
+        for knob, asked in (("repeat", source.repeat != 1), ("share", source.share is not None)):
+            if asked:
+                path = f"data.evaluation.sources.{index}.{knob}"
+                yield path, "evaluation rows are seen once each; repeat and share are for data.train"
+
+
+def _wrong(section: Section, path: str, knob: str, given: Given) -> bool:
+    """Whether a knob was written, but with a value that is wrong and reported already."""
+    return f"{path}.{knob}" in given and knob not in section.model_fields_set
 
 
 def _asked_below(section: Section, knob: str) -> bool:
@@ -289,6 +309,7 @@ RULES: tuple[Callable[[Recipe, Given], Found], ...] = (
     _mixture,
     _streaming,
     _leakage,
+    _evaluated_once,
     _findings,
     _files,
 )

@@ -24,7 +24,7 @@ from data_prep.terminal import clean_for_terminal
 from data_prep.tokenizer import load_tokenizer
 from tests.browser import needs_browser, open_page
 
-NO_EPOCH = Epoch(0, 0, 0, 0.0)
+NO_EPOCH = Epoch(0, 0, 0, packed=False, slots_used=0.0)
 HOSTILE = "</div></mark></title><script>alert(1)</script> \u202eabc\u202c <img src=x onerror=alert(1)> & &lt; \"'"
 VOID = frozenset({"meta", "wbr", "link", "img", "br", "input", "base"})
 

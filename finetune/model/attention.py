@@ -1,0 +1,71 @@
+"""Attention in packed rows: each document sees itself, and nothing is computed that no document needs.
+
+Shapes: H heads, K key-value heads, T tokens of a row, D width of a head. On CUDA with flash-attn installed its variable-length
+kernels do this (transformers calls them for rows whose positions begin anew). Everywhere else scaled_dot_product_attention is
+called for each document, in place of once with a mask of T x T.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.utils import is_flash_attn_2_available
+
+PER_DOCUMENT = "per_document"
+"""The name under which transformers knows this attention."""
+
+
+def choose_attention(device: torch.device) -> str:
+    """transformers' name of the attention to train with on a device."""
+    return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else PER_DOCUMENT
+
+
+def document_lengths(position_ids: torch.Tensor) -> list[int]:
+    """The lengths of the documents in a packed row, whose positions (1 x T) begin anew with each."""
+    starts = (position_ids[0] == 0).nonzero().flatten().tolist()
+    ends = [*starts[1:], position_ids.shape[1]]
+    return [end - start for start, end in zip(starts, ends, strict=True)]
+
+
+def per_document_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    documents: Sequence[int] | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention of queries (1 x H x T x D) to keys and values (1 x K x T x D); the output is 1 x T x H x D.
+
+    `documents` are the lengths of the documents in the row. Without them, or with a mask, this is transformers' sdpa.
+    """
+    if documents is None or attention_mask is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
+    groups = query.shape[1] // key.shape[1]
+    rows = zip(*(tensor.split(list(documents), dim=2) for tensor in (query, key, value)), strict=True)
+    outputs = [
+        functional.scaled_dot_product_attention(
+            *row, dropout_p=dropout, is_causal=row[0].shape[2] > 1, scale=scaling, enable_gqa=groups > 1
+        ).transpose(1, 2)
+        for row in rows
+    ]
+    return torch.cat(outputs, dim=1), None
+
+
+def per_document_mask(*arguments: Any, attention_mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor | None:
+    """No mask for rows without padding: causality, and the bounds of documents, are the attention's own."""
+    if attention_mask is None and options.get("q_length") == options.get("kv_length"):
+        return None
+    mask: torch.Tensor | None = sdpa_mask(*arguments, attention_mask=attention_mask, **options)
+    return mask
+
+
+AttentionInterface.register(PER_DOCUMENT, per_document_attention)
+AttentionMaskInterface.register(PER_DOCUMENT, per_document_mask)
