@@ -120,7 +120,7 @@ class DocumentTable(Sequence[Document]):
         return whole.astype(kind, copy=False)[self._rows]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TableRow:
     """A document, and what the table keeps beside it."""
 

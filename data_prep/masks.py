@@ -5,6 +5,7 @@ needs no generation markers, and which token pads or ends a turn makes no differ
 """
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from data_prep.config import Finding, Supervise
 from data_prep.documents import Document, WeightedSpan
 from data_prep.errors import DataError
 from data_prep.messages import Example, PlainText
-from data_prep.offsets import Encoder, Offsets
+from data_prep.offsets import Encoded, Encoder, Offsets
 from data_prep.render import end_id
 from data_prep.turns import TextSpan, TurnFinder
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 BATCH_ROWS = 512
 """Rows tokenised at once: enough for every core, few enough that the next ones are rendered meanwhile."""
 
+BATCHES_AHEAD = 3
+
 Placed = tuple[str, Example]
 """An example and where its row stands."""
 
@@ -33,7 +36,7 @@ OnFinding = Callable[[Finding, str, str], None]
 """Told of what is wrong with a row that can be tokenised all the same: the finding, the row's place, what to do about it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Rendered:
     """A row as text: what stands before and after it as token ids, and which parts are supervised."""
 
@@ -43,6 +46,15 @@ class _Rendered:
     after: list[int]
     must_end: bool
     """Whether each span has to end in a special token: a model that never sees one learned never stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Rows that are being encoded."""
+
+    examples: list[Placed]
+    rendered: list[_Rendered]
+    encoded: "Future[Encoded]"
 
 
 def refuse(finding: Finding, place: str, message: str) -> None:
@@ -79,21 +91,20 @@ class Tokenization:
     def run(self, examples: Iterable[Placed]) -> Iterator[tuple[Document, Example]]:
         """Each example's document, in order. While one batch is encoded, which takes no Python, the next is rendered."""
         rows = iter(examples)
-        waiting: tuple[list[Placed], list[_Rendered], Future[list[tuple[list[int], Offsets]]]] | None = None
+        waiting: deque[_Batch] = deque()
         with ThreadPoolExecutor(max_workers=1) as worker:
             while batch := list(islice(rows, BATCH_ROWS)):
                 rendered = [self._render(place, example) for place, example in batch]
                 encoded = worker.submit(self._encoder.encode, [row.text for row in rendered])
-                if waiting is not None:
-                    yield from self._documents(*waiting)
-                waiting = batch, rendered, encoded
-            if waiting is not None:
-                yield from self._documents(*waiting)
+                waiting.append(_Batch(batch, rendered, encoded))
+                if len(waiting) == BATCHES_AHEAD:  # so that the worker never waits for this thread
+                    yield from self._documents(waiting.popleft())
+            while waiting:
+                yield from self._documents(waiting.popleft())
 
-    def _documents(
-        self, batch: list[Placed], rendered: list[_Rendered], encoded: "Future[list[tuple[list[int], Offsets]]]"
-    ) -> Iterator[tuple[Document, Example]]:
-        for (place, example), row, (ids, offsets) in zip(batch, rendered, encoded.result(), strict=True):
+    def _documents(self, batch: "_Batch") -> Iterator[tuple[Document, Example]]:
+        encoded = self._encoder.read(batch.encoded.result())
+        for (place, example), row, (ids, offsets) in zip(batch.examples, batch.rendered, encoded, strict=True):
             yield self._document(place, row, ids, offsets), example
 
     def _document(self, place: str, row: _Rendered, ids: list[int], offsets: Offsets) -> Document:

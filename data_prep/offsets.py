@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Offsets:
     """Where each token of a text stands, in characters."""
 
@@ -48,30 +48,49 @@ class Encoder:
         self._backend.no_padding()
         self._lengths = byte_lengths(self._backend)
 
-    def encode(self, texts: Sequence[str]) -> list[tuple[list[int], Offsets]]:
-        """The ids of each text and where its tokens stand; special tokens in it are found, and none is added."""
+    def encode(self, texts: Sequence[str]) -> "Encoded":
+        """Tokenise texts; special tokens in them are found, and none is added. Takes nearly no Python, and every core."""
         plain = [index for index, text in enumerate(texts) if self._lengths is not None and text.isascii()]
-        found = dict(zip(plain, self._by_lengths([texts[index] for index in plain]), strict=True))
-        left = [index for index in range(len(texts)) if found.get(index) is None]
-        encodings = self._backend.encode_batch([texts[index] for index in left], add_special_tokens=False)
-        for index, encoding in zip(left, encodings, strict=True):
-            found[index] = encoding.ids, Offsets(_Side(encoding, 0), _Side(encoding, 1))
-        return [row for index in range(len(texts)) if (row := found[index]) is not None]
+        by_lengths = self._backend.encode_batch_fast([texts[index] for index in plain], add_special_tokens=False)
+        rest = sorted(set(range(len(texts))) - set(plain))
+        by_offsets = self._backend.encode_batch([texts[index] for index in rest], add_special_tokens=False)
+        return Encoded(texts, dict(zip(plain, by_lengths, strict=True)), dict(zip(rest, by_offsets, strict=True)))
 
-    def _by_lengths(self, texts: list[str]) -> list[tuple[list[int], Offsets] | None]:
-        """The same by lengths; None for a text whose tokens are not all of it (a special token may swallow blanks)."""
-        if self._lengths is None or not texts:
-            return []
-        rows = [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+    def read(self, encoded: "Encoded") -> list[tuple[list[int], Offsets]]:
+        """The ids of each text and where its tokens stand."""
+        found = self._by_lengths(encoded)
+        for index in set(range(len(encoded.texts))) - found.keys():
+            encoding = encoded.by_offsets.get(index)
+            if encoding is None:  # a special token swallowed blanks, so that the lengths don't tell
+                encoding = self._backend.encode(encoded.texts[index], add_special_tokens=False)
+            found[index] = encoding.ids, Offsets(_Side(encoding, 0), _Side(encoding, 1))
+        return [found[index] for index in range(len(encoded.texts))]
+
+    def _by_lengths(self, encoded: "Encoded") -> dict[int, tuple[list[int], Offsets]]:
+        """Those whose tokens are all of their text, by the lengths of the tokens."""
+        if self._lengths is None or not encoded.by_lengths:
+            return {}
+        rows = [encoding.ids for encoding in encoded.by_lengths.values()]
         bounds = np.cumsum([0, *map(len, rows)])
         ends = self._lengths[np.fromiter(chain.from_iterable(rows), np.int64, count=int(bounds[-1]))].cumsum()
         before = np.concatenate([[0], ends])[bounds]
         whole = np.diff(before).tolist()
-        found: list[tuple[list[int], Offsets] | None] = []
-        for row, (ids, text) in enumerate(zip(rows, texts, strict=True)):
-            places = [0, *(ends[bounds[row] : bounds[row + 1]] - before[row]).tolist()]
-            found.append((ids, Offsets(places[:-1], places[1:])) if whole[row] == len(text) else None)
+        found = {}
+        for row, (index, ids) in enumerate(zip(encoded.by_lengths, rows, strict=True)):
+            if whole[row] == len(encoded.texts[index]):
+                places = [0, *(ends[bounds[row] : bounds[row + 1]] - before[row]).tolist()]
+                found[index] = ids, Offsets(places[:-1], places[1:])
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Texts, and the encodings of each by its index."""
+
+    texts: Sequence[str]
+    by_lengths: dict[int, Any]
+    """Encodings that don't know where their tokens stand."""
+    by_offsets: dict[int, Any]
 
 
 def byte_lengths(backend: Any) -> np.ndarray | None:

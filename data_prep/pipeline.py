@@ -45,7 +45,7 @@ class Pipeline:
         self.section, self.tokenizer = section, tokenizer
         self.seed, self.audit, self.allow_code, self.first_rows = seed, audit, allow_code, first_rows
         self.reports: list[SourceReport] = []
-        self._special = special_tokens(tokenizer)
+        self._special = tuple(special_tokens(tokenizer))
         self._seen: dict[Use, set[int]] = {"train": set(), "evaluation": set()}
         self._near = None
         if section.clean.near_duplicates is not None:
@@ -128,19 +128,18 @@ class Pipeline:
 
     def _count(self, document: Document, parts: list[Document], candidate: "_Candidate", report: SourceReport) -> None:
         """Count a row whose tokens are known."""
-        excerpt = excerpt_of(candidate.example)
         if not parts:
-            report.drop(document.place, "too_long", excerpt)
+            report.drop(document.place, "too_long", excerpt_of(candidate.example))
             return
         report.keep(parts)
         report.special_tokens_in_text += candidate.special
         if candidate.repeats:
-            report.duplicates.add(document.place, excerpt)
+            report.duplicates.add(document.place, excerpt_of(candidate.example))
         if candidate.leaks:
             report.find("leakage", document.place, "it also stands in the evaluation rows")
         if parts != [document]:
             rows = report.split if self.section.over_length == "split" else report.truncated
-            rows.add(document.place, excerpt)
+            rows.add(document.place, excerpt_of(candidate.example))
             kept = sum(part.supervised_tokens for part in parts)
             report.truncated_supervised_tokens += document.supervised_tokens - kept
 

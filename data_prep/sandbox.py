@@ -10,7 +10,7 @@ from functools import lru_cache
 from time import monotonic
 from typing import Any, NoReturn, cast
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateRuntimeError, nodes
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateRuntimeError, TemplateSyntaxError, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -258,20 +258,22 @@ def render_limited(sandbox: LimitedSandbox, text: str, variables: dict[str, Any]
         sandbox.begin(input_characters)
         rendered = "".join(template.generate(variables))  # `written` and `tick` have counted it
         sandbox.check_size(len(rendered))
-        if not rendered.isascii():
-            rendered.encode("utf-16-le")  # refuses what UTF-8 can't hold, and is the faster of the two
     except TemplateError:
         raise
     except (RecursionError, MemoryError) as error:
         raise LimitExceeded("it is nested too deeply, calls itself without end, or needs too much memory") from error
-    except UnicodeEncodeError as error:
-        raise TemplateRuntimeError("it writes half of a character pair, which is no text") from error
     except Exception as error:  # a template is a user's program: its expressions raise anything
         raise TemplateRuntimeError(str(error) or type(error).__name__) from error
+    if not rendered.isascii():
+        try:
+            rendered.encode("utf-16-le")  # refuses what UTF-8 can't hold, and is the faster of the two
+        except UnicodeEncodeError as error:
+            raise TemplateRuntimeError("it writes half of a character pair, which is no text") from error
     return rendered
 
 
 def reason(error: TemplateError) -> str:
     """What a template's error says, as short as an error should be."""
     said = str(error.message or type(error).__name__)
-    return said if len(said) <= LONGEST_MESSAGE else f"{said[:LONGEST_MESSAGE]}..."
+    said = said if len(said) <= LONGEST_MESSAGE else f"{said[:LONGEST_MESSAGE]}..."
+    return f"{said} (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else said

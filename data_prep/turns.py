@@ -23,7 +23,7 @@ RARE_BLANK = "\u2009"
 """A blank that no template writes: where it is gone from around a content, the template strips contents."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TextSpan:
     """A supervised part of a text, in characters; the end is exclusive."""
 
@@ -77,7 +77,8 @@ class TurnFinder:
     def find(self, example: Conversation) -> tuple[str, list[TextSpan]]:
         """A conversation's text and its supervised parts, in order. Raises DataError where the template can't be followed."""
         text = self._renderer.render(example.messages, tools=example.tools)
-        self._renderer.check_tools(example, text)
+        if _has_tools(example):
+            self._renderer.check_tools(example, text)
         if self.supervise == "all":
             return text, list(self._all_by_weight(example, text))
         answers = [index for index in learned_turns(example, self.supervise) if example.messages[index].weight != 0]
@@ -115,9 +116,9 @@ class TurnFinder:
         return found
 
     def _skeleton(self, example: Conversation) -> Skeleton | None:
-        if example.tools or any(message.tool_calls or message.role == "tool" for message in example.messages):
+        if _has_tools(example):
             return None
-        roles = tuple(message.role for message in example.messages)
+        roles = tuple([message.role for message in example.messages])
         if roles not in self._skeletons:
             self._skeletons[roles] = self._make_skeleton(roles)
         return self._skeletons[roles]
@@ -183,6 +184,10 @@ class TurnFinder:
         token = self._end_token if rest.lstrip().startswith(self._end_token) else ""
         blanks = len(rest) - len(rest.lstrip()) if token else 0
         return start, end + blanks + len(token)
+
+
+def _has_tools(example: Conversation) -> bool:
+    return bool(example.tools) or any(message.tool_calls or message.role == "tool" for message in example.messages)
 
 
 def _weight(message: Message) -> float:

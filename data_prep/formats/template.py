@@ -23,7 +23,7 @@ def _render(text: str, values: dict[str, Any], name: str) -> str:
     try:
         return render_limited(row_sandbox(), text, values, sum(map(len, _texts(values))))
     except TemplateSyntaxError as error:
-        raise ValueError(f"template.{name} is no valid Jinja text: {reason(error)} (line {error.lineno})") from error
+        raise ValueError(f"template.{name} is no valid Jinja text: {reason(error)}") from error
     except UndefinedError as error:
         there = ", ".join(map(repr, values)) or "no columns at all"
         raise ValueError(f"template.{name}: {reason(error)}; the row has {there}") from error

@@ -1,5 +1,6 @@
 """What every source hands on: a row and its place."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -23,7 +24,7 @@ Bad = Callable[[DataError], None]
 """What is done about a row that can't be read: raise the error, or count it and return, and the row is skipped."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
     """One row as it was read."""
 
@@ -68,18 +69,25 @@ def too_long(place: str, hint: str) -> DataError:
     return DataError(f"{place}: the row is longer than {MAX_ROW_BYTES // 2**20} MiB; {hint}")
 
 
+ESCAPED_HALF = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]")
+"""A first half that no second one follows, or a second half that follows no first one."""
+
+
 def text_length(value: Any) -> int:
     """How many characters the texts in a value have together, keys included."""
+    if isinstance(value, str):
+        return len(value)
     if isinstance(value, dict):
-        return sum(len(key) + text_length(below) for key, below in value.items())
-    if isinstance(value, list):
-        return sum(map(text_length, value))
-    return len(value) if isinstance(value, str) else 1
+        return sum(map(len, value)) + sum(map(text_length, value.values()))
+    return sum(map(text_length, value)) if isinstance(value, list) else 1
 
 
 def has_escaped_half(text: str) -> bool:
-    """Whether JSON has an escape that stands for half a character; only such an escape can make one, for UTF-8 has none."""
-    return "\\ud" in text or "\\uD" in text
+    """Whether JSON may have an escape that stands for half a character, without its other half beside it.
+
+    Only such an escape can make one, for UTF-8 has none.
+    """
+    return ("\\ud" in text or "\\uD" in text) and ESCAPED_HALF.search(text) is not None
 
 
 def has_half_character(values: Any) -> bool:

@@ -263,9 +263,9 @@ def test_a_deeply_nested_row(kind: str, depth: int, inside: str, tmp_path: Path,
         assert f"rows.{kind}" in (refusal(path, tokenizer, "text", on_bad_row=on_bad_row) or f"rows.{kind} is read")
 
 
-@pytest.mark.parametrize(("inside", "depth"), [('"\\ud83d\\ude00"', 900), ("9" * 5000, 500)], ids=["emoji", "long number"])
+@pytest.mark.parametrize(("inside", "depth"), [('"\\ud83d"', 900), ("9" * 5000, 500)], ids=["half character", "long number"])
 def test_a_deeply_nested_row_of_a_list_is_named(inside: str, depth: int, tmp_path: Path) -> None:
-    """In a list of rows, the one that is nested too deeply, or that holds a long number deep inside, is named by its number."""
+    """In a list of rows, the one with half a character or a long number deep inside is named by its number."""
     path = tmp_path / "rows.json"
     path.write_bytes(b'[{"text": "ho"},' + nested(depth, inside) + b"]")
     with pytest.raises(DataError, match=r"^rows\.json row 2: (the JSON is nested too deeply|a whole number has more digits)"):
