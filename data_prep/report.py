@@ -33,7 +33,7 @@ REASONS = {
 
 FINDINGS = {
     "no_supervised_token": "rows have no token that is learned; they are left out",
-    "unsupervised_end_of_turn": "answers end in no special token, so the model would not learn to stop",
+    "unsupervised_end_of_turn": "rows have an answer that ends in no special token, so the model would not learn to stop",
     "leakage": "training rows also stand in the evaluation rows",
     "double_bos": "rows begin with two BOS tokens",
 }

@@ -175,14 +175,12 @@ def test_a_template_without_tools_is_refused(audit: Callable[..., Result]) -> No
 
 
 def test_turns_without_tokens_are_a_finding(audit: Callable[..., Result]) -> None:
-    """ChatML on a tokenizer without its tokens is found in every answer, exit 3; the finding's advice mends it."""
+    """ChatML on a tokenizer without its tokens is found in every row, exit 3; the finding's advice mends it."""
     source = {"path": shared("chat/fastchat_dummy_conversation.json"), "format": "sharegpt"}
     model = {"base": str(BASE), "chat_template": "chatml"}
     found = audit([source], code=3, model=model)
-    answers = sum(
-        turn["from"] == "gpt" for row in json.loads(Path(source["path"]).read_text()) for turn in row["conversations"]
-    )
-    assert f"unsupervised_end_of_turn: {answers:,} answers end in no special token" in found.stdout
+    rows = len(json.loads(Path(source["path"]).read_text()))
+    assert f"unsupervised_end_of_turn: {rows:,} rows have an answer that ends in no special token" in found.stdout
     assert "add the template's end-of-turn token to model.new_tokens" in found.stdout
     assert "the audit fails: unsupervised_end_of_turn" in found.stderr
     audit([source], model=model | {"new_tokens": TURNS})
@@ -214,7 +212,7 @@ def test_what_is_repeated_can_be_dropped(audit: Callable[..., Result]) -> None:
     (kept,) = json.loads(audit([source], "--json", max_length_tokens=16384).stdout)["sources"]
     clean = {"duplicates": "drop", "near_duplicates": 0.8}
     (cleaned,) = json.loads(audit([source], "--json", max_length_tokens=16384, clean=clean).stdout)["sources"]
-    assert kept["duplicates"]["count"] == cleaned["dropped"]["duplicate"]["count"] == cleaned["duplicates"]["count"] > 0
+    assert kept["duplicates"]["count"] == cleaned["dropped"]["duplicate"]["count"] > cleaned["duplicates"]["count"] == 0
     assert cleaned["dropped"]["near_duplicate"]["count"] > 0
     assert kept["rows_kept"] == 300 == cleaned["rows_kept"] + sum(drop["count"] for drop in cleaned["dropped"].values())
 
