@@ -24,8 +24,10 @@ from data_prep.turns import TextSpan, TurnFinder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-BATCH_ROWS = 512
-"""Rows tokenised at once: enough for every core, few enough that the next ones are rendered meanwhile."""
+FIRST_BATCH_ROWS, BATCH_ROWS = 128, 2048
+BATCH_CHARACTERS = 4 * 2**20
+"""Rows tokenised at once, and how long they may be together: few enough for memory. Each batch costs a wait of one thread for
+the other, so the first is small, for the cores to begin soon, and each later one twice as large."""
 
 BATCHES_AHEAD = 3
 
@@ -52,8 +54,7 @@ class _Rendered:
 class _Batch:
     """Rows that are being encoded."""
 
-    examples: list[Placed]
-    rendered: list[_Rendered]
+    rows: list[tuple[str, Example, _Rendered]]
     encoded: "Future[Encoded]"
 
 
@@ -93,18 +94,29 @@ class Tokenization:
         rows = iter(examples)
         waiting: deque[_Batch] = deque()
         with ThreadPoolExecutor(max_workers=1) as worker:
-            while batch := list(islice(rows, BATCH_ROWS)):
-                rendered = [self._render(place, example) for place, example in batch]
-                encoded = worker.submit(self._encoder.encode, [row.text for row in rendered])
-                waiting.append(_Batch(batch, rendered, encoded))
+            most = FIRST_BATCH_ROWS
+            while batch := self._next_batch(rows, most):
+                most = min(2 * most, BATCH_ROWS)
+                encoded = worker.submit(self._encoder.encode, [row.text for _, _, row in batch])
+                waiting.append(_Batch(batch, encoded))
                 if len(waiting) == BATCHES_AHEAD:  # so that the worker never waits for this thread
                     yield from self._documents(waiting.popleft())
             while waiting:
                 yield from self._documents(waiting.popleft())
 
+    def _next_batch(self, rows: Iterator[Placed], most: int) -> list[tuple[str, Example, _Rendered]]:
+        batch, characters = [], 0
+        for place, example in islice(rows, most):
+            row = self._render(place, example)
+            batch.append((place, example, row))
+            characters += len(row.text)
+            if characters >= BATCH_CHARACTERS:
+                break
+        return batch
+
     def _documents(self, batch: "_Batch") -> Iterator[tuple[Document, Example]]:
         encoded = self._encoder.read(batch.encoded.result())
-        for (place, example), row, (ids, offsets) in zip(batch.examples, batch.rendered, encoded, strict=True):
+        for (place, example, row), (ids, offsets) in zip(batch.rows, encoded, strict=True):
             yield self._document(place, row, ids, offsets), example
 
     def _document(self, place: str, row: _Rendered, ids: list[int], offsets: Offsets) -> Document:

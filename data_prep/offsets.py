@@ -99,15 +99,22 @@ def byte_lengths(backend: Any) -> np.ndarray | None:
     A byte-level vocabulary writes each byte as one character. One that changes texts before they are split, or puts a blank
     before them, is none.
     """
-    parts = json.loads(backend.to_str())
-    pre_tokenizer = parts["pre_tokenizer"] or {}
-    last = (pre_tokenizer.get("pretokenizers") or [pre_tokenizer])[-1]
-    is_byte_level = parts["normalizer"] is None and parts["model"]["type"] == "BPE" and last.get("type") == "ByteLevel"
-    if not is_byte_level or last["add_prefix_space"] or parts["model"].get("byte_fallback"):
+    if backend.normalizer is not None or type(backend.model).__name__ != "BPE" or backend.model.byte_fallback:
         return None
-    vocabulary = parts["model"]["vocab"]
-    lengths = np.zeros(max([*vocabulary.values(), *(token["id"] for token in parts["added_tokens"])]) + 1, np.int64)
-    lengths[np.fromiter(vocabulary.values(), np.int64)] = np.fromiter(map(len, vocabulary), np.int64)
-    for token in parts["added_tokens"]:
-        lengths[token["id"]] = len(token["content"].encode())
+    if not _is_byte_level(backend.pre_tokenizer):
+        return None
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    lengths = np.zeros(max(vocabulary.values()) + 1, np.int64)
+    lengths[np.fromiter(vocabulary.values(), np.int64, len(vocabulary))] = np.fromiter(map(len, vocabulary), np.int64)
+    for index, token in backend.get_added_tokens_decoder().items():
+        lengths[index] = len(token.content.encode())
     return lengths
+
+
+def _is_byte_level(pre_tokenizer: Any) -> bool:
+    """Whether bytes become characters last, with no blank put before them."""
+    if pre_tokenizer is None:
+        return False
+    parts = json.loads(pre_tokenizer.__getstate__())  # as pickle asks; it has no other way to tell what it is made of
+    last = (parts.get("pretokenizers") or [parts])[-1]
+    return bool(last.get("type") == "ByteLevel" and not last["add_prefix_space"])
