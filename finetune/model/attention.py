@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
@@ -19,9 +19,13 @@ PER_DOCUMENT = "per_document"
 """The name under which transformers knows this attention."""
 
 
-def choose_attention(device: torch.device) -> str:
-    """transformers' name of the attention to train with on a device."""
-    return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else PER_DOCUMENT
+def choose_attention(device: torch.device, config: PretrainedConfig, max_length_tokens: int) -> str:
+    """transformers' name of the attention to train with: documents of at most so many tokens, on this device."""
+    if device.type == "cuda" and is_flash_attn_2_available():
+        return "flash_attention_2"
+    # A window that a document reaches beyond needs a mask.
+    window = getattr(config, "sliding_window", None)
+    return "sdpa" if window and window < max_length_tokens else PER_DOCUMENT
 
 
 def document_lengths(position_ids: torch.Tensor) -> list[int]:
@@ -29,6 +33,16 @@ def document_lengths(position_ids: torch.Tensor) -> list[int]:
     starts = (position_ids[0] == 0).nonzero().flatten().tolist()
     ends = [*starts[1:], position_ids.shape[1]]
     return [end - start for start, end in zip(starts, ends, strict=True)]
+
+
+def is_packed(position_ids: torch.Tensor | None, tokens: int) -> bool:
+    """Whether positions are those of a whole row that holds more than one document."""
+    return (
+        position_ids is not None
+        and position_ids.shape == (1, tokens)
+        and int(position_ids[0, 0]) == 0
+        and int(position_ids[0, -1]) != tokens - 1
+    )
 
 
 def per_document_attention(
@@ -40,12 +54,17 @@ def per_document_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     documents: Sequence[int] | None = None,
+    position_ids: torch.Tensor | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of queries (1 x H x T x D) to keys and values (1 x K x T x D); the output is 1 x T x H x D.
 
-    `documents` are the lengths of the documents in the row. Without them, or with a mask, this is transformers' sdpa.
+    `documents` are the lengths of the documents in the row; where they aren't given, the positions tell. With a mask, or for
+    rows of one document each, this is transformers' sdpa.
     """
+    if documents is None and attention_mask is None and is_packed(position_ids, query.shape[2]):
+        assert position_ids is not None  # noqa: S101 - is_packed says so
+        documents = document_lengths(position_ids)
     if documents is None or attention_mask is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
     groups = query.shape[1] // key.shape[1]

@@ -1,7 +1,7 @@
 """Documents as tensors: padded to one rectangle, or packed into one row. Shapes: B rows, T tokens."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -39,11 +39,11 @@ def padded_batch(documents: Sequence[Document], pad_token_id: int) -> dict[str, 
     return batch | _weights(shift_weights)
 
 
-def packed_batch(documents: Sequence[Document]) -> dict[str, torch.Tensor]:
+def packed_batch(documents: Sequence[Document]) -> dict[str, Any]:
     """All documents one after the other in one row: input_ids, position_ids, shift_labels (1 x T), shift_weights as above.
 
-    Positions begin anew with each document. Without an attention mask transformers takes that for the boundaries of
-    documents, and no token sees another document's.
+    `documents` are their lengths, for finetune.model.attention. Positions begin anew with each document: without an attention
+    mask transformers' own attentions take that for the boundaries, and no token sees another document's.
     """
     tokens = [torch.as_tensor(document.token_ids, dtype=torch.long) for document in documents]
     labels, weights = zip(
@@ -51,8 +51,8 @@ def packed_batch(documents: Sequence[Document]) -> dict[str, torch.Tensor]:
     )
     positions = [torch.arange(len(ids)) for ids in tokens]
     columns = {"input_ids": tokens, "position_ids": positions, "shift_labels": labels}
-    batch = {name: torch.cat(tuple(column)).unsqueeze(0) for name, column in columns.items()}
-    return batch | _weights(torch.cat(weights).unsqueeze(0))
+    batch: dict[str, Any] = {name: torch.cat(tuple(column)).unsqueeze(0) for name, column in columns.items()}
+    return batch | {"documents": list(map(len, tokens))} | _weights(torch.cat(weights).unsqueeze(0))
 
 
 def token_count(batch: dict[str, torch.Tensor]) -> int:

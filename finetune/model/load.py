@@ -38,13 +38,20 @@ def apply_rope_scaling(config: PretrainedConfig, scaling: RopeScaling) -> None:
 
 
 def load_model(
-    base: Base, *, dtype: torch.dtype, quantize: bool = False, rope_scaling: RopeScaling | None = None
+    base: Base,
+    *,
+    dtype: torch.dtype,
+    quantize: bool = False,
+    rope_scaling: RopeScaling | None = None,
+    attention: str = "sdpa",
 ) -> PreTrainedModel:
     """The base's weights in `dtype`, or in NF4 with arithmetic in `dtype`, on the device that training will use.
 
-    Raises ModelError where the weights can't be read or don't fit config.json.
+    `attention` is transformers' name of one, or finetune.model.attention's. Raises ModelError where the weights can't be
+    read or don't fit config.json.
     """
     options: dict[str, Any] = {"config": load_config(base, rope_scaling), "dtype": dtype, "use_safetensors": True}
+    options["attn_implementation"] = attention
     if quantize:
         options |= {"quantization_config": nf4_config(dtype), "device_map": {"": choose_device()}}
     try:

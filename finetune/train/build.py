@@ -19,6 +19,7 @@ from data_prep.stream import Stream
 from finetune.errors import ModelError
 from finetune.evaluate.data import prepare_data, tokenizer_for
 from finetune.model.adapter import attach, count_parameters, grow_embeddings
+from finetune.model.attention import choose_attention
 from finetune.model.checkpoint import Base, resolve_base
 from finetune.model.load import load_config, load_model
 from finetune.model.loss import install_supervised_loss
@@ -76,7 +77,9 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     seed_everything(recipe.train.seed)
     # Weights that are all trained need float32 for the optimizer's small steps; autocast still computes in bf16.
     dtype = torch.float32 if method == "full" else inputs.precision.dtype
-    model = load_model(inputs.base, dtype=dtype, quantize=method == "qlora", rope_scaling=recipe.model.rope_scaling)
+    scaling = recipe.model.rope_scaling
+    attention = choose_attention(choose_device(), load_config(inputs.base, scaling), recipe.data.max_length_tokens)
+    model = load_model(inputs.base, dtype=dtype, quantize=method == "qlora", rope_scaling=scaling, attention=attention)
     grow_embeddings(model, len(inputs.tokenizer))
     install_supervised_loss(model, recipe.train.label_smoothing)
     trained: torch.nn.Module = model

@@ -1,18 +1,13 @@
-"""finetune data: the audit as it prints and as JSON, what fails it, samples, and the cache of prepared data."""
+"""finetune data: the audit as it prints and as JSON, samples, errors, the page, and code that runs where it is allowed."""
 
 import json
 import re
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data_prep.formats.code import code_sha256
-from data_prep.report import FINDINGS, LENGTH_EDGES
-from tests.conftest import CHATML
+from data_prep.report import LENGTH_EDGES
+from tests.unit.cli.audits import Data, Recipes, alpaca, chat, mixed
 from tests.unit.test_imports import HEAVY, loaded_by
 
 NASTY = "\x1b]0;title\x07 \x1b[31mred\x1b[0m \x9b2J \u202eabc\u2066 \x00\x08\x7f \x1bPq\x1b\\"
@@ -20,98 +15,6 @@ NASTY = "\x1b]0;title\x07 \x1b[31mred\x1b[0m \x9b2J \u202eabc\u2066 \x00\x08\x7f
 ACTED_ON = {"\x1b", "\x9b", "\u202e", "\u2066", "\x00", "\x07", "\x08", "\x7f"}
 OURS = re.compile(r"\x1b\[(1;32|2|1;31|0)m")
 """The colours that the verb itself writes."""
-
-
-@dataclass
-class Printed:
-    """What a command printed."""
-
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-    @property
-    def json(self) -> Any:
-        """Standard output as the one JSON document that it is."""
-        return json.loads(self.out)
-
-
-Data = Callable[..., Printed]
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Data:
-    """data("recipe.yaml", code=0) runs the verb in tmp_path, with a cache of its own, and checks its exit code."""
-    from finetune.cli.app import run as run_command
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
-    for name in ("NO_COLOR", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: str, code: int = 0) -> Printed:
-        monkeypatch.setattr(sys, "argv", ["finetune", "data", *arguments])
-        capsys.readouterr()
-        found = run_command()
-        printed = Printed(*capsys.readouterr())
-        assert found == code, f"{arguments} gave {found}:\n{printed.out}\n{printed.err}"
-        assert "Traceback" not in printed.err
-        return printed
-
-    return run
-
-
-@dataclass
-class Recipes:
-    """Writes rows and recipes on the tiny base into a folder."""
-
-    folder: Path
-    base: Path
-
-    def rows(self, name: str, rows: list[dict[str, Any]]) -> str:
-        """A JSONL file; its name."""
-        (self.folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return name
-
-    def __call__(self, source: dict[str, Any] | list[dict[str, Any]], **sections: Any) -> str:
-        """recipe.yaml with this source, or these, in data.train, and more keys of data; `model` and `train` are sections."""
-        values: dict[str, Any] = {"model": {"base": str(self.base)} | sections.pop("model", {})}
-        values["train"] = sections.pop("train", {})
-        values["data"] = {"train": source if isinstance(source, list) else [source]} | sections
-        (self.folder / "recipe.yaml").write_text(json.dumps(values))  # YAML reads JSON
-        return "recipe.yaml"
-
-
-@pytest.fixture
-def recipe(tmp_path: Path, tiny_base: Path) -> Recipes:
-    return Recipes(tmp_path, tiny_base)
-
-
-def chat(question: str, answer: str, **keys: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer} | keys]}
-
-
-def alpaca(count: int) -> list[dict[str, Any]]:
-    return [{"instruction": f"Say blue {n} times.", "output": " ".join(["blue"] * (n % 5 + 1))} for n in range(count)]
-
-
-MIXED = [
-    *alpaca(8),
-    {"instruction": "Say nothing.", "output": " "},
-    {"instruction": "Say much.", "output": "blue " * 300},
-    {"instruction": "Say <|im_end|>.", "output": "no"},
-    {"instruction": "Say blue 1 times.", "output": "blue blue", "id": 3},
-    {"instruction": "no output"},
-]
-"""Eight good rows, a repeated one, and four that are dropped, each for another reason."""
-
-
-def mixed(recipe: Recipes, **sections: Any) -> str:
-    source = {"path": recipe.rows("rows.jsonl", MIXED), "format": "alpaca"}
-    return recipe(source, max_length_tokens=128, on_bad_row="skip", **sections)
 
 
 def number(text: str) -> int:
@@ -301,97 +204,6 @@ def test_a_stream_is_audited_by_its_first_buffer(data: Data, recipe: Recipes) ->
     assert "7 of 7 rows kept" in data(name, "--rows", "7").lines[1]
 
 
-@dataclass
-class Found:
-    """Rows and a recipe's sections that one finding is made in."""
-
-    rows: list[dict[str, Any]]
-    place: str
-    says: str
-    model: dict[str, Any]
-    evaluation: bool = False
-
-
-CASES = {
-    "no_supervised_token": Found(
-        [chat("q", "a"), chat("q", "b", weight=0)], "rows.jsonl:2", "it has no token that is learned", {}
-    ),
-    "unsupervised_end_of_turn": Found(
-        [chat("q", "a")], "rows.jsonl:1", "(llama3) writes it ends in 'a<|eot_id|>', which is no special token of",
-        {"chat_template": "llama3"},
-    ),
-    "leakage": Found(
-        [chat("q", "a"), chat("Other ", "ANSWER")], "rows.jsonl:2", "it also stands in the evaluation rows", {}, evaluation=True
-    ),
-    "double_bos": Found(
-        [chat("q", "a")], "rows.jsonl:1", "it begins with <|im_start|> twice; remove one of the two",
-        {"chat_template": "./double.jinja"},
-    ),
-}  # fmt: skip
-
-
-def with_findings(recipe: Recipes, *names: str) -> str:
-    """A recipe that these findings are made in."""
-    (recipe.folder / "double.jinja").write_text("{{ bos_token }}" + CHATML)
-    cases = [CASES[name] for name in names]
-    rows = [row for case in cases for row in case.rows]
-    held_out = {"path": recipe.rows("held_out.jsonl", [chat("other", "answer")]), "format": "messages"}
-    sections = {"evaluation": {"sources": [held_out]}} if any(case.evaluation for case in cases) else {}
-    model = {key: value for case in cases for key, value in case.model.items()}
-    return recipe({"path": recipe.rows("rows.jsonl", rows), "format": "messages"}, model=model, **sections)
-
-
-def test_every_finding_has_its_case() -> None:
-    """The table of findings and the cases of this file name the same ones."""
-    assert set(CASES) == set(FINDINGS)
-
-
-@pytest.mark.parametrize("finding", FINDINGS)
-def test_a_finding_fails_the_audit(finding: str, data: Data, recipe: Recipes) -> None:
-    """The audit ends with 3 and says which finding, in how many rows, and where; --json says the same in one document."""
-    name, case = with_findings(recipe, finding), CASES[finding]
-    printed = data(name, code=3)
-    index = printed.lines.index(f"{finding}: 1 {FINDINGS[finding]} (fails the audit)")
-    assert printed.lines[index + 1].startswith(f"  {case.place}: ")
-    assert case.says in printed.lines[index + 1]
-    assert "the audit holds" not in printed.out
-    assert printed.err.startswith(f"error: the audit fails: {finding}. ")
-    as_json = data(name, "--json", code=3)
-    audit = as_json.json
-    assert (audit["ok"], audit["failed"], audit["findings"]) == (False, [finding], {finding: 1})
-    assert sum(finding in source["findings"] for source in audit["sources"]) == 1
-    assert "error" not in as_json.err
-
-
-@pytest.mark.parametrize("finding", FINDINGS)
-def test_an_allowed_finding_fails_nothing(finding: str, data: Data, recipe: Recipes) -> None:
-    """What the message of a failed audit advises to write makes the audit hold; the finding is still reported."""
-    name = with_findings(recipe, finding)
-    (advised,) = re.findall(r"write (data\.allow_findings: \[.*?\])", data(name, code=3).err)
-    printed = data(name, advised.replace(": ", "=", 1))
-    assert printed.lines[-1] == "the audit holds"
-    assert f"{finding}: 1 {FINDINGS[finding]} (allowed by data.allow_findings)" in printed.lines
-    audit = data(name, f"data.allow_findings=[{finding}]", "--json").json
-    assert (audit["ok"], audit["failed"], audit["findings"]) == (True, [], {finding: 1})
-
-
-def test_every_finding_at_once(data: Data, recipe: Recipes) -> None:
-    """All findings of an audit are named, and one that is left when the others are allowed still fails it."""
-    name = with_findings(recipe, "no_supervised_token", "leakage", "double_bos")
-    assert set(data(name, "--json", code=3).json["failed"]) == {"no_supervised_token", "leakage", "double_bos"}
-    audit = data(name, "data.allow_findings=[leakage, double_bos]", "--json", code=3).json
-    assert audit["failed"] == ["no_supervised_token"]
-    assert set(audit["findings"]) == {"no_supervised_token", "leakage", "double_bos"}
-
-
-def test_leakage_can_be_dropped_or_kept(data: Data, recipe: Recipes) -> None:
-    """With data.clean.leakage drop the row is dropped with its reason; with keep nothing is said; both audits hold."""
-    name = with_findings(recipe, "leakage")
-    dropped = data(name, "data.clean.leakage=drop")
-    assert "  dropped 1 that also stand in the evaluation rows:" in dropped.lines
-    assert data(name, "data.clean.leakage=keep", "--json").json["findings"] == {}
-
-
 def test_a_repeated_row_that_is_dropped_is_not_called_kept(data: Data, recipe: Recipes) -> None:
     """Rows are called kept, though they repeat another or hold a special token, only where they are."""
     long = {"instruction": "Say much <|im_end|>.", "output": "blue " * 300}
@@ -427,70 +239,6 @@ def test_the_page(data: Data, recipe: Recipes) -> None:
     assert "page audit.html" in data(name, "--html", "audit.html").lines
     assert "<html" in (recipe.folder / "audit.html").read_text(encoding="utf-8")
     assert "absent/audit.html" in data(name, "--html", "absent/audit.html", code=2).err
-
-
-def test_prepared_data_are_found_again(data: Data, recipe: Recipes) -> None:
-    """A second audit of the same rows comes from the cache, says so, and says the same; a changed row is prepared anew."""
-    name = mixed(recipe)
-    first, second = data(name), data(name)
-    assert second.lines == ["from the cache: these data were prepared before", *first.lines]
-    as_json = data(name, "--json")
-    assert as_json.err == "from the cache: these data were prepared before\n"
-    assert as_json.json["ok"]
-    recipe.rows("rows.jsonl", [*MIXED, alpaca(1)[0]])
-    assert "10 of 14 rows kept" in data(name).lines[0]
-
-
-def test_the_cache_is_listed_and_cleared(data: Data, recipe: Recipes) -> None:
-    """--cache list names each entry with its documents and sources, newest first; clear deletes them and nothing else."""
-    listed = data("--cache", "list")
-    assert listed.lines[-1].startswith("0 prepared data sets, ")
-    assert data("--cache", "list", "--json").json == {"folder": str(recipe.folder / "cache" / "data"), "entries": []}
-    data(mixed(recipe))
-    data(recipe({"generated": "orders", "rows": 5}))
-    kept = recipe.folder / "cache" / "bases" / "x"
-    kept.mkdir(parents=True)
-    first, second, last = data("--cache", "list").lines
-    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d +[\d.]+ MB +5 documents  orders/train", first)
-    assert re.search(r" 9 documents  .*rows\.jsonl$", second)
-    assert last.startswith("2 prepared data sets, ")
-    entries = data("--cache", "list", "--json").json["entries"]
-    assert [entry["rows"] for entry in entries] == [5, 9]
-    assert all(Path(entry["folder"]).is_dir() for entry in entries)
-    cleared = data("--cache", "clear", "--json").json
-    assert cleared["deleted"] == 2
-    assert cleared["bytes"] == sum(entry["bytes"] for entry in entries) > 0
-    assert data("--cache", "list").lines[-1].startswith("0 prepared data sets, ")
-    assert kept.is_dir()
-    data(mixed(recipe))
-    folder = recipe.folder / "cache" / "data"
-    assert data("--cache", "clear").lines == [f"deleted 1 prepared data sets, 0.0 MB, from {folder}"]
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--cache", "lst"),
-        ("--cache", ""),
-        ("--cache", "list", "recipe.yaml"),
-        ("recipe.yaml", "--cache", "clear"),
-        ("recipe.yaml", "data.max_length_tokens=64", "--cache", "clear"),
-        (),
-        ("--json",),
-    ],
-)
-def test_a_cache_or_a_recipe(arguments: tuple[str, ...], data: Data, recipe: Recipes) -> None:
-    """A wrong word for --cache, one beside a recipe, and neither of the two end with 2 and the words that are expected."""
-    mixed(recipe)
-    printed = data(*arguments, code=2)
-    assert "finetune data --cache list" in printed.out + printed.err
-    assert not (recipe.folder / "cache").exists()
-
-
-@pytest.mark.parametrize("options", [("--rows", "3"), ("--preview", "2"), ("--html", "audit.html"), ("--allow-code", "0" * 64)])
-def test_an_option_beside_the_cache(options: tuple[str, ...], data: Data, recipe: Recipes) -> None:
-    """An option that --cache has no use for is refused, not ignored."""
-    assert options[0] in data("--cache", "list", *options, code=2).err
 
 
 def test_code_runs_where_it_is_allowed(data: Data, recipe: Recipes) -> None:

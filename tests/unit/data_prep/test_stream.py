@@ -1,98 +1,22 @@
-"""Streams: every row once a pass, a buffer at a time, and resuming exactly, down to the micro-batches."""
+"""Streams: every row once a pass, a buffer at a time, and resuming exactly."""
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice, zip_longest
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from data_prep import DataSection, Document, load_tokenizer
 from data_prep.errors import DataError
 from data_prep.prepare import prepare
-from data_prep.stream import Buffer, Position, Stream
-from finetune.train.batches import FILLER, Batching, StreamFeed
-from tests.conftest import save_tiny_tokenizer
-
-START = Position()
-WORDS = ["blue", "lamp", "seven", "Ada"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tiny_tokenizer(folder)
-    return load_tokenizer(folder)
-
-
-@dataclass(frozen=True)
-class Files:
-    """Makes streams over small JSONL files."""
-
-    folder: Path
-    tokenizer: PreTrainedTokenizerFast
-
-    def file(self, name: str, lines: Sequence[Any]) -> Path:
-        """A file with these lines, each a text as it is or a row."""
-        path = self.folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
-        return path
-
-    def rows(self, source: int, number: int) -> Path:
-        """A file of alpaca rows of different lengths, which differ from those of every other source."""
-        rows = [
-            {"instruction": f"Say {row} for {source}.", "output": " ".join([WORDS[row % 4]] * (row % 7 + 1))}
-            for row in range(number)
-        ]
-        return self.file(f"source-{source}-{number}.jsonl", rows)
-
-    def section(self, paths: Sequence[Path], buffer_rows: int, **options: Any) -> DataSection:
-        sources = [{"path": str(path), "format": "alpaca"} for path in paths]
-        return DataSection.model_validate(
-            {"train": sources, "max_length_tokens": 80, "streaming": {"buffer_rows": buffer_rows}} | options
-        )
-
-    def stream(self, sizes: Sequence[int], buffer_rows: int, *, seed: int = 0, **options: Any) -> Stream:
-        """A stream of sources with so many rows each."""
-        paths = [self.rows(source, number) for source, number in enumerate(sizes)]
-        return Stream(self.section(paths, buffer_rows, **options), self.tokenizer, seed=seed)
+from data_prep.stream import Position, Stream
+from tests.unit.data_prep.streams import BUFFER_ROWS, PACKING, SIZES, START, Files, documents, in_turn, passes, take
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Files:
     return Files(tmp_path_factory.mktemp("rows"), tokenizer)
-
-
-def take(stream: Stream, number: int, start: Position = START) -> list[Buffer]:
-    return list(islice(stream.buffers(start), number))
-
-
-def documents(buffers: Sequence[Buffer]) -> list[Document]:
-    return [document for buffer in buffers for members in buffer.packs for document in members]
-
-
-def in_turn(sizes: Sequence[int]) -> list[str]:
-    """The places of all rows, a row of each source in turn."""
-    columns = [[f"source-{source}-{number}.jsonl:{row + 1}" for row in range(number)] for source, number in enumerate(sizes)]
-    return [place for places in zip_longest(*columns) for place in places if place is not None]
-
-
-def passes(sizes: Sequence[int], buffer_rows: int) -> int:
-    """How many buffers a pass has."""
-    return -(-sum(sizes) // buffer_rows)
-
-
-SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=3)
-BUFFER_ROWS = st.integers(1, 20)
-PACKING = st.sampled_from([{}, {"pack_length_tokens": 80}, {"pack_length_tokens": 48, "pack_split": True}])
 
 
 @settings(deadline=None, max_examples=40)
@@ -317,120 +241,3 @@ def test_a_section_that_is_no_stream(files: Files) -> None:
     """A section without data.streaming is refused."""
     with pytest.raises(DataError, match=r"data.streaming is not set"):
         Stream(files.section([files.rows(0, 3)], 1, streaming=None), files.tokenizer, seed=0)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How a feed's stream is buffered and packed, and how its batches are cut."""
-
-    sizes: tuple[int, ...]
-    buffer_rows: int
-    packing: dict[str, Any]
-    global_batch_size: int = 4
-    micro_batch_size: int = 2
-    world_size: int = 1
-    rank: int = 0
-
-    def feed(self, files: Files) -> StreamFeed:
-        packed = bool(self.packing)
-        sizes = Batching(self.global_batch_size, self.micro_batch_size, self.world_size, self.rank, packed, pad_token_id=0)
-        return StreamFeed(files.stream(self.sizes, self.buffer_rows, **self.packing), sizes)
-
-
-SHAPES = st.builds(
-    Shape, SIZES.map(tuple), BUFFER_ROWS, PACKING, st.just(4), st.sampled_from([1, 2]), st.sampled_from([1, 2]), st.just(0)
-)
-
-
-def steps(feed: StreamFeed, number: int) -> list[list[dict[str, Any]]]:
-    """The micro-batches of the next steps."""
-    each, count = iter(feed), feed.batching.accumulation
-    return [list(islice(each, count)) for _ in range(number)]
-
-
-def stepwise(feed: StreamFeed, number: int) -> Iterator[tuple[list[dict[str, Any]], dict[str, int]]]:
-    """The micro-batches of each step, and the feed's state when they have been taken and no more."""
-    each, count = iter(feed), feed.batching.accumulation
-    for _ in range(number):
-        yield list(islice(each, count)), feed.state()
-
-
-def assert_equal(one: list[list[dict[str, Any]]], other: list[list[dict[str, Any]]]) -> None:
-    assert [len(step) for step in one] == [len(step) for step in other]
-    for left, right in zip(chain(*one), chain(*other), strict=True):
-        assert left.keys() == right.keys()
-        assert left["places"] == right["places"]
-        assert all(torch.equal(left[name], right[name]) for name in left if name != "places")
-
-
-@settings(deadline=None, max_examples=40)
-@given(shape=SHAPES, rank=st.integers(0, 1), step=st.integers(0, 12), later=st.integers(0, 3))
-def test_a_restored_feed_goes_on_exactly(shape: Shape, rank: int, step: int, later: int, files: Files) -> None:
-    """After restore come exactly the micro-batches that come after the step whose state it was, in the middle of a buffer and
-    over the ends of buffers and passes, in every process; so they do after a second restore.
-    """
-    shape = Shape(**(vars(shape) | {"rank": min(rank, shape.world_size - 1)}))
-    taken = list(stepwise(shape.feed(files), step + later + 3))
-    states, batches = [shape.feed(files).state(), *(state for _, state in taken)], [batch for batch, _ in taken]
-    state = json.loads(json.dumps(states[step]))
-    restored = shape.feed(files)
-    restored.restore(step, state)
-    assert restored.state() == state
-    again = list(stepwise(restored, later))
-    assert_equal([batch for batch, _ in again], batches[step : step + later])
-    assert [state for _, state in again] == states[step + 1 : step + later + 1]
-    twice = shape.feed(files)
-    twice.restore(step + later, restored.state())
-    assert_equal(steps(twice, 3), batches[step + later :])
-
-
-@pytest.mark.parametrize("packing", [{}, {"pack_length_tokens": 80}, {"pack_length_tokens": 48, "pack_split": True}])
-def test_a_feed_restored_at_every_step(packing: dict[str, Any], files: Files) -> None:
-    """At each step of two passes over sources of 11, 3 and 6 rows in buffers of 7, what is restored goes on exactly."""
-    shape = Shape((11, 3, 6), 7, packing)
-    taken = list(stepwise(shape.feed(files), 14))
-    states, batches = [shape.feed(files).state(), *(state for _, state in taken)], [batch for batch, _ in taken]
-    assert states[-1]["epoch"] >= 1
-    for step in range(len(taken) - 1):
-        restored = shape.feed(files)
-        restored.restore(step, states[step])
-        assert_equal(steps(restored, 2), batches[step : step + 2])
-
-
-@settings(deadline=None, max_examples=25)
-@given(shape=SHAPES)
-def test_processes_share_a_stream(shape: Shape, files: Files) -> None:
-    """All processes together see in each step the rows that one process would, however the step is cut."""
-    alone = steps(Shape(shape.sizes, shape.buffer_rows, shape.packing, micro_batch_size=4).feed(files), 6)
-    shares = [steps(Shape(**(vars(shape) | {"rank": rank})).feed(files), 6) for rank in range(shape.world_size)]
-    for number, step in enumerate(alone):
-        expected = sorted(place for batch in step for place in batch["places"])
-        assert sorted(place for share in shares for batch in share[number] for place in batch["places"]) == expected
-    assert {len(step) for share in shares for step in share} == {4 // (shape.micro_batch_size * shape.world_size)}
-
-
-@settings(deadline=None, max_examples=25)
-@given(shape=SHAPES)
-def test_a_feed_shows_every_row_once_a_pass(shape: Shape, files: Files) -> None:
-    """Until the second pass begins, a feed's micro-batches hold every row of the first, once where none is cut."""
-    feed = Shape(shape.sizes, shape.buffer_rows, shape.packing).feed(files)
-    seen: list[str] = []
-    for step, state in stepwise(feed, 200):
-        if state["epoch"] == 1:
-            break
-        assert feed.epoch_at(0) == 0
-        seen += [place for batch in step for place in batch["places"]]
-    assert set(seen) == set(in_turn(shape.sizes))
-    if not shape.packing.get("pack_split"):
-        assert len(seen) == sum(shape.sizes)
-    assert feed.epoch_at(0) == 1
-
-
-def test_a_step_with_too_few_packs_is_filled_up(files: Files) -> None:
-    """A buffer's last step has as many micro-batches as any other; those without a row are fillers, which nothing is learned
-    from.
-    """
-    feed = Shape((5,), 5, {}, micro_batch_size=1).feed(files)
-    last = steps(feed, 2)[1]
-    assert [len(batch["places"]) for batch in last] == [1, 0, 0, 0]
-    assert last[-1]["input_ids"].tolist() == [FILLER.token_ids]

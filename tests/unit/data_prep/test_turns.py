@@ -24,7 +24,7 @@ from data_prep.tokenizer import load_tokenizer
 from data_prep.turns import Skeleton, TextSpan, TurnFinder
 from finetune.model.batch import packed_batch
 from finetune.model.loss import IGNORED
-from tests.unit.data_prep.conftest import SPECIAL
+from tests.unit.data_prep.conftest import trained_bpe
 
 END, HEADER = "<|im_end|>", "{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}"
 TURN = "<|im_start|>{{ m.role }}{{ '\n' }}{{ m.content }}<|im_end|>{{ '\n' }}"
@@ -134,15 +134,8 @@ Load = Callable[[str, str], PreTrainedTokenizerFast]
 @pytest.fixture(scope="module")
 def blanks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer that joins blanks into tokens, and whose offsets hold the blank before a word."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(["a\n\nb   c \n d\t\t", " Ada: lamp. 日本 assistant\n\n\nuser    \n"] * 20, trainer)
+    texts = ["a\n\nb   c \n d\t\t", " Ada: lamp. 日本 assistant\n\n\nuser    \n"] * 20
+    tokenizer = trained_bpe(texts, 600)
     folder = tmp_path_factory.mktemp("blanks")
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     fast.save_pretrained(folder)

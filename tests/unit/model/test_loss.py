@@ -46,6 +46,45 @@ def test_loss_and_gradients_equal_plain_cross_entropy(
         assert torch.allclose(one.grad, other.grad, rtol=1e-9, atol=1e-12), name
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk", [4, 1024])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_frozen_head_gives_the_same_loss_and_gradients(
+    tiny_base: Path,
+    example: tuple[torch.Tensor, torch.Tensor],
+    smoothing: float,
+    chunk: int,
+    weighted: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In fp64, with a head that isn't trained, loss and gradients equal plain weighted cross-entropy to 1e-12."""
+    monkeypatch.setattr(loss_module, "CHUNK_POSITIONS", chunk)
+    ids, labels = example
+    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    results = []
+    for ours in (True, False):
+        model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64).train()
+        model.lm_head.requires_grad_(False)
+        if ours:
+            install_supervised_loss(model, smoothing)
+            extra = {"shift_weights": weights} if weighted else {}
+            loss = model(input_ids=ids, shift_labels=labels, num_items_in_batch=7, **extra).loss
+        else:
+            losses = torch.nn.functional.cross_entropy(
+                model(input_ids=ids).logits.flatten(0, 1),
+                labels.flatten(),
+                reduction="none",
+                ignore_index=IGNORED,
+                label_smoothing=smoothing,
+            )
+            loss = (losses * weights.flatten() if weighted else losses).sum() / 7
+        loss.backward()
+        results.append((loss.item(), torch.cat([p.grad.flatten() for p in model.model.parameters()])))
+    (got, gradient), (expected, plain) = results
+    assert got == pytest.approx(expected, rel=1e-12)
+    assert (gradient - plain).norm() / plain.norm() < 1e-12
+
+
 def test_label_smoothing_is_for_training_only(tiny_base: Path, example: tuple[torch.Tensor, torch.Tensor]) -> None:
     """In eval mode the loss is the plain cross-entropy, whatever the label smoothing."""
     ids, labels = example

@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from data_prep.documents import Document
+from finetune.model.attention import PER_DOCUMENT
 from finetune.model.batch import packed_batch, padded_batch
 from finetune.model.loss import install_supervised_loss
 from finetune.recipe.schema import Recipe
@@ -27,17 +28,24 @@ def document(length: int, seed: int) -> Document:
     return Document(ids, ((length // 2, length, 1.0),), f"row {seed}")
 
 
-def test_documents_of_a_pack_do_not_see_each_other(tiny_base: Path) -> None:
-    """In fp64, each document's logits in a pack are those that it has alone, to 1e-12, and changing one changes no other's."""
-    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64).eval()
+@pytest.mark.parametrize("attention", ["sdpa", PER_DOCUMENT])
+@pytest.mark.parametrize("told", [True, False])
+def test_documents_of_a_pack_do_not_see_each_other(tiny_base: Path, attention: str, told: bool) -> None:
+    """In fp64, each document's logits in a pack are those that it has alone, to 1e-12, and changing one changes no other's.
+
+    Whether the attention is told the lengths of the documents, or only their positions.
+    """
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64, attn_implementation=attention).eval()
     documents = [document(length, length) for length in (7, 1, 30, 2, 12)]
     inputs = packed_batch(documents)
     inputs.pop("shift_labels")
+    if not told or attention != PER_DOCUMENT:
+        inputs.pop("documents")
     with torch.no_grad():
         together = model(**inputs, use_cache=False).logits[0]
         alone = [model(input_ids=torch.tensor([one.token_ids])).logits[0] for one in documents]
         other = packed_batch([documents[0], document(1, 99), document(30, 98), *documents[3:]])
-        other.pop("shift_labels")
+        other = {name: value for name, value in other.items() if name in inputs}
         changed = model(**other, use_cache=False).logits[0]
     assert torch.allclose(together, torch.cat(alone), rtol=0, atol=1e-12)
     kept = torch.tensor([True] * 7 + [False] * 31 + [True] * 14)
@@ -50,7 +58,7 @@ def test_a_pack_has_the_loss_and_gradients_of_padded_rows(tiny_base: Path) -> No
     documents = [document(length, length) for length in (7, 30, 2, 12)]
     results = []
     for batch in (packed_batch(documents), padded_batch(documents, pad_token_id=0)):
-        model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64).train()
+        model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64, attn_implementation=PER_DOCUMENT).train()
         install_supervised_loss(model)
         loss = model(**batch).loss
         loss.backward()
