@@ -360,7 +360,9 @@ def test_a_pack_holds_the_tokens_of_its_documents(
     seen: list[int] = []
     for pieces in pack_documents(lengths, np.arange(len(documents)), 0, capacity_tokens=capacity, split=split):
         members = [documents[index].part(start, stop) for index, start, stop in pieces]
-        batch = {name: tensor[0].tolist() for name, tensor in packed_batch(members).items()}
+        made = packed_batch(members)
+        assert made.pop("documents") == [len(member.token_ids) for member in members]
+        batch = {name: tensor[0].tolist() for name, tensor in made.items()}
         weights: list[float] = batch.get("shift_weights") or [float(label != IGNORED) for label in batch["shift_labels"]]
         position = 0
         for (index, start, stop), member in zip(pieces, members, strict=True):
