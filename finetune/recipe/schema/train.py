@@ -38,16 +38,16 @@ class TrainSection(Section):
     """The highest learning rate of the schedule."""
 
     epochs: Annotated[float, Field(gt=0)] | None = None
-    """Passes over the training rows; 1 when max_steps is absent too."""
+    """Passes over the training rows, as data.train mixes them; 1 when max_steps is absent too."""
 
     max_steps: Steps | None = None
     """Optimizer steps, in place of epochs."""
 
     global_batch_size: Annotated[int, Field(ge=1)] = 8
-    """Rows an optimizer step, over all processes."""
+    """Packs an optimizer step, over all processes; rows where packing is off."""
 
     micro_batch_size: Annotated[int, Field(ge=1)] = 1
-    """Rows a forward pass, a process. Accumulation is derived: global_batch_size / (micro_batch_size x processes)."""
+    """Packs (rows where packing is off) a forward pass, a process. Accumulation is derived: global_batch_size / (micro_batch_size x processes)."""
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     """Order of the rows, initial adapter, dropout."""
