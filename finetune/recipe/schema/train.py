@@ -47,7 +47,7 @@ class TrainSection(Section):
     """Packs an optimizer step, over all processes; rows where packing is off."""
 
     micro_batch_size: Annotated[int, Field(ge=1)] = 1
-    """Packs (or rows) a forward pass, a process. Accumulation is derived: global_batch_size / (micro_batch_size x processes)."""
+    """Packs (or rows) a forward pass. Accumulation is derived: global_batch_size / (micro_batch_size x processes)."""
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     """Order of the rows, initial adapter, dropout."""
