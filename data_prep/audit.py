@@ -9,10 +9,9 @@ import numpy as np
 
 from data_prep.config import DataSection
 from data_prep.documents import Document
-from data_prep.mix import epoch_rows
-from data_prep.pack import pack_documents
+from data_prep.pack import epoch_packs
 from data_prep.prepare import PreparedData
-from data_prep.report import FINDINGS, LENGTH_EDGES, DataReport, SourceReport, source_lines
+from data_prep.report import FINDINGS, LENGTH_EDGES, DataReport, SourceReport, histogram_bars, source_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -124,7 +123,7 @@ def finding_lines(audit: Audit) -> list[str]:
             if name in source.findings:
                 rows = source.findings[name]
                 same = len(set(rows.excerpts)) == 1
-                pairs = [(rows.named(), rows.excerpts[0])] if same else zip(rows.places, rows.excerpts, strict=True)
+                pairs = [(rows.named(), rows.excerpts[0])] if same else rows.examples()
                 lines += [f"  {place}: {message}" for place, message in pairs]
         if name == "leakage" and name in audit.failed:
             lines.append("  data.clean.leakage: drop leaves them out")
@@ -148,22 +147,20 @@ def counted(count: int, what: str) -> str:
 
 def histogram_lines(counts: Sequence[int]) -> list[str]:
     """A histogram over LENGTH_EDGES as bars of text, from the first bar that isn't empty to the last."""
-    filled = [index for index, count in enumerate(counts) if count]
-    if not filled:
-        return ["no document"]
     lines = []
-    for index in range(filled[0], filled[-1] + 1):
-        until = f"to {LENGTH_EDGES[index + 1] - 1:,}" if index + 1 < len(LENGTH_EDGES) else "and more"
-        bar = BAR * max(1 if counts[index] else 0, round(BAR_COLUMNS * counts[index] / max(counts)))
-        lines.append(f"{LENGTH_EDGES[index]:>6,} {until:<9} {counts[index]:>9,} {bar}".rstrip())
-    return lines
+    for shortest, longest, count in histogram_bars(counts):
+        until = "and more" if longest is None else f"to {longest:,}"
+        bar = BAR * max(1 if count else 0, round(BAR_COLUMNS * count / max(counts)))
+        lines.append(f"{shortest:>6,} {until:<9} {count:>9,} {bar}".rstrip())
+    return lines or ["no document"]
 
 
 def _epoch(section: DataSection, data: PreparedData, seed: int) -> Epoch:
-    lengths = data.train.lengths
-    order = epoch_rows(data.train.sources, data.repeats, seed, 0)
-    capacity = section.pack_length_tokens
-    packs = pack_documents(lengths, order, (seed, 0), capacity_tokens=capacity, split=section.pack_split)
-    tokens = int(lengths[order].sum())
+    lengths, capacity = data.train.lengths, section.pack_length_tokens
+    packs = epoch_packs(
+        lengths, data.train.sources, data.repeats, capacity_tokens=capacity, split=section.pack_split, seed=seed, epoch=0
+    )
+    tokens = int((packs.stops - packs.starts).sum())
     slots = len(packs) * (capacity or int(lengths.max(initial=1)))
-    return Epoch(len(order), tokens, len(packs), capacity is not None, tokens / slots if slots else 0.0)
+    documents = int((packs.starts == 0).sum())  # a piece that goes on is no further one
+    return Epoch(documents, tokens, len(packs), capacity is not None, tokens / slots if slots else 0.0)

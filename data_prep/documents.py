@@ -149,10 +149,11 @@ class TableWriter:
 
     def add(self, rows: Iterable[TableRow]) -> None:
         """Write rows behind those that are there."""
-        self._rows += rows
-        while len(self._rows) >= BATCH_DOCUMENTS:
-            self._write(self._rows[:BATCH_DOCUMENTS])
-            self._rows = self._rows[BATCH_DOCUMENTS:]
+        for row in rows:
+            self._rows.append(row)
+            if len(self._rows) == BATCH_DOCUMENTS:
+                self._write(self._rows)
+                self._rows = []
 
     def close(self) -> DocumentTable:
         """Write the rest, and open the table."""

@@ -33,8 +33,7 @@ def identity_of(
     first_rows: int | None = None,
 ) -> str:
     """The key of the prepared data of this section; changing anything that decides a document changes it."""
-    own = section.evaluation.sources if section.evaluation is not None else None
-    uses: dict[str, tuple[Source, ...]] = {"train": section.train, "evaluation": own or ()}
+    uses = {"train": section.train, "evaluation": section.held_out}
     return key_of(
         {
             "preparation": PREPARATION,
@@ -42,7 +41,7 @@ def identity_of(
             "packages": {name: version(name) for name in PACKAGES},
             "options": section.model_dump(mode="json", include=set(OPTIONS)),
             "sources": {use: [_source(source, section, digests, seed) for source in sources] for use, sources in uses.items()},
-            "tokenizer": _tokenizer_sha256(tokenizer),
+            "tokenizer": tokenizer_sha256(tokenizer),
             "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
             "template": str(tokenizer.chat_template),
             "date": rendering_of(tokenizer).date_string,
@@ -50,7 +49,8 @@ def identity_of(
     )
 
 
-def _tokenizer_sha256(tokenizer: "PreTrainedTokenizerFast") -> str:
+def tokenizer_sha256(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """The hash of the tokenizer: its vocabulary, merges, normalisation and added tokens."""
     # What a call of the tokenizer left there decides nothing here.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
@@ -75,8 +75,7 @@ def place_in(source: Source, section: DataSection) -> str:
     if not isinstance(source, FileSource) or is_pattern(source.path):
         return ""  # the files of a glob are named with its folder already
     own = PurePath(source.path)
-    sources = section.train + ((section.evaluation and section.evaluation.sources) or ())
-    others = {PurePath(other.path) for other in sources if isinstance(other, FileSource)} - {own}
+    others = {PurePath(other.path) for other in section.sources if isinstance(other, FileSource)} - {own}
     depth = 1
     while depth < len(own.parts) and any(other.parts[-depth:] == own.parts[-depth:] for other in others):
         depth += 1
@@ -85,9 +84,8 @@ def place_in(source: Source, section: DataSection) -> str:
 
 def stamps_of(section: DataSection) -> list[tuple[str, int, int]]:
     """Size and time of change of every file that is read, by which a file is known that changes meanwhile."""
-    own = section.evaluation.sources if section.evaluation is not None else None
     files: list[Path] = []
-    for source in section.train + (own or ()):
+    for source in section.sources:
         files += [file.path for file in find_files(source.path)] if isinstance(source, FileSource) else []
     stats = [(str(path), path.stat()) for path in files]
     return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]

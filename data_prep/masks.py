@@ -18,7 +18,7 @@ from data_prep.documents import Document, WeightedSpan
 from data_prep.errors import DataError
 from data_prep.messages import Example, PlainText
 from data_prep.offsets import Encoded, Encoder, Offsets
-from data_prep.render import end_id
+from data_prep.render import bos_before, end_id
 from data_prep.turns import TextSpan, TurnFinder
 
 if TYPE_CHECKING:
@@ -155,8 +155,7 @@ class Tokenization:
     def _render_plain(self, example: PlainText) -> _Rendered:
         text, tokenizer = example.prompt + example.completion, self.tokenizer
         start = 0 if self.supervise == "all" else len(example.prompt)
-        starts = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        before = [int(tokenizer.bos_token_id)] if self._adds_bos and not starts else []
+        before = bos_before(text, tokenizer, self._adds_bos)
         ended = bool(tokenizer.eos_token) and text.endswith(tokenizer.eos_token)
         after = [] if ended else [end_id(tokenizer)]
         return _Rendered(text, [TextSpan(start, len(text))], before, after, must_end=False)

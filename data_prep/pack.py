@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.mix import epoch_rows
+
 Piece = tuple[int, int, int]
 """A document's index, and its first token and the one after its last in this pack."""
 
@@ -37,6 +39,21 @@ PACKING = 0x7061636B
 """Keeps the draws of packs apart from others with the same seed."""
 
 Seed = int | tuple[int, ...]
+
+
+def epoch_packs(
+    lengths: np.ndarray,
+    sources: np.ndarray,
+    repeats: Sequence[float],
+    *,
+    capacity_tokens: int | None,
+    split: bool,
+    seed: int,
+    epoch: int,
+) -> Packs:
+    """The packs of an epoch of documents with these lengths and sources, as data_prep.mix draws and orders it."""
+    order = epoch_rows(sources, repeats, seed, epoch)
+    return pack_documents(lengths, order, (seed, epoch), capacity_tokens=capacity_tokens, split=split)
 
 
 def pack_documents(lengths: np.ndarray, order: np.ndarray, seed: Seed, *, capacity_tokens: int | None, split: bool) -> Packs:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.audit import Audit, Sample
-from data_prep.report import FINDINGS, LENGTH_EDGES, REASONS, DataReport, Rows, SourceReport
+from data_prep.report import FINDINGS, REASONS, DataReport, Rows, SourceReport, histogram_bars
 from data_prep.terminal import clean_for_terminal
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _findings(audit: Audit) -> list[Finding]:
 
 
 def _finding_rows(report: DataReport, name: str) -> list[tuple[str, str]]:
-    return [row for source in report.sources if name in source.findings for row in _examples(source.findings[name])]
+    return [row for source in report.sources if name in source.findings for row in source.findings[name].examples()]
 
 
 def _source(report: SourceReport) -> SourceView:
@@ -171,41 +171,27 @@ def _source(report: SourceReport) -> SourceView:
 
 def _noted(report: SourceReport) -> list[Fate]:
     """What became of rows that are kept; as report.source_lines says it."""
-    special = 0 if "special_tokens_in_text" in report.dropped else report.special_tokens_in_text
     noted = [
         _fate("cut to data.max_length_tokens", report.truncated),
         _fate("split into documents of data.max_length_tokens", report.split),
         Fate(report.cleaned, "with a text that data.clean changed", []),
-        _fate(REASONS["duplicate"], Rows() if "duplicate" in report.dropped else report.duplicates),
-        Fate(special, "with a special token in their text", []),
+        _fate(REASONS["duplicate"], report.duplicates),
+        Fate(report.special_tokens_in_text, "with a special token in their text", []),
     ]
     return [fate for fate in noted if fate.count]
 
 
 def _fate(text: str, rows: Rows) -> Fate:
-    return Fate(rows.count, text, _examples(rows))
-
-
-def _examples(rows: Rows) -> list[tuple[str, str]]:
-    return list(zip(rows.places, rows.excerpts, strict=True))
+    return Fate(rows.count, text, rows.examples())
 
 
 def bars(counts: Sequence[int]) -> list[Bar]:
     """A histogram over LENGTH_EDGES as bars, from the first that isn't empty to the last."""
-    filled = [index for index, count in enumerate(counts) if count]
-    if not filled:
-        return []
-    most = max(counts)
-    return [
-        Bar(_lengths(index), counts[index], max(NARROWEST_BAR, counts[index] / most) if counts[index] else 0.0)
-        for index in range(filled[0], filled[-1] + 1)
-    ]
-
-
-def _lengths(index: int) -> str:
-    """Which lengths a bar of the histogram counts."""
-    first = LENGTH_EDGES[index]
-    return f"{first:,} to {LENGTH_EDGES[index + 1] - 1:,}" if index + 1 < len(LENGTH_EDGES) else f"{first:,} and more"
+    made = []
+    for shortest, longest, count in histogram_bars(counts):
+        until = "and more" if longest is None else f"to {longest:,}"
+        made.append(Bar(f"{shortest:,} {until}", count, max(NARROWEST_BAR, count / max(counts)) if count else 0.0))
+    return made
 
 
 def _sample(sample: Sample) -> SampleView:

@@ -2,11 +2,11 @@
 
 import gc
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from data_prep.clean import cleaned, excerpt_of, fingerprint, learned_texts, texts_of
 from data_prep.config import DataSection, FileSource, Finding, Source
@@ -25,8 +25,8 @@ from data_prep.sources import Row, source_name
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Item = TypeVar("Item")
 Use = Literal["train", "evaluation"]
+OnBad = Callable[[DataError], None]
 
 
 class Pipeline:
@@ -57,17 +57,13 @@ class Pipeline:
         """The reports of the sources with this use, in their order."""
         return [report for report in self.reports if report.use == use]
 
-    def run(self, sources: Sequence[Source], use: Use, writer: TableWriter) -> int:
-        """Write the documents of these sources; how many there are. Raises DataError."""
-        documents = 0
+    def run(self, sources: Sequence[Source], use: Use, writer: TableWriter) -> None:
+        """Write the documents of these sources. Raises DataError."""
         own_code = any(source.format == "python" for source in sources)
         with nullcontext() if own_code else _no_garbage_collection():
             for index, source in enumerate(sources):
-                report = self.report(source, use)
-                for batch in _batches(self.documents(source, report)):
-                    writer.add([TableRow(document, index, mark) for document, mark in batch])
-                    documents += len(batch)
-        return documents
+                documents = self.documents(source, self.report(source, use))
+                writer.add(TableRow(document, index, mark) for document, mark in documents)
 
     def report(self, source: Source, use: Use) -> SourceReport:
         """A report for a source, empty as yet."""
@@ -113,8 +109,7 @@ class Pipeline:
 
     def reread(self, documents: DocumentTable) -> list[Example]:
         """The examples that the evaluation documents were made of, in their order; the sources are read again for them."""
-        evaluation = self.section.evaluation
-        sources = (evaluation.sources if evaluation else None) or self.section.train
+        sources = self.section.held_out or self.section.train
         # A split document's parts name their row and their number.
         wanted = {document.place.partition(PART)[0] for document in documents}
         marks = set(documents.fingerprints.tolist())
@@ -165,7 +160,7 @@ class Pipeline:
         if self._near is None or report.use == "evaluation":
             yield from candidates
             return
-        for batch in _batches(candidates):
+        while batch := list(islice(candidates, BATCH_ROWS)):
             # A system prompt that all rows share says nothing about how alike they are.
             texts = [" ".join(texts_of(candidate.example, system=False)) for candidate in batch]
             like = self._near.first_like(texts, [candidate.place for candidate in batch])
@@ -178,9 +173,18 @@ class Pipeline:
     def _opened(self, source: Source, report: SourceReport) -> tuple[RowParser, Iterator[Row]]:
         """A source's parser and all of its rows."""
         on_bad = report.skip if self.section.on_bad_row == "skip" else None
-        parser, rows = read_parsed(source, on_bad, seed=self.seed, allow_code=self.allow_code, most_rows=self.first_rows)
-        report.format, report.detected = parser.format, parser.detected
+        parser, rows = self.parsed(source, report, on_bad)
         return parser, rows if self.first_rows is not None else _with_mapped_columns(rows, parser, source)
+
+    def parsed(
+        self, source: Source, report: SourceReport, on_bad: OnBad | None, *, streaming: bool = False
+    ) -> tuple[RowParser, Iterator[Row]]:
+        """A source's parser and rows as read_parsed opens them; the report learns the format."""
+        parser, rows = read_parsed(
+            source, on_bad, seed=self.seed, allow_code=self.allow_code, streaming=streaming, most_rows=self.first_rows
+        )
+        report.format, report.detected = parser.format, parser.detected
+        return parser, rows
 
     def _examples(self, source: Source, parser: RowParser, rows: Iterator[Row], report: SourceReport) -> "Iterator[_Candidate]":
         """The examples of rows with their places, but those whose text is a reason to drop them."""
@@ -269,8 +273,3 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
-    while batch := list(islice(items, BATCH_ROWS)):
-        yield batch

@@ -72,9 +72,9 @@ def prepare(
     """
     pipeline = Pipeline(section, tokenizer, seed=seed, audit=audit, allow_code=frozenset(allow_code), first_rows=first_rows)
     trained = section.train if section.streaming is None or first_rows is not None else ()
-    check_allowed(_sources(section), allow_code)
+    check_allowed(section.sources, allow_code)
     stamps = stamps_of(section)
-    digests = {source_name(source): source_digest(source) for source in _sources(section)}
+    digests = {source_name(source): source_digest(source) for source in section.sources}
 
     def make(folder: Path | None) -> tuple[DocumentTable, DocumentTable, DataReport]:
         made = _make(pipeline, section, trained, folder)
@@ -105,27 +105,22 @@ def prepare(
     return PreparedData(train, evaluation, report, digests, repeats, cache is not None and not made_now, pipeline.reread)
 
 
-def _sources(section: DataSection) -> tuple[Source, ...]:
-    return section.train + ((section.evaluation and section.evaluation.sources) or ())
-
-
 def _make(
     pipeline: Pipeline, section: DataSection, trained: tuple[Source, ...], folder: Path | None
 ) -> tuple[DocumentTable, DocumentTable, DataReport]:
     """Prepare every source, the evaluation's first: what leaks is known only then."""
-    own = section.evaluation.sources if section.evaluation is not None else None
     tables = []
     uses: list[tuple[Use, str, tuple[Source, ...]]]
-    uses = [("evaluation", EVALUATION, own or ()), ("train", TRAIN, trained)]
+    uses = [("evaluation", EVALUATION, section.held_out), ("train", TRAIN, trained)]
     for use, name, sources in uses:
         writer = TableWriter(folder / name if folder else None)
         try:
-            kept = pipeline.run(sources, use, writer)
+            pipeline.run(sources, use, writer)
             tables.append(writer.close())
         except BaseException:
             writer.abandon()
             raise
-        if sources and not kept:
+        if sources and not len(tables[-1]):
             lines = "\n".join(DataReport(pipeline.reports_of(use), 0, 0).lines()[:-1])
             raise DataError(f"data.{'train' if use == 'train' else 'evaluation.sources'} leaves no row:\n{lines}")
     evaluation, train = tables
@@ -135,8 +130,7 @@ def _make(
 
 def _renamed(report: DataReport, trained: tuple[Source, ...], section: DataSection) -> DataReport:
     """The report of a cached entry with the names of now: the same files may have been moved, and others lie beside them."""
-    own = section.evaluation.sources if section.evaluation is not None else None
-    now = (*trained, *(own or ()))
+    now = trained + section.held_out
     sources = [
         replace(
             then, source=source_name(source), unread_files=unread_files(source.path) if isinstance(source, FileSource) else []

@@ -85,6 +85,11 @@ class ChatRenderer:
             raise DataError(f"the chat template ({self.name}) leaves the assistant's answer out")
         return position
 
+    def after_answer(self) -> str:
+        """What the template writes after the answer to a single question."""
+        text = self.render([Message("user", "Hello."), Message("assistant", MARKER)])
+        return text[self.marker_position(text) + len(MARKER) :]
+
     def check_tools(self, example: Conversation, text: str) -> None:
         """Raise DataError where the template leaves out what a conversation has of tools.
 
@@ -152,7 +157,7 @@ def prompt_and_reference(example: Example, tokenizer: "PreTrainedTokenizerFast")
         last = example.messages[-1]
         reference = last.content if not last.tool_calls else _written_answer(example, prompt, tokenizer)
         return _ids(prompt, tokenizer), reference
-    before = bos_before(example.prompt, tokenizer)
+    before = bos_before(example.prompt, tokenizer, adds_bos(tokenizer))
     token_ids = before + _ids(example.prompt, tokenizer)
     return token_ids or [end_id(tokenizer)], example.completion
 
@@ -194,9 +199,7 @@ def end_of_turn_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     """
     found = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     if tokenizer.chat_template is not None:
-        renderer = ChatRenderer(tokenizer)
-        text = renderer.render([Message("user", "Hello."), Message("assistant", MARKER)])
-        after = text[renderer.marker_position(text) + len(MARKER) :]
+        after = ChatRenderer(tokenizer).after_answer()
         added = tokenizer.added_tokens_decoder
         found += [token for token in _ids(after, tokenizer) if token in added][:1]
     if not found:
@@ -239,11 +242,9 @@ def added_texts(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
     return sorted((str(token) for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
 
 
-def bos_before(text: str, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
-    """The token that begins a plain text: one if the tokenizer adds it by itself and the text doesn't hold it already."""
-    if tokenizer.bos_token_id is None or text.startswith(tokenizer.bos_token):
-        return []
-    return [int(tokenizer.bos_token_id)] if adds_bos(tokenizer) else []
+def bos_before(text: str, tokenizer: "PreTrainedTokenizerFast", adds: bool) -> list[int]:
+    """The token that begins a plain text: one if the tokenizer `adds` it by itself and the text doesn't hold it already."""
+    return [int(tokenizer.bos_token_id)] if adds and not text.startswith(tokenizer.bos_token) else []
 
 
 def end_id(tokenizer: "PreTrainedTokenizerFast") -> int:

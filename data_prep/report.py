@@ -61,6 +61,10 @@ class Rows:
             short = " ".join(excerpt[: 2 * most_characters].split())
             self.excerpts.append(short if len(short) <= most_characters else short[: most_characters - 1] + "…")
 
+    def examples(self) -> list[tuple[str, str]]:
+        """Place and excerpt of the first few."""
+        return list(zip(self.places, self.excerpts, strict=True))
+
     def named(self) -> str:
         """The first few places, and whether there are more."""
         return ", ".join(self.places) + (", ..." if self.count > len(self.places) else "")
@@ -192,6 +196,17 @@ def report_from(values: dict[str, Any]) -> DataReport:
     return TypeAdapter(DataReport).validate_python(values)
 
 
+def histogram_bars(counts: Sequence[int]) -> list[tuple[int, int | None, int]]:
+    """A histogram over LENGTH_EDGES, from the first bar that isn't empty to the last: shortest, longest, documents.
+
+    The longest is None for the bar that has no end.
+    """
+    filled = [index for index, count in enumerate(counts) if count]
+    ends = [edge - 1 for edge in LENGTH_EDGES[1:]] + [None]
+    bars = list(zip(LENGTH_EDGES, ends, counts, strict=True))
+    return bars[filled[0] : filled[-1] + 1] if filled else []
+
+
 def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
     """What became of one source's rows, a line a finding; with `excerpts` a line for each row that is named, too."""
     rows = f"{source.examples_made:,} rows"
@@ -207,7 +222,7 @@ def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
     for reason, drop in source.dropped.items():
         if excerpts:
             lines.append(f"  dropped {drop.count:,} {REASONS[reason]}:")
-            lines += [f"    {place}: {text}".rstrip(": ") for place, text in zip(drop.places, drop.excerpts, strict=True)]
+            lines += [f"    {place}: {text}".rstrip(": ") for place, text in drop.examples()]
         else:
             lines.append(f"  dropped {drop.count:,} {REASONS[reason]}: {drop.named()}")
     if source.truncated.count:

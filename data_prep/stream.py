@@ -10,7 +10,7 @@ import numpy as np
 from data_prep.config import DataSection
 from data_prep.documents import Document
 from data_prep.errors import DataError
-from data_prep.formats import RowParser, read_parsed
+from data_prep.formats import RowParser
 from data_prep.pack import pack_documents
 from data_prep.pipeline import Pipeline
 from data_prep.report import DataReport, SourceReport
@@ -82,8 +82,7 @@ class Stream:
         opened = []
         for index, source in enumerate(self.section.train):
             on_bad = self._bad_row_of(self._reports[index]) if self.section.on_bad_row == "skip" else None
-            parser, rows = read_parsed(source, on_bad, seed=self.seed, allow_code=self._pipeline.allow_code, streaming=True)
-            self._reports[index].format, self._reports[index].detected = parser.format, parser.detected
+            parser, rows = self._pipeline.parsed(source, self._reports[index], on_bad, streaming=True)
             opened.append(_of_source(index, parser, rows))
         together = _in_turn(opened)
         for _ in islice(together, skip):
@@ -116,11 +115,7 @@ class Stream:
         packs = pack_documents(
             lengths, order, seed, capacity_tokens=self.section.pack_length_tokens, split=self.section.pack_split
         )
-        return [[_piece(documents[index], start, stop) for index, start, stop in packs[number]] for number in range(len(packs))]
-
-
-def _piece(document: Document, start: int, stop: int) -> Document:
-    return document if stop - start == len(document.token_ids) else document.part(start, stop)
+        return [[documents[index].part(start, stop) for index, start, stop in pieces] for pieces in packs]
 
 
 def _of_source(index: int, parser: RowParser, rows: Iterator[Row]) -> Iterator[tuple[int, RowParser, Row]]:

@@ -14,7 +14,7 @@ from data_prep.chat_templates import template_choices
 from data_prep.config import Supervise
 from data_prep.errors import DataError
 from data_prep.messages import Conversation, Message, learned_turns
-from data_prep.render import MARKER, ChatRenderer, added_texts, marker_for
+from data_prep.render import ChatRenderer, added_texts, marker_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -70,8 +70,7 @@ class TurnFinder:
     @cached_property
     def _end_token(self) -> str:
         """The token that the template ends an answer with; empty where it writes none."""
-        text = self._renderer.render([Message("user", "x"), Message("assistant", MARKER)])
-        after = text[self._renderer.marker_position(text) + len(MARKER) :].lstrip()
+        after = self._renderer.after_answer().lstrip()
         return next((token for token in added_texts(self.tokenizer) if after.startswith(token)), "")
 
     def find(self, example: Conversation) -> tuple[str, list[TextSpan]]:

@@ -101,3 +101,13 @@ class DataSection(Section):
 
     streaming: Streaming | None = None
     """For data larger than memory and disk; needs train.max_steps."""
+
+    @property
+    def held_out(self) -> tuple[Source, ...]:
+        """The sources that are only evaluated on; none where nothing, or a fraction, is held out."""
+        return (self.evaluation and self.evaluation.sources) or ()
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Every source that is named, those to train on first."""
+        return self.train + self.held_out

@@ -52,8 +52,7 @@ def verification_rows(recipe: Recipe | None, tokenizer: PreTrainedTokenizerFast)
 
 
 def _examples(recipe: Recipe) -> Iterator[tuple[str, Example]]:
-    held_out = recipe.data.evaluation.sources if recipe.data.evaluation is not None else None
-    for source in held_out or recipe.data.train:
+    for source in recipe.data.held_out or recipe.data.train:
         parser, rows = read_parsed(source, streaming=recipe.data.streaming is not None)
         for row in rows:
             yield from ((place, example) for place, example in parser.parse(row) if not isinstance(example, Preference))

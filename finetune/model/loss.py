@@ -3,7 +3,8 @@
 Shapes: B rows, T tokens, D model width, V vocabulary, N supervised positions.
 A plain forward makes logits of B x T x V and then throws most of them away: prompts and padding have no label. Here the
 hidden states are gathered where a label stands, and head and cross-entropy run over those N positions, chunk by chunk;
-a chunk's logits are made again in the backward pass, so no more than CHUNK x V of them exist at once.
+no more than CHUNK x V of their logits exist at once: a head that is trained makes them again in the backward pass, the
+others' are turned into their gradient in the forward pass (FrozenHeadLoss).
 The loss is computed inside the model's own forward, so that the hooks of DDP, FSDP2 and ZeRO-3 see it.
 """
 
@@ -158,9 +159,10 @@ def install_supervised_loss(model: PreTrainedModel, label_smoothing: float = 0.0
     """Make `model(input_ids=..., shift_labels=..., num_items_in_batch=...)` return the loss and no logits.
 
     The loss is the sum over supervised positions, each by `shift_weights` where those are given, divided by
-    `num_items_in_batch` where that is given. Label smoothing
-    applies in training mode only, so that an evaluation loss is the plain cross-entropy. Calls without `shift_labels`
-    (generation) go to the model's own forward. Raises ModelError for a base that changes its logits after the head.
+    `num_items_in_batch` where that is given. Label smoothing applies in training mode only, so that an evaluation loss is
+    the plain cross-entropy. Calls without `shift_labels` (generation) go to the model's own forward.
+
+    Raises ModelError for a base that changes its logits after the head.
     """
     for name in ("final_logit_softcapping", "logit_scale"):
         if getattr(model.config, name, None):

@@ -233,7 +233,7 @@ def _streaming(recipe: Recipe, given: Given) -> Found:
         yield "data.clean.near_duplicates", "near duplicates can't be found in a stream, whose rows aren't all kept; remove it"
     if clean.duplicates == "drop":
         yield "data.clean.duplicates", "duplicates can't be found in a stream, whose rows aren't all kept; remove it"
-    if data.evaluation and data.evaluation.sources and clean.leakage != "keep":
+    if data.held_out and clean.leakage != "keep":
         message = "a stream can't be checked for rows of the evaluation before it is trained on; set data.clean.leakage: keep"
         yield "data.clean.leakage" if "data.clean.leakage" in given else "data.streaming", message
     for index, source in enumerate(data.train):
@@ -247,14 +247,13 @@ def _leakage(recipe: Recipe, given: Given) -> Found:
     data = recipe.data
     if _wrong(data, "data", "evaluation", given):
         return
-    if _asked_below(recipe.data.clean, "leakage") and not (data.evaluation and data.evaluation.sources):
+    if _asked_below(recipe.data.clean, "leakage") and not data.held_out:
         message = "there are no data.evaluation.sources that rows could leak from (a fraction keeps equal rows together)"
         yield "data.clean.leakage", f"{message}; remove it"
 
 
 def _evaluated_once(recipe: Recipe, given: Given) -> Found:
-    evaluation = recipe.data.evaluation
-    for index, source in enumerate((evaluation and evaluation.sources) or ()):
+    for index, source in enumerate(recipe.data.held_out):
         for knob, asked in (("repeat", source.repeat != 1), ("share", source.share is not None)):
             if asked:
                 path = f"data.evaluation.sources.{index}.{knob}"

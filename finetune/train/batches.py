@@ -14,8 +14,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from data_prep.documents import Document, DocumentTable
-from data_prep.mix import epoch_rows
-from data_prep.pack import Packs, Piece, pack_documents
+from data_prep.pack import Packs, Piece, epoch_packs
 from data_prep.stream import Position, Stream
 from finetune.model.batch import packed_batch, padded_batch
 
@@ -108,9 +107,18 @@ class TableFeed(Feed):
     def packs(self, epoch: int) -> Packs:
         """The packs of an epoch, in the order in which they are seen."""
         if self._packs is None or self._packs[0] != epoch:
-            order = epoch_rows(self._sources, self.repeats, self.seed, epoch)
-            capacity, seed = self.pack_length_tokens, (self.seed, epoch)
-            self._packs = epoch, pack_documents(self._lengths, order, seed, capacity_tokens=capacity, split=self.split)
+            self._packs = (
+                epoch,
+                epoch_packs(
+                    self._lengths,
+                    self._sources,
+                    self.repeats,
+                    capacity_tokens=self.pack_length_tokens,
+                    split=self.split,
+                    seed=self.seed,
+                    epoch=epoch,
+                ),
+            )
         return self._packs[1]
 
     def steps_of(self, epoch: int) -> int:
@@ -133,11 +141,7 @@ class TableFeed(Feed):
 
     def documents_of(self, pack: list[Piece]) -> list[Document]:
         """The documents, or their pieces."""
-        found = []
-        for index, start, stop in pack:
-            document = self.table[index]
-            found.append(document if stop - start == len(document.token_ids) else document.part(start, stop))
-        return found
+        return [self.table[index].part(start, stop) for index, start, stop in pack]
 
     def epoch_at(self, step: int) -> float:
         """Passes through the mixture after so many steps."""

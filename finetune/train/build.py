@@ -178,11 +178,6 @@ def template_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
 
 
-def tokenizer_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The hash of the tokenizer: its vocabulary, merges, normalisation and added tokens."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
 def versions() -> dict[str, str]:
     """Versions of Python, this toolkit and the packages that decide what a run computes."""
     found = {"python": platform.python_version(), "finetune": _version("llama-finetune")}

@@ -2,6 +2,7 @@
 
 import datetime
 
+from data_prep.identity import tokenizer_sha256
 from finetune.errors import CheckpointError
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
@@ -16,7 +17,7 @@ def make_lock(recipe: Recipe, inputs: Inputs, command: str, tracker_id: str) -> 
         command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         base=inputs.base.fingerprint(),
-        tokenizer_sha256=build.tokenizer_sha256(inputs.tokenizer),
+        tokenizer_sha256=tokenizer_sha256(inputs.tokenizer),
         template_sha256=build.template_sha256(inputs.tokenizer),
         data=inputs.data.digests,
         versions=build.versions(),
