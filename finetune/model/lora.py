@@ -1,67 +1,145 @@
-"""LoRA layers whose base product and low-rank update are one step of autograd. LoRA: Hu et al. 2021, arXiv:2106.09685.
+"""LoRA's arithmetic as single steps of autograd. LoRA: Hu et al. 2021, arXiv:2106.09685.
 
 Shapes: T tokens, I inputs, O outputs, R rank. peft computes y = x W^T, then x A^T, then its product with B^T, scales it and
 adds it: each a tensor of its own that autograd keeps, and with another type for the adapter a copy of x. Here the update is
-added where the base's product stands, and what is kept for the backward pass is x, which the layer before keeps anyway, and
-x A^T (T x R). Weights stay where peft has them, so saving, loading and merging know nothing of this.
+added where the base's product stands, layers that have one input (q, k, v; gate, up) multiply it with all their A at once, and
+what is kept for the backward pass is x and x A^T (T x R). As in Unsloth, a gated MLP keeps no more than its two branches.
 """
 
-import logging
-import types
-from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.nn import functional
 
-logger = logging.getLogger(__name__)
+Tensors = Sequence[torch.Tensor]
+
+
+class Layer(NamedTuple):
+    """What a LoRA layer's own A and B are added to: its frozen base, and by how much they are multiplied."""
+
+    base: nn.Linear
+    scaling: float
 
 
 class FusedLora(torch.autograd.Function):
-    """y = x W^T + b + s drop(x) A^T B^T, for a frozen W of any float type, or in NF4."""
+    """y = x W^T + b + s drop(x) A^T B^T for each of several layers of one input; W is frozen, of any float type or in NF4.
+
+    `matrices` are A and B of each layer in turn. Dropout draws one mask, so it is for a layer alone.
+    """
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any,
-        x: torch.Tensor,
-        lora_a: torch.Tensor,
-        lora_b: torch.Tensor,
-        base: nn.Linear,
-        scaling: float,
-        dropout: float,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
+        ctx: Any, x: torch.Tensor, layers: Sequence[Layer], dropout: float, dtype: torch.dtype, *matrices: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         with torch.autocast(x.device.type, enabled=False):
             flat = x.reshape(-1, x.shape[-1]).to(dtype)
             dropped, mask = torch.native_dropout(flat, dropout, True) if dropout else (flat, None)
-            low = dropped @ lora_a.to(dtype).T
-            bias = None if base.bias is None else base.bias.to(dtype)
-            output = functional.linear(flat, base_weight(base, dtype), bias)
-            output.addmm_(low, lora_b.to(dtype).T, alpha=scaling)
-        ctx.save_for_backward(dropped, low, mask, lora_a, lora_b)
-        ctx.base, ctx.scaling, ctx.dropout, ctx.dtype, ctx.x_type = base, scaling, dropout, dtype, x.dtype
-        return output.view(*x.shape[:-1], output.shape[-1])
+            outputs, low = products(flat, dropped, layers, matrices)
+        ctx.save_for_backward(dropped, low, mask, *matrices)
+        ctx.layers, ctx.dropout, ctx.dtype, ctx.x_type = layers, dropout, dtype, x.dtype
+        return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
+        dropped, low, mask, *matrices = ctx.saved_tensors
+        with torch.autocast(dropped.device.type, enabled=False):
+            flat = [gradient.reshape(-1, gradient.shape[-1]).to(ctx.dtype) for gradient in gradients]
+            for_low, for_matrices = update_gradients(flat, dropped, low, ctx.layers, matrices)
+            for_x = None
+            if ctx.needs_input_grad[0]:
+                for_x = input_gradient(flat, for_low, ctx.layers, matrices, mask, ctx.dropout)
+                for_x = for_x.view(*gradients[0].shape[:-1], -1).to(ctx.x_type)
+        return for_x, None, None, None, *for_matrices
+
+
+class FusedMlp(torch.autograd.Function):
+    """down(silu(gate(x)) * up(x)) with LoRA on all three. Shazeer 2020, arXiv:2002.05202 (SwiGLU).
+
+    Kept are x, the two branches and what is R wide; the activation and the product are made again.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any, x: torch.Tensor, layers: Sequence[Layer], dtype: torch.dtype, *matrices: torch.Tensor
+    ) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            flat = x.reshape(-1, x.shape[-1]).to(dtype)
+            (gate, up), low = products(flat, flat, layers[:2], matrices[:4])
+            product = functional.silu(gate).mul_(up)
+            (output,), low_down = products(product, product, layers[2:], matrices[4:])
+        ctx.save_for_backward(flat, gate, up, low, low_down, *matrices)
+        ctx.layers, ctx.dtype, ctx.x_type = layers, dtype, x.dtype
+        return output.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
-        dropped, low, mask, lora_a, lora_b = ctx.saved_tensors
-        with torch.autocast(gradient.device.type, enabled=False):
-            flat = gradient.reshape(-1, gradient.shape[-1]).to(ctx.dtype)
-            a, b = lora_a.to(ctx.dtype), lora_b.to(ctx.dtype)
-            low_gradient = (flat @ b).mul_(ctx.scaling)
-            for_b = (flat.T @ low).mul_(ctx.scaling).to(lora_b.dtype)
-            for_a = (low_gradient.T @ dropped).to(lora_a.dtype)
+        x, gate, up, low, low_down, *matrices = ctx.saved_tensors
+        branches, down = ctx.layers[:2], ctx.layers[2:]
+        with torch.autocast(x.device.type, enabled=False):
+            flat = [gradient.reshape(-1, gradient.shape[-1]).to(ctx.dtype)]
+            activated = functional.silu(gate)
+            for_low, for_down = update_gradients(flat, activated * up, low_down, down, matrices[4:])
+            for_product = input_gradient(flat, for_low, down, matrices[4:])
+            for_up = activated.mul_(for_product)
+            for_gate = torch.ops.aten.silu_backward(for_product.mul_(up), gate)
+            for_low, for_branches = update_gradients([for_gate, for_up], x, low, branches, matrices[:4])
             for_x = None
             if ctx.needs_input_grad[0]:
-                for_x = flat @ base_weight(ctx.base, ctx.dtype)
-                if mask is None:
-                    for_x.addmm_(low_gradient, a)
-                else:
-                    for_x += (low_gradient @ a).mul_(mask).div_(1 - ctx.dropout)
+                for_x = input_gradient([for_gate, for_up], for_low, branches, matrices[:4])
                 for_x = for_x.view(*gradient.shape[:-1], -1).to(ctx.x_type)
-        return for_x, for_a, for_b, None, None, None, None
+        return for_x, None, None, *for_branches, *for_down
+
+
+def products(
+    x: torch.Tensor, dropped: torch.Tensor, layers: Sequence[Layer], matrices: Tensors
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The layers' outputs (T x O each) for x (T x I), and x A^T of all of them side by side (T x R summed)."""
+    low = dropped @ torch.cat(tuple(matrices[::2])).to(x.dtype).T
+    outputs = []
+    for layer, b, own in zip(layers, matrices[1::2], _split(low, matrices), strict=True):
+        bias = None if layer.base.bias is None else layer.base.bias.to(x.dtype)
+        output = functional.linear(x, base_weight(layer.base, x.dtype), bias)
+        outputs.append(output.addmm_(own, b.to(x.dtype).T, alpha=layer.scaling))
+    return outputs, low
+
+
+def update_gradients(
+    gradients: Tensors, dropped: torch.Tensor, low: torch.Tensor, layers: Sequence[Layer], matrices: Tensors
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """From the outputs' gradients (T x O each): that of x A^T (T x R summed), and those of A and B of each layer in turn."""
+    for_low, for_b = torch.empty_like(low), []
+    parts = zip(gradients, layers, matrices[1::2], _split(low, matrices), _split(for_low, matrices), strict=True)
+    for gradient, layer, b, own, for_own in parts:
+        for_own.copy_(gradient @ b.to(gradient.dtype)).mul_(layer.scaling)
+        for_b.append((gradient.T @ own).mul_(layer.scaling).to(b.dtype))
+    for_a = (for_low.T @ dropped).to(matrices[0].dtype).split([a.shape[0] for a in matrices[::2]])
+    return for_low, [gradient for pair in zip(for_a, for_b, strict=True) for gradient in pair]
+
+
+def input_gradient(
+    gradients: Tensors,
+    for_low: torch.Tensor,
+    layers: Sequence[Layer],
+    matrices: Tensors,
+    mask: torch.Tensor | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """The gradient of x (T x I): through each layer's base, and through all their A."""
+    dtype = for_low.dtype
+    for_x = gradients[0] @ base_weight(layers[0].base, dtype)
+    for gradient, layer in zip(gradients[1:], layers[1:], strict=True):
+        for_x.addmm_(gradient, base_weight(layer.base, dtype))
+    a = torch.cat(tuple(matrices[::2])).to(dtype)
+    if mask is None:
+        return for_x.addmm_(for_low, a)
+    return for_x.add_((for_low @ a).mul_(mask).div_(1 - dropout))
+
+
+def _split(low: torch.Tensor, matrices: Tensors) -> tuple[torch.Tensor, ...]:
+    """Each layer's columns (T x R) of what stands side by side."""
+    return low.split([a.shape[0] for a in matrices[::2]], dim=1)
 
 
 def base_weight(base: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
@@ -73,64 +151,3 @@ def base_weight(base: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
 
     weight: torch.Tensor = dequantize_4bit(base.weight.data, state).to(dtype)
     return weight
-
-
-def install_fused_lora(model: nn.Module) -> int:
-    """Let the LoRA layers of a peft model compute by FusedLora; how many there are.
-
-    Layers that it doesn't support (DoRA, an embedding, several adapters) keep peft's own forward, and one line of the log
-    says how many and why. So does any layer for a call that it doesn't support: adapters merged or switched off, weights
-    that are elsewhere (ZeRO-3), other types than those of training.
-    """
-    fused, kept = 0, Counter[str]()
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer):
-            reason = _unsupported(layer)
-            if reason is None:
-                layer.forward = types.MethodType(_fused_forward(layer.forward), layer)
-                fused += 1
-            else:
-                kept[reason] += 1
-    for reason, count in kept.items():
-        logger.info("%d LoRA layers keep peft's own forward: %s", count, reason)
-    return fused
-
-
-def _unsupported(layer: LoraLayer) -> str | None:
-    """Why a layer can't be fused; None where it can."""
-    base: Any = layer.get_base_layer()
-    if type(base).__name__ not in ("Linear", "Linear4bit"):
-        return f"it stands around a {type(base).__name__}"
-    if layer.lora_variant:
-        return f"it is {type(next(iter(layer.lora_variant.values()))).__name__.removesuffix('Variant')}"
-    if list(layer.lora_A) != ["default"] or len(layer.active_adapters) != 1:
-        return "it has several adapters"
-    if layer.lora_A["default"].bias is not None or layer.lora_B["default"].bias is not None:
-        return "its matrices have a bias"
-    if getattr(layer, "fan_in_fan_out", False) or base.weight.requires_grad:
-        return "its base is transposed, or trained"
-    return None
-
-
-def _fused_forward(own_forward: Any) -> Any:
-    def forward(self: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
-        lora_a, lora_b = self.lora_A["default"], self.lora_B["default"]
-        base = self.get_base_layer()
-        dtype = _compute_type(x, lora_a.weight, base)
-        elsewhere = base.weight.numel() == 0 or lora_a.weight.numel() == 0
-        if dtype is None or elsewhere or arguments or options or self.disable_adapters or self.merged:
-            output: torch.Tensor = own_forward(x, *arguments, **options)
-            return output
-        dropout = self.lora_dropout["default"]
-        rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-        return FusedLora.apply(x, lora_a.weight, lora_b.weight, base, self.scaling["default"], rate, dtype)
-
-    return forward
-
-
-def _compute_type(x: torch.Tensor, lora_a: torch.Tensor, base: nn.Linear) -> torch.dtype | None:
-    """The type in which peft would multiply; None where base and adapter have different ones."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    same = x.dtype == lora_a.dtype and (hasattr(base.weight, "quant_state") or base.weight.dtype == x.dtype)
-    return x.dtype if same else None

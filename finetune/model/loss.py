@@ -24,8 +24,8 @@ from finetune.errors import ModelError
 IGNORED = -100
 """The label of a position without supervision, as everywhere in the field."""
 
-CHUNK_POSITIONS = 1024
-"""Supervised positions whose logits exist at once: 1,024 x 128,256 in fp32 are 0.5 GB."""
+CHUNK_POSITIONS = 512
+"""Supervised positions whose logits exist at once: 512 x 128,256 in fp32 are 0.26 GB."""
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 

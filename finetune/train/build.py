@@ -21,8 +21,8 @@ from finetune.evaluate.data import prepare_data, tokenizer_for
 from finetune.model.adapter import attach, count_parameters, grow_embeddings
 from finetune.model.attention import choose_attention
 from finetune.model.checkpoint import Base, resolve_base
+from finetune.model.fuse import install_fast_path
 from finetune.model.load import load_config, load_model
-from finetune.model.lora import install_fused_lora
 from finetune.model.loss import install_supervised_loss
 from finetune.model.precision import Precision, choose_device, choose_precision
 from finetune.recipe.schema import Recipe
@@ -89,7 +89,7 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
         seed_everything(recipe.train.seed)
         new_ids = [inputs.tokenizer.convert_tokens_to_ids(token) for token in recipe.model.new_tokens]
         trained = attach(model, recipe.adapter, new_ids)
-        install_fused_lora(trained)
+        install_fast_path(trained)
     if method != "qlora":
         trained = trained.to(choose_device())
     return trained
