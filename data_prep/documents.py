@@ -103,6 +103,16 @@ class DocumentTable(Sequence[Document]):
         return self._chosen(found, np.int64)
 
     @property
+    def supervised_tokens(self) -> np.ndarray:
+        """The number of supervised tokens of each document (N)."""
+        found = []
+        for batch in self._batches:
+            bounds, offsets = batch.column("span_bounds").values.to_numpy(), batch.column("span_bounds").offsets.to_numpy()
+            before = np.concatenate([[0], np.cumsum(bounds[1::2] - bounds[::2])])
+            found.append(np.diff(before[offsets // 2]))
+        return self._chosen(found, np.int64)
+
+    @property
     def sources(self) -> np.ndarray:
         """The index of each document's source (N)."""
         return self._column("source", np.int16)

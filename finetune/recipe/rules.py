@@ -126,6 +126,12 @@ def _schedule(recipe: Recipe, given: Given) -> Found:
         yield path, f"warmup_fraction + decay_fraction is {total}, expected at most 1"
 
 
+def _checkpointing(recipe: Recipe, given: Given) -> Found:
+    path = "train.activation_checkpointing_every_layers"
+    if _asked(recipe, given, path) and not recipe.train.activation_checkpointing:
+        yield path, "needs train.activation_checkpointing: true; without it no layer is recomputed"
+
+
 def _near(name: str, known: Collection[str]) -> str | None:
     """The known name that was probably meant; None where the name is known itself, or far from all."""
     if name in known:
@@ -296,6 +302,7 @@ RULES: tuple[Callable[[Recipe, Given], Found], ...] = (
     _length,
     _batches,
     _full,
+    _checkpointing,
     _adapter,
     _schedule,
     _optimizer,

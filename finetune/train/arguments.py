@@ -84,8 +84,6 @@ def training_arguments(
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_gradient_norm or 0.0,
         neftune_noise_alpha=train.neftune_alpha,
-        activation_checkpointing=train.activation_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
         bf16=precision.name == "bf16",
         fp16=precision.name == "fp16",
         use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
@@ -56,6 +57,10 @@ class Feed(IterableDataset, ABC):
     @abstractmethod
     def documents_of(self, pack: Any) -> list[Document]:
         """The documents of one pack."""
+
+    @abstractmethod
+    def heaviest(self) -> list[list[Document]]:
+        """The documents of micro-batches that need the most memory: with the longest one, with the most to learn."""
 
     @abstractmethod
     def epoch_at(self, step: int) -> float:
@@ -143,6 +148,19 @@ class TableFeed(Feed):
         """The documents, or their pieces."""
         return [self.table[index].part(start, stop) for index, start, stop in pack]
 
+    def heaviest(self) -> list[list[Document]]:
+        """The packs of the first epoch with the longest documents, and those with the most supervised tokens."""
+        packs, supervised = self.packs(0), self.table.supervised_tokens
+        longest = np.maximum.reduceat(packs.stops - packs.starts, packs.bounds[:-1])
+        # Pieces of documents count as whole ones: an upper bound.
+        learned = np.add.reduceat(supervised[packs.documents], packs.bounds[:-1])
+        chosen = []
+        for weight in (longest, learned):
+            order = np.lexsort((packs.tokens, weight))[::-1][: self.batching.micro_batch_size].tolist()
+            if sorted(order) not in chosen:
+                chosen.append(sorted(order))
+        return [[document for index in order for document in self.documents_of(packs[index])] for order in chosen]
+
     def epoch_at(self, step: int) -> float:
         """Passes through the mixture after so many steps."""
         epoch = 0
@@ -182,6 +200,14 @@ class StreamFeed(Feed):
     def documents_of(self, pack: list[Document]) -> list[Document]:
         """The documents."""
         return pack
+
+    def heaviest(self) -> list[list[Document]]:
+        """What no micro-batch exceeds: packs full of documents of the greatest length, all of it supervised."""
+        section = self.stream.section
+        length = section.max_length_tokens
+        per_pack = max(1, (section.pack_length_tokens or length) // length)
+        document = Document([0] * length, ((1, length, 1.0),), place="rehearsal")
+        return [[document] * (per_pack * self.batching.micro_batch_size)]
 
     def epoch_at(self, step: int) -> float:
         """Whole passes through the stream, whose length isn't known."""

@@ -25,6 +25,7 @@ from finetune.model.fuse import install_fast_path
 from finetune.model.load import load_config, load_model
 from finetune.model.loss import install_supervised_loss
 from finetune.model.precision import Precision, choose_device, choose_precision
+from finetune.model.recompute import checkpoint_activations
 from finetune.recipe.schema import Recipe
 from finetune.train.arguments import ceil_product, optimizer_name, training_arguments
 from finetune.train.batches import Batching, Feed, StreamFeed, TableFeed
@@ -90,6 +91,8 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
         new_ids = [inputs.tokenizer.convert_tokens_to_ids(token) for token in recipe.model.new_tokens]
         trained = attach(model, recipe.adapter, new_ids)
         install_fast_path(trained)
+    if recipe.train.activation_checkpointing:
+        checkpoint_activations(trained, recipe.train.activation_checkpointing_every_layers)
     if method != "qlora":
         trained = trained.to(choose_device())
     return trained

@@ -25,13 +25,18 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch is about memory."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in ALLOCATOR_TEXTS)
+
+
 @contextmanager
 def memory_advice() -> Iterator[None]:
     """Turns torch's errors about memory into a TrainingError that says what to change."""
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in ALLOCATOR_TEXTS):
+        if not is_out_of_memory(error):
             raise
         raise TrainingError(
             f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch_size or data.max_length_tokens, "

@@ -21,6 +21,7 @@ from finetune.train.identity import inexact_because, make_lock, refuse_changes
 from finetune.train.journal import Say, journal
 from finetune.train.memory import memory_advice
 from finetune.train.progress import Progress
+from finetune.train.rehearsal import Rehearsal
 from finetune.train.result import best_checkpoint, summary_of, write_result
 from finetune.train.trainer import ExactTrainer
 
@@ -89,6 +90,8 @@ class Parts:
         self.keep_best, self.stop = KeepBest(self.recipe.train.early_stopping, say), OrderlyStop(say)
         with memory_advice():
             self.trainer = self._build()
+        if self.recipe.train.rehearsal:
+            self.trainer.add_callback(Rehearsal(self.trainer, self.recipe, say))
         # Last, because they are seen from outside: a tracker's run and a moving line, for a run that can start.
         config = self.recipe.model_dump(mode="json")
         self.tracker = start_tracker(self.recipe.tracking, lock.tracker_id, config, folder=run.path, say=say)

@@ -82,6 +82,12 @@ class TrainSection(Section):
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
 
+    activation_checkpointing_every_layers: Annotated[int, Field(ge=1)] = 1
+    """With activation_checkpointing: 1 recomputes every layer, 2 every other one; more memory, and faster."""
+
+    rehearsal: bool = True
+    """Take the heaviest batches forward and backward before the first step, so that memory ends there or never."""
+
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """The base's and the arithmetic's type; the adapter and the optimizer's state stay fp32. auto: bf16 where native."""
 

@@ -93,7 +93,7 @@ def test_dropout_and_checkpointing_fall_back_without_a_difference(tiny_base: Pat
         model = adapted(tiny_base, torch.float64, lora_dropout=0.3)
         install_fast_path(model)
         if recompute:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         torch.manual_seed(5)
         outcomes.append(outcome(model))
     assert difference(outcomes[1][1], outcomes[0][1]) < 1e-12

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune.errors import ModelError
 from tests.unit.train.conftest import MakeRecipe
 from tests.unit.train.processes import trained_weights, trainer_of
 
@@ -74,10 +75,11 @@ def test_bf16_computes_in_bf16(make_recipe: MakeRecipe, tmp_path: Path) -> None:
 
 
 def test_activation_checkpointing_keeps_fewer_tensors(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """With activation checkpointing, autograd keeps fewer tensors between forward and backward."""
-    saved = {}
-    for on in (False, True):
-        trainer = trainer_of(make_recipe(train=PLAIN | {"activation_checkpointing": on, "max_steps": 1}), tmp_path / str(on))
+    """With activation checkpointing, autograd keeps fewer tensors between forward and backward; every other layer's, half."""
+    saved = []
+    for every in (None, 2, 1):
+        options = {"activation_checkpointing": every is not None, "activation_checkpointing_every_layers": every or 1}
+        trainer = trainer_of(make_recipe(train=PLAIN | options | {"max_steps": 1}), tmp_path / str(every))
         sizes: list[int] = []
 
         def keep(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
@@ -92,5 +94,26 @@ def test_activation_checkpointing_keeps_fewer_tensors(make_recipe: MakeRecipe, t
 
         trainer.compute_loss = counted  # type: ignore[method-assign]
         trainer.train()
-        saved[on] = sum(sizes)
-    assert saved[True] < saved[False] / 2
+        saved.append(sum(sizes))
+    whole, half, none = saved
+    assert none < whole / 2
+    assert half == pytest.approx((whole + none) / 2, rel=0.05)
+
+
+def test_embeddings_need_no_gradient(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """With and without activation checkpointing, no gradient is taken through to the embeddings."""
+    for on in (False, True):
+        model = trainer_of(make_recipe(train=PLAIN | {"activation_checkpointing": on}), tmp_path / str(on)).model.train()
+        found: list[bool] = []
+        model.get_input_embeddings().register_forward_hook(lambda *call, found=found: found.append(call[2].requires_grad))
+        ids = torch.arange(3, 13).view(1, 10)
+        model(input_ids=ids, shift_labels=ids).loss.backward()
+        assert found == [False]
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_checkpointing_fewer_layers_than_there_are(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """A number of layers that the base doesn't have is refused."""
+    options = {"activation_checkpointing": True, "activation_checkpointing_every_layers": 9}
+    with pytest.raises(ModelError, match="9, and this base has 2 layers"):
+        trainer_of(make_recipe(train=PLAIN | options), tmp_path)
