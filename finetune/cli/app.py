@@ -28,6 +28,7 @@ VERBS: dict[str, str] = {
     "doctor": "doctor",
     "schema": "schema",
 }
+TRAINING_VERBS = ("train", "quickstart")
 BROKEN_PIPE = 141  # as a shell reports SIGPIPE: the reader of our output has gone
 
 
@@ -65,6 +66,10 @@ def finetune() -> None:
 
 def main() -> None:
     """Run the command line and exit: 0 done, 2 wrong input, 3 a check failed, 130 interrupted, 1 a bug of ours."""
+    if sys.argv[1:2] and sys.argv[1] in TRAINING_VERBS and "--help" not in sys.argv:
+        from finetune.launch.allocator import restart_with_jemalloc
+
+        restart_with_jemalloc()
     try:
         code = run()
         sys.stdout.flush()

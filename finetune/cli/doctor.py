@@ -61,6 +61,7 @@ def examine() -> Iterator[Finding]:
 
 def use() -> Iterator[Finding]:
     """What a run with precision auto takes."""
+    from finetune.launch.allocator import allocator
     from finetune.model.precision import choose_device, choose_precision
 
     device, precision = choose_device(), choose_precision("auto")
@@ -71,6 +72,7 @@ def use() -> Iterator[Finding]:
     }
     yield Finding("will be used", "device", str(device), why[device.type])
     yield Finding("will be used", "precision", precision.name, precision.reason)
+    yield Finding("will be used", "allocator", *allocator())
 
 
 def processor() -> Iterator[Finding]:

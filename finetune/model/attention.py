@@ -5,6 +5,8 @@ kernels do this (transformers calls them for rows whose positions begin anew). E
 called for each document, in place of once with a mask of T x T.
 """
 
+import importlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,17 +17,29 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
+logger = logging.getLogger(__name__)
+
 PER_DOCUMENT = "per_document"
 """The name under which transformers knows this attention."""
 
 
 def choose_attention(device: torch.device, config: PretrainedConfig, max_length_tokens: int) -> str:
     """transformers' name of the attention to train with: documents of at most so many tokens, on this device."""
-    if device.type == "cuda" and is_flash_attn_2_available():
+    if device.type == "cuda" and is_flash_attn_2_available() and _flash_attn_loads():
         return "flash_attention_2"
     # A window that a document reaches beyond needs a mask.
     window = getattr(config, "sliding_window", None)
     return "sdpa" if window and window < max_length_tokens else PER_DOCUMENT
+
+
+def _flash_attn_loads() -> bool:
+    """Whether flash-attn, which is installed, fits this torch: its kernels are built for one version of it."""
+    try:
+        importlib.import_module("flash_attn")
+    except (ImportError, OSError) as error:
+        logger.warning("flash_attn is installed and can't be used (%s); attention runs without it", error)
+        return False
+    return True
 
 
 def document_lengths(position_ids: torch.Tensor) -> list[int]:

@@ -8,8 +8,11 @@ others' are turned into their gradient in the forward pass (FrozenHeadLoss).
 The loss is computed inside the model's own forward, so that the hooks of DDP, FSDP2 and ZeRO-3 see it.
 """
 
+import importlib.util
+import logging
 import types
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, TypeGuard
 
 import torch
@@ -20,6 +23,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from finetune.errors import ModelError
+
+logger = logging.getLogger(__name__)
 
 IGNORED = -100
 """The label of a position without supervision, as everywhere in the field."""
@@ -61,6 +66,8 @@ def supervised_cross_entropy(
     if labels.numel() == 0:
         return head(hidden[:, :1]).float().sum() * 0.0
     weights = None if shift_weights is None else shift_weights[positions]
+    if weights is None and prefers_liger(head, chosen.device):
+        return liger_loss(chosen, head, labels, label_smoothing)
     if torch.is_grad_enabled() and _is_frozen(head):
         loss: torch.Tensor = FrozenHeadLoss.apply(chosen, head.weight, labels, weights, label_smoothing)
         return loss
@@ -81,14 +88,41 @@ def supervised_cross_entropy(
 
 def _is_frozen(head: Head) -> TypeGuard[nn.Linear]:
     """Whether a head is a plain matrix that isn't trained, and nothing (sharding, an adapter) stands around it."""
+    return _is_plain(head) and not head.weight.requires_grad
+
+
+def _is_plain(head: Head) -> TypeGuard[nn.Linear]:
     return (
         type(head) is nn.Linear
         and head.bias is None
-        and not head.weight.requires_grad
         and head.weight.dim() == 2
         and not head._forward_hooks
         and not head._forward_pre_hooks
     )
+
+
+@cache
+def _liger() -> Any:
+    """Liger's fused linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989); None where it isn't installed, or doesn't fit."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        return None
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except (ImportError, RuntimeError) as error:
+        logger.warning("liger_kernel is installed and can't be used (%s); the loss is computed without it", error)
+        return None
+    return LigerFusedLinearCrossEntropyLoss
+
+
+def prefers_liger(head: Head, device: torch.device) -> TypeGuard[nn.Linear]:
+    """Whether the loss is Liger's: on CUDA, where it is installed, in training, for a head without anything around it."""
+    return device.type == "cuda" and torch.is_grad_enabled() and _is_plain(head) and _liger() is not None
+
+
+def liger_loss(states: torch.Tensor, head: nn.Linear, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+    """The sum of the cross-entropy of N x D states by Liger's kernel, which never holds all logits either."""
+    loss = _liger()(reduction="sum", label_smoothing=label_smoothing)(head.weight, states.to(head.weight.dtype), labels)
+    return loss if loss.dtype == torch.float64 else loss.float()
 
 
 class FrozenHeadLoss(torch.autograd.Function):

@@ -1,5 +1,6 @@
-"""Which device and which number type a run uses, and why."""
+"""Which device, how many threads and which number type a run uses, and why."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +34,14 @@ def choose_device() -> torch.device:
     return torch.device("cpu")
 
 
+def choose_threads() -> int:
+    """Set torch's threads, once for a run: OMP_NUM_THREADS where it is set, else this process's share of the usable cores."""
+    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
+    return torch.get_num_threads()
+
+
 def cpu_has_native_bf16() -> bool:
     """Whether the processor multiplies bf16 itself (AVX-512 BF16, AMX or ARM's BF16), so that bf16 is faster than fp32."""
     capabilities = torch.cpu.get_capabilities()
@@ -61,5 +70,7 @@ def choose_precision(asked: str) -> Precision:
         raise ModelError(
             f"train.precision bf16: {torch.cuda.get_device_name(device)} has no bf16. Set train.precision to fp16."
         )
+    if asked == "bf16" and device.type == "cpu" and not cpu_has_native_bf16():
+        return Precision("bf16", "asked for by the recipe; this CPU has no native bf16, so fp32 would be faster")
     names: dict[str, PrecisionName] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}
     return Precision(names[asked], "asked for by the recipe")

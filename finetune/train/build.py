@@ -69,8 +69,21 @@ def build_inputs(recipe: Recipe, *, allow_code: Collection[str] = (), say: Say |
             "Lower it, or set model.rope_scaling."
         )
     tokenizer = tokenizer_for(recipe.model, None, base.folder)
+    beyond = untrained_tokens(tokenizer, config.vocab_size, recipe.model.new_tokens)
+    if beyond and say is not None:
+        say(
+            f"warning: for {len(beyond)} of the tokenizer's tokens the base's embedding, of {config.vocab_size:,} rows, has none "
+            f"({', '.join(beyond[:5])}{' ...' if len(beyond) > 5 else ''}). Rows are added and not trained; name the tokens in "
+            "model.new_tokens where your data use them."
+        )
     data = prepare_data(recipe, tokenizer, allow_code=allow_code, say=say)
     return Inputs(base, tokenizer, data, precision, frozenset(allow_code))
+
+
+def untrained_tokens(tokenizer: PreTrainedTokenizerFast, rows: int, new_tokens: Collection[str]) -> list[str]:
+    """The tokens, by id, that lie beyond an embedding of so many rows and aren't among those that are trained."""
+    found = ((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows and token not in new_tokens)
+    return [token for _, token in sorted(found)]
 
 
 def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:

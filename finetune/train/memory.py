@@ -1,9 +1,11 @@
 """Memory: how much was used, and what to do where there wasn't enough."""
 
+import os
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -23,6 +25,11 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     # ru_maxrss counts kilobytes on Linux and bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def allocator_name() -> str:
+    """What allocates the host's memory: a preloaded library, or the system's own."""
+    return Path(os.environ.get("LD_PRELOAD", "")).name or "the system's allocator"
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune.errors import CheckpointError, LaunchError
 from finetune.model.adapter import count_parameters
+from finetune.model.precision import choose_device, choose_threads
 from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder, create_run, open_run, write_text
@@ -19,7 +20,7 @@ from finetune.train.callbacks import KeepBest, MetricsLog, OrderlyStop
 from finetune.train.checkpoints import latest_checkpoint, remove_incomplete
 from finetune.train.identity import inexact_because, make_lock, refuse_changes
 from finetune.train.journal import Say, journal
-from finetune.train.memory import memory_advice
+from finetune.train.memory import allocator_name, memory_advice
 from finetune.train.progress import Progress
 from finetune.train.rehearsal import Rehearsal
 from finetune.train.result import best_checkpoint, summary_of, write_result
@@ -99,6 +100,9 @@ class Parts:
         self.trainer.add_callback(MetricsLog(run.metrics_path, self.trainer, self.tracker, self.progress.show))
 
     def _build(self) -> ExactTrainer:
+        threads, device = choose_threads(), choose_device()
+        where = f"the CPU, {threads} threads" if device.type == "cpu" else f"{device}, {threads} threads on the host"
+        self.say(f"computing on {where}, with {allocator_name()}")
         model = build.build_model(self.recipe, self.inputs)
         trainable, total = count_parameters(model)
         precision = self.inputs.precision

@@ -53,7 +53,7 @@ class ExactTrainer(Trainer):
         self.evaluation_tokens = evaluation_tokens
         self.tokens_seen = self.supervised_tokens_seen = self.skipped_steps = 0
         self.step_seconds, self.seconds_before, self.started = 0.0, 0.0, time.perf_counter()
-        self.step_places: list[str] = []
+        self.step_losses: list[tuple[torch.Tensor, list[str]]] = []
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's micro-batches; never re-sharded by accelerate, so no row is repeated.
@@ -64,7 +64,7 @@ class ExactTrainer(Trainer):
         return DataLoader(self.feed, batch_size=None, pin_memory=pin, generator=torch.Generator())
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
-        self.step_places = [place for batch in batch_samples for place in batch["places"]]
+        self.step_losses = []
         self.tokens_seen += sum(map(token_count, batch_samples))
         self.supervised_tokens_seen += sum(int(batch["shift_labels"].ne(IGNORED).sum()) for batch in batch_samples)
         weight = torch.stack([loss_weight(batch) for batch in batch_samples]).sum()
@@ -79,21 +79,30 @@ class ExactTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """The micro-batch's part of the step's mean loss. Raises TrainingError, before the backward, where it isn't finite."""
+        """The micro-batch's part of the step's mean loss."""
         places = inputs.pop("places")
-        loss = model(**inputs, num_items_in_batch=num_items_in_batch).loss
-        if not torch.isfinite(loss):
-            raise TrainingError(self._not_finite("loss", loss.item(), places))
+        loss: torch.Tensor = model(**inputs, num_items_in_batch=num_items_in_batch).loss
+        self.step_losses.append((loss.detach(), places))
         # DDP and ZeRO average gradients over processes; the sum is wanted.
         return loss * self.args.world_size
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> float:
-        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
+        """Raises TrainingError, before the update, where a loss or the gradient isn't finite.
+
+        The device is asked once a step, for all of them together.
+        """
+        norm = torch.as_tensor(super()._get_grad_norm(model, grad_norm=grad_norm))
+        losses = [loss.float().to(norm.device) for loss, _ in self.step_losses]
+        *values, length = torch.stack([*losses, norm.float()]).tolist()
+        for value, (_, places) in zip(values, self.step_losses, strict=True):
+            if not math.isfinite(value):
+                raise TrainingError(self._not_finite("loss", value, places))
         # With fp16's loss scaling a step that overflowed is skipped by the scaler, and the scale lowered.
-        self.skipped_steps = 0 if math.isfinite(norm) else self.skipped_steps + 1
+        self.skipped_steps = 0 if math.isfinite(length) else self.skipped_steps + 1
         if self.skipped_steps >= (1 if self.accelerator.scaler is None else SKIPPED_STEPS_LIMIT):
-            raise TrainingError(self._not_finite("gradient norm", norm, self.step_places))
-        return norm
+            places = [place for _, places in self.step_losses for place in places]
+            raise TrainingError(self._not_finite("gradient norm", length, places))
+        return float(length)
 
     def _not_finite(self, what: str, value: float, places: list[str]) -> str:
         shown = ", ".join(places[:8]) + (" ..." if len(places) > 8 else "")

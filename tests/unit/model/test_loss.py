@@ -1,5 +1,9 @@
 """The loss at supervised positions equals plain cross-entropy."""
 
+import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,3 +160,27 @@ def test_generation_goes_through_the_models_own_forward(tiny_base: Path) -> None
     before = model(input_ids=ids).logits
     install_supervised_loss(model)
     assert torch.equal(model(input_ids=ids).logits, before)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("liger_kernel") is None, reason="liger-kernel is not installed")
+def test_ligers_kernel_gives_the_same_loss() -> None:
+    """Liger's loss and gradients, run by Triton's interpreter in a process of its own, are ours to 1e-5."""
+    script = """
+import torch
+from torch import nn
+from finetune.model.loss import FrozenHeadLoss, liger_loss
+torch.manual_seed(0)
+states, labels = torch.randn(9, 16, requires_grad=True), torch.randint(0, 40, (9,))
+head = nn.Linear(16, 40, bias=False).requires_grad_(False)
+for smoothing in (0.0, 0.1):
+    ours = FrozenHeadLoss.apply(states, head.weight, labels, None, smoothing)
+    theirs = liger_loss(states, head, labels, smoothing)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, states)[0] for loss in (ours, theirs)), rtol=1e-5, atol=1e-5)
+print("equal")
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(["", *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout.strip().endswith("equal"), done.stderr

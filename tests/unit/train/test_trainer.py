@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
 
 from finetune.errors import ModelError, TrainingError
 from finetune.evaluate.metrics import token_loss
@@ -227,3 +229,18 @@ def test_full_fine_tuning_saves_a_plain_model(make_recipe: MakeRecipe) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     assert sum(p.numel() for p in model.parameters()) == summary["parameters"]
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_tokenizer_larger_than_the_embedding(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Tokens for which the base has no row are named; those that model.new_tokens trains are not."""
+    told: list[str] = []
+    base = shutil.copytree(make_recipe().model.base, tmp_path / "larger")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    tokenizer.add_tokens(["<stray>"])
+    tokenizer.save_pretrained(base)
+    recipe = make_recipe(model={"base": str(base), "new_tokens": ["<wanted>"]})
+    build.build_model(recipe, build.build_inputs(recipe, say=told.append))
+    warnings = [line for line in told if line.startswith("warning: for")]
+    assert len(warnings) == 1
+    assert "for 1 of the tokenizer's tokens" in warnings[0]
+    assert "(<stray>)" in warnings[0]
