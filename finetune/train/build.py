@@ -71,10 +71,10 @@ def build_inputs(recipe: Recipe, *, allow_code: Collection[str] = (), say: Say |
     tokenizer = tokenizer_for(recipe.model, None, base.folder)
     beyond = untrained_tokens(tokenizer, config.vocab_size, recipe.model.new_tokens)
     if beyond and say is not None:
+        names = ", ".join(beyond[:5]) + (" ..." if len(beyond) > 5 else "")
         say(
-            f"warning: for {len(beyond)} of the tokenizer's tokens the base's embedding, of {config.vocab_size:,} rows, has none "
-            f"({', '.join(beyond[:5])}{' ...' if len(beyond) > 5 else ''}). Rows are added and not trained; name the tokens in "
-            "model.new_tokens where your data use them."
+            f"warning: for {len(beyond)} of the tokenizer's tokens the base's embedding has no row ({names}). Rows are added, "
+            "and not trained; name the tokens in model.new_tokens where your data use them."
         )
     data = prepare_data(recipe, tokenizer, allow_code=allow_code, say=say)
     return Inputs(base, tokenizer, data, precision, frozenset(allow_code))
