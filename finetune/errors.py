@@ -56,6 +56,14 @@ class LaunchError(FinetuneError):
     """Processes that can't be started as asked."""
 
 
+class LaunchFailed(FinetuneError):
+    """One of the processes of a launch ended before its work was done; the exit code is its own."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code if exit_code > 0 else 1
+
+
 class CheckFailed(FinetuneError):
     """A check that the user asked for did not hold (a merge outside its tolerance, an audit with findings)."""
 

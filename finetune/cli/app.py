@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from data_prep.errors import DataError
 from finetune.errors import FinetuneError, RecipeError
+from finetune.launch.worker import is_worker, leave_terminal, tell_launcher
 
 # Verb -> its module in finetune/cli, which has a function of the same name, or, for a verb with verbs of its own, `app`.
 VERBS: dict[str, str] = {
@@ -66,6 +67,7 @@ def finetune() -> None:
 
 def main() -> None:
     """Run the command line and exit: 0 done, 2 wrong input, 3 a check failed, 130 interrupted, 1 a bug of ours."""
+    leave_terminal()
     if sys.argv[1:2] and sys.argv[1] in TRAINING_VERBS and "--help" not in sys.argv:
         from finetune.launch.allocator import restart_with_jemalloc
 
@@ -82,7 +84,7 @@ def main() -> None:
 
 def run() -> int:
     """Run the command line of sys.argv; the exit code. Raises BrokenPipeError when nobody reads the output any more."""
-    from finetune.cli.common import never_fail_to_print, print_failure
+    from finetune.cli.common import never_fail_to_print
     from finetune.cli.quiet import quiet_libraries
 
     quiet_libraries()
@@ -98,10 +100,10 @@ def run() -> int:
     except RecipeError as error:
         count = len(error.problems)
         problems = [{"place": p.place, "path": p.path, "message": p.message} for p in error.problems]
-        print_failure(f"{count} problem{'s' if count != 1 else ''} in the recipe", problems, as_json=as_json)
+        _tell(f"{count} problem{'s' if count != 1 else ''} in the recipe", problems, as_json=as_json)
         return error.exit_code
     except (FinetuneError, DataError) as error:
-        print_failure(str(error), [], as_json=as_json)
+        _tell(str(error), [], as_json=as_json)
         return error.exit_code
     except BrokenPipeError:
         raise
@@ -109,7 +111,7 @@ def run() -> int:
         if error.filename is None:  # not about a file that the user named
             return _bug()
         names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-        print_failure(f"{names}: {error.strerror or error}", [], as_json=as_json)
+        _tell(f"{names}: {error.strerror or error}", [], as_json=as_json)
         return FinetuneError.exit_code
     except KeyboardInterrupt:
         return 130
@@ -118,10 +120,20 @@ def run() -> int:
     return 0
 
 
+def _tell(message: str, problems: list[dict[str, str]], *, as_json: bool) -> None:
+    """Say what went wrong: to the person, or to the launcher that started this process."""
+    from finetune.cli.common import print_failure
+
+    tell_launcher("\n".join([message, *("  ".join(problem.values()) for problem in problems)]))
+    if not is_worker():
+        print_failure(message, problems, as_json=as_json)
+
+
 def _bug() -> int:
     """Show the exception that is being handled in full; the exit code."""
     from finetune.cli.common import out, print_error
 
+    tell_launcher(traceback.format_exc().rstrip())
     out(traceback.format_exc().rstrip(), stream=sys.stderr)
     print_error("this is a bug of finetune, not of your input; please report it with the lines above")
     return 1

@@ -1,5 +1,6 @@
 """finetune train: a recipe to a run folder."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -14,6 +15,14 @@ def train(
     recipe: Annotated[str | None, typer.Argument(help="A recipe's file, or the name of a shipped one.")] = None,
     overrides: OverridesArgument = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
+    launch: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="How to shard: ddp, zero3, fsdp2 ... or a file.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="With --launch: processes, of all machines together.")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="With --launch: machines.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="With --nodes: which machine this is, from 0.")] = 0,
+    rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="With --nodes: machine 0's address.")] = None,
+    max_restarts: Annotated[int, typer.Option(min=0, help="With --launch: how often to go on after a process died.")] = 0,
     allow_code: AllowCodeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -22,6 +31,7 @@ def train(
     The result, and everything about it, is in a new run folder.
     """
     from finetune.errors import LaunchError
+    from finetune.launch import worker
     from finetune.recipe.load import load_recipe
 
     if recipe is None and resume is None:
@@ -32,18 +42,44 @@ def train(
             "start a new run for another value (finetune train RECIPE KEY=VALUE)."
         )
     loaded = load_recipe(recipe, overrides or []) if recipe is not None else None
+    if launch is None and (processes, nodes, node_rank, rendezvous, max_restarts) != (None, 1, 0, None, 0):
+        raise LaunchError("--processes, --nodes, --node-rank, --rendezvous and --max-restarts need --launch NAME.")
+    if launch is not None and not worker.is_worker():
+        from finetune.launch.check import plan_launch
+        from finetune.launch.start import launched
 
+        asked = plan_launch(
+            launch, processes=processes, nodes=nodes, node_rank=node_rank, rendezvous=rendezvous, max_restarts=max_restarts
+        )
+        if asked.processes > 1:
+            _tell(launched(asked, loaded, resume, sys.argv[1:]), as_json)
+            return
+
+    from finetune.runs.folder import is_run
     from finetune.train import run
 
-    say, allowed = teller(as_json), allowed_code(allow_code)
+    say, allowed, made = teller(as_json), allowed_code(allow_code), worker.run_folder()
+    if resume is None and made is not None and is_run(made):
+        resume, loaded = made, None  # the launcher starts its processes again
     if resume is not None:
-        summary = run.resume(resume.resolve(), recipe=loaded.recipe if loaded else None, allow_code=allowed, say=say)
         folder = resume.resolve()
+        run.resume(folder, recipe=loaded.recipe if loaded else None, allow_code=allowed, say=say)
     else:
         assert loaded is not None  # noqa: S101 - one of the two is there, see above
         command = shlex.join(["finetune", *sys.argv[1:]])
-        summary = run.start(loaded.recipe, name=loaded.path.stem, command=command, allow_code=allowed, say=say)
+        summary = run.start(loaded.recipe, name=loaded.path.stem, command=command, allow_code=allowed, say=say, folder=made)
         folder = Path(loaded.recipe.output.folder) / summary["name"]
+    if not worker.is_worker() and int(os.environ.get("RANK", "0")) == 0:
+        _tell(folder, as_json)
+
+
+def _tell(folder: Path | None, as_json: bool) -> None:
+    """The outcome of a run that came to its end."""
+    from finetune.runs.folder import open_run
+
+    if folder is None:
+        return
+    summary = open_run(folder).read_summary()
     if as_json:
         print_json({"run": str(folder), **summary})
         return

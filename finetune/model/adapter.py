@@ -123,26 +123,34 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     return loaded
 
 
-def save_adapter(model: PeftModel, folder: Path, base_name: str, revision: str | None = None) -> None:
-    """Write the adapter so that plain peft loads it; `base_name` is where peft will look for the base."""
+def save_adapter(
+    model: PeftModel, folder: Path, base_name: str, revision: str | None = None, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write the adapter so that plain peft loads it; `base_name` is where peft will look for the base.
+
+    `weights` are the trained ones where the model itself holds a share of them only.
+    """
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = base_name, revision
     # The rows of added tokens are in the adapter by themselves; a copy of the whole embedding is not wanted.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
 
 
 def grow_embeddings(model: PreTrainedModel, vocabulary: int) -> None:
     """Make room for tokens that were added to the tokenizer. An embedding that is padded beyond the vocabulary stays."""
-    if vocabulary > model.get_input_embeddings().weight.shape[0]:
+    weight = model.get_input_embeddings().weight
+    # ZeRO-3 leaves a share of the weight, and its shape beside it.
+    if vocabulary > getattr(weight, "ds_shape", weight.shape)[0]:
         model.resize_token_embeddings(vocabulary)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters; NF4 weights, stored several to a number, count by what they stand for."""
+    """(trainable, all) parameters; NF4 weights, stored several to a number, count by what they stand for, shares as wholes."""
     trainable = total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
-        count = parameter.numel() if state is None else torch.Size(state.shape).numel()
+        held = getattr(parameter, "ds_numel", parameter.numel())
+        count = held if state is None else torch.Size(state.shape).numel()
         total += count
         trainable += count if parameter.requires_grad else 0
     return trainable, total

@@ -219,6 +219,8 @@ def install_supervised_loss(model: PreTrainedModel, label_smoothing: float = 0.0
         hidden = self.model(**inputs | {"use_cache": False}).last_hidden_state
         smoothing = label_smoothing if self.training else 0.0
         loss = supervised_cross_entropy(hidden, shift_labels, self.lm_head, smoothing, shift_weights)
+        if isinstance(num_items_in_batch, torch.Tensor):
+            num_items_in_batch = num_items_in_batch.to(loss.dtype)
         return CausalLMOutputWithPast(loss=loss if num_items_in_batch is None else loss / num_items_in_batch)
 
     model.forward = types.MethodType(forward, model)

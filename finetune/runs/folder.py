@@ -7,6 +7,7 @@ RUN/
   metrics.jsonl      one line per log, {"step": ..., "train/loss": ...}
   summary.json       the outcome, for lists
   run.log            what was printed
+  logs/rank-N.log    what the processes beside the main one had to say
   .running           while it trains: locked by the process that does
 """
 
@@ -41,6 +42,10 @@ class RunFolder:
         self.summary_path = path / "summary.json"
         self.log_path = path / "run.log"
         self._marker: IO[str] | None = None
+
+    def log_of(self, rank: int) -> Path:
+        """Where a process of the run writes: the main one to run.log, the others to logs/rank-N.log."""
+        return self.log_path if rank == 0 else self.path / "logs" / f"rank-{rank}.log"
 
     @property
     def name(self) -> str:

@@ -1,16 +1,20 @@
 """The train section in transformers' words."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from finetune.errors import ModelError
 from finetune.model.precision import Precision
 from finetune.recipe.schema.train import OPTIMIZERS, TrainSection
+from finetune.train.group import engine_name
 
 NEVER_STEPS = 1_000_000_000
 """An interval that no run reaches: evaluating and saving then happen at the end only."""
@@ -70,6 +74,11 @@ def training_arguments(
 ) -> TrainingArguments:
     """Everything that transformers' Trainer is told. What it must not do itself (report, filter NaN, rotate) is off."""
     scheduler, scheduler_options = schedule(train, total_steps)
+    on_cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    # On the CPU use_cpu would silently turn DeepSpeed off; without it transformers refuses bf16, so that accelerate is told.
+    # The launcher's own word on precision never counts: the recipe's does.
+    deepspeed_on_cpu = on_cpu and engine_name().startswith("zero")
+    os.environ["ACCELERATE_MIXED_PRECISION"] = {"fp32": "no"}.get(precision.name, precision.name)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=total_steps,
@@ -84,9 +93,11 @@ def training_arguments(
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_gradient_norm or 0.0,
         neftune_noise_alpha=train.neftune_alpha,
-        bf16=precision.name == "bf16",
+        bf16=precision.name == "bf16" and not deepspeed_on_cpu,
         fp16=precision.name == "fp16",
-        use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        use_cpu=on_cpu and not deepspeed_on_cpu,
+        ddp_backend="gloo" if deepspeed_on_cpu else None,
+        ddp_find_unused_parameters=False,
         seed=train.seed,
         logging_steps=train.log_every_steps,
         logging_nan_inf_filter=False,
@@ -104,6 +115,9 @@ def training_arguments(
         ignore_data_skip=True,  # a resumed feed begins at its step by itself
         label_names=["shift_labels"],
     )
+    if on_cpu and engine_name() == "fsdp2":
+        # accelerate offers FSDP to GPUs only, though torch shards on the CPU as well.
+        PartialState().distributed_type = DistributedType.MULTI_GPU
     # With several GPUs and no launcher the Trainer would wrap the model in nn.DataParallel, which splits each micro-batch
     # and averages losses that are already shares of the step's mean. One device is used.
     arguments._n_gpu = min(arguments.n_gpu, 1)

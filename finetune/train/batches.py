@@ -231,14 +231,16 @@ def collate(documents: Sequence[Document], batching: Batching) -> dict[str, Any]
 def evaluation_batches(
     documents: Sequence[Document], *, batch_size: int, max_tokens: int, pad_token_id: int, world_size: int = 1, rank: int = 0
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """This process's share of the documents, longest first, in batches of at most `batch_size` rows and `max_tokens` tokens.
+    """This process's batches of the documents, longest first: at most `batch_size` rows and `max_tokens` tokens each.
 
-    Padding counts as tokens; a document that is longer than `max_tokens` is alone.
+    Padding counts as tokens; a document that is longer than `max_tokens` is alone. The batches are the same for any number of
+    processes, which take turns; where they don't come out even, one without labels fills up.
     """
     lengths = [len(document.token_ids) for document in documents]
-    order = sorted(range(len(documents)), key=lambda row: (-lengths[row], row))[rank::world_size]
-    first = 0
-    while first < len(order):
-        rows = max(1, min(batch_size, max_tokens // lengths[order[first]]))
-        yield padded_batch([documents[row] for row in order[first : first + rows]], pad_token_id)
-        first += rows
+    order = sorted(range(len(documents)), key=lambda row: (-lengths[row], row))
+    bounds = [0]
+    while bounds[-1] < len(order):
+        bounds.append(bounds[-1] + max(1, min(batch_size, max_tokens // lengths[order[bounds[-1]]])))
+    for turn in range(rank, -(-(len(bounds) - 1) // world_size) * world_size, world_size):
+        chosen = order[bounds[turn] : bounds[turn + 1]] if turn + 1 < len(bounds) else []
+        yield padded_batch([documents[row] for row in chosen] or [FILLER], pad_token_id)

@@ -1,7 +1,6 @@
 """Recipe -> live parts, in the order in which they need each other. The only place that builds them."""
 
 import hashlib
-import os
 import platform
 import random
 from collections.abc import Callable, Collection
@@ -26,9 +25,11 @@ from finetune.model.load import load_config, load_model
 from finetune.model.loss import install_supervised_loss
 from finetune.model.precision import Precision, choose_device, choose_precision
 from finetune.model.recompute import checkpoint_activations
+from finetune.model.zero import sharded_while_loading
 from finetune.recipe.schema import Recipe
 from finetune.train.arguments import ceil_product, optimizer_name, training_arguments
 from finetune.train.batches import Batching, Feed, StreamFeed, TableFeed
+from finetune.train.group import engine_name, this_group
 from finetune.train.trainer import ExactTrainer
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes", "deepspeed")
@@ -94,19 +95,21 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     dtype = torch.float32 if method == "full" else inputs.precision.dtype
     scaling = recipe.model.rope_scaling
     attention = choose_attention(choose_device(), load_config(inputs.base, scaling), recipe.data.max_length_tokens)
-    model = load_model(inputs.base, dtype=dtype, quantize=method == "qlora", rope_scaling=scaling, attention=attention)
-    grow_embeddings(model, len(inputs.tokenizer))
-    install_supervised_loss(model, recipe.train.label_smoothing)
-    trained: torch.nn.Module = model
-    if method != "full":
-        # The seed again: the adapter's start doesn't depend on what loading the base drew.
-        seed_everything(recipe.train.seed)
-        new_ids = [inputs.tokenizer.convert_tokens_to_ids(token) for token in recipe.model.new_tokens]
-        trained = attach(model, recipe.adapter, new_ids)
-        install_fast_path(trained)
+    with sharded_while_loading(inputs.precision.name):
+        model = load_model(inputs.base, dtype=dtype, quantize=method == "qlora", rope_scaling=scaling, attention=attention)
+        grow_embeddings(model, len(inputs.tokenizer))
+        install_supervised_loss(model, recipe.train.label_smoothing)
+        trained: torch.nn.Module = model
+        if method != "full":
+            # The seed again: the adapter's start doesn't depend on what loading the base drew.
+            seed_everything(recipe.train.seed)
+            new_ids = [inputs.tokenizer.convert_tokens_to_ids(token) for token in recipe.model.new_tokens]
+            trained = attach(model, recipe.adapter, new_ids)
+            install_fast_path(trained)
     if recipe.train.activation_checkpointing:
         checkpoint_activations(trained, recipe.train.activation_checkpointing_every_layers)
-    if method != "qlora":
+    # Engines that cut weights up put them where they belong by themselves.
+    if method != "qlora" and engine_name() in ("single", "ddp"):
         trained = trained.to(choose_device())
     return trained
 
@@ -142,6 +145,7 @@ def build_trainer(
         keep_checkpoints=train.keep_checkpoints,
         # Evaluating never needs more memory than training did.
         evaluation_tokens=train.micro_batch_size * recipe.data.max_length_tokens,
+        group=this_group(),
         callbacks=callbacks,
     )
     try:
@@ -154,15 +158,15 @@ def build_trainer(
 def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
     """This process's share of the batches. Raises ModelError where a global batch can't be cut evenly."""
     train, section = recipe.train, recipe.data
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if train.global_batch_size % (train.micro_batch_size * world_size):
+    group = this_group()
+    if train.global_batch_size % (train.micro_batch_size * group.world_size):
         raise ModelError(
             f"train.global_batch_size {train.global_batch_size} does not divide into micro_batch_size {train.micro_batch_size} "
-            f"x {world_size} processes. Change one of the three."
+            f"x {group.world_size} processes. Change one of the three."
         )
     packed = section.pack_length_tokens is not None
     pad = pad_token_id(inputs.tokenizer)
-    batching = Batching(train.global_batch_size, train.micro_batch_size, world_size, rank, packed, pad)
+    batching = Batching(train.global_batch_size, train.micro_batch_size, group.world_size, group.rank, packed, pad)
     if section.streaming is not None:
         return StreamFeed(Stream(section, inputs.tokenizer, seed=train.seed, allow_code=inputs.allow_code), batching)
     return TableFeed(
@@ -216,7 +220,8 @@ def device_facts(precision: Precision) -> dict[str, Any]:
         "name": name,
         "precision": precision.name,
         "threads": torch.get_num_threads(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": this_group().world_size,
+        "engine": engine_name(),
     }
 
 

@@ -16,6 +16,7 @@ from finetune.errors import CheckpointError
 from finetune.recipe.schema.train import EarlyStopping
 from finetune.runs.folder import finite_or_null, write_text
 from finetune.runs.trackers import Tracker
+from finetune.train.group import Group
 from finetune.train.journal import Say
 from finetune.train.memory import peak_memory_bytes
 from finetune.train.trainer import ExactTrainer
@@ -38,7 +39,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class MetricsLog(TrainerCallback):
     """Every log goes to metrics.jsonl, the tracker and the progress line, under the documented names."""
 
-    def __init__(self, path: Path, trainer: ExactTrainer, tracker: Tracker, show: Callable[[int, int, dict[str, float]], None]):
+    def __init__(
+        self, path: Path | None, trainer: ExactTrainer, tracker: Tracker, show: Callable[[int, int, dict[str, float]], None]
+    ):
+        """`path` is None in the processes beside the main one: they count, and write nothing."""
         self.path, self.trainer, self.tracker, self.show = path, trainer, tracker, show
         self.file: IO[str] | None = None
         self.since = time.perf_counter()
@@ -46,11 +50,11 @@ class MetricsLog(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Lines after the step that is resumed from belong to steps that are taken again: they go."""
-        if self.path.exists():
+        if self.path is not None and self.path.exists():
             entries = list(_whole_entries(self.path.read_text()))
             kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= state.global_step]
             write_text(self.path, "".join(kept))
-        self.file = self.path.open("a", buffering=1)
+        self.file = None if self.path is None else self.path.open("a", buffering=1)
         self.since = time.perf_counter()
         self.tokens_logged, self.seconds_logged = self.trainer.tokens_seen, self.trainer.step_seconds
 
@@ -154,8 +158,8 @@ def without_improvement(losses: list[float], rule: EarlyStopping) -> int:
 class OrderlyStop(TrainerCallback):
     """Ctrl-C, SIGTERM and SIGHUP let the step finish, save a checkpoint and end; a second signal ends at once."""
 
-    def __init__(self, say: Say) -> None:
-        self.say = say
+    def __init__(self, say: Say, group: Group) -> None:
+        self.say, self.group = say, group
         self.asked: signal.Signals | None = None
 
     @contextmanager
@@ -176,8 +180,8 @@ class OrderlyStop(TrainerCallback):
         self.say(f"{self.asked.name}: finishing this step and saving a checkpoint (Ctrl-C again to stop at once)")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
-        """Save and stop where a signal came."""
-        if self.asked is not None and state.global_step < state.max_steps:
+        """Save and stop where a signal came, to whichever process: all of them at this step."""
+        if self.group.any(self.asked is not None) and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
         return control

@@ -1,13 +1,19 @@
 """What a run is made of, and whether it still is."""
 
 import datetime
+import json
+from typing import Any
+
+from torch import distributed
+from transformers import Trainer
 
 from data_prep.identity import tokenizer_sha256
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, LaunchError
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
 from finetune.train import build
 from finetune.train.build import Inputs
+from finetune.train.group import Group, engine_name
 
 
 def make_lock(recipe: Recipe, inputs: Inputs, command: str, tracker_id: str) -> Lock:
@@ -50,3 +56,37 @@ def inexact_because(then: Lock, now: Lock) -> list[str]:
     pairs += [(name, then.versions.get(name, "absent"), now.versions.get(name, "absent")) for name in names]
     pairs += [(f"device {name}", then.device.get(name), now.device.get(name)) for name in ("type", "name", "threads")]
     return [f"{name}: then {before}, now {after}" for name, before, after in pairs if before != after]
+
+
+def refuse_differences(group: Group, lock: Lock) -> None:
+    """Raises LaunchError, in each process, where the processes don't train the same: recipe, base, data, versions."""
+    parts: dict[str, Any] = {"recipe": lock.recipe.model_dump(mode="json")}
+    parts |= {name: getattr(lock, name) for name in ("base", "tokenizer_sha256", "template_sha256", "data", "versions")}
+    names = [name for name, value in parts.items() if group.those_that_differ(json.dumps(value, sort_keys=True))]
+    if names:
+        ranks = group.those_that_differ(json.dumps({name: parts[name] for name in names}, sort_keys=True))
+        mine = {name: parts[name] for name in names if name == "versions"}
+        raise LaunchError(
+            f"processes {', '.join(map(str, ranks))} have another {' and another '.join(names)} than process 0. Give each "
+            f"machine the same files and packages.{f' Here: {mine}' if mine else ''}"
+        )
+
+
+def refuse_other_engine(trainer: Trainer, group: Group) -> None:
+    """Raises LaunchError unless launcher, transformers, accelerate and torch agree on the engine and the number of processes.
+
+    Each of them falls back to less by itself, and silently: the run would train something else.
+    """
+    counts = {
+        "WORLD_SIZE": group.world_size,
+        "transformers": trainer.args.world_size,
+        "accelerate": trainer.accelerator.num_processes,
+        "torch": distributed.get_world_size() if distributed.is_initialized() else 1,
+    }
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise LaunchError(f"the number of processes is not agreed on: {found}. Start with finetune train --launch.")
+    asked, got = engine_name(), trainer.accelerator.distributed_type.value
+    expected = {"fsdp2": ("FSDP",), "ddp": ("MULTI_GPU", "MULTI_CPU"), "single": ("NO",)}.get(asked, ("DEEPSPEED",))
+    if got not in expected:
+        raise LaunchError(f"the launcher asks for {asked}, and accelerate runs {got}: nothing was trained.")

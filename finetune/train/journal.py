@@ -13,6 +13,7 @@ LOGGERS = ("finetune", "transformers", "accelerate", "peft")
 @contextmanager
 def journal(path: Path, say: Say) -> Iterator[Say]:
     """While this lasts, what is said through its value, warnings of the libraries, and an exception go to the file."""
+    path.parent.mkdir(exist_ok=True)
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     record = logging.getLogger("finetune.run")

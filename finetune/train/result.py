@@ -12,7 +12,9 @@ from finetune.recipe.lock import Lock
 from finetune.runs.folder import ADAPTER_NOTES, RunFolder, sync_files, write_text
 from finetune.train.build import Inputs
 from finetune.train.checkpoints import PREFIX, complete_checkpoints
+from finetune.train.group import Group
 from finetune.train.memory import peak_memory_bytes
+from finetune.train.shards import whole_weights
 from finetune.train.trainer import ExactTrainer
 
 
@@ -22,22 +24,32 @@ def best_checkpoint(trainer: ExactTrainer, checkpoints: Path) -> Path | None:
     return best if best in complete_checkpoints(checkpoints) else None
 
 
-def write_result(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer) -> None:
+def write_result(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, group: Group) -> None:
     """Save the trained weights and the tokenizer: adapter/, or model/ where all weights were trained.
 
-    The folder appears whole. One that is there from an interrupted end of this run is replaced.
+    The folder appears whole. One that is there from an interrupted end of this run is replaced. All processes gather what
+    each holds a share of; the main one writes.
     """
+    weights = whole_weights(trainer)
+    if group.is_main:
+        _write(run, lock, inputs, trainer, weights)
+    group.wait()
+
+
+def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, weights: dict[str, torch.Tensor]) -> None:
     full = lock.recipe.adapter.method == "full"
     final = run.model if full else run.adapter
     partial, old = (final.with_name(f".{final.name}.{word}") for word in ("partial", "old"))
     for path in (partial, old):
         shutil.rmtree(path, ignore_errors=True)
     if full:
-        trainer.model.to(inputs.precision.dtype).save_pretrained(partial)
+        narrow = {name: weight.to(inputs.precision.dtype) for name, weight in weights.items()}
+        trainer.model.config.dtype = inputs.precision.dtype
+        trainer.model.save_pretrained(partial, state_dict=narrow)
     else:
         hub = inputs.base.identity["kind"] == "hub"
         name = inputs.base.identity["name"] if hub else str(inputs.base.folder)
-        save_adapter(trainer.model, partial, name, inputs.base.identity.get("commit"))
+        save_adapter(trainer.model, partial, name, inputs.base.identity.get("commit"), weights)
         notes = {"model": lock.recipe.model.model_dump(mode="json"), "method": lock.recipe.adapter.method, "base": lock.base}
         write_text(partial / ADAPTER_NOTES, json.dumps(notes, indent=2) + "\n")
     inputs.tokenizer.save_pretrained(partial)

@@ -1,16 +1,18 @@
 """One training run from recipe to run folder: the lifecycle only; build.py makes the parts, result.py writes the outcome."""
 
-import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import CheckpointError, LaunchError
+from finetune.errors import CheckpointError
 from finetune.model.adapter import count_parameters
 from finetune.model.precision import choose_device, choose_threads
 from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.tracking import TrackingSection
 from finetune.runs.folder import RunFolder, create_run, open_run, write_text
 from finetune.runs.trackers import start_tracker
 from finetune.train import build
@@ -18,7 +20,8 @@ from finetune.train.batches import StreamFeed
 from finetune.train.build import Inputs
 from finetune.train.callbacks import KeepBest, MetricsLog, OrderlyStop
 from finetune.train.checkpoints import latest_checkpoint, remove_incomplete
-from finetune.train.identity import inexact_because, make_lock, refuse_changes
+from finetune.train.group import Group, this_group
+from finetune.train.identity import inexact_because, make_lock, refuse_changes, refuse_differences, refuse_other_engine
 from finetune.train.journal import Say, journal
 from finetune.train.memory import allocator_name, memory_advice
 from finetune.train.progress import Progress
@@ -27,23 +30,43 @@ from finetune.train.result import best_checkpoint, summary_of, write_result
 from finetune.train.trainer import ExactTrainer
 
 
-def start(recipe: Recipe, *, name: str, command: str, say: Say, allow_code: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Train a recipe in a new run folder; returns its summary.
+def start(
+    recipe: Recipe,
+    *,
+    name: str,
+    command: str,
+    say: Say,
+    allow_code: frozenset[str] = frozenset(),
+    folder: Path | None = None,
+) -> dict[str, Any]:
+    """Train a recipe in a new run folder, or in `folder`, which its launcher made; returns its summary.
 
-    Nothing is left behind where it can't start. Raises the errors of finetune.errors and data_prep.errors.
+    Under a launcher each process calls this; the main one says what there is to say. Nothing is left behind where it can't
+    start. Raises the errors of finetune.errors and data_prep.errors.
     """
-    refuse_several_processes()
+    group = this_group()
+    say = say if group.is_main else _silent
     inputs = build.build_inputs(recipe, allow_code=allow_code, say=say)
-    run = create_run(Path(recipe.output.folder), recipe.output.name or name)
-    lock = make_lock(recipe, inputs, command, tracker_id=f"{run.name}-{secrets.token_hex(3)}")
-    with run.claimed(), journal(run.log_path, say) as tell:
-        try:
-            write_text(run.lock_path, lock.to_yaml())
-            parts = Parts(run, lock, inputs, checkpoint=None, say=tell)
-        except BaseException:
+    build.build_feed(recipe, inputs)  # refuses a batch that can't be cut, before any process waits for another
+    group.form()
+    made = folder is None and group.is_main
+    path = create_run(Path(recipe.output.folder), recipe.output.name or name).path if made else folder
+    run = RunFolder(Path(group.text_of_main(str(path.resolve()) if path is not None else "")))
+    try:
+        lock = make_lock(recipe, inputs, command, tracker_id=f"{run.name}-{secrets.token_hex(3)}")
+        refuse_differences(group, lock)
+        with claimed(run, group), journal(run.log_of(group.rank), say) as tell:
+            if group.is_main:
+                write_text(run.lock_path, lock.to_yaml())
+            parts = Parts(run, lock, inputs, group=group, checkpoint=None, say=tell)
+            made = False  # from here on the folder says what became of the run
+            return parts.train()
+    except BaseException:
+        if made:
             shutil.rmtree(run.path)
-            raise
-        return parts.train()
+        elif group.is_main and not run.summary_path.exists():
+            run.lock_path.unlink(missing_ok=True)  # so that the launcher knows: there is nothing to go on with
+        raise
 
 
 def resume(path: Path, *, recipe: Recipe | None, say: Say, allow_code: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -52,9 +75,9 @@ def resume(path: Path, *, recipe: Recipe | None, say: Say, allow_code: frozenset
     Raises CheckpointError where the run is finished, or its base, tokenizer, data or precision are not what they were, or
     where a recipe is given that isn't the run's; LaunchError where another process trains it.
     """
-    refuse_several_processes()
-    run = open_run(path)
-    with run.claimed(), journal(run.log_path, say) as tell:
+    group = this_group()
+    run, say = open_run(path), say if group.is_main else _silent
+    with claimed(run, group), journal(run.log_of(group.rank), say) as tell:
         lock = read_lock(run.lock_path)
         if run.finished:
             raise CheckpointError(f"{run.path} is finished; there is nothing to resume. Start a new run from its recipe.")
@@ -67,37 +90,48 @@ def resume(path: Path, *, recipe: Recipe | None, say: Say, allow_code: frozenset
         refuse_changes(lock, now)
         for line in inexact_because(lock, now):
             tell(f"warning: {line}; the result may differ in its last digits from an uninterrupted run's")
-        remove_incomplete(run.checkpoints)
+        group.form()
+        refuse_differences(group, now)
+        if group.is_main:
+            remove_incomplete(run.checkpoints)
+        group.wait()
         checkpoint = latest_checkpoint(run.checkpoints, tell)
-        return Parts(run, lock, inputs, checkpoint=checkpoint, say=tell).train()
+        return Parts(run, lock, inputs, group=group, checkpoint=checkpoint, say=tell).train()
 
 
-def refuse_several_processes() -> None:
-    """Raises LaunchError under a launcher with more than one process: this version trains in one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise LaunchError(
-            "this version trains in one process; it was started with WORLD_SIZE={WORLD_SIZE}.".format(**os.environ)
-        )
+def _silent(line: str) -> None:
+    """What the processes beside the main one say to the person."""
+
+
+@contextmanager
+def claimed(run: RunFolder, group: Group) -> Iterator[None]:
+    """The run is this launch's while this lasts: the main process holds its lock."""
+    with run.claimed() if group.is_main else nullcontext():
+        yield
 
 
 class Parts:
     """The live parts of one run, from built to closed."""
 
-    def __init__(self, run: RunFolder, lock: Lock, inputs: Inputs, *, checkpoint: Path | None, say: Say):
+    def __init__(self, run: RunFolder, lock: Lock, inputs: Inputs, *, group: Group, checkpoint: Path | None, say: Say):
         self.run, self.lock, self.recipe, self.inputs, self.checkpoint = run, lock, lock.recipe, inputs, checkpoint
-        self.say = say
+        self.group, self.say = group, say
         for line in inputs.data.report.lines():
             say(line)
-        self.keep_best, self.stop = KeepBest(self.recipe.train.early_stopping, say), OrderlyStop(say)
+        self.keep_best, self.stop = KeepBest(self.recipe.train.early_stopping, say), OrderlyStop(say, group)
         with memory_advice():
             self.trainer = self._build()
-        if self.recipe.train.rehearsal:
+        refuse_other_engine(self.trainer, group)
+        if self.recipe.train.rehearsal and not self.trainer.is_deepspeed_enabled:
+            # DeepSpeed reduces gradients while it goes backward, and has no way to take that back.
             self.trainer.add_callback(Rehearsal(self.trainer, self.recipe, say))
         # Last, because they are seen from outside: a tracker's run and a moving line, for a run that can start.
         config = self.recipe.model_dump(mode="json")
-        self.tracker = start_tracker(self.recipe.tracking, lock.tracker_id, config, folder=run.path, say=say)
+        tracking = self.recipe.tracking if group.is_main else TrackingSection(tracker="none")
+        self.tracker = start_tracker(tracking, lock.tracker_id, config, folder=run.path, say=say)
         self.progress = Progress(say)
-        self.trainer.add_callback(MetricsLog(run.metrics_path, self.trainer, self.tracker, self.progress.show))
+        metrics = run.metrics_path if group.is_main else None
+        self.trainer.add_callback(MetricsLog(metrics, self.trainer, self.tracker, self.progress.show))
 
     def _build(self) -> ExactTrainer:
         threads, device = choose_threads(), choose_device()
@@ -123,7 +157,8 @@ class Parts:
         status, error_text = "failed", None
         with self.stop.installed():
             try:
-                self.run.write_summary(self.run.read_summary() | {"status": "running", "error": None})
+                if self.group.is_main:
+                    self.run.write_summary(self.run.read_summary() | {"status": "running", "error": None})
                 self.say(f"run folder {self.run.path}")
                 with memory_advice():
                     self._take_steps()
@@ -139,7 +174,8 @@ class Parts:
             finally:
                 self.progress.close()
                 summary = summary_of(self.lock, self.trainer, name=self.run.name, status=status, error=error_text)
-                self.run.write_summary(summary)
+                if self.group.is_main:
+                    self.run.write_summary(summary)
                 self.tracker.finish()
         if status == "stopped":
             self.say(
@@ -177,4 +213,4 @@ class Parts:
             state.best_model_checkpoint = str(best)
             self.trainer._load_best_model()
             self.say(f"the result is the best checkpoint, step {state.best_global_step}")
-        write_result(self.run, self.lock, self.inputs, self.trainer)
+        write_result(self.run, self.lock, self.inputs, self.trainer, self.group)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -20,6 +21,7 @@ from finetune.model.batch import loss_weight, token_count
 from finetune.model.loss import IGNORED
 from finetune.train.batches import Feed, evaluation_batches
 from finetune.train.checkpoints import MARKER, PREFIX, keep_newest, mark_complete
+from finetune.train.group import Group
 
 COUNTERS = "counters.json"
 """What a checkpoint holds beside transformers' files: tokens and seconds up to it, and where the data stand."""
@@ -42,6 +44,7 @@ class ExactTrainer(Trainer):
         evaluation: Sequence[Document],
         keep_checkpoints: int,
         evaluation_tokens: int,
+        group: Group,
         **options: Any,
     ):
         # The Trainer only wants to know that there is something to evaluate on; see evaluate.
@@ -50,7 +53,7 @@ class ExactTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
         self.feed, self.evaluation, self.keep_checkpoints = feed, evaluation, keep_checkpoints
-        self.evaluation_tokens = evaluation_tokens
+        self.evaluation_tokens, self.group = evaluation_tokens, group
         self.tokens_seen = self.supervised_tokens_seen = self.skipped_steps = 0
         self.step_seconds, self.seconds_before, self.started = 0.0, 0.0, time.perf_counter()
         self.step_losses: list[tuple[torch.Tensor, list[str]]] = []
@@ -65,12 +68,16 @@ class ExactTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         self.step_losses = []
-        self.tokens_seen += sum(map(token_count, batch_samples))
-        self.supervised_tokens_seen += sum(int(batch["shift_labels"].ne(IGNORED).sum()) for batch in batch_samples)
-        weight = torch.stack([loss_weight(batch) for batch in batch_samples]).sum()
+        weight = torch.stack([loss_weight(batch) for batch in batch_samples]).sum().double()
+        tokens = sum(map(token_count, batch_samples))
+        supervised = sum(int(batch["shift_labels"].ne(IGNORED).sum()) for batch in batch_samples)
+        counts = torch.stack([weight, torch.tensor(tokens).double(), torch.tensor(supervised).double()])
+        if self.group.world_size > 1:
+            counts = self.accelerator.reduce(counts.to(device)).cpu()
+        self.tokens_seen += int(counts[1])
+        self.supervised_tokens_seen += int(counts[2])
         # Apple's MPS has no float64.
-        weight = (weight.float() if device.type == "mps" else weight).to(device)
-        return self.accelerator.reduce(weight) if self.args.world_size > 1 else weight
+        return counts[0].to(device, torch.float32 if device.type == "mps" else torch.float64)
 
     def compute_loss(
         self,
@@ -83,6 +90,9 @@ class ExactTrainer(Trainer):
         places = inputs.pop("places")
         loss: torch.Tensor = model(**inputs, num_items_in_batch=num_items_in_batch).loss
         self.step_losses.append((loss.detach(), places))
+        # DeepSpeed takes its step inside the backward pass, so there each loss is asked about before it.
+        if self.is_deepspeed_enabled and self.group.any(not torch.isfinite(loss)):
+            raise TrainingError(self._not_finite("loss", loss.item(), places))
         # DDP and ZeRO average gradients over processes; the sum is wanted.
         return loss * self.args.world_size
 
@@ -92,6 +102,7 @@ class ExactTrainer(Trainer):
         The device is asked once a step, for all of them together.
         """
         norm = torch.as_tensor(super()._get_grad_norm(model, grad_norm=grad_norm))
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         losses = [loss.float().to(norm.device) for loss, _ in self.step_losses]
         *values, length = torch.stack([*losses, norm.float()]).tolist()
         for value, (_, places) in zip(values, self.step_losses, strict=True):
@@ -144,9 +155,12 @@ class ExactTrainer(Trainer):
         folder = Path(self.args.output_dir)
         checkpoint = folder / f"{PREFIX}{self.state.global_step}"
         # A damaged checkpoint of this step may be there: without its marker it isn't taken for whole while it is rewritten.
-        (checkpoint / MARKER).unlink(missing_ok=True)
+        if self.group.is_main:
+            (checkpoint / MARKER).unlink(missing_ok=True)
+        self.group.wait()
         super()._save_checkpoint(model, trial)
-        if self.args.should_save:
+        self.group.wait()
+        if self.group.is_main:
             (checkpoint / COUNTERS).write_text(json.dumps(self.counters()))
             mark_complete(checkpoint)
             keep_newest(folder, self.keep_checkpoints, folder / f"{PREFIX}{self.state.best_global_step}")

@@ -24,7 +24,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "runs": frozenset({"recipe"}),
     "evaluate": frozenset({"model", "recipe", "data_prep"}),
     "plan": frozenset({"recipe", "launch"}),
-    "launch": frozenset({"recipe"}),
+    "launch": frozenset({"recipe", "runs"}),
     "train": frozenset({"model", "evaluate", "runs", "recipe", "data_prep"}),
     "merge": frozenset({"model", "evaluate", "runs", "recipe", "data_prep"}),
     "data_prep": frozenset(),

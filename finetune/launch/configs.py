@@ -1,0 +1,73 @@
+"""accelerate's YAML files: the shipped ones by name, anybody's by path; what they say about sharding. Torch-free."""
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML, YAMLError
+
+from finetune.errors import LaunchError
+
+FOLDER = "accelerate_configs"
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """One way of sharding."""
+
+    name: str
+    path: Path
+    engine: str
+    """cpu, or one of finetune.launch.matrix.ENGINES."""
+    processes: int
+    """As many as the file says."""
+
+
+def config_folder() -> Path:
+    """Where the shipped files are: inside the wheel, or at the top of a checkout."""
+    inside = Path(str(resources.files("finetune"))) / FOLDER
+    return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / FOLDER
+
+
+def shipped() -> list[str]:
+    """The names of the shipped files."""
+    return sorted(path.stem for path in config_folder().glob("*.yaml"))
+
+
+def find_config(name: str) -> LaunchConfig:
+    """A shipped configuration by its name, or a file. Raises LaunchError for one that can't be used."""
+    path = config_folder() / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name)
+    if not path.is_file():
+        raise LaunchError(f"--launch: got {name!r}, expected one of {', '.join(shipped())}, or an accelerate YAML file.")
+    try:
+        tree = YAML(typ="safe").load(path.read_text())
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise LaunchError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise LaunchError(f"{path} is no accelerate configuration: expected keys such as distributed_type.")
+    return LaunchConfig(path.stem, path.resolve(), engine_of(tree, path), int(tree.get("num_processes") or 1))
+
+
+def engine_of(tree: dict[str, Any], path: Path) -> str:
+    """The engine that an accelerate configuration asks for. Raises LaunchError for one that the toolkit doesn't run."""
+    kind = str(tree.get("distributed_type", "NO"))
+    if kind == "NO":
+        return "cpu"
+    if kind in ("MULTI_GPU", "MULTI_CPU"):
+        return "ddp"
+    if kind == "FSDP":
+        version = int((tree.get("fsdp_config") or {}).get("fsdp_version") or 1)
+        if version != 2:
+            raise LaunchError(f"{path}: fsdp_version is {version}; set it to 2 (FSDP1 can't shard an adapter beside its base).")
+        return "fsdp2"
+    if kind == "DEEPSPEED":
+        section = tree.get("deepspeed_config") or {}
+        stage = section.get("zero_stage")
+        if stage not in (1, 2, 3):
+            raise LaunchError(f"{path}: deepspeed_config.zero_stage is {stage}, expected 1, 2 or 3 in the file itself.")
+        offloads = "cpu" in (section.get("offload_optimizer_device"), section.get("offload_param_device"))
+        return f"zero{stage}_offload" if offloads else f"zero{stage}"
+    raise LaunchError(f"{path}: distributed_type is {kind}, expected NO, MULTI_GPU, DEEPSPEED or FSDP.")

@@ -1,0 +1,40 @@
+"""finetune train --launch: a run folder, its processes, and what is said where one fails."""
+
+import shutil
+from pathlib import Path
+
+from finetune.errors import LaunchFailed
+from finetune.launch.check import check_launch, refuse_more_than_devices
+from finetune.launch.processes import Launch, run_processes
+from finetune.recipe.load import LoadedRecipe
+from finetune.recipe.lock import read_lock
+from finetune.runs.folder import RunFolder, create_run, open_run
+
+INTERRUPTED = 130
+
+
+def launched(launch: Launch, loaded: LoadedRecipe | None, resume: Path | None, arguments: list[str]) -> Path | None:
+    """Start the processes as `finetune ARGUMENTS` and wait for them; the run folder (None on a machine beside the first).
+
+    Raises LaunchError before anything was started, LaunchFailed with the reason of the process that failed first.
+    """
+    run: RunFolder | None = None
+    if resume is not None:
+        run = open_run(resume.resolve())
+        recipe = read_lock(run.lock_path).recipe
+    else:
+        assert loaded is not None  # noqa: S101 - the command line sees to it
+        recipe = loaded.recipe
+    check_launch(launch, recipe)
+    refuse_more_than_devices(launch)
+    if run is None and loaded is not None and launch.node_rank == 0:
+        run = create_run(Path(recipe.output.folder).resolve(), recipe.output.name or loaded.path.stem)
+    failure = run_processes(launch, ["-m", "finetune", *arguments], run.path if run is not None else None)
+    if failure is None:
+        return run.path if run is not None else None
+    if failure.exit_code == INTERRUPTED:
+        raise KeyboardInterrupt
+    message = failure.text(run.log_of(failure.rank) if run is not None else None)
+    if run is not None and not run.lock_path.is_file():
+        shutil.rmtree(run.path)  # nothing is left behind where it could not start
+    raise LaunchFailed(message, failure.exit_code)

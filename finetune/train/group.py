@@ -1,0 +1,105 @@
+"""The processes of a run: which one this is, and what they agree on. Only tensors travel, never pickled objects."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+from finetune.errors import LaunchError
+
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for the others in one operation; evaluation and checkpoints of one process end long before."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among those of its run, as torch's launcher numbers them."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what is written once, and talks to the person."""
+        return self.rank == 0
+
+    def form(self) -> None:
+        """Meet the other processes. Raises LaunchError where they don't come."""
+        if self.world_size == 1 or distributed.is_initialized():
+            return
+        if torch.cuda.is_available():
+            if self.local_rank >= torch.cuda.device_count():
+                raise LaunchError(
+                    f"process {self.local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}. "
+                    "Start at most one process for each (--processes)."
+                )
+            torch.cuda.set_device(self.local_rank)
+        else:
+            # Otherwise DeepSpeed looks for a GPU, and takes its absence for an error.
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        try:
+            distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        except (RuntimeError, ValueError) as error:
+            where = "{MASTER_ADDR}:{MASTER_PORT}".format(**os.environ)
+            raise LaunchError(f"process {self.rank} could not meet the others at {where}: {error}") from error
+
+    def leave(self) -> None:
+        """Part from the others."""
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so."""
+        if self.world_size == 1:
+            return flag
+        tensor = torch.tensor(int(flag), device=_device())
+        distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+        return bool(tensor)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.any(False)
+
+    def text_of_main(self, text: str) -> str:
+        """What the main process says."""
+        if self.world_size == 1:
+            return text
+        content = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        size = torch.tensor(len(content), device=_device())
+        distributed.broadcast(size, 0)
+        buffer = content.to(_device()) if self.is_main else torch.empty(int(size), dtype=torch.uint8, device=_device())
+        distributed.broadcast(buffer, 0)
+        return bytes(buffer.tolist()).decode()
+
+    def those_that_differ(self, text: str) -> list[int]:
+        """The ranks whose text isn't the main process's."""
+        if self.world_size == 1:
+            return []
+        same = self.text_of_main(text) == text
+        flags = torch.zeros(self.world_size, dtype=torch.int64, device=_device())
+        flags[self.rank] = int(not same)
+        distributed.all_reduce(flags)
+        return flags.nonzero().flatten().tolist()
+
+
+def engine_name() -> str:
+    """What the launcher asks for: single, ddp, fsdp2, or zero1 to zero3."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        return "fsdp2"
+    return "ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "single"
+
+
+def this_group() -> Group:
+    """What the launcher says in the environment; a group of one without a launcher."""
+    return Group(*(int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
+
+
+def _device() -> torch.device:
+    """Where tensors must be to travel."""
+    nccl = distributed.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
