@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full bench-data bench-train check format clean
+.PHONY: help quickstart test test-full bench-data bench-train bench-launch check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,8 +31,11 @@ test-full: $(VENV)/.installed-dev  ## the test suite and the long tests
 bench-data: $(VENV)/.installed-dev  ## rows/s beside TRL where PEERS names its environments, the cache, a million rows
 	$(BIN)/python tests/bench/bench_data.py --million $(if $(PEERS),--trl $(PEERS)/trl)
 
-bench-train: $(VENV)/.installed-dev  ## tokens/s beside a plain peft loop, and TRL where PEERS names its environments
+bench-train: $(VENV)/.installed-dev  ## tokens/s, memory, losses beside a plain peft loop, and the peers where PEERS names their environments
 	$(BIN)/python tests/bench/bench_train.py $(if $(PEERS),--peers $(PEERS))
+
+bench-launch: $(VENV)/.installed-dev  ## one process beside two, for each engine
+	$(BIN)/python tests/bench/bench_launch.py
 
 check: $(VENV)/.installed-dev  ## style, types, import arrows, every recipe
 	$(BIN)/ruff format --check .

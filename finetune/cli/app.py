@@ -27,6 +27,7 @@ VERBS: dict[str, str] = {
     "runs": "runs",
     "inspect": "inspect",
     "doctor": "doctor",
+    "selftest": "selftest",
     "schema": "schema",
 }
 TRAINING_VERBS = ("train", "quickstart")

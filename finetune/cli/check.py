@@ -16,6 +16,8 @@ def check(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     json_output: JsonOption = False,
+    launch: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="Also whether it can be trained so.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="With --launch: how many.")] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also do what needs the model or the data; slower.")] = False,
     allow_code: AllowCodeOption = None,
 ) -> None:
@@ -26,6 +28,10 @@ def check(
     from finetune.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    if launch is not None:
+        from finetune.launch.check import check_launch, plan_launch
+
+        check_launch(plan_launch(launch, processes=processes), loaded.recipe)
     found = _deep(loaded, allowed_code(allow_code)) if deep else []
     if json_output:
         deep_part = {"deep": found} if deep else {}

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from finetune.cli.common import JsonOption, out, print_json
 
@@ -34,11 +37,17 @@ class Finding:
     """The reason, or the consequence."""
 
 
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(
+    matrix: Annotated[bool, typer.Option("--matrix", help="Show which method trains under which way of sharding.")] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Show what this machine offers.
 
     And what will be used of it, and why.
     """
+    if matrix:
+        print_matrix(as_json)
+        return
     findings = list(examine())
     if as_json:
         print_json([asdict(finding) for finding in findings])
@@ -201,6 +210,28 @@ def accounts() -> Iterator[Finding]:
     yield Finding(
         "accounts", "wandb key", "set" if key else "not set", "" if key else "wandb runs are written offline (WANDB_API_KEY)"
     )
+
+
+def print_matrix(as_json: bool) -> None:
+    """The table of finetune.launch.matrix; reasons stand below it."""
+    from finetune.launch.matrix import ENGINES, FP16, METHODS, refusal
+
+    found = {method: {engine: refusal(method, engine, "bf16") for engine in ENGINES} for method in METHODS}
+    if as_json:
+        cells = {
+            method: {engine: "works" if why is None else f"{why.reason}; take {why.nearest}" for engine, why in row.items()}
+            for method, row in found.items()
+        }
+        print_json(cells)
+        return
+    out("method  " + "  ".join(ENGINES))
+    for method, row in found.items():
+        words = ["works" if why is None else "-" for why in row.values()]
+        out(f"{method:7} " + "  ".join(word.ljust(len(engine)) for word, engine in zip(words, ENGINES, strict=True)).rstrip())
+    reasons = dict.fromkeys(why.reason for row in found.values() for why in row.values() if why is not None)
+    for reason in (*reasons, FP16.reason):
+        out(f"-  {reason}")
+    out("in fp32 and bf16; each cell that works is run by tests/distributed, with two processes on the CPU")
 
 
 def print_table(findings: list[Finding]) -> None:

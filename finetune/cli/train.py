@@ -23,6 +23,9 @@ def train(
     node_rank: Annotated[int, typer.Option(min=0, help="With --nodes: which machine this is, from 0.")] = 0,
     rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="With --nodes: machine 0's address.")] = None,
     max_restarts: Annotated[int, typer.Option(min=0, help="With --launch: how often to go on after a process died.")] = 0,
+    patience: Annotated[
+        float, typer.Option(min=0.01, metavar="MINUTES", help="With --launch: how long to wait for others.")
+    ] = 30.0,
     allow_code: AllowCodeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,14 +45,20 @@ def train(
             "start a new run for another value (finetune train RECIPE KEY=VALUE)."
         )
     loaded = load_recipe(recipe, overrides or []) if recipe is not None else None
-    if launch is None and (processes, nodes, node_rank, rendezvous, max_restarts) != (None, 1, 0, None, 0):
-        raise LaunchError("--processes, --nodes, --node-rank, --rendezvous and --max-restarts need --launch NAME.")
+    if launch is None and (processes, nodes, node_rank, rendezvous, max_restarts, patience) != (None, 1, 0, None, 0, 30.0):
+        raise LaunchError("--processes, --nodes, --node-rank, --rendezvous, --max-restarts and --patience need --launch NAME.")
     if launch is not None and not worker.is_worker():
         from finetune.launch.check import plan_launch
         from finetune.launch.start import launched
 
         asked = plan_launch(
-            launch, processes=processes, nodes=nodes, node_rank=node_rank, rendezvous=rendezvous, max_restarts=max_restarts
+            launch,
+            processes=processes,
+            nodes=nodes,
+            node_rank=node_rank,
+            rendezvous=rendezvous,
+            max_restarts=max_restarts,
+            patience_minutes=patience,
         )
         if asked.processes > 1:
             _tell(launched(asked, loaded, resume, sys.argv[1:]), as_json)

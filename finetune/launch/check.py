@@ -19,6 +19,7 @@ def plan_launch(
     node_rank: int = 0,
     rendezvous: str | None = None,
     max_restarts: int = 0,
+    patience_minutes: float = 30.0,
 ) -> Launch:
     """A launch as the command line asks for it. Raises LaunchError where its parts don't fit together."""
     config = find_config(name)
@@ -37,10 +38,11 @@ def plan_launch(
         raise LaunchError("--rendezvous is where several machines meet; give --nodes too, or leave it out.")
     if nodes > 1 and max_restarts:
         raise LaunchError("--max-restarts goes on by itself on one machine only; with --nodes, start again with --resume.")
-    launch = Launch(config, total, nodes, node_rank, rendezvous, max_restarts)
-    if rendezvous is not None and node_rank == 0:
-        refuse_used_port(rendezvous)
-    return launch
+    if rendezvous is not None:
+        host_of(rendezvous)
+        if node_rank == 0:
+            refuse_used_port(rendezvous)
+    return Launch(config, total, nodes, node_rank, rendezvous, max_restarts, patience_minutes)
 
 
 def refuse_used_port(rendezvous: str) -> None:

@@ -44,11 +44,3 @@ def method_of(method: str, use_dora: bool) -> Method:
         return "dora"
     found: Method = next(known for known in METHODS if known == method)
     return found
-
-
-def rows() -> list[tuple[str, dict[str, str]]]:
-    """Each method with what the table says for each engine, for printing."""
-    return [
-        (method, {engine: "works" if (why := refusal(method, engine, "bf16")) is None else why.reason for engine in ENGINES})
-        for method in METHODS
-    ]

@@ -19,7 +19,7 @@ from typing import Any
 
 from finetune.errors import LaunchError
 from finetune.launch.configs import LaunchConfig
-from finetune.launch.worker import RUN_VARIABLE
+from finetune.launch.worker import PATIENCE_VARIABLE, RUN_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Launch:
     rendezvous: str | None = None
     """HOST:PORT of machine 0, where there are several."""
     max_restarts: int = 0
+    patience_minutes: float = 30.0
+    """How long a process waits for the others, at the start and in each step."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def run_processes(launch: Launch, command: list[str], run: Path | None) -> Failu
         else:
             outcome.append(None)
 
-    with _environment(environment_of(launch) | {RUN_VARIABLE: str(run or "")}), _passing_signals_on():
+    told = {RUN_VARIABLE: str(run or ""), PATIENCE_VARIABLE: str(launch.patience_minutes)}
+    with _environment(environment_of(launch) | told), _passing_signals_on():
         # Beside the main thread the agent leaves signals alone; it would kill a process 30 seconds after one.
         thread = threading.Thread(target=work)
         thread.start()
@@ -82,11 +85,23 @@ def run_processes(launch: Launch, command: list[str], run: Path | None) -> Failu
             thread.join(0.2)
     (error,) = outcome
     if isinstance(error, ChildFailedError):
-        rank, failure = error.get_first_failure()
-        return Failure(rank, failure.exitcode, str(failure.message) if Path(failure.error_file).is_file() else "")
+        return first_failure(error.failures)
     if error is not None:
-        raise LaunchError(f"the processes could not be started: {type(error).__name__}: {error}") from error
+        where = f" at {launch.rendezvous} within {launch.patience_minutes:g} minutes" if launch.nodes > 1 else ""
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LaunchError(f"the processes could not meet{where}: {reason}") from error
     return None
+
+
+def first_failure(failures: dict[int, Any]) -> Failure:
+    """The process whose end is the others' reason, out of torch's ProcessFailures by rank.
+
+    One that was killed could say nothing, and the others only that they lost it; one that refuses its input says so at the
+    same time as the others.
+    """
+    rank = min(failures, key=lambda rank: (failures[rank].exitcode > 0, failures[rank].exitcode == 1, failures[rank].timestamp))
+    failure = failures[rank]
+    return Failure(rank, failure.exitcode, str(failure.message) if Path(failure.error_file).is_file() else "")
 
 
 def environment_of(launch: Launch) -> dict[str, str]:
@@ -124,7 +139,7 @@ def _elastic_config(launch: Launch) -> Any:
         run_id=secrets.token_hex(4) if not several else "finetune",
         rdzv_backend="static" if several else "c10d",
         rdzv_endpoint=launch.rendezvous or "localhost:0",
-        rdzv_configs={"rank": launch.node_rank, "timeout": 300} if several else {},
+        rdzv_configs={"rank": launch.node_rank, "timeout": int(launch.patience_minutes * 60)} if several else {},
         max_restarts=launch.max_restarts,
         monitor_interval=0.2,
         start_method="spawn",

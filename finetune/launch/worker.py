@@ -9,6 +9,9 @@ from pathlib import Path
 RUN_VARIABLE = "FINETUNE_RUN"
 """The run folder that the launcher made for its processes; empty on a machine beside the first."""
 
+PATIENCE_VARIABLE = "FINETUNE_PATIENCE_MINUTES"
+"""How long the processes wait for each other."""
+
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Where torch's agent looks for a failed process's reason."""
 

@@ -12,7 +12,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from finetune.model.lora import FusedLora, FusedMlp, Layer
+from finetune.model.lora import FusedLora, FusedMlp, Layer, quantisation
 from finetune.model.norm import FrozenRmsNorm
 
 logger = logging.getLogger(__name__)
@@ -164,11 +164,10 @@ def _compute_type(layers: list[Any], x: torch.Tensor) -> torch.dtype | None:
     """The type in which peft would multiply; None where these layers' call can't be fused."""
     if any(layer.disable_adapters or layer.merged for layer in layers):
         return None
-    bases = [layer.get_base_layer().weight for layer in layers]
-    matrices = _matrices(layers)
-    if any(weight.numel() == 0 for weight in (*bases, *matrices)):
+    bases, matrices = [layer.get_base_layer() for layer in layers], _matrices(layers)
+    if any(weight.numel() == 0 for weight in (*(base.weight for base in bases), *matrices)):
         return None
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     same = all(matrix.dtype == x.dtype for matrix in matrices)
-    return x.dtype if same and all(hasattr(base, "quant_state") or base.dtype == x.dtype for base in bases) else None
+    return x.dtype if same and all(quantisation(base) or base.weight.dtype == x.dtype for base in bases) else None

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from finetune.errors import ModelError
 from finetune.model.checkpoint import Base
@@ -53,7 +54,9 @@ def load_model(
     options: dict[str, Any] = {"config": load_config(base, rope_scaling), "dtype": dtype, "use_safetensors": True}
     options["attn_implementation"] = attention
     if quantize:
-        options |= {"quantization_config": nf4_config(dtype), "device_map": {"": choose_device()}}
+        options["quantization_config"] = nf4_config(dtype)
+        if not is_deepspeed_zero3_enabled():  # which places each share by itself
+            options["device_map"] = {"": choose_device()}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(base.folder, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

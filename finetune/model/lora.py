@@ -144,10 +144,15 @@ def _split(low: torch.Tensor, matrices: Tensors) -> tuple[torch.Tensor, ...]:
 
 def base_weight(base: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
     """A frozen weight (O x I) in `dtype`; one in NF4 is dequantised for the moment."""
-    state = getattr(base.weight, "quant_state", None)
+    state = quantisation(base)
     if state is None:
         return base.weight.to(dtype)
     from bitsandbytes.functional import dequantize_4bit
 
     weight: torch.Tensor = dequantize_4bit(base.weight.data, state).to(dtype)
     return weight
+
+
+def quantisation(base: nn.Linear) -> Any:
+    """How a bitsandbytes layer's weight is quantised; None for a plain one. FSDP2 leaves it with the layer alone."""
+    return getattr(base.weight, "quant_state", None) or getattr(base, "quant_state", None)

@@ -115,6 +115,7 @@ def training_arguments(
         ignore_data_skip=True,  # a resumed feed begins at its step by itself
         label_names=["shift_labels"],
     )
+    arguments.bf16 = precision.name == "bf16"
     if on_cpu and engine_name() == "fsdp2":
         # accelerate offers FSDP to GPUs only, though torch shards on the CPU as well.
         PartialState().distributed_type = DistributedType.MULTI_GPU

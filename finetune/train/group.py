@@ -1,6 +1,8 @@
 """The processes of a run: which one this is, and what they agree on. Only tensors travel, never pickled objects."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -9,8 +11,8 @@ from torch import distributed
 
 from finetune.errors import LaunchError
 
-PATIENCE = timedelta(minutes=30)
-"""How long a process waits for the others in one operation; evaluation and checkpoints of one process end long before."""
+PATIENCE_VARIABLE = "FINETUNE_PATIENCE_MINUTES"
+"""How long a process waits for the others in one operation, as finetune.launch says it; 30 minutes otherwise."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Group:
         else:
             # Otherwise DeepSpeed looks for a GPU, and takes its absence for an error.
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        patience = timedelta(minutes=float(os.environ.get(PATIENCE_VARIABLE, "30")))
         try:
-            distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+            distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
         except (RuntimeError, ValueError) as error:
             where = "{MASTER_ADDR}:{MASTER_PORT}".format(**os.environ)
             raise LaunchError(f"process {self.rank} could not meet the others at {where}: {error}") from error
@@ -83,6 +86,24 @@ class Group:
         flags[self.rank] = int(not same)
         distributed.all_reduce(flags)
         return flags.nonzero().flatten().tolist()
+
+
+LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out")
+"""What torch's communication says, in a plain RuntimeError, where another process is gone."""
+
+
+@contextmanager
+def contact(group: Group) -> Iterator[None]:
+    """Turns the errors of torch's communication into a LaunchError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if group.world_size == 1 or not (isinstance(error, distributed.DistError) or any(text in str(error) for text in LOST)):
+            raise
+        raise LaunchError(
+            f"process {group.rank} lost the others: {str(error).splitlines()[0]} One of them ended, or the network between "
+            "them; go on from the last whole checkpoint with finetune train --resume."
+        ) from error
 
 
 def engine_name() -> str:

@@ -49,6 +49,18 @@ def refuse_changes(then: Lock, now: Lock) -> None:
         )
 
 
+def refuse_another_engine_than(then: Lock, now: Lock) -> None:
+    """Raises CheckpointError where the checkpoints are cut up for another engine, or another number of processes."""
+    before, after = ((lock.device.get("engine", "single"), lock.device.get("processes", 1)) for lock in (then, now))
+    alike = {"single", "ddp"}  # which save the same files
+    if before == after or {before[0], after[0]} <= alike or (before[0] == after[0] == "fsdp2"):
+        return
+    raise CheckpointError(
+        f"this run was started with {before[0]} and {before[1]} processes, and its checkpoints are cut up for them; "
+        f"this is {after[0]} with {after[1]}. Resume with --launch {before[0]} --processes {before[1]}."
+    )
+
+
 def inexact_because(then: Lock, now: Lock) -> list[str]:
     """What differs from when the run was started and changes its rounding: packages, kind of device, number of threads."""
     names = sorted(then.versions.keys() | now.versions.keys())

@@ -20,8 +20,15 @@ from finetune.train.batches import StreamFeed
 from finetune.train.build import Inputs
 from finetune.train.callbacks import KeepBest, MetricsLog, OrderlyStop
 from finetune.train.checkpoints import latest_checkpoint, remove_incomplete
-from finetune.train.group import Group, this_group
-from finetune.train.identity import inexact_because, make_lock, refuse_changes, refuse_differences, refuse_other_engine
+from finetune.train.group import Group, contact, this_group
+from finetune.train.identity import (
+    inexact_because,
+    make_lock,
+    refuse_another_engine_than,
+    refuse_changes,
+    refuse_differences,
+    refuse_other_engine,
+)
 from finetune.train.journal import Say, journal
 from finetune.train.memory import allocator_name, memory_advice
 from finetune.train.progress import Progress
@@ -88,6 +95,8 @@ def resume(path: Path, *, recipe: Recipe | None, say: Say, allow_code: frozenset
         inputs = build.build_inputs(lock.recipe, allow_code=allow_code, say=tell)
         now = make_lock(lock.recipe, inputs, lock.command, lock.tracker_id)
         refuse_changes(lock, now)
+        if any(run.checkpoints.iterdir()):
+            refuse_another_engine_than(lock, now)
         for line in inexact_because(lock, now):
             tell(f"warning: {line}; the result may differ in its last digits from an uninterrupted run's")
         group.form()
@@ -160,7 +169,7 @@ class Parts:
                 if self.group.is_main:
                     self.run.write_summary(self.run.read_summary() | {"status": "running", "error": None})
                 self.say(f"run folder {self.run.path}")
-                with memory_advice():
+                with memory_advice(), contact(self.group):
                     self._take_steps()
                     status = "finished" if self._complete else "stopped"
                     if status == "finished":

@@ -10,13 +10,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset(
-    {"cli", "recipe", "model", "train", "launch", "evaluate", "merge", "runs", "plan", "quickstart", "data_prep"}
+    {"cli", "recipe", "model", "train", "launch", "evaluate", "merge", "runs", "plan", "quickstart", "selftest", "data_prep"}
 )  # fmt: skip
 
 # Room -> the rooms that it may import; anyone may import its own and `errors`. Imports inside functions count too.
 ARROWS: dict[str, frozenset[str]] = {
     "cli": EVERYTHING,
     "quickstart": EVERYTHING,
+    "selftest": EVERYTHING,
     "__main__": frozenset({"cli"}),
     "errors": frozenset(),
     "recipe": frozenset({"data_prep.config", "data_prep.files"}),

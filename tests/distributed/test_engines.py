@@ -1,0 +1,60 @@
+"""Each cell of the matrix that says "works": two processes end where one does."""
+
+import sys
+
+import pytest
+
+from finetune.launch.matrix import ENGINES, METHODS, refusal
+from tests.distributed.conftest import Train, difference
+
+TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
+"""Of the trained weights after 4 steps of Adam at 1e-2, relative L2: Adam divides by the root of tiny squares, and so
+magnifies differences of rounding. DeepSpeed in bf16 rounds the adapter before it computes, the others while they do."""
+
+EACH_ONCE = {("lora", "ddp"), ("full", "zero1"), ("lora", "zero2"), ("qlora", "zero3"), ("dora", "fsdp2"), ("lora", "zero3")}
+CELLS = [
+    pytest.param(
+        method, engine, precision, marks=[] if (method, engine) in EACH_ONCE and precision == "fp32" else pytest.mark.long
+    )
+    for method in METHODS
+    for engine in ENGINES
+    for precision in ("fp32", "bf16")
+    if refusal(method, engine, precision) is None
+]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bitsandbytes and DeepSpeed are installed on Linux only")
+
+
+@pytest.mark.parametrize(("method", "engine", "precision"), CELLS)
+def test_two_processes_end_where_one_does(train: Train, method: str, engine: str, precision: str) -> None:
+    """Losses and trained weights are one process's, and the last step, which is partial, is taken as well."""
+    adapter: dict[str, object] = {"use_dora": True} if method == "dora" else {"method": method}
+    learning_rate = 1e-3 if method == "full" else 1e-2
+    sections = {"adapter": adapter, "train": {"precision": precision, "learning_rate": learning_rate}}
+    alone = train(**sections)
+    shared = train("--launch", engine, "--processes", "2", **sections)
+    assert difference(shared.weights(), alone.weights()) < TOLERANCES[precision]
+    relative = 1e-4 if precision == "fp32" else 2e-2
+    assert shared.losses() == pytest.approx(alone.losses(), rel=relative)
+    assert shared.losses("eval/loss") == pytest.approx(alone.losses("eval/loss"), rel=relative)
+    assert shared.losses("train/supervised_tokens") == alone.losses("train/supervised_tokens")
+
+
+def test_raw_accelerate_launch_gives_the_same(train: Train) -> None:
+    """`accelerate launch` with the shipped file trains the very adapter that --launch trains."""
+    from finetune.launch.configs import find_config
+
+    config = str(find_config("ddp").path)
+    raw = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        config,
+        "--main_process_port",
+        "0",
+        "-m",
+        "finetune",
+    ]
+    by_name = train("--launch", "ddp", "--processes", "2")
+    assert difference(train(command=raw).weights(), by_name.weights()) == 0

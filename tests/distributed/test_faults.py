@@ -1,0 +1,107 @@
+"""Processes that die, signals, and resuming with another number of processes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.distributed.conftest import Train, difference
+
+STEPS = {"max_steps": 150, "save_every_steps": 25}
+
+
+def wait_for(path: Path, launch: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert launch.poll() is None, launch.communicate()
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.01)
+
+
+def start(recipe: Path, environment: dict[str, str], *options: str) -> subprocess.Popen[str]:
+    """A launch of two processes that goes on by itself."""
+    command = [sys.executable, "-m", "finetune", "train", str(recipe), "--launch", "ddp", "--processes", "2", *options]
+    return subprocess.Popen(
+        command, env=environment, cwd=recipe.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def worker(launch: subprocess.Popen[str], rank: int) -> psutil.Process:
+    """The launch's process of that rank."""
+    found = [child for child in psutil.Process(launch.pid).children() if child.environ().get("RANK") == str(rank)]
+    return found[0]
+
+
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 10))])
+def test_a_killed_process_ends_the_launch_and_restarting_it_loses_nothing(
+    train: Train, tmp_path: Path, environment: dict[str, str], seed: int
+) -> None:
+    """kill -9 of either process at a random moment: with --max-restarts 1 the launch goes on, and ends in the same adapter."""
+    whole = train("--launch", "ddp", "--processes", "2", train=STEPS)
+    launch = start(tmp_path / "recipe.yaml", environment, "--max-restarts", "1")
+    run = tmp_path / "runs" / "recipe-002"
+    draw = random.Random(seed)  # noqa: S311 - when to kill, not a secret
+    wait_for(run / "checkpoints" / "checkpoint-25" / "complete.json", launch)
+    time.sleep(draw.random())
+    worker(launch, draw.randrange(2)).kill()
+    stdout, stderr = launch.communicate(timeout=180)
+    assert launch.returncode == 0, stdout + stderr
+    resumed = type(whole)(0, stdout, stderr, run)
+    assert difference(resumed.weights(), whole.weights()) == 0
+
+
+def test_without_restarts_it_says_which_process_died(train: Train, tmp_path: Path, environment: dict[str, str]) -> None:
+    """The launch ends within a minute with one message and keeps its checkpoints, from which one process goes on."""
+    whole = train(train=STEPS)
+    launch = start(tmp_path / "recipe.yaml", environment)
+    run = tmp_path / "runs" / "recipe-002"
+    wait_for(run / "checkpoints" / "checkpoint-25" / "complete.json", launch)
+    worker(launch, 1).kill()
+    killed = time.monotonic()
+    stdout, stderr = launch.communicate(timeout=60)
+    assert time.monotonic() - killed < 60
+    assert launch.returncode == 1
+    assert "error: process 1 was killed by SIGKILL; the others were stopped" in stderr, stdout + stderr
+    command = [sys.executable, "-m", "finetune", "train", "--resume", str(run)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert difference(type(whole)(0, "", "", run).weights(), whole.weights()) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_saves_all_processes_at_one_step(train: Train, tmp_path: Path, environment: dict[str, str], name: str) -> None:
+    """The launch saves a checkpoint and ends with 130; resumed, with two processes, it ends in the uninterrupted adapter."""
+    whole = train("--launch", "ddp", "--processes", "2", train=STEPS)
+    launch = start(tmp_path / "recipe.yaml", environment)
+    run = tmp_path / "runs" / "recipe-002"
+    wait_for(run / "checkpoints" / "checkpoint-25" / "complete.json", launch)
+    os.kill(launch.pid, getattr(signal, name))
+    stdout, stderr = launch.communicate(timeout=60)
+    assert launch.returncode == 130, stdout + stderr
+    assert "stopped after step" in stdout
+    assert "error" not in stderr
+    command = [sys.executable, "-m", "finetune", "train", "--resume", str(run), "--launch", "ddp", "--processes", "2"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert difference(type(whole)(0, "", "", run).weights(), whole.weights()) == 0
+
+
+def test_two_launches_into_one_run(train: Train, tmp_path: Path, environment: dict[str, str]) -> None:
+    """While one launch trains a run, another that resumes it is refused."""
+    train(train={"max_steps": 1})
+    (tmp_path / "recipe.yaml").write_text((tmp_path / "recipe.yaml").read_text().replace("max_steps: 1", "max_steps: 400"))
+    launch = start(tmp_path / "recipe.yaml", environment)
+    run = tmp_path / "runs" / "recipe-002"
+    wait_for(run / "summary.json", launch)
+    command = [sys.executable, "-m", "finetune", "train", "--resume", str(run), "--launch", "ddp", "--processes", "2"]
+    second = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    launch.send_signal(signal.SIGTERM)
+    launch.communicate(timeout=60)
+    assert second.returncode == 2
+    assert "is being trained by process" in second.stderr

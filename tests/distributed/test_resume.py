@@ -1,0 +1,106 @@
+"""A checkpoint of N processes, resumed by M."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.conftest import Launched, Train, difference
+
+INTERRUPT = """
+import sys
+from finetune.train import callbacks
+
+class StopAt(callbacks.OrderlyStop):
+    def on_step_end(self, args, state, control, **options):
+        if state.global_step == 3:
+            control.should_save = control.should_training_stop = True
+        return control
+
+callbacks.OrderlyStop = StopAt
+import finetune.train.run
+finetune.train.run.OrderlyStop = StopAt
+from finetune.cli.app import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "before", "after"),
+    [
+        ("ddp", 1, 2),
+        ("ddp", 2, 1),
+        pytest.param("fsdp2", 2, 2, marks=pytest.mark.long),
+        pytest.param("zero2", 2, 2, marks=pytest.mark.long),
+        pytest.param("zero3", 2, 2, marks=pytest.mark.long),
+    ],
+)
+def test_another_number_of_processes_goes_on(
+    train: Train, tmp_path: Path, environment: dict[str, str], engine: str, before: int, after: int
+) -> None:
+    """Adapter, optimizer and position in the data carry over: the end is the uninterrupted run's."""
+    steps = {"max_steps": 6}
+    whole = train(train=steps)
+    script = tmp_path / "interrupted.py"
+    script.write_text(INTERRUPT)
+    launcher = ["--launch", engine, "--processes"]
+    if before == 1:
+        train(train=steps, command=[sys.executable, str(script)], code=130)
+    else:
+        # The launcher starts `-m finetune`: a package of that name, found first, stands in for the interruption.
+        command = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            _config(engine),
+            "--main_process_port",
+            "0",
+        ]
+        train(train=steps, command=[*command, str(script)], code=None)
+    run = tmp_path / "runs" / "recipe-002"
+    assert (run / "checkpoints" / "checkpoint-3" / "complete.json").is_file()
+    options = [] if after == 1 else [*launcher, str(after)]
+    command = [sys.executable, "-m", "finetune", "train", "--resume", str(run), *options]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert difference(Launched(0, "", "", run).weights(), whole.weights()) < 1e-4
+
+
+def _config(engine: str) -> str:
+    from finetune.launch.configs import find_config
+
+    return str(find_config(engine).path)
+
+
+def test_zero_resumes_with_as_many_processes_only(train: Train, tmp_path: Path, environment: dict[str, str]) -> None:
+    """A ZeRO checkpoint is cut up by process; another number, or another engine, is refused with the reason."""
+    script = tmp_path / "interrupted.py"
+    script.write_text(INTERRUPT)
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        _config("zero2"),
+        "--main_process_port",
+        "0",
+    ]
+    train(train={"max_steps": 6}, command=[*command, str(script)], code=None)
+    run = tmp_path / "runs" / "recipe-001"
+    command = [sys.executable, "-m", "finetune", "train", "--resume", str(run)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "was started with zero2 and 2 processes" in done.stderr
+
+
+def test_modules_to_save_and_new_tokens_are_whole(train: Train) -> None:
+    """Under ZeRO-3 what the adapter saves beside LoRA is whole and equal to one process's."""
+    sections = {"model": {"new_tokens": ["<order>"]}, "adapter": {"modules_to_save": ["norm"]}}
+    alone, shared = train(**sections), train("--launch", "zero3", "--processes", "2", **sections)
+    assert any("norm" in name for name in shared.weights())
+    assert any("token" in name for name in shared.weights())
+    assert all(torch.is_nonzero(weight.abs().sum()) for weight in shared.weights().values())
+    assert difference(shared.weights(), alone.weights()) < 1e-4

@@ -1,0 +1,111 @@
+"""Two machines: two network namespaces, each with its own address, joined by a virtual cable."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.conftest import Launched, Train, difference
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None,
+    reason="network namespaces need Linux, root and iproute2",
+)
+HOSTS = (("ft-host0", "ft-cable0", "10.97.0.1"), ("ft-host1", "ft-cable1", "10.97.0.2"))
+
+
+def ip(*words: str, check: bool = True) -> None:
+    subprocess.run(["ip", *words], check=check, capture_output=True)
+
+
+@pytest.fixture
+def hosts() -> Iterator[None]:
+    """Two hosts that see each other and nothing else."""
+    for name, _, _ in HOSTS:
+        ip("netns", "del", name, check=False)
+        try:
+            ip("netns", "add", name)
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no network namespace can be made here: {error.stderr.decode().strip()}")
+    ip("link", "add", HOSTS[0][1], "type", "veth", "peer", "name", HOSTS[1][1])
+    for name, cable, address in HOSTS:
+        ip("link", "set", cable, "netns", name)
+        ip("-n", name, "addr", "add", f"{address}/24", "dev", cable)
+        ip("-n", name, "link", "set", cable, "up")
+        ip("-n", name, "link", "set", "lo", "up")
+    yield
+    for name, _, _ in HOSTS:
+        ip("netns", "del", name, check=False)
+
+
+def start(rank: int, recipe: Path, environment: dict[str, str], *options: str, engine: str = "zero3") -> subprocess.Popen[str]:
+    """One host's share of a launch of two processes."""
+    name, cable, _ = HOSTS[rank]
+    command = ["ip", "netns", "exec", name, sys.executable, "-m", "finetune", "train", str(recipe), "--launch", engine]
+    command += ["--processes", "2", "--nodes", "2", "--node-rank", str(rank), "--rendezvous", f"{HOSTS[0][2]}:29611", *options]
+    return subprocess.Popen(
+        command,
+        env=environment | {"GLOO_SOCKET_IFNAME": cable},
+        cwd=recipe.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_hosts_train_as_one_process(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
+    """ZeRO-3 over two hosts ends in one process's adapter; only the first host speaks."""
+    alone = train()
+    launches = [start(rank, tmp_path / "recipe.yaml", environment) for rank in (0, 1)]
+    outputs = [launch.communicate(timeout=180) for launch in launches]
+    assert [launch.returncode for launch in launches] == [0, 0], outputs
+    together = Launched(0, *outputs[0], tmp_path / "runs" / "recipe-002")
+    assert difference(together.weights(), alone.weights()) < 1e-4
+    assert "step 4/4" in outputs[0][0]
+    assert outputs[1][0] == ""
+
+
+def test_hosts_that_differ_are_refused(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
+    """Another recipe on the second host ends both with exit 2, and says what differs."""
+    train(train={"max_steps": 1})
+    launches = [start(rank, tmp_path / "recipe.yaml", environment, f"train.seed={rank}") for rank in (0, 1)]
+    outputs = [launch.communicate(timeout=120) for launch in launches]
+    assert [launch.returncode for launch in launches] == [2, 2], outputs
+    assert all("have another recipe than process 0" in stderr for _, stderr in outputs), outputs
+
+
+def test_a_first_host_that_is_not_there(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
+    """The second host alone gives up after --patience, with one message and exit 2."""
+    train(train={"max_steps": 1})
+    started = time.monotonic()
+    launch = start(1, tmp_path / "recipe.yaml", environment, "--patience", "0.1", engine="ddp")
+    _, stderr = launch.communicate(timeout=100)
+    assert launch.returncode == 2, stderr
+    assert "could not meet at 10.97.0.1:29611" in stderr
+    assert time.monotonic() - started < 60
+
+
+def test_a_cut_cable(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
+    """When the network ends in mid-run, both hosts end within the set time with a message, and the run can be resumed."""
+    whole = train(train={"max_steps": 300, "save_every_steps": 50})
+    launches = [start(rank, tmp_path / "recipe.yaml", environment, "--patience", "0.25", engine="ddp") for rank in (0, 1)]
+    run = tmp_path / "runs" / "recipe-002"
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "checkpoint-50" / "complete.json").exists():
+        assert time.monotonic() < deadline
+        assert launches[0].poll() is None, launches[0].communicate()
+        time.sleep(0.01)
+    ip("-n", HOSTS[1][0], "link", "set", HOSTS[1][1], "down")
+    cut = time.monotonic()
+    outputs = [launch.communicate(timeout=90) for launch in launches]
+    assert time.monotonic() - cut < 75
+    assert all("lost the others" in stderr for _, stderr in outputs), outputs
+    command = [sys.executable, "-m", "finetune", "train", "--resume", str(run)]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert difference(Launched(0, "", "", run).weights(), whole.weights()) < 1e-4
