@@ -135,6 +135,8 @@ def _bug() -> int:
     from finetune.cli.common import out, print_error
 
     tell_launcher(traceback.format_exc().rstrip())
+    if is_worker():
+        return 1  # the launcher says it
     out(traceback.format_exc().rstrip(), stream=sys.stderr)
     print_error("this is a bug of finetune, not of your input; please report it with the lines above")
     return 1

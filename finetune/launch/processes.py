@@ -76,7 +76,12 @@ def run_processes(launch: Launch, command: list[str], run: Path | None) -> Failu
         else:
             outcome.append(None)
 
-    told = {RUN_VARIABLE: str(run or ""), PATIENCE_VARIABLE: str(launch.patience_minutes)}
+    told = {
+        RUN_VARIABLE: str(run or ""),
+        PATIENCE_VARIABLE: str(launch.patience_minutes),
+        # In the agent's own store the addresses of processes that died would wait for those that take their place.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
     with _environment(environment_of(launch) | told), _passing_signals_on():
         # Beside the main thread the agent leaves signals alone; it would kill a process 30 seconds after one.
         thread = threading.Thread(target=work)
@@ -97,9 +102,15 @@ def first_failure(failures: dict[int, Any]) -> Failure:
     """The process whose end is the others' reason, out of torch's ProcessFailures by rank.
 
     One that was killed could say nothing, and the others only that they lost it; one that refuses its input says so at the
-    same time as the others.
+    same time as the others; those that got SIGTERM were stopped by the agent.
     """
-    rank = min(failures, key=lambda rank: (failures[rank].exitcode > 0, failures[rank].exitcode == 1, failures[rank].timestamp))
+
+    def order(rank: int) -> tuple[int, int]:
+        code = failures[rank].exitcode
+        kind = 3 if code == -signal.SIGTERM else 0 if code < 0 else 2 if code == 1 else 1
+        return kind, failures[rank].timestamp
+
+    rank = min(failures, key=order)
     failure = failures[rank]
     return Failure(rank, failure.exitcode, str(failure.message) if Path(failure.error_file).is_file() else "")
 

