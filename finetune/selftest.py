@@ -34,7 +34,7 @@ model: {{base: {base}}}
 adapter: {{rank: 4}}
 data:
   train: [{{generated: orders, split: train, rows: 40, format: messages}}]
-  evaluation: [{{generated: orders, split: held_out, rows: 8, format: messages}}]
+  evaluation: {{fraction: 0.1}}
   max_length_tokens: 768
   pack_length_tokens: 768
 train: {{global_batch_size: 4, max_steps: 8, precision: fp32, learning_rate: 1e-3, save_every_steps: 4}}

@@ -80,6 +80,11 @@ def main() -> None:
         # What is still buffered has no reader either; without this the interpreter's last flush would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = BROKEN_PIPE
+    if code and is_worker():
+        # A process whose connections broke can abort while the interpreter ends, and its exit code be lost.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -67,8 +67,8 @@ def check_launch(launch: Launch, recipe: Recipe) -> None:
         raise LaunchError(f"{method} with --launch {launch.config.name}: {why.reason}. Take {why.nearest}.")
     if recipe.model.new_tokens and engine.startswith(("zero3", "fsdp2")):
         raise LaunchError(
-            f"model.new_tokens with --launch {launch.config.name}: peft's rows of an embedding that is cut up were not shown to "
-            "be saved whole. Take ddp or zero2."
+            f"model.new_tokens with --launch {launch.config.name}: rows of an embedding that is cut up were not shown to be "
+            "saved whole. Take ddp or zero2."
         )
     per_step = train.micro_batch_size * launch.processes
     if train.global_batch_size % per_step:

@@ -50,8 +50,9 @@ class Group:
             raise LaunchError(f"process {self.rank} could not meet the others at {where}: {error}") from error
 
     def leave(self) -> None:
-        """Part from the others."""
+        """Part from the others, all at once: a connection that is left to the interpreter's end can abort the process."""
         if distributed.is_initialized():
+            self.wait()
             distributed.destroy_process_group()
 
     def any(self, flag: bool) -> bool:

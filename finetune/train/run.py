@@ -67,13 +67,15 @@ def start(
                 write_text(run.lock_path, lock.to_yaml())
             parts = Parts(run, lock, inputs, group=group, checkpoint=None, say=tell)
             made = False  # from here on the folder says what became of the run
-            return parts.train()
+            summary = parts.train()
     except BaseException:
         if made:
             shutil.rmtree(run.path)
         elif group.is_main and not run.summary_path.exists():
             run.lock_path.unlink(missing_ok=True)  # so that the launcher knows: there is nothing to go on with
         raise
+    group.leave()
+    return summary
 
 
 def resume(path: Path, *, recipe: Recipe | None, say: Say, allow_code: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -105,7 +107,9 @@ def resume(path: Path, *, recipe: Recipe | None, say: Say, allow_code: frozenset
             remove_incomplete(run.checkpoints)
         group.wait()
         checkpoint = latest_checkpoint(run.checkpoints, tell)
-        return Parts(run, lock, inputs, group=group, checkpoint=checkpoint, say=tell).train()
+        summary = Parts(run, lock, inputs, group=group, checkpoint=checkpoint, say=tell).train()
+    group.leave()
+    return summary
 
 
 def _silent(line: str) -> None:
@@ -190,6 +194,7 @@ class Parts:
             self.say(
                 f"stopped after step {self.trainer.state.global_step}; go on with: finetune train --resume {self.run.path}"
             )
+            self.group.leave()
             raise KeyboardInterrupt
         return summary
 

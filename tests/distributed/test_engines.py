@@ -40,6 +40,7 @@ def test_two_processes_end_where_one_does(train: Train, method: str, engine: str
     assert shared.losses("train/supervised_tokens") == alone.losses("train/supervised_tokens")
 
 
+@pytest.mark.long
 def test_raw_accelerate_launch_gives_the_same(train: Train) -> None:
     """`accelerate launch` with the shipped file trains the very adapter that --launch trains."""
     from finetune.launch.configs import find_config

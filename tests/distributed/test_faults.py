@@ -75,7 +75,7 @@ def test_without_restarts_it_says_which_process_died(train: Train, tmp_path: Pat
     assert difference(type(whole)(0, "", "", run).weights(), whole.weights()) < 1e-3
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", [pytest.param("SIGINT", marks=pytest.mark.long), "SIGTERM"])
 def test_a_signal_saves_all_processes_at_one_step(train: Train, tmp_path: Path, environment: dict[str, str], name: str) -> None:
     """The launch saves a checkpoint and ends with 130; resumed, with two processes, it ends in the uninterrupted adapter."""
     whole = train("--launch", "ddp", "--processes", "2", train=STEPS)
@@ -93,6 +93,7 @@ def test_a_signal_saves_all_processes_at_one_step(train: Train, tmp_path: Path, 
     assert difference(type(whole)(0, "", "", run).weights(), whole.weights()) == 0
 
 
+@pytest.mark.long
 def test_two_launches_into_one_run(train: Train, tmp_path: Path, environment: dict[str, str]) -> None:
     """While one launch trains a run, another that resumes it is refused."""
     train(train={"max_steps": 1})

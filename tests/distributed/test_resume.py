@@ -30,7 +30,7 @@ main()
     ("engine", "before", "after"),
     [
         ("ddp", 1, 2),
-        ("ddp", 2, 1),
+        pytest.param("ddp", 2, 1, marks=pytest.mark.long),
         pytest.param("fsdp2", 2, 2, marks=pytest.mark.long),
         pytest.param("zero2", 2, 2, marks=pytest.mark.long),
         pytest.param("zero3", 2, 2, marks=pytest.mark.long),
@@ -98,7 +98,7 @@ def test_zero_resumes_with_as_many_processes_only(train: Train, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("engine", "sections", "part"),
     [
-        ("zero2", {"model": {"new_tokens": ["<order>"]}}, "token"),
+        pytest.param("zero2", {"model": {"new_tokens": ["<order>"]}}, "token", marks=pytest.mark.long),
         ("zero3", {"adapter": {"modules_to_save": ["lm_head"]}}, "lm_head"),
     ],
 )

@@ -79,6 +79,7 @@ def test_hosts_that_differ_are_refused(train: Train, tmp_path: Path, environment
     assert all("have another recipe than process 0" in stderr for _, stderr in outputs), outputs
 
 
+@pytest.mark.long
 def test_a_first_host_that_is_not_there(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
     """The second host alone gives up after --patience, with one message and exit 2."""
     train(train={"max_steps": 1})
@@ -90,6 +91,7 @@ def test_a_first_host_that_is_not_there(train: Train, tmp_path: Path, environmen
     assert time.monotonic() - started < 60
 
 
+@pytest.mark.long
 def test_a_cut_cable(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
     """When the network ends in mid-run, both hosts end within the set time with a message, and the run can be resumed."""
     whole = train(train={"max_steps": 300, "save_every_steps": 50, "learning_rate": 1e-4})
