@@ -88,13 +88,15 @@ class Rehearsal(TrainerCallback):
         """What didn't fit, the largest part of it that does, and the knobs that bring it there."""
         tokens = self._batch(documents)["input_ids"].numel()
         parts = (2**power for power in range(1, int(math.log2(SMALLEST_TRIED)) + 1))
-        part = next((part for part in parts if self._fits(_shortened(documents, part))), None)
         train, data = self.recipe.train, self.recipe.data
-        if part is None:
-            found, knobs = f"a {SMALLEST_TRIED}th of it doesn't either", []
+        if self.trainer.group.world_size > 1:
+            # Trying needs all processes, and the others may have had room.
+            part, found, knobs = None, "with several processes no part of it was tried", [_smaller_batch(self.recipe, 2)]
         else:
-            found = f"1/{part} of it does"
-            knobs = [_smaller_batch(self.recipe, part)]
+            part = next((part for part in parts if self._fits(_shortened(documents, part))), None)
+            found, knobs = f"a {SMALLEST_TRIED}th of it doesn't either", []
+        if part is not None:
+            found, knobs = f"1/{part} of it does", [_smaller_batch(self.recipe, part)]
         if not train.activation_checkpointing:
             knobs.append("train.activation_checkpointing: true")
         if self.recipe.adapter.method == "lora":

@@ -81,7 +81,10 @@ def test_imports_follow_the_arrows() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["finetune", "finetune.cli.app", "finetune.recipe.load", "finetune.recipe.lock", "data_prep", "data_prep.config"],
+    [
+        "finetune", "finetune.cli.app", "finetune.recipe.load", "finetune.recipe.lock", "finetune.launch.start",
+        "data_prep", "data_prep.config",
+    ],
 )  # fmt: skip
 def test_a_light_module_loads_nothing_heavy(module: str) -> None:
     """Importing it loads no torch, transformers, datasets, peft or accelerate."""

@@ -1,0 +1,69 @@
+"""Shipped configurations, the matrix, and which failure is told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import LaunchError
+from finetune.launch.configs import find_config, shipped
+from finetune.launch.matrix import ENGINES, METHODS, method_of, refusal
+from finetune.launch.processes import first_failure
+
+
+def test_every_engine_of_the_matrix_has_a_file() -> None:
+    """Each shipped file names the engine that its name promises, and each engine has one."""
+    engines = {name: find_config(name).engine for name in shipped()}
+    assert set(engines.values()) == {"cpu", *ENGINES}
+    assert all(name.startswith(engine) for name, engine in engines.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("distributed_type: DEEPSPEED\n", "zero_stage is None, expected 1, 2 or 3"),
+        ("distributed_type: TPU\n", "distributed_type is TPU"),
+        ("- a list\n", "is no accelerate configuration"),
+        ("a: [\n", "is no YAML file"),
+    ],
+)
+def test_files_that_can_not_be_used(tmp_path: Path, text: str, expected: str) -> None:
+    """A file without what the launcher needs to know is refused with the key and what it holds."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(LaunchError, match=expected):
+        find_config(str(path))
+
+
+def test_the_matrix_gives_reasons() -> None:
+    """Each combination either works or has a reason and a way that works."""
+    for method in METHODS:
+        assert refusal(method, "ddp", "bf16") is None
+        for engine in ENGINES:
+            why = refusal(method, engine, "fp32")
+            assert why is None or (why.reason and why.nearest)
+    assert method_of("lora", use_dora=True) == "dora"
+
+
+@dataclass
+class Ended:
+    """What torch's agent knows of a process that failed."""
+
+    exitcode: int
+    timestamp: int
+    message: str = ""
+    error_file: str = ""
+
+
+@pytest.mark.parametrize(
+    ("failures", "expected"),
+    [
+        ({0: Ended(1, 10), 1: Ended(-9, 12)}, 1),  # killed: the other one only lost it
+        ({0: Ended(1, 10), 1: Ended(2, 11)}, 1),  # refused its input: the other one only lost it
+        ({0: Ended(-15, 10), 1: Ended(2, 11)}, 1),  # stopped by the agent
+        ({0: Ended(2, 12), 1: Ended(2, 11)}, 1),  # the earlier one
+    ],
+)
+def test_the_first_failure_is_the_reason(failures: dict[int, Ended], expected: int) -> None:
+    """Of several processes that failed, the one is told whose end was the others' reason."""
+    assert first_failure(failures).rank == expected
