@@ -80,8 +80,9 @@ def main() -> None:
         # What is still buffered has no reader either; without this the interpreter's last flush would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = BROKEN_PIPE
-    if code and is_worker():
-        # A process whose connections broke can abort while the interpreter ends, and its exit code be lost.
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # One of several processes: threads of torch's communication can abort it while the interpreter ends, after its work
+        # is done and written, and its exit code would be lost.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
