@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.conftest import Launched, Train, difference
+from tests.distributed.conftest import NO_COMPILER, Launched, Train, difference
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None,
@@ -58,6 +58,7 @@ def start(rank: int, recipe: Path, environment: dict[str, str], *options: str, e
     )
 
 
+@pytest.mark.skipif(NO_COMPILER, reason="DeepSpeed needs g++ and ninja")
 def test_two_hosts_train_as_one_process(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
     """ZeRO-3 over two hosts ends in one process's adapter; only the first host speaks."""
     alone = train()
@@ -70,6 +71,7 @@ def test_two_hosts_train_as_one_process(train: Train, tmp_path: Path, environmen
     assert "step" not in outputs[1][0]
 
 
+@pytest.mark.skipif(NO_COMPILER, reason="DeepSpeed needs g++ and ninja")
 def test_hosts_that_differ_are_refused(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
     """Another recipe on the second host ends both with exit 2, and says what differs."""
     train(train={"max_steps": 1})
