@@ -70,12 +70,9 @@ def check_launch(launch: Launch, recipe: Recipe) -> None:
             f"model.new_tokens with --launch {launch.config.name}: rows of an embedding that is cut up were not shown to be "
             "saved whole. Take ddp or zero2."
         )
-    per_step = train.micro_batch_size * launch.processes
-    if train.global_batch_size % per_step:
-        raise LaunchError(
-            f"train.global_batch_size {train.global_batch_size} does not divide into micro_batch_size {train.micro_batch_size} "
-            f"x {launch.processes} processes. Change one of the three."
-        )
+    uneven = train.uneven_over(launch.processes)
+    if uneven is not None:
+        raise LaunchError(uneven)
     if engine.startswith("zero"):
         refuse_without_deepspeed(engine)
 

@@ -1,13 +1,13 @@
 """accelerate's YAML files: the shipped ones by name, anybody's by path; what they say about sharding. Torch-free."""
 
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
 
 from finetune.errors import LaunchError
+from finetune.recipe.shipped import shipped_folder
 
 FOLDER = "accelerate_configs"
 
@@ -24,20 +24,14 @@ class LaunchConfig:
     """As many as the file says."""
 
 
-def config_folder() -> Path:
-    """Where the shipped files are: inside the wheel, or at the top of a checkout."""
-    inside = Path(str(resources.files("finetune"))) / FOLDER
-    return inside if inside.is_dir() else Path(__file__).resolve().parents[2] / FOLDER
-
-
 def shipped() -> list[str]:
     """The names of the shipped files."""
-    return sorted(path.stem for path in config_folder().glob("*.yaml"))
+    return sorted(path.stem for path in shipped_folder(FOLDER).glob("*.yaml"))
 
 
 def find_config(name: str) -> LaunchConfig:
     """A shipped configuration by its name, or a file. Raises LaunchError for one that can't be used."""
-    path = config_folder() / f"{name}.yaml"
+    path = shipped_folder(FOLDER) / f"{name}.yaml"
     if not path.is_file():
         path = Path(name)
     if not path.is_file():

@@ -3,11 +3,16 @@
 from pathlib import Path
 
 
-def recipes_folder() -> Path:
-    """The folder with the shipped recipes: inside the installed package, or beside it in a checkout."""
+def shipped_folder(name: str) -> Path:
+    """A folder that travels with the package: inside it where it is installed, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
-    installed = package / "recipes"
-    return installed if installed.is_dir() else package.parent / "recipes"
+    installed = package / name
+    return installed if installed.is_dir() else package.parent / name
+
+
+def recipes_folder() -> Path:
+    """The folder with the shipped recipes."""
+    return shipped_folder("recipes")
 
 
 def shipped_recipes() -> dict[str, Path]:

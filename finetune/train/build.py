@@ -60,6 +60,9 @@ def seed_everything(seed: int) -> None:
 def build_inputs(recipe: Recipe, *, allow_code: Collection[str] = (), say: Say | None = None) -> Inputs:
     """Base, tokenizer and prepared data. Raises ModelError or DataError where the recipe can't be honoured."""
     optimizer_name(recipe.train.optimizer)
+    uneven = recipe.train.uneven_over(this_group().world_size)
+    if uneven is not None:
+        raise ModelError(uneven)
     precision = choose_precision(recipe.train.precision)
     base = resolve_base(recipe.model)
     config = load_config(base, recipe.model.rope_scaling)
@@ -156,14 +159,8 @@ def build_trainer(
 
 
 def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
-    """This process's share of the batches. Raises ModelError where a global batch can't be cut evenly."""
-    train, section = recipe.train, recipe.data
-    group = this_group()
-    if train.global_batch_size % (train.micro_batch_size * group.world_size):
-        raise ModelError(
-            f"train.global_batch_size {train.global_batch_size} does not divide into micro_batch_size {train.micro_batch_size} "
-            f"x {group.world_size} processes. Change one of the three."
-        )
+    """This process's share of the batches."""
+    train, section, group = recipe.train, recipe.data, this_group()
     packed = section.pack_length_tokens is not None
     pad = pad_token_id(inputs.tokenizer)
     batching = Batching(train.global_batch_size, train.micro_batch_size, group.world_size, group.rank, packed, pad)

@@ -74,13 +74,14 @@ def refuse_differences(group: Group, lock: Lock) -> None:
     """Raises LaunchError, in each process, where the processes don't train the same: recipe, base, data, versions."""
     parts: dict[str, Any] = {"recipe": lock.recipe.model_dump(mode="json")}
     parts |= {name: getattr(lock, name) for name in ("base", "tokenizer_sha256", "template_sha256", "data", "versions")}
-    names = [name for name, value in parts.items() if group.those_that_differ(json.dumps(value, sort_keys=True))]
-    if names:
-        ranks = group.those_that_differ(json.dumps({name: parts[name] for name in names}, sort_keys=True))
-        mine = {name: parts[name] for name in names if name == "versions"}
+    found = {name: group.those_that_differ(json.dumps(value, sort_keys=True)) for name, value in parts.items()}
+    differing = {name: ranks for name, ranks in found.items() if ranks}
+    if differing:
+        ranks = sorted({rank for part in differing.values() for rank in part})
+        mine = f" Here: { ({'versions': lock.versions}) }" if "versions" in differing else ""
         raise LaunchError(
-            f"processes {', '.join(map(str, ranks))} have another {' and another '.join(names)} than process 0. Give each "
-            f"machine the same files and packages.{f' Here: {mine}' if mine else ''}"
+            f"processes {', '.join(map(str, ranks))} have another {' and another '.join(differing)} than process 0. Give each "
+            f"machine the same files and packages.{mine}"
         )
 
 

@@ -12,7 +12,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from data_prep.documents import Document
 from finetune.errors import TrainingError
-from finetune.model.batch import token_count
 from finetune.recipe.schema import Recipe
 from finetune.train.batches import collate
 from finetune.train.journal import Say
@@ -43,8 +42,8 @@ class Rehearsal(TrainerCallback):
         for documents in batches:
             if not self._fits(documents):
                 raise TrainingError(self._advice(documents))
-        heaviest = max(token_count(self._batch(documents)) for documents in batches)
-        longest = max(len(document.token_ids) for documents in batches for document in documents)
+        lengths = [[len(document.token_ids) for document in documents] for documents in batches]
+        heaviest, longest = max(map(sum, lengths)), max(map(max, lengths))
         self.say(
             f"rehearsed the heaviest batches ({heaviest:,} tokens, longest document {longest:,}) in "
             f"{time.perf_counter() - started:.1f} s: {peak_memory_bytes() / 1e9:.1f} GB at most"

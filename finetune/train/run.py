@@ -54,7 +54,6 @@ def start(
     group = this_group()
     say = say if group.is_main else _silent
     inputs = build.build_inputs(recipe, allow_code=allow_code, say=say)
-    build.build_feed(recipe, inputs)  # refuses a batch that can't be cut, before any process waits for another
     group.form()
     made = folder is None and group.is_main
     path = create_run(Path(recipe.output.folder), recipe.output.name or name).path if made else folder

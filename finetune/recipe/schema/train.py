@@ -105,3 +105,12 @@ class TrainSection(Section):
 
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """How many of the newest checkpoints are kept; the best one is kept beside them."""
+
+    def uneven_over(self, processes: int) -> str | None:
+        """What is wrong with the batch sizes for so many processes; None where a global batch can be cut evenly."""
+        if self.global_batch_size % (self.micro_batch_size * processes) == 0:
+            return None
+        return (
+            f"train.global_batch_size {self.global_batch_size} does not divide into micro_batch_size {self.micro_batch_size} "
+            f"x {processes} processes. Change one of the three."
+        )
