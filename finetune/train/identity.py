@@ -78,10 +78,10 @@ def refuse_differences(group: Group, lock: Lock) -> None:
     differing = {name: ranks for name, ranks in found.items() if ranks}
     if differing:
         ranks = sorted({rank for part in differing.values() for rank in part})
-        mine = f" Here: { ({'versions': lock.versions}) }" if "versions" in differing else ""
+        mine = {name: parts[name] for name in differing if name == "versions"}
         raise LaunchError(
             f"processes {', '.join(map(str, ranks))} have another {' and another '.join(differing)} than process 0. Give each "
-            f"machine the same files and packages.{mine}"
+            f"machine the same files and packages.{f' Here: {mine}' if mine else ''}"
         )
 
 
