@@ -49,6 +49,8 @@ class Case:
     name: str
     arguments: tuple[str, ...] = ()
     tolerance: float = 1e-5
+    reference: tuple[str, ...] = ()
+    """What the plain run differs in, too."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,13 @@ class Outcome:
         return max(self.loss, self.gradient_norm, self.weights) <= self.case.tolerance
 
 
+WHOLE_EPOCH = ("train.global_batch_size=64",)
+"""All documents in each step, however they are packed."""
+
 CASES = (
     Case("micro-batches of 2", ("train.micro_batch_size=2",)),
+    Case("micro-batches of 4", ("train.micro_batch_size=4",)),
+    Case("unpacked", (*WHOLE_EPOCH, "data.pack_length_tokens=null"), reference=WHOLE_EPOCH),
     Case("activations recomputed", ("train.activation_checkpointing=true",)),
     Case("no rehearsal", ("train.rehearsal=false",), tolerance=0.0),
     *(Case(f"{engine}, 2 processes", ("--launch", engine, "--processes", "2")) for engine in ENGINES),
@@ -84,19 +91,23 @@ def selftest(say: Say) -> dict[str, Any]:
         folder = Path(name)
         recipe = folder / "selftest.yaml"
         recipe.write_text(RECIPE.format(base=save_tiny_base(folder / "base")))
-        reference = train(folder / "plain", recipe)
+        references = {(): train(folder / "plain", recipe)}
         say(f"{'':24} {'loss':>9} {'gradient':>9} {'weights':>9} {'allowed':>9}")
         for case in CASES:
             reason = unavailable(case, recipe)
             if reason is not None:
                 left_out[case.name] = reason
                 continue
+            if case.reference not in references:
+                references[case.reference] = train(folder / "plain", recipe, *case.reference)
             began = time.perf_counter()
             run = train(folder / "case", recipe, *case.arguments)
-            outcomes.append(compare(case, reference, run, time.perf_counter() - began))
+            outcomes.append(compare(case, references[case.reference], run, time.perf_counter() - began))
             say(line_of(outcomes[-1]))
         began = time.perf_counter()
-        outcomes.append(compare(KILLED, reference, killed_and_resumed(folder / "killed", recipe), time.perf_counter() - began))
+        outcomes.append(
+            compare(KILLED, references[()], killed_and_resumed(folder / "killed", recipe), time.perf_counter() - began)
+        )
         say(line_of(outcomes[-1]))
     return {
         "versions": versions(),

@@ -2,12 +2,15 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The key that signs checkpoints is the tests' own.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="finetune-state-")
 # On matrices this small a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

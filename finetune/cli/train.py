@@ -15,6 +15,9 @@ def train(
     recipe: Annotated[str | None, typer.Argument(help="A recipe's file, or the name of a shipped one.")] = None,
     overrides: OverridesArgument = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
+    trust_checkpoint: Annotated[
+        bool, typer.Option("--trust-checkpoint", help="With --resume: load DeepSpeed checkpoints that somebody else wrote.")
+    ] = False,
     launch: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="How to shard: ddp, zero3, fsdp2 ... or a file.")
     ] = None,
@@ -44,6 +47,8 @@ def train(
             f"got {recipe} with --resume: a resumed run goes on with the recipe of its lock, which no override changes; "
             "start a new run for another value (finetune train RECIPE KEY=VALUE)."
         )
+    if trust_checkpoint and resume is None:
+        raise LaunchError("--trust-checkpoint is about the checkpoints of a run: it needs --resume RUN.")
     loaded = load_recipe(recipe, overrides or []) if recipe is not None else None
     if launch is None and (processes, nodes, node_rank, rendezvous, max_restarts, patience) != (None, 1, 0, None, 0, 30.0):
         raise LaunchError("--processes, --nodes, --node-rank, --rendezvous, --max-restarts and --patience need --launch NAME.")
@@ -72,7 +77,8 @@ def train(
         resume, loaded = made, None  # the launcher starts its processes again
     if resume is not None:
         folder = resume.resolve()
-        run.resume(folder, recipe=loaded.recipe if loaded else None, allow_code=allowed, say=say)
+        known = loaded.recipe if loaded else None
+        run.resume(folder, recipe=known, allow_code=allowed, say=say, trust_checkpoint=trust_checkpoint)
     else:
         assert loaded is not None  # noqa: S101 - one of the two is there, see above
         command = shlex.join(["finetune", *sys.argv[1:]])

@@ -6,15 +6,20 @@ folder without it, or whose files differ from it, is never loaded.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, TrainingError
 from finetune.model.checkpoint import file_sha256
 from finetune.runs.folder import sync_files, write_text
+from finetune.train.trust import is_signed, sign
 
 MARKER = "complete.json"
 PREFIX = "checkpoint-"
+FULL_DISK_BYTES = 1_000_000
+"""Writing that fails with less than this left failed for lack of room: torch names no reason."""
 
 
 def step_of(checkpoint: Path) -> int:
@@ -29,23 +34,37 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Write the marker: name and SHA-256 of each file. It and they are on disk, whole, when this returns."""
+    """Write the marker: name and SHA-256 of each file, signed. It and they are on disk, whole, when this returns."""
     sync_files(checkpoint)
     hashes = {
         str(path.relative_to(checkpoint)): file_sha256(path)
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name != MARKER
     }
-    write_text(checkpoint / MARKER, json.dumps(hashes, indent=1))
+    write_text(checkpoint / MARKER, json.dumps({"files": hashes, "signature": sign(_text_of(hashes))}, indent=1))
+
+
+def _text_of(hashes: dict[str, str]) -> str:
+    return json.dumps(hashes, sort_keys=True)
+
+
+def _read_marker(checkpoint: Path) -> dict[str, Any]:
+    try:
+        marker = json.loads((checkpoint / MARKER).read_text())
+        return {"files": dict(marker["files"]), "signature": str(marker["signature"])}
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{checkpoint} is not a whole checkpoint: its marker {MARKER} is absent or damaged.") from None
+
+
+def is_foreign(checkpoint: Path) -> bool:
+    """Whether somebody else wrote the checkpoint. Raises CheckpointError where its marker is absent or damaged."""
+    marker = _read_marker(checkpoint)
+    return not is_signed(_text_of(marker["files"]), marker["signature"])
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
     """Raises CheckpointError unless each file of the checkpoint is there and has the content that was written."""
-    try:
-        hashes = json.loads((checkpoint / MARKER).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        raise CheckpointError(f"{checkpoint} is not a whole checkpoint: its marker {MARKER} is absent or damaged.") from None
-    for name, expected in hashes.items():
+    for name, expected in _read_marker(checkpoint)["files"].items():
         path = checkpoint / name
         if not path.is_file() or file_sha256(path) != expected:
             raise CheckpointError(f"{path} is absent or differs from what was saved.")
@@ -68,6 +87,25 @@ def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
     if problem is not None:
         raise CheckpointError(f"{problem} No other checkpoint is left; start a new run from the recipe.")
     return None
+
+
+@contextmanager
+def gone_if_disk_is_full(checkpoint: Path) -> Iterator[None]:
+    """Writing a checkpoint: on a full disk what was written of it is deleted, and TrainingError says what is left."""
+    try:
+        yield
+    except Exception as error:
+        # What fails, and how, depends on the library that was writing: safetensors, torch's zip files, json.
+        free = shutil.disk_usage(checkpoint.parent).free
+        if free >= FULL_DISK_BYTES:
+            raise
+        written = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        whole = complete_checkpoints(checkpoint.parent)
+        kept = f"{whole[-1].name} is whole; make room, and go on with --resume" if whole else "No earlier one is there"
+        raise TrainingError(
+            f"the disk is full: {checkpoint} could not be written (it failed after {written / 1e6:,.1f} MB). {kept}."
+        ) from error
 
 
 def remove_incomplete(folder: Path) -> None:

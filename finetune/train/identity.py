@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from pathlib import Path
 from typing import Any
 
 from torch import distributed
@@ -13,6 +14,7 @@ from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
 from finetune.train import build
 from finetune.train.build import Inputs
+from finetune.train.checkpoints import is_foreign
 from finetune.train.group import Group, engine_name
 
 
@@ -59,6 +61,18 @@ def refuse_another_engine_than(then: Lock, now: Lock) -> None:
         f"this run was started with {before[0]} and {before[1]} processes, and its checkpoints are cut up for them; "
         f"this is {after[0]} with {after[1]}. Resume with --launch {before[0]} --processes {before[1]}."
     )
+
+
+def refuse_foreign_pickles(checkpoint: Path, group: Group) -> None:
+    """Raises CheckpointError where DeepSpeed would load pickles that this user didn't write: they can run code.
+
+    The main process's word counts: the key lies on its machine.
+    """
+    if engine_name().startswith("zero") and group.any(group.is_main and is_foreign(checkpoint)):
+        raise CheckpointError(
+            f"{checkpoint} was written by another user, or on another machine: its signature is not made with your key. "
+            "DeepSpeed's checkpoints hold pickles, which can run any code. Give --trust-checkpoint if you know who wrote it."
+        )
 
 
 def inexact_because(then: Lock, now: Lock) -> list[str]:

@@ -27,6 +27,7 @@ from finetune.train.identity import (
     refuse_another_engine_than,
     refuse_changes,
     refuse_differences,
+    refuse_foreign_pickles,
     refuse_other_engine,
 )
 from finetune.train.journal import Say, journal
@@ -77,11 +78,19 @@ def start(
     return summary
 
 
-def resume(path: Path, *, recipe: Recipe | None, say: Say, allow_code: frozenset[str] = frozenset()) -> dict[str, Any]:
+def resume(
+    path: Path,
+    *,
+    recipe: Recipe | None,
+    say: Say,
+    allow_code: frozenset[str] = frozenset(),
+    trust_checkpoint: bool = False,
+) -> dict[str, Any]:
     """Go on with an interrupted run from its newest whole checkpoint, in the same tracker run; returns its summary.
 
-    Raises CheckpointError where the run is finished, or its base, tokenizer, data or precision are not what they were, or
-    where a recipe is given that isn't the run's; LaunchError where another process trains it.
+    Raises CheckpointError where the run is finished, or its base, tokenizer, data or precision are not what they were, where
+    a recipe is given that isn't the run's, or where DeepSpeed would load somebody else's checkpoint and `trust_checkpoint`
+    doesn't allow it; LaunchError where another process trains it.
     """
     group = this_group()
     run, say = open_run(path), say if group.is_main else _silent
@@ -106,6 +115,8 @@ def resume(path: Path, *, recipe: Recipe | None, say: Say, allow_code: frozenset
             remove_incomplete(run.checkpoints)
         group.wait()
         checkpoint = latest_checkpoint(run.checkpoints, tell)
+        if checkpoint is not None and not trust_checkpoint:
+            refuse_foreign_pickles(checkpoint, group)
         summary = Parts(run, lock, inputs, group=group, checkpoint=checkpoint, say=tell).train()
     group.leave()
     return summary

@@ -20,7 +20,7 @@ from finetune.errors import TrainingError
 from finetune.model.batch import loss_weight, token_count
 from finetune.model.loss import IGNORED
 from finetune.train.batches import Feed, evaluation_batches
-from finetune.train.checkpoints import MARKER, PREFIX, keep_newest, mark_complete
+from finetune.train.checkpoints import MARKER, PREFIX, gone_if_disk_is_full, keep_newest, mark_complete
 from finetune.train.group import Group
 
 COUNTERS = "counters.json"
@@ -158,11 +158,13 @@ class ExactTrainer(Trainer):
         if self.group.is_main:
             (checkpoint / MARKER).unlink(missing_ok=True)
         self.group.wait()
-        super()._save_checkpoint(model, trial)
-        self.group.wait()
+        with gone_if_disk_is_full(checkpoint):
+            super()._save_checkpoint(model, trial)
+            self.group.wait()
+            if self.group.is_main:
+                (checkpoint / COUNTERS).write_text(json.dumps(self.counters()))
+                mark_complete(checkpoint)
         if self.group.is_main:
-            (checkpoint / COUNTERS).write_text(json.dumps(self.counters()))
-            mark_complete(checkpoint)
             keep_newest(folder, self.keep_checkpoints, folder / f"{PREFIX}{self.state.best_global_step}")
 
     def counters(self) -> dict[str, Any]:

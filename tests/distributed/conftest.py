@@ -15,6 +15,8 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
+from finetune.launch.configs import find_config
+
 NO_COMPILER = shutil.which("g++") is None or shutil.which("ninja") is None
 """DeepSpeed compiles an extension at its first run; without these `finetune train --launch zero...` is refused."""
 
@@ -91,6 +93,12 @@ def train(tiny_base: Path, alpaca_file: Path, tmp_path: Path, environment: dict[
         return found
 
     return run
+
+
+def accelerate_launch(engine: str) -> list[str]:
+    """The command by which accelerate itself starts two processes with a shipped file."""
+    config = str(find_config(engine).path)
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", "0"]
 
 
 def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:

@@ -1,11 +1,13 @@
 """Each cell of the matrix that says "works": two processes end where one does."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
 from finetune.launch.matrix import ENGINES, METHODS, refusal
-from tests.distributed.conftest import Train, difference
+from tests.distributed.conftest import Train, accelerate_launch, difference
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
 """Of the trained weights after 4 steps of Adam at 1e-2, relative L2: Adam divides by the root of tiny squares, and so
@@ -40,22 +42,48 @@ def test_two_processes_end_where_one_does(train: Train, method: str, engine: str
     assert shared.losses("train/supervised_tokens") == alone.losses("train/supervised_tokens")
 
 
+WEIGH = """
+import torch
+from torch import distributed
+from torch.distributed.tensor import DTensor
+from finetune.train import callbacks
+
+class Weigh(callbacks.OrderlyStop):
+    def on_step_end(self, args, state, control, model=None, **options):
+        held = whole = 0
+        for parameter in model.parameters():
+            share = parameter.to_local() if isinstance(parameter, DTensor) else getattr(parameter, "ds_tensor", parameter)
+            held += share.numel() * share.element_size()
+            whole += getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        print(f"rank {distributed.get_rank()} holds {held} of {whole}", flush=True)
+        return control
+
+callbacks.OrderlyStop = Weigh
+import finetune.train.run
+finetune.train.run.OrderlyStop = Weigh
+from finetune.cli.app import main
+main()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
+def test_each_process_holds_its_share_of_an_nf4_base(train: Train, tmp_path: Path, engine: str) -> None:
+    """Between steps two processes hold half of the weights each, padding aside, NF4's packed numbers included."""
+    script = tmp_path / "weigh.py"
+    script.write_text(WEIGH)
+    done = train(
+        command=[*accelerate_launch(engine), str(script)], adapter={"method": "qlora"}, train={"max_steps": 1}, seconds=400
+    )
+    found = re.findall(r"rank (\d) holds (\d+) of (\d+)", done.stdout)
+    assert {rank for rank, _, _ in found} == {"0", "1"}
+    for _, held, whole in found:
+        assert 0.45 < int(held) / int(whole) < 0.6, done.stdout
+
+
 @pytest.mark.long
 def test_raw_accelerate_launch_gives_the_same(train: Train) -> None:
     """`accelerate launch` with the shipped file trains the very adapter that --launch trains."""
-    from finetune.launch.configs import find_config
-
-    config = str(find_config("ddp").path)
-    raw = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        config,
-        "--main_process_port",
-        "0",
-        "-m",
-        "finetune",
-    ]
+    raw = [*accelerate_launch("ddp"), "-m", "finetune"]
     by_name = train("--launch", "ddp", "--processes", "2")
     assert difference(train(command=raw).weights(), by_name.weights()) == 0

@@ -38,22 +38,44 @@ def worker(launch: subprocess.Popen[str], rank: int) -> psutil.Process:
     return found[0]
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 10))])
+MOMENTS = ("step", "evaluation", "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("seed", "moment"),
+    [(0, "step"), (1, "checkpoint"), *(pytest.param(seed, MOMENTS[seed % 3], marks=pytest.mark.long) for seed in range(2, 10))],
+)
 def test_a_killed_process_ends_the_launch_and_restarting_it_loses_nothing(
-    train: Train, tmp_path: Path, environment: dict[str, str], seed: int
+    train: Train, tmp_path: Path, environment: dict[str, str], seed: int, moment: str
 ) -> None:
-    """kill -9 of either process at a random moment: with --max-restarts 1 the launch goes on, and ends in the same adapter."""
-    whole = train("--launch", "ddp", "--processes", "2", train=STEPS)
+    """kill -9 of either process at a random step, in an evaluation, or while a checkpoint is being written: with
+    --max-restarts 1 the launch goes on, and ends in the same adapter."""
+    evaluations = {"evaluate_every_steps": 25} if moment == "evaluation" else {}
+    sections: dict[str, dict[str, object]] = {"train": STEPS | evaluations, "data": {"evaluation": {"fraction": 0.5}}}
+    whole = train("--launch", "ddp", "--processes", "2", **sections)
     launch = start(tmp_path / "recipe.yaml", environment, "--max-restarts", "1")
     run = tmp_path / "runs" / "recipe-002"
     draw = random.Random(seed)  # noqa: S311 - when to kill, not a secret
     wait_for(run / "checkpoints" / "checkpoint-25" / "complete.json", launch)
-    time.sleep(draw.random())
+    if moment == "step":
+        time.sleep(draw.random())
+    elif moment == "checkpoint":
+        wait_for(run / "checkpoints" / "checkpoint-50", launch)
+    else:
+        wait_until_logged(run, 50, launch)
     worker(launch, draw.randrange(2)).kill()
     stdout, stderr = launch.communicate(timeout=180)
     assert launch.returncode == 0, stdout + stderr
     resumed = type(whole)(0, stdout, stderr, run)
     assert difference(resumed.weights(), whole.weights()) == 0
+    assert resumed.losses()[-1] == whole.losses()[-1]
+
+
+def wait_until_logged(run: Path, step: int, launch: subprocess.Popen[str]) -> None:
+    """Until a step's loss is in metrics.jsonl; the evaluation that is due then comes next."""
+    while f'"step": {step},' not in (run / "metrics.jsonl").read_text():
+        assert launch.poll() is None, launch.communicate()
+        time.sleep(0.002)
 
 
 def test_without_restarts_it_says_which_process_died(train: Train, tmp_path: Path, environment: dict[str, str]) -> None:
@@ -107,3 +129,28 @@ def test_two_launches_into_one_run(train: Train, tmp_path: Path, environment: di
     launch.communicate(timeout=60)
     assert second.returncode == 2
     assert "is being trained by process" in second.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_leaves_the_checkpoint_before(
+    train: Train, tmp_path: Path, environment: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    """A checkpoint that finds no room is deleted, the one before stays whole, one message says so; with room it goes on."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", str(runs)], check=False).returncode:
+        pytest.skip("a small disk can't be mounted here")
+    request.addfinalizer(lambda: subprocess.run(["umount", "-l", str(runs)], check=True))
+    steps = {"max_steps": 40, "save_every_steps": 2, "keep_checkpoints": 30}
+    full = train("--launch", "ddp", "--processes", "2", code=2, train=steps)
+    assert "the disk is full" in full.stderr
+    assert "is whole; make room, and go on with --resume" in full.stderr
+    assert full.stderr.count("error:") == 1
+    run = runs / "recipe-001"
+    whole = sorted(path.parent for path in run.glob("checkpoints/*/complete.json"))
+    assert len(whole) == len(list((run / "checkpoints").iterdir())) >= 1
+    subprocess.run(["mount", "-o", "remount,size=50m", str(runs)], check=True)
+    command = [sys.executable, "-m", "finetune", "train", "--resume", str(run), "--launch", "ddp", "--processes", "2"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.conftest import Launched, Train, difference
+from tests.distributed.conftest import Launched, Train, accelerate_launch, difference
 
 INTERRUPT = """
 import sys
@@ -32,6 +32,7 @@ main()
         ("ddp", 1, 2),
         pytest.param("ddp", 2, 1, marks=pytest.mark.long),
         pytest.param("fsdp2", 2, 2, marks=pytest.mark.long),
+        pytest.param("fsdp2", 2, 4, marks=pytest.mark.long),
         pytest.param("zero2", 2, 2, marks=pytest.mark.long),
         pytest.param("zero3", 2, 2, marks=pytest.mark.long),
     ],
@@ -49,16 +50,7 @@ def test_another_number_of_processes_goes_on(
         train(train=steps, command=[sys.executable, str(script)], code=130)
     else:
         # The launcher starts `-m finetune`: a package of that name, found first, stands in for the interruption.
-        command = [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            _config(engine),
-            "--main_process_port",
-            "0",
-        ]
-        train(train=steps, command=[*command, str(script)], code=None)
+        train(train=steps, command=[*accelerate_launch(engine), str(script)], code=None)
     run = tmp_path / "runs" / "recipe-002"
     assert (run / "checkpoints" / "checkpoint-3" / "complete.json").is_file()
     options = [] if after == 1 else [*launcher, str(after)]
@@ -68,37 +60,34 @@ def test_another_number_of_processes_goes_on(
     assert difference(Launched(0, "", "", run).weights(), whole.weights()) < 1e-4
 
 
-def _config(engine: str) -> str:
-    from finetune.launch.configs import find_config
-
-    return str(find_config(engine).path)
-
-
-def test_zero_resumes_with_as_many_processes_only(train: Train, tmp_path: Path, environment: dict[str, str]) -> None:
-    """A ZeRO checkpoint is cut up by process; another number, or another engine, is refused with the reason."""
+def test_zero_resumes_its_own_with_as_many_processes_only(train: Train, tmp_path: Path, environment: dict[str, str]) -> None:
+    """A ZeRO checkpoint is cut up by process; another number, or another engine, is refused with the reason, and so is
+    somebody else's, unless it is trusted."""
     script = tmp_path / "interrupted.py"
     script.write_text(INTERRUPT)
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        _config("zero2"),
-        "--main_process_port",
-        "0",
-    ]
-    train(train={"max_steps": 6}, command=[*command, str(script)], code=None)
+    train(train={"max_steps": 6}, command=[*accelerate_launch("zero2"), str(script)], code=None)
     run = tmp_path / "runs" / "recipe-001"
     command = [sys.executable, "-m", "finetune", "train", "--resume", str(run)]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "was started with zero2 and 2 processes" in done.stderr
+    # The same run, in the hands of somebody with another key.
+    command += ["--launch", "zero2", "--processes", "2"]
+    other = environment | {"XDG_STATE_HOME": str(tmp_path / "another")}
+    done = subprocess.run(command, env=other, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Give --trust-checkpoint if you know who wrote it" in done.stderr
+    command += ["--trust-checkpoint"]
+    done = subprocess.run(command, env=other, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
     ("engine", "sections", "part"),
     [
         pytest.param("zero2", {"model": {"new_tokens": ["<order>"]}}, "token", marks=pytest.mark.long),
+        pytest.param("fsdp2", {"model": {"new_tokens": ["<order>"]}}, "token", marks=pytest.mark.long),
+        pytest.param("fsdp2", {"adapter": {"modules_to_save": ["lm_head"]}}, "lm_head", marks=pytest.mark.long),
         ("zero3", {"adapter": {"modules_to_save": ["lm_head"]}}, "lm_head"),
     ],
 )

@@ -8,6 +8,7 @@ from finetune.errors import CheckpointError
 from finetune.train.checkpoints import (
     MARKER,
     complete_checkpoints,
+    is_foreign,
     keep_newest,
     latest_checkpoint,
     mark_complete,
@@ -70,3 +71,17 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     """An empty folder has no latest checkpoint."""
     assert latest_checkpoint(tmp_path, print) is None
+
+
+def test_a_signature_is_its_writers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of this user is; with another key, or with a file's hash exchanged, it is somebody else's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "mine"))
+    checkpoint = write(tmp_path, 5)
+    assert not is_foreign(checkpoint)
+    assert (tmp_path / "mine" / "finetune" / "checkpoint.key").stat().st_mode & 0o077 == 0
+    marker = (checkpoint / MARKER).read_text()
+    (checkpoint / MARKER).write_text(marker.replace('"weights": "', '"weights": "00'))
+    assert is_foreign(checkpoint)
+    (checkpoint / MARKER).write_text(marker)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
+    assert is_foreign(checkpoint)

@@ -1,0 +1,36 @@
+"""Which checkpoints this user wrote. DeepSpeed's hold pickles, which run code when they are loaded: hashes say that a file
+is whole, a signature with a key that never leaves the user's own folder says who wrote it (HMAC, RFC 2104).
+"""
+
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+
+def sign(text: str) -> str:
+    """The signature of a text by this user, as hex."""
+    return hmac.new(_key(), text.encode(), "sha256").hexdigest()
+
+
+def is_signed(text: str, signature: str) -> bool:
+    """Whether this user signed that text."""
+    return hmac.compare_digest(sign(text), signature)
+
+
+def _key() -> bytes:
+    """The user's key; made at its first use, readable by the user alone."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    path = state / "finetune" / "checkpoint.key"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    if not path.exists():
+        partial.touch(mode=0o600)
+        partial.write_bytes(secrets.token_bytes(32))
+        try:
+            os.link(partial, path)  # fails where another process was faster: then its key is the one
+        except FileExistsError:
+            pass
+        finally:
+            partial.unlink()
+    return path.read_bytes()
