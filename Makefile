@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full bench-data bench-train bench-launch check format clean
+.PHONY: help quickstart test test-full bench-data bench-train bench-launch bench-merge check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ bench-train: $(VENV)/.installed-dev  ## tokens/s, memory, losses beside a plain 
 
 bench-launch: $(VENV)/.installed-dev  ## one process beside two, for each engine
 	$(BIN)/python tests/bench/bench_launch.py
+
+bench-merge: $(VENV)/.installed-dev  ## merging beside cp and PEFT, at 1.1B and 8B shapes (50 GB of disk)
+	$(BIN)/python tests/bench/bench_merge.py --shapes 1.1b 8b
 
 check: $(VENV)/.installed-dev  ## style, types, import arrows, every recipe
 	$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
 """The command line: one table of verbs, and what an error becomes. A verb's module is imported only when it is needed."""
 
+import errno
 import os
 import sys
 import traceback
@@ -21,6 +22,8 @@ VERBS: dict[str, str] = {
     "data": "data",
     "train": "train",
     "merge": "merge",
+    "verify": "verify",
+    "combine": "combine",
     "generate": "generate",
     "chat": "chat",
     "evaluate": "evaluate",
@@ -115,6 +118,9 @@ def run() -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _tell(f"the disk is full{f': {error.filename}' if error.filename else ''}; make room there", [], as_json=as_json)
+            return FinetuneError.exit_code
         if error.filename is None:  # not about a file that the user named
             return _bug()
         names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)

@@ -1,11 +1,11 @@
-"""finetune merge: a run or an adapter to full weights."""
+"""finetune merge: a run or adapters to full weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.common import JsonOption, out, print_json
+from finetune.cli.common import JsonOption, out, print_json, teller
 
 if TYPE_CHECKING:
     from finetune.merge.merge import MergeReport
@@ -13,22 +13,47 @@ if TYPE_CHECKING:
 
 def merge(
     target: Annotated[str, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run folder or an adapter folder.")],
-    output: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[ADAPTER]...", help="Further adapters, in order.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The folder to write; it must not exist.")] = None,
     base: Annotated[Path | None, typer.Option(help="The base's folder, in place of the one that the run names.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="The largest safetensors file: 5GB, 500MB.")] = "5GB",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the base's own when absent.")] = None,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Compare with base + adapter on real rows.")] = True,
+    qlora_base: Annotated[str, typer.Option(help="Of a QLoRA adapter: auto (measured), 16bit or nf4.")] = "auto",
+    verify: Annotated[str, typer.Option(help="full (tensors, predictions, text), tensors or none.")] = "full",
+    plan: Annotated[bool, typer.Option("--plan", help="Print time, disk and memory, from headers; write nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Merge an adapter into full weights.
+    """Merge adapters into full weights.
 
-    Writes sharded safetensors, and checks that the merged model is the base with its adapter. Exit code 3 when it isn't;
-    nothing then stands under the output's name.
+    Writes sharded safetensors block by block, and checks that the merged model is the base with its adapter. Exit code 3 when
+    it isn't; nothing then stands under the output's name.
     """
+    from finetune.errors import MergeError
+
+    if plan:
+        from finetune.merge.plan import plan_merge
+
+        planned = plan_merge(target, base=base, dtype=dtype, output=output)
+        if as_json:
+            print_json(planned.as_dict())
+        else:
+            for name, value in planned.lines():
+                out(f"{name:<13} {value}")
+        return
+    if output is None:
+        raise MergeError("--output is missing: name the folder to write, or --plan to see what it would take.")
     from finetune.merge import merge as merging
+    from finetune.merge.target import choose_target
 
     report = merging.merge(
-        merging.choose_target(target, base), output, dtype=dtype, max_shard_size=max_shard_size, check=verify
+        choose_target(target, base),
+        output,
+        more=more or (),
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        check=verify,
+        qlora_base=qlora_base,
+        say=teller(as_json),
     )
     if as_json:
         print_json(report.as_dict())
@@ -41,30 +66,44 @@ def lines_of(report: "MergeReport") -> list[tuple[str, str]]:
     """The report as a person reads it: (name, value) a line."""
     lines = [
         ("base", report.base),
-        ("adapter", report.adapter),
+        *(("adapter", adapter) for adapter in report.adapters),
         ("output", report.output),
         (
             "weights",
             f"{report.parameters:,} parameters in {report.dtype}, {report.bytes / 1e9:,.2f} GB "
             f"in {report.files} file{'s' * (report.files != 1)}",
         ),
-        ("seconds", f"{report.seconds:,.1f}"),
+        ("seconds", f"{report.seconds:,.1f}, of which {report.check_seconds:,.1f} for the checks"),
     ]
+    if report.tensors is not None:
+        tensors = report.tensors
+        lines.append(
+            (
+                "tensors",
+                f"{tensors.identical} of {tensors.tensors} are the base's; of the others {tensors.sampled_numbers:,} numbers "
+                f"recomputed in float64, at most {tensors.largest_error_ulps:.3f} ulp off",
+            )
+        )
     found = report.verification
     if found is None:
-        lines.append(("verification", "left out (--no-verify)"))
+        lines.append(("verification", "predictions were left out (--verify)"))
     else:
+        exact = found.float32_largest_difference
+        effect = found.adapter_mean_kl
         lines += [
             ("verification", f"holds, on {found.rows} rows, {found.tokens:,} tokens ({found.texts})"),
             (
                 "  logits",
-                f"largest difference {found.largest_difference:.2e}, mean {found.mean_difference:.2e}; "
-                f"merged in float32 {found.float32_largest_difference:.2e}",
+                f"largest difference {found.largest_difference:.2e}, mean {found.mean_difference:.2e}"
+                + ("" if exact is None else f"; merged in float32 {exact:.2e}"),
             ),
             (
                 "  predictions",
-                f"mean KL {found.mean_kl:.2e} nats (the adapter's own effect: {found.adapter_mean_kl:.2e}), "
-                f"same likeliest token {found.top1_agreement:.2%}",
+                f"mean KL {found.mean_kl:.2e} nats"
+                + ("" if effect is None else f" (the adapter's own effect: {effect:.2e})")
+                + f", same likeliest token {found.top1_agreement:.2%}",
             ),
         ]
+        if found.answers:
+            lines.append(("  text", f"{found.same_answers} of {len(found.answers)} greedy answers are the same"))
     return lines + [("note", note) for note in report.notes]

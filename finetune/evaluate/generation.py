@@ -32,7 +32,30 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[str]:
-    """An answer for each prompt (token ids), in the prompts' order, without special tokens.
+    """An answer for each prompt (token ids), in the prompts' order, without special tokens; see generate_ids."""
+    answers = generate_ids(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        temperature=temperature,
+        seed=seed,
+    )
+    return [tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in answers]
+
+
+def generate_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[list[int]]:
+    """The token ids of an answer for each prompt, the end of its turn included, in the prompts' order.
 
     Prompts of like length go through the model together, padded on the left, longest first. Temperature 0 takes the
     likeliest token each time; otherwise tokens are drawn, with `seed`. An answer ends at the end of its turn, after
@@ -41,15 +64,18 @@ def generate(
     """
     room = [_room(model, prompt, max_new_tokens) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    answers = [""] * len(prompts)
+    answers: list[list[int]] = [[] for _ in prompts]
+    ends, pad = set(end_of_turn_ids(tokenizer)), int(tokenizer.pad_token_id)
     with evaluating(model), _seeded(model, temperature, seed):
         for first in range(0, len(order), batch_size):
             indices = order[first : first + batch_size]
             options = _options(tokenizer, temperature, min(room[index] for index in indices))
-            tokens, mask = _left_padded([prompts[index] for index in indices], int(tokenizer.pad_token_id), model.device)
+            tokens, mask = _left_padded([prompts[index] for index in indices], pad, model.device)
             made = model.generate(input_ids=tokens, attention_mask=mask, generation_config=options)
             for index, ids in zip(indices, made[:, tokens.shape[1] :].tolist(), strict=True):
-                answers[index] = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                # What follows the end of an answer is padding, up to the longest of the batch.
+                end = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
+                answers[index] = ids[:end]
     return answers
 
 

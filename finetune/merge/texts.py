@@ -1,14 +1,16 @@
 """Rows to verify a merge on: the run's own, or these where there is no run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from transformers import PreTrainedTokenizerFast
 
+from data_prep.documents import Document
 from data_prep.errors import DataError
 from data_prep.formats import read_parsed
 from data_prep.masks import tokenize
 from data_prep.messages import Example, Preference
+from finetune.evaluate.data import prepare_data
 from finetune.recipe.schema import Recipe
 
 ROWS = 8
@@ -31,24 +33,32 @@ TEXTS = (
 """Prose, a calculation, code, JSON, other languages, a letter and a list."""
 
 
-def verification_rows(recipe: Recipe | None, tokenizer: PreTrainedTokenizerFast) -> tuple[list[list[int]], str]:
-    """Up to ROWS rows of token ids, each at most TOKENS_A_ROW long, and where they come from.
+def verification_documents(recipe: Recipe | None, tokenizer: PreTrainedTokenizerFast) -> tuple[list[Document], str]:
+    """Up to ROWS documents, each of at most TOKENS_A_ROW tokens, and where they come from.
 
-    They are the first rows of the run's data, evaluation sources first; the built-in texts where there is no run, or its
-    data can't be read any more, which the second value then says.
+    They are the first that the run held out, of its training data where it held out none; the built-in texts where there is
+    no run, or its data can't be read any more, which the second value then says.
     """
     why = "built-in texts"
     if recipe is not None:
         try:
-            documents = tokenize(list(islice(_examples(recipe), ROWS)), tokenizer, recipe.data.supervise)
-            rows = [document.token_ids[:TOKENS_A_ROW] for document in documents if len(document.token_ids) > 1]
-            if rows:
-                return rows, "the run's data"
+            documents = [document.part(0, TOKENS_A_ROW) for document in _documents(recipe, tokenizer)]
+            documents = [document for document in documents if len(document.token_ids) > 1]
+            if documents:
+                return documents, "the run's data"
             why = "built-in texts, because the run's data hold no row"
         except DataError as error:
             why = f"built-in texts, because the run's data can't be read ({str(error).splitlines()[0]})"
-    encoded = tokenizer(list(TEXTS), add_special_tokens=False)["input_ids"]
-    return [list(ids)[:TOKENS_A_ROW] for ids in encoded], why
+    encoded = [list(ids)[:TOKENS_A_ROW] for ids in tokenizer(list(TEXTS), add_special_tokens=False)["input_ids"]]
+    return [Document(ids, ((len(ids) // 2, len(ids), 1.0),), "a built-in text") for ids in encoded], why
+
+
+def _documents(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Sequence[Document]:
+    if recipe.data.streaming is None and recipe.data.evaluation is not None:
+        held_out = prepare_data(recipe, tokenizer).evaluation
+        if len(held_out):
+            return held_out[:ROWS]
+    return tokenize(list(islice(_examples(recipe), ROWS)), tokenizer, recipe.data.supervise)
 
 
 def _examples(recipe: Recipe) -> Iterator[tuple[str, Example]]:

@@ -1,43 +1,48 @@
 """Is the merged model the base with its adapter? Measured on real rows, in float32 arithmetic.
 
-Three questions, each with its bound:
+Three questions beside those of check_tensors, each with its bound:
 
-1. The mathematics. peft merges base and adapter in float32; the logits must be those of base + adapter, unmerged. What is
-   left is float32's rounding: 4e-6 of the largest logit on SmolLM2-135M and 2e-6 to 9e-6 on a 5-layer model, adapters from
-   faint (mean KL to the base 1e-4) to absurd (7 nats). An adapter scaled by 0.99 is 1e-4 and more away.
-2. The file. Each stored 16-bit number must be the float32 merge, rounded once. Another order of additions moves about one
-   number in 100,000 across a rounding border; rounding twice moves a tenth of them.
-3. The rounding. The stored model's predictions against those of base + adapter: mean KL, and the likeliest token where it
+1. The mathematics. The merge in float32, not rounded, must have the logits of base + adapter as peft computes them, unmerged.
+   What is left is float32's rounding: 4e-6 of the largest logit on SmolLM2-135M and 2e-6 to 9e-6 on a 5-layer model, adapters
+   from faint (mean KL to the base 1e-4) to absurd (7 nats). An adapter scaled by 0.99 is 1e-4 and more away.
+2. The rounding. The stored model's predictions against those of base + adapter: mean KL, and the likeliest token where it
    is not a near-tie. Measured: bf16 2e-5 to 2e-4 nats (3e-3 for the absurd adapter), fp16 1e-6 to 5e-5.
+3. The text. Greedy answers to a few prompts are the same; where a token differs, base + adapter itself was near a tie.
 
-Shapes: T tokens of a row, V vocabulary.
+A model that doesn't fit in memory is computed layer by layer from the disk: then question 1 is answered by check_tensors
+alone, and no text is written.
 """
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from safetensors import safe_open
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from data_prep.documents import Document
 from finetune.errors import MergeError
+from finetune.evaluate.generation import generate_ids
+from finetune.merge.adapted import EMBEDDING, MergedWeights, Updates
+from finetune.merge.distance import Distance, distance, logits_of
+from finetune.merge.models import model_of
+from finetune.merge.tensors import StoredWeights, Weights
 
 LOGIT_FRACTION = 5e-5
 """Bound on the largest difference of float32 logits, as a share of the largest logit (at least of 1)."""
 
-ROUNDED_OTHERWISE_FRACTION = 1e-4
-"""Bound on the share of stored 16-bit numbers that are not the float32 merge, rounded once."""
-
-CLEAR_MARGIN = 0.1
-"""Nats between the two likeliest tokens above which the likeliest one counts as clear."""
-
 TOP1_AGREEMENT = 0.95
 """Bound on how often the likeliest token stays the same, where it is clear."""
+
+PARTING_NATS = {torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.5}
+"""Where a greedy answer parts from the one before the merge: how far the merged model may prefer its own token."""
+
+PROMPTS, ANSWER_TOKENS = 3, 24
+STREAMED_ROWS, STREAMED_TOKENS = 2, 128
+"""Of a model that is read from the disk: all of it is read for each question."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,15 @@ KL_BOUNDS = {torch.float32: KlBound(1e-6, 0.0), torch.float16: KlBound(1e-4, 1e-
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A prompt, and what base + adapter and the merged model make of it, greedily."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
 class Verification:
     """What was measured, and whether it holds."""
 
@@ -59,15 +73,15 @@ class Verification:
     tokens: int
     texts: str
     """Where the rows come from."""
+    layer_by_layer: bool
+    """Whether the models were read from the disk while they computed, because they don't fit in memory."""
     dtype: str
     """The type that the merged weights are stored in."""
     largest_logit: float
-    adapter_mean_kl: float
+    adapter_mean_kl: float | None
     """How far the adapter moves the base's predictions, in nats a token: what the other figures compare with."""
-    float32_largest_difference: float
-    """Of the logits, merged in float32 against unmerged."""
-    rounded_otherwise_fraction: float
-    """The share of the stored numbers that are not the float32 merge, rounded once."""
+    float32_largest_difference: float | None
+    """Of the logits, merged in float32 against unmerged; None layer by layer."""
     largest_difference: float
     """Of the logits, the stored model against base + adapter."""
     mean_difference: float
@@ -77,6 +91,7 @@ class Verification:
     """How often the likeliest token is the same, near-ties included."""
     clear_top1_agreement: float
     """The same where the likeliest token leads by CLEAR_MARGIN."""
+    answers: tuple[Answer, ...]
     failures: tuple[str, ...]
     """The bounds that don't hold, in words."""
 
@@ -84,6 +99,11 @@ class Verification:
     def holds(self) -> bool:
         """Whether every bound holds."""
         return not self.failures
+
+    @property
+    def same_answers(self) -> int:
+        """How many greedy answers are the same, letter by letter."""
+        return sum(answer.before == answer.after for answer in self.answers)
 
     @property
     def verdict(self) -> str:
@@ -95,106 +115,102 @@ class Verification:
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as plain values, for verification.json."""
-        return {"holds": self.holds, "verdict": self.verdict, **asdict(self), "failures": list(self.failures)}
+        return {"holds": self.holds, "verdict": self.verdict, **asdict(self)}
 
 
-@dataclass
-class Distance:
-    """Sums over positions of how far one model's logits are from another's."""
+@dataclass(frozen=True)
+class Before:
+    """What base + adapter makes of rows of token ids, before the merge."""
 
-    positions: int = 0
-    numbers: int = 0
-    largest: float = 0.0
-    absolute_sum: float = 0.0
-    kl_sum: float = 0.0
-    same_top1: int = 0
-    clear: int = 0
-    same_clear_top1: int = 0
-    finite: bool = True
-
-    def add(self, expected: torch.Tensor, found: torch.Tensor) -> None:
-        """Take in one row's logits (T x V each)."""
-        self.finite = self.finite and bool(torch.isfinite(found).all()) and bool(torch.isfinite(expected).all())
-        difference = (expected - found).abs()
-        self.positions += expected.shape[0]
-        self.numbers += difference.numel()
-        self.largest = max(self.largest, float(difference.max()))
-        self.absolute_sum += float(difference.double().sum())
-        truth, guess = expected.double().log_softmax(-1), found.double().log_softmax(-1)
-        self.kl_sum += float((truth.exp() * (truth - guess)).sum())
-        same = expected.argmax(-1) == found.argmax(-1)
-        best = truth.topk(2, dim=-1).values
-        clear = best[:, 0] - best[:, 1] >= CLEAR_MARGIN
-        self.same_top1 += int(same.sum())
-        self.clear += int(clear.sum())
-        self.same_clear_top1 += int((same & clear).sum())
+    rows: list[list[int]]
+    logits: list[torch.Tensor]
+    effect: Distance | None
+    """From base + adapter to the base alone; None where their vocabularies differ and nothing says what the base has there."""
+    prompts: list[list[int]]
+    answers: list[list[int]]
 
     @property
-    def mean_kl(self) -> float:
-        """Nats a token; rounding can make it a hair less than 0, which is 0."""
-        return max(self.kl_sum / self.positions, 0.0)
+    def largest_logit(self) -> float:
+        """What the differences of logits compare with."""
+        return max(float(row.abs().max()) for row in self.logits)
 
 
-def verify(adapted: PeftModel, folder: Path, rows: Sequence[Sequence[int]], *, texts: str, dtype: torch.dtype) -> Verification:
-    """Compare `adapted` (base and adapter, unmerged, in float32) with the merged model in `folder`, on rows of token ids.
-
-    `adapted` is merged in place, in float32, and must not be used afterwards. Raises MergeError where the folder doesn't
-    load as a plain model.
-    """
-    device = adapted.device
+def before_by_peft(adapted: PeftModel, tokenizer: PreTrainedTokenizerFast, documents: Sequence[Document]) -> Before:
+    """The measurements of base + adapter as peft computes them, unmerged."""
+    rows = [document.token_ids for document in documents]
+    prompts = [ids for document in documents if (ids := document.token_ids[: document.spans[0][0]] if document.spans else [])]
+    prompts, plain = prompts[:PROMPTS], cast(PreTrainedModel, adapted)
     with quiet_peft():
-        expected = logits_of(adapted, rows)
+        logits = logits_of(adapted, rows)
         with adapted.disable_adapter():
-            effect = distance(expected, logits_of(adapted, rows))
-        merged = adapted.merge_and_unload()
-    mathematics = distance(expected, logits_of(merged, rows))
-    rounded_otherwise = fraction_rounded_otherwise(merged, folder)
-    # Two models of 4 bytes a parameter don't fit where one does: the first one's storage goes before the second comes.
-    merged.to("meta")
-    outcome = distance(expected, logits_of(load_plain(folder, torch.float32).to(device), rows))
-    largest_logit = max(float(row.abs().max()) for row in expected)
+            effect = distance(logits, logits_of(adapted, rows))
+        answers = generate_ids(plain, tokenizer, prompts, max_new_tokens=ANSWER_TOKENS, batch_size=PROMPTS) if prompts else []
+    return Before(rows, logits, effect, prompts, answers)
+
+
+def before_from_disk(base: Weights, updates: Updates, config: PretrainedConfig, documents: Sequence[Document]) -> Before:
+    """The same, layer by layer from the disk: fewer rows, and no answers."""
+    rows = [document.token_ids[:STREAMED_TOKENS] for document in documents[:STREAMED_ROWS]]
+    logits = logits_of(model_of(MergedWeights(base, updates, torch.float32), config, streamed=True), rows)
+    grown = updates.vocabulary != base.shape(updates.source(f"{EMBEDDING}.weight"))[0]
+    effect = None if grown else distance(logits, logits_of(model_of(base, config, streamed=True), rows))
+    return Before(rows, logits, effect, [], [])
+
+
+def verify(
+    before: Before,
+    exact: Sequence[torch.Tensor] | None,
+    folder: Path,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    texts: str,
+    dtype: torch.dtype,
+) -> Verification:
+    """Compare what was measured before the merge with the merged model in `folder`.
+
+    `exact` are the logits of the merge in float32, not rounded; None where models are read layer by layer. Raises MergeError
+    where the folder doesn't load as a plain model.
+    """
+    if exact is not None:
+        mathematics, stored = distance(before.logits, exact), load_plain(folder, torch.float32)
+    else:
+        mathematics, stored = None, model_of(StoredWeights.of_folder(folder), config, streamed=True)
+    outcome = distance(before.logits, logits_of(stored, before.rows))
+    answers, text_failures = compare_answers(before, stored, tokenizer, PARTING_NATS[dtype])
     return Verification(
-        rows=len(rows),
+        rows=len(before.rows),
         tokens=outcome.positions,
         texts=texts,
+        layer_by_layer=exact is None,
         dtype=str(dtype).removeprefix("torch."),
-        largest_logit=largest_logit,
-        adapter_mean_kl=effect.mean_kl,
-        float32_largest_difference=mathematics.largest,
-        rounded_otherwise_fraction=rounded_otherwise,
+        largest_logit=before.largest_logit,
+        adapter_mean_kl=before.effect.mean_kl if before.effect is not None else None,
+        float32_largest_difference=None if mathematics is None else mathematics.largest,
         largest_difference=outcome.largest,
         mean_difference=outcome.absolute_sum / outcome.numbers,
         mean_kl=outcome.mean_kl,
         top1_agreement=outcome.same_top1 / outcome.positions,
         clear_top1_agreement=outcome.same_clear_top1 / outcome.clear if outcome.clear else 1.0,
-        failures=tuple(failures_of(effect, mathematics, outcome, rounded_otherwise, largest_logit, dtype)),
+        answers=answers,
+        failures=(*failures_of(before.effect, mathematics, outcome, before.largest_logit, dtype), *text_failures),
     )
 
 
 def failures_of(
-    effect: Distance,
-    mathematics: Distance,
-    outcome: Distance,
-    rounded_otherwise: float,
-    largest_logit: float,
-    dtype: torch.dtype,
+    effect: Distance | None, mathematics: Distance | None, outcome: Distance, largest_logit: float, dtype: torch.dtype
 ) -> Iterator[str]:
     """Each bound that doesn't hold, with what was measured."""
-    if not (outcome.finite and mathematics.finite):
+    if not outcome.finite or (mathematics is not None and not mathematics.finite):
         yield "logits are not finite"
         return
     logit_bound = LOGIT_FRACTION * max(1.0, largest_logit)
-    if mathematics.largest > logit_bound:
+    if mathematics is not None and mathematics.largest > logit_bound:
         yield f"merged in float32, logits differ by up to {mathematics.largest:.2e}; the bound is {logit_bound:.2e}"
     if dtype == torch.float32 and outcome.largest > logit_bound:
         yield f"the stored model's logits differ by up to {outcome.largest:.2e}; the bound is {logit_bound:.2e}"
-    if rounded_otherwise > ROUNDED_OTHERWISE_FRACTION:
-        yield (
-            f"{rounded_otherwise:.2%} of the stored numbers are not the float32 merge, rounded once; "
-            f"the bound is {ROUNDED_OTHERWISE_FRACTION:.2%}"
-        )
     bound = KL_BOUNDS[dtype]
-    kl_bound = bound.floor + bound.fraction_of_adapter * effect.mean_kl
+    kl_bound = max(bound.floor, bound.fraction_of_adapter * (effect.mean_kl if effect is not None else 0.0))
     if outcome.mean_kl > kl_bound:
         remedy = "" if dtype == torch.float32 else " (its numbers are too coarse for this update: merge with --dtype float32)"
         yield f"predictions differ by {outcome.mean_kl:.2e} nats a token (KL); the bound is {kl_bound:.2e}{remedy}"
@@ -202,22 +218,30 @@ def failures_of(
         yield f"the likeliest token stays the same in {outcome.same_clear_top1} of {outcome.clear} clear positions"
 
 
-@torch.no_grad()
-def logits_of(model: torch.nn.Module, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Logits (T x V) of each row, in float32, on the CPU. All rows go through at once, padded on the right."""
-    device, longest = next(model.parameters()).device, max(map(len, rows))
-    tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
-    logits: torch.Tensor = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
-    return [logits[index, : len(row)].float().cpu() for index, row in enumerate(rows)]
-
-
-def distance(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> Distance:
-    """How far one model's logits are from another's, over all rows."""
-    measured = Distance()
-    for truth, guess in zip(expected, found, strict=True):
-        measured.add(truth, guess)
-    return measured
+def compare_answers(
+    before: Before, stored: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, bound: float
+) -> tuple[tuple[Answer, ...], list[str]]:
+    """The merged model's own greedy answers beside those before; and where they part by more nats than the bound."""
+    if not before.prompts:
+        return (), []
+    after = generate_ids(stored, tokenizer, before.prompts, max_new_tokens=ANSWER_TOKENS, batch_size=PROMPTS)
+    answers, failures = [], []
+    for prompt, mine, its in zip(before.prompts, before.answers, after, strict=True):
+        texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (prompt, mine, its)]
+        answers.append(Answer(*texts))
+        parted = next((place for place, pair in enumerate(zip(mine, its, strict=False)) if pair[0] != pair[1]), None)
+        if parted is None:
+            continue
+        # How far the merged model prefers its own token to the other's: near a tie either may come.
+        (logits,) = logits_of(stored, [prompt + mine[:parted]])
+        own = logits[-1].log_softmax(-1)
+        margin = float(own[its[parted]] - own[mine[parted]])
+        if margin > bound:
+            failures.append(
+                f"the greedy answer to {texts[0][-60:]!r} is {texts[2]!r}, and was {texts[1]!r} before the merge: they part at "
+                f"token {parted + 1}, by {margin:.2f} nats"
+            )
+    return tuple(answers), failures
 
 
 def load_plain(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -233,25 +257,6 @@ def load_plain(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             )
     torch.nn.Module.eval(model)
     return model
-
-
-def fraction_rounded_otherwise(merged: torch.nn.Module, folder: Path) -> float:
-    """The share of the folder's 16-bit numbers that are not the float32 model's, rounded; a strange tensor counts whole."""
-    expected = merged.state_dict()
-    differing = total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - a safetensors file, not a dictionary
-                stored = file.get_tensor(name)
-                total += stored.numel()
-                if stored.dtype == torch.float32:
-                    continue  # float32 has no rounding to check; the logits' bound is the tighter one
-                truth = expected.get(name)
-                if truth is None or truth.shape != stored.shape:
-                    differing += stored.numel()
-                else:
-                    differing += int((truth.to(stored.dtype).cpu() != stored).sum())
-    return differing / total if total else math.nan
 
 
 @contextlib.contextmanager

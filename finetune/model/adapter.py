@@ -1,9 +1,7 @@
 """Attach, count, save and load adapters. LoRA: Hu et al. 2021, arXiv:2106.09685."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -11,9 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finetune.errors import ModelError
+from finetune.model.inspect import read_adapter_config
 from finetune.recipe.schema.adapter import AdapterSection
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def attach(model: PreTrainedModel, section: AdapterSection, new_token_ids: Sequence[int] = ()) -> PeftModel:
@@ -97,20 +94,6 @@ def linear_names(model: PreTrainedModel) -> set[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not head
     }
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """An adapter folder's adapter_config.json. Raises ModelError where it is absent or damaged."""
-    path = folder / "adapter_config.json"
-    if not path.is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ModelError(f"{folder} is not an adapter folder: expected adapter_config.json and {ADAPTER_WEIGHTS} in it.")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds a {type(config).__name__}; expected an object.")
-    return config
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:

@@ -18,6 +18,8 @@ from finetune.recipe.schema.model import ModelSection, RopeScaling
 CACHE_BYTES_PER_NUMBER = 2
 """Keys and values are cached in 16 bit."""
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
 LARGEST_HEADER_BYTES = 100_000_000
 """safetensors' own limit; a larger number means that the file is something else."""
 
@@ -210,6 +212,20 @@ def read_header(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is no safetensors file: its header is a {type(header).__name__}.")
     header.pop("__metadata__", None)
     return header
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """An adapter folder's adapter_config.json. Raises ModelError where it is absent or damaged."""
+    path = folder / "adapter_config.json"
+    if not path.is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(f"{folder} is not an adapter folder: expected adapter_config.json and {ADAPTER_WEIGHTS} in it.")
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds a {type(config).__name__}; expected an object.")
+    return config
 
 
 def read_stored(folder: Path) -> Stored | None:

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from data_prep.tokenizer import load_tokenizer
-from finetune.merge.texts import ROWS, TEXTS, TOKENS_A_ROW, verification_rows
-from finetune.merge.verify import Distance, failures_of, fraction_rounded_otherwise, load_plain, logits_of
+from finetune.merge.distance import Distance, logits_of
+from finetune.merge.texts import ROWS, TEXTS, TOKENS_A_ROW, verification_documents
+from finetune.merge.verify import failures_of, load_plain
 from finetune.recipe.schema import Recipe
 from tests.conftest import save_tiny_llama
 
@@ -41,32 +42,17 @@ def test_near_ties_are_not_clear() -> None:
 def test_logits_that_are_not_finite_fail() -> None:
     """NaN on either side is a failure, whatever the bounds say about it."""
     good, bad = torch.zeros(2, 3), torch.full((2, 3), math.nan)
-    found = list(
-        failures_of(distance_of(good, good), distance_of(good, good), distance_of(good, bad), 0.0, 1.0, torch.bfloat16)
-    )
+    found = list(failures_of(distance_of(good, good), distance_of(good, good), distance_of(good, bad), 1.0, torch.bfloat16))
     assert found == ["logits are not finite"]
 
 
 def test_each_bound_is_named_when_it_does_not_hold() -> None:
-    """Mathematics, file, predictions and likeliest token each have their own line."""
+    """Mathematics, predictions and likeliest token each have their own line."""
     logits = torch.eye(4) * 5
     near, far = distance_of(logits, logits), distance_of(logits, logits.flip(-1))
-    assert list(failures_of(near, near, near, 0.0, 5.0, torch.bfloat16)) == []
-    lines = list(failures_of(near, far, far, 0.1, 5.0, torch.bfloat16))
-    assert [line.split()[0] for line in lines] == ["merged", "10.00%", "predictions", "the"]
-
-
-def test_a_stored_number_that_was_rounded_otherwise_is_counted(tmp_path: Path) -> None:
-    """Of a bf16 folder, exactly the numbers that aren't the float32 model's rounding count."""
-    save_tiny_llama(tmp_path)
-    model = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).save_pretrained(tmp_path)
-    assert fraction_rounded_otherwise(model, tmp_path) == 0
-    weights = load_file(tmp_path / "model.safetensors")
-    weights["lm_head.weight"][0, :7] *= 2
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    total = sum(p.numel() for p in model.parameters())
-    assert fraction_rounded_otherwise(model, tmp_path) == pytest.approx(7 / total)
+    assert list(failures_of(near, near, near, 5.0, torch.bfloat16)) == []
+    lines = list(failures_of(near, far, far, 5.0, torch.bfloat16))
+    assert [line.split()[0] for line in lines] == ["merged", "predictions", "the"]
 
 
 def test_a_folder_that_lacks_a_weight_does_not_load_as_plain(tmp_path: Path) -> None:
@@ -96,17 +82,17 @@ def recipe_for(base: Path, rows: Path) -> Recipe:
 
 def test_a_run_is_verified_on_its_own_rows(tiny_base: Path, alpaca_file: Path) -> None:
     """The rows are the first of the run's data, cut to a length that a check can afford."""
-    rows, texts = verification_rows(recipe_for(tiny_base, alpaca_file), load_tokenizer(tiny_base))
+    documents, texts = verification_documents(recipe_for(tiny_base, alpaca_file), load_tokenizer(tiny_base))
     assert texts == "the run's data"
-    assert len(rows) == ROWS
-    assert max(map(len, rows)) <= TOKENS_A_ROW
-    assert "Say blue 0 times." in load_tokenizer(tiny_base).decode(rows[0])
+    assert len(documents) == ROWS
+    assert max(len(document.token_ids) for document in documents) <= TOKENS_A_ROW
+    assert "Say blue 0 times." in load_tokenizer(tiny_base).decode(documents[0].token_ids)
 
 
 def test_data_that_is_gone_is_replaced_and_said(tiny_base: Path, tmp_path: Path) -> None:
     """A run whose data can't be read any more is verified on built-in texts, and the report says so."""
     tokenizer = load_tokenizer(tiny_base)
-    rows, texts = verification_rows(recipe_for(tiny_base, tmp_path / "gone.json"), tokenizer)
-    assert len(rows) == len(TEXTS)
+    documents, texts = verification_documents(recipe_for(tiny_base, tmp_path / "gone.json"), tokenizer)
+    assert len(documents) == len(TEXTS)
     assert texts.startswith("built-in texts, because the run's data can't be read")
-    assert verification_rows(None, tokenizer) == (rows, "built-in texts")
+    assert verification_documents(None, tokenizer) == (documents, "built-in texts")

@@ -1,0 +1,104 @@
+"""finetune verify: is a merged folder still what was written, and still base + adapter?"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import MergeError, ModelError
+from finetune.merge.adapted import MergedWeights, Updates
+from finetune.merge.check_tensors import TensorCheck, check_tensors
+from finetune.merge.nf4 import Nf4Weights
+from finetune.merge.output import VERIFICATION_FILE
+from finetune.merge.parts import Options, Say, read_parts
+from finetune.merge.streamed import verify_streamed
+from finetune.merge.tensors import StoredWeights, Weights, sha256_of
+from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.model import ModelSection
+from finetune.runs.target import Target
+
+if TYPE_CHECKING:
+    from finetune.merge.verify import Verification
+
+
+@dataclass(frozen=True)
+class Again:
+    """What a merged folder was found to be."""
+
+    folder: str
+    tensors: int
+    """Whose SHA-256 is that of the merge."""
+    changed: tuple[str, ...]
+    left_out: str | None
+    """Why base + adapter was not looked at again."""
+    check: TensorCheck | None = None
+    verification: "Verification | None" = None
+
+    @property
+    def failures(self) -> list[str]:
+        """What doesn't hold, in words."""
+        found = [f"{name} is not what was written" for name in self.changed]
+        return found + [failure for check in (self.check, self.verification) if check is not None for failure in check.failures]
+
+
+def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
+    """Hash each tensor, and repeat the checks of the merge with a sample of its own, where base and adapters are still there.
+
+    Raises MergeError where the folder was not merged by this toolkit, or a file of it is truncated.
+    """
+    record = read_record(folder)
+    written = StoredWeights.of_folder(folder)
+    say(f"hashing {len(written.tensors)} tensors")
+    found = {name: sha256_of(written, name) for name in written.names()}
+    written.close()
+    expected: dict[str, str] = record["sha256"]
+    changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    same = len(found) - sum(name in found for name in changed)
+    try:
+        target, adapters = _target_of(record)
+        parts = read_parts(target, adapters[1:], record["asked_dtype"])
+    except (ModelError, MergeError) as error:
+        return Again(str(folder), same, tuple(changed), str(error))
+    if parts.why_not_streamed is not None or any("merged by peft" in note for note in record["notes"]):
+        return Again(str(folder), same, tuple(changed), "it was merged by peft, whole in memory")
+    updates = Updates(parts.stored, parts.config.to_dict(), parts.adapters)
+    config = parts.config
+    config.vocab_size, config.tie_word_embeddings = updates.vocabulary, updates.stays_tied
+    comparison = record["qlora"]
+    base: Weights = Nf4Weights(parts.stored) if comparison and comparison["taken"] == "nf4" else parts.stored
+    merged = MergedWeights(base, updates, parts.asked_dtype)
+    check = check_tensors(folder, merged, seed=seed)
+    verification = verify_streamed(parts, merged, folder, Options(0, "full", "auto", say))
+    return Again(str(folder), same, tuple(changed), None, check, verification)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """A merged folder's verification.json. Raises MergeError where there is none, or it is damaged."""
+    path = folder / VERIFICATION_FILE
+    try:
+        record = json.loads(path.read_text())
+        return {name: record[name] for name in RECORDED}
+    except FileNotFoundError:
+        raise MergeError(f"{folder} holds no {VERIFICATION_FILE}: expected a folder that finetune merge wrote.") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise MergeError(f"{path} is damaged ({type(error).__name__}: {error}): merge again.") from None
+
+
+RECORDED = ("sha256", "model", "method", "recipe", "adapters", "adapter_sha256", "asked_dtype", "qlora", "notes", "base_sha256")
+
+
+def _target_of(record: dict[str, Any]) -> tuple[Target, list[Path]]:
+    """Base and adapters as they were named. Raises MergeError where they are gone, or have changed."""
+    from finetune.model.checkpoint import file_sha256
+    from finetune.model.inspect import ADAPTER_WEIGHTS
+
+    adapters = [Path(text) for text in record["adapters"]]
+    for adapter, expected in zip(adapters, record["adapter_sha256"], strict=True):
+        path = adapter / ADAPTER_WEIGHTS
+        if not path.is_file():
+            raise MergeError(f"the adapter is not in {adapter} any more")
+        if file_sha256(path) != expected:
+            raise MergeError(f"the adapter in {adapter} is not the one that was merged")
+    recipe = Recipe.model_validate(record["recipe"]) if record["recipe"] is not None else None
+    model = ModelSection.model_validate(record["model"])
+    return Target(model, adapters[0], recipe, "the merged run", record["base_sha256"], record["method"]), adapters

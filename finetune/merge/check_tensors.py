@@ -1,0 +1,94 @@
+"""Are the stored tensors the base with its adapter? Read back from the disk, and recomputed in float64.
+
+Each number of a merged tensor must be the exact sum, rounded once: at most half a unit in the last place (ulp) from it, and a
+hundredth for the arithmetic. A ulp is taken at the larger of the exact number and the base's: where base and update nearly
+cancel, the sum's own would be too fine for any arithmetic.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from finetune.merge.adapted import MergedWeights, Updates
+from finetune.merge.nf4 import Nf4Weights
+from finetune.merge.tensors import StoredWeights, Weights, raw
+
+ULP_BOUND = 0.51
+SAMPLED_TENSORS = 48
+SAMPLED_ROWS = 16
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """What was read back, and how far it is from the exact numbers."""
+
+    seed: int
+    tensors: int
+    identical: int
+    """Tensors that no adapter touches, byte for byte the base's."""
+    sampled_numbers: int
+    """Numbers of changed tensors that were recomputed in float64."""
+    largest_error_ulps: float
+    failures: tuple[str, ...]
+
+
+def check_tensors(folder: Path, merged: MergedWeights, *, seed: int) -> TensorCheck:
+    """Compare the files in a folder with what they should hold. All numbers were seen to be finite when they were written."""
+    exact = MergedWeights(merged.base, merged.updates, torch.float64)
+    written, failures = StoredWeights.of_folder(folder), []
+    if set(written.names()) != set(merged.names()):
+        odd = sorted(set(written.names()) ^ set(merged.names()))
+        return TensorCheck(seed, len(odd), 0, 0, 0.0, (f"tensors are absent or too many: {', '.join(odd[:3])}",))
+    untouched = [name for name in merged.names() if is_untouched(merged, name)]
+    identical = [name for name in untouched if same_bytes(written, name, merged.base, merged.updates.source(name))]
+    for name in sorted(set(untouched) - set(identical)):
+        failures.append(f"{name} is not the base's, though no adapter touches it")
+    changed = sorted(set(merged.names()) - set(untouched))
+    draw = random.Random(seed)  # noqa: S311 - a sample, not a secret
+    numbers, largest = 0, 0.0
+    for name in draw.sample(changed, min(SAMPLED_TENSORS, len(changed))):
+        rows = merged.shape(name)[0]
+        first = draw.randrange(max(1, rows - SAMPLED_ROWS + 1))
+        last = min(rows, first + SAMPLED_ROWS)
+        stored, truth = written.rows(name, first, last), exact.rows(name, first, last)
+        error = largest_error(stored, truth, base_rows(merged.base, merged.updates, name, first, last))
+        numbers, largest = numbers + stored.numel(), max(largest, error)
+        if not error <= ULP_BOUND:
+            failures.append(f"{name} is up to {error:.3g} ulp from base + adapter; the bound is {ULP_BOUND:g}")
+    written.close()
+    return TensorCheck(seed, len(merged.names()), len(identical), numbers, largest, tuple(failures))
+
+
+def is_untouched(merged: MergedWeights, name: str) -> bool:
+    """Whether a tensor goes over as it is."""
+    source = merged.updates.source(name)
+    rounded = isinstance(merged.base, Nf4Weights) and merged.base.is_rounded(source)
+    return merged.update(name) is None and not rounded and merged.dtype(name) == merged.base.dtype(source)
+
+
+def same_bytes(one: Weights, name: str, other: Weights, source: str) -> bool:
+    """Whether two tensors are the same, byte for byte."""
+    if one.shape(name) != other.shape(source):
+        return False
+    pairs = zip(one.blocks(name), other.blocks(source), strict=True)
+    return all(torch.equal(raw(mine), raw(its)) for (_, mine), (_, its) in pairs)
+
+
+def base_rows(base: Weights, updates: Updates, name: str, first: int, last: int) -> torch.Tensor:
+    """The base's rows, zeros beyond its end."""
+    source = updates.source(name)
+    known = base.shape(source)[0]
+    rows = base.rows(source, min(first, known), min(last, known)).double()
+    missing = last - first - len(rows)
+    return torch.cat([rows, torch.zeros(missing, *rows.shape[1:], dtype=torch.float64)]) if missing else rows
+
+
+def largest_error(stored: torch.Tensor, truth: torch.Tensor, base: torch.Tensor) -> float:
+    """The largest distance of stored numbers from the exact ones, in ulp of their type."""
+    facts = torch.finfo(stored.dtype)
+    _, exponent = torch.frexp(torch.maximum(truth.abs(), base.abs()).clamp_min(facts.tiny))
+    # |x| is m 2^e with m in [1/2, 1): its neighbours are eps 2^(e - 1) away.
+    ulp = facts.eps * 2.0 ** (exponent - 1).double()
+    return float(((stored.double() - truth).abs() / ulp).max())

@@ -1,0 +1,189 @@
+"""Several adapters of one base to one adapter, by peft's own add_weighted_adapter.
+
+cat and svd give the weighted sum of the updates (svd as far as its rank reaches); linear adds A's and B's apart, a rough
+approximation; ties: Yadav et al. 2023, arXiv:2306.01708.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from finetune.errors import MergeError
+from finetune.evaluate.data import tokenizer_for
+from finetune.merge.adapted import Adapter, Updates
+from finetune.merge.output import refuse_existing, unfinished
+from finetune.merge.target import choose_target
+from finetune.merge.tensors import StoredWeights
+from finetune.merge.verify import quiet_peft
+from finetune.model.checkpoint import resolve_base
+from finetune.model.config import load_config
+from finetune.model.inspect import read_adapter_config
+from finetune.runs.folder import ADAPTER_NOTES
+from finetune.runs.target import Target
+
+METHODS = ("linear", "cat", "svd", "ties")
+COMBINED = "combined"
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What was combined, and how far its update is from the weighted sum of the parts' updates."""
+
+    output: str
+    method: str
+    weights: tuple[float, ...]
+    rank: int
+    distance: float
+    """Relative L2, over all modules."""
+
+
+def combine(
+    targets: Sequence[str],
+    output: Path,
+    *,
+    method: str,
+    weights: Sequence[float],
+    base: Path | None = None,
+    rank: int | None = None,
+    density: float | None = None,
+) -> Combination:
+    """Write one adapter that stands for several. Raises MergeError where they can't be combined so."""
+    output = Path(os.path.abspath(output.expanduser()))
+    refuse_existing(output)
+    _refuse_bad_options(targets, method, weights, rank, density)
+    parts = [choose_target(text, base) for text in targets]
+    folders = [part.adapter for part in parts if part.adapter is not None]
+    _refuse_unlike(parts, folders)
+    found = resolve_base(parts[0].model)
+    config = load_config(found, parts[0].model.rope_scaling)
+    for folder in folders:
+        Updates(StoredWeights.of_folder(found.folder), config.to_dict(), [Adapter(folder)])  # refuses what doesn't fit
+    model = _load(config, folders)
+    options: dict[str, Any] = {"svd_rank": rank} if method == "svd" and rank is not None else {}
+    names = [_name(index) for index in range(len(folders))]
+    # The weights that peft computes have scale 1 in them; with rsLoRA's rule the result would be scaled again.
+    cast(LoraConfig, model.peft_config[names[0]]).use_rslora = False
+    try:
+        with quiet_peft():
+            model.add_weighted_adapter(
+                names, list(weights), COMBINED, combination_type=method, svd_full_matrices=False, density=density, **options
+            )
+    except ValueError as error:
+        raise MergeError(f"peft can't combine these adapters with {method}: {error}") from error
+    distance = _distance(model, names, weights)
+    with unfinished(output) as folder:
+        model.save_pretrained(str(folder), selected_adapters=[COMBINED], save_embedding_layers=False)
+        for path in (folder / COMBINED).iterdir():
+            path.rename(folder / path.name)
+        (folder / COMBINED).rmdir()
+        _describe(folder, parts[0], targets, method, weights, density, distance)
+        tokenizer_for(parts[0].model, folders[0], found.folder).save_pretrained(folder)
+    return Combination(str(output), method, tuple(weights), cast(LoraConfig, model.peft_config[COMBINED]).r, distance)
+
+
+def _name(index: int) -> str:
+    return f"part{index}"
+
+
+def _refuse_bad_options(
+    targets: Sequence[str], method: str, weights: Sequence[float], rank: int | None, density: float | None
+) -> None:
+    if method not in METHODS:
+        raise MergeError(f"--method is {method!r}; expected one of {', '.join(METHODS)}.")
+    if len(targets) < 2 or len(weights) != len(targets):
+        raise MergeError(
+            f"got {len(targets)} adapters and {len(weights)} weights; expected two or more, and a weight for each."
+        )
+    if rank is not None and method != "svd":
+        raise MergeError(f"--rank is for --method svd; with {method} the parts' ranks decide.")
+    if (density is None) == (method == "ties"):
+        raise MergeError(
+            "--density (the share of numbers that is kept, such as 0.5) belongs to --method ties, and ties needs it."
+        )
+
+
+def _refuse_unlike(parts: Sequence[Target], folders: Sequence[Path]) -> None:
+    """Raises MergeError where the adapters have different bases, or hold more than low-rank updates."""
+    first = parts[0]
+    for part, folder in zip(parts, folders, strict=True):
+        if (part.model.base, part.base_sha256) != (first.model.base, first.base_sha256):
+            raise MergeError(
+                f"{part.description} has the base {part.model.base}, {first.description} the base {first.model.base}: adapters "
+                "of different bases can't be combined; name the one that both fit with --base."
+            )
+        config = read_adapter_config(folder)
+        beyond = [key for key in ("modules_to_save", "trainable_token_indices", "use_dora", "lora_bias") if config.get(key)]
+        beyond += ["bias"] if config.get("bias", "none") != "none" else []
+        if beyond or config.get("peft_type") != "LORA":
+            what = f"uses {', '.join(beyond)}" if beyond else f"is of type {config.get('peft_type')}"
+            raise MergeError(f"the adapter in {folder} {what}, which peft's combination would leave out. Merge it by itself.")
+
+
+def _load(config: PretrainedConfig, folders: Sequence[Path]) -> PeftModel:
+    """All adapters on a base without weights: only its layers' sizes are needed, and one zero stands for each weight."""
+    maker: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        plain = maker.from_config(config)
+    for name, parameter in list(plain.named_parameters()):
+        path, _, leaf = name.rpartition(".")
+        setattr(plain.get_submodule(path), leaf, nn.Parameter(torch.zeros(1).expand(parameter.shape), requires_grad=False))
+    with quiet_peft():
+        model = PeftModel.from_pretrained(plain, str(folders[0]), adapter_name=_name(0))
+        for index, folder in enumerate(folders[1:], start=1):
+            model.load_adapter(str(folder), adapter_name=_name(index))
+    return model
+
+
+def _distance(model: PeftModel, names: Sequence[str], weights: Sequence[float]) -> float:
+    """Of the combined update from the weighted sum, relative L2."""
+    apart = whole = 0.0
+    for module in model.modules():
+        if COMBINED in getattr(module, "lora_A", {}) or COMBINED in getattr(module, "lora_embedding_A", {}):
+            held: Any = module
+            parts = [(name, weight) for name, weight in zip(names, weights, strict=True) if name in held.scaling]
+            total = sum(weight * held.get_delta_weight(name).double() for name, weight in parts)
+            apart += float((held.get_delta_weight(COMBINED).double() - total).square().sum())
+            whole += float(total.square().sum())
+    return (apart / whole) ** 0.5 if whole else 0.0
+
+
+def _describe(
+    folder: Path,
+    first: Target,
+    targets: Sequence[str],
+    method: str,
+    weights: Sequence[float],
+    density: float | None,
+    distance: float,
+) -> None:
+    path = folder / "adapter_config.json"
+    assert first.adapter is not None  # noqa: S101 - choose_target refuses others
+    own = read_adapter_config(first.adapter)
+    config = json.loads(path.read_text()) | {name: own.get(name) for name in ("base_model_name_or_path", "revision")}
+    path.write_text(json.dumps(config, indent=2) + "\n")
+    if (first.adapter / ADAPTER_NOTES).is_file():
+        shutil.copyfile(first.adapter / ADAPTER_NOTES, folder / ADAPTER_NOTES)
+    parts = [f"- {target}, weight {weight:g}" for target, weight in zip(targets, weights, strict=True)]
+    how = f"peft's add_weighted_adapter, {method}" + (f", density {density:g}" if density is not None else "")
+    lines = [
+        "---",
+        "library_name: peft",
+        "tags: [lora, combined]",
+        "---",
+        "",
+        "# A combination of adapters",
+        "",
+        f"By {how}, of",
+        "",
+    ]
+    lines += [*parts, "", f"Its update is {distance:.2e} (relative L2) from the weighted sum of theirs."]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,51 @@
+"""The base as QLoRA saw it: NF4 with double quantisation, dequantised. Dettmers et al. 2023, arXiv:2305.14314."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from finetune.merge.adapted import EMBEDDING, HEAD
+from finetune.merge.tensors import StoredWeights, ranges
+
+
+class Nf4Weights:
+    """A base's weights, its linear layers but the head rounded to NF4 and back by bitsandbytes; one tensor at a time."""
+
+    def __init__(self, base: StoredWeights):
+        self.base = base
+
+    def names(self) -> Sequence[str]:
+        """The base's tensors."""
+        return self.base.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+        return self.base.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's type in the base."""
+        return self.base.dtype(name)
+
+    def is_rounded(self, name: str) -> bool:
+        """Whether transformers quantises this tensor: those of linear layers, the head aside."""
+        outer = (f"{EMBEDDING}.weight", f"{EMBEDDING.removeprefix('model.')}.weight", f"{HEAD}.weight")
+        return len(self.shape(name)) == 2 and name not in outer
+
+    def blocks(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first row, rows) of a tensor, in float32 where it was rounded: absmax is quantised over the whole tensor."""
+        if not self.is_rounded(name):
+            yield from self.base.blocks(name)
+            return
+        whole = self._rounded(name)
+        for first, last in ranges(whole.shape):
+            yield first, whole[first:last].clone()
+
+    def rows(self, name: str, first: int, last: int) -> torch.Tensor:
+        """Rows of a tensor."""
+        return self._rounded(name)[first:last] if self.is_rounded(name) else self.base.rows(name, first, last)
+
+    def _rounded(self, name: str) -> torch.Tensor:
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+        packed, state = quantize_4bit(self.base.whole(name).float(), quant_type="nf4", compress_statistics=True)
+        return dequantize_4bit(packed, state)

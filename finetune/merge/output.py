@@ -1,0 +1,110 @@
+"""The folder that a merge writes: beside its final name until it is whole, and what stands in it beside the weights."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from data_prep.render import end_of_turn_ids
+from finetune.errors import MergeError
+from finetune.runs.folder import sync_files
+
+VERIFICATION_FILE = "verification.json"
+SPARE_DISK_BYTES = 100_000_000
+"""Room beyond the weights: tokenizer, index, card."""
+
+
+def failed_name(output: Path) -> Path:
+    """Where an output goes that did not hold."""
+    return output.with_name(f"{output.name}.failed")
+
+
+def refuse_existing(output: Path) -> None:
+    """Raises MergeError where something stands under a name that the merge would write."""
+    for path in (output, failed_name(output)):
+        if path.exists() or path.is_symlink():
+            raise MergeError(
+                f"{path} exists already, and a merge never writes over anything: remove it, or name another output."
+            )
+
+
+def refuse_small_disk(output: Path, size: int) -> None:
+    """Raises MergeError where the output's disk lacks room for weights of so many bytes."""
+    needed, free = size + SPARE_DISK_BYTES, shutil.disk_usage(output.parent).free
+    if free < needed:
+        raise MergeError(
+            f"{output.parent} has {free / 1e9:,.1f} GB free, and the merged model needs about {needed / 1e9:,.1f} GB: "
+            "make room, or name an output on another disk."
+        )
+
+
+@contextmanager
+def unfinished(output: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `output` at the end; after an error nothing is left.
+
+    What a merge left that was killed is removed. Raises MergeError where another process writes the same output now.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.unfinished")
+    partial.mkdir(exist_ok=True)
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MergeError(f"another process is merging into {output} now; wait for it, or name another output.") from None
+        try:
+            for leftover in partial.iterdir():
+                leftover.unlink()
+            yield partial
+            if partial.exists():  # unless it was given another name
+                sync_files(partial)
+                partial.rename(output)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_description(folder: Path, base: Path, tokenizer: PreTrainedTokenizerFast, *, keep_sentencepiece: bool) -> None:
+    """generation_config.json, and the tokenizer with its chat template."""
+    tokenizer.save_pretrained(folder)
+    if keep_sentencepiece and (base / "tokenizer.model").is_file():
+        shutil.copyfile(base / "tokenizer.model", folder / "tokenizer.model")
+    write_generation_config(base, tokenizer, folder)
+
+
+def write_generation_config(base: Path, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """The base's generation_config.json; the end of turn that the template writes ends an answer too."""
+    path = base / "generation_config.json"
+    config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    own = config.get("eos_token_id")
+    ids = [] if own is None else own if isinstance(own, list) else [own]
+    ends = sorted({*ids, *end_of_turn_ids(tokenizer)})
+    config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    config.setdefault("pad_token_id", tokenizer.pad_token_id)
+    (folder / "generation_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def write_card(folder: Path, facts: dict[str, str], verdicts: list[str]) -> None:
+    """README.md: what was merged, and what the verification found. `facts` are name -> value, in order."""
+    lines = ["---", "library_name: transformers", "tags: [merged, lora]", "---", "", f"# {folder_title(facts)}", ""]
+    lines += [f"- {name}: {value}" for name, value in facts.items()]
+    lines += ["", "## Verification", "", *(f"- {verdict}" for verdict in verdicts)]
+    lines += [
+        "",
+        f"All figures, and the SHA-256 of each tensor, are in {VERIFICATION_FILE}; `finetune verify` checks them again.",
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def folder_title(facts: dict[str, str]) -> str:
+    """The card's heading."""
+    return f"{Path(facts['base']).name} with {Path(facts['adapter'].split(', ')[0]).name}, merged"

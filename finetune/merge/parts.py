@@ -1,0 +1,119 @@
+"""What a merge is made of: base, adapters and tokenizer, read from configs and headers; and what comes of it."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from finetune.errors import MergeError
+from finetune.evaluate.data import tokenizer_for
+from finetune.merge.adapted import Adapter
+from finetune.merge.check_tensors import TensorCheck
+from finetune.merge.tensors import StoredWeights
+from finetune.model.checkpoint import Base, read_config, resolve_base
+from finetune.model.config import load_config
+from finetune.runs.target import Target
+
+if TYPE_CHECKING:
+    from finetune.merge.qlora import Comparison
+    from finetune.merge.verify import Verification
+
+FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+NAMED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS.values()}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to merge, as the command line asks."""
+
+    largest_shard: int
+    """Bytes of tensors in a file."""
+    check: str
+    """full, tensors or none."""
+    qlora_base: str
+    """auto, 16bit or nf4."""
+    say: Say
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a way of merging did."""
+
+    sha256: dict[str, str]
+    """Of each tensor that was written."""
+    check_seconds: float
+    tensors: TensorCheck | None = None
+    verification: "Verification | None" = None
+    qlora: "Comparison | None" = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def failures(self) -> list[str]:
+        """The bounds that don't hold, in words."""
+        checks = (self.tensors, self.verification)
+        return [failure for check in checks if check is not None for failure in check.failures]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a merge is made of, read but not computed."""
+
+    target: Target
+    base: Base
+    stored: StoredWeights
+    adapters: list[Adapter]
+    tokenizer: PreTrainedTokenizerFast
+    config: PretrainedConfig
+    dtype: torch.dtype
+    """What most of the weights will be stored in."""
+    asked_dtype: torch.dtype | None
+
+    @property
+    def why_not_streamed(self) -> str | None:
+        """Why peft itself must merge; None where the merge can be streamed."""
+        for adapter in self.adapters:
+            if (reason := adapter.why_not_streamed()) is not None:
+                return reason
+        return None
+
+
+def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> Parts:
+    """Base, adapters and tokenizer, from configs and headers. Raises MergeError where they can't be merged."""
+    if target.adapter is None:
+        raise MergeError(f"{target.description} has no adapter to merge.")
+    adapters = [Adapter(folder) for folder in (target.adapter, *more)]
+    base = resolve_base(target.model)
+    _refuse_other_base(base, target)
+    stored = StoredWeights.of_folder(base.folder)
+    kind = _refuse_quantised(base.folder, stored)
+    tokenizer = tokenizer_for(target.model, adapters[-1].folder, base.folder)
+    asked = NAMED_DTYPES[dtype] if dtype is not None else None
+    config = load_config(base, target.model.rope_scaling)
+    return Parts(target, base, stored, adapters, tokenizer, config, asked or kind, asked)
+
+
+def _refuse_other_base(base: Base, target: Target) -> None:
+    """Raises MergeError where the base's folder no longer holds what the run was trained on."""
+    if target.base_sha256 is not None and base.fingerprint().get("sha256") != target.base_sha256:
+        raise MergeError(
+            f"the base in {base.folder} is not what {target.description} was trained on: its SHA-256 differs from the lock's. "
+            "Put the base back, or name the one that you mean with --base."
+        )
+
+
+def _refuse_quantised(folder: Path, stored: StoredWeights) -> torch.dtype:
+    """The type of most of the base's numbers. Raises MergeError where it is stored quantised."""
+    counts: dict[str, int] = {}
+    for tensor in stored.tensors.values():
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + math.prod(tensor.shape)
+    kind = max(counts, key=lambda name: counts[name])
+    if kind not in FLOATS or "quantization_config" in read_config(folder):
+        raise MergeError(
+            f"{folder} is stored quantised ({kind}): merge into the unquantised base that it was made of, with --base."
+        )
+    return FLOATS[kind]

@@ -1,0 +1,132 @@
+"""What a merge would take, from headers alone: nothing is loaded, and no torch is imported."""
+
+import math
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import MergeError
+from finetune.merge.target import choose_target
+from finetune.model.inspect import ADAPTER_WEIGHTS, count_parameters, find_description, read_header, read_shape, read_stored
+
+BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
+LIBRARIES_BYTES = 350_000_000
+"""The interpreter with torch in it."""
+BLOCK_BYTES = 40_000_000
+"""Blocks that a thread has in hand: base, update and result of a million numbers in float64 at most, and their copies."""
+BYTES_A_SECOND = 600_000_000
+"""Read, merged, hashed and written: measured on 2 cores with the files in the page cache (tests/bench/bench_merge.py)."""
+START_SECONDS = 4.0
+WHOLE_MODEL_FACTOR = 1.3
+"""Memory of a verification in float32, over the weights."""
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """Time, disk and memory of a merge."""
+
+    base: str
+    adapter: str
+    parameters: int
+    parameters_from: str
+    read_bytes: int
+    written_bytes: int
+    free_bytes: int | None
+    """On the output's disk; None where no output was named."""
+    memory_bytes: int
+    """Of the merge itself, files that are mapped or cached aside."""
+    verification_bytes: int
+    """Of the comparison of predictions, where the models are held in memory."""
+    layer_by_layer: bool
+    """Whether that comparison would read the models from the disk, because they don't fit in the free memory."""
+    seconds: float
+    """Without verification."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """For people: (name, value) a line."""
+        minutes = f"{self.seconds / 60:,.1f} min" if self.seconds >= 90 else f"{self.seconds:,.0f} s"
+        disk = f"{self.written_bytes / 1e9:,.2f} GB written, {self.read_bytes / 1e9:,.2f} GB read"
+        if self.free_bytes is not None:
+            disk += f"; {self.free_bytes / 1e9:,.1f} GB are free" + (
+                "" if self.free_bytes > self.written_bytes else ": NOT ENOUGH"
+            )
+        how = "layer by layer from the disk: more than is free" if self.layer_by_layer else "in memory"
+        return [
+            ("base", self.base),
+            ("adapter", self.adapter),
+            ("weights", f"{self.parameters:,} parameters ({self.parameters_from})"),
+            ("disk", disk),
+            ("memory", f"{self.memory_bytes / 1e9:,.2f} GB for the merge, whatever the model's size"),
+            (
+                "verification",
+                f"{self.verification_bytes / 1e9:,.2f} GB in float32, {how}; --verify tensors needs no more than the merge",
+            ),
+            (
+                "time",
+                f"about {minutes} at {BYTES_A_SECOND / 1e9:g} GB/s (measured on 2 cores), the comparison of predictions aside",
+            ),
+        ]
+
+
+def plan_merge(text: str, *, base: Path | None, dtype: str | None, output: Path | None) -> MergePlan:
+    """The plan for RUN_OR_ADAPTER. Raises MergeError, ModelError or CheckpointError where there is nothing to merge."""
+    import psutil
+
+    from finetune.model.checkpoint import read_config
+
+    target = choose_target(text, base)
+    assert target.adapter is not None  # noqa: S101 - choose_target refuses others
+    if dtype is not None and dtype not in BYTES_OF:
+        raise MergeError(f"--dtype is {dtype!r}; expected one of {', '.join(BYTES_OF)}.")
+    folder = find_description(target.model)
+    config, stored = read_config(folder), read_stored(folder)
+    if stored is not None:
+        parameters, read, origin = stored.parameters, stored.bytes, "from the weights' headers"
+        written = parameters * BYTES_OF[dtype] if dtype is not None else read
+    else:
+        parameters, origin = count_parameters(read_shape(config)), "from config.json: the weights are not on this machine"
+        read = parameters * BYTES_OF.get(str(config.get("dtype") or config.get("torch_dtype")), 2)
+        written = parameters * BYTES_OF[dtype] if dtype is not None else read
+    header = read_header(target.adapter / ADAPTER_WEIGHTS)
+    largest = max((math.prod(tensor["shape"]) for tensor in header.values()), default=0)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = LIBRARIES_BYTES + threads * (BLOCK_BYTES + 2 * 4 * largest)
+    if target.quantized:
+        # The largest matrix, whole in float32, in NF4 and back.
+        sizes = [math.prod(shape) for shape in _matrices(folder)] if stored is not None else [0]
+        memory += threads * 9 * max(sizes)
+    verification = int(4 * parameters * WHOLE_MODEL_FACTOR)
+    return MergePlan(
+        base=str(target.model.base),
+        adapter=str(target.adapter),
+        parameters=parameters,
+        parameters_from=origin,
+        read_bytes=read,
+        written_bytes=written,
+        free_bytes=_free(output) if output is not None else None,
+        memory_bytes=memory,
+        verification_bytes=verification,
+        layer_by_layer=verification > psutil.virtual_memory().available,
+        seconds=round(START_SECONDS + written / BYTES_A_SECOND, 1),
+    )
+
+
+def _matrices(folder: Path) -> list[tuple[int, ...]]:
+    from finetune.model.checkpoint import weight_files
+
+    headers = [read_header(path) for path in weight_files(folder)]
+    return [tuple(tensor["shape"]) for header in headers for name, tensor in header.items() if "_proj" in name] or [(0,)]
+
+
+def _free(output: Path) -> int:
+    """Bytes that are free where the output would lie."""
+    folder = output.expanduser().absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

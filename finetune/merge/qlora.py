@@ -1,0 +1,86 @@
+"""Which base a QLoRA adapter is merged into: the 16-bit one, or the one that it was trained on, dequantised. Measured.
+
+The adapter learned beside weights in NF4. The 16-bit base is the better model by itself, and not the one that was trained on;
+which merge is closer to NF4 base + adapter depends on the adapter, so both are scored on rows of the run.
+"""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import PretrainedConfig
+
+from data_prep.documents import Document
+from finetune.errors import MergeError
+from finetune.merge.adapted import MergedWeights, Updates
+from finetune.merge.distance import distance, logits_of, loss_of
+from finetune.merge.models import fits_in_memory, model_of
+from finetune.merge.nf4 import Nf4Weights
+from finetune.merge.tensors import StoredWeights, Weights
+
+Choice = Literal["16bit", "nf4"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A candidate on the rows: its loss, and how far its predictions are from NF4 base + adapter."""
+
+    loss: float
+    kl: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both candidates, and what was taken."""
+
+    rows: int
+    trained_loss: float
+    """Of NF4 base + adapter, as it was trained."""
+    scores: dict[str, Score]
+    taken: Choice
+    forced: bool
+
+    def lines(self) -> list[str]:
+        """For people."""
+        best = f"QLoRA: on {self.rows} rows NF4 base + adapter has loss {self.trained_loss:.4f}; merged into"
+        scored = [f"{name} {score.loss:.4f}, KL {score.kl:.2e} nats" for name, score in self.scores.items()]
+        return [f"{best} {'; '.join(scored)}. Taken: {self.taken}{' (as asked)' if self.forced else ', the closer one'}."]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def choose_base(
+    base: StoredWeights,
+    updates: Updates,
+    config: PretrainedConfig,
+    documents: Sequence[Document],
+    dtype: torch.dtype | None,
+    *,
+    asked: str,
+) -> Comparison:
+    """Score both bases and take the closer one by KL, or the one that is asked for. Raises MergeError without bitsandbytes."""
+    refuse_without_bitsandbytes()
+    rows, streamed = [document.token_ids for document in documents], not fits_in_memory(base)
+
+    def logits(weights: Weights) -> list[torch.Tensor]:
+        return logits_of(model_of(weights, config, streamed=streamed), rows)
+
+    trained = logits(MergedWeights(Nf4Weights(base), updates, torch.float32))
+    scores = {}
+    sources: dict[str, Callable[[], Weights]] = {"16bit": lambda: base, "nf4": lambda: Nf4Weights(base)}
+    for name, source in sources.items():
+        found = logits(MergedWeights(source(), updates, dtype))
+        scores[name] = Score(loss_of(documents, found), distance(trained, found).mean_kl)
+    closer: Choice = "16bit" if scores["16bit"].kl < scores["nf4"].kl else "nf4"
+    taken: Choice = closer if asked == "auto" else "nf4" if asked == "nf4" else "16bit"
+    return Comparison(len(rows), loss_of(documents, trained), scores, taken, forced=asked != "auto")
+
+
+def refuse_without_bitsandbytes() -> None:
+    """Raises MergeError where NF4 can't be computed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MergeError("NF4 needs bitsandbytes, which is not installed: pip install bitsandbytes, or --qlora-base 16bit.")

@@ -1,0 +1,73 @@
+"""Write weights that are computed while they are read: reading, computing, hashing and writing overlap, tensor by tensor."""
+
+import hashlib
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from finetune.merge.tensors import Place, Weights, bytes_of, plan_shards, write_index
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written."""
+
+    files: int
+    bytes: int
+    sha256: dict[str, str]
+    """Of each tensor's bytes."""
+
+
+def write_weights(weights: Weights, folder: Path, largest_shard: int, workers: int) -> Written:
+    """Write safetensors of at most `largest_shard` bytes into a folder, and their index; all is on the disk on return.
+
+    Each of `workers` threads has a tensor in hand, a block at a time. Raises MergeError where a number is not finite, and
+    OSError where the disk is full, before anything is computed if it can be known.
+    """
+    shards, places = plan_shards(weights, largest_shard)
+    left = {shard.name: sum(place.file == shard.name for place in places.values()) for shard in shards}
+    descriptors: dict[str, int] = {}
+    threads = torch.get_num_threads()
+    # One thread a tensor is the parallelism: each computes by itself.
+    pool = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1))
+    try:
+        for shard in shards:
+            descriptors[shard.name] = os.open(folder / shard.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(descriptors[shard.name], 0, shard.size)
+            os.pwrite(descriptors[shard.name], shard.header, 0)
+        # Shard after shard, the largest tensors first: cores end together, and early shards reach the disk meanwhile.
+        order = sorted(places, key=lambda name: (places[name].file, -places[name].bytes))
+        tasks = {
+            name: pool.submit(_write_tensor, weights, name, places[name], descriptors[places[name].file]) for name in order
+        }
+        hashes, syncs = {}, list[Future[None]]()
+        for name in order:
+            hashes[name] = tasks[name].result()
+            left[places[name].file] -= 1
+            if not left[places[name].file]:
+                syncs.append(pool.submit(os.fsync, descriptors[places[name].file]))
+        for sync in syncs:
+            sync.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+        for descriptor in descriptors.values():
+            os.close(descriptor)
+    write_index(folder, places)
+    return Written(len(shards), sum(place.bytes for place in places.values()), dict(sorted(hashes.items())))
+
+
+def _write_tensor(weights: Weights, name: str, place: Place, descriptor: int) -> str:
+    """Write one tensor to its place; the SHA-256 of its bytes."""
+    digest, offset = hashlib.sha256(), place.start
+    for _, block in weights.blocks(name):
+        content = bytes_of(block)
+        digest.update(content)
+        while content:
+            written = os.pwrite(descriptor, content, offset)
+            offset, content = offset + written, content[written:]
+    return digest.hexdigest()

@@ -1,0 +1,212 @@
+"""What an adapter changes in each tensor of its base, read from its config and its header; the numbers are read when used.
+
+LoRA: Hu et al. 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732; DoRA: Liu et al. 2024, arXiv:2402.09353.
+Shapes: a base weight has N rows (outputs, or tokens) and M columns; R is the rank.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from finetune.errors import MergeError
+from finetune.merge.tensors import StoredWeights
+
+Change = Callable[[torch.Tensor, int], torch.Tensor]
+"""(rows in a wide type, number of the first) -> the rows as the adapter has them; the rows given may be overwritten."""
+
+
+class Operation(Protocol):
+    """One change of one tensor. All of them change each row by itself, so a tensor can go through block by block."""
+
+    def ready(self) -> Change:
+        """Read what is needed. Raises MergeError where a number isn't finite."""
+        ...
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """W + scale B A; with DoRA, each row is then given its trained length."""
+
+    adapter: StoredWeights
+    first: str
+    """The name of A (R x M); of an embedding's A, R x N."""
+    second: str
+    """The name of B (N x R); of an embedding's B, M x R."""
+    scale: float
+    magnitude: str | None = None
+    embedding: bool = False
+
+    def ready(self) -> Change:
+        """Read A, B and the lengths of the rows."""
+        first, second = read_finite(self.adapter, self.first), read_finite(self.adapter, self.second)
+        left, right = (first.T.contiguous(), second.T.contiguous()) if self.embedding else (second, first)
+        lengths = None if self.magnitude is None else read_finite(self.adapter, self.magnitude).flatten()
+
+        def change(rows: torch.Tensor, start: int) -> torch.Tensor:
+            part = slice(start, start + len(rows))
+            rows.addmm_(left[part].to(rows.dtype), right.to(rows.dtype), alpha=self.scale)
+            if lengths is not None:
+                rows *= (lengths[part].to(rows.dtype) / torch.linalg.vector_norm(rows, dim=1))[:, None]
+            return rows
+
+        return change
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A tensor that was trained as a whole."""
+
+    adapter: StoredWeights
+    name: str
+
+    def ready(self) -> Change:
+        """Nothing is read before its rows are asked for: it may be a large embedding."""
+
+        def change(rows: torch.Tensor, start: int) -> torch.Tensor:
+            found = self.adapter.rows(self.name, start, start + len(rows)).to(rows.dtype)
+            if not bool(torch.isfinite(found).all()):
+                raise not_finite(self.adapter, self.name)
+            return found
+
+        return change
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of an embedding or a head that were trained by themselves."""
+
+    adapter: StoredWeights
+    name: str
+    tokens: tuple[int, ...]
+
+    def ready(self) -> Change:
+        """Read the rows."""
+        values = read_finite(self.adapter, self.name)
+
+        def change(rows: torch.Tensor, start: int) -> torch.Tensor:
+            for value, token in zip(values, self.tokens, strict=True):
+                if start <= token < start + len(rows):
+                    rows[token - start] = value.to(rows.dtype)
+            return rows
+
+        return change
+
+
+@dataclass(frozen=True)
+class AddedBias:
+    """b + scale c, where LoRA's B has a bias c."""
+
+    adapter: StoredWeights
+    name: str
+    scale: float
+
+    def ready(self) -> Change:
+        """Read the bias."""
+        values = read_finite(self.adapter, self.name)
+
+        def change(rows: torch.Tensor, start: int) -> torch.Tensor:
+            return rows.add_(values[start : start + len(rows)].to(rows.dtype), alpha=self.scale)
+
+        return change
+
+
+def read_finite(adapter: StoredWeights, name: str) -> torch.Tensor:
+    """A tensor of an adapter in float32. Raises MergeError where a number isn't finite."""
+    values = adapter.whole(name).float()
+    if not bool(torch.isfinite(values).all()):
+        raise not_finite(adapter, name)
+    return values
+
+
+def not_finite(adapter: StoredWeights, name: str) -> MergeError:
+    """A tensor with NaN or infinity in it."""
+    return MergeError(
+        f"{adapter.tensors[name].file}: {name} holds NaN or infinity; the training went wrong before it was saved."
+    )
+
+
+@dataclass
+class Update:
+    """All that happens to one tensor of the base, in order."""
+
+    shape: tuple[int, ...]
+    """In the merged model: tokens may have been added."""
+    operations: list[Operation]
+
+    def ready(self) -> Change:
+        """The changes, one after the other."""
+        changes = [operation.ready() for operation in self.operations]
+
+        def change(rows: torch.Tensor, start: int) -> torch.Tensor:
+            for each in changes:
+                rows = each(rows, start)
+            return rows
+
+        return change
+
+    @property
+    def is_plain_lora(self) -> bool:
+        """Whether all of it can be computed beside the base's output: W x + scale B (A x)."""
+        return all(isinstance(op, LowRank) and op.magnitude is None and not op.embedding for op in self.operations)
+
+    @property
+    def replaced(self) -> bool:
+        """Whether nothing of the base is left."""
+        return isinstance(self.operations[0], Replaced)
+
+
+PART = re.compile(
+    r"(?:base_model\.model\.)?(?P<module>.+?)\.(?P<part>"
+    r"lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B|lora_magnitude_vector"
+    r"|trainable_tokens_delta|trainable_tokens_original|weight|bias)"
+)
+INNER = re.compile(r"\.(default|base_layer|modules_to_save|token_adapter)(?=\.|$)")
+"""Parts of names by which peft tells its wrappers apart: the file of one adapter needs none of them."""
+IGNORED = "trainable_tokens_original"
+"""What rows of tokens were before training."""
+
+
+def parts_of(adapter: StoredWeights) -> dict[str, dict[str, str]]:
+    """Module -> part -> name in the file. Raises MergeError for names that mean nothing here, or the same thing twice."""
+    found: dict[str, dict[str, str]] = {}
+    strange = []
+    for name in adapter.names():
+        plain = INNER.sub("", name)
+        if plain.endswith("lora_magnitude_vector.weight"):
+            plain = plain.removesuffix(".weight")
+        match = PART.fullmatch(plain)
+        if match is None or match["part"] in found.get(match["module"], {}):
+            strange.append(name)
+        else:
+            found.setdefault(match["module"], {})[match["part"]] = name
+    if strange:
+        raise MergeError(
+            f"{adapter.tensors[strange[0]].file} holds {len(strange)} tensors of unknown meaning, the first {strange[0]}: "
+            "a merge that left them out would not be the adapter's model."
+        )
+    return found
+
+
+def scale_of(config: dict[str, object], module: str, rank: int) -> float:
+    """LoRA's scale for a module: alpha / rank, or alpha / sqrt(rank) with rsLoRA; patterns by peft's rule.
+
+    Raises MergeError where the config has another rank than the file.
+    """
+    said = int(str(_by_pattern(config.get("rank_pattern"), module, config.get("r"))))
+    alpha = float(str(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))))
+    if said != rank:
+        raise MergeError(f"adapter_config.json says that {module} has rank {said}, and its weights have rank {rank}.")
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _by_pattern(patterns: object, module: str, otherwise: object) -> object:
+    """peft's rule: the first pattern that is the module's name, or its end after a dot, as a regular expression."""
+    assert patterns is None or isinstance(patterns, dict)  # noqa: S101 - adapter_config.json's
+    for pattern, value in (patterns or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+            return value
+    return otherwise

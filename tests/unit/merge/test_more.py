@@ -1,0 +1,307 @@
+"""Around the merge: its plan, the base of a QLoRA adapter, models read from the disk, verifying again, combining."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from finetune.errors import CheckFailed, MergeError
+from finetune.merge import models, streamed
+from finetune.merge.adapted import Adapter, MergedWeights, Updates
+from finetune.merge.again import verify_again
+from finetune.merge.combine import combine
+from finetune.merge.distance import logits_of
+from finetune.merge.merge import merge
+from finetune.merge.models import model_of
+from finetune.merge.nf4 import Nf4Weights
+from finetune.merge.plan import plan_merge
+from finetune.merge.tensors import StoredWeights
+from finetune.model.checkpoint import resolve_base
+from finetune.model.config import load_config
+from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.model import ModelSection
+from finetune.runs.target import Target
+from tests.conftest import save_tiny_llama
+from tests.unit.merge.test_merge import make_adapter, unmerged_logits
+
+ROWS = [list(range(3, 43))]
+
+
+def read(target: Target) -> tuple[StoredWeights, Updates]:
+    assert target.adapter is not None
+    base = resolve_base(target.model)
+    stored = StoredWeights.of_folder(base.folder)
+    return stored, Updates(stored, load_config(base).to_dict(), [Adapter(target.adapter)])
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}], ids=str)
+def test_a_model_read_from_the_disk_computes_the_same(options: dict[str, object], tied: bool, tmp_path: Path) -> None:
+    """Layer by layer, base + adapter and the base alone have the logits that peft and transformers have in memory."""
+    base = tmp_path / "base"
+    base.mkdir()
+    save_tiny_llama(base, tie_word_embeddings=tied, attention_bias=True)
+    target = make_adapter(base, tmp_path / "adapter", **options)
+    stored, updates = read(target)
+    config = load_config(resolve_base(target.model))
+    expected = unmerged_logits(target, 0)[0]
+    config.tie_word_embeddings = updates.stays_tied
+    found = logits_of(model_of(MergedWeights(stored, updates, torch.float32), config, streamed=True), ROWS)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    config.tie_word_embeddings = tied
+    plain = logits_of(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), ROWS)[0]
+    for streamed_from_disk in (True, False):
+        torch.testing.assert_close(
+            logits_of(model_of(stored, config, streamed=streamed_from_disk), ROWS)[0], plain, rtol=0, atol=1e-5
+        )
+
+
+def test_a_model_larger_than_the_memory_is_verified_layer_by_layer(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a model in float32 doesn't fit, the report says how it was verified, and a wrong merge still fails."""
+    monkeypatch.setattr(models, "fits_in_memory", lambda _: False)
+    target = make_adapter(tiny_base, tmp_path / "adapter")
+    report = merge(target, tmp_path / "merged", dtype="bfloat16")
+    assert report.verification is not None
+    assert report.verification.layer_by_layer
+    assert report.verification.holds
+    assert report.verification.mean_kl < 1e-3
+    honest = streamed.write_weights
+
+    def careless(weights: MergedWeights, folder: Path, largest: int, workers: int) -> object:
+        other = AutoModelForCausalLM.from_pretrained(tiny_base)
+        other.model.layers[0].mlp.up_proj.weight.data *= 5
+        written = honest(weights, folder, largest, workers)
+        other.save_pretrained(folder)
+        return written
+
+    monkeypatch.setattr(streamed, "write_weights", careless)
+    with pytest.raises(CheckFailed, match="logits differ"):
+        merge(target, tmp_path / "wrong")
+
+
+@pytest.fixture
+def qlora(tmp_path: Path, alpaca_file: Path) -> Target:
+    """An adapter of a QLoRA run, on a bf16 base."""
+    base = tmp_path / "base"
+    base.mkdir()
+    save_tiny_llama(base)
+    LlamaForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    recipe = Recipe.model_validate(
+        {
+            "model": {"base": str(base)},
+            "adapter": {"method": "qlora", "rank": 4},
+            "data": {"train": [{"path": str(alpaca_file), "format": "alpaca"}], "evaluation": {"fraction": 0.2}},
+        }
+    )
+    made = make_adapter(base, tmp_path / "adapter")
+    return Target(made.model, made.adapter, recipe, "a run")
+
+
+def test_the_base_of_a_qlora_adapter_is_measured(qlora: Target, tmp_path: Path) -> None:
+    """Both bases are scored on held-out rows against NF4 base + adapter; on a random base the dequantised one is closer."""
+    said: list[str] = []
+    report = merge(qlora, tmp_path / "merged", say=said.append)
+    assert report.qlora is not None
+    assert report.qlora.taken == "nf4"
+    assert report.qlora.scores["nf4"].kl < report.qlora.scores["16bit"].kl
+    assert report.qlora.scores["nf4"].loss == pytest.approx(report.qlora.trained_loss, rel=1e-3)
+    assert any("Taken: nf4, the closer one" in line for line in said)
+    assert report.verification is not None
+    assert report.verification.holds
+    assert report.tensors is not None
+    assert report.tensors.largest_error_ulps <= 0.51
+    stored, found = (
+        load_file(Path(qlora.model.base) / "model.safetensors"),
+        load_file(tmp_path / "merged" / "model.safetensors"),
+    )
+    assert torch.equal(found["model.embed_tokens.weight"], stored["model.embed_tokens.weight"])
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    forced = merge(qlora, tmp_path / "forced", qlora_base="16bit")
+    assert forced.qlora is not None
+    assert (forced.qlora.taken, forced.qlora.forced) == ("16bit", True)
+    with pytest.raises(MergeError, match="not trained on an NF4 base"):
+        merge(Target(qlora.model, qlora.adapter, None, "x"), tmp_path / "other", qlora_base="nf4")
+
+
+def test_the_dequantised_base_is_the_one_that_bitsandbytes_computes_with(qlora: Target) -> None:
+    """Its linear layers have the values that a model loaded in NF4 multiplies with; head and embedding are the stored ones."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    from finetune.model.load import load_model
+
+    base = resolve_base(qlora.model)
+    rounded = Nf4Weights(StoredWeights.of_folder(base.folder))
+    quantized = load_model(base, dtype=torch.float32, quantize=True)
+    for name, module in quantized.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            expected = dequantize_4bit(module.weight.data, state)
+            found = torch.cat([block for _, block in rounded.blocks(f"{name}.weight")])
+            assert torch.equal(found, expected.float()), name
+        assert rounded.is_rounded(f"{name}.weight") is (state is not None) if hasattr(module, "weight") else True
+
+
+def test_verifying_again_finds_a_flipped_bit(tiny_base: Path, tmp_path: Path) -> None:
+    """`finetune verify` repeats the checks on a sample of its own; a flipped bit is found by its tensor's name, exit 3."""
+    make_adapter(tiny_base, tmp_path / "adapter")
+    merged = tmp_path / "merged"
+    words = [sys.executable, "-m", "finetune"]
+    options = ["merge", str(tmp_path / "adapter"), "--base", str(tiny_base), "--output", str(merged)]
+    assert subprocess.run([*words, *options], check=False).returncode == 0
+    whole = verify_again(merged, seed=5, say=lambda line: None)
+    assert (whole.failures, whole.left_out, whole.tensors) == ([], None, 21)
+    assert whole.check is not None
+    assert whole.verification is not None
+    path = merged / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    done = subprocess.run([*words, "verify", str(merged)], check=False, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert "is not what was written" in done.stderr
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    gone = verify_again(merged, seed=5, say=lambda line: None)
+    assert gone.left_out is not None
+    assert len(gone.changed) == 1
+    with pytest.raises(MergeError, match=r"holds no verification\.json"):
+        verify_again(tmp_path, seed=0, say=lambda line: None)
+
+
+def test_a_card_says_what_was_merged(tiny_base: Path, tmp_path: Path) -> None:
+    """README.md names base, adapter and the figures of the checks; verification.json holds each tensor's hash."""
+    merge(make_adapter(tiny_base, tmp_path / "adapter"), tmp_path / "merged")
+    card = (tmp_path / "merged" / "README.md").read_text()
+    for part in (str(tiny_base), str(tmp_path / "adapter"), "recomputed in float64", "predictions: holds on 8 rows", "greedy"):
+        assert part in card
+    assert len(json.loads((tmp_path / "merged" / "verification.json").read_text())["sha256"]) == 21
+
+
+def test_a_plan_of_405_billion_parameters_takes_headers_only(tmp_path: Path) -> None:
+    """Time, disk and memory come from headers, in a process that loads no torch."""
+    base, width, layers, inner, vocabulary = tmp_path / "base", 16384, 126, 53248, 128256
+    base.mkdir()
+    shapes = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (1024, width), "self_attn.v_proj": (1024, width)}
+    shapes |= {"self_attn.o_proj": (width, width), "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width)}
+    shapes |= {"mlp.down_proj": (width, inner), "input_layernorm": (width,), "post_attention_layernorm": (width,)}
+    for layer in range(layers):
+        _sparse(
+            base / f"model-{layer:05d}.safetensors", {f"model.layers.{layer}.{name}.weight": s for name, s in shapes.items()}
+        )
+    ends = {
+        "model.embed_tokens.weight": (vocabulary, width),
+        "lm_head.weight": (vocabulary, width),
+        "model.norm.weight": (width,),
+    }
+    _sparse(base / "model-ends.safetensors", ends)
+    (base / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "llama", "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers,
+                "num_attention_heads": 128, "num_key_value_heads": 8, "vocab_size": vocabulary,
+                "max_position_embeddings": 131072,
+            }
+        )
+    )  # fmt: skip
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    _sparse(adapter / "adapter_model.safetensors", {"base_model.model.lm_head.lora_A.weight": (16, width)})
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(base)}))
+    words = ["merge", str(adapter), "--plan", "--json", "--output", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-m", "finetune", *words], check=True, capture_output=True, text=True)
+    plan = json.loads(done.stdout)
+    assert plan["parameters"] == 405_853_388_800
+    assert plan["written_bytes"] == 2 * plan["parameters"]
+    assert plan["memory_bytes"] < 800_000_000
+    assert plan["layer_by_layer"] is True
+    check = (
+        f"import sys\nsys.argv = {['finetune', *words]!r}\nfrom finetune.cli.app import run\n"
+        "assert run() == 0\nassert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True, capture_output=True)
+    narrow = plan_merge(str(adapter), base=None, dtype="float32", output=None)
+    assert narrow.written_bytes == 4 * plan["parameters"]
+
+
+def _sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A bf16 file whose numbers take no room on the disk."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * torch.Size(shape).numel()
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + offset)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "exact"),
+    [
+        ("cat", {}, True),
+        ("svd", {"rank": 10}, True),
+        ("svd", {}, False),
+        ("linear", {}, None),
+        ("ties", {"density": 0.5}, None),
+    ],
+)
+def test_combined_adapters_are_their_weighted_sum(
+    method: str, options: dict[str, float], exact: bool | None, tiny_base: Path, tmp_path: Path
+) -> None:
+    """cat, and svd of the parts' ranks together, are the sum to float32's rounding, rsLoRA among the parts."""
+    same = exact is None
+    make_adapter(tiny_base, tmp_path / "a", use_rslora=True)
+    make_adapter(tiny_base, tmp_path / "b", r=4 if same else 6, lora_alpha=3)
+    names = [str(tmp_path / "a"), str(tmp_path / "b")]
+    found = combine(names, tmp_path / "out", method=method, weights=[0.7, -0.3], base=tiny_base, **options)  # type: ignore[arg-type]
+    if exact is not None:
+        assert (found.distance < 1e-5) is exact
+    assert f"{names[1]}, weight -0.3" in (tmp_path / "out" / "README.md").read_text()
+    stored = StoredWeights.of_folder(tiny_base)
+    config = load_config(resolve_base(ModelSection(base=str(tiny_base)))).to_dict()
+    name = "model.layers.1.mlp.up_proj.weight"
+    base = stored.whole(name).double()
+    parts = [
+        MergedWeights(stored, Updates(stored, config, [Adapter(Path(text))]), torch.float64) for text in (*names, found.output)
+    ]
+    first, second, combined = (part.rows(name, 0, 128) - base for part in parts)
+    wanted = 0.7 * first - 0.3 * second
+    distance = float((combined - wanted).norm() / wanted.norm())
+    assert distance < 1e-5 if exact else distance < 1.5
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"method": "mean"}, "expected one of linear, cat, svd, ties"),
+        ({"weights": [1.0]}, "a weight for each"),
+        ({"rank": 3}, "--rank is for --method svd"),
+        ({"method": "ties"}, "ties needs it"),
+        ({"method": "linear"}, "same r value"),
+    ],
+)
+def test_what_can_not_be_combined_is_refused(
+    options: dict[str, object], expected: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    """One message, and nothing written."""
+    make_adapter(tiny_base, tmp_path / "a")
+    make_adapter(tiny_base, tmp_path / "b", r=6)
+    asked: dict[str, object] = {"method": "cat", "weights": [0.5, 0.5]} | options
+    with pytest.raises(MergeError, match=expected):
+        combine([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "out", base=tiny_base, **asked)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_beyond_low_rank_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+    """peft would leave out what else an adapter holds."""
+    make_adapter(tiny_base, tmp_path / "a")
+    make_adapter(tiny_base, tmp_path / "b", use_dora=True)
+    with pytest.raises(MergeError, match="uses use_dora, which peft's combination would leave out"):
+        combine([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "out", method="cat", weights=[1, 1], base=tiny_base)
