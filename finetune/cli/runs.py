@@ -1,54 +1,75 @@
 """finetune runs: what was trained."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from finetune.cli.common import JsonOption, out, print_json
+from finetune.cli.common import JsonOption, out, print_json, teller
 
 app = typer.Typer(
-    help="List and show runs; open the tracker's dashboard.",
+    help="List, show, compare, plot and reproduce runs; open the tracker's dashboard.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
 )
 
-COLUMNS = ("name", "status", "method", "steps", "evaluation_loss", "tokens_per_second", "created")
+COLUMNS = "name,status,method,steps,evaluation_loss,tokens_per_second,created"
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
 @app.command("list")
 def list_runs(
     folder: Annotated[Path, typer.Argument(help="The folder that holds run folders.")] = Path("runs"),
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="CONDITION", help="train.learning_rate>=1e-4, status=finished, base~SmolLM2.")
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="VALUE", help="By a metric or a recipe's value; else oldest first.")
+    ] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
+    columns: Annotated[str, typer.Option(help="Metrics and recipe values, with commas between them.")] = COLUMNS,
     as_json: JsonOption = False,
 ) -> None:
-    """List the runs in a folder, newest last; damaged ones are listed as damaged."""
-    from finetune.runs.folder import list_summaries
+    """List the runs in a folder.
 
-    summaries = list_summaries(folder)
+    Any metric of a run and any value of its recipe can be a column, a condition or the order; damaged runs are listed so.
+    """
+    from finetune.runs import listing
+
+    conditions = [listing.parse_condition(text) for text in where or []]
+    found = listing.list_runs(folder, conditions, order=sort, reverse=reverse)
     if as_json:
-        print_json(summaries)
+        print_json(found)
         return
-    if not summaries:
-        out(f"no runs in {folder.resolve()}")
+    if not found:
+        out(f"no runs in {folder.resolve()}" + (" fulfil that" if conditions else ""))
         return
-    rows = [COLUMNS, *([_cell(summary.get(column)) for column in COLUMNS] for summary in summaries)]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(COLUMNS))]
+    names = columns.split(",")
+    for name in names:
+        if name not in COLUMNS.split(","):
+            listing.refuse_unknown(found, name)
+    print_table([names, *([_cell(listing.value_of(summary, name)) for name in names] for summary in found)])
+
+
+def print_table(rows: list[list[str]]) -> None:
+    """Rows of cells, each column as wide as its widest."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     for row in rows:
         out("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _cell(value: Any) -> str:
-    if value is None:
+    if value is None or type(value) is object:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) and value < 100 else str(value)
+    if isinstance(value, float):
+        return f"{value:.4f}" if 1e-2 <= abs(value) < 100 else f"{value:.4g}"
+    return str(value)
 
 
 @app.command("show")
-def show(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    as_json: JsonOption = False,
-) -> None:
+def show(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show a run's outcome and what it was made of."""
     from finetune.recipe.lock import read_lock
     from finetune.runs.folder import open_run
@@ -58,9 +79,118 @@ def show(
     if as_json:
         print_json({"summary": summary, "lock": lock})
         return
-    for name, value in {**summary, **{key: value for key, value in lock.items() if key != "recipe"}}.items():
+    facts = {key: value for key, value in lock.items() if key not in ("recipe", "origins", "final")}
+    for name, value in {**{key: value for key, value in summary.items() if key != "recipe"}, **facts}.items():
         out(f"{name:26} {value}")
     out(f"recipe                     {folder.lock_path}")
+
+
+@app.command("diff")
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A run folder.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two runs.
+
+    Their metrics, and all that is recorded and could explain a difference, most likely first.
+    """
+    from finetune.recipe.lock import read_lock
+    from finetune.runs.compare import GROUPS, compare
+    from finetune.runs.folder import open_run
+
+    runs = [open_run(path.resolve()) for path in (first, second)]
+    locks = [read_lock(run.lock_path) for run in runs]
+    found = compare(locks[0], locks[1], (runs[0].read_summary(), runs[1].read_summary()))
+    if as_json:
+        print_json(found.as_dict())
+        return
+    print_table([["", runs[0].name, runs[1].name], *([name, _cell(a), _cell(b)] for name, (a, b) in found.metrics.items())])
+    if not found.differences:
+        out("\nnothing that is recorded differs: base, data, template, recipe, code, packages and machine are the same")
+    for group, meaning in GROUPS:
+        rows = [[f"  {line.name}", _cell(line.first), _cell(line.second)] for line in found.differences if line.group == group]
+        if rows:
+            out(f"\n{meaning}:")
+            print_table(rows)
+
+
+@app.command("plot")
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    metrics: Annotated[
+        str | None, typer.Option(help="Names of metrics.jsonl with commas; else loss, evaluation, rate ...")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="A PNG to write, in place of drawing in the terminal.")] = None,
+) -> None:
+    """Plot the metrics of runs, in the terminal or as a PNG."""
+    import shutil
+
+    from finetune.runs.folder import open_run
+    from finetune.runs.plot import PLOTTED, draw, read_curves, save_png
+
+    curves = read_curves([open_run(run.resolve()) for run in runs], metrics.split(",") if metrics else PLOTTED)
+    if output is not None:
+        save_png(curves, output)
+        out(str(output))
+        return
+    size = shutil.get_terminal_size((100, 30))
+    out(draw(curves, min(size.columns, 120), 16, colours=sys.stdout.isatty()))
+
+
+@app.command("reproduce")
+def reproduce(
+    run: RunArgument,
+    despite: Annotated[
+        list[str] | None, typer.Option(metavar="WHAT", help="Go on although this differs: base, data, versions or code.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where the new run goes; beside the old one when absent.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a run again.
+
+    In a new folder, from its lock; refused where base, data, versions or code are others. On the same processor with as many
+    threads the result must be the same bit for bit: exit code 3 where it isn't.
+    """
+    import os
+
+    from finetune.recipe.lock import read_lock
+    from finetune.runs.folder import open_run
+
+    source = open_run(run.resolve())
+    lock = read_lock(source.lock_path)
+    # Before torch is imported: the number of threads decides the order of sums.
+    os.environ["OMP_NUM_THREADS"] = str(lock.device.get("threads", 1))
+    from finetune.train.reproduce import reproduce as again
+
+    report = again(source, lock, despite=frozenset(despite or ()), folder=folder, say=teller(as_json))
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        for line in report.lines():
+            out(line)
+    report.refuse_unlike()
+
+
+@app.command("rm")
+def remove(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+) -> None:
+    """Delete runs, after asking."""
+    from finetune.errors import CheckpointError
+    from finetune.runs.folder import open_run, remove_run
+
+    folders = [open_run(run.resolve()) for run in runs]
+    sizes = [sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file()) for folder in folders]
+    for folder, size in zip(folders, sizes, strict=True):
+        out(f"{folder.path}  {size / 1e6:,.1f} MB")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise CheckpointError("finetune runs rm asks before it deletes, and there is nobody to ask: give --yes.")
+        typer.confirm(f"Delete {len(folders)} run{'s' * (len(folders) != 1)} for good?", abort=True)
+    for folder in folders:
+        remove_run(folder)
 
 
 @app.command("ui")

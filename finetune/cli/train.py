@@ -82,7 +82,15 @@ def train(
     else:
         assert loaded is not None  # noqa: S101 - one of the two is there, see above
         command = shlex.join(["finetune", *sys.argv[1:]])
-        summary = run.start(loaded.recipe, name=loaded.path.stem, command=command, allow_code=allowed, say=say, folder=made)
+        summary = run.start(
+            loaded.recipe,
+            name=loaded.path.stem,
+            command=command,
+            allow_code=allowed,
+            say=say,
+            folder=made,
+            origins=loaded.origins,
+        )
         folder = Path(loaded.recipe.output.folder) / summary["name"]
     if not worker.is_worker() and int(os.environ.get("RANK", "0")) == 0:
         _tell(folder, as_json)

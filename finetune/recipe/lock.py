@@ -12,7 +12,9 @@ from ruamel.yaml.error import YAMLError
 from finetune.errors import Problem, RecipeError
 from finetune.recipe.schema import Recipe
 
-LOCK_VERSION = 1
+LOCK_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 lacks origins, git and the final metrics."""
 HEADER = "# Written by finetune; `finetune train --resume` and `finetune runs` read it. Don't edit it.\n"
 
 
@@ -33,8 +35,14 @@ class Lock:
     versions: dict[str, str] = field(default_factory=dict)
     device: dict[str, Any] = field(default_factory=dict)
     """Device, precision, threads, processes."""
+    git: dict[str, str] = field(default_factory=dict)
+    """Commit of the folder that the command was run in, and whether files differ from it; empty outside a repository."""
     tracker_id: str = ""
     """The run's id in its tracker; a resumed run goes on under it."""
+    origins: dict[str, str] = field(default_factory=dict)
+    """Where each value of the recipe was written."""
+    final: dict[str, Any] = field(default_factory=dict)
+    """The metrics at the end; empty until then."""
 
     def as_dict(self) -> dict[str, Any]:
         """The lock as plain values, the recipe last."""
@@ -58,8 +66,9 @@ def read_lock(path: Path) -> Lock:
         raise _refused(path, f"not a readable lock: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or "recipe" not in values:
         raise _refused(path, "not a lock: it holds no recipe")
-    if values.get("lock_version") != LOCK_VERSION:
-        raise _refused(path, f"lock_version is {values.get('lock_version')}; this version of finetune reads {LOCK_VERSION}")
+    if values.get("lock_version") not in READABLE_VERSIONS:
+        readable = " and ".join(map(str, READABLE_VERSIONS))
+        raise _refused(path, f"lock_version is {values.get('lock_version')}; this version of finetune reads {readable}")
     known = set(Lock.__dataclass_fields__)
     facts = {name: value for name, value in values.items() if name in known and name != "recipe"}
     try:

@@ -15,6 +15,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from finetune.errors import CheckpointError, LaunchError
+from finetune.runs.secrets import scrubbed
 
 LOCK = "recipe.lock.yaml"
 ADAPTER_NOTES = "finetune.json"
@@ -144,11 +146,19 @@ def open_run(path: Path) -> RunFolder:
     return RunFolder(path)
 
 
+def remove_run(run: RunFolder) -> None:
+    """Delete a run folder. Raises LaunchError while a process trains it."""
+    with run.claimed():
+        # The lock goes first: what a crash leaves half deleted is no run any more.
+        run.lock_path.unlink()
+        shutil.rmtree(run.path)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content in one step, so that no reader sees half of it."""
+    """Replace a file's content in one step, so that no reader sees half of it; secrets are left out."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w") as file:
-        file.write(text)
+        file.write(scrubbed(text))
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

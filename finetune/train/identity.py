@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from finetune.train.checkpoints import is_foreign
 from finetune.train.group import Group, engine_name
 
 
-def make_lock(recipe: Recipe, inputs: Inputs, command: str, tracker_id: str) -> Lock:
+def make_lock(recipe: Recipe, inputs: Inputs, command: str, tracker_id: str, origins: dict[str, str] | None = None) -> Lock:
     """The identity of everything that a run is made of."""
     return Lock(
         recipe=recipe,
@@ -30,8 +31,25 @@ def make_lock(recipe: Recipe, inputs: Inputs, command: str, tracker_id: str) -> 
         data=inputs.data.digests,
         versions=build.versions(),
         device=build.device_facts(inputs.precision),
+        git=git_state(Path.cwd()),
         tracker_id=tracker_id,
+        origins=origins or {},
     )
+
+
+def git_state(folder: Path) -> dict[str, str]:
+    """Commit and cleanness of the repository that a folder is in; empty outside one, and where git is not installed."""
+    found = []
+    for words in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False, timeout=10)
+        except (FileNotFoundError, subprocess.TimeoutExpired):
+            return {}
+        if done.returncode:
+            return {}
+        found.append(done.stdout.strip())
+    commit, changes = found
+    return {"commit": commit, "state": f"{len(changes.splitlines())} files differ from the commit" if changes else "clean"}
 
 
 def refuse_changes(then: Lock, now: Lock) -> None:

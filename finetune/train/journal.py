@@ -5,9 +5,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from finetune.runs.secrets import scrubbed
+
 Say = Callable[[str], None]
 
 LOGGERS = ("finetune", "transformers", "accelerate", "peft")
+
+
+class _Scrubbing(logging.Formatter):
+    """A formatter that leaves secrets out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return scrubbed(super().format(record))
 
 
 @contextmanager
@@ -15,7 +25,7 @@ def journal(path: Path, say: Say) -> Iterator[Say]:
     """While this lasts, what is said through its value, warnings of the libraries, and an exception go to the file."""
     path.parent.mkdir(exist_ok=True)
     handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Scrubbing("%(asctime)s %(levelname)s %(message)s"))
     record = logging.getLogger("finetune.run")
     record.setLevel(logging.INFO)
     record.propagate = False

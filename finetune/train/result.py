@@ -95,4 +95,5 @@ def summary_of(lock: Lock, trainer: ExactTrainer, *, name: str, status: str, err
         "tracker": recipe.tracking.tracker,
         "tracker_id": lock.tracker_id,
         "torch": torch.__version__,
+        "recipe": recipe.model_dump(mode="json"),
     }

@@ -1,9 +1,11 @@
 """One training run from recipe to run folder: the lifecycle only; build.py makes the parts, result.py writes the outcome."""
 
+import json
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from finetune.model.precision import choose_device, choose_threads
 from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.tracking import TrackingSection
+from finetune.runs.compare import METRICS as FINAL_METRICS
 from finetune.runs.folder import RunFolder, create_run, open_run, write_text
+from finetune.runs.secrets import scrubbed
 from finetune.runs.trackers import start_tracker
 from finetune.train import build
 from finetune.train.batches import StreamFeed
@@ -46,9 +50,12 @@ def start(
     say: Say,
     allow_code: frozenset[str] = frozenset(),
     folder: Path | None = None,
+    origins: dict[str, str] | None = None,
+    accept: Callable[[Lock], None] = lambda lock: None,
 ) -> dict[str, Any]:
     """Train a recipe in a new run folder, or in `folder`, which its launcher made; returns its summary.
 
+    `origins` says where each value of the recipe was written; `accept` may raise when it sees what the run is made of.
     Under a launcher each process calls this; the main one says what there is to say. Nothing is left behind where it can't
     start. Raises the errors of finetune.errors and data_prep.errors.
     """
@@ -60,10 +67,16 @@ def start(
     path = create_run(Path(recipe.output.folder), recipe.output.name or name).path if made else folder
     run = RunFolder(Path(group.text_of_main(str(path.resolve()) if path is not None else "")))
     try:
-        lock = make_lock(recipe, inputs, command, tracker_id=f"{run.name}-{secrets.token_hex(3)}")
+        lock = make_lock(recipe, inputs, command, f"{run.name}-{secrets.token_hex(3)}", origins)
+        accept(lock)
         refuse_differences(group, lock)
         with claimed(run, group), journal(run.log_of(group.rank), say) as tell:
             if group.is_main:
+                if scrubbed(lock.to_yaml()) != lock.to_yaml():
+                    tell(
+                        "warning: there is a secret in the recipe or the command; the run's files are written without it, so "
+                        "the run can't be resumed where it is needed. Give secrets by the environment."
+                    )
                 write_text(run.lock_path, lock.to_yaml())
             parts = Parts(run, lock, inputs, group=group, checkpoint=None, say=tell)
             made = False  # from here on the folder says what became of the run
@@ -149,7 +162,7 @@ class Parts:
             # DeepSpeed reduces gradients while it goes backward, and has no way to take that back.
             self.trainer.add_callback(Rehearsal(self.trainer, self.recipe, say))
         # Last, because they are seen from outside: a tracker's run and a moving line, for a run that can start.
-        config = self.recipe.model_dump(mode="json")
+        config = json.loads(scrubbed(self.recipe.model_dump_json()))
         tracking = self.recipe.tracking if group.is_main else TrackingSection(tracker="none")
         self.tracker = start_tracker(tracking, lock.tracker_id, config, folder=run.path, say=say)
         self.progress = Progress(say)
@@ -199,6 +212,9 @@ class Parts:
                 summary = summary_of(self.lock, self.trainer, name=self.run.name, status=status, error=error_text)
                 if self.group.is_main:
                     self.run.write_summary(summary)
+                    if status == "finished":
+                        final = {name: value for name, value in summary.items() if name in FINAL_METRICS}
+                        write_text(self.run.lock_path, replace(self.lock, final=final).to_yaml())
                 self.tracker.finish()
         if status == "stopped":
             self.say(

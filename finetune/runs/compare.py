@@ -1,0 +1,95 @@
+"""Two runs side by side: their metrics, and everything recorded that could explain the difference, most likely first."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.recipe.lock import Lock
+
+METRICS = (
+    "evaluation_loss", "evaluation_loss_before", "train_loss", "best_step", "steps", "tokens", "supervised_tokens", "seconds",
+    "tokens_per_second", "peak_memory_bytes", "status",
+)  # fmt: skip
+
+GROUPS = (
+    ("base", "the base's weights are others"),
+    ("data", "the data are others"),
+    ("tokenizer", "the tokenizer is another"),
+    ("template", "the chat template is another"),
+    ("recipe", "the recipe asks for something else"),
+    ("seed", "another seed: other batches, another start of the adapter"),
+    ("code", "the toolkit or the code beside it changed"),
+    ("versions", "packages changed"),
+    ("device", "another machine, or another number of threads or processes: other rounding"),
+)
+"""What can explain a difference, most likely first."""
+
+WITHOUT_EFFECT = ("output.", "tracking.", "train.log_every_steps", "train.keep_checkpoints", "train.save_every_steps")
+"""Recipe values that change no number of a run."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One recorded value in which two runs differ."""
+
+    group: str
+    name: str
+    first: Any
+    second: Any
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs."""
+
+    metrics: dict[str, tuple[Any, Any]]
+    differences: list[Difference]
+    """In the order of GROUPS."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "metrics": {name: list(pair) for name, pair in self.metrics.items()},
+            "differences": [vars(difference) for difference in self.differences],
+        }
+
+
+def compare(first: Lock, second: Lock, summaries: tuple[dict[str, Any], dict[str, Any]]) -> Comparison:
+    """What differs between two runs."""
+    metrics = {name: (summaries[0].get(name), summaries[1].get(name)) for name in METRICS}
+    order = [group for group, _ in GROUPS]
+    found = sorted(_differences(first, second), key=lambda difference: order.index(difference.group))
+    return Comparison(metrics, found)
+
+
+def _differences(first: Lock, second: Lock) -> Iterator[Difference]:
+    pairs: list[tuple[str, str, Any, Any]] = [
+        ("tokenizer", "tokenizer", first.tokenizer_sha256, second.tokenizer_sha256),
+        ("template", "template", first.template_sha256, second.template_sha256),
+    ]
+    for group, one, other in (
+        ("base", first.base, second.base),
+        ("data", first.data, second.data),
+        ("code", first.git, second.git),
+        ("versions", first.versions, second.versions),
+        ("device", first.device, second.device),
+    ):
+        pairs += [(group, name, one.get(name), other.get(name)) for name in {**one, **other}]
+    recipes = [dict(flattened(lock.recipe.model_dump(mode="json"))) for lock in (first, second)]
+    pairs += [("recipe", name, recipes[0].get(name), recipes[1].get(name)) for name in {**recipes[0], **recipes[1]}]
+    for group, name, one, other in pairs:
+        if one != other and not (group == "recipe" and name.startswith(WITHOUT_EFFECT)):
+            kind = "seed" if name == "train.seed" else "code" if (group, name) == ("versions", "finetune") else group
+            yield Difference(kind, name, one, other)
+
+
+def flattened(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of each leaf of nested mappings and lists of mappings."""
+    if isinstance(value, dict) and value:
+        for key, below in value.items():
+            yield from flattened(below, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for index, item in enumerate(value):
+            yield from flattened(item, f"{path}.{index}")
+    else:
+        yield path, value

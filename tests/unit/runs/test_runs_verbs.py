@@ -1,0 +1,159 @@
+"""finetune runs list, show, diff, plot and rm, as a person types them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.cli import app as command_line
+from finetune.recipe.lock import Lock, read_lock
+from finetune.recipe.schema import Recipe
+from finetune.runs.compare import compare
+from finetune.runs.folder import RunFolder, create_run
+
+RECIPE: dict[str, Any] = {
+    "model": {"base": "/bases/tiny"},
+    "data": {"train": [{"path": "/rows.jsonl", "format": "alpaca"}]},
+    "train": {"learning_rate": 1e-4},
+}
+
+
+def make_run(folder: Path, name: str, *, loss: float, **train: Any) -> RunFolder:
+    """A finished run without weights."""
+    run = create_run(folder, name)
+    recipe = Recipe.model_validate(RECIPE | {"train": RECIPE["train"] | train})
+    lock = Lock(
+        recipe=recipe,
+        command="finetune train",
+        created=f"2026-11-26T00:00:{loss:.0f}+00:00",
+        base={"kind": "folder", "sha256": "a" * 64},
+        data={"rows.jsonl": "b" * 64},
+        versions={"torch": "2.13.0", "finetune": "0.1.0"},
+        device={"type": "cpu", "threads": 2},
+    )
+    run.lock_path.write_text(lock.to_yaml())
+    summary = {"status": "finished", "name": run.name, "created": lock.created, "method": "lora", "steps": 3}
+    run.write_summary(summary | {"evaluation_loss": loss, "tokens_per_second": 600.0, "recipe": recipe.model_dump(mode="json")})
+    lines = [{"step": step, "train/loss": loss / step, "train/learning_rate": 1e-4} for step in (1, 2, 3)]
+    run.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """`finetune runs WORDS`: exit code, output, errors."""
+    monkeypatch.setattr(sys, "argv", ["finetune", "runs", *words])
+    code = command_line.run()
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def test_any_value_is_a_column_a_condition_and_an_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs are chosen and sorted by metrics and by values of their recipes; damaged ones are listed as damaged."""
+    for rate, loss in ((1e-4, 3.0), (5e-4, 1.0), (1e-3, 2.0)):
+        make_run(tmp_path, "a", loss=loss, learning_rate=rate)
+    damaged = make_run(tmp_path, "z", loss=9.0)
+    damaged.summary_path.write_text("{")
+    words = ["list", str(tmp_path), "--where", "train.learning_rate>=5e-4", "--sort", "evaluation_loss"]
+    code, shown, _ = runs(monkeypatch, capsys, *words, "--columns", "name,train.learning_rate,evaluation_loss")
+    assert code == 0
+    assert [line.split() for line in shown.splitlines()[1:]] == [["a-002", "0.0005", "1.0000"], ["a-003", "0.001", "2.0000"]]
+    _, shown, _ = runs(monkeypatch, capsys, "list", str(tmp_path), "--sort", "evaluation_loss", "--reverse", "--json")
+    assert [run["name"] for run in json.loads(shown)] == ["a-001", "a-003", "a-002", "z-001"]
+    assert "damaged" in runs(monkeypatch, capsys, "list", str(tmp_path), "--where", "status=damaged")[1]
+    code, _, error = runs(monkeypatch, capsys, "list", str(tmp_path), "--sort", "speed")
+    assert code == 2
+    assert "no run has a value 'speed'; expected one of" in error
+    code, _, error = runs(monkeypatch, capsys, "list", str(tmp_path), "--where", "loss")
+    assert code == 2
+    assert "expected KEY OPERATOR VALUE" in error
+
+
+def test_a_comparison_says_what_is_most_likely_first(tmp_path: Path) -> None:
+    """Other data come before another learning rate, that before packages, those before threads; output has no effect."""
+    first, second = make_run(tmp_path, "a", loss=1.0), make_run(tmp_path, "b", loss=2.0, learning_rate=3e-4, seed=7)
+    locks = [read_lock(run.lock_path) for run in (first, second)]
+    locks[1].data["rows.jsonl"] = "c" * 64
+    locks[1].versions["torch"] = "2.14.0"
+    locks[1].device["threads"] = 8
+    moved = locks[1].recipe.output.model_copy(update={"folder": "/elsewhere"})
+    other = Lock(**(vars(locks[1]) | {"recipe": locks[1].recipe.model_copy(update={"output": moved})}))
+    found = compare(locks[0], other, (first.read_summary(), second.read_summary()))
+    assert found.metrics["evaluation_loss"] == (1.0, 2.0)
+    assert [(line.group, line.name) for line in found.differences] == [
+        ("data", "rows.jsonl"),
+        ("recipe", "train.learning_rate"),
+        ("seed", "train.seed"),
+        ("versions", "torch"),
+        ("device", "threads"),
+    ]
+
+
+def test_diff_show_and_plot_print_what_a_person_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """diff names what could explain a difference; plot draws both runs, in characters and as a PNG."""
+    first, second = make_run(tmp_path, "a", loss=1.0), make_run(tmp_path, "b", loss=2.0, learning_rate=3e-4)
+    names = [str(first.path), str(second.path)]
+    _, shown, _ = runs(monkeypatch, capsys, "diff", *names)
+    assert "the recipe asks for something else:\n  train.learning_rate  0.0001  0.0003" in shown
+    _, shown, _ = runs(monkeypatch, capsys, "diff", names[0], names[0])
+    assert "nothing that is recorded differs" in shown
+    assert json.loads(runs(monkeypatch, capsys, "show", names[0], "--json")[1])["summary"]["evaluation_loss"] == 1.0
+    _, shown, _ = runs(monkeypatch, capsys, "plot", *names, "--metrics", "train/loss")
+    assert "train/loss" in shown
+    assert "b-001" in shown
+    assert "\x1b" not in shown
+    picture = tmp_path / "curves.png"
+    assert runs(monkeypatch, capsys, "plot", *names, "--output", str(picture))[0] == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    code, _, error = runs(monkeypatch, capsys, "plot", names[0], "--metrics", "train/speed")
+    assert code == 2
+    assert "none of the runs has train/speed; they have train/learning_rate, train/loss" in error
+
+
+def test_rm_asks_and_leaves_running_runs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --yes and without a terminal nothing is deleted; nor is a run that a process trains."""
+    run = make_run(tmp_path, "a", loss=1.0)
+    code, _, error = runs(monkeypatch, capsys, "rm", str(run.path))
+    assert code == 2
+    assert "give --yes" in error
+    holder = RunFolder(run.path)
+    holder.claim()
+    code, _, error = runs(monkeypatch, capsys, "rm", str(run.path), "--yes")
+    assert code == 2
+    assert "is being trained by" in error
+    assert run.lock_path.is_file()
+    holder.release()
+    assert runs(monkeypatch, capsys, "rm", str(run.path), "--yes")[0] == 0
+    assert not run.path.exists()
+
+
+def test_a_lock_of_the_first_version_is_read(tmp_path: Path) -> None:
+    """It lacks origins and git; a version that isn't known is refused by its number."""
+    run = make_run(tmp_path, "a", loss=1.0)
+    text = run.lock_path.read_text()
+    run.lock_path.write_text(
+        text.replace("lock_version: 2", "lock_version: 1").replace("git: {}\n", "").replace("origins: {}\n", "")
+    )
+    assert read_lock(run.lock_path).origins == {}
+    run.lock_path.write_text(text.replace("lock_version: 2", "lock_version: 3"))
+    with pytest.raises(Exception, match="lock_version is 3; this version of finetune reads 1 and 2"):
+        read_lock(run.lock_path)
+
+
+def test_secrets_are_known_by_name_kind_and_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of secret variables, well-known tokens, and the keys in URLs; harmless text stays as it is."""
+    from finetune.runs.secrets import scrubbed
+
+    secret = "0123456789abcdef" * 3
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+    text = f"key {secret}, hf_{'a1' * 15}, https://me:pass@host/rows.jsonl?X-Amz-Signature=123&b=1 and https://host/a.b#c"
+    assert scrubbed(text) == "key [WANDB_API_KEY], [token], https://[user]@host/rows.jsonl?[query] and https://host/a.b#c"
+    plain = "train.learning_rate=1e-4 /runs/a-001 sha256 0f3c, tokens: 12"
+    assert scrubbed(plain) == plain
