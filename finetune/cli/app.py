@@ -1,6 +1,7 @@
 """The command line: one table of verbs, and what an error becomes. A verb's module is imported only when it is needed."""
 
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -89,6 +90,8 @@ def main() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    # The interpreter's last collections would go through all of torch once more: a third of a second for nothing.
+    gc.freeze()
     sys.exit(code)
 
 

@@ -28,7 +28,7 @@ def verify(
         verification = found.verification.as_dict() if found.verification is not None else None
         print_json(asdict(found) | {"verification": verification, "failures": found.failures, "holds": not found.failures})
     else:
-        out(f"tensors       {found.tensors} have the SHA-256 of the merge, {len(found.changed)} do not")
+        out(f"tensors       {found.tensors} have the hash of the merge, {len(found.changed)} do not")
         if found.left_out is not None:
             out(f"left out      base + adapter: {found.left_out}")
         if found.check is not None:

@@ -70,6 +70,11 @@ def check_launch(launch: Launch, recipe: Recipe) -> None:
             f"model.new_tokens with --launch {launch.config.name}: peft gathers an embedding's rows under ZeRO-3 with CUDA's "
             "calls alone, which was never shown to work here. Take fsdp2, zero2 or ddp."
         )
+    if recipe.tracking.samples is not None and engine.startswith(("zero3", "fsdp2")):
+        raise LaunchError(
+            f"tracking.samples with --launch {launch.config.name}: one process writes them, and none holds a whole model. Take "
+            "ddp or zero2, or leave the samples out."
+        )
     uneven = train.uneven_over(launch.processes)
     if uneven is not None:
         raise LaunchError(uneven)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from finetune.errors import MergeError
-from finetune.merge.tensors import StoredWeights, Weights, ranges, sha256_of
+from finetune.merge.tensors import StoredWeights, Weights, hash_of, ranges
 from finetune.merge.updates import AddedBias, LowRank, Operation, Replaced, TokenRows, Update, parts_of, scale_of
 from finetune.model.inspect import ADAPTER_WEIGHTS, read_adapter_config
 
@@ -218,7 +218,7 @@ def _same_tensor(one: Update, other: Update) -> bool:
     (first, *more), (second, *others) = one.operations, other.operations
     if more or others or not isinstance(first, Replaced) or not isinstance(second, Replaced):
         return False
-    return sha256_of(first.adapter, first.name) == sha256_of(second.adapter, second.name)
+    return hash_of(first.adapter, first.name) == hash_of(second.adapter, second.name)
 
 
 class MergedWeights:

@@ -12,7 +12,7 @@ from finetune.merge.nf4 import Nf4Weights
 from finetune.merge.output import VERIFICATION_FILE
 from finetune.merge.parts import Options, Say, read_parts
 from finetune.merge.streamed import verify_streamed
-from finetune.merge.tensors import StoredWeights, Weights, sha256_of
+from finetune.merge.tensors import StoredWeights, Weights, hash_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
@@ -27,7 +27,7 @@ class Again:
 
     folder: str
     tensors: int
-    """Whose SHA-256 is that of the merge."""
+    """Whose hash is that of the merge."""
     changed: tuple[str, ...]
     left_out: str | None
     """Why base + adapter was not looked at again."""
@@ -49,9 +49,9 @@ def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
     record = read_record(folder)
     written = StoredWeights.of_folder(folder)
     say(f"hashing {len(written.tensors)} tensors")
-    found = {name: sha256_of(written, name) for name in written.names()}
+    found = {name: hash_of(written, name) for name in written.names()}
     written.close()
-    expected: dict[str, str] = record["sha256"]
+    expected: dict[str, str] = record["xxh3_128"]
     changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     same = len(found) - sum(name in found for name in changed)
     try:
@@ -61,9 +61,7 @@ def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
         return Again(str(folder), same, tuple(changed), str(error))
     if parts.why_not_streamed is not None or any("merged by peft" in note for note in record["notes"]):
         return Again(str(folder), same, tuple(changed), "it was merged by peft, whole in memory")
-    updates = Updates(parts.stored, parts.config.to_dict(), parts.adapters)
-    config = parts.config
-    config.vocab_size, config.tie_word_embeddings = updates.vocabulary, updates.stays_tied
+    updates = Updates(parts.stored, parts.config, parts.adapters)
     comparison = record["qlora"]
     base: Weights = Nf4Weights(parts.stored) if comparison and comparison["taken"] == "nf4" else parts.stored
     merged = MergedWeights(base, updates, parts.asked_dtype)
@@ -84,7 +82,18 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise MergeError(f"{path} is damaged ({type(error).__name__}: {error}): merge again.") from None
 
 
-RECORDED = ("sha256", "model", "method", "recipe", "adapters", "adapter_sha256", "asked_dtype", "qlora", "notes", "base_sha256")
+RECORDED = (
+    "xxh3_128",
+    "model",
+    "method",
+    "recipe",
+    "adapters",
+    "adapter_sha256",
+    "asked_dtype",
+    "qlora",
+    "notes",
+    "base_sha256",
+)
 
 
 def _target_of(record: dict[str, Any]) -> tuple[Target, list[Path]]:

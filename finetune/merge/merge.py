@@ -102,7 +102,7 @@ def merge(
 def _merge(parts: Parts, folder: Path, output: Path, options: Options) -> Outcome:
     reason = parts.why_not_streamed
     if reason is None:
-        updates = Updates(parts.stored, parts.config.to_dict(), parts.adapters)
+        updates = Updates(parts.stored, parts.config, parts.adapters)
         if len(parts.tokenizer) <= updates.vocabulary:
             return merge_streamed(parts, updates, folder, output, options)
         reason = "the tokenizer has tokens that nobody trained, for which transformers draws rows"
@@ -161,7 +161,7 @@ def _write_verification(folder: Path, parts: Parts, report: MergeReport, outcome
         "adapter_sha256": [file_sha256(adapter.folder / ADAPTER_WEIGHTS) for adapter in parts.adapters],
         "base_sha256": parts.target.base_sha256,
         "asked_dtype": report.dtype if parts.asked_dtype is not None else None,
-        "sha256": outcome.sha256,
+        "xxh3_128": outcome.xxh3_128,
     }
     (folder / VERIFICATION_FILE).write_text(json.dumps(record, indent=1) + "\n")
     facts = {"base": report.base, "adapter": ", ".join(report.adapters), "dtype": report.dtype}

@@ -100,7 +100,7 @@ def write_card(folder: Path, facts: dict[str, str], verdicts: list[str]) -> None
     lines += ["", "## Verification", "", *(f"- {verdict}" for verdict in verdicts)]
     lines += [
         "",
-        f"All figures, and the SHA-256 of each tensor, are in {VERIFICATION_FILE}; `finetune verify` checks them again.",
+        f"All figures, and the hash of each tensor, are in {VERIFICATION_FILE}; `finetune verify` checks them again.",
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n")
 

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from finetune.errors import MergeError
 from finetune.evaluate.data import tokenizer_for
@@ -15,7 +15,6 @@ from finetune.merge.adapted import Adapter
 from finetune.merge.check_tensors import TensorCheck
 from finetune.merge.tensors import StoredWeights
 from finetune.model.checkpoint import Base, read_config, resolve_base
-from finetune.model.config import load_config
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
@@ -44,8 +43,8 @@ class Options:
 class Outcome:
     """What a way of merging did."""
 
-    sha256: dict[str, str]
-    """Of each tensor that was written."""
+    xxh3_128: dict[str, str]
+    """The hash of each tensor that was written."""
     check_seconds: float
     tensors: TensorCheck | None = None
     verification: "Verification | None" = None
@@ -68,7 +67,8 @@ class Parts:
     stored: StoredWeights
     adapters: list[Adapter]
     tokenizer: PreTrainedTokenizerFast
-    config: PretrainedConfig
+    config: dict[str, Any]
+    """The base's config.json, with the recipe's RoPE scaling in it."""
     dtype: torch.dtype
     """What most of the weights will be stored in."""
     asked_dtype: torch.dtype | None
@@ -93,7 +93,12 @@ def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> Parts
     kind = _refuse_quantised(base.folder, stored)
     tokenizer = tokenizer_for(target.model, adapters[-1].folder, base.folder)
     asked = NAMED_DTYPES[dtype] if dtype is not None else None
-    config = load_config(base, target.model.rope_scaling)
+    # transformers' own class costs a second to import; without RoPE scaling the file says it all.
+    config = read_config(base.folder)
+    if target.model.rope_scaling is not None:
+        from finetune.model.config import load_config
+
+        config = load_config(base, target.model.rope_scaling).to_dict()
     return Parts(target, base, stored, adapters, tokenizer, config, asked or kind, asked)
 
 

@@ -1,12 +1,12 @@
 """A merge that is streamed: block by block from the base's files to the output's, whatever the model's size."""
 
+import json
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PretrainedConfig
 
 from finetune.errors import MergeError
 from finetune.merge.adapted import MergedWeights, Updates
@@ -17,7 +17,6 @@ from finetune.merge.parts import Options, Outcome, Parts
 from finetune.merge.stream import write_weights
 from finetune.merge.tensors import Weights
 from finetune.merge.texts import verification_documents
-from finetune.model.config import load_config
 from finetune.model.precision import choose_threads
 
 if TYPE_CHECKING:
@@ -29,17 +28,15 @@ SEED = 0
 
 
 def merge_streamed(parts: Parts, updates: Updates, folder: Path, output: Path, options: Options) -> Outcome:
-    """Write the merged weights into `folder`, and check them; the config becomes the merged model's.
+    """Write the merged weights and config.json into `folder`, and check them.
 
     Raises MergeError where a number isn't finite or the disk of `output` is too small.
     """
-    config = parts.config
-    config.vocab_size, config.tie_word_embeddings, config.dtype = updates.vocabulary, updates.stays_tied, parts.dtype
-    base, comparison = _choose_qlora_base(parts, updates, options)
+    (folder / "config.json").write_text(json.dumps(merged_config(parts, updates), indent=2) + "\n")
+    base, comparison = _choose_qlora_base(parts, updates, folder, options)
     merged = MergedWeights(base, updates, parts.asked_dtype)
     refuse_small_disk(output, sum(math.prod(merged.shape(name)) * merged.dtype(name).itemsize for name in merged.names()))
     written = write_weights(merged, folder, options.largest_shard, choose_threads())
-    config.save_pretrained(folder)
     began = time.perf_counter()
     tensors = check_tensors(folder, merged, seed=SEED) if options.check != "none" else None
     verification = verify_streamed(parts, merged, folder, options) if options.check == "full" else None
@@ -49,19 +46,32 @@ def merge_streamed(parts: Parts, updates: Updates, folder: Path, output: Path, o
         notes = (
             f"the adapter was trained on the base in 4-bit NF4; it is merged into, and verified with, the base as {beneath}",
         )
-    return Outcome(written.sha256, time.perf_counter() - began, tensors, verification, comparison, notes)
+    return Outcome(written.xxh3_128, time.perf_counter() - began, tensors, verification, comparison, notes)
 
 
-def _choose_qlora_base(parts: Parts, updates: Updates, options: Options) -> "tuple[Weights, Comparison | None]":
+def merged_config(parts: Parts, updates: Updates) -> dict[str, Any]:
+    """The base's config.json with what the merge changes: vocabulary, tie and type; no quantisation."""
+    config = parts.config | {"vocab_size": updates.vocabulary, "tie_word_embeddings": updates.stays_tied}
+    dtype = str(parts.dtype).removeprefix("torch.")
+    # The name before transformers 5 stays for those who read it.
+    config |= {"dtype": dtype} | ({"torch_dtype": dtype} if "torch_dtype" in config else {})
+    config.pop("quantization_config", None)
+    return config
+
+
+def _choose_qlora_base(parts: Parts, updates: Updates, folder: Path, options: Options) -> "tuple[Weights, Comparison | None]":
     if not parts.target.quantized:
         if options.qlora_base == "nf4":
             raise MergeError("--qlora-base nf4: this adapter was not trained on an NF4 base (adapter.method is not qlora).")
         return parts.stored, None
+    from transformers import AutoConfig
+
     from finetune.merge.qlora import choose_base
 
     options.say("scoring both bases of the QLoRA adapter: the stored one, and NF4 dequantised")
     documents, _ = verification_documents(parts.target.recipe, parts.tokenizer)
-    comparison = choose_base(parts.stored, updates, parts.config, documents, parts.asked_dtype, asked=options.qlora_base)
+    config = AutoConfig.from_pretrained(folder)
+    comparison = choose_base(parts.stored, updates, config, documents, parts.asked_dtype, asked=options.qlora_base)
     for line in comparison.lines():
         options.say(line)
     return (Nf4Weights(parts.stored) if comparison.taken == "nf4" else parts.stored), comparison
@@ -69,31 +79,29 @@ def _choose_qlora_base(parts: Parts, updates: Updates, options: Options) -> "tup
 
 def verify_streamed(parts: Parts, merged: MergedWeights, folder: Path, options: Options) -> "Verification":
     """Base + adapter by peft beside the model in `folder`, in memory where they fit, else layer by layer from the disk."""
+    from transformers import AutoConfig
+
     from finetune.merge.distance import logits_of
     from finetune.merge.models import fits_in_memory, model_of
     from finetune.merge.verify import before_by_peft, before_from_disk, quiet_peft, verify
     from finetune.model.adapter import grow_embeddings, load_adapter
+    from finetune.model.config import load_config
 
     documents, texts = verification_documents(parts.target.recipe, parts.tokenizer)
-    exact = None
+    config, exact = AutoConfig.from_pretrained(folder), None
     if fits_in_memory(merged):
         options.say("verifying: base + adapter beside the merged model, on real rows")
         # Several adapters go in one on top of the other: the last one is compared unmerged.
-        beneath = _unmerged_config(parts)
-        earlier = Updates(parts.stored, beneath.to_dict(), parts.adapters[:-1])
+        beneath = load_config(parts.base, parts.target.model.rope_scaling)
+        earlier = Updates(parts.stored, parts.config, parts.adapters[:-1])
         beneath.vocab_size, beneath.tie_word_embeddings = earlier.vocabulary, earlier.stays_tied
         plain = model_of(MergedWeights(merged.base, earlier, torch.float32), beneath)
         grow_embeddings(plain, merged.updates.vocabulary)
         with quiet_peft():
             before = before_by_peft(load_adapter(plain, parts.adapters[-1].folder).eval(), parts.tokenizer, documents)
         del plain
-        exact = logits_of(model_of(MergedWeights(merged.base, merged.updates, torch.float32), parts.config), before.rows)
+        exact = logits_of(model_of(MergedWeights(merged.base, merged.updates, torch.float32), config), before.rows)
     else:
         options.say("verifying layer by layer: the model in float32 is larger than the free memory")
-        before = before_from_disk(merged.base, merged.updates, parts.config, documents)
-    return verify(before, exact, folder, parts.config, parts.tokenizer, texts=texts, dtype=parts.dtype)
-
-
-def _unmerged_config(parts: Parts) -> PretrainedConfig:
-    """The base's own config: that of `parts` has become the merged model's."""
-    return load_config(parts.base, parts.target.model.rope_scaling)
+        before = before_from_disk(merged.base, merged.updates, config, documents)
+    return verify(before, exact, folder, config, parts.tokenizer, texts=texts, dtype=parts.dtype)

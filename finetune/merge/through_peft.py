@@ -17,7 +17,7 @@ from finetune.merge.adapted import finite
 from finetune.merge.distance import logits_of
 from finetune.merge.output import refuse_small_disk
 from finetune.merge.parts import Options, Outcome, Parts
-from finetune.merge.tensors import StoredWeights, sha256_of
+from finetune.merge.tensors import StoredWeights, hash_of
 from finetune.merge.texts import verification_documents
 from finetune.merge.verify import before_by_peft, quiet_peft, verify
 from finetune.model.adapter import load_adapter
@@ -47,12 +47,13 @@ def merge_through_peft(parts: Parts, reason: str, folder: Path, output: Path, op
     began = time.perf_counter()
     verification = None
     if before is not None:
+        config = merged.config
         del merged, adapted
-        verification = verify(before, exact, folder, parts.config, parts.tokenizer, texts=texts, dtype=parts.dtype)
+        verification = verify(before, exact, folder, config, parts.tokenizer, texts=texts, dtype=parts.dtype)
     spent += time.perf_counter() - began
     written = StoredWeights.of_folder(folder)
-    sha256 = {name: sha256_of(written, name) for name in written.names()}
-    return Outcome(sha256, spent, verification=verification, notes=(note,))
+    hashes = {name: hash_of(written, name) for name in written.names()}
+    return Outcome(hashes, spent, verification=verification, notes=(note,))
 
 
 def load_in_float32(

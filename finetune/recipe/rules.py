@@ -183,8 +183,15 @@ def _new_tokens(recipe: Recipe, given: Given) -> Found:
 
 def _tracking(recipe: Recipe, given: Given) -> Found:
     tracking = recipe.tracking
-    if _asked(recipe, given, "tracking.wandb_mode") and tracking.tracker != "wandb":
-        yield "tracking.wandb_mode", f"only tracker wandb has it; this one is {tracking.tracker}"
+    for knob in ("wandb_mode", "tags", "notes", "upload_adapter"):
+        if _asked(recipe, given, f"tracking.{knob}") and tracking.tracker != "wandb":
+            yield f"tracking.{knob}", f"only tracker wandb has it; this one is {tracking.tracker}"
+    if tracking.group is not None and tracking.tracker not in ("trackio", "wandb"):
+        yield "tracking.group", f"only trackers trackio and wandb have it; this one is {tracking.tracker}"
+    if _asked(recipe, given, "tracking.project") and tracking.tracker not in ("trackio", "wandb"):
+        yield "tracking.project", f"only trackers trackio and wandb have it; {tracking.tracker} goes by its own variables"
+    if tracking.upload_adapter and recipe.adapter.method == "full":
+        yield "tracking.upload_adapter", "adapter.method full trains all weights: there is no adapter to upload"
 
 
 def _supervise(recipe: Recipe, given: Given) -> Found:

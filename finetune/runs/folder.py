@@ -5,6 +5,7 @@ RUN/
   adapter/           the result, as peft saves it (model/ where all weights were trained)
   checkpoints/       checkpoint-STEP/, whole when complete.json is in it
   metrics.jsonl      one line per log, {"step": ..., "train/loss": ...}
+  samples.jsonl      what the model wrote to the recipe's prompts, {"step": ..., "prompt": ..., "answer": ...}
   summary.json       the outcome, for lists
   run.log            what was printed
   logs/rank-N.log    what the processes beside the main one had to say
@@ -41,6 +42,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.lock_path = path / LOCK
         self.metrics_path = path / "metrics.jsonl"
+        self.samples_path = path / "samples.jsonl"
         self.summary_path = path / "summary.json"
         self.log_path = path / "run.log"
         self._marker: IO[str] | None = None

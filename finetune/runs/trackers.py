@@ -1,18 +1,42 @@
-"""Experiment trackers: Trackio (local SQLite, no account) and wandb. metrics.jsonl in the run folder has everything as well.
+"""Experiment trackers: Trackio (local SQLite) and wandb, under the names of metrics.jsonl, which has everything as well.
 
-Names, in all three: train/loss, train/gradient_norm, train/learning_rate, train/tokens_per_second, train/supervised_tokens,
-train/epoch, eval/loss, eval/perplexity, system/memory_bytes; each by optimizer step.
+| name | unit | logged |
+|---|---|---|
+| train/loss | nats a supervised token, mean of the step | every train.log_every_steps |
+| train/gradient_norm | L2, before clipping | with it |
+| train/learning_rate | of the step | with it |
+| train/tokens_per_second | all tokens of all processes, padding aside | with it |
+| train/supervised_tokens | tokens with a label, since the start | with it |
+| train/epoch | of the data | with it |
+| eval/loss | nats a supervised token, mean over all held-out rows | every train.evaluate_every_steps |
+| eval/perplexity | e to the power of it | with it |
+| system/memory_bytes | peak: of the GPU, else resident | with train/loss |
+| samples | a table: prompt, answer | every tracking.samples.every_steps |
+
+Every other tracker that transformers drives has transformers' own names.
 """
 
 import contextlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from finetune.errors import TrackerError
 from finetune.recipe.schema.tracking import TrackingSection
+
+OWN = ("trackio", "wandb", "none")
+"""Trackers that are driven here; transformers drives the others."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text that the model wrote."""
+
+    prompt: str
+    answer: str
 
 
 class Tracker(Protocol):
@@ -21,15 +45,27 @@ class Tracker(Protocol):
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record metrics at an optimizer step."""
 
+    def log_samples(self, samples: Sequence[Sample], step: int) -> None:
+        """Record what the model wrote at an optimizer step."""
+
+    def upload(self, adapter: Path) -> None:
+        """Keep the trained adapter, where the recipe asks for it."""
+
     def finish(self) -> None:
         """Write what is outstanding."""
 
 
 class NoTracker:
-    """`tracking.tracker: none`."""
+    """`tracking.tracker: none`, and those that transformers drives."""
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Nothing: metrics.jsonl has it."""
+
+    def log_samples(self, samples: Sequence[Sample], step: int) -> None:
+        """Nothing: samples.jsonl has them."""
+
+    def upload(self, adapter: Path) -> None:
+        """Nothing: the run folder has it."""
 
     def finish(self) -> None:
         """Nothing is outstanding."""
@@ -46,6 +82,7 @@ class TrackioTracker:
             self.run = trackio.init(
                 project=section.project,
                 name=run_id,
+                group=section.group,
                 config=recipe,
                 resume="allow",
                 embed=False,
@@ -55,6 +92,16 @@ class TrackioTracker:
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Queue the metrics; Trackio writes them in the background."""
         self.run.log(metrics, step=step)
+
+    def log_samples(self, samples: Sequence[Sample], step: int) -> None:
+        """A table of prompts and answers."""
+        import trackio
+
+        rows = [[sample.prompt, sample.answer] for sample in samples]
+        self.run.log({"samples": trackio.Table(columns=["prompt", "answer"], data=rows)}, step=step)
+
+    def upload(self, adapter: Path) -> None:
+        """Nothing: the rules of the recipe refuse it."""
 
     def finish(self) -> None:
         """Wait until the database has everything."""
@@ -71,11 +118,15 @@ class WandbTracker:
     def __init__(self, section: TrackingSection, run_id: str, recipe: dict[str, Any], folder: Path):
         import wandb
 
+        self.section, self.run_id = section, run_id
         self.run = wandb.init(
             project=section.project,
             name=run_id,
             id=run_id,
             config=recipe,
+            group=section.group,
+            tags=list(section.tags),
+            notes=section.notes,
             dir=str(folder),
             mode=wandb_mode(section),
             resume="allow",
@@ -85,6 +136,22 @@ class WandbTracker:
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record the metrics."""
         self.run.log(metrics, step=step)
+
+    def log_samples(self, samples: Sequence[Sample], step: int) -> None:
+        """A table of prompts and answers."""
+        import wandb
+
+        rows = [[step, sample.prompt, sample.answer] for sample in samples]
+        self.run.log({"samples": wandb.Table(columns=["step", "prompt", "answer"], data=rows)}, step=step)
+
+    def upload(self, adapter: Path) -> None:
+        """The adapter's folder as an artifact of the run."""
+        import wandb
+
+        if self.section.upload_adapter:
+            artifact = wandb.Artifact(f"{self.run_id}-adapter", type="model")
+            artifact.add_dir(str(adapter))
+            self.run.log_artifact(artifact)
 
     def finish(self) -> None:
         """Write what is outstanding."""
@@ -111,13 +178,22 @@ class GuardedTracker:
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Pass the metrics on, as long as the tracker works."""
-        self._guarded(lambda: self.inner.log(metrics, step))
+        self.guarded(lambda: self.inner.log(metrics, step))
+
+    def log_samples(self, samples: Sequence[Sample], step: int) -> None:
+        """Pass the texts on, as long as the tracker works."""
+        self.guarded(lambda: self.inner.log_samples(samples, step))
+
+    def upload(self, adapter: Path) -> None:
+        """Pass the adapter on, as long as the tracker works."""
+        self.guarded(lambda: self.inner.upload(adapter))
 
     def finish(self) -> None:
         """Write what is outstanding, as long as the tracker works."""
-        self._guarded(self.inner.finish)
+        self.guarded(self.inner.finish)
 
-    def _guarded(self, call: Any) -> None:
+    def guarded(self, call: Callable[[], Any]) -> None:
+        """Call, as long as nothing failed before."""
         if self.failed:
             return
         try:
@@ -129,21 +205,26 @@ class GuardedTracker:
 
 def start_tracker(
     section: TrackingSection, run_id: str, recipe: dict[str, Any], *, folder: Path, say: Callable[[str], None]
-) -> Tracker:
+) -> GuardedTracker:
     """Start the recipe's tracker under `run_id`, or go on in the run that has this id.
 
     Raises TrackerError, before anything is trained, where it can't start.
     """
-    if section.tracker == "none":
-        return NoTracker()
     try:
         if section.tracker == "wandb":
             return GuardedTracker(WandbTracker(section, run_id, recipe, folder), say)
-        return GuardedTracker(TrackioTracker(section, run_id, recipe), say)
+        if section.tracker == "trackio":
+            return GuardedTracker(TrackioTracker(section, run_id, recipe), say)
+        return GuardedTracker(NoTracker(), say)
     except TrackerError:
         raise
     except Exception as error:
-        raise TrackerError(
-            f"tracking.tracker {section.tracker} could not start ({type(error).__name__}: {error}). "
-            "Mend that, or set tracking.tracker: none; metrics.jsonl is written in any case."
-        ) from error
+        raise tracker_error(section.tracker, error) from error
+
+
+def tracker_error(name: str, error: Exception) -> TrackerError:
+    """A tracker that can't start."""
+    return TrackerError(
+        f"tracking.tracker {name} could not start ({type(error).__name__}: {' '.join(str(error).split())}). "
+        "Mend that, or set tracking.tracker: none; metrics.jsonl is written in any case."
+    )

@@ -68,13 +68,17 @@ class MetricsLog(TrainerCallback):
             control.should_log = True
         return control
 
+    def restart(self) -> None:
+        """What was done since the last step is not the next step's time."""
+        self.since = time.perf_counter()
+
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The time of an evaluation is not the next step's."""
-        self.since = time.perf_counter()
+        self.restart()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The time of a checkpoint is not the next step's."""
-        self.since = time.perf_counter()
+        self.restart()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any

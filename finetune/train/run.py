@@ -34,11 +34,13 @@ from finetune.train.identity import (
     refuse_foreign_pickles,
     refuse_other_engine,
 )
+from finetune.train.integrations import add_integration
 from finetune.train.journal import Say, journal
 from finetune.train.memory import allocator_name, memory_advice
 from finetune.train.progress import Progress
 from finetune.train.rehearsal import Rehearsal
 from finetune.train.result import best_checkpoint, summary_of, write_result
+from finetune.train.samples import Samples
 from finetune.train.trainer import ExactTrainer
 
 
@@ -167,7 +169,12 @@ class Parts:
         self.tracker = start_tracker(tracking, lock.tracker_id, config, folder=run.path, say=say)
         self.progress = Progress(say)
         metrics = run.metrics_path if group.is_main else None
-        self.trainer.add_callback(MetricsLog(metrics, self.trainer, self.tracker, self.progress.show))
+        log = MetricsLog(metrics, self.trainer, self.tracker, self.progress.show)
+        self.trainer.add_callback(log)
+        add_integration(self.trainer, tracking.tracker, run.path, self.tracker)
+        if tracking.samples is not None:
+            texts = Samples(tracking.samples, self.trainer, inputs.tokenizer, run.samples_path, self.tracker, say, log.restart)
+            self.trainer.add_callback(texts)
 
     def _build(self) -> ExactTrainer:
         threads, device = choose_threads(), choose_device()
@@ -201,6 +208,8 @@ class Parts:
                     status = "finished" if self._complete else "stopped"
                     if status == "finished":
                         self._write_result()
+                        if self.run.adapter.is_dir():
+                            self.tracker.upload(self.run.adapter)
             except KeyboardInterrupt:
                 status = "stopped"
                 raise

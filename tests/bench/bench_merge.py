@@ -65,8 +65,11 @@ def measure(shape: str, folder: Path, asked: argparse.Namespace) -> None:
     if shape == "8b":
         del commands["PEFT"]
     found = {name: Runs() for name in commands}
-    for _ in range(asked.rounds):
-        for name, command in commands.items():
+    for number in range(asked.rounds):
+        # Another order each time: a command pays for what the one before left of the machine's free memory.
+        order = list(commands)[number % len(commands) :] + list(commands)[: number % len(commands)]
+        for name in order:
+            command = commands[name]
             seconds, anonymous = timed([*command, str(folder / "output")], folder)
             found[name].seconds.append(seconds)
             found[name].anonymous.append(anonymous)

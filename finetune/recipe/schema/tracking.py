@@ -6,15 +6,48 @@ from pydantic import Field
 
 from data_prep.config import Section
 
+Text = Annotated[str, Field(min_length=1)]
+
+
+class SamplesSection(Section):
+    """Texts that the model writes while it trains."""
+
+    prompts: Annotated[tuple[Text, ...], Field(min_length=1, strict=False)]
+    """What the model is asked: a user's turn each, where the tokenizer has a chat template."""
+
+    every_steps: Annotated[int, Field(ge=1)] = 50
+    """Before the first step, after every so many, and at the end."""
+
+    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    """The longest answer."""
+
 
 class TrackingSection(Section):
     """Where metrics go besides the run folder's metrics.jsonl."""
 
-    tracker: Literal["trackio", "wandb", "none"] = "trackio"
-    """trackio (a local database, no account), wandb, or none."""
+    tracker: Literal[
+        "trackio", "wandb", "none", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "mlflow",
+        "neptune", "swanlab", "tensorboard",
+    ] = "trackio"  # fmt: skip
+    """trackio (a local database, no account), wandb, none, or one that transformers drives, under its own names."""
 
-    project: Annotated[str, Field(min_length=1)] = "finetune"
+    project: Text = "finetune"
     """The tracker's project."""
+
+    group: Text | None = None
+    """Runs that belong together, in trackio and wandb."""
+
+    tags: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """The run's tags in wandb."""
+
+    notes: Text | None = None
+    """What the run is for, in wandb."""
+
+    upload_adapter: bool = False
+    """Log the trained adapter to wandb as an artifact."""
 
     wandb_mode: Literal["auto", "online", "offline"] = "auto"
     """auto: online where WANDB_API_KEY is set, else offline (`wandb sync` uploads later)."""
+
+    samples: SamplesSection | None = None
+    """Texts that the model writes while it trains: samples.jsonl in the run folder, a table in trackio and wandb."""

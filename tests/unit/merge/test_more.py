@@ -180,7 +180,7 @@ def test_a_card_says_what_was_merged(tiny_base: Path, tmp_path: Path) -> None:
     card = (tmp_path / "merged" / "README.md").read_text()
     for part in (str(tiny_base), str(tmp_path / "adapter"), "recomputed in float64", "predictions: holds on 8 rows", "greedy"):
         assert part in card
-    assert len(json.loads((tmp_path / "merged" / "verification.json").read_text())["sha256"]) == 21
+    assert len(json.loads((tmp_path / "merged" / "verification.json").read_text())["xxh3_128"]) == 21
 
 
 def test_a_plan_of_405_billion_parameters_takes_headers_only(tmp_path: Path) -> None:

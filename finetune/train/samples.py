@@ -1,0 +1,70 @@
+"""Texts that the model writes while it trains, for a person to see what it learns."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from data_prep.messages import Message
+from finetune.evaluate.generation import conversation_ids, generate, plain_ids
+from finetune.recipe.schema.tracking import SamplesSection
+from finetune.runs.secrets import scrubbed
+from finetune.runs.trackers import Sample, Tracker
+from finetune.train.journal import Say
+from finetune.train.trainer import ExactTrainer
+
+SHOWN_CHARACTERS = 100
+
+
+class Samples(TrainerCallback):
+    """Greedy answers to the recipe's prompts: before the first step, every so many, and at the end.
+
+    Greedy decoding draws no random number and dropout is off, so a run with samples is bit for bit the one without.
+    """
+
+    def __init__(
+        self,
+        section: SamplesSection,
+        trainer: ExactTrainer,
+        tokenizer: PreTrainedTokenizerFast,
+        path: Path,
+        tracker: Tracker,
+        say: Say,
+        restart_clock: Callable[[], None],
+    ):
+        self.section, self.trainer, self.tokenizer = section, trainer, tokenizer
+        self.path, self.tracker, self.say, self.restart_clock = path, tracker, say, restart_clock
+        self.prompts = [
+            conversation_ids([Message("user", prompt)], tokenizer) if tokenizer.chat_template else plain_ids(prompt, tokenizer)
+            for prompt in section.prompts
+        ]
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Before the first step; texts of steps that are taken again go."""
+        if self.path.exists():
+            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= state.global_step]
+            self.path.write_text("".join(f"{line}\n" for line in lines))
+        if state.global_step == 0:
+            self._write(0)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Every so many steps."""
+        if state.global_step % self.section.every_steps == 0 or state.global_step >= state.max_steps:
+            self._write(state.global_step)
+
+    def _write(self, step: int) -> None:
+        model: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        with self.trainer.accelerator.autocast():
+            answers = generate(
+                model, self.tokenizer, self.prompts, max_new_tokens=self.section.max_new_tokens, batch_size=len(self.prompts)
+            )
+        samples = [Sample(*pair) for pair in zip(self.section.prompts, answers, strict=True)]
+        with self.path.open("a") as file:
+            for sample in samples:
+                file.write(json.dumps({"step": step, "prompt": scrubbed(sample.prompt), "answer": sample.answer}) + "\n")
+        first = " ".join(samples[0].answer.split())[:SHOWN_CHARACTERS]
+        self.say(f"sample after step {step}: {first!r}")
+        self.tracker.log_samples(samples, step)
+        self.restart_clock()

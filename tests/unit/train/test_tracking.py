@@ -1,0 +1,98 @@
+"""Trackers and samples in real runs."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import RecipeError, TrackerError
+from tests.unit.train.conftest import MakeRecipe
+from tests.unit.train.processes import EXACT, adapter_of, assert_equal, start
+
+SAMPLES = {"prompts": ["Say blue.", "Count to two."], "every_steps": 2, "max_new_tokens": 5}
+STEPS = EXACT | {"max_steps": 5}
+
+
+def test_samples_are_written_and_change_nothing(make_recipe: MakeRecipe) -> None:
+    """Before the first step, every second one, and at the end; with dropout the adapter is bit for bit the one without."""
+    adapter = {"rank": 4, "dropout": 0.1}
+    without = start(make_recipe(train=STEPS, adapter=adapter))
+    written = start(make_recipe(train=STEPS, adapter=adapter, tracking={"tracker": "none", "samples": SAMPLES}))
+    assert_equal(adapter_of(without), adapter_of(written))
+    lines = [json.loads(line) for line in written.samples_path.read_text().splitlines()]
+    assert [(line["step"], line["prompt"]) for line in lines] == [
+        (step, prompt)
+        for step in (0, 2, 4, 5)
+        for prompt in SAMPLES["prompts"]  # type: ignore[attr-defined]
+    ]
+    assert lines[0]["answer"] != lines[-2]["answer"]
+    assert "sample after step 5" in written.log_path.read_text()
+
+
+def test_tensorboard_has_transformers_names(make_recipe: MakeRecipe) -> None:
+    """A tracker that transformers drives gets its own names, read back with tensorboard's own reader."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is absent")
+    done = start(make_recipe(train=STEPS | {"log_every_steps": 1}, tracking={"tracker": "tensorboard"}))
+    events = accumulator.EventAccumulator(str(done.path / "tensorboard"))
+    events.Reload()
+    found = [(point.step, pytest.approx(point.value, rel=1e-5)) for point in events.Scalars("train/loss")]
+    lines = [json.loads(line) for line in done.metrics_path.read_text().splitlines()]
+    assert [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line] == found
+    assert {"train/grad_norm", "train/learning_rate", "eval/loss"} <= set(events.Tags()["scalars"])
+
+
+def test_a_tracker_whose_package_is_absent_is_refused(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One message, before anything is trained, and no run folder left."""
+    monkeypatch.setitem(sys.modules, "clearml", None)
+    recipe = make_recipe(train=STEPS, tracking={"tracker": "clearml"})
+    with pytest.raises(TrackerError, match=r"tracking\.tracker clearml could not start"):
+        start(recipe)
+    assert list(Path(recipe.output.folder).iterdir()) == []
+
+
+def test_a_tracker_that_breaks_in_mid_run_stops_nothing(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training ends, metrics.jsonl has every step, and the log says once that the tracker failed."""
+    pytest.importorskip("tensorboard", reason="tensorboard is absent")
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(TensorBoardCallback, "on_log", full)
+    done = start(make_recipe(train=STEPS | {"log_every_steps": 1}, tracking={"tracker": "tensorboard"}))
+    assert done.read_summary()["status"] == "finished"
+    assert done.log_path.read_text().count("the tracker failed (OSError: No space left on device)") == 1
+    assert sum("train/loss" in line for line in done.metrics_path.read_text().splitlines()) == 5
+
+
+def test_a_wandb_run_has_its_tags_and_its_adapter(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Group, tags, notes, samples and the adapter stand in wandb's offline files."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    tracking = {"tracker": "wandb", "group": "a-group", "tags": ["a-tag"], "notes": "why it ran", "upload_adapter": True}
+    done = start(make_recipe(train=STEPS, tracking=tracking | {"samples": SAMPLES}))
+    content = next(done.path.rglob("*.wandb")).read_bytes()
+    for part in (b"a-group", b"a-tag", b"why it ran", b"-adapter", b"samples.table.json"):
+        assert part in content
+    assert list(done.path.rglob("samples*.table.json"))
+
+
+@pytest.mark.parametrize(
+    ("tracking", "expected"),
+    [
+        ({"tracker": "trackio", "tags": ["x"]}, "only tracker wandb has it"),
+        ({"tracker": "tensorboard", "group": "x"}, "only trackers trackio and wandb have it"),
+        ({"tracker": "mlflow", "project": "x"}, "mlflow goes by its own variables"),
+    ],
+)
+def test_what_a_tracker_lacks_is_refused(tracking: dict[str, object], expected: str, tiny_base: Path, tmp_path: Path) -> None:
+    """An option that can't be honoured is never ignored."""
+    from finetune.recipe.load import load_recipe
+
+    path = tmp_path / "r.yaml"
+    (tmp_path / "rows.json").write_text("[]")
+    lines = "\n".join(f"  {name}: {json.dumps(value)}" for name, value in tracking.items())
+    data = f"data: {{train: [{{path: {tmp_path / 'rows.json'}, format: alpaca}}]}}"
+    path.write_text(f"model: {{base: {tiny_base}}}\n{data}\ntracking:\n{lines}\n")
+    with pytest.raises(RecipeError, match=expected):
+        load_recipe(path)
