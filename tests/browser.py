@@ -36,3 +36,10 @@ def open_page(page: Path, profile: Path) -> Opened:
     command = [str(BROWSER), *SWITCHES, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=SECONDS, check=True)
     return Opened(done.stdout, [found[1] for line in done.stderr.splitlines() if (found := CONSOLE_LINE.search(line))])
+
+
+def take_picture(address: str, profile: Path, picture: Path) -> None:
+    """A screenshot of a page, once its scripts have had 20 seconds of their own time."""
+    waiting = ("--virtual-time-budget=20000", "--window-size=1300,900", f"--screenshot={picture}")
+    command = [str(BROWSER), *SWITCHES, *waiting, f"--user-data-dir={profile}", address]
+    subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
