@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full bench-data bench-train bench-launch bench-merge check format clean
+.PHONY: help quickstart test test-full bench-data bench-train bench-launch bench-merge bench-plan check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ bench-launch: $(VENV)/.installed-dev  ## one process beside two, for each engine
 
 bench-merge: $(VENV)/.installed-dev  ## merging beside cp and PEFT, at 1.1B and 8B shapes (50 GB of disk)
 	$(BIN)/python tests/bench/bench_merge.py --shapes 1.1b 8b
+
+bench-plan: $(VENV)/.installed-dev  ## what finetune plan predicts beside what torch and the system measure
+	$(BIN)/python tests/bench/bench_plan.py
 
 check: $(VENV)/.installed-dev  ## style, types, import arrows, every recipe
 	$(BIN)/ruff format --check .

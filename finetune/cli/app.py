@@ -22,6 +22,7 @@ VERBS: dict[str, str] = {
     "check": "check",
     "data": "data",
     "train": "train",
+    "plan": "plan",
     "merge": "merge",
     "verify": "verify",
     "combine": "combine",

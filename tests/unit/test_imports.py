@@ -24,7 +24,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "model": frozenset({"recipe"}),
     "runs": frozenset({"recipe"}),
     "evaluate": frozenset({"model", "recipe", "data_prep"}),
-    "plan": frozenset({"recipe", "launch"}),
+    "plan": frozenset({"recipe", "launch", "model", "evaluate", "data_prep"}),
     "launch": frozenset({"recipe", "runs"}),
     "train": frozenset({"model", "evaluate", "runs", "recipe", "data_prep"}),
     "merge": frozenset({"model", "evaluate", "runs", "recipe", "data_prep"}),

@@ -1,0 +1,112 @@
+"""finetune plan: memory, time and disk before a GPU is rented."""
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from finetune.cli.common import JsonOption, OverridesArgument, out, print_json
+from finetune.cli.runs import print_table
+
+if TYPE_CHECKING:
+    from finetune.plan.plan import Plan
+    from finetune.recipe.schema import Recipe
+
+SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[MG])(?P<binary>i?)B", re.IGNORECASE)
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe's file, or the name of a shipped one.")],
+    overrides: OverridesArgument = None,
+    gpus: Annotated[int, typer.Option(min=1, help="How many, over all machines.")] = 1,
+    gpu_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Of one GPU: 80GiB, 24GB.")] = None,
+    launch: Annotated[str | None, typer.Option(metavar="NAME", help="The way of sharding that is asked for.")] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=0.1, help="Of all GPUs; else as a run of this base measured it.")
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Of processes on the CPU, in place of GPUs.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan a run.
+
+    Memory of a GPU for every way of sharding, what fits, what to change, steps, time and disk; from headers and lengths alone.
+    """
+    from finetune.errors import ModelError
+    from finetune.plan.plan import plan as make
+    from finetune.recipe.load import load_recipe
+
+    size = None
+    if gpu_memory is not None:
+        match = SIZE.fullmatch(gpu_memory.strip())
+        if match is None:
+            raise ModelError(f"--gpu-memory is {gpu_memory!r}; expected a number and a unit, such as 80GiB or 24GB.")
+        exponent = {"m": 2, "g": 3}[match["unit"].lower()]
+        size = int(float(match["number"]) * (1024 if match["binary"] else 1000) ** exponent)
+    loaded = load_recipe(recipe, overrides or []).recipe
+    found = make(
+        loaded,
+        gpus=gpus,
+        gpu_memory=size,
+        engine=launch,
+        tokens_per_second=tokens_per_second or measured_speed(loaded),
+        device="cpu" if cpu else "gpu",
+    )
+    if as_json:
+        print_json(found.as_dict())
+        return
+    for line in heading(found):
+        out(line)
+    parts = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "overhead")
+    rows = [["GB a process", *parts, "total", ""]]
+    for way in found.ways:
+        fits = {None: "", True: "fits", False: "does not fit"}[way.fits]
+        numbers = [f"{getattr(way.memory, part) / 1e9:.2f}" for part in parts]
+        rows.append([way.name, *numbers, f"{way.memory.total / 1e9:.2f}", fits])
+    print_table(rows)
+    for line in closing(found):
+        out(line)
+
+
+def measured_speed(recipe: "Recipe") -> float | None:
+    """Tokens/s of the newest finished run of the same base and method in the recipe's output folder."""
+    from pathlib import Path
+
+    from finetune.runs.folder import list_summaries
+
+    same = {"model": recipe.model.model_dump(mode="json"), "method": recipe.adapter.method}
+    for summary in reversed(list_summaries(Path(recipe.output.folder))):
+        known = summary.get("recipe") or {}
+        if summary["status"] == "finished" and {"model": known.get("model"), "method": summary.get("method")} == same:
+            return float(summary["tokens_per_second"]) or None
+    return None
+
+
+def heading(found: "Plan") -> list[str]:
+    """What is planned."""
+    load = found.load
+    return [
+        f"base      {found.base}: {found.parameters:,} parameters, of which {found.trained:,} train, in {found.precision}",
+        f"data      {load.micro_batch_tokens:,} tokens in the heaviest micro-batch, {load.supervised_tokens:,} of them learned "
+        f"({load.origin})",
+        "",
+    ]
+
+
+def closing(found: "Plan") -> list[str]:
+    """What follows from it."""
+    load, lines = found.load, [""]
+    if found.gpu_memory is not None:
+        fastest = found.fastest
+        lines.append(f"fastest that fits   {fastest.name}" if fastest else "fastest that fits   none of these")
+        if found.change is not None:
+            lines.append(f"{found.asked} fits with      {found.change.what}: {found.change.total / 1e9:.2f} GB")
+    steps = f"{load.steps:,}" if load.steps else "not known: the data are not here"
+    tokens = f", {load.tokens:,} tokens" if load.tokens else ""
+    lines.append(f"steps               {steps}{tokens}")
+    if found.seconds is not None:
+        lines.append(f"time                {found.seconds / 3600:,.2f} hours at {found.tokens_per_second:,.0f} tokens/s")
+    else:
+        lines.append("time                give --tokens-per-second, as another run measured it")
+    merged = f"; merged {found.merged_bytes / 1e9:,.2f} GB" if found.merged_bytes else ""
+    lines.append(f"disk                checkpoints {found.checkpoint_bytes / 1e9:,.2f} GB{merged}")
+    return lines
