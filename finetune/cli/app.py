@@ -122,7 +122,7 @@ def run() -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             _tell(f"the disk is full{f': {error.filename}' if error.filename else ''}; make room there", [], as_json=as_json)
             return FinetuneError.exit_code
         if error.filename is None:  # not about a file that the user named

@@ -1,74 +1,31 @@
 """Base and adapters -> the merged weights, tensor by tensor, as something that is read: nothing is computed before."""
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from finetune.errors import MergeError
+from finetune.merge.adapter import Adapter, matches
 from finetune.merge.tensors import StoredWeights, Weights, hash_of, ranges
-from finetune.merge.updates import AddedBias, LowRank, Operation, Replaced, TokenRows, Update, parts_of, scale_of
-from finetune.model.inspect import ADAPTER_WEIGHTS, read_adapter_config
+from finetune.merge.updates import AddedBias, LowRank, Operation, Replaced, TokenRows, Update, scale_of
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
-UNDERSTOOD = frozenset({
-    "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version", "r",
-    "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "use_dora",
-    "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
-    "megatron_core", "trainable_token_indices", "loftq_config", "eva_config", "runtime_config", "lora_bias",
-    "qalora_group_size",
-})  # fmt: skip
-"""Keys of adapter_config.json that are followed here, or decide nothing once the training is over. (peft itself ignores
-fan_in_fan_out for the linear layers of a LLaMA.)"""
-
-KEEPS_BASE = (True, False, "true", "gaussian", "eva", "orthogonal")
-"""Ways to initialise that leave the base as it is. The others (PiSSA, OLoRA ...) take a part of it into the adapter."""
-
-
-@dataclass
-class Adapter:
-    """An adapter folder, its config and its weights' header."""
-
-    folder: Path
-    config: dict[str, Any] = field(init=False)
-    weights: StoredWeights = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Raises ModelError or MergeError where it is no adapter folder, or damaged."""
-        self.config = read_adapter_config(self.folder)
-        self.weights = StoredWeights([self.folder / ADAPTER_WEIGHTS])
-
-    def why_not_streamed(self) -> str | None:
-        """What only peft itself can merge; None where there is nothing of the kind."""
-        if self.config.get("peft_type") != "LORA":
-            return f"it is of type {self.config.get('peft_type')}"
-        if self.config.get("init_lora_weights", True) not in KEEPS_BASE:
-            return f"it was initialised with {self.config['init_lora_weights']}, which takes a part of the base"
-        strange = sorted(key for key, value in self.config.items() if value and key not in UNDERSTOOD)
-        if strange:
-            return f"it uses {', '.join(strange)}"
-        if self.config.get("use_dora") and any("lora_embedding_A" in name for name in self.weights.names()):
-            return "it has DoRA on an embedding"
-        return None
-
 
 class Updates:
-    """What adapters, in order, do to a base."""
+    """What adapters, in order, do to a base: each is put on top of what the one before left."""
 
     def __init__(self, base: StoredWeights, config: dict[str, Any], adapters: Sequence[Adapter]):
         """Raises MergeError where an adapter doesn't fit the base, or a tensor of it has no place there."""
-        self.base, self.tied = base, bool(config.get("tie_word_embeddings", False))
+        self.base = base
+        self.tied = bool(config.get("tie_word_embeddings", False)) and not _stores_another_head(base)
+        self.stays_tied = self.tied
         self.by_name: dict[str, Update] = {}
         for adapter in adapters:
-            parts = parts_of(adapter.weights)
-            for module, names in parts.items():
-                self._add(adapter, module, names)
+            parts = adapter.parts()
+            self._put_adapter(adapter, self._without_twins(adapter, parts))
             self._refuse_absent(adapter, parts)
-        self.stays_tied = self.tied and self._settle_tie(adapters)
         self.vocabulary = self._check_vocabulary()
 
     def source(self, name: str) -> str:
@@ -80,53 +37,80 @@ class Updates:
                 return found
         raise KeyError(name)
 
-    def _add(self, adapter: Adapter, module: str, names: dict[str, str]) -> None:
+    def _without_twins(self, adapter: Adapter, parts: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+        """What was saved of a tied head beside the same of the embedding is the embedding's."""
+        embedding, head = parts.get(EMBEDDING, {}), parts.get(HEAD, {})
+        twins = {
+            part
+            for part in ("weight", "trainable_tokens_delta")
+            if self.stays_tied
+            and part in embedding
+            and part in head
+            and hash_of(adapter.weights, embedding[part]) == hash_of(adapter.weights, head[part])
+        }
+        return parts | {HEAD: {part: name for part, name in head.items() if part not in twins}} if twins else parts
+
+    def _put_adapter(self, adapter: Adapter, parts: dict[str, dict[str, str]]) -> None:
+        """All of an adapter: rows of tokens first, which a tied head has too, then what gives the head weights of its own."""
+        rows = {module: names["trainable_tokens_delta"] for module, names in parts.items() if "trainable_tokens_delta" in names}
+        for module, name in rows.items():
+            if module != HEAD:
+                self._put_tokens(adapter, module, name)
+        if self.stays_tied and _separates(adapter, parts):
+            self.stays_tied = False
+            before = self.by_name.get(f"{EMBEDDING}.weight")
+            if before is not None:
+                self.by_name[f"{HEAD}.weight"] = Update(before.shape, list(before.operations))
+        if HEAD in rows:
+            self._put_tokens(adapter, HEAD, rows[HEAD])
+        for module, names in parts.items():
+            self._put_module(adapter, module, names)
+
+    def _put_module(self, adapter: Adapter, module: str, names: dict[str, str]) -> None:
         weights = adapter.weights
-        if "weight" in names:
-            self._put(adapter, f"{module}.weight", Replaced(weights, names["weight"]), weights.shape(names["weight"]))
-        if "bias" in names:
-            self._put(adapter, f"{module}.bias", Replaced(weights, names["bias"]), weights.shape(names["bias"]))
-        for kind, pair in (
-            ("linear", ("lora_A.weight", "lora_B.weight")),
-            ("embedding", ("lora_embedding_A", "lora_embedding_B")),
-        ):
-            if not any(part in names for part in pair):
-                continue
-            if not all(part in names for part in pair):
-                raise MergeError(f"the adapter in {adapter.folder} holds only one of {module}'s two matrices: it is damaged.")
-            first, second = (weights.shape(names[part]) for part in pair)
-            if first[0] != second[1]:
-                raise MergeError(
-                    f"the adapter in {adapter.folder}: {module} has an A of shape {first} and a B of shape {second}."
-                )
-            scale = scale_of(adapter.config, module, first[0])
-            magnitude = names.get("lora_magnitude_vector")
-            operation = LowRank(weights, names[pair[0]], names[pair[1]], scale, magnitude, kind == "embedding")
-            shape = (second[0], first[1]) if kind == "linear" else (first[1], second[0])
-            self._put(adapter, f"{module}.weight", operation, shape)
-            if "lora_B.bias" in names:
-                bias = names["lora_B.bias"]
-                self._put(adapter, f"{module}.bias", AddedBias(weights, bias, scale), weights.shape(bias))
-        if "trainable_tokens_delta" in names:
-            self._put_tokens(adapter, module, names["trainable_tokens_delta"])
+        for part in ("weight", "bias"):
+            if part in names:
+                self._put(adapter, f"{module}.{part}", Replaced(weights, names[part]), weights.shape(names[part]))
+        if any(part in names for part in ("lora_A.weight", "lora_B.weight")):
+            self._put_low_rank(adapter, module, names, "lora_A.weight", "lora_B.weight")
+        if any(part in names for part in ("lora_embedding_A", "lora_embedding_B")):
+            self._put_low_rank(adapter, module, names, "lora_embedding_A", "lora_embedding_B")
+
+    def _put_low_rank(self, adapter: Adapter, module: str, names: dict[str, str], a: str, b: str) -> None:
+        weights, embedding = adapter.weights, a == "lora_embedding_A"
+        if a not in names or b not in names:
+            raise MergeError(f"the adapter in {adapter.folder} holds only one of {module}'s two matrices: it is damaged.")
+        first, second = weights.shape(names[a]), weights.shape(names[b])
+        if len(first) != 2 or len(second) != 2 or first[0] != second[1] or not first[0]:
+            raise MergeError(f"the adapter in {adapter.folder}: {module} has an A of shape {first} and a B of shape {second}.")
+        scale, magnitude = scale_of(adapter.config, module, first[0]), names.get("lora_magnitude_vector")
+        shape = (first[1], second[0]) if embedding else (second[0], first[1])
+        if magnitude is not None and torch.Size(weights.shape(magnitude)).numel() != shape[0]:
+            held = weights.shape(magnitude)
+            raise MergeError(f"the adapter in {adapter.folder}: {module} has {shape[0]} rows, and magnitudes of shape {held}.")
+        self._put(adapter, f"{module}.weight", LowRank(weights, names[a], names[b], scale, magnitude, embedding), shape)
+        if "lora_B.bias" in names:
+            bias = names["lora_B.bias"]
+            self._put(adapter, f"{module}.bias", AddedBias(weights, bias, scale), weights.shape(bias))
 
     def _put_tokens(self, adapter: Adapter, module: str, name: str) -> None:
-        indices = adapter.config.get("trainable_token_indices") or {}
+        indices = adapter.config["trainable_token_indices"] or {}
         if isinstance(indices, list):
             indices = {"embed_tokens": indices}
-        tokens = next((found for key, found in indices.items() if module == key or module.endswith(f".{key}")), None)
-        rows, width = adapter.weights.shape(name)
-        if tokens is None or len(tokens) != rows:
-            raise MergeError(f"the adapter in {adapter.folder} holds {rows} rows of {module}, and its config names {tokens}.")
+        tokens = next((found for key, found in indices.items() if matches(module, [key])), None)
+        held = adapter.weights.shape(name)
+        if tokens is None or len(held) != 2 or len(tokens) != held[0] or len(set(tokens)) != len(tokens):
+            raise adapter.contradiction(
+                f"the file holds rows of shape {held} for {module}, and the config names tokens {tokens}"
+            )
         shape = self._shape(adapter, f"{module}.weight")
-        grown = max(shape[0], max(tokens) + 1)
+        grown = max(shape[0], max(tokens, default=0) + 1)
         if not set(range(shape[0], grown)) <= set(tokens):
             raise MergeError(
                 f"the adapter in {adapter.folder} was trained on an embedding of at least {grown} rows, of which the base has "
-                f"{shape[0]} and the adapter {rows}: what stood in the others is not known."
+                f"{shape[0]} and the adapter {held[0]}: what stood in the others is not known."
             )
-        operation = TokenRows(adapter.weights, name, tuple(tokens))
-        self._put(adapter, f"{module}.weight", operation, (grown, width), grows=True)
+        self._put(adapter, f"{module}.weight", TokenRows(adapter.weights, name, tuple(tokens)), (grown, held[1]), grows=True)
 
     def _put(self, adapter: Adapter, name: str, operation: Operation, shape: tuple[int, ...], *, grows: bool = False) -> None:
         there = self._shape(adapter, name)
@@ -157,40 +141,15 @@ class Updates:
 
     def _refuse_absent(self, adapter: Adapter, parts: dict[str, dict[str, str]]) -> None:
         """Raises MergeError where the config names a module of the base for which the file has nothing."""
-        if adapter.config.get("layers_to_transform") is not None:
-            return  # then not every module of a target's name is meant
         held = {module for module, names in parts.items() if any(part.startswith("lora_") for part in names)}
         modules = {name.removesuffix(".weight") for name in self.base.names() if name.endswith(".weight")}
         modules = {module if module.startswith(("model.", HEAD)) else f"model.{module}" for module in modules}
-        wanted = {
-            module
-            for module in modules
-            if _matches(module, adapter.config.get("target_modules"))
-            and not _matches(module, adapter.config.get("exclude_modules"))
-        }
-        absent = sorted(wanted - held)
+        absent = sorted(module for module in modules - held if adapter.targets(module))
         if absent:
             raise MergeError(
                 f"the adapter in {adapter.folder} does not fit the base: it has no weights for {absent[0]} ({len(absent)} in "
                 "all). It belongs to a base with another number of layers; name the right one with --base."
             )
-
-    def _settle_tie(self, adapters: Sequence[Adapter]) -> bool:
-        """Whether head and embedding can still be one tensor.
-
-        peft keeps them one where only rows of tokens were trained, and where an embedding that grew was saved whole; an
-        update that was meant for one of the two does not reach the other.
-        """
-        embedding, head = (self.by_name.get(f"{module}.weight") for module in (EMBEDDING, HEAD))
-        if embedding is not None and head is not None and _same_tensor(embedding, head):
-            del self.by_name[f"{HEAD}.weight"]
-            return True
-        if head is not None:
-            return False
-        if embedding is None:
-            return True
-        own_copy = any(_matches(EMBEDDING, adapter.config.get("modules_to_save")) for adapter in adapters)
-        return not own_copy and all(isinstance(operation, TokenRows | Replaced) for operation in embedding.operations)
 
     def _check_vocabulary(self) -> int:
         sizes = {}
@@ -207,18 +166,22 @@ class Updates:
         return next(iter(sizes.values()))
 
 
-def _matches(module: str, wanted: object) -> bool:
-    """peft's rule: a regular expression for the whole name, or names that the module's name is, or ends with after a dot."""
-    if isinstance(wanted, str):
-        return re.fullmatch(wanted, module) is not None if wanted != "all-linear" else False
-    return isinstance(wanted, list) and any(module == name or module.endswith(f".{name}") for name in wanted)
+def _stores_another_head(base: StoredWeights) -> bool:
+    """Whether a base whose config ties the head stores one that isn't the embedding: transformers then doesn't tie them."""
+    names = [name for name in (f"{EMBEDDING}.weight", f"{EMBEDDING}.weight".removeprefix("model.")) if name in base.tensors]
+    head = f"{HEAD}.weight"
+    return bool(names) and head in base.tensors and hash_of(base, head) != hash_of(base, names[0])
 
 
-def _same_tensor(one: Update, other: Update) -> bool:
-    (first, *more), (second, *others) = one.operations, other.operations
-    if more or others or not isinstance(first, Replaced) or not isinstance(second, Replaced):
-        return False
-    return hash_of(first.adapter, first.name) == hash_of(second.adapter, second.name)
+def _separates(adapter: Adapter, parts: dict[str, dict[str, str]]) -> bool:
+    """Whether an adapter gives a tied head weights of its own.
+
+    peft keeps the two one where only rows of tokens were trained, and where an embedding that grew was saved whole; an update
+    that was meant for one of the two does not reach the other.
+    """
+    embedding = parts.get(EMBEDDING, {})
+    own_copy = "weight" in embedding and matches(EMBEDDING, adapter.config["modules_to_save"])
+    return bool(parts.get(HEAD)) or "lora_embedding_A" in embedding or own_copy
 
 
 class MergedWeights:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.errors import MergeError, ModelError
+from finetune.errors import CheckpointError, MergeError, ModelError
 from finetune.merge.adapted import MergedWeights, Updates
 from finetune.merge.check_tensors import TensorCheck, check_tensors
 from finetune.merge.nf4 import Nf4Weights
@@ -13,6 +13,7 @@ from finetune.merge.output import VERIFICATION_FILE
 from finetune.merge.parts import Options, Say, read_parts
 from finetune.merge.streamed import verify_streamed
 from finetune.merge.tensors import StoredWeights, Weights, hash_of
+from finetune.model.precision import choose_threads
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
@@ -57,7 +58,7 @@ def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
     try:
         target, adapters = _target_of(record)
         parts = read_parts(target, adapters[1:], record["asked_dtype"])
-    except (ModelError, MergeError) as error:
+    except (ModelError, MergeError, CheckpointError) as error:
         return Again(str(folder), same, tuple(changed), str(error))
     if parts.why_not_streamed is not None or any("merged by peft" in note for note in record["notes"]):
         return Again(str(folder), same, tuple(changed), "it was merged by peft, whole in memory")
@@ -65,7 +66,7 @@ def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
     comparison = record["qlora"]
     base: Weights = Nf4Weights(parts.stored) if comparison and comparison["taken"] == "nf4" else parts.stored
     merged = MergedWeights(base, updates, parts.asked_dtype)
-    check = check_tensors(folder, merged, seed=seed)
+    check = check_tensors(folder, merged, found, seed=seed, workers=choose_threads())
     verification = verify_streamed(parts, merged, folder, Options(0, "full", "auto", say))
     return Again(str(folder), same, tuple(changed), None, check, verification)
 
@@ -75,10 +76,14 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / VERIFICATION_FILE
     try:
         record = json.loads(path.read_text())
-        return {name: record[name] for name in RECORDED}
+        found = {name: record[name] for name in RECORDED}
+        for name, kind in (("xxh3_128", dict), ("adapters", list), ("adapter_sha256", list), ("notes", list)):
+            if not isinstance(found[name], kind):
+                raise TypeError(f"{name} is a {type(found[name]).__name__}")
+        return found
     except FileNotFoundError:
         raise MergeError(f"{folder} holds no {VERIFICATION_FILE}: expected a folder that finetune merge wrote.") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise MergeError(f"{path} is damaged ({type(error).__name__}: {error}): merge again.") from None
 
 
@@ -101,13 +106,16 @@ def _target_of(record: dict[str, Any]) -> tuple[Target, list[Path]]:
     from finetune.model.checkpoint import file_sha256
     from finetune.model.inspect import ADAPTER_WEIGHTS
 
-    adapters = [Path(text) for text in record["adapters"]]
+    try:
+        adapters = [Path(text) for text in record["adapters"]]
+        recipe = Recipe.model_validate(record["recipe"]) if record["recipe"] is not None else None
+        model = ModelSection.model_validate(record["model"])
+    except (TypeError, ValueError) as error:
+        raise MergeError(f"{VERIFICATION_FILE} does not say what was merged ({type(error).__name__})") from None
     for adapter, expected in zip(adapters, record["adapter_sha256"], strict=True):
         path = adapter / ADAPTER_WEIGHTS
         if not path.is_file():
             raise MergeError(f"the adapter is not in {adapter} any more")
         if file_sha256(path) != expected:
             raise MergeError(f"the adapter in {adapter} is not the one that was merged")
-    recipe = Recipe.model_validate(record["recipe"]) if record["recipe"] is not None else None
-    model = ModelSection.model_validate(record["model"])
     return Target(model, adapters[0], recipe, "the merged run", record["base_sha256"], record["method"]), adapters

@@ -5,6 +5,7 @@ approximation; ties: Yadav et al. 2023, arXiv:2306.01708.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -14,12 +15,14 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from finetune.errors import MergeError
 from finetune.evaluate.data import tokenizer_for
-from finetune.merge.adapted import Adapter, Updates
+from finetune.merge.adapted import Updates
+from finetune.merge.adapter import Adapter
 from finetune.merge.output import refuse_existing, unfinished
 from finetune.merge.target import choose_target
 from finetune.merge.tensors import StoredWeights
@@ -32,6 +35,11 @@ from finetune.runs.target import Target
 
 METHODS = ("linear", "cat", "svd", "ties")
 COMBINED = "combined"
+BEYOND_COMBINING = (
+    "modules_to_save", "trainable_token_indices", "use_dora", "lora_bias", "layers_to_transform", "exclude_modules",
+)  # fmt: skip
+"""What peft takes from the first adapter, or leaves out."""
+CAT_BOUND = 1e-4
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,10 @@ def combine(
     model = _load(config, folders)
     options: dict[str, Any] = {"svd_rank": rank} if method == "svd" and rank is not None else {}
     names = [_name(index) for index in range(len(folders))]
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    narrowest = min(min(layer.in_features, layer.out_features) for layer in layers)
+    if rank is not None and rank > narrowest:
+        raise MergeError(f"--rank is {rank}, and the narrowest of the adapted matrices has {narrowest} rows or columns.")
     # The weights that peft computes have scale 1 in them; with rsLoRA's rule the result would be scaled again.
     cast(LoraConfig, model.peft_config[names[0]]).use_rslora = False
     try:
@@ -80,6 +92,8 @@ def combine(
     except ValueError as error:
         raise MergeError(f"peft can't combine these adapters with {method}: {error}") from error
     distance = _distance(model, names, weights)
+    if method == "cat" and distance > CAT_BOUND:
+        raise MergeError(f"the combination is {distance:.1e} from the weighted sum, and cat must be exact: it was not written.")
     with unfinished(output) as folder:
         model.save_pretrained(str(folder), selected_adapters=[COMBINED], save_embedding_layers=False)
         for path in (folder / COMBINED).iterdir():
@@ -103,6 +117,8 @@ def _refuse_bad_options(
         raise MergeError(
             f"got {len(targets)} adapters and {len(weights)} weights; expected two or more, and a weight for each."
         )
+    if not all(map(math.isfinite, weights)):
+        raise MergeError(f"--weights are {', '.join(map(str, weights))}; expected finite numbers.")
     if rank is not None and method != "svd":
         raise MergeError(f"--rank is for --method svd; with {method} the parts' ranks decide.")
     if (density is None) == (method == "ties"):
@@ -120,12 +136,14 @@ def _refuse_unlike(parts: Sequence[Target], folders: Sequence[Path]) -> None:
                 f"{part.description} has the base {part.model.base}, {first.description} the base {first.model.base}: adapters "
                 "of different bases can't be combined; name the one that both fit with --base."
             )
-        config = read_adapter_config(folder)
-        beyond = [key for key in ("modules_to_save", "trainable_token_indices", "use_dora", "lora_bias") if config.get(key)]
-        beyond += ["bias"] if config.get("bias", "none") != "none" else []
-        if beyond or config.get("peft_type") != "LORA":
-            what = f"uses {', '.join(beyond)}" if beyond else f"is of type {config.get('peft_type')}"
-            raise MergeError(f"the adapter in {folder} {what}, which peft's combination would leave out. Merge it by itself.")
+        adapter = Adapter(folder)
+        config = adapter.config
+        beyond = [key for key in BEYOND_COMBINING if config.get(key)] + (["bias"] if config["bias"] != "none" else [])
+        reason = f"it uses {', '.join(beyond)}" if beyond else adapter.why_not_streamed()
+        if reason is not None:
+            raise MergeError(
+                f"the adapter in {folder}: {reason}, which peft's combination would leave out. Merge it by itself."
+            )
 
 
 def _load(config: PretrainedConfig, folders: Sequence[Path]) -> PeftModel:
@@ -133,7 +151,7 @@ def _load(config: PretrainedConfig, folders: Sequence[Path]) -> PeftModel:
     maker: Any = AutoModelForCausalLM
     with torch.device("meta"):
         plain = maker.from_config(config)
-    for name, parameter in list(plain.named_parameters()):
+    for name, parameter in list(plain.named_parameters(remove_duplicate=False)):
         path, _, leaf = name.rpartition(".")
         setattr(plain.get_submodule(path), leaf, nn.Parameter(torch.zeros(1).expand(parameter.shape), requires_grad=False))
     with quiet_peft():
@@ -147,12 +165,19 @@ def _distance(model: PeftModel, names: Sequence[str], weights: Sequence[float]) 
     """Of the combined update from the weighted sum, relative L2."""
     apart = whole = 0.0
     for module in model.modules():
-        if COMBINED in getattr(module, "lora_A", {}) or COMBINED in getattr(module, "lora_embedding_A", {}):
-            held: Any = module
-            parts = [(name, weight) for name, weight in zip(names, weights, strict=True) if name in held.scaling]
-            total = sum(weight * held.get_delta_weight(name).double() for name, weight in parts)
-            apart += float((held.get_delta_weight(COMBINED).double() - total).square().sum())
-            whole += float(total.square().sum())
+        if not isinstance(module, LoraLayer):
+            continue
+        held: Any = module
+        here = {*held.lora_A, *held.lora_embedding_A}
+        parts = [
+            weight * held.get_delta_weight(name).double() for name, weight in zip(names, weights, strict=True) if name in here
+        ]
+        if not parts:
+            continue
+        total = torch.stack(parts).sum(dim=0)
+        combined = held.get_delta_weight(COMBINED).double() if COMBINED in here else torch.zeros_like(total)
+        apart += float((combined - total).square().sum())
+        whole += float(total.square().sum())
     return (apart / whole) ** 0.5 if whole else 0.0
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from finetune.merge.qlora import Comparison
     from finetune.merge.verify import Verification
 
-SHARD_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT])(?P<binary>I?)B", re.IGNORECASE)
+SHARD_SIZE = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?)\s*(?P<unit>[KMGT])(?P<binary>I?)B", re.IGNORECASE)
 CHECKS = ("full", "tensors", "none")
 QLORA_BASES = ("auto", "16bit", "nf4")
 
@@ -114,7 +114,7 @@ def _merge(parts: Parts, folder: Path, output: Path, options: Options) -> Outcom
 def refuse_bad_options(dtype: str | None, check: str, qlora_base: str) -> None:
     """Raises MergeError for a value that an option doesn't have."""
     for option, value, known in (
-        ("--dtype", dtype or "float32", tuple(NAMED_DTYPES)),
+        ("--dtype", "float32" if dtype is None else dtype, tuple(NAMED_DTYPES)),
         ("--verify", check, CHECKS),
         ("--qlora-base", qlora_base, QLORA_BASES),
     ):

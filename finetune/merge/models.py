@@ -16,12 +16,17 @@ from finetune.merge.updates import LowRank, read_finite
 
 SPARE = 1.3
 """Memory for a model in float32, its activations and logits, over its weights alone."""
+STREAMED_ROWS, STREAMED_TOKENS = 2, 128
+"""Of a model that is read from the disk: all of it is read for each question."""
+
+LOGITS_BYTES = 2_000_000_000
+"""Of several models over all rows, and what is compared (finetune.merge.texts bounds the rows)."""
 
 
 def fits_in_memory(weights: Weights) -> bool:
     """Whether a model can be held whole in float32."""
     numbers = sum(math.prod(weights.shape(name)) for name in weights.names())
-    return bool(4 * numbers * SPARE < psutil.virtual_memory().available)
+    return bool(4 * numbers * SPARE + LOGITS_BYTES < psutil.virtual_memory().available)
 
 
 def model_of(weights: Weights, config: PretrainedConfig, *, streamed: bool = False) -> PreTrainedModel:

@@ -52,24 +52,33 @@ def unfinished(output: Path) -> Iterator[Path]:
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.unfinished")
-    partial.mkdir(exist_ok=True)
-    handle = os.open(partial, os.O_RDONLY)
+    handle = _claim(partial, output)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MergeError(f"another process is merging into {output} now; wait for it, or name another output.") from None
-        try:
             for leftover in partial.iterdir():
-                leftover.unlink()
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             yield partial
-            if partial.exists():  # unless it was given another name
-                sync_files(partial)
-                partial.rename(output)
+            sync_files(partial)
+            partial.rename(output)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     finally:
+        os.close(handle)
+
+
+def _claim(partial: Path, output: Path) -> int:
+    """A descriptor that holds the lock of the folder that has this name now: one that was just deleted keeps nobody out."""
+    while True:
+        partial.mkdir(exist_ok=True)
+        handle = os.open(partial, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if partial.exists() and os.path.samestat(os.fstat(handle), partial.stat()):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise MergeError(f"another process is merging into {output} now; wait for it, or name another output.") from None
         os.close(handle)
 
 
@@ -81,10 +90,21 @@ def write_description(folder: Path, base: Path, tokenizer: PreTrainedTokenizerFa
     write_generation_config(base, tokenizer, folder)
 
 
+def read_generation_config(base: Path) -> dict[str, Any]:
+    """The base's generation_config.json; empty where there is none. Raises MergeError where it is damaged."""
+    path = base / "generation_config.json"
+    try:
+        config = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise MergeError(f"{path} is damaged: {error}") from None
+    if not isinstance(config, dict):
+        raise MergeError(f"{path} holds a {type(config).__name__}; expected an object.")
+    return config
+
+
 def write_generation_config(base: Path, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """The base's generation_config.json; the end of turn that the template writes ends an answer too."""
-    path = base / "generation_config.json"
-    config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    config = read_generation_config(base)
     own = config.get("eos_token_id")
     ids = [] if own is None else own if isinstance(own, list) else [own]
     ends = sorted({*ids, *end_of_turn_ids(tokenizer)})

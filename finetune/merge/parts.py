@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from finetune.errors import MergeError
 from finetune.evaluate.data import tokenizer_for
-from finetune.merge.adapted import Adapter
+from finetune.merge.adapter import Adapter
 from finetune.merge.check_tensors import TensorCheck
+from finetune.merge.output import read_generation_config
 from finetune.merge.tensors import StoredWeights
 from finetune.model.checkpoint import Base, read_config, resolve_base
+from finetune.model.inspect import linear_shapes, read_shape
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
@@ -91,7 +93,9 @@ def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> Parts
     _refuse_other_base(base, target)
     stored = StoredWeights.of_folder(base.folder)
     kind = _refuse_quantised(base.folder, stored)
-    tokenizer = tokenizer_for(target.model, adapters[-1].folder, base.folder)
+    _refuse_incomplete(base.folder, stored)
+    read_generation_config(base.folder)  # before the work is done, not after it
+    tokenizer = _common_tokenizer(target, adapters, base)
     asked = NAMED_DTYPES[dtype] if dtype is not None else None
     # transformers' own class costs a second to import; without RoPE scaling the file says it all.
     config = read_config(base.folder)
@@ -100,6 +104,17 @@ def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> Parts
 
         config = load_config(base, target.model.rope_scaling).to_dict()
     return Parts(target, base, stored, adapters, tokenizer, config, asked or kind, asked)
+
+
+def _common_tokenizer(target: Target, adapters: Sequence[Adapter], base: Base) -> PreTrainedTokenizerFast:
+    """The one of the last adapter that knows all tokens. Raises MergeError where the adapters' tokens contradict each other."""
+    found = [tokenizer_for(target.model, adapter.folder, base.folder) for adapter in adapters]
+    largest = max(reversed(found), key=len)
+    known = largest.get_vocab()
+    for tokenizer, adapter in zip(found, adapters, strict=True):
+        if any(known.get(token) != index for token, index in tokenizer.get_vocab().items()):
+            raise MergeError(f"the tokenizer in {adapter.folder} has tokens that another adapter's lacks, or has otherwise.")
+    return largest
 
 
 def _refuse_other_base(base: Base, target: Target) -> None:
@@ -111,14 +126,32 @@ def _refuse_other_base(base: Base, target: Target) -> None:
         )
 
 
+def _refuse_incomplete(folder: Path, stored: StoredWeights) -> None:
+    """Raises MergeError where the base lacks a matrix, an embedding or a norm that its config.json describes."""
+    shape = read_shape(read_config(folder))
+    wanted: dict[str, tuple[int, ...]] = {f"{name}.weight": sizes[::-1] for name, sizes in linear_shapes(shape).items()}
+    wanted |= {"model.embed_tokens.weight": (shape.vocabulary, shape.width), "model.norm.weight": (shape.width,)}
+    if shape.tied_head:
+        del wanted["lm_head.weight"]
+    for name, expected in wanted.items():
+        found = next((key for key in (name, name.removeprefix("model.")) if key in stored.tensors), None)
+        if found is None or stored.shape(found) != expected:
+            held = "absent" if found is None else f"of shape {stored.shape(found)}"
+            raise MergeError(
+                f"{folder}: its config.json describes {name} of shape {expected}, which is {held}: fetch the base again."
+            )
+
+
 def _refuse_quantised(folder: Path, stored: StoredWeights) -> torch.dtype:
     """The type of most of the base's numbers. Raises MergeError where it is stored quantised."""
     counts: dict[str, int] = {}
     for tensor in stored.tensors.values():
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + math.prod(tensor.shape)
-    kind = max(counts, key=lambda name: counts[name])
-    if kind not in FLOATS or "quantization_config" in read_config(folder):
+    kind = max(counts, key=lambda name: counts[name], default="nothing")
+    if read_config(folder).get("quantization_config") or kind not in (*FLOATS, "F64", "nothing"):
         raise MergeError(
             f"{folder} is stored quantised ({kind}): merge into the unquantised base that it was made of, with --base."
         )
+    if kind not in FLOATS:
+        raise MergeError(f"{folder} holds {kind}; expected weights in one of {', '.join(FLOATS)}.")
     return FLOATS[kind]

@@ -16,7 +16,7 @@ from data_prep.documents import Document
 from finetune.errors import MergeError
 from finetune.merge.adapted import MergedWeights, Updates
 from finetune.merge.distance import distance, logits_of, loss_of
-from finetune.merge.models import fits_in_memory, model_of
+from finetune.merge.models import STREAMED_ROWS, STREAMED_TOKENS, fits_in_memory, model_of
 from finetune.merge.nf4 import Nf4Weights
 from finetune.merge.tensors import StoredWeights, Weights
 
@@ -64,7 +64,10 @@ def choose_base(
 ) -> Comparison:
     """Score both bases and take the closer one by KL, or the one that is asked for. Raises MergeError without bitsandbytes."""
     refuse_without_bitsandbytes()
-    rows, streamed = [document.token_ids for document in documents], not fits_in_memory(base)
+    streamed = not fits_in_memory(base)
+    if streamed:
+        documents = [document.part(0, STREAMED_TOKENS) for document in documents[:STREAMED_ROWS]]
+    rows = [document.token_ids for document in documents]
 
     def logits(weights: Weights) -> list[torch.Tensor]:
         return logits_of(model_of(weights, config, streamed=streamed), rows)

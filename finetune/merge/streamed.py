@@ -1,5 +1,6 @@
 """A merge that is streamed: block by block from the base's files to the output's, whatever the model's size."""
 
+import importlib.util
 import json
 import math
 import time
@@ -38,7 +39,9 @@ def merge_streamed(parts: Parts, updates: Updates, folder: Path, output: Path, o
     refuse_small_disk(output, sum(math.prod(merged.shape(name)) * merged.dtype(name).itemsize for name in merged.names()))
     written = write_weights(merged, folder, options.largest_shard, choose_threads())
     began = time.perf_counter()
-    tensors = check_tensors(folder, merged, seed=SEED) if options.check != "none" else None
+    tensors = None
+    if options.check != "none":
+        tensors = check_tensors(folder, merged, written.xxh3_128, seed=SEED, workers=choose_threads())
     verification = verify_streamed(parts, merged, folder, options) if options.check == "full" else None
     notes: tuple[str, ...] = ()
     if parts.target.quantized:
@@ -68,6 +71,8 @@ def _choose_qlora_base(parts: Parts, updates: Updates, folder: Path, options: Op
 
     from finetune.merge.qlora import choose_base
 
+    if options.qlora_base == "16bit" and importlib.util.find_spec("bitsandbytes") is None:
+        return parts.stored, None  # there is nothing to compare with, and nothing to choose
     options.say("scoring both bases of the QLoRA adapter: the stored one, and NF4 dequantised")
     documents, _ = verification_documents(parts.target.recipe, parts.tokenizer)
     config = AutoConfig.from_pretrained(folder)
@@ -84,7 +89,7 @@ def verify_streamed(parts: Parts, merged: MergedWeights, folder: Path, options: 
     from finetune.merge.distance import logits_of
     from finetune.merge.models import fits_in_memory, model_of
     from finetune.merge.verify import before_by_peft, before_from_disk, quiet_peft, verify
-    from finetune.model.adapter import grow_embeddings, load_adapter
+    from finetune.model.adapter import load_adapter
     from finetune.model.config import load_config
 
     documents, texts = verification_documents(parts.target.recipe, parts.tokenizer)
@@ -96,7 +101,8 @@ def verify_streamed(parts: Parts, merged: MergedWeights, folder: Path, options: 
         earlier = Updates(parts.stored, parts.config, parts.adapters[:-1])
         beneath.vocab_size, beneath.tie_word_embeddings = earlier.vocabulary, earlier.stays_tied
         plain = model_of(MergedWeights(merged.base, earlier, torch.float32), beneath)
-        grow_embeddings(plain, merged.updates.vocabulary)
+        if earlier.vocabulary != merged.updates.vocabulary:
+            plain.resize_token_embeddings(merged.updates.vocabulary)  # its new rows are the adapter's
         with quiet_peft():
             before = before_by_peft(load_adapter(plain, parts.adapters[-1].folder).eval(), parts.tokenizer, documents)
         del plain
@@ -104,4 +110,12 @@ def verify_streamed(parts: Parts, merged: MergedWeights, folder: Path, options: 
     else:
         options.say("verifying layer by layer: the model in float32 is larger than the free memory")
         before = before_from_disk(merged.base, merged.updates, config, documents)
-    return verify(before, exact, folder, config, parts.tokenizer, texts=texts, dtype=parts.dtype)
+    return verify(before, exact, folder, config, parts.tokenizer, texts=texts, dtype=coarsest_type(merged))
+
+
+def coarsest_type(merged: MergedWeights) -> torch.dtype:
+    """The type whose rounding counts: the coarsest in which a changed tensor is stored."""
+    from finetune.merge.verify import KL_BOUNDS
+
+    changed = {merged.dtype(name) for name in merged.names() if merged.update(name) is not None} or {torch.float32}
+    return max(changed & set(KL_BOUNDS) or {torch.float32}, key=lambda dtype: torch.finfo(dtype).eps)

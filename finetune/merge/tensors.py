@@ -98,7 +98,10 @@ class StoredWeights:
         weights = cls(weight_files(folder))
         index = folder / INDEX
         if index.is_file():
-            named = json.loads(index.read_text()).get("weight_map", {})
+            try:
+                named = dict(json.loads(index.read_text())["weight_map"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise MergeError(f"{index} is damaged ({type(error).__name__}): fetch the base again.") from None
             for name, file in named.items():
                 if not (folder / file).is_file():
                     raise MergeError(f"{folder} lacks {file}, which its {INDEX} names: fetch the base again.")
@@ -129,6 +132,7 @@ class StoredWeights:
     def rows(self, name: str, first: int, last: int) -> torch.Tensor:
         """Rows `first` to `last` (without it) of a tensor, as stored. Raises MergeError where the file ends before them."""
         tensor = self.tensors[name]
+        assert 0 <= first <= last <= (tensor.shape[0] if tensor.shape else 1), name  # noqa: S101 - others' bytes lie there
         size = (last - first) * tensor.row_bytes
         buffer = torch.empty(size, dtype=torch.uint8)
         if size:
@@ -156,7 +160,13 @@ class StoredWeights:
 
 
 def _tensors_of(file: Path) -> dict[str, Stored]:
-    header = read_header(file)
+    try:
+        return _places_of(file, read_header(file))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MergeError(f"{file} is damaged: its header is not a safetensors header ({type(error).__name__}).") from None
+
+
+def _places_of(file: Path, header: dict[str, Any]) -> dict[str, Stored]:
     with file.open("rb") as opened:
         data = 8 + int.from_bytes(opened.read(8), "little")
     size, found, end = file.stat().st_size, {}, 0

@@ -15,6 +15,8 @@ from finetune.recipe.schema import Recipe
 
 ROWS = 8
 TOKENS_A_ROW = 256
+LOGITS_BYTES = 400_000_000
+"""Of one model's logits over all rows, in float32, at most."""
 
 TEXTS = (
     "The capital of France is Paris. It lies on the Seine, which rises in Burgundy and meets the sea at Le Havre.",
@@ -34,22 +36,24 @@ TEXTS = (
 
 
 def verification_documents(recipe: Recipe | None, tokenizer: PreTrainedTokenizerFast) -> tuple[list[Document], str]:
-    """Up to ROWS documents, each of at most TOKENS_A_ROW tokens, and where they come from.
+    """Up to ROWS documents, each of at most TOKENS_A_ROW tokens (fewer with a large vocabulary), and where they come from.
 
     They are the first that the run held out, of its training data where it held out none; the built-in texts where there is
     no run, or its data can't be read any more, which the second value then says.
     """
     why = "built-in texts"
+    # Logits are a vocabulary wide, and several models' are held at once.
+    tokens = max(16, min(TOKENS_A_ROW, LOGITS_BYTES // (4 * len(tokenizer) * ROWS)))
     if recipe is not None:
         try:
-            documents = [document.part(0, TOKENS_A_ROW) for document in _documents(recipe, tokenizer)]
+            documents = [document.part(0, tokens) for document in _documents(recipe, tokenizer)]
             documents = [document for document in documents if len(document.token_ids) > 1]
             if documents:
                 return documents, "the run's data"
             why = "built-in texts, because the run's data hold no row"
         except DataError as error:
             why = f"built-in texts, because the run's data can't be read ({str(error).splitlines()[0]})"
-    encoded = [list(ids)[:TOKENS_A_ROW] for ids in tokenizer(list(TEXTS), add_special_tokens=False)["input_ids"]]
+    encoded = [list(ids)[:tokens] for ids in tokenizer(list(TEXTS), add_special_tokens=False)["input_ids"]]
     return [Document(ids, ((len(ids) // 2, len(ids), 1.0),), "a built-in text") for ids in encoded], why
 
 

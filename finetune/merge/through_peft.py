@@ -71,7 +71,7 @@ def load_in_float32(
                     model = load_adapter(merge_in_float32(model), adapter)
             _refuse_incomplete(model, adapter, base)
     except ModelError as error:
-        if not isinstance(error.__cause__, RuntimeError | ValueError | KeyError):
+        if not isinstance(error.__cause__, RuntimeError | ValueError | KeyError | ImportError | NotImplementedError):
             raise
         raise MergeError(
             f"the adapter in {adapter} does not fit the base {base.identity['name']}: {_first_mismatch(str(error))}. "
@@ -112,8 +112,11 @@ def merge_in_float32(model: PeftModel) -> PreTrainedModel:
     _untie_if_one_side_is_adapted(model)
     if not hasattr(model.base_model, "merge_and_unload"):
         raise MergeError(f"an adapter of type {model.peft_type} can't be merged into weights: keep it beside its base.")
-    with quiet_peft():
-        merged: PreTrainedModel = model.merge_and_unload()
+    try:
+        with quiet_peft():
+            merged: PreTrainedModel = model.merge_and_unload()
+    except (NotImplementedError, ValueError, RuntimeError) as error:
+        raise MergeError(f"peft can't merge this adapter: {' '.join(str(error).split())}") from error
     return merged
 
 

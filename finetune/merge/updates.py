@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -66,11 +66,17 @@ class Replaced:
     def ready(self) -> Change:
         """Nothing is read before its rows are asked for: it may be a large embedding."""
 
+        known = self.adapter.shape(self.name)[0]
+
         def change(rows: torch.Tensor, start: int) -> torch.Tensor:
-            found = self.adapter.rows(self.name, start, start + len(rows)).to(rows.dtype)
+            last = min(start + len(rows), known)
+            found = self.adapter.rows(self.name, min(start, last), last).to(rows.dtype)
             if not bool(torch.isfinite(found).all()):
                 raise not_finite(self.adapter, self.name)
-            return found
+            # Rows beyond are those of tokens that another adapter added.
+            rows[: len(found)] = found
+            rows[len(found) :] = 0
+            return rows
 
         return change
 
@@ -191,21 +197,20 @@ def parts_of(adapter: StoredWeights) -> dict[str, dict[str, str]]:
     return found
 
 
-def scale_of(config: dict[str, object], module: str, rank: int) -> float:
+def scale_of(config: dict[str, Any], module: str, rank: int) -> float:
     """LoRA's scale for a module: alpha / rank, or alpha / sqrt(rank) with rsLoRA; patterns by peft's rule.
 
     Raises MergeError where the config has another rank than the file.
     """
-    said = int(str(_by_pattern(config.get("rank_pattern"), module, config.get("r"))))
-    alpha = float(str(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))))
+    said = _by_pattern(config["rank_pattern"], module, config["r"])
+    alpha = _by_pattern(config["alpha_pattern"], module, config["lora_alpha"])
     if said != rank:
         raise MergeError(f"adapter_config.json says that {module} has rank {said}, and its weights have rank {rank}.")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _by_pattern(patterns: object, module: str, otherwise: object) -> object:
+def _by_pattern(patterns: dict[str, float] | None, module: str, otherwise: float) -> float:
     """peft's rule: the first pattern that is the module's name, or its end after a dot, as a regular expression."""
-    assert patterns is None or isinstance(patterns, dict)  # noqa: S101 - adapter_config.json's
     for pattern, value in (patterns or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
             return value

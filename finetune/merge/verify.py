@@ -28,7 +28,7 @@ from finetune.errors import MergeError
 from finetune.evaluate.generation import generate_ids
 from finetune.merge.adapted import EMBEDDING, MergedWeights, Updates
 from finetune.merge.distance import Distance, distance, logits_of
-from finetune.merge.models import model_of
+from finetune.merge.models import STREAMED_ROWS, STREAMED_TOKENS, model_of
 from finetune.merge.tensors import StoredWeights, Weights
 
 LOGIT_FRACTION = 5e-5
@@ -41,8 +41,6 @@ PARTING_NATS = {torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.5}
 """Where a greedy answer parts from the one before the merge: how far the merged model may prefer its own token."""
 
 PROMPTS, ANSWER_TOKENS = 3, 24
-STREAMED_ROWS, STREAMED_TOKENS = 2, 128
-"""Of a model that is read from the disk: all of it is read for each question."""
 
 
 @dataclass(frozen=True)

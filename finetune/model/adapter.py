@@ -101,7 +101,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     read_adapter_config(folder)
     try:
         loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, ImportError, NotImplementedError) as error:
         raise ModelError(f"the adapter in {folder} does not fit this base: {error}") from error
     return loaded
 

@@ -96,7 +96,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except FileNotFoundError:
         raise ModelError(f"{folder} holds no config.json: expected a model folder as transformers saves one.") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ModelError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise ModelError(f"{path} holds a {type(config).__name__}; expected an object.")

@@ -221,7 +221,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder} is not an adapter folder: expected adapter_config.json and {ADAPTER_WEIGHTS} in it.")
     try:
         config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ModelError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise ModelError(f"{path} holds a {type(config).__name__}; expected an object.")

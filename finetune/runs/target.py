@@ -79,7 +79,7 @@ def _adapter_target(adapter: Path) -> Target:
     path = adapter / "adapter_config.json"
     try:
         config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ModelError(f"{path} is not valid JSON: {error}") from None
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(base, str) or not base:

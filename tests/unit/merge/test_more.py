@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from finetune.errors import CheckFailed, MergeError
 from finetune.merge import models, streamed
-from finetune.merge.adapted import Adapter, MergedWeights, Updates
+from finetune.merge.adapted import MergedWeights, Updates
+from finetune.merge.adapter import Adapter
 from finetune.merge.again import verify_again
 from finetune.merge.combine import combine
 from finetune.merge.distance import logits_of
@@ -303,5 +304,5 @@ def test_parts_beyond_low_rank_are_refused(tiny_base: Path, tmp_path: Path) -> N
     """peft would leave out what else an adapter holds."""
     make_adapter(tiny_base, tmp_path / "a")
     make_adapter(tiny_base, tmp_path / "b", use_dora=True)
-    with pytest.raises(MergeError, match="uses use_dora, which peft's combination would leave out"):
+    with pytest.raises(MergeError, match="uses use_dora, which peft"):
         combine([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "out", method="cat", weights=[1, 1], base=tiny_base)

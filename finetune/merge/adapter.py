@@ -1,0 +1,143 @@
+"""An adapter folder, as peft and the tools around it write one: its config, checked, and its weights' header."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from finetune.errors import MergeError
+from finetune.merge.tensors import StoredWeights
+from finetune.merge.updates import parts_of
+from finetune.model.inspect import ADAPTER_WEIGHTS, read_adapter_config
+
+UNDERSTOOD = frozenset({
+    "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version", "r",
+    "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "use_dora",
+    "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+    "megatron_core", "trainable_token_indices", "loftq_config", "eva_config", "runtime_config", "lora_bias",
+    "qalora_group_size",
+})  # fmt: skip
+"""Keys of adapter_config.json that are followed here, or decide nothing once the training is over. (peft itself ignores
+fan_in_fan_out for the linear layers of a LLaMA.)"""
+
+KEEPS_BASE = (True, False, "true", "gaussian", "eva", "orthogonal")
+"""Ways to initialise that leave the base as it is. The others (PiSSA, OLoRA ...) take a part of it into the adapter."""
+
+
+Tokens = list[Annotated[int, Field(ge=0)]]
+Names = str | list[str] | None
+
+
+class LoraValues(BaseModel):
+    """What a merge goes by in adapter_config.json, with peft's defaults; other keys are kept as they are."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    peft_type: str
+    r: Annotated[int, Field(ge=1)] = 8
+    lora_alpha: Annotated[float, Field(allow_inf_nan=False)] = 8
+    target_modules: Names = None
+    exclude_modules: Names = None
+    modules_to_save: list[str] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    bias: str = "none"
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    layers_to_transform: int | list[int] | None = None
+    trainable_token_indices: Tokens | dict[str, Tokens] | None = None
+    init_lora_weights: bool | str | None = True
+
+    @field_validator("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern")
+    @classmethod
+    def _are_patterns(cls, value: Any) -> Any:
+        for pattern in [value] if isinstance(value, str) else value if isinstance(value, dict) else []:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return value
+
+
+@dataclass
+class Adapter:
+    """An adapter folder."""
+
+    folder: Path
+    config: dict[str, Any] = field(init=False)
+    weights: StoredWeights = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Raises ModelError or MergeError where it is no adapter folder, or damaged."""
+        found = read_adapter_config(self.folder)
+        try:
+            self.config = found | LoraValues.model_validate(found).model_dump()
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            path = self.folder / "adapter_config.json"
+            raise MergeError(
+                f"{path}: {where} is {first['input']!r}: {first['msg']} ({error.error_count()} such values in all)."
+            ) from None
+        self.weights = StoredWeights([self.folder / ADAPTER_WEIGHTS])
+
+    def why_not_streamed(self) -> str | None:
+        """What only peft itself can merge; None where there is nothing of the kind."""
+        if self.config.get("peft_type") != "LORA":
+            return f"it is of type {self.config.get('peft_type')}"
+        if self.config.get("init_lora_weights", True) not in KEEPS_BASE:
+            return f"it was initialised with {self.config['init_lora_weights']}, which takes a part of the base"
+        strange = sorted(key for key, value in self.config.items() if value and key not in UNDERSTOOD)
+        if strange:
+            return f"it uses {', '.join(strange)}"
+        if self.config.get("use_dora") and any("lora_embedding_A" in name for name in self.weights.names()):
+            return "it has DoRA on an embedding"
+        return None
+
+    def targets(self, module: str) -> bool:
+        """Whether the config has LoRA on a module, by peft's rules."""
+        layers = self.config["layers_to_transform"]
+        if layers is not None:
+            match = re.search(r"\.layers\.(\d+)\.", f".{module}.")
+            if match is None or int(match[1]) not in ([layers] if isinstance(layers, int) else layers):
+                return False
+        if matches(module, self.config["modules_to_save"]) or matches(module, self.config["exclude_modules"]):
+            return False
+        return matches(module, self.config["target_modules"])
+
+    def parts(self) -> dict[str, dict[str, str]]:
+        """Module -> part -> name in the file. Raises MergeError where config and file contradict each other."""
+        found = parts_of(self.weights)
+        self._refuse_contradictions(found)
+        return found
+
+    def _refuse_contradictions(self, parts: dict[str, dict[str, str]]) -> None:
+        for module, names in parts.items():
+            lora = [name for name in names if name.startswith("lora_")]
+            if lora and not self.targets(module):
+                raise self.contradiction(f"the file has LoRA on {module}, which the config does not name")
+            if "lora_A.weight" in names and (("lora_magnitude_vector" in names) is not self.config["use_dora"]):
+                raise self.contradiction(f"use_dora is {self.config['use_dora']}, and the file says otherwise of {module}")
+            if "lora_A.weight" in names and (("lora_B.bias" in names) is not self.config["lora_bias"]):
+                raise self.contradiction(f"lora_bias is {self.config['lora_bias']}, and the file says otherwise of {module}")
+        for name in self.config["modules_to_save"] or []:
+            if not any(matches(module, [name]) and "weight" in names for module, names in parts.items()):
+                raise self.contradiction(f"modules_to_save names {name}, and the file does not hold it")
+        if self.config["trainable_token_indices"] and not any("trainable_tokens_delta" in names for names in parts.values()):
+            raise self.contradiction("trainable_token_indices names tokens, and the file holds no rows for them")
+
+    def contradiction(self, what: str) -> MergeError:
+        """Config and weights that can't both be right."""
+        return MergeError(
+            f"the adapter in {self.folder} contradicts its own config: {what}. One of the two files is not its own."
+        )
+
+
+def matches(module: str, wanted: Names) -> bool:
+    """peft's rule: a regular expression for the whole name, or names that the module's name is, or ends with after a dot."""
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, module) is not None
+    return wanted is not None and any(module == name or module.endswith(f".{name}") for name in wanted)
