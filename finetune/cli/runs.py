@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finetune.cli.common import JsonOption, out, print_json, teller
+from finetune.cli.common import AllowCodeOption, JsonOption, allowed_code, out, print_json, teller
 
 app = typer.Typer(
     help="List, show, compare, plot and reproduce runs; open the tracker's dashboard.",
@@ -39,6 +39,7 @@ def list_runs(
     from finetune.runs import listing
 
     conditions = [listing.parse_condition(text) for text in where or []]
+    everything = listing.list_runs(folder)
     found = listing.list_runs(folder, conditions, order=sort, reverse=reverse)
     if as_json:
         print_json(found)
@@ -49,7 +50,7 @@ def list_runs(
     names = columns.split(",")
     for name in names:
         if name not in COLUMNS.split(","):
-            listing.refuse_unknown(found, name)
+            listing.refuse_unknown(everything, name)
     print_table([names, *([_cell(listing.value_of(summary, name)) for name in names] for summary in found)])
 
 
@@ -145,6 +146,7 @@ def reproduce(
         list[str] | None, typer.Option(metavar="WHAT", help="Go on although this differs: base, data, versions or code.")
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="Where the new run goes; beside the old one when absent.")] = None,
+    allow_code: AllowCodeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a run again.
@@ -163,7 +165,8 @@ def reproduce(
     os.environ["OMP_NUM_THREADS"] = str(lock.device.get("threads", 1))
     from finetune.train.reproduce import reproduce as again
 
-    report = again(source, lock, despite=frozenset(despite or ()), folder=folder, say=teller(as_json))
+    allowed = allowed_code(allow_code)
+    report = again(source, lock, despite=frozenset(despite or ()), folder=folder, say=teller(as_json), allow_code=allowed)
     if as_json:
         print_json(report.as_dict())
     else:
@@ -179,16 +182,21 @@ def remove(
 ) -> None:
     """Delete runs, after asking."""
     from finetune.errors import CheckpointError
+    from finetune.recipe.lock import read_lock
     from finetune.runs.folder import open_run, remove_run
 
-    folders = [open_run(run.resolve()) for run in runs]
+    folders = [open_run(path) for path in dict.fromkeys(run.resolve() for run in runs)]
+    for folder in folders:
+        read_lock(folder.lock_path)  # a folder with an empty file of that name is no run
     sizes = [sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file()) for folder in folders]
     for folder, size in zip(folders, sizes, strict=True):
         out(f"{folder.path}  {size / 1e6:,.1f} MB")
     if not yes:
         if not sys.stdin.isatty():
             raise CheckpointError("finetune runs rm asks before it deletes, and there is nobody to ask: give --yes.")
-        typer.confirm(f"Delete {len(folders)} run{'s' * (len(folders) != 1)} for good?", abort=True)
+        if not typer.confirm(f"Delete {len(folders)} run{'s' * (len(folders) != 1)} for good?"):
+            out("nothing was deleted")
+            return
     for folder in folders:
         remove_run(folder)
 

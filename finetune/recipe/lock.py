@@ -11,6 +11,7 @@ from ruamel.yaml.error import YAMLError
 
 from finetune.errors import Problem, RecipeError
 from finetune.recipe.schema import Recipe
+from finetune.recipe.secrets import scrubbed_values
 
 LOCK_VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -50,11 +51,11 @@ class Lock:
         return {"lock_version": LOCK_VERSION, **facts, "recipe": self.recipe.model_dump(mode="json")}
 
     def to_yaml(self) -> str:
-        """The text of recipe.lock.yaml."""
+        """The text of recipe.lock.yaml, without secrets."""
         stream = io.StringIO()
         yaml = YAML()
         yaml.width = 4096
-        yaml.dump(self.as_dict(), stream)
+        yaml.dump(scrubbed_values(self.as_dict()), stream)
         return HEADER + stream.getvalue()
 
 
@@ -69,6 +70,9 @@ def read_lock(path: Path) -> Lock:
     if values.get("lock_version") not in READABLE_VERSIONS:
         readable = " and ".join(map(str, READABLE_VERSIONS))
         raise _refused(path, f"lock_version is {values.get('lock_version')}; this version of finetune reads {readable}")
+    for name, kind in (("base", dict), ("data", dict), ("versions", dict), ("device", dict), ("git", dict), ("origins", dict)):
+        if not isinstance(values.get(name, {}), kind):
+            raise _refused(path, f"not a lock: {name} is a {type(values[name]).__name__}")
     known = set(Lock.__dataclass_fields__)
     facts = {name: value for name, value in values.items() if name in known and name != "recipe"}
     try:

@@ -24,12 +24,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from finetune.errors import CheckpointError, LaunchError
-from finetune.runs.secrets import scrubbed
+from finetune.recipe.secrets import scrubbed_values
 
 LOCK = "recipe.lock.yaml"
 ADAPTER_NOTES = "finetune.json"
 """In an adapter folder: what peft's own config doesn't say of the base (RoPE scaling, new tokens, NF4), should it be moved."""
 RUNNING = ".running"
+OWN_NAMES = frozenset({
+    LOCK, "adapter", "model", "merged", "checkpoints", "metrics.jsonl", "samples.jsonl", "summary.json", "run.log", "logs",
+    "wandb", "tensorboard", "predictions", RUNNING,
+})  # fmt: skip
+"""What may stand in a run folder; `finetune runs rm` deletes nothing else."""
 
 
 class RunFolder:
@@ -67,15 +72,16 @@ class RunFolder:
             summary = json.loads(self.summary_path.read_text())
         except FileNotFoundError:
             return {}
-        except json.JSONDecodeError as error:
+        except (ValueError, OSError) as error:
             raise CheckpointError(f"{self.summary_path} is damaged: {error}") from None
         if not isinstance(summary, dict):
             raise CheckpointError(f"{self.summary_path} is damaged: expected an object, got {type(summary).__name__}.")
         return summary
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Replace summary.json in one step."""
-        write_text(self.summary_path, json.dumps(finite_or_null(summary), indent=2, allow_nan=False) + "\n")
+        """Replace summary.json in one step, without secrets."""
+        content = scrubbed_values(finite_or_null(summary))
+        write_text(self.summary_path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def claim(self) -> None:
         """Take the run for this process, until release or the process's end. Raises LaunchError where another has it.
@@ -150,6 +156,10 @@ def open_run(path: Path) -> RunFolder:
 
 def remove_run(run: RunFolder) -> None:
     """Delete a run folder. Raises LaunchError while a process trains it."""
+    strange = sorted(path.name for path in run.path.iterdir() if path.name not in OWN_NAMES and path.suffix != ".partial")
+    if strange or not run.checkpoints.is_dir():
+        what = f"it holds {', '.join(strange[:3])}, which no run writes" if strange else "it has no checkpoints folder"
+        raise CheckpointError(f"{run.path} is not deleted: {what}. Delete it by hand if it is meant.")
     with run.claimed():
         # The lock goes first: what a crash leaves half deleted is no run any more.
         run.lock_path.unlink()
@@ -157,10 +167,10 @@ def remove_run(run: RunFolder) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content in one step, so that no reader sees half of it; secrets are left out."""
+    """Replace a file's content in one step, so that no reader sees half of it."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w") as file:
-        file.write(scrubbed(text))
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -25,15 +25,20 @@ class Condition:
 
     key: str
     operator: str
-    value: Any
+    text: str
+    """The value as it was typed."""
 
     def holds(self, summary: dict[str, Any]) -> bool:
         """Whether a run fulfils it; one that lacks the value, or has one of another kind, does not."""
         found = value_of(summary, self.key)
         if found is ABSENT:
             return self.operator == "!="
+        # A text is compared with what was typed; anything else with what that means.
+        value = self.text.strip("\"'") if self.operator == "~" or isinstance(found, str) else _plain(self.text)
+        if isinstance(found, bool) is not isinstance(value, bool):
+            return self.operator == "!="
         try:
-            return OPERATORS[self.operator](found, self.value)
+            return OPERATORS[self.operator](found, value)
         except TypeError:
             return False
 
@@ -41,15 +46,15 @@ class Condition:
 def parse_condition(text: str) -> Condition:
     """A condition as it is typed. Raises CheckpointError for anything else."""
     match = CONDITION.fullmatch(text.strip())
-    if match is None:
+    if match is None or not match["value"].strip() or match["value"].lstrip()[0] in "=<>":
         raise CheckpointError(f"--where: got {text!r}; expected KEY OPERATOR VALUE with one of {' '.join(OPERATORS)}.")
-    return Condition(match["key"], match["operator"], _plain(match["value"].strip()))
+    return Condition(match["key"], match["operator"], match["value"].strip())
 
 
 def _plain(text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return json.loads(text.lower() if text in ("True", "False", "None") else text)
+    except (ValueError, RecursionError):
         try:
             return float(text)  # 1e-4 is a number, and not JSON
         except ValueError:

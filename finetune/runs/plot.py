@@ -25,7 +25,8 @@ class Curve:
 
 def read_curves(runs: Sequence[RunFolder], metrics: Sequence[str]) -> dict[str, list[Curve]]:
     """The curves of each metric that any of the runs has. Raises CheckpointError for a metric that none has."""
-    entries = {run.name: read_metrics(run) for run in runs}
+    same = len({run.name for run in runs}) < len(runs)
+    entries = {str(run.path) if same else run.name: read_metrics(run) for run in runs}
     found: dict[str, list[Curve]] = {}
     for metric in metrics:
         for name, lines in entries.items():
@@ -43,19 +44,25 @@ def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a last one that was cut short is left out. Raises CheckpointError where it is damaged."""
     if not run.metrics_path.is_file():
         return []
-    lines = run.metrics_path.read_text().splitlines()
+    lines = run.metrics_path.read_bytes().splitlines()
     found = []
     for number, line in enumerate(lines, start=1):
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            entry = json.loads(line)
+            if not isinstance(entry["step"], int) or not all(isinstance(v, int | float | None) for v in entry.values()):
+                raise TypeError("expected numbers by their names, and a step")
+        except (ValueError, TypeError, KeyError) as error:
             if number < len(lines):
-                raise CheckpointError(f"{run.metrics_path}:{number} is damaged ({error}).") from None
+                raise CheckpointError(f"{run.metrics_path}:{number} is damaged ({type(error).__name__}: {error}).") from None
+        else:
+            found.append(entry)
     return found
 
 
 def save_png(curves: dict[str, list[Curve]], path: Path) -> None:
     """One picture, a panel for each metric. Raises CheckpointError where matplotlib is not installed."""
+    if path.suffix.lower() != ".png":
+        raise CheckpointError(f"--output is {path}; expected a name that ends in .png.")
     if importlib.util.find_spec("matplotlib") is None:
         raise CheckpointError("a PNG needs matplotlib: pip install matplotlib; without --output the curves go to the terminal.")
     import matplotlib

@@ -211,7 +211,7 @@ def _version(package: str) -> str:
 def device_facts(precision: Precision) -> dict[str, Any]:
     """Where a run computes: device, precision, threads, processes."""
     device = choose_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {
         "type": device.type,
         "name": name,
@@ -220,6 +220,16 @@ def device_facts(precision: Precision) -> dict[str, Any]:
         "processes": this_group().world_size,
         "engine": engine_name(),
     }
+
+
+def processor_name() -> str:
+    """The processor's model where Linux says it, else its kind: other models round otherwise."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return model or platform.processor() or platform.machine()
 
 
 def deep_check(recipe: Recipe, *, allow_code: Collection[str] = ()) -> list[str]:

@@ -51,7 +51,7 @@ class MetricsLog(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Lines after the step that is resumed from belong to steps that are taken again: they go."""
         if self.path is not None and self.path.exists():
-            entries = list(_whole_entries(self.path.read_text()))
+            entries = list(whole_entries(self.path.read_text(), self.path.name))
             kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= state.global_step]
             write_text(self.path, "".join(kept))
         self.file = None if self.path is None else self.path.open("a", buffering=1)
@@ -104,16 +104,16 @@ class MetricsLog(TrainerCallback):
             self.file.close()
 
 
-def _whole_entries(text: str) -> Iterator[dict[str, Any]]:
-    """The entries of metrics.jsonl; a last line that a kill cut short is left out."""
+def whole_entries(text: str, file: str) -> Iterator[dict[str, Any]]:
+    """The entries of a file of JSON lines; a last line that a kill cut short is left out. Raises CheckpointError for others."""
     lines = text.splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             yield json.loads(line)
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise CheckpointError(f"metrics.jsonl:{number} is damaged ({error}). Remove that line.") from None
-            logger.warning("metrics.jsonl: the last line was cut short; it is dropped")
+                raise CheckpointError(f"{file}:{number} is damaged ({error}). Remove that line.") from None
+            logger.warning("%s: the last line was cut short; it is dropped", file)
 
 
 class KeepBest(TrainerCallback):

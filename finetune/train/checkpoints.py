@@ -4,6 +4,7 @@ The Trainer writes a checkpoint under its final name, file by file. A marker wit
 folder without it, or whose files differ from it, is never loaded.
 """
 
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -41,30 +42,37 @@ def mark_complete(checkpoint: Path) -> None:
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name != MARKER
     }
-    write_text(checkpoint / MARKER, json.dumps({"files": hashes, "signature": sign(_text_of(hashes))}, indent=1))
+    write_text(checkpoint / MARKER, json.dumps({"files": hashes, "signature": sign(_text_of(checkpoint, hashes))}, indent=1))
 
 
-def _text_of(hashes: dict[str, str]) -> str:
-    return json.dumps(hashes, sort_keys=True)
+def _text_of(checkpoint: Path, hashes: dict[str, str]) -> str:
+    return json.dumps([checkpoint.name, hashes], sort_keys=True)
 
 
 def _read_marker(checkpoint: Path) -> dict[str, Any]:
     try:
         marker = json.loads((checkpoint / MARKER).read_text())
+        if "files" not in marker:  # as it was written before checkpoints were signed
+            marker = {"files": marker, "signature": ""}
         return {"files": dict(marker["files"]), "signature": str(marker["signature"])}
-    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError):
         raise CheckpointError(f"{checkpoint} is not a whole checkpoint: its marker {MARKER} is absent or damaged.") from None
 
 
 def is_foreign(checkpoint: Path) -> bool:
     """Whether somebody else wrote the checkpoint. Raises CheckpointError where its marker is absent or damaged."""
     marker = _read_marker(checkpoint)
-    return not is_signed(_text_of(marker["files"]), marker["signature"])
+    return not is_signed(_text_of(checkpoint, marker["files"]), marker["signature"])
 
 
 def verify_checkpoint(checkpoint: Path) -> None:
-    """Raises CheckpointError unless each file of the checkpoint is there and has the content that was written."""
-    for name, expected in _read_marker(checkpoint)["files"].items():
+    """Raises CheckpointError unless each file of the checkpoint is there, with the content that was written, and no other."""
+    hashes = _read_marker(checkpoint)["files"]
+    there = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_symlink() or not path.is_dir()}
+    strange = sorted(there - hashes.keys() - {MARKER})
+    if strange:
+        raise CheckpointError(f"{checkpoint / strange[0]} was not written with this checkpoint ({len(strange)} such files).")
+    for name, expected in hashes.items():
         path = checkpoint / name
         if not path.is_file() or file_sha256(path) != expected:
             raise CheckpointError(f"{path} is absent or differs from what was saved.")
@@ -89,6 +97,17 @@ def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
+def _says_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, is the operating system's about room; some libraries keep its text alone."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 @contextmanager
 def gone_if_disk_is_full(checkpoint: Path) -> Iterator[None]:
     """Writing a checkpoint: on a full disk what was written of it is deleted, and TrainingError says what is left."""
@@ -96,8 +115,7 @@ def gone_if_disk_is_full(checkpoint: Path) -> Iterator[None]:
         yield
     except Exception as error:
         # What fails, and how, depends on the library that was writing: safetensors, torch's zip files, json.
-        free = shutil.disk_usage(checkpoint.parent).free
-        if free >= FULL_DISK_BYTES:
+        if not (_says_full(error) or shutil.disk_usage(checkpoint.parent).free < FULL_DISK_BYTES):
             raise
         written = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
         shutil.rmtree(checkpoint, ignore_errors=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from finetune.runs.secrets import scrubbed
+from finetune.recipe.secrets import scrubbed
 
 Say = Callable[[str], None]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from finetune.errors import CheckFailed, CheckpointError
@@ -58,7 +59,13 @@ class Reproduction:
 
 
 def reproduce(
-    source: RunFolder, lock: Lock, *, despite: frozenset[str], folder: Path | None, say: Callable[[str], None]
+    source: RunFolder,
+    lock: Lock,
+    *,
+    despite: frozenset[str],
+    folder: Path | None,
+    say: Callable[[str], None],
+    allow_code: frozenset[str] = frozenset(),
 ) -> Reproduction:
     """Train the lock's recipe again in a new run folder.
 
@@ -75,6 +82,7 @@ def reproduce(
         raise CheckpointError(
             f"{source.path} was trained by {count} processes; run its recipe again with --launch {engine} --processes {count}."
         )
+    old = results_of(source)  # before hours are spent on the new one
     differs: list[str] = []
 
     def accept(now: Lock) -> None:
@@ -90,9 +98,11 @@ def reproduce(
     recipe = lock.recipe.model_copy(update={"output": output})
     command = shlex.join(["finetune", "runs", "reproduce", str(source.path)])
     name = source.name.rsplit("-", 1)[0]
-    summary = training.start(recipe, name=name, command=command, say=say, origins=lock.origins, accept=accept)
+    summary = training.start(
+        recipe, name=name, command=command, say=say, origins=lock.origins, accept=accept, allow_code=allow_code
+    )
     new = RunFolder(Path(output.folder) / summary["name"])
-    return compare_results(source, new, tuple(differs))
+    return compare_results(source, new, old, results_of(new), tuple(differs))
 
 
 def differences(then: Lock, now: Lock) -> list[str]:
@@ -111,27 +121,39 @@ def differences(then: Lock, now: Lock) -> list[str]:
     for name in changed:
         kind = "code" if name == "finetune" else "versions"
         found.append(f"{kind}: {name} was {then.versions.get(name, 'absent')}, and is {now.versions.get(name, 'absent')}")
+    commits = [lock.git.get("commit") for lock in (then, now)]
+    if None not in commits and commits[0] != commits[1]:
+        found.append(f"code: the commit was {commits[0]}, and is {commits[1]}")
     for name in ("type", "name", "threads", "precision"):
         if then.device.get(name) != now.device.get(name):
             found.append(f"device: {name} was {then.device.get(name)}, and is {now.device.get(name)}")
     return found
 
 
-def compare_results(old: RunFolder, new: RunFolder, differs: tuple[str, ...]) -> Reproduction:
-    """Trained weights and losses of two finished runs."""
-    weights = [load_file(_result(run)) for run in (old, new)]
-    if weights[0].keys() != weights[1].keys():
-        raise CheckFailed(f"{new.path} trained other weights than {old.path}.")
-    same = all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    flat = [torch.cat([held[name].double().flatten() for name in sorted(held)]) for held in weights]
-    losses = [[line["train/loss"] for line in read_metrics(run) if line.get("train/loss") is not None] for run in (old, new)]
-    if len(losses[0]) != len(losses[1]):
-        raise CheckFailed(f"{new.path} logged {len(losses[1])} steps, {old.path} {len(losses[0])}.")
-    pairs = [abs(one - other) / abs(one) if one else math.inf * (one != other) for one, other in zip(*losses, strict=True)]
-    distance = float((flat[0] - flat[1]).norm() / flat[0].norm())
-    return Reproduction(str(old.path), str(new.path), same, distance, max(pairs, default=0.0), differs)
+Results = tuple[dict[str, torch.Tensor], list[float]]
 
 
-def _result(run: RunFolder) -> Path:
+def results_of(run: RunFolder) -> Results:
+    """What was trained, and each step's loss. Raises CheckpointError where a file is absent or damaged."""
     adapter = run.adapter / "adapter_model.safetensors"
-    return adapter if adapter.is_file() else run.model / "model.safetensors"
+    path = adapter if adapter.is_file() else run.model / "model.safetensors"
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}. There is nothing to compare with.") from None
+    return weights, [line["train/loss"] for line in read_metrics(run) if line.get("train/loss") is not None]
+
+
+def compare_results(old: RunFolder, new: RunFolder, first: Results, second: Results, differs: tuple[str, ...]) -> Reproduction:
+    """Trained weights and losses of two finished runs; infinitely far apart where they are of another size or number."""
+    (weights, losses), (others, other_losses) = first, second
+    alike = weights.keys() == others.keys() and all(weights[name].shape == others[name].shape for name in weights)
+    distance = loss_distance = math.inf
+    if alike:
+        flat = [torch.cat([held[name].double().flatten() for name in sorted(held)]) for held in (weights, others)]
+        distance = float((flat[0] - flat[1]).norm() / flat[0].norm())
+    if len(losses) == len(other_losses):
+        pairs = zip(losses, other_losses, strict=True)
+        loss_distance = max((abs(a - b) / abs(a) if a else float(a != b) for a, b in pairs), default=0.0)
+    same = alike and all(torch.equal(weights[name], others[name]) for name in weights)
+    return Reproduction(str(old.path), str(new.path), same, distance, loss_distance, differs)

@@ -9,6 +9,7 @@ import torch
 
 from finetune.model.adapter import count_parameters, save_adapter
 from finetune.recipe.lock import Lock
+from finetune.recipe.secrets import scrubbed_values
 from finetune.runs.folder import ADAPTER_NOTES, RunFolder, sync_files, write_text
 from finetune.train.build import Inputs
 from finetune.train.checkpoints import PREFIX, complete_checkpoints
@@ -51,7 +52,7 @@ def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, we
         name = inputs.base.identity["name"] if hub else str(inputs.base.folder)
         save_adapter(trainer.model, partial, name, inputs.base.identity.get("commit"), weights)
         notes = {"model": lock.recipe.model.model_dump(mode="json"), "method": lock.recipe.adapter.method, "base": lock.base}
-        write_text(partial / ADAPTER_NOTES, json.dumps(notes, indent=2) + "\n")
+        write_text(partial / ADAPTER_NOTES, json.dumps(scrubbed_values(notes), indent=2) + "\n")
     inputs.tokenizer.save_pretrained(partial)
     sync_files(partial)
     if final.exists():

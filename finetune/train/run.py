@@ -1,6 +1,5 @@
 """One training run from recipe to run folder: the lifecycle only; build.py makes the parts, result.py writes the outcome."""
 
-import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,9 +14,9 @@ from finetune.model.precision import choose_device, choose_threads
 from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.tracking import TrackingSection
+from finetune.recipe.secrets import scrubbed_values
 from finetune.runs.compare import METRICS as FINAL_METRICS
 from finetune.runs.folder import RunFolder, create_run, open_run, write_text
-from finetune.runs.secrets import scrubbed
 from finetune.runs.trackers import start_tracker
 from finetune.train import build
 from finetune.train.batches import StreamFeed
@@ -74,10 +73,10 @@ def start(
         refuse_differences(group, lock)
         with claimed(run, group), journal(run.log_of(group.rank), say) as tell:
             if group.is_main:
-                if scrubbed(lock.to_yaml()) != lock.to_yaml():
+                if scrubbed_values(lock.as_dict()) != lock.as_dict():
                     tell(
                         "warning: there is a secret in the recipe or the command; the run's files are written without it, so "
-                        "the run can't be resumed where it is needed. Give secrets by the environment."
+                        "the run can't be resumed, merged or reproduced where it is needed. Give secrets by the environment."
                     )
                 write_text(run.lock_path, lock.to_yaml())
             parts = Parts(run, lock, inputs, group=group, checkpoint=None, say=tell)
@@ -164,8 +163,10 @@ class Parts:
             # DeepSpeed reduces gradients while it goes backward, and has no way to take that back.
             self.trainer.add_callback(Rehearsal(self.trainer, self.recipe, say))
         # Last, because they are seen from outside: a tracker's run and a moving line, for a run that can start.
-        config = json.loads(scrubbed(self.recipe.model_dump_json()))
-        tracking = self.recipe.tracking if group.is_main else TrackingSection(tracker="none")
+        config = scrubbed_values(self.recipe.model_dump(mode="json"))
+        tracking = TrackingSection(tracker="none")
+        if group.is_main:
+            tracking = TrackingSection.model_validate(scrubbed_values(self.recipe.tracking.model_dump(mode="json")))
         self.tracker = start_tracker(tracking, lock.tracker_id, config, folder=run.path, say=say)
         self.progress = Progress(say)
         metrics = run.metrics_path if group.is_main else None

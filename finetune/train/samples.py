@@ -1,6 +1,7 @@
 """Texts that the model writes while it trains, for a person to see what it learns."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerContro
 from data_prep.messages import Message
 from finetune.evaluate.generation import conversation_ids, generate, plain_ids
 from finetune.recipe.schema.tracking import SamplesSection
-from finetune.runs.secrets import scrubbed
+from finetune.runs.folder import write_text
 from finetune.runs.trackers import Sample, Tracker
+from finetune.train.callbacks import whole_entries
 from finetune.train.journal import Say
 from finetune.train.trainer import ExactTrainer
 
@@ -36,23 +38,36 @@ class Samples(TrainerCallback):
     ):
         self.section, self.trainer, self.tokenizer = section, trainer, tokenizer
         self.path, self.tracker, self.say, self.restart_clock = path, tracker, say, restart_clock
+        self.last = -1
         self.prompts = [
             conversation_ids([Message("user", prompt)], tokenizer) if tokenizer.chat_template else plain_ids(prompt, tokenizer)
             for prompt in section.prompts
         ]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Before the first step; texts of steps that are taken again go."""
+        """Before the first step; texts of steps that are taken again go, and a line that a kill cut short."""
         if self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(f"{line}\n" for line in lines))
-        if state.global_step == 0:
-            self._write(0)
+            entries = list(whole_entries(self.path.read_text(), self.path.name))
+            counts = Counter(entry["step"] for entry in entries)
+            whole = {step for step, count in counts.items() if count == len(self.prompts) and step <= state.global_step}
+            kept = [entry for entry in entries if state.global_step and entry["step"] in whole]
+            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
+            self.last = kept[-1]["step"] if kept else -1
+        if state.global_step == 0 or (self._is_due(state.global_step) and self.last < state.global_step):
+            self._write(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Every so many steps."""
-        if state.global_step % self.section.every_steps == 0 or state.global_step >= state.max_steps:
+        if self._is_due(state.global_step):
             self._write(state.global_step)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The last ones, wherever the end came."""
+        if self.last != state.global_step:
+            self._write(state.global_step)
+
+    def _is_due(self, step: int) -> bool:
+        return step % self.section.every_steps == 0
 
     def _write(self, step: int) -> None:
         model: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
@@ -63,7 +78,8 @@ class Samples(TrainerCallback):
         samples = [Sample(*pair) for pair in zip(self.section.prompts, answers, strict=True)]
         with self.path.open("a") as file:
             for sample in samples:
-                file.write(json.dumps({"step": step, "prompt": scrubbed(sample.prompt), "answer": sample.answer}) + "\n")
+                file.write(json.dumps({"step": step, "prompt": sample.prompt, "answer": sample.answer}) + "\n")
+        self.last = step
         first = " ".join(samples[0].answer.split())[:SHOWN_CHARACTERS]
         self.say(f"sample after step {step}: {first!r}")
         self.tracker.log_samples(samples, step)

@@ -7,15 +7,20 @@ import os
 import secrets
 from pathlib import Path
 
+KEY_BYTES = 32
+
 
 def sign(text: str) -> str:
-    """The signature of a text by this user, as hex."""
-    return hmac.new(_key(), text.encode(), "sha256").hexdigest()
+    """The signature of a text by this user, as hex; empty where there is no place for a key (nobody's then)."""
+    try:
+        return hmac.new(_key(), text.encode(), "sha256").hexdigest()
+    except (OSError, RuntimeError):
+        return ""
 
 
 def is_signed(text: str, signature: str) -> bool:
     """Whether this user signed that text."""
-    return hmac.compare_digest(sign(text), signature)
+    return bool(signature) and hmac.compare_digest(sign(text), signature)
 
 
 def _key() -> bytes:
@@ -26,11 +31,17 @@ def _key() -> bytes:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     if not path.exists():
         partial.touch(mode=0o600)
-        partial.write_bytes(secrets.token_bytes(32))
+        with partial.open("wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
         try:
             os.link(partial, path)  # fails where another process was faster: then its key is the one
         except FileExistsError:
             pass
         finally:
             partial.unlink()
-    return path.read_bytes()
+    key = path.read_bytes()
+    if len(key) != KEY_BYTES:
+        raise OSError(f"{path} is damaged")
+    return key

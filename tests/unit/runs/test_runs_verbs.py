@@ -149,11 +149,90 @@ def test_a_lock_of_the_first_version_is_read(tmp_path: Path) -> None:
 
 def test_secrets_are_known_by_name_kind_and_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Values of secret variables, well-known tokens, and the keys in URLs; harmless text stays as it is."""
-    from finetune.runs.secrets import scrubbed
+    from finetune.recipe.secrets import scrubbed, scrubbed_values
 
     secret = "0123456789abcdef" * 3
     monkeypatch.setenv("WANDB_API_KEY", secret)
     text = f"key {secret}, hf_{'a1' * 15}, https://me:pass@host/rows.jsonl?X-Amz-Signature=123&b=1 and https://host/a.b#c"
-    assert scrubbed(text) == "key [WANDB_API_KEY], [token], https://[user]@host/rows.jsonl?[query] and https://host/a.b#c"
+    assert scrubbed(text) == "key <WANDB_API_KEY>, <token>, https://<user>@host/rows.jsonl?<query> and https://host/a.b#c"
+    assert scrubbed_values({"a": ["/sk/rows", 'see "https://h/a?b=1" now'], "n": 1}) == {
+        "a": ["/sk/rows", 'see "https://h/a?<query>" now'], "n": 1
+    }  # fmt: skip
+    monkeypatch.setenv("TOKENIZER_NAME", "tiny-llama-base")
+    assert scrubbed("sk-parliament-debates-of-the-year-2024.json by tiny-llama-base") == (
+        "sk-parliament-debates-of-the-year-2024.json by tiny-llama-base"
+    )
     plain = "train.learning_rate=1e-4 /runs/a-001 sha256 0f3c, tokens: 12"
     assert scrubbed(plain) == plain
+
+
+@pytest.mark.parametrize(
+    ("condition", "found"),
+    [
+        ("name~002", ["a-002"]),
+        ("output.name=null", ["a-001", "a-002"]),
+        ("train.rehearsal=True", ["a-001", "a-002"]),
+        ("tracking.project=finetune", ["a-001", "a-002"]),
+        ("steps=true", []),
+        ("train.learning_rate=1e-4", ["a-001", "a-002"]),
+    ],
+)
+def test_a_condition_means_what_it_says(
+    condition: str, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Texts are compared as typed, numbers as numbers, truths with truths."""
+    for loss in (1.0, 2.0):
+        make_run(tmp_path, "a", loss=loss)
+    _, shown, _ = runs(monkeypatch, capsys, "list", str(tmp_path), "--where", condition, "--json")
+    assert [run["name"] for run in json.loads(shown)] == found
+
+
+@pytest.mark.parametrize("condition", ["status==finished", "steps=>3", "steps>=", "loss"])
+def test_a_condition_that_is_none_is_refused(
+    condition: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A slip of the hand is an error, not an empty list."""
+    make_run(tmp_path, "a", loss=1.0)
+    code, _, error = runs(monkeypatch, capsys, "list", str(tmp_path), "--where", condition)
+    assert code == 2
+    assert "expected KEY OPERATOR VALUE" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "verb"),
+    [
+        ("summary.json", b"\xff\xfe", "show"),
+        ("metrics.jsonl", b"5\n6\n", "plot"),
+        ("metrics.jsonl", b'{"train/loss": 1}\n{"step": 1}\n', "plot"),
+        ("metrics.jsonl", b'{"step": 1, "train/loss": "x"}\n{"step": 2}\n', "plot"),
+        ("recipe.lock.yaml", b"lock_version: 2\nrecipe: {}\ndevice: null\n", "show"),
+    ],
+)
+def test_a_damaged_run_is_one_message(
+    name: str, content: bytes, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the list of the others goes on."""
+    run = make_run(tmp_path, "a", loss=1.0)
+    make_run(tmp_path, "b", loss=2.0)
+    (run.path / name).write_bytes(content)
+    code, _, error = runs(monkeypatch, capsys, verb, str(run.path))
+    assert code == 2
+    assert "Traceback" not in error
+    code, shown, _ = runs(monkeypatch, capsys, "list", str(tmp_path))
+    assert code == 0
+    assert "b-001" in shown
+
+
+def test_rm_deletes_nothing_that_no_run_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A project with an empty lock in it, or a run with somebody's thesis in it, is left alone."""
+    run = make_run(tmp_path, "a", loss=1.0)
+    (run.path / "thesis.tex").write_text("years of work")
+    code, _, error = runs(monkeypatch, capsys, "rm", str(run.path), "--yes")
+    assert code == 2
+    assert "thesis.tex, which no run writes" in error
+    (run.path / "thesis.tex").unlink()
+    run.lock_path.write_text("")
+    assert runs(monkeypatch, capsys, "rm", str(run.path), "--yes")[0] == 2
+    assert run.summary_path.is_file()

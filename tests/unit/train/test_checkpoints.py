@@ -1,18 +1,22 @@
 """Checkpoints are whole or not there."""
 
+import json
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, TrainingError
 from finetune.train.checkpoints import (
     MARKER,
     complete_checkpoints,
+    gone_if_disk_is_full,
     is_foreign,
     keep_newest,
     latest_checkpoint,
     mark_complete,
     remove_incomplete,
+    verify_checkpoint,
 )
 
 
@@ -85,3 +89,39 @@ def test_a_signature_is_its_writers_own(tmp_path: Path, monkeypatch: pytest.Monk
     (checkpoint / MARKER).write_text(marker)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
     assert is_foreign(checkpoint)
+
+
+def test_a_file_that_was_not_written_with_it_is_refused(tmp_path: Path) -> None:
+    """DeepSpeed loads what it finds: a file that the marker doesn't name, or a link, makes a checkpoint foreign matter."""
+    checkpoint = write(tmp_path, 5)
+    (checkpoint / "mp_rank_-1_model_states.pt").write_bytes(b"pickle")
+    with pytest.raises(CheckpointError, match=r"mp_rank_-1_model_states\.pt was not written with this checkpoint"):
+        verify_checkpoint(checkpoint)
+
+
+def test_a_checkpoint_from_before_signatures_is_whole_and_foreign(tmp_path: Path) -> None:
+    """Its marker was a plain list of hashes: it is verified, and nobody's."""
+    checkpoint = write(tmp_path, 5)
+    (checkpoint / MARKER).write_text(json.dumps(json.loads((checkpoint / MARKER).read_text())["files"]))
+    verify_checkpoint(checkpoint)
+    assert is_foreign(checkpoint)
+
+
+def test_without_a_place_for_a_key_checkpoints_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home that can't be written to costs the signature, not the checkpoint."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    checkpoint = write(tmp_path, 5)
+    verify_checkpoint(checkpoint)
+    assert is_foreign(checkpoint)
+
+
+def test_a_library_that_says_full_in_words_is_understood(tmp_path: Path) -> None:
+    """safetensors deletes what it wrote and keeps the system's text alone: the message is the full disk's all the same."""
+    write(tmp_path, 5)
+    checkpoint = write(tmp_path, 6, complete=False)
+    with pytest.raises(TrainingError, match=r"the disk is full.*checkpoint-5 is whole"), gone_if_disk_is_full(checkpoint):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert not checkpoint.exists()

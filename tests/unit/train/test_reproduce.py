@@ -101,5 +101,5 @@ def test_no_file_of_a_run_holds_a_secret(recipe: Recipe, monkeypatch: pytest.Mon
         content = path.read_bytes()
         for secret in (*secrets.values(), signature):
             assert secret.encode() not in content, path
-    assert "https://bucket.example/rows.jsonl?[query]" in (folder / "recipe.lock.yaml").read_text()
+    assert "https://bucket.example/rows.jsonl?<query>" in (folder / "recipe.lock.yaml").read_text()
     assert any("there is a secret in the recipe or the command" in line for line in said)

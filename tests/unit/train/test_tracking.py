@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import RecipeError, TrackerError
+from finetune.recipe.lock import read_lock
+from finetune.runs.folder import RunFolder
+from finetune.train import run
 from tests.unit.train.conftest import MakeRecipe
-from tests.unit.train.processes import EXACT, adapter_of, assert_equal, start
+from tests.unit.train.processes import EXACT, adapter_of, assert_equal, launch, start, wait_for
 
 SAMPLES = {"prompts": ["Say blue.", "Count to two."], "every_steps": 2, "max_new_tokens": 5}
 STEPS = EXACT | {"max_steps": 5}
@@ -96,3 +99,35 @@ def test_what_a_tracker_lacks_is_refused(tracking: dict[str, object], expected: 
     path.write_text(f"model: {{base: {tiny_base}}}\n{data}\ntracking:\n{lines}\n")
     with pytest.raises(RecipeError, match=expected):
         load_recipe(path)
+
+
+def test_samples_survive_a_cut_line_and_an_early_end(make_recipe: MakeRecipe) -> None:
+    """A last line that a kill cut short is dropped at a resume; the last texts are written wherever the end comes."""
+    sections = {"train": STEPS | {"max_steps": 6, "save_every_steps": 2}, "tracking": {"tracker": "none", "samples": SAMPLES}}
+    whole = start(make_recipe(**sections), "whole")
+    process = launch(make_recipe(**sections))
+    folder = RunFolder(whole.path.parent / "killed-001")
+    wait_for(folder.checkpoints / "checkpoint-2" / "complete.json", process)
+    process.kill()
+    process.wait()
+    content = folder.samples_path.read_text()
+    folder.samples_path.write_text(content[:-15])
+    run.resume(folder.path, recipe=None, say=lambda line: None)
+    assert folder.samples_path.read_text() == whole.samples_path.read_text()
+    assert_equal(adapter_of(folder), adapter_of(whole))
+    stopping = {"evaluate_every_steps": 1, "early_stopping": {"patience_evaluations": 1, "minimum_improvement": 100.0}}
+    early = start(make_recipe(train=STEPS | stopping | {"max_steps": 30}, tracking=sections["tracking"]), "early")
+    steps = [json.loads(line)["step"] for line in early.samples_path.read_text().splitlines()]
+    assert steps[-1] == early.read_summary()["steps"] < 30
+
+
+def test_no_secret_reaches_a_tracker(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens in tags, notes, group and prompts are left out of wandb's files as well; the lock can still be read."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    token = f"hf_{'Zx9' * 12}"
+    samples = {"prompts": [f"Use {token}", 'Read "https://example.com/a?b=1" now']}
+    tracking = {"tracker": "wandb", "group": token, "tags": [token], "notes": f"with {token}", "samples": samples}
+    done = start(make_recipe(train=STEPS, tracking=tracking))
+    for path in done.path.rglob("*"):
+        assert not path.is_file() or token.encode() not in path.read_bytes(), path
+    assert read_lock(done.lock_path).recipe.tracking.tags == ("<token>",)
