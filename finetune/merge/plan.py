@@ -103,7 +103,7 @@ def plan_merge(text: str, *, base: Path | None, dtype: str | None, output: Path 
         memory += threads * 9 * max(sizes)
     verification = int(4 * parameters * WHOLE_MODEL_FACTOR)
     return MergePlan(
-        base=str(target.model.base),
+        base=target.model.name,
         adapter=str(target.adapter),
         parameters=parameters,
         parameters_from=origin,

