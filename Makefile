@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full bench-data bench-train bench-launch bench-merge bench-plan check format clean
+.PHONY: help quickstart test test-full bench-data bench-train bench-launch bench-merge bench-plan bench-runs check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ bench-merge: $(VENV)/.installed-dev  ## merging beside cp and PEFT, at 1.1B and 
 
 bench-plan: $(VENV)/.installed-dev  ## what finetune plan predicts beside what torch and the system measure
 	$(BIN)/python tests/bench/bench_plan.py
+
+bench-runs: $(VENV)/.installed-dev  ## what tracking costs, and how long lists and plans take
+	$(BIN)/python tests/bench/bench_runs.py
 
 check: $(VENV)/.installed-dev  ## style, types, import arrows, every recipe
 	$(BIN)/ruff format --check .
