@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from finetune.errors import FinetuneError, LaunchError
 from finetune.launch.check import check_launch, plan_launch
+from finetune.model.precision import cpu_has_native_bf16
 from finetune.recipe.load import load_recipe
 from finetune.train.build import versions
 
@@ -80,6 +81,8 @@ CASES = (
     Case("no rehearsal", ("train.rehearsal=false",), tolerance=0.0),
     *(Case(f"{engine}, 2 processes", ("--launch", engine, "--processes", "2")) for engine in ENGINES),
 )
+BF16 = Case("bf16", ("train.precision=bf16",), tolerance=5e-2)
+"""Where it is native: on a GPU with flash attention and Liger's loss where they are installed."""
 KILLED = Case("killed and resumed", tolerance=0.0)
 
 
@@ -93,7 +96,7 @@ def selftest(say: Say) -> dict[str, Any]:
         recipe.write_text(RECIPE.format(base=save_tiny_base(folder / "base")))
         references = {(): train(folder / "plain", recipe)}
         say(f"{'':24} {'loss':>9} {'gradient':>9} {'weights':>9} {'allowed':>9}")
-        for case in CASES:
+        for case in (*CASES, *((BF16,) if native_bf16() else ())):
             reason = unavailable(case, recipe)
             if reason is not None:
                 left_out[case.name] = reason
@@ -122,6 +125,11 @@ def selftest(say: Say) -> dict[str, Any]:
         "holds": all(outcome.holds for outcome in outcomes),
         "seconds": round(time.perf_counter() - started, 1),
     }  # fmt: skip
+
+
+def native_bf16() -> bool:
+    """Whether this machine computes in bf16 itself."""
+    return torch.cuda.is_available() or cpu_has_native_bf16()
 
 
 def line_of(outcome: Outcome) -> str:

@@ -224,7 +224,8 @@ def start_tracker(
 
 def tracker_error(name: str, error: Exception) -> TrackerError:
     """A tracker that can't start."""
+    offline = ", set tracking.wandb_mode: offline" if name == "wandb" else ""
     return TrackerError(
         f"tracking.tracker {name} could not start ({type(error).__name__}: {' '.join(str(error).split())}). "
-        "Mend that, or set tracking.tracker: none; metrics.jsonl is written in any case."
+        f"Mend that{offline}, or set tracking.tracker: none; metrics.jsonl is written in any case."
     )

@@ -3,7 +3,7 @@
     python tests/bench/bench_runs.py
 
 A log of nine metrics to metrics.jsonl and each tracker, in milliseconds of the training's own thread; `finetune runs list` over
-1,000 run folders, and `finetune plan` of a 70B shape of which only config.json is there, as whole commands (the median of five).
+1,000 run folders, and `finetune plan` of a 70B shape with nothing but config.json, as whole commands (the median of five).
 """
 
 import json
