@@ -97,7 +97,8 @@ def test_without_restarts_it_says_which_process_died(train: Train, tmp_path: Pat
     assert difference(type(whole)(0, "", "", run).weights(), whole.weights()) < 1e-3
 
 
-@pytest.mark.parametrize("name", [pytest.param("SIGINT", marks=pytest.mark.long), "SIGTERM"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_saves_all_processes_at_one_step(train: Train, tmp_path: Path, environment: dict[str, str], name: str) -> None:
     """The launch saves a checkpoint and ends with 130; resumed, with two processes, it ends in the uninterrupted adapter."""
     whole = train("--launch", "ddp", "--processes", "2", train=STEPS)
@@ -131,6 +132,7 @@ def test_two_launches_into_one_run(train: Train, tmp_path: Path, environment: di
     assert "is being trained by process" in second.stderr
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_leaves_the_checkpoint_before(
     train: Train, tmp_path: Path, environment: dict[str, str], request: pytest.FixtureRequest

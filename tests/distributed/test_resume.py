@@ -60,6 +60,7 @@ def test_another_number_of_processes_goes_on(
     assert difference(Launched(0, "", "", run).weights(), whole.weights()) < 1e-4
 
 
+@pytest.mark.long
 def test_zero_resumes_its_own_with_as_many_processes_only(train: Train, tmp_path: Path, environment: dict[str, str]) -> None:
     """A ZeRO checkpoint is cut up by process; another number, or another engine, is refused with the reason, and so is
     somebody else's, unless it is trusted."""
