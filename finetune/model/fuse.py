@@ -24,9 +24,9 @@ RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 def install_fast_path(model: nn.Module) -> int:
     """Let the layers of a peft model compute in fewer and leaner steps; how many LoRA layers do.
 
-    Layers that are not supported (DoRA, an embedding, several adapters) keep peft's own forward, and one line of the log
-    says how many and why. So does any layer for a call that isn't supported: adapters merged or switched off, weights
-    that are elsewhere (ZeRO-3), other types than those of training.
+    Layers that are not supported (DoRA, an embedding, several adapters, weights that ZeRO-3 cuts up) keep peft's own forward,
+    and one line of the log says how many and why. So does any layer for a call that isn't supported: adapters merged or
+    switched off, other types than those of training.
     """
     fused, kept = 0, Counter[str]()
     for module in list(model.modules()):
@@ -37,7 +37,7 @@ def install_fast_path(model: nn.Module) -> int:
                 fused += 1
             else:
                 kept[reason] += 1
-        elif type(module).__name__ in RMS_NORMS and not module.weight.requires_grad:
+        elif type(module).__name__ in RMS_NORMS and not (module.weight.requires_grad or hasattr(module.weight, "ds_id")):
             module.forward = types.MethodType(_norm(module.forward), module)
     for module in list(model.modules()):
         if _all_fusable(module, "q_proj", "k_proj", "v_proj"):
@@ -54,6 +54,9 @@ def unsupported(layer: LoraLayer) -> str | None:
     base: Any = layer.get_base_layer()
     if type(base).__name__ not in ("Linear", "Linear4bit"):
         return f"it stands around a {type(base).__name__}"
+    if hasattr(base.weight, "ds_id"):
+        # They may be there in the forward pass, by chance of what ZeRO-3 has not let go yet, and gone in the backward pass.
+        return "ZeRO-3 cuts its weights up"
     if layer.lora_variant:
         return f"it is {type(next(iter(layer.lora_variant.values()))).__name__.removesuffix('Variant')}"
     if list(layer.lora_A) != ["default"] or len(layer.active_adapters) != 1:
@@ -165,8 +168,6 @@ def _compute_type(layers: list[Any], x: torch.Tensor) -> torch.dtype | None:
     if any(layer.disable_adapters or layer.merged for layer in layers):
         return None
     bases, matrices = [layer.get_base_layer() for layer in layers], _matrices(layers)
-    if any(weight.numel() == 0 for weight in (*(base.weight for base in bases), *matrices)):
-        return None
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     same = all(matrix.dtype == x.dtype for matrix in matrices)

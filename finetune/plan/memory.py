@@ -21,6 +21,9 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 STATES = {"adamw": 8.0, "adamw_8bit": 2.1, "lion": 4.0, "rmsprop": 4.0, "adagrad": 4.0, "sgd": 0.0, "adafactor": 0.1}
 """Bytes of optimizer state for a trained weight; the 8-bit ones keep a scale for 256 weights."""
 
+LIVE_WEIGHTS = 1e9
+"""How many weights DeepSpeed keeps gathered under ZeRO-3, by default."""
+
 OVERHEAD_BYTES = {"cpu": 0.95e9, "gpu": 1.2e9}
 """The interpreter and its libraries on the CPU; CUDA's context, its libraries' workspaces and fragmentation on a GPU."""
 
@@ -83,13 +86,13 @@ def memory_of(job: Job) -> Memory:
     shares_gradients = shares_weights or job.engine.startswith("zero2")
     shares_states = shares_gradients or job.engine == "zero1"
     count = job.processes
-    held = (base + trained) / count + _largest_layer(job) if shares_weights and count > 1 else base + trained
+    held = (base + trained) / count + _gathered(job) if shares_weights and count > 1 else base + trained
     states = STATES.get(job.optimizer, 8.0) * job.trained / (count if shares_states else 1)
     if job.engine.startswith("zero") and job.number_bytes == 2:
         states += 4 * job.trained / count  # DeepSpeed's float32 copies
     if job.engine.endswith("_offload"):
         states = 0.0
-        held = held if not shares_weights else _largest_layer(job)
+        held = held if not shares_weights else _gathered(job)
     gradients = 4 * job.trained / (count if shares_gradients else 1)
     part = trained / (base + trained)
     return Memory(
@@ -119,9 +122,12 @@ def linear_numbers(shape: Shape) -> int:
     return sum(inputs * outputs for name, (inputs, outputs) in linear_shapes(shape).items() if name != "lm_head")
 
 
-def _largest_layer(job: Job) -> float:
-    """What is gathered at once: a decoder layer, or the embedding where that is larger."""
+def _gathered(job: Job) -> float:
+    """What is gathered at once: a decoder layer, or the embedding where that is larger; ZeRO-3 lets go of no more than it must
+    to hold a billion weights (DeepSpeed's stage3_max_live_parameters)."""
     number = 4 if job.method == "full" else job.number_bytes
+    if job.engine.startswith("zero3"):
+        return min(sum(_weights(job)), LIVE_WEIGHTS * number)
     layer = linear_numbers(job.shape) / job.shape.layers * (NF4_BYTES if job.method == "qlora" else number)
     return max(layer, job.shape.vocabulary * job.shape.width * number)
 
