@@ -23,7 +23,7 @@ from finetune.train.batches import StreamFeed
 from finetune.train.build import Inputs
 from finetune.train.callbacks import KeepBest, MetricsLog, OrderlyStop
 from finetune.train.checkpoints import latest_checkpoint, remove_incomplete
-from finetune.train.group import Group, contact, this_group
+from finetune.train.group import Group, contact, engine_name, this_group
 from finetune.train.identity import (
     inexact_because,
     make_lock,
@@ -107,6 +107,8 @@ def resume(
     doesn't allow it; LaunchError where another process trains it.
     """
     group = this_group()
+    if trust_checkpoint and not engine_name().startswith("zero"):
+        raise CheckpointError("--trust-checkpoint is about DeepSpeed's checkpoints, and this is not DeepSpeed: leave it out.")
     run, say = open_run(path), say if group.is_main else _silent
     with claimed(run, group), journal(run.log_of(group.rank), say) as tell:
         lock = read_lock(run.lock_path)

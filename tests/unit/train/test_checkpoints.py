@@ -18,6 +18,7 @@ from finetune.train.checkpoints import (
     remove_incomplete,
     verify_checkpoint,
 )
+from finetune.train.run import resume
 
 
 def write(folder: Path, step: int, *, complete: bool = True) -> Path:
@@ -125,3 +126,9 @@ def test_a_library_that_says_full_in_words_is_understood(tmp_path: Path) -> None
     with pytest.raises(TrainingError, match=r"the disk is full.*checkpoint-5 is whole"), gone_if_disk_is_full(checkpoint):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert not checkpoint.exists()
+
+
+def test_trust_is_for_deepspeed_only(tmp_path: Path) -> None:
+    """Where no pickle is loaded there is nothing to trust, and the option is refused, not ignored."""
+    with pytest.raises(CheckpointError, match="this is not DeepSpeed"):
+        resume(tmp_path, recipe=None, say=print, trust_checkpoint=True)
