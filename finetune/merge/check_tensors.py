@@ -2,7 +2,8 @@
 
 Each number of a merged tensor must be the exact sum, rounded once: at most half a unit in the last place (ulp) from it, and a
 hundredth for the arithmetic. A ulp is taken at the larger of the exact number and the base's: where base and update nearly
-cancel, the sum's own would be too fine for any arithmetic.
+cancel, the sum's own would be too fine for any arithmetic. So it is where the base is 0 (as many a number of NF4 is) and the
+terms of B A cancel: a few units of the arithmetic itself, at the row's largest number, are allowed beside.
 """
 
 import math
@@ -14,11 +15,12 @@ from pathlib import Path
 
 import torch
 
-from finetune.merge.adapted import MergedWeights, Updates
+from finetune.merge.adapted import MergedWeights, Updates, arithmetic_for
 from finetune.merge.nf4 import Nf4Weights
 from finetune.merge.tensors import StoredWeights, Weights, hash_of, raw
 
 ULP_BOUND = 0.51
+ARITHMETIC_UNITS = 8.0
 SAMPLED_ROWS = 4
 """Of each changed tensor."""
 
@@ -102,4 +104,5 @@ def largest_error(stored: torch.Tensor, truth: torch.Tensor, base: torch.Tensor)
     _, exponent = torch.frexp(torch.maximum(truth.abs(), base.abs()).clamp_min(facts.tiny))
     # |x| is m 2^e with m in [1/2, 1): its neighbours are eps 2^(e - 1) away.
     ulp = facts.eps * 2.0 ** (exponent - 1).double()
-    return float(((stored.double() - truth).abs() / ulp).max())
+    arithmetic = torch.finfo(arithmetic_for(stored.dtype)).eps * truth.abs().amax(dim=-1, keepdim=True)
+    return float((((stored.double() - truth).abs() - ARITHMETIC_UNITS * arithmetic).clamp_min(0) / ulp).max())

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import MergeError
+from finetune.merge.check_tensors import largest_error
 from finetune.merge.merge import MergeReport, merge
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
@@ -266,3 +267,12 @@ def test_a_disk_that_is_too_small_in_the_end(tiny_base: Path, tmp_path: Path, re
     assert done.returncode == 2, done.stderr
     assert "the disk is full" in done.stderr
     assert list(small.iterdir()) == []
+
+
+def test_cancelling_terms_on_a_base_of_zero_are_no_false_alarm() -> None:
+    """Where the base is 0, as many numbers of NF4 are, terms of B A cancel to numbers finer than float32's sums: that is no
+    error, and a number that is off by a tenth of itself is one."""
+    truth, zeros = torch.tensor([[1.0, 3e-8]], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    assert largest_error(torch.tensor([[1.0, 8e-8]], dtype=torch.bfloat16), truth, zeros) <= 0.51
+    truth[0, 1] = 1e-3
+    assert largest_error(torch.tensor([[1.0, 1.1e-3]], dtype=torch.bfloat16), truth, zeros) > 0.51
