@@ -37,10 +37,11 @@ def list_runs(
     Any metric of a run and any value of its recipe can be a column, a condition or the order; damaged runs are listed so.
     """
     from finetune.runs import listing
+    from finetune.runs.folder import list_summaries
 
     conditions = [listing.parse_condition(text) for text in where or []]
-    everything = listing.list_runs(folder)
-    found = listing.list_runs(folder, conditions, order=sort, reverse=reverse)
+    everything = list_summaries(folder)
+    found = listing.chosen(everything, conditions, order=sort, reverse=reverse)
     if as_json:
         print_json(found)
         return

@@ -8,7 +8,7 @@ arXiv:1604.06174.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 from finetune.model.inspect import Shape, count_parameters, linear_shapes
 
@@ -182,8 +182,3 @@ def logits(job: Job) -> float:
     shape, chunk = job.shape, min(job.supervised, LOSS_CHUNK)
     states = 2 * job.supervised * shape.width * job.number_bytes
     return states + chunk * shape.vocabulary * (job.number_bytes + 4)
-
-
-def with_changes(job: Job, **changes: object) -> Job:
-    """The same job but for some facts."""
-    return replace(job, **changes)  # type: ignore[arg-type]

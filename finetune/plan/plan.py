@@ -1,14 +1,14 @@
 """A recipe before a GPU is rented: memory for every way of sharding, what fits, what to change, steps, time, disk. No torch."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from finetune.errors import ModelError
 from finetune.launch.matrix import ENGINES, method_of, refusal
 from finetune.model.inspect import Shape, count_parameters, count_trainable, find_description, read_shape
 from finetune.plan.data import Load, load_of
-from finetune.plan.memory import Job, Memory, memory_of, with_changes
+from finetune.plan.memory import Job, Memory, memory_of
 from finetune.recipe.schema import Recipe
 
 SPEED = {
@@ -105,11 +105,11 @@ def plan(
     if asked not in allowed:
         raise ModelError(f"--launch {asked} does not go with this recipe on {gpus} GPUs; expected one of {', '.join(allowed)}.")
     ways = [
-        _way(with_changes(job, engine=name, checkpoint_every=every), gpu_memory)
+        _way(replace(job, engine=name, checkpoint_every=every), gpu_memory)
         for name in allowed
         for every in (0, job.checkpoint_every or 1)
     ]
-    ours = with_changes(job, engine=asked)
+    ours = replace(job, engine=asked)
     change = None
     if gpu_memory is not None and memory_of(ours).total > gpu_memory:
         change = cheapest_change(ours, allowed, gpu_memory)
@@ -186,29 +186,29 @@ def _changes(job: Job, allowed: Sequence[str]) -> Iterator[tuple[str, Job]]:
         rows = job.tokens // job.row_tokens
         while rows > 1:
             rows //= 2
-            yield f"train.micro_batch_size: {rows}", with_changes(job, tokens=rows * job.row_tokens)
+            yield f"train.micro_batch_size: {rows}", replace(job, tokens=rows * job.row_tokens)
     if not job.checkpoint_every:
-        checkpointed = with_changes(job, checkpoint_every=1)
+        checkpointed = replace(job, checkpoint_every=1)
         yield "train.activation_checkpointing: true", checkpointed
     if job.optimizer == "adamw":
         yield (
             "train.optimizer: adamw_8bit, and activation_checkpointing: true",
-            with_changes(checkpointed, optimizer="adamw_8bit"),
+            replace(checkpointed, optimizer="adamw_8bit"),
         )
     for name in sorted(allowed, key=lambda name: SPEED[name]):
         if SPEED[name] > SPEED[job.engine]:
-            yield f"--launch {name}", with_changes(job, engine=name)
-            yield f"--launch {name}, and train.activation_checkpointing: true", with_changes(checkpointed, engine=name)
+            yield f"--launch {name}", replace(job, engine=name)
+            yield f"--launch {name}, and train.activation_checkpointing: true", replace(checkpointed, engine=name)
     if job.packed:
         tokens = job.tokens
         while tokens > job.row_tokens:
             tokens = max(job.row_tokens, tokens // 2)
-            yield f"data.pack_length_tokens: {tokens}, checkpointed", with_changes(checkpointed, tokens=tokens)
+            yield f"data.pack_length_tokens: {tokens}, checkpointed", replace(checkpointed, tokens=tokens)
     if job.method == "lora":
-        yield "adapter.method: qlora, and activation_checkpointing: true", with_changes(checkpointed, method="qlora")
+        yield "adapter.method: qlora, and activation_checkpointing: true", replace(checkpointed, method="qlora")
     if job.method == "full":
-        yield "adapter.method: lora (another way of learning)", with_changes(job, method="lora", trained=job.trained // 100)
+        yield "adapter.method: lora (another way of learning)", replace(job, method="lora", trained=job.trained // 100)
     for factor in (2, 4, 8, 16, 32):
         if "fsdp2" in allowed or job.processes == 1:
             count = job.processes * factor
-            yield f"{count} GPUs with --launch fsdp2, checkpointed", with_changes(checkpointed, engine="fsdp2", processes=count)
+            yield f"{count} GPUs with --launch fsdp2, checkpointed", replace(checkpointed, engine="fsdp2", processes=count)

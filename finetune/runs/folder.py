@@ -14,6 +14,7 @@ RUN/
 
 import fcntl
 import json
+import logging
 import math
 import os
 import shutil
@@ -25,6 +26,8 @@ from typing import IO, Any
 
 from finetune.errors import CheckpointError, LaunchError
 from finetune.recipe.secrets import scrubbed_values
+
+logger = logging.getLogger(__name__)
 
 LOCK = "recipe.lock.yaml"
 ADAPTER_NOTES = "finetune.json"
@@ -174,6 +177,18 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def whole_entries(path: Path) -> Iterator[Any]:
+    """The entries of a file of JSON lines; a last line that a kill cut short is left out. Raises CheckpointError for others."""
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            if number < len(lines):
+                raise CheckpointError(f"{path}:{number} is damaged ({error}). Remove that line.") from None
+            logger.warning("%s: the last line was cut short; it is dropped", path.name)
 
 
 def _is_open_file(path: Path, file: IO[str]) -> bool:

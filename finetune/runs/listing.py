@@ -5,11 +5,9 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from finetune.errors import CheckpointError
-from finetune.runs.folder import list_summaries
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "=": operator.eq, "<": operator.lt, ">": operator.gt,
@@ -76,14 +74,13 @@ def value_of(summary: dict[str, Any], key: str) -> Any:
     return value
 
 
-def list_runs(
-    folder: Path, conditions: Sequence[Condition] = (), *, order: str | None = None, reverse: bool = False
+def chosen(
+    summaries: Sequence[dict[str, Any]], conditions: Sequence[Condition], *, order: str | None = None, reverse: bool = False
 ) -> list[dict[str, Any]]:
-    """The summaries of the runs in a folder that fulfil all conditions, by a value; those that lack it come last.
+    """The summaries of runs that fulfil all conditions, by a value; those that lack it come last.
 
     Raises CheckpointError for a condition or an order that no run knows.
     """
-    summaries = list_summaries(folder)
     for key in [*(condition.key for condition in conditions), *([order] if order else [])]:
         refuse_unknown(summaries, key)
     found = [summary for summary in summaries if all(condition.holds(summary) for condition in conditions)]

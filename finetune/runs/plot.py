@@ -1,14 +1,13 @@
 """Curves of runs: as a PNG through matplotlib, or in the terminal through plotext."""
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import CheckpointError
-from finetune.runs.folder import RunFolder
+from finetune.runs.folder import RunFolder, whole_entries
 
 PLOTTED = ("train/loss", "eval/loss", "train/learning_rate", "train/gradient_norm", "train/tokens_per_second")
 MARKS = "*x+o#@%"
@@ -44,18 +43,11 @@ def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a last one that was cut short is left out. Raises CheckpointError where it is damaged."""
     if not run.metrics_path.is_file():
         return []
-    lines = run.metrics_path.read_bytes().splitlines()
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-            if not isinstance(entry["step"], int) or not all(isinstance(v, int | float | None) for v in entry.values()):
-                raise TypeError("expected numbers by their names, and a step")
-        except (ValueError, TypeError, KeyError) as error:
-            if number < len(lines):
-                raise CheckpointError(f"{run.metrics_path}:{number} is damaged ({type(error).__name__}: {error}).") from None
-        else:
-            found.append(entry)
+    found = list(whole_entries(run.metrics_path))
+    for number, entry in enumerate(found, start=1):
+        numbers = isinstance(entry, dict) and all(isinstance(value, int | float | None) for value in entry.values())
+        if not numbers or not isinstance(entry.get("step"), int):
+            raise CheckpointError(f"{run.metrics_path}:{number} is damaged: expected numbers by their names, and a step.")
     return found
 
 

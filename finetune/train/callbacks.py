@@ -1,7 +1,6 @@
 """What happens around the steps: metrics, progress, the best checkpoint, and an orderly end."""
 
 import json
-import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,16 +11,13 @@ from typing import IO, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune.errors import CheckpointError
 from finetune.recipe.schema.train import EarlyStopping
-from finetune.runs.folder import finite_or_null, write_text
+from finetune.runs.folder import finite_or_null, whole_entries, write_text
 from finetune.runs.trackers import Tracker
 from finetune.train.group import Group
 from finetune.train.journal import Say
 from finetune.train.memory import peak_memory_bytes
 from finetune.train.trainer import ExactTrainer
-
-logger = logging.getLogger(__name__)
 
 METRIC_NAMES = {
     "loss": "train/loss",
@@ -51,7 +47,7 @@ class MetricsLog(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Lines after the step that is resumed from belong to steps that are taken again: they go."""
         if self.path is not None and self.path.exists():
-            entries = list(whole_entries(self.path.read_text(), self.path.name))
+            entries = list(whole_entries(self.path))
             kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= state.global_step]
             write_text(self.path, "".join(kept))
         self.file = None if self.path is None else self.path.open("a", buffering=1)
@@ -102,18 +98,6 @@ class MetricsLog(TrainerCallback):
         """Close the file."""
         if self.file is not None:
             self.file.close()
-
-
-def whole_entries(text: str, file: str) -> Iterator[dict[str, Any]]:
-    """The entries of a file of JSON lines; a last line that a kill cut short is left out. Raises CheckpointError for others."""
-    lines = text.splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise CheckpointError(f"{file}:{number} is damaged ({error}). Remove that line.") from None
-            logger.warning("%s: the last line was cut short; it is dropped", file)
 
 
 class KeepBest(TrainerCallback):

@@ -11,9 +11,8 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerContro
 from data_prep.messages import Message
 from finetune.evaluate.generation import conversation_ids, generate, plain_ids
 from finetune.recipe.schema.tracking import SamplesSection
-from finetune.runs.folder import write_text
+from finetune.runs.folder import whole_entries, write_text
 from finetune.runs.trackers import Sample, Tracker
-from finetune.train.callbacks import whole_entries
 from finetune.train.journal import Say
 from finetune.train.trainer import ExactTrainer
 
@@ -47,7 +46,7 @@ class Samples(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Before the first step; texts of steps that are taken again go, and a line that a kill cut short."""
         if self.path.exists():
-            entries = list(whole_entries(self.path.read_text(), self.path.name))
+            entries = list(whole_entries(self.path))
             counts = Counter(entry["step"] for entry in entries)
             whole = {step for step, count in counts.items() if count == len(self.prompts) and step <= state.global_step}
             kept = [entry for entry in entries if state.global_step and entry["step"] in whole]

@@ -14,7 +14,7 @@ from finetune.cli import app as command_line
 from finetune.model.checkpoint import read_config
 from finetune.model.inspect import count_trainable, read_shape
 from finetune.plan.data import assumed, load_of
-from finetune.plan.memory import Job, activations, memory_of, with_changes
+from finetune.plan.memory import Job, activations, memory_of
 from finetune.plan.plan import job_of
 from finetune.recipe.schema import Recipe
 from tests.unit.train.conftest import MakeRecipe, make_recipe  # noqa: F401
@@ -145,13 +145,13 @@ def test_sharding_divides_what_it_says(make_recipe: MakeRecipe) -> None:  # noqa
     """ZeRO-1 divides states, ZeRO-2 gradients too, FSDP2 weights as well; checkpointing leaves one stream a layer."""
     recipe = make_recipe(data={"pack_length_tokens": 128}, train={"micro_batch_size": 1})
     one = job_for(recipe)
-    several = {name: memory_of(with_changes(one, engine=name, processes=4)) for name in ("ddp", "zero1", "zero2", "fsdp2")}
+    several = {name: memory_of(replace(one, engine=name, processes=4)) for name in ("ddp", "zero1", "zero2", "fsdp2")}
     alone = memory_of(one)
     assert several["ddp"] == alone
     assert several["zero1"].optimizer == pytest.approx(alone.optimizer / 4)
     assert several["zero2"].gradients == pytest.approx(alone.gradients / 4)
     assert several["fsdp2"].weights < alone.weights
-    deep = with_changes(one, shape=replace(one.shape, layers=8))
-    every = [activations(with_changes(deep, checkpoint_every=count)) for count in (0, 2, 1)]
+    deep = replace(one, shape=replace(one.shape, layers=8))
+    every = [activations(replace(deep, checkpoint_every=count)) for count in (0, 2, 1)]
     assert every == sorted(every, reverse=True)
     assert assumed(recipe, "no rows").micro_batch_tokens == 128
