@@ -7,7 +7,7 @@ import torch
 
 from finetune.errors import MergeError
 from finetune.merge.adapter import Adapter, matches
-from finetune.merge.tensors import StoredWeights, Weights, hash_of, ranges
+from finetune.merge.tensors import StoredWeights, Weights, hash_of, ranges, stored_name
 from finetune.merge.updates import AddedBias, LowRank, Operation, Replaced, TokenRows, Update, scale_of
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
@@ -32,10 +32,10 @@ class Updates:
         """The base's tensor that a tensor of the merged model begins as: a tied head begins as the embedding."""
         if self.tied and name == f"{HEAD}.weight":
             name = f"{EMBEDDING}.weight"
-        for found in (name, name.removeprefix("model.")):
-            if found in self.base.tensors:
-                return found
-        raise KeyError(name)
+        found = stored_name(self.base.tensors, name)
+        if found is None:
+            raise KeyError(name)
+        return found
 
     def _without_twins(self, adapter: Adapter, parts: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
         """What was saved of a tied head beside the same of the embedding is the embedding's."""
@@ -168,9 +168,8 @@ class Updates:
 
 def _stores_another_head(base: StoredWeights) -> bool:
     """Whether a base whose config ties the head stores one that isn't the embedding: transformers then doesn't tie them."""
-    names = [name for name in (f"{EMBEDDING}.weight", f"{EMBEDDING}.weight".removeprefix("model.")) if name in base.tensors]
-    head = f"{HEAD}.weight"
-    return bool(names) and head in base.tensors and hash_of(base, head) != hash_of(base, names[0])
+    embedding, head = stored_name(base.tensors, f"{EMBEDDING}.weight"), f"{HEAD}.weight"
+    return embedding is not None and head in base.tensors and hash_of(base, head) != hash_of(base, embedding)
 
 
 def _separates(adapter: Adapter, parts: dict[str, dict[str, str]]) -> bool:

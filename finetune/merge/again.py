@@ -12,7 +12,7 @@ from finetune.merge.nf4 import Nf4Weights
 from finetune.merge.output import VERIFICATION_FILE
 from finetune.merge.parts import Options, Say, read_parts
 from finetune.merge.streamed import verify_streamed
-from finetune.merge.tensors import StoredWeights, Weights, hash_of
+from finetune.merge.tensors import StoredWeights, Weights, hashes_of
 from finetune.model.precision import choose_threads
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
@@ -50,7 +50,7 @@ def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
     record = read_record(folder)
     written = StoredWeights.of_folder(folder)
     say(f"hashing {len(written.tensors)} tensors")
-    found = {name: hash_of(written, name) for name in written.names()}
+    found = hashes_of(written, choose_threads())
     written.close()
     expected: dict[str, str] = record["xxh3_128"]
     changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -66,7 +66,7 @@ def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
     comparison = record["qlora"]
     base: Weights = Nf4Weights(parts.stored) if comparison and comparison["taken"] == "nf4" else parts.stored
     merged = MergedWeights(base, updates, parts.asked_dtype)
-    check = check_tensors(folder, merged, found, seed=seed, workers=choose_threads())
+    check = check_tensors(folder, merged, None, seed=seed, workers=choose_threads())
     verification = verify_streamed(parts, merged, folder, Options(0, "full", "auto", say))
     return Again(str(folder), same, tuple(changed), None, check, verification)
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from finetune.merge.adapted import EMBEDDING, HEAD, MergedWeights
-from finetune.merge.tensors import Weights
+from finetune.merge.tensors import Weights, stored_name
 from finetune.merge.updates import LowRank, read_finite
 
 SPARE = 1.3
@@ -60,10 +60,9 @@ def model_of(weights: Weights, config: PretrainedConfig, *, streamed: bool = Fal
 
 def _stored_name(weights: Weights, name: str) -> str:
     """The weights' own name of a parameter; a tied head is the embedding, and some files leave `model.` out."""
-    held = set(weights.names())
-    for candidate in (name, name.removeprefix("model.")):
-        if candidate in held:
-            return candidate
+    found = stored_name(weights.names(), name)
+    if found is not None:
+        return found
     assert name == f"{HEAD}.weight", name  # noqa: S101 - weights were checked against the config before
     return _stored_name(weights, f"{EMBEDDING}.weight")
 

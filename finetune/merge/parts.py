@@ -3,18 +3,21 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from data_prep.documents import Document
 from finetune.errors import MergeError
 from finetune.evaluate.data import tokenizer_for
 from finetune.merge.adapter import Adapter
 from finetune.merge.check_tensors import TensorCheck
 from finetune.merge.output import read_generation_config
-from finetune.merge.tensors import StoredWeights
+from finetune.merge.tensors import StoredWeights, stored_name
+from finetune.merge.texts import verification_documents
 from finetune.model.checkpoint import Base, read_config, resolve_base
 from finetune.model.inspect import linear_shapes, read_shape
 from finetune.runs.target import Target
@@ -75,6 +78,11 @@ class Parts:
     """What most of the weights will be stored in."""
     asked_dtype: torch.dtype | None
 
+    @cached_property
+    def documents(self) -> tuple[list[Document], str]:
+        """What to verify on, and where it comes from; read once, though the base may be chosen by it, too."""
+        return verification_documents(self.target.recipe, self.tokenizer)
+
     @property
     def why_not_streamed(self) -> str | None:
         """Why peft itself must merge; None where the merge can be streamed."""
@@ -134,7 +142,7 @@ def _refuse_incomplete(folder: Path, stored: StoredWeights) -> None:
     if shape.tied_head:
         del wanted["lm_head.weight"]
     for name, expected in wanted.items():
-        found = next((key for key in (name, name.removeprefix("model.")) if key in stored.tensors), None)
+        found = stored_name(stored.tensors, name)
         if found is None or stored.shape(found) != expected:
             held = "absent" if found is None else f"of shape {stored.shape(found)}"
             raise MergeError(

@@ -17,7 +17,6 @@ from finetune.merge.output import refuse_small_disk
 from finetune.merge.parts import Options, Outcome, Parts
 from finetune.merge.stream import write_weights
 from finetune.merge.tensors import Weights
-from finetune.merge.texts import verification_documents
 from finetune.model.precision import choose_threads
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def _choose_qlora_base(parts: Parts, updates: Updates, folder: Path, options: Op
     if options.qlora_base == "16bit" and importlib.util.find_spec("bitsandbytes") is None:
         return parts.stored, None  # there is nothing to compare with, and nothing to choose
     options.say("scoring both bases of the QLoRA adapter: the stored one, and NF4 dequantised")
-    documents, _ = verification_documents(parts.target.recipe, parts.tokenizer)
+    documents, _ = parts.documents
     config = AutoConfig.from_pretrained(folder)
     comparison = choose_base(parts.stored, updates, config, documents, parts.asked_dtype, asked=options.qlora_base)
     for line in comparison.lines():
@@ -92,7 +91,7 @@ def verify_streamed(parts: Parts, merged: MergedWeights, folder: Path, options: 
     from finetune.model.adapter import load_adapter
     from finetune.model.config import load_config
 
-    documents, texts = verification_documents(parts.target.recipe, parts.tokenizer)
+    documents, texts = parts.documents
     config, exact = AutoConfig.from_pretrained(folder), None
     if fits_in_memory(merged):
         options.say("verifying: base + adapter beside the merged model, on real rows")

@@ -7,7 +7,8 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -253,12 +254,23 @@ def write_index(folder: Path, places: Mapping[str, Place]) -> None:
         (folder / INDEX).write_text(json.dumps({"metadata": total, "weight_map": weight_map}, indent=2) + "\n")
 
 
+def stored_name(held: Container[str], name: str) -> str | None:
+    """The name under which a file has a parameter: some files leave `model.` out. None where it has neither."""
+    return next((found for found in (name, name.removeprefix("model.")) if found in held), None)
+
+
 def hash_of(weights: Weights, name: str) -> str:
     """The XXH3 (128 bits) of a tensor's bytes, as hex: it finds flipped bits at the memory's speed; it is no signature."""
     digest = xxhash.xxh3_128()
     for _, block in weights.blocks(name):
         digest.update(bytes_of(block))
     return digest.hexdigest()
+
+
+def hashes_of(weights: Weights, workers: int) -> dict[str, str]:
+    """The hash of each tensor."""
+    with ThreadPoolExecutor(workers) as pool:
+        return dict(zip(weights.names(), pool.map(lambda name: hash_of(weights, name), weights.names()), strict=True))
 
 
 def raw(block: torch.Tensor) -> torch.Tensor:

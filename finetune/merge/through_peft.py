@@ -17,12 +17,12 @@ from finetune.merge.adapted import finite
 from finetune.merge.distance import logits_of
 from finetune.merge.output import refuse_small_disk
 from finetune.merge.parts import Options, Outcome, Parts
-from finetune.merge.tensors import StoredWeights, hash_of
-from finetune.merge.texts import verification_documents
+from finetune.merge.tensors import StoredWeights, hashes_of
 from finetune.merge.verify import before_by_peft, quiet_peft, verify
 from finetune.model.adapter import load_adapter
 from finetune.model.checkpoint import Base
 from finetune.model.inspect import ADAPTER_WEIGHTS, read_adapter_config, read_header
+from finetune.model.precision import choose_threads
 from finetune.recipe.schema.model import ModelSection
 
 
@@ -37,7 +37,7 @@ def merge_through_peft(parts: Parts, reason: str, folder: Path, output: Path, op
     before, exact, spent = None, None, 0.0
     if options.check == "full":
         began = time.perf_counter()
-        documents, texts = verification_documents(parts.target.recipe, parts.tokenizer)
+        documents, texts = parts.documents
         before = before_by_peft(adapted, parts.tokenizer, documents)
         spent = time.perf_counter() - began
     merged = merge_in_float32(adapted)
@@ -52,8 +52,7 @@ def merge_through_peft(parts: Parts, reason: str, folder: Path, output: Path, op
         verification = verify(before, exact, folder, config, parts.tokenizer, texts=texts, dtype=parts.dtype)
     spent += time.perf_counter() - began
     written = StoredWeights.of_folder(folder)
-    hashes = {name: hash_of(written, name) for name in written.names()}
-    return Outcome(hashes, spent, verification=verification, notes=(note,))
+    return Outcome(hashes_of(written, choose_threads()), spent, verification=verification, notes=(note,))
 
 
 def load_in_float32(
