@@ -31,6 +31,8 @@ class Document:
     """The supervised tokens: in order, without overlap, no weight 0."""
     place: str
     """Where the row stands: "rows.json row 17"."""
+    targets: tuple[float, ...] = ()
+    """What a classification head learns at the one supervised token, in place of the token (data_prep.heads)."""
 
     @property
     def weights(self) -> list[float]:
@@ -54,7 +56,7 @@ class Document:
         """The tokens from `first` up to `end` as a document of their own, whose first token has no label."""
         clipped = ((max(start, first + 1) - first, min(stop, end) - first, weight) for start, stop, weight in self.spans)
         spans = tuple((start, stop, weight) for start, stop, weight in clipped if start < stop)
-        return Document(self.token_ids[first:end], spans, place or self.place)
+        return Document(self.token_ids[first:end], spans, place or self.place, self.targets)
 
 
 class DocumentTable(Sequence[Document]):
@@ -90,7 +92,8 @@ class DocumentTable(Sequence[Document]):
         weights = _list_value(batch.column("span_weights"), inside).tolist()
         spans = tuple(zip(bounds[::2], bounds[1::2], weights, strict=True))
         ids = _list_value(batch.column("token_ids"), inside).tolist()
-        return Document(ids, spans, batch.column("place")[inside].as_py())
+        targets = tuple(_list_value(batch.column("targets"), inside).tolist())
+        return Document(ids, spans, batch.column("place")[inside].as_py(), targets)
 
     def rows(self, chosen: np.ndarray) -> "DocumentTable":
         """The documents at these indexes, in their order."""
@@ -150,7 +153,7 @@ class TableWriter:
             [
                 ("token_ids", pyarrow.list_(pyarrow.int32())), ("span_bounds", pyarrow.list_(pyarrow.int32())),
                 ("span_weights", pyarrow.list_(pyarrow.float64())), ("place", pyarrow.string()),
-                ("source", pyarrow.int16()), ("fingerprint", pyarrow.uint64()),
+                ("source", pyarrow.int16()), ("fingerprint", pyarrow.uint64()), ("targets", pyarrow.list_(pyarrow.float64())),
             ]
         )  # fmt: skip
         self._sink: Any = pyarrow.BufferOutputStream() if path is None else pyarrow.OSFile(str(path), "wb")
@@ -193,11 +196,12 @@ class TableWriter:
             pyarrow.array([document.place for document in documents], pyarrow.string()),
             pyarrow.array([row.source for row in rows], pyarrow.int16()),
             pyarrow.array([row.fingerprint for row in rows], pyarrow.uint64()),
+            _list_array([document.targets for document in documents], np.float64),
         ]
         self._writer.write_batch(pyarrow.record_batch(columns, schema=self._schema))
 
 
-def _list_array(lists: list[list[Any]], kind: type) -> Any:
+def _list_array(lists: Sequence[Sequence[Any]], kind: type) -> Any:
     """A column of lists; through numpy, which is several times faster than Arrow's own conversion."""
     import pyarrow
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.cache import key_of
 from data_prep.chat_templates import rendering_of
-from data_prep.config import DataSection, FileSource, RowsSource, Source
+from data_prep.config import DataSection, FileSource, HeadSection, RowsSource, Source
 from data_prep.files import find_files, is_pattern
 from data_prep.formats.code import code_sha256
 from data_prep.sources import source_name
@@ -15,7 +15,7 @@ from data_prep.sources import source_name
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PREPARATION = 1
+PREPARATION = 2
 """The version of the way from rows to tokens; raising it makes every cache prepare again."""
 
 OPTIONS = ("max_length_tokens", "over_length", "supervise", "clean", "on_bad_row", "special_tokens_in_text", "streaming")
@@ -31,6 +31,7 @@ def identity_of(
     *,
     seed: int,
     first_rows: int | None = None,
+    head: HeadSection | None = None,
 ) -> str:
     """The key of the prepared data of this section; changing anything that decides a document changes it."""
     uses = {"train": section.train, "evaluation": section.held_out}
@@ -38,6 +39,7 @@ def identity_of(
         {
             "preparation": PREPARATION,
             "first_rows": first_rows,
+            "head": head.model_dump(mode="json") if head is not None else None,
             "packages": {name: version(name) for name in PACKAGES},
             "options": section.model_dump(mode="json", include=set(OPTIONS)),
             "sources": {use: [_source(source, section, digests, seed) for source in sources] for use, sources in uses.items()},

@@ -13,12 +13,13 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from data_prep.chat_templates import adds_bos, rendering_of, template_choices
-from data_prep.config import Finding, Supervise
+from data_prep.config import Finding, HeadSection, Supervise
 from data_prep.documents import Document, WeightedSpan
 from data_prep.errors import DataError
+from data_prep.heads import targets_of
 from data_prep.messages import Example, PlainText
 from data_prep.offsets import Encoded, Encoder, Offsets
-from data_prep.render import bos_before, end_id
+from data_prep.render import ChatRenderer, bos_before, end_id
 from data_prep.turns import TextSpan, TurnFinder
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class _Rendered:
     after: list[int]
     must_end: bool
     """Whether each span has to end in a special token: a model that never sees one learned never stops."""
+    targets: tuple[float, ...] = ()
+    """What a classification head learns at the span."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +83,23 @@ class Tokenization:
     ("completion"; after the prompt, where the row has one), or everything ("all"); each answer with its tool calls and the
     token that ends its turn, by the weight of its message. Of a plain text: the completion and the end token, with "all"
     the prompt too. A token that straddles the start of an answer is supervised if only blanks of it stand before the answer.
+
+    With a `head` a row is its prompt and one end token behind it, which stands in the answer's place: before it is the
+    prompt's last token, where the head reads (as transformers' LlamaForSequenceClassification does); `targets` have the
+    answer's numbers.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", supervise: Supervise, on_finding: OnFinding = refuse):
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        supervise: Supervise,
+        on_finding: OnFinding = refuse,
+        head: HeadSection | None = None,
+    ):
         self.tokenizer, self.supervise, self.on_finding = tokenizer, supervise, on_finding
         self._turns = TurnFinder(tokenizer, supervise)
+        self._head = head
+        self._chat = ChatRenderer(tokenizer) if head is not None and tokenizer.chat_template is not None else None
         self._adds_bos = adds_bos(tokenizer)
         self._added = frozenset(tokenizer.added_tokens_decoder)
         self._encoder = Encoder(tokenizer)
@@ -141,10 +156,12 @@ class Tokenization:
         bos = self.tokenizer.bos_token_id
         if bos is not None and token_ids[:2] == [bos, bos]:
             self.on_finding("double_bos", place, f"it begins with {self.tokenizer.bos_token} twice; remove one of the two")
-        return Document(token_ids, tuple(span for span in spans if span[0] < span[1]), place)
+        return Document(token_ids, tuple(span for span in spans if span[0] < span[1]), place, row.targets)
 
     def _render(self, place: str, example: Example) -> _Rendered:
         try:
+            if self._head is not None:
+                return self._render_prompt(example, self._head)
             if isinstance(example, PlainText):
                 return self._render_plain(example)
             text, spans = self._turns.find(example)
@@ -159,6 +176,26 @@ class Tokenization:
         ended = bool(tokenizer.eos_token) and text.endswith(tokenizer.eos_token)
         after = [] if ended else [end_id(tokenizer)]
         return _Rendered(text, [TextSpan(start, len(text))], before, after, must_end=False)
+
+    def _render_prompt(self, example: Example, head: HeadSection) -> _Rendered:
+        text, before, answer = self._prompt(example)
+        return _Rendered(
+            text, [TextSpan(len(text), len(text))], before, [end_id(self.tokenizer)], False, targets_of(answer, head)
+        )
+
+    def _prompt(self, example: Example) -> tuple[str, list[int], str]:
+        """A row's text before its last answer, the ids before it, and that answer; no template, no chat."""
+        if isinstance(example, PlainText):
+            if not example.prompt:
+                raise DataError("a plain text has no prompt to be classified; use a format with a prompt and an answer")
+            return example.prompt, bos_before(example.prompt, self.tokenizer, self._adds_bos), example.completion
+        answer = example.messages[-1].content
+        if self._chat is not None:
+            return self._chat.render_prompt(example.messages[:-1], example.tools), [], answer
+        if len(example.messages) != 2:
+            raise DataError("the tokenizer has no chat template for a conversation of several turns; see model.chat_template")
+        question = example.messages[0].content
+        return question, bos_before(question, self.tokenizer, self._adds_bos), answer
 
     def _no_end_of_turn(self, text: str, span: TextSpan) -> str:
         tail = text[max(span.start, span.end - 20) : span.end]

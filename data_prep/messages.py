@@ -43,6 +43,10 @@ class Conversation:
     completion_start: int = 0
     tools: tuple[dict[str, Any], ...] = field(default=())
     """The tools that can be called, as JSON schemas in OpenAI's form."""
+    references: tuple[str, ...] = ()
+    """Other answers that are as good as the last turn; never learned, an evaluation compares with them too."""
+    tests: str = ""
+    """A program that ends without an error behind the code that the last turn holds; never learned."""
 
 
 @dataclass(frozen=True, slots=True)

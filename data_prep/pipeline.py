@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from data_prep.clean import cleaned, excerpt_of, fingerprint, learned_texts, texts_of
-from data_prep.config import DataSection, FileSource, Finding, Source
+from data_prep.config import DataSection, FileSource, Finding, HeadSection, Source
 from data_prep.documents import Document, DocumentTable, TableRow, TableWriter
 from data_prep.errors import DataError
 from data_prep.files import unread_files
@@ -41,8 +41,9 @@ class Pipeline:
         audit: bool = False,
         allow_code: frozenset[str] = frozenset(),
         first_rows: int | None = None,
+        head: HeadSection | None = None,
     ):
-        self.section, self.tokenizer = section, tokenizer
+        self.section, self.tokenizer, self.head = section, tokenizer, head
         self.seed, self.audit, self.allow_code, self.first_rows = seed, audit, allow_code, first_rows
         self.reports: list[SourceReport] = []
         self._special = tuple(special_tokens(tokenizer))
@@ -96,7 +97,7 @@ class Pipeline:
                 waiting.append(candidate)
                 yield candidate.place, candidate.example
 
-        tokenization = Tokenization(self.tokenizer, section.supervise, on_finding)
+        tokenization = Tokenization(self.tokenizer, section.supervise, on_finding, self.head)
         for document, example in tokenization.run(examples()):
             candidate = waiting.popleft()
             if not document.spans:
@@ -107,18 +108,18 @@ class Pipeline:
             self._count(document, parts, candidate, report)
             yield from ((part, candidate.fingerprint) for part in parts)
 
-    def reread(self, documents: DocumentTable) -> list[Example]:
-        """The examples that the evaluation documents were made of, in their order; the sources are read again for them."""
-        sources = self.section.held_out or self.section.train
+    def reread(self, documents: DocumentTable, use: Use) -> list[Placed]:
+        """The examples that the documents were made of, and their places, in order; the sources are read again for them."""
+        sources = self.section.train if use == "train" else self.section.held_out or self.section.train
         # A split document's parts name their row and their number.
         wanted = {document.place.partition(PART)[0] for document in documents}
         marks = set(documents.fingerprints.tolist())
         found = []
         for source in sources:
-            report = SourceReport(source_name(source), "evaluation", source.format)
+            report = SourceReport(source_name(source), use, source.format)
             for candidate in self._examples(source, *self._opened(source, report), report):
                 if candidate.place in wanted and fingerprint(candidate.example) in marks:
-                    found.append(candidate.example)
+                    found.append((candidate.place, candidate.example))
         return found
 
     def _count(self, document: Document, parts: list[Document], candidate: "_Candidate", report: SourceReport) -> None:

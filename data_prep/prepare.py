@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep.cache import Say, obtain
-from data_prep.config import DataSection, FileSource, Source
+from data_prep.config import DataSection, FileSource, HeadSection, Source
 from data_prep.documents import DocumentTable, TableWriter
 from data_prep.errors import DataError
 from data_prep.files import unread_files
 from data_prep.formats.code import check_allowed
 from data_prep.identity import identity_of, stamps_of
+from data_prep.masks import Placed
 from data_prep.messages import Example
 from data_prep.mix import repeats_of_shares
 from data_prep.pipeline import Pipeline, Use
@@ -40,12 +41,21 @@ class PreparedData:
     repeats: list[float]
     """How often each source of data.train is seen an epoch."""
     from_cache: bool
-    reread: Callable[[DocumentTable], list[Example]]
+    reread: Callable[[DocumentTable, Use], list[Placed]]
 
     @cached_property
+    def evaluation_rows(self) -> list[Placed]:
+        """What the evaluation documents were made of, and where it stands, in their order; the sources are read again."""
+        return self.reread(self.evaluation, "evaluation")
+
+    @property
     def evaluation_examples(self) -> list[Example]:
-        """What the evaluation documents were made of, in the same order; the sources are read again for them."""
-        return self.reread(self.evaluation)
+        """The same without places."""
+        return [example for _, example in self.evaluation_rows]
+
+    def training_rows(self) -> list[Placed]:
+        """What the training documents were made of; all of it is read again."""
+        return self.reread(self.train, "train")
 
 
 def prepare(
@@ -57,6 +67,7 @@ def prepare(
     audit: bool = False,
     allow_code: Collection[str] = (),
     first_rows: int | None = None,
+    head: HeadSection | None = None,
     say: Say | None = None,
 ) -> PreparedData:
     """Read, format and tokenise every source, and hold the evaluation rows out.
@@ -65,12 +76,14 @@ def prepare(
     `cache` is a folder for prepared data; without it they are in memory only. What fails an audit (data_prep.report.FINDINGS)
     is refused, unless data.allow_findings names it; with `audit` it is only reported. `allow_code` holds the SHA-256 of files
     that format python may run. `first_rows` of each source are read, all where it is None. Of a streamed section only the
-    evaluation rows are prepared, unless `first_rows` says how many to look at.
+    evaluation rows are prepared, unless `first_rows` says how many to look at. With a `head` each row is its prompt, and the
+    answer's numbers (data_prep.heads).
 
     Raises DataError where a row is wrong, where nothing is left to train or evaluate on, and, with over_length: refuse, where
     a row is too long.
     """
-    pipeline = Pipeline(section, tokenizer, seed=seed, audit=audit, allow_code=frozenset(allow_code), first_rows=first_rows)
+    allowed = frozenset(allow_code)
+    pipeline = Pipeline(section, tokenizer, seed=seed, audit=audit, allow_code=allowed, first_rows=first_rows, head=head)
     trained = section.train if section.streaming is None or first_rows is not None else ()
     check_allowed(section.sources, allow_code)
     stamps = stamps_of(section)
@@ -92,7 +105,7 @@ def prepare(
             made_now = True
             return make(folder)[2].as_dict()
 
-        key = identity_of(section, tokenizer, digests, seed=seed, first_rows=first_rows)
+        key = identity_of(section, tokenizer, digests, seed=seed, first_rows=first_rows, head=head)
         folder, values = obtain(cache, key, make_entry, say)
         train, evaluation = DocumentTable.open(folder / TRAIN), DocumentTable.open(folder / EVALUATION)
         report = _renamed(report_from(values), trained, section)

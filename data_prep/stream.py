@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.config import DataSection
+from data_prep.config import DataSection, HeadSection
 from data_prep.documents import Document
 from data_prep.errors import DataError
 from data_prep.formats import RowParser
@@ -46,12 +46,19 @@ class Stream:
     """
 
     def __init__(
-        self, section: DataSection, tokenizer: "PreTrainedTokenizerFast", *, seed: int, allow_code: Collection[str] = ()
+        self,
+        section: DataSection,
+        tokenizer: "PreTrainedTokenizerFast",
+        *,
+        seed: int,
+        allow_code: Collection[str] = (),
+        head: HeadSection | None = None,
     ):
         if section.streaming is None:
             raise DataError("data.streaming is not set; prepare() reads these data")
         self.section, self.seed, self.buffer_rows = section, seed, section.streaming.buffer_rows
-        self._pipeline = Pipeline(section, tokenizer, seed=seed, allow_code=frozenset(allow_code))
+        self.head = head
+        self._pipeline = Pipeline(section, tokenizer, seed=seed, allow_code=frozenset(allow_code), head=head)
         self._counts_bad_rows = True
         self._reports = [self._pipeline.report(source, "train") for source in section.train]
 

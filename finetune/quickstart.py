@@ -5,17 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_prep.messages import Conversation, Example
 from data_prep.terminal import clean_for_terminal
 from finetune.errors import FinetuneError
-from finetune.evaluate.data import prepare_data
-from finetune.evaluate.loading import load_ready
-from finetune.evaluate.scores import Answer, answer_rows, match_of
+from finetune.evaluate.evaluation import Evaluation
+from finetune.evaluate.scores import Report
 from finetune.merge.merge import merge
 from finetune.model.precision import choose_precision
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
-from finetune.runs.target import resolve_target
+from finetune.runs.target import Target, resolve_target
 from finetune.train import run
 
 SAMPLES = 3
@@ -33,27 +31,28 @@ def walk(recipe: Recipe, *, say: Say) -> dict[str, Any]:
         )
     started = time.perf_counter()
     say("scoring the base on held-out rows")
-    before = held_out_answers(recipe, recipe.model)
-    say(f"exact match of the base: {match_of(before):.3f}")
+    before = held_out(recipe, recipe.model)
+    say(f"exact match of the base: {before.values['exact_match']:.3f}")
     summary = run.start(recipe, name="quickstart", command="finetune quickstart", say=say)
     folder = Path(recipe.output.folder) / str(summary["name"])
     merged = folder / "merged"
     say("merging the adapter into full weights, and comparing the two")
     report = merge(resolve_target(str(folder)), merged)
     say("scoring the merged model")
-    after = held_out_answers(recipe, ModelSection(base=str(merged)))
+    after = held_out(recipe, ModelSection(base=str(merged)))
+    pairs = list(zip(before.measured.answers, after.measured.answers, strict=True))
     return {
-        "exact_match_before": match_of(before),
-        "exact_match_after": match_of(after),
-        "held_out_rows": len(after),
+        "exact_match_before": before.values["exact_match"],
+        "exact_match_after": after.values["exact_match"],
+        "held_out_rows": len(pairs),
         **{key: summary[key] for key in ("evaluation_loss_before", "evaluation_loss", "tokens", "tokens_per_second", "steps")},
         "training_minutes": summary["seconds"] / 60,
         "total_minutes": (time.perf_counter() - started) / 60,
         "peak_memory_bytes": summary["peak_memory_bytes"],
         "verification": report.verification.as_dict() if report.verification else None,
         "samples": [
-            {"prompt": question(new.example), "expected": new.expected, "before": old.given, "after": new.given}
-            for old, new in list(zip(before, after, strict=True))[:SAMPLES]
+            {"prompt": new.question.text, "expected": new.question.references[0], "before": old.text, "after": new.text}
+            for old, new in pairs[:SAMPLES]
         ],
         "run": str(folder),
         "adapter": str(folder / "adapter"),
@@ -61,16 +60,12 @@ def walk(recipe: Recipe, *, say: Say) -> dict[str, Any]:
     }
 
 
-def held_out_answers(recipe: Recipe, model: ModelSection) -> list[Answer]:
-    """A model's answers to the recipe's evaluation rows."""
-    loaded, tokenizer = load_ready(model, None, dtype=choose_precision(recipe.train.precision).dtype)
-    rows = prepare_data(recipe, tokenizer).evaluation_examples
-    return answer_rows(loaded, tokenizer, recipe, rows[: recipe.evaluate.max_rows])
-
-
-def question(row: Example) -> str:
-    """What the user wrote."""
-    return row.messages[-2].content if isinstance(row, Conversation) else row.prompt
+def held_out(recipe: Recipe, model: ModelSection) -> Report:
+    """The exact match of a model's answers to the recipe's evaluation rows."""
+    section = recipe.evaluate.model_copy(update={"metrics": ("exact_match",)})
+    scored = recipe.model_copy(update={"evaluate": section})
+    evaluation = Evaluation(scored, choose_precision(recipe.train.precision))
+    return evaluation.of(Target(model, None, None, model.name))
 
 
 def table(result: dict[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """The data section of a recipe: where rows come from and how they become tokens. Pure data; imports no torch."""
 
 from data_prep.config.base import Section
+from data_prep.config.head import HeadSection, Problem
 from data_prep.config.section import CleanSection, DataSection, EvaluationSplit, Finding, OverLength, Streaming, Supervise
 from data_prep.config.sources import (
     CHAT_TEMPLATES,
@@ -25,9 +26,11 @@ __all__ = [
     "FileSource",
     "Finding",
     "FormatName",
+    "HeadSection",
     "HubSource",
     "OrdersSource",
     "OverLength",
+    "Problem",
     "RowTemplate",
     "RowsSource",
     "Section",

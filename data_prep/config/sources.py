@@ -10,8 +10,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from data_prep.config.base import Section
 
 FormatName = Literal[
-    "auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text", "question_answer", "classification", "translation",
-    "summarisation", "preference", "template", "python",
+    "auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text", "question_answer", "classification", "regression",
+    "translation", "summarisation", "code", "preference", "template", "python",
 ]  # fmt: skip
 CHAT_TEMPLATES = ("alpaca", "chatml", "llama2", "llama3", "mistral", "zephyr")
 """The chat templates that a recipe can name: files of data_prep/templates."""
@@ -43,8 +43,10 @@ FORMAT_COLUMNS: dict[FormatName, Columns] = {
         (("paragraphs",), ("question", "answers"), ("question", "answer")), ("context", "is_impossible")
     ),
     "classification": Columns((("text", "label"),)),
+    "regression": Columns((("text", "value"),)),
     "translation": Columns((("translation",), ("source", "target")), ("source_language", "target_language")),
     "summarisation": Columns((("document", "summary"), ("source", "target"))),
+    "code": Columns((("task", "code"),), ("test_list", "test_setup_code")),
     "preference": Columns(
         (
             ("conversations", "chosen", "rejected"),
@@ -94,7 +96,8 @@ class RowsSource(MixedSource):
     """The format's name of a column -> the rows' name of it, where they differ: {instruction: question}."""
 
     labels: dict[str, str] = Field(default={})
-    """Format classification: what stands in the column `label` -> the text that is learned for it: {"0": negative}."""
+    """Format classification: what stands in the column `label` (or in its list, where a row has several) -> the text that is
+    learned for it: {"0": negative}."""
 
     template: RowTemplate | None = None
     """Format template: the texts that a row is written with."""

@@ -14,7 +14,14 @@ from data_prep.formats.chat import parse_messages, parse_sharegpt
 from data_prep.formats.code import ParseRow, load_code, parse_by_code
 from data_prep.formats.plain import parse_prompt_completion, parse_text
 from data_prep.formats.preference import parse_preference
-from data_prep.formats.tasks import parse_classification, parse_question_answer, parse_summarisation, parse_translation
+from data_prep.formats.tasks import (
+    parse_classification,
+    parse_question_answer,
+    parse_regression,
+    parse_solution,
+    parse_summarisation,
+    parse_translation,
+)
 from data_prep.formats.template import parse_template
 from data_prep.messages import Parsed
 from data_prep.sources import Row, read_rows
@@ -53,8 +60,10 @@ FORMATS: dict[FormatName, Callable[[dict[str, Any], Options], list[Any]]] = {
     "text": lambda values, options: parse_text(values),
     "question_answer": lambda values, options: parse_question_answer(values),
     "classification": lambda values, options: parse_classification(values, options.labels),
+    "regression": lambda values, options: parse_regression(values),
     "translation": lambda values, options: parse_translation(values, options.columns),
     "summarisation": lambda values, options: parse_summarisation(values),
+    "code": lambda values, options: parse_solution(values),
     "preference": lambda values, options: parse_preference(values),
     "template": _template,
     "python": _python,

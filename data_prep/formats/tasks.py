@@ -1,5 +1,6 @@
-"""Rows of common tasks, written as a question and its answer: reading, labels, translation, summaries."""
+"""Rows of common tasks, written as a question and its answer: reading, labels, numbers, translation, summaries, code."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,15 @@ from data_prep.sources.rows import listed, shortened, shown
 
 UNANSWERABLE = "unanswerable"
 """The answer of a question that its context doesn't answer (SQuAD 2.0)."""
+
+NO_LABEL = "none"
+"""The answer of a row that may have several labels and has none."""
+
+BETWEEN_LABELS = ", "
+"""What stands between the labels of a row that has several."""
+
+FENCE = "```"
+"""What stands around code in an answer, as in Markdown."""
 
 LANGUAGES = {
     "ar": "Arabic", "bg": "Bulgarian", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
@@ -22,9 +32,9 @@ LANGUAGES = {
 """Names of languages by code; any other is written as the row names it."""
 
 
-def ask(question: str, answer: str) -> Conversation:
+def ask(question: str, answer: str, *, references: tuple[str, ...] = (), tests: str = "") -> Conversation:
     """One user turn and its answer."""
-    return Conversation((Message("user", question), Message("assistant", answer)))
+    return Conversation((Message("user", question), Message("assistant", answer)), references=references, tests=tests)
 
 
 def parse_question_answer(values: dict[str, Any]) -> list[Conversation]:
@@ -52,26 +62,35 @@ def _question(values: dict[str, Any], prefix: str) -> Conversation:
     question = as_text(column(values, "question"), f"{prefix}question")
     context = optional_text_column(values, "context")
     given = values["answers"] if values.get("answers") is not None else column(values, "answer")
-    answer = _first_answer(given, f"{prefix}answers" if "answers" in values else f"{prefix}answer")
-    if values.get("is_impossible") or answer is None:
-        answer = UNANSWERABLE
-    return ask(f"{context}\n\n{question}" if context else question, answer)
+    answers = _answers(given, f"{prefix}answers" if "answers" in values else f"{prefix}answer")
+    if values.get("is_impossible") or not answers:
+        answers = [UNANSWERABLE]
+    others = tuple(dict.fromkeys(answer for answer in answers[1:] if answer != answers[0]))
+    return ask(f"{context}\n\n{question}" if context else question, answers[0], references=others)
 
 
-def _first_answer(value: Any, field: str) -> str | None:
-    """The first answer of SQuAD's [{"text": ...}] or {"text": [...]}, of a list of texts, or the text itself; None: none."""
+def _answers(value: Any, field: str) -> list[str]:
+    """The answers of SQuAD's [{"text": ...}] or {"text": [...]}, of a list of texts, or the text itself."""
     if isinstance(value, dict):
         value = value.get("text")
-    if isinstance(value, list):
-        if not value:
-            return None
-        value = value[0].get("text") if isinstance(value[0], dict) else value[0]
-    return as_text(value, field)
+    if not isinstance(value, list):
+        return [as_text(value, field)]
+    return [as_text(answer.get("text") if isinstance(answer, dict) else answer, field) for answer in value]
 
 
 def parse_classification(values: dict[str, Any], labels: Mapping[str, str]) -> list[Conversation]:
-    """The text is asked, its label is the answer, in the words of `labels` where there are any."""
+    """The text is asked, its label is the answer, in the words of `labels` where there are any; so are several, in a list."""
     text, label = text_column(values, "text"), column(values, "label")
+    if not isinstance(label, list):
+        return [ask(text, _label(label, labels))]
+    words = [_label(one, labels) for one in label]
+    split = next((word for word in words if BETWEEN_LABELS in word), None)
+    if split is not None:
+        raise ValueError(f"the label {shown(split)} holds {BETWEEN_LABELS!r}, which stands between labels; name it otherwise")
+    return [ask(text, BETWEEN_LABELS.join(words) or NO_LABEL)]
+
+
+def _label(label: Any, labels: Mapping[str, str]) -> str:
     if not isinstance(label, str | int | float):
         raise ValueError(f"label is a {json_type(label)}; a string or a number was expected")
     raw = str(label).lower() if isinstance(label, bool) else str(label)
@@ -81,7 +100,15 @@ def parse_classification(values: dict[str, Any], labels: Mapping[str, str]) -> l
         )
     if labels and raw not in labels:
         raise ValueError(f"label is {shown(raw)}, which labels doesn't name; it names {listed(labels)}")
-    return [ask(text, labels[raw] if labels else raw)]
+    return labels[raw] if labels else raw
+
+
+def parse_regression(values: dict[str, Any]) -> list[Conversation]:
+    """The text is asked, its number is the answer."""
+    text, value = text_column(values, "text"), column(values, "value")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"value is {shown(str(value))}; a finite number was expected")
+    return [ask(text, f"{value:g}" if f"{value:g}" == repr(value) else repr(value))]
 
 
 def parse_translation(values: dict[str, Any], columns: Mapping[str, str]) -> list[Conversation]:
@@ -125,3 +152,19 @@ def parse_summarisation(values: dict[str, Any]) -> list[Conversation]:
     if not summary:
         raise ValueError(f"{pair[1]} is an empty list; a summary was expected")
     return [ask(question, as_text(text, f"{pair[1]}[{index}]")) for index, text in enumerate(summary)]
+
+
+def parse_solution(values: dict[str, Any]) -> list[Conversation]:
+    """A programming task and the code that solves it, as MBPP has them; the tests stand in the question, which they specify."""
+    task, code = text_column(values, "task"), text_column(values, "code").replace("\r\n", "\n").strip("\n")
+    tests = values.get("test_list") or []
+    if isinstance(tests, str):
+        tests = [tests]
+    if not isinstance(tests, list):
+        raise ValueError(f"test_list is a {json_type(tests)}; a text or a list of texts was expected")
+    lines = [as_text(test, f"test_list[{index}]") for index, test in enumerate(tests)]
+    setup = optional_text_column(values, "test_setup_code") or ""
+    shown_tests = "\n\nIt has to pass these tests:\n\n" + "\n".join(lines) if lines else ""
+    question = f"{task}{shown_tests}"
+    program = "\n".join([*([setup] if setup else []), *lines]) if lines else ""
+    return [ask(question, f"{FENCE}python\n{code}\n{FENCE}", tests=program)]

@@ -29,6 +29,7 @@ VERBS: dict[str, str] = {
     "generate": "generate",
     "chat": "chat",
     "evaluate": "evaluate",
+    "benchmark": "benchmark",
     "runs": "runs",
     "inspect": "inspect",
     "doctor": "doctor",

@@ -1,50 +1,112 @@
 """finetune evaluate: a model's figures on a recipe's evaluation rows."""
 
-from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, RecipeArgument, allowed_code, out, print_json
 from finetune.cli.generate import TargetArgument
+
+if TYPE_CHECKING:
+    from finetune.evaluate.scores import Report
+    from finetune.runs.target import Target
+
+CompareOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BASE", help="Measure another model or run too, and the difference; `base` is MODEL_OR_RUN's own base."
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(help="The folder for predictions and figures; a run's own predictions/ when absent."),
+]
+WorstOption = Annotated[int, typer.Option(min=0, help="How many of the worst answers to print.")]
 
 
 def evaluate(
     target: TargetArgument,
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
+    compare: CompareOption = None,
+    output: OutputOption = None,
+    worst: WorstOption = 3,
     allow_code: AllowCodeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a model or a run.
 
-    Loss, perplexity and exact match on a recipe's evaluation rows.
+    The metrics of a recipe on its evaluation rows, with their 95 % intervals.
     """
     from finetune.errors import FinetuneError
     from finetune.recipe.load import load_recipe
-    from finetune.runs.target import resolve_target
+    from finetune.runs.target import base_of, resolve_target
 
     loaded = load_recipe(recipe, overrides or []).recipe
     if loaded.data.evaluation is None:
         raise FinetuneError(f"{recipe} has no data.evaluation, so there is nothing to score on: add a fraction or sources.")
-    found = resolve_target(target)
+    tuned = resolve_target(target)
+    base = None if compare is None else base_of(tuned) if compare == "base" else resolve_target(compare)
 
-    from finetune.evaluate.loading import load_ready
-    from finetune.evaluate.scores import score
+    from finetune.evaluate.evaluation import Evaluation
+    from finetune.evaluate.tables import as_dict, score_lines, supervised_tokens, worst_lines
     from finetune.model.precision import choose_precision
 
     precision = choose_precision(loaded.train.precision)
-    model, tokenizer = load_ready(found.model, found.adapter, dtype=precision.dtype, quantize=found.quantized)
-    scores = score(model, tokenizer, loaded, allow_code=allowed_code(allow_code))
+    evaluation = Evaluation(loaded, precision, allow_code=allowed_code(allow_code), progress=_progress(as_json))
+    before = None if base is None else evaluation.of(base)
+    report = evaluation.of(tuned)
+    folder = output or (tuned.run / "predictions" if tuned.run is not None else None)
+    kept = [] if folder is None else _keep(folder, Path(recipe).stem, report, before)
     if as_json:
-        finite = asdict(scores) | {"perplexity": scores.perplexity if scores.perplexity < float("inf") else None}
-        print_json({"model": found.description, "precision": precision.name, **finite})
+        facts = {"model": tuned.description, "base": base.description if base else None, "precision": precision.name}
+        print_json(facts | as_dict(report, before) | {"files": kept})
         return
-    match = "no row has a prompt" if scores.exact_match is None else f"{scores.exact_match:.3f}"
-    for name, value in (
-        ("model", found.description),
-        ("precision", f"{precision.name} ({precision.reason})"),
-        ("rows", f"{scores.rows:,}, {scores.tokens:,} supervised tokens"),
-        ("loss", f"{scores.loss:.4f}"),
-        ("perplexity", f"{scores.perplexity:,.3f}"),
-        ("exact match", match),
-        ("seconds", f"{scores.loss_seconds:.1f} for the loss, {scores.generation_seconds:.1f} for the answers"),
-    ):
+    for name, value in _facts(tuned, base, report):
         out(f"{name:<12} {value}")
+    out(f"{'precision':<12} {precision.name} ({precision.reason})")
+    if supervised_tokens(report.measured):
+        out(f"{'tokens':<12} {supervised_tokens(report.measured):,} supervised in {len(report.measured.losses):,} rows")
+    for line in ("", *score_lines(report, before), "", *(f"note: {note}" for note in report.notes)):
+        out(line)
+    for line in worst_lines(report, worst):
+        out(line)
+    for path in kept:
+        out(f"{'kept':<12} {path}")
+
+
+def _facts(tuned: "Target", base: "Target | None", report: "Report") -> list[tuple[str, str]]:
+    seconds = ", ".join(f"{value:.1f} for {name}" for name, value in report.seconds.items())
+    compared = [("base", base.description)] if base is not None else []
+    return [("model", tuned.description), *compared, ("seconds", seconds or "0")]
+
+
+def _progress(quiet: bool):
+    """What is told of answers as they come: a line on the terminal, on stderr, that moves; nothing elsewhere."""
+    import sys
+
+    if quiet or not sys.stderr.isatty():
+        return None
+
+    def show(done: int, of: int) -> None:
+        print(f"\r{done:,} of {of:,} answers", end="\n" if done == of else "", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _keep(folder: Path, name: str, report: "Report", base: "Report | None") -> list[str]:
+    """Write predictions and figures; the files' names."""
+    import json
+
+    from finetune.evaluate.tables import as_dict, predictions
+    from finetune.runs.folder import write_text
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {f"{name}.jsonl": "".join(predictions(report))}
+    if base is not None:
+        files[f"{name}-base.jsonl"] = "".join(predictions(base))
+    files[f"{name}.json"] = json.dumps(as_dict(report, base), indent=1) + "\n"
+    for file, text in files.items():
+        write_text(folder / file, text)
+    return [str(folder / file) for file in files]

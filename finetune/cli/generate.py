@@ -94,10 +94,15 @@ def check_text(option: str, text: str | None) -> None:
 
 def load_for_answers(target: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast, EvaluateSection]":
     """Model and tokenizer of MODEL_OR_RUN, on the device, and how its run generates."""
+    from finetune.errors import FinetuneError
     from finetune.recipe.schema.evaluate import EvaluateSection
     from finetune.runs.target import resolve_target
 
     found = resolve_target(target)
+    if found.model.head is not None:
+        raise FinetuneError(
+            f"{found.description} has a classification head and writes no text: finetune evaluate {target} RECIPE scores it."
+        )
 
     from finetune.evaluate.loading import load_ready
     from finetune.model.precision import choose_precision

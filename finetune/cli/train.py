@@ -121,5 +121,14 @@ def closing_lines(folder: Path, summary: dict[str, object]) -> list[str]:
         lines.append(f"evaluation loss {summary['evaluation_loss_before']:.4f} before, {summary['evaluation_loss']:.4f} after")
     lines.append(f"result   {folder}")
     lines.append(f"merge    finetune merge {folder} --output {folder / 'merged'}")
-    lines.append(f'generate finetune generate {folder} --prompt "..."')
+    if _has_head(summary):
+        lines.append(f"evaluate finetune evaluate {folder} RECIPE --compare base")
+    else:
+        lines.append(f'generate finetune generate {folder} --prompt "..."')
     return lines
+
+
+def _has_head(summary: dict[str, object]) -> bool:
+    """Whether the run trained a classification head, which writes no text."""
+    recipe = summary.get("recipe")
+    return isinstance(recipe, dict) and recipe.get("model", {}).get("head") is not None

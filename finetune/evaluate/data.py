@@ -51,5 +51,6 @@ def prepare_data(
         audit=audit,
         allow_code=allow_code,
         first_rows=first_rows,
+        head=recipe.model.head,
         say=say,
     )

@@ -5,7 +5,7 @@ Shapes: B prompts, T tokens.
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from transformers import (
@@ -31,6 +31,7 @@ def generate(
     batch_size: int,
     temperature: float = 0.0,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """An answer for each prompt (token ids), in the prompts' order, without special tokens; see generate_ids."""
     answers = generate_ids(
@@ -41,6 +42,7 @@ def generate(
         batch_size=batch_size,
         temperature=temperature,
         seed=seed,
+        progress=progress,
     )
     return [tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in answers]
 
@@ -54,12 +56,14 @@ def generate_ids(
     batch_size: int,
     temperature: float = 0.0,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """The token ids of an answer for each prompt, the end of its turn included, in the prompts' order.
 
     Prompts of like length go through the model together, padded on the left, longest first. Temperature 0 takes the
     likeliest token each time; otherwise tokens are drawn, with `seed`. An answer ends at the end of its turn, after
-    max_new_tokens, or where the base has no more positions. Raises FinetuneError for a prompt that is empty or that
+    max_new_tokens, or where the base has no more positions. `progress` is told after each batch how many of them are there.
+    Raises FinetuneError for a prompt that is empty or that
     leaves no position for an answer.
     """
     room = [_room(model, prompt, max_new_tokens) for prompt in prompts]
@@ -76,6 +80,8 @@ def generate_ids(
                 # What follows the end of an answer is padding, up to the longest of the batch.
                 end = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
                 answers[index] = ids[:end]
+            if progress is not None:
+                progress(first + len(indices), len(order))
     return answers
 
 

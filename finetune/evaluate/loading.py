@@ -24,11 +24,11 @@ def load_adapted(
 ) -> PreTrainedModel:
     """The base with its adapter where there is one, in eval mode; embeddings grow to `vocabulary`, the tokenizer's size.
 
-    Rows of added tokens that the adapter doesn't hold are drawn from a fixed seed: loading twice gives the same model.
+    Rows of added tokens, and a head, that neither holds are drawn from a fixed seed: loading twice gives the same model.
     """
-    loaded = load_model(base, dtype=dtype, quantize=quantize, rope_scaling=model.rope_scaling)
     with torch.random.fork_rng():
         torch.manual_seed(0)
+        loaded = load_model(base, dtype=dtype, quantize=quantize, rope_scaling=model.rope_scaling, head=model.head)
         grow_embeddings(loaded, vocabulary)
     return (loaded if adapter is None else load_adapter(loaded, adapter)).eval()
 

@@ -1,92 +1,224 @@
-"""A model's figures on the evaluation rows of a recipe."""
+"""A model's figures on evaluation rows."""
 
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from data_prep.messages import Example, PlainText
-from data_prep.render import prompt_and_reference
+from data_prep.heads import answer_of
 from finetune.errors import FinetuneError
-from finetune.evaluate.data import prepare_data
-from finetune.evaluate.generation import generate
-from finetune.evaluate.metrics import exact_match, token_loss
+from finetune.evaluate.answers import Answer, Progress, answer_questions
+from finetune.evaluate.bootstrap import Interval, interval_of, resampled
+from finetune.evaluate.heads import classify
+from finetune.evaluate.label_metrics import unlike_any
+from finetune.evaluate.likelihood import label_likelihoods
+from finetune.evaluate.losses import LossSum, document_losses, supervised_bytes
+from finetune.evaluate.metrics import METRICS, Measured
+from finetune.evaluate.programs import run_answers
+from finetune.evaluate.rows import Rows
 from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.evaluate import BY_LIKELIHOOD, LOSSES, LOWER_IS_BETTER, OF_LABELS, PASS_AT, MetricName
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What was measured; each figure over the same rows."""
+class Score:
+    """A metric's value on rows, with its interval."""
 
+    name: MetricName
+    interval: Interval
     rows: int
-    tokens: int
-    """Supervised tokens, which the loss is the mean over."""
-    loss: float
-    perplexity: float
-    exact_match: float | None
-    """None where no row has a prompt, as plain texts."""
-    loss_seconds: float
-    generation_seconds: float
+    samples: np.ndarray = field(repr=False)
+    """The metric on each resample of the rows; empty where no interval was asked for."""
+
+    @property
+    def value(self) -> float:
+        """On all rows."""
+        return self.interval.value
 
 
-def score(
+@dataclass(frozen=True)
+class Report:
+    """What was measured of one model."""
+
+    scores: dict[MetricName, Score]
+    measured: Measured
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
+    """For losses, answers, likelihoods and programs."""
+
+    @property
+    def values(self) -> dict[MetricName, float]:
+        """The metrics alone."""
+        return {name: score.value for name, score in self.scores.items()}
+
+
+def names_of(recipe: Recipe, rows: Rows) -> tuple[MetricName, ...]:
+    """The recipe's metrics; without any loss and perplexity, and exact match where rows have a prompt."""
+    if recipe.evaluate.metrics:
+        return recipe.evaluate.metrics
+    if recipe.model.head is not None:
+        return ("loss",)
+    return ("loss", "perplexity", "exact_match") if rows.questions else ("loss", "perplexity")
+
+
+def measure(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     recipe: Recipe,
+    rows: Rows,
     *,
-    allow_code: Collection[str] = (),
-) -> Scores:
-    """Loss, perplexity and exact match on the first evaluate.max_rows evaluation rows (all where that is absent).
+    progress: Progress | None = None,
+) -> Report:
+    """The recipe's metrics of a model, with intervals. Raises FinetuneError where one doesn't fit the rows."""
+    names = names_of(recipe, rows)
+    measured, seconds = measured_of(model, tokenizer, recipe, rows, names, progress)
+    return report_of(measured, names, notes=rows.notes, seconds=seconds)
 
-    Raises FinetuneError for a recipe without evaluation rows.
-    """
-    if recipe.data.evaluation is None:
-        raise FinetuneError(
-            "this recipe has no data.evaluation, so there is nothing to score on: add data.evaluation.fraction or .sources."
+
+def measured_of(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    rows: Rows,
+    names: Sequence[MetricName],
+    progress: Progress | None = None,
+) -> tuple[Measured, dict[str, float]]:
+    """What these metrics need of a model, and the seconds that each part took."""
+    work = _Measurement(model, tokenizer, recipe, rows, frozenset(names), progress)
+    measured = work.classified() if recipe.model.head is not None else work.generated()
+    return measured, work.seconds
+
+
+def report_of(
+    measured: Measured,
+    names: Sequence[MetricName],
+    *,
+    notes: tuple[str, ...] = (),
+    seconds: dict[str, float] | None = None,
+    intervals: bool = True,
+) -> Report:
+    """The metrics of what was measured. Raises FinetuneError where one doesn't fit it."""
+    scores = {name: _score(name, measured, intervals) for name in names}
+    return Report(scores, measured, (*notes, *_notes(measured, names)), seconds or {})
+
+
+def _score(name: MetricName, measured: Measured, intervals: bool) -> Score:
+    metric = METRICS[name]
+    scorer, count = metric.scorer(measured), len(getattr(measured, metric.of))
+    value = scorer(np.ones(count, dtype=np.int64))
+    samples = resampled(scorer, count) if intervals else np.empty(0)
+    return Score(name, interval_of(value, samples), count, samples)
+
+
+def by_row(name: MetricName, measured: Measured) -> list[float]:
+    """The metric on each row alone."""
+    metric = METRICS[name]
+    scorer, count = metric.scorer(measured), len(getattr(measured, metric.of))
+    return [scorer(row) for row in np.eye(count, dtype=np.int64)]
+
+
+def worst_first(name: MetricName, measured: Measured) -> list[tuple[int, float]]:
+    """Each row's index and the metric on it alone, the worst first."""
+    sign = -1 if name in LOWER_IS_BETTER else 1
+    return sorted(enumerate(by_row(name, measured)), key=lambda pair: (sign * pair[1], pair[0]))
+
+
+def difference(base: Score, tuned: Score) -> Interval | None:
+    """How much the second is above the first, row by row; None where the two are over different numbers of rows."""
+    if base.rows != tuned.rows or len(base.samples) != len(tuned.samples):
+        return None
+    return interval_of(tuned.value - base.value, tuned.samples - base.samples)
+
+
+def _notes(measured: Measured, names: Sequence[MetricName]) -> tuple[str, ...]:
+    """What a person should know of the answers."""
+    found, answers = [], measured.answers
+    if not any(METRICS[name].of != "losses" and name not in BY_LIKELIHOOD for name in names):
+        return ()
+    empty = sum(not text.strip() for answer in answers for text in answer.texts)
+    if empty:
+        found.append(f"{empty:,} of {sum(len(answer.texts) for answer in answers):,} answers are empty")
+    if set(names) & (OF_LABELS - BY_LIKELIHOOD):
+        unlike = unlike_any(answers, measured.labels)
+        if unlike:
+            found.append(f"{unlike:,} of {len(answers):,} answers begin with none of the labels: they count as wrong")
+    return tuple(found)
+
+
+class _Measurement:
+    """One model on the rows: what the asked metrics need of it, and how long each part took."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        recipe: Recipe,
+        rows: Rows,
+        asked: frozenset[MetricName],
+        progress: Progress | None,
+    ):
+        self.model, self.tokenizer, self.recipe, self.rows = model, tokenizer, recipe, rows
+        self.section, self.asked, self.progress = recipe.evaluate, asked, progress
+        self.seconds: dict[str, float] = {}
+
+    def classified(self) -> Measured:
+        """Of a model with a classification head: its outputs, in the words of the rows' answers."""
+        head, documents = self.recipe.model.head, self.rows.documents
+        assert head is not None  # noqa: S101 - the caller looked
+        outputs, losses = self._timed("answers", lambda: classify(self.model, documents, head, self.section.batch_size))
+        said = ((answer_of(row, head),) for row in outputs.tolist())
+        answers = [Answer(*pair) for pair in zip(self.rows.questions, said, strict=True)]
+        return Measured(losses, [], answers, self.rows.labels)
+
+    def generated(self) -> Measured:
+        """Of a model that predicts tokens."""
+        questions = self.rows.questions
+        losses = self._losses() if self.asked & LOSSES else []
+        texts = [("",)] * len(questions)
+        if self.asked - LOSSES - BY_LIKELIHOOD:
+            texts = self._timed("answers", self._texts)
+        likelihoods: list[tuple[float, ...]] = [()] * len(questions)
+        if self.asked & BY_LIKELIHOOD:
+            likelihoods = self._timed("likelihoods", self._likelihoods)
+        answers = [Answer(*parts) for parts in zip(questions, texts, likelihoods, strict=True)]
+        programs, seconds = [], self.section.seconds_per_program
+        if self.asked & PASS_AT.keys():
+            programs = self._timed("programs", lambda: run_answers(answers, seconds=seconds))
+        sizes = []
+        if "bits_per_byte" in self.asked:
+            sizes = [supervised_bytes(document, self.tokenizer) for document in self.rows.documents]
+        return Measured(losses, sizes, answers, self.rows.labels, programs)
+
+    def _losses(self) -> list[LossSum]:
+        documents = self.rows.documents
+        losses = self._timed("losses", lambda: document_losses(self.model, documents, self.section.batch_size))
+        if not any(loss.tokens for loss in losses):
+            raise FinetuneError("these documents have no supervised token, so there is no loss to measure.")
+        return losses
+
+    def _texts(self) -> list[tuple[str, ...]]:
+        answers = answer_questions(
+            self.model,
+            self.tokenizer,
+            self.rows.questions,
+            self.section,
+            seed=self.recipe.train.seed,
+            progress=self.progress,
         )
-    data = prepare_data(recipe, tokenizer, allow_code=allow_code)
-    documents = data.evaluation[: recipe.evaluate.max_rows]
-    started = time.perf_counter()
-    loss = token_loss(model, documents, recipe.evaluate.batch_size)
-    measured = time.perf_counter()
-    answers = answer_rows(model, tokenizer, recipe, data.evaluation_examples[: recipe.evaluate.max_rows])
-    return Scores(
-        rows=len(documents),
-        tokens=loss.tokens,
-        loss=loss.mean,
-        perplexity=loss.perplexity,
-        exact_match=match_of(answers) if answers else None,
-        loss_seconds=round(measured - started, 2),
-        generation_seconds=round(time.perf_counter() - measured, 2),
-    )
+        return [answer.texts for answer in answers]
 
+    def _likelihoods(self) -> list[tuple[float, ...]]:
+        placed = [(question.place, question.example) for question in self.rows.questions]
+        found = label_likelihoods(self.model, self.tokenizer, placed, self.rows.labels, self.section.batch_size)
+        return [tuple(row) for row in found.tolist()]
 
-@dataclass(frozen=True)
-class Answer:
-    """A row, the answer that it holds, and the model's."""
-
-    example: Example
-    expected: str
-    given: str
-
-
-def answer_rows(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, examples: Sequence[Example]
-) -> list[Answer]:
-    """Greedy answers to the rows that have a prompt, in their order, in batches of evaluate.batch_size."""
-    asked = [example for example in examples if not (isinstance(example, PlainText) and not example.prompt)]
-    pairs = [prompt_and_reference(example, tokenizer) for example in asked]
-    given = generate(
-        model,
-        tokenizer,
-        [prompt for prompt, _ in pairs],
-        max_new_tokens=recipe.evaluate.max_new_tokens,
-        batch_size=recipe.evaluate.batch_size,
-    )
-    return [Answer(*row) for row in zip(asked, (reference for _, reference in pairs), given, strict=True)]
-
-
-def match_of(answers: Sequence[Answer]) -> float:
-    """The exact match of answers."""
-    return exact_match([answer.given for answer in answers], [answer.expected for answer in answers])
+    def _timed(self, what: str, work: Callable[[], T]) -> T:
+        started = time.perf_counter()
+        result = work()
+        self.seconds[what] = round(time.perf_counter() - started, 2)
+        return result

@@ -8,6 +8,7 @@ from finetune.errors import LaunchError
 from finetune.launch.configs import find_config
 from finetune.launch.matrix import method_of, refusal
 from finetune.launch.processes import Launch, host_of
+from finetune.recipe.rules_engines import engine_problem
 from finetune.recipe.schema import Recipe
 
 
@@ -65,16 +66,9 @@ def check_launch(launch: Launch, recipe: Recipe) -> None:
     why = refusal(method, engine, train.precision)
     if why is not None:
         raise LaunchError(f"{method} with --launch {launch.config.name}: {why.reason}. Take {why.nearest}.")
-    if recipe.model.new_tokens and engine.startswith("zero3"):
-        raise LaunchError(
-            f"model.new_tokens with --launch {launch.config.name}: peft gathers an embedding's rows under ZeRO-3 with CUDA's "
-            "calls alone, which was never shown to work here. Take fsdp2, zero2 or ddp."
-        )
-    if recipe.tracking.samples is not None and engine.startswith(("zero3", "fsdp2")):
-        raise LaunchError(
-            f"tracking.samples with --launch {launch.config.name}: one process writes them, and none holds a whole model. Take "
-            "ddp or zero2, or leave the samples out."
-        )
+    problem = engine_problem(recipe, engine)
+    if problem is not None:
+        raise LaunchError(f"--launch {launch.config.name} can't be used with {problem}")
     uneven = train.uneven_over(launch.processes)
     if uneven is not None:
         raise LaunchError(uneven)

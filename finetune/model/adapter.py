@@ -13,17 +13,20 @@ from finetune.model.inspect import read_adapter_config
 from finetune.recipe.schema.adapter import AdapterSection
 
 
-def attach(model: PreTrainedModel, section: AdapterSection, new_token_ids: Sequence[int] = ()) -> PeftModel:
+def attach(
+    model: PreTrainedModel, section: AdapterSection, new_token_ids: Sequence[int] = (), *, classifies: bool = False
+) -> PeftModel:
     """The base with a fresh adapter, or with the one that `continue_from` names; only the adapter's weights train.
 
-    `new_token_ids` are rows of the embedding (and of an untied head) that are trained and saved with the adapter.
-    Raises ModelError for a target or a module to save that matches nothing, and for a `continue_from` of another shape.
+    `new_token_ids` are rows of the embedding (and of an untied head) that are trained and saved with the adapter; so is the
+    head of a model that `classifies`. Raises ModelError for a target or a module to save that matches nothing, and for a
+    `continue_from` of another shape.
     """
     check_targets(model, section)
     if section.continue_from is not None:
         return continue_adapter(model, section)
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
         r=section.rank,
         lora_alpha=section.alpha,
         lora_dropout=section.dropout,

@@ -19,12 +19,21 @@ class Document(Protocol):
     def weights(self) -> list[float]:
         """How much each token counts in the loss (T); 0 where it has no label."""
 
+    @property
+    def spans(self) -> Sequence[object]:
+        """Its supervised tokens; empty where it has none."""
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """What a classification head learns at its supervised token; empty where the token is what is learned."""
+
 
 def padded_batch(documents: Sequence[Document], pad_token_id: int) -> dict[str, torch.Tensor]:
     """A row each, padded on the right to the longest: input_ids, attention_mask, shift_labels (B x T).
 
     Labels come from the documents' own spans and never from token ids: a pad token that is also the end of turn changes
-    nothing. shift_weights (B x T) are there where a token counts other than once.
+    nothing. shift_weights (B x T) are there where a token counts other than once, targets (N x L, for the N documents with a
+    label) where a classification head is learned.
     """
     longest = max(len(document.token_ids) for document in documents)
     input_ids = torch.full((len(documents), longest), pad_token_id, dtype=torch.long)
@@ -36,11 +45,11 @@ def padded_batch(documents: Sequence[Document], pad_token_id: int) -> dict[str, 
         input_ids[line, :length], attention_mask[line, :length] = tokens, 1
         shift_labels[line, :length], shift_weights[line, :length] = next_token_labels(tokens, document.weights)
     batch = {"input_ids": input_ids, "attention_mask": attention_mask, "shift_labels": shift_labels}
-    return batch | _weights(shift_weights)
+    return batch | _weights(shift_weights) | _targets(documents)
 
 
 def packed_batch(documents: Sequence[Document]) -> dict[str, Any]:
-    """All documents one after the other in one row: input_ids, position_ids, shift_labels (1 x T), shift_weights as above.
+    """All documents one after the other in one row: input_ids, position_ids, shift_labels (1 x T), the others as above.
 
     `documents` are their lengths, for finetune.model.attention. Positions begin anew with each document: without an attention
     mask transformers' own attentions take that for the boundaries, and no token sees another document's.
@@ -52,7 +61,7 @@ def packed_batch(documents: Sequence[Document]) -> dict[str, Any]:
     positions = [torch.arange(len(ids)) for ids in tokens]
     columns = {"input_ids": tokens, "position_ids": positions, "shift_labels": labels}
     batch: dict[str, Any] = {name: torch.cat(tuple(column)).unsqueeze(0) for name, column in columns.items()}
-    return batch | {"documents": list(map(len, tokens))} | _weights(torch.cat(weights).unsqueeze(0))
+    return batch | {"documents": list(map(len, tokens))} | _weights(torch.cat(weights).unsqueeze(0)) | _targets(documents)
 
 
 def token_count(batch: dict[str, torch.Tensor]) -> int:
@@ -69,3 +78,8 @@ def loss_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def _weights(shift_weights: torch.Tensor) -> dict[str, torch.Tensor]:
     return {} if torch.all((shift_weights == 0) | (shift_weights == 1)) else {"shift_weights": shift_weights}
+
+
+def _targets(documents: Sequence[Document]) -> dict[str, torch.Tensor]:
+    rows = [document.targets for document in documents if document.targets and document.spans]
+    return {"targets": torch.tensor(rows)} if rows else {}

@@ -1,17 +1,18 @@
 """QLoRA's base: 4-bit NormalFloat with double quantisation (Dettmers et al. 2023, arXiv:2305.14314), by bitsandbytes."""
 
 import importlib.util
+from collections.abc import Sequence
 
 import torch
 
 from finetune.errors import ModelError
 
 
-def nf4_config(dtype: torch.dtype):
+def nf4_config(dtype: torch.dtype, kept: Sequence[str] = ()):
     """The quantisation that `adapter.method: qlora` stands for: NF4, double quantised, computed in `dtype`.
 
-    The storage type equals the compute type, so that sharding engines can flatten both alike.
-    Raises ModelError where bitsandbytes is absent.
+    Modules named in `kept` aren't quantised, as the language model's head never is. The storage type equals the compute type,
+    so that sharding engines can flatten both alike. Raises ModelError where bitsandbytes is absent.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError("adapter.method qlora needs bitsandbytes, which is not installed: pip install bitsandbytes")
@@ -23,6 +24,7 @@ def nf4_config(dtype: torch.dtype):
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=dtype,
+        llm_int8_skip_modules=list(kept) or None,
     )
 
 

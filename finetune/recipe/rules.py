@@ -7,6 +7,8 @@ from pathlib import Path, PurePath
 
 from data_prep.config import FileSource, Section, Source
 from data_prep.files import kind_of
+from finetune.recipe import rules_evaluate
+from finetune.recipe.rules_evaluate import asked
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.train import OPTIMIZERS
 
@@ -34,13 +36,6 @@ def problems_of(recipe: Recipe, given: set[str]) -> list[tuple[str, str]]:
     return [problem for rule in RULES for problem in rule(recipe, given)]
 
 
-def _asked(recipe: Recipe, given: Given, path: str) -> bool:
-    """Whether the user asked for more than the default: to write the default, as `check` prints it, asks for nothing."""
-    section, knob = path.split(".")
-    values = getattr(recipe, section)
-    return path in given and getattr(values, knob) != type(values).model_fields[knob].get_default(call_default_factory=True)
-
-
 def _needs_evaluation(recipe: Recipe, given: Given) -> Found:
     if recipe.data.evaluation is not None or "data.evaluation" in given:
         return
@@ -48,6 +43,7 @@ def _needs_evaluation(recipe: Recipe, given: Given) -> Found:
         "train.evaluate_every_steps": recipe.train.evaluate_every_steps,
         "train.early_stopping": recipe.train.early_stopping,
         "evaluate.max_rows": recipe.evaluate.max_rows,
+        "evaluate.metrics": recipe.evaluate.metrics or None,
     }
     for path, value in needing.items():
         if value is not None:
@@ -79,7 +75,7 @@ def _full(recipe: Recipe, given: Given) -> Found:
     if recipe.adapter.method != "full":
         return
     for knob in LORA_ONLY:
-        if _asked(recipe, given, f"adapter.{knob}"):
+        if asked(recipe, given, f"adapter.{knob}"):
             yield f"adapter.{knob}", "method full trains all weights and has no adapter; remove this, or use lora or qlora"
 
 
@@ -88,7 +84,7 @@ def _adapter(recipe: Recipe, given: Given) -> Found:
     if adapter.method == "full":
         return
     for path in CONTINUED:
-        if adapter.continue_from is not None and _asked(recipe, given, path):
+        if adapter.continue_from is not None and asked(recipe, given, path):
             yield path, "the adapter that is continued (adapter.continue_from) decides; remove it"
     if adapter.init == "orthogonal" and adapter.rank % 2:
         yield "adapter.init", f"orthogonal splits the rank in two halves, and rank {adapter.rank} is odd; use an even one"
@@ -115,10 +111,10 @@ def _adapter(recipe: Recipe, given: Given) -> Found:
 
 def _schedule(recipe: Recipe, given: Given) -> Found:
     train = recipe.train
-    if _asked(recipe, given, "train.minimum_learning_rate_fraction") and train.schedule not in ("cosine_with_minimum", "wsd"):
+    if asked(recipe, given, "train.minimum_learning_rate_fraction") and train.schedule not in ("cosine_with_minimum", "wsd"):
         message = f"only schedules cosine_with_minimum and wsd have a minimum; this one is {train.schedule}"
         yield "train.minimum_learning_rate_fraction", message
-    if _asked(recipe, given, "train.decay_fraction") and train.schedule != "wsd":
+    if asked(recipe, given, "train.decay_fraction") and train.schedule != "wsd":
         yield "train.decay_fraction", f"only schedule wsd has a decay of its own; this one is {train.schedule}"
     if train.schedule == "wsd" and train.warmup_fraction + train.decay_fraction > 1:
         path = "train.decay_fraction" if "train.decay_fraction" in given else "train.warmup_fraction"
@@ -128,7 +124,7 @@ def _schedule(recipe: Recipe, given: Given) -> Found:
 
 def _checkpointing(recipe: Recipe, given: Given) -> Found:
     path = "train.activation_checkpointing_every_layers"
-    if _asked(recipe, given, path) and not recipe.train.activation_checkpointing:
+    if asked(recipe, given, path) and not recipe.train.activation_checkpointing:
         yield path, "needs train.activation_checkpointing: true; without it no layer is recomputed"
 
 
@@ -184,11 +180,11 @@ def _new_tokens(recipe: Recipe, given: Given) -> Found:
 def _tracking(recipe: Recipe, given: Given) -> Found:
     tracking = recipe.tracking
     for knob in ("wandb_mode", "tags", "notes", "upload_adapter"):
-        if _asked(recipe, given, f"tracking.{knob}") and tracking.tracker != "wandb":
+        if asked(recipe, given, f"tracking.{knob}") and tracking.tracker != "wandb":
             yield f"tracking.{knob}", f"only tracker wandb has it; this one is {tracking.tracker}"
     if tracking.group is not None and tracking.tracker not in ("trackio", "wandb"):
         yield "tracking.group", f"only trackers trackio and wandb have it; this one is {tracking.tracker}"
-    if _asked(recipe, given, "tracking.project") and tracking.tracker not in ("trackio", "wandb"):
+    if asked(recipe, given, "tracking.project") and tracking.tracker not in ("trackio", "wandb"):
         yield "tracking.project", f"only trackers trackio and wandb have it; {tracking.tracker} goes by its own variables"
     if tracking.upload_adapter and recipe.adapter.method == "full":
         yield "tracking.upload_adapter", "adapter.method full trains all weights: there is no adapter to upload"
@@ -219,7 +215,7 @@ def _mixture(recipe: Recipe, given: Given) -> Found:
         return  # _streaming says what a stream can't have
     shares = [source.share for source in sources]
     if all(share is None for share in shares):
-        if _asked(recipe, given, "data.share_of"):
+        if asked(recipe, given, "data.share_of"):
             yield "data.share_of", "no source of data.train has a share; give each one, or remove this"
         return
     for index, source in enumerate(sources):
@@ -267,8 +263,8 @@ def _leakage(recipe: Recipe, given: Given) -> Found:
 
 def _evaluated_once(recipe: Recipe, given: Given) -> Found:
     for index, source in enumerate(recipe.data.held_out):
-        for knob, asked in (("repeat", source.repeat != 1), ("share", source.share is not None)):
-            if asked:
+        for knob, changed in (("repeat", source.repeat != 1), ("share", source.share is not None)):
+            if changed:
                 path = f"data.evaluation.sources.{index}.{knob}"
                 yield path, "evaluation rows are seen once each; repeat and share are for data.train"
 
@@ -279,7 +275,7 @@ def _wrong(section: Section, path: str, knob: str, given: Given) -> bool:
 
 
 def _asked_below(section: Section, knob: str) -> bool:
-    """_asked, for a section inside a section."""
+    """What `asked` says, for a section inside a section."""
     return bool(getattr(section, knob) != type(section).model_fields[knob].get_default(call_default_factory=True))
 
 
@@ -325,4 +321,5 @@ RULES: tuple[Callable[[Recipe, Given], Found], ...] = (
     _evaluated_once,
     _findings,
     _files,
+    *rules_evaluate.RULES,
 )

@@ -11,6 +11,9 @@ METRICS = (
     "tokens_per_second", "peak_memory_bytes", "status",
 )  # fmt: skip
 
+FINAL = "final/"
+"""What stands before the names of the metrics that were measured of the result."""
+
 GROUPS = (
     ("base", "the base's weights are others"),
     ("data", "the data are others"),
@@ -56,10 +59,16 @@ class Comparison:
 
 def compare(first: Lock, second: Lock, summaries: tuple[dict[str, Any], dict[str, Any]]) -> Comparison:
     """What differs between two runs."""
-    metrics = {name: (summaries[0].get(name), summaries[1].get(name)) for name in METRICS}
+    final = [name for name in {**summaries[0], **summaries[1]} if name.startswith(FINAL)]
+    metrics = {name: (summaries[0].get(name), summaries[1].get(name)) for name in (*final, *METRICS)}
     order = [group for group, _ in GROUPS]
     found = sorted(_differences(first, second), key=lambda difference: order.index(difference.group))
     return Comparison(metrics, found)
+
+
+def is_metric(name: str) -> bool:
+    """Whether a value of a summary says how a run came out."""
+    return name in METRICS or name.startswith(FINAL)
 
 
 def _differences(first: Lock, second: Lock) -> Iterator[Difference]:

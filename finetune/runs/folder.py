@@ -6,6 +6,7 @@ RUN/
   checkpoints/       checkpoint-STEP/, whole when complete.json is in it
   metrics.jsonl      one line per log, {"step": ..., "train/loss": ...}
   samples.jsonl      what the model wrote to the recipe's prompts, {"step": ..., "prompt": ..., "answer": ...}
+  predictions/       answers to evaluation rows, {"place": ..., "asked": ..., "references": ..., "answer": ..., "metrics": ...}
   summary.json       the outcome, for lists
   run.log            what was printed
   logs/rank-N.log    what the processes beside the main one had to say
@@ -51,6 +52,7 @@ class RunFolder:
         self.lock_path = path / LOCK
         self.metrics_path = path / "metrics.jsonl"
         self.samples_path = path / "samples.jsonl"
+        self.predictions = path / "predictions"
         self.summary_path = path / "summary.json"
         self.log_path = path / "run.log"
         self._marker: IO[str] | None = None

@@ -13,7 +13,7 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "=": operator.eq, "<": operator.lt, ">": operator.gt,
     "~": lambda value, part: str(part) in str(value),
 }  # fmt: skip
-CONDITION = re.compile(r"(?P<key>[\w./-]+)\s*(?P<operator><=|>=|!=|=|<|>|~)\s*(?P<value>.*)")
+CONDITION = re.compile(r"(?P<key>[\w./@-]+)\s*(?P<operator><=|>=|!=|=|<|>|~)\s*(?P<value>.*)")
 ABSENT = object()
 
 

@@ -1,12 +1,14 @@
 """MODEL_OR_RUN: what a user may name where a model is wanted."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from data_prep.config import HeadSection
 from finetune.errors import CheckpointError, ModelError
+from finetune.recipe.heads import head_of_config
 from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
@@ -26,6 +28,8 @@ class Target:
     """The fingerprint that a base's folder had when the run was started."""
     method: str | None = None
     """adapter.method, where the recipe is not known."""
+    run: Path | None = None
+    """The run folder that it comes from."""
 
     @property
     def quantized(self) -> bool:
@@ -46,7 +50,7 @@ def resolve_target(text: str) -> Target:
     if (path / "adapter_config.json").is_file():
         return _adapter_target(path.resolve())
     if (path / "config.json").is_file():
-        return Target(ModelSection(base=str(path.resolve())), None, None, f"the model in {path}")
+        return Target(ModelSection(base=str(path.resolve()), head=_head_of(path)), None, None, f"the model in {path}")
     if path.exists() or text.count("/") != 1 or text.startswith((".", "~", "/")):
         raise ModelError(
             f"{text} is not a model or a run: expected a run folder (recipe.lock.yaml), "
@@ -55,15 +59,41 @@ def resolve_target(text: str) -> Target:
     return Target(ModelSection(base=text), None, None, f"{text} from the hub")
 
 
+def _head_of(folder: Path) -> HeadSection | None:
+    """The classification head of a model folder. Raises ModelError where its config.json is damaged."""
+    path = folder / "config.json"
+    try:
+        return head_of_config(json.loads(path.read_text()))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from None
+
+
 def _run_target(run: RunFolder) -> Target:
     lock: Lock = read_lock(run.lock_path)
     if run.model.is_dir():
         then = lock.recipe.model
-        model = ModelSection(base=str(run.model), date_string=then.date_string, allow_untested=then.allow_untested)
-        return Target(model, None, lock.recipe, f"run {run.name} (all weights)")
+        model = ModelSection(
+            base=str(run.model), date_string=then.date_string, allow_untested=then.allow_untested, head=then.head
+        )
+        return Target(model, None, lock.recipe, f"run {run.name} (all weights)", run=run.path)
     if not run.adapter.is_dir():
         raise CheckpointError(f"{run.path} has no result yet: finish it with `finetune train --resume {run.path}`.")
-    return Target(_pinned(lock.recipe.model, lock.base), run.adapter, lock.recipe, f"run {run.name}", _folder_sha256(lock.base))
+    model, sha256 = _pinned(lock.recipe.model, lock.base), _folder_sha256(lock.base)
+    return Target(model, run.adapter, lock.recipe, f"run {run.name}", sha256, run=run.path)
+
+
+def base_of(target: Target) -> Target:
+    """What a target was trained from: its base without the adapter, or the base of a run that trained all weights.
+
+    Raises ModelError for a model of which nothing says what it was made from.
+    """
+    if target.adapter is not None:
+        return replace(target, adapter=None, description=f"the base of {target.description}", run=None)
+    if target.recipe is not None:
+        return Target(target.recipe.model, None, None, f"the base of {target.description}")
+    raise ModelError(
+        f"{target.description} is a whole model, and nothing says what it was made from: name the base to compare."
+    )
 
 
 def _pinned(model: ModelSection, base: dict[str, str]) -> ModelSection:

@@ -10,6 +10,8 @@
 | train/epoch | of the data | with it |
 | eval/loss | nats a supervised token, mean over all held-out rows | every train.evaluate_every_steps |
 | eval/perplexity | e to the power of it | with it |
+| eval/NAME | of evaluate.metrics, on the first evaluate.rows_in_training rows | with it |
+| final/NAME | of evaluate.metrics, on all held-out rows | once, of the result |
 | system/memory_bytes | peak: of the GPU, else resident | with train/loss |
 | samples | a table: prompt, answer | every tracking.samples.every_steps |
 

@@ -13,6 +13,7 @@ from transformers.training_args import OptimizerNames
 
 from finetune.errors import ModelError
 from finetune.model.precision import Precision
+from finetune.recipe.schema.evaluate import LOWER_IS_BETTER
 from finetune.recipe.schema.train import OPTIMIZERS, TrainSection
 from finetune.train.group import engine_name
 
@@ -107,8 +108,8 @@ def training_arguments(
         save_strategy="steps",
         save_steps=train.save_every_steps or NEVER_STEPS,
         save_total_limit=None,
-        metric_for_best_model="eval_loss" if evaluates else None,
-        greater_is_better=False if evaluates else None,
+        metric_for_best_model=f"eval_{train.best_by or 'loss'}" if evaluates else None,
+        greater_is_better=(train.best_by or "loss") not in LOWER_IS_BETTER if evaluates else None,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,

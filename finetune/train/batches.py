@@ -206,7 +206,10 @@ class StreamFeed(Feed):
         section = self.stream.section
         length = section.max_length_tokens
         per_pack = max(1, (section.pack_length_tokens or length) // length)
-        document = Document([0] * length, ((1, length, 1.0),), place="rehearsal")
+        head = self.stream.head
+        # With a head one token of it is supervised, and what the numbers are doesn't matter.
+        first, targets = (1, ()) if head is None else (length - 1, (0.0,) * head.targets)
+        document = Document([0] * length, ((first, length, 1.0),), place="rehearsal", targets=targets)
         return [[document] * (per_pack * self.batching.micro_batch_size)]
 
     def epoch_at(self, step: int) -> float:

@@ -20,12 +20,14 @@ from finetune.evaluate.data import prepare_data, tokenizer_for
 from finetune.model.adapter import attach, count_parameters, grow_embeddings
 from finetune.model.attention import choose_attention
 from finetune.model.checkpoint import Base, resolve_base
+from finetune.model.classify import install_head_loss
 from finetune.model.fuse import install_fast_path
 from finetune.model.load import load_config, load_model
 from finetune.model.loss import install_supervised_loss
 from finetune.model.precision import Precision, choose_device, choose_precision
 from finetune.model.recompute import checkpoint_activations
 from finetune.model.zero import sharded_while_loading
+from finetune.recipe.rules_engines import engine_problem
 from finetune.recipe.schema import Recipe
 from finetune.train.arguments import ceil_product, optimizer_name, training_arguments
 from finetune.train.batches import Batching, Feed, StreamFeed, TableFeed
@@ -63,6 +65,9 @@ def build_inputs(recipe: Recipe, *, allow_code: Collection[str] = (), say: Say |
     uneven = recipe.train.uneven_over(this_group().world_size)
     if uneven is not None:
         raise ModelError(uneven)
+    problem = engine_problem(recipe, engine_name())
+    if problem is not None:
+        raise ModelError(f"{engine_name()} can't be used with {problem}")
     precision = choose_precision(recipe.train.precision)
     base = resolve_base(recipe.model)
     config = load_config(base, recipe.model.rope_scaling)
@@ -99,15 +104,20 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     scaling = recipe.model.rope_scaling
     attention = choose_attention(choose_device(), load_config(inputs.base, scaling), recipe.data.max_length_tokens)
     with sharded_while_loading(inputs.precision.name):
-        model = load_model(inputs.base, dtype=dtype, quantize=method == "qlora", rope_scaling=scaling, attention=attention)
+        quantize, head = method == "qlora", recipe.model.head
+        model = load_model(inputs.base, dtype=dtype, quantize=quantize, rope_scaling=scaling, attention=attention, head=head)
         grow_embeddings(model, len(inputs.tokenizer))
-        install_supervised_loss(model, recipe.train.label_smoothing)
+        if head is not None:
+            model.config.pad_token_id = pad_token_id(inputs.tokenizer)  # transformers reads the last token that is none
+            install_head_loss(model, head, recipe.train.label_smoothing)
+        else:
+            install_supervised_loss(model, recipe.train.label_smoothing)
         trained: torch.nn.Module = model
         if method != "full":
             # The seed again: the adapter's start doesn't depend on what loading the base drew.
             seed_everything(recipe.train.seed)
             new_ids = [inputs.tokenizer.convert_tokens_to_ids(token) for token in recipe.model.new_tokens]
-            trained = attach(model, recipe.adapter, new_ids)
+            trained = attach(model, recipe.adapter, new_ids, classifies=head is not None)
             install_fast_path(trained)
     if recipe.train.activation_checkpointing:
         checkpoint_activations(trained, recipe.train.activation_checkpointing_every_layers)
@@ -165,7 +175,9 @@ def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
     pad = pad_token_id(inputs.tokenizer)
     batching = Batching(train.global_batch_size, train.micro_batch_size, group.world_size, group.rank, packed, pad)
     if section.streaming is not None:
-        return StreamFeed(Stream(section, inputs.tokenizer, seed=train.seed, allow_code=inputs.allow_code), batching)
+        return StreamFeed(
+            Stream(section, inputs.tokenizer, seed=train.seed, allow_code=inputs.allow_code, head=recipe.model.head), batching
+        )
     return TableFeed(
         inputs.data.train,
         inputs.data.repeats,

@@ -11,7 +11,8 @@ from typing import IO, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune.recipe.schema.train import EarlyStopping
+from finetune.recipe.schema.evaluate import LOWER_IS_BETTER
+from finetune.recipe.schema.train import EarlyStopping, TrainSection
 from finetune.runs.folder import finite_or_null, whole_entries, write_text
 from finetune.runs.trackers import Tracker
 from finetune.train.group import Group
@@ -24,10 +25,8 @@ METRIC_NAMES = {
     "grad_norm": "train/gradient_norm",
     "learning_rate": "train/learning_rate",
     "epoch": "train/epoch",
-    "eval_loss": "eval/loss",
-    "eval_perplexity": "eval/perplexity",
 }
-"""transformers' names -> ours."""
+"""transformers' names -> ours; what it calls eval_NAME is eval/NAME."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -83,6 +82,7 @@ class MetricsLog(TrainerCallback):
         if "loss" not in logs and "eval_loss" not in logs:
             return  # transformers' closing line: its averages include the time of evaluations
         metrics = {METRIC_NAMES[name]: float(value) for name, value in logs.items() if name in METRIC_NAMES}
+        metrics |= {f"eval/{name[5:]}": float(value) for name, value in logs.items() if name.startswith("eval_")}
         if "loss" in logs:
             tokens, seconds = self.trainer.tokens_seen, self.trainer.step_seconds
             metrics["train/tokens_per_second"] = (tokens - self.tokens_logged) / (seconds - self.seconds_logged)
@@ -101,17 +101,17 @@ class MetricsLog(TrainerCallback):
 
 
 class KeepBest(TrainerCallback):
-    """An evaluation with the lowest loss so far saves a checkpoint; too many without one end the training."""
+    """The best evaluation so far saves a checkpoint; too many that are no better end the training."""
 
-    def __init__(self, early_stopping: EarlyStopping | None, say: Say):
-        self.early_stopping, self.say = early_stopping, say
+    def __init__(self, train: TrainSection, say: Say):
+        self.early_stopping, self.best_by, self.say = train.early_stopping, train.best_by or "loss", say
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
     ) -> TrainerControl:
         """Decide from the log of all evaluations, so that a resumed run decides alike."""
-        losses = evaluation_losses(state)
-        if losses and losses[-1] <= min(losses):
+        costs = self.costs(state)
+        if costs and costs[-1] <= min(costs):
             control.should_save = True
         if self.early_stopping is not None and self.says_stop(state):
             self.say(
@@ -124,20 +124,20 @@ class KeepBest(TrainerCallback):
     def says_stop(self, state: TrainerState) -> bool:
         """Whether the evaluations up to this state end the training."""
         rule = self.early_stopping
-        return rule is not None and without_improvement(evaluation_losses(state), rule) >= rule.patience_evaluations
+        return rule is not None and without_improvement(self.costs(state), rule) >= rule.patience_evaluations
+
+    def costs(self, state: TrainerState) -> list[float]:
+        """What was measured so far, the lower the better; before the first step there is no candidate for the best."""
+        name, sign = f"eval_{self.best_by}", 1 if self.best_by in LOWER_IS_BETTER else -1
+        return [sign * entry[name] for entry in state.log_history if name in entry and entry["step"] > 0]
 
 
-def evaluation_losses(state: TrainerState) -> list[float]:
-    """The evaluation losses so far; the one before the first step is no candidate for the best."""
-    return [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry and entry["step"] > 0]
-
-
-def without_improvement(losses: list[float], rule: EarlyStopping) -> int:
+def without_improvement(costs: list[float], rule: EarlyStopping) -> int:
     """How many of the last evaluations brought no improvement of more than the rule's minimum."""
     best, since = float("inf"), 0
-    for loss in losses:
-        if loss < best - rule.minimum_improvement:
-            best, since = loss, 0
+    for cost in costs:
+        if cost < best - rule.minimum_improvement:
+            best, since = cost, 0
         else:
             since += 1
     return since

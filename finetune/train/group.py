@@ -78,6 +78,19 @@ class Group:
         distributed.broadcast(buffer, 0)
         return bytes(buffer.tolist()).decode()
 
+    def texts_of_all(self, text: str) -> list[str]:
+        """What each process says, by rank."""
+        if self.world_size == 1:
+            return [text]
+        content = torch.tensor(list(text.encode()), dtype=torch.uint8, device=_device())
+        sizes = [torch.zeros((), dtype=torch.int64, device=_device()) for _ in range(self.world_size)]
+        distributed.all_gather(sizes, torch.tensor(len(content), device=_device()))
+        buffer = torch.zeros(max(1, *map(int, sizes)), dtype=torch.uint8, device=_device())
+        buffer[: len(content)] = content
+        buffers = [torch.empty_like(buffer) for _ in range(self.world_size)]
+        distributed.all_gather(buffers, buffer)
+        return [bytes(held[: int(size)].tolist()).decode() for held, size in zip(buffers, sizes, strict=True)]
+
     def those_that_differ(self, text: str) -> list[int]:
         """The ranks whose text isn't the main process's."""
         if self.world_size == 1:

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from finetune.evaluate.scores import Report
+from finetune.evaluate.tables import as_dict, predictions
 from finetune.model.adapter import count_parameters, save_adapter
 from finetune.recipe.lock import Lock
-from finetune.recipe.secrets import scrubbed_values
-from finetune.runs.folder import ADAPTER_NOTES, RunFolder, sync_files, write_text
+from finetune.recipe.secrets import scrubbed, scrubbed_values
+from finetune.runs.folder import ADAPTER_NOTES, RunFolder, finite_or_null, sync_files, write_text
 from finetune.train.build import Inputs
 from finetune.train.checkpoints import PREFIX, complete_checkpoints
 from finetune.train.group import Group
@@ -20,7 +22,7 @@ from finetune.train.trainer import ExactTrainer
 
 
 def best_checkpoint(trainer: ExactTrainer, checkpoints: Path) -> Path | None:
-    """The checkpoint with the lowest evaluation loss. By its number: a run folder may have been moved since."""
+    """The checkpoint with the best evaluation. By its number: a run folder may have been moved since."""
     best = checkpoints / f"{PREFIX}{trainer.state.best_global_step}"
     return best if best in complete_checkpoints(checkpoints) else None
 
@@ -61,14 +63,29 @@ def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, we
     shutil.rmtree(old, ignore_errors=True)
 
 
-def summary_of(lock: Lock, trainer: ExactTrainer, *, name: str, status: str, error: str | None) -> dict[str, Any]:
+def write_metrics(run: RunFolder, report: Report, step: int) -> None:
+    """What was measured of the result: a line of metrics.jsonl, and predictions/final.jsonl."""
+    values = finite_or_null({"step": step} | {f"final/{name}": value for name, value in report.values.items()})
+    with run.metrics_path.open("a") as file:
+        file.write(json.dumps(values, allow_nan=False) + "\n")
+    if report.measured.answers:
+        run.predictions.mkdir(exist_ok=True)
+        write_text(run.predictions / "final.jsonl", scrubbed("".join(predictions(report))))
+
+
+def summary_of(
+    lock: Lock, trainer: ExactTrainer, *, name: str, status: str, error: str | None, report: Report | None = None
+) -> dict[str, Any]:
     """The outcome, for lists and tables."""
     state, recipe = trainer.state, lock.recipe
     evaluations = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     last = evaluations[-1] if evaluations else None
-    # With early stopping the result is the best checkpoint, so its loss is the one that a later evaluation finds.
-    keeps_best = recipe.train.early_stopping is not None and state.best_metric is not None
+    # Where the result is the best checkpoint, its loss is the one that a later evaluation finds.
+    at_best = [
+        entry["eval_loss"] for entry in state.log_history if entry["step"] == state.best_global_step and "eval_loss" in entry
+    ]
+    keeps_best = recipe.train.keeps_best and bool(at_best)
     trainable, total = count_parameters(trainer.model)
     counters = trainer.counters()
     return {
@@ -89,12 +106,14 @@ def summary_of(lock: Lock, trainer: ExactTrainer, *, name: str, status: str, err
         "parameters": total,
         "train_loss": losses[-1] if losses else None,
         "evaluation_loss_before": evaluations[0] if evaluations else None,
-        "evaluation_loss": state.best_metric if keeps_best else last,
+        "evaluation_loss": at_best[-1] if keeps_best else last,
         "last_evaluation_loss": last,
-        "best_evaluation_loss": state.best_metric,
+        "best_evaluation_loss": min(evaluations[1:] or evaluations, default=None),
         "best_step": state.best_global_step,
         "tracker": recipe.tracking.tracker,
         "tracker_id": lock.tracker_id,
         "torch": torch.__version__,
+        **({} if report is None else {f"final/{name}": value for name, value in report.values.items()}),
+        **({} if report is None else {"metrics": as_dict(report)["metrics"], "notes": list(report.notes)}),
         "recipe": recipe.model_dump(mode="json"),
     }

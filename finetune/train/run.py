@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import CheckpointError
+from finetune.evaluate.scores import Report
+from finetune.evaluate.tables import score_lines
 from finetune.model.adapter import count_parameters
 from finetune.model.precision import choose_device, choose_threads
 from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.recipe.secrets import scrubbed_values
-from finetune.runs.compare import METRICS as FINAL_METRICS
+from finetune.runs.compare import is_metric
 from finetune.runs.folder import RunFolder, create_run, open_run, write_text
 from finetune.runs.trackers import start_tracker
 from finetune.train import build
@@ -36,9 +38,10 @@ from finetune.train.identity import (
 from finetune.train.integrations import add_integration
 from finetune.train.journal import Say, journal
 from finetune.train.memory import allocator_name, memory_advice
+from finetune.train.metrics import TaskMetrics
 from finetune.train.progress import Progress
 from finetune.train.rehearsal import Rehearsal
-from finetune.train.result import best_checkpoint, summary_of, write_result
+from finetune.train.result import best_checkpoint, summary_of, write_metrics, write_result
 from finetune.train.samples import Samples
 from finetune.train.trainer import ExactTrainer
 
@@ -157,10 +160,13 @@ class Parts:
         self.group, self.say = group, say
         for line in inputs.data.report.lines():
             say(line)
-        self.keep_best, self.stop = KeepBest(self.recipe.train.early_stopping, say), OrderlyStop(say, group)
+        self.keep_best, self.stop = KeepBest(self.recipe.train, say), OrderlyStop(say, group)
         with memory_advice():
             self.trainer = self._build()
         refuse_other_engine(self.trainer, group)
+        measures = bool(self.recipe.evaluate.metrics)
+        self.metrics = TaskMetrics(self.recipe, inputs, self.trainer, group) if measures else None
+        self.report: Report | None = None
         if self.recipe.train.rehearsal and not self.trainer.is_deepspeed_enabled:
             # DeepSpeed reduces gradients while it goes backward, and has no way to take that back.
             self.trainer.add_callback(Rehearsal(self.trainer, self.recipe, say))
@@ -211,6 +217,7 @@ class Parts:
                     status = "finished" if self._complete else "stopped"
                     if status == "finished":
                         self._write_result()
+                        self._measure()
                         if self.run.adapter.is_dir():
                             self.tracker.upload(self.run.adapter)
             except KeyboardInterrupt:
@@ -221,11 +228,13 @@ class Parts:
                 raise
             finally:
                 self.progress.close()
-                summary = summary_of(self.lock, self.trainer, name=self.run.name, status=status, error=error_text)
+                summary = summary_of(
+                    self.lock, self.trainer, name=self.run.name, status=status, error=error_text, report=self.report
+                )
                 if self.group.is_main:
                     self.run.write_summary(summary)
                     if status == "finished":
-                        final = {name: value for name, value in summary.items() if name in FINAL_METRICS}
+                        final = {name: value for name, value in summary.items() if is_metric(name)}
                         write_text(self.run.lock_path, replace(self.lock, final=final).to_yaml())
                 self.tracker.finish()
         if status == "stopped":
@@ -261,8 +270,20 @@ class Parts:
                 self.say(line)
         state = self.trainer.state
         best = best_checkpoint(self.trainer, self.run.checkpoints)
-        if self.recipe.train.early_stopping is not None and best is not None:
+        if self.recipe.train.keeps_best and best is not None:
             state.best_model_checkpoint = str(best)
             self.trainer._load_best_model()
             self.say(f"the result is the best checkpoint, step {state.best_global_step}")
         write_result(self.run, self.lock, self.inputs, self.trainer, self.group)
+
+    def _measure(self) -> None:
+        """The recipe's metrics of the result, on all evaluation rows."""
+        if self.metrics is None:
+            return
+        self.say("measuring the result on the evaluation rows")
+        self.report = self.metrics.at_end()
+        for line in (*score_lines(self.report, None), *(f"note: {note}" for note in self.report.notes)):
+            self.say(line)
+        if self.group.is_main:
+            write_metrics(self.run, self.report, self.trainer.state.global_step)
+        self.tracker.log({f"final/{name}": value for name, value in self.report.values.items()}, self.trainer.state.global_step)

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,18 @@ class Samples(TrainerCallback):
             self._write(state.global_step)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The last ones, wherever the end came."""
+        """The last ones, wherever the end came; and each prompt's first and last answer for a person."""
         if self.last != state.global_step:
             self._write(state.global_step)
+        entries = list(whole_entries(self.path))
+        for number, prompt in enumerate(self.section.prompts):
+            before, after = (
+                next(islice((entry["answer"] for entry in entries if entry["step"] == step), number, None), "")
+                for step in (0, state.global_step)
+            )
+            self.say(f"sample {_short(prompt)!r}")
+            self.say(f"  before {_short(before)!r}")
+            self.say(f"  after  {_short(after)!r}")
 
     def _is_due(self, step: int) -> bool:
         return step % self.section.every_steps == 0
@@ -79,7 +89,10 @@ class Samples(TrainerCallback):
             for sample in samples:
                 file.write(json.dumps({"step": step, "prompt": sample.prompt, "answer": sample.answer}) + "\n")
         self.last = step
-        first = " ".join(samples[0].answer.split())[:SHOWN_CHARACTERS]
-        self.say(f"sample after step {step}: {first!r}")
+        self.say(f"sample after step {step}: {_short(samples[0].answer)!r}")
         self.tracker.log_samples(samples, step)
         self.restart_clock()
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:SHOWN_CHARACTERS]

@@ -5,7 +5,7 @@ batches, the loss, the evaluation, and the refusal of steps that are not finite.
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class ExactTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.feed, self.evaluation, self.keep_checkpoints = feed, evaluation, keep_checkpoints
         self.evaluation_tokens, self.group = evaluation_tokens, group
+        self.task_metrics: Callable[[], dict[str, float]] | None = None
         self.tokens_seen = self.supervised_tokens_seen = self.skipped_steps = 0
         self.step_seconds, self.seconds_before, self.started = 0.0, 0.0, time.perf_counter()
         self.step_losses: list[tuple[torch.Tensor, list[str]]] = []
@@ -125,7 +126,10 @@ class ExactTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """The exact mean loss over all supervised tokens of the evaluation documents, over all processes."""
+        """The exact mean loss over all supervised tokens of the evaluation documents, over all processes.
+
+        With `task_metrics` what they measure too, each under its own name.
+        """
         model = self.model_wrapped if self.is_in_train else self.accelerator.unwrap_model(self.model)
         model.eval()
         total = torch.zeros(2, dtype=torch.float64)
@@ -147,6 +151,8 @@ class ExactTrainer(Trainer):
         model.train()
         loss = float(total[0] / total[1])
         metrics = {f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700.0))}
+        if self.task_metrics is not None:
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.task_metrics().items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

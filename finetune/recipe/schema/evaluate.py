@@ -1,10 +1,33 @@
 """The evaluate section: how answers are generated and scored."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from data_prep.config import Section
+
+MetricName = Literal[
+    "loss", "perplexity", "bits_per_byte", "exact_match", "squad_exact_match", "squad_f1", "bleu", "chrf", "rouge1", "rouge2",
+    "rougeL", "accuracy", "f1_macro", "f1_micro", "matthews", "likelihood_accuracy", "likelihood_f1_macro",
+    "likelihood_matthews", "mean_squared_error", "mean_absolute_error", "pearson", "pass@1", "pass@5", "pass@10",
+]  # fmt: skip
+"""The metrics; finetune/evaluate/metrics.py says what each is."""
+
+LOSSES: frozenset[MetricName] = frozenset({"loss", "perplexity", "bits_per_byte"})
+"""Metrics of the likelihood of the rows' own tokens: nothing is generated for them."""
+
+BY_LIKELIHOOD: frozenset[MetricName] = frozenset({"likelihood_accuracy", "likelihood_f1_macro", "likelihood_matthews"})
+OF_LABELS: frozenset[MetricName] = BY_LIKELIHOOD | {"accuracy", "f1_macro", "f1_micro", "matthews"}
+"""Metrics that need to know the labels."""
+
+OF_NUMBERS: frozenset[MetricName] = frozenset({"mean_squared_error", "mean_absolute_error", "pearson"})
+"""Metrics of a head that learns a number."""
+
+PASS_AT: dict[MetricName, int] = {"pass@1": 1, "pass@5": 5, "pass@10": 10}
+"""Metrics that run the code of so many answers."""
+
+LOWER_IS_BETTER: frozenset[MetricName] = LOSSES | {"mean_squared_error", "mean_absolute_error"}
+"""Of all others, higher is better."""
 
 
 class EvaluateSection(Section):
@@ -18,3 +41,21 @@ class EvaluateSection(Section):
 
     max_rows: Annotated[int, Field(ge=1)] | None = None
     """Score at most so many evaluation rows, the first ones; all when absent."""
+
+    metrics: Annotated[tuple[MetricName, ...], Field(strict=False)] = ()
+    """What is measured when training ends, and by `finetune evaluate` (without any: loss, perplexity and exact match)."""
+
+    rows_in_training: Annotated[int, Field(ge=1)] | None = None
+    """Measure the metrics at each evaluation in training as well, on the first so many rows; only at the end when absent."""
+
+    labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = ()
+    """What accuracy, f1 and matthews tell apart; those of model.head, or of format classification's `labels`, when absent."""
+
+    samples_per_prompt: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Answers drawn for each prompt, of which pass@k counts; 1 is the likeliest answer."""
+
+    temperature: Annotated[float, Field(gt=0, le=10)] = 0.8
+    """With several samples: how freely they are drawn."""
+
+    seconds_per_program: Annotated[float, Field(gt=0, le=600)] = 5.0
+    """pass@k: how long a generated program may run."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data_prep.config import Section
+from data_prep.config import HeadSection, Section
 
 
 class GgufBase(Section):
@@ -75,6 +75,9 @@ class ModelSection(Section):
 
     pad_token: Annotated[str, Field(min_length=1)] | None = None
     """The token that fills up rows; the tokenizer's own, else its end of sequence. Labels never depend on it."""
+
+    head: HeadSection | None = None
+    """A classification head in place of the one that predicts tokens: it is trained, and saved with the adapter."""
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from data_prep.config import Section
+from finetune.recipe.schema.evaluate import MetricName
 
 Steps = Annotated[int, Field(ge=1)]
 
@@ -22,13 +23,13 @@ OPTIMIZERS = {
 
 
 class EarlyStopping(Section):
-    """Stop when the evaluation loss no longer falls; the best checkpoint becomes the result."""
+    """Stop when evaluations (their loss, or train.best_by) no longer improve; the best checkpoint becomes the result."""
 
     patience_evaluations: Annotated[int, Field(ge=1)] = 3
     """How many evaluations in a row may bring no improvement."""
 
     minimum_improvement: Annotated[float, Field(ge=0)] = 0.0
-    """By how much the loss must fall to count as an improvement."""
+    """By how much the loss (or train.best_by) must improve to count as an improvement."""
 
 
 class TrainSection(Section):
@@ -92,7 +93,11 @@ class TrainSection(Section):
     """The base's and the arithmetic's type; the adapter and the optimizer's state stay fp32. auto: bf16 where native."""
 
     early_stopping: EarlyStopping | None = None
-    """Stop when the evaluation loss no longer falls."""
+    """Stop when the evaluations no longer improve."""
+
+    best_by: MetricName | None = None
+    """The metric (loss, perplexity, or one of evaluate.metrics) whose best checkpoint becomes the result, and by which
+    early_stopping judges; when absent the last step is the result, or with early_stopping the one of the lowest loss."""
 
     log_every_steps: Steps = 1
     """How often metrics are logged."""
@@ -105,6 +110,11 @@ class TrainSection(Section):
 
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """How many of the newest checkpoints are kept; the best one is kept beside them."""
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the result is the best checkpoint, in place of the last step."""
+        return self.early_stopping is not None or self.best_by is not None
 
     def uneven_over(self, processes: int) -> str | None:
         """What is wrong with the batch sizes for so many processes; None where a global batch can be cut evenly."""

@@ -103,19 +103,19 @@ def test_ctrl_c_ends_an_answer_only(capsys: pytest.CaptureFixture[str]) -> None:
 def test_evaluate_reports_every_figure(
     tiny_base: Path, alpaca_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Loss, perplexity, exact match, rows and seconds; max_rows limits the rows."""
+    """Without metrics in the recipe: loss, perplexity, exact match, with their intervals; max_rows limits the rows."""
     recipe = write_recipe(tmp_path, tiny_base, alpaca_file)
-    evaluate(str(tiny_base), recipe, ["evaluate.max_rows=5"], as_json=True)
-    scores = json.loads(capsys.readouterr().out)
-    assert scores["rows"] == 5
-    assert scores["tokens"] > 5
+    evaluate(str(tiny_base), recipe, ["evaluate.max_rows=5"], worst=3, as_json=True)
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    assert {name: found["rows"] for name, found in metrics.items()} == {"loss": 5, "perplexity": 5, "exact_match": 5}
     # A random model is about as good as guessing among its vocabulary of some 400 tokens.
-    assert scores["perplexity"] == pytest.approx(400, rel=0.5)
-    assert scores["exact_match"] == 0.0
-    evaluate(str(tiny_base), recipe)
+    assert metrics["perplexity"]["value"] == pytest.approx(400, rel=0.5)
+    assert metrics["perplexity"]["low"] < metrics["perplexity"]["value"] < metrics["perplexity"]["high"]
+    assert metrics["exact_match"]["value"] == 0.0
+    evaluate(str(tiny_base), recipe, worst=3)
     printed = capsys.readouterr().out
-    for name in ("loss", "perplexity", "exact match", "rows", "seconds"):
-        assert f"\n{name}" in printed
+    for name in ("loss", "perplexity", "exact_match", "tokens", "seconds"):
+        assert f"\n{name} " in printed
 
 
 def test_evaluate_needs_evaluation_rows(tiny_base: Path, alpaca_file: Path, tmp_path: Path) -> None:

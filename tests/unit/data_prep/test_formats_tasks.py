@@ -1,6 +1,7 @@
 """Formats of tasks, tools, pairs and templates; mapped columns; format auto."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -101,7 +102,7 @@ ARTICLE = {
 def test_an_article_makes_an_example_a_question() -> None:
     """A SQuAD article's questions have places of their own; an impossible one has an answer that says so."""
     assert parse_all("question_answer", ARTICLE) == [
-        ("rows.json row 3.1", asked("c\n\nq1", "a1")),
+        ("rows.json row 3.1", replace(asked("c\n\nq1", "a1"), references=("a2",))),
         ("rows.json row 3.2", asked("c\n\nq2", "unanswerable")),
         ("rows.json row 3.3", asked("d\n\nq3", "a3")),
     ]
@@ -110,11 +111,28 @@ def test_an_article_makes_an_example_a_question() -> None:
 @pytest.mark.parametrize(
     ("format_name", "values", "options", "expected"),
     [
-        ("question_answer", {"question": "q", "answers": {"text": ["a", "b"]}, "context": "c"}, {}, asked("c\n\nq", "a")),
+        (
+            "question_answer", {"question": "q", "answers": {"text": ["a", "b"]}, "context": "c"}, {},
+            replace(asked("c\n\nq", "a"), references=("b",)),
+        ),
         ("question_answer", {"question": "q", "answer": "a"}, {}, asked("q", "a")),
         ("classification", {"text": "t", "label": "good"}, {}, asked("t", "good")),
         ("classification", {"text": "t", "label": 1}, {"labels": {"0": "bad", "1": "good"}}, asked("t", "good")),
         ("classification", {"text": "t", "label": True}, {"labels": {"true": "yes"}}, asked("t", "yes")),
+        ("classification", {"text": "t", "label": [1, 0]}, {"labels": {"0": "bad", "1": "good"}}, asked("t", "good, bad")),
+        ("classification", {"text": "t", "label": []}, {}, asked("t", "none")),
+        ("regression", {"text": "t", "value": 3}, {}, asked("t", "3")),
+        ("regression", {"text": "t", "value": 0.1 + 0.2}, {}, asked("t", "0.30000000000000004")),
+        (
+            "code",
+            {"task": "t", "code": "\r\nf = 1\r\n", "test_list": ["assert f", "assert f == 1"], "test_setup_code": "a = 2"},
+            {},
+            replace(
+                asked("t\n\nIt has to pass these tests:\n\nassert f\nassert f == 1", "```python\nf = 1\n```"),
+                tests="a = 2\nassert f\nassert f == 1",
+            ),
+        ),
+        ("code", {"task": "t", "code": "f"}, {}, asked("t", "```python\nf\n```")),
         ("translation", {"translation": {"en": "a", "de": "b"}}, {}, asked("Translate from English to German:\n\na", "b")),
         (
             "translation", {"translation": {"en": "a", "de": "b", "fr": "c"}}, {"columns": {"source": "fr", "target": "en"}},

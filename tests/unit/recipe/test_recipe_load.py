@@ -78,7 +78,7 @@ extra: 1
         "r.yaml:6:10  adapter.alpha  got 0, expected more than 0",
         f"r.yaml:9:13  data.train.0.path  no such file: looked at {folder / 'absent.json'}",
         "r.yaml:10:15  data.train.0.format  got 'alpacca', expected auto, alpaca, prompt_completion, messages, sharegpt, text, "
-        "question_answer, classification, translation, summarisation, preference, template or python; "
+        "question_answer, classification, regression, translation, summarisation, code, preference, template or python; "
         "did you mean alpaca?",
         "r.yaml:11:7  data.train.1  path and dataset exclude each other; expected {path: FILE, format: NAME}, "
         "{dataset: OWNER/NAME, format: NAME} or {generated: orders}",

@@ -32,7 +32,8 @@ ALPACA, TEXT = {"instruction": "Say ho.", "output": "ho"}, {"text": "ho"}
 GOOD: dict[str, dict[str, Any]] = {
     "alpaca": ALPACA, "messages": MESSAGES, "sharegpt": SHAREGPT, "text": TEXT,
     "prompt_completion": {"prompt": [USER], "completion": [ANSWER]}, "question_answer": {"question": "hi", "answer": "ho"},
-    "classification": {"text": "hi", "label": "ho"}, "translation": {"translation": {"en": "hi", "de": "ho"}},
+    "classification": {"text": "hi", "label": "ho"}, "regression": {"text": "hi", "value": 1.5},
+    "code": {"task": "hi", "code": "ho"}, "translation": {"translation": {"en": "hi", "de": "ho"}},
     "summarisation": {"document": "hi", "summary": "ho"},
 }  # fmt: skip
 """A row that each format takes."""

@@ -1,0 +1,43 @@
+"""The classification head: what stands in place of the language model's head, and what it learns of a row."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from data_prep.config.base import Section
+
+Problem = Literal["single_label", "multi_label", "regression"]
+
+
+class HeadSection(Section):
+    """A head that reads the last token of a row's prompt, in place of the one that predicts tokens."""
+
+    problem: Problem = "single_label"
+    """single_label (one of the labels, cross-entropy), multi_label (each for itself, binary cross-entropy; a row has a list of
+    them) or regression (a number, squared error)."""
+
+    labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = ()
+    """The labels, as the rows' answers name them, in the order of the head's outputs; regression has none."""
+
+    @model_validator(mode="after")
+    def labels_fit(self) -> Self:
+        """As many labels as the problem needs, none of them twice."""
+        if self.problem == "regression" and self.labels:
+            raise ValueError("problem regression learns a number and has no labels; remove them")
+        least = {"single_label": 2, "multi_label": 1, "regression": 0}[self.problem]
+        if len(self.labels) < least:
+            raise ValueError(f"problem {self.problem} needs at least {least} labels, got {len(self.labels)}")
+        twice = next((label for label in self.labels if self.labels.count(label) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the label {twice!r} is named twice")
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the head gives for a row."""
+        return max(1, len(self.labels))
+
+    @property
+    def targets(self) -> int:
+        """How many numbers a row's answer is: a label's index, a number for each label, or one."""
+        return len(self.labels) if self.problem == "multi_label" else 1

@@ -1,0 +1,44 @@
+"""A row's answer as the numbers that a classification head learns, and back."""
+
+from collections.abc import Sequence
+
+from data_prep.config import HeadSection
+from data_prep.errors import DataError
+from data_prep.formats.tasks import BETWEEN_LABELS, NO_LABEL
+from data_prep.sources.rows import listed, shown
+
+
+def targets_of(answer: str, head: HeadSection) -> tuple[float, ...]:
+    """The label's index (single_label), a 0 or 1 for each label (multi_label), or the number (regression).
+
+    Raises DataError for an answer that is no label of the head, or no number.
+    """
+    text = answer.strip()
+    if head.problem == "regression":
+        try:
+            return (float(text),)
+        except ValueError:
+            raise DataError(f"the answer is {shown(text)}; model.head.problem regression needs a number") from None
+    words = [text] if head.problem == "single_label" else split_labels(text)
+    for word in words:
+        if word not in head.labels:
+            raise DataError(f"the label is {shown(word)}, which model.head.labels doesn't name; it names {listed(head.labels)}")
+    if head.problem == "single_label":
+        return (float(head.labels.index(text)),)
+    return tuple(float(label in words) for label in head.labels)
+
+
+def split_labels(answer: str) -> list[str]:
+    """The labels of a row that may have several, as its answer names them."""
+    text = answer.strip()
+    return [] if text in ("", NO_LABEL) else text.split(BETWEEN_LABELS)
+
+
+def answer_of(outputs: Sequence[float], head: HeadSection) -> str:
+    """What a head's outputs say of a row, in the words of its answers: the likeliest label, those above 0, or the number."""
+    if head.problem == "regression":
+        return repr(float(outputs[0]))
+    if head.problem == "single_label":
+        return head.labels[max(range(len(outputs)), key=lambda index: outputs[index])]
+    chosen = [label for label, output in zip(head.labels, outputs, strict=True) if output > 0]
+    return BETWEEN_LABELS.join(chosen) or NO_LABEL

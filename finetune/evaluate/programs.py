@@ -1,0 +1,29 @@
+"""Generated code: taken out of an answer, put before its tests, and run in the sandbox."""
+
+import re
+from collections.abc import Sequence
+
+from finetune.evaluate.answers import Answer
+from finetune.evaluate.sandbox import Verdict, run_programs
+
+FENCED = re.compile(r"```[ \t]*(?:[Pp]ython|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL)
+"""The first block of code in a text, as Markdown marks it; one that was cut short goes on to the end."""
+
+
+def code_in(text: str) -> str:
+    """The code of an answer: its first fenced block, or all of it."""
+    match = FENCED.search(text)
+    return match[1] if match else text
+
+
+def program_of(answer: str, tests: str) -> str:
+    """The code of an answer, and its tests behind it; empty where the answer has no code."""
+    code = code_in(answer)
+    return f"{code}\n\n{tests}\n" if code.strip() else ""
+
+
+def run_answers(answers: Sequence[Answer], *, seconds: float) -> list[tuple[Verdict, ...]]:
+    """What became of each program of each answer."""
+    programs = [program_of(text, answer.question.tests) for answer in answers for text in answer.texts]
+    verdicts = iter(run_programs(programs, seconds=seconds))
+    return [tuple(next(verdicts) for _ in answer.texts) for answer in answers]

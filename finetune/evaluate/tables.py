@@ -1,0 +1,129 @@
+"""Reports for people and for programs: tables, the worst answers, predictions line by line."""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from data_prep.terminal import clean_for_terminal
+from finetune.evaluate.bootstrap import Interval
+from finetune.evaluate.metrics import METRICS, Measured
+from finetune.evaluate.scores import Report, by_row, difference, worst_first
+from finetune.recipe.schema.evaluate import BY_LIKELIHOOD, LOWER_IS_BETTER, MetricName
+
+WIDTH = 160
+"""Characters of a question or an answer that are shown."""
+
+
+def score_lines(tuned: Report, base: Report | None) -> Iterator[str]:
+    """A line a metric: its value with its 95 % interval; beside a base's the difference, row by row, with its own."""
+    if base is None:
+        yield f"{'metric':<20} {'value':>10}   {'95 % interval':<24} rows"
+        for name, score in tuned.scores.items():
+            yield f"{name:<20} {_number(score.value):>10}   {_between(score.interval):<24} {score.rows:,}"
+        return
+    yield f"{'metric':<20} {'base':>10} {'tuned':>10}   {'95 % interval':<24} {'difference':>10}   95 % interval"
+    for name, score in tuned.scores.items():
+        before, change = base.scores[name], difference(base.scores[name], score)
+        row = f"{name:<20} {_number(before.value):>10} {_number(score.value):>10}   {_between(score.interval):<24} "
+        if change is None:
+            yield f"{row}(over other rows)"
+        else:
+            yield f"{row}{_number(change.value, '+'):>10}   {_between(change, '+')}{_verdict(name, change)}"
+
+
+def _verdict(name: MetricName, change: Interval) -> str:
+    if not change.excludes_zero:
+        return "  (no clear difference)"
+    return "" if (change.value < 0) == (name in LOWER_IS_BETTER) else "  (worse)"
+
+
+def _between(interval: Interval, sign: str = "") -> str:
+    if math.isnan(interval.low):
+        return "not defined"
+    return f"{_number(interval.low, sign)} to {_number(interval.high, sign)}"
+
+
+def _number(value: float, sign: str = "") -> str:
+    digits = 4 if abs(value) < 10 else 2 if abs(value) < 10_000 else 0
+    return f"{value:{sign},.{digits}f}"
+
+
+def worst_metric(report: Report) -> MetricName | None:
+    """The metric by which answers are called bad: the first that looks at generated ones."""
+    return next((name for name in report.scores if METRICS[name].of != "losses" and name not in BY_LIKELIHOOD), None)
+
+
+def worst_lines(report: Report, count: int) -> Iterator[str]:
+    """The answers that a metric puts last, for a person; none where all are perfect."""
+    name = worst_metric(report)
+    if name is None or not count:
+        return
+    ordered = worst_first(name, report.measured)
+    best = min(value for _, value in ordered) if name in LOWER_IS_BETTER else max(value for _, value in ordered)
+    chosen = [(index, value) for index, value in ordered if value != best][:count]
+    if not chosen:
+        yield f"all {len(ordered):,} answers have {name} {_number(best)}"
+        return
+    yield f"the worst by {name}:"
+    for index, value in chosen:
+        answer = report.measured.answers[index]
+        yield f"  {answer.question.place}: {_number(value)}"
+        yield f"    asked     {_short(answer.question.text)}"
+        yield f"    expected  {' | '.join(map(_short, answer.question.references[:3]))}"
+        yield f"    answered  {_short(answer.text)}"
+        if report.measured.programs:
+            yield f"    ran       {_short(report.measured.programs[index][0].reason) or 'passed'}"
+
+
+def _short(text: str) -> str:
+    flat = " ".join(clean_for_terminal(text).split())
+    return flat if len(flat) <= WIDTH else f"{flat[: WIDTH - 1]}…"
+
+
+def as_dict(report: Report, base: Report | None = None) -> dict[str, Any]:
+    """The figures as plain values, for JSON."""
+    found: dict[str, Any] = {"metrics": {}, "notes": list(report.notes), "seconds": report.seconds}
+    for name, score in report.scores.items():
+        entry = _interval(score.interval) | {"rows": score.rows}
+        if base is not None:
+            change = difference(base.scores[name], score)
+            entry |= {"base": _interval(base.scores[name].interval)}
+            entry |= {"difference": None if change is None else _interval(change)}
+        found["metrics"][name] = entry
+    return found
+
+
+def _interval(interval: Interval) -> dict[str, float | None]:
+    return {name: _finite(getattr(interval, name)) for name in ("value", "low", "high")}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def predictions(report: Report) -> Iterator[str]:
+    """A JSON line an answer: where its row stands, what was asked, the references, what was said, each metric on it alone."""
+    measured = report.measured
+    named = [name for name in report.scores if METRICS[name].of != "losses"]
+    values = {name: by_row(name, measured) for name in named}
+    for index, answer in enumerate(measured.answers):
+        entry: dict[str, Any] = {
+            "place": answer.question.place,
+            "asked": answer.question.text,
+            "references": list(answer.question.references),
+            "answer": answer.text,
+            "metrics": {name: _finite(values[name][index]) for name in named},
+        }
+        if len(answer.texts) > 1:
+            entry["answers"] = list(answer.texts)
+        if answer.likelihoods:
+            entry["log_likelihoods"] = dict(zip(measured.labels, answer.likelihoods, strict=True))
+        if measured.programs:
+            entry["programs"] = [verdict.reason or "passed" for verdict in measured.programs[index]]
+        yield json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def supervised_tokens(measured: Measured) -> int:
+    """Tokens that the losses are over."""
+    return sum(loss.tokens for loss in measured.losses)

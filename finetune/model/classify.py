@@ -1,0 +1,101 @@
+"""A classification head on a LLaMA: transformers' LlamaForSequenceClassification, with a loss over packed or padded rows.
+
+Shapes: B rows, T tokens, D model width, N documents, L outputs of the head.
+The head reads the hidden state of a document's last token before the place of its answer (data_prep.masks), so that a row may
+hold several documents. Head and loss compute in the head's own type, float32 in training: it is a small matrix.
+"""
+
+import types
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+from data_prep.config import HeadSection, Problem
+from finetune.errors import ModelError
+from finetune.model.checkpoint import Base
+from finetune.model.loss import IGNORED
+from finetune.recipe.heads import PROBLEM_TYPES, head_of_config
+
+HEAD = "score"
+"""transformers' name of the head's module."""
+
+
+def add_head_to_config(config: PretrainedConfig, head: HeadSection) -> None:
+    """Write the head into a configuration: what plain transformers needs to build it, and to name its labels."""
+    names = head.labels or ("value",)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+    config.problem_type = PROBLEM_TYPES[head.problem]
+
+
+def refuse_other_head(base: Base, config: PretrainedConfig, head: HeadSection | None) -> None:
+    """Raises ModelError where a base has a classification head already, and not the one that is asked for."""
+    own = head_of_config(config.to_dict())
+    if own is not None and own != head:
+        raise ModelError(
+            f"{base.folder} is a model with a classification head ({own.problem}: {', '.join(own.labels) or 'a number'}): name "
+            "the same in model.head, or choose a base that predicts tokens."
+        )
+
+
+def head_outputs(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """The head's outputs (N x L) for hidden states (N x D), in the head's type, whatever autocast says."""
+    score = getattr(model, HEAD)
+    dtype = score.weight.dtype  # the trained copy's, where peft keeps one
+    with torch.autocast(hidden.device.type, enabled=False):
+        outputs: torch.Tensor = score(hidden.to(dtype))
+    return outputs
+
+
+def head_losses(outputs: torch.Tensor, targets: torch.Tensor, problem: Problem, label_smoothing: float = 0.0) -> torch.Tensor:
+    """The loss of each document (N) from outputs (N x L) and targets (N x 1, or N x L).
+
+    Cross-entropy; or the mean over the labels of the binary cross-entropies; or the mean squared error.
+    """
+    outputs = outputs if outputs.dtype == torch.float64 else outputs.float()
+    if problem == "single_label":
+        labels = targets[:, 0].long()
+        return functional.cross_entropy(outputs, labels, reduction="none", label_smoothing=label_smoothing)
+    if problem == "multi_label":
+        return functional.binary_cross_entropy_with_logits(outputs, targets.to(outputs), reduction="none").mean(dim=-1)
+    return functional.mse_loss(outputs, targets.to(outputs), reduction="none").mean(dim=-1)
+
+
+def install_head_loss(model: PreTrainedModel, head: HeadSection, label_smoothing: float = 0.0) -> None:
+    """Make `model(input_ids=..., shift_labels=..., targets=..., num_items_in_batch=...)` return the loss.
+
+    It is the sum over documents, divided by `num_items_in_batch` where that is given; `shift_labels` say where documents are
+    read, `targets` have their numbers in the same order. `logits` are the outputs (N x L). Calls without `shift_labels` go to
+    the model's own forward.
+    """
+    plain_forward = model.forward
+
+    def forward(
+        self: PreTrainedModel,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        shift_labels: torch.Tensor | None = None,
+        shift_weights: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: object,
+    ) -> SequenceClassifierOutputWithPast:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
+        if shift_labels is None:
+            return plain_forward(**inputs)
+        hidden = self.model(**inputs | {"use_cache": False}).last_hidden_state
+        read = shift_labels.ne(IGNORED)
+        if targets is None:  # a row without documents: a zero that still has a gradient, as in finetune.model.loss
+            return SequenceClassifierOutputWithPast(loss=head_outputs(self, hidden[:, 0]).sum() * 0.0)
+        outputs = head_outputs(self, hidden[read])
+        losses = head_losses(outputs, targets, head.problem, label_smoothing if self.training else 0.0)
+        loss = (losses if shift_weights is None else losses * shift_weights[read].to(losses)).sum()
+        if num_items_in_batch is not None:
+            loss = loss / torch.as_tensor(num_items_in_batch).to(loss)
+        return SequenceClassifierOutputWithPast(loss=loss, logits=outputs)
+
+    model.forward = types.MethodType(forward, model)

@@ -1,0 +1,26 @@
+"""A classification head as transformers' config.json has it. Pure data."""
+
+from typing import Any
+
+from data_prep.config import HeadSection, Problem
+
+PROBLEM_TYPES: dict[Problem, str] = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
+"""transformers' name of each problem."""
+
+CLASSIFIER = "ForSequenceClassification"
+"""What the architecture of a model with a head ends in."""
+
+
+def head_of_config(config: dict[str, Any]) -> HeadSection | None:
+    """The head of a model folder, by its config.json; None where it predicts tokens."""
+    if not any(str(name).endswith(CLASSIFIER) for name in config.get("architectures") or ()):
+        return None
+    names = {int(index): str(name) for index, name in (config.get("id2label") or {0: "value"}).items()}
+    labels = tuple(names[index] for index in sorted(names))
+    known = [problem for problem, theirs in PROBLEM_TYPES.items() if theirs == config.get("problem_type")]
+    problem = known[0] if known else "single_label" if len(labels) > 1 else "regression"
+    return HeadSection(problem=problem, labels=() if problem == "regression" else labels)

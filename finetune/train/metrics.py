@@ -1,0 +1,95 @@
+"""The recipe's metrics of the model in training: on some rows at each evaluation, and on all of them at the end.
+
+Processes that each hold the whole model share the rows; what they found travels as text, so the figures are those of one
+process (but for the rounding of batches that are composed otherwise).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from finetune.evaluate.answers import Answer
+from finetune.evaluate.losses import LossSum
+from finetune.evaluate.metrics import Measured
+from finetune.evaluate.rows import Rows, read_rows
+from finetune.evaluate.sandbox import Verdict
+from finetune.evaluate.scores import Report, measured_of, names_of, report_of
+from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.evaluate import MetricName
+from finetune.train.build import Inputs
+from finetune.train.group import Group
+from finetune.train.trainer import ExactTrainer
+
+
+class TaskMetrics:
+    """Measures the recipe's metrics. Raises FinetuneError, before anything is trained, where rows don't fit them."""
+
+    def __init__(self, recipe: Recipe, inputs: Inputs, trainer: ExactTrainer, group: Group):
+        self.recipe, self.inputs, self.trainer, self.group = recipe, inputs, trainer, group
+        section = recipe.evaluate
+        self.rows = read_rows(recipe, inputs.data, inputs.tokenizer, section.max_rows)
+        self.names = names_of(recipe, self.rows)
+        # The trainer measures these two by itself, on all rows.
+        self.names_in_training = tuple(name for name in self.names if name not in ("loss", "perplexity"))
+        self.some = first_rows(self.rows, section.rows_in_training) if section.rows_in_training is not None else None
+        if self.some is not None:
+            trainer.task_metrics = self.in_training
+
+    def in_training(self) -> dict[str, float]:
+        """On the first rows."""
+        assert self.some is not None  # noqa: S101 - it is only called where there are some
+        report = self._report(self.some, self.names_in_training, intervals=False)
+        return {str(name): value for name, value in report.values.items()}
+
+    def at_end(self) -> Report:
+        """On all rows, with intervals."""
+        return self._report(self.rows, self.names, intervals=True)
+
+    def _report(self, rows: Rows, names: Sequence[MetricName], *, intervals: bool) -> Report:
+        model: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        rank, size = self.group.rank, self.group.world_size
+        mine = replace(rows, documents=rows.documents[rank::size], questions=rows.questions[rank::size])
+        with self.trainer.accelerator.autocast():
+            measured, seconds = measured_of(model, self.inputs.tokenizer, self.recipe, mine, names)
+        if size > 1:
+            parts = [json.loads(text) for text in self.group.texts_of_all(json.dumps(_plain(measured)))]
+            measured = _together(parts, rows)
+        return report_of(measured, names, notes=rows.notes, seconds=seconds, intervals=intervals)
+
+
+def first_rows(rows: Rows, most: int) -> Rows:
+    """The first documents and questions."""
+    return replace(rows, documents=rows.documents[:most], questions=rows.questions[:most])
+
+
+def _plain(measured: Measured) -> dict[str, Any]:
+    return {
+        "losses": [asdict(loss) for loss in measured.losses],
+        "bytes": measured.bytes,
+        "texts": [answer.texts for answer in measured.answers],
+        "likelihoods": [answer.likelihoods for answer in measured.answers],
+        "programs": [[asdict(verdict) for verdict in verdicts] for verdicts in measured.programs],
+    }
+
+
+def _together(parts: Sequence[dict[str, Any]], rows: Rows) -> Measured:
+    """What the processes measured, in the order of the rows."""
+    texts, likelihoods = _in_turn(parts, "texts"), _in_turn(parts, "likelihoods")
+    answers = [
+        Answer(question, tuple(said), tuple(likely))
+        for question, said, likely in zip(rows.questions, texts, likelihoods, strict=True)
+    ]
+    return Measured(
+        losses=[LossSum(**loss) for loss in _in_turn(parts, "losses")],
+        bytes=_in_turn(parts, "bytes"),
+        answers=answers,
+        labels=rows.labels,
+        programs=[tuple(Verdict(**verdict) for verdict in verdicts) for verdicts in _in_turn(parts, "programs")],
+    )
+
+
+def _in_turn(parts: Sequence[dict[str, Any]], name: str) -> list[Any]:
+    """Rows that were dealt out one by one."""
+    count = sum(len(part[name]) for part in parts)
+    return [parts[index % len(parts)][name][index // len(parts)] for index in range(count)]

@@ -1,0 +1,49 @@
+"""Likelihoods of labels, beside a plain forward pass of each row with each label."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from data_prep.masks import Placed, tokenize
+from data_prep.messages import Conversation, Example, Message, PlainText
+from data_prep.tokenizer import load_tokenizer
+from finetune.evaluate.likelihood import label_likelihoods, with_answer
+
+LABELS = ("lamp", "lamps", "Ada", "a capital of France")
+
+
+def rows() -> list[Placed]:
+    chats = [Conversation((Message("user", text), Message("assistant", "lamp"))) for text in ("Hi", "What is it? " * 5, "x")]
+    plain: list[Example] = [PlainText("The sky is ", "blue")]
+    return [(f"row {index}", example) for index, example in enumerate([*chats, *plain])]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_they_are_those_of_whole_rows(model: LlamaForCausalLM, tiny_base: Path, batch_size: int) -> None:
+    """Prompts once, padded, with the labels behind their keys and values: the same to 1e-4 as each row by itself."""
+    tokenizer = load_tokenizer(tiny_base)
+    found = label_likelihoods(model, tokenizer, rows(), LABELS, batch_size)
+    expected = np.zeros_like(found)
+    for index, (place, example) in enumerate(rows()):
+        for column, label in enumerate(LABELS):
+            (document,) = tokenize([(place, with_answer(example, label))], tokenizer)
+            with torch.no_grad():
+                scores = model(torch.tensor([document.token_ids])).logits[0].double().log_softmax(-1)
+            learned = [at for at, counts in enumerate(document.supervised) if counts]
+            expected[index, column] = sum(float(scores[at - 1, document.token_ids[at]]) for at in learned)
+    assert found == pytest.approx(expected, abs=1e-4 * abs(expected).max())
+
+
+def test_a_label_that_another_begins_with_gains_nothing(model: LlamaForCausalLM, tiny_base: Path) -> None:
+    """The end of the turn counts: "lamp" isn't likelier than "lamps" because it is shorter."""
+    tokenizer = load_tokenizer(tiny_base)
+    found = label_likelihoods(model, tokenizer, rows()[:1], ("lamp", "lamps"), 4)
+    ids = tokenizer("lamps", add_special_tokens=False)["input_ids"]
+    shorter = tokenizer("lamp", add_special_tokens=False)["input_ids"]
+    assert ids[: len(shorter)] == shorter
+    (short,) = tokenize([("row", with_answer(rows()[0][1], "lamp"))], tokenizer)
+    assert short.token_ids[short.spans[-1][1] - 1] == tokenizer.eos_token_id
+    assert found[0, 0] != pytest.approx(found[0, 1])
