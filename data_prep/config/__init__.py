@@ -1,7 +1,7 @@
 """The data section of a recipe: where rows come from and how they become tokens. Pure data; imports no torch."""
 
 from data_prep.config.base import Section
-from data_prep.config.head import HeadSection, Problem
+from data_prep.config.head import BETWEEN_LABELS, NO_LABEL, HeadSection, Problem
 from data_prep.config.section import CleanSection, DataSection, EvaluationSplit, Finding, OverLength, Streaming, Supervise
 from data_prep.config.sources import (
     CHAT_TEMPLATES,
@@ -17,8 +17,10 @@ from data_prep.config.sources import (
 )
 
 __all__ = [
+    "BETWEEN_LABELS",
     "CHAT_TEMPLATES",
     "FORMAT_COLUMNS",
+    "NO_LABEL",
     "CleanSection",
     "Columns",
     "DataSection",

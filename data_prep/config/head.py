@@ -6,6 +6,12 @@ from pydantic import Field, model_validator
 
 from data_prep.config.base import Section
 
+NO_LABEL = "none"
+"""The answer of a row that may have several labels and has none."""
+
+BETWEEN_LABELS = ", "
+"""What stands between the labels of a row that has several."""
+
 Problem = Literal["single_label", "multi_label", "regression"]
 
 
@@ -30,6 +36,8 @@ class HeadSection(Section):
         twice = next((label for label in self.labels if self.labels.count(label) > 1), None)
         if twice is not None:
             raise ValueError(f"the label {twice!r} is named twice")
+        if self.problem == "multi_label":
+            _refuse_ambiguous(self.labels)
         return self
 
     @property
@@ -41,3 +49,12 @@ class HeadSection(Section):
     def targets(self) -> int:
         """How many numbers a row's answer is: a label's index, a number for each label, or one."""
         return len(self.labels) if self.problem == "multi_label" else 1
+
+
+def _refuse_ambiguous(labels: tuple[str, ...]) -> None:
+    """Raise ValueError for a label that can't stand in a list of labels."""
+    if NO_LABEL in labels:
+        raise ValueError(f"the label {NO_LABEL!r} stands for no label at all; name it otherwise")
+    split = next((label for label in labels if BETWEEN_LABELS in label), None)
+    if split is not None:
+        raise ValueError(f"the label {split!r} holds {BETWEEN_LABELS!r}, which stands between labels; name it otherwise")

@@ -5,18 +5,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from data_prep.config import BETWEEN_LABELS, NO_LABEL
 from data_prep.formats.columns import as_text, column, json_type, optional_text_column, text_column
 from data_prep.messages import Conversation, Message
 from data_prep.sources.rows import listed, shortened, shown
 
 UNANSWERABLE = "unanswerable"
 """The answer of a question that its context doesn't answer (SQuAD 2.0)."""
-
-NO_LABEL = "none"
-"""The answer of a row that may have several labels and has none."""
-
-BETWEEN_LABELS = ", "
-"""What stands between the labels of a row that has several."""
 
 FENCE = "```"
 """What stands around code in an answer, as in Markdown."""

@@ -96,7 +96,7 @@ def adapted(model: PreTrainedModel, section: AdapterSection | None = None, token
 def log_likelihood(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> float:
     """Of an answer's tokens, from one plain forward pass over prompt and answer alone."""
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0].double()
+        logits = model(input_ids=torch.tensor([(prompt + answer)[:-1]])).logits[0].double()
     scores = logits.log_softmax(-1)
     return sum(float(scores[len(prompt) + place - 1, token]) for place, token in enumerate(answer))
 
@@ -130,11 +130,12 @@ def plain_scores(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> 
     return found
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize(("batch_size", "dtype"), [(1, torch.float32), (4, torch.float32), (1, torch.bfloat16)])
 def test_log_likelihoods_are_those_of_a_plain_forward_pass(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int, dtype: torch.dtype
 ) -> None:
-    """Padding, batches and the begin-of-text token change no log-likelihood by more than 1e-4."""
+    """Padding and batches change no log-likelihood by more than 1e-4, and 16-bit logits are summed in float32."""
+    model.to(dtype)
     found = harness_scores(model, tokenizer, batch_size)
     assert found == pytest.approx(plain_scores(model, tokenizer), abs=1e-4)
 
