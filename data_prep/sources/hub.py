@@ -36,13 +36,13 @@ def hub_commit(source: HubSource) -> str:
     """The commit that the source's revision names; a full commit is not looked up, anything else once a process."""
     if source.revision is not None and COMMIT.fullmatch(source.revision):
         return source.revision
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 
+    # HTTPError is that of the hub's own client, whichever it is: an unreachable hub is one, and so is its every answer but 200.
     try:
         commit = HfApi(token=_token()).dataset_info(source.dataset, revision=source.revision, timeout=30).sha
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except (HFValidationError, HTTPError, OfflineModeIsEnabled, OSError) as error:
         raise DataError(
             f"data set {source.dataset}: the hub did not give its commit ({error}); {_hub_advice(source)}"
         ) from error

@@ -60,10 +60,10 @@ def worst_lines(report: Report, count: int) -> Iterator[str]:
     if name is None or not count:
         return
     ordered = worst_first(name, report.measured)
-    best = min(value for _, value in ordered) if name in LOWER_IS_BETTER else max(value for _, value in ordered)
-    chosen = [(index, value) for index, value in ordered if value != best][:count]
+    perfect = 0.0 if name in LOWER_IS_BETTER else 100.0 if name in ("bleu", "chrf") else 1.0
+    chosen = [(index, value) for index, value in ordered if value != perfect][:count]
     if not chosen:
-        yield f"all {len(ordered):,} answers have {name} {_number(best)}"
+        yield f"each of {len(ordered):,} answers has {name} {_number(perfect)}"
         return
     yield f"the worst by {name}:"
     for index, value in chosen:

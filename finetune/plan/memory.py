@@ -54,6 +54,8 @@ class Job:
     engine: str = "single"
     processes: int = 1
     device: str = "gpu"
+    outputs: int = 0
+    """Of a classification head, in place of logits over the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -180,5 +182,7 @@ def layer_bytes(job: Job) -> float:
 def logits(job: Job) -> float:
     """The loss: hidden states where labels stand and their gradient, and one chunk of logits with its gradient."""
     shape, chunk = job.shape, min(job.supervised, LOSS_CHUNK)
+    if job.outputs:
+        return 2.0 * job.supervised * (shape.width + job.outputs) * 4  # the head computes in float32
     states = 2 * job.supervised * shape.width * job.number_bytes
     return states + chunk * shape.vocabulary * (job.number_bytes + 4)

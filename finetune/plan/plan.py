@@ -9,6 +9,7 @@ from finetune.launch.matrix import ENGINES, method_of, refusal
 from finetune.model.inspect import Shape, count_parameters, count_trainable, find_description, read_shape
 from finetune.plan.data import Load, load_of
 from finetune.plan.memory import Job, Memory, memory_of
+from finetune.recipe.rules_engines import model_problem
 from finetune.recipe.schema import Recipe
 
 SPEED = {
@@ -99,6 +100,8 @@ def plan(
     shape = read_shape(read_config(find_description(recipe.model)))
     precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
     load, trained = load_of(recipe), count_trainable(shape, recipe.adapter, len(recipe.model.new_tokens))
+    if recipe.model.head is not None:
+        trained += recipe.model.head.outputs * shape.width
     job = job_of(recipe, shape, load, trained, precision, gpus=gpus, device=device)
     allowed = list(_engines(recipe, precision, gpus))
     asked = engine or allowed[0]
@@ -153,13 +156,14 @@ def job_of(
         engine=engine,
         processes=gpus,
         device=device,
+        outputs=recipe.model.head.outputs if recipe.model.head is not None else 0,
     )
 
 
 def _engines(recipe: Recipe, precision: str, gpus: int) -> Iterator[str]:
     method = method_of(recipe.adapter.method, recipe.adapter.use_dora)
     for name in ("single",) if gpus == 1 else ENGINES:
-        if refusal(method, name, precision) is None:
+        if refusal(method, name, precision) is None and model_problem(recipe, name) is None:
             yield name
 
 

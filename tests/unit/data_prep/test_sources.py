@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ import pytest
 from data_prep.config import FileSource, HubSource, OrdersSource
 from data_prep.errors import DataError
 from data_prep.sources import Row, read_rows, source_digest
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def rows_of(path: Path) -> list[Row]:
@@ -113,3 +118,16 @@ def test_hub_without_a_connection() -> None:
         list(read_rows(HubSource(dataset="nobody/nothing", format="text")))
     with pytest.raises(DataError, match=r"data set nobody/nothing/train@0{40} could not be loaded.*\.jsonl"):
         list(read_rows(HubSource(dataset="nobody/nothing", format="text", revision="0" * 40)))
+
+
+def test_hub_that_nobody_answers_for() -> None:
+    """With no offline mode, and no network either, it is a DataError too: whatever the hub's client raises."""
+    code = (
+        "from data_prep.config import HubSource\nfrom data_prep.errors import DataError\n"
+        "from data_prep.sources.hub import hub_commit\n"
+        "try:\n    hub_commit(HubSource(dataset='owner/name', format='text'))\n"
+        "except DataError as error:\n    print(error)"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("data set owner/name: the hub did not give its commit"), done.stderr
