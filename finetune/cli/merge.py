@@ -84,26 +84,6 @@ def lines_of(report: "MergeReport") -> list[tuple[str, str]]:
                 f"recomputed in float64, at most {tensors.largest_error_ulps:.3f} ulp off",
             )
         )
-    found = report.verification
-    if found is None:
-        lines.append(("verification", "predictions were left out (--verify)"))
-    else:
-        exact = found.float32_largest_difference
-        effect = found.adapter_mean_kl
-        lines += [
-            ("verification", f"holds, on {found.rows} rows, {found.tokens:,} tokens ({found.texts})"),
-            (
-                "  logits",
-                f"largest difference {found.largest_difference:.2e}, mean {found.mean_difference:.2e}"
-                + ("" if exact is None else f"; merged in float32 {exact:.2e}"),
-            ),
-            (
-                "  predictions",
-                f"mean KL {found.mean_kl:.2e} nats"
-                + ("" if effect is None else f" (the adapter's own effect: {effect:.2e})")
-                + f", same likeliest token {found.top1_agreement:.2%}",
-            ),
-        ]
-        if found.answers:
-            lines.append(("  text", f"{found.same_answers} of {len(found.answers)} greedy answers are the same"))
+    left_out = [("verification", "predictions were left out (--verify)")]
+    lines += report.verification.lines() if report.verification is not None else left_out
     return lines + [("note", note) for note in report.notes]

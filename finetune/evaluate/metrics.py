@@ -47,6 +47,13 @@ class Measured:
     programs: list[tuple[Verdict, ...]] = field(default_factory=list)
     """What became of each program of each answer."""
 
+    def row(self, of: Of, index: int) -> "Measured":
+        """One document's part of it, or one question's."""
+        here = slice(index, index + 1)
+        if of == "losses":
+            return Measured(losses=self.losses[here], bytes=self.bytes[here])
+        return Measured(answers=self.answers[here], labels=self.labels, programs=self.programs[here])
+
     @cached_property
     def named(self) -> Labelled:
         """The labels that the answers name."""

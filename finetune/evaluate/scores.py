@@ -117,9 +117,9 @@ def _score(name: MetricName, measured: Measured, intervals: bool) -> Score:
 
 def by_row(name: MetricName, measured: Measured) -> list[float]:
     """The metric on each row alone."""
-    metric = METRICS[name]
-    scorer, count = metric.scorer(measured), len(getattr(measured, metric.of))
-    return [scorer(row) for row in np.eye(count, dtype=np.int64)]
+    metric, once = METRICS[name], np.ones(1, dtype=np.int64)
+    count = len(getattr(measured, metric.of))
+    return [metric.scorer(measured.row(metric.of, index))(once) for index in range(count)]
 
 
 def worst_first(name: MetricName, measured: Measured) -> list[tuple[int, float]]:

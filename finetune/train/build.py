@@ -17,6 +17,7 @@ from data_prep.prepare import PreparedData
 from data_prep.stream import Stream
 from finetune.errors import ModelError
 from finetune.evaluate.data import prepare_data, tokenizer_for
+from finetune.evaluate.rows import read_rows
 from finetune.model.adapter import attach, count_parameters, grow_embeddings
 from finetune.model.attention import choose_attention
 from finetune.model.checkpoint import Base, resolve_base
@@ -247,6 +248,8 @@ def processor_name() -> str:
 def deep_check(recipe: Recipe, *, allow_code: Collection[str] = ()) -> list[str]:
     """What `finetune check --deep` says: everything that training does before its first step. Raises like training."""
     inputs = build_inputs(recipe, allow_code=allow_code)
+    if recipe.evaluate.metrics:
+        read_rows(recipe, inputs.data, inputs.tokenizer, recipe.evaluate.max_rows)
     model = build_model(recipe, inputs)
     trainable, total = count_parameters(model)
     return [
