@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_prep.config import DataSection
+from data_prep.config import DataSection, HeadSection
 from data_prep.documents import Document
+from data_prep.heads import answer_of_targets
 from data_prep.pack import epoch_packs
 from data_prep.prepare import PreparedData
 from data_prep.report import FINDINGS, LENGTH_EDGES, DataReport, SourceReport, histogram_bars, source_lines
@@ -78,21 +79,29 @@ class Audit:
 
 
 def audit_of(
-    section: DataSection, data: PreparedData, tokenizer: "PreTrainedTokenizerFast", *, seed: int, samples: int = 0
+    section: DataSection,
+    data: PreparedData,
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    seed: int,
+    samples: int = 0,
+    head: HeadSection | None = None,
 ) -> Audit:
     """The audit of data that were prepared with audit=True; `samples` rows of it are drawn by the seed."""
     failed = [name for name in data.report.findings() if name not in section.allow_findings]
     drawn = np.random.default_rng(seed).permutation(len(data.train))[:samples]
-    shown = [sample_of(data.train[int(index)], tokenizer) for index in sorted(drawn.tolist())]
+    shown = [sample_of(data.train[int(index)], tokenizer, head) for index in sorted(drawn.tolist())]
     return Audit(data.report, failed, _epoch(section, data, seed), shown)
 
 
-def sample_of(document: Document, tokenizer: "PreTrainedTokenizerFast") -> Sample:
-    """A document's text, cut where its tokens begin or cease to be learned."""
+def sample_of(document: Document, tokenizer: "PreTrainedTokenizerFast", head: HeadSection | None = None) -> Sample:
+    """A document's text, cut where its tokens begin or cease to be learned; for a head the answer in its place."""
     pieces = []
     for weight, run in groupby(zip(document.weights, document.token_ids, strict=True), key=lambda pair: pair[0]):
         ids = [token for _, token in run]
         text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False, skip_special_tokens=False))
+        if head is not None and weight and document.targets:
+            text = answer_of_targets(document.targets, head)
         pieces.append(Piece(text, len(ids), weight))
     return Sample(document.place, len(document.token_ids), document.supervised_tokens, pieces)
 

@@ -31,6 +31,14 @@ def targets_of(answer: str, head: HeadSection) -> tuple[float, ...]:
     return tuple(float(label in words) for label in head.labels)
 
 
+def answer_of_targets(targets: Sequence[float], head: HeadSection) -> str:
+    """What targets_of read, in words again."""
+    if head.problem == "single_label":
+        return head.labels[int(targets[0])]
+    # Above 0 is said, as of outputs.
+    return answer_of(targets, head)
+
+
 def split_labels(answer: str) -> list[str]:
     """The labels of a row that may have several, as its answer names them."""
     text = answer.strip()

@@ -89,7 +89,8 @@ def _audit(
     if prepared.from_cache:
         say("from the cache: these data were prepared before")
     title = loaded.path.stem if rows is None else f"{loaded.path.stem}, the first {rows:,} rows of each source"
-    return audit_of(section, prepared, tokenizer, seed=loaded.recipe.train.seed, samples=preview), title
+    seed, head = loaded.recipe.train.seed, loaded.recipe.model.head
+    return audit_of(section, prepared, tokenizer, seed=seed, samples=preview, head=head), title
 
 
 def _print(audit: "Audit") -> None:

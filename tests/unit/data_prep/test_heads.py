@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
+from data_prep.audit import sample_of
 from data_prep.config import DataSection, HeadSection
 from data_prep.documents import Document
 from data_prep.errors import DataError
@@ -126,3 +127,10 @@ def test_a_cut_document_keeps_its_targets_where_its_place_is_kept(tokenizer: Pre
     assert document.part(length - 3, length).spans == ((2, 3, 1.0),)
     assert document.part(length - 3, length).targets == (1.0,)
     assert document.part(0, length - 1).spans == ()
+
+
+def test_a_preview_shows_the_answer_in_its_place(tokenizer: PreTrainedTokenizerFast) -> None:
+    """What is learned is the label, not the token that holds its place."""
+    for head, answer in ((SINGLE, "good"), (SEVERAL, "red, blue"), (SEVERAL, "none"), (NUMBER, "2.5")):
+        (document,) = documents(tokenizer, head, PlainText("a b", answer))
+        assert [piece.text for piece in sample_of(document, tokenizer, head).pieces] == ["a b", answer]
