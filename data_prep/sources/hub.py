@@ -37,7 +37,7 @@ def hub_commit(source: HubSource) -> str:
     if source.revision is not None and COMMIT.fullmatch(source.revision):
         return source.revision
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 
     # HTTPError is that of the hub's own client, whichever it is: an unreachable hub is one, and so is its every answer but 200.
     try:
