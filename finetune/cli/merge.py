@@ -17,7 +17,10 @@ def merge(
     output: Annotated[Path | None, typer.Option(help="The folder to write; it must not exist.")] = None,
     base: Annotated[Path | None, typer.Option(help="The base's folder, in place of the one that the run names.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="The largest safetensors file: 5GB, 500MB.")] = "5GB",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the base's own when absent.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16; when absent the base's own (a trained head stays float32)."),
+    ] = None,
     qlora_base: Annotated[str, typer.Option(help="Of a QLoRA adapter: auto (measured), 16bit or nf4.")] = "auto",
     verify: Annotated[str, typer.Option(help="full (tensors, predictions, text), tensors or none.")] = "full",
     plan: Annotated[bool, typer.Option("--plan", help="Print time, disk and memory, from headers; write nothing.")] = False,
