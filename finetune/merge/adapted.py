@@ -7,10 +7,11 @@ import torch
 
 from finetune.errors import MergeError
 from finetune.merge.adapter import Adapter, matches
+from finetune.merge.heads import LM_HEAD, SCORE, classifies
 from finetune.merge.tensors import StoredWeights, Weights, hash_of, ranges, stored_name
 from finetune.merge.updates import AddedBias, LowRank, Operation, Replaced, TokenRows, Update, scale_of
 
-EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+EMBEDDING, HEAD = "model.embed_tokens", LM_HEAD
 
 
 class Updates:
@@ -19,7 +20,9 @@ class Updates:
     def __init__(self, base: StoredWeights, config: dict[str, Any], adapters: Sequence[Adapter]):
         """Raises MergeError where an adapter doesn't fit the base, or a tensor of it has no place there."""
         self.base = base
-        self.tied = bool(config.get("tie_word_embeddings", False)) and not _stores_another_head(base)
+        # A classification head is nobody's twin, and its rows are no tokens.
+        self.predicts = not classifies(config)
+        self.tied = self.predicts and bool(config.get("tie_word_embeddings", False)) and not _stores_another_head(base)
         self.stays_tied = self.tied
         self.by_name: dict[str, Update] = {}
         for adapter in adapters:
@@ -143,7 +146,7 @@ class Updates:
         """Raises MergeError where the config names a module of the base for which the file has nothing."""
         held = {module for module, names in parts.items() if any(part.startswith("lora_") for part in names)}
         modules = {name.removesuffix(".weight") for name in self.base.names() if name.endswith(".weight")}
-        modules = {module if module.startswith(("model.", HEAD)) else f"model.{module}" for module in modules}
+        modules = {module if module.startswith(("model.", HEAD, SCORE)) else f"model.{module}" for module in modules}
         absent = sorted(module for module in modules - held if adapter.targets(module))
         if absent:
             raise MergeError(
@@ -157,7 +160,7 @@ class Updates:
             name = f"{module}.weight"
             if name in self.by_name:
                 sizes[name] = self.by_name[name].shape[0]
-            elif module == EMBEDDING or not self.stays_tied:
+            elif module == EMBEDDING or (self.predicts and not self.stays_tied):
                 sizes[name] = self.base.shape(self.source(name))[0]
         if len(set(sizes.values())) > 1:
             raise MergeError(

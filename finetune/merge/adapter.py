@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from finetune.errors import MergeError
+from finetune.merge.heads import ABSENT_MODULE, CLASSIFIES
 from finetune.merge.tensors import StoredWeights
 from finetune.merge.updates import parts_of
 from finetune.model.inspect import ADAPTER_WEIGHTS, read_adapter_config
@@ -123,7 +124,10 @@ class Adapter:
                 raise self.contradiction(f"use_dora is {self.config['use_dora']}, and the file says otherwise of {module}")
             if "lora_A.weight" in names and (("lora_B.bias" in names) is not self.config["lora_bias"]):
                 raise self.contradiction(f"lora_bias is {self.config['lora_bias']}, and the file says otherwise of {module}")
-        for name in self.config["modules_to_save"] or []:
+        saved = set(self.config["modules_to_save"] or []) - (
+            {ABSENT_MODULE} if self.config.get("task_type") == CLASSIFIES else set()
+        )
+        for name in sorted(saved):
             if not any(matches(module, [name]) and "weight" in names for module, names in parts.items()):
                 raise self.contradiction(f"modules_to_save names {name}, and the file does not hold it")
         if self.config["trainable_token_indices"] and not any("trainable_tokens_delta" in names for names in parts.values()):

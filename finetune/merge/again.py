@@ -20,6 +20,7 @@ from finetune.runs.target import Target
 
 if TYPE_CHECKING:
     from finetune.merge.verify import Verification
+    from finetune.merge.verify_heads import HeadVerification
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Again:
     left_out: str | None
     """Why base + adapter was not looked at again."""
     check: TensorCheck | None = None
-    verification: "Verification | None" = None
+    verification: "Verification | HeadVerification | None" = None
 
     @property
     def failures(self) -> list[str]:

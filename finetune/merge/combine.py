@@ -23,6 +23,7 @@ from finetune.errors import MergeError
 from finetune.evaluate.data import tokenizer_for
 from finetune.merge.adapted import Updates
 from finetune.merge.adapter import Adapter
+from finetune.merge.heads import score_name
 from finetune.merge.output import refuse_existing, unfinished
 from finetune.merge.target import choose_target
 from finetune.merge.tensors import StoredWeights
@@ -138,6 +139,11 @@ def _refuse_unlike(parts: Sequence[Target], folders: Sequence[Path]) -> None:
             )
         adapter = Adapter(folder)
         config = adapter.config
+        if part.model.head is not None or score_name(adapter.weights.names()) is not None:
+            raise MergeError(
+                f"the adapter in {folder} has a classification head, which belongs to its own update alone: heads can't be "
+                "combined. Merge it by itself."
+            )
         beyond = [key for key in BEYOND_COMBINING if config.get(key)] + (["bias"] if config["bias"] != "none" else [])
         reason = f"it uses {', '.join(beyond)}" if beyond else adapter.why_not_streamed()
         if reason is not None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import CheckFailed, MergeError
 from finetune.merge.adapted import Updates
+from finetune.merge.heads import SCORE_WEIGHT
 from finetune.merge.output import VERIFICATION_FILE, failed_name, refuse_existing, unfinished, write_card, write_description
 from finetune.merge.parts import NAMED_DTYPES, Options, Outcome, Parts, Say, read_parts
 from finetune.merge.streamed import merge_streamed
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from finetune.merge.check_tensors import TensorCheck
     from finetune.merge.qlora import Comparison
     from finetune.merge.verify import Verification
+    from finetune.merge.verify_heads import HeadVerification
 
 SHARD_SIZE = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?)\s*(?P<unit>[KMGT])(?P<binary>I?)B", re.IGNORECASE)
 CHECKS = ("full", "tensors", "none")
@@ -50,7 +52,7 @@ class MergeReport:
     """Of them, for the checks after the writing."""
     notes: tuple[str, ...]
     tensors: "TensorCheck | None"
-    verification: "Verification | None"
+    verification: "Verification | HeadVerification | None"
     qlora: "Comparison | None"
 
     def as_dict(self) -> dict[str, Any]:
@@ -72,8 +74,9 @@ def merge(
 ) -> MergeReport:
     """Merge the target's adapter, and then the adapters in `more`, into its base: `output`, which plain transformers loads.
 
-    The weights are stored in `dtype` (float32, bfloat16, float16), each in the base's own type where it is None. `check` is
-    full (tensors and predictions), tensors or none. `qlora_base` is which base an adapter goes into that was trained in NF4.
+    The weights are stored in `dtype` (float32, bfloat16, float16), each in the base's own type where it is None, a
+    classification head then in the one that it was trained in. `check` is full (tensors and predictions), tensors or none.
+    `qlora_base` is which base an adapter goes into that was trained in NF4.
     The folder is written beside its final name and renamed when it is whole and checked; after an error nothing is left.
     Raises MergeError where base and adapter can't be merged, and CheckFailed where the merged model is not the base with its
     adapter: it then lies in OUTPUT.failed, to look at.
@@ -87,7 +90,13 @@ def merge(
     with unfinished(output) as folder:
         outcome = _merge(parts, folder, output, options)
         keep_sentencepiece = not target.model.new_tokens
-        write_description(folder, parts.base.folder, parts.tokenizer, keep_sentencepiece=keep_sentencepiece)
+        write_description(
+            folder,
+            parts.base.folder,
+            parts.tokenizer,
+            keep_sentencepiece=keep_sentencepiece,
+            generates=parts.head is None,
+        )
         report = _report(parts, folder, output, outcome, started)
         _write_verification(folder, parts, report, outcome)
         if outcome.failures:
@@ -143,7 +152,7 @@ def _report(parts: Parts, folder: Path, output: Path, outcome: Outcome, started:
         parameters=written.parameters,
         seconds=round(time.perf_counter() - started, 1),
         check_seconds=round(outcome.check_seconds, 1),
-        notes=outcome.notes,
+        notes=(*outcome.notes, *([parts.head.note] if parts.head is not None and parts.head.note else [])),
         tensors=outcome.tensors,
         verification=outcome.verification,
         qlora=outcome.qlora,
@@ -165,6 +174,9 @@ def _write_verification(folder: Path, parts: Parts, report: MergeReport, outcome
     }
     (folder / VERIFICATION_FILE).write_text(json.dumps(record, indent=1) + "\n")
     facts = {"base": report.base, "adapter": ", ".join(report.adapters), "dtype": report.dtype}
+    if parts.head is not None:
+        own = str(parts.asked_dtype or parts.stored.dtype(SCORE_WEIGHT)).removeprefix("torch.")
+        facts["head"] = f"{parts.head.words} ({SCORE_WEIGHT} in {own})"
     lock = parts.adapters[0].folder.parent / LOCK
     if lock.is_file():
         facts["recipe.lock.yaml"] = f"SHA-256 {hashlib.sha256(lock.read_bytes()).hexdigest()}"
@@ -183,8 +195,5 @@ def verdicts_of(report: MergeReport) -> list[str]:
             f"{check.sampled_numbers:,} numbers were recomputed in float64: largest error {check.largest_error_ulps:.3f} ulp"
         )
     if report.verification is not None:
-        found.append(f"predictions: {report.verification.verdict}")
-        answers = report.verification.answers
-        if answers:
-            found.append(f"text: {report.verification.same_answers} of {len(answers)} greedy answers are the same")
+        found += report.verification.sentences()
     return found or ["left out (--verify none)"]

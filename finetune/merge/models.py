@@ -8,9 +8,10 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from finetune.merge.adapted import EMBEDDING, HEAD, MergedWeights
+from finetune.merge.heads import classifies
 from finetune.merge.tensors import Weights, stored_name
 from finetune.merge.updates import LowRank, read_finite
 
@@ -36,7 +37,7 @@ def model_of(weights: Weights, config: PretrainedConfig, *, streamed: bool = Fal
     are then computed beside the base, as an adapter computes them, if the merge is in float32.
     """
     with torch.device("meta"):
-        maker: Any = AutoModelForCausalLM
+        maker: Any = AutoModelForSequenceClassification if classifies(config.to_dict()) else AutoModelForCausalLM
         model: PreTrainedModel = maker.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     for path, module in list(model.named_modules()):
         if streamed and isinstance(module, nn.Linear | nn.Embedding):

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from finetune.merge.adapted import EMBEDDING, HEAD
+from finetune.merge.heads import SCORE_WEIGHT
 from finetune.merge.tensors import StoredWeights, ranges
 
 
 class Nf4Weights:
-    """A base's weights, its linear layers but the head rounded to NF4 and back by bitsandbytes; one tensor at a time."""
+    """A base's weights, its linear layers but its head rounded to NF4 and back by bitsandbytes; one tensor at a time."""
 
     def __init__(self, base: StoredWeights):
         self.base = base
@@ -28,7 +29,7 @@ class Nf4Weights:
 
     def is_rounded(self, name: str) -> bool:
         """Whether transformers quantises this tensor: those of linear layers, the head aside."""
-        outer = (f"{EMBEDDING}.weight", f"{EMBEDDING.removeprefix('model.')}.weight", f"{HEAD}.weight")
+        outer = (f"{EMBEDDING}.weight", f"{EMBEDDING.removeprefix('model.')}.weight", f"{HEAD}.weight", SCORE_WEIGHT)
         return len(self.shape(name)) == 2 and name not in outer
 
     def blocks(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:

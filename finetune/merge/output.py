@@ -82,12 +82,15 @@ def _claim(partial: Path, output: Path) -> int:
         os.close(handle)
 
 
-def write_description(folder: Path, base: Path, tokenizer: PreTrainedTokenizerFast, *, keep_sentencepiece: bool) -> None:
-    """generation_config.json, and the tokenizer with its chat template."""
+def write_description(
+    folder: Path, base: Path, tokenizer: PreTrainedTokenizerFast, *, keep_sentencepiece: bool, generates: bool = True
+) -> None:
+    """The tokenizer with its chat template, and generation_config.json for a model that generates."""
     tokenizer.save_pretrained(folder)
     if keep_sentencepiece and (base / "tokenizer.model").is_file():
         shutil.copyfile(base / "tokenizer.model", folder / "tokenizer.model")
-    write_generation_config(base, tokenizer, folder)
+    if generates:
+        write_generation_config(base, tokenizer, folder)
 
 
 def read_generation_config(base: Path) -> dict[str, Any]:

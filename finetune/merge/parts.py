@@ -15,6 +15,7 @@ from finetune.errors import MergeError
 from finetune.evaluate.data import tokenizer_for
 from finetune.merge.adapter import Adapter
 from finetune.merge.check_tensors import TensorCheck
+from finetune.merge.heads import MergedHead, config_with_head, exchange_heads, read_head
 from finetune.merge.output import read_generation_config
 from finetune.merge.tensors import StoredWeights, stored_name
 from finetune.merge.texts import verification_documents
@@ -25,6 +26,7 @@ from finetune.runs.target import Target
 if TYPE_CHECKING:
     from finetune.merge.qlora import Comparison
     from finetune.merge.verify import Verification
+    from finetune.merge.verify_heads import HeadVerification
 
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 NAMED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS.values()}
@@ -52,7 +54,7 @@ class Outcome:
     """The hash of each tensor that was written."""
     check_seconds: float
     tensors: TensorCheck | None = None
-    verification: "Verification | None" = None
+    verification: "Verification | HeadVerification | None" = None
     qlora: "Comparison | None" = None
     notes: tuple[str, ...] = ()
 
@@ -73,7 +75,9 @@ class Parts:
     adapters: list[Adapter]
     tokenizer: PreTrainedTokenizerFast
     config: dict[str, Any]
-    """The base's config.json, with the recipe's RoPE scaling in it."""
+    """The base's config.json, with the recipe's RoPE scaling and the head in it."""
+    head: MergedHead | None
+    """The classification head; None where the model predicts tokens."""
     dtype: torch.dtype
     """What most of the weights will be stored in."""
     asked_dtype: torch.dtype | None
@@ -81,7 +85,7 @@ class Parts:
     @cached_property
     def documents(self) -> tuple[list[Document], str]:
         """What to verify on, and where it comes from; read once, though the base may be chosen by it, too."""
-        return verification_documents(self.target.recipe, self.tokenizer)
+        return verification_documents(self.target.recipe, self.tokenizer, classifies=self.head is not None)
 
     @property
     def why_not_streamed(self) -> str | None:
@@ -101,17 +105,21 @@ def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> Parts
     _refuse_other_base(base, target)
     stored = StoredWeights.of_folder(base.folder)
     kind = _refuse_quantised(base.folder, stored)
-    _refuse_incomplete(base.folder, stored)
+    config = read_config(base.folder)
+    head = read_head(target, config, stored, adapters)
+    _refuse_incomplete(base.folder, stored, predicts=head is None)
     read_generation_config(base.folder)  # before the work is done, not after it
     tokenizer = _common_tokenizer(target, adapters, base)
     asked = NAMED_DTYPES[dtype] if dtype is not None else None
     # transformers' own class costs a second to import; without RoPE scaling the file says it all.
-    config = read_config(base.folder)
     if target.model.rope_scaling is not None:
         from finetune.model.config import load_config
 
         config = load_config(base, target.model.rope_scaling).to_dict()
-    return Parts(target, base, stored, adapters, tokenizer, config, asked or kind, asked)
+    if head is not None:
+        exchange_heads(stored, adapters[0])
+        config = config_with_head(config, head, tokenizer.pad_token_id)
+    return Parts(target, base, stored, adapters, tokenizer, config, head, asked or kind, asked)
 
 
 def _common_tokenizer(target: Target, adapters: Sequence[Adapter], base: Base) -> PreTrainedTokenizerFast:
@@ -134,12 +142,15 @@ def _refuse_other_base(base: Base, target: Target) -> None:
         )
 
 
-def _refuse_incomplete(folder: Path, stored: StoredWeights) -> None:
-    """Raises MergeError where the base lacks a matrix, an embedding or a norm that its config.json describes."""
+def _refuse_incomplete(folder: Path, stored: StoredWeights, *, predicts: bool) -> None:
+    """Raises MergeError where the base lacks a matrix, an embedding or a norm that its config.json describes.
+
+    The head only where the merged model is one that `predicts` tokens.
+    """
     shape = read_shape(read_config(folder))
     wanted: dict[str, tuple[int, ...]] = {f"{name}.weight": sizes[::-1] for name, sizes in linear_shapes(shape).items()}
     wanted |= {"model.embed_tokens.weight": (shape.vocabulary, shape.width), "model.norm.weight": (shape.width,)}
-    if shape.tied_head:
+    if shape.tied_head or not predicts:
         del wanted["lm_head.weight"]
     for name, expected in wanted.items():
         found = stored_name(stored.tensors, name)

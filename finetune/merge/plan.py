@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import MergeError
+from finetune.merge.heads import LM_HEAD_WEIGHT, SCORE_WEIGHT, score_name
 from finetune.merge.target import choose_target
 from finetune.model.inspect import ADAPTER_WEIGHTS, count_parameters, find_description, read_header, read_shape, read_stored
 
@@ -88,12 +89,16 @@ def plan_merge(text: str, *, base: Path | None, dtype: str | None, output: Path 
     config, stored = read_config(folder), read_stored(folder)
     if stored is not None:
         parameters, read, origin = stored.parameters, stored.bytes, "from the weights' headers"
-        written = parameters * BYTES_OF[dtype] if dtype is not None else read
     else:
         parameters, origin = count_parameters(read_shape(config)), "from config.json: the weights are not on this machine"
         read = parameters * BYTES_OF.get(str(config.get("dtype") or config.get("torch_dtype")), 2)
-        written = parameters * BYTES_OF[dtype] if dtype is not None else read
     header = read_header(target.adapter / ADAPTER_WEIGHTS)
+    head = score_name(header)
+    if head is not None:
+        left_out, its_bytes = _heads_of_base(folder, config, read / parameters)
+        start, end = header[head]["data_offsets"]
+        parameters, read = parameters - left_out + math.prod(header[head]["shape"]), read - its_bytes + end - start
+    written = parameters * BYTES_OF[dtype] if dtype is not None else read
     largest = max((math.prod(tensor["shape"]) for tensor in header.values()), default=0)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = LIBRARIES_BYTES + threads * (BLOCK_BYTES + 2 * 4 * largest)
@@ -115,6 +120,20 @@ def plan_merge(text: str, *, base: Path | None, dtype: str | None, output: Path 
         layer_by_layer=verification > psutil.virtual_memory().available,
         seconds=round(START_SECONDS + written / BYTES_A_SECOND, 1),
     )
+
+
+def _heads_of_base(folder: Path, config: dict[str, Any], bytes_a_number: float) -> tuple[int, int]:
+    """Numbers and bytes of the heads that a classification head takes the place of."""
+    from finetune.model.checkpoint import weight_files
+
+    headers = [read_header(path) for path in weight_files(folder)]
+    if not headers:
+        shape = read_shape(config)
+        count = 0 if shape.tied_head else shape.vocabulary * shape.width
+        return count, int(count * bytes_a_number)
+    found = [header[name] for header in headers for name in (LM_HEAD_WEIGHT, SCORE_WEIGHT) if name in header]
+    offsets = [tensor["data_offsets"] for tensor in found]
+    return sum(math.prod(tensor["shape"]) for tensor in found), sum(end - start for start, end in offsets)
 
 
 def _matrices(folder: Path) -> list[tuple[int, ...]]:

@@ -12,13 +12,16 @@ from typing import Any, Literal
 import torch
 from transformers import PretrainedConfig
 
+from data_prep.config import HeadSection
 from data_prep.documents import Document
 from finetune.errors import MergeError
 from finetune.merge.adapted import MergedWeights, Updates
 from finetune.merge.distance import distance, logits_of, loss_of
+from finetune.merge.head_outputs import mean_kl, mean_loss, outputs_of, prompts_of
 from finetune.merge.models import STREAMED_ROWS, STREAMED_TOKENS, fits_in_memory, model_of
 from finetune.merge.nf4 import Nf4Weights
 from finetune.merge.tensors import StoredWeights, Weights
+from finetune.merge.texts import last_part
 
 Choice = Literal["16bit", "nf4"]
 
@@ -61,26 +64,37 @@ def choose_base(
     dtype: torch.dtype | None,
     *,
     asked: str,
+    head: HeadSection | None,
 ) -> Comparison:
     """Score both bases and take the closer one by KL, or the one that is asked for. Raises MergeError without bitsandbytes."""
     refuse_without_bitsandbytes()
     streamed = not fits_in_memory(base)
     if streamed:
-        documents = [document.part(0, STREAMED_TOKENS) for document in documents[:STREAMED_ROWS]]
-    rows = [document.token_ids for document in documents]
+        documents = [_shortened(document, head) for document in documents[:STREAMED_ROWS]]
 
-    def logits(weights: Weights) -> list[torch.Tensor]:
-        return logits_of(model_of(weights, config, streamed=streamed), rows)
+    def predictions(weights: Weights) -> list[torch.Tensor]:
+        model = model_of(weights, config, streamed=streamed)
+        if head is not None:
+            return [outputs_of(model, prompts_of(documents), int(config.pad_token_id))]
+        return logits_of(model, [document.token_ids for document in documents])
 
-    trained = logits(MergedWeights(Nf4Weights(base), updates, torch.float32))
+    def score(found: list[torch.Tensor]) -> Score:
+        if head is not None:
+            return Score(mean_loss(documents, found[0], head), mean_kl(trained[0], found[0], head))
+        return Score(loss_of(documents, found), distance(trained, found).mean_kl)
+
+    trained = predictions(MergedWeights(Nf4Weights(base), updates, torch.float32))
     scores = {}
     sources: dict[str, Callable[[], Weights]] = {"16bit": lambda: base, "nf4": lambda: Nf4Weights(base)}
     for name, source in sources.items():
-        found = logits(MergedWeights(source(), updates, dtype))
-        scores[name] = Score(loss_of(documents, found), distance(trained, found).mean_kl)
+        scores[name] = score(predictions(MergedWeights(source(), updates, dtype)))
     closer: Choice = "16bit" if scores["16bit"].kl < scores["nf4"].kl else "nf4"
     taken: Choice = closer if asked == "auto" else "nf4" if asked == "nf4" else "16bit"
-    return Comparison(len(rows), loss_of(documents, trained), scores, taken, forced=asked != "auto")
+    return Comparison(len(documents), score(trained).loss, scores, taken, forced=asked != "auto")
+
+
+def _shortened(document: Document, head: HeadSection | None) -> Document:
+    return document.part(0, STREAMED_TOKENS) if head is None else last_part(document, STREAMED_TOKENS)
 
 
 def refuse_without_bitsandbytes() -> None:

@@ -1,5 +1,6 @@
 """A merge that is streamed: block by block from the base's files to the output's, whatever the model's size."""
 
+import copy
 import importlib.util
 import json
 import math
@@ -12,6 +13,7 @@ import torch
 from finetune.errors import MergeError
 from finetune.merge.adapted import MergedWeights, Updates
 from finetune.merge.check_tensors import check_tensors
+from finetune.merge.heads import SCORE_WEIGHT
 from finetune.merge.nf4 import Nf4Weights
 from finetune.merge.output import refuse_small_disk
 from finetune.merge.parts import Options, Outcome, Parts
@@ -20,8 +22,12 @@ from finetune.merge.tensors import Weights
 from finetune.model.precision import choose_threads
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PretrainedConfig
+
     from finetune.merge.qlora import Comparison
     from finetune.merge.verify import Verification
+    from finetune.merge.verify_heads import HeadVerification
 
 SEED = 0
 """Of the sample of numbers that is recomputed."""
@@ -53,7 +59,9 @@ def merge_streamed(parts: Parts, updates: Updates, folder: Path, output: Path, o
 
 def merged_config(parts: Parts, updates: Updates) -> dict[str, Any]:
     """The base's config.json with what the merge changes: vocabulary, tie and type; no quantisation."""
-    config = parts.config | {"vocab_size": updates.vocabulary, "tie_word_embeddings": updates.stays_tied}
+    config = parts.config | {"vocab_size": updates.vocabulary}
+    if updates.predicts:
+        config["tie_word_embeddings"] = updates.stays_tied
     dtype = str(parts.dtype).removeprefix("torch.")
     # The name before transformers 5 stays for those who read it.
     config |= {"dtype": dtype} | ({"torch_dtype": dtype} if "torch_dtype" in config else {})
@@ -75,41 +83,75 @@ def _choose_qlora_base(parts: Parts, updates: Updates, folder: Path, options: Op
     options.say("scoring both bases of the QLoRA adapter: the stored one, and NF4 dequantised")
     documents, _ = parts.documents
     config = AutoConfig.from_pretrained(folder)
-    comparison = choose_base(parts.stored, updates, config, documents, parts.asked_dtype, asked=options.qlora_base)
+    head = parts.head.section if parts.head is not None else None
+    comparison = choose_base(parts.stored, updates, config, documents, parts.asked_dtype, asked=options.qlora_base, head=head)
     for line in comparison.lines():
         options.say(line)
     return (Nf4Weights(parts.stored) if comparison.taken == "nf4" else parts.stored), comparison
 
 
-def verify_streamed(parts: Parts, merged: MergedWeights, folder: Path, options: Options) -> "Verification":
+def verify_streamed(parts: Parts, merged: MergedWeights, folder: Path, options: Options) -> "Verification | HeadVerification":
     """Base + adapter by peft beside the model in `folder`, in memory where they fit, else layer by layer from the disk."""
     from transformers import AutoConfig
 
-    from finetune.merge.distance import logits_of
     from finetune.merge.models import fits_in_memory, model_of
     from finetune.merge.verify import before_by_peft, before_from_disk, quiet_peft, verify
-    from finetune.model.adapter import load_adapter
-    from finetune.model.config import load_config
 
     documents, texts = parts.documents
     config, exact = AutoConfig.from_pretrained(folder), None
-    if fits_in_memory(merged):
+    in_memory, wide = fits_in_memory(merged), MergedWeights(merged.base, merged.updates, torch.float32)
+    if in_memory:
         options.say("verifying: base + adapter beside the merged model, on real rows")
-        # Several adapters go in one on top of the other: the last one is compared unmerged.
-        beneath = load_config(parts.base, parts.target.model.rope_scaling)
-        earlier = Updates(parts.stored, parts.config, parts.adapters[:-1])
-        beneath.vocab_size, beneath.tie_word_embeddings = earlier.vocabulary, earlier.stays_tied
-        plain = model_of(MergedWeights(merged.base, earlier, torch.float32), beneath)
-        if earlier.vocabulary != merged.updates.vocabulary:
-            plain.resize_token_embeddings(merged.updates.vocabulary)  # its new rows are the adapter's
-        with quiet_peft():
-            before = before_by_peft(load_adapter(plain, parts.adapters[-1].folder).eval(), parts.tokenizer, documents)
-        del plain
-        exact = logits_of(model_of(MergedWeights(merged.base, merged.updates, torch.float32), config), before.rows)
     else:
         options.say("verifying layer by layer: the model in float32 is larger than the free memory")
+    if parts.head is not None:
+        return _verify_head_streamed(parts, wide, folder, config, coarsest_type(merged), in_memory=in_memory)
+    if in_memory:
+        with quiet_peft():
+            before = before_by_peft(_unmerged(parts, merged, config), parts.tokenizer, documents)
+        exact = before.as_measured_of(model_of(wide, config))
+    else:
         before = before_from_disk(merged.base, merged.updates, config, documents)
     return verify(before, exact, folder, config, parts.tokenizer, texts=texts, dtype=coarsest_type(merged))
+
+
+def _verify_head_streamed(
+    parts: Parts, wide: MergedWeights, folder: Path, config: "PretrainedConfig", dtype: torch.dtype, *, in_memory: bool
+) -> "HeadVerification":
+    """The same for a classification head; `wide` is the merge in float32."""
+    from finetune.merge.models import STREAMED_ROWS, STREAMED_TOKENS, model_of
+    from finetune.merge.texts import last_part
+    from finetune.merge.verify_heads import head_before, verify_head
+
+    assert parts.head is not None  # noqa: S101 - the caller looked
+    documents, texts = parts.documents
+    pad, exact = int(config.pad_token_id), None
+    if in_memory:
+        before = head_before(_unmerged(parts, wide, config), documents, pad)
+        exact = before.as_measured_of(model_of(wide, config))
+    else:
+        documents = [last_part(document, STREAMED_TOKENS) for document in documents[:STREAMED_ROWS]]
+        before = head_before(model_of(wide, config, streamed=True), documents, pad)
+    return verify_head(before, exact, folder, config, parts.head.section, texts=texts, dtype=dtype)
+
+
+def _unmerged(parts: Parts, merged: MergedWeights, config: "PretrainedConfig") -> "PeftModel":
+    """Base + adapter by peft, in float32. Several adapters go in one on top of the other: the last one stays unmerged."""
+    from finetune.merge.models import model_of
+    from finetune.merge.verify import quiet_peft
+    from finetune.model.adapter import load_adapter
+    from finetune.model.config import load_config
+
+    beneath = load_config(parts.base, parts.target.model.rope_scaling) if parts.head is None else copy.deepcopy(config)
+    earlier = Updates(parts.stored, parts.config, parts.adapters[:-1])
+    beneath.vocab_size, beneath.tie_word_embeddings = earlier.vocabulary, earlier.stays_tied
+    plain = model_of(MergedWeights(merged.base, earlier, torch.float32), beneath)
+    if earlier.vocabulary != merged.updates.vocabulary:
+        plain.resize_token_embeddings(merged.updates.vocabulary)  # its new rows are the adapter's
+    if parts.head is not None:
+        torch.nn.init.zeros_(plain.get_parameter(SCORE_WEIGHT))  # peft has to bring the adapter's by itself
+    with quiet_peft():
+        return load_adapter(plain, parts.adapters[-1].folder).eval()
 
 
 def coarsest_type(merged: MergedWeights) -> torch.dtype:

@@ -8,13 +8,16 @@ from transformers import PreTrainedTokenizerFast
 from data_prep.documents import Document
 from data_prep.errors import DataError
 from data_prep.formats import read_parsed
-from data_prep.masks import tokenize
+from data_prep.masks import Tokenization
 from data_prep.messages import Example, Preference
+from data_prep.render import end_id
 from finetune.evaluate.data import prepare_data
 from finetune.recipe.schema import Recipe
 
 ROWS = 8
 TOKENS_A_ROW = 256
+HEAD_ROWS = 32
+"""For a classification head, which says one thing of a row: more rows, of as many tokens together as the others at most."""
 LOGITS_BYTES = 400_000_000
 """Of one model's logits over all rows, in float32, at most."""
 
@@ -35,18 +38,22 @@ TEXTS = (
 """Prose, a calculation, code, JSON, other languages, a letter and a list."""
 
 
-def verification_documents(recipe: Recipe | None, tokenizer: PreTrainedTokenizerFast) -> tuple[list[Document], str]:
+def verification_documents(
+    recipe: Recipe | None, tokenizer: PreTrainedTokenizerFast, *, classifies: bool = False
+) -> tuple[list[Document], str]:
     """Up to ROWS documents, each of at most TOKENS_A_ROW tokens (fewer with a large vocabulary), and where they come from.
 
     They are the first that the run held out, of its training data where it held out none; the built-in texts where there is
-    no run, or its data can't be read any more, which the second value then says.
+    no run, or its data can't be read any more, which the second value then says. For a model that `classifies` they are up to
+    HEAD_ROWS, which keep their ends, where a head reads.
     """
     why = "built-in texts"
-    # Logits are a vocabulary wide, and several models' are held at once.
-    tokens = max(16, min(TOKENS_A_ROW, LOGITS_BYTES // (4 * len(tokenizer) * ROWS)))
+    # Logits are a vocabulary wide, and several models' are held at once; a head's outputs are few.
+    tokens = TOKENS_A_ROW if classifies else max(16, min(TOKENS_A_ROW, LOGITS_BYTES // (4 * len(tokenizer) * ROWS)))
     if recipe is not None:
         try:
-            documents = [document.part(0, tokens) for document in _documents(recipe, tokenizer)]
+            documents = _documents(recipe, tokenizer, HEAD_ROWS if classifies else ROWS)
+            documents = _last_parts(documents, tokens) if classifies else [document.part(0, tokens) for document in documents]
             documents = [document for document in documents if len(document.token_ids) > 1]
             if documents:
                 return documents, "the run's data"
@@ -54,15 +61,37 @@ def verification_documents(recipe: Recipe | None, tokenizer: PreTrainedTokenizer
         except DataError as error:
             why = f"built-in texts, because the run's data can't be read ({str(error).splitlines()[0]})"
     encoded = [list(ids)[:tokens] for ids in tokenizer(list(TEXTS), add_special_tokens=False)["input_ids"]]
+    if classifies:
+        return [_prompt(ids, end_id(tokenizer)) for ids in encoded], why
     return [Document(ids, ((len(ids) // 2, len(ids), 1.0),), "a built-in text") for ids in encoded], why
 
 
-def _documents(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Sequence[Document]:
+def _prompt(ids: list[int], end: int) -> Document:
+    """A text as a classification head reads it: up to the end token behind it."""
+    return Document([*ids, end], ((len(ids), len(ids) + 1, 1.0),), "a built-in text")
+
+
+def last_part(document: Document, tokens: int) -> Document:
+    """A document's last tokens: a classification head reads at the end."""
+    return document.part(max(0, len(document.token_ids) - tokens), len(document.token_ids))
+
+
+def _last_parts(documents: Sequence[Document], tokens: int) -> list[Document]:
+    kept = list[Document]()
+    for document in documents:
+        kept.append(last_part(document, tokens))
+        if sum(len(part.token_ids) for part in kept) >= ROWS * TOKENS_A_ROW:
+            break
+    return kept
+
+
+def _documents(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, rows: int) -> Sequence[Document]:
     if recipe.data.streaming is None and recipe.data.evaluation is not None:
         held_out = prepare_data(recipe, tokenizer).evaluation
         if len(held_out):
-            return held_out[:ROWS]
-    return tokenize(list(islice(_examples(recipe), ROWS)), tokenizer, recipe.data.supervise)
+            return held_out[:rows]
+    tokenization = Tokenization(tokenizer, recipe.data.supervise, head=recipe.model.head)
+    return [document for document, _ in tokenization.run(islice(_examples(recipe), rows))]
 
 
 def _examples(recipe: Recipe) -> Iterator[tuple[str, Example]]:

@@ -1,24 +1,26 @@
 """What can't be streamed: the whole model in float32, merged by peft itself, and rounded once."""
 
+import json
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune.errors import MergeError, ModelError
 from finetune.evaluate.loading import load_adapted
 from finetune.merge.adapted import finite
-from finetune.merge.distance import logits_of
+from finetune.merge.heads import SCORE_WEIGHT, config_with_head
 from finetune.merge.output import refuse_small_disk
 from finetune.merge.parts import Options, Outcome, Parts
 from finetune.merge.tensors import StoredWeights, hashes_of
-from finetune.merge.verify import before_by_peft, quiet_peft, verify
+from finetune.merge.verify import Before, Verification, before_by_peft, quiet_peft, verify
+from finetune.merge.verify_heads import HeadBefore, HeadVerification, head_before, verify_head
 from finetune.model.adapter import load_adapter
 from finetune.model.checkpoint import Base
 from finetune.model.inspect import ADAPTER_WEIGHTS, read_adapter_config, read_header
@@ -33,26 +35,49 @@ def merge_through_peft(parts: Parts, reason: str, folder: Path, output: Path, op
     note = f"merged by peft, the whole model in memory: {reason}"
     options.say(note)
     refuse_small_disk(output, sum(math.prod(tensor.shape) for tensor in parts.stored.tensors.values()) * parts.dtype.itemsize)
-    adapted = load_in_float32(parts.base, parts.target.model, [adapter.folder for adapter in parts.adapters], parts.tokenizer)
+    section = parts.target.model
+    if parts.head is not None:
+        section = section.model_copy(update={"head": parts.head.section})
+    adapted = load_in_float32(parts.base, section, [adapter.folder for adapter in parts.adapters], parts.tokenizer)
+    if parts.head is not None:
+        cast(Any, adapted.get_base_model()).config.pad_token_id = parts.config["pad_token_id"]
     before, exact, spent = None, None, 0.0
     if options.check == "full":
         began = time.perf_counter()
-        documents, texts = parts.documents
-        before = before_by_peft(adapted, parts.tokenizer, documents)
+        before = _before(parts, adapted)
         spent = time.perf_counter() - began
     merged = merge_in_float32(adapted)
     if before is not None:
-        exact = logits_of(merged, before.rows)
-    save(merged, parts.dtype, folder, options.largest_shard)
+        exact = before.as_measured_of(merged)
+    save(merged, parts, folder, options.largest_shard)
     began = time.perf_counter()
     verification = None
     if before is not None:
         config = merged.config
         del merged, adapted
-        verification = verify(before, exact, folder, config, parts.tokenizer, texts=texts, dtype=parts.dtype)
+        verification = _verify(parts, before, exact, folder, config)
     spent += time.perf_counter() - began
     written = StoredWeights.of_folder(folder)
     return Outcome(hashes_of(written, choose_threads()), spent, verification=verification, notes=(note,))
+
+
+def _before(parts: Parts, adapted: PeftModel) -> Before | HeadBefore:
+    documents, _ = parts.documents
+    if parts.head is None:
+        return before_by_peft(adapted, parts.tokenizer, documents)
+    with quiet_peft():
+        return head_before(adapted, documents, parts.config["pad_token_id"])
+
+
+def _verify(
+    parts: Parts, before: Before | HeadBefore, exact: Any, folder: Path, config: PretrainedConfig
+) -> Verification | HeadVerification:
+    _, texts = parts.documents
+    if isinstance(before, Before):
+        return verify(before, exact, folder, config, parts.tokenizer, texts=texts, dtype=parts.dtype)
+    assert parts.head is not None  # noqa: S101 - so it was measured
+    config = AutoConfig.from_pretrained(folder)  # the loaded base's says that it predicts tokens
+    return verify_head(before, exact, folder, config, parts.head.section, texts=texts, dtype=parts.dtype)
 
 
 def load_in_float32(
@@ -119,15 +144,23 @@ def merge_in_float32(model: PeftModel) -> PreTrainedModel:
     return merged
 
 
-def save(merged: PreTrainedModel, dtype: torch.dtype, folder: Path, largest_shard: int) -> None:
+def save(merged: PreTrainedModel, parts: Parts, folder: Path, largest_shard: int) -> None:
     """Round once, and write. Raises MergeError where a number isn't finite."""
+    dtype, head = parts.dtype, merged.get_parameter(SCORE_WEIGHT).detach() if parts.head is not None else None
     torch.nn.Module.to(merged, dtype)  # transformers' own `to` only adds checks for quantised models
+    if head is not None and parts.asked_dtype is None:
+        # As a streamed merge keeps it.
+        merged.get_parameter(SCORE_WEIGHT).data = head.to(parts.stored.dtype(SCORE_WEIGHT))
     for name, parameter in merged.named_parameters():
         finite(name, parameter.detach())
     merged.config.dtype = dtype
     # transformers refuses to save some generation configs that it reads; the base's own file is written afterwards.
     merged.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     merged.save_pretrained(folder, max_shard_size=largest_shard)
+    if parts.head is not None:
+        path = folder / "config.json"
+        config = config_with_head(json.loads(path.read_text()), parts.head, parts.config["pad_token_id"])
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _untie_if_one_side_is_adapted(model: PeftModel) -> None:

@@ -111,6 +111,31 @@ class Verification:
             f"{self.largest_difference:.2e}, mean KL {self.mean_kl:.2e} nats, same likeliest token {self.top1_agreement:.2%}"
         )
 
+    def sentences(self) -> list[str]:
+        """For a card."""
+        same = f"text: {self.same_answers} of {len(self.answers)} greedy answers are the same"
+        return [f"predictions: {self.verdict}", *([same] if self.answers else [])]
+
+    def lines(self) -> list[tuple[str, str]]:
+        """For people: (name, value) a line."""
+        exact, effect = self.float32_largest_difference, self.adapter_mean_kl
+        found = [
+            ("verification", f"holds, on {self.rows} rows, {self.tokens:,} tokens ({self.texts})"),
+            (
+                "  logits",
+                f"largest difference {self.largest_difference:.2e}, mean {self.mean_difference:.2e}"
+                + ("" if exact is None else f"; merged in float32 {exact:.2e}"),
+            ),
+            (
+                "  predictions",
+                f"mean KL {self.mean_kl:.2e} nats"
+                + ("" if effect is None else f" (the adapter's own effect: {effect:.2e})")
+                + f", same likeliest token {self.top1_agreement:.2%}",
+            ),
+        ]
+        text = ("  text", f"{self.same_answers} of {len(self.answers)} greedy answers are the same")
+        return [*found, *([text] if self.answers else [])]
+
     def as_dict(self) -> dict[str, Any]:
         """The figures as plain values, for verification.json."""
         return {"holds": self.holds, "verdict": self.verdict, **asdict(self)}
@@ -126,6 +151,10 @@ class Before:
     """From base + adapter to the base alone; None where their vocabularies differ and nothing says what the base has there."""
     prompts: list[list[int]]
     answers: list[list[int]]
+
+    def as_measured_of(self, model: PreTrainedModel) -> list[torch.Tensor]:
+        """The logits that another model has for the same rows."""
+        return logits_of(model, self.rows)
 
     @property
     def largest_logit(self) -> float:
@@ -242,9 +271,9 @@ def compare_answers(
     return tuple(answers), failures
 
 
-def load_plain(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_plain(folder: Path, dtype: torch.dtype, kind: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """A model folder through plain transformers. Raises MergeError where weights are absent from it, or left over."""
-    loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, output_loading_info=True
     )
     model, info = loaded

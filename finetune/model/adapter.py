@@ -57,8 +57,8 @@ def trained_in_float32(model: PeftModel) -> PeftModel:
 def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]] | None:
     if not ids:
         return None
-    tied = model.config.tie_word_embeddings
-    return {"embed_tokens": list(ids)} if tied else {"embed_tokens": list(ids), "lm_head": list(ids)}
+    one = model.config.tie_word_embeddings or model.get_output_embeddings() is None
+    return {"embed_tokens": list(ids)} if one else {"embed_tokens": list(ids), "lm_head": list(ids)}
 
 
 def check_targets(model: nn.Module, section: AdapterSection) -> None:

@@ -19,7 +19,8 @@ def head_of_config(config: dict[str, Any]) -> HeadSection | None:
     """The head of a model folder, by its config.json; None where it predicts tokens."""
     if not any(str(name).endswith(CLASSIFIER) for name in config.get("architectures") or ()):
         return None
-    names = {int(index): str(name) for index, name in (config.get("id2label") or {0: "value"}).items()}
+    # transformers leaves its default, two labels, out of the file.
+    names = {int(index): str(name) for index, name in (config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).items()}
     labels = tuple(names[index] for index in sorted(names))
     known = [problem for problem, theirs in PROBLEM_TYPES.items() if theirs == config.get("problem_type")]
     problem = known[0] if known else "single_label" if len(labels) > 1 else "regression"

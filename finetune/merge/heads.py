@@ -1,0 +1,175 @@
+"""A classification head in a merge: the adapter brings it whole, and it takes the place of the head that predicts tokens.
+
+Loads no torch: plans ask here as well.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from data_prep.config import HeadSection
+from finetune.errors import MergeError
+from finetune.recipe.heads import CLASSIFIER, PROBLEM_TYPES, head_of_config
+from finetune.runs.target import Target
+
+if TYPE_CHECKING:
+    from finetune.merge.adapter import Adapter
+    from finetune.merge.tensors import StoredWeights
+
+SCORE, LM_HEAD = "score", "lm_head"
+SCORE_WEIGHT, LM_HEAD_WEIGHT = f"{SCORE}.weight", f"{LM_HEAD}.weight"
+SAVED = re.compile(r"(base_model\.model\.)?score(\.(modules_to_save|default))*\.weight")
+"""How peft names the head in an adapter's file."""
+
+CLASSIFIES = "SEQ_CLS"
+"""peft's task_type of an adapter whose model has such a head."""
+
+SHOWN_LABELS = 20
+ABSENT_MODULE = "classifier"
+"""A head's name in other architectures, which peft writes into modules_to_save beside score."""
+
+
+@dataclass(frozen=True)
+class MergedHead:
+    """The head that a merged model gets."""
+
+    section: HeadSection
+    described: dict[str, Any]
+    """What config.json says of its outputs: id2label, label2id, and problem_type where it is known."""
+    note: str | None = None
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        labels = list(map(str, self.described["id2label"].values()))
+        more = f" and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
+        return f"{self.section.problem}: {', '.join(labels[:SHOWN_LABELS])}{more}"
+
+
+def score_name(names: Iterable[str]) -> str | None:
+    """The name of the head among the tensors of an adapter's file; None where it holds none."""
+    return next((name for name in names if SAVED.fullmatch(name)), None)
+
+
+def classifies(config: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a model with a classification head."""
+    return any(str(name).endswith(CLASSIFIER) for name in config.get("architectures") or ())
+
+
+def read_head(
+    target: Target, config: dict[str, Any], stored: "StoredWeights", adapters: Sequence["Adapter"]
+) -> MergedHead | None:
+    """The head of the merged model; None where it predicts tokens.
+
+    Raises MergeError where the adapters, the base and what is known of the head contradict each other.
+    """
+    if target.model.head is None and not any(map(_has_head, adapters)):
+        if classifies(config):
+            raise MergeError(
+                f"the base {target.model.name} is a model with a classification head, and the adapter in "
+                f"{adapters[0].folder} brings none: it belongs to a base that predicts tokens; name that one with --base."
+            )
+        return None
+    if len(adapters) > 1:
+        raise MergeError(
+            "several adapters can't go in at once where one has a classification head, which was trained with that adapter "
+            "alone: merge them one at a time, each into what the one before gave (--base)."
+        )
+    outputs = _outputs(adapters[0], config, stored)
+    named, own = target.model.head, _head_of_base(config)
+    if named is None:
+        return _plain_head(adapters[0], config, own, outputs)
+    if named.outputs != outputs or own not in (None, named):
+        raise MergeError(
+            f"the head of {target.description} contradicts itself: by its notes it is {_words(named)}, by "
+            + (f"its weights it has {outputs} outputs." if own in (None, named) else f"its base {_words(own)}.")
+        )
+    return MergedHead(named, {"problem_type": PROBLEM_TYPES[named.problem], **_names(named.labels or ("value",))})
+
+
+def exchange_heads(stored: "StoredWeights", adapter: "Adapter") -> None:
+    """Let the adapter's head stand among the base's tensors, and the one that predicts tokens be gone.
+
+    It stays in the type in which it was trained, float32, where --dtype names no other: it is small, and nothing is lost.
+    """
+    stored.tensors.pop(LM_HEAD_WEIGHT, None)
+    name = score_name(adapter.weights.names())
+    assert name is not None  # noqa: S101 - read_head looked
+    stored.tensors[SCORE_WEIGHT] = adapter.weights.tensors[name]
+
+
+def config_with_head(config: dict[str, Any], head: MergedHead, pad_token_id: int | None) -> dict[str, Any]:
+    """A base's config.json for the model with the head. Raises MergeError where transformers has no such model.
+
+    transformers reads a row at its last token that is not the padding token, so config.json has to name it.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN
+
+    kind = str(config.get("model_type"))
+    if kind not in KNOWN:
+        raise MergeError(f"transformers has no model of architecture {kind} with a classification head to merge into.")
+    kept = {key: value for key, value in config.items() if key not in ("num_labels", "problem_type")}
+    return kept | {"architectures": [KNOWN[kind]], "pad_token_id": pad_token_id} | head.described
+
+
+def _has_head(adapter: "Adapter") -> bool:
+    return score_name(adapter.weights.names()) is not None or adapter.config.get("task_type") == CLASSIFIES
+
+
+def _head_of_base(config: dict[str, Any]) -> HeadSection | None:
+    """The base's own head. Raises MergeError where its config.json is damaged."""
+    try:
+        # transformers leaves these two names out of a config.json.
+        return head_of_config({"id2label": {0: "LABEL_0", 1: "LABEL_1"}} | config)
+    except (ValueError, AttributeError) as error:
+        raise MergeError(f"the base's config.json is damaged: id2label is {config.get('id2label')}: {error}") from None
+
+
+def _outputs(adapter: "Adapter", config: dict[str, Any], stored: "StoredWeights") -> int:
+    """How many outputs the head has. Raises MergeError where it wasn't saved, or doesn't fit the base."""
+    name = score_name(adapter.weights.names())
+    if name is None:
+        raise MergeError(
+            f"the adapter in {adapter.folder} belongs to a model with a classification head, and its file holds no "
+            f"{SCORE_WEIGHT}: the head that it was trained with is lost. peft saves it where modules_to_save names score."
+        )
+    task = adapter.config.get("task_type")
+    if task not in (CLASSIFIES, None):
+        raise MergeError(
+            f"the adapter in {adapter.folder} has a head, and is of task_type {task}; expected {CLASSIFIES}, one answer for a "
+            "whole row."
+        )
+    shape, width = adapter.weights.shape(name), config.get("hidden_size")
+    own = stored.shape(SCORE_WEIGHT) if classifies(config) and SCORE_WEIGHT in stored.tensors else shape
+    if len(shape) != 2 or not shape[0] or shape[1] != width or shape != own:
+        there = f"a width of {width}" if shape == own else f"a head of shape {own}"
+        raise MergeError(
+            f"the adapter in {adapter.folder} does not fit the base: size mismatch, its head is of shape {shape}, and the base "
+            f"has {there}; name the right one with --base."
+        )
+    return shape[0]
+
+
+def _plain_head(adapter: "Adapter", config: dict[str, Any], own: HeadSection | None, outputs: int) -> MergedHead:
+    """Of an adapter that says nothing of its labels: the base's where it has such a head, else transformers' own names."""
+    described = _names([f"LABEL_{index}" for index in range(outputs)])
+    if own is not None and own.outputs == outputs:
+        kept = ("id2label", "label2id", "problem_type")
+        return MergedHead(own, described | {key: config[key] for key in kept if config.get(key)})
+    section = head_of_config(described | {"architectures": [CLASSIFIER]})
+    assert section is not None  # noqa: S101 - the architecture says so
+    note = (
+        f"nothing in {adapter.folder} names the head's outputs: they are LABEL_0 and so on, as transformers calls them, "
+        "until id2label and label2id in config.json say otherwise"
+    )
+    return MergedHead(section, described, note)
+
+
+def _names(labels: Sequence[str]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+
+
+def _words(head: HeadSection | None) -> str:
+    assert head is not None  # noqa: S101 - the caller looked
+    return f"of problem {head.problem} with {head.outputs} outputs" + (f" ({', '.join(head.labels)})" if head.labels else "")
