@@ -5,18 +5,16 @@ The head reads the hidden state of a document's last token before the place of i
 hold several documents. Head and loss compute in the head's own type, float32 in training: it is a small matrix.
 """
 
-import types
 from typing import Any
 
 import torch
 from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from data_prep.config import HeadSection, Problem
 from finetune.errors import ModelError
 from finetune.model.checkpoint import Base
-from finetune.model.loss import IGNORED
+from finetune.model.loss import IGNORED, install_loss
 from finetune.recipe.heads import PROBLEM_TYPES, head_of_config
 
 HEAD = "score"
@@ -65,37 +63,24 @@ def head_losses(outputs: torch.Tensor, targets: torch.Tensor, problem: Problem, 
 
 
 def install_head_loss(model: PreTrainedModel, head: HeadSection, label_smoothing: float = 0.0) -> None:
-    """Make `model(input_ids=..., shift_labels=..., targets=..., num_items_in_batch=...)` return the loss.
+    """Make the model return the sum of the head's losses over documents (see finetune.model.loss.install_loss).
 
-    It is the sum over documents, divided by `num_items_in_batch` where that is given; `shift_labels` say where documents are
-    read, `targets` have their numbers in the same order. `logits` are the outputs (N x L). Calls without `shift_labels` go to
-    the model's own forward.
+    `shift_labels` say where documents are read, `targets` have their numbers in the same order.
     """
-    plain_forward = model.forward
 
-    def forward(
-        self: PreTrainedModel,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        shift_labels: torch.Tensor | None = None,
-        shift_weights: torch.Tensor | None = None,
-        targets: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs: object,
-    ) -> SequenceClassifierOutputWithPast:
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
-        if shift_labels is None:
-            return plain_forward(**inputs)
-        hidden = self.model(**inputs | {"use_cache": False}).last_hidden_state
-        read = shift_labels.ne(IGNORED)
+    def loss_of(
+        model: Any,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        weights: torch.Tensor | None,
+        targets: torch.Tensor | None,
+    ) -> torch.Tensor:
         if targets is None:  # a row without documents: a zero that still has a gradient, as in finetune.model.loss
-            return SequenceClassifierOutputWithPast(loss=head_outputs(self, hidden[:, 0]).sum() * 0.0)
-        outputs = head_outputs(self, hidden[read])
-        losses = head_losses(outputs, targets, head.problem, label_smoothing if self.training else 0.0)
-        loss = (losses if shift_weights is None else losses * shift_weights[read].to(losses)).sum()
-        if num_items_in_batch is not None:
-            loss = loss / torch.as_tensor(num_items_in_batch).to(loss)
-        return SequenceClassifierOutputWithPast(loss=loss, logits=outputs)
+            return head_outputs(model, hidden[:, 0]).sum() * 0.0
+        read = labels.ne(IGNORED)
+        losses = head_losses(
+            head_outputs(model, hidden[read]), targets, head.problem, label_smoothing if model.training else 0.0
+        )
+        return (losses if weights is None else losses * weights[read].to(losses)).sum()
 
-    model.forward = types.MethodType(forward, model)
+    install_loss(model, loss_of)

@@ -189,18 +189,16 @@ def _chunks(
     return list(zip(*parts, factors, strict=True))
 
 
-def install_supervised_loss(model: PreTrainedModel, label_smoothing: float = 0.0) -> None:
-    """Make `model(input_ids=..., shift_labels=..., num_items_in_batch=...)` return the loss and no logits.
+LossOf = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor]
+"""The sum of a batch's losses, of the model, its hidden states (B x T x D), shift_labels, shift_weights and targets."""
 
-    The loss is the sum over supervised positions, each by `shift_weights` where those are given, divided by
-    `num_items_in_batch` where that is given. Label smoothing applies in training mode only, so that an evaluation loss is
-    the plain cross-entropy. Calls without `shift_labels` (generation) go to the model's own forward.
 
-    Raises ModelError for a base that changes its logits after the head.
+def install_loss(model: PreTrainedModel, loss_of: LossOf) -> None:
+    """Make `model(input_ids=..., shift_labels=..., num_items_in_batch=...)` return a loss, and no logits.
+
+    The loss is what `loss_of` says, divided by `num_items_in_batch` where that is given. Calls without `shift_labels`
+    (generation, a classifier's own) go to the model's own forward.
     """
-    for name in ("final_logit_softcapping", "logit_scale"):
-        if getattr(model.config, name, None):
-            raise ModelError(f"this base has {name} in its config.json, which the loss at supervised positions doesn't know.")
     plain_forward = model.forward
 
     def forward(
@@ -210,6 +208,7 @@ def install_supervised_loss(model: PreTrainedModel, label_smoothing: float = 0.0
         position_ids: torch.Tensor | None = None,
         shift_labels: torch.Tensor | None = None,
         shift_weights: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: object,
     ) -> CausalLMOutputWithPast:
@@ -217,10 +216,29 @@ def install_supervised_loss(model: PreTrainedModel, label_smoothing: float = 0.0
         if shift_labels is None:
             return plain_forward(**inputs)
         hidden = self.model(**inputs | {"use_cache": False}).last_hidden_state
-        smoothing = label_smoothing if self.training else 0.0
-        loss = supervised_cross_entropy(hidden, shift_labels, self.lm_head, smoothing, shift_weights)
+        loss = loss_of(self, hidden, shift_labels, shift_weights, targets)
         if isinstance(num_items_in_batch, torch.Tensor):
             num_items_in_batch = num_items_in_batch.to(loss.dtype)
         return CausalLMOutputWithPast(loss=loss if num_items_in_batch is None else loss / num_items_in_batch)
 
     model.forward = types.MethodType(forward, model)
+
+
+def install_supervised_loss(model: PreTrainedModel, label_smoothing: float = 0.0) -> None:
+    """Make the model return the sum of the cross-entropy over supervised positions, each by `shift_weights` (see install_loss).
+
+    Label smoothing applies in training mode only, so that an evaluation loss is the plain cross-entropy.
+
+    Raises ModelError for a base that changes its logits after the head.
+    """
+    for name in ("final_logit_softcapping", "logit_scale"):
+        if getattr(model.config, name, None):
+            raise ModelError(f"this base has {name} in its config.json, which the loss at supervised positions doesn't know.")
+
+    def loss_of(
+        model: Any, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, _: torch.Tensor | None
+    ) -> torch.Tensor:
+        smoothing = label_smoothing if model.training else 0.0
+        return supervised_cross_entropy(hidden, labels, model.lm_head, smoothing, weights)
+
+    install_loss(model, loss_of)
