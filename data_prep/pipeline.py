@@ -14,10 +14,11 @@ from data_prep.documents import Document, DocumentTable, TableRow, TableWriter
 from data_prep.errors import DataError
 from data_prep.files import unread_files
 from data_prep.formats import RowParser, read_parsed
+from data_prep.heads import targets_of
 from data_prep.identity import place_in
 from data_prep.lengths import PART, fitted
 from data_prep.masks import BATCH_ROWS, Placed, Tokenization
-from data_prep.messages import Example, Preference
+from data_prep.messages import Conversation, Example, Parsed, Preference
 from data_prep.render import special_tokens, special_tokens_in
 from data_prep.report import SourceReport
 from data_prep.sources import Row, source_name
@@ -194,6 +195,7 @@ class Pipeline:
             row = replace(read, place=prefix + read.place) if prefix else read
             try:
                 examples = parser.parse(row)
+                self._check_answers(examples)
             except DataError as error:
                 if self.section.on_bad_row == "error":
                     raise
@@ -210,6 +212,16 @@ class Pipeline:
                 f"{source_name(source)}: its {pairs:,} pairs of chosen and rejected answers are valid, but training on "
                 "preferences comes in a later version; to learn the chosen answers alone, use format template or messages"
             )
+
+    def _check_answers(self, examples: list[tuple[str, Parsed]]) -> None:
+        """Raise DataError for a row whose answer the head can't learn."""
+        for place, example in examples if self.head is not None else ():
+            if self.head is not None and not isinstance(example, Preference):
+                answer = example.messages[-1].content if isinstance(example, Conversation) else example.completion
+                try:
+                    targets_of(answer, self.head)
+                except DataError as error:
+                    raise DataError(f"{place}: {error}") from None
 
     def _cleaned(self, place: str, example: Example, report: SourceReport) -> "_Candidate | None":
         """The example after data.clean; None where its text is a reason to drop it."""

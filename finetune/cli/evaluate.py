@@ -53,11 +53,13 @@ def evaluate(
     from finetune.evaluate.tables import as_dict, score_lines, supervised_tokens, worst_lines
     from finetune.model.precision import choose_precision
 
+    folder = output or (tuned.run / "predictions" if tuned.run is not None else None)
+    if folder is not None:
+        _make(folder)  # before minutes are spent
     precision = choose_precision(loaded.train.precision)
     evaluation = Evaluation(loaded, precision, allow_code=allowed_code(allow_code), progress=_progress(as_json))
     before = None if base is None else evaluation.of(base)
     report = evaluation.of(tuned)
-    folder = output or (tuned.run / "predictions" if tuned.run is not None else None)
     kept = [] if folder is None else _keep(folder, Path(recipe).stem, report, before)
     if as_json:
         facts = {"model": tuned.description, "base": base.description if base else None, "precision": precision.name}
@@ -95,18 +97,28 @@ def _progress(quiet: bool):
     return show
 
 
+def _make(folder: Path) -> None:
+    from finetune.errors import FinetuneError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FinetuneError(f"--output {folder} can't be a folder: {error.strerror}. Name another.") from None
+
+
 def _keep(folder: Path, name: str, report: "Report", base: "Report | None") -> list[str]:
-    """Write predictions and figures; the files' names."""
+    """Write predictions and figures under a name that is free; the files' names."""
     import json
 
     from finetune.evaluate.tables import as_dict, predictions
-    from finetune.runs.folder import write_text
+    from finetune.runs.folder import write_entries, write_text
 
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {f"{name}.jsonl": "".join(predictions(report))}
-    if base is not None:
-        files[f"{name}-base.jsonl"] = "".join(predictions(base))
-    files[f"{name}.json"] = json.dumps(as_dict(report, base), indent=1) + "\n"
-    for file, text in files.items():
-        write_text(folder / file, text)
-    return [str(folder / file) for file in files]
+    number, stem = 1, f"evaluate-{name}"
+    while (folder / f"{stem}.json").exists():
+        number += 1
+        stem = f"evaluate-{name}-{number}"
+    entries = {f"{stem}.jsonl": report} | ({f"{stem}.base.jsonl": base} if base is not None else {})
+    for file, made in entries.items():
+        write_entries(folder / file, predictions(made))
+    write_text(folder / f"{stem}.json", json.dumps(as_dict(report, base), indent=1) + "\n")
+    return [str(folder / file) for file in (*entries, f"{stem}.json")]

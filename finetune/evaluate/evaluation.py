@@ -53,7 +53,8 @@ class Evaluation:
         dtype = self.precision.dtype
         model, tokenizer = load_ready(target.model, target.adapter, dtype=dtype, quantize=target.quantized)
         data = prepare_data(self.recipe, tokenizer, allow_code=self.allow_code)
-        rows = read_rows(self.recipe, data, tokenizer, self.recipe.evaluate.max_rows)
+        positions = int(model.config.max_position_embeddings)
+        rows = read_rows(self.recipe, data, tokenizer, positions=positions, most=self.recipe.evaluate.max_rows)
         return measure(model, tokenizer, self.recipe, rows, progress=self.progress)
 
 

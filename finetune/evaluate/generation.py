@@ -73,13 +73,14 @@ def generate_ids(
     with evaluating(model), _seeded(model, temperature, seed):
         for first in range(0, len(order), batch_size):
             indices = order[first : first + batch_size]
-            options = _options(tokenizer, temperature, min(room[index] for index in indices))
+            options = _options(tokenizer, temperature, max(room[index] for index in indices))
             tokens, mask = _left_padded([prompts[index] for index in indices], pad, model.device)
             made = model.generate(input_ids=tokens, attention_mask=mask, generation_config=options)
             for index, ids in zip(indices, made[:, tokens.shape[1] :].tolist(), strict=True):
-                # What follows the end of an answer is padding, up to the longest of the batch.
+                # What follows the end of an answer is padding, up to the longest of the batch; what goes beyond the base's
+                # positions, because another prompt was shorter, is nobody's.
                 end = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
-                answers[index] = ids[:end]
+                answers[index] = ids[: min(end, room[index])]
             if progress is not None:
                 progress(first + len(indices), len(order))
     return answers

@@ -9,27 +9,48 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.config import NO_LABEL
 from data_prep.heads import split_labels
 from finetune.errors import FinetuneError
-from finetune.evaluate.answers import Answer
+from finetune.evaluate.answers import Answer, Question
 from finetune.evaluate.bootstrap import Scorer
-
-Read = Callable[[Answer], list[str]]
-"""The labels that an answer stands for."""
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """What is right, and what was said: label indexes (N), L where no label was named; or N x L of 0 and 1."""
+class Labels:
+    """What is told apart."""
 
-    right: np.ndarray
-    said: np.ndarray
-    labels: tuple[str, ...]
+    names: tuple[str, ...]
+    several: bool = False
+    """Whether a row can have several of them, or none."""
 
-    @property
-    def several(self) -> bool:
-        """Whether a row can have several labels."""
-        return self.right.ndim == 2
+    def of_row(self, question: Question) -> list[str]:
+        """A row's own labels. Raises FinetuneError for one that isn't named."""
+        reference = question.references[0].strip()
+        words = split_labels(reference) if self.several else [reference]
+        strange = next((word for word in words if word not in self.names), None)
+        if strange is not None:
+            raise FinetuneError(
+                f"{question.place} has the label {strange!r}, and the labels are {', '.join(self.names)}: name it in "
+                "evaluate.labels (or model.head.labels), mend the row, or choose metrics without labels."
+            )
+        return words
+
+    def said(self, text: str) -> list[str]:
+        """The labels that an answer names; none where it begins with no label."""
+        if text.strip() in self.names:
+            return [text.strip()]
+        parts = split_labels(text) if self.several else [text]
+        found = (label_in(part, self.names) for part in parts)
+        return list(dict.fromkeys(label for label in found if label is not None))
+
+
+def has_several(questions: Sequence[Question], names: Sequence[str]) -> bool:
+    """Whether a row among them has several labels, or none."""
+    references = (question.references[0].strip() for question in questions)
+    return any(
+        reference not in names and (reference == NO_LABEL or len(split_labels(reference)) > 1) for reference in references
+    )
 
 
 def label_in(text: str, labels: Sequence[str]) -> str | None:
@@ -44,52 +65,41 @@ def label_in(text: str, labels: Sequence[str]) -> str | None:
     return max(fitting, key=len, default=None)
 
 
-def said_labels(answer: Answer, labels: Sequence[str]) -> list[str]:
-    """The labels that an answer's text names."""
-    whole = label_in(answer.text, labels)
-    if whole is not None and len(split_labels(answer.text)) == 1:
-        return [whole]
-    found = (label_in(part, labels) for part in split_labels(answer.text))
-    return list(dict.fromkeys(label for label in found if label is not None))
+@dataclass(frozen=True)
+class Labelled:
+    """What is right, and what was said: label indexes (N), L where no label was named; or N x L of 0 and 1."""
+
+    right: np.ndarray
+    said: np.ndarray
+    labels: Labels
+
+    def agreement(self) -> list[float]:
+        """1 for each row with exactly the right label, or labels (N)."""
+        same = self.right == self.said
+        return (same.all(axis=1) if self.labels.several else same).astype(float).tolist()
 
 
-def likeliest_label(answer: Answer, labels: Sequence[str]) -> list[str]:
-    """The label with the highest likelihood."""
-    return [labels[int(np.argmax(answer.likelihoods))]]
+def by_text(answers: Sequence[Answer], labels: Labels) -> Labelled:
+    """The labels that the answers name. Raises FinetuneError for a row whose own label is not among them."""
+    return _labelled(answers, labels, [labels.said(answer.text) for answer in answers])
 
 
-def labelled(answers: Sequence[Answer], labels: Sequence[str], read: Callable[[Answer, Sequence[str]], list[str]]) -> Labelled:
-    """The answers as numbers. Raises FinetuneError for a row whose own label is not among the labels."""
-    right = [_own_labels(answer, labels) for answer in answers]
-    said = [read(answer, labels) for answer in answers]
-    if any(len(words) != 1 for words in right):
-        return Labelled(_indicator(right, labels), _indicator(said, labels), tuple(labels))
-    index = {label: number for number, label in enumerate(labels)}
-    first = [index[words[0]] if len(words) == 1 else len(labels) for words in said]
-    return Labelled(np.array([index[words[0]] for words in right]), np.array(first), tuple(labels))
+def by_likelihood(answers: Sequence[Answer], labels: Labels) -> Labelled:
+    """The likeliest labels."""
+    return _labelled(answers, labels, [[labels.names[int(np.argmax(answer.likelihoods))]] for answer in answers])
 
 
-def _own_labels(answer: Answer, labels: Sequence[str]) -> list[str]:
-    reference = answer.question.references[0].strip()
-    words = [reference] if reference in labels else split_labels(reference)
-    strange = next((word for word in words if word not in labels), None)
-    if strange is not None:
-        raise FinetuneError(
-            f"{answer.question.place} has the label {strange!r}, and the labels are {', '.join(labels)}: name it in "
-            "evaluate.labels (or model.head.labels), mend the row, or choose metrics without labels."
-        )
-    return words
+def _labelled(answers: Sequence[Answer], labels: Labels, said: list[list[str]]) -> Labelled:
+    right = [labels.of_row(answer.question) for answer in answers]
+    if labels.several:
+        return Labelled(_indicator(right, labels.names), _indicator(said, labels.names), labels)
+    index = {label: number for number, label in enumerate(labels.names)}
+    named = [index[words[0]] if words else len(labels.names) for words in said]
+    return Labelled(np.array([index[words[0]] for words in right]), np.array(named), labels)
 
 
 def _indicator(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> np.ndarray:
-    return np.array([[int(label in words) for label in labels] for words in rows])
-
-
-def accuracy(found: Labelled) -> Scorer:
-    """The share of rows with exactly the right label, or labels."""
-    from sklearn.metrics import accuracy_score
-
-    return lambda weights: float(accuracy_score(found.right, found.said, sample_weight=weights))
+    return np.array([[int(label in words) for label in labels] for words in rows]).reshape(len(rows), len(labels))
 
 
 def f1(average: str) -> Callable[[Labelled], Scorer]:
@@ -98,23 +108,23 @@ def f1(average: str) -> Callable[[Labelled], Scorer]:
     def scorer(found: Labelled) -> Scorer:
         from sklearn.metrics import f1_score
 
-        options: dict[str, Any] = {"labels": list(range(len(found.labels))), "average": average, "zero_division": 0}
-        return lambda weights: float(f1_score(found.right, found.said, sample_weight=weights, **options))
+        options: dict[str, Any] = {"labels": list(range(len(found.labels.names))), "average": average, "zero_division": 0}
+        right, said = found.right, found.said
+        if found.labels.several and len(found.labels.names) == 1:
+            # scikit-learn takes one column for two classes: that the label is absent, and that it is there.
+            right, said, options["labels"] = right[:, 0], said[:, 0], [1]
+        return lambda weights: float(f1_score(right, said, sample_weight=weights, **options))
 
     return scorer
 
 
 def matthews(found: Labelled) -> Scorer:
-    """Matthews' correlation. Raises FinetuneError for rows with several labels."""
+    """Matthews' correlation."""
     from sklearn.metrics import matthews_corrcoef
 
-    if found.several:
-        raise FinetuneError(
-            "the metric matthews needs one label a row, and these rows have several: take f1_macro or f1_micro."
-        )
     return lambda weights: float(matthews_corrcoef(found.right, found.said, sample_weight=weights))
 
 
-def unlike_any(answers: Sequence[Answer], labels: Sequence[str]) -> int:
+def unlike_any(answers: Sequence[Answer], labels: Labels) -> int:
     """How many answers name no label, though their row has one."""
-    return sum(not said_labels(answer, labels) for answer in answers if split_labels(answer.question.references[0]))
+    return sum(not labels.said(answer.text) for answer in answers if labels.of_row(answer.question))

@@ -42,15 +42,19 @@ def label_likelihoods(
 
 
 def with_answer(example: Example, answer: str) -> Example:
-    """The example with another last answer."""
+    """The example with another last answer; of a plain text with the blanks that stand around it."""
     if isinstance(example, Conversation):
         last = replace(example.messages[-1], content=answer, tool_calls=(), weight=None)
         return replace(example, messages=(*example.messages[:-1], last))
-    return replace(example, completion=answer)
+    before, after = example.completion.split(example.completion.strip() or example.completion, maxsplit=1)
+    return replace(example, completion=f"{before}{answer}{after}")
 
 
 def _prefix(row: Sequence[Document]) -> int:
-    """How many tokens all of a row's documents begin with, before anything that is scored; at least one."""
+    """How many tokens all of a row's documents begin with, at most those of the prompt; at least one.
+
+    What follows is scored: also a token in which a label runs together with the end of the prompt.
+    """
     most = min(document.spans[0][0] for document in row)
     ids = [document.token_ids for document in row]
     return next((place for place in range(most) if len({tokens[place] for tokens in ids}) > 1), most) or 1
@@ -89,13 +93,15 @@ def _continuation(
 ) -> np.ndarray:
     """The likelihood of what follows the prompt in each document (B); `last` are the prompts' last hidden states."""
     device = last.device
-    pieces = [document.token_ids[prefix:] for document, prefix in zip(documents, prefixes, strict=True)]
+    # A template may write something behind the end of the turn.
+    ends = [document.spans[-1][1] for document in documents]
+    pieces = [document.token_ids[prefix:end] for document, prefix, end in zip(documents, prefixes, ends, strict=True)]
     length = max(map(len, pieces))
     tokens = torch.zeros(len(pieces), length, dtype=torch.long)
-    weights = torch.zeros(len(pieces), length)
-    for index, (piece, document, prefix) in enumerate(zip(pieces, documents, prefixes, strict=True)):
+    scored = torch.zeros(len(pieces), length, dtype=torch.float64)
+    for index, piece in enumerate(pieces):
         tokens[index, : len(piece)] = torch.tensor(piece)
-        weights[index, : len(piece)] = torch.tensor(document.weights[prefix:])
+        scored[index, : len(piece)] = 1
     tokens, before = tokens.to(device), torch.tensor(prefixes, device=device)[:, None]
     hidden = last
     if length > 1:
@@ -110,5 +116,5 @@ def _continuation(
     logits = causal.lm_head(hidden)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     chosen = logits.log_softmax(dim=-1).gather(2, tokens[:, :, None]).squeeze(2)
-    likelihoods: np.ndarray = (chosen.cpu().double() * weights.ne(0).double()).sum(dim=1).numpy()
+    likelihoods: np.ndarray = (chosen.cpu().double() * scored).sum(dim=1).numpy()
     return likelihoods

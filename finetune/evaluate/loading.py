@@ -30,6 +30,8 @@ def load_adapted(
         torch.manual_seed(0)
         loaded = load_model(base, dtype=dtype, quantize=quantize, rope_scaling=model.rope_scaling, head=model.head)
         grow_embeddings(loaded, vocabulary)
+    if model.head is not None:
+        loaded.score.float()  # as it was trained, and before the adapter brings its own
     return (loaded if adapter is None else load_adapter(loaded, adapter)).eval()
 
 

@@ -14,7 +14,8 @@
 | pass@1, pass@5, pass@10 | generated programs, run in a sandbox | 0 to 1 | Chen et al. 2021, arXiv:2107.03374 |
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -22,14 +23,13 @@ from typing import Literal
 import numpy as np
 
 from finetune.errors import FinetuneError
-from finetune.evaluate import label_metrics as by_label
-from finetune.evaluate import text_metrics as by_text
+from finetune.evaluate import label_metrics, text_metrics
 from finetune.evaluate.answers import Answer
 from finetune.evaluate.bootstrap import Scorer
-from finetune.evaluate.label_metrics import Labelled
+from finetune.evaluate.label_metrics import Labelled, Labels
 from finetune.evaluate.losses import LossSum, exponential
 from finetune.evaluate.sandbox import Verdict, pass_at_k
-from finetune.recipe.schema.evaluate import LOWER_IS_BETTER, MetricName
+from finetune.recipe.schema.evaluate import MetricName
 
 Of = Literal["losses", "answers", "programs"]
 
@@ -40,29 +40,32 @@ class Measured:
 
     losses: list[LossSum] = field(default_factory=list)
     """Of each document."""
+    places: list[str] = field(default_factory=list)
+    """Where each document's row stands."""
     bytes: list[int] = field(default_factory=list)
     """Of the text of each document's supervised tokens."""
     answers: list[Answer] = field(default_factory=list)
-    labels: tuple[str, ...] = ()
+    labels: Labels = field(default_factory=lambda: Labels(()))
     programs: list[tuple[Verdict, ...]] = field(default_factory=list)
     """What became of each program of each answer."""
 
-    def row(self, of: Of, index: int) -> "Measured":
-        """One document's part of it, or one question's."""
-        here = slice(index, index + 1)
-        if of == "losses":
-            return Measured(losses=self.losses[here], bytes=self.bytes[here])
-        return Measured(answers=self.answers[here], labels=self.labels, programs=self.programs[here])
+    def count(self, of: Of) -> int:
+        """How many rows a metric is over."""
+        return len(self.losses if of == "losses" else self.answers if of == "answers" else self.programs)
+
+    def places_of(self, of: Of) -> list[str]:
+        """Where these rows stand."""
+        return self.places if of == "losses" else [answer.question.place for answer in self.answers]
 
     @cached_property
     def named(self) -> Labelled:
         """The labels that the answers name."""
-        return by_label.labelled(self.answers, self.labels, by_label.said_labels)
+        return label_metrics.by_text(self.answers, self.labels)
 
     @cached_property
     def likeliest(self) -> Labelled:
         """The likeliest labels."""
-        return by_label.labelled(self.answers, self.labels, by_label.likeliest_label)
+        return label_metrics.by_likelihood(self.answers, self.labels)
 
     @cached_property
     def numbers(self) -> tuple[np.ndarray, np.ndarray]:
@@ -78,12 +81,16 @@ class Metric:
     of: Of
     """Which rows it counts: documents, or questions."""
     scorer: Callable[[Measured], Scorer]
+    by_row: Callable[[Measured], list[float]] | None = None
+    """The metric on each row alone, where it says something of a row."""
 
 
 def _mean_loss(measured: Measured) -> Scorer:
+    if not any(loss.tokens for loss in measured.losses):
+        raise FinetuneError("these documents have no supervised token, so there is no loss to measure.")
     sums = np.array([loss.loss_sum for loss in measured.losses])
     weights = np.array([loss.weight for loss in measured.losses])
-    return lambda rows: float(rows @ sums / (rows @ weights))
+    return lambda rows: float(rows @ sums / total) if (total := rows @ weights) else math.nan
 
 
 def _perplexity(measured: Measured) -> Scorer:
@@ -95,27 +102,32 @@ def _bits_per_byte(measured: Measured) -> Scorer:
     sums, sizes = np.array([loss.loss_sum for loss in measured.losses]), np.array(measured.bytes)
     if not sizes.sum():
         raise FinetuneError("the metric bits_per_byte needs text, and the supervised tokens stand for none: take loss.")
-    return lambda rows: float(rows @ sums / np.log(2) / (rows @ sizes))
+    return lambda rows: float(rows @ sums / np.log(2) / total) if (total := rows @ sizes) else math.nan
 
 
-def _answers(scorer: Callable[[Sequence[Answer]], Scorer]) -> Metric:
-    return Metric("answers", lambda measured: scorer(measured.answers))
+def _mean(values: Callable[[Measured], list[float]], of: Of = "answers") -> Metric:
+    """The mean of a value for each row."""
+    return Metric(of, lambda measured: text_metrics.mean_of(values(measured)), values)
 
 
-def _said(scorer: Callable[[Labelled], Scorer]) -> Metric:
-    return Metric("answers", lambda measured: scorer(measured.named))
+def _best_reference(score: Callable[[str, str], float]) -> Metric:
+    return _mean(lambda measured: text_metrics.best_over_references(score, measured.answers))
 
 
-def _likeliest(scorer: Callable[[Labelled], Scorer]) -> Metric:
-    return Metric("answers", lambda measured: scorer(measured.likeliest))
+def _rouge(name: str) -> Metric:
+    return _mean(lambda measured: text_metrics.rouge(name, measured.answers))
+
+
+def _of_labels(scorer: Callable[[Labelled], Scorer], *, likeliest: bool = False) -> Metric:
+    return Metric("answers", lambda measured: scorer(measured.likeliest if likeliest else measured.named))
 
 
 def _error(distance: Callable[[np.ndarray], np.ndarray]) -> Metric:
-    def scorer(measured: Measured) -> Scorer:
+    def errors(measured: Measured) -> list[float]:
         right, said = measured.numbers
-        return by_text.mean_of(distance(said - right).tolist())
+        return list(map(float, distance(said - right)))
 
-    return Metric("answers", scorer)
+    return _mean(errors)
 
 
 def _pearson(measured: Measured) -> Scorer:
@@ -123,40 +135,40 @@ def _pearson(measured: Measured) -> Scorer:
 
     def correlation(rows: np.ndarray) -> float:
         if rows.sum() < 2:
-            return float("nan")
+            return math.nan
         (a, both), (_, b) = np.cov(right, said, fweights=rows.astype(int))
-        return float(both / np.sqrt(a * b)) if a > 0 and b > 0 else float("nan")
+        return float(both / np.sqrt(a * b)) if a > 0 and b > 0 else math.nan
 
     return correlation
 
 
 def _pass_at(k: int) -> Metric:
-    def scorer(measured: Measured) -> Scorer:
+    def estimates(measured: Measured) -> list[float]:
         counts = [(len(verdicts), sum(verdict.passed for verdict in verdicts)) for verdicts in measured.programs]
-        return by_text.mean_of([pass_at_k(*count, k) for count in counts])
+        return [pass_at_k(*count, k) for count in counts]
 
-    return Metric("programs", scorer)
+    return _mean(estimates, "programs")
 
 
 METRICS: dict[MetricName, Metric] = {
     "loss": Metric("losses", _mean_loss),
     "perplexity": Metric("losses", _perplexity),
     "bits_per_byte": Metric("losses", _bits_per_byte),
-    "exact_match": _answers(by_text.best_over_references(by_text.exact_match)),
-    "squad_exact_match": _answers(by_text.best_over_references(by_text.squad_exact_match)),
-    "squad_f1": _answers(by_text.best_over_references(by_text.squad_f1)),
-    "bleu": _answers(by_text.bleu),
-    "chrf": _answers(by_text.chrf),
-    "rouge1": _answers(by_text.rouge("rouge1")),
-    "rouge2": _answers(by_text.rouge("rouge2")),
-    "rougeL": _answers(by_text.rouge("rougeL")),
-    "accuracy": _said(by_label.accuracy),
-    "f1_macro": _said(by_label.f1("macro")),
-    "f1_micro": _said(by_label.f1("micro")),
-    "matthews": _said(by_label.matthews),
-    "likelihood_accuracy": _likeliest(by_label.accuracy),
-    "likelihood_f1_macro": _likeliest(by_label.f1("macro")),
-    "likelihood_matthews": _likeliest(by_label.matthews),
+    "exact_match": _best_reference(text_metrics.exact_match),
+    "squad_exact_match": _best_reference(text_metrics.squad_exact_match),
+    "squad_f1": _best_reference(text_metrics.squad_f1),
+    "bleu": Metric("answers", lambda m: text_metrics.bleu(m.answers), lambda m: text_metrics.sentence_bleu(m.answers)),
+    "chrf": Metric("answers", lambda m: text_metrics.chrf(m.answers), lambda m: text_metrics.sentence_chrf(m.answers)),
+    "rouge1": _rouge("rouge1"),
+    "rouge2": _rouge("rouge2"),
+    "rougeL": _rouge("rougeL"),
+    "accuracy": _mean(lambda measured: measured.named.agreement()),
+    "f1_macro": _of_labels(label_metrics.f1("macro")),
+    "f1_micro": _of_labels(label_metrics.f1("micro")),
+    "matthews": _of_labels(label_metrics.matthews),
+    "likelihood_accuracy": _mean(lambda measured: measured.likeliest.agreement()),
+    "likelihood_f1_macro": _of_labels(label_metrics.f1("macro"), likeliest=True),
+    "likelihood_matthews": _of_labels(label_metrics.matthews, likeliest=True),
     "mean_squared_error": _error(np.square),
     "mean_absolute_error": _error(np.abs),
     "pearson": Metric("answers", _pearson),
@@ -164,8 +176,3 @@ METRICS: dict[MetricName, Metric] = {
     "pass@5": _pass_at(5),
     "pass@10": _pass_at(10),
 }
-
-
-def is_better(name: MetricName, value: float, other: float) -> bool:
-    """Whether a value is better than another one."""
-    return value < other if name in LOWER_IS_BETTER else value > other

@@ -9,7 +9,6 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.heads import answer_of
-from finetune.errors import FinetuneError
 from finetune.evaluate.answers import Answer, Progress, answer_questions
 from finetune.evaluate.bootstrap import Interval, interval_of, resampled
 from finetune.evaluate.heads import classify
@@ -34,6 +33,8 @@ class Score:
     rows: int
     samples: np.ndarray = field(repr=False)
     """The metric on each resample of the rows; empty where no interval was asked for."""
+    places: tuple[str, ...] = field(repr=False)
+    """Where the rows stand."""
 
     @property
     def value(self) -> float:
@@ -109,28 +110,27 @@ def report_of(
 
 def _score(name: MetricName, measured: Measured, intervals: bool) -> Score:
     metric = METRICS[name]
-    scorer, count = metric.scorer(measured), len(getattr(measured, metric.of))
+    scorer, count = metric.scorer(measured), measured.count(metric.of)
     value = scorer(np.ones(count, dtype=np.int64))
     samples = resampled(scorer, count) if intervals else np.empty(0)
-    return Score(name, interval_of(value, samples), count, samples)
+    return Score(name, interval_of(value, samples), count, samples, tuple(measured.places_of(metric.of)))
 
 
-def by_row(name: MetricName, measured: Measured) -> list[float]:
-    """The metric on each row alone."""
-    metric, once = METRICS[name], np.ones(1, dtype=np.int64)
-    count = len(getattr(measured, metric.of))
-    return [metric.scorer(measured.row(metric.of, index))(once) for index in range(count)]
+def by_row(name: MetricName, measured: Measured) -> list[float] | None:
+    """The metric on each row alone; None for one that says nothing of a single row, as a correlation."""
+    values = METRICS[name].by_row
+    return None if values is None else values(measured)
 
 
 def worst_first(name: MetricName, measured: Measured) -> list[tuple[int, float]]:
     """Each row's index and the metric on it alone, the worst first."""
     sign = -1 if name in LOWER_IS_BETTER else 1
-    return sorted(enumerate(by_row(name, measured)), key=lambda pair: (sign * pair[1], pair[0]))
+    return sorted(enumerate(by_row(name, measured) or []), key=lambda pair: (sign * pair[1], pair[0]))
 
 
 def difference(base: Score, tuned: Score) -> Interval | None:
-    """How much the second is above the first, row by row; None where the two are over different numbers of rows."""
-    if base.rows != tuned.rows or len(base.samples) != len(tuned.samples):
+    """How much the second is above the first, row by row; None where the two are over different rows."""
+    if base.places != tuned.places or len(base.samples) != len(tuned.samples):
         return None
     return interval_of(tuned.value - base.value, tuned.samples - base.samples)
 
@@ -173,7 +173,7 @@ class _Measurement:
         outputs, losses = self._timed("answers", lambda: classify(self.model, documents, head, self.section.batch_size))
         said = ((answer_of(row, head),) for row in outputs.tolist())
         answers = [Answer(*pair) for pair in zip(self.rows.questions, said, strict=True)]
-        return Measured(losses, [], answers, self.rows.labels)
+        return Measured(losses, self.rows.places, answers=answers, labels=self.rows.labels)
 
     def generated(self) -> Measured:
         """Of a model that predicts tokens."""
@@ -192,14 +192,11 @@ class _Measurement:
         sizes = []
         if "bits_per_byte" in self.asked:
             sizes = [supervised_bytes(document, self.tokenizer) for document in self.rows.documents]
-        return Measured(losses, sizes, answers, self.rows.labels, programs)
+        return Measured(losses, self.rows.places, sizes, answers, self.rows.labels, programs)
 
     def _losses(self) -> list[LossSum]:
         documents = self.rows.documents
-        losses = self._timed("losses", lambda: document_losses(self.model, documents, self.section.batch_size))
-        if not any(loss.tokens for loss in losses):
-            raise FinetuneError("these documents have no supervised token, so there is no loss to measure.")
-        return losses
+        return self._timed("losses", lambda: document_losses(self.model, documents, self.section.batch_size))
 
     def _texts(self) -> list[tuple[str, ...]]:
         answers = answer_questions(
@@ -214,7 +211,7 @@ class _Measurement:
 
     def _likelihoods(self) -> list[tuple[float, ...]]:
         placed = [(question.place, question.example) for question in self.rows.questions]
-        found = label_likelihoods(self.model, self.tokenizer, placed, self.rows.labels, self.section.batch_size)
+        found = label_likelihoods(self.model, self.tokenizer, placed, self.rows.labels.names, self.section.batch_size)
         return [tuple(row) for row in found.tolist()]
 
     def _timed(self, what: str, work: Callable[[], T]) -> T:

@@ -1,6 +1,5 @@
 """Reports for people and for programs: tables, the worst answers, predictions line by line."""
 
-import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -51,7 +50,7 @@ def _number(value: float, sign: str = "") -> str:
 
 def worst_metric(report: Report) -> MetricName | None:
     """The metric by which answers are called bad: the first that looks at generated ones."""
-    return next((name for name in report.scores if METRICS[name].of != "losses" and name not in BY_LIKELIHOOD), None)
+    return next((name for name in report.scores if METRICS[name].by_row is not None and name not in BY_LIKELIHOOD), None)
 
 
 def worst_lines(report: Report, count: int) -> Iterator[str]:
@@ -102,26 +101,25 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def predictions(report: Report) -> Iterator[str]:
-    """A JSON line an answer: where its row stands, what was asked, the references, what was said, each metric on it alone."""
+def predictions(report: Report) -> Iterator[dict[str, Any]]:
+    """An entry an answer: where its row stands, what was asked, the references, what was said, each metric on it alone."""
     measured = report.measured
-    named = [name for name in report.scores if METRICS[name].of != "losses"]
-    values = {name: by_row(name, measured) for name in named}
+    values = {name: found for name in report.scores if (found := by_row(name, measured)) is not None}
     for index, answer in enumerate(measured.answers):
         entry: dict[str, Any] = {
             "place": answer.question.place,
             "asked": answer.question.text,
             "references": list(answer.question.references),
             "answer": answer.text,
-            "metrics": {name: _finite(values[name][index]) for name in named},
+            "metrics": {name: _finite(found[index]) for name, found in values.items()},
         }
         if len(answer.texts) > 1:
             entry["answers"] = list(answer.texts)
         if answer.likelihoods:
-            entry["log_likelihoods"] = dict(zip(measured.labels, answer.likelihoods, strict=True))
+            entry["log_likelihoods"] = dict(zip(measured.labels.names, answer.likelihoods, strict=True))
         if measured.programs:
             entry["programs"] = [verdict.reason or "passed" for verdict in measured.programs[index]]
-        yield json.dumps(entry, ensure_ascii=False) + "\n"
+        yield entry
 
 
 def supervised_tokens(measured: Measured) -> int:

@@ -1,6 +1,7 @@
 """How near generated texts come to their references, by the libraries that the field compares with.
 
-Each function looks at all answers once and gives a Scorer: the metric for any weighting of them (finetune.evaluate.bootstrap).
+A metric of the whole looks at all answers once and gives a Scorer: the metric for any weighting of them
+(finetune.evaluate.bootstrap). The others are means of a value for each answer.
 """
 
 import collections
@@ -21,13 +22,9 @@ def mean_of(values: Sequence[float]) -> Scorer:
     return lambda weights: float(weights @ array / weights.sum())
 
 
-def best_over_references(score: Callable[[str, str], float]) -> Callable[[Sequence[Answer]], Scorer]:
-    """The mean over answers of the score with the reference that it fits best."""
-
-    def scorer(answers: Sequence[Answer]) -> Scorer:
-        return mean_of([max(score(answer.text, other) for other in answer.question.references) for answer in answers])
-
-    return scorer
+def best_over_references(score: Callable[[str, str], float], answers: Sequence[Answer]) -> list[float]:
+    """The score of each answer with the reference that it fits best."""
+    return [max(score(answer.text, other) for other in answer.question.references) for answer in answers]
 
 
 def exact_match(answer: str, reference: str) -> float:
@@ -72,6 +69,22 @@ def chrf(answers: Sequence[Answer]) -> Scorer:
     return _corpus_metric(CHRF(), answers)
 
 
+def sentence_bleu(answers: Sequence[Answer]) -> list[float]:
+    """BLEU of each answer alone, by sacrebleu, over the n-grams that it is long enough for."""
+    from sacrebleu.metrics import BLEU
+
+    metric = BLEU(effective_order=True)
+    return [float(metric.sentence_score(answer.text, list(answer.question.references)).score) for answer in answers]
+
+
+def sentence_chrf(answers: Sequence[Answer]) -> list[float]:
+    """chrF of each answer alone, by sacrebleu."""
+    from sacrebleu.metrics import CHRF
+
+    metric = CHRF()
+    return [float(metric.sentence_score(answer.text, list(answer.question.references)).score) for answer in answers]
+
+
 def _corpus_metric(metric: Any, answers: Sequence[Answer]) -> Scorer:
     """A metric of sacrebleu from its counts for each row, which add up; its own bootstrap goes the same way.
 
@@ -90,14 +103,10 @@ def _corpus_metric(metric: Any, answers: Sequence[Answer]) -> Scorer:
     return score
 
 
-def rouge(name: str) -> Callable[[Sequence[Answer]], Scorer]:
-    """The mean F1 of rouge1, rouge2 or rougeL (Lin 2004) with the best reference, stemmed, by Google's rouge-score."""
+def rouge(name: str, answers: Sequence[Answer]) -> list[float]:
+    """The F1 of rouge1, rouge2 or rougeL (Lin 2004) with the best reference, stemmed, by Google's rouge-score."""
+    from rouge_score.rouge_scorer import RougeScorer
 
-    def scorer(answers: Sequence[Answer]) -> Scorer:
-        from rouge_score.rouge_scorer import RougeScorer
-
-        measure = RougeScorer([name], use_stemmer=True)
-        pairs = ((list(answer.question.references), answer.text) for answer in answers)
-        return mean_of([float(measure.score_multi(*pair)[name].fmeasure) for pair in pairs])
-
-    return scorer
+    measure = RougeScorer([name], use_stemmer=True)
+    pairs = ((list(answer.question.references), answer.text) for answer in answers)
+    return [float(measure.score_multi(*pair)[name].fmeasure) for pair in pairs]

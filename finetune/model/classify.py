@@ -31,7 +31,10 @@ def add_head_to_config(config: PretrainedConfig, head: HeadSection) -> None:
 
 def refuse_other_head(base: Base, config: PretrainedConfig, head: HeadSection | None) -> None:
     """Raises ModelError where a base has a classification head already, and not the one that is asked for."""
-    own = head_of_config(config.to_dict())
+    try:
+        own = head_of_config(config.to_dict())
+    except ModelError as error:
+        raise ModelError(f"{base.folder}: {error}") from None
     if own is not None and own != head:
         raise ModelError(
             f"{base.folder} is a model with a classification head ({own.problem}: {', '.join(own.labels) or 'a number'}): name "

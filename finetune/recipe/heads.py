@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from data_prep.config import HeadSection, Problem
+from finetune.errors import ModelError
 
 PROBLEM_TYPES: dict[Problem, str] = {
     "single_label": "single_label_classification",
@@ -16,7 +19,7 @@ CLASSIFIER = "ForSequenceClassification"
 
 
 def head_of_config(config: dict[str, Any]) -> HeadSection | None:
-    """The head of a model folder, by its config.json; None where it predicts tokens."""
+    """The head of a model folder, by its config.json; None where it predicts tokens. Raises ModelError for a strange one."""
     if not any(str(name).endswith(CLASSIFIER) for name in config.get("architectures") or ()):
         return None
     # transformers leaves its default, two labels, out of the file.
@@ -24,4 +27,8 @@ def head_of_config(config: dict[str, Any]) -> HeadSection | None:
     labels = tuple(names[index] for index in sorted(names))
     known = [problem for problem, theirs in PROBLEM_TYPES.items() if theirs == config.get("problem_type")]
     problem = known[0] if known else "single_label" if len(labels) > 1 else "regression"
-    return HeadSection(problem=problem, labels=() if problem == "regression" else labels)
+    try:
+        return HeadSection(problem=problem, labels=() if problem == "regression" else labels)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ModelError(f"its config.json has a classification head that can't be used here: {reason}.") from None

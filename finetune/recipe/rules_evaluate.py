@@ -101,7 +101,7 @@ def best_fits(recipe: Recipe, given: Given) -> Found:
         return
     if recipe.train.evaluate_every_steps is None:
         yield "train.best_by", "needs train.evaluate_every_steps: checkpoints are compared at evaluations"
-    if best in ("loss", "perplexity"):
+    if best == "loss" or (best == "perplexity" and recipe.model.head is None):
         return
     if best not in section.metrics:
         yield "train.best_by", f"{best} is not measured: add it to evaluate.metrics"

@@ -20,7 +20,7 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -179,6 +179,12 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_entries(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Replace a file of JSON lines in one step, without secrets."""
+    lines = (json.dumps(scrubbed_values(entry), ensure_ascii=False, allow_nan=False) + "\n" for entry in entries)
+    write_text(path, "".join(lines))
 
 
 def whole_entries(path: Path) -> Iterator[Any]:

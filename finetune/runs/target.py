@@ -64,6 +64,8 @@ def _head_of(folder: Path) -> HeadSection | None:
     path = folder / "config.json"
     try:
         return head_of_config(json.loads(path.read_text()))
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from None
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{path} is damaged: {error}") from None
 

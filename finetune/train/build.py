@@ -249,7 +249,8 @@ def deep_check(recipe: Recipe, *, allow_code: Collection[str] = ()) -> list[str]
     """What `finetune check --deep` says: everything that training does before its first step. Raises like training."""
     inputs = build_inputs(recipe, allow_code=allow_code)
     if recipe.evaluate.metrics:
-        read_rows(recipe, inputs.data, inputs.tokenizer, recipe.evaluate.max_rows)
+        positions = load_config(inputs.base, recipe.model.rope_scaling).max_position_embeddings
+        read_rows(recipe, inputs.data, inputs.tokenizer, positions=positions, most=recipe.evaluate.max_rows)
     model = build_model(recipe, inputs)
     trainable, total = count_parameters(model)
     return [

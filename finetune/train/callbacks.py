@@ -1,6 +1,7 @@
 """What happens around the steps: metrics, progress, the best checkpoint, and an orderly end."""
 
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -111,7 +112,7 @@ class KeepBest(TrainerCallback):
     ) -> TrainerControl:
         """Decide from the log of all evaluations, so that a resumed run decides alike."""
         costs = self.costs(state)
-        if costs and costs[-1] <= min(costs):
+        if costs and math.isfinite(costs[-1]) and costs[-1] <= min(costs):
             control.should_save = True
         if self.early_stopping is not None and self.says_stop(state):
             self.say(
@@ -129,7 +130,8 @@ class KeepBest(TrainerCallback):
     def costs(self, state: TrainerState) -> list[float]:
         """What was measured so far, the lower the better; before the first step there is no candidate for the best."""
         name, sign = f"eval_{self.best_by}", 1 if self.best_by in LOWER_IS_BETTER else -1
-        return [sign * entry[name] for entry in state.log_history if name in entry and entry["step"] > 0]
+        values = [sign * entry[name] for entry in state.log_history if name in entry and entry["step"] > 0]
+        return [value if math.isfinite(value) else math.inf for value in values]
 
 
 def without_improvement(costs: list[float], rule: EarlyStopping) -> int:

@@ -1,7 +1,7 @@
 """The recipe's metrics of the model in training: on some rows at each evaluation, and on all of them at the end.
 
 Processes that each hold the whole model share the rows; what they found travels as text, so the figures are those of one
-process (but for the rounding of batches that are composed otherwise).
+process, but for the rounding of batches that are composed otherwise, and for answers that are drawn (samples_per_prompt).
 """
 
 import json
@@ -28,7 +28,8 @@ class TaskMetrics:
     def __init__(self, recipe: Recipe, inputs: Inputs, trainer: ExactTrainer, group: Group):
         self.recipe, self.inputs, self.trainer, self.group = recipe, inputs, trainer, group
         section = recipe.evaluate
-        self.rows = read_rows(recipe, inputs.data, inputs.tokenizer, section.max_rows)
+        positions = int(trainer.model.config.max_position_embeddings)
+        self.rows = read_rows(recipe, inputs.data, inputs.tokenizer, positions=positions, most=section.max_rows)
         self.names = names_of(recipe, self.rows)
         # The trainer measures these two by itself, on all rows.
         self.names_in_training = tuple(name for name in self.names if name not in ("loss", "perplexity"))
@@ -82,6 +83,7 @@ def _together(parts: Sequence[dict[str, Any]], rows: Rows) -> Measured:
     ]
     return Measured(
         losses=[LossSum(**loss) for loss in _in_turn(parts, "losses")],
+        places=rows.places,
         bytes=_in_turn(parts, "bytes"),
         answers=answers,
         labels=rows.labels,

@@ -11,8 +11,9 @@ from finetune.evaluate.scores import Report
 from finetune.evaluate.tables import as_dict, predictions
 from finetune.model.adapter import count_parameters, save_adapter
 from finetune.recipe.lock import Lock
-from finetune.recipe.secrets import scrubbed, scrubbed_values
-from finetune.runs.folder import ADAPTER_NOTES, RunFolder, finite_or_null, sync_files, write_text
+from finetune.recipe.secrets import scrubbed_values
+from finetune.runs.compare import FINAL
+from finetune.runs.folder import ADAPTER_NOTES, RunFolder, finite_or_null, sync_files, whole_entries, write_entries, write_text
 from finetune.train.build import Inputs
 from finetune.train.checkpoints import PREFIX, complete_checkpoints
 from finetune.train.group import Group
@@ -65,12 +66,13 @@ def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, we
 
 def write_metrics(run: RunFolder, report: Report, step: int) -> None:
     """What was measured of the result: a line of metrics.jsonl, and predictions/final.jsonl."""
-    values = finite_or_null({"step": step} | {f"final/{name}": value for name, value in report.values.items()})
-    with run.metrics_path.open("a") as file:
-        file.write(json.dumps(values, allow_nan=False) + "\n")
+    values = finite_or_null({"step": step} | {f"{FINAL}{name}": value for name, value in report.values.items()})
+    # A run that was killed after this and went on measures its result again.
+    before = [entry for entry in whole_entries(run.metrics_path) if not any(name.startswith(FINAL) for name in entry)]
+    write_entries(run.metrics_path, [*before, values])
     if report.measured.answers:
         run.predictions.mkdir(exist_ok=True)
-        write_text(run.predictions / "final.jsonl", scrubbed("".join(predictions(report))))
+        write_entries(run.predictions / "final.jsonl", predictions(report))
 
 
 def summary_of(
@@ -113,7 +115,7 @@ def summary_of(
         "tracker": recipe.tracking.tracker,
         "tracker_id": lock.tracker_id,
         "torch": torch.__version__,
-        **({} if report is None else {f"final/{name}": value for name, value in report.values.items()}),
+        **({} if report is None else {f"{FINAL}{name}": value for name, value in report.values.items()}),
         **({} if report is None else {"metrics": as_dict(report)["metrics"], "notes": list(report.notes)}),
         "recipe": recipe.model_dump(mode="json"),
     }

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, FinetuneError
 from finetune.evaluate.scores import Report
 from finetune.evaluate.tables import score_lines
 from finetune.model.adapter import count_parameters
@@ -274,6 +274,9 @@ class Parts:
             state.best_model_checkpoint = str(best)
             self.trainer._load_best_model()
             self.say(f"the result is the best checkpoint, step {state.best_global_step}")
+        elif self.recipe.train.keeps_best:
+            best_by = self.recipe.train.best_by or "loss"
+            self.say(f"warning: no checkpoint is the best by {best_by} (was it ever a number?): the result is the last step's")
         write_result(self.run, self.lock, self.inputs, self.trainer, self.group)
 
     def _measure(self) -> None:
@@ -281,7 +284,12 @@ class Parts:
         if self.metrics is None:
             return
         self.say("measuring the result on the evaluation rows")
-        self.report = self.metrics.at_end()
+        try:
+            self.report = self.metrics.at_end()
+        except FinetuneError as error:
+            # The result is there, and good; what could be known before was refused before the training.
+            self.say(f"warning: the metrics could not be measured: {error}")
+            return
         for line in (*score_lines(self.report, None), *(f"note: {note}" for note in self.report.notes)):
             self.say(line)
         if self.group.is_main:

@@ -150,7 +150,9 @@ class ExactTrainer(Trainer):
             total = self.accelerator.reduce(total.to(self.args.device)).cpu()
         model.train()
         loss = float(total[0] / total[1])
-        metrics = {f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700.0))}
+        metrics = {f"{metric_key_prefix}_loss": loss}
+        if not self.evaluation[0].targets:  # a classification head's loss has no perplexity
+            metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(loss, 700.0))
         if self.task_metrics is not None:
             metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.task_metrics().items()}
         self.log(dict(metrics))

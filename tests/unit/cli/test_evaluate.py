@@ -57,11 +57,15 @@ def test_a_run_beside_its_base(recipe: str, capsys: pytest.CaptureFixture[str]) 
     loss = said["metrics"]["loss"]
     assert loss["difference"]["value"] == pytest.approx(loss["value"] - loss["base"]["value"])
     assert loss["difference"]["low"] <= loss["difference"]["value"] <= loss["difference"]["high"] < 0
-    assert json.loads((run.predictions / "colours.json").read_text())["metrics"]["loss"] == loss
-    assert [Path(path).name for path in said["files"]] == ["colours.jsonl", "colours-base.jsonl", "colours.json"]
+    assert json.loads((run.predictions / "evaluate-colours-2.json").read_text())["metrics"]["loss"] == loss
+    assert [Path(path).name for path in said["files"]] == [
+        "evaluate-colours-2.jsonl",
+        "evaluate-colours-2.base.jsonl",
+        "evaluate-colours-2.json",
+    ]
     kept = [
         [json.loads(line) for line in (run.predictions / name).read_text().splitlines()]
-        for name in ("colours.jsonl", "colours-base.jsonl")
+        for name in ("evaluate-colours.jsonl", "evaluate-colours.base.jsonl")
     ]
     assert [row["place"] for row in kept[0]] == [row["place"] for row in kept[1]]
     assert set(kept[0][0]) == {"place", "asked", "references", "answer", "metrics", "log_likelihoods"}
@@ -75,7 +79,10 @@ def test_predictions_of_a_model_go_where_they_are_asked_to(
     evaluate(str(tiny_base), recipe, worst=0)
     assert "kept" not in capsys.readouterr().out
     evaluate(str(tiny_base), recipe, ["evaluate.max_rows=3"], output=tmp_path / "out", worst=0)
-    assert len((tmp_path / "out" / "colours.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "out" / "evaluate-colours.jsonl").read_text().splitlines()) == 3
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FinetuneError, match=r"--output .*file can't be a folder"):
+        evaluate(str(tiny_base), recipe, output=tmp_path / "file", worst=0)
     with pytest.raises(ModelError, match="is a whole model, and nothing says what it was made from"):
         evaluate(str(tiny_base), recipe, compare="base", worst=0)
 
@@ -111,7 +118,7 @@ def test_code_is_run_with_its_tests(
     )
     evaluate(str(tiny_base), str(path), output=tmp_path / "out", worst=1)
     assert "    ran       " in capsys.readouterr().out
-    row = json.loads((tmp_path / "out" / "code.jsonl").read_text().splitlines()[0])
+    row = json.loads((tmp_path / "out" / "evaluate-code.jsonl").read_text().splitlines()[0])
     assert row["metrics"] == {"pass@1": 0.0, "pass@5": 0.0}
     assert len(row["answers"]) == len(row["programs"]) == 5
     assert "passed" not in row["programs"]

@@ -134,3 +134,16 @@ def test_a_preview_shows_the_answer_in_its_place(tokenizer: PreTrainedTokenizerF
     for head, answer in ((SINGLE, "good"), (SEVERAL, "red, blue"), (SEVERAL, "none"), (NUMBER, "2.5")):
         (document,) = documents(tokenizer, head, PlainText("a b", answer))
         assert [piece.text for piece in sample_of(document, tokenizer, head).pieces] == ["a b", answer]
+
+
+def test_a_label_that_the_head_does_not_name_is_a_bad_row(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """It ends the preparation, or is skipped and counted as any bad row."""
+    rows = [{"text": f"row {n}", "label": label} for n, label in enumerate(["good", "fair", "bad"])]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {"train": [{"path": str(path), "format": "classification"}], "max_length_tokens": 64}
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: the label is 'fair', which model\.head\.labels doesn't name"):
+        prepare(DataSection.model_validate(values), tokenizer, seed=0, head=SINGLE)
+    data = prepare(DataSection.model_validate(values | {"on_bad_row": "skip"}), tokenizer, seed=0, head=SINGLE)
+    assert [document.targets for document in data.train] == [(1.0,), (0.0,)]
+    assert data.report.sources[0].dropped["bad_row"].count == 1

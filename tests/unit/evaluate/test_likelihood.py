@@ -1,5 +1,6 @@
 """Likelihoods of labels, beside a plain forward pass of each row with each label."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,16 @@ def test_they_are_those_of_whole_rows(model: LlamaForCausalLM, tiny_base: Path, 
     found = label_likelihoods(model, tokenizer, rows(), LABELS, batch_size)
     expected = np.zeros_like(found)
     for index, (place, example) in enumerate(rows()):
-        for column, label in enumerate(LABELS):
-            (document,) = tokenize([(place, with_answer(example, label))], tokenizer)
+        documents = tokenize([(place, with_answer(example, label)) for label in LABELS], tokenizer)
+        # A label's first letters may run together with the end of the prompt: they count from the first token that differs.
+        columns = zip(*(document.token_ids for document in documents), strict=False)
+        shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+        first = min(shared, *(document.spans[0][0] for document in documents))
+        for column, document in enumerate(documents):
             with torch.no_grad():
                 scores = model(torch.tensor([document.token_ids])).logits[0].double().log_softmax(-1)
-            learned = [at for at, counts in enumerate(document.supervised) if counts]
-            expected[index, column] = sum(float(scores[at - 1, document.token_ids[at]]) for at in learned)
+            scored = range(first, document.spans[-1][1])
+            expected[index, column] = sum(float(scores[at - 1, document.token_ids[at]]) for at in scored)
     assert found == pytest.approx(expected, abs=1e-4 * abs(expected).max())
 
 
@@ -47,3 +52,21 @@ def test_a_label_that_another_begins_with_gains_nothing(model: LlamaForCausalLM,
     (short,) = tokenize([("row", with_answer(rows()[0][1], "lamp"))], tokenizer)
     assert short.token_ids[short.spans[-1][1] - 1] == tokenizer.eos_token_id
     assert found[0, 0] != pytest.approx(found[0, 1])
+
+
+def test_a_plain_text_keeps_the_blanks_around_its_answer(tiny_base: Path) -> None:
+    """What is scored is what was learned: a completion that begins with a blank keeps it, whatever the label."""
+    assert with_answer(PlainText("The sky is:", " blue\n"), "red") == PlainText("The sky is:", " red\n")
+    assert with_answer(PlainText("The sky is ", "blue"), "red") == PlainText("The sky is ", "red")
+
+
+def test_letters_that_run_together_with_the_prompt_count(model: LlamaForCausalLM, tiny_base: Path) -> None:
+    """A label whose first letters stand in the prompt's last token is not only its end token."""
+    tokenizer = load_tokenizer(tiny_base)
+    example: Example = PlainText("the ca", "pital")
+    likely = label_likelihoods(model, tokenizer, [("row", example)], ("pital", "x"), 1)[0, 0]
+    (document,) = tokenize([("row", example)], tokenizer)
+    with torch.no_grad():
+        scores = model(torch.tensor([document.token_ids])).logits[0].double().log_softmax(-1)
+    end_alone = float(scores[-2, document.token_ids[-1]])
+    assert likely < end_alone - 1

@@ -1,6 +1,7 @@
 """The table of metrics: each beside the library or the formula that it comes from, and under any weighting of the rows."""
 
 import math
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 from data_prep.messages import Conversation, Message
 from finetune.errors import FinetuneError
 from finetune.evaluate.answers import Answer, Question
+from finetune.evaluate.label_metrics import Labels
 from finetune.evaluate.losses import LossSum
-from finetune.evaluate.metrics import METRICS, Measured, is_better
+from finetune.evaluate.metrics import METRICS, Measured
 from finetune.evaluate.sandbox import Verdict
-from finetune.evaluate.scores import by_row, report_of, worst_first
+from finetune.evaluate.scores import by_row, difference, report_of, worst_first
 from finetune.evaluate.text_metrics import squad_exact_match, squad_f1
 from finetune.recipe.schema.evaluate import LOWER_IS_BETTER, MetricName
 
@@ -39,7 +41,7 @@ def labels() -> Measured:
     said = ["negative", "Positive.", "neutral", "positive", "dunno", "neutral", "negative"]
     right = ["negative", "positive", "positive", "positive", "neutral", "neutral", "neutral"]
     likely = [tuple(float(name == word) for name in LABELS) for word in ("negative", *right[1:5], "negative", "negative")]
-    return Measured(answers=[answer(a, (b,), c) for a, b, c in zip(said, right, likely, strict=True)], labels=LABELS)
+    return Measured(answers=[answer(a, (b,), c) for a, b, c in zip(said, right, likely, strict=True)], labels=Labels(LABELS))
 
 
 def numbers() -> Measured:
@@ -92,7 +94,7 @@ def test_the_table_has_every_name_of_the_recipe() -> None:
 def test_a_weighted_metric_is_that_of_repeated_rows(name: MetricName) -> None:
     """Counting a row twice gives what the metric gives where the row stands there twice; so resamples are right."""
     measured = measured_for(name)
-    rows = len(getattr(measured, METRICS[name].of))
+    rows = measured.count(METRICS[name].of)
     weights = [(3 * index + 1) % 4 for index in range(rows)]
     weighted = METRICS[name].scorer(measured)(np.array(weights))
     assert weighted == pytest.approx(value(name, repeated(measured, weights)), rel=1e-9)
@@ -119,7 +121,10 @@ def test_rouge_is_rouge_scores(name: MetricName) -> None:
     scorer = RougeScorer([name], use_stemmer=True)
     best = [max(scorer.score(reference, text)[name].fmeasure for reference in refs) for text, refs in TEXTS]
     assert value(name, texts()) == pytest.approx(sum(best) / len(best))
-    assert by_row(name, texts())[2] == 0.0
+    alone = by_row(name, texts())
+    assert alone is not None
+    assert alone == pytest.approx(best)
+    assert alone[2] == 0.0
 
 
 def test_squads_rules() -> None:
@@ -171,8 +176,6 @@ def test_the_worst_come_first() -> None:
     """By a metric that falls the largest come first, by one that rises the smallest."""
     assert [index for index, _ in worst_first("mean_squared_error", numbers())][-1] in (0, 2)
     assert worst_first("rouge1", texts())[0] == (2, 0.0)
-    assert is_better("loss", 1.0, 2.0)
-    assert is_better("accuracy", 2.0, 1.0)
 
 
 def test_empty_and_unlike_answers_are_counted() -> None:
@@ -180,3 +183,21 @@ def test_empty_and_unlike_answers_are_counted() -> None:
     assert report_of(texts(), ["bleu"], intervals=False).notes == ("1 of 5 answers are empty",)
     notes = report_of(labels(), ["accuracy"], intervals=False).notes
     assert notes == ("1 of 7 answers begin with none of the labels: they count as wrong",)
+
+
+def test_a_right_answer_is_never_the_worst() -> None:
+    """Metrics of the whole that say nothing of a row alone give no number for it; BLEU of a short right answer is 100."""
+    assert by_row("bleu", Measured(answers=[answer("Ada", ("Ada",))])) == pytest.approx([100.0])
+    assert by_row("accuracy", labels()) == [1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
+    for name in ("f1_macro", "matthews", "pearson", "loss"):
+        assert by_row(name, measured_for(name)) is None
+        assert worst_first(name, measured_for(name)) == []
+
+
+def test_models_on_other_rows_are_not_compared() -> None:
+    """As many rows are not the same rows: there is no difference then."""
+    one, other = texts(), texts()
+    other.answers[0] = replace(other.answers[0], question=replace(other.answers[0].question, place="rows.json:9"))
+    scores = [report_of(measured, ["chrf"]).scores["chrf"] for measured in (one, texts(), other)]
+    assert difference(scores[0], scores[1]) is not None
+    assert difference(scores[0], scores[2]) is None

@@ -6,14 +6,22 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState
 
+from data_prep.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError, ModelError
+from finetune.evaluate.data import prepare_data
 from finetune.evaluate.evaluation import Evaluation
+from finetune.evaluate.rows import longest_label, read_rows
 from finetune.model.precision import choose_precision
 from finetune.recipe.lock import read_lock
 from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.train import EarlyStopping, TrainSection
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import base_of, resolve_target
+from finetune.train.callbacks import KeepBest
+from finetune.train.metrics import TaskMetrics
+from finetune.train.result import write_metrics
 from tests.unit.train.conftest import MakeRecipe
 from tests.unit.train.processes import EXACT, adapter_of, assert_equal, start
 
@@ -229,3 +237,64 @@ def test_labels_that_no_training_row_has_are_said(colours: MakeRecipe, tmp_path:
     evaluate = {"metrics": ["accuracy"], "labels": [*COLOURS, "white"], "max_new_tokens": 2}
     run = start(colours(train=EXACT | {"max_steps": 1}, data={"evaluation": sources}, evaluate=evaluate))
     assert "the label 'white' is that of 1 evaluation rows and of no training row" in run.read_summary()["notes"]
+
+
+def test_a_metric_that_is_no_number_is_never_the_best() -> None:
+    """NaN saves no checkpoint and improves nothing; the numbers after it are compared among themselves."""
+    keep = KeepBest(TrainSection(best_by="pearson", early_stopping=EarlyStopping(patience_evaluations=2)), lambda line: None)
+    saved, state = [], TrainerState(log_history=[])
+    for step, value in enumerate([float("nan"), 0.2, 0.9, 0.5, float("nan")], start=1):
+        state.log_history.append({"step": step, "eval_pearson": value})
+        control = keep.on_evaluate(None, state, TrainerControl(), {})  # type: ignore[arg-type]
+        saved.append(control.should_save)
+    assert saved == [False, True, True, False, True]  # the last one because the training is stopped there
+    assert keep.says_stop(state)
+
+
+def test_metrics_that_fail_leave_a_finished_run(colours: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result is there: a warning says what could not be measured."""
+
+    def fail(self: TaskMetrics) -> None:
+        raise FinetuneError("no figure")
+
+    monkeypatch.setattr(TaskMetrics, "at_end", fail)
+    run = start(colours(**SECTIONS))
+    assert run.read_summary()["status"] == "finished"
+    assert run.adapter.is_dir()
+    assert "warning: the metrics could not be measured: no figure" in run.log_path.read_text()
+
+
+def test_rows_that_do_not_fit_are_refused_before_training(colours: MakeRecipe, tmp_path: Path) -> None:
+    """A held-out label that evaluate.labels doesn't name, and matthews for rows with several."""
+    with pytest.raises(FinetuneError, match=r"colours\.jsonl:\d+ has the label 'blue', and the labels are red, green"):
+        start(colours(train=EXACT, evaluate={"metrics": ["accuracy"], "labels": ["red", "green"]}))
+    rows = [{"text": f"x {n}", "label": ["red", "green"][: n % 3]} for n in range(12)]
+    (tmp_path / "lists.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": [{"path": str(tmp_path / "lists.jsonl"), "format": "classification"}]}
+    for name in ("matthews", "likelihood_accuracy"):
+        with pytest.raises(FinetuneError, match=f"the metric {name} needs one label a row"):
+            start(colours(train=EXACT, data=data, evaluate={"metrics": [name], "labels": ["red", "green"]}))
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_the_result_is_measured_once_in_the_log(colours: MakeRecipe) -> None:
+    """Measured again, as after a kill at the end, it replaces what was written before."""
+    run = start(colours(**SECTIONS))
+    before = entries(run)
+    report = Evaluation(read_lock(run.lock_path).recipe, choose_precision("fp32")).of(resolve_target(str(run.path)))
+    write_metrics(run, report, 12)
+    assert [entry.keys() for entry in entries(run)] == [entry.keys() for entry in before]
+
+
+def test_prompts_without_room_are_left_out(colours: MakeRecipe, tiny_base: Path) -> None:
+    """With a note; where no prompt has room it is refused."""
+    recipe = colours(**SECTIONS)
+    tokenizer = load_tokenizer(tiny_base)
+    data = prepare_data(recipe, tokenizer)
+    lengths = sorted(len(question.prompt_ids) for question in read_rows(recipe, data, tokenizer, positions=256).questions)
+    room = longest_label(COLOURS, tokenizer)
+    rows = read_rows(recipe, data, tokenizer, positions=lengths[0] + room)
+    assert len(rows.questions) == lengths.count(lengths[0])
+    assert rows.notes[0] == f"{len(lengths) - len(rows.questions)} rows are left out: their prompts leave no position to answer"
+    with pytest.raises(FinetuneError, match="leaves no position to answer"):
+        read_rows(recipe, data, tokenizer, positions=lengths[0] + room - 1)
