@@ -163,15 +163,18 @@ def count_parameters(shape: Shape) -> int:
     return total + shape.layers * norms
 
 
-def count_trainable(shape: Shape, adapter: AdapterSection, new_tokens: int = 0) -> int:
+def count_trainable(shape: Shape, adapter: AdapterSection, new_tokens: int = 0, head_outputs: int = 0) -> int:
     """What trains under a recipe, in closed form.
 
     full: all parameters. LoRA and QLoRA: R (inputs + outputs) a target (rsLoRA alike), and `outputs` more with DoRA, for the
     magnitudes; R (V + D), and D with DoRA, for the embedding as a target; modules_to_save in full; D for the embedding of
-    each new token, and D for its row of an untied head. Raises ModelError where a target matches nothing.
+    each new token, and D for its row of an untied head; D for each output of a classification head, which takes the place of
+    the other one. Raises ModelError where a target matches nothing.
     """
+    head = head_outputs * shape.width
     if adapter.method == "full":
-        return count_parameters(shape)
+        untied = shape.vocabulary * shape.width if head and not shape.tied_head else 0
+        return count_parameters(shape) - untied + head
     sizes = linear_shapes(shape) | {"model.embed_tokens": (shape.vocabulary, shape.width)}
     trainable = 0
     for name in _targets(adapter, sizes):
@@ -179,7 +182,7 @@ def count_trainable(shape: Shape, adapter: AdapterSection, new_tokens: int = 0) 
         trainable += adapter.rank * (inputs + outputs) + (outputs if adapter.use_dora else 0)
     for target in adapter.modules_to_save:
         trainable += sum(math.prod(sizes[name]) for name in _matches(target, sizes, "modules_to_save"))
-    return trainable + new_tokens * shape.width * (1 if shape.tied_head else 2)
+    return trainable + head + new_tokens * shape.width * (1 if shape.tied_head or head else 2)
 
 
 def _targets(adapter: AdapterSection, names: Iterable[str]) -> set[str]:
@@ -306,7 +309,7 @@ def _refuse_other_count(folder: Path, shape: Shape, stored: Stored, computed: in
 
 
 def _trainable_facts(shape: Shape, parameters: int, model: ModelSection, adapter: AdapterSection) -> dict[str, Any]:
-    trainable = count_trainable(shape, adapter, len(model.new_tokens))
+    trainable = count_trainable(shape, adapter, len(model.new_tokens), model.head.outputs if model.head is not None else 0)
     # An adapter comes on top of the base's parameters.
     together = parameters if adapter.method == "full" else parameters + trainable
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)

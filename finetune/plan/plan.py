@@ -99,9 +99,9 @@ def plan(
         raise ModelError("finetune plan has no formula for DoRA, which keeps copies of weights; plan with use_dora: false.")
     shape = read_shape(read_config(find_description(recipe.model)))
     precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
-    load, trained = load_of(recipe), count_trainable(shape, recipe.adapter, len(recipe.model.new_tokens))
-    if recipe.model.head is not None:
-        trained += recipe.model.head.outputs * shape.width
+    load, head = load_of(recipe), recipe.model.head
+    outputs = head.outputs if head is not None else 0
+    trained = count_trainable(shape, recipe.adapter, len(recipe.model.new_tokens), outputs)
     job = job_of(recipe, shape, load, trained, precision, gpus=gpus, device=device)
     allowed = list(_engines(recipe, precision, gpus))
     asked = engine or allowed[0]

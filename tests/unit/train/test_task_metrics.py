@@ -13,6 +13,7 @@ from finetune.errors import FinetuneError, ModelError
 from finetune.evaluate.data import prepare_data
 from finetune.evaluate.evaluation import Evaluation
 from finetune.evaluate.rows import longest_label, read_rows
+from finetune.model.inspect import count_trainable, read_shape
 from finetune.model.precision import choose_precision
 from finetune.recipe.lock import read_lock
 from finetune.recipe.schema import Recipe
@@ -150,11 +151,14 @@ def test_a_head_learns(colours: MakeRecipe, tiny_base: Path, tmp_path: Path, pro
         assert summary["final/mean_squared_error"] == pytest.approx(summary["final/loss"], rel=1e-6)
     else:
         assert summary["final/accuracy"] > 0.6
+    shape = read_shape(json.loads((tiny_base / "config.json").read_text()))
+    outputs = recipe.model.head.outputs  # type: ignore[union-attr]
+    assert summary["trainable_parameters"] == count_trainable(shape, recipe.adapter, 0, outputs)
     config = json.loads((run.adapter / "adapter_config.json").read_text())
     assert config["task_type"] == "SEQ_CLS"
     weights = adapter_of(run)
     (score,) = (weight for name, weight in weights.items() if name.endswith("score.weight"))
-    assert score.shape[0] == len(recipe.model.head.labels or ("value",))  # type: ignore[union-attr]
+    assert score.shape[0] == outputs
     report = Evaluation(recipe, choose_precision("fp32")).of(resolve_target(str(run.path)))
     assert {f"final/{name}": value for name, value in report.values.items()} == pytest.approx(
         {name: value for name, value in summary.items() if name.startswith("final/")}, rel=1e-4
