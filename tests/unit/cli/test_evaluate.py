@@ -9,6 +9,7 @@ from finetune.cli.evaluate import evaluate
 from finetune.cli.generate import generate
 from finetune.errors import FinetuneError, ModelError
 from finetune.evaluate import rows as evaluation_rows
+from finetune.evaluate.sandbox import why_no_sandbox
 from finetune.recipe.load import load_recipe
 from finetune.runs.folder import RunFolder
 from tests.unit.train.processes import start
@@ -97,6 +98,7 @@ def test_two_models_on_the_same_rows_have_no_difference(
     assert all("+0.0000" in line and line.endswith("(no clear difference)") for line in lines)
 
 
+@pytest.mark.skipif(why_no_sandbox() is not None, reason=f"no sandbox here: {why_no_sandbox()}")
 def test_code_is_run_with_its_tests(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
