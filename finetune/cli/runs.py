@@ -82,9 +82,22 @@ def show(run: RunArgument, as_json: JsonOption = False) -> None:
         print_json({"summary": summary, "lock": lock})
         return
     facts = {key: value for key, value in lock.items() if key not in ("recipe", "origins", "final")}
-    for name, value in {**{key: value for key, value in summary.items() if key != "recipe"}, **facts}.items():
-        out(f"{name:26} {value}")
+    outcome = {key: value for key, value in summary.items() if key not in ("recipe", "metrics", "notes")}
+    for name, value in {**outcome, **facts}.items():
+        out(f"{name:26} {value}{_interval_of(summary, name)}")
+    for note in summary.get("notes", []):
+        out(f"{'note':26} {note}")
     out(f"recipe                     {folder.lock_path}")
+
+
+def _interval_of(summary: dict[str, Any], name: str) -> str:
+    """The 95 % interval of a metric of the result, for a person."""
+    from finetune.runs.compare import FINAL
+
+    found = summary.get("metrics", {}).get(name.removeprefix(FINAL)) if name.startswith(FINAL) else None
+    if not found or found.get("low") is None:
+        return ""
+    return f"  (95 % interval {found['low']:.4f} to {found['high']:.4f})"
 
 
 @app.command("diff")

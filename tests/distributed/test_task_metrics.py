@@ -19,7 +19,8 @@ def data_of(folder: Path) -> dict[str, Any]:
     return {"train": [{"path": str(folder / "colours.jsonl"), "format": "classification"}]}
 
 
-def test_two_processes_measure_what_one_does(train: Train, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero2", marks=pytest.mark.long)])
+def test_two_processes_measure_what_one_does(train: Train, tmp_path: Path, engine: str) -> None:
     """Each takes its share of the rows; figures in training and of the result, and the order of predictions, are the same."""
     sections = {
         "data": data_of(tmp_path),
@@ -29,7 +30,7 @@ def test_two_processes_measure_what_one_does(train: Train, tmp_path: Path) -> No
             "max_new_tokens": 4, "rows_in_training": 1,
         },
     }  # fmt: skip
-    alone, shared = train(**sections), train("--launch", "ddp", "--processes", "2", **sections)
+    alone, shared = train(**sections), train("--launch", engine, "--processes", "2", **sections)
     for name in ("loss", "accuracy", "chrf", "likelihood_accuracy", "bits_per_byte"):
         assert shared.losses(f"final/{name}") == pytest.approx(alone.losses(f"final/{name}"), rel=1e-4)
         assert shared.losses(f"eval/{name}") == pytest.approx(alone.losses(f"eval/{name}"), rel=1e-4)
