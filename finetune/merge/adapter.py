@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from finetune.errors import MergeError
-from finetune.merge.heads import ABSENT_MODULE, CLASSIFIES
 from finetune.merge.tensors import StoredWeights
 from finetune.merge.updates import parts_of
 from finetune.model.inspect import ADAPTER_WEIGHTS, read_adapter_config
+from finetune.recipe.heads import ABSENT_MODULE, CLASSIFIES
 
 UNDERSTOOD = frozenset({
     "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version", "r",

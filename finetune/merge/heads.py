@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.config import HeadSection
 from finetune.errors import MergeError
-from finetune.recipe.heads import CLASSIFIER, PROBLEM_TYPES, head_of_config
+from finetune.recipe.heads import CLASSIFIER, CLASSIFIES, PROBLEM_TYPES, head_of_config
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
@@ -22,12 +22,7 @@ SCORE_WEIGHT, LM_HEAD_WEIGHT = f"{SCORE}.weight", f"{LM_HEAD}.weight"
 SAVED = re.compile(r"(base_model\.model\.)?score(\.(modules_to_save|default))*\.weight")
 """How peft names the head in an adapter's file."""
 
-CLASSIFIES = "SEQ_CLS"
-"""peft's task_type of an adapter whose model has such a head."""
-
 SHOWN_LABELS = 20
-ABSENT_MODULE = "classifier"
-"""A head's name in other architectures, which peft writes into modules_to_save beside score."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,13 @@ CLASSIFIER = "ForSequenceClassification"
 """What the architecture of a model with a head ends in."""
 
 
+CLASSIFIES = "SEQ_CLS"
+"""peft's task_type of an adapter whose model has such a head."""
+
+ABSENT_MODULE = "classifier"
+"""A head's name in other architectures, which peft writes into modules_to_save beside score."""
+
+
 def head_of_config(config: dict[str, Any]) -> HeadSection | None:
     """The head of a model folder, by its config.json; None where it predicts tokens. Raises ModelError for a strange one."""
     if not any(str(name).endswith(CLASSIFIER) for name in config.get("architectures") or ()):
