@@ -43,7 +43,9 @@ def test_a_run_goes_through_every_verb(finetune: Finetune, finetune_here: Finetu
         assert [answer["prompt"] for answer in answers] == ["Say blue."]
     finetune("chat", "merged", input="Say blue.\n/exit\n", timeout=120)
     scores = json.loads(finetune_here("evaluate", run, "recipe.yaml", "--json").stdout)
-    assert scores["loss"] == pytest.approx(json.loads((Path(run) / "summary.json").read_text())["evaluation_loss"], rel=1e-4)
+    assert scores["metrics"]["loss"]["value"] == pytest.approx(
+        json.loads((Path(run) / "summary.json").read_text())["evaluation_loss"], rel=1e-4
+    )
     assert json.loads(finetune_here("inspect", "recipe.yaml", "--json").stdout)
     assert "tiny-001" in finetune_here("runs", "list").stdout
     assert json.loads(finetune_here("runs", "show", run, "--json").stdout)["summary"]["status"] == "finished"

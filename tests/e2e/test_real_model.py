@@ -40,7 +40,7 @@ def test_the_real_model_learns_merges_and_answers(
     answer = finetune("generate", "merged", "--prompt", "What is the capital of France?", "--max-new-tokens", "12").stdout
     assert answer.strip()
     scores = json.loads(finetune("evaluate", run, "real.yaml", "--json").stdout)
-    assert scores["loss"] == pytest.approx(summary["evaluation_loss"], abs=0.02)
+    assert scores["metrics"]["loss"]["value"] == pytest.approx(summary["evaluation_loss"], abs=0.02)
 
 
 @pytest.mark.long
