@@ -46,6 +46,7 @@ def test_two_processes_measure_what_one_does(train: Train, tmp_path: Path, engin
     ]
 
 
+@pytest.mark.long
 def test_a_head_learns_the_same_with_two_processes(train: Train, tmp_path: Path) -> None:
     """Losses, weights and accuracy are one process's."""
     head = {"head": {"labels": ["red", "green"]}}

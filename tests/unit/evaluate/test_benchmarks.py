@@ -281,6 +281,7 @@ def test_a_difference_has_the_error_of_paired_answers() -> None:
     assert absent.difference is None
 
 
+@pytest.mark.long
 def test_a_group_comes_before_its_tasks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, write_task: WriteTask
 ) -> None:
