@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.recipe.paths import absolute
+from finetune.recipe.shipped import shipped_recipes
 from finetune.recipe.tree import ATOMIC, Finding, Location, Node, Place, Source, dotted, finding_at, merge
 from finetune.recipe.yaml_tree import MAX_BYTES, read_yaml, shorten
 
@@ -78,14 +79,16 @@ def _extend(tree: Node, parent: Node, source: Source, layers: Layers) -> Node | 
         layers.findings.append(finding_at(parent, ("extends",), "expected the path of a recipe, relative to this file"))
         layers.complete = False
         return instead
-    path = absolute(parent.value, source.folder)
+    path, shown = absolute(parent.value, source.folder), os.path.normpath(Path(source.shown).parent / parent.value)
+    shipped = shipped_recipes().get(parent.value)
+    if shipped is not None and not path.exists():
+        path, shown = shipped, str(shipped)
     chain = [layer.path for layer in layers.sources if layer.path]
     if os.path.realpath(path) in [os.path.realpath(known) for known in chain]:
         names = " -> ".join(known.name for known in [*chain, path])
         layers.findings.append(finding_at(parent, ("extends",), f"a recipe can't extend itself: {names}"))
         layers.complete = False
         return instead
-    shown = os.path.normpath(Path(source.shown).parent / parent.value)
     below = _read_file(path, shown, layers, extended_by=finding_at(parent, ("extends",), ""))
     layers.complete = layers.complete and below is not None
     return merge(below, tree) if below else instead

@@ -51,3 +51,19 @@ def test_paths_without_data(path: str, problem: str, folder: Path) -> None:
     (found,) = error.value.problems
     assert (found.path, found.place.split(":")[1]) == ("data.train.0.path", "4")
     assert problem.format(folder=folder) in found.message
+
+
+def test_extends_takes_the_name_of_a_shipped_recipe(tmp_path: Path) -> None:
+    """As `finetune train` does; a file of that name beside the recipe comes first, and another name is no such file."""
+    own = tmp_path / "mine.yaml"
+    own.write_text("extends: tasks/sentiment_head\ntrain: {epochs: 3}\n")
+    recipe = load_recipe(str(own)).recipe
+    assert recipe.model.head is not None
+    assert recipe.train.epochs == 3
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "sentiment_head").write_text("extends: ../other.yaml\n")
+    (tmp_path / "other.yaml").write_text("model: {base: owner/name}\ndata: {train: [{generated: orders}]}\n")
+    assert load_recipe(str(own)).recipe.model.head is None
+    own.write_text("extends: tasks/sentiment_hed\n")
+    with pytest.raises(RecipeError, match="no such file"):
+        load_recipe(str(own))
