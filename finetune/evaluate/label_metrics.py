@@ -3,6 +3,7 @@
 Shapes: N answers, L labels.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,7 +123,13 @@ def matthews(found: Labelled) -> Scorer:
     """Matthews' correlation."""
     from sklearn.metrics import matthews_corrcoef
 
-    return lambda weights: float(matthews_corrcoef(found.right, found.said, sample_weight=weights))
+    def score(weights: np.ndarray) -> float:
+        with warnings.catch_warnings():
+            # scikit-learn warns where a draw has one label alone, and says 0: that is meant.
+            warnings.simplefilter("ignore", UserWarning)
+            return float(matthews_corrcoef(found.right, found.said, sample_weight=weights))
+
+    return score
 
 
 def unlike_any(answers: Sequence[Answer], labels: Labels) -> int:
