@@ -17,7 +17,7 @@ from data_prep.config import Finding, HeadSection, Supervise
 from data_prep.documents import Document, WeightedSpan
 from data_prep.errors import DataError
 from data_prep.heads import targets_of
-from data_prep.messages import Example, PlainText
+from data_prep.messages import Example, PlainText, last_answer
 from data_prep.offsets import Encoded, Encoder, Offsets
 from data_prep.render import ChatRenderer, bos_before, end_id
 from data_prep.turns import TextSpan, TurnFinder
@@ -178,24 +178,22 @@ class Tokenization:
         return _Rendered(text, [TextSpan(start, len(text))], before, after, must_end=False)
 
     def _render_prompt(self, example: Example, head: HeadSection) -> _Rendered:
-        text, before, answer = self._prompt(example)
-        return _Rendered(
-            text, [TextSpan(len(text), len(text))], before, [end_id(self.tokenizer)], False, targets_of(answer, head)
-        )
+        text, before = self._prompt(example)
+        targets = targets_of(last_answer(example), head)
+        return _Rendered(text, [TextSpan(len(text), len(text))], before, [end_id(self.tokenizer)], False, targets)
 
-    def _prompt(self, example: Example) -> tuple[str, list[int], str]:
-        """A row's text before its last answer, the ids before it, and that answer; no template, no chat."""
+    def _prompt(self, example: Example) -> tuple[str, list[int]]:
+        """A row's text before its last answer, and the ids before it; no template, no chat."""
         if isinstance(example, PlainText):
             if not example.prompt:
                 raise DataError("a plain text has no prompt to be classified; use a format with a prompt and an answer")
-            return example.prompt, bos_before(example.prompt, self.tokenizer, self._adds_bos), example.completion
-        answer = example.messages[-1].content
+            return example.prompt, bos_before(example.prompt, self.tokenizer, self._adds_bos)
         if self._chat is not None:
-            return self._chat.render_prompt(example.messages[:-1], example.tools), [], answer
+            return self._chat.render_prompt(example.messages[:-1], example.tools), []
         if len(example.messages) != 2:
             raise DataError("the tokenizer has no chat template for a conversation of several turns; see model.chat_template")
         question = example.messages[0].content
-        return question, bos_before(question, self.tokenizer, self._adds_bos), answer
+        return question, bos_before(question, self.tokenizer, self._adds_bos)
 
     def _no_end_of_turn(self, text: str, span: TextSpan) -> str:
         tail = text[max(span.start, span.end - 20) : span.end]

@@ -71,6 +71,11 @@ Parsed = Example | Preference
 """What a format makes of a row; a preference can't be trained on yet."""
 
 
+def last_answer(example: Example) -> str:
+    """The text of a conversation's last turn, or the completion."""
+    return example.messages[-1].content if isinstance(example, Conversation) else example.completion
+
+
 def learned_turns(conversation: Conversation, supervise: str) -> list[int]:
     """The indexes of the assistant's turns that data.supervise means, whatever their weight; all of them for "all"."""
     messages, start = conversation.messages, conversation.completion_start

@@ -18,7 +18,7 @@ from data_prep.heads import targets_of
 from data_prep.identity import place_in
 from data_prep.lengths import PART, fitted
 from data_prep.masks import BATCH_ROWS, Placed, Tokenization
-from data_prep.messages import Conversation, Example, Parsed, Preference
+from data_prep.messages import Example, Parsed, Preference, last_answer
 from data_prep.render import special_tokens, special_tokens_in
 from data_prep.report import SourceReport
 from data_prep.sources import Row, source_name
@@ -217,9 +217,8 @@ class Pipeline:
         """Raise DataError for a row whose answer the head can't learn."""
         for place, example in examples if self.head is not None else ():
             if self.head is not None and not isinstance(example, Preference):
-                answer = example.messages[-1].content if isinstance(example, Conversation) else example.completion
                 try:
-                    targets_of(answer, self.head)
+                    targets_of(last_answer(example), self.head)
                 except DataError as error:
                     raise DataError(f"{place}: {error}") from None
 

@@ -129,10 +129,11 @@ def _run_notes(targets: "list[Target]", scores: "list[Scores]") -> list[str]:
 
 def _kept_file(found: "Target", tasks: "Tasks") -> Path | None:
     """Where a run keeps the result, the folder made now, while nothing is lost by failing; None for a target that is no run."""
-    if found.recipe is None:
+    from finetune.runs.folder import RunFolder
+
+    if found.run is None:
         return None
-    result = found.adapter if found.adapter is not None else Path(str(found.model.base))
-    folder = result.parent / "predictions"
+    folder = RunFolder(found.run).predictions
     folder.mkdir(exist_ok=True)
     return folder / f"benchmark-{_file_name(tasks.names)}.json"
 

@@ -41,6 +41,7 @@ def evaluate(
     """
     from finetune.errors import FinetuneError
     from finetune.recipe.load import load_recipe
+    from finetune.runs.folder import RunFolder
     from finetune.runs.target import base_of, resolve_target
 
     loaded = load_recipe(recipe, overrides or []).recipe
@@ -53,7 +54,7 @@ def evaluate(
     from finetune.evaluate.tables import as_dict, score_lines, supervised_tokens, worst_lines
     from finetune.model.precision import choose_precision
 
-    folder = output or (tuned.run / "predictions" if tuned.run is not None else None)
+    folder = output or (RunFolder(tuned.run).predictions if tuned.run is not None else None)
     if folder is not None:
         _make(folder)  # before minutes are spent
     precision = choose_precision(loaded.train.precision)

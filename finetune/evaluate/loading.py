@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from finetune.evaluate.data import tokenizer_for
 from finetune.model.adapter import grow_embeddings, load_adapter
 from finetune.model.checkpoint import Base, resolve_base
+from finetune.model.classify import HEAD
 from finetune.model.load import load_model
 from finetune.model.precision import choose_device
 from finetune.recipe.schema.model import ModelSection
@@ -31,7 +32,7 @@ def load_adapted(
         loaded = load_model(base, dtype=dtype, quantize=quantize, rope_scaling=model.rope_scaling, head=model.head)
         grow_embeddings(loaded, vocabulary)
     if model.head is not None:
-        loaded.score.float()  # as it was trained, and before the adapter brings its own
+        getattr(loaded, HEAD).float()  # as it was trained, and before the adapter brings its own
     return (loaded if adapter is None else load_adapter(loaded, adapter)).eval()
 
 

@@ -4,7 +4,7 @@ Shapes: B rows, T tokens, D model width, N supervised positions.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,17 +66,24 @@ def token_loss(model: PreTrainedModel, documents: Sequence[Document], batch_size
 def document_losses(model: PreTrainedModel, documents: Sequence[Document], batch_size: int) -> list[LossSum]:
     """The loss of each document, in their order. The head runs at supervised positions only, a chunk of them at a time."""
     causal = causal_model(model)
-    order = sorted(range(len(documents)), key=lambda index: (-len(documents[index].token_ids), index))
     sums: list[LossSum] = [LossSum(0.0, 0, 0.0)] * len(documents)
     with torch.no_grad(), evaluating(model):
-        for first in range(0, len(order), batch_size):
-            indices = order[first : first + batch_size]
-            # What fills up a row is never attended to and has no label, so any id will do.
-            batch = padded_batch([documents[index] for index in indices], pad_token_id=0)
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        for indices, batch in document_batches(documents, batch_size, model.device):
             for index, loss in zip(indices, _row_losses(causal, batch), strict=True):
                 sums[index] = loss
     return sums
+
+
+def document_batches(
+    documents: Sequence[Document], batch_size: int, device: torch.device
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """The documents in padded batches on the device, longest first, each with their indexes."""
+    order = sorted(range(len(documents)), key=lambda index: (-len(documents[index].token_ids), index))
+    for first in range(0, len(order), batch_size):
+        indices = order[first : first + batch_size]
+        # What fills up a row is never attended to and has no label, so any id will do.
+        batch = padded_batch([documents[index] for index in indices], pad_token_id=0)
+        yield indices, {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def _row_losses(causal: Any, batch: dict[str, torch.Tensor]) -> list[LossSum]:

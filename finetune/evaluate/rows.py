@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.documents import Document
-from data_prep.messages import Conversation, Example
+from data_prep.messages import last_answer
 from data_prep.prepare import PreparedData
 from finetune.errors import FinetuneError
 from finetune.evaluate.answers import Question, questions_of
@@ -120,14 +120,10 @@ def unseen_labels(recipe: Recipe, data: PreparedData, questions: Sequence[Questi
     """What is to be said of labels that evaluation rows have and no training row has; the training rows are read for it."""
     if recipe.data.streaming is not None:
         return []  # whose training rows are never all read
-    trained = {label for _, example in data.training_rows() for label in labels.said(_answer_of(example))}
+    trained = {label for _, example in data.training_rows() for label in labels.said(last_answer(example))}
     there = Counter(label for question in questions for label in labels.of_row(question))
     return [
         f"the label {label!r} is that of {count} evaluation rows and of no training row"
         for label, count in there.items()
         if label not in trained
     ]
-
-
-def _answer_of(example: Example) -> str:
-    return example.messages[-1].content if isinstance(example, Conversation) else example.completion

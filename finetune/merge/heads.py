@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.config import HeadSection
 from finetune.errors import MergeError
-from finetune.recipe.heads import CLASSIFIER, CLASSIFIES, PROBLEM_TYPES, head_of_config
+from finetune.recipe.heads import CLASSIFIER, CLASSIFIES, PROBLEM_TYPES, classifies, head_of_config
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
@@ -45,11 +45,6 @@ class MergedHead:
 def score_name(names: Iterable[str]) -> str | None:
     """The name of the head among the tensors of an adapter's file; None where it holds none."""
     return next((name for name in names if SAVED.fullmatch(name)), None)
-
-
-def classifies(config: dict[str, Any]) -> bool:
-    """Whether a config.json is that of a model with a classification head."""
-    return any(str(name).endswith(CLASSIFIER) for name in config.get("architectures") or ())
 
 
 def read_head(
@@ -115,8 +110,7 @@ def _has_head(adapter: "Adapter") -> bool:
 def _head_of_base(config: dict[str, Any]) -> HeadSection | None:
     """The base's own head. Raises MergeError where its config.json is damaged."""
     try:
-        # transformers leaves these two names out of a config.json.
-        return head_of_config({"id2label": {0: "LABEL_0", 1: "LABEL_1"}} | config)
+        return head_of_config(config)
     except (ValueError, AttributeError) as error:
         raise MergeError(f"the base's config.json is damaged: id2label is {config.get('id2label')}: {error}") from None
 

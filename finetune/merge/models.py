@@ -11,9 +11,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from finetune.merge.adapted import EMBEDDING, HEAD, MergedWeights
-from finetune.merge.heads import classifies
 from finetune.merge.tensors import Weights, stored_name
 from finetune.merge.updates import LowRank, read_finite
+from finetune.recipe.heads import classifies
 
 SPARE = 1.3
 """Memory for a model in float32, its activations and logits, over its weights alone."""

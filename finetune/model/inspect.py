@@ -309,7 +309,7 @@ def _refuse_other_count(folder: Path, shape: Shape, stored: Stored, computed: in
 
 
 def _trainable_facts(shape: Shape, parameters: int, model: ModelSection, adapter: AdapterSection) -> dict[str, Any]:
-    trainable = count_trainable(shape, adapter, len(model.new_tokens), model.head.outputs if model.head is not None else 0)
+    trainable = count_trainable(shape, adapter, len(model.new_tokens), model.head_outputs)
     # An adapter comes on top of the base's parameters.
     together = parameters if adapter.method == "full" else parameters + trainable
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)

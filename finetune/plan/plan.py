@@ -99,9 +99,8 @@ def plan(
         raise ModelError("finetune plan has no formula for DoRA, which keeps copies of weights; plan with use_dora: false.")
     shape = read_shape(read_config(find_description(recipe.model)))
     precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
-    load, head = load_of(recipe), recipe.model.head
-    outputs = head.outputs if head is not None else 0
-    trained = count_trainable(shape, recipe.adapter, len(recipe.model.new_tokens), outputs)
+    load, model = load_of(recipe), recipe.model
+    trained = count_trainable(shape, recipe.adapter, len(model.new_tokens), model.head_outputs)
     job = job_of(recipe, shape, load, trained, precision, gpus=gpus, device=device)
     allowed = list(_engines(recipe, precision, gpus))
     asked = engine or allowed[0]
@@ -156,7 +155,7 @@ def job_of(
         engine=engine,
         processes=gpus,
         device=device,
-        outputs=recipe.model.head.outputs if recipe.model.head is not None else 0,
+        outputs=recipe.model.head_outputs,
     )
 
 

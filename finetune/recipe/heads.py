@@ -17,7 +17,6 @@ PROBLEM_TYPES: dict[Problem, str] = {
 CLASSIFIER = "ForSequenceClassification"
 """What the architecture of a model with a head ends in."""
 
-
 CLASSIFIES = "SEQ_CLS"
 """peft's task_type of an adapter whose model has such a head."""
 
@@ -25,9 +24,14 @@ ABSENT_MODULE = "classifier"
 """A head's name in other architectures, which peft writes into modules_to_save beside score."""
 
 
+def classifies(config: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a model with a classification head."""
+    return any(str(name).endswith(CLASSIFIER) for name in config.get("architectures") or ())
+
+
 def head_of_config(config: dict[str, Any]) -> HeadSection | None:
     """The head of a model folder, by its config.json; None where it predicts tokens. Raises ModelError for a strange one."""
-    if not any(str(name).endswith(CLASSIFIER) for name in config.get("architectures") or ()):
+    if not classifies(config):
         return None
     # transformers leaves its default, two labels, out of the file.
     names = {int(index): str(name) for index, name in (config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).items()}

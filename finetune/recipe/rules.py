@@ -1,19 +1,16 @@
 """Rules that tie keys together. Each is a small function; RULES lists them. Pure: no file is looked at."""
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from pathlib import Path, PurePath
 
 from data_prep.config import FileSource, Section, Source
 from data_prep.files import kind_of
 from finetune.recipe import rules_evaluate
-from finetune.recipe.rules_evaluate import asked
+from finetune.recipe.rules_evaluate import Found, Given, asked
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.train import OPTIMIZERS
-
-Found = Iterator[tuple[str, str]]
-Given = set[str]
 
 LORA_ONLY = (
     "rank", "alpha", "targets", "dropout", "use_rslora", "use_dora", "init", "modules_to_save", "continue_from",

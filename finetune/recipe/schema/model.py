@@ -80,6 +80,11 @@ class ModelSection(Section):
     """A classification head in place of the one that predicts tokens: it is trained, and saved with the adapter."""
 
     @property
+    def head_outputs(self) -> int:
+        """How many numbers a classification head gives for a row; 0 without one."""
+        return self.head.outputs if self.head is not None else 0
+
+    @property
     def name(self) -> str:
         """The base, for people."""
         if isinstance(self.base, WheelBase):
