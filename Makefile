@@ -22,11 +22,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 quickstart: $(VENV)/.installed  ## fine-tune a real 135M LLaMA, merge it, and compare before and after
 	$(BIN)/finetune quickstart
 
+# Drawn inputs: the same ones on every run of a commit here, new ones in test-full, which is where to look for more.
 test: $(VENV)/.installed-dev  ## the test suite, at most 15 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest --hypothesis-profile=ci -m "not long"
 
 test-full: $(VENV)/.installed-dev  ## the test suite and the long tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --hypothesis-profile=default
 
 bench-data: $(VENV)/.installed-dev  ## rows/s beside TRL where PEERS names its environments, the cache, a million rows
 	$(BIN)/python tests/bench/bench_data.py --million $(if $(PEERS),--trl $(PEERS)/trl)

@@ -80,7 +80,7 @@ def _extend(tree: Node, parent: Node, source: Source, layers: Layers) -> Node | 
         layers.complete = False
         return instead
     path, shown = absolute(parent.value, source.folder), os.path.normpath(Path(source.shown).parent / parent.value)
-    shipped = None if path.exists() else shipped_recipes().get(parent.value)
+    shipped = None if os.path.exists(path) else shipped_recipes().get(parent.value)
     if shipped is not None:
         path, shown = shipped, str(shipped)
     chain = [layer.path for layer in layers.sources if layer.path]

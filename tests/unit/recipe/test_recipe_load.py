@@ -206,6 +206,9 @@ def test_cycles_and_absent_files_in_extends_are_named(folder: Path) -> None:
     )
     assert len(problems(folder, "extends: a.yaml\ntrain: {early_stopping: {}}\n")) == 1
     assert problems(folder, GOOD + "extends: b.yaml\n") == [f"r.yaml:6:10  extends  no such file: {folder / 'b.yaml'}"]
+    assert problems(folder, GOOD + f"extends: {'b' * 300}\n") == [
+        f"r.yaml:6:10  extends  file name too long: {folder / ('b' * 300)}"
+    ]
     assert problems(folder, GOOD + "extends: [b]\n")[0].startswith("r.yaml:6:1  extends  expected the path")
 
 
