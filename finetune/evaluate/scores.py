@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -19,7 +19,15 @@ from finetune.evaluate.metrics import METRICS, Measured
 from finetune.evaluate.programs import run_answers
 from finetune.evaluate.rows import Rows
 from finetune.recipe.schema import Recipe
-from finetune.recipe.schema.evaluate import BY_LIKELIHOOD, LOSSES, LOWER_IS_BETTER, OF_LABELS, PASS_AT, MetricName
+from finetune.recipe.schema.evaluate import (
+    BY_LIKELIHOOD,
+    LOSSES,
+    LOWER_IS_BETTER,
+    OF_LABELS,
+    PASS_AT,
+    EvaluateSection,
+    MetricName,
+)
 
 T = TypeVar("T")
 
@@ -78,6 +86,7 @@ def measure(
     """The recipe's metrics of a model, with intervals. Raises FinetuneError where one doesn't fit the rows."""
     names = names_of(recipe, rows)
     measured, seconds = measured_of(model, tokenizer, recipe, rows, names, progress)
+    measured, seconds = with_programs(measured, names, recipe.evaluate, seconds)
     return report_of(measured, names, notes=rows.notes, seconds=seconds)
 
 
@@ -89,10 +98,21 @@ def measured_of(
     names: Sequence[MetricName],
     progress: Progress | None = None,
 ) -> tuple[Measured, dict[str, float]]:
-    """What these metrics need of a model, and the seconds that each part took."""
+    """What these metrics need of a model, and the seconds that each part took; see with_programs for what is left."""
     work = _Measurement(model, tokenizer, recipe, rows, frozenset(names), progress)
     measured = work.classified() if recipe.model.head is not None else work.generated()
     return measured, work.seconds
+
+
+def with_programs(
+    measured: Measured, names: Sequence[MetricName], section: EvaluateSection, seconds: dict[str, float]
+) -> tuple[Measured, dict[str, float]]:
+    """The same with what became of the answers' programs, where a metric needs that; it takes no model."""
+    if PASS_AT.keys().isdisjoint(names):
+        return measured, seconds
+    started = time.perf_counter()
+    programs = run_answers(measured.answers, seconds=section.seconds_per_program)
+    return replace(measured, programs=programs), seconds | {"programs": round(time.perf_counter() - started, 2)}
 
 
 def report_of(
@@ -186,13 +206,10 @@ class _Measurement:
         if self.asked & BY_LIKELIHOOD:
             likelihoods = self._timed("likelihoods", self._likelihoods)
         answers = [Answer(*parts) for parts in zip(questions, texts, likelihoods, strict=True)]
-        programs, seconds = [], self.section.seconds_per_program
-        if self.asked & PASS_AT.keys():
-            programs = self._timed("programs", lambda: run_answers(answers, seconds=seconds))
         sizes = []
         if "bits_per_byte" in self.asked:
             sizes = [supervised_bytes(document, self.tokenizer) for document in self.rows.documents]
-        return Measured(losses, self.rows.places, sizes, answers, self.rows.labels, programs)
+        return Measured(losses, self.rows.places, sizes, answers, self.rows.labels)
 
     def _losses(self) -> list[LossSum]:
         documents = self.rows.documents

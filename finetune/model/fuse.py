@@ -168,6 +168,8 @@ def _compute_type(layers: list[Any], x: torch.Tensor) -> torch.dtype | None:
     if any(layer.disable_adapters or layer.merged for layer in layers):
         return None
     bases, matrices = [layer.get_base_layer() for layer in layers], _matrices(layers)
+    if any(hasattr(base.weight, "ds_id") for base in bases):  # NF4 is cut up after it was loaded; see unsupported
+        return None
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     same = all(matrix.dtype == x.dtype for matrix in matrices)

@@ -9,7 +9,7 @@ from finetune.launch.matrix import ENGINES, method_of, refusal
 from finetune.model.inspect import Shape, count_parameters, count_trainable, find_description, read_shape
 from finetune.plan.data import Load, load_of
 from finetune.plan.memory import Job, Memory, memory_of
-from finetune.recipe.rules_engines import model_problem
+from finetune.recipe.rules_engines import engine_problem
 from finetune.recipe.schema import Recipe
 
 SPEED = {
@@ -162,7 +162,7 @@ def job_of(
 def _engines(recipe: Recipe, precision: str, gpus: int) -> Iterator[str]:
     method = method_of(recipe.adapter.method, recipe.adapter.use_dora)
     for name in ("single",) if gpus == 1 else ENGINES:
-        if refusal(method, name, precision) is None and model_problem(recipe, name) is None:
+        if refusal(method, name, precision) is None and engine_problem(recipe, name) is None:
             yield name
 
 

@@ -1,7 +1,8 @@
 """The recipe's metrics of the model in training: on some rows at each evaluation, and on all of them at the end.
 
-Processes that each hold the whole model share the rows; what they found travels as text, so the figures are those of one
-process, but for the rounding of batches that are composed otherwise, and for answers that are drawn (samples_per_prompt).
+Processes that each hold the whole model share the rows. Where each holds a share of it, all go through all rows, because every
+layer needs all of them, and share what needs no model. What they found travels as text, so the figures are one process's, but
+for the rounding of batches that are composed otherwise, and for answers that are drawn (samples_per_prompt).
 """
 
 import json
@@ -14,11 +15,12 @@ from finetune.evaluate.losses import LossSum
 from finetune.evaluate.metrics import Measured
 from finetune.evaluate.rows import Rows, read_rows
 from finetune.evaluate.sandbox import Verdict
-from finetune.evaluate.scores import Report, measured_of, names_of, report_of
+from finetune.evaluate.scores import Report, measured_of, names_of, report_of, with_programs
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import MetricName
 from finetune.train.build import Inputs
 from finetune.train.group import Group
+from finetune.train.shards import evaluable, holds_shares
 from finetune.train.trainer import ExactTrainer
 
 
@@ -48,11 +50,16 @@ class TaskMetrics:
         return self._report(self.rows, self.names, intervals=True)
 
     def _report(self, rows: Rows, names: Sequence[MetricName], *, intervals: bool) -> Report:
-        model: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
         rank, size = self.group.rank, self.group.world_size
         mine = replace(rows, documents=rows.documents[rank::size], questions=rows.questions[rank::size])
-        with self.trainer.accelerator.autocast():
-            measured, seconds = measured_of(model, self.inputs.tokenizer, self.recipe, mine, names)
+        with evaluable(self.trainer) as model:
+            asked = rows if holds_shares() else mine
+            measured, seconds = measured_of(model, self.inputs.tokenizer, self.recipe, asked, names)
+        if holds_shares():
+            measured = replace(
+                measured, **{part: getattr(measured, part)[rank::size] for part in ("losses", "bytes", "answers")}
+            )
+        measured, seconds = with_programs(measured, names, self.recipe.evaluate, seconds)
         if size > 1:
             parts = [json.loads(text) for text in self.group.texts_of_all(json.dumps(_plain(measured)))]
             measured = _together(parts, rows)

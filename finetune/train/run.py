@@ -43,6 +43,7 @@ from finetune.train.progress import Progress
 from finetune.train.rehearsal import Rehearsal
 from finetune.train.result import best_checkpoint, summary_of, write_metrics, write_result
 from finetune.train.samples import Samples
+from finetune.train.shards import holds_shares
 from finetune.train.trainer import ExactTrainer
 
 
@@ -172,9 +173,9 @@ class Parts:
             self.trainer.add_callback(Rehearsal(self.trainer, self.recipe, say))
         # Last, because they are seen from outside: a tracker's run and a moving line, for a run that can start.
         config = scrubbed_values(self.recipe.model_dump(mode="json"))
-        tracking = TrackingSection(tracker="none")
-        if group.is_main:
-            tracking = TrackingSection.model_validate(scrubbed_values(self.recipe.tracking.model_dump(mode="json")))
+        tracking = TrackingSection.model_validate(scrubbed_values(self.recipe.tracking.model_dump(mode="json")))
+        if not group.is_main:
+            tracking = TrackingSection(tracker="none", samples=tracking.samples if holds_shares() else None)
         self.tracker = start_tracker(tracking, lock.tracker_id, config, folder=run.path, say=say)
         self.progress = Progress(say)
         metrics = run.metrics_path if group.is_main else None
@@ -182,7 +183,8 @@ class Parts:
         self.trainer.add_callback(log)
         add_integration(self.trainer, tracking.tracker, run.path, self.tracker)
         if tracking.samples is not None:
-            texts = Samples(tracking.samples, self.trainer, inputs.tokenizer, run.samples_path, self.tracker, say, log.restart)
+            clock = log.restart
+            texts = Samples(tracking.samples, self.trainer, inputs.tokenizer, run.samples_path, self.tracker, say, clock, group)
             self.trainer.add_callback(texts)
 
     def _build(self) -> ExactTrainer:

@@ -14,7 +14,9 @@ from finetune.evaluate.generation import conversation_ids, generate, plain_ids
 from finetune.recipe.schema.tracking import SamplesSection
 from finetune.runs.folder import whole_entries, write_text
 from finetune.runs.trackers import Sample, Tracker
+from finetune.train.group import Group
 from finetune.train.journal import Say
+from finetune.train.shards import evaluable, holds_shares
 from finetune.train.trainer import ExactTrainer
 
 SHOWN_CHARACTERS = 100
@@ -23,7 +25,8 @@ SHOWN_CHARACTERS = 100
 class Samples(TrainerCallback):
     """Greedy answers to the recipe's prompts: before the first step, every so many, and at the end.
 
-    Greedy decoding draws no random number and dropout is off, so a run with samples is bit for bit the one without.
+    Where each process holds a share of the model all take part, and the main one writes. Greedy decoding draws no random number
+    and dropout is off, so a run with samples is bit for bit the one without.
     """
 
     def __init__(
@@ -35,8 +38,9 @@ class Samples(TrainerCallback):
         tracker: Tracker,
         say: Say,
         restart_clock: Callable[[], None],
+        group: Group,
     ):
-        self.section, self.trainer, self.tokenizer = section, trainer, tokenizer
+        self.section, self.trainer, self.tokenizer, self.group = section, trainer, tokenizer, group
         self.path, self.tracker, self.say, self.restart_clock = path, tracker, say, restart_clock
         self.last = -1
         self.prompts = [
@@ -46,13 +50,10 @@ class Samples(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Before the first step; texts of steps that are taken again go, and a line that a kill cut short."""
-        if self.path.exists():
-            entries = list(whole_entries(self.path))
-            counts = Counter(entry["step"] for entry in entries)
-            whole = {step for step, count in counts.items() if count == len(self.prompts) and step <= state.global_step}
-            kept = [entry for entry in entries if state.global_step and entry["step"] in whole]
-            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
-            self.last = kept[-1]["step"] if kept else -1
+        if self.group.is_main and self.path.exists():
+            self._keep_up_to(state.global_step)
+        if holds_shares():
+            self.last = int(self.group.text_of_main(str(self.last)))
         if state.global_step == 0 or (self._is_due(state.global_step) and self.last < state.global_step):
             self._write(state.global_step)
 
@@ -65,6 +66,8 @@ class Samples(TrainerCallback):
         """The last ones, wherever the end came; and each prompt's first and last answer for a person."""
         if self.last != state.global_step:
             self._write(state.global_step)
+        if not self.group.is_main:
+            return
         entries = list(whole_entries(self.path))
         for number, prompt in enumerate(self.section.prompts):
             before, after = (
@@ -75,20 +78,29 @@ class Samples(TrainerCallback):
             self.say(f"  before {_short(before)!r}")
             self.say(f"  after  {_short(after)!r}")
 
+    def _keep_up_to(self, last_step: int) -> None:
+        entries = list(whole_entries(self.path))
+        counts = Counter(entry["step"] for entry in entries)
+        whole = {step for step, count in counts.items() if count == len(self.prompts) and step <= last_step}
+        kept = [entry for entry in entries if last_step and entry["step"] in whole]
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        self.last = kept[-1]["step"] if kept else -1
+
     def _is_due(self, step: int) -> bool:
         return step % self.section.every_steps == 0
 
     def _write(self, step: int) -> None:
-        model: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        with self.trainer.accelerator.autocast():
+        with evaluable(self.trainer) as model:
             answers = generate(
                 model, self.tokenizer, self.prompts, max_new_tokens=self.section.max_new_tokens, batch_size=len(self.prompts)
             )
+        self.last = step
+        if not self.group.is_main:
+            return
         samples = [Sample(*pair) for pair in zip(self.section.prompts, answers, strict=True)]
         with self.path.open("a") as file:
             for sample in samples:
                 file.write(json.dumps({"step": step, "prompt": sample.prompt, "answer": sample.answer}) + "\n")
-        self.last = step
         self.say(f"sample after step {step}: {_short(samples[0].answer)!r}")
         self.tracker.log_samples(samples, step)
         self.restart_clock()

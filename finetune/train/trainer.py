@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,18 @@ class ExactTrainer(Trainer):
         self.tokens_seen = self.supervised_tokens_seen = self.skipped_steps = 0
         self.step_seconds, self.seconds_before, self.started = 0.0, 0.0, time.perf_counter()
         self.step_losses: list[tuple[torch.Tensor, list[str]]] = []
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers does; and FSDP2 adds gradients up in float32, and leaves a loss as exact as it was computed.
+
+        accelerate's own policy rounds both to bf16, which tells 2.30 from 2.31 only.
+        """
+        super().create_accelerator_and_postprocess()
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and plugin.mixed_precision_policy is not None:
+            plugin.mixed_precision_policy = replace(
+                plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+            )
 
     def get_train_dataloader(self) -> DataLoader:
         """This process's micro-batches; never re-sharded by accelerate, so no row is repeated.
@@ -202,5 +215,8 @@ class ExactTrainer(Trainer):
 
         train() would take one: transformers' loop looks at the number of steps only after each step.
         """
-        self._load_from_checkpoint(str(checkpoint))
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # what holds the weights is made there
+            self._prepare_for_training(self.args.max_steps, self.get_train_dataloader(), str(checkpoint))
+        else:
+            self._load_from_checkpoint(str(checkpoint))
         self.state = self.state_of(checkpoint)

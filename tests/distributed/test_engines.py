@@ -38,6 +38,8 @@ def test_two_processes_end_where_one_does(train: Train, method: str, engine: str
     assert difference(shared.weights(), alone.weights()) < TOLERANCES[precision]
     relative = 1e-4 if precision == "fp32" else 2e-2
     assert shared.losses() == pytest.approx(alone.losses(), rel=relative)
+    # Before anything is learned only the rounding of sums differs: a loss that is itself rounded to bf16 is off by 2e-3.
+    assert shared.losses()[0] == pytest.approx(alone.losses()[0], rel=1e-4)
     assert shared.losses("eval/loss") == pytest.approx(alone.losses("eval/loss"), rel=relative)
     assert shared.losses("train/supervised_tokens") == alone.losses("train/supervised_tokens")
 

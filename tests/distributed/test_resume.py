@@ -1,5 +1,7 @@
 """A checkpoint of N processes, resumed by M."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +83,32 @@ def test_zero_resumes_its_own_with_as_many_processes_only(train: Train, tmp_path
     command += ["--trust-checkpoint"]
     done = subprocess.run(command, env=other, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2"])
+def test_a_run_without_its_result_is_finished(train: Train, tmp_path: Path, environment: dict[str, str], engine: str) -> None:
+    """Ended after its last checkpoint: no step is taken again; result, metrics and samples are what they would have been."""
+    launcher = ["--launch", engine, "--processes", "2"]
+    whole = train(
+        *launcher,
+        train={"save_every_steps": 4},
+        evaluate={"metrics": ["loss", "chrf"], "max_new_tokens": 4},
+        tracking={"samples": {"prompts": ["Ada"], "every_steps": 2, "max_new_tokens": 4}},
+    )
+    run, weights = whole.run, whole.weights()
+    assert run is not None
+    final, samples = whole.losses("final/chrf"), (run / "samples.jsonl").read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"status": "running"}))
+    shutil.rmtree(run / "adapter")
+    command = [sys.executable, "-m", "finetune", "train", "--resume", str(run), *launcher]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all steps were taken" in done.stdout
+    assert difference(whole.weights(), weights) == 0
+    assert whole.losses("final/chrf")[-1:] == final
+    assert (run / "samples.jsonl").read_text() == samples
 
 
 @pytest.mark.parametrize(

@@ -109,10 +109,9 @@ def test_labels_come_from_the_nearest_place() -> None:
     ("text", "refused"),
     [
         ("model: {new_tokens: [x]}", {"zero3", "zero3_offload"}),
-        ("tracking: {samples: {prompts: [x]}}", {"zero3", "zero3_offload", "fsdp2"}),
-        ("{evaluate: {metrics: [bleu]}, " + HELD + "}", {"zero3", "zero3_offload", "fsdp2"}),
-        (HEAD, {"zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"}),
-        ("train: {max_steps: 1}", set()),
+        ("tracking: {samples: {prompts: [x]}}", set()),
+        ("{evaluate: {metrics: [bleu]}, " + HELD + "}", set()),
+        (HEAD, set()),
     ],
 )
 def test_engines_refuse_what_they_cannot_do(text: str, refused: set[str]) -> None:
