@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.common import JsonOption, out, print_json, teller
+from finetune.cli.common import CompareOption, JsonOption, out, print_json, teller
 from finetune.cli.generate import TargetArgument
 
 if TYPE_CHECKING:
@@ -34,9 +34,7 @@ def benchmark(
     ] = None,
     few_shot: Annotated[int | None, typer.Option(min=0, metavar="N", help="Solved examples; else the task's number.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Prompts at once; lower it where memory ends.")] = 8,
-    compare: Annotated[
-        str | None, typer.Option(metavar="MODEL_OR_RUN", help="Run it too, as the base, and print the differences.")
-    ] = None,
+    compare: CompareOption = None,
     chat: Annotated[
         bool,
         typer.Option(
@@ -56,9 +54,11 @@ def benchmark(
     from finetune.evaluate import benchmarks
     from finetune.evaluate.harness import check_installed
     from finetune.runs.folder import write_text
+    from finetune.runs.target import base_of
 
     check_installed()
-    targets = [_resolve(text) for text in ([target] if compare is None else [compare, target])]
+    tuned = _resolve(target)
+    targets = [tuned] if compare is None else [base_of(tuned) if compare == "base" else _resolve(compare), tuned]
     say = teller(as_json)
     say(f"loading {', '.join(task)}")
     tasks = benchmarks.load_tasks(task, task_folder, few_shot)

@@ -21,6 +21,12 @@ AllowCodeOption = Annotated[
     typer.Option(metavar="SHA256", help="Let format python run the file with this SHA-256; may be given more than once."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+CompareOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BASE", help="Measure another model or run too, and the difference; `base` is MODEL_OR_RUN's own base."
+    ),
+]
 
 
 def allowed_code(options: list[str] | None) -> frozenset[str]:

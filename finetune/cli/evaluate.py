@@ -5,19 +5,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, RecipeArgument, allowed_code, out, print_json
+from finetune.cli.common import (
+    AllowCodeOption,
+    CompareOption,
+    JsonOption,
+    OverridesArgument,
+    RecipeArgument,
+    allowed_code,
+    out,
+    print_json,
+)
 from finetune.cli.generate import TargetArgument
 
 if TYPE_CHECKING:
     from finetune.evaluate.scores import Report
     from finetune.runs.target import Target
 
-CompareOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="BASE", help="Measure another model or run too, and the difference; `base` is MODEL_OR_RUN's own base."
-    ),
-]
 OutputOption = Annotated[
     Path | None,
     typer.Option(help="The folder for predictions and figures; a run's own predictions/ when absent."),

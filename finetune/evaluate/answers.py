@@ -61,6 +61,8 @@ def questions_of(rows: Sequence[Placed], tokenizer: PreTrainedTokenizerFast, *, 
         if not isinstance(example, Conversation) and not example.prompt:
             continue  # a plain text asks nothing
         ids, reference = prompt_and_reference(example, tokenizer)
+        if isinstance(example, Conversation) and example.messages[-1].tool_calls:
+            reference = _as_generated(reference, tokenizer)
         if not reference.strip():
             raise FinetuneError(f"{place} has no answer to compare with: give it one, or take the row out of the evaluation.")
         others, tests = (example.references, example.tests) if isinstance(example, Conversation) else ((), "")
@@ -72,6 +74,12 @@ def questions_of(rows: Sequence[Placed], tokenizer: PreTrainedTokenizerFast, *, 
             references = tuple(dict.fromkeys((*known.references, reference, *others)))
             found[key] = replace(known, references=references, tests=known.tests or tests)
     return list(found.values())
+
+
+def _as_generated(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
+    """A text as `generate` would give it: without special tokens, as a template's marks around a tool call may be."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
 
 
 def answer_questions(

@@ -1,42 +1,65 @@
 """Trackers that transformers drives (tensorboard, mlflow, swanlab ...): under its names, and never in the training's way."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback
 
 from finetune.runs.trackers import OWN, GuardedTracker, tracker_error
 from finetune.train.trainer import ExactTrainer
 
 
-def add_integration(trainer: ExactTrainer, name: str, folder: Path, guard: GuardedTracker) -> None:
-    """Have transformers report to a tracker that isn't driven here. Raises TrackerError where its package is absent."""
-    if name in OWN:
-        return
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
-    try:
-        inner = INTEGRATION_TO_CALLBACK[name]()
-    except (ImportError, RuntimeError) as error:
-        raise tracker_error(name, error) from error
-    trainer.add_callback(_Guarded(inner, guard))
+class Integration(TrainerCallback):
+    """Passes each event on; the first that fails is said, and no further one is passed on.
 
-
-class _Guarded(TrainerCallback):
-    """Passes each event on; the first that fails is said, and no further one is passed on."""
+    The end is passed on by `finish` alone: the result is measured after the last step, and has to be logged before it.
+    """
 
     def __init__(self, inner: TrainerCallback, guard: GuardedTracker):
         self.inner, self.guard = inner, guard
+        self.ended: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+    def on_train_end(self, *arguments: Any, **options: Any) -> None:
+        """Kept until `finish`."""
+        self.ended = arguments, options
+
+    def log_result(self, metrics: dict[str, float]) -> None:
+        """Log what was measured of the result."""
+        self._pass_on_last("on_log", logs=metrics)
+
+    def finish(self) -> None:
+        """Let the tracker write what is outstanding."""
+        self._pass_on_last("on_train_end")
+
+    def _pass_on_last(self, event: str, **more: Any) -> None:
+        if self.ended is not None:
+            arguments, options = self.ended
+            self.guard.guarded(lambda: getattr(self.inner, event)(*arguments, **options | more))
 
 
 def _passing_on(event: str) -> Callable[..., None]:
-    def pass_on(self: _Guarded, *arguments: Any, **options: Any) -> None:
+    def pass_on(self: Integration, *arguments: Any, **options: Any) -> None:
         self.guard.guarded(lambda: getattr(self.inner, event)(*arguments, **options))
 
     return pass_on
 
 
-for _event in (name for name in dir(TrainerCallback) if name.startswith("on_")):
-    setattr(_Guarded, _event, _passing_on(_event))
+for _event in (name for name in dir(TrainerCallback) if name.startswith("on_") and name != "on_train_end"):
+    setattr(Integration, _event, _passing_on(_event))
+
+
+def add_integration(trainer: ExactTrainer, name: str, folder: Path, guard: GuardedTracker) -> Integration:
+    """Have transformers report to a tracker. Raises TrackerError where its package is absent."""
+    if name in OWN:  # which need no integration: this one does nothing
+        return Integration(TrainerCallback(), guard)
+    try:
+        inner = INTEGRATION_TO_CALLBACK[name]()
+    except (ImportError, RuntimeError) as error:
+        raise tracker_error(name, error) from error
+    if isinstance(inner, TensorBoardCallback) and inner.logging_dir is None:  # unless TENSORBOARD_LOGGING_DIR says where
+        inner.logging_dir = str(folder / "tensorboard")
+    integration = Integration(inner, guard)
+    trainer.add_callback(integration)
+    return integration

@@ -181,7 +181,7 @@ class Parts:
         metrics = run.metrics_path if group.is_main else None
         log = MetricsLog(metrics, self.trainer, self.tracker, self.progress.show)
         self.trainer.add_callback(log)
-        add_integration(self.trainer, tracking.tracker, run.path, self.tracker)
+        self.integration = add_integration(self.trainer, tracking.tracker, run.path, self.tracker)
         if tracking.samples is not None:
             clock = log.restart
             texts = Samples(tracking.samples, self.trainer, inputs.tokenizer, run.samples_path, self.tracker, say, clock, group)
@@ -238,6 +238,7 @@ class Parts:
                     if status == "finished":
                         final = {name: value for name, value in summary.items() if is_metric(name)}
                         write_text(self.run.lock_path, replace(self.lock, final=final).to_yaml())
+                self.integration.finish()
                 self.tracker.finish()
         if status == "stopped":
             self.say(
@@ -296,4 +297,6 @@ class Parts:
             self.say(line)
         if self.group.is_main:
             write_metrics(self.run, self.report, self.trainer.state.global_step)
-        self.tracker.log({f"final/{name}": value for name, value in self.report.values.items()}, self.trainer.state.global_step)
+        final = {f"final/{name}": value for name, value in self.report.values.items()}
+        self.tracker.log(final, self.trainer.state.global_step)
+        self.integration.log_result(final)

@@ -108,8 +108,9 @@ def test_the_table_names_task_metric_value_and_error(benchmark: Benchmark, run_f
     assert lines[-3].split() == ["task", "metric", "shots", "questions", "value", "std.", "error"]
     assert lines[-2].split()[:4] == ["lamps", "acc", "0", "5"]
     assert lines[-1].startswith("lamps  brier_score, lower is better  0      5")
-    code, printed, _ = benchmark(str(run_folder), "--compare", str(tiny_base))
+    code, printed, _ = benchmark(str(run_folder), "--compare", "base")
     assert code == 0
+    assert "asking the base of run lamps-001" in printed
     assert re.search(r"questions +base +std. error +tuned +std. error +difference +std. error\n", printed)
     assert printed.splitlines()[-1] == f"kept in    {run_folder / 'predictions' / 'benchmark-lamps.json'}"
 

@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM
 
-from data_prep.messages import Conversation, Message, PlainText
+from data_prep.masks import tokenize
+from data_prep.messages import Conversation, Message, PlainText, ToolCall
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
 from finetune.evaluate.answers import Answer, Question, answer_questions, questions_of
+from finetune.evaluate.metrics import Measured
 from finetune.evaluate.programs import code_in, program_of, run_answers
 from finetune.evaluate.sandbox import why_no_sandbox
+from finetune.evaluate.scores import by_row
 from finetune.recipe.schema.evaluate import EvaluateSection
 
 
@@ -36,6 +39,23 @@ def test_rows_that_ask_the_same_are_one_question(tiny_base: Path) -> None:
     ]
     apart = questions_of([("x", rows[0]), ("y", rows[3])], tokenizer, merged=False)
     assert [q.references for q in apart] == [("1", "2"), ("4", "2")]
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_tool_call_is_compared_as_it_is_generated(tiny_base: Path, special: bool) -> None:
+    """An answer has no special tokens, so the reference has none either: what was learned word for word counts as right."""
+    tokenizer = load_tokenizer(tiny_base, chat_template="chatml")
+    if special:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<tool_call>", "</tool_call>"]})
+    call = Message("assistant", "", tool_calls=(ToolCall("look_up", {"order": 7}),))
+    example = Conversation((Message("user", "Where is order 7?"), call))
+    (question,) = questions_of([("row 1", example)], tokenizer)
+    document = tokenize([("row 1", example)], tokenizer, "last")[0]
+    first, end, _ = document.spans[-1]
+    said = tokenizer.decode(document.token_ids[first:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert '"look_up"' in said
+    assert ("<tool_call>" in said) is not special
+    assert by_row("exact_match", Measured(answers=[Answer(question, (said,))])) == [1.0]
 
 
 def test_a_row_without_an_answer_is_refused(tiny_base: Path) -> None:

@@ -45,6 +45,19 @@ def test_tensorboard_has_transformers_names(make_recipe: MakeRecipe) -> None:
     assert {"train/grad_norm", "train/learning_rate", "eval/loss"} <= set(events.Tags()["scalars"])
 
 
+def test_tensorboard_has_the_metrics_of_the_result(make_recipe: MakeRecipe) -> None:
+    """Measured after the last step, logged before the tracker's end."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is absent")
+    evaluate = {"metrics": ["bits_per_byte", "loss"]}
+    done = start(make_recipe(train=STEPS, evaluate=evaluate, tracking={"tracker": "tensorboard"}))
+    events = accumulator.EventAccumulator(str(done.path / "tensorboard"))
+    events.Reload()
+    last = json.loads(done.metrics_path.read_text().splitlines()[-1])
+    for name in ("final/bits_per_byte", "final/loss"):
+        found = [(point.step, point.value) for point in events.Scalars(f"train/{name}")]
+        assert found == [(last["step"], pytest.approx(last[name], rel=1e-6))]
+
+
 def test_a_tracker_whose_package_is_absent_is_refused(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """One message, before anything is trained, and no run folder left."""
     monkeypatch.setitem(sys.modules, "clearml", None)
