@@ -30,6 +30,7 @@ def evaluable(trainer: ExactTrainer) -> Iterator[Any]:
             yield model
             return
         whole: Any = model
+        lets_go = bool(trainer.accelerator.state.fsdp_plugin.reshard_after_forward)
         whole.set_reshard_after_forward(False, recurse=False)
         whole.gather = lambda: None
         register_fsdp_forward_method(whole, "gather")
@@ -37,7 +38,7 @@ def evaluable(trainer: ExactTrainer) -> Iterator[Any]:
         try:
             yield whole
         finally:
-            whole.set_reshard_after_forward(True, recurse=False)
+            whole.set_reshard_after_forward(lets_go, recurse=False)
             whole.reshard()
 
 
