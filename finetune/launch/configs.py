@@ -53,9 +53,14 @@ def engine_of(tree: dict[str, Any], path: Path) -> str:
     if kind in ("MULTI_GPU", "MULTI_CPU"):
         return "ddp"
     if kind == "FSDP":
-        version = int((tree.get("fsdp_config") or {}).get("fsdp_version") or 1)
+        section = tree.get("fsdp_config") or {}
+        version = int(section.get("fsdp_version") or 1)
         if version != 2:
             raise LaunchError(f"{path}: fsdp_version is {version}; set it to 2 (FSDP1 can't shard an adapter beside its base).")
+        if section.get("fsdp_offload_params"):
+            raise LaunchError(
+                f"{path}: fsdp_offload_params was never shown to work here: set it to false, or take zero3_offload."
+            )
         return "fsdp2"
     if kind == "DEEPSPEED":
         section = tree.get("deepspeed_config") or {}

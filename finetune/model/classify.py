@@ -2,9 +2,10 @@
 
 Shapes: B rows, T tokens, D model width, N documents, L outputs of the head.
 The head reads the hidden state of a document's last token before the place of its answer (data_prep.masks), so that a row may
-hold several documents. Head and loss compute in the head's own type, float32 in training: it is a small matrix.
+hold several documents. Head and loss compute in float32, whatever type its weight is kept in: it is a small matrix.
 """
 
+import types
 from typing import Any
 
 import torch
@@ -42,12 +43,21 @@ def refuse_other_head(base: Base, config: PretrainedConfig, head: HeadSection | 
         )
 
 
-def head_outputs(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """The head's outputs (N x L) for hidden states (N x D), in the head's type, whatever autocast says."""
+def widen_head(model: Any) -> None:
+    """Let the head compute in float32 (or float64): engines that shard keep its weight in bf16 while it computes."""
     score = getattr(model, HEAD)
-    dtype = score.weight.dtype  # the trained copy's, where peft keeps one
+    score.forward = types.MethodType(_wide_linear, score)
+
+
+def _wide_linear(self: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    wide = torch.promote_types(hidden.dtype, torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
-        outputs: torch.Tensor = score(hidden.to(dtype))
+        return functional.linear(hidden.to(wide), self.weight.to(wide))
+
+
+def head_outputs(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """The head's outputs (N x L) for hidden states (N x D), in float32 (or float64)."""
+    outputs: torch.Tensor = getattr(model, HEAD)(hidden)
     return outputs
 
 

@@ -10,7 +10,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from data_prep.config import HeadSection
 from finetune.errors import ModelError
 from finetune.model.checkpoint import Base
-from finetune.model.classify import HEAD, add_head_to_config, refuse_other_head
+from finetune.model.classify import HEAD, add_head_to_config, refuse_other_head, widen_head
 from finetune.model.config import load_config
 from finetune.model.precision import choose_device
 from finetune.model.quantize import keep_differentiable, nf4_config
@@ -55,4 +55,6 @@ def load_model(
         )
     if quantize:
         keep_differentiable(model)
+    if head is not None:
+        widen_head(model)
     return model

@@ -33,6 +33,8 @@ CHUNK_POSITIONS = 512
 """Supervised positions whose logits exist at once: 512 x 128,256 in fp32 are 0.26 GB."""
 
 Head = Callable[[torch.Tensor], torch.Tensor]
+MostChunks = Callable[[int], int]
+"""Of this process's number of chunks: that of the process with the most."""
 
 
 def next_token_labels(token_ids: torch.Tensor, weights: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,21 +56,23 @@ def supervised_cross_entropy(
     head: Head,
     label_smoothing: float = 0.0,
     shift_weights: torch.Tensor | None = None,
+    most_chunks: MostChunks | None = None,
 ) -> torch.Tensor:
     """The sum of the cross-entropy over supervised positions, as a float32 (or float64) scalar.
 
     `hidden` is B x T x D, `shift_labels` B x T with IGNORED where nothing is learned, `shift_weights` B x T what each
     position's loss is multiplied by (1 without them). Without any label the sum is a zero that still has a (zero) gradient,
-    so that every process of a sharded run goes through the same backward pass.
+    so that every process of a sharded run goes through the same backward pass. With `most_chunks` the head is called as often
+    as in the process with the most to learn: a head that is cut up is gathered at each call, by all processes together.
     """
     positions = shift_labels.ne(IGNORED)
     chosen, labels = hidden[positions], shift_labels[positions]
-    if labels.numel() == 0:
+    if labels.numel() == 0 and most_chunks is None:
         return head(hidden[:, :1]).float().sum() * 0.0
     weights = None if shift_weights is None else shift_weights[positions]
-    if weights is None and prefers_liger(head, chosen.device):
+    if most_chunks is None and weights is None and prefers_liger(head, chosen.device):
         return liger_loss(chosen, head, labels, label_smoothing)
-    if torch.is_grad_enabled() and _is_frozen(head):
+    if most_chunks is None and torch.is_grad_enabled() and _is_frozen(head):
         loss: torch.Tensor = FrozenHeadLoss.apply(chosen, head.weight, labels, weights, label_smoothing)
         return loss
 
@@ -80,7 +84,10 @@ def supervised_cross_entropy(
         losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
         return (losses * factors.to(losses)).sum()
 
-    chunks = _chunks(chosen, labels, weights)
+    chunks = _chunks(chosen, labels, weights) if labels.numel() else []
+    if most_chunks is not None:
+        nothing = hidden[0, :1], shift_labels.new_full((1,), IGNORED), None if weights is None else weights.new_zeros(1)
+        chunks += [nothing] * (max(1, most_chunks(len(chunks))) - len(chunks))
     if len(chunks) == 1 or not torch.is_grad_enabled():
         return torch.stack([chunk_loss(*chunk) for chunk in chunks]).sum()
     return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
@@ -224,10 +231,13 @@ def install_loss(model: PreTrainedModel, loss_of: LossOf) -> None:
     model.forward = types.MethodType(forward, model)
 
 
-def install_supervised_loss(model: PreTrainedModel, label_smoothing: float = 0.0) -> None:
+def install_supervised_loss(
+    model: PreTrainedModel, label_smoothing: float = 0.0, most_chunks: MostChunks | None = None
+) -> None:
     """Make the model return the sum of the cross-entropy over supervised positions, each by `shift_weights` (see install_loss).
 
-    Label smoothing applies in training mode only, so that an evaluation loss is the plain cross-entropy.
+    Label smoothing applies in training mode only, so that an evaluation loss is the plain cross-entropy. `most_chunks` is for
+    processes that each hold a share of the model (see supervised_cross_entropy).
 
     Raises ModelError for a base that changes its logits after the head.
     """
@@ -239,6 +249,6 @@ def install_supervised_loss(model: PreTrainedModel, label_smoothing: float = 0.0
         model: Any, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, _: torch.Tensor | None
     ) -> torch.Tensor:
         smoothing = label_smoothing if model.training else 0.0
-        return supervised_cross_entropy(hidden, labels, model.lm_head, smoothing, weights)
+        return supervised_cross_entropy(hidden, labels, model.lm_head, smoothing, weights, most_chunks)
 
     install_loss(model, loss_of)

@@ -15,7 +15,7 @@
 | system/memory_bytes | peak: of the GPU, else resident | with train/loss |
 | samples | a table: prompt, answer | every tracking.samples.every_steps |
 
-Every other tracker that transformers drives has transformers' own names.
+Every other tracker that transformers drives has transformers' own names (of the result train/final/NAME), and no samples.
 """
 
 import contextlib

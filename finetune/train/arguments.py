@@ -115,6 +115,8 @@ def training_arguments(
         remove_unused_columns=False,
         ignore_data_skip=True,  # a resumed feed begins at its step by itself
         label_names=["shift_labels"],
+        # FSDP2 would hold whole gradients until the last micro-batch of a step.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": engine_name() == "fsdp2"}},
     )
     arguments.bf16 = precision.name == "bf16"
     if on_cpu and engine_name() == "fsdp2":

@@ -32,7 +32,7 @@ from finetune.recipe.rules_engines import engine_problem
 from finetune.recipe.schema import Recipe
 from finetune.train.arguments import ceil_product, optimizer_name, training_arguments
 from finetune.train.batches import Batching, Feed, StreamFeed, TableFeed
-from finetune.train.group import engine_name, this_group
+from finetune.train.group import engine_name, holds_shares, this_group
 from finetune.train.trainer import ExactTrainer
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes", "deepspeed")
@@ -112,7 +112,8 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
             model.config.pad_token_id = pad_token_id(inputs.tokenizer)  # transformers reads the last token that is none
             install_head_loss(model, head, recipe.train.label_smoothing)
         else:
-            install_supervised_loss(model, recipe.train.label_smoothing)
+            most_chunks = this_group().most if holds_shares() else None
+            install_supervised_loss(model, recipe.train.label_smoothing, most_chunks)
         trained: torch.nn.Module = model
         if method != "full":
             # The seed again: the adapter's start doesn't depend on what loading the base drew.

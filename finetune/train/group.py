@@ -57,11 +57,15 @@ class Group:
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so."""
+        return bool(self.most(int(flag)))
+
+    def most(self, count: int) -> int:
+        """The largest of the processes' numbers."""
         if self.world_size == 1:
-            return flag
-        tensor = torch.tensor(int(flag), device=_device())
+            return count
+        tensor = torch.tensor(count, device=_device())
         distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
-        return bool(tensor)
+        return int(tensor)
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -127,6 +131,11 @@ def engine_name() -> str:
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         return "fsdp2"
     return "ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "single"
+
+
+def holds_shares() -> bool:
+    """Whether no process holds a whole model, so that all must make the same calls of it."""
+    return engine_name() in ("zero3", "fsdp2")
 
 
 def this_group() -> Group:

@@ -19,8 +19,8 @@ from finetune.evaluate.scores import Report, measured_of, names_of, report_of, w
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import MetricName
 from finetune.train.build import Inputs
-from finetune.train.group import Group
-from finetune.train.shards import evaluable, holds_shares
+from finetune.train.group import Group, holds_shares
+from finetune.train.shards import evaluable
 from finetune.train.trainer import ExactTrainer
 
 

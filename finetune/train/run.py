@@ -25,7 +25,7 @@ from finetune.train.batches import StreamFeed
 from finetune.train.build import Inputs
 from finetune.train.callbacks import KeepBest, MetricsLog, OrderlyStop
 from finetune.train.checkpoints import latest_checkpoint, remove_incomplete
-from finetune.train.group import Group, contact, engine_name, this_group
+from finetune.train.group import Group, contact, engine_name, holds_shares, this_group
 from finetune.train.identity import (
     inexact_because,
     make_lock,
@@ -43,7 +43,6 @@ from finetune.train.progress import Progress
 from finetune.train.rehearsal import Rehearsal
 from finetune.train.result import best_checkpoint, summary_of, write_metrics, write_result
 from finetune.train.samples import Samples
-from finetune.train.shards import holds_shares
 from finetune.train.trainer import ExactTrainer
 
 
@@ -230,16 +229,11 @@ class Parts:
                 raise
             finally:
                 self.progress.close()
-                summary = summary_of(
-                    self.lock, self.trainer, name=self.run.name, status=status, error=error_text, report=self.report
-                )
-                if self.group.is_main:
-                    self.run.write_summary(summary)
-                    if status == "finished":
-                        final = {name: value for name, value in summary.items() if is_metric(name)}
-                        write_text(self.run.lock_path, replace(self.lock, final=final).to_yaml())
-                self.integration.finish()
-                self.tracker.finish()
+                try:
+                    summary = self._write_summary(status, error_text)
+                finally:
+                    self.integration.finish()
+                    self.tracker.finish()
         if status == "stopped":
             self.say(
                 f"stopped after step {self.trainer.state.global_step}; go on with: finetune train --resume {self.run.path}"
@@ -247,6 +241,15 @@ class Parts:
             self.group.leave()
             raise KeyboardInterrupt
         return summary
+
+    def _write_summary(self, status: str, error_text: str | None) -> dict[str, Any]:
+        found = summary_of(self.lock, self.trainer, name=self.run.name, status=status, error=error_text, report=self.report)
+        if self.group.is_main:
+            self.run.write_summary(found)
+            if status == "finished":
+                final = {name: value for name, value in found.items() if is_metric(name)}
+                write_text(self.run.lock_path, replace(self.lock, final=final).to_yaml())
+        return found
 
     def _take_steps(self) -> None:
         if self.checkpoint is None:

@@ -14,9 +14,9 @@ from finetune.evaluate.generation import conversation_ids, generate, plain_ids
 from finetune.recipe.schema.tracking import SamplesSection
 from finetune.runs.folder import whole_entries, write_text
 from finetune.runs.trackers import Sample, Tracker
-from finetune.train.group import Group
+from finetune.train.group import Group, holds_shares
 from finetune.train.journal import Say
-from finetune.train.shards import evaluable, holds_shares
+from finetune.train.shards import evaluable
 from finetune.train.trainer import ExactTrainer
 
 SHOWN_CHARACTERS = 100

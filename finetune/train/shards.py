@@ -8,38 +8,49 @@ import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from finetune.train.group import engine_name
 from finetune.train.trainer import ExactTrainer
-
-
-def holds_shares() -> bool:
-    """Whether no process holds a whole model, so that all must make the same calls of it."""
-    return engine_name() in ("zero3", "fsdp2")
 
 
 @contextmanager
 def evaluable(trainer: ExactTrainer) -> Iterator[Any]:
     """The model in training without what an engine wraps around it, to be asked for answers and hidden states.
 
-    ZeRO-3 gathers the weights of any module that is called. FSDP2 gathers those of a decoder layer too, but what stands beside
-    the layers only in a forward of the whole model: a forward that computes nothing begins, and nothing is let go meanwhile.
+    Between two steps only: FSDP2 forgets gradients at the end of it. ZeRO-3 gathers the weights of any module that is called.
     """
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     with trainer.accelerator.autocast():
-        if not isinstance(model, FSDPModule):
+        if isinstance(model, FSDPModule):
+            with _gathered_beside_the_layers(model):
+                yield model
+        else:
+            _forget_recorded_calls(trainer)
             yield model
-            return
-        whole: Any = model
-        lets_go = bool(trainer.accelerator.state.fsdp_plugin.reshard_after_forward)
-        whole.set_reshard_after_forward(False, recurse=False)
-        whole.gather = lambda: None
-        register_fsdp_forward_method(whole, "gather")
-        whole.gather()
-        try:
-            yield whole
-        finally:
-            whole.set_reshard_after_forward(lets_go, recurse=False)
-            whole.reshard()
+
+
+@contextmanager
+def _gathered_beside_the_layers(model: Any) -> Iterator[None]:
+    """FSDP2 gathers a decoder layer where that is called, but what stands in the root only in a forward of the whole model.
+
+    So a forward that computes nothing begins; without a step in between the root would also not be known for the root.
+    """
+    model.gather = lambda: None
+    register_fsdp_forward_method(model, "gather")
+    model.gather()
+    try:
+        yield
+    finally:
+        # Norm and head, which were called apart from the layers, would stay whole otherwise, and couldn't be loaded or saved.
+        model.reset_iter_state()
+
+
+def _forget_recorded_calls(trainer: ExactTrainer) -> None:
+    """DeepSpeed records the calls of one step to fetch weights ahead in the next; those of an evaluation aren't a step's."""
+    engine = trainer.deepspeed
+    if engine is None or engine.zero_optimization_stage() != 3:
+        return
+    coordinator = engine.optimizer.parameter_offload.get_param_coordinator()
+    if coordinator.is_record_trace():
+        coordinator._invalidate_trace()
 
 
 def whole_weights(trainer: ExactTrainer) -> dict[str, torch.Tensor]:

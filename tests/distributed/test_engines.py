@@ -89,3 +89,30 @@ def test_raw_accelerate_launch_gives_the_same(train: Train) -> None:
     raw = [*accelerate_launch("ddp"), "-m", "finetune"]
     by_name = train("--launch", "ddp", "--processes", "2")
     assert difference(train(command=raw).weights(), by_name.weights()) == 0
+
+
+SMALL_CHUNKS = """
+from finetune.model import loss
+from finetune.cli.app import main
+
+loss.CHUNK_POSITIONS = 8
+main()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "sections", [{}, {"adapter": {"modules_to_save": ["lm_head"]}}, {"adapter": {"targets": ["q_proj", "lm_head"]}}]
+)
+@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
+def test_the_head_is_called_as_often_in_each_process(
+    train: Train, tmp_path: Path, engine: str, sections: dict[str, dict[str, object]]
+) -> None:
+    """Each call of a head that is cut up gathers it, so processes whose rows have more to learn must not call it more often."""
+    script = tmp_path / "small_chunks.py"
+    script.write_text(SMALL_CHUNKS)
+    alone = train(**sections)
+    shared = train(command=[*accelerate_launch(engine), str(script)], seconds=100, **sections)
+    assert difference(shared.weights(), alone.weights()) < 1e-4
+    assert shared.losses() == pytest.approx(alone.losses(), rel=1e-4)
+    assert shared.losses("eval/loss") == pytest.approx(alone.losses("eval/loss"), rel=1e-4)

@@ -79,3 +79,5 @@ def test_a_file_of_ones_own(train: Train, tmp_path: Path) -> None:
     assert train("--launch", str(own), train={"max_steps": 1, "global_batch_size": 2}).run is not None
     own.write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\n")
     assert "fsdp_version is 1; set it to 2" in train("--launch", str(own), code=2).stderr
+    own.write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 2, fsdp_offload_params: true}\n")
+    assert "set it to false, or take zero3_offload" in train("--launch", str(own), code=2).stderr

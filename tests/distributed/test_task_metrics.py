@@ -37,12 +37,13 @@ def test_two_processes_measure_what_one_does(train: Train, tmp_path: Path, engin
     """Whether each takes some rows or all take all: figures in training and of the result, predictions, samples."""
     sections = {
         "data": data_of(tmp_path),
-        "train": {"evaluate_every_steps": 2, "best_by": "likelihood_accuracy"},
+        "train": {"evaluate_every_steps": 2, "save_every_steps": 2, "best_by": "chrf"},
         "evaluate": {
             "metrics": ["loss", "accuracy", "chrf", "likelihood_accuracy", "bits_per_byte"], "labels": ["red", "green"],
             "max_new_tokens": 4, "rows_in_training": 1,
         },
-        "tracking": {"samples": {"prompts": ["red 1 red", "green"], "every_steps": 2, "max_new_tokens": 4}},
+        # Not due at the last step: written between its checkpoint and the loading of the best one.
+        "tracking": {"samples": {"prompts": ["red 1 red", "green"], "every_steps": 3, "max_new_tokens": 4}},
     }  # fmt: skip
     alone, shared = train(**sections), train("--launch", engine, "--processes", "2", **sections)
     for name in ("loss", "accuracy", "chrf", "likelihood_accuracy", "bits_per_byte"):
@@ -72,12 +73,16 @@ def test_cut_up_weights_are_measured_whatever_is_trained(train: Train, tmp_path:
 
 @pytest.mark.long
 @pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2", "zero3", "fsdp2"])
-def test_a_head_learns_the_same_with_two_processes(train: Train, tmp_path: Path, engine: str) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_head_learns_the_same_with_two_processes(train: Train, tmp_path: Path, engine: str, precision: str) -> None:
     """Losses, weights and accuracy are one process's."""
     head = {"head": {"labels": ["red", "green"]}}
-    sections = {"data": data_of(tmp_path), "model": head, "evaluate": {"metrics": ["loss", "accuracy"]}}
+    evaluate = {"metrics": ["loss", "accuracy"]}
+    sections = {"data": data_of(tmp_path), "model": head, "evaluate": evaluate, "train": {"precision": precision}}
     alone, shared = train(**sections), train("--launch", engine, "--processes", "2", **sections)
     assert "base_model.model.score.weight" in shared.weights()
-    assert difference(shared.weights(), alone.weights()) < 1e-4
-    assert shared.losses() == pytest.approx(alone.losses(), rel=1e-4)
+    assert difference(shared.weights(), alone.weights()) < (1e-4 if precision == "fp32" else 5e-2)
+    assert shared.losses() == pytest.approx(alone.losses(), rel=1e-4 if precision == "fp32" else 5e-2)
+    # The head computes in float32 everywhere, so a loss is off by the rounding of the layers below and of its weight.
+    assert shared.losses()[0] == pytest.approx(alone.losses()[0], rel=1e-4 if precision == "fp32" else 1e-3)
     assert shared.losses("final/accuracy") == alone.losses("final/accuracy")

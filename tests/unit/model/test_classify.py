@@ -76,7 +76,7 @@ def test_packed_padded_and_plain_losses_agree(tiny_base: Path, head: HeadSection
         assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-6)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-6
-    assert float(model(**packed_batch(rows), num_items_in_batch=4).loss) == pytest.approx(float(expected) / 4, rel=1e-6)
+    assert model(**packed_batch(rows), num_items_in_batch=4).loss.item() == pytest.approx(float(expected) / 4, rel=1e-6)
 
 
 def test_a_row_without_documents_has_a_zero_with_a_gradient(tiny_base: Path) -> None:

@@ -98,6 +98,31 @@ def test_label_smoothing_is_for_training_only(tiny_base: Path, example: tuple[to
     assert model(input_ids=ids, shift_labels=labels).loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("supervised", [60, 9, 0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_head_is_called_as_often_as_in_another_process(
+    monkeypatch: pytest.MonkeyPatch, supervised: int, weighted: bool
+) -> None:
+    """Calls that are added give no loss and no gradient; there are none where this process has the most to learn."""
+    monkeypatch.setattr(loss_module, "CHUNK_POSITIONS", 4)
+    hidden = torch.randn(3, 20, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.arange(60).reshape(3, 20) % 11
+    labels.flatten()[supervised:] = IGNORED
+    weights = torch.linspace(0.5, 2, 60).reshape(3, 20) if weighted else None
+    found = []
+    for most_chunks in (None, lambda count: max(count, 15)):
+        head = torch.nn.Linear(8, 11, bias=False, dtype=torch.float64)
+        torch.nn.init.constant_(head.weight, 0.1)
+        calls: list[int] = []
+        head.register_forward_hook(lambda _, inputs, __, calls=calls: calls.append(len(inputs[0])))
+        loss = supervised_cross_entropy(hidden, labels, head, 0.1, weights, most_chunks)
+        called = len(calls)
+        found.append((loss.detach(), *torch.autograd.grad(loss, [hidden, head.weight])))
+    assert called == 15
+    for plain, padded in zip(*found, strict=True):
+        assert torch.equal(plain, padded)
+
+
 def test_a_batch_without_labels_has_a_zero_loss_with_a_gradient(tiny_base: Path) -> None:
     """Without any supervised position the loss is 0 and its backward pass runs."""
     model = AutoModelForCausalLM.from_pretrained(tiny_base)

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from data_prep.tokenizer import load_tokenizer
-from finetune.errors import FinetuneError, ModelError
+from finetune.errors import FinetuneError
 from finetune.evaluate.data import prepare_data
 from finetune.evaluate.evaluation import Evaluation
 from finetune.evaluate.rows import longest_label, read_rows
@@ -218,17 +218,6 @@ def test_other_heads_are_not_evaluated(colours: MakeRecipe, tiny_base: Path, tmp
         FinetuneError, match=r"a head of problem single_label with the labels red, green, blue, and the recipe no"
     ):
         Evaluation(swapped, choose_precision("fp32")).of(resolve_target(str(run.path)))
-
-
-def test_a_head_needs_a_whole_model(
-    colours: MakeRecipe, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Engines on which heads were never shown are refused before anything is loaded."""
-    recipe = head_recipe(colours, tiny_base, tmp_path, "single_label")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ModelError, match=r"fsdp2 can't be used with model\.head"):
-        start(recipe)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
 
 
 def test_labels_that_no_training_row_has_are_said(colours: MakeRecipe, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Trackers and samples in real runs."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -49,13 +50,21 @@ def test_tensorboard_has_the_metrics_of_the_result(make_recipe: MakeRecipe) -> N
     """Measured after the last step, logged before the tracker's end."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is absent")
     evaluate = {"metrics": ["bits_per_byte", "loss"]}
-    done = start(make_recipe(train=STEPS, evaluate=evaluate, tracking={"tracker": "tensorboard"}))
+    steps = STEPS | {"save_every_steps": 5}
+    done = start(make_recipe(train=steps, evaluate=evaluate, tracking={"tracker": "tensorboard"}))
     events = accumulator.EventAccumulator(str(done.path / "tensorboard"))
     events.Reload()
     last = json.loads(done.metrics_path.read_text().splitlines()[-1])
     for name in ("final/bits_per_byte", "final/loss"):
         found = [(point.step, point.value) for point in events.Scalars(f"train/{name}")]
         assert found == [(last["step"], pytest.approx(last[name], rel=1e-6))]
+    # Killed before its result was there, and finished: no step is left, and the result is logged all the same.
+    shutil.rmtree(done.path / "tensorboard")
+    done.write_summary({"status": "running"})
+    run.resume(done.path, recipe=None, say=lambda _: None)
+    events = accumulator.EventAccumulator(str(done.path / "tensorboard"))
+    events.Reload()
+    assert [point.step for point in events.Scalars("train/final/loss")] == [last["step"]]
 
 
 def test_a_tracker_whose_package_is_absent_is_refused(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
