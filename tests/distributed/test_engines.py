@@ -13,7 +13,7 @@ TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
 """Of the trained weights after 4 steps of Adam at 1e-2, relative L2: Adam divides by the root of tiny squares, and so
 magnifies differences of rounding. DeepSpeed in bf16 rounds the adapter before it computes, the others while they do."""
 
-EACH_ONCE = {("lora", "ddp"), ("lora", "zero2"), ("qlora", "zero3"), ("dora", "fsdp2")}
+EACH_ONCE = {("lora", "ddp"), ("lora", "zero2"), ("qlora", "zero3")}
 CELLS = [
     pytest.param(
         method, engine, precision, marks=[] if (method, engine) in EACH_ONCE and precision == "fp32" else pytest.mark.long

@@ -71,6 +71,7 @@ def test_two_hosts_train_as_one_process(train: Train, tmp_path: Path, environmen
     assert "step" not in outputs[1][0]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(NO_COMPILER, reason="DeepSpeed needs g++ and ninja")
 def test_hosts_that_differ_are_refused(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
     """Another recipe on the second host ends both with exit 2, and says what differs."""
