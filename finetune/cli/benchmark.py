@@ -54,11 +54,12 @@ def benchmark(
     from finetune.evaluate import benchmarks
     from finetune.evaluate.harness import check_installed
     from finetune.runs.folder import write_text
-    from finetune.runs.target import base_of
+    from finetune.runs.target import compared_with, resolve_target
 
     check_installed()
-    tuned = _resolve(target)
-    targets = [tuned] if compare is None else [base_of(tuned) if compare == "base" else _resolve(compare), tuned]
+    tuned = resolve_target(target)
+    targets = [tuned] if compare is None else [compared_with(tuned, compare), tuned]
+    _refuse_heads(targets)
     say = teller(as_json)
     say(f"loading {', '.join(task)}")
     tasks = benchmarks.load_tasks(task, task_folder, few_shot)
@@ -96,15 +97,13 @@ def benchmark(
         out(f"kept in    {kept}")
 
 
-def _resolve(text: str) -> "Target":
-    """What the user named. Raises FinetuneError for a model that predicts labels."""
+def _refuse_heads(targets: "list[Target]") -> None:
+    """Raises ModelError for a model that predicts labels."""
     from finetune.errors import ModelError
-    from finetune.runs.target import resolve_target
 
-    found = resolve_target(text)
-    if found.model.head is not None:
-        raise ModelError(f"{found.description} has a classification head and predicts no text, as benchmark tasks need.")
-    return found
+    for found in targets:
+        if found.model.head is not None:
+            raise ModelError(f"{found.description} has a classification head and predicts no text, as benchmark tasks need.")
 
 
 def _scores(

@@ -45,13 +45,13 @@ def evaluate(
     from finetune.errors import FinetuneError
     from finetune.recipe.load import load_recipe
     from finetune.runs.folder import RunFolder
-    from finetune.runs.target import base_of, resolve_target
+    from finetune.runs.target import compared_with, resolve_target
 
     loaded = load_recipe(recipe, overrides or []).recipe
     if loaded.data.evaluation is None:
         raise FinetuneError(f"{recipe} has no data.evaluation, so there is nothing to score on: add a fraction or sources.")
     tuned = resolve_target(target)
-    base = None if compare is None else base_of(tuned) if compare == "base" else resolve_target(compare)
+    base = None if compare is None else compared_with(tuned, compare)
 
     from finetune.evaluate.evaluation import Evaluation
     from finetune.evaluate.tables import as_dict, score_lines, supervised_tokens, worst_lines

@@ -98,6 +98,14 @@ def base_of(target: Target) -> Target:
     )
 
 
+def compared_with(target: Target, text: str) -> Target:
+    """What a target is compared with: `base` is what it was trained from, anything else a model or a run.
+
+    Raises the errors of base_of and resolve_target.
+    """
+    return base_of(target) if text == "base" else resolve_target(text)
+
+
 def _pinned(model: ModelSection, base: dict[str, str]) -> ModelSection:
     """The base at the commit that was trained on, wherever the hub's branch has moved since."""
     return model.model_copy(update={"revision": base["commit"]}) if base.get("kind") == "hub" else model
