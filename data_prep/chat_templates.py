@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.config import CHAT_TEMPLATES
+from data_prep.config import CHAT_TEMPLATES, PREPARATION
 from data_prep.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class Rendering:
 
     date_string: str = DEFAULT_DATE
     template_name: str = "the tokenizer's own"
+    preparation: int = PREPARATION
 
     def pin(self, template: str) -> str:
         """The template with strftime_now giving the pinned date.

@@ -15,11 +15,11 @@ from data_prep.sources import source_name
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PREPARATION = 2
-"""The version of the way from rows to tokens; raising it makes every cache prepare again."""
-
 OPTIONS = ("max_length_tokens", "over_length", "supervise", "clean", "on_bad_row", "special_tokens_in_text", "streaming")
 """The keys of the data section that decide documents. Packs, mixture and the held-out fraction are drawn from documents."""
+
+UNKNOWN_TO_2: frozenset[str] = frozenset()
+"""Keys of a section or a source that came after preparation 2, whose caches are found by a key without them."""
 
 PACKAGES = ("tokenizers", "transformers", "jinja2", "rensa")
 
@@ -35,20 +35,27 @@ def identity_of(
 ) -> str:
     """The key of the prepared data of this section; changing anything that decides a document changes it."""
     uses = {"train": section.train, "evaluation": section.held_out}
-    return key_of(
-        {
-            "preparation": PREPARATION,
-            "first_rows": first_rows,
-            "head": head.model_dump(mode="json") if head is not None else None,
-            "packages": {name: version(name) for name in PACKAGES},
-            "options": section.model_dump(mode="json", include=set(OPTIONS)),
-            "sources": {use: [_source(source, section, digests, seed) for source in sources] for use, sources in uses.items()},
-            "tokenizer": tokenizer_sha256(tokenizer),
-            "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-            "template": str(tokenizer.chat_template),
-            "date": rendering_of(tokenizer).date_string,
-        }
-    )
+    preparation = rendering_of(tokenizer).preparation
+    identity = {
+        "preparation": preparation,
+        "first_rows": first_rows,
+        "head": head.model_dump(mode="json") if head is not None else None,
+        "packages": {name: version(name) for name in PACKAGES},
+        "options": section.model_dump(mode="json", include=set(OPTIONS)),
+        "sources": {use: [_source(source, section, digests, seed) for source in sources] for use, sources in uses.items()},
+        "tokenizer": tokenizer_sha256(tokenizer),
+        "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "template": str(tokenizer.chat_template),
+        "date": rendering_of(tokenizer).date_string,
+    }
+    return key_of(_without(identity, UNKNOWN_TO_2) if preparation == 2 else identity)
+
+
+def _without(values: Any, names: frozenset[str]) -> Any:
+    """Nested values without the keys of these names."""
+    if isinstance(values, dict):
+        return {key: _without(value, names) for key, value in values.items() if key not in names}
+    return [_without(value, names) for value in values] if isinstance(values, list) else values
 
 
 def tokenizer_sha256(tokenizer: "PreTrainedTokenizerFast") -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.chat_templates import DEFAULT_DATE, Rendering, adds_bos, read_template
+from data_prep.config import PREPARATION
 from data_prep.errors import DataError
 from data_prep.messages import Message
 from data_prep.render import render
@@ -24,6 +25,7 @@ def load_tokenizer(
     date_string: str = DEFAULT_DATE,
     pad_token: str | None = None,
     new_tokens: Sequence[str] = (),
+    preparation: int = PREPARATION,
 ) -> "PreTrainedTokenizerFast":
     """The fast tokenizer in a model's folder.
 
@@ -31,7 +33,8 @@ def load_tokenizer(
     tokenizer adds one to plain text. `date_string` is the date that a
     template gets, whether it reads `date_string` or calls `strftime_now`. The pad token is `pad_token`, else the
     tokenizer's own, else its end token. `new_tokens` are added to the vocabulary; those in the shape <|name|> count as
-    special, so they are left out of decoded answers. Raises DataError.
+    special, so they are left out of decoded answers. `preparation` is the version of the way from rows to tokens. Raises
+    DataError.
     """
     tokenizer = _load(Path(folder))
     template_name = Rendering.template_name
@@ -40,7 +43,7 @@ def load_tokenizer(
         template_name = chat_template
     _add_tokens(tokenizer, new_tokens)
     _set_pad_token(tokenizer, pad_token)
-    tokenizer.rendering = Rendering(date_string, template_name)
+    tokenizer.rendering = Rendering(date_string, template_name, preparation)
     if chat_template is not None and adds_bos(tokenizer):
         _begin_with_bos(tokenizer)
     return tokenizer

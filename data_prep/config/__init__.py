@@ -1,6 +1,6 @@
 """The data section of a recipe: where rows come from and how they become tokens. Pure data; imports no torch."""
 
-from data_prep.config.base import Section
+from data_prep.config.base import PREPARATION, Section
 from data_prep.config.head import BETWEEN_LABELS, NO_LABEL, HeadSection, Problem
 from data_prep.config.section import CleanSection, DataSection, EvaluationSplit, Finding, OverLength, Streaming, Supervise
 from data_prep.config.sources import (
@@ -21,6 +21,7 @@ __all__ = [
     "CHAT_TEMPLATES",
     "FORMAT_COLUMNS",
     "NO_LABEL",
+    "PREPARATION",
     "CleanSection",
     "Columns",
     "DataSection",

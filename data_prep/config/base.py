@@ -2,6 +2,10 @@
 
 from pydantic import BaseModel, ConfigDict
 
+PREPARATION = 3
+"""The version of the way from rows to tokens; raising it makes every cache prepare again. A run goes on by the version that it
+was started with: by 2, prompt and completion of a plain text are tokenised as one text."""
+
 
 class Section(BaseModel):
     """A part of a recipe: frozen, strict about types, and unknown keys are errors."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.config import PREPARATION
 from data_prep.prepare import PreparedData, prepare
 from data_prep.tokenizer import load_tokenizer
 from finetune.model.checkpoint import cache_folder
@@ -19,17 +20,23 @@ def data_cache() -> Path:
     return cache_folder() / "data"
 
 
-def tokenizer_for(model: ModelSection, adapter: Path | None, base_folder: Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer that was saved with the adapter, else the base's with the recipe's template, tokens and date."""
+def tokenizer_for(
+    model: ModelSection, adapter: Path | None, base_folder: Path, *, preparation: int = PREPARATION
+) -> "PreTrainedTokenizerFast":
+    """The tokenizer that was saved with the adapter, else the base's with the recipe's template, tokens and date.
+
+    `preparation` is the version of the way from rows to tokens.
+    """
     if adapter is not None and (adapter / "tokenizer.json").is_file():
         # Template, pad token and new tokens were saved with it.
-        return load_tokenizer(adapter, date_string=model.date_string)
+        return load_tokenizer(adapter, date_string=model.date_string, preparation=preparation)
     return load_tokenizer(
         base_folder,
         chat_template=model.chat_template,
         date_string=model.date_string,
         pad_token=model.pad_token,
         new_tokens=model.new_tokens,
+        preparation=preparation,
     )
 
 

@@ -9,14 +9,30 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from data_prep.config import PREPARATION
 from finetune.errors import Problem, RecipeError
 from finetune.recipe.schema import Recipe
 from finetune.recipe.secrets import scrubbed_values
 
-LOCK_VERSION = 2
-READABLE_VERSIONS = (1, 2)
-"""Version 1 lacks origins, git and the final metrics."""
+LOCK_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
+"""Version 1 lacks origins, git and the final metrics; versions 1 and 2 lack the rules."""
 HEADER = "# Written by finetune; `finetune train --resume` and `finetune runs` read it. Don't edit it.\n"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a recipe is carried out, where a later version of this toolkit does it otherwise: a run goes on by its own."""
+
+    preparation: int = PREPARATION
+    """From rows to tokens; see data_prep.config.PREPARATION."""
+    schedule: int = 2
+    """By 1 the first step's learning rate is 0; by 2 it is above."""
+
+
+CURRENT_RULES = Rules()
+RULES_BEFORE = Rules(preparation=2, schedule=1)
+"""Of locks that don't say."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,7 @@ class Lock:
     """Device, precision, threads, processes."""
     git: dict[str, str] = field(default_factory=dict)
     """Commit of the folder that the command was run in, and whether files differ from it; empty outside a repository."""
+    rules: Rules = CURRENT_RULES
     tracker_id: str = ""
     """The run's id in its tracker; a resumed run goes on under it."""
     origins: dict[str, str] = field(default_factory=dict)
@@ -47,8 +64,8 @@ class Lock:
 
     def as_dict(self) -> dict[str, Any]:
         """The lock as plain values, the recipe last."""
-        facts = {name: value for name, value in vars(self).items() if name != "recipe"}
-        return {"lock_version": LOCK_VERSION, **facts, "recipe": self.recipe.model_dump(mode="json")}
+        facts = {name: value for name, value in vars(self).items() if name not in ("recipe", "rules")}
+        return {"lock_version": LOCK_VERSION, "rules": vars(self.rules), **facts, "recipe": self.recipe.model_dump(mode="json")}
 
     def to_yaml(self) -> str:
         """The text of recipe.lock.yaml, without secrets."""
@@ -74,9 +91,10 @@ def read_lock(path: Path) -> Lock:
         if not isinstance(values.get(name, {}), kind):
             raise _refused(path, f"not a lock: {name} is a {type(values[name]).__name__}")
     known = set(Lock.__dataclass_fields__)
-    facts = {name: value for name, value in values.items() if name in known and name != "recipe"}
+    facts = {name: value for name, value in values.items() if name in known and name not in ("recipe", "rules")}
     try:
-        return Lock(recipe=Recipe.model_validate(values["recipe"]), **facts)
+        rules = Rules(**values["rules"]) if "rules" in values else RULES_BEFORE
+        return Lock(recipe=Recipe.model_validate(values["recipe"]), rules=rules, **facts)
     except (ValidationError, TypeError) as error:
         raise _refused(path, f"its recipe is not valid: {error}") from None
 

@@ -28,6 +28,7 @@ from finetune.model.loss import install_supervised_loss
 from finetune.model.precision import Precision, choose_device, choose_precision
 from finetune.model.recompute import checkpoint_activations
 from finetune.model.zero import sharded_while_loading
+from finetune.recipe.lock import CURRENT_RULES, Rules
 from finetune.recipe.rules_engines import engine_problem
 from finetune.recipe.schema import Recipe
 from finetune.train.arguments import ceil_product, optimizer_name, training_arguments
@@ -51,6 +52,8 @@ class Inputs:
     precision: Precision
     allow_code: frozenset[str] = frozenset()
     """SHA-256 of files that format python may run; from the command line only."""
+    rules: Rules = CURRENT_RULES
+    """How the run carries its recipe out: a resumed one as it was started."""
 
 
 def seed_everything(seed: int) -> None:
@@ -60,8 +63,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def build_inputs(recipe: Recipe, *, allow_code: Collection[str] = (), say: Say | None = None) -> Inputs:
+def build_inputs(
+    recipe: Recipe, *, rules: Rules | None = None, allow_code: Collection[str] = (), say: Say | None = None
+) -> Inputs:
     """Base, tokenizer and prepared data. Raises ModelError or DataError where the recipe can't be honoured."""
+    rules = rules or CURRENT_RULES
     optimizer_name(recipe.train.optimizer)
     uneven = recipe.train.uneven_over(this_group().world_size)
     if uneven is not None:
@@ -78,7 +84,7 @@ def build_inputs(recipe: Recipe, *, allow_code: Collection[str] = (), say: Say |
             f"data.max_length_tokens is {recipe.data.max_length_tokens}, but this base has {positions} positions. "
             "Lower it, or set model.rope_scaling."
         )
-    tokenizer = tokenizer_for(recipe.model, None, base.folder)
+    tokenizer = tokenizer_for(recipe.model, None, base.folder, preparation=rules.preparation)
     beyond = untrained_tokens(tokenizer, config.vocab_size, recipe.model.new_tokens)
     if beyond and say is not None:
         names = ", ".join(beyond[:5]) + (" ..." if len(beyond) > 5 else "")
@@ -87,7 +93,7 @@ def build_inputs(recipe: Recipe, *, allow_code: Collection[str] = (), say: Say |
             "and not trained; name the tokens in model.new_tokens where your data use them."
         )
     data = prepare_data(recipe, tokenizer, allow_code=allow_code, say=say)
-    return Inputs(base, tokenizer, data, precision, frozenset(allow_code))
+    return Inputs(base, tokenizer, data, precision, frozenset(allow_code), rules)
 
 
 def untrained_tokens(tokenizer: PreTrainedTokenizerFast, rows: int, new_tokens: Collection[str]) -> list[str]:

@@ -32,6 +32,7 @@ def make_lock(recipe: Recipe, inputs: Inputs, command: str, tracker_id: str, ori
         versions=build.versions(),
         device=build.device_facts(inputs.precision),
         git=git_state(Path.cwd()),
+        rules=inputs.rules,
         tracker_id=tracker_id,
         origins=origins or {},
     )

@@ -99,7 +99,14 @@ def reproduce(
     command = shlex.join(["finetune", "runs", "reproduce", str(source.path)])
     name = source.name.rsplit("-", 1)[0]
     summary = training.start(
-        recipe, name=name, command=command, say=say, origins=lock.origins, accept=accept, allow_code=allow_code
+        recipe,
+        name=name,
+        command=command,
+        say=say,
+        origins=lock.origins,
+        accept=accept,
+        allow_code=allow_code,
+        rules=lock.rules,
     )
     new = RunFolder(Path(output.folder) / summary["name"])
     return compare_results(source, new, old, results_of(new), tuple(differs))

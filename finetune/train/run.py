@@ -13,7 +13,7 @@ from finetune.evaluate.scores import Report
 from finetune.evaluate.tables import score_lines
 from finetune.model.adapter import count_parameters
 from finetune.model.precision import choose_device, choose_threads
-from finetune.recipe.lock import Lock, read_lock
+from finetune.recipe.lock import Lock, Rules, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.recipe.secrets import scrubbed_values
@@ -56,16 +56,18 @@ def start(
     folder: Path | None = None,
     origins: dict[str, str] | None = None,
     accept: Callable[[Lock], None] = lambda lock: None,
+    rules: Rules | None = None,
 ) -> dict[str, Any]:
     """Train a recipe in a new run folder, or in `folder`, which its launcher made; returns its summary.
 
-    `origins` says where each value of the recipe was written; `accept` may raise when it sees what the run is made of.
+    `origins` says where each value of the recipe was written; `accept` may raise when it sees what the run is made of;
+    `rules` are an earlier version's, where its run is done again.
     Under a launcher each process calls this; the main one says what there is to say. Nothing is left behind where it can't
     start. Raises the errors of finetune.errors and data_prep.errors.
     """
     group = this_group()
     say = say if group.is_main else _silent
-    inputs = build.build_inputs(recipe, allow_code=allow_code, say=say)
+    inputs = build.build_inputs(recipe, rules=rules, allow_code=allow_code, say=say)
     group.form()
     made = folder is None and group.is_main
     path = create_run(Path(recipe.output.folder), recipe.output.name or name).path if made else folder
@@ -121,7 +123,7 @@ def resume(
             raise CheckpointError(
                 f"the recipe differs from the one that {run.path} was started with. Leave it out, or start a new run."
             )
-        inputs = build.build_inputs(lock.recipe, allow_code=allow_code, say=tell)
+        inputs = build.build_inputs(lock.recipe, rules=lock.rules, allow_code=allow_code, say=tell)
         now = make_lock(lock.recipe, inputs, lock.command, lock.tracker_id)
         refuse_changes(lock, now)
         if any(run.checkpoints.iterdir()):

@@ -139,11 +139,11 @@ def test_a_lock_of_the_first_version_is_read(tmp_path: Path) -> None:
     run = make_run(tmp_path, "a", loss=1.0)
     text = run.lock_path.read_text()
     run.lock_path.write_text(
-        text.replace("lock_version: 2", "lock_version: 1").replace("git: {}\n", "").replace("origins: {}\n", "")
+        text.replace("lock_version: 3", "lock_version: 1").replace("git: {}\n", "").replace("origins: {}\n", "")
     )
     assert read_lock(run.lock_path).origins == {}
-    run.lock_path.write_text(text.replace("lock_version: 2", "lock_version: 3"))
-    with pytest.raises(Exception, match="lock_version is 3; this version of finetune reads 1 and 2"):
+    run.lock_path.write_text(text.replace("lock_version: 3", "lock_version: 4"))
+    with pytest.raises(Exception, match="lock_version is 4; this version of finetune reads 1 and 2 and 3"):
         read_lock(run.lock_path)
 
 
