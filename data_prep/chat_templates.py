@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 TEMPLATES = {name: Path(__file__).parent / "templates" / f"{name}.jinja" for name in CHAT_TEMPLATES}
 """The chat templates that a recipe can name."""
+
+DEFAULT, TOOL_USE = "default", "tool_use"
+"""Which of a tokenizer's named templates transformers takes by itself: the second where there are tools."""
 
 DEFAULT_DATE = "26 Jul 2024"
 DATE_FORMATS = ("%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%B %d, %Y")
@@ -63,9 +67,18 @@ def rendering_of(tokenizer: "PreTrainedTokenizerFast") -> Rendering:
     return rendering if isinstance(rendering, Rendering) else Rendering()
 
 
-def template_choices() -> str:
-    """The choices for model.chat_template, for messages."""
-    return f"{', '.join(TEMPLATES)}, or the path of a Jinja file"
+def templates_of(tokenizer: "PreTrainedTokenizerFast") -> dict[str, str]:
+    """The tokenizer's chat templates by name; one without a name is the default. Empty where it has none."""
+    found = tokenizer.chat_template
+    if found is None:
+        return {}
+    return {str(name): str(text) for name, text in found.items()} if isinstance(found, dict) else {DEFAULT: str(found)}
+
+
+def template_choices(own: Iterable[str] = ()) -> str:
+    """The choices for model.chat_template, for messages; `own` are the tokenizer's named templates."""
+    named = f"; the tokenizer's own {', '.join(own)}" if own else ""
+    return f"{', '.join(TEMPLATES)}{named}; or the path of a Jinja file"
 
 
 def adds_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
@@ -74,14 +87,16 @@ def adds_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
     return bos is not None and tokenizer("x", verbose=False)["input_ids"][:1] == [bos]
 
 
-def read_template(chat_template: str) -> str:
-    """The text of a template that a recipe names: one of TEMPLATES, or a file. Raises DataError."""
+def read_template(chat_template: str, own: Mapping[str, str]) -> str:
+    """The text of a template that a recipe names: one of TEMPLATES, of the tokenizer's `own`, or a file. Raises DataError."""
+    if chat_template in own and chat_template not in TEMPLATES:
+        return own[chat_template]
     path = TEMPLATES.get(chat_template) or Path(chat_template).expanduser()
     if not path.is_file():
-        close = difflib.get_close_matches(chat_template, TEMPLATES, n=1)
+        close = difflib.get_close_matches(chat_template, [*TEMPLATES, *own], n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise DataError(
-            f"chat_template {chat_template!r} is no file and no known template{hint}; expected {template_choices()}"
+            f"chat_template {chat_template!r} is no file and no known template{hint}; expected {template_choices(own)}"
         )
     try:
         return path.read_text(encoding="utf-8")

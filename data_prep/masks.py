@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from data_prep.boundary import Boundary, asked_text
 from data_prep.chat_templates import adds_bos, rendering_of, template_choices
 from data_prep.config import Finding, HeadSection, Supervise
 from data_prep.documents import Document, WeightedSpan
@@ -21,6 +22,7 @@ from data_prep.messages import Example, PlainText, last_answer
 from data_prep.offsets import Encoded, Encoder, Offsets
 from data_prep.render import ChatRenderer, bos_before, end_id
 from data_prep.turns import TextSpan, TurnFinder
+from data_prep.unknown import Unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,6 +53,10 @@ class _Rendered:
     """Whether each span has to end in a special token: a model that never sees one learned never stops."""
     targets: tuple[float, ...] = ()
     """What a classification head learns at the span."""
+    prompt: str = ""
+    """What a plain text begins with and is asked by: tokenised by itself, so that its tokens are those of any prompt."""
+    asks: Sequence[int | None] = ()
+    """Where the model would be asked for an answer of a conversation; see data_prep.turns.Found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +106,12 @@ class Tokenization:
         self._turns = TurnFinder(tokenizer, supervise)
         self._head = head
         self._chat = ChatRenderer(tokenizer) if head is not None and tokenizer.chat_template is not None else None
+        rendering = rendering_of(tokenizer)
+        self._template_name, self._preparation = rendering.template_name, rendering.preparation
         self._adds_bos = adds_bos(tokenizer)
-        self._added = frozenset(tokenizer.added_tokens_decoder)
         self._encoder = Encoder(tokenizer)
+        self._unknown = Unknown(tokenizer)
+        self._boundary = Boundary(self._encoder)
 
     def run(self, examples: Iterable[Placed]) -> Iterator[tuple[Document, Example]]:
         """Each example's document, in order. While one batch is encoded, which takes no Python, the next is rendered."""
@@ -112,7 +121,9 @@ class Tokenization:
             most = FIRST_BATCH_ROWS
             while batch := self._next_batch(rows, most):
                 most = min(2 * most, BATCH_ROWS)
-                encoded = worker.submit(self._encoder.encode, [row.text for _, _, row in batch])
+                texts = [row.text for _, _, row in batch]
+                prompts = [row.prompt for _, _, row in batch if row.prompt]
+                encoded = worker.submit(self._encoder.encode, texts + prompts)
                 waiting.append(_Batch(batch, encoded))
                 if len(waiting) == BATCHES_AHEAD:  # so that the worker never waits for this thread
                     yield from self._documents(waiting.popleft())
@@ -131,8 +142,22 @@ class Tokenization:
 
     def _documents(self, batch: "_Batch") -> Iterator[tuple[Document, Example]]:
         encoded = self._encoder.read(batch.encoded.result())
-        for (place, example, row), (ids, offsets) in zip(batch.rows, encoded, strict=True):
-            yield self._document(place, row, ids, offsets), example
+        prompts = iter(encoded[len(batch.rows) :])
+        for (place, example, row), (ids, offsets) in zip(batch.rows, encoded[: len(batch.rows)], strict=True):
+            if row.prompt:
+                yield self._answered(place, row, ids, next(prompts)[0]), example
+            else:
+                yield self._document(place, row, ids, offsets), example
+
+    def _answered(self, place: str, row: _Rendered, ids: list[int], prompt: list[int]) -> Document:
+        """A plain text with a prompt: the prompt's own tokens, then those of what goes on from it."""
+        if ids[: len(prompt)] != prompt:
+            ids = prompt + self._encoder.continuation(row.text[len(row.prompt) :])
+        token_ids = row.before + ids + row.after
+        self._check_tokens(place, row.text, ids, token_ids)
+        start = 0 if self.supervise == "all" else len(row.before) + len(prompt)
+        span = (max(start, 1), len(token_ids), 1.0)
+        return Document(token_ids, (span,) if span[0] < span[1] else (), place)
 
     def _document(self, place: str, row: _Rendered, ids: list[int], offsets: Offsets) -> Document:
         shift = len(row.before)
@@ -141,7 +166,7 @@ class Tokenization:
         for span in row.spans:
             first, last = tokens_of(span.start, span.end, offsets, row.text)
             if row.must_end and not (
-                last > first and ids[last - 1] in self._added and offsets.starts[last - 1] >= span.content_end
+                last > first and ids[last - 1] in self._encoder.added and offsets.starts[last - 1] >= span.content_end
             ):
                 unended = unended or span
             # Nothing predicts a document's first token.
@@ -153,10 +178,46 @@ class Tokenization:
             # A plain text's one span goes on to its end token.
             start, _, weight = spans[-1]
             spans[-1] = (start, len(token_ids), weight)
+        self._check_tokens(place, row.text, ids, token_ids)
+        if (why := self._why_not_asked(row, ids, offsets)) is not None:
+            self._find("prompt_not_learned", place, why)
+        return Document(token_ids, tuple(span for span in spans if span[0] < span[1]), place, row.targets)
+
+    def _check_tokens(self, place: str, text: str, ids: list[int], token_ids: list[int]) -> None:
+        """What is wrong with a row's tokens as a whole: two BOS, or text that the tokenizer can't write."""
         bos = self.tokenizer.bos_token_id
         if bos is not None and token_ids[:2] == [bos, bos]:
             self.on_finding("double_bos", place, f"it begins with {self.tokenizer.bos_token} twice; remove one of the two")
-        return Document(token_ids, tuple(span for span in spans if span[0] < span[1]), place, row.targets)
+        if (lost := self._unknown.lost(text, ids)) is not None:
+            self._find("unknown_token", place, lost)
+
+    def _find(self, finding: Finding, place: str, message: str) -> None:
+        """Tell of a finding that earlier preparations don't make: a run of theirs goes on."""
+        if self._preparation > 2:
+            self.on_finding(finding, place, message)
+
+    def _why_not_asked(self, row: _Rendered, ids: list[int], offsets: Offsets) -> str | None:
+        """Why a prompt, as the model would be asked with it, is not how the learned text begins; None where it is."""
+        for start in row.asks:
+            if start is None:
+                return (
+                    f"where the chat template ({self._template_name}) asks for an answer, it writes another text before it "
+                    "than where the answer is learned (<think> that only the generation prompt writes, say), so the model "
+                    "would be asked in a way that it never learned; name another template in model.chat_template"
+                )
+            first = _first_token(start, offsets, row.text)
+            asked = self._boundary.asked_otherwise(row.text, start, ids, offsets, first)
+            if asked is not None:
+                return (
+                    f"asked alone, the prompt ends in the tokens {self._shown(asked)}, and in the row it goes on as "
+                    f"{self._shown(ids[max(0, first - 2) : first + 2])}, so the model would be asked in tokens that it never "
+                    "learned; mend answers that begin with a blank or line break, or name another template in "
+                    "model.chat_template"
+                )
+        return None
+
+    def _shown(self, ids: Sequence[int]) -> str:
+        return " ".join(map(repr, self.tokenizer.convert_ids_to_tokens(list(ids[-4:]))))
 
     def _render(self, place: str, example: Example) -> _Rendered:
         try:
@@ -164,18 +225,29 @@ class Tokenization:
                 return self._render_prompt(example, self._head)
             if isinstance(example, PlainText):
                 return self._render_plain(example)
-            text, spans = self._turns.find(example)
-            return _Rendered(text, spans, [], [], must_end=self.supervise != "all")
+            found = self._turns.find(example)
         except DataError as error:
             raise DataError(f"{place}: {error}") from error
+        if found.left_out is not None:
+            role = example.messages[found.left_out].role
+            self._find("left_out_text", place, self._left_out(found.left_out, role))
+        return _Rendered(found.text, found.spans, [], [], must_end=self.supervise != "all", asks=found.asks)
+
+    def _left_out(self, index: int, role: str) -> str:
+        advice = "put a system message's text into the first question, or " if role == "system" else ""
+        return (
+            f"the chat template ({self._template_name}) leaves out the text of message {index} ({role}), or a part of it, so "
+            f"it is neither read nor learned; {advice}name another template in model.chat_template: {template_choices()}"
+        )
 
     def _render_plain(self, example: PlainText) -> _Rendered:
         text, tokenizer = example.prompt + example.completion, self.tokenizer
+        prompt = asked_text(example.prompt) if self._preparation > 2 else ""
         start = 0 if self.supervise == "all" else len(example.prompt)
         before = bos_before(text, tokenizer, self._adds_bos)
         ended = bool(tokenizer.eos_token) and text.endswith(tokenizer.eos_token)
         after = [] if ended else [end_id(tokenizer)]
-        return _Rendered(text, [TextSpan(start, len(text))], before, after, must_end=False)
+        return _Rendered(text, [TextSpan(start, len(text))], before, after, must_end=False, prompt=prompt)
 
     def _render_prompt(self, example: Example, head: HeadSection) -> _Rendered:
         text, before = self._prompt(example)
@@ -187,7 +259,8 @@ class Tokenization:
         if isinstance(example, PlainText):
             if not example.prompt:
                 raise DataError("a plain text has no prompt to be classified; use a format with a prompt and an answer")
-            return example.prompt, bos_before(example.prompt, self.tokenizer, self._adds_bos)
+            prompt = asked_text(example.prompt) if self._preparation > 2 else example.prompt
+            return prompt, bos_before(prompt, self.tokenizer, self._adds_bos)
         if self._chat is not None:
             return self._chat.render_prompt(example.messages[:-1], example.tools), []
         if len(example.messages) != 2:
@@ -198,7 +271,7 @@ class Tokenization:
     def _no_end_of_turn(self, text: str, span: TextSpan) -> str:
         tail = text[max(span.start, span.end - 20) : span.end]
         return (
-            f"the answer as the chat template ({rendering_of(self.tokenizer).template_name}) writes it ends in {tail!r}, which "
+            f"the answer as the chat template ({self._template_name}) writes it ends in {tail!r}, which "
             "is no special token of this tokenizer, so the model would not learn to stop; add the template's end-of-turn token "
             f"to model.new_tokens, or name another model.chat_template: {template_choices()}"
         )

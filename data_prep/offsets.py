@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+ANCHORS = ("\n", "a", ".", "1")
+"""Texts to go on from: one of them grows together with no text that follows."""
+
+
 @dataclass(slots=True)
 class Offsets:
     """Where each token of a text stands, in characters."""
@@ -47,6 +51,20 @@ class Encoder:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._lengths = byte_lengths(self._backend)
+        self.added = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()}
+        """The texts of special and added tokens, which split a text wherever they stand in it."""
+
+    def ids_of(self, text: str) -> list[int]:
+        """The ids of one text."""
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def continuation(self, text: str) -> list[int]:
+        """The ids of a text that goes on from another: without the blank that some tokenizers put in front of a text."""
+        for anchor in ANCHORS:
+            before, whole = self.ids_of(anchor), self.ids_of(anchor + text)
+            if whole[: len(before)] == before:
+                return whole[len(before) :]
+        return self.ids_of(text)
 
     def encode(self, texts: Sequence[str]) -> "Encoded":
         """Tokenise texts; special tokens in them are found, and none is added. Takes nearly no Python, and every core."""

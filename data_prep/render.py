@@ -10,9 +10,10 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from data_prep.chat_templates import adds_bos, rendering_of, template_choices
+from data_prep.boundary import asked_text
+from data_prep.chat_templates import DEFAULT, TOOL_USE, adds_bos, rendering_of, template_choices, templates_of
 from data_prep.errors import DataError
-from data_prep.messages import Conversation, Example, Message
+from data_prep.messages import Conversation, Example, Message, ToolCall
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -30,14 +31,28 @@ def marker_for(messages: Sequence[Message]) -> str:
 
 
 class ChatRenderer:
-    """Writes conversations with one tokenizer's chat template; template, date and special tokens are read once."""
+    """Writes conversations with one tokenizer's chat template; template, date and special tokens are read once.
+
+    Of several named templates transformers' choice is taken: `tool_use` where a conversation has tools, else `default`.
+    """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
         """Raises DataError where the tokenizer has no template."""
         from data_prep.sandbox import chat_sandbox
 
         self.name = rendering_of(tokenizer).template_name
-        self._template = rendering_of(tokenizer).pin(_template(tokenizer))
+        self._templates = {name: rendering_of(tokenizer).pin(text) for name, text in templates_of(tokenizer).items()}
+        if not self._templates:
+            raise DataError(
+                "the tokenizer has no chat template, and the data are conversations; name one in model.chat_template: "
+                f"{template_choices()}"
+            )
+        if DEFAULT not in self._templates:
+            raise DataError(
+                f"the tokenizer has the chat templates {' and '.join(self._templates)}, and none of them is the default: "
+                "name the one that is meant in model.chat_template"
+            )
+        self._as_parts: dict[tuple[str, bool], bool] = {}
         self._sandbox = chat_sandbox()
         # What apply_chat_template gives to a template; a test holds the two together.
         date = rendering_of(tokenizer).date_string
@@ -51,21 +66,51 @@ class ChatRenderer:
         Raises DataError where the template refuses the conversation, and where it takes too long or writes too much
         (data_prep/sandbox.py).
         """
+        turns = [_turn(message, as_parts=self.takes_parts(message.role, bool(tools))) for message in messages]
+        size = sum(len(message.content) for message in messages)
+        size += sum(len(str(message.tool_calls)) for message in messages if message.tool_calls)
+        return self._write(turns, tools, add_generation_prompt, size + (len(str(tools)) if tools else 0))
+
+    def _write(
+        self, turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], add_generation_prompt: bool, size: int
+    ) -> str:
+        """What the template writes; `size` is how many characters it is given."""
         from jinja2 import TemplateError
 
         from data_prep.sandbox import reason, render_limited
 
+        template = self._templates.get(TOOL_USE if tools else DEFAULT) or self._templates[DEFAULT]
         variables = self._fixed | {
-            "messages": [_turn(message) for message in messages],
+            "messages": list(turns),
             "tools": list(tools) or None,
             "add_generation_prompt": add_generation_prompt,
         }
-        size = sum(len(message.content) for message in messages)
-        size += sum(len(str(message.tool_calls)) for message in messages if message.tool_calls)
         try:
-            return render_limited(self._sandbox, self._template, variables, size + (len(str(tools)) if tools else 0))
+            return render_limited(self._sandbox, template, variables, size)
         except TemplateError as error:
             raise DataError(f"the chat template ({self.name}) fails on this conversation: {reason(error)}") from error
+
+    def takes_parts(self, role: str, tools: bool = False) -> bool:
+        """Whether the template reads the contents of a role as typed parts alone, and loses them as texts.
+
+        Llama Guard's does. It is found out with a marked text, once a role; a template that takes texts gets texts.
+        """
+        known = self._as_parts
+        if (role, tools) not in known:
+            known[role, tools] = False
+            messages = _around(role, MARKER)
+            forms = [(False, False), (True, True), (True, False), (False, True)]
+            found = (own for own, others in forms if MARKER in self._tried(messages, role, own, others, tools))
+            known[role, tools] = next(found, False)
+        return known[role, tools]
+
+    def _tried(self, messages: Sequence[Message], role: str, own: bool, others: bool, tools: bool) -> str:
+        """What the template writes of contents in these forms (own: of the role's); nothing where it fails."""
+        turns = [_turn(message, as_parts=own if message.role == role else others) for message in messages]
+        try:
+            return self._write(turns, (_ANY_TOOL,) if tools else (), False, len(MARKER))
+        except DataError:  # a form that it does not take; what fails in any form is said of the first row
+            return ""
 
     def render_prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
         """The conversation up to where the next answer begins, its header included."""
@@ -109,12 +154,6 @@ class ChatRenderer:
                     f"the chat template ({self.name}) leaves out {what}; name one that knows tools in model.chat_template, or "
                     "remove the tools from the rows"
                 )
-        for index, message in enumerate(messages):
-            if message.tool_calls and message.content.strip() not in text:
-                raise DataError(
-                    f"the chat template ({self.name}) leaves out the text beside the tool calls of message {index}; remove the "
-                    "text, or name another template in model.chat_template"
-                )
 
 
 def render(
@@ -135,9 +174,24 @@ def render_prompt(
     return ChatRenderer(tokenizer).render_prompt(messages, tools)
 
 
-def _turn(message: Message) -> dict[str, Any]:
+_ANY_TOOL = {
+    "type": "function",
+    "function": {"name": "any", "description": "", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+def _around(role: str, content: str) -> list[Message]:
+    """A conversation in which a turn of a role says something, and the others little."""
+    system, user, answer = Message("system", "s"), Message("user", "u"), Message("assistant", "a")
+    call = Message("assistant", "", tool_calls=(ToolCall("any", {}, "call00001"),))
+    turns = {"system": [system, user, answer], "tool": [user, call, Message("tool", "t", tool_call_id="call00001"), answer]}
+    return [replace(turn, content=content) if turn.role == role else turn for turn in turns.get(role, [user, answer])]
+
+
+def _turn(message: Message, *, as_parts: bool = False) -> dict[str, Any]:
     """A message as chat templates take it: OpenAI's form, a call's arguments as an object."""
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    content = [{"type": "text", "text": message.content}] if as_parts else message.content
+    turn: dict[str, Any] = {"role": message.role, "content": content}
     if message.tool_calls:
         turn["tool_calls"] = [
             {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -157,8 +211,8 @@ def prompt_and_reference(example: Example, tokenizer: "PreTrainedTokenizerFast")
         last = example.messages[-1]
         reference = last.content if not last.tool_calls else _written_answer(example, prompt, tokenizer)
         return _ids(prompt, tokenizer), reference
-    before = bos_before(example.prompt, tokenizer, adds_bos(tokenizer))
-    token_ids = before + _ids(example.prompt, tokenizer)
+    prompt = asked_text(example.prompt) if rendering_of(tokenizer).preparation > 2 else example.prompt
+    token_ids = bos_before(prompt, tokenizer, adds_bos(tokenizer)) + _ids(prompt, tokenizer)
     return token_ids or [end_id(tokenizer)], example.completion
 
 
@@ -198,7 +252,7 @@ def end_of_turn_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     They differ in LLaMA-3 (<|end_of_text|>, <|eot_id|>). Raises DataError where there is neither.
     """
     found = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    if tokenizer.chat_template is not None:
+    if DEFAULT in templates_of(tokenizer):  # without one no conversation is written, and plain texts end in the end token
         after = ChatRenderer(tokenizer).after_answer()
         added = tokenizer.added_tokens_decoder
         found += [token for token in _ids(after, tokenizer) if token in added][:1]
@@ -221,15 +275,6 @@ def _written_answer(example: Conversation, prompt: str, tokenizer: "PreTrainedTo
     for token in added_texts(tokenizer):
         answer = answer.removesuffix(token)
     return answer.strip()
-
-
-def _template(tokenizer: "PreTrainedTokenizerFast") -> str:
-    if tokenizer.chat_template is None:
-        raise DataError(
-            "the tokenizer has no chat template, and the data are conversations; name one in model.chat_template: "
-            f"{template_choices()}"
-        )
-    return str(tokenizer.get_chat_template())
 
 
 def _ids(text: str, tokenizer: "PreTrainedTokenizerFast") -> list[int]:

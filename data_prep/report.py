@@ -36,6 +36,9 @@ FINDINGS = {
     "unsupervised_end_of_turn": "rows have an answer that ends in no special token, so the model would not learn to stop",
     "leakage": "training rows also stand in the evaluation rows",
     "double_bos": "rows begin with two BOS tokens",
+    "prompt_not_learned": "rows have an answer whose prompt, as the model is asked with it, is not what stands before it here",
+    "left_out_text": "rows have text that the chat template leaves out",
+    "unknown_token": "rows have text that the tokenizer can't write",
 }
 """What fails an audit, unless data.allow_findings names it."""
 

@@ -1,12 +1,13 @@
 """Loading a tokenizer without importing torch, with the chat template, the date and the special tokens settled."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.chat_templates import DEFAULT_DATE, Rendering, adds_bos, read_template
+from data_prep.chat_templates import DEFAULT_DATE, Rendering, adds_bos, read_template, templates_of
 from data_prep.config import PREPARATION
 from data_prep.errors import DataError
 from data_prep.messages import Message
@@ -29,17 +30,18 @@ def load_tokenizer(
 ) -> "PreTrainedTokenizerFast":
     """The fast tokenizer in a model's folder.
 
-    `chat_template` replaces the tokenizer's own: a name of TEMPLATES or a Jinja file; it writes BOS, once, where the
-    tokenizer adds one to plain text. `date_string` is the date that a
-    template gets, whether it reads `date_string` or calls `strftime_now`. The pad token is `pad_token`, else the
-    tokenizer's own, else its end token. `new_tokens` are added to the vocabulary; those in the shape <|name|> count as
-    special, so they are left out of decoded answers. `preparation` is the version of the way from rows to tokens. Raises
-    DataError.
+    `chat_template` replaces the tokenizer's own: a name of TEMPLATES, one of its named ones, or a Jinja file; it writes BOS,
+    once, where the tokenizer adds one to plain text. `date_string` is the date that a template gets, whether it reads
+    `date_string` or calls `strftime_now`. The pad token is `pad_token`, else the tokenizer's own, else its end token.
+    `new_tokens` are added to the vocabulary; those in the shape <|name|> count as special, so they are left out of decoded
+    answers. `preparation` is the version of the way from rows to tokens. Raises DataError.
     """
     tokenizer = _load(Path(folder))
+    if preparation > 2:
+        _follow_add_bos_token(tokenizer, Path(folder))
     template_name = Rendering.template_name
     if chat_template is not None:
-        tokenizer.chat_template = read_template(chat_template)
+        tokenizer.chat_template = read_template(chat_template, templates_of(tokenizer))
         template_name = chat_template
     _add_tokens(tokenizer, new_tokens)
     _set_pad_token(tokenizer, pad_token)
@@ -73,6 +75,18 @@ def _load(folder: Path) -> "PreTrainedTokenizerFast":
         return tokenizer
     except Exception as error:
         raise DataError(f"the tokenizer in {folder} can't be loaded: {error}") from error
+
+
+def _follow_add_bos_token(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
+    """Let the tokenizer add the BOS, or not, as its own configuration says.
+
+    transformers 4 and llama.cpp follow it; transformers 5 goes by tokenizer.json alone. What is saved with a model says the
+    same in both places, so every reader does as was trained.
+    """
+    path = folder / "tokenizer_config.json"
+    asked = json.loads(path.read_text(encoding="utf-8")).get("add_bos_token") if path.is_file() else None
+    if isinstance(asked, bool) and tokenizer.bos_token is not None and asked != adds_bos(tokenizer):
+        tokenizer.update_post_processor()  # type: ignore[no-untyped-call]  # it goes by the configuration; loading alone does not call it
 
 
 def _add_tokens(tokenizer: "PreTrainedTokenizerFast", new_tokens: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ texts around the contents of the turns: those are found once for each sequence o
 is its contents between the skeleton's pieces, to the character, needs no further rendering.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +33,21 @@ class TextSpan:
     weight: float = 1.0
     content_end: int = 0
     """Where an answer's own text ends; what the template writes to end the turn stands between here and `end`."""
+    asked: bool = True
+    """Whether the text up to `start` is the prompt that the model would be asked with for this answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A conversation as text, and what is learned of it."""
+
+    text: str
+    spans: list[TextSpan]
+    """The supervised parts, in order."""
+    asks: list[int | None]
+    """Where answers begin that the model would be asked for; None where it would get another prompt than what stands before."""
+    left_out: int | None = None
+    """The first message whose text, or a part of it, the template leaves out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +58,9 @@ class Skeleton:
     """The texts before, between and after the contents: one more than there are messages."""
     stripped: tuple[bool, ...]
     """Which contents the template strips of blanks."""
-    margins: dict[int, tuple[int, int]]
-    """Of each assistant's turn: how many characters before its content it begins, and after it ends (the end of turn)."""
+    margins: dict[int, tuple[int, int, bool]]
+    """Of each assistant's turn: how many characters before its content it begins, and after it ends (the end of turn); whether
+    what stands before it is what the model would be asked with."""
 
     def fit(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
         """Where each content stands in the text; None where the text is anything but pieces and contents."""
@@ -62,6 +79,7 @@ class TurnFinder:
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", supervise: Supervise):
         self.tokenizer, self.supervise = tokenizer, supervise
         self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
+        self._marks: dict[tuple[str, ...], tuple[Conversation, str]] = {}
 
     @cached_property
     def _renderer(self) -> ChatRenderer:
@@ -73,15 +91,59 @@ class TurnFinder:
         after = self._renderer.after_answer().lstrip()
         return next((token for token in added_texts(self.tokenizer) if after.startswith(token)), "")
 
-    def find(self, example: Conversation) -> tuple[str, list[TextSpan]]:
-        """A conversation's text and its supervised parts, in order. Raises DataError where the template can't be followed."""
+    def find(self, example: Conversation) -> Found:
+        """A conversation's text and its supervised parts. Raises DataError where the template can't be followed."""
         text = self._renderer.render(example.messages, tools=example.tools)
         if _has_tools(example):
             self._renderer.check_tools(example, text)
+        left_out = self._left_out(example, text)
         if self.supervise == "all":
-            return text, list(self._all_by_weight(example, text))
-        answers = [index for index in learned_turns(example, self.supervise) if example.messages[index].weight != 0]
-        return text, self._answers(example, answers, text)
+            return Found(text, list(self._all_by_weight(example, text)), [self._last_ask(example, text)], left_out)
+        learned = [index for index in learned_turns(example, self.supervise) if example.messages[index].weight != 0]
+        answers = self._answers(example, learned, text)
+        return Found(text, answers, [_ask(answer) for answer in answers], left_out)
+
+    def _last_ask(self, example: Conversation, text: str) -> int | None:
+        """Where the model would be asked for the last turn."""
+        skeleton = self._skeleton(example)
+        if skeleton is not None and skeleton.fit(example.messages, text) is not None:
+            return _ask(self._answers(example, [len(example.messages) - 1], text)[0])
+        prompt = self._renderer.render_prompt(example.messages[:-1], example.tools)
+        return len(prompt) if text.startswith(prompt) else None
+
+    def _left_out(self, example: Conversation, text: str) -> int | None:
+        """The first message whose text is not in what the template wrote, in order and but for the blanks around it.
+
+        A system message may stand anywhere (Mistral's template moves it to the last question), the result of a tool also as a
+        string of JSON.
+        """
+        skeleton = self._skeleton(example)
+        if skeleton is not None and skeleton.fit(example.messages, text) is not None:
+            return None
+        lost, position = self._lost(example), 0
+        for index, message in enumerate(example.messages):
+            own = message.content.strip()
+            place = _place_of(message, own, text, 0 if message.role == "system" else position)
+            if own and (place is None or index in lost):
+                return index
+            if place is not None and message.role != "system":
+                position = place[1]
+        return None
+
+    def _lost(self, example: Conversation) -> frozenset[int]:
+        """The messages whose contents the template leaves out wherever their roles follow each other so."""
+        if _has_tools(example):
+            return frozenset()
+        marked, text = self._marked(tuple([message.role for message in example.messages]))
+        return frozenset(index for index, message in enumerate(marked.messages) if message.content.strip() not in text)
+
+    def _marked(self, roles: tuple[str, ...]) -> tuple[Conversation, str]:
+        """A conversation of these roles with a mark for each content, and what the template writes of it."""
+        if roles not in self._marks:
+            marks = (Message(role, f"{RARE_BLANK}TURN-{index}-5e9a{RARE_BLANK}") for index, role in enumerate(roles))
+            marked = Conversation(tuple(marks))
+            self._marks[roles] = marked, self._renderer.render(marked.messages)
+        return self._marks[roles]
 
     def _all_by_weight(self, example: Conversation, text: str) -> Iterator[TextSpan]:
         """The whole text; an answer that has a weight counts by it."""
@@ -109,9 +171,9 @@ class TurnFinder:
             return [self._general(example, index, text) for index in answers]
         found = []
         for index in answers:
-            (start, end), (before, after) = places[index], skeleton.margins[index]
+            (start, end), (before, after, asked) = places[index], skeleton.margins[index]
             own_end = start + len(text[start:end].rstrip())
-            found.append(TextSpan(start - before, end + after, _weight(messages[index]), own_end))
+            found.append(TextSpan(start - before, end + after, _weight(messages[index]), own_end, asked))
         return found
 
     def _skeleton(self, example: Conversation) -> Skeleton | None:
@@ -124,10 +186,7 @@ class TurnFinder:
 
     def _make_skeleton(self, roles: tuple[str, ...]) -> Skeleton | None:
         """What the template writes around markers in the place of contents; None where that tells too little."""
-        marked = Conversation(
-            tuple(Message(role, f"{RARE_BLANK}TURN-{index}-5e9a{RARE_BLANK}") for index, role in enumerate(roles))
-        )
-        text = self._renderer.render(marked.messages)
+        marked, text = self._marked(roles)
         pieces, stripped, places, position = [], [], [], 0
         for message in marked.messages:
             own = message.content if message.content in text else message.content.strip()
@@ -147,7 +206,7 @@ class TurnFinder:
                 before, after = start - span.start, span.end - end
                 if not 0 <= before <= len(pieces[index]) or not 0 < after <= len(pieces[index + 1]):
                     return None
-                margins[index] = (before, after)
+                margins[index] = (before, after, span.asked)
         return Skeleton(tuple(pieces), tuple(stripped), margins)
 
     def _general(self, example: Conversation, index: int, text: str) -> TextSpan:
@@ -160,9 +219,12 @@ class TurnFinder:
             start, end = len(prompt), len(until)
         else:
             start, end = self._by_marker(example, index, text)
+            if text.startswith(prompt) and len(prompt) <= start:
+                start = len(prompt)
         own = messages[index].content.strip()
         found = text.find(own, start, end)
-        return TextSpan(start, end, _weight(messages[index]), start if found < 0 else found + len(own))
+        asked = start == len(prompt) and text.startswith(prompt)
+        return TextSpan(start, end, _weight(messages[index]), start if found < 0 else found + len(own), asked)
 
     def _by_marker(self, example: Conversation, index: int, text: str) -> tuple[int, int]:
         """The same for a template that writes a turn differently when others follow: a marker in the answer's place."""
@@ -183,6 +245,21 @@ class TurnFinder:
         token = self._end_token if rest.lstrip().startswith(self._end_token) else ""
         blanks = len(rest) - len(rest.lstrip()) if token else 0
         return start, end + blanks + len(token)
+
+
+def _ask(answer: TextSpan) -> int | None:
+    return answer.start if answer.asked else None
+
+
+def _place_of(message: Message, own: str, text: str, start: int) -> tuple[int, int] | None:
+    """Where a message's own text stands in what the template wrote, from a position on."""
+    forms = [own]
+    if message.role == "tool":
+        forms += [json.dumps(own, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)]
+    for form in forms:
+        if (place := text.find(form, start)) >= 0:
+            return place, place + len(form)
+    return None
 
 
 def _has_tools(example: Conversation) -> bool:

@@ -9,7 +9,10 @@ from data_prep.config.sources import Source
 
 Supervise = Literal["assistant", "last", "completion", "all"]
 OverLength = Literal["drop", "refuse", "truncate_end", "truncate_start", "split"]
-Finding = Literal["no_supervised_token", "unsupervised_end_of_turn", "leakage", "double_bos"]
+Finding = Literal[
+    "no_supervised_token", "unsupervised_end_of_turn", "leakage", "double_bos", "prompt_not_learned", "left_out_text",
+    "unknown_token",
+]  # fmt: skip
 
 
 class EvaluationSplit(Section):

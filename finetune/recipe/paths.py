@@ -1,5 +1,6 @@
 """Paths and names in a recipe: made absolute from the file that names them, and looked up on this machine."""
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from finetune.recipe.tree import Finding, Location, Node, finding_at
 
 # What the hub takes: no name ends in a dot or hyphen or is longer than 96; no two hyphens or dots meet; none ends in .git.
 HUB_ID = re.compile(r"(?!.*(--|\.\.))(?!.*\.git$)[A-Za-z0-9]([\w.-]{0,94}\w)?/[A-Za-z0-9]([\w.-]{0,94}\w)?", re.ASCII)
+TEMPLATE_NAME = re.compile(r"[A-Za-z][\w-]{0,63}", re.ASCII)
+"""What one of a tokenizer's own chat templates may be called."""
 
 
 def resolve_paths(tree: Node) -> tuple[Node, list[Finding]]:
@@ -126,8 +129,26 @@ def _resolve_chat_template(tree: Node, findings: list[Finding]) -> Node:
     node, text = found
     path = absolute(text, node.place.source.folder)
     if not text or not _exists(path, folder=False):
-        close = get_close_matches(text, CHAT_TEMPLATES, n=1)
+        own = _templates_of_base(tree)
+        close = get_close_matches(text, [*CHAT_TEMPLATES, *(own or ())], n=1)
+        if (own is None and TEMPLATE_NAME.fullmatch(text) and not close) or text in (own or ()):
+            return tree  # a template that the tokenizer has by this name; the tokenizer's own loading says where it has not
         hint = f"; did you mean {close[0]}?" if close else ""
-        names = ", ".join(CHAT_TEMPLATES)
+        names = ", ".join([*CHAT_TEMPLATES, *(own or ())])
         findings.append(finding_at(node, location, f"got {text!r}, expected {names} or a Jinja file (looked at {path}){hint}"))
     return _replace(tree, location, str(path))
+
+
+def _templates_of_base(tree: Node) -> list[str] | None:
+    """The names of the chat templates in the base's folder, as transformers saves them; None where it is no folder here."""
+    base = _text(tree, ("model", "base"))
+    folder = Path(base[1]) if base is not None else None
+    if folder is None or not _exists(folder, folder=True):
+        return None
+    names = [path.stem for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))]
+    try:
+        listed = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+        names += [str(entry["name"]) for entry in listed] if isinstance(listed, list) else []
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return names  # a tokenizer that can't be read is refused where it is loaded
+    return names

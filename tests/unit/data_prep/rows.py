@@ -22,6 +22,11 @@ OTHER_ROWS = [{"instruction": f"Count to {n}.", "output": " ".join(map(str, rang
 LABELLED = [{"text": f"It was {n} times as good.", "label": ("bad", "good")[n % 2]} for n in range(6)]
 
 
+def allowing(finding: str, place: str, message: str) -> None:
+    """Takes rows that begin with a second BOS, or whose prompt grows together with the answer, and refuses any others."""
+    assert finding in ("double_bos", "prompt_not_learned"), message
+
+
 def write(path: Path, values: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in values))
 

@@ -31,8 +31,8 @@ def tokenizer_named(name: str, base: Path) -> PreTrainedTokenizerFast:
         (folder / "tokenizer.json").write_text(json.dumps(values))
         return load_tokenizer(folder)
     if name == "chat template":
-        template = base.parent / "shouting.jinja"
-        template.write_text(CHATML.replace("{{ message['content'] }}", "{{ message['content'] | upper }}"))
+        template = base.parent / "polite.jinja"
+        template.write_text(CHATML.replace("{{ message['content'] }}", "Please: {{ message['content'] }}"))
         return load_tokenizer(base, chat_template=str(template))
     if name == "same template elsewhere":
         template = base.parent / "same.jinja"

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from data_prep import Conversation, Message, load_tokenizer, tokenize
 from finetune.errors import ModelError
 from tests.unit.data_prep.real_tokenizers import real_tokenizer
+from tests.unit.data_prep.rows import allowing
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "golden" / "masks").glob("*.json"))
 GOLDEN: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES}
@@ -53,7 +54,7 @@ def test_ids_and_masks_are_the_references(
     messages = tuple(Message(turn["role"], turn["content"]) for turn in case["messages"])
     example = Conversation(messages, case["completion_start"])
     for supervise, flags in case["supervised"].items():
-        [document] = tokenize([("row 1", example)], real(template), supervise)
+        [document] = tokenize([("row 1", example)], real(template), supervise, allowing)
         assert list(document.token_ids) == case["token_ids"]
         assert "".join("01"[flag] for flag in document.supervised) == flags, supervise
 

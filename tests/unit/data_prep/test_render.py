@@ -19,6 +19,7 @@ from data_prep.render import (
     special_tokens_in,
 )
 from data_prep.tokenizer import load_tokenizer
+from tests.unit.data_prep.rows import allowing
 
 GOLDEN = {
     "chatml": (
@@ -166,7 +167,8 @@ def test_a_template_that_changes_earlier_turns(tmp_path: Path, llama_folder: Pat
     )
     tokenizer = load_tokenizer(llama_folder, chat_template=str(template))
     answers = ["The sky.\nAnd lamps<|im_end|>", "Der Himmel 🙂<|im_end|>"]
-    assert supervised_texts(one(conversation, tokenizer), tokenizer) == answers
+    [document] = tokenize([("rows.json row 1", conversation)], tokenizer, on_finding=allowing)
+    assert supervised_texts(document, tokenizer) == answers
 
 
 def test_an_answer_that_cannot_be_found(tmp_path: Path, llama_folder: Path, conversation: Conversation) -> None:
@@ -262,16 +264,6 @@ def test_plain_text_without_bos(tiny_base: Path) -> None:
     assert tokenizer.decode(document.token_ids) == "Ada and Bob<|im_end|>"
     assert document.supervised == [False] + [True] * (len(document.token_ids) - 1)
     assert prompt_and_reference(PlainText("", "Ada"), tokenizer) == ([tokenizer.eos_token_id], "Ada")
-
-
-@pytest.mark.parametrize("prompt", ["Send", "Send ", "Send  ", "Send\n"])
-@pytest.mark.parametrize("folder", ["llama_folder", "tiny_base"])
-def test_blanks_between_prompt_and_completion(prompt: str, folder: str, request: pytest.FixtureRequest) -> None:
-    """Blanks at the end of a prompt aren't supervised by themselves, whether or not the tokenizer's offsets hold them."""
-    tokenizer = load_tokenizer(request.getfixturevalue(folder))
-    text = supervised_texts(one(PlainText(prompt, "lamps"), tokenizer), tokenizer)[0]
-    assert text.strip().removesuffix(tokenizer.eos_token) == "lamps"
-    assert len(text) - len(text.lstrip()) <= 1
 
 
 CONTENT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)

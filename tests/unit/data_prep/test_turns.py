@@ -21,10 +21,11 @@ from data_prep.masks import Tokenization
 from data_prep.pack import pack_documents
 from data_prep.render import MARKER
 from data_prep.tokenizer import load_tokenizer
-from data_prep.turns import Skeleton, TextSpan, TurnFinder
+from data_prep.turns import Found, Skeleton, TextSpan, TurnFinder
 from finetune.model.batch import packed_batch
 from finetune.model.loss import IGNORED
 from tests.unit.data_prep.conftest import trained_bpe
+from tests.unit.data_prep.rows import allowing
 
 END, HEADER = "<|im_end|>", "{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}"
 TURN = "<|im_start|>{{ m.role }}{{ '\n' }}{{ m.content }}<|im_end|>{{ '\n' }}"
@@ -159,7 +160,7 @@ def load(llama_folder: Path, blanks_folder: Path, tmp_path_factory: pytest.TempP
     return loaded
 
 
-def found(finder: TurnFinder, example: Conversation) -> tuple[str, list[TextSpan]] | str:
+def found(finder: TurnFinder, example: Conversation) -> Found | str:
     try:
         return finder.find(example)
     except DataError as error:
@@ -186,9 +187,10 @@ def test_the_short_way_finds_what_the_general_way_finds(template: str, load: Loa
         if isinstance(short, str) or isinstance(general, str):
             assert short == general
             return
-        assert short[0] == general[0]
-        assert len(short[1]) == len(general[1])
-        assert all(same_but_for_blanks(short[0], *spans) for spans in zip(short[1], general[1], strict=True))
+        assert (short.text, short.left_out) == (general.text, general.left_out)
+        assert short.asks == general.asks
+        assert len(short.spans) == len(general.spans)
+        assert all(same_but_for_blanks(short.text, *spans) for spans in zip(short.spans, general.spans, strict=True))
 
     check()
 
@@ -202,7 +204,7 @@ def test_the_shipped_templates_have_skeletons(template: str, system: bool, load:
     turns = (Message("user", " What?\n"), Message("assistant", " That. "), Message("user", "foo"), Message("assistant", ""))
     example = Conversation((Message("system", " Be brief. "), *turns) if system else turns)
     finder = TurnFinder(load(template, "trims"), "assistant")
-    text, _ = finder.find(example)
+    text = finder.find(example).text
     skeleton = finder._skeleton(example)
     fits = skeleton is not None and skeleton.fit(example.messages, text) is not None
     assert fits == ((template, system) != ("llama2", True))
@@ -216,12 +218,8 @@ def runs(document: Document, tokenizer: PreTrainedTokenizerFast) -> list[tuple[f
 
 
 def tokenization(tokenizer: PreTrainedTokenizerFast, mode: Supervise) -> Tokenization:
-    """Takes a row whose own text begins with a second BOS, and refuses whatever else is wrong."""
-
-    def on_finding(finding: str, place: str, message: str) -> None:
-        assert finding == "double_bos", message
-
-    return Tokenization(tokenizer, mode, on_finding)
+    """Takes rows whose text begins with a second BOS, or with a prompt that grows together with its answer."""
+    return Tokenization(tokenizer, mode, allowing)
 
 
 def learned(example: Conversation, mode: Supervise) -> list[Message]:
@@ -289,7 +287,7 @@ def test_an_answer_behind_a_blank_counts_by_its_weight_alone(weight: float, toke
     """
     tokenizer = load("blank before", tokenizer_name)
     turns = (Message("user", "q"), Message("assistant", "Ada", weight), Message("user", "q"), Message("assistant", "lamp"))
-    [document] = tokenize([("row", Conversation(turns))], tokenizer, "all")
+    [document] = tokenize([("row", Conversation(turns))], tokenizer, "all", allowing)
     assert [text.strip() for value, text in runs(document, tokenizer)[1:] if value == weight] == [f"Ada{END}"]
     assert document.supervised_tokens == sum(document.supervised)
     assert_in_order(document)
@@ -309,11 +307,11 @@ def test_each_mode_with_each_template(template: str, load: Load) -> None:
         (0, "assistant", ["1.", "2.", "3."]), (0, "last", ["3."]), (0, "completion", ["3."]),
         (3, "assistant", ["2.", "3."]), (3, "last", ["3."]), (3, "completion", ["2.", "3."]),
     ]:  # fmt: skip
-        [document] = tokenize([("row", Conversation(talk, completion_start=start))], tokenizer, mode)
+        [document] = tokenize([("row", Conversation(talk, completion_start=start))], tokenizer, mode, allowing)
         assert [text.strip() for weight, text in runs(document, tokenizer) if weight] == [
             written(answer).strip() for answer in expected
         ]
-    [document] = tokenize([("row", Conversation(talk, completion_start=3))], tokenizer, "all")
+    [document] = tokenize([("row", Conversation(talk, completion_start=3))], tokenizer, "all", allowing)
     assert document.weights == [0.0] + [1.0] * (len(document.token_ids) - 1)
 
 
@@ -397,6 +395,6 @@ def test_the_markers_of_the_search_are_texts_like_any_other(template: str, load:
     turns = [Message("system", MARKER)]
     for text in texts:
         turns += [Message("user", f"What is {text}?"), Message("assistant", f"It is {text}.")]
-    [document] = tokenize([("row", Conversation(tuple(turns)))], tokenizer)
+    [document] = tokenize([("row", Conversation(tuple(turns)))], tokenizer, "assistant", allowing)
     got = [text.lstrip() for weight, text in runs(document, tokenizer) if weight]
     assert got == [written(f"It is {text}.").lstrip() for text in texts]

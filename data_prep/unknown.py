@@ -1,0 +1,65 @@
+"""Text that a tokenizer can't write: it becomes the unknown token, or nothing at all."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SHOWN_CHARACTERS = 20
+BYTES = 256
+
+
+class Unknown:
+    """What is lost of a text on the way to one tokenizer's ids."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
+        self._backend = tokenizer.backend_tokenizer
+        self._token = _unknown_token(self._backend.model)
+        self._id = self._backend.token_to_id(self._token) if self._token is not None else None
+        self._drops = self._id is None and _is_lossy(self._backend)
+
+    def lost(self, text: str, ids: Sequence[int]) -> str | None:
+        """What is wrong where the ids of a text don't hold all of it; None where they do. Blanks don't count."""
+        if self._id is not None and (count := ids.count(self._id)) and count > text.count(str(self._token)):
+            return f"{count:,} of its tokens are {self._token}, first for {self._first(text)}: {ADVICE}"
+        if self._drops and _solid(self._backend.decode(list(ids), skip_special_tokens=False)) != _solid(self._normal(text)):
+            return f"the tokenizer drops characters of it, which its vocabulary doesn't have: {ADVICE}"
+        return None
+
+    def _first(self, text: str) -> str:
+        """The first piece of the text that is unknown."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        start, end = next(place for token, place in zip(encoding.ids, encoding.offsets, strict=True) if token == self._id)
+        return repr(text[start:end][:SHOWN_CHARACTERS])
+
+    def _normal(self, text: str) -> str:
+        normalizer = self._backend.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(text))
+
+
+ADVICE = "the model would learn to write that; take such characters out, add them in model.new_tokens, or choose another base"
+
+
+def _unknown_token(model: Any) -> str | None:
+    """The token that a tokenizer's model writes for what it doesn't know."""
+    if hasattr(model, "unk_token"):
+        return None if model.unk_token is None else str(model.unk_token)
+    index = json.loads(model.__getstate__()).get("unk_id")  # Unigram tells it in no other way
+    return None if index is None else str(model.id_to_token(index))
+
+
+def _is_lossy(backend: Any) -> bool:
+    """Whether a BPE without an unknown token lacks bytes: what it can't write, it leaves out."""
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    if backend.model.byte_fallback:
+        return any(f"<0x{byte:02X}>" not in vocabulary for byte in range(BYTES))
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return any(character not in vocabulary for character in ByteLevel.alphabet())
+
+
+def _solid(text: str) -> str:
+    """A text without blanks, and without the mark that some tokenizers write for them."""
+    return "".join(text.replace("\u2581", " ").split())
