@@ -100,17 +100,18 @@ class ChatRenderer:
             known[role, tools] = False
             messages = _around(role, MARKER)
             forms = [(False, False), (True, True), (True, False), (False, True)]
-            found = (own for own, others in forms if MARKER in self._tried(messages, role, own, others, tools))
+            found = (own for own, others in forms if self._writes_marker(messages, role, own, others, tools))
             known[role, tools] = next(found, False)
         return known[role, tools]
 
-    def _tried(self, messages: Sequence[Message], role: str, own: bool, others: bool, tools: bool) -> str:
-        """What the template writes of contents in these forms (own: of the role's); nothing where it fails."""
+    def _writes_marker(self, messages: Sequence[Message], role: str, own: bool, others: bool, tools: bool) -> bool:
+        """Whether the template writes the marked text, given contents in these forms (own: of the role's), and not the form."""
         turns = [_turn(message, as_parts=own if message.role == role else others) for message in messages]
         try:
-            return self._write(turns, (_ANY_TOOL,) if tools else (), False, len(MARKER))
+            text = self._write(turns, (_ANY_TOOL,) if tools else (), False, len(MARKER))
         except DataError:  # a form that it does not take; what fails in any form is said of the first row
-            return ""
+            return False
+        return MARKER in text and not any(form in text for form in ("'type': 'text'", '"type": "text"'))
 
     def render_prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
         """The conversation up to where the next answer begins, its header included."""

@@ -86,7 +86,7 @@ def _follow_add_bos_token(tokenizer: "PreTrainedTokenizerFast", folder: Path) ->
     path = folder / "tokenizer_config.json"
     asked = json.loads(path.read_text(encoding="utf-8")).get("add_bos_token") if path.is_file() else None
     if isinstance(asked, bool) and tokenizer.bos_token is not None and asked != adds_bos(tokenizer):
-        tokenizer.update_post_processor()  # type: ignore[no-untyped-call]  # it goes by the configuration; loading alone does not call it
+        tokenizer.add_bos_token = asked  # type: ignore[misc]  # its setter is hidden from mypy by another property
 
 
 def _add_tokens(tokenizer: "PreTrainedTokenizerFast", new_tokens: Sequence[str]) -> None:

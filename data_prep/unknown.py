@@ -23,7 +23,8 @@ class Unknown:
     def lost(self, text: str, ids: Sequence[int]) -> str | None:
         """What is wrong where the ids of a text don't hold all of it; None where they do. Blanks don't count."""
         if self._id is not None and (count := ids.count(self._id)) and count > text.count(str(self._token)):
-            return f"{count:,} of its tokens are {self._token}, first for {self._first(text)}: {ADVICE}"
+            times = "once" if count == 1 else f"{count:,} times"
+            return f"the tokenizer doesn't know {self._first(text)} and writes {self._token} ({times} in this row): {ADVICE}"
         if self._drops and _solid(self._backend.decode(list(ids), skip_special_tokens=False)) != _solid(self._normal(text)):
             return f"the tokenizer drops characters of it, which its vocabulary doesn't have: {ADVICE}"
         return None
@@ -39,7 +40,7 @@ class Unknown:
         return text if normalizer is None else str(normalizer.normalize_str(text))
 
 
-ADVICE = "the model would learn to write that; take such characters out, add them in model.new_tokens, or choose another base"
+ADVICE = "the model would read and learn that in its place; take it out, name it in model.new_tokens, or choose another base"
 
 
 def _unknown_token(model: Any) -> str | None:
