@@ -44,7 +44,7 @@ def texts_of(example: Example, *, system: bool = True) -> list[str]:
     parts = [json.dumps(example.tools, sort_keys=True, default=str)] if example.tools else []
     for message in example.messages:
         if system or message.role != "system":
-            parts += [message.role, message.content]
+            parts += [message.role, message.content, *([message.reasoning] if message.reasoning else [])]
             parts += [json.dumps([call.name, call.arguments], sort_keys=True, default=str) for call in message.tool_calls]
     return parts
 
@@ -65,7 +65,12 @@ def fingerprint(example: Example) -> int:
 
 def _cleaned_message(message: Message, clean: CleanSection) -> Message:
     calls = tuple(ToolCall(call.name, _cleaned_value(call.arguments, clean), call.id) for call in message.tool_calls)
-    return replace(message, content=_cleaned_text(message.content, clean), tool_calls=calls)
+    return replace(
+        message,
+        content=_cleaned_text(message.content, clean),
+        reasoning=_cleaned_text(message.reasoning, clean),
+        tool_calls=calls,
+    )
 
 
 def _cleaned_value(value: Any, clean: CleanSection) -> Any:

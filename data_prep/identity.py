@@ -15,10 +15,19 @@ from data_prep.sources import source_name
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-OPTIONS = ("max_length_tokens", "over_length", "supervise", "clean", "on_bad_row", "special_tokens_in_text", "streaming")
+OPTIONS = (
+    "max_length_tokens",
+    "over_length",
+    "supervise",
+    "reasoning",
+    "clean",
+    "on_bad_row",
+    "special_tokens_in_text",
+    "streaming",
+)
 """The keys of the data section that decide documents. Packs, mixture and the held-out fraction are drawn from documents."""
 
-UNKNOWN_TO_2: frozenset[str] = frozenset()
+UNKNOWN_TO_2 = frozenset({"reasoning"})
 """Keys of a section or a source that came after preparation 2, whose caches are found by a key without them."""
 
 PACKAGES = ("tokenizers", "transformers", "jinja2", "rensa")
@@ -36,26 +45,28 @@ def identity_of(
     """The key of the prepared data of this section; changing anything that decides a document changes it."""
     uses = {"train": section.train, "evaluation": section.held_out}
     preparation = rendering_of(tokenizer).preparation
+    options = section.model_dump(mode="json", include=set(OPTIONS))
+    sources = {use: [_source(source, section, digests, seed) for source in used] for use, used in uses.items()}
     identity = {
         "preparation": preparation,
         "first_rows": first_rows,
         "head": head.model_dump(mode="json") if head is not None else None,
         "packages": {name: version(name) for name in PACKAGES},
-        "options": section.model_dump(mode="json", include=set(OPTIONS)),
-        "sources": {use: [_source(source, section, digests, seed) for source in sources] for use, sources in uses.items()},
+        "options": options,
+        "sources": sources,
         "tokenizer": tokenizer_sha256(tokenizer),
         "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "template": str(tokenizer.chat_template),
         "date": rendering_of(tokenizer).date_string,
     }
-    return key_of(_without(identity, UNKNOWN_TO_2) if preparation == 2 else identity)
+    if preparation == 2:
+        identity["options"] = _known_to_2(options)
+        identity["sources"] = {use: [_known_to_2(source) for source in made] for use, made in sources.items()}
+    return key_of(identity)
 
 
-def _without(values: Any, names: frozenset[str]) -> Any:
-    """Nested values without the keys of these names."""
-    if isinstance(values, dict):
-        return {key: _without(value, names) for key, value in values.items() if key not in names}
-    return [_without(value, names) for value in values] if isinstance(values, list) else values
+def _known_to_2(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in UNKNOWN_TO_2}
 
 
 def tokenizer_sha256(tokenizer: "PreTrainedTokenizerFast") -> str:

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING
 
 from data_prep.boundary import Boundary, asked_text
 from data_prep.chat_templates import adds_bos, rendering_of, template_choices
-from data_prep.config import Finding, HeadSection, Supervise
+from data_prep.config import Finding, HeadSection, Note, Reasoning, Supervise
+from data_prep.contents import Place
 from data_prep.documents import Document, WeightedSpan
 from data_prep.errors import DataError
 from data_prep.heads import targets_of
 from data_prep.messages import Example, PlainText, last_answer
-from data_prep.offsets import Encoded, Encoder, Offsets
-from data_prep.render import ChatRenderer, bos_before, end_id
+from data_prep.offsets import Encoded, Encoder, Offsets, continuation
+from data_prep.plain_specials import plain_specials
+from data_prep.render import ChatRenderer, bos_before, end_id, own_text, special_tokens, special_tokens_in
+from data_prep.report import NOTES
 from data_prep.turns import TextSpan, TurnFinder
 from data_prep.unknown import Unknown
 
@@ -37,8 +40,9 @@ BATCHES_AHEAD = 3
 Placed = tuple[str, Example]
 """An example and where its row stands."""
 
-OnFinding = Callable[[Finding, str, str], None]
-"""Told of what is wrong with a row that can be tokenised all the same: the finding, the row's place, what to do about it."""
+OnFinding = Callable[[Finding | Note, str, str], None]
+"""Told of what is wrong with, or to be known of, a row that can be tokenised all the same: the finding, the row's place, what
+to do about it."""
 
 
 @dataclass(slots=True)
@@ -55,6 +59,8 @@ class _Rendered:
     """What a classification head learns at the span."""
     prompt: str = ""
     """What a plain text begins with and is asked by: tokenised by itself, so that its tokens are those of any prompt."""
+    contents: Sequence[Place] = ()
+    """Where special tokens are plain text; empty where there are none."""
     asks: Sequence[int | None] = ()
     """Where the model would be asked for an answer of a conversation; see data_prep.turns.Found."""
 
@@ -67,9 +73,10 @@ class _Batch:
     encoded: "Future[Encoded]"
 
 
-def refuse(finding: Finding, place: str, message: str) -> None:
+def refuse(finding: Finding | Note, place: str, message: str) -> None:
     """What is done about a finding where nobody says otherwise."""
-    raise DataError(f"{place}: {message}")
+    if finding not in NOTES:
+        raise DataError(f"{place}: {message}")
 
 
 def tokenize(
@@ -92,7 +99,7 @@ class Tokenization:
 
     With a `head` a row is its prompt and one end token behind it, which stands in the answer's place: before it is the
     prompt's last token, where the head reads (as transformers' LlamaForSequenceClassification does); `targets` have the
-    answer's numbers.
+    answer's numbers. `special_as_text` reads special tokens in what a row says as the text that they are.
     """
 
     def __init__(
@@ -101,14 +108,17 @@ class Tokenization:
         supervise: Supervise,
         on_finding: OnFinding = refuse,
         head: HeadSection | None = None,
+        reasoning: Reasoning = "learn",
+        special_as_text: bool = False,
     ):
         self.tokenizer, self.supervise, self.on_finding = tokenizer, supervise, on_finding
-        self._turns = TurnFinder(tokenizer, supervise)
+        self._turns = TurnFinder(tokenizer, supervise, reasoning)
         self._head = head
         self._chat = ChatRenderer(tokenizer) if head is not None and tokenizer.chat_template is not None else None
         rendering = rendering_of(tokenizer)
         self._template_name, self._preparation = rendering.template_name, rendering.preparation
         self._adds_bos = adds_bos(tokenizer)
+        self._special = tuple(special_tokens(tokenizer)) if special_as_text else ()
         self._encoder = Encoder(tokenizer)
         self._unknown = Unknown(tokenizer)
         self._boundary = Boundary(self._encoder)
@@ -144,15 +154,29 @@ class Tokenization:
         encoded = self._encoder.read(batch.encoded.result())
         prompts = iter(encoded[len(batch.rows) :])
         for (place, example, row), (ids, offsets) in zip(batch.rows, encoded[: len(batch.rows)], strict=True):
+            prompt = next(prompts)[0] if row.prompt else []
+            if row.contents:
+                ids, offsets = self._as_text(place, row.text, row.contents)
+                prompt = self._as_text(place, row.prompt, row.contents)[0]
+                self._find("plain_special_tokens", place, row.text)
             if row.prompt:
-                yield self._answered(place, row, ids, next(prompts)[0]), example
+                yield self._answered(place, row, ids, prompt), example
             else:
                 yield self._document(place, row, ids, offsets), example
+
+    def _as_text(self, place: str, text: str, contents: Sequence[Place]) -> tuple[list[int], Offsets]:
+        """The ids of a text whose contents hold special tokens as plain text. Raises DataError."""
+        try:
+            return plain_specials(self.tokenizer).encode(text, contents)
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from error
 
     def _answered(self, place: str, row: _Rendered, ids: list[int], prompt: list[int]) -> Document:
         """A plain text with a prompt: the prompt's own tokens, then those of what goes on from it."""
         if ids[: len(prompt)] != prompt:
-            ids = prompt + self._encoder.continuation(row.text[len(row.prompt) :])
+            rest, whole = row.text[len(row.prompt) :], [(0, len(row.text))]
+            plain = (lambda text: self._as_text(place, text, whole)[0]) if row.contents else self._encoder.ids_of
+            ids = prompt + continuation(rest, plain)
         token_ids = row.before + ids + row.after
         self._check_tokens(place, row.text, ids, token_ids)
         start = 0 if self.supervise == "all" else len(row.before) + len(prompt)
@@ -191,7 +215,7 @@ class Tokenization:
         if (lost := self._unknown.lost(text, ids)) is not None:
             self._find("unknown_token", place, lost)
 
-    def _find(self, finding: Finding, place: str, message: str) -> None:
+    def _find(self, finding: Finding | Note, place: str, message: str) -> None:
         """Tell of a finding that earlier preparations don't make: a run of theirs goes on."""
         if self._preparation > 2:
             self.on_finding(finding, place, message)
@@ -206,7 +230,11 @@ class Tokenization:
                     "would be asked in a way that it never learned; name another template in model.chat_template"
                 )
             first = _first_token(start, offsets, row.text)
-            asked = self._boundary.asked_otherwise(row.text, start, ids, offsets, first)
+            if row.contents:
+                alone = self._as_text("", row.text[:start], row.contents)[0]
+                asked = alone if alone != ids[:first] else None
+            else:
+                asked = self._boundary.asked_otherwise(row.text, start, ids, offsets, first)
             if asked is not None:
                 return (
                     f"asked alone, the prompt ends in the tokens {self._shown(asked)}, and in the row it goes on as "
@@ -228,10 +256,21 @@ class Tokenization:
             found = self._turns.find(example)
         except DataError as error:
             raise DataError(f"{place}: {error}") from error
+        if found.unlearned:
+            self._find(
+                "unlearned_thought", place, f"{found.unlearned} of its answers have thoughts that the template leaves out"
+            )
         if found.left_out is not None:
             role = example.messages[found.left_out].role
             self._find("left_out_text", place, self._left_out(found.left_out, role))
-        return _Rendered(found.text, found.spans, [], [], must_end=self.supervise != "all", asks=found.asks)
+        contents = self._contents(example, found.text)
+        return _Rendered(found.text, found.spans, [], [], self.supervise != "all", contents=contents, asks=found.asks)
+
+    def _contents(self, example: Example, text: str) -> list[Place]:
+        """What the row itself says in a text, where a special token in it is to be plain text."""
+        if not self._special or not special_tokens_in(example, self._special, self.tokenizer):
+            return []
+        return own_text(example, text, self.tokenizer)
 
     def _left_out(self, index: int, role: str) -> str:
         advice = "put a system message's text into the first question, or " if role == "system" else ""
@@ -247,7 +286,8 @@ class Tokenization:
         before = bos_before(text, tokenizer, self._adds_bos)
         ended = bool(tokenizer.eos_token) and text.endswith(tokenizer.eos_token)
         after = [] if ended else [end_id(tokenizer)]
-        return _Rendered(text, [TextSpan(start, len(text))], before, after, must_end=False, prompt=prompt)
+        spans, contents = [TextSpan(start, len(text))], self._contents(example, text)
+        return _Rendered(text, spans, before, after, must_end=False, prompt=prompt, contents=contents)
 
     def _render_prompt(self, example: Example, head: HeadSection) -> _Rendered:
         text, before = self._prompt(example)

@@ -1,8 +1,11 @@
 """What a row becomes before it is text: a conversation, a plain text with an optional prompt, or a pair to choose from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+THINK, THINK_END = "<think>", "</think>"
+"""What stands around what a model thinks, in the texts of all models that think aloud."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,30 @@ class Message:
     """In a tool's turn, the call that it answers."""
     name: str | None = None
     """In a tool's turn, the tool's name."""
+    reasoning: str = ""
+    """What the assistant thinks before it writes the content; a content may also hold it itself, between <think> tags."""
+
+    @property
+    def thought(self) -> str:
+        """What the assistant thinks, wherever the row says it, without the blanks around it."""
+        return "\n\n".join(
+            filter(None, [self.reasoning.strip(), thought_of(self.content)[0]] if self.role == "assistant" else [])
+        )
+
+    @property
+    def said(self) -> str:
+        """What the content says beside what is thought, without the blanks around it."""
+        return thought_of(self.content)[1] if self.role == "assistant" else self.content.strip()
+
+
+def thought_of(content: str) -> tuple[str, str]:
+    """A content's thought and answer, without the blanks around them.
+
+    A thought begins the content and ends in </think>; <think> itself may have been a part of the prompt.
+    """
+    thought, end, answer = content.partition(THINK_END)
+    begins = thought.lstrip().startswith(THINK) or THINK not in thought
+    return (thought.strip().removeprefix(THINK).strip(), answer.strip()) if end and begins else ("", content.strip())
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +96,20 @@ class Preference:
 Example = Conversation | PlainText
 Parsed = Example | Preference
 """What a format makes of a row; a preference can't be trained on yet."""
+
+
+def without_reasoning(example: Example) -> Example:
+    """The example with what the assistant says, and not what it thinks before; itself where it thinks nothing."""
+    if not isinstance(example, Conversation) or not any(map(_thinks, example.messages)):
+        return example
+    messages = (
+        replace(message, content=message.said, reasoning="") if _thinks(message) else message for message in example.messages
+    )
+    return replace(example, messages=tuple(messages))
+
+
+def _thinks(message: Message) -> bool:
+    return bool(message.reasoning) or message.said != message.content.strip()
 
 
 def last_answer(example: Example) -> str:

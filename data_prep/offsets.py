@@ -5,7 +5,7 @@ bytes of the text, so in an ASCII text their lengths tell as much.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 
 ANCHORS = ("\n", "a", ".", "1")
 """Texts to go on from: one of them grows together with no text that follows."""
+
+
+def continuation(text: str, ids_of: Callable[[str], list[int]]) -> list[int]:
+    """The ids of a text that goes on from another: without the blank that some tokenizers put in front of a text."""
+    for anchor in ANCHORS:
+        before, whole = ids_of(anchor), ids_of(anchor + text)
+        if whole[: len(before)] == before:
+            return whole[len(before) :]
+    return ids_of(text)
 
 
 @dataclass(slots=True)
@@ -57,14 +66,6 @@ class Encoder:
     def ids_of(self, text: str) -> list[int]:
         """The ids of one text."""
         return list(self._backend.encode(text, add_special_tokens=False).ids)
-
-    def continuation(self, text: str) -> list[int]:
-        """The ids of a text that goes on from another: without the blank that some tokenizers put in front of a text."""
-        for anchor in ANCHORS:
-            before, whole = self.ids_of(anchor), self.ids_of(anchor + text)
-            if whole[: len(before)] == before:
-                return whole[len(before) :]
-        return self.ids_of(text)
 
     def encode(self, texts: Sequence[str]) -> "Encoded":
         """Tokenise texts; special tokens in them are found, and none is added. Takes nearly no Python, and every core."""

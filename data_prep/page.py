@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.audit import Audit, Sample
-from data_prep.report import FINDINGS, REASONS, DataReport, Rows, SourceReport, histogram_bars
+from data_prep.report import FINDINGS, NOTES, REASONS, DataReport, Rows, SourceReport, histogram_bars
 from data_prep.terminal import clean_for_terminal
 
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ def _noted(report: SourceReport) -> list[Fate]:
     noted = [
         _fate("cut to data.max_length_tokens", report.truncated),
         _fate("split into documents of data.max_length_tokens", report.split),
+        *(_fate(NOTES[note], rows) for note, rows in report.noted.items()),
         Fate(report.cleaned, "with a text that data.clean changed", []),
         _fate(REASONS["duplicate"], report.duplicates),
         Fate(report.special_tokens_in_text, "with a special token in their text", []),

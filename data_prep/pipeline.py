@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from data_prep.clean import cleaned, excerpt_of, fingerprint, learned_texts, texts_of
-from data_prep.config import DataSection, FileSource, Finding, HeadSection, Source
+from data_prep.config import DataSection, FileSource, Finding, HeadSection, Note, Source
 from data_prep.documents import Document, DocumentTable, TableRow, TableWriter
 from data_prep.errors import DataError
 from data_prep.files import unread_files
@@ -18,9 +18,9 @@ from data_prep.heads import targets_of
 from data_prep.identity import place_in
 from data_prep.lengths import PART, fitted
 from data_prep.masks import BATCH_ROWS, Placed, Tokenization
-from data_prep.messages import Example, Parsed, Preference, last_answer
+from data_prep.messages import Conversation, Example, Parsed, Preference, last_answer, without_reasoning
 from data_prep.render import special_tokens, special_tokens_in
-from data_prep.report import SourceReport
+from data_prep.report import NOTES, SourceReport
 from data_prep.sources import Row, source_name
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ class Pipeline:
         section, bos = self.section, self.tokenizer.bos_token_id
         waiting: deque[_Candidate] = deque()  # those that are being tokenised
 
-        def on_finding(finding: Finding, place: str, message: str) -> None:
+        def on_finding(finding: Finding | Note, place: str, message: str) -> None:
+            if finding in NOTES:
+                report.note(finding, place, message)
+                return
             if not self.audit and finding not in section.allow_findings:
                 raise DataError(f"{place}: {message}. Where it is meant, name {finding} in data.allow_findings")
             report.find(finding, place, message)
@@ -98,7 +101,14 @@ class Pipeline:
                 waiting.append(candidate)
                 yield candidate.place, candidate.example
 
-        tokenization = Tokenization(self.tokenizer, section.supervise, on_finding, self.head)
+        tokenization = Tokenization(
+            self.tokenizer,
+            section.supervise,
+            on_finding,
+            self.head,
+            section.reasoning,
+            section.special_tokens_in_text == "text",
+        )
         for document, example in tokenization.run(examples()):
             candidate = waiting.popleft()
             if not document.spans:
@@ -129,7 +139,7 @@ class Pipeline:
             report.drop(document.place, "too_long", excerpt_of(candidate.example))
             return
         report.keep(parts)
-        report.special_tokens_in_text += candidate.special
+        report.special_tokens_in_text += candidate.special and self.section.special_tokens_in_text == "keep"
         if candidate.repeats:
             report.duplicates.add(document.place, excerpt_of(candidate.example))
         if candidate.leaks:
@@ -213,6 +223,13 @@ class Pipeline:
                 "preferences comes in a later version; to learn the chosen answers alone, use format template or messages"
             )
 
+    def _in_calls(self, example: Example) -> bool:
+        """Whether special tokens that are to be text stand in tools, calls or thoughts, where the template rewrites them."""
+        if self.section.special_tokens_in_text != "text" or not isinstance(example, Conversation):
+            return False
+        messages = tuple(replace(message, content="") for message in example.messages)
+        return bool(special_tokens_in(replace(example, messages=messages), self._special, self.tokenizer))
+
     def _check_answers(self, examples: list[tuple[str, Parsed]]) -> None:
         """Raise DataError for a row whose answer the head can't learn."""
         for place, example in examples if self.head is not None else ():
@@ -225,6 +242,7 @@ class Pipeline:
     def _cleaned(self, place: str, example: Example, report: SourceReport) -> "_Candidate | None":
         """The example after data.clean; None where its text is a reason to drop it."""
         clean = self.section.clean
+        example = without_reasoning(example) if self.section.reasoning == "drop" else example
         try:
             after = cleaned(example, clean)
         except RecursionError:
@@ -241,7 +259,7 @@ class Pipeline:
             reason = "empty_answer"
         elif clean.minimum_answer_characters and any(len(answer) < clean.minimum_answer_characters for answer in answers):
             reason = "short_answer"
-        elif special and self.section.special_tokens_in_text == "drop":
+        elif special and (self.section.special_tokens_in_text == "drop" or self._in_calls(after)):
             reason = "special_tokens_in_text"
         if reason is None:
             return _Candidate(place, after, special)

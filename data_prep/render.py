@@ -7,13 +7,15 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from data_prep.boundary import asked_text
 from data_prep.chat_templates import DEFAULT, TOOL_USE, adds_bos, rendering_of, template_choices, templates_of
+from data_prep.contents import Place, contents_in
 from data_prep.errors import DataError
-from data_prep.messages import Conversation, Example, Message, ToolCall
+from data_prep.messages import THINK, THINK_END, Conversation, Example, Message, ToolCall
+from data_prep.plain_specials import plain_specials
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -28,6 +30,10 @@ def marker_for(messages: Sequence[Message]) -> str:
     while any(marker in message.content for message in messages):
         marker += "0"
     return marker
+
+
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Where templates look for what the assistant thinks: Qwen3's and most others, some servers', gpt-oss's."""
 
 
 class ChatRenderer:
@@ -66,8 +72,8 @@ class ChatRenderer:
         Raises DataError where the template refuses the conversation, and where it takes too long or writes too much
         (data_prep/sandbox.py).
         """
-        turns = [_turn(message, as_parts=self.takes_parts(message.role, bool(tools))) for message in messages]
-        size = sum(len(message.content) for message in messages)
+        turns = [self._turn(message, as_parts=self.takes_parts(message.role, bool(tools))) for message in messages]
+        size = sum(len(message.content) + len(message.reasoning) for message in messages)
         size += sum(len(str(message.tool_calls)) for message in messages if message.tool_calls)
         return self._write(turns, tools, add_generation_prompt, size + (len(str(tools)) if tools else 0))
 
@@ -103,6 +109,27 @@ class ChatRenderer:
             found = (own for own, others in forms if self._writes_marker(messages, role, own, others, tools))
             known[role, tools] = next(found, False)
         return known[role, tools]
+
+    def _turn(self, message: Message, *, as_parts: bool) -> dict[str, Any]:
+        """A message for the template; reasoning goes under the template's own key, else before the content, between tags."""
+        if not message.reasoning:
+            return _turn(message, as_parts=as_parts)
+        if self._reasoning_key is not None:
+            return _turn(message, as_parts=as_parts) | {self._reasoning_key: message.reasoning}
+        content = f"{THINK}\n{message.reasoning}\n{THINK_END}\n\n{message.content}"
+        return _turn(replace(message, content=content), as_parts=as_parts)
+
+    @cached_property
+    def _reasoning_key(self) -> str | None:
+        """The key of a message under which the template reads what the assistant thinks; None where it reads none."""
+        turns = [_turn(message, as_parts=self.takes_parts(message.role)) for message in _around("assistant", "a")]
+        for key in REASONING_KEYS:
+            try:
+                if MARKER in self._write([*turns[:-1], turns[-1] | {key: MARKER}], (), False, len(MARKER)):
+                    return key
+            except DataError:  # what fails with any key is said of the first row
+                continue
+        return None
 
     def _writes_marker(self, messages: Sequence[Message], role: str, own: bool, others: bool, tools: bool) -> bool:
         """Whether the template writes the marked text, given contents in these forms (own: of the role's), and not the form."""
@@ -205,16 +232,34 @@ def _turn(message: Message, *, as_parts: bool = False) -> dict[str, Any]:
     return turn
 
 
-def prompt_and_reference(example: Example, tokenizer: "PreTrainedTokenizerFast") -> tuple[list[int], str]:
-    """The token ids of everything before the last answer, and that answer's text. The ids are never empty."""
+def prompt_and_reference(
+    example: Example, tokenizer: "PreTrainedTokenizerFast", *, special_as_text: bool = False
+) -> tuple[list[int], str]:
+    """The token ids of everything before the last answer, and that answer's text. The ids are never empty.
+
+    `special_as_text` reads special tokens in what the row says as text, as Tokenization does.
+    """
+
+    as_text = special_as_text and bool(special_tokens_in(example, special_tokens(tokenizer), tokenizer))
     if isinstance(example, Conversation):
-        prompt = render_prompt(example.messages[:-1], tokenizer, example.tools)
-        last = example.messages[-1]
+        asked, last = replace(example, messages=example.messages[:-1]), example.messages[-1]
+        prompt = render_prompt(asked.messages, tokenizer, asked.tools)
         reference = last.content if not last.tool_calls else _written_answer(example, prompt, tokenizer)
-        return _ids(prompt, tokenizer), reference
+        contents = own_text(asked, prompt, tokenizer) if as_text else []
+        return _ids(prompt, tokenizer, contents), reference
     prompt = asked_text(example.prompt) if rendering_of(tokenizer).preparation > 2 else example.prompt
-    token_ids = bos_before(prompt, tokenizer, adds_bos(tokenizer)) + _ids(prompt, tokenizer)
+    contents = own_text(example, example.prompt + example.completion, tokenizer) if as_text else []
+    token_ids = bos_before(prompt, tokenizer, adds_bos(tokenizer)) + _ids(prompt, tokenizer, contents)
     return token_ids or [end_id(tokenizer)], example.completion
+
+
+def own_text(example: Example, text: str, tokenizer: "PreTrainedTokenizerFast") -> list[Place]:
+    """Where what a row itself says stands in the text that is tokenised."""
+    if isinstance(example, Conversation):
+        return [place for place in contents_in(example.messages, text) if place is not None and place[0] < place[1]]
+    bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
+    start = len(bos) if text.startswith(bos) else 0
+    return [(start, len(text) - len(eos) if eos and text.endswith(eos) else len(text))]
 
 
 def special_tokens(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
@@ -229,6 +274,7 @@ def special_tokens_in(example: Example, special: Sequence[str], tokenizer: "PreT
     """
     if isinstance(example, Conversation):
         texts = [message.content for message in example.messages]
+        texts += [message.reasoning for message in example.messages if message.reasoning]
         texts += [
             json.dumps(_turn(message), ensure_ascii=False, default=str) for message in example.messages if message.tool_calls
         ]
@@ -278,7 +324,10 @@ def _written_answer(example: Conversation, prompt: str, tokenizer: "PreTrainedTo
     return answer.strip()
 
 
-def _ids(text: str, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+def _ids(text: str, tokenizer: "PreTrainedTokenizerFast", contents: Sequence[Place] = ()) -> list[int]:
+    """The ids of a text; special tokens in its `contents` are plain text."""
+    if contents:
+        return plain_specials(tokenizer).encode(text, contents)[0]
     ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return list(ids)
 

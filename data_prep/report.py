@@ -24,7 +24,7 @@ REASONS = {
     "bad_row": "that can't be read (data.on_bad_row: skip)",
     "empty_answer": "with an empty answer",
     "short_answer": "with an answer shorter than data.clean.minimum_answer_characters",
-    "special_tokens_in_text": "with a special token in their text (data.special_tokens_in_text: keep keeps them)",
+    "special_tokens_in_text": "with a special token in their text (data.special_tokens_in_text: text reads them as text)",
     "duplicate": "that repeat an earlier row",
     "near_duplicate": "that nearly repeat an earlier row",
     "leakage": "that also stand in the evaluation rows",
@@ -41,6 +41,12 @@ FINDINGS = {
     "unknown_token": "rows have text that the tokenizer can't write",
 }
 """What fails an audit, unless data.allow_findings names it."""
+
+NOTES = {
+    "unlearned_thought": "whose earlier answers aren't learned: the chat template leaves out what was thought before them",
+    "plain_special_tokens": "with a special token in their text, which is read as plain text",
+}
+"""What is to be known of rows that are kept."""
 
 LENGTH_EDGES = (0, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384, 32768, 65536)
 """Where the bars of the histogram of lengths begin, in tokens; the last one has no end."""
@@ -91,6 +97,8 @@ class SourceReport:
     """By reason, a key of REASONS."""
     findings: dict[str, Rows] = field(default_factory=dict)
     """By name, a key of FINDINGS."""
+    noted: dict[str, Rows] = field(default_factory=dict)
+    """Rows that are kept, by what is to be known of them, a key of NOTES."""
     special_tokens_in_text: int = 0
     """Rows kept with a special token in their text."""
     cleaned: int = 0
@@ -136,6 +144,10 @@ class SourceReport:
     def find(self, finding: str, place: str, message: str) -> None:
         """Count one row with something that fails an audit."""
         self.findings.setdefault(finding, Rows()).add(place, message, MESSAGE_CHARACTERS)
+
+    def note(self, note: str, place: str, excerpt: str = "") -> None:
+        """Count one row that is kept, and of which something is to be known."""
+        self.noted.setdefault(note, Rows()).add(place, excerpt)
 
     def keep(self, documents: Sequence[Document]) -> None:
         """Count one row that is kept, and its documents."""
@@ -238,6 +250,7 @@ def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
             f"  split {source.split.count:,} into documents of data.max_length_tokens, whose first tokens have no label "
             f"({source.truncated_supervised_tokens:,} labels lost): {source.split.named()}"
         )
+    lines += [f"  kept {rows.count:,} {NOTES[note]}: {rows.named()}" for note, rows in source.noted.items()]
     if source.cleaned:
         lines.append(f"  changed the text of {source.cleaned:,} by data.clean")
     if source.duplicates.count:

@@ -5,16 +5,16 @@ texts around the contents of the turns: those are found once for each sequence o
 is its contents between the skeleton's pieces, to the character, needs no further rendering.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from data_prep.chat_templates import template_choices
-from data_prep.config import Supervise
+from data_prep.config import Reasoning, Supervise
+from data_prep.contents import contents_in, place_of
 from data_prep.errors import DataError
-from data_prep.messages import Conversation, Message, learned_turns
+from data_prep.messages import Conversation, Message, learned_turns, thought_of
 from data_prep.render import ChatRenderer, added_texts, marker_for
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class TextSpan:
     weight: float = 1.0
     content_end: int = 0
     """Where an answer's own text ends; what the template writes to end the turn stands between here and `end`."""
-    asked: bool = True
-    """Whether the text up to `start` is the prompt that the model would be asked with for this answer."""
+    ask: int | None = None
+    """Where the model would be asked for this answer; None where it would get another prompt than what stands before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class Found:
     """Where answers begin that the model would be asked for; None where it would get another prompt than what stands before."""
     left_out: int | None = None
     """The first message whose text, or a part of it, the template leaves out."""
+    unlearned: int = 0
+    """Earlier answers that are not learned, because the template leaves out what was thought before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,8 @@ class Skeleton:
 class TurnFinder:
     """Renders conversations of one tokenizer and finds their answers."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", supervise: Supervise):
-        self.tokenizer, self.supervise = tokenizer, supervise
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", supervise: Supervise, reasoning: Reasoning = "learn"):
+        self.tokenizer, self.supervise, self.reasoning = tokenizer, supervise, reasoning
         self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
         self._marks: dict[tuple[str, ...], tuple[Conversation, str]] = {}
 
@@ -100,34 +102,41 @@ class TurnFinder:
         if self.supervise == "all":
             return Found(text, list(self._all_by_weight(example, text)), [self._last_ask(example, text)], left_out)
         learned = [index for index in learned_turns(example, self.supervise) if example.messages[index].weight != 0]
-        answers = self._answers(example, learned, text)
-        return Found(text, answers, [_ask(answer) for answer in answers], left_out)
+        spans: list[TextSpan] = []
+        last_question = max((index for index, message in enumerate(example.messages) if message.role == "user"), default=0)
+        unlearned = 0
+        for index, span in zip(learned, self._answers(example, learned, text), strict=True):
+            thought = example.messages[index].thought
+            there = text.find(thought, span.start, span.end)
+            if there < 0 and index < last_question:
+                unlearned += 1
+                continue
+            if there < 0 and left_out is None:
+                left_out = index
+            if thought and self.reasoning == "context":
+                span.start = max(
+                    span.start, text.find(example.messages[index].said, max(there, span.start) + len(thought), span.end)
+                )
+            spans.append(span)
+        return Found(text, spans, [span.ask for span in spans], left_out, unlearned)
 
     def _last_ask(self, example: Conversation, text: str) -> int | None:
         """Where the model would be asked for the last turn."""
         skeleton = self._skeleton(example)
         if skeleton is not None and skeleton.fit(example.messages, text) is not None:
-            return _ask(self._answers(example, [len(example.messages) - 1], text)[0])
+            return self._answers(example, [len(example.messages) - 1], text)[0].ask
         prompt = self._renderer.render_prompt(example.messages[:-1], example.tools)
         return len(prompt) if text.startswith(prompt) else None
 
     def _left_out(self, example: Conversation, text: str) -> int | None:
-        """The first message whose text is not in what the template wrote, in order and but for the blanks around it.
-
-        A system message may stand anywhere (Mistral's template moves it to the last question), the result of a tool also as a
-        string of JSON.
-        """
+        """The first message whose text is not in what the template wrote, in order and but for the blanks around it."""
         skeleton = self._skeleton(example)
         if skeleton is not None and skeleton.fit(example.messages, text) is not None:
             return None
-        lost, position = self._lost(example), 0
-        for index, message in enumerate(example.messages):
-            own = message.content.strip()
-            place = _place_of(message, own, text, 0 if message.role == "system" else position)
-            if own and (place is None or index in lost):
+        lost = self._lost(example)
+        for index, (message, place) in enumerate(zip(example.messages, contents_in(example.messages, text), strict=True)):
+            if message.content.strip() and (place is None or index in lost):
                 return index
-            if place is not None and message.role != "system":
-                position = place[1]
         return None
 
     def _lost(self, example: Conversation) -> frozenset[int]:
@@ -173,11 +182,12 @@ class TurnFinder:
         for index in answers:
             (start, end), (before, after, asked) = places[index], skeleton.margins[index]
             own_end = start + len(text[start:end].rstrip())
-            found.append(TextSpan(start - before, end + after, _weight(messages[index]), own_end, asked))
+            ask = start - before if asked else None
+            found.append(TextSpan(start - before, end + after, _weight(messages[index]), own_end, ask))
         return found
 
     def _skeleton(self, example: Conversation) -> Skeleton | None:
-        if _has_tools(example):
+        if _has_tools(example) or any(message.reasoning for message in example.messages):
             return None
         roles = tuple([message.role for message in example.messages])
         if roles not in self._skeletons:
@@ -206,7 +216,7 @@ class TurnFinder:
                 before, after = start - span.start, span.end - end
                 if not 0 <= before <= len(pieces[index]) or not 0 < after <= len(pieces[index + 1]):
                     return None
-                margins[index] = (before, after, span.asked)
+                margins[index] = (before, after, span.ask is not None)
         return Skeleton(tuple(pieces), tuple(stripped), margins)
 
     def _general(self, example: Conversation, index: int, text: str) -> TextSpan:
@@ -221,25 +231,22 @@ class TurnFinder:
             start, end = self._by_marker(example, index, text)
             if text.startswith(prompt) and len(prompt) <= start:
                 start = len(prompt)
-        own = messages[index].content.strip()
-        found = text.find(own, start, end)
-        asked = start == len(prompt) and text.startswith(prompt)
-        return TextSpan(start, end, _weight(messages[index]), start if found < 0 else found + len(own), asked)
+        ask = start if start == len(prompt) and text.startswith(prompt) else None
+        return TextSpan(start, end, _weight(messages[index]), _own_end(messages[index], text, start, end), ask)
 
     def _by_marker(self, example: Conversation, index: int, text: str) -> tuple[int, int]:
         """The same for a template that writes a turn differently when others follow: a marker in the answer's place."""
         messages, marker = example.messages, marker_for(example.messages)
-        changed = [*messages[:index], replace(messages[index], content=marker), *messages[index + 1 :]]
+        changed = [*messages[:index], replace(messages[index], content=marker, reasoning=""), *messages[index + 1 :]]
         marked = self._renderer.render(changed, tools=example.tools)
         start = self._renderer.marker_position(marked, marker)
         rest = marked[start + len(marker) :]
         end = len(text) - len(rest)
-        answer = messages[index].content
-        if text[:start] != marked[:start] or text[end:] != rest or text[start:end] not in (answer, answer.strip()):
+        if text[:start] != marked[:start] or text[end:] != rest or not _is_written(messages[index], text[start:end]):
             raise DataError(
-                f"the chat template ({self._renderer.name}) writes an answer in a way that can't be "
-                "located in the text, so its tokens can't be told from the others; name another in model.chat_template: "
-                f"{template_choices()}"
+                f"the chat template ({self._renderer.name}) writes an answer in a way that can't be located in the text, so "
+                "its tokens can't be told from the others; learn the last answers alone (data.supervise: last), or name "
+                f"another in model.chat_template: {template_choices()}"
             )
         # Another token here than the one that ends a turn begins the next turn.
         token = self._end_token if rest.lstrip().startswith(self._end_token) else ""
@@ -247,19 +254,18 @@ class TurnFinder:
         return start, end + blanks + len(token)
 
 
-def _ask(answer: TextSpan) -> int | None:
-    return answer.start if answer.asked else None
+def _own_end(message: Message, text: str, start: int, end: int) -> int:
+    """Where an answer's own text ends."""
+    place = place_of(message, text[:end], start)
+    return start if place is None else place[1]
 
 
-def _place_of(message: Message, own: str, text: str, start: int) -> tuple[int, int] | None:
-    """Where a message's own text stands in what the template wrote, from a position on."""
-    forms = [own]
-    if message.role == "tool":
-        forms += [json.dumps(own, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)]
-    for form in forms:
-        if (place := text.find(form, start)) >= 0:
-            return place, place + len(form)
-    return None
+def _is_written(message: Message, written: str) -> bool:
+    """Whether a template that was given an answer may have written this: all of it, or what is said without what is thought."""
+    if written in (message.content, message.content.strip()):
+        return True
+    thought, said = thought_of(written)
+    return said == message.said and thought in ("", message.thought)
 
 
 def _has_tools(example: Conversation) -> bool:

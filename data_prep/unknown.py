@@ -16,7 +16,7 @@ class Unknown:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
         self._backend = tokenizer.backend_tokenizer
-        self._token = _unknown_token(self._backend.model)
+        self._token = unknown_token(self._backend.model)
         self._id = self._backend.token_to_id(self._token) if self._token is not None else None
         self._drops = self._id is None and _is_lossy(self._backend)
 
@@ -32,7 +32,8 @@ class Unknown:
     def _first(self, text: str) -> str:
         """The first piece of the text that is unknown."""
         encoding = self._backend.encode(text, add_special_tokens=False)
-        start, end = next(place for token, place in zip(encoding.ids, encoding.offsets, strict=True) if token == self._id)
+        places = (place for token, place in zip(encoding.ids, encoding.offsets, strict=True) if token == self._id)
+        start, end = next(places, (0, len(text)))  # with special tokens as text it may be cut otherwise
         return repr(text[start:end][:SHOWN_CHARACTERS])
 
     def _normal(self, text: str) -> str:
@@ -43,7 +44,7 @@ class Unknown:
 ADVICE = "the model would read and learn that in its place; take it out, name it in model.new_tokens, or choose another base"
 
 
-def _unknown_token(model: Any) -> str | None:
+def unknown_token(model: Any) -> str | None:
     """The token that a tokenizer's model writes for what it doesn't know."""
     if hasattr(model, "unk_token"):
         return None if model.unk_token is None else str(model.unk_token)

@@ -2,7 +2,17 @@
 
 from data_prep.config.base import PREPARATION, Section
 from data_prep.config.head import BETWEEN_LABELS, NO_LABEL, HeadSection, Problem
-from data_prep.config.section import CleanSection, DataSection, EvaluationSplit, Finding, OverLength, Streaming, Supervise
+from data_prep.config.section import (
+    CleanSection,
+    DataSection,
+    EvaluationSplit,
+    Finding,
+    Note,
+    OverLength,
+    Reasoning,
+    Streaming,
+    Supervise,
+)
 from data_prep.config.sources import (
     CHAT_TEMPLATES,
     FORMAT_COLUMNS,
@@ -31,9 +41,11 @@ __all__ = [
     "FormatName",
     "HeadSection",
     "HubSource",
+    "Note",
     "OrdersSource",
     "OverLength",
     "Problem",
+    "Reasoning",
     "RowTemplate",
     "RowsSource",
     "Section",

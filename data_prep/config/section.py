@@ -8,11 +8,15 @@ from data_prep.config.base import Section
 from data_prep.config.sources import Source
 
 Supervise = Literal["assistant", "last", "completion", "all"]
+Reasoning = Literal["learn", "context", "drop"]
 OverLength = Literal["drop", "refuse", "truncate_end", "truncate_start", "split"]
 Finding = Literal[
     "no_supervised_token", "unsupervised_end_of_turn", "leakage", "double_bos", "prompt_not_learned", "left_out_text",
     "unknown_token",
 ]  # fmt: skip
+
+Note = Literal["unlearned_thought", "plain_special_tokens"]
+"""What is to be known of rows, and fails no audit."""
 
 
 class EvaluationSplit(Section):
@@ -90,14 +94,20 @@ class DataSection(Section):
     """Which tokens of a conversation have labels: all assistant turns; the last one; the completion, that is the assistant's
     turns after the last user turn (after the prompt, where the row has one); or everything."""
 
+    reasoning: Reasoning = "learn"
+    """What the assistant thinks before it answers (a message's reasoning_content, or <think> in its content): learned as a part
+    of the answer, read without being learned, or left out of the row. Thoughts of earlier turns are written as the template
+    does; an answer whose thought it leaves out is not learned."""
+
     clean: CleanSection = CleanSection()
     """What is done to rows before they become tokens."""
 
     on_bad_row: Literal["error", "skip"] = "error"
     """A row that can't be read, or that its format refuses, ends the preparation, or is skipped, counted and reported."""
 
-    special_tokens_in_text: Literal["drop", "keep"] = "drop"
-    """A row whose text holds a special token of the tokenizer (it would end a turn, say) is dropped, or kept; counted."""
+    special_tokens_in_text: Literal["drop", "keep", "text"] = "drop"
+    """A row whose text holds a special token of the tokenizer (it would end a turn, say) is dropped, kept, or kept with these
+    tokens read as the text that they are; counted."""
 
     allow_findings: Annotated[tuple[Finding, ...], Field(strict=False)] = ()
     """Findings of the audit that are meant to be there, and don't fail it."""

@@ -30,7 +30,8 @@ def test_an_audit_that_holds(data: Data, recipe: Recipes) -> None:
     for reason, place, text in (
         ("with an empty answer", "rows.jsonl:9", "Say nothing."),
         ("longer than data.max_length_tokens", "rows.jsonl:10", "Say much."),
-        ("with a special token in their text (data.special_tokens_in_text: keep keeps them)", "rows.jsonl:11", "<|im_end|>."),
+        ("with a special token in their text (data.special_tokens_in_text: text reads them as text)", "rows.jsonl:11",
+         "<|im_end|>."),
         ("that can't be read (data.on_bad_row: skip)", "rows.jsonl:13", "no column 'output'"),
     ):  # fmt: skip
         index = printed.lines.index(f"  dropped 1 {reason}:")

@@ -1,7 +1,10 @@
 """finetune data: what an audit finds, what fails it, and what the recipe allows."""
 
+import json
 import re
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,18 +40,41 @@ CASES = {
         [chat("q", "a")], "rows.jsonl:1", "it begins with <|im_start|> twice; remove one of the two",
         {"chat_template": "./double.jinja"},
     ),
+    "prompt_not_learned": Found(
+        [chat("q", "a")], "rows.jsonl:1", "it writes another text before it than where the answer is learned",
+        {"chat_template": "./thinks.jinja"},
+    ),
+    "left_out_text": Found(
+        [chat("q", "a")], "rows.jsonl:1", "leaves out the text of message 0 (user), or a part of it",
+        {"chat_template": "./deaf.jinja"},
+    ),
+    "unknown_token": Found([chat("q", "café")], "rows.jsonl:1", "the tokenizer drops characters of it", {"base": "./lossy"}),
 }  # fmt: skip
 
 
 def with_findings(recipe: Recipes, *names: str) -> str:
     """A recipe that these findings are made in."""
     (recipe.folder / "double.jinja").write_text("{{ bos_token }}" + CHATML)
+    thinks = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
+    (recipe.folder / "thinks.jinja").write_text(thinks)
+    only_answers = "{{ message['content'] if message['role'] == 'assistant' else '' }}"
+    (recipe.folder / "deaf.jinja").write_text(CHATML.replace("{{ message['content'] }}", only_answers))
+    if "unknown_token" in names:
+        without_a_byte(recipe.base, recipe.folder / "lossy")
     cases = [CASES[name] for name in names]
     rows = [row for case in cases for row in case.rows]
     held_out = {"path": recipe.rows("held_out.jsonl", [chat("other", "answer")]), "format": "messages"}
     sections = {"evaluation": {"sources": [held_out]}} if any(case.evaluation for case in cases) else {}
     model = {key: value for case in cases for key, value in case.model.items()}
     return recipe({"path": recipe.rows("rows.jsonl", rows), "format": "messages"}, model=model, **sections)
+
+
+def without_a_byte(base: Path, folder: Path) -> None:
+    """A base whose tokenizer has no token for the byte that é begins with."""
+    shutil.copytree(base, folder)
+    values = json.loads((folder / "tokenizer.json").read_text())
+    del values["model"]["vocab"]["Ã"]
+    (folder / "tokenizer.json").write_text(json.dumps(values))
 
 
 def test_every_finding_has_its_case() -> None:

@@ -24,7 +24,7 @@ LABELLED = [{"text": f"It was {n} times as good.", "label": ("bad", "good")[n % 
 
 def allowing(finding: str, place: str, message: str) -> None:
     """Takes rows that begin with a second BOS, or whose prompt grows together with the answer, and refuses any others."""
-    assert finding in ("double_bos", "prompt_not_learned"), message
+    assert finding in ("double_bos", "prompt_not_learned", "plain_special_tokens"), message
 
 
 def write(path: Path, values: Sequence[dict[str, Any]]) -> None:

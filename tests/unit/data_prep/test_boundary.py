@@ -1,5 +1,6 @@
 """The prompt that is asked is the prompt that was learned, for every tokenizer; where it can't be, the audit says so."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,10 +50,17 @@ def trained(kind: str) -> Tokenizer:
             tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
         fallback = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         tokenizer.decoder = decoders.Sequence(fallback)
-        special = ["<s>", "</s>", UNKNOWN, *(f"<0x{byte:02X}>" for byte in range(256))]
-        trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special)
+        trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=["<s>", "</s>", UNKNOWN])
     tokenizer.train_from_iterator(TEXTS, trainer)
-    return tokenizer
+    return with_bytes(tokenizer) if kind in ("prepended", "first") else tokenizer
+
+
+def with_bytes(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with a token for each byte, as SentencePiece's byte fallback has them."""
+    state = json.loads(tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    state["model"]["vocab"] = vocabulary | {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
+    return Tokenizer.from_str(json.dumps(state))
 
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

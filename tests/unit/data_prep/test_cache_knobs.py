@@ -119,6 +119,7 @@ MATTERS: dict[str, tuple[Setup, Setup]] = {
         Setup(data={"max_length_tokens": 40, "over_length": "truncate_end"}),
     ),
     "supervise": (Setup(), Setup(data={"supervise": "all"})),
+    "reasoning": (Setup(), Setup(data={"reasoning": "drop"})),
     "on_bad_row": (Setup(), Setup(data={"on_bad_row": "skip"})),
     "special_tokens_in_text": (Setup(), Setup(data={"special_tokens_in_text": "keep"})),
     "clean": (Setup(), Setup(data={"clean": {"duplicates": "drop", "unicode": "NFC"}})),

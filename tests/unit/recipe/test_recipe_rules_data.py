@@ -89,7 +89,8 @@ def problems(train: str = ORDERS, more: str = "", steps: str = "") -> list[Probl
         # _findings
         (ORDERS, "allow_findings: [leakage, double_bos, leakage]", "", 4, "data.allow_findings", "named twice: leakage"),
         (ORDERS, "allow_findings: [leekage]", "", 4, "data.allow_findings.0",
-         "got 'leekage', expected no_supervised_token, unsupervised_end_of_turn, leakage or double_bos; did you mean leakage?"),
+         "got 'leekage', expected no_supervised_token, unsupervised_end_of_turn, leakage, double_bos, prompt_not_learned, "
+         "left_out_text or unknown_token; did you mean leakage?"),
         (ORDERS, "allow_findings: leakage", "", 4, "data.allow_findings",
          "got the text 'leakage', expected a list; write [leakage]"),
         # the schema: what a source may have
