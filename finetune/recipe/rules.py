@@ -192,6 +192,11 @@ def _supervise(recipe: Recipe, given: Given) -> Found:
     if data.supervise != "assistant" and all(source.format == "text" for source in data.train):
         message = f"every source of data.train has format text, whose rows are learned whole; {data.supervise} changes nothing"
         yield "data.supervise", message
+    if data.supervise == "all" and data.reasoning == "context":
+        yield (
+            "data.reasoning",
+            "with data.supervise all everything is learned, thoughts too; take learn or drop, or supervise assistant",
+        )
 
 
 def _packs(recipe: Recipe, given: Given) -> Found:

@@ -118,6 +118,8 @@ def head_fits(recipe: Recipe, given: Given) -> Found:
         yield "tracking.samples", "a model with model.head writes no text; remove this"
     if asked(recipe, given, "data.supervise"):
         yield "data.supervise", "with model.head the answer is what is learned, whatever its tokens; remove this"
+    if asked(recipe, given, "data.reasoning"):
+        yield "data.reasoning", "with model.head the answer is what is learned, and no thought before it; remove this"
     if recipe.data.pack_split:
         yield "data.pack_split", "a document that is cut has no place for the head to read; remove this"
     if recipe.train.label_smoothing and head.problem != "single_label":

@@ -86,6 +86,9 @@ def problems(train: str = ORDERS, more: str = "", steps: str = "") -> list[Probl
          "there are no data.evaluation.sources that rows could leak from (a fraction keeps equal rows together); remove it"),
         (ORDERS, "clean: {leakage: keep}; evaluation: {fraction: 0.1}", "", 4, "data.clean.leakage",
          "there are no data.evaluation.sources that rows could leak from (a fraction keeps equal rows together); remove it"),
+        # _supervise
+        (ORDERS, "supervise: all; reasoning: context", "", 5, "data.reasoning",
+         "with data.supervise all everything is learned, thoughts too; take learn or drop, or supervise assistant"),
         # _findings
         (ORDERS, "allow_findings: [leakage, double_bos, leakage]", "", 4, "data.allow_findings", "named twice: leakage"),
         (ORDERS, "allow_findings: [leekage]", "", 4, "data.allow_findings.0",

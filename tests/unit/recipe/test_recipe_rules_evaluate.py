@@ -84,6 +84,7 @@ LABELLED = (
         ("{" + HEAD + ", train: {label_smoothing: 0.1}}", None),
         ("{" + HEAD + ", tracking: {samples: {prompts: [x]}}}", "tracking.samples  a model with model.head writes no text"),
         ("{" + HEAD + ", data: {supervise: last}}", "data.supervise  with model.head the answer is what is learned"),
+        ("{" + HEAD + ", data: {reasoning: drop}}", "data.reasoning  with model.head the answer is what is learned"),
         ("{" + HEAD + ", data: {supervise: assistant}}", None),
         ("{" + HEAD + ", data: {pack_split: true, pack_length_tokens: 4096}}", "data.pack_split  a document that is cut"),
         ("{" + HEAD + ", evaluate: {max_new_tokens: 3}}", "evaluate.max_new_tokens  a model with model.head writes no text"),
