@@ -12,6 +12,8 @@ COMPRESSIONS = (".gz", ".zst")
 
 EXPECTED = f"{', '.join(KINDS)}, each also followed by {' or '.join(COMPRESSIONS)}"
 SAVED_BY_DATASETS = ("state.json", "dataset_info.json")
+GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a pointer begins: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,12 @@ def _mark(entry: Path) -> str:
 def printable(text: str) -> str:
     """A text with what is not Unicode (bytes of a file's name that are not UTF-8) as backslash escapes."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def is_git_lfs_pointer(path: str | Path) -> bool:
+    """Whether a file is the pointer that git checks out in place of a file whose content Git LFS didn't fetch."""
+    with Path(path).open("rb") as file:
+        return file.read(len(GIT_LFS_POINTER)) == GIT_LFS_POINTER
 
 
 def is_pattern(path: str | Path) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.common import CompareOption, JsonOption, out, print_json, teller
+from finetune.cli.common import BaseOption, CompareOption, JsonOption, out, print_json, teller
 from finetune.cli.generate import TargetArgument
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def benchmark(
     ] = None,
     few_shot: Annotated[int | None, typer.Option(min=0, metavar="N", help="Solved examples; else the task's number.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Prompts at once; lower it where memory ends.")] = 8,
+    base: BaseOption = None,
     compare: CompareOption = None,
     chat: Annotated[
         bool,
@@ -57,7 +58,7 @@ def benchmark(
     from finetune.runs.target import compared_with, resolve_target
 
     check_installed()
-    tuned = resolve_target(target)
+    tuned = resolve_target(target, base)
     targets = [tuned] if compare is None else [compared_with(tuned, compare), tuned]
     _refuse_heads(targets)
     say = teller(as_json)
@@ -113,7 +114,7 @@ def _scores(
     from finetune.evaluate.benchmarks import run_tasks
     from finetune.evaluate.loading import load_ready
 
-    model, tokenizer = load_ready(found.model, found.adapter, dtype=precision.dtype, quantize=found.quantized)
+    model, tokenizer = load_ready(found, dtype=precision.dtype)
     return run_tasks(tasks, model, tokenizer, batch_size=batch_size, limit=limit, chat=chat, keep_questions=paired)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.common import out
+from finetune.cli.common import BaseOption, out
 from finetune.cli.generate import (
     SystemOption,
     TargetArgument,
@@ -24,6 +24,7 @@ HELP = "/reset begins anew, /exit or Ctrl-D ends the chat, Ctrl-C ends an answer
 
 def chat(
     target: TargetArgument,
+    base: BaseOption = None,
     system: SystemOption = None,
     max_new_tokens: TokensOption = None,
     temperature: TemperatureOption = 0.0,
@@ -34,7 +35,7 @@ def chat(
     Answers appear as they are made. Lines can be piped in, too.
     """
     check_text("--system", system)
-    model, tokenizer, options = load_for_answers(target)
+    model, tokenizer, options = load_for_answers(target, base)
 
     from data_prep.messages import Message
     from finetune.errors import FinetuneError

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.common import JsonOption, out, print_json
+from finetune.cli.common import BaseOption, JsonOption, out, print_json
 
 
 def combine(
@@ -15,7 +15,7 @@ def combine(
     method: Annotated[str, typer.Option(help="cat (exact), svd (exact up to its rank), linear or ties.")] = "cat",
     rank: Annotated[int | None, typer.Option(min=1, help="With svd: the rank; the largest of the parts' when absent.")] = None,
     density: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="With ties: the share that is kept.")] = None,
-    base: Annotated[Path | None, typer.Option(help="The base's folder, in place of the one that they name.")] = None,
+    base: BaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Combine adapters of one base into one adapter.

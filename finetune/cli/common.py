@@ -21,6 +21,10 @@ AllowCodeOption = Annotated[
     typer.Option(metavar="SHA256", help="Let format python run the file with this SHA-256; may be given more than once."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(metavar="BASE", help="The adapter's base: a folder, a hub id or a GGUF file, in place of the one it names."),
+]
 CompareOption = Annotated[
     str | None,
     typer.Option(

@@ -181,7 +181,7 @@ def extras() -> Iterator[Finding]:
 
 def disks() -> Iterator[Finding]:
     """Free space where bases and runs go."""
-    from finetune.model.checkpoint import cache_folder
+    from finetune.model.hashes import cache_folder
 
     for name, folder in (("converted bases", cache_folder()), ("hub cache", hub_cache()), ("runs", Path("runs").resolve())):
         there = next(path for path in (folder, *folder.parents) if path.exists())

@@ -7,6 +7,7 @@ import typer
 
 from finetune.cli.common import (
     AllowCodeOption,
+    BaseOption,
     CompareOption,
     JsonOption,
     OverridesArgument,
@@ -32,6 +33,7 @@ def evaluate(
     target: TargetArgument,
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
+    base: BaseOption = None,
     compare: CompareOption = None,
     output: OutputOption = None,
     worst: WorstOption = 3,
@@ -50,8 +52,8 @@ def evaluate(
     loaded = load_recipe(recipe, overrides or []).recipe
     if loaded.data.evaluation is None:
         raise FinetuneError(f"{recipe} has no data.evaluation, so there is nothing to score on: add a fraction or sources.")
-    tuned = resolve_target(target)
-    base = None if compare is None else compared_with(tuned, compare)
+    tuned = resolve_target(target, base)
+    compared = None if compare is None else compared_with(tuned, compare)
 
     from finetune.evaluate.evaluation import Evaluation
     from finetune.evaluate.tables import as_dict, score_lines, supervised_tokens, worst_lines
@@ -62,14 +64,14 @@ def evaluate(
         _make(folder)  # before minutes are spent
     precision = choose_precision(loaded.train.precision)
     evaluation = Evaluation(loaded, precision, allow_code=allowed_code(allow_code), progress=_progress(as_json))
-    before = None if base is None else evaluation.of(base)
+    before = None if compared is None else evaluation.of(compared)
     report = evaluation.of(tuned)
     kept = [] if folder is None else _keep(folder, Path(recipe).stem, report, before)
     if as_json:
-        facts = {"model": tuned.description, "base": base.description if base else None, "precision": precision.name}
+        facts = {"model": tuned.description, "base": compared.description if compared else None, "precision": precision.name}
         print_json(facts | as_dict(report, before) | {"files": kept})
         return
-    for name, value in _facts(tuned, base, report):
+    for name, value in _facts(tuned, compared, report):
         out(f"{name:<12} {value}")
     out(f"{'precision':<12} {precision.name} ({precision.reason})")
     if supervised_tokens(report.measured):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.common import JsonOption, out, print_json
+from finetune.cli.common import BaseOption, JsonOption, out, print_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from finetune.recipe.schema.evaluate import EvaluateSection
 
 TargetArgument = Annotated[
-    str, typer.Argument(metavar="MODEL_OR_RUN", help="A run, an adapter folder, a model folder or a hub id.")
+    str, typer.Argument(metavar="MODEL_OR_RUN", help="A run, a checkpoint of one, an adapter, a model, or a hub id.")
 ]
 SystemOption = Annotated[str | None, typer.Option(help="A system message that goes first.")]
 TokensOption = Annotated[int | None, typer.Option(min=1, help="The longest answer; the run's own, else 256, when absent.")]
@@ -22,6 +22,7 @@ TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the lik
 
 def generate(
     target: TargetArgument,
+    base: BaseOption = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given several times.")] = None,
     file: Annotated[Path | None, typer.Option(help="A text file with a prompt a line.")] = None,
     system: SystemOption = None,
@@ -37,7 +38,7 @@ def generate(
     """
     check_text("--system", system)
     prompts = read_prompts(prompt or [], file)
-    model, tokenizer, options = load_for_answers(target)
+    model, tokenizer, options = load_for_answers(target, base)
 
     from data_prep.messages import Message
     from finetune.evaluate import generation
@@ -92,13 +93,13 @@ def check_text(option: str, text: str | None) -> None:
         raise FinetuneError(f"{option} is not valid text at character {error.start + 1}: expected UTF-8.") from error
 
 
-def load_for_answers(target: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast, EvaluateSection]":
+def load_for_answers(target: str, base: str | None) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast, EvaluateSection]":
     """Model and tokenizer of MODEL_OR_RUN, on the device, and how its run generates."""
     from finetune.errors import FinetuneError
     from finetune.recipe.schema.evaluate import EvaluateSection
     from finetune.runs.target import resolve_target
 
-    found = resolve_target(target)
+    found = resolve_target(target, base)
     if found.model.head is not None:
         raise FinetuneError(
             f"{found.description} has a classification head and writes no text: finetune evaluate {target} RECIPE scores it."
@@ -108,5 +109,5 @@ def load_for_answers(target: str) -> "tuple[PreTrainedModel, PreTrainedTokenizer
     from finetune.model.precision import choose_precision
 
     dtype = choose_precision("auto").dtype
-    model, tokenizer = load_ready(found.model, found.adapter, dtype=dtype, quantize=found.quantized)
+    model, tokenizer = load_ready(found, dtype=dtype)
     return model, tokenizer, found.recipe.evaluate if found.recipe is not None else EvaluateSection()

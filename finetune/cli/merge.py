@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.common import JsonOption, out, print_json, teller
+from finetune.cli.common import BaseOption, JsonOption, out, print_json, teller
 
 if TYPE_CHECKING:
     from finetune.merge.merge import MergeReport
 
 
 def merge(
-    target: Annotated[str, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run folder or an adapter folder.")],
-    more: Annotated[list[Path] | None, typer.Argument(metavar="[ADAPTER]...", help="Further adapters, in order.")] = None,
+    target: Annotated[str, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run, a checkpoint of one, or an adapter.")],
+    more: Annotated[list[str] | None, typer.Argument(metavar="[RUN_OR_ADAPTER]...", help="Further ones, in order.")] = None,
     output: Annotated[Path | None, typer.Option(help="The folder to write; it must not exist.")] = None,
-    base: Annotated[Path | None, typer.Option(help="The base's folder, in place of the one that the run names.")] = None,
+    base: BaseOption = None,
     max_shard_size: Annotated[str, typer.Option(help="The largest safetensors file: 5GB, 500MB.")] = "5GB",
     dtype: Annotated[
         str | None,
@@ -46,12 +46,13 @@ def merge(
     if output is None:
         raise MergeError("--output is missing: name the folder to write, or --plan to see what it would take.")
     from finetune.merge import merge as merging
-    from finetune.merge.target import choose_target
+    from finetune.merge.target import choose_more, choose_target
 
+    first = choose_target(target, base)
     report = merging.merge(
-        choose_target(target, base),
+        first,
         output,
-        more=more or (),
+        more=choose_more(more or [], base, first),
         dtype=dtype,
         max_shard_size=max_shard_size,
         check=verify,

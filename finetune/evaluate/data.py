@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from data_prep.config import PREPARATION
 from data_prep.prepare import PreparedData, prepare
 from data_prep.tokenizer import load_tokenizer
-from finetune.model.checkpoint import cache_folder
+from finetune.model.hashes import cache_folder
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 

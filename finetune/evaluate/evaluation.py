@@ -1,38 +1,16 @@
 """One recipe's evaluation rows, and one model after the other on them."""
 
 from collections.abc import Collection
-from pathlib import Path
-from typing import Protocol
 
 from finetune.errors import FinetuneError
 from finetune.evaluate.answers import Progress
 from finetune.evaluate.data import prepare_data
-from finetune.evaluate.loading import load_ready
+from finetune.evaluate.loading import Model, load_ready
 from finetune.evaluate.rows import read_rows
 from finetune.evaluate.scores import Report, measure
 from finetune.model.precision import Precision
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
-
-
-class Model(Protocol):
-    """A base, and the adapter that belongs on it where there is one; finetune.runs.target finds them."""
-
-    @property
-    def model(self) -> ModelSection:
-        """The base."""
-
-    @property
-    def adapter(self) -> Path | None:
-        """The adapter's folder."""
-
-    @property
-    def quantized(self) -> bool:
-        """Whether the base is quantised."""
-
-    @property
-    def description(self) -> str:
-        """Its name, for people."""
 
 
 class Evaluation:
@@ -51,7 +29,7 @@ class Evaluation:
                 "the recipe that it was trained with, or with the same model.head."
             )
         dtype = self.precision.dtype
-        model, tokenizer = load_ready(target.model, target.adapter, dtype=dtype, quantize=target.quantized)
+        model, tokenizer = load_ready(target, dtype=dtype)
         data = prepare_data(self.recipe, tokenizer, allow_code=self.allow_code)
         positions = int(model.config.max_position_embeddings)
         rows = read_rows(self.recipe, data, tokenizer, positions=positions, most=self.recipe.evaluate.max_rows)

@@ -8,8 +8,9 @@ import torch
 from finetune.errors import MergeError
 from finetune.merge.adapter import Adapter, matches
 from finetune.merge.heads import LM_HEAD, SCORE
-from finetune.merge.tensors import StoredWeights, Weights, hash_of, ranges, stored_name
+from finetune.merge.tensors import StoredWeights, Weights, hash_of, ranges
 from finetune.merge.updates import AddedBias, LowRank, Operation, Replaced, TokenRows, Update, scale_of
+from finetune.model.inspect import stored_name
 from finetune.recipe.heads import classifies
 
 EMBEDDING, HEAD = "model.embed_tokens", LM_HEAD

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from finetune.errors import MergeError
 from finetune.merge.tensors import StoredWeights
 from finetune.merge.updates import parts_of
-from finetune.model.inspect import ADAPTER_WEIGHTS, read_adapter_config
+from finetune.model.folder import ADAPTER_WEIGHTS, read_adapter_config
 from finetune.recipe.heads import ABSENT_MODULE, CLASSIFIES
 
 UNDERSTOOD = frozenset({

@@ -14,6 +14,7 @@ from finetune.merge.parts import Options, Say, read_parts
 from finetune.merge.streamed import verify_streamed
 from finetune.merge.tensors import StoredWeights, Weights, hashes_of
 from finetune.model.precision import choose_threads
+from finetune.model.quantization import NF4_DOUBLE
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
@@ -65,7 +66,11 @@ def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
         return Again(str(folder), same, tuple(changed), "it was merged by peft, whole in memory")
     updates = Updates(parts.stored, parts.config, parts.adapters)
     comparison = record["qlora"]
-    base: Weights = Nf4Weights(parts.stored) if comparison and comparison["taken"] == "nf4" else parts.stored
+    base: Weights = (
+        Nf4Weights(parts.stored, parts.target.quantization or NF4_DOUBLE)
+        if comparison and comparison["taken"] == "nf4"
+        else parts.stored
+    )
     merged = MergedWeights(base, updates, parts.asked_dtype)
     check = check_tensors(folder, merged, None, seed=seed, workers=choose_threads())
     verification = verify_streamed(parts, merged, folder, Options(0, "full", "auto", say))
@@ -81,7 +86,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         for name, kind in (("xxh3_128", dict), ("adapters", list), ("adapter_sha256", list), ("notes", list)):
             if not isinstance(found[name], kind):
                 raise TypeError(f"{name} is a {type(found[name]).__name__}")
-        return found
+        return found | {"stored": record.get("stored")}  # which merges of earlier versions lack
     except FileNotFoundError:
         raise MergeError(f"{folder} holds no {VERIFICATION_FILE}: expected a folder that finetune merge wrote.") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -104,8 +109,8 @@ RECORDED = (
 
 def _target_of(record: dict[str, Any]) -> tuple[Target, list[Path]]:
     """Base and adapters as they were named. Raises MergeError where they are gone, or have changed."""
-    from finetune.model.checkpoint import file_sha256
-    from finetune.model.inspect import ADAPTER_WEIGHTS
+    from finetune.model.folder import ADAPTER_WEIGHTS
+    from finetune.model.hashes import file_sha256
 
     try:
         adapters = [Path(text) for text in record["adapters"]]
@@ -119,4 +124,5 @@ def _target_of(record: dict[str, Any]) -> tuple[Target, list[Path]]:
             raise MergeError(f"the adapter is not in {adapter} any more")
         if file_sha256(path) != expected:
             raise MergeError(f"the adapter in {adapter} is not the one that was merged")
-    return Target(model, adapters[0], recipe, "the merged run", record["base_sha256"], record["method"]), adapters
+    facts = {"base_sha256": record["base_sha256"], "method": record["method"], "stored": record["stored"]}
+    return Target(model, adapters[0], recipe, "the merged run", named_in=VERIFICATION_FILE, **facts), adapters

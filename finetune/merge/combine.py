@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from finetune.errors import MergeError
 from finetune.evaluate.data import tokenizer_for
+from finetune.evaluate.loading import unchanged_base
 from finetune.merge.adapted import Updates
 from finetune.merge.adapter import Adapter
 from finetune.merge.heads import score_name
@@ -28,9 +29,8 @@ from finetune.merge.output import refuse_existing, unfinished
 from finetune.merge.target import choose_target
 from finetune.merge.tensors import StoredWeights
 from finetune.merge.verify import quiet_peft
-from finetune.model.checkpoint import resolve_base
 from finetune.model.config import load_config
-from finetune.model.inspect import read_adapter_config
+from finetune.model.folder import read_adapter_config
 from finetune.runs.folder import ADAPTER_NOTES
 from finetune.runs.target import Target
 
@@ -72,7 +72,7 @@ def combine(
     parts = [choose_target(text, base) for text in targets]
     folders = [part.adapter for part in parts if part.adapter is not None]
     _refuse_unlike(parts, folders)
-    found = resolve_base(parts[0].model)
+    found = unchanged_base(parts[0])
     config = load_config(found, parts[0].model.rope_scaling)
     for folder in folders:
         Updates(StoredWeights.of_folder(found.folder), config.to_dict(), [Adapter(folder)])  # refuses what doesn't fit

@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,10 @@ from finetune.merge.heads import SCORE_WEIGHT
 from finetune.merge.output import VERIFICATION_FILE, failed_name, refuse_existing, unfinished, write_card, write_description
 from finetune.merge.parts import NAMED_DTYPES, Options, Outcome, Parts, Say, read_parts
 from finetune.merge.streamed import merge_streamed
-from finetune.model.checkpoint import file_sha256
-from finetune.model.inspect import ADAPTER_WEIGHTS, read_stored
+from finetune.model.folder import ADAPTER_WEIGHTS
+from finetune.model.hashes import file_sha256
+from finetune.model.inspect import read_stored
+from finetune.model.quantization import NF4_DOUBLE
 from finetune.runs.folder import LOCK
 from finetune.runs.target import Target
 
@@ -86,7 +88,7 @@ def merge(
     refuse_bad_options(dtype, check, qlora_base)
     options = Options(bytes_of_size(max_shard_size), check, qlora_base, say)
     refuse_existing(output)
-    parts = read_parts(target, more, dtype)
+    parts = read_parts(_as_asked(target, qlora_base), more, dtype)
     with unfinished(output) as folder:
         outcome = _merge(parts, folder, output, options)
         keep_sentencepiece = not target.model.new_tokens
@@ -106,6 +108,12 @@ def merge(
                 f"{output}; what was written is in {failed_name(output)}, its figures in {VERIFICATION_FILE}."
             )
     return report
+
+
+def _as_asked(target: Target, qlora_base: str) -> Target:
+    """The target, its base in NF4 where the user says so of an adapter of which nothing else says how it was trained."""
+    unknown = target.quantization is None and target.recipe is None and target.method is None
+    return replace(target, stored=NF4_DOUBLE) if unknown and qlora_base == "nf4" else target
 
 
 def _merge(parts: Parts, folder: Path, output: Path, options: Options) -> Outcome:
@@ -166,6 +174,7 @@ def _write_verification(folder: Path, parts: Parts, report: MergeReport, outcome
         "failures": outcome.failures,
         "model": parts.target.model.model_dump(mode="json"),
         "method": "qlora" if parts.target.quantized else "lora",
+        "stored": parts.target.stored,
         "recipe": parts.target.recipe.model_dump(mode="json") if parts.target.recipe is not None else None,
         "adapter_sha256": [file_sha256(adapter.folder / ADAPTER_WEIGHTS) for adapter in parts.adapters],
         "base_sha256": parts.target.base_sha256,

@@ -11,8 +11,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from finetune.merge.adapted import EMBEDDING, HEAD, MergedWeights
-from finetune.merge.tensors import Weights, stored_name
+from finetune.merge.tensors import Weights
 from finetune.merge.updates import LowRank, read_finite
+from finetune.model.inspect import stored_name
 from finetune.recipe.heads import classifies
 
 SPARE = 1.3
@@ -38,7 +39,9 @@ def model_of(weights: Weights, config: PretrainedConfig, *, streamed: bool = Fal
     """
     with torch.device("meta"):
         maker: Any = AutoModelForSequenceClassification if classifies(config.to_dict()) else AutoModelForCausalLM
-        model: PreTrainedModel = maker.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        model: PreTrainedModel = maker.from_config(
+            config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+        )
     for path, module in list(model.named_modules()):
         if streamed and isinstance(module, nn.Linear | nn.Embedding):
             parent, _, leaf = path.rpartition(".")

@@ -1,4 +1,4 @@
-"""The base as QLoRA saw it: NF4 with double quantisation, dequantised. Dettmers et al. 2023, arXiv:2305.14314."""
+"""The base as QLoRA saw it: NF4, its scales quantised too or not, dequantised. Dettmers et al. 2023, arXiv:2305.14314."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,13 +7,15 @@ import torch
 from finetune.merge.adapted import EMBEDDING, HEAD
 from finetune.merge.heads import SCORE_WEIGHT
 from finetune.merge.tensors import StoredWeights, ranges
+from finetune.model.quantization import NF4_DOUBLE
 
 
 class Nf4Weights:
     """A base's weights, its linear layers but its head rounded to NF4 and back by bitsandbytes; one tensor at a time."""
 
-    def __init__(self, base: StoredWeights):
-        self.base = base
+    def __init__(self, base: StoredWeights, quantization: str):
+        """`quantization` is nf4 or nf4-double."""
+        self.base, self.doubly = base, quantization == NF4_DOUBLE
 
     def names(self) -> Sequence[str]:
         """The base's tensors."""
@@ -48,5 +50,5 @@ class Nf4Weights:
     def _rounded(self, name: str) -> torch.Tensor:
         from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-        packed, state = quantize_4bit(self.base.whole(name).float(), quant_type="nf4", compress_statistics=True)
+        packed, state = quantize_4bit(self.base.whole(name).float(), quant_type="nf4", compress_statistics=self.doubly)
         return dequantize_4bit(packed, state)

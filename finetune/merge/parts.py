@@ -13,14 +13,17 @@ from transformers import PreTrainedTokenizerFast
 from data_prep.documents import Document
 from finetune.errors import MergeError
 from finetune.evaluate.data import tokenizer_for
+from finetune.evaluate.loading import unchanged_base
 from finetune.merge.adapter import Adapter
 from finetune.merge.check_tensors import TensorCheck
 from finetune.merge.heads import MergedHead, config_with_head, exchange_heads, read_head
 from finetune.merge.output import read_generation_config
-from finetune.merge.tensors import StoredWeights, stored_name
+from finetune.merge.tensors import StoredWeights
 from finetune.merge.texts import verification_documents
-from finetune.model.checkpoint import Base, read_config, resolve_base
-from finetune.model.inspect import linear_shapes, read_shape
+from finetune.model.checkpoint import Base
+from finetune.model.folder import read_config
+from finetune.model.inspect import check_weights
+from finetune.model.quantization import stored_quantization
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
@@ -101,13 +104,12 @@ def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> Parts
     if target.adapter is None:
         raise MergeError(f"{target.description} has no adapter to merge.")
     adapters = [Adapter(folder) for folder in (target.adapter, *more)]
-    base = resolve_base(target.model)
-    _refuse_other_base(base, target)
+    base = unchanged_base(target)
     stored = StoredWeights.of_folder(base.folder)
     kind = _refuse_quantised(base.folder, stored)
     config = read_config(base.folder)
     head = read_head(target, config, stored, adapters)
-    _refuse_incomplete(base.folder, stored, predicts=head is None)
+    check_weights(base.folder, config, predicts=head is None)
     read_generation_config(base.folder)  # before the work is done, not after it
     tokenizer = _common_tokenizer(target, adapters, base)
     asked = NAMED_DTYPES[dtype] if dtype is not None else None
@@ -133,43 +135,16 @@ def _common_tokenizer(target: Target, adapters: Sequence[Adapter], base: Base) -
     return largest
 
 
-def _refuse_other_base(base: Base, target: Target) -> None:
-    """Raises MergeError where the base's folder no longer holds what the run was trained on."""
-    if target.base_sha256 is not None and base.fingerprint().get("sha256") != target.base_sha256:
-        raise MergeError(
-            f"the base in {base.folder} is not what {target.description} was trained on: its SHA-256 differs from the lock's. "
-            "Put the base back, or name the one that you mean with --base."
-        )
-
-
-def _refuse_incomplete(folder: Path, stored: StoredWeights, *, predicts: bool) -> None:
-    """Raises MergeError where the base lacks a matrix, an embedding or a norm that its config.json describes.
-
-    The head only where the merged model is one that `predicts` tokens.
-    """
-    shape = read_shape(read_config(folder))
-    wanted: dict[str, tuple[int, ...]] = {f"{name}.weight": sizes[::-1] for name, sizes in linear_shapes(shape).items()}
-    wanted |= {"model.embed_tokens.weight": (shape.vocabulary, shape.width), "model.norm.weight": (shape.width,)}
-    if shape.tied_head or not predicts:
-        del wanted["lm_head.weight"]
-    for name, expected in wanted.items():
-        found = stored_name(stored.tensors, name)
-        if found is None or stored.shape(found) != expected:
-            held = "absent" if found is None else f"of shape {stored.shape(found)}"
-            raise MergeError(
-                f"{folder}: its config.json describes {name} of shape {expected}, which is {held}: fetch the base again."
-            )
-
-
 def _refuse_quantised(folder: Path, stored: StoredWeights) -> torch.dtype:
     """The type of most of the base's numbers. Raises MergeError where it is stored quantised."""
     counts: dict[str, int] = {}
     for tensor in stored.tensors.values():
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + math.prod(tensor.shape)
     kind = max(counts, key=lambda name: counts[name], default="nothing")
-    if read_config(folder).get("quantization_config") or kind not in (*FLOATS, "F64", "nothing"):
+    how = stored_quantization(read_config(folder)) or (kind if kind not in (*FLOATS, "F64", "nothing") else None)
+    if how is not None:
         raise MergeError(
-            f"{folder} is stored quantised ({kind}): merge into the unquantised base that it was made of, with --base."
+            f"{folder} is stored quantised ({how}): merge into the unquantised base that it was made of, with --base."
         )
     if kind not in FLOATS:
         raise MergeError(f"{folder} holds {kind}; expected weights in one of {', '.join(FLOATS)}.")

@@ -10,7 +10,8 @@ from typing import Any
 from finetune.errors import MergeError
 from finetune.merge.heads import LM_HEAD_WEIGHT, SCORE_WEIGHT, score_name
 from finetune.merge.target import choose_target
-from finetune.model.inspect import ADAPTER_WEIGHTS, count_parameters, find_description, read_header, read_shape, read_stored
+from finetune.model.folder import ADAPTER_WEIGHTS, read_config, read_header, weight_files
+from finetune.model.inspect import count_parameters, find_description, read_shape, read_stored
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 LIBRARIES_BYTES = 350_000_000
@@ -75,18 +76,16 @@ class MergePlan:
         ]
 
 
-def plan_merge(text: str, *, base: Path | None, dtype: str | None, output: Path | None) -> MergePlan:
+def plan_merge(text: str, *, base: str | Path | None, dtype: str | None, output: Path | None) -> MergePlan:
     """The plan for RUN_OR_ADAPTER. Raises MergeError, ModelError or CheckpointError where there is nothing to merge."""
     import psutil
-
-    from finetune.model.checkpoint import read_config
 
     target = choose_target(text, base)
     assert target.adapter is not None  # noqa: S101 - choose_target refuses others
     if dtype is not None and dtype not in BYTES_OF:
         raise MergeError(f"--dtype is {dtype!r}; expected one of {', '.join(BYTES_OF)}.")
-    folder = find_description(target.model)
-    config, stored = read_config(folder), read_stored(folder)
+    folder, fetched = find_description(target.model)
+    config, stored = read_config(folder), read_stored(folder, fetched=fetched)
     if stored is not None:
         parameters, read, origin = stored.parameters, stored.bytes, "from the weights' headers"
     else:
@@ -95,7 +94,7 @@ def plan_merge(text: str, *, base: Path | None, dtype: str | None, output: Path 
     header = read_header(target.adapter / ADAPTER_WEIGHTS)
     head = score_name(header)
     if head is not None:
-        left_out, its_bytes = _heads_of_base(folder, config, read / parameters)
+        left_out, its_bytes = _heads_of_base(folder, config, read / parameters, fetched=fetched)
         start, end = header[head]["data_offsets"]
         parameters, read = parameters - left_out + math.prod(header[head]["shape"]), read - its_bytes + end - start
     written = parameters * BYTES_OF[dtype] if dtype is not None else read
@@ -122,11 +121,9 @@ def plan_merge(text: str, *, base: Path | None, dtype: str | None, output: Path 
     )
 
 
-def _heads_of_base(folder: Path, config: dict[str, Any], bytes_a_number: float) -> tuple[int, int]:
+def _heads_of_base(folder: Path, config: dict[str, Any], bytes_a_number: float, *, fetched: bool) -> tuple[int, int]:
     """Numbers and bytes of the heads that a classification head takes the place of."""
-    from finetune.model.checkpoint import weight_files
-
-    headers = [read_header(path) for path in weight_files(folder)]
+    headers = [read_header(path) for path in weight_files(folder, fetched=fetched)]
     if not headers:
         shape = read_shape(config)
         count = 0 if shape.tied_head else shape.vocabulary * shape.width
@@ -137,8 +134,6 @@ def _heads_of_base(folder: Path, config: dict[str, Any], bytes_a_number: float) 
 
 
 def _matrices(folder: Path) -> list[tuple[int, ...]]:
-    from finetune.model.checkpoint import weight_files
-
     headers = [read_header(path) for path in weight_files(folder)]
     return [tuple(tensor["shape"]) for header in headers for name, tensor in header.items() if "_proj" in name] or [(0,)]
 

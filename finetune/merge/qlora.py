@@ -64,9 +64,13 @@ def choose_base(
     dtype: torch.dtype | None,
     *,
     asked: str,
+    quantization: str,
     head: HeadSection | None,
 ) -> Comparison:
-    """Score both bases and take the closer one by KL, or the one that is asked for. Raises MergeError without bitsandbytes."""
+    """Score both bases and take the closer one by KL, or the one that is asked for. Raises MergeError without bitsandbytes.
+
+    `quantization` is how the base was in NF4: nf4 or nf4-double.
+    """
     refuse_without_bitsandbytes()
     streamed = not fits_in_memory(base)
     if streamed:
@@ -83,9 +87,9 @@ def choose_base(
             return Score(mean_loss(documents, found[0], head), mean_kl(trained[0], found[0], head))
         return Score(loss_of(documents, found), distance(trained, found).mean_kl)
 
-    trained = predictions(MergedWeights(Nf4Weights(base), updates, torch.float32))
+    trained = predictions(MergedWeights(Nf4Weights(base, quantization), updates, torch.float32))
     scores = {}
-    sources: dict[str, Callable[[], Weights]] = {"16bit": lambda: base, "nf4": lambda: Nf4Weights(base)}
+    sources: dict[str, Callable[[], Weights]] = {"16bit": lambda: base, "nf4": lambda: Nf4Weights(base, quantization)}
     for name, source in sources.items():
         scores[name] = score(predictions(MergedWeights(source(), updates, dtype)))
     closer: Choice = "16bit" if scores["16bit"].kl < scores["nf4"].kl else "nf4"

@@ -20,6 +20,7 @@ from finetune.merge.parts import Options, Outcome, Parts
 from finetune.merge.stream import write_weights
 from finetune.merge.tensors import Weights
 from finetune.model.precision import choose_threads
+from finetune.runs.target import Target
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,13 +49,16 @@ def merge_streamed(parts: Parts, updates: Updates, folder: Path, output: Path, o
     if options.check != "none":
         tensors = check_tensors(folder, merged, written.xxh3_128, seed=SEED, workers=choose_threads())
     verification = verify_streamed(parts, merged, folder, options) if options.check == "full" else None
-    notes: tuple[str, ...] = ()
-    if parts.target.quantized:
-        beneath = "NF4, dequantised" if isinstance(base, Nf4Weights) else "it is stored"
-        notes = (
-            f"the adapter was trained on the base in 4-bit NF4; it is merged into, and verified with, the base as {beneath}",
-        )
+    notes = quantization_notes(parts.target, "NF4, dequantised" if isinstance(base, Nf4Weights) else "it is stored")
     return Outcome(written.xxh3_128, time.perf_counter() - began, tensors, verification, comparison, notes)
+
+
+def quantization_notes(target: Target, beneath: str) -> tuple[str, ...]:
+    """What is to be said of an adapter that was trained on a quantised base."""
+    if target.quantization is None:
+        return ()
+    how = "4-bit NF4" if target.quantized else target.quantization
+    return (f"the adapter was trained on the base in {how}; it is merged into, and verified with, the base as {beneath}",)
 
 
 def merged_config(parts: Parts, updates: Updates) -> dict[str, Any]:
@@ -70,35 +74,37 @@ def merged_config(parts: Parts, updates: Updates) -> dict[str, Any]:
 
 
 def _choose_qlora_base(parts: Parts, updates: Updates, folder: Path, options: Options) -> "tuple[Weights, Comparison | None]":
-    if not parts.target.quantized:
+    quantization = parts.target.quantization
+    if quantization is None or not parts.target.quantized:
         if options.qlora_base == "nf4":
-            raise MergeError("--qlora-base nf4: this adapter was not trained on an NF4 base (adapter.method is not qlora).")
+            raise MergeError(f"--qlora-base nf4: this adapter was trained on a base in {quantization or '16 bit'}, not in NF4.")
         return parts.stored, None
-    from transformers import AutoConfig
-
     from finetune.merge.qlora import choose_base
+    from finetune.model.config import read_transformers_config
 
     if options.qlora_base == "16bit" and importlib.util.find_spec("bitsandbytes") is None:
         return parts.stored, None  # there is nothing to compare with, and nothing to choose
     options.say("scoring both bases of the QLoRA adapter: the stored one, and NF4 dequantised")
     documents, _ = parts.documents
-    config = AutoConfig.from_pretrained(folder)
+    config = read_transformers_config(folder)
     head = parts.head.section if parts.head is not None else None
-    comparison = choose_base(parts.stored, updates, config, documents, parts.asked_dtype, asked=options.qlora_base, head=head)
+    asked = options.qlora_base
+    comparison = choose_base(
+        parts.stored, updates, config, documents, parts.asked_dtype, asked=asked, quantization=quantization, head=head
+    )
     for line in comparison.lines():
         options.say(line)
-    return (Nf4Weights(parts.stored) if comparison.taken == "nf4" else parts.stored), comparison
+    return (Nf4Weights(parts.stored, quantization) if comparison.taken == "nf4" else parts.stored), comparison
 
 
 def verify_streamed(parts: Parts, merged: MergedWeights, folder: Path, options: Options) -> "Verification | HeadVerification":
     """Base + adapter by peft beside the model in `folder`, in memory where they fit, else layer by layer from the disk."""
-    from transformers import AutoConfig
-
     from finetune.merge.models import fits_in_memory, model_of
     from finetune.merge.verify import before_by_peft, before_from_disk, quiet_peft, verify
+    from finetune.model.config import read_transformers_config
 
     documents, texts = parts.documents
-    config, exact = AutoConfig.from_pretrained(folder), None
+    config, exact = read_transformers_config(folder), None
     in_memory, wide = fits_in_memory(merged), MergedWeights(merged.base, merged.updates, torch.float32)
     if in_memory:
         options.say("verifying: base + adapter beside the merged model, on real rows")

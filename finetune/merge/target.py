@@ -1,30 +1,39 @@
-"""What a merge is asked for: a run or an adapter, on its base or another. Loads no torch."""
+"""What a merge is asked for: runs or adapters, on their base or another. Loads no torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.errors import MergeError, ModelError
-from finetune.recipe.schema.model import ModelSection
+from finetune.errors import MergeError
+from finetune.model.folder import ADAPTER_CONFIG
 from finetune.runs.target import Target, resolve_target
 
 
-def choose_target(text: str, base: Path | None) -> Target:
+def choose_target(text: str, base: str | Path | None) -> Target:
     """What RUN_OR_ADAPTER names, on the base that `base` names where it is given.
 
     Raises MergeError for something without an adapter, and ModelError or CheckpointError as resolve_target does.
     """
-    folder = Path(text).expanduser()
-    if base is not None and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        # The adapter's own note of its base need not be right, or there, when the user names one.
-        model = ModelSection(base=str(base.expanduser().resolve()))
-        try:
-            target = resolve_target(text)
-        except ModelError:
-            target = Target(model, folder.resolve(), None, f"the adapter in {folder}")
-    else:
-        target = resolve_target(text)
-    if target.adapter is None:
-        raise MergeError(f"{target.description} has no adapter: it is whole weights already, so there is nothing to merge.")
-    if base is None:
+    target = resolve_target(text, base)
+    if target.adapter is not None:
         return target
-    model = target.model.model_copy(update={"base": str(base.expanduser().resolve()), "revision": None})
-    return Target(model, target.adapter, target.recipe, target.description, method=target.method)
+    if (Path(text).expanduser() / ADAPTER_CONFIG).is_file():
+        raise MergeError(
+            f"{target.description} is whole weights with an adapter beside them: move {ADAPTER_CONFIG} and the adapter's "
+            "weights into a folder of their own to merge them."
+        )
+    raise MergeError(f"{target.description} has no adapter: it is whole weights already, so there is nothing to merge.")
+
+
+def choose_more(texts: Sequence[str], base: str | Path | None, first: Target) -> list[Path]:
+    """The folders of further adapters. Raises MergeError for one that was trained on another base than the first."""
+    folders = []
+    for text in texts:
+        target = choose_target(text, base)
+        if None not in (target.base_sha256, first.base_sha256) and target.base_sha256 != first.base_sha256:
+            raise MergeError(
+                f"{target.description} was trained on another base than {first.description}: SHA-256 {target.base_sha256}, and "
+                f"{first.base_sha256}. Name the base that both fit with --base."
+            )
+        assert target.adapter is not None  # noqa: S101 - choose_target refuses others
+        folders.append(target.adapter)
+    return folders

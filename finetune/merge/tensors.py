@@ -7,7 +7,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,7 @@ import torch
 import xxhash
 
 from finetune.errors import MergeError
-from finetune.model.checkpoint import weight_files
-from finetune.model.inspect import read_header
+from finetune.model.folder import INDEX, WEIGHTS, read_header, read_index, weight_files
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -27,7 +26,6 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 BLOCK_NUMBERS = 1 << 20
 """Numbers in a block: 4 MB in float32, so that base, update and result stay in a core's caches."""
-INDEX = "model.safetensors.index.json"
 
 
 class Weights(Protocol):
@@ -95,19 +93,12 @@ class StoredWeights:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "StoredWeights":
-        """All weights of a model folder. Raises MergeError where the index names a file or a tensor that isn't there."""
+        """All weights of a model folder. Raises ModelError or MergeError where a file or a tensor of its index isn't there."""
         weights = cls(weight_files(folder))
-        index = folder / INDEX
-        if index.is_file():
-            try:
-                named = dict(json.loads(index.read_text())["weight_map"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise MergeError(f"{index} is damaged ({type(error).__name__}): fetch the base again.") from None
-            for name, file in named.items():
-                if not (folder / file).is_file():
-                    raise MergeError(f"{folder} lacks {file}, which its {INDEX} names: fetch the base again.")
-                if name not in weights.tensors:
-                    raise MergeError(f"{folder} lacks the tensor {name}, which its {INDEX} names: fetch the base again.")
+        if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
+            absent = sorted(read_index(folder).keys() - weights.tensors.keys())
+            if absent:
+                raise MergeError(f"{folder} lacks the tensor {absent[0]}, which its {INDEX} names: fetch the base again.")
         return weights
 
     def names(self) -> Sequence[str]:
@@ -161,27 +152,14 @@ class StoredWeights:
 
 
 def _tensors_of(file: Path) -> dict[str, Stored]:
-    try:
-        return _places_of(file, read_header(file))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise MergeError(f"{file} is damaged: its header is not a safetensors header ({type(error).__name__}).") from None
-
-
-def _places_of(file: Path, header: dict[str, Any]) -> dict[str, Stored]:
+    """The tensors of one file, in the order in which their bytes lie. Raises ModelError where it is damaged."""
+    header = read_header(file)
     with file.open("rb") as opened:
         data = 8 + int.from_bytes(opened.read(8), "little")
-    size, found, end = file.stat().st_size, {}, 0
+    found = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         start, stop = entry["data_offsets"]
-        shape = tuple(entry["shape"])
-        known = DTYPES.get(entry["dtype"])
-        if start != end or stop < start or (known is not None and stop - start != math.prod(shape) * known.itemsize):
-            raise MergeError(f"{file} is damaged: the bytes of {name} are not where its header says.")
-        found[name], end = Stored(file, entry["dtype"], shape, data + start, stop - start), stop
-    if data + end != size:
-        raise MergeError(
-            f"{file} is {'truncated' if size < data + end else 'damaged'}: {data + end:,} bytes were expected, got {size:,}."
-        )
+        found[name] = Stored(file, entry["dtype"], tuple(entry["shape"]), data + start, stop - start)
     return found
 
 
@@ -252,11 +230,6 @@ def write_index(folder: Path, places: Mapping[str, Place]) -> None:
         total["total_parameters"] = sum(math.prod(place.shape) for place in places.values())
         weight_map = {name: place.file for name, place in sorted(places.items())}
         (folder / INDEX).write_text(json.dumps({"metadata": total, "weight_map": weight_map}, indent=2) + "\n")
-
-
-def stored_name(held: Container[str], name: str) -> str | None:
-    """The name under which a file has a parameter: some files leave `model.` out. None where it has neither."""
-    return next((found for found in (name, name.removeprefix("model.")) if found in held), None)
 
 
 def hash_of(weights: Weights, name: str) -> str:

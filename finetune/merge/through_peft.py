@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune.errors import MergeError, ModelError
 from finetune.evaluate.loading import load_adapted
@@ -18,12 +18,14 @@ from finetune.merge.adapted import finite
 from finetune.merge.heads import SCORE_WEIGHT, config_with_head
 from finetune.merge.output import refuse_small_disk
 from finetune.merge.parts import Options, Outcome, Parts
+from finetune.merge.streamed import quantization_notes
 from finetune.merge.tensors import StoredWeights, hashes_of
 from finetune.merge.verify import Before, Verification, before_by_peft, quiet_peft, verify
 from finetune.merge.verify_heads import HeadBefore, HeadVerification, head_before, verify_head
 from finetune.model.adapter import load_adapter
 from finetune.model.checkpoint import Base
-from finetune.model.inspect import ADAPTER_WEIGHTS, read_adapter_config, read_header
+from finetune.model.config import read_transformers_config
+from finetune.model.folder import ADAPTER_WEIGHTS, read_adapter_config, read_header
 from finetune.model.precision import choose_threads
 from finetune.recipe.schema.model import ModelSection
 
@@ -58,7 +60,12 @@ def merge_through_peft(parts: Parts, reason: str, folder: Path, output: Path, op
         verification = _verify(parts, before, exact, folder, config)
     spent += time.perf_counter() - began
     written = StoredWeights.of_folder(folder)
-    return Outcome(hashes_of(written, choose_threads()), spent, verification=verification, notes=(note,))
+    return Outcome(
+        hashes_of(written, choose_threads()),
+        spent,
+        verification=verification,
+        notes=(note, *quantization_notes(parts.target, "it is stored")),
+    )
 
 
 def _before(parts: Parts, adapted: PeftModel) -> Before | HeadBefore:
@@ -76,7 +83,7 @@ def _verify(
     if isinstance(before, Before):
         return verify(before, exact, folder, config, parts.tokenizer, texts=texts, dtype=parts.dtype)
     assert parts.head is not None  # noqa: S101 - so it was measured
-    config = AutoConfig.from_pretrained(folder)  # the loaded base's says that it predicts tokens
+    config = read_transformers_config(folder)  # the loaded base's says that it predicts tokens
     return verify_head(before, exact, folder, config, parts.head.section, texts=texts, dtype=parts.dtype)
 
 
@@ -95,7 +102,7 @@ def load_in_float32(
                     model = load_adapter(merge_in_float32(model), adapter)
             _refuse_incomplete(model, adapter, base)
     except ModelError as error:
-        if not isinstance(error.__cause__, RuntimeError | ValueError | KeyError | ImportError | NotImplementedError):
+        if error.__cause__ is None:  # said by us, not by peft or transformers
             raise
         raise MergeError(
             f"the adapter in {adapter} does not fit the base {base.identity['name']}: {_first_mismatch(str(error))}. "

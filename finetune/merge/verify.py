@@ -274,7 +274,7 @@ def compare_answers(
 def load_plain(folder: Path, dtype: torch.dtype, kind: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """A model folder through plain transformers. Raises MergeError where weights are absent from it, or left over."""
     loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
     )
     model, info = loaded
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -8,8 +8,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from finetune.errors import ModelError
-from finetune.model.inspect import read_adapter_config
+from finetune.errors import ModelError, library_refusals
+from finetune.model.folder import read_adapter_config
 from finetune.recipe.schema.adapter import AdapterSection
 
 
@@ -37,10 +37,9 @@ def attach(
         modules_to_save=list(section.modules_to_save) or None,
         trainable_token_indices=_token_rows(model, new_token_ids),
     )
-    try:
-        return trained_in_float32(get_peft_model(model, config))
-    except ValueError as error:
-        raise ModelError(f"adapter: peft refuses this combination: {error}") from error
+    with library_refusals("adapter: peft refuses this combination"):
+        adapted = get_peft_model(model, config)
+    return trained_in_float32(adapted)
 
 
 def trained_in_float32(model: PeftModel) -> PeftModel:
@@ -102,11 +101,8 @@ def linear_names(model: PreTrainedModel) -> set[str]:
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
     """The base with the adapter in `folder`. Raises ModelError where the two don't fit together."""
     read_adapter_config(folder)
-    try:
-        loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError, ImportError, NotImplementedError) as error:
-        raise ModelError(f"the adapter in {folder} does not fit this base: {error}") from error
-    return loaded
+    with library_refusals(f"the adapter in {folder} does not fit this base"):
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
 def save_adapter(

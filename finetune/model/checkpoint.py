@@ -4,9 +4,9 @@ GGUF files, and those out of wheels, are dequantised once into the cache (FINETU
 name made of the file's SHA-256. A base is never written to.
 """
 
+import functools
 import hashlib
-import json
-import os
+import logging
 import shutil
 import subprocess
 import sys
@@ -19,20 +19,21 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from finetune.errors import ModelError
+from finetune.model.config_file import check_config
+from finetune.model.folder import ADAPTER_CONFIG, CONFIG, read_config, refuse_git_lfs_pointer, refuse_no_weights, weight_files
+from finetune.model.hashes import cache_folder, remembered_sha256
+from finetune.model.hub import MODEL_FILES, TOKENIZER_FILES, is_hub_id, snapshot
+from finetune.model.inspect import check_weights
+from finetune.model.quantization import stored_quantization
 from finetune.recipe.schema.model import GgufBase, ModelSection, WheelBase
+
+logger = logging.getLogger(__name__)
 
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 """Values of config.json's model_type whose blocks are LLaMA's: RMSNorm, RoPE, gated MLP, grouped-query attention."""
 
 CONVERSION = "2"
 """The version of the GGUF conversion; raising it makes the cache convert again."""
-
-HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
-
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "config.json", "*.jinja")
-
-UNUSED = "consolidated"
-"""How file names of a second copy of the weights begin, in another layout, which some publishers ship."""
 
 
 @dataclass(frozen=True)
@@ -44,35 +45,63 @@ class Base:
     """Kind and name, and the hub's commit or the file's SHA-256 where that is known without reading the weights."""
 
     def fingerprint(self) -> dict[str, str]:
-        """What the run's lock records: the identity, with a SHA-256 of config and weights for a plain folder."""
+        """What the run's lock records: the identity, with a SHA-256 of config and weights for a plain folder, and how it is
+        stored quantised where it is."""
+        stored = stored_quantization(read_config(self.folder))
+        how = {} if stored is None else {"quantization": stored}
         if self.identity["kind"] != "folder":
-            return self.identity
-        return self.identity | {"sha256": folder_sha256(self.folder)}
+            return self.identity | how
+        return self.identity | {"sha256": folder_sha256(self.folder)} | how
+
+    def holds(self, sha256: str) -> bool:
+        """Whether config and weights are those of a fingerprint."""
+        return folder_sha256(self.folder) == sha256
 
 
-def cache_folder() -> Path:
-    """The folder for converted bases: FINETUNE_CACHE, else finetune/ under the user's cache folder."""
-    own = os.environ.get("FINETUNE_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune"
+class BaseNotFound(ModelError):
+    """A base that isn't where its name says."""
 
 
-def resolve_base(model: ModelSection) -> Base:
+def resolve_base(model: ModelSection, *, named_in: str = "model.base") -> Base:
     """The base that the recipe names, as a folder with config.json, safetensors and tokenizer; fetched where necessary.
 
-    Raises ModelError where it can't be found, read or verified, or isn't of the LLaMA family.
+    `named_in` is where the user finds the name. Raises ModelError where it can't be found, read or verified, isn't of the
+    LLaMA family, or its weights aren't those that its config.json describes.
     """
     if isinstance(model.base, WheelBase):
         base = _from_wheel(model.base)
     elif isinstance(model.base, GgufBase):
-        base = _from_gguf(Path(model.base.gguf), model.base.sha256)
-    elif Path(model.base).is_absolute():
-        base = _from_folder(Path(model.base))
+        base = _from_gguf(Path(model.base.gguf), model.base.sha256, named_in=named_in)
+    elif is_hub_id(model.base) and not Path(model.base).is_absolute():
+        try:
+            folder = snapshot(model.base, model.revision, MODEL_FILES, named_in=named_in)
+        except ModelError as error:
+            raise BaseNotFound(str(error)) from error
+        base = Base(folder, {"kind": "hub", "name": model.base, "commit": folder.name})
     else:
-        base = _from_hub(model.base, model.revision)
-    check_architecture(read_config(base.folder), allow_untested=model.allow_untested)
+        base = _from_folder(Path(model.base), named_in)
+    check_base(base.folder, model)
     return base
+
+
+def check_base(folder: Path, model: ModelSection, *, fetched: bool = True) -> None:
+    """Raises ModelError where a base's folder is not of the LLaMA family, or its config.json and weights contradict each other.
+
+    Weights that weren't `fetched` are not asked for.
+    """
+    config = read_config(folder)
+    check_architecture(config, allow_untested=model.allow_untested)
+    if config.get("model_type") in LLAMA_FAMILY:
+        check_config(config, folder / CONFIG)
+        check_weights(folder, config, fetched=fetched)
+    _leave_adapter_out(folder)
+
+
+@functools.cache
+def _leave_adapter_out(folder: Path) -> None:
+    """Say, once, that a base's folder holds more than the base."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        logger.warning("%s holds a whole model and an adapter: the model is taken, without the adapter", folder)
 
 
 def tokenizer_folder(model: ModelSection) -> Path:
@@ -86,21 +115,7 @@ def tokenizer_folder(model: ModelSection) -> Path:
         if not Path(model.base).is_dir():
             raise ModelError(f"model.base: there is no folder {model.base}.")
         return Path(model.base)
-    return _hub_snapshot(model.base, model.revision, TOKENIZER_FILES)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json. Raises ModelError where it is absent or isn't JSON."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ModelError(f"{folder} holds no config.json: expected a model folder as transformers saves one.") from None
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds a {type(config).__name__}; expected an object.")
-    return config
+    return snapshot(model.base, model.revision, TOKENIZER_FILES)
 
 
 def check_architecture(config: dict[str, Any], *, allow_untested: bool) -> None:
@@ -114,84 +129,27 @@ def check_architecture(config: dict[str, Any], *, allow_untested: bool) -> None:
     )
 
 
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers loads, in order of their names."""
-    return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith(UNUSED))
-
-
 def folder_sha256(folder: Path) -> str:
     """One SHA-256 over the names and contents of a model folder's config and weights."""
     digest = hashlib.sha256()
-    for path in [folder / "config.json", *weight_files(folder)]:
-        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    for path in [folder / CONFIG, *weight_files(folder)]:
+        digest.update(f"{path.name} {remembered_sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
-def _from_folder(folder: Path) -> Base:
+def _from_folder(folder: Path, named_in: str) -> Base:
     if not folder.is_dir():
-        raise ModelError(f"model.base: there is no folder {folder}.")
+        raise BaseNotFound(f"{named_in}: there is no folder {folder}.")
     read_config(folder)
-    if not weight_files(folder):
-        raise ModelError(f"model.base: {folder} holds no .safetensors file (pickled weights are not loaded).")
+    refuse_no_weights(folder)
     return Base(folder, {"kind": "folder", "name": str(folder)})
 
 
-def hub_token() -> str | bool:
-    """HF_TOKEN from the environment; False where there is none, so that no other place is looked at."""
-    return os.environ.get("HF_TOKEN") or False
-
-
-@contextmanager
-def hub_errors(name: str) -> Iterator[None]:
-    """Turn what the hub's client raises for the model `name` into a ModelError that says what to do."""
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-
-    try:
-        yield
-    except GatedRepoError:
-        raise ModelError(
-            f"model.base: {name} is gated. Accept its licence at https://huggingface.co/{name} and set HF_TOKEN to your token."
-        ) from None
-    except RepositoryNotFoundError:
-        raise ModelError(
-            f"model.base: the hub has no model {name} (or it is private: set HF_TOKEN). "
-            "A folder is written with a leading ./ or /."
-        ) from None
-    except HFValidationError as error:
-        raise ModelError(f"model.base: {name!r} is not a hub id: {error}") from None
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            f"model.base: {name} is not in the local hub cache and could not be fetched ({type(error).__name__}). "
-            "Check the connection and HF_HUB_OFFLINE, or name a local folder."
-        ) from error
-
-
-def _from_hub(name: str, revision: str | None) -> Base:
-    folder = _hub_snapshot(name, revision, HUB_FILES)
-    return Base(folder, {"kind": "hub", "name": name, "commit": folder.name})
-
-
-def _hub_snapshot(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    with hub_errors(name):
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=list(files), ignore_patterns=[f"{UNUSED}*"], token=hub_token()
-            )
-        )
-
-
-def _from_gguf(file: Path, sha256: str | None, origin: str | None = None) -> Base:
+def _from_gguf(file: Path, sha256: str | None, origin: str | None = None, named_in: str = "model.base") -> Base:
     if not file.is_file():
-        raise ModelError(f"model.base: there is no file {file}.")
-    found = file_sha256(file)
+        raise BaseNotFound(f"{named_in}: there is no file {file}.")
+    refuse_git_lfs_pointer(file)
+    found = remembered_sha256(file)
     if sha256 is not None and found != sha256:
         raise ModelError(f"model.base: {file} has SHA-256 {found}; the recipe expects {sha256}.")
     folder = _converted_folder(found)

@@ -1,18 +1,38 @@
-"""transformers' configuration of a base, with what the recipe changes in it. Loads no model code."""
+"""transformers' configuration of a base, with what the recipe changes in it. Runs no code of the model's folder."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
+from finetune.errors import ModelError, library_refusals
 from finetune.model.checkpoint import Base
+from finetune.model.folder import CONFIG, read_config
 from finetune.recipe.schema.model import RopeScaling
 
 
 def load_config(base: Base, rope_scaling: RopeScaling | None = None) -> PretrainedConfig:
     """The base's configuration, with the recipe's RoPE scaling in it."""
-    config = AutoConfig.from_pretrained(base.folder)
+    config = read_transformers_config(base.folder)
     if rope_scaling is not None:
         apply_rope_scaling(config, rope_scaling)
+    return config
+
+
+def read_transformers_config(folder: Path) -> PretrainedConfig:
+    """A folder's config.json as transformers reads it. Raises ModelError where that is refused, or code is asked for."""
+    path = folder / CONFIG
+    with library_refusals(f"{path} is refused by transformers"):
+        try:
+            # False, and not None: that would ask on the terminal whether to run code.
+            config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise ModelError(
+                f"{path} asks for code of its own (auto_map: {read_config(folder).get('auto_map')}), and code of a model's "
+                "folder is never run: choose a base whose architecture transformers has."
+            ) from None
     return config
 
 

@@ -3,25 +3,21 @@
 Symbols: L layers, D model width, F feed-forward width, H heads, K key-value heads, E head width, V vocabulary, R rank.
 """
 
-import json
 import math
-import struct
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import ModelError
+from finetune.model.config_file import check_config
+from finetune.model.folder import read_config, read_header, weight_files
+from finetune.model.hub import description_of, is_hub_id
 from finetune.recipe.schema.adapter import AdapterSection
 from finetune.recipe.schema.model import ModelSection, RopeScaling
 
 CACHE_BYTES_PER_NUMBER = 2
 """Keys and values are cached in 16 bit."""
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-LARGEST_HEADER_BYTES = 100_000_000
-"""safetensors' own limit; a larger number means that the file is something else."""
 
 
 @dataclass(frozen=True)
@@ -79,36 +75,27 @@ class Stored:
 
 def read_shape(config: dict[str, Any]) -> Shape:
     """The sizes in a config.json. Raises ModelError where one is absent or impossible."""
-    heads = _positive(config, "num_attention_heads")
-    width = _positive(config, "hidden_size")
-    groups = _positive(config, "num_key_value_heads") if config.get("num_key_value_heads") is not None else heads
-    if heads % groups:
-        raise ModelError(f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}.")
-    kind = str(config.get("model_type"))
-    biases = ("q_proj", "k_proj", "v_proj", "o_proj") if config.get("attention_bias") else ()
+    found = check_config(config)
+    heads, kind = found.num_attention_heads, found.model_type
+    # Qwen 2 has these three, whatever its config says; Mistral has none.
+    biases = ("q_proj", "k_proj", "v_proj") if kind == "qwen2" else ()
+    if found.attention_bias and kind not in ("qwen2", "mistral"):
+        biases = ("q_proj", "k_proj", "v_proj", "o_proj")
     return Shape(
-        architecture=", ".join(config.get("architectures") or ["unknown"]),
+        architecture=", ".join(found.architectures or ["unknown"]),
         model_type=kind,
-        layers=_positive(config, "num_hidden_layers"),
-        width=width,
-        feed_forward_width=_positive(config, "intermediate_size"),
+        layers=found.num_hidden_layers,
+        width=found.hidden_size,
+        feed_forward_width=found.intermediate_size,
         heads=heads,
-        key_value_heads=groups,
-        head_width=_positive(config, "head_dim") if config.get("head_dim") is not None else width // heads,
-        vocabulary=_positive(config, "vocab_size"),
-        tied_head=bool(config.get("tie_word_embeddings", False)),
-        # Qwen 2 has these three, whatever its config says.
-        attention_biases=("q_proj", "k_proj", "v_proj") if kind == "qwen2" else biases,
-        feed_forward_bias=bool(config.get("mlp_bias", False)),
+        key_value_heads=found.num_key_value_heads or heads,
+        head_width=found.head_dim or found.hidden_size // heads,
+        vocabulary=found.vocab_size,
+        tied_head=bool(found.tie_word_embeddings),
+        attention_biases=biases,
+        feed_forward_bias=bool(found.mlp_bias) and kind == "llama",
         query_key_norms=kind == "qwen3",
     )
-
-
-def _positive(config: dict[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelError(f"config.json: {key} is {value!r}; expected a whole number above 0.")
-    return value
 
 
 def read_rope(config: dict[str, Any], scaling: RopeScaling | None = None) -> Rope:
@@ -125,7 +112,9 @@ def read_rope(config: dict[str, Any], scaling: RopeScaling | None = None) -> Rop
 
 def context_tokens(config: dict[str, Any], scaling: RopeScaling | None = None) -> int:
     """How many positions the base has; with the recipe's scaling, how many it then reaches."""
-    positions = _positive(config, "max_position_embeddings")
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or isinstance(positions, bool) or positions < 1:
+        raise ModelError(f"config.json: max_position_embeddings is {positions!r}; expected a whole number above 0.")
     if scaling is None:
         return positions
     return int((scaling.original_max_length_tokens or positions) * scaling.factor)
@@ -148,6 +137,74 @@ def linear_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
     return layers | {"lm_head": (width, shape.vocabulary)}
 
 
+def stored_name(held: Container[str], name: str) -> str | None:
+    """The name under which a file has a parameter: some files leave `model.` out. None where it has neither."""
+    return next((found for found in (name, name.removeprefix("model.")) if found in held), None)
+
+
+def check_weights(folder: Path, config: dict[str, Any], *, fetched: bool = True, predicts: bool = False) -> None:
+    """Raises ModelError unless the weights' headers hold each tensor that config.json describes, in its shape, and no other
+    in a layer: transformers would leave that one out, and say nothing.
+
+    The head that predicts tokens only where the base is one that `predicts`. Matrices that are stored quantised are not looked
+    at: their shapes follow from how.
+    """
+    headers = [read_header(path) for path in weight_files(folder, fetched=fetched)]
+    held = {name: tuple(tensor["shape"]) for header in headers for name, tensor in header.items()}
+    shape = read_shape(config)
+    matrices = _matrix_shapes(shape)
+    wanted = _norm_shapes(shape) | {"model.embed_tokens.weight": (shape.vocabulary, shape.width)}
+    if not config.get("quantization_config"):
+        wanted |= matrices
+    if shape.tied_head or not predicts:
+        wanted.pop("lm_head.weight", None)
+    for name, expected in wanted.items() if headers else ():
+        found = stored_name(held, name)
+        if found is None or held[found] != expected:
+            there = "absent" if found is None else f"of shape {held[found]}"
+            raise ModelError(
+                f"{folder}: its config.json describes {name} of shape {expected}, which is {there}: one of the two files is "
+                "not the other's, or the download is incomplete; fetch the base again."
+            )
+    modules = {name.rsplit(".", 1)[0] for name in matrices} if config.get("quantization_config") else set()
+    for name in held:
+        full = f"model.{name.removeprefix('model.')}"
+        strange = full.startswith("model.layers.") and full not in wanted and not full.endswith("rotary_emb.inv_freq")
+        if strange and not _prefixes(full) & modules:
+            raise ModelError(
+                f"{folder}: the weights hold {name}, for which its config.json has no place: one of the two files is not the "
+                "other's; fetch the base again."
+            )
+
+
+def _prefixes(name: str) -> set[str]:
+    """The modules that a tensor's name may belong to."""
+    parts = name.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts))}
+
+
+def _matrix_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Weights and biases of the linear layers, by name."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, (inputs, outputs) in linear_shapes(shape).items():
+        found[f"{name}.weight"] = (outputs, inputs)
+        if _has_bias(shape, name):
+            found[f"{name}.bias"] = (outputs,)
+    return found
+
+
+def _has_bias(shape: Shape, name: str) -> bool:
+    return name.rsplit(".", 1)[-1] in shape.attention_biases or (".mlp." in name and shape.feed_forward_bias)
+
+
+def _norm_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    names = {"input_layernorm": shape.width, "post_attention_layernorm": shape.width}
+    if shape.query_key_norms:
+        names |= {"self_attn.q_norm": shape.head_width, "self_attn.k_norm": shape.head_width}
+    found = {f"model.layers.{index}.{name}.weight": (size,) for index in range(shape.layers) for name, size in names.items()}
+    return found | {"model.norm.weight": (shape.width,)}
+
+
 def count_parameters(shape: Shape) -> int:
     """All parameters in closed form: V D + L (2 D H E + 2 D K E + 3 D F + 2 D) + D, and V D once more for an untied head.
 
@@ -156,9 +213,8 @@ def count_parameters(shape: Shape) -> int:
     total = shape.vocabulary * shape.width + shape.width
     for name, (inputs, outputs) in linear_shapes(shape).items():
         leaf = name.rsplit(".", 1)[-1]
-        has_bias = leaf in shape.attention_biases or (".mlp." in name and shape.feed_forward_bias)
         if leaf != "lm_head" or not shape.tied_head:
-            total += inputs * outputs + (outputs if has_bias else 0)
+            total += inputs * outputs + (outputs if _has_bias(shape, name) else 0)
     norms = 2 * shape.width + (2 * shape.head_width if shape.query_key_norms else 0)
     return total + shape.layers * norms
 
@@ -201,41 +257,12 @@ def _matches(target: str, names: Iterable[str], key: str) -> set[str]:
     return found
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The header of one safetensors file: name -> {dtype, shape, data_offsets}. Raises ModelError where it is damaged."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > LARGEST_HEADER_BYTES:
-                raise ModelError(f"{path} is no safetensors file: its header would be {length:,} bytes long.")
-            header = json.loads(file.read(length))
-    except (struct.error, ValueError) as error:
-        raise ModelError(f"{path} is damaged or no safetensors file: {error}") from None
-    if not isinstance(header, dict):
-        raise ModelError(f"{path} is no safetensors file: its header is a {type(header).__name__}.")
-    header.pop("__metadata__", None)
-    return header
+def read_stored(folder: Path, *, fetched: bool = True) -> Stored | None:
+    """What a folder's weights are, from their headers; None where there are none.
 
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """An adapter folder's adapter_config.json. Raises ModelError where it is absent or damaged."""
-    path = folder / "adapter_config.json"
-    if not path.is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ModelError(f"{folder} is not an adapter folder: expected adapter_config.json and {ADAPTER_WEIGHTS} in it.")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds a {type(config).__name__}; expected an object.")
-    return config
-
-
-def read_stored(folder: Path) -> Stored | None:
-    """What a folder's safetensors hold, from their headers; None where there are none."""
-    from finetune.model.checkpoint import weight_files
-
-    files = weight_files(folder)
+    Of a model that isn't `fetched`, also where some are absent. Raises ModelError for damaged ones.
+    """
+    files = weight_files(folder, fetched=fetched)
     if not files:
         return None
     dtypes: dict[str, int] = {}
@@ -247,22 +274,22 @@ def read_stored(folder: Path) -> Stored | None:
     return Stored(sum(dtypes.values()), size, dict(sorted(dtypes.items(), key=lambda item: -item[1])), len(files))
 
 
-def find_description(model: ModelSection) -> Path:
-    """The folder with the base's config.json, and with its weights where they are on this machine.
+def find_description(model: ModelSection) -> tuple[Path, bool]:
+    """The folder with the base's config.json, and whether its weights were fetched with it.
 
-    Of a hub model only config.json is fetched; a GGUF base is converted first, once. Raises ModelError.
+    Of a hub model only config.json and its like are; a GGUF base is converted first, once. Raises ModelError.
     """
-    from finetune.model.checkpoint import hub_errors, hub_token, read_config, resolve_base
+    from finetune.model.checkpoint import check_base, resolve_base
 
-    if not isinstance(model.base, str):
-        return resolve_base(model).folder
-    if Path(model.base).is_absolute():
-        read_config(Path(model.base))
-        return Path(model.base)
-    from huggingface_hub import hf_hub_download
-
-    with hub_errors(model.base):
-        return Path(hf_hub_download(model.base, "config.json", revision=model.revision, token=hub_token())).parent
+    if isinstance(model.base, str) and is_hub_id(model.base):
+        folder, _ = description_of(model.base, model.revision)
+        check_base(folder, model, fetched=False)
+        return folder, False
+    if isinstance(model.base, str) and Path(model.base).is_dir() and not weight_files(Path(model.base)):
+        # A config.json alone is enough to look at.
+        check_base(Path(model.base), model, fetched=False)
+        return Path(model.base), False
+    return resolve_base(model).folder, True
 
 
 def describe(model: ModelSection, adapter: AdapterSection | None = None) -> dict[str, Any]:
@@ -270,15 +297,10 @@ def describe(model: ModelSection, adapter: AdapterSection | None = None) -> dict
 
     Raises ModelError where the base can't be found, or its weights are not those that its config.json describes.
     """
-    from finetune.model.checkpoint import check_architecture, read_config
-
-    folder = find_description(model)
+    folder, fetched = find_description(model)
     config = read_config(folder)
-    check_architecture(config, allow_untested=model.allow_untested)
-    shape, stored = read_shape(config), read_stored(folder)
+    shape, stored = read_shape(config), read_stored(folder, fetched=fetched)
     computed = count_parameters(shape)
-    if stored is not None and stored.parameters != computed:
-        _refuse_other_count(folder, shape, stored, computed)
     context = context_tokens(config, model.rope_scaling)
     facts: dict[str, Any] = {
         "base": model.base if isinstance(model.base, str) else model.base.model_dump(exclude_none=True),
@@ -296,16 +318,6 @@ def describe(model: ModelSection, adapter: AdapterSection | None = None) -> dict
         "dtype": config.get("dtype") or config.get("torch_dtype"),
     }
     return facts if adapter is None else facts | _trainable_facts(shape, computed, model, adapter)
-
-
-def _refuse_other_count(folder: Path, shape: Shape, stored: Stored, computed: int) -> None:
-    # Some files store a tied head as well; transformers ignores that copy.
-    head = shape.vocabulary * shape.width if shape.tied_head else 0
-    if stored.parameters != computed + head:
-        raise ModelError(
-            f"{folder}: config.json describes {computed:,} parameters, the safetensors files hold {stored.parameters:,}. "
-            "A shard may be missing, or the architecture isn't one that `finetune inspect` knows."
-        )
 
 
 def _trainable_facts(shape: Shape, parameters: int, model: ModelSection, adapter: AdapterSection) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.errors import ModelError
 from finetune.launch.matrix import ENGINES, method_of, refusal
+from finetune.model.folder import read_config
 from finetune.model.inspect import Shape, count_parameters, count_trainable, find_description, read_shape
 from finetune.plan.data import Load, load_of
 from finetune.plan.memory import Job, Memory, memory_of
@@ -93,11 +94,10 @@ def plan(
     device: str = "gpu",
 ) -> Plan:
     """The plan of a recipe. Raises ModelError where the base's config can't be found, or the method has no formula."""
-    from finetune.model.checkpoint import read_config
-
     if recipe.adapter.use_dora:
         raise ModelError("finetune plan has no formula for DoRA, which keeps copies of weights; plan with use_dora: false.")
-    shape = read_shape(read_config(find_description(recipe.model)))
+    folder, _ = find_description(recipe.model)
+    shape = read_shape(read_config(folder))
     precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
     load, model = load_of(recipe), recipe.model
     trained = count_trainable(shape, recipe.adapter, len(model.new_tokens), model.head_outputs)

@@ -18,14 +18,19 @@ from data_prep.stream import Stream
 from finetune.errors import ModelError
 from finetune.evaluate.data import prepare_data, tokenizer_for
 from finetune.evaluate.rows import read_rows
-from finetune.model.adapter import attach, count_parameters, grow_embeddings
+from finetune.model.adapter import attach, check_targets, count_parameters, grow_embeddings
 from finetune.model.attention import choose_attention
-from finetune.model.checkpoint import Base, resolve_base
+from finetune.model.checkpoint import LLAMA_FAMILY, Base, resolve_base
 from finetune.model.classify import install_head_loss
+from finetune.model.config import load_config
+from finetune.model.folder import read_config
 from finetune.model.fuse import install_fast_path
-from finetune.model.load import load_config, load_model
+from finetune.model.inspect import check_weights
+from finetune.model.load import load_model, skeleton
 from finetune.model.loss import install_supervised_loss
 from finetune.model.precision import Precision, choose_device, choose_precision
+from finetune.model.quantization import NF4_DOUBLE, check_trainable
+from finetune.model.quantize import is_quantized
 from finetune.model.recompute import checkpoint_activations
 from finetune.model.zero import sharded_while_loading
 from finetune.recipe.lock import CURRENT_RULES, Rules
@@ -78,7 +83,16 @@ def build_inputs(
     precision = choose_precision(recipe.train.precision)
     base = resolve_base(recipe.model)
     config = load_config(base, recipe.model.rope_scaling)
-    positions = config.max_position_embeddings
+    _check_stored(recipe, base, say)
+    # What transformers or peft would refuse after the data are prepared is refused before.
+    described = skeleton(base, rope_scaling=recipe.model.rope_scaling, head=recipe.model.head)
+    if recipe.adapter.method != "full":
+        check_targets(described, recipe.adapter)
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        raise ModelError(
+            f"{base.folder}: its config.json gives max_position_embeddings {positions!r}; expected a whole number."
+        )
     if recipe.data.max_length_tokens > positions:
         raise ModelError(
             f"data.max_length_tokens is {recipe.data.max_length_tokens}, but this base has {positions} positions. "
@@ -96,6 +110,23 @@ def build_inputs(
     return Inputs(base, tokenizer, data, precision, frozenset(allow_code), rules)
 
 
+def _check_stored(recipe: Recipe, base: Base, say: Say | None) -> None:
+    """Raises ModelError where the base's weights don't fit its config.json, or can't be trained on as they are stored."""
+    config = read_config(base.folder)
+    if config.get("model_type") in LLAMA_FAMILY:
+        check_weights(base.folder, config, predicts=recipe.model.head is None)
+    stored = check_trainable(config, recipe.adapter.method, base.identity.get("name", str(base.folder)))
+    if stored is None:
+        return
+    if engine_name() not in ("single", "ddp"):
+        raise ModelError(
+            f"model.base {base.identity['name']} is stored quantised ({stored}), and {engine_name()} can't cut up weights "
+            "that are stored so: take the unquantised base with adapter.method: qlora, or --launch ddp."
+        )
+    if say is not None:
+        say(f"the base is stored in {stored} by bitsandbytes: the adapter is trained beside it as it is (QLoRA)")
+
+
 def untrained_tokens(tokenizer: PreTrainedTokenizerFast, rows: int, new_tokens: Collection[str]) -> list[str]:
     """The tokens, by id, that lie beyond an embedding of so many rows and aren't among those that are trained."""
     found = ((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows and token not in new_tokens)
@@ -111,8 +142,10 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     scaling = recipe.model.rope_scaling
     attention = choose_attention(choose_device(), load_config(inputs.base, scaling), recipe.data.max_length_tokens)
     with sharded_while_loading(inputs.precision.name):
-        quantize, head = method == "qlora", recipe.model.head
-        model = load_model(inputs.base, dtype=dtype, quantize=quantize, rope_scaling=scaling, attention=attention, head=head)
+        quantization, head = NF4_DOUBLE if method == "qlora" else None, recipe.model.head
+        model = load_model(
+            inputs.base, dtype=dtype, quantization=quantization, rope_scaling=scaling, attention=attention, head=head
+        )
         grow_embeddings(model, len(inputs.tokenizer))
         if head is not None:
             model.config.pad_token_id = pad_token_id(inputs.tokenizer)  # transformers reads the last token that is none
@@ -130,7 +163,7 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     if recipe.train.activation_checkpointing:
         checkpoint_activations(trained, recipe.train.activation_checkpointing_every_layers)
     # Engines that cut weights up put them where they belong by themselves.
-    if method != "qlora" and engine_name() in ("single", "ddp"):
+    if not is_quantized(model) and engine_name() in ("single", "ddp"):
         trained = trained.to(choose_device())
     return trained
 

@@ -1,7 +1,6 @@
-"""Training checkpoints: whole or not there.
+"""Training checkpoints, as they are written and kept: whole or not there.
 
-The Trainer writes a checkpoint under its final name, file by file. A marker with the hash of each file is written last; a
-folder without it, or whose files differ from it, is never loaded.
+The Trainer writes a checkpoint under its final name, file by file; the marker (finetune.runs.checkpoint) is written last.
 """
 
 import errno
@@ -10,28 +9,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from finetune.errors import CheckpointError, TrainingError
-from finetune.model.checkpoint import file_sha256
+from finetune.model.hashes import file_sha256
+from finetune.runs.checkpoint import MARKER, PREFIX, complete_checkpoints, read_marker, verify_checkpoint
 from finetune.runs.folder import sync_files, write_text
 from finetune.train.trust import is_signed, sign
 
-MARKER = "complete.json"
-PREFIX = "checkpoint-"
 FULL_DISK_BYTES = 1_000_000
 """Writing that fails with less than this left failed for lack of room: torch names no reason."""
-
-
-def step_of(checkpoint: Path) -> int:
-    """The optimizer step after which a checkpoint was taken."""
-    return int(checkpoint.name.removeprefix(PREFIX))
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints that have their marker, oldest first."""
-    found = [path.parent for path in folder.glob(f"{PREFIX}*/{MARKER}")]
-    return sorted(found, key=step_of)
 
 
 def mark_complete(checkpoint: Path) -> None:
@@ -49,33 +35,10 @@ def _text_of(checkpoint: Path, hashes: dict[str, str]) -> str:
     return json.dumps([checkpoint.name, hashes], sort_keys=True)
 
 
-def _read_marker(checkpoint: Path) -> dict[str, Any]:
-    try:
-        marker = json.loads((checkpoint / MARKER).read_text())
-        if "files" not in marker:  # as it was written before checkpoints were signed
-            marker = {"files": marker, "signature": ""}
-        return {"files": dict(marker["files"]), "signature": str(marker["signature"])}
-    except (OSError, KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{checkpoint} is not a whole checkpoint: its marker {MARKER} is absent or damaged.") from None
-
-
 def is_foreign(checkpoint: Path) -> bool:
     """Whether somebody else wrote the checkpoint. Raises CheckpointError where its marker is absent or damaged."""
-    marker = _read_marker(checkpoint)
+    marker = read_marker(checkpoint)
     return not is_signed(_text_of(checkpoint, marker["files"]), marker["signature"])
-
-
-def verify_checkpoint(checkpoint: Path) -> None:
-    """Raises CheckpointError unless each file of the checkpoint is there, with the content that was written, and no other."""
-    hashes = _read_marker(checkpoint)["files"]
-    there = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_symlink() or not path.is_dir()}
-    strange = sorted(there - hashes.keys() - {MARKER})
-    if strange:
-        raise CheckpointError(f"{checkpoint / strange[0]} was not written with this checkpoint ({len(strange)} such files).")
-    for name, expected in hashes.items():
-        path = checkpoint / name
-        if not path.is_file() or file_sha256(path) != expected:
-            raise CheckpointError(f"{path} is absent or differs from what was saved.")
 
 
 def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:

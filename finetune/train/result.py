@@ -12,10 +12,10 @@ from finetune.evaluate.tables import as_dict, predictions
 from finetune.model.adapter import count_parameters, save_adapter
 from finetune.recipe.lock import Lock
 from finetune.recipe.secrets import scrubbed_values
+from finetune.runs.checkpoint import PREFIX, complete_checkpoints
 from finetune.runs.compare import FINAL
 from finetune.runs.folder import ADAPTER_NOTES, RunFolder, finite_or_null, sync_files, whole_entries, write_entries, write_text
 from finetune.train.build import Inputs
-from finetune.train.checkpoints import PREFIX, complete_checkpoints
 from finetune.train.group import Group
 from finetune.train.memory import peak_memory_bytes
 from finetune.train.shards import whole_weights

@@ -20,8 +20,9 @@ from data_prep.documents import Document
 from finetune.errors import TrainingError
 from finetune.model.batch import loss_weight, token_count
 from finetune.model.loss import IGNORED
+from finetune.runs.checkpoint import MARKER, PREFIX
 from finetune.train.batches import Feed, evaluation_batches
-from finetune.train.checkpoints import MARKER, PREFIX, gone_if_disk_is_full, keep_newest, mark_complete
+from finetune.train.checkpoints import gone_if_disk_is_full, keep_newest, mark_complete
 from finetune.train.group import Group
 
 COUNTERS = "counters.json"

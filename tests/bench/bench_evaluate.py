@@ -21,6 +21,7 @@ from finetune.evaluate.loading import load_ready
 from finetune.evaluate.losses import document_losses
 from finetune.model.precision import choose_precision
 from finetune.recipe.load import load_recipe
+from finetune.runs.target import Target
 
 LABELS = ("positive", "negative", "neutral", "no opinion at all")
 BATCH, NEW_TOKENS, ROUNDS = 32, 64, 2
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=60, help="how many orders")
     arguments = parser.parse_args()
     recipe = load_recipe("quickstart", [f"data.evaluation.sources.0.rows={arguments.rows}"]).recipe
-    model, tokenizer = load_ready(recipe.model, None, dtype=choose_precision("auto").dtype)
+    model, tokenizer = load_ready(Target(recipe.model, None, recipe, "the base"), dtype=choose_precision("auto").dtype)
     questions = questions_of(prepare_data(recipe, tokenizer).evaluation_rows, tokenizer)
     prompts = [question.prompt_ids for question in questions]
     placed = [(question.place, question.example) for question in questions]

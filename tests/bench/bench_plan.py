@@ -58,7 +58,7 @@ def main() -> None:
 def predict(overrides: tuple[str, ...], engine: str | None) -> Memory:
     """The plan's memory of a process on the CPU."""
     recipe = load_recipe("quickstart", [*COMMON, *overrides]).recipe
-    shape = read_shape(read_config(find_description(recipe.model)))
+    shape = read_shape(read_config(find_description(recipe.model)[0]))
     trained, processes = count_trainable(shape, recipe.adapter), 1 if engine is None else 2
     job = job_of(
         recipe, shape, load_of(recipe), trained, recipe.train.precision, gpus=processes, device="cpu", engine=engine or "single"

@@ -107,9 +107,9 @@ def plain_model(recipe: Recipe, dtype: torch.dtype) -> Any:
     """peft on transformers' own model; packs by transformers' own mask."""
     from transformers import AutoModelForCausalLM
 
-    from finetune.model.quantize import keep_differentiable, nf4_config
+    from finetune.model.quantize import bitsandbytes_config, keep_differentiable
 
-    options: dict[str, Any] = {"quantization_config": nf4_config(dtype)} if recipe.adapter.method == "qlora" else {}
+    options: dict[str, Any] = {"quantization_config": bitsandbytes_config(dtype)} if recipe.adapter.method == "qlora" else {}
     base = AutoModelForCausalLM.from_pretrained(recipe.model.base, dtype=dtype, attn_implementation="sdpa", **options)
     if options:
         keep_differentiable(base)

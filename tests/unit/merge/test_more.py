@@ -139,7 +139,7 @@ def test_the_dequantised_base_is_the_one_that_bitsandbytes_computes_with(qlora: 
 
     base = resolve_base(qlora.model)
     rounded = Nf4Weights(StoredWeights.of_folder(base.folder))
-    quantized = load_model(base, dtype=torch.float32, quantize=True)
+    quantized = load_model(base, dtype=torch.float32, quantization="nf4-double")
     for name, module in quantized.named_modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None:

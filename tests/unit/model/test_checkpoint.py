@@ -33,7 +33,7 @@ def test_a_folder_is_identified_by_its_content(tiny_base: Path, tmp_path: Path) 
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), "architecture 'gpt2'"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "no .safetensors file"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "holds no model.safetensors"),
     ],
 )
 def test_a_damaged_folder_is_refused(tmp_path: Path, change: object, message: str) -> None:

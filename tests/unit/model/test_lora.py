@@ -148,7 +148,7 @@ def test_nf4_bases(tiny_base: Path) -> None:
     results = []
     for fuse in (True, False):
         base = Base(tiny_base, {"kind": "folder", "name": "tiny"})
-        model = load_model(base, dtype=torch.float32, quantize=True)
+        model = load_model(base, dtype=torch.float32, quantization="nf4-double")
         torch.manual_seed(0)
         config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
         adapter = get_peft_model(model, config).train()

@@ -15,7 +15,7 @@ pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
 
 def gradients(base: Path, *, evaluate_first: bool) -> dict[str, torch.Tensor]:
-    model = load_model(Base(base, {}), dtype=torch.bfloat16, quantize=True)
+    model = load_model(Base(base, {}), dtype=torch.bfloat16, quantization="nf4-double")
     install_supervised_loss(model)
     torch.manual_seed(0)
     adapted = attach(model, AdapterSection(method="qlora", rank=4))
@@ -37,7 +37,7 @@ def test_the_base_is_in_four_bits(tiny_base: Path) -> None:
     from bitsandbytes.nn import Linear4bit
 
     plain = load_model(Base(tiny_base, {}), dtype=torch.bfloat16)
-    model = load_model(Base(tiny_base, {}), dtype=torch.bfloat16, quantize=True)
+    model = load_model(Base(tiny_base, {}), dtype=torch.bfloat16, quantization="nf4-double")
     layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
     assert len(layers) == 14
     assert all(layer.weight.quant_type == "nf4" and layer.weight.quant_state.nested for layer in layers)

@@ -31,6 +31,7 @@ def test_a_run_names_the_commit_that_was_trained_on(tmp_path: Path) -> None:
 
 def test_an_adapter_folder_names_base_and_revision(tmp_path: Path, tiny_base: Path) -> None:
     """A plain peft folder is resolved by its own config: a hub id with its revision, or a folder."""
+    (tmp_path / "adapter_model.safetensors").touch()
     for base, revision in (("owner/name", "abc"), (str(tiny_base), None)):
         config = {"base_model_name_or_path": base, "revision": revision}
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
@@ -42,6 +43,7 @@ def test_an_adapter_folder_names_base_and_revision(tmp_path: Path, tiny_base: Pa
 def test_a_damaged_adapter_config_is_one_message(tmp_path: Path, text: str) -> None:
     """Broken JSON and a missing base are named with their file."""
     (tmp_path / "adapter_config.json").write_text(text)
+    (tmp_path / "adapter_model.safetensors").touch()
     with pytest.raises(ModelError, match=r"adapter_config\.json"):
         resolve_target(str(tmp_path))
 

@@ -1,0 +1,99 @@
+"""What is gone by in the config.json of a LLaMA-family model, and its bounds: checked before anything is built from it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from finetune.errors import ModelError
+
+MOST_LAYERS = 2_000
+"""Each is a Python object, and a dozen names: the deepest known have 126."""
+
+LARGEST_SIZE = 10_000_000
+"""Of a width or a vocabulary: the largest known have 53,248 and 256,000."""
+
+DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
+
+ABSENT: dict[str, dict[str, int]] = {
+    "mistral": {"num_key_value_heads": 8},
+    "qwen2": {"num_key_value_heads": 32},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+}
+"""What transformers takes where a file says nothing, and a LLaMA's would be something else."""
+
+Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
+
+
+class ConfigFile(BaseModel):
+    """The sizes and settings, as config.json has them; other keys are the model's own."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model_type: str
+    architectures: list[str] | None = None
+    num_hidden_layers: Annotated[int, Field(ge=1, le=MOST_LAYERS)]
+    hidden_size: Size
+    intermediate_size: Size
+    num_attention_heads: Size
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    vocab_size: Size
+    max_position_embeddings: Annotated[int, Field(ge=1)] | None = None
+    tie_word_embeddings: bool | None = None
+    attention_bias: bool | None = None
+    mlp_bias: bool | None = None
+    rms_norm_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    rope_theta: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    dtype: str | None = None
+    torch_dtype: str | None = None
+    quantization_config: dict[str, Any] | None = None
+
+    @field_validator("dtype", "torch_dtype")
+    @classmethod
+    def _is_a_type(cls, value: str | None) -> str | None:
+        if value is not None and value.removeprefix("torch.") not in DTYPES:
+            raise ValueError(f"expected one of {', '.join(DTYPES)}")
+        return value
+
+    @field_validator("rope_scaling", "rope_parameters")
+    @classmethod
+    def _is_rope(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        found = value or {}
+        for key in ("rope_type", "type"):
+            if not isinstance(found.get(key, ""), str | None):
+                raise ValueError(f"{key} is {found[key]!r}, expected a text")
+        theta = found.get("rope_theta")
+        if theta is not None and (isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < 1e30):
+            raise ValueError(f"rope_theta is {theta!r}, expected a number above 0")
+        return value
+
+
+def check_config(config: dict[str, Any], path: Path | str = "config.json") -> ConfigFile:
+    """The checked values of a config.json. Raises ModelError where one is absent, of another type or out of bounds."""
+    kind = config.get("model_type")
+    absent = ABSENT.get(kind, {}) if isinstance(kind, str) else {}
+    try:
+        found = ConfigFile.model_validate(absent | config)
+    except ValidationError as error:
+        raise ModelError(f"{path}: {_first(error)}.") from None
+    heads, groups = found.num_attention_heads, found.num_key_value_heads or found.num_attention_heads
+    if heads % groups:
+        raise ModelError(f"{path}: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}.")
+    if found.head_dim is None and found.hidden_size % heads:
+        raise ModelError(f"{path}: hidden_size {found.hidden_size} is no multiple of num_attention_heads {heads}.")
+    return found
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong, in words."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"{key} is absent; transformers writes it"
+    value = repr(first["input"])
+    reason = first["msg"].removeprefix("Value error, ").replace("Input should", "it should", 1)
+    more = f" ({error.error_count()} such values in all)" if error.error_count() > 1 else ""
+    return f"{key} is {value if len(value) <= 60 else value[:57] + '...'}: it {reason}{more}"
