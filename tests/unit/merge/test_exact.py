@@ -165,9 +165,9 @@ def test_what_takes_a_part_of_the_base_goes_through_peft(tmp_path: Path) -> None
         (lambda base: (base / "model-00002-of-00002.safetensors").unlink(), "lacks model-00002"),
         (lambda base: _cut(base / "model-00001-of-00002.safetensors", 100), "truncated"),
         (lambda base: _flip(base / "model-00001-of-00002.safetensors", 9), "damaged"),
-        (lambda base: shutil.copyfile(base / "model-00001-of-00002.safetensors", base / "model.safetensors"), "both hold"),
+        (lambda base: shutil.copyfile(base / "model-00001-of-00002.safetensors", base / "model.safetensors"), "describes"),
     ],
-    ids=["absent", "truncated", "flipped header", "twice"],
+    ids=["absent", "truncated", "flipped header", "a part under the name of the whole"],
 )
 def test_a_damaged_base_is_refused(spoil: Any, expected: str, tmp_path: Path) -> None:
     """One clear error that names the file, and nothing left."""

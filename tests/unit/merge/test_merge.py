@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from data_prep.tokenizer import load_tokenizer
 from finetune.cli.merge import merge as merge_command
-from finetune.errors import CheckFailed, MergeError
+from finetune.errors import CheckFailed, MergeError, ModelError
 from finetune.merge import output as output_folder
 from finetune.merge import stream
 from finetune.merge.merge import merge
@@ -351,6 +351,6 @@ def test_a_base_that_changed_since_training_is_refused(tiny_base: Path, tmp_path
     """A run's adapter isn't merged into a base folder whose content isn't the lock's any more."""
     target = make_adapter(tiny_base, tmp_path / "adapter")
     changed = Target(target.model, target.adapter, None, "run x", base_sha256="0" * 64)
-    with pytest.raises(MergeError, match="is not what run x was trained on"):
+    with pytest.raises(ModelError, match="is not what run x was trained on: its SHA-256 was 0000"):
         merge(changed, tmp_path / "out")
     assert not (tmp_path / "out").exists()

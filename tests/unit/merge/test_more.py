@@ -127,19 +127,21 @@ def test_the_base_of_a_qlora_adapter_is_measured(qlora: Target, tmp_path: Path) 
     forced = merge(qlora, tmp_path / "forced", qlora_base="16bit")
     assert forced.qlora is not None
     assert (forced.qlora.taken, forced.qlora.forced) == ("16bit", True)
-    with pytest.raises(MergeError, match="not trained on an NF4 base"):
-        merge(Target(qlora.model, qlora.adapter, None, "x"), tmp_path / "other", qlora_base="nf4")
+    plain = Target(qlora.model, qlora.adapter, None, "x", method="lora")
+    with pytest.raises(MergeError, match="trained on a base in 16 bit, not in NF4"):
+        merge(plain, tmp_path / "other", qlora_base="nf4")
 
 
-def test_the_dequantised_base_is_the_one_that_bitsandbytes_computes_with(qlora: Target) -> None:
+@pytest.mark.parametrize("quantization", ["nf4", "nf4-double"])
+def test_the_dequantised_base_is_the_one_that_bitsandbytes_computes_with(qlora: Target, quantization: str) -> None:
     """Its linear layers have the values that a model loaded in NF4 multiplies with; head and embedding are the stored ones."""
     from bitsandbytes.functional import dequantize_4bit
 
     from finetune.model.load import load_model
 
     base = resolve_base(qlora.model)
-    rounded = Nf4Weights(StoredWeights.of_folder(base.folder))
-    quantized = load_model(base, dtype=torch.float32, quantization="nf4-double")
+    rounded = Nf4Weights(StoredWeights.of_folder(base.folder), quantization)
+    quantized = load_model(base, dtype=torch.float32, quantization=quantization)
     for name, module in quantized.named_modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None:

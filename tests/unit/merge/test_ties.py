@@ -194,7 +194,6 @@ def test_an_adapter_that_contradicts_itself_is_one_message(
         ("generation_config.json", "[1]", "expected an object"),
         ("generation_config.json", "{", "is damaged"),
         ("config.json", None, "describes"),
-        ("model.safetensors.index.json", "{}", "is damaged"),
     ],
 )
 def test_a_base_whose_files_do_not_fit_is_one_message(
