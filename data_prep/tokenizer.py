@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from data_prep.chat_templates import DEFAULT_DATE, Rendering, adds_bos, read_template, templates_of
 from data_prep.config import PREPARATION
-from data_prep.errors import DataError
+from data_prep.errors import DataError, library_refusals
+from data_prep.files import is_git_lfs_pointer
 from data_prep.messages import Message
 from data_prep.render import render
+from data_prep.sentencepiece_model import MODEL, converted_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -62,19 +64,28 @@ def _begin_with_bos(tokenizer: "PreTrainedTokenizerFast") -> None:
 
 
 def _load(folder: Path) -> "PreTrainedTokenizerFast":
-    if not (folder / "tokenizer.json").is_file():
+    if (folder / "tokenizer.json").is_file():
+        if is_git_lfs_pointer(folder / "tokenizer.json"):
+            raise DataError(f"{folder / 'tokenizer.json'} is a Git LFS pointer: run `git lfs pull`, or download it again.")
+        return _read(folder, folder)
+    if not (folder / MODEL).is_file():
         raise DataError(
-            f"{folder} has no tokenizer.json; a fast tokenizer is needed. A tokenizer.model can be converted once with "
-            "transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            f"{folder} has no tokenizer.json, and no {MODEL} either, from which one could be made: copy the tokenizer's files "
+            "there."
         )
+    with converted_folder(folder) as made:
+        return _read(made, folder)
+
+
+def _read(made: Path, folder: Path) -> "PreTrainedTokenizerFast":
+    """The tokenizer in `made`, of the model in `folder`."""
     # AutoTokenizer would import torch, which costs seconds.
     from transformers import PreTrainedTokenizerFast
 
-    try:
-        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(os.fspath(folder), local_files_only=True)
-        return tokenizer
-    except Exception as error:
-        raise DataError(f"the tokenizer in {folder} can't be loaded: {error}") from error
+    with library_refusals(f"the tokenizer in {folder} can't be loaded"):
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(os.fspath(made), local_files_only=True)
+    tokenizer.name_or_path = os.fspath(folder)
+    return tokenizer
 
 
 def _follow_add_bos_token(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:

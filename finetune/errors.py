@@ -1,8 +1,9 @@
 """Every error that is the user's to mend: the command line prints its text, without a traceback, and exits 2."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+
+from data_prep.errors import library_refusals as refusals
 
 
 class FinetuneError(Exception):
@@ -72,35 +73,6 @@ class CheckFailed(FinetuneError):
     exit_code = 3
 
 
-LONGEST_REASON = 400
-"""Characters of a library's own words in a message."""
-
-
-@contextmanager
-def library_refusals(what: str, kind: type[FinetuneError] = ModelError) -> Iterator[None]:
-    """Around one call of a library on a file of the user's: whatever it raises becomes one error, `what`: REASON.
-
-    Libraries have no class of their own for a file that is wrong: a strange value ends in a KeyError, a TypeError, a
-    ZeroDivisionError, a RecursionError, a panic of Rust. So this is never put around code of ours. What is about memory is
-    passed on.
-    """
-    try:
-        yield
-    except (FinetuneError, MemoryError):
-        raise
-    except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
-            raise
-        raise kind(f"{what}: {_reason(error)}") from error
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise kind(f"{what}: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """A library's words on one line; the class goes first where the text alone says nothing."""
-    text = " ".join(str(error).split())
-    if len(text.split()) < 4:
-        text = f"{type(error).__name__} {text}".strip()
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
+def library_refusals(what: str, kind: type[FinetuneError] = ModelError) -> AbstractContextManager[None]:
+    """Around one call of a library on a file of the user's: see data_prep.errors.library_refusals."""
+    return refusals(what, kind)

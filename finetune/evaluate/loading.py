@@ -45,6 +45,10 @@ class Model(Protocol):
         """Where the base's name is written."""
 
     @property
+    def preparation(self) -> int:
+        """The version of the way from rows to tokens that it was trained with."""
+
+    @property
     def tokenizer(self) -> ModelSection | None:
         """Whose tokenizer belongs to weights that were saved without one."""
 
@@ -101,7 +105,8 @@ def load_ready(target: Model, *, dtype: torch.dtype) -> tuple[PreTrainedModel, P
     """Model and tokenizer on the device, to generate with. Raises ModelError or DataError where a part can't be loaded."""
     base = unchanged_base(target)
     whose = target.tokenizer
-    tokenizer = tokenizer_for(whose or target.model, target.adapter, base.folder if whose is None else tokenizer_folder(whose))
+    folder = base.folder if whose is None else tokenizer_folder(whose)
+    tokenizer = tokenizer_for(whose or target.model, target.adapter, folder, preparation=target.preparation)
     loaded = load_adapted(
         base, target.model, target.adapter, vocabulary=len(tokenizer), dtype=dtype, quantization=target.quantization
     )

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from finetune.errors import MergeError
 from finetune.merge.tensors import StoredWeights
 from finetune.merge.updates import parts_of
+from finetune.model.adapter_file import check_adapter_config
 from finetune.model.folder import ADAPTER_WEIGHTS, read_adapter_config
 from finetune.recipe.heads import ABSENT_MODULE, CLASSIFIES
 
@@ -112,6 +113,7 @@ class Adapter:
     def parts(self) -> dict[str, dict[str, str]]:
         """Module -> part -> name in the file. Raises MergeError where config and file contradict each other."""
         found = parts_of(self.weights)
+        check_adapter_config(self.config, found, self.folder)
         self._refuse_contradictions(found)
         return found
 

@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from finetune.errors import MergeError
+from finetune.errors import MergeError, library_refusals
 from finetune.evaluate.data import tokenizer_for
 from finetune.evaluate.loading import unchanged_base
 from finetune.merge.adapted import Updates
@@ -29,6 +29,7 @@ from finetune.merge.output import refuse_existing, unfinished
 from finetune.merge.target import choose_target
 from finetune.merge.tensors import StoredWeights
 from finetune.merge.verify import quiet_peft
+from finetune.model.adapter_file import check_adapter_config
 from finetune.model.config import load_config
 from finetune.model.folder import read_adapter_config
 from finetune.runs.folder import ADAPTER_NOTES
@@ -156,11 +157,14 @@ def _load(config: PretrainedConfig, folders: Sequence[Path]) -> PeftModel:
     """All adapters on a base without weights: only its layers' sizes are needed, and one zero stands for each weight."""
     maker: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        plain = maker.from_config(config)
+        plain = maker.from_config(config, trust_remote_code=False)
     for name, parameter in list(plain.named_parameters(remove_duplicate=False)):
         path, _, leaf = name.rpartition(".")
         setattr(plain.get_submodule(path), leaf, nn.Parameter(torch.zeros(1).expand(parameter.shape), requires_grad=False))
-    with quiet_peft():
+    modules = [name for name, _ in plain.named_modules()]
+    for folder in folders:
+        check_adapter_config(read_adapter_config(folder), modules, folder)
+    with quiet_peft(), library_refusals("peft can't load these adapters side by side", MergeError):
         model = PeftModel.from_pretrained(plain, str(folders[0]), adapter_name=_name(0))
         for index, folder in enumerate(folders[1:], start=1):
             model.load_adapter(str(folder), adapter_name=_name(index))

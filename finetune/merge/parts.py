@@ -126,7 +126,8 @@ def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> Parts
 
 def _common_tokenizer(target: Target, adapters: Sequence[Adapter], base: Base) -> PreTrainedTokenizerFast:
     """The one of the last adapter that knows all tokens. Raises MergeError where the adapters' tokens contradict each other."""
-    found = [tokenizer_for(target.model, adapter.folder, base.folder) for adapter in adapters]
+    rules = target.preparation
+    found = [tokenizer_for(target.model, adapter.folder, base.folder, preparation=rules) for adapter in adapters]
     largest = max(reversed(found), key=len)
     known = largest.get_vocab()
     for tokenizer, adapter in zip(found, adapters, strict=True):

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from data_prep.config import HeadSection
+from data_prep.config import PREPARATION, HeadSection
 from finetune.errors import CheckpointError, FinetuneError, ModelError
 from finetune.model.folder import (
     ADAPTER_CONFIG,
@@ -59,6 +59,8 @@ class Target:
     """How the base that the adapter was trained on is stored quantised; None where it isn't, or nothing says so."""
     tokenizer: ModelSection | None = None
     """Whose tokenizer belongs to weights that were saved without one."""
+    preparation: int = PREPARATION
+    """The version of the way from rows to tokens that the run was trained with."""
     trained_from: "Target | None" = None
     """Of a model whose weights were all trained: its base."""
 
@@ -196,6 +198,7 @@ def _of_run(folder: RunFolder, lock: Lock, adapter: Path | None, description: st
         _folder_sha256(lock.base),
         named_in=f"the lock of run {folder.name}",
         stored=lock.base.get("quantization"),
+        preparation=lock.rules.preparation,
         **more,
     )
 
@@ -205,7 +208,8 @@ def _all_weights(folder: RunFolder, lock: Lock, weights: Path, description: str,
     then = lock.recipe.model
     model = ModelSection(base=str(weights), date_string=then.date_string, allow_untested=then.allow_untested, head=then.head)
     origin = _of_run(folder, lock, None, f"the base of {description}")
-    return Target(model, None, lock.recipe, description, trained_from=origin, **more)
+    preparation = lock.rules.preparation
+    return Target(model, None, lock.recipe, description, preparation=preparation, trained_from=origin, **more)
 
 
 def _checkpoint_target(run: RunFolder, checkpoint: Path) -> Target:

@@ -19,7 +19,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "quickstart": EVERYTHING,
     "selftest": EVERYTHING,
     "__main__": frozenset({"cli"}),
-    "errors": frozenset(),
+    "errors": frozenset({"data_prep.errors"}),
     "recipe": frozenset({"data_prep.config", "data_prep.files"}),
     "model": frozenset({"recipe", "data_prep.config", "data_prep.files"}),
     "runs": frozenset({"recipe", "model", "data_prep.config"}),

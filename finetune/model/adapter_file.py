@@ -1,0 +1,80 @@
+"""What an adapter_config.json may ask of peft: sizes with a bound, and regular expressions that come to an end.
+
+peft builds matrices of the sizes, and matches the expressions against each module's name with Python's `re`, which can take
+years over a short one and can't be interrupted. So they are tried first, in a process that is ended when it takes too long.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import ModelError
+from finetune.model.folder import ADAPTER_CONFIG
+
+LARGEST_SIZE = 65_536
+SIZES = ("r", "rank", "num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers", "adapter_len", "adapter_layers")
+"""Keys of peft's kinds of adapters that say how large a matrix is."""
+
+PLAIN = re.compile(r"[\w.]*")
+"""Names, whose matching takes no time to speak of."""
+
+LIMIT_SECONDS = 10
+TRIED = "import json, re, sys; p, n = json.load(sys.stdin); [re.match(a, b) for a in p for b in n]"
+
+
+def check_adapter_config(config: dict[str, Any], modules: Iterable[str], folder: Path) -> None:
+    """Raises ModelError for a size out of bounds, and for an expression that is none or takes too long on these names."""
+    path = folder / ADAPTER_CONFIG
+    pattern = config.get("rank_pattern")
+    sizes = {key: config.get(key) for key in SIZES} | (pattern if isinstance(pattern, dict) else {})
+    for key, value in sizes.items():
+        if isinstance(value, int) and value > LARGEST_SIZE:
+            raise ModelError(f"{path}: {key} is {value:,}; expected at most {LARGEST_SIZE:,}.")
+    patterns = {name: written for name, written in _patterns(config).items() if not PLAIN.fullmatch(written)}
+    if not patterns:
+        return
+    for written in patterns.values():
+        try:
+            re.compile(written)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ModelError(f"{path}: {written!r} is no regular expression: {error}.") from None
+    words = json.dumps([list(patterns), list(modules)])
+    try:
+        subprocess.run(
+            [sys.executable, "-I", "-c", TRIED], input=words, text=True, check=True, capture_output=True, timeout=LIMIT_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelError(
+            f"{path}: a regular expression takes more than {LIMIT_SECONDS} s on this base's module names, of "
+            f"{', '.join(repr(written[:80]) for written in patterns.values())}: name the modules one by one."
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise ModelError(f"{path}: its regular expressions can't be used: {error.stderr.splitlines()[-1:]}.") from None
+
+
+def _patterns(config: dict[str, Any]) -> dict[str, str]:
+    """Expressions as peft composes them -> as they are written."""
+    found = {}
+    for key in ("target_modules", "exclude_modules", "feedforward_modules"):
+        for written in _texts(config.get(key), lists=False):
+            found[f"(?:{written})\\Z"] = written
+    for key in ("rank_pattern", "alpha_pattern"):
+        value = config.get(key)
+        for written in value if isinstance(value, dict) else ():
+            found[rf"(.*\.)?({written})$"] = written
+    for written in _texts(config.get("modules_to_save")):
+        found[rf"(^|.*\.){written}($|\..*)"] = written
+    for written in _texts(config.get("layers_pattern")):
+        found[rf"(?:^|.*?\.){written}\.(?P<idx>\d+)\."] = written
+    return found
+
+
+def _texts(value: Any, *, lists: bool = True) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list) and lists:
+        yield from (item for item in value if isinstance(item, str))
