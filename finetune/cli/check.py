@@ -32,6 +32,7 @@ def check(
         from finetune.launch.check import check_launch, plan_launch
 
         check_launch(plan_launch(launch, processes=processes), loaded.recipe)
+    _check_local_base(loaded)
     found = _deep(loaded, allowed_code(allow_code)) if deep else []
     if json_output:
         deep_part = {"deep": found} if deep else {}
@@ -45,6 +46,21 @@ def check(
         out(f"# {line}")
     written = sum(origin != "default" for origin in loaded.origins.values())
     out(f"# ok: {recipe} is valid; {written} values written, {len(loaded.origins) - written} defaults")
+
+
+def _check_local_base(loaded: "LoadedRecipe") -> None:
+    """What can be known of a base whose folder is here, from its config.json and headers. Raises ModelError."""
+    from pathlib import Path
+
+    recipe = loaded.recipe
+    if not isinstance(recipe.model.base, str) or not Path(recipe.model.base).is_absolute():
+        return
+    from finetune.model.checkpoint import resolve_base
+    from finetune.model.folder import read_config
+    from finetune.model.quantization import check_trainable
+
+    folder = resolve_base(recipe.model).folder
+    check_trainable(read_config(folder), recipe.adapter.method, str(folder))
 
 
 def _deep(loaded: "LoadedRecipe", allow_code: frozenset[str]) -> list[str]:

@@ -23,7 +23,7 @@ from finetune.model.folder import ADAPTER_WEIGHTS
 from finetune.model.hashes import file_sha256
 from finetune.model.inspect import read_stored
 from finetune.model.quantization import NF4_DOUBLE
-from finetune.runs.folder import LOCK
+from finetune.recipe.paths import LOCK
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:

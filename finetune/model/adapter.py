@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from finetune.errors import ModelError, library_refusals
 from finetune.model.adapter_file import check_adapter_config
 from finetune.model.folder import read_adapter_config
+from finetune.model.hub import adapter_snapshot, is_hub_id
 from finetune.recipe.schema.adapter import AdapterSection
 
 
@@ -74,7 +75,7 @@ def check_targets(model: nn.Module, section: AdapterSection) -> None:
 
 def continue_adapter(model: PreTrainedModel, section: AdapterSection) -> PeftModel:
     """The base with an existing adapter, to be trained on. Raises ModelError where its shape isn't the recipe's."""
-    folder = Path(str(section.continue_from))
+    folder = continued_folder(section)
     found = read_adapter_config(folder)
     wanted = {"r": section.rank, "lora_alpha": section.alpha, "use_rslora": section.use_rslora, "use_dora": section.use_dora}
     for key, value in wanted.items():
@@ -87,6 +88,14 @@ def continue_adapter(model: PreTrainedModel, section: AdapterSection) -> PeftMod
     if held != targets:
         raise ModelError(f"adapter.continue_from: {folder} has targets {sorted(held)}, the recipe {sorted(targets)}.")
     return trained_in_float32(load_adapter(model, folder, trainable=True))
+
+
+def continued_folder(section: AdapterSection) -> Path:
+    """The folder of the adapter that is continued, fetched where it is on the hub. Raises ModelError where it can't be had."""
+    name = str(section.continue_from)
+    if Path(name).is_absolute() or not is_hub_id(name):
+        return Path(name)
+    return adapter_snapshot(name, named_in="adapter.continue_from")
 
 
 def linear_names(model: PreTrainedModel) -> set[str]:

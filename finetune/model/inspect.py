@@ -13,6 +13,7 @@ from finetune.errors import ModelError
 from finetune.model.config_file import check_config
 from finetune.model.folder import read_config, read_header, weight_files
 from finetune.model.hub import description_of, is_hub_id
+from finetune.model.quantization import stored_quantization
 from finetune.recipe.schema.adapter import AdapterSection
 from finetune.recipe.schema.model import ModelSection, RopeScaling
 
@@ -302,6 +303,11 @@ def describe(model: ModelSection, adapter: AdapterSection | None = None) -> dict
     shape, stored = read_shape(config), read_stored(folder, fetched=fetched)
     computed = count_parameters(shape)
     context = context_tokens(config, model.rope_scaling)
+    quantization, origin = stored_quantization(config), "config.json, in closed form"
+    if stored is not None:
+        origin = "config.json and the weights' headers, which agree"
+    if quantization is not None:
+        origin = f"config.json; the weights are stored quantised, {quantization}"
     facts: dict[str, Any] = {
         "base": model.base if isinstance(model.base, str) else model.base.model_dump(exclude_none=True),
         "folder": str(folder),
@@ -313,9 +319,10 @@ def describe(model: ModelSection, adapter: AdapterSection | None = None) -> dict
         "rope": asdict(read_rope(config, model.rope_scaling)),
         "rms_norm_eps": config.get("rms_norm_eps"),
         "parameters": computed,
-        "parameters_from": "config.json and the weights' headers, which agree" if stored else "config.json, in closed form",
+        "parameters_from": origin,
         "stored": asdict(stored) if stored else None,
         "dtype": config.get("dtype") or config.get("torch_dtype"),
+        "quantization": quantization,
     }
     return facts if adapter is None else facts | _trainable_facts(shape, computed, model, adapter)
 

@@ -8,6 +8,7 @@ from finetune.errors import ModelError
 from finetune.launch.matrix import ENGINES, method_of, refusal
 from finetune.model.folder import read_config
 from finetune.model.inspect import Shape, count_parameters, count_trainable, find_description, read_shape
+from finetune.model.quantization import check_trainable
 from finetune.plan.data import Load, load_of
 from finetune.plan.memory import Job, Memory, memory_of
 from finetune.recipe.rules_engines import engine_problem
@@ -97,7 +98,10 @@ def plan(
     if recipe.adapter.use_dora:
         raise ModelError("finetune plan has no formula for DoRA, which keeps copies of weights; plan with use_dora: false.")
     folder, _ = find_description(recipe.model)
-    shape = read_shape(read_config(folder))
+    config = read_config(folder)
+    shape, stored = read_shape(config), check_trainable(config, recipe.adapter.method, recipe.model.name)
+    if stored is not None:
+        recipe = _on_stored(recipe, stored)
     precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
     load, model = load_of(recipe), recipe.model
     trained = count_trainable(shape, recipe.adapter, len(model.new_tokens), model.head_outputs)
@@ -132,6 +136,13 @@ def plan(
         checkpoint_bytes=states * (recipe.train.keep_checkpoints + 1),
         merged_bytes=None if recipe.adapter.method == "full" else 2.0 * count_parameters(shape),
     )
+
+
+def _on_stored(recipe: Recipe, stored: str) -> Recipe:
+    """The recipe on a base that is stored in 4 bit: it is QLoRA. Raises ModelError for 8 bit, which has no formula."""
+    if stored == "int8":
+        raise ModelError(f"finetune plan has no formula for a base stored in {stored}; plan with adapter.method: qlora.")
+    return recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"method": "qlora"})})
 
 
 def job_of(

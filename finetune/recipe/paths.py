@@ -13,6 +13,9 @@ from data_prep.files import problem_with
 from finetune.recipe.tree import Finding, Location, Node, finding_at
 
 # What the hub takes: no name ends in a dot or hyphen or is longer than 96; no two hyphens or dots meet; none ends in .git.
+LOCK = "recipe.lock.yaml"
+"""The file by which a folder is a run."""
+
 HUB_ID = re.compile(r"(?!.*(--|\.\.))(?!.*\.git$)[A-Za-z0-9]([\w.-]{0,94}\w)?/[A-Za-z0-9]([\w.-]{0,94}\w)?", re.ASCII)
 TEMPLATE_NAME = re.compile(r"[A-Za-z][\w-]{0,63}", re.ASCII)
 """What one of a tokenizer's own chat templates may be called."""
@@ -27,8 +30,7 @@ def resolve_paths(tree: Node) -> tuple[Node, list[Finding]]:
     tree = _resolve(tree, ("model", "base", "gguf"), findings, kind="file")
     tree = _resolve_base(tree, findings)
     tree = _resolve_chat_template(tree, findings)
-    tree = _resolve(tree, ("adapter", "continue_from"), findings, kind="adapter folder", holds="adapter_config.json")
-    return tree, findings
+    return _resolve_adapter(tree, findings), findings
 
 
 def _sources(tree: Node) -> Iterator[Location]:
@@ -119,6 +121,21 @@ def _resolve_base(tree: Node, findings: list[Finding]) -> Node:
         expected = f"a hub id (owner/name), a folder (looked at {path}), {{gguf: ...}} or {{wheel: ...}}"
         findings.append(finding_at(node, location, f"got {text!r}, expected {expected}"))
     return tree
+
+
+def _resolve_adapter(tree: Node, findings: list[Finding]) -> Node:
+    """adapter.continue_from: an adapter's folder, a run's, whose adapter is meant, or an adapter of the hub."""
+    location: Location = ("adapter", "continue_from")
+    found = _text(tree, location)
+    if found is None:
+        return tree
+    node, text = found
+    path = absolute(text, node.place.source.folder)
+    if _exists(path / LOCK, folder=False):
+        return _replace(tree, location, str(path / "adapter"))
+    if HUB_ID.fullmatch(text) and not _exists(path, folder=True):
+        return tree
+    return _resolve(tree, location, findings, kind="adapter folder", holds="adapter_config.json")
 
 
 def _resolve_chat_template(tree: Node, findings: list[Finding]) -> Node:

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from finetune.errors import CheckpointError, LaunchError
+from finetune.recipe.paths import LOCK
 from finetune.recipe.secrets import scrubbed_values
 
 logger = logging.getLogger(__name__)
 
-LOCK = "recipe.lock.yaml"
 ADAPTER_NOTES = "finetune.json"
 """In an adapter folder: what peft's own config doesn't say of the base (RoPE scaling, new tokens, NF4), should it be moved."""
 RUNNING = ".running"

@@ -18,12 +18,12 @@ from data_prep.stream import Stream
 from finetune.errors import ModelError
 from finetune.evaluate.data import prepare_data, tokenizer_for
 from finetune.evaluate.rows import read_rows
-from finetune.model.adapter import attach, check_targets, count_parameters, grow_embeddings
+from finetune.model.adapter import attach, check_targets, continued_folder, count_parameters, grow_embeddings
 from finetune.model.attention import choose_attention
 from finetune.model.checkpoint import LLAMA_FAMILY, Base, resolve_base
 from finetune.model.classify import install_head_loss
 from finetune.model.config import load_config
-from finetune.model.folder import read_config
+from finetune.model.folder import read_adapter_config, read_config, read_json
 from finetune.model.fuse import install_fast_path
 from finetune.model.inspect import check_weights
 from finetune.model.load import load_model, skeleton
@@ -36,6 +36,7 @@ from finetune.model.zero import sharded_while_loading
 from finetune.recipe.lock import CURRENT_RULES, Rules
 from finetune.recipe.rules_engines import engine_problem
 from finetune.recipe.schema import Recipe
+from finetune.runs.folder import ADAPTER_NOTES
 from finetune.train.arguments import ceil_product, optimizer_name, training_arguments
 from finetune.train.batches import Batching, Feed, StreamFeed, TableFeed
 from finetune.train.group import engine_name, holds_shares, this_group
@@ -88,6 +89,8 @@ def build_inputs(
     described = skeleton(base, rope_scaling=recipe.model.rope_scaling, head=recipe.model.head)
     if recipe.adapter.method != "full":
         check_targets(described, recipe.adapter)
+    if recipe.adapter.continue_from is not None:
+        _check_continued(recipe, base, say)
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int):
         raise ModelError(
@@ -125,6 +128,20 @@ def _check_stored(recipe: Recipe, base: Base, say: Say | None) -> None:
         )
     if say is not None:
         say(f"the base is stored in {stored} by bitsandbytes: the adapter is trained beside it as it is (QLoRA)")
+
+
+def _check_continued(recipe: Recipe, base: Base, say: Say | None) -> None:
+    """Say where the adapter that is continued was trained on another base. Raises ModelError where there is no adapter."""
+    folder = continued_folder(recipe.adapter)
+    read_adapter_config(folder)
+    if not (folder / ADAPTER_NOTES).is_file() or say is None:
+        return
+    then, now = read_json(folder / ADAPTER_NOTES).get("base"), base.fingerprint()
+    if isinstance(then, dict) and then.get("sha256") != now.get("sha256"):
+        say(
+            f"warning: adapter.continue_from {folder} was trained on another base than model.base: {then.get('name')} with "
+            f"SHA-256 {then.get('sha256')}, and this one has {now.get('sha256')}"
+        )
 
 
 def untrained_tokens(tokenizer: PreTrainedTokenizerFast, rows: int, new_tokens: Collection[str]) -> list[str]:

@@ -39,4 +39,4 @@ class AdapterSection(Section):
     """Modules that are trained in full and saved with the adapter (lm_head, embed_tokens)."""
 
     continue_from: str | None = None
-    """An adapter folder to start from; its rank, alpha and targets must equal the recipe's."""
+    """An adapter to start from: a folder, a run or a hub id. Its rank, alpha and targets must equal the recipe's."""
