@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from finetune.errors import MergeError
 from finetune.merge.tensors import StoredWeights
 from finetune.merge.updates import parts_of
-from finetune.model.adapter_file import check_adapter_config
+from finetune.model.adapter_file import check_adapter_config, frozen_copies
 from finetune.model.folder import ADAPTER_WEIGHTS, read_adapter_config
 from finetune.recipe.heads import ABSENT_MODULE, CLASSIFIES
 
@@ -85,6 +85,8 @@ class Adapter:
                 f"{path}: {where} is {first['input']!r}: {first['msg']} ({error.error_count()} such values in all)."
             ) from None
         self.weights = StoredWeights([self.folder / ADAPTER_WEIGHTS])
+        for name in frozen_copies(self.config, self.weights.names(), self.folder):
+            del self.weights.tensors[name]
 
     def why_not_streamed(self) -> str | None:
         """What only peft itself can merge; None where there is nothing of the kind."""

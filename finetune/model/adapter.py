@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finetune.errors import ModelError, library_refusals
-from finetune.model.adapter_file import check_adapter_config
+from finetune.model.adapter_file import check_adapter_config, only_the_adapter
 from finetune.model.folder import read_adapter_config
 from finetune.model.hub import adapter_snapshot, is_hub_id
 from finetune.recipe.schema.adapter import AdapterSection
@@ -111,8 +111,8 @@ def linear_names(model: PreTrainedModel) -> set[str]:
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
     """The base with the adapter in `folder`. Raises ModelError where the two don't fit together."""
     check_adapter_config(read_adapter_config(folder), [name for name, _ in model.named_modules()], folder)
-    with library_refusals(f"the adapter in {folder} does not fit this base"):
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    with library_refusals(f"the adapter in {folder} does not fit this base"), only_the_adapter(folder) as held:
+        return PeftModel.from_pretrained(model, str(held), is_trainable=trainable)
 
 
 def save_adapter(

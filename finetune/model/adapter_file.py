@@ -8,16 +8,21 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import ModelError
-from finetune.model.folder import ADAPTER_CONFIG
+from finetune.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINT_MARKER, read_adapter_config, read_header
 
 LARGEST_SIZE = 65_536
 SIZES = ("r", "rank", "num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers", "adapter_len", "adapter_layers")
 """Keys of peft's kinds of adapters that say how large a matrix is."""
+
+TOKEN_ROWS = re.compile(r"(^|\.)(?P<module>\w+)\.token_adapter\.(?P<part>base_layer\.weight|trainable_tokens_delta)$")
+"""How peft names the rows of added tokens, and the weight that they lie in."""
 
 PLAIN = re.compile(r"[\w.]*")
 """Names, whose matching takes no time to speak of."""
@@ -54,6 +59,41 @@ def check_adapter_config(config: dict[str, Any], modules: Iterable[str], folder:
         ) from None
     except subprocess.CalledProcessError as error:
         raise ModelError(f"{path}: its regular expressions can't be used: {error.stderr.splitlines()[-1:]}.") from None
+
+
+def frozen_copies(config: dict[str, Any], names: Iterable[str], folder: Path) -> set[str]:
+    """Tensors in a training checkpoint that are no part of the adapter: copies of the base's embedding and head, rounded to the
+    type that computes, and rows of a tied head, which are the embedding's. The run's result doesn't have them.
+    """
+    if not (folder / CHECKPOINT_MARKER).is_file():
+        return set()
+    trained = config.get("trainable_token_indices")
+    modules = trained if isinstance(trained, dict) else {"embed_tokens": trained}
+    found = {name: TOKEN_ROWS.search(name) for name in names}
+    return {
+        name
+        for name, match in found.items()
+        if match and (match["part"] != "trainable_tokens_delta" or match["module"] not in modules)
+    }
+
+
+@contextmanager
+def only_the_adapter(folder: Path) -> Iterator[Path]:
+    """The folder that peft is given to load while this lasts: without frozen copies where the adapter's own has some."""
+    config = read_adapter_config(folder)
+    unwanted = frozen_copies(config, read_header(folder / ADAPTER_WEIGHTS), folder)
+    if not unwanted:
+        yield folder
+        return
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory(prefix="finetune-adapter-") as scratch:
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+            kept = {name: file.get_tensor(name) for name in file.keys() if name not in unwanted}  # noqa: SIM118 - not a dict
+        save_file(kept, Path(scratch) / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        (Path(scratch) / ADAPTER_CONFIG).symlink_to((folder / ADAPTER_CONFIG).absolute())
+        yield Path(scratch)
 
 
 def _patterns(config: dict[str, Any]) -> dict[str, str]:

@@ -24,6 +24,8 @@ INDEX = "model.safetensors.index.json"
 GENERATION_CONFIG = "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CHECKPOINT_MARKER = "complete.json"
+"""In a training checkpoint of this toolkit, written last."""
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 PICKLED_ADAPTER = "adapter_model.bin"
 

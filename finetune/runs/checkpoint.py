@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import CheckpointError
+from finetune.model.folder import CHECKPOINT_MARKER
 from finetune.model.hashes import file_sha256
 
-MARKER = "complete.json"
+MARKER = CHECKPOINT_MARKER
 PREFIX = "checkpoint-"
 
 
