@@ -3,6 +3,7 @@ tokenizer.json (LLaMA 1 and 2, Mistral, TinyLlama and their like).
 """
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -83,32 +84,44 @@ def _tokenizer(model: Any, *, legacy: bool) -> "Tokenizer":
     """The model alone, without special tokens. `legacy`, SentencePiece's own way, begins each text with a blank where the
     model says so; otherwise only the first text before a special token does.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers.convert_slow_tokenizer import generate_merges
 
     pieces = [(piece.piece, piece.score) for piece in model.pieces]
     unknown, spec = int(model.trainer_spec.unk_id), model.normalizer_spec
     bytes_too = bool(model.trainer_spec.byte_fallback)
+    symbols = sorted((piece.piece for piece in model.pieces if piece.type == USER_DEFINED), key=len, reverse=True)
     if model.trainer_spec.model_type == UNIGRAM:
         tokenizer = Tokenizer(models.Unigram(pieces, unk_id=unknown, byte_fallback=bytes_too))
     else:
         vocabulary = {piece: index for index, (piece, _) in enumerate(pieces)}
         merges = generate_merges(vocabulary, dict(pieces))
         tokenizer = Tokenizer(
-            models.BPE(vocabulary, merges, unk_token=pieces[unknown][0], fuse_unk=True, byte_fallback=bytes_too)
+            models.BPE(
+                vocabulary,
+                merges,
+                unk_token=pieces[unknown][0],
+                fuse_unk=True,
+                byte_fallback=bytes_too,
+                ignore_merges=bool(symbols),  # so that a symbol, which is cut out below, is its own piece
+            )
         )
     steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
     if spec.remove_extra_whitespaces:
-        from tokenizers import Regex
-
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.add_dummy_prefix and legacy:
         steps.append(normalizers.Prepend("▁"))
+    cuts: list[Any] = []
     if legacy:
         steps.append(normalizers.Replace(" ", "▁"))
     else:
         scheme = "first" if spec.add_dummy_prefix else "never"
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+        cuts.append(pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False))
+    if symbols:
+        # Not added tokens: a text after one of those would begin with a blank again.
+        cuts.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, symbols))), behavior="isolated"))
+    if cuts:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     if steps:
         tokenizer.normalizer = normalizers.Sequence(steps)
     decoding: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -131,12 +144,12 @@ def _special_tokens(folder: Path, config: dict[str, Any], model: Any) -> dict[st
 
 
 def _add_tokens(tokenizer: "Tokenizer", model: Any, folder: Path, config: dict[str, Any]) -> None:
-    """Control and user-defined pieces, and the tokens that were added. Raises DataError for ids that they can't have."""
+    """Control pieces, and the tokens that were added. Raises DataError for ids that they can't have."""
     from tokenizers import AddedToken
 
     for piece in model.pieces:
-        if piece.type in (CONTROL, USER_DEFINED):
-            tokenizer.add_tokens([AddedToken(piece.piece, normalized=False, special=piece.type == CONTROL)])
+        if piece.type == CONTROL:
+            tokenizer.add_tokens([AddedToken(piece.piece, normalized=False, special=True)])
     unknown = model.pieces[model.trainer_spec.unk_id].piece
     tokenizer.add_special_tokens([AddedToken(unknown, normalized=False, special=True)])
     for index, token in sorted(_added(folder, config).items()):

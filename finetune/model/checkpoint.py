@@ -94,6 +94,7 @@ def check_base(folder: Path, model: ModelSection, *, fetched: bool = True) -> No
     if config.get("model_type") in LLAMA_FAMILY:
         check_config(config, folder / CONFIG)
         check_weights(folder, config, fetched=fetched)
+    stored_quantization(config, folder / CONFIG)
     _leave_adapter_out(folder)
 
 

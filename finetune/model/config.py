@@ -14,6 +14,8 @@ from finetune.recipe.schema.model import RopeScaling
 def load_config(base: Base, rope_scaling: RopeScaling | None = None) -> PretrainedConfig:
     """The base's configuration, with the recipe's RoPE scaling in it."""
     config = read_transformers_config(base.folder)
+    # How outputs are returned is no part of the model: they are read by name, and nothing else is asked for.
+    config.return_dict, config.output_hidden_states, config.output_attentions = True, False, False
     if rope_scaling is not None:
         apply_rope_scaling(config, rope_scaling)
     return config

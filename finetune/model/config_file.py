@@ -39,7 +39,8 @@ class ConfigFile(BaseModel):
     num_key_value_heads: Size | None = None
     head_dim: Size | None = None
     vocab_size: Size
-    max_position_embeddings: Annotated[int, Field(ge=1)] | None = None
+    max_position_embeddings: Annotated[int, Field(ge=1, le=2**40)] | None = None
+    sliding_window: Annotated[int, Field(ge=1, le=2**40)] | None = None
     tie_word_embeddings: bool | None = None
     attention_bias: bool | None = None
     mlp_bias: bool | None = None

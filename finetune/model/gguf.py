@@ -1,15 +1,11 @@
 """A GGUF file to plain bf16 safetensors, once."""
 
-import struct
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from finetune.errors import ModelError
-
-UNREADABLE = (ValueError, KeyError, IndexError, OverflowError, RuntimeError, NotImplementedError, OSError, struct.error)
-"""What transformers' reader raises for a file that is cut off, damaged or of another kind."""
+from finetune.errors import library_refusals
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
@@ -21,11 +17,9 @@ def convert_gguf(file: Path, folder: Path) -> None:
 
     # Both loaders look for the file inside a folder, and would ask the hub if that folder's name looked like a hub id.
     source, name = str(file.resolve().parent), file.name
-    try:
-        packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
-    except UNREADABLE as error:
-        raise ModelError(f"{file} could not be read as a GGUF model: {error}") from error
+    with library_refusals(f"{file} could not be read as a GGUF model"):
+        packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name, trust_remote_code=False)
     # transformers keeps a GGUF model marked as quantised, which save_pretrained refuses: copy the weights into a plain one.
     config = {key: value for key, value in packed.config.to_dict().items() if key != "quantization_config"}
     plain = AutoModelForCausalLM.from_config(packed.config.__class__(**config), dtype=torch.bfloat16)

@@ -1,6 +1,7 @@
 """How a base is stored quantised, by its config.json, and what can be done with it. Loads no torch."""
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 from finetune.errors import ModelError
@@ -12,7 +13,7 @@ BITSANDBYTES = ("nf4", NF4_DOUBLE, "fp4", "fp4-double", "int8")
 """What trains as QLoRA: logits and an adapter's gradients were seen to be those of the dequantised base."""
 
 
-def stored_quantization(config: dict[str, Any]) -> str | None:
+def stored_quantization(config: dict[str, Any], path: Path | str = "config.json") -> str | None:
     """How a model's weights are stored quantised: one of BITSANDBYTES, or another method's name (gptq, awq ...).
 
     None where they aren't. Raises ModelError where config.json doesn't say how.
@@ -21,7 +22,7 @@ def stored_quantization(config: dict[str, Any]) -> str | None:
     if not found:
         return None
     if not isinstance(found, dict):
-        raise ModelError(f"config.json: quantization_config is a {type(found).__name__}; expected an object.")
+        raise ModelError(f"{path}: quantization_config is a {type(found).__name__}; expected an object.")
     if found.get("load_in_4bit"):
         kind = str(found.get("bnb_4bit_quant_type", "fp4"))
         return f"{kind}-double" if found.get("bnb_4bit_use_double_quant") else kind
@@ -29,9 +30,7 @@ def stored_quantization(config: dict[str, Any]) -> str | None:
         return "int8"
     method = found.get("quant_method")
     if not isinstance(method, str) or method == "bitsandbytes":
-        raise ModelError(
-            f"config.json: quantization_config has the quant_method {method!r}, and doesn't say what is quantised how."
-        )
+        raise ModelError(f"{path}: quantization_config has the quant_method {method!r}, and doesn't say what is quantised how.")
     return method
 
 
