@@ -105,8 +105,8 @@ def load_in_float32(
         if error.__cause__ is None:  # said by us, not by peft or transformers
             raise
         raise MergeError(
-            f"the adapter in {adapter} does not fit the base {base.identity['name']}: {_first_mismatch(str(error))}. "
-            "It belongs to another base, or to one with another vocabulary; name the right one with --base."
+            f"the adapter in {adapter}, of type {read_adapter_config(adapter).get('peft_type')}, does not fit the base "
+            f"{base.identity['name']}: {_first_mismatch(str(error.__cause__))[:400]}. It belongs to another base, or to one with another vocabulary; name the right one with --base."
         ) from error
     assert isinstance(model, PeftModel)  # noqa: S101 - there is at least one adapter
     return model.eval()

@@ -1,5 +1,6 @@
 """Attach, count, save and load adapters. LoRA: Hu et al. 2021, arXiv:2106.09685."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,7 +112,10 @@ def linear_names(model: PreTrainedModel) -> set[str]:
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
     """The base with the adapter in `folder`. Raises ModelError where the two don't fit together."""
     check_adapter_config(read_adapter_config(folder), [name for name, _ in model.named_modules()], folder)
-    with library_refusals(f"the adapter in {folder} does not fit this base"), only_the_adapter(folder) as held:
+    what = f"the adapter in {folder} does not fit this base"
+    with library_refusals(what), only_the_adapter(folder) as held, warnings.catch_warnings():
+        # What the file lacks peft draws at random, with a warning alone.
+        warnings.filterwarnings("error", message="Found missing adapter keys")
         return PeftModel.from_pretrained(model, str(held), is_trainable=trainable)
 
 

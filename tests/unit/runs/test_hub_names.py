@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from finetune.errors import FinetuneError, MergeError, ModelError
@@ -136,6 +137,15 @@ def test_continue_from_takes_a_run_and_a_hub_id(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(text.replace("NAME", "./gone"))
     with pytest.raises(FinetuneError, match="no such adapter folder"):
         load_recipe(tmp_path / "r.yaml")
+
+
+def test_half_an_adapter_is_refused_by_all_that_load_it(adapter: Path, tiny_base: Path) -> None:
+    """Weights that the config describes and the file lacks would be drawn at random."""
+    weights = load_file(adapter / "adapter_model.safetensors")
+    half = {name: weight for name, weight in weights.items() if "layers.1" not in name}
+    save_file(half, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"does not fit this base: Found missing adapter keys .*layers\.1"):
+        load_ready(resolve_target(str(adapter), tiny_base), dtype=torch.float32)
 
 
 def test_qlora_base_is_honoured_for_a_foreign_adapter(adapter: Path, tiny_base: Path, tmp_path: Path) -> None:
