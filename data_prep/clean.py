@@ -53,7 +53,10 @@ def excerpt_of(example: Example) -> str:
     """How an example begins, for a person: what each turn says."""
     if not isinstance(example, Conversation):
         return f"{example.prompt} | {example.completion}" if example.prompt else example.completion
-    return " | ".join(message.content or "(calls a tool)" for message in example.messages[:EXCERPT_TURNS])
+    return " | ".join(
+        message.content or ("(calls a tool)" if message.tool_calls else "(says nothing)")
+        for message in example.messages[:EXCERPT_TURNS]
+    )
 
 
 def fingerprint(example: Example) -> int:

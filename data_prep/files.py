@@ -1,19 +1,45 @@
 """Which files a path of the recipe stands for: one file, a glob or a folder. Light to import: the recipe asks here too."""
 
 import glob
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePath
+from typing import Literal
 
 KINDS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 """The endings of files that can be read."""
+
+OTHER_NAMES = {".ndjson": ".jsonl"}
+"""Endings that mean one of KINDS."""
 
 COMPRESSIONS = (".gz", ".zst")
 """The endings that may follow one of KINDS: gzip and Zstandard."""
 
 EXPECTED = f"{', '.join(KINDS)}, each also followed by {' or '.join(COMPRESSIONS)}"
-SAVED_BY_DATASETS = ("state.json", "dataset_info.json")
+
+SAVED = "state.json"
+"""What is in a folder that datasets' save_to_disk wrote, beside its Arrow files."""
+
+SAVED_SPLITS = "dataset_dict.json"
+"""What is in a folder of such folders, one a split."""
+
+ABOUT_DATA = frozenset({SAVED, SAVED_SPLITS, "dataset_info.json", "dataset_infos.json"})
+"""Files that say something of the data beside them, and are none."""
+
+HELD_OUT = re.compile(
+    r"(?<![a-z])(tests?|testing|valid|validation|val|evals?|evaluation|dev|hold[-_ ]?out|held[-_ ]?out)(set|split)?(?![a-z])"
+)
+"""A word by which a file's name, in small letters, says that it is not for training."""
+
 GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a pointer begins: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
+
+MOST_SEARCHED = 10_000
+"""How many entries below a folder are looked at for a hint."""
+
+Use = Literal["train", "evaluation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +51,25 @@ class DataFile:
     name: str
     """What messages call it: "rows.jsonl"; in a folder or a glob "folder/rows.jsonl", from the part that is no pattern."""
 
+    held_out: bool = False
+    """Its name, or that of a folder on the way to it, says that it is not for training; the recipe doesn't name it itself."""
+
 
 def kind_of(name: str) -> str | None:
     """The kind of a file, one of KINDS, by its name without a compression's ending; None where it can't be read."""
     path = PurePath(name.lower())
-    kind = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
+    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
+    kind = OTHER_NAMES.get(suffix, suffix)
     return kind if kind in KINDS else None
 
 
-def problem_with(path: str | Path) -> str | None:
-    """What keeps a path from being read as data, as a text for the user; None where there are files to read.
+def problem_with(path: str | Path, use: Use | None = None) -> str | None:
+    """What keeps a path from being read as data for this use, as a text for the user; None where there are files to read.
 
     Looks at names only: a file's content is judged when it is read.
     """
     try:
-        problem = _problem_with(Path(path))
+        problem = _problem_with(Path(path), use)
     except OSError as error:
         problem = f"{path} can't be read: {error.strerror or error}"
     except ValueError:  # a null byte in the name
@@ -47,30 +77,73 @@ def problem_with(path: str | Path) -> str | None:
     return None if problem is None else printable(problem)
 
 
-def find_files(path: str | Path) -> list[DataFile]:
+def find_files(path: str | Path, use: Use | None = None) -> list[DataFile]:
     """The files that a path stands for, sorted by name: the file itself, a folder's readable files, or what a glob matches.
 
-    A folder's own folders are not searched (a glob with ** does that), and names that begin with a dot are passed over.
+    To train on (`use`) are those whose names don't say that they are held out; to evaluate on those that say so, where there
+    are any; all of them where it is None. A folder's own folders are not searched (a glob with ** does that), but for those
+    that datasets' save_to_disk wrote into it; names that begin with a dot are passed over.
     """
-    path = Path(path)
+    files = _all_files(Path(path))
+    if use == "train":
+        return [file for file in files if not file.held_out]
+    return [file for file in files if file.held_out] or files if use == "evaluation" else files
+
+
+def left_out_files(path: str | Path, use: Use | None) -> list[str]:
+    """The names of readable files that are not for this use, by their names."""
+    taken = find_files(path, use)
+    return [printable(file.name) for file in find_files(path) if file not in taken]
+
+
+def says_held_out(name: str) -> bool:
+    """Whether a name holds a word, whole, by which data are known that are not for training: test-0001.jsonl, mySet.dev.csv."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return HELD_OUT.search(apart.lower()) is not None
+
+
+def _all_files(path: Path) -> list[DataFile]:
     if path.is_file():
         return [DataFile(path, path.name)]
     if path.is_dir():
-        files = [file for file in path.iterdir() if file.is_file() and kind_of(file.name) and not file.name.startswith(".")]
-        return [DataFile(file, f"{path.name}/{file.name}") for file in sorted(files)]
+        splits = sorted(folder for folder in path.iterdir() if (folder / SAVED).is_file()) if _is_splits(path) else []
+        found = [file.relative_to(path) for folder in (path, *splits) for file in sorted(folder.iterdir())]
+        return _data_files(path, (file for file in found if kind_of(file.name) and not file.name.startswith(".")))
     base, pattern = _split_pattern(path)
     matches = sorted(PurePath(match) for match in glob.glob(pattern, root_dir=base, recursive=True))
-    return [DataFile(base / match, f"{base.name}/{match.as_posix()}") for match in matches if (base / match).is_file()]
+    return _data_files(base, (match for match in matches if not _is_marker(match.name)), named=says_held_out(pattern))
+
+
+def _data_files(base: Path, below: Iterable[PurePath], *, named: bool = False) -> list[DataFile]:
+    """Those of some paths below a folder that are files of data; `named`: the recipe itself asks for held-out ones."""
+    return [
+        DataFile(base / path, f"{base.name}/{path.as_posix()}", not named and any(map(says_held_out, path.parts)))
+        for path in below
+        if (base / path).is_file() and path.name not in ABOUT_DATA and not _is_cache_of_datasets(base / path)
+    ]
+
+
+def _is_splits(folder: Path) -> bool:
+    return (folder / SAVED_SPLITS).is_file()
+
+
+def _is_marker(name: str) -> bool:
+    """Whether a file is none of data but a mark that a program such as Spark leaves beside them: _SUCCESS, a checksum."""
+    return name.endswith(".crc") or (name.startswith("_") and kind_of(name) is None)
+
+
+def _is_cache_of_datasets(path: Path) -> bool:
+    """Whether a file is a copy that `datasets` made in working with what it had saved."""
+    return path.name.startswith("cache-") and path.suffix == ".arrow" and (path.parent / SAVED).is_file()
 
 
 def unread_files(path: str | Path) -> list[str]:
-    """The names in a folder that find_files leaves out: files of other kinds, and folders (with a / at the end)."""
+    """The names in a folder that are no data that can be read: files of other kinds, and folders (with a / at the end)."""
     folder = Path(path)
     if not folder.is_dir():
         return []
-    left_out = [
-        name for name in folder.iterdir() if not name.name.startswith(".") and not (name.is_file() and kind_of(name.name))
-    ]
+    read = {(folder / file.path.relative_to(folder).parts[0]) for file in _all_files(folder)}
+    left_out = [entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry not in read]
     return sorted(printable(f"{entry.name}{_mark(entry)}") for entry in left_out)
 
 
@@ -97,15 +170,13 @@ def is_pattern(path: str | Path) -> bool:
     return glob.has_magic(str(path)) and not Path(path).exists()
 
 
-def _problem_with(path: Path) -> str | None:
+def _problem_with(path: Path, use: Use | None) -> str | None:
     is_folder = path.is_dir()
     if not is_folder and not path.is_file():
         if path.exists():
             return f"neither a file nor a folder: {path}"
         if not is_pattern(path):
             return f"no such file: looked at {path}"
-    if is_folder and all((path / name).is_file() for name in SAVED_BY_DATASETS):
-        return f"{path} was saved by datasets' save_to_disk; give its Arrow files: {path / '*.arrow'}"
     found = find_files(path)
     for file in found:
         if kind_of(file.name) is None:
@@ -114,6 +185,11 @@ def _problem_with(path: Path) -> str | None:
             return f"{file.path} has a name that is not UTF-8; rename it"
     if not found:
         return _nothing_in_folder(path) if is_folder else f"no file matches the glob {path}"
+    if not find_files(path, use):
+        return (
+            f"every file of {path} says by its name that it is held out ({_first(file.name for file in found)}); to train on "
+            "one all the same, give its own path"
+        )
     return None
 
 
@@ -132,5 +208,25 @@ def _wrong_ending(name: str) -> str:
 
 def _nothing_in_folder(path: Path) -> str:
     others = unread_files(path)
-    holds = f"holds {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}" if others else "is empty"
-    return f"no file in the folder {path} can be read: it {holds}; expected files that end in {EXPECTED}"
+    holds = f"holds {_first(others)}" if others else "is empty"
+    return f"no file in the folder {path} can be read: it {holds}; {_line_for(path)}"
+
+
+def _line_for(path: Path) -> str:
+    """What to write for a folder without data of its own: where they are in the folders below it, if they are there."""
+    found = [file for file in islice(path.rglob("*"), MOST_SEARCHED) if kind_of(file.name) and file.is_file()]
+    hidden = [file for file in found if any(part.startswith(".") for part in file.relative_to(path).parts)]
+    below = [file for file in found if file.name not in ABOUT_DATA and file not in hidden]
+    folders = sorted({file.parent for file in below})
+    if not folders:
+        return f"expected files that end in {EXPECTED}"
+    if len(folders) == 1:
+        return f"its data are further down: write path: {folders[0]}"
+    ending = "".join(below[0].suffixes[-2:] if below[0].suffix in COMPRESSIONS else below[0].suffixes[-1:])
+    return f"its data are in {_first(map(str, folders))}: write path: {folders[0]}, or for all of them {path}/**/*{ending}"
+
+
+def _first(names: Iterable[str], most: int = 5) -> str:
+    """The first few names, for messages."""
+    known = list(names)
+    return f"{', '.join(known[:most])}{', ...' if len(known) > most else ''}"

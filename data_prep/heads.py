@@ -1,10 +1,10 @@
 """A row's answer as the numbers that a classification head learns, and back."""
 
-import math
 from collections.abc import Sequence
 
 from data_prep.config import BETWEEN_LABELS, NO_LABEL, HeadSection
 from data_prep.errors import DataError
+from data_prep.formats.text_values import as_number
 from data_prep.sources.rows import listed, shown
 
 
@@ -16,12 +16,9 @@ def targets_of(answer: str, head: HeadSection) -> tuple[float, ...]:
     text = answer.strip()
     if head.problem == "regression":
         try:
-            number = float(text)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise DataError(f"the answer is {shown(text)}; model.head.problem regression needs a number")
-        return (number,)
+            return (float(as_number(text, "the answer")),)
+        except (ValueError, OverflowError) as error:
+            raise DataError(f"the answer is {shown(text)}; model.head.problem regression needs a number") from error
     words = [text] if head.problem == "single_label" else split_labels(text)
     for word in words:
         if word not in head.labels:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.cache import key_of
 from data_prep.chat_templates import rendering_of
 from data_prep.config import DataSection, FileSource, HeadSection, RowsSource, Source
-from data_prep.files import find_files, is_pattern
+from data_prep.files import Use, find_files, is_pattern, left_out_files
 from data_prep.formats.code import code_sha256
 from data_prep.sources import source_name
 
@@ -22,12 +22,13 @@ OPTIONS = (
     "reasoning",
     "clean",
     "on_bad_row",
+    "turn_order",
     "special_tokens_in_text",
     "streaming",
 )
 """The keys of the data section that decide documents. Packs, mixture and the held-out fraction are drawn from documents."""
 
-UNKNOWN_TO_2 = frozenset({"reasoning"})
+UNKNOWN_TO_2 = frozenset({"reasoning", "turn_order", "ignore_columns", "files_left_out"})
 """Keys of a section or a source that came after preparation 2, whose caches are found by a key without them."""
 
 PACKAGES = ("tokenizers", "transformers", "jinja2", "rensa")
@@ -43,10 +44,10 @@ def identity_of(
     head: HeadSection | None = None,
 ) -> str:
     """The key of the prepared data of this section; changing anything that decides a document changes it."""
-    uses = {"train": section.train, "evaluation": section.held_out}
+    uses: dict[Use, tuple[Source, ...]] = {"train": section.train, "evaluation": section.held_out}
     preparation = rendering_of(tokenizer).preparation
     options = section.model_dump(mode="json", include=set(OPTIONS))
-    sources = {use: [_source(source, section, digests, seed) for source in used] for use, used in uses.items()}
+    sources = {use: [_source(source, use, section, digests, seed) for source in used] for use, used in uses.items()}
     identity = {
         "preparation": preparation,
         "first_rows": first_rows,
@@ -77,12 +78,13 @@ def tokenizer_sha256(tokenizer: "PreTrainedTokenizerFast") -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def _source(source: Source, section: DataSection, digests: dict[str, str], seed: int) -> dict[str, Any]:
+def _source(source: Source, use: Use, section: DataSection, digests: dict[str, str], seed: int) -> dict[str, Any]:
     """A source by its content and format; of its path only what the places of rows name."""
     values = source.model_dump(mode="json", exclude={"path", "code", "repeat", "share"})
     values |= {"digest": digests[source_name(source)], "place_in": place_in(source, section)}
     if isinstance(source, FileSource):
         values["name"] = PurePath(source.path).name
+        values["files_left_out"] = left_out_files(source.path, use)
     if isinstance(source, RowsSource) and source.code is not None:
         values["code"] = code_sha256(source.code)
     if isinstance(source, RowsSource) and source.template is not None and source.template.other_prompts:

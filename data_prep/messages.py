@@ -1,6 +1,5 @@
 """What a row becomes before it is text: a conversation, a plain text with an optional prompt, or a pair to choose from."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,6 +71,8 @@ class Conversation:
     """The tools that can be called, as JSON schemas in OpenAI's form."""
     references: tuple[str, ...] = ()
     """Other answers that are as good as the last turn; never learned, an evaluation compares with them too."""
+    changes: tuple[str, ...] = ()
+    """What was done to its turns in reading them; keys of data_prep.report.CHANGES."""
     tests: str = ""
     """A program that ends without an error behind the code that the last turn holds; never learned."""
 
@@ -126,48 +127,3 @@ def learned_turns(conversation: Conversation, supervise: str) -> list[int]:
         start = 0
     answers = [index for index, message in enumerate(messages) if message.role == "assistant" and index >= start]
     return answers[-1:] if supervise == "last" else answers
-
-
-def check_roles(messages: Sequence[Message], field: str) -> None:
-    """Raise ValueError, naming the message, where the order of the roles is not one that can be trained on."""
-    if not messages:
-        raise ValueError(f"{field} is empty; a conversation needs a user turn and an assistant turn")
-    before: Message | None = None
-    open_calls = 0
-    for index, message in enumerate(messages):
-        if index == 0 and message.role == "system":
-            continue
-        if message.role == "tool":
-            if open_calls == 0:
-                raise ValueError(f"{field}[{index}] is a tool's result with no tool call before it that it could answer")
-            _check_call_id(messages, index, field)
-            open_calls -= 1
-        else:
-            _check_turn(message, before, f"{field}[{index}]")
-            open_calls = len(message.tool_calls)
-        before = message
-    if not any(message.role == "assistant" for message in messages):
-        raise ValueError(f"{field} has no assistant turn, so there is nothing to learn")
-    if messages[-1].role != "assistant":
-        raise ValueError(f"{field} ends with a {messages[-1].role} turn; the last turn must be the assistant's")
-
-
-def _check_turn(message: Message, before: Message | None, place: str) -> None:
-    """Whether a user's or assistant's turn can follow the one before (None: it is the first)."""
-    if before is not None and before.tool_calls:
-        raise ValueError(f"{place}.role is {message.role!r} where the result of a tool call ('tool') was expected")
-    expected = "assistant" if before is not None and before.role in ("user", "tool") else "user"
-    if message.role != expected:
-        raise ValueError(
-            f"{place}.role is {message.role!r} where {expected!r} was expected: an optional system message "
-            "comes first, then user and assistant take turns"
-        )
-
-
-def _check_call_id(messages: Sequence[Message], index: int, field: str) -> None:
-    """Whether a result that names its call names one of the turn that it follows."""
-    caller = next(message for message in reversed(messages[:index]) if message.role == "assistant")
-    known = [call.id for call in caller.tool_calls]
-    wanted = messages[index].tool_call_id
-    if wanted is not None and None not in known and wanted not in known:
-        raise ValueError(f"{field}[{index}].tool_call_id is {wanted!r}; the calls before it are {', '.join(map(repr, known))}")

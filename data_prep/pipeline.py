@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from data_prep.chat_templates import rendering_of
 from data_prep.clean import cleaned, excerpt_of, fingerprint, learned_texts, texts_of
 from data_prep.config import DataSection, FileSource, Finding, HeadSection, Note, Source
 from data_prep.documents import Document, DocumentTable, TableRow, TableWriter
 from data_prep.errors import DataError
-from data_prep.files import unread_files
+from data_prep.files import Use, left_out_files, unread_files
 from data_prep.formats import RowParser, read_parsed
 from data_prep.heads import targets_of
 from data_prep.identity import place_in
@@ -26,7 +27,6 @@ from data_prep.sources import Row, source_name
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Use = Literal["train", "evaluation"]
 OnBad = Callable[[DataError], None]
 
 
@@ -68,12 +68,22 @@ class Pipeline:
                 writer.add(TableRow(document, index, mark) for document, mark in documents)
 
     def report(self, source: Source, use: Use) -> SourceReport:
-        """A report for a source, empty as yet."""
+        """A report for a source, empty as yet, among those of this pipeline."""
+        report = self.new_report(source, use)
+        self.reports.append(report)
+        return report
+
+    def new_report(self, source: Source, use: Use) -> SourceReport:
+        """A report that knows a source's name, and which files of a folder are not read."""
         report = SourceReport(source_name(source), use, source.format)
         if isinstance(source, FileSource):
             report.unread_files = unread_files(source.path)
-        self.reports.append(report)
+            report.left_out_files = left_out_files(source.path, self.choice(use))
         return report
+
+    def choice(self, use: Use) -> Use | None:
+        """The use by which files of a folder are chosen; by preparation 2 all of them are taken."""
+        return None if rendering_of(self.tokenizer).preparation == 2 else use
 
     def documents(self, source: Source, report: SourceReport) -> Iterator[tuple[Document, int]]:
         """The documents of a source that are kept, each with its row's fingerprint."""
@@ -127,7 +137,7 @@ class Pipeline:
         marks = set(documents.fingerprints.tolist())
         found = []
         for source in sources:
-            report = SourceReport(source_name(source), use, source.format)
+            report = self.new_report(source, use)
             for candidate in self._examples(source, *self._opened(source, report), report):
                 if candidate.place in wanted and fingerprint(candidate.example) in marks:
                     found.append((candidate.place, candidate.example))
@@ -193,7 +203,15 @@ class Pipeline:
     ) -> tuple[RowParser, Iterator[Row]]:
         """A source's parser and rows as read_parsed opens them; the report learns the format."""
         parser, rows = read_parsed(
-            source, on_bad, seed=self.seed, allow_code=self.allow_code, streaming=streaming, most_rows=self.first_rows
+            source,
+            on_bad,
+            seed=self.seed,
+            allow_code=self.allow_code,
+            turn_order=self.section.turn_order,
+            streaming=streaming,
+            most_rows=self.first_rows,
+            use=self.choice(report.use),
+            on_empty=report.empty,
         )
         report.format, report.detected = parser.format, parser.detected
         return parser, rows
@@ -215,7 +233,10 @@ class Pipeline:
             for place, example in examples:
                 if isinstance(example, Preference):
                     pairs += 1
-                elif (candidate := self._cleaned(place, example, report)) is not None:
+                    continue
+                if isinstance(example, Conversation) and example.changes:
+                    report.change(place, example.changes, excerpt_of(example))
+                if (candidate := self._cleaned(place, example, report)) is not None:
                     yield candidate
         if pairs:
             raise DataError(

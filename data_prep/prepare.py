@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep.cache import Say, obtain
-from data_prep.config import DataSection, FileSource, HeadSection, Source
+from data_prep.config import DataSection, HeadSection, Source
 from data_prep.documents import DocumentTable, TableWriter
 from data_prep.errors import DataError
-from data_prep.files import unread_files
+from data_prep.files import Use
 from data_prep.formats.code import check_allowed
 from data_prep.identity import identity_of, stamps_of
 from data_prep.masks import Placed
 from data_prep.messages import Example
 from data_prep.mix import repeats_of_shares
-from data_prep.pipeline import Pipeline, Use
+from data_prep.pipeline import Pipeline
 from data_prep.report import DataReport, report_from
 from data_prep.sources import source_digest, source_name
 
@@ -108,7 +108,7 @@ def prepare(
         key = identity_of(section, tokenizer, digests, seed=seed, first_rows=first_rows, head=head)
         folder, values = obtain(cache, key, make_entry, say)
         train, evaluation = DocumentTable.open(folder / TRAIN), DocumentTable.open(folder / EVALUATION)
-        report = _renamed(report_from(values), trained, section)
+        report = _renamed(report_from(values), pipeline, trained, section)
     if not audit:
         _refuse_findings(report, section)
     if section.evaluation is not None and section.evaluation.fraction is not None:
@@ -141,14 +141,13 @@ def _make(
     return train, evaluation, DataReport(reports, len(train), len(evaluation))
 
 
-def _renamed(report: DataReport, trained: tuple[Source, ...], section: DataSection) -> DataReport:
+def _renamed(report: DataReport, pipeline: Pipeline, trained: tuple[Source, ...], section: DataSection) -> DataReport:
     """The report of a cached entry with the names of now: the same files may have been moved, and others lie beside them."""
     now = trained + section.held_out
+    files = ("source", "unread_files", "left_out_files")
+    fresh = [pipeline.new_report(source, then.use) for then, source in zip(report.sources, now, strict=True)]
     sources = [
-        replace(
-            then, source=source_name(source), unread_files=unread_files(source.path) if isinstance(source, FileSource) else []
-        )
-        for then, source in zip(report.sources, now, strict=True)
+        replace(then, **{name: getattr(new, name) for name in files}) for then, new in zip(report.sources, fresh, strict=True)
     ]
     return replace(report, sources=sources)
 

@@ -31,6 +31,15 @@ REASONS = {
 }
 """Why rows are dropped."""
 
+CHANGES = {
+    "drop_greeting": "without the assistant's turns before the first user turn",
+    "drop_unanswered": "without the turns after the last answer",
+    "merge_neighbours": "with neighbouring turns of one role put together",
+    "keep": "with turns that stand in an order of their own",
+    "tool_results": "with tool results put in the order of their calls",
+}
+"""What was done to the turns of rows; all but the last by data.turn_order."""
+
 FINDINGS = {
     "no_supervised_token": "rows have no token that is learned; they are left out",
     "unsupervised_end_of_turn": "rows have an answer that ends in no special token, so the model would not learn to stop",
@@ -103,6 +112,8 @@ class SourceReport:
     """Rows kept with a special token in their text."""
     cleaned: int = 0
     """Rows whose text was changed by data.clean."""
+    changes: dict[str, Rows] = field(default_factory=dict)
+    """Rows whose turns were changed in reading them, by what was done, a key of CHANGES."""
     duplicates: Rows = field(default_factory=Rows)
     """Rows kept that repeat an earlier one."""
     truncated: Rows = field(default_factory=Rows)
@@ -114,7 +125,11 @@ class SourceReport:
     unread_columns: dict[str, int] = field(default_factory=dict)
     """Columns that the format doesn't read, and how many rows have them."""
     unread_files: list[str] = field(default_factory=list)
-    """What a folder holds besides the files that were read."""
+    """What a folder holds besides the files that can be read."""
+    left_out_files: list[str] = field(default_factory=list)
+    """Files of a folder or glob that are not for this use, by their names: those held out, or those to train on."""
+    empty_files: list[str] = field(default_factory=list)
+    """Files of which no row came."""
     documents: int = 0
     """As many as rows kept, unless rows were split."""
     tokens: int = 0
@@ -131,6 +146,16 @@ class SourceReport:
         self.examples_made += examples
         for name in unread_columns[:MOST_COLUMNS]:
             self.unread_columns[name] = self.unread_columns.get(name, 0) + 1
+
+    def empty(self, name: str) -> None:
+        """Count one file of which no row came; a stream may come by it again."""
+        if name not in self.empty_files:
+            self.empty_files.append(name)
+
+    def change(self, place: str, changes: Sequence[str], excerpt: str) -> None:
+        """Count one row whose turns were changed."""
+        for change in changes:
+            self.changes.setdefault(change, Rows()).add(place, excerpt)
 
     def skip(self, error: DataError) -> None:
         """Count one row that can't be read or parsed, and what is wrong with it."""
@@ -253,6 +278,8 @@ def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
     lines += [f"  kept {rows.count:,} {NOTES[note]}: {rows.named()}" for note, rows in source.noted.items()]
     if source.cleaned:
         lines.append(f"  changed the text of {source.cleaned:,} by data.clean")
+    for change, changed in source.changes.items():
+        lines.append(f"  read {changed.count:,} {CHANGES[change]}: {changed.named()}")
     if source.duplicates.count:
         lines.append(f"  kept {source.duplicates.count:,} that repeat an earlier row: {source.duplicates.named()}")
     if source.special_tokens_in_text:
@@ -260,6 +287,17 @@ def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
     if source.unread_columns:
         names = ", ".join(f"{name!r} ({rows:,} rows)" for name, rows in source.unread_columns.items())
         lines.append(f"  columns that format {source.format} doesn't read: {names}")
+    if source.left_out_files:
+        lines.append(f"  {left_out(source)}: {', '.join(source.left_out_files)}")
+    if source.empty_files:
+        lines.append(f"  {len(source.empty_files):,} files without a row: {', '.join(source.empty_files)}")
     if source.unread_files:
         lines.append(f"  not read in this folder: {', '.join(source.unread_files)}")
     return lines
+
+
+def left_out(source: SourceReport) -> str:
+    """Why files of a source are left out, by their names."""
+    if source.use == "train":
+        return "left out, because their names say that they are held out (one is trained on where its own path is given)"
+    return "left out, because the names of others say that they are held out to evaluate on"

@@ -12,6 +12,7 @@ from data_prep.config.section import (
     Reasoning,
     Streaming,
     Supervise,
+    TurnOrder,
 )
 from data_prep.config.sources import (
     CHAT_TEMPLATES,
@@ -52,4 +53,5 @@ __all__ = [
     "Source",
     "Streaming",
     "Supervise",
+    "TurnOrder",
 ]

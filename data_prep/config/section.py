@@ -10,6 +10,7 @@ from data_prep.config.sources import Source
 Supervise = Literal["assistant", "last", "completion", "all"]
 Reasoning = Literal["learn", "context", "drop"]
 OverLength = Literal["drop", "refuse", "truncate_end", "truncate_start", "split"]
+TurnOrder = Literal["drop_greeting", "drop_unanswered", "merge_neighbours", "keep"]
 Finding = Literal[
     "no_supervised_token", "unsupervised_end_of_turn", "leakage", "double_bos", "prompt_not_learned", "left_out_text",
     "unknown_token",
@@ -104,6 +105,12 @@ class DataSection(Section):
 
     on_bad_row: Literal["error", "skip"] = "error"
     """A row that can't be read, or that its format refuses, ends the preparation, or is skipped, counted and reported."""
+
+    turn_order: Annotated[tuple[TurnOrder, ...], Field(strict=False)] = ()
+    """What is done where user and assistant don't take turns, which is refused otherwise; counted in every case. drop_greeting
+    leaves out what the assistant says before the first user turn, drop_unanswered what comes after the last answer;
+    merge_neighbours makes one turn of neighbouring ones of one role, a blank line between them; keep leaves turns as they
+    stand after that, where the chat template allows it."""
 
     special_tokens_in_text: Literal["drop", "keep", "text"] = "drop"
     """A row whose text holds a special token of the tokenizer (it would end a turn, say) is dropped, kept, or kept with these

@@ -35,8 +35,8 @@ class Columns:
 
 FORMAT_COLUMNS: dict[FormatName, Columns] = {
     "alpaca": Columns((("instruction", "output"),), ("input", "system")),
-    "prompt_completion": Columns((("prompt", "completion"),), ("tools",)),
-    "messages": Columns((("messages",),), ("tools",)),
+    "prompt_completion": Columns((("prompt", "completion"),), ("system", "tools")),
+    "messages": Columns((("messages",),), ("system", "tools")),
     "sharegpt": Columns((("conversations",),), ("system", "tools")),
     "text": Columns((("text",),)),
     "question_answer": Columns(
@@ -94,6 +94,10 @@ class RowsSource(MixedSource):
 
     columns: dict[str, str] = Field(default={})
     """The format's name of a column -> the rows' name of it, where they differ: {instruction: question}."""
+
+    ignore_columns: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Columns of the rows, and keys of their messages, that are known not to count, where they would be refused for what they
+    may mean: [history]."""
 
     labels: dict[str, str] = Field(default={})
     """Format classification: what stands in the column `label` (or in its list, where a row has several) -> the text that is

@@ -7,11 +7,13 @@ from difflib import get_close_matches
 from itertools import chain, islice
 from typing import Any
 
-from data_prep.config import FORMAT_COLUMNS, Columns, FormatName, RowsSource, RowTemplate, Source
+from data_prep.config import FORMAT_COLUMNS, Columns, FormatName, RowsSource, RowTemplate, Source, TurnOrder
 from data_prep.errors import DataError
+from data_prep.files import Use
 from data_prep.formats.alpaca import parse_alpaca
 from data_prep.formats.chat import parse_messages, parse_sharegpt
 from data_prep.formats.code import ParseRow, load_code, parse_by_code
+from data_prep.formats.message_keys import MESSAGE_COLUMNS
 from data_prep.formats.plain import parse_prompt_completion, parse_text
 from data_prep.formats.preference import parse_preference
 from data_prep.formats.tasks import (
@@ -23,9 +25,11 @@ from data_prep.formats.tasks import (
     parse_translation,
 )
 from data_prep.formats.template import parse_template
+from data_prep.formats.text_values import typed
+from data_prep.formats.unread_columns import check_columns, unread_columns
 from data_prep.messages import Parsed
 from data_prep.sources import Row, read_rows
-from data_prep.sources.rows import TOO_DEEP, listed, shortened, shown
+from data_prep.sources.rows import TOO_DEEP, listed, shortened
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ class Options:
     code: ParseRow | None = None
     seed: int = 0
     """What draws one of several prompts for a row, together with its place."""
+    ignored: Collection[str] = ()
+    turn_order: tuple[TurnOrder, ...] = ()
+    """See DataSection."""
 
 
 def _template(values: dict[str, Any], options: Options) -> list[Any]:
@@ -49,14 +56,14 @@ def _template(values: dict[str, Any], options: Options) -> list[Any]:
 def _python(values: dict[str, Any], options: Options) -> list[Any]:
     if options.code is None:
         raise ValueError("format python needs its code")
-    return parse_by_code(values, options.code)
+    return parse_by_code(values, options.code, options.turn_order)
 
 
 FORMATS: dict[FormatName, Callable[[dict[str, Any], Options], list[Any]]] = {
     "alpaca": lambda values, options: parse_alpaca(values),
-    "prompt_completion": lambda values, options: parse_prompt_completion(values),
-    "messages": lambda values, options: parse_messages(values),
-    "sharegpt": lambda values, options: parse_sharegpt(values),
+    "prompt_completion": lambda values, options: parse_prompt_completion(values, options.turn_order),
+    "messages": lambda values, options: parse_messages(values, options.turn_order),
+    "sharegpt": lambda values, options: parse_sharegpt(values, options.turn_order),
     "text": lambda values, options: parse_text(values),
     "question_answer": lambda values, options: parse_question_answer(values),
     "classification": lambda values, options: parse_classification(values, options.labels),
@@ -64,7 +71,7 @@ FORMATS: dict[FormatName, Callable[[dict[str, Any], Options], list[Any]]] = {
     "translation": lambda values, options: parse_translation(values, options.columns),
     "summarisation": lambda values, options: parse_summarisation(values),
     "code": lambda values, options: parse_solution(values),
-    "preference": lambda values, options: parse_preference(values),
+    "preference": lambda values, options: parse_preference(values, options.turn_order),
     "template": _template,
     "python": _python,
 }
@@ -73,9 +80,6 @@ and raises ValueError with a text that names the field."""
 
 READ_ALL: frozenset[FormatName] = frozenset({"template", "python"})
 """Formats that may read any column."""
-
-NOT_YET = ("tools", "history")
-"""Columns of conversations that change what is learned: refused where they hold something and aren't read."""
 
 LONGEST_PROBLEM = 1000
 """Characters of what is said about a row; reports keep it too."""
@@ -96,9 +100,10 @@ class RowParser:
     def parse(self, row: Row) -> list[tuple[str, Parsed]]:
         """A row's examples with their places ("rows.json row 3.2" is the second of the third row's). Raises DataError."""
         try:
-            values = self._renamed(row.values)
+            values = self._values(row)
             examples = FORMATS[self.format](values, self._options_for(row))
-            self._check_columns(values)
+            if self.format not in READ_ALL:
+                check_columns(values, self.format)
         except (ValueError, RecursionError) as error:
             problem = f"a value is {TOO_DEEP}" if isinstance(error, RecursionError) else shortened(str(error), LONGEST_PROBLEM)
             raise DataError(f"{row.place}, read as format {self.format!r}: {problem}") from error
@@ -116,12 +121,10 @@ class RowParser:
         return replace(self.options, template=template.model_copy(update={"prompt": prompt}))
 
     def unread_columns(self, values: Mapping[str, Any]) -> list[str]:
-        """The columns of a row that its format doesn't read, by the row's names."""
+        """The columns of a row that its format doesn't read, by the row's names, and keys of its messages: "messages.id"."""
         if self.format in READ_ALL:
             return []
-        mapping = self.options.columns
-        read = {mapping.get(name, name) for name in FORMAT_COLUMNS[self.format].names}
-        return [name for name in values if name not in read]
+        return unread_columns(values, self.format, self.options.columns)
 
     def mapped_columns(self) -> list[str]:
         """The rows' own columns that `columns` names; those of a pair inside `translation` are no columns of the row."""
@@ -130,7 +133,7 @@ class RowParser:
     def _renamed(self, values: dict[str, Any]) -> dict[str, Any]:
         """The row under the format's names; a column that one was mapped away from doesn't stand in for it."""
         mapping = self.options.columns
-        if not mapping or (self.format == "translation" and isinstance(values.get("translation"), dict)):
+        if not mapping or (self.format == "translation" and _is_object(values.get("translation"))):
             return values
         needed = {name for names in self._columns().required for name in names}
         for name, wanted in mapping.items():
@@ -144,30 +147,40 @@ class RowParser:
     def _columns(self) -> Columns:
         return FORMAT_COLUMNS.get(self.format, Columns(()))
 
-    def _check_columns(self, values: dict[str, Any]) -> None:
-        """Refuse columns that change what is learned and aren't read, and those that are an optional one's near miss."""
-        if self.format in READ_ALL:
-            return
-        columns = self._columns()
-        for name in [name for name in values if name not in columns.names]:
-            value = values[name]
-            if name in NOT_YET and self.format != "text" and value not in (None, "", [], {}):
-                raise ValueError(
-                    f"the column {name!r} is not supported with this format; remove it from the rows if it should not count"
-                )
-            absent = [optional for optional in columns.optional if optional not in values]
-            close = get_close_matches(name.lower(), absent, n=1, cutoff=0.75)
-            meant = close or [optional for optional in absent if name.lower().startswith(f"{optional}_")]
-            if meant and isinstance(value, str) and value:
-                raise ValueError(f"the column {shown(name)} is not read; did you mean {meant[0]!r}? Rename it, or remove it")
+    def _values(self, row: Row) -> dict[str, Any]:
+        """The row under the format's names, typed, without what the source ignores."""
+        ignored = self.options.ignored
+        renamed = self._renamed(row.values)
+        kept = {name: value for name, value in renamed.items() if name not in ignored} if ignored else renamed
+        values = typed(kept, self.format, self._columns().names)
+        if ignored:
+            there = {name: values[name] for name in MESSAGE_COLUMNS & values.keys() if isinstance(values[name], list)}
+            values |= {name: [_without(message, ignored) for message in messages] for name, messages in there.items()}
+        return values
 
 
-def parser_of(source: Source, first_rows: list[Row], *, seed: int = 0, allow_code: Collection[str] = ()) -> RowParser:
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, str) and value.lstrip().startswith("{"))
+
+
+def _without(message: Any, ignored: Collection[str]) -> Any:
+    return {key: value for key, value in message.items() if key not in ignored} if isinstance(message, dict) else message
+
+
+def parser_of(
+    source: Source,
+    first_rows: list[Row],
+    *,
+    seed: int = 0,
+    allow_code: Collection[str] = (),
+    turn_order: tuple[TurnOrder, ...] = (),
+) -> RowParser:
     """How a source's rows are parsed; format auto is found out from the first of them. Raises DataError."""
     if not isinstance(source, RowsSource):
         return RowParser(source.format, Options({}, {}))
     code = load_code(source.code, allow_code) if source.code is not None else None
-    options = Options(source.columns, source.labels, source.template, code, seed)
+    ignored = frozenset(source.ignore_columns)
+    options = Options(source.columns, source.labels, source.template, code, seed, ignored, turn_order)
     if source.format != "auto":
         return RowParser(source.format, options)
     return _detect(first_rows, options)
@@ -184,18 +197,21 @@ def read_parsed(
     *,
     seed: int = 0,
     allow_code: Collection[str] = (),
+    turn_order: tuple[TurnOrder, ...] = (),
     streaming: bool = False,
     most_rows: int | None = None,
+    use: Use | None = None,
+    on_empty: Callable[[str], None] | None = None,
 ) -> tuple[RowParser, Iterator[Row]]:
     """A source's parser and its rows, or the first `most_rows` of them.
 
-    `on_bad` and `streaming` are as for read_rows, `allow_code` as for prepare.
+    `on_bad`, `streaming`, `use` and `on_empty` are as for read_rows, `allow_code` as for prepare.
 
     Raises DataError; so does going through the rows.
     """
-    rows = islice(read_rows(source, on_bad, streaming=streaming), most_rows)
+    rows = islice(read_rows(source, on_bad, streaming=streaming, use=use, on_empty=on_empty), most_rows)
     first = list(islice(rows, FIRST_ROWS))
-    return parser_of(source, first, seed=seed, allow_code=allow_code), chain(first, rows)
+    return parser_of(source, first, seed=seed, allow_code=allow_code, turn_order=turn_order), chain(first, rows)
 
 
 def _detect(rows: list[Row], options: Options) -> RowParser:

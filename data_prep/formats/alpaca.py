@@ -12,6 +12,6 @@ def parse_alpaca(values: dict[str, Any]) -> list[Conversation]:
     if context := optional_text_column(values, "input"):
         user = f"{user}\n{context}"
     messages = [Message("user", user), Message("assistant", text_column(values, "output"))]
-    if system := optional_text_column(values, "system"):
+    if (system := optional_text_column(values, "system")).strip():
         messages.insert(0, Message("system", system))
     return [Conversation(tuple(messages))]

@@ -1,86 +1,111 @@
 """Conversations: OpenAI's {"messages": [{"role": ..., "content": ...}]} and ShareGPT's {"conversations": [{"from": ...}]}."""
 
-import json
 from typing import Any
 
 from data_prep.formats.columns import as_text, column, json_type, optional_text_column
-from data_prep.messages import Conversation, Message, ToolCall, check_roles
-from data_prep.sources.rows import HALF_CHARACTER, has_escaped_half, has_half_character, listed, shown
+from data_prep.formats.message_keys import refuse_unknown, role_of, says_nothing, weight_of
+from data_prep.formats.text_values import as_structure
+from data_prep.formats.turn_order import Turn, TurnOrders, checked, mended
+from data_prep.messages import Conversation, Message, ToolCall
+from data_prep.sources.rows import listed, shown
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-"""OpenAI's role names and what they are here."""
+OPENAI, SHAREGPT = ("role", "content"), ("from", "value")
+"""The keys of a message's role and text in the two forms."""
 
-SHAREGPT_ROLES = {
-    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-    "bing": "assistant", "bard": "assistant", "model": "assistant", "function_call": "function_call",
-    "observation": "tool", "tool": "tool", "function_response": "tool",
-}  # fmt: skip
-"""ShareGPT's role names; a turn of function_call is the assistant's, with its calls as JSON."""
-
-LARGEST_WEIGHT = 1000.0
-
-UNSUPPORTED_KEYS = ("function_call", "reasoning_content", "reasoning", "thinking", "refusal", "audio", "images")
-"""Keys that change what is learned: refused where they hold something, never ignored."""
+OTHER_KEYS = ("tool_calls", "function_call", "tool_call_id", "name")
+"""What a message may have besides, and says with which."""
 
 
-def parse_messages(values: dict[str, Any]) -> list[Conversation]:
-    """The conversation in the column `messages`."""
-    messages = message_list(column(values, "messages"), "messages")
-    check_roles(messages, "messages")
-    return [Conversation(messages, tools=tool_list(values))]
+def parse_messages(values: dict[str, Any], order: TurnOrders = ()) -> list[Conversation]:
+    """The conversation in the column `messages`; a system message may stand in the column `system`."""
+    return [_conversation(values, "messages", OPENAI, order)]
 
 
-def parse_sharegpt(values: dict[str, Any]) -> list[Conversation]:
-    """The conversation in the column `conversations`; a system message may stand in the column `system`."""
-    messages = sharegpt_list(column(values, "conversations"), "conversations")
-    if system := optional_text_column(values, "system"):
-        if messages and messages[0].role == "system":
-            raise ValueError("system: the conversation has a system message already; remove one of the two")
-        messages = (Message("system", system), *messages)
-        # The indexes in messages are those of the column, so its order is checked by itself.
-        check_roles(messages[1:], "conversations")
-    else:
-        check_roles(messages, "conversations")
-    return [Conversation(messages, tools=tool_list(values))]
+def parse_sharegpt(values: dict[str, Any], order: TurnOrders = ()) -> list[Conversation]:
+    """The same in the column `conversations`, in ShareGPT's form."""
+    return [_conversation(values, "conversations", SHAREGPT, order)]
 
 
-def message_list(value: Any, field: str) -> tuple[Message, ...]:
-    """Messages out of a list of objects in OpenAI's form; the order of their roles is not checked here."""
+def _conversation(values: dict[str, Any], field: str, form: tuple[str, str], order: TurnOrders) -> Conversation:
+    changes: set[str] = set()
+    turns = mended(with_system(turn_list(column(values, field), field, form), values), order, changes)
+    messages = checked(turns, field, order, changes)
+    return Conversation(messages, tools=tool_list(values), changes=tuple(sorted(changes)))
+
+
+def with_system(turns: list[Turn], values: dict[str, Any]) -> list[Turn]:
+    """The turns behind the system message of the column `system`, where it holds one. Raises ValueError where they have one."""
+    system = optional_text_column(values, "system")
+    if not system.strip():
+        return turns
+    if turns and turns[0][1].role == "system":
+        raise ValueError("system: the conversation has a system message already; remove one of the two")
+    return [("system", Message("system", system)), *turns]
+
+
+def turn_list(value: Any, field: str, form: tuple[str, str] | None = None) -> list[Turn]:
+    """Messages with their places, out of a list of objects; in ShareGPT's form where it is not said and the first one is.
+
+    A system message without a text is left out; calls that are turns of their own and stand together are one turn's. The
+    order of the roles is not looked at here.
+    """
     if not isinstance(value, list):
         raise ValueError(f"{field} is a {json_type(value)}; a list of messages was expected")
-    return tuple(_message(item, f"{field}[{index}]") for index, item in enumerate(value))
+    turns: list[Turn] = []
+    for index, item in enumerate(value):
+        place = f"{field}[{index}]"
+        message = message_of(item, place, form)
+        if message.role == "system" and not message.content.strip():
+            continue
+        before = turns[-1][1] if turns else None
+        if before is not None and _only_calls(before) and _only_calls(message) and before.weight == message.weight:
+            turns[-1] = (turns[-1][0], Message("assistant", "", message.weight, before.tool_calls + message.tool_calls))
+        else:
+            turns.append((place, message))
+    return turns
 
 
-def sharegpt_list(value: Any, field: str) -> tuple[Message, ...]:
-    """Messages out of a list of objects in ShareGPT's form; the order of their roles is not checked here."""
-    if not isinstance(value, list):
-        raise ValueError(f"{field} is a {json_type(value)}; a list of turns was expected")
-    return tuple(sharegpt_message(item, f"{field}[{index}]") for index, item in enumerate(value))
+def _only_calls(message: Message) -> bool:
+    return bool(message.tool_calls) and not message.content
 
 
-def sharegpt_message(item: Any, field: str) -> Message:
-    """One turn in ShareGPT's form: {"from": "human", "value": "..."}."""
-    name = _role(item, field, "from", "value", SHAREGPT_ROLES)
-    if item.get("tool_calls"):
-        raise ValueError(f"{field}.tool_calls is not read in this form; give the calls a turn of their own: function_call")
-    text = as_content(item["value"], f"{field}.value")
-    role, weight = SHAREGPT_ROLES[name], _weight(item, field)
+def message_of(item: Any, field: str, form: tuple[str, str] | None = None) -> Message:
+    """One message; its form is ShareGPT's where it isn't said and it has the key `from`."""
+    role_key, text_key = form or (SHAREGPT if isinstance(item, dict) and "from" in item else OPENAI)
+    role = _role(item, field, role_key, text_key)
+    text = f"{field}.{text_key}"
+    calls = _calls(item, field)
     if role == "function_call":
-        calls = _json(text, f"{field}.value")
-        listed = calls if isinstance(calls, list) else [calls]
-        if not listed:
-            raise ValueError(f"{field}.value is an empty list; a function_call turn holds one call or more")
-        made = tuple(_tool_call(call, f"{field}.value") for call in listed)
-        return Message("assistant", "", weight, made)
-    return _checked(Message(role, text, weight), field)
+        inside = as_structure(as_content(item[text_key], text), text)
+        calls = [(text, call) for call in (inside if isinstance(inside, list) else [inside])]
+        if not calls:
+            raise ValueError(f"{text} is an empty list; a {item[role_key]} turn holds one call or more")
+    if calls and role not in ("assistant", "function_call"):
+        raise ValueError(f"{field}.tool_calls stands in a {role} turn; only the assistant calls tools")
+    made = tuple(_tool_call(call, place) for place, call in calls)
+    without_text = role == "function_call" or (made and item.get(text_key) is None)
+    content = "" if without_text else as_content(item[text_key], text)
+    call_id, name = (_optional(item, key, field) for key in ("tool_call_id", "name"))
+    role = "assistant" if role == "function_call" else role
+    message = Message(role, content, weight_of(item, field), made, call_id, name if role == "tool" else None)
+    return _checked(message, field)
+
+
+def _calls(item: dict[str, Any], field: str) -> list[tuple[str, Any]]:
+    """The calls beside a message's text, with their places; `function_call` is OpenAI's older way to make one."""
+    calls, call = item.get("tool_calls") or [], item.get("function_call")
+    if not isinstance(calls, list):
+        raise ValueError(f"{field}.tool_calls is a {json_type(calls)}; a list was expected")
+    found = [(f"{field}.tool_calls[{index}]", each) for index, each in enumerate(calls)]
+    if found and not says_nothing(call):
+        raise ValueError(f"{field} has tool_calls and a function_call; remove one of the two")
+    return found if says_nothing(call) else [(f"{field}.function_call", call)]
 
 
 def tool_list(values: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The tools in the column `tools` (a list, or a list as JSON), each in OpenAI's form; none where there is nothing."""
+    """The tools in the column `tools`, each in OpenAI's form; none where there is nothing."""
     value = values.get("tools")
-    if isinstance(value, str) and value.strip():
-        value = _json(value, "tools")
-    if value in (None, "", [], {}) or (isinstance(value, str) and not value.strip()):
+    if says_nothing(value):
         return ()
     if not isinstance(value, list):
         raise ValueError(f"tools is a {json_type(value)}; a list of tools was expected")
@@ -105,34 +130,17 @@ def as_content(value: Any, field: str) -> str:
     return "".join(texts)
 
 
-def _role(item: Any, field: str, role_key: str, content_key: str, roles: dict[str, str]) -> str:
-    """The role's name in the row, once the message is known to be one."""
+def _role(item: Any, field: str, role_key: str, text_key: str) -> str:
+    """What the role is, once the message is known to be one."""
     if not isinstance(item, dict):
-        raise ValueError(f"{field} is a {json_type(item)}; an object with {role_key} and {content_key} was expected")
-    for key in (role_key, content_key):
-        if key not in item and not (key == "content" and item.get("tool_calls")):
+        raise ValueError(f"{field} is a {json_type(item)}; an object with {role_key} and {text_key} was expected")
+    has_calls = item.get("tool_calls") or item.get("function_call")
+    for key in (role_key, text_key):
+        if key not in item and not (key == text_key and has_calls):
             raise ValueError(f"{field} has no {key!r}; it has {listed(item, 'no keys')}")
-    name = as_text(item[role_key], f"{field}.{role_key}")
-    if name not in roles:
-        raise ValueError(f"{field}.{role_key} is {shown(name)}; expected one of {', '.join(roles)}")
-    for key in UNSUPPORTED_KEYS:
-        if item.get(key) not in (None, "", [], {}):
-            raise ValueError(f"{field}.{key} is not supported; remove it from the row if it should not count")
-    return name
-
-
-def _message(item: Any, field: str) -> Message:
-    role = ROLES[_role(item, field, "role", "content", ROLES)]
-    calls = item.get("tool_calls") or []
-    if not isinstance(calls, list):
-        raise ValueError(f"{field}.tool_calls is a {json_type(calls)}; a list was expected")
-    if calls and role != "assistant":
-        raise ValueError(f"{field}.tool_calls stands in a {role} turn; only the assistant calls tools")
-    made = tuple(_tool_call(call, f"{field}.tool_calls[{index}]") for index, call in enumerate(calls))
-    content = "" if made and item.get("content") is None else as_content(item["content"], f"{field}.content")
-    call_id, name = (_optional(item, key, field) for key in ("tool_call_id", "name"))
-    message = Message(role, content, _weight(item, field), made, call_id, name if role == "tool" else None)
-    return _checked(message, field)
+    role = role_of(as_text(item[role_key], f"{field}.{role_key}"), f"{field}.{role_key}")
+    refuse_unknown(item, (role_key, text_key, *OTHER_KEYS), field)
+    return role
 
 
 def _optional(item: dict[str, Any], key: str, field: str) -> str | None:
@@ -149,20 +157,6 @@ def _checked(message: Message, field: str) -> Message:
     return message
 
 
-def _weight(item: dict[str, Any], field: str) -> float | None:
-    keys = [key for key in ("weight", "loss_weight") if item.get(key) is not None]
-    if not keys:
-        return None
-    weight = item[keys[0]]
-    if isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise ValueError(f"{field}.{keys[0]} is a {json_type(weight)}; a number was expected")
-    if len(keys) == 2 and item[keys[1]] != weight:
-        raise ValueError(f"{field} has a weight and a loss_weight that differ; remove one of the two")
-    if not 0 <= weight <= LARGEST_WEIGHT:
-        raise ValueError(f"{field}.{keys[0]} is {shown(weight)}; a number from 0 to {LARGEST_WEIGHT:g} was expected")
-    return float(weight)
-
-
 def _tool_call(value: Any, field: str) -> ToolCall:
     """A call in OpenAI's form, {"id": ..., "function": {"name", "arguments"}}, or its inner part alone."""
     if not isinstance(value, dict):
@@ -170,9 +164,7 @@ def _tool_call(value: Any, field: str) -> ToolCall:
     inner = value.get("function", value)
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
         raise ValueError(f"{field} names no function; expected {{'name': ..., 'arguments': ...}}")
-    arguments = inner.get("arguments")
-    if isinstance(arguments, str):
-        arguments = _json(arguments, f"{field}.arguments") if arguments.strip() else {}
+    arguments = as_structure(inner.get("arguments"), f"{field}.arguments")
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
@@ -187,14 +179,3 @@ def _tool(item: Any, field: str) -> dict[str, Any]:
     if not isinstance(tool["function"], dict) or not isinstance(tool["function"].get("name"), str):
         raise ValueError(f"{field} names no function; expected {{'name': ..., 'description': ..., 'parameters': ...}}")
     return tool
-
-
-def _json(text: str, field: str) -> Any:
-    try:
-        value = json.loads(text)
-        has_half = has_escaped_half(text) and has_half_character(value)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{field} is not the JSON that it should be: {error}") from error
-    if has_half:
-        raise ValueError(f"{field}: {HALF_CHARACTER}")
-    return value

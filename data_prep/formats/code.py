@@ -12,16 +12,18 @@ from data_prep.errors import DataError
 from data_prep.formats.chat import parse_messages
 from data_prep.formats.columns import json_type
 from data_prep.formats.plain import parse_prompt_completion, parse_text
+from data_prep.formats.text_values import typed
+from data_prep.formats.turn_order import TurnOrders
 from data_prep.sources.rows import HALF_CHARACTER, has_half_character, listed, shown
 
 ParseRow = Callable[[dict[str, Any]], Any]
 
 FORMS: dict[str, FormatName] = {"messages": "messages", "prompt": "prompt_completion", "text": "text"}
 """What parse(row) may give, by the column that tells."""
-READ: dict[FormatName, Callable[[dict[str, Any]], list[Any]]] = {
+READ: dict[FormatName, Callable[[dict[str, Any], TurnOrders], list[Any]]] = {
     "messages": parse_messages,
     "prompt_completion": parse_prompt_completion,
-    "text": parse_text,
+    "text": lambda values, order: parse_text(values),
 }
 
 
@@ -67,17 +69,17 @@ def load_code(path: str, allowed: Collection[str]) -> ParseRow:
     return parse  # type: ignore[no-any-return]
 
 
-def parse_by_code(values: dict[str, Any], parse: ParseRow) -> list[Any]:
+def parse_by_code(values: dict[str, Any], parse: ParseRow, order: TurnOrders = ()) -> list[Any]:
     """The examples that a user's parse(row) makes of a row. Raises ValueError."""
     try:
         made = parse(dict(values))
     except (Exception, SystemExit) as error:
         raise ValueError(f"parse(row) fails: {type(error).__name__}: {error}") from error
     rows = made if isinstance(made, list) else [made]
-    return [example for number, row in enumerate(rows, start=1) for example in _examples(row, number)]
+    return [example for number, row in enumerate(rows, start=1) for example in _examples(row, number, order)]
 
 
-def _examples(row: Any, number: int) -> list[Any]:
+def _examples(row: Any, number: int, order: TurnOrders) -> list[Any]:
     if not isinstance(row, dict):
         raise ValueError(f"parse(row) gave a {json_type(row)}; a row (an object) or a list of rows was expected")
     form = next((form for column, form in FORMS.items() if column in row), None)
@@ -89,7 +91,7 @@ def _examples(row: Any, number: int) -> list[Any]:
         raise ValueError(
             f"row {number} of parse(row) has {shown(unread[0])}, which the form of {form} doesn't read; leave it out"
         )
-    examples = READ[form](row)
+    examples = READ[form](typed(row, form, FORMAT_COLUMNS[form].names), order)
     if has_half_character(row):  # in a call's arguments, say; what a file holds was looked at when it was read
         raise ValueError(f"row {number} of parse(row): {HALF_CHARACTER}")
     return examples

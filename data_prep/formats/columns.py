@@ -3,7 +3,7 @@
 import difflib
 from typing import Any
 
-from data_prep.sources.rows import listed
+from data_prep.sources.rows import Unreadable, listed
 
 
 def column(values: dict[str, Any], name: str) -> Any:
@@ -30,6 +30,8 @@ def as_text(value: Any, field: str) -> str:
     """The value itself if it is a string that can be written as UTF-8."""
     if value is None:
         raise ValueError(f"{field} is null; a string was expected")
+    if isinstance(value, Unreadable):
+        raise ValueError(value.problem(field))
     if not isinstance(value, str):
         raise ValueError(f"{field} is a {json_type(value)}; a string was expected")
     try:

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from data_prep.formats.chat import message_list, tool_list
-from data_prep.formats.columns import column, json_type, text_column
-from data_prep.messages import Conversation, Example, PlainText, check_roles
+from data_prep.formats.chat import tool_list, turn_list, with_system
+from data_prep.formats.columns import column, json_type, optional_text_column, text_column
+from data_prep.formats.turn_order import TurnOrders, checked, mended
+from data_prep.messages import Conversation, Example, PlainText
 
 
 def parse_text(values: dict[str, Any]) -> list[PlainText]:
@@ -15,7 +16,7 @@ def parse_text(values: dict[str, Any]) -> list[PlainText]:
     return [PlainText("", text)]
 
 
-def parse_prompt_completion(values: dict[str, Any]) -> list[Example]:
+def parse_prompt_completion(values: dict[str, Any], order: TurnOrders = ()) -> list[Example]:
     """Two strings are a plain text; two lists of messages are a conversation, in which only the completion is learned."""
     prompt, completion = column(values, "prompt"), column(values, "completion")
     if isinstance(prompt, list) != isinstance(completion, list):
@@ -24,11 +25,17 @@ def parse_prompt_completion(values: dict[str, Any]) -> list[Example]:
             "both must be strings, or both lists of messages"
         )
     if not isinstance(prompt, list):
-        if tool_list(values):
-            raise ValueError("tools need a conversation; prompt and completion must then be lists of messages")
+        for name, holds in (("tools", tool_list(values)), ("system", optional_text_column(values, "system").strip())):
+            if holds:
+                raise ValueError(f"{name} needs a conversation; prompt and completion must then be lists of messages")
         return [PlainText(text_column(values, "prompt"), text_column(values, "completion"))]
-    context, answer = message_list(prompt, "prompt"), message_list(completion, "completion")
-    check_roles(context + answer, "prompt + completion")
-    if not any(message.role == "assistant" for message in answer):
+    changes: set[str] = set()
+    # A turn of the prompt is context and one of the completion is learned, so none is made of both.
+    context = mended(with_system(turn_list(prompt, "prompt"), values), set(order) - {"drop_unanswered"}, changes)
+    answer = mended(turn_list(completion, "completion"), set(order) - {"drop_greeting"}, changes)
+    messages = checked(context + answer, "prompt + completion", order, changes)
+    if not any(message.role == "assistant" for message in messages[len(context) :]):
         raise ValueError("completion has no assistant turn, so there is nothing to learn")
-    return [Conversation(context + answer, completion_start=len(context), tools=tool_list(values))]
+    return [
+        Conversation(messages, completion_start=len(context), tools=tool_list(values), changes=tuple(sorted(changes))),
+    ]

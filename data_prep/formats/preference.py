@@ -2,48 +2,49 @@
 
 from typing import Any
 
-from data_prep.formats.chat import message_list, sharegpt_list, sharegpt_message
+from data_prep.formats.chat import SHAREGPT, turn_list, with_system
 from data_prep.formats.columns import as_text, column, optional_text_column, text_column
-from data_prep.messages import Message, Preference, check_roles
+from data_prep.formats.turn_order import Turn, TurnOrders, checked, mended
+from data_prep.messages import Message, Preference
 
 
-def parse_preference(values: dict[str, Any]) -> list[Preference]:
+def parse_preference(values: dict[str, Any], order: TurnOrders = ()) -> list[Preference]:
     """The turns before, and the two ways to go on: texts, messages in OpenAI's form or turns in ShareGPT's."""
-    prompt = _prompt(values)
-    chosen, rejected = (_answer(column(values, name), name) for name in ("chosen", "rejected"))
+    changes: set[str] = set()
+    prompt = mended(_prompt(values), set(order) - {"drop_unanswered"}, changes)
+    of_answers = set(order) - ({"drop_greeting"} if prompt else set())
+    chosen, rejected = (mended(_answer(column(values, name), name), of_answers, changes) for name in ("chosen", "rejected"))
     if not prompt:  # both hold the whole conversation
         shared = 0
-        while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared][1] == rejected[shared][1]:
             shared += 1
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-    for name, answer in (("chosen", chosen), ("rejected", rejected)):
-        check_roles(prompt + answer, f"prompt + {name}")
-    if chosen == rejected:
+    ways = [
+        checked(prompt + answer, f"prompt + {name}", order, changes)
+        for name, answer in (("chosen", chosen), ("rejected", rejected))
+    ]
+    before = len(prompt)
+    if ways[0] == ways[1]:
         raise ValueError("chosen and rejected are the same, so there is nothing to choose")
-    return [Preference(prompt, chosen, rejected)]
+    return [Preference(ways[0][:before], ways[0][before:], ways[1][before:])]
 
 
-def _prompt(values: dict[str, Any]) -> tuple[Message, ...]:
-    system = optional_text_column(values, "system")
-    before = (Message("system", system),) if system else ()
+def _prompt(values: dict[str, Any]) -> list[Turn]:
     if values.get("conversations") is not None:
-        return before + sharegpt_list(values["conversations"], "conversations")
+        return with_system(turn_list(values["conversations"], "conversations", SHAREGPT), values)
     if values.get("instruction") is not None:
         context = optional_text_column(values, "input")
         instruction = text_column(values, "instruction")
-        return (*before, Message("user", f"{instruction}\n{context}" if context else instruction))
+        return with_system([("instruction", Message("user", f"{instruction}\n{context}" if context else instruction))], values)
     prompt = values.get("prompt")
     if prompt is None:
-        return before
-    return before + (
-        message_list(prompt, "prompt") if isinstance(prompt, list) else (Message("user", as_text(prompt, "prompt")),)
-    )
+        return with_system([], values)
+    if isinstance(prompt, list):
+        return with_system(turn_list(prompt, "prompt"), values)
+    return with_system([("prompt", Message("user", as_text(prompt, "prompt")))], values)
 
 
-def _answer(value: Any, field: str) -> tuple[Message, ...]:
-    if isinstance(value, dict):
-        return (sharegpt_message(value, field),) if "from" in value else message_list([value], field)
-    if isinstance(value, list):
-        sharegpt = bool(value) and isinstance(value[0], dict) and "from" in value[0]
-        return sharegpt_list(value, field) if sharegpt else message_list(value, field)
-    return (Message("assistant", as_text(value, field)),)
+def _answer(value: Any, field: str) -> list[Turn]:
+    if isinstance(value, dict | list):
+        return turn_list([value] if isinstance(value, dict) else value, field)
+    return [(field, Message("assistant", as_text(value, field)))]

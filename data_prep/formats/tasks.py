@@ -1,12 +1,12 @@
 """Rows of common tasks, written as a question and its answer: reading, labels, numbers, translation, summaries, code."""
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from data_prep.config import BETWEEN_LABELS, NO_LABEL
 from data_prep.formats.columns import as_text, column, json_type, optional_text_column, text_column
+from data_prep.formats.text_values import NUMBER, as_number, as_truth
 from data_prep.messages import Conversation, Message
 from data_prep.sources.rows import listed, shortened, shown
 
@@ -34,7 +34,7 @@ def ask(question: str, answer: str, *, references: tuple[str, ...] = (), tests: 
 
 def parse_question_answer(values: dict[str, Any]) -> list[Conversation]:
     """One question with its answer, or an article of SQuAD with all of its questions; the first answer is learned."""
-    if "paragraphs" not in values:
+    if values.get("paragraphs") is None:
         return [_question(values, "")]
     examples = []
     for index, paragraph in enumerate(_objects(values["paragraphs"], "paragraphs")):
@@ -57,8 +57,8 @@ def _question(values: dict[str, Any], prefix: str) -> Conversation:
     question = as_text(column(values, "question"), f"{prefix}question")
     context = optional_text_column(values, "context")
     given = values["answers"] if values.get("answers") is not None else column(values, "answer")
-    answers = _answers(given, f"{prefix}answers" if "answers" in values else f"{prefix}answer")
-    if values.get("is_impossible") or not answers:
+    answers = _answers(given, f"{prefix}answers" if values.get("answers") is not None else f"{prefix}answer")
+    if as_truth(values.get("is_impossible"), f"{prefix}is_impossible") or not answers:
         answers = [UNANSWERABLE]
     others = tuple(dict.fromkeys(answer for answer in answers[1:] if answer != answers[0]))
     return ask(f"{context}\n\n{question}" if context else question, answers[0], references=others)
@@ -93,16 +93,25 @@ def _label(label: Any, labels: Mapping[str, str]) -> str:
         raise ValueError(
             f"label is the {json_type(label)} {shortened(raw)}; say what it stands for: labels: {{{shown(raw)}: ...}}"
         )
-    if labels and raw not in labels:
+    if not labels or raw in labels:
+        return labels.get(raw, raw)
+    same = {_plain_label(name): text for name, text in labels.items()}
+    if _plain_label(raw) not in same:
         raise ValueError(f"label is {shown(raw)}, which labels doesn't name; it names {listed(labels)}")
-    return labels[raw] if labels else raw
+    return same[_plain_label(raw)]
+
+
+def _plain_label(name: str) -> str:
+    """A label by which those are the same that only a file's kind tells apart: 1 and 1.0, true and TRUE, with blanks around."""
+    text = name.strip()
+    if NUMBER.fullmatch(text):
+        return repr(float(text))
+    return text.lower() if text.lower() in ("true", "false") else text
 
 
 def parse_regression(values: dict[str, Any]) -> list[Conversation]:
     """The text is asked, its number is the answer."""
-    text, value = text_column(values, "text"), column(values, "value")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"value is {shown(str(value))}; a finite number was expected")
+    text, value = text_column(values, "text"), as_number(column(values, "value"), "value")
     return [ask(text, f"{value:g}" if f"{value:g}" == repr(value) else repr(value))]
 
 
@@ -110,7 +119,7 @@ def parse_translation(values: dict[str, Any], columns: Mapping[str, str]) -> lis
     """From one language to another; the pair is that of the columns' names, or the two keys of `translation`, in order."""
     names = {side: columns.get(side, "") for side in ("source", "target")}
     pair = values.get("translation")
-    if pair is not None and "source" not in values:
+    if pair is not None and values.get("source") is None:
         if not isinstance(pair, dict):
             raise ValueError(f"translation is a {json_type(pair)}; an object with two languages was expected")
         if not all(names.values()):
@@ -137,7 +146,7 @@ def _language(name: str) -> str:
 
 def parse_summarisation(values: dict[str, Any]) -> list[Conversation]:
     """A document and its summary; a document in sentences is joined, and each of several summaries is an example."""
-    pair = ("document", "summary") if "document" in values or "source" not in values else ("source", "target")
+    pair = ("source", "target") if values.get("document") is None and "source" in values else ("document", "summary")
     document, summary = (column(values, name) for name in pair)
     if isinstance(document, list):
         document = " ".join(as_text(part, f"{pair[0]}[{index}]") for index, part in enumerate(document))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from data_prep.config import FileSource, HubSource, OrdersSource, Source
 from data_prep.errors import DataError
-from data_prep.files import DataFile, find_files, is_pattern, kind_of, problem_with, unread_files
+from data_prep.files import DataFile, Use, find_files, is_pattern, kind_of, problem_with
 from data_prep.sources.columnar import read_arrow, read_parquet
 from data_prep.sources.delimited import read_csv, read_tsv
 from data_prep.sources.hub import hub_commit, hub_name, read_hub
-from data_prep.sources.rows import MAX_ROW_BYTES, Bad, Row
+from data_prep.sources.rows import MAX_ROW_BYTES, Bad, EmptyFileError, Row
 from data_prep.sources.texts import MAX_JSON_BYTES, read_json, read_jsonl, read_paragraphs
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "read_rows",
     "source_digest",
     "source_name",
-    "unread_files",
 ]
 
 READERS: dict[str, Callable[[DataFile, Bad], Iterator[Row]]] = {
@@ -47,20 +46,29 @@ def source_name(source: Source) -> str:
     return f"{source.generated}/{source.split} ({source.rows} rows, seed {source.seed})"
 
 
-def read_rows(source: Source, on_bad: Callable[[DataError], None] | None = None, *, streaming: bool = False) -> Iterator[Row]:
+def read_rows(
+    source: Source,
+    on_bad: Callable[[DataError], None] | None = None,
+    *,
+    streaming: bool = False,
+    use: Use | None = None,
+    on_empty: Callable[[str], None] | None = None,
+) -> Iterator[Row]:
     """The rows of a source, in its order; files are read in the order of their names. `streaming` reads a data set of the
-    hub from there, row by row, and keeps nothing of it on disk.
+    hub from there, row by row, and keeps nothing of it on disk. `use` chooses among the files of a folder or glob
+    (find_files), of which those without a row are named to `on_empty`.
 
-    Raises DataError with the file and the row, line or byte that is wrong. Where `on_bad` is given, a row that can't be
-    read by itself (invalid JSON in a line, another number of fields than the header, no object, too long) is handed to it
-    instead and skipped; a file that is wrong as a whole is raised all the same. Memory holds a row or a batch of rows at
-    a time, but for JSON files (up to MAX_JSON_BYTES), and Arrow files whose batches are compressed (a batch).
+    Raises DataError with the file and the row, line or byte that is wrong, and where there is no row at all. Where `on_bad`
+    is given, a row that can't be read by itself (invalid JSON in a line, another number of fields than the header, no object,
+    too long) is handed to it instead and skipped; a file that is wrong as a whole is raised all the same. Memory holds a row
+    or a batch of rows at a time, but for JSON files (up to MAX_JSON_BYTES), and Arrow files whose batches are compressed (a
+    batch).
     """
     bad = on_bad or _refuse
     if isinstance(source, FileSource):
-        return _read_files(source, bad)
+        return _read_files(source, use, bad, on_empty)
     if isinstance(source, HubSource):
-        return read_hub(source, streaming=streaming)
+        return read_hub(source, bad, streaming=streaming)
     return _read_orders(source)
 
 
@@ -97,31 +105,42 @@ def _refuse(error: DataError) -> None:
     raise error
 
 
-def _files_of(source: FileSource) -> list[DataFile]:
-    if problem := problem_with(source.path):
+def _files_of(source: FileSource, use: Use | None = None) -> list[DataFile]:
+    if problem := problem_with(source.path, use):
         raise DataError(problem)
-    return find_files(source.path)
+    return find_files(source.path, use)
 
 
-def _read_files(source: FileSource, bad: Bad) -> Iterator[Row]:
-    for file in _files_of(source):
-        yield from _read_file(file, bad)
+def _read_files(source: FileSource, use: Use | None, bad: Bad, on_empty: Callable[[str], None] | None) -> Iterator[Row]:
+    empty: list[EmptyFileError] = []
+    files = _files_of(source, use)
+    for file in files:
+        try:
+            yield from _read_file(file, bad)
+        except EmptyFileError as error:
+            empty.append(error)
+            if on_empty is not None:
+                on_empty(file.name)
+    if len(empty) == len(files):
+        raise empty[0]
 
 
 def _read_file(file: DataFile, bad: Bad) -> Iterator[Row]:
-    skipped = 0
+    problems: list[str] = []
 
-    def count(error: DataError) -> None:
-        nonlocal skipped
+    def handed_over(error: DataError) -> None:
         bad(error)
-        skipped += 1
+        if not problems:
+            problems.append(str(error))
 
     found = False
-    for row in READERS[kind_of(file.name) or ""](file, count):
+    for row in READERS[kind_of(file.name) or ""](file, handed_over):
         found = True
         yield row
+    if not found and problems:
+        raise EmptyFileError(f"{file.name} holds no row that can be read; the first: {problems[0]}")
     if not found:
-        raise DataError(f"{file.name} holds no row that can be read" if skipped else f"{file.name} holds no rows")
+        raise EmptyFileError(f"{file.name} holds no rows")
 
 
 def _read_orders(source: OrdersSource) -> Iterator[Row]:

@@ -1,15 +1,14 @@
 """Parquet and Arrow files, read a batch of rows at a time into plain Python values."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import date, datetime, time
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import DataError
 from data_prep.files import DataFile
+from data_prep.sources.json_text import JsonError, parse_json
 from data_prep.sources.opening import on_disk
-from data_prep.sources.rows import MAX_ROW_BYTES, Bad, Row, shortened, shown, text_length, too_long
+from data_prep.sources.rows import MAX_ROW_BYTES, Bad, EmptyFileError, Row, Unreadable, shortened, shown, text_length, too_long
 
 if TYPE_CHECKING:
     import pyarrow
@@ -19,6 +18,19 @@ BATCH_ROWS = 256
 
 ARROW_FILE_MAGIC = b"ARROW1"
 
+JSON_TYPE = "arrow.json"
+"""The extension type by which values of any shape are stored as JSON; `datasets` writes conversations so."""
+
+MEDIA = {"bytes", "path"}
+"""The fields in which `datasets` stores an image, a sound or a film."""
+
+Plain = Callable[[Any], Any]
+"""What makes a value that isn't null plain. Raises UnreadableError."""
+
+
+class UnreadableError(Exception):
+    """A value, or one inside it, that is neither text nor number, list nor object."""
+
 
 def read_parquet(file: DataFile, bad: Bad) -> Iterator[Row]:
     """The rows of a Parquet file; it is read in pieces, never a whole row group."""
@@ -27,13 +39,15 @@ def read_parquet(file: DataFile, bad: Bad) -> Iterator[Row]:
 
     with on_disk(file) as path, _failures_named(file, "Parquet"):
         if path.stat().st_size == 0:
-            raise DataError(f"{file.name} is empty")
+            raise EmptyFileError(f"{file.name} is empty")
         # Buffered and not read ahead: otherwise a column of a whole row group is in memory at once.
         with pyarrow.OSFile(str(path)) as content:
             parquet = ParquetFile(content, buffer_size=2**18, pre_buffer=False, page_checksum_verification=True)
-            as_plain = _plain_values(parquet.schema_arrow, file.name)
-            batches = parquet.iter_batches(batch_size=BATCH_ROWS, use_threads=False)
-            yield from _rows(batches, as_plain, file.name, bad)
+            schema = parquet.schema_arrow
+            # What can't be read isn't: pictures beside texts may be most of a file.
+            columns = [field.name for field in schema if not _unreadable(field.type)]
+            batches = parquet.iter_batches(batch_size=BATCH_ROWS, use_threads=False, columns=columns)
+            yield from rows_of_batches(batches, schema, file.name, bad)
 
 
 def read_arrow(file: DataFile, bad: Bad) -> Iterator[Row]:
@@ -42,13 +56,12 @@ def read_arrow(file: DataFile, bad: Bad) -> Iterator[Row]:
 
     with on_disk(file) as path, _failures_named(file, "Arrow"):
         if path.stat().st_size == 0:
-            raise DataError(f"{file.name} is empty")
+            raise EmptyFileError(f"{file.name} is empty")
         with pyarrow.memory_map(str(path)) as content:
             is_file = content.read(len(ARROW_FILE_MAGIC)) == ARROW_FILE_MAGIC
             content.seek(0)
             reader = pyarrow.ipc.open_file(content) if is_file else pyarrow.ipc.open_stream(content)
-            as_plain = _plain_values(reader.schema, file.name)
-            yield from _rows(_pieces(reader), as_plain, file.name, bad)
+            yield from rows_of_batches(_pieces(reader), reader.schema, file.name, bad)
 
 
 def _pieces(reader: Any) -> "Iterator[pyarrow.RecordBatch]":
@@ -78,22 +91,44 @@ def _failures_named(file: DataFile, kind: str) -> Iterator[None]:
         raise DataError(f"{file.name} is damaged or no {kind} file: {error}") from error
 
 
-def _rows(batches: "Iterator[pyarrow.RecordBatch]", as_plain: Callable[[Any], Any], name: str, bad: Bad) -> Iterator[Row]:
-    first = 1
+def rows_of_batches(
+    batches: "Iterable[pyarrow.RecordBatch | pyarrow.Table]", schema: "pyarrow.Schema", name: str, bad: Bad, *, first: int = 1
+) -> Iterator[Row]:
+    """The rows of batches as plain values; `first` is the number of the first one.
+
+    Times become ISO 8601 texts, decimal numbers texts, which keep every digit; a field of a struct that is null is left out,
+    because a struct has the fields of all rows: JSON would not have it. What can't be read is an Unreadable, the whole column's
+    value where it is inside one.
+
+    Raises DataError for two columns of one name.
+    """
+    repeated = [column for column in schema.names if schema.names.count(column) > 1]
+    if repeated:
+        raise DataError(f"{name} has two columns named {shown(repeated[0])}; every column needs a name of its own")
+    unreadable = {field.name: Unreadable(shortened(str(field.type))) for field in schema if _unreadable(field.type)}
+    read = [column for column in schema.names if column not in unreadable]
+    plain = {field.name: make for field in schema if (make := _plain(field.type)) is not None}
     for batch in batches:
         large = batch.nbytes > MAX_ROW_BYTES
-        for number, values in enumerate(_values(batch), start=first):
+        for number, values in enumerate(_values(batch.select(read)), start=first):
             place = f"{name} row {number}"
             if isinstance(values, Exception):
                 bad(DataError(f"{place} can't be read: {shortened(str(values), 200)}"))
             elif large and text_length(values) > MAX_ROW_BYTES:
                 bad(too_long(place, "split it"))
             else:
-                yield Row(place, as_plain(values))
+                try:
+                    for column, make in plain.items():
+                        if values.get(column) is not None:
+                            values[column] = _plain_or_unreadable(make, values[column], schema.field(column).type)
+                except JsonError as error:
+                    bad(DataError(f"{place} can't be read: {error}"))
+                else:
+                    yield Row(place, values | unreadable)
         first += batch.num_rows
 
 
-def _values(batch: "pyarrow.RecordBatch") -> list[Any]:
+def _values(batch: "pyarrow.RecordBatch | pyarrow.Table") -> list[Any]:
     """Each row's values; in the place of one that can't be read (a text that isn't UTF-8, say), the error."""
     try:
         rows: list[Any] = batch.to_pylist(maps_as_pydicts="strict")
@@ -102,62 +137,84 @@ def _values(batch: "pyarrow.RecordBatch") -> list[Any]:
         return [_value(batch.slice(index, 1)) for index in range(batch.num_rows)]
 
 
-def _value(batch: "pyarrow.RecordBatch") -> Any:
+def _value(batch: "pyarrow.RecordBatch | pyarrow.Table") -> Any:
     try:
         return batch.to_pylist(maps_as_pydicts="strict")[0]
     except (ValueError, KeyError, OverflowError) as error:
         return error
 
 
-def _plain_values(schema: "pyarrow.Schema", name: str) -> Callable[[Any], Any]:
-    """What makes a row of this schema plain: nothing, or the change of its times and numbers to texts.
-
-    Raises DataError for a column that has no plain values (bytes, say), or two columns of one name.
-    """
-    repeated = [column for column in schema.names if schema.names.count(column) > 1]
-    if repeated:
-        raise DataError(f"{name} has two columns named {shown(repeated[0])}; every column needs a name of its own")
+def _unreadable(kind: "pyarrow.DataType") -> bool:
+    """Whether nothing of a column can be read; one with a field that can't may still have others."""
     from pyarrow import types
 
-    leaves = [(field.name, leaf) for field in schema for leaf in _leaves(field.type)]
-    numbers = (types.is_null, types.is_boolean, types.is_integer, types.is_floating)
-    plain = (*numbers, types.is_string, types.is_large_string, types.is_string_view)
-    as_text = (types.is_timestamp, types.is_date, types.is_time, types.is_decimal)
-    for column, leaf in leaves:
-        if not any(is_type(leaf) for is_type in (*plain, *as_text)):
-            raise DataError(
-                f"{name}: column {shown(column)} holds {shortened(str(leaf))}, which is neither text nor number, list nor "
-                "object; leave it out"
-            )
-    return _as_plain if any(is_type(leaf) for _, leaf in leaves for is_type in as_text) else _as_it_is
+    kind = _stored(kind)
+    if types.is_struct(kind):
+        fields = [kind.field(index) for index in range(kind.num_fields)]
+        inside = [_unreadable(field.type) for field in fields]
+        return bool(fields) and (all(inside) or (any(inside) and {field.name for field in fields} <= MEDIA))
+    if _is_list(kind):
+        return _unreadable(kind.value_type)
+    return _plain(kind) is _as_unreadable
 
 
-def _leaves(kind: "pyarrow.DataType") -> "Iterator[pyarrow.DataType]":
-    """The types that values of a type are made of in the end; a map whose keys are no texts stands for itself."""
+def _plain_or_unreadable(make: Plain, value: Any, kind: "pyarrow.DataType") -> Any:
+    try:
+        return make(value)
+    except UnreadableError:
+        return Unreadable(shortened(str(kind)))
+
+
+def _as_unreadable(value: Any) -> Any:
+    raise UnreadableError
+
+
+def _plain(kind: "pyarrow.DataType") -> Plain | None:
+    """What makes the values of a type plain; None where they are."""
+    from pyarrow import types
+
+    if getattr(kind, "extension_name", None) == JSON_TYPE:
+        return parse_json
+    kind = _stored(kind)
+    if types.is_struct(kind):
+        return _plain_struct({kind.field(index).name: _plain(kind.field(index).type) for index in range(kind.num_fields)})
+    if _is_list(kind):
+        item = _plain(kind.value_type)
+        return item and (lambda values: [None if value is None else item(value) for value in values])
+    if types.is_map(kind) and types.is_string(kind.key_type):
+        value_of = _plain(kind.item_type)
+        return value_of and (lambda values: {key: None if value is None else value_of(value) for key, value in values.items()})
+    texts = (types.is_string, types.is_large_string, types.is_string_view)
+    if any(is_type(kind) for is_type in (types.is_null, types.is_boolean, types.is_integer, types.is_floating, *texts)):
+        return None
+    if any(is_type(kind) for is_type in (types.is_timestamp, types.is_date, types.is_time)):
+        return lambda value: value.isoformat()
+    return str if types.is_decimal(kind) else _as_unreadable
+
+
+def _plain_struct(fields: dict[str, Plain | None]) -> Plain:
+    def plain(values: dict[str, Any]) -> dict[str, Any]:
+        there = {name: value for name, value in values.items() if value is not None}
+        return {name: value if (make := fields[name]) is None else make(value) for name, value in there.items()}
+
+    return plain
+
+
+def _is_list(kind: "pyarrow.DataType") -> bool:
+    from pyarrow import types
+
+    views = (types.is_list_view, types.is_large_list_view)
+    return any(is_type(kind) for is_type in (types.is_list, types.is_large_list, types.is_fixed_size_list, *views))
+
+
+def _stored(kind: "pyarrow.DataType") -> "pyarrow.DataType":
+    """The type that values are stored as: of a dictionary's values, or below an extension type."""
     import pyarrow
-    from pyarrow import types
 
-    if types.is_dictionary(kind):
-        yield from _leaves(kind.value_type)
-    elif isinstance(kind, pyarrow.BaseExtensionType):
-        yield from _leaves(kind.storage_type)
-    elif types.is_union(kind) or not types.is_nested(kind) or (types.is_map(kind) and not types.is_string(kind.key_type)):
-        yield kind
-    else:
-        for index in range(kind.num_fields):
-            yield from _leaves(kind.field(index).type)
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
-def _as_plain(value: Any) -> Any:
-    """A value with its dates and times as ISO 8601 texts and its decimal numbers as texts, which keep every digit."""
-    if isinstance(value, dict):
-        return {key: _as_plain(below) for key, below in value.items()}
-    if isinstance(value, list):
-        return [_as_plain(below) for below in value]
-    if isinstance(value, datetime | date | time):
-        return value.isoformat()
-    return str(value) if isinstance(value, Decimal) else value
+    while True:
+        if pyarrow.types.is_dictionary(kind):
+            kind = kind.value_type
+        elif isinstance(kind, pyarrow.BaseExtensionType):
+            kind = kind.storage_type
+        else:
+            return kind

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from data_prep.errors import DataError
 from data_prep.files import DataFile
 from data_prep.sources.opening import Lines, opened
-from data_prep.sources.rows import MAX_ROW_BYTES, Bad, Row, shown, too_long
+from data_prep.sources.rows import MAX_ROW_BYTES, Bad, EmptyFileError, Row, shown, too_long
 
 QUOTES = "a field that begins with a quote must end with one, and a quote inside is written twice"
 
@@ -75,7 +75,7 @@ def _explained(place: str, error: csv.Error) -> DataError:
 
 def _header(name: str, record: tuple[int, list[str] | DataError] | None, delimiter: str) -> list[str]:
     if record is None:
-        raise DataError(f"{name} is empty; a header with the columns' names was expected")
+        raise EmptyFileError(f"{name} is empty; a header with the columns' names was expected")
     line, columns = record
     if isinstance(columns, DataError):
         raise columns

@@ -7,7 +7,8 @@ from functools import lru_cache
 
 from data_prep.config import HubSource
 from data_prep.errors import DataError
-from data_prep.sources.rows import Row, checked_row
+from data_prep.sources.columnar import BATCH_ROWS, rows_of_batches
+from data_prep.sources.rows import Bad, Row
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -51,8 +52,8 @@ def hub_commit(source: HubSource) -> str:
     return commit
 
 
-def read_hub(source: HubSource, *, streaming: bool = False) -> Iterator[Row]:
-    """The rows of a data set at its commit; downloaded whole first, or with `streaming` as they are read."""
+def read_hub(source: HubSource, bad: Bad, *, streaming: bool = False) -> Iterator[Row]:
+    """The rows of a data set at its commit, as those of Arrow files; downloaded first, or with `streaming` as they are read."""
     commit = hub_commit(source)
     import datasets
 
@@ -62,5 +63,7 @@ def read_hub(source: HubSource, *, streaming: bool = False) -> Iterator[Row]:
         )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"data set {hub_name(source)} could not be loaded: {error}; {_hub_advice(source)}") from error
-    for number, values in enumerate(rows, start=1):
-        yield checked_row(f"{hub_name(source)} row {number}", values)
+    first = 1
+    for table in rows.with_format("arrow").iter(BATCH_ROWS):
+        yield from rows_of_batches([table], table.schema, hub_name(source), bad, first=first)
+        first += table.num_rows

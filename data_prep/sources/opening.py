@@ -18,6 +18,12 @@ MAGIC = {b"\x1f\x8b": "gzip (.gz)", b"\x28\xb5\x2f\xfd": "Zstandard (.zst)", b"P
 MAGIC |= {b"ARROW1": "Arrow (.arrow)", b"PK\x03\x04": "a ZIP archive or a spreadsheet", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 """How files begin that are often named as if they were text."""
 
+POINTERS = {
+    b"version https://git-lfs.github.com/spec/": ("Git LFS", "git lfs pull"),
+    b"/annex/objects/": ("git-annex", "git annex get ."),
+}
+"""How the small files begin that stand in a repository for large ones, by which tool, and what fetches the large ones."""
+
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -25,6 +31,7 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 def opened(file: DataFile) -> Iterator[IO[bytes]]:
     """The bytes of a file, without its compression; what fails while they are read is raised as a DataError."""
     with _failures_named(file), ExitStack() as stack:
+        _refuse_pointer(file)
         suffix = file.path.suffix.lower()
         if suffix == ".gz":
             yield cast(IO[bytes], stack.enter_context(gzip.open(file.path, "rb")))
@@ -46,6 +53,8 @@ def on_disk(file: DataFile) -> Iterator[Path]:
     For kinds that are read from their end backwards, as Parquet is.
     """
     if file.path.suffix.lower() not in (".gz", ".zst"):
+        with _failures_named(file):
+            _refuse_pointer(file)
         yield file.path
         return
     with NamedTemporaryFile(prefix="data_prep-", suffix=Path(file.path.stem).suffix) as copy:
@@ -65,6 +74,18 @@ def _failures_named(file: DataFile) -> Iterator[None]:
         if error.errno is None and file.path.suffix.lower() == ".zst":
             raise DataError(f"{file.name} is damaged or no Zstandard file: {error}") from error
         raise DataError(f"{file.name} can't be read: {error.strerror or error}") from error
+
+
+def _refuse_pointer(file: DataFile) -> None:
+    """Raise DataError where a file is only a pointer: a text that says where the data are."""
+    with file.path.open("rb") as content:
+        start = content.read(max(map(len, POINTERS)))
+    for beginning, (tool, command) in POINTERS.items():
+        if start.startswith(beginning):
+            raise DataError(
+                f"{file.name} is a pointer of {tool}: the data that it stands for were not fetched; run `{command}` in its "
+                "folder, or download the file"
+            )
 
 
 class Lines:

@@ -24,6 +24,10 @@ Bad = Callable[[DataError], None]
 """What is done about a row that can't be read: raise the error, or count it and return, and the row is skipped."""
 
 
+class EmptyFileError(DataError):
+    """A file without a row: one among others is counted, and by itself it is an error."""
+
+
 @dataclass(slots=True)
 class Row:
     """One row as it was read."""
@@ -32,6 +36,23 @@ class Row:
     """Where it stands, for messages: "rows.json row 17", "rows.jsonl:17"."""
 
     values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A value that is neither text nor number, list nor object: bytes, say. It matters only where it is read."""
+
+    kind: str
+
+    def __str__(self) -> str:
+        """Raises ValueError: a template would otherwise write it."""
+        raise ValueError(self.problem("a column"))
+
+    def problem(self, field: str) -> str:
+        """What is said where a field with this value is read."""
+        return (
+            f"{field} holds {self.kind}, which is no text; cast it where the file is written (pyarrow: column.cast('string'))"
+        )
 
 
 def checked_row(place: str, values: Any) -> Row:

@@ -1,24 +1,29 @@
 """Files of text: JSON, JSONL and plain text. All but JSON are read line by line."""
 
-import json
-import sys
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
 from data_prep.errors import DataError
 from data_prep.files import DataFile
+from data_prep.sources.json_text import (
+    COMMA_BEHIND,
+    ENDS_TOO_EARLY,
+    SECOND_OBJECT,
+    JsonError,
+    first_flaw,
+    parse_json,
+    parse_json_with_flaws,
+)
 from data_prep.sources.opening import Lines, decode, opened
 from data_prep.sources.rows import (
-    HALF_CHARACTER,
     MAX_ROW_BYTES,
     TOO_DEEP,
     Bad,
+    EmptyFileError,
     Row,
     checked_row,
     described,
-    has_escaped_half,
-    has_half_character,
     text_length,
     too_long,
 )
@@ -26,7 +31,20 @@ from data_prep.sources.rows import (
 MAX_JSON_BYTES = 10**9
 """The largest JSON file, which is read whole; JSONL has no limit."""
 
-LONG_NUMBER = "a whole number has more digits than can be read; put it in quotes"
+LIST_HINT = "; a list of objects is JSON: name the file .json"
+
+LINE_HINTS = {
+    ENDS_TOO_EARLY: "; an object of JSONL stands on one line; where they go over several: jq -c . {name} > rows.jsonl",
+    SECOND_OBJECT: "; JSONL has an object a line: jq -c . {name} > rows.jsonl",
+    COMMA_BEHIND: "; in JSONL each line is an object alone: remove it",
+}
+"""What to do about a line of JSONL, by what is wrong with it."""
+
+TEXT_HINTS = {
+    SECOND_OBJECT: "; one object a line is JSONL: name the file .jsonl",
+    COMMA_BEHIND: "; put the objects between [ and ]",
+}
+"""What to do about a file of JSON, by what is wrong with it."""
 
 
 def read_jsonl(file: DataFile, bad: Bad) -> Iterator[Row]:
@@ -38,7 +56,7 @@ def read_jsonl(file: DataFile, bad: Bad) -> Iterator[Row]:
                 bad(problem)
             elif line.strip():
                 try:
-                    row = _parse_line(line, file.name, lines.number)
+                    row = _parse_line(line.rstrip(), file.name, lines.number)
                 except DataError as error:
                     bad(error)
                 else:
@@ -48,19 +66,15 @@ def read_jsonl(file: DataFile, bad: Bad) -> Iterator[Row]:
 def _parse_line(line: str, name: str, number: int) -> Row:
     place = f"{name}:{number}"
     try:
-        values = json.loads(line)
-        has_half = has_escaped_half(line) and has_half_character(values)
-    except json.JSONDecodeError as error:
-        hint = "; a list of objects is JSON: name the file .json" if line.strip() == "[" else ""
-        raise DataError(f"{place}:{error.colno}: invalid JSON: {error.msg}{hint}") from error
-    except RecursionError as error:
-        raise DataError(f"{place}: the JSON is {TOO_DEEP}") from error
-    except ValueError as error:
-        raise DataError(f"{place}: {LONG_NUMBER}") from error
-    row = checked_row(place, values)
-    if has_half:
-        raise DataError(f"{place}: {HALF_CHARACTER}")
-    return row
+        values = parse_json(line)
+    except JsonError as error:
+        if not error.column:
+            raise DataError(f"{place}: {error}") from error
+        hint = LIST_HINT if line.lstrip().startswith("[") else LINE_HINTS.get(str(error), "").format(name=name)
+        raise DataError(f"{place}:{error.column}: invalid JSON: {error}{hint}") from error
+    if isinstance(values, list) and values and isinstance(values[0], dict):
+        raise DataError(f"{place} is a list; an object with named columns was expected{LIST_HINT}")
+    return checked_row(place, values)
 
 
 def read_json(file: DataFile, bad: Bad) -> Iterator[Row]:
@@ -77,17 +91,20 @@ def read_json(file: DataFile, bad: Bad) -> Iterator[Row]:
                 "make it JSONL, which is not, for example: jq -c '.[]' rows.json > rows.jsonl"
             )
     text = decode(content, file.name)
-    large, has_halves = len(content) > MAX_ROW_BYTES, has_escaped_half(text)
-    rows = _rows_of(_parse(text, file.name), file.name)
-    del content, text  # as large as the rows together
+    if not text.strip():
+        raise EmptyFileError(f"{file.name} is empty")
+    large = len(content) > MAX_ROW_BYTES
+    parsed, flawed = _parse(text, file.name)
+    rows = _rows_of(parsed, file.name)
+    del content, text, parsed  # as large as the rows together
     for number, values in enumerate(rows, start=1):
         place = f"{file.name} row {number}"
         try:
+            if flawed and (flaw := first_flaw(values)):
+                raise DataError(f"{place}: {flaw}")
             row = checked_row(place, values)
             if large and text_length(values) > MAX_ROW_BYTES:
                 raise too_long(place, "split it")
-            if has_halves and has_half_character(values):
-                raise DataError(f"{place}: {HALF_CHARACTER}")
         except DataError as error:
             bad(error)
         except RecursionError:
@@ -96,18 +113,19 @@ def read_json(file: DataFile, bad: Bad) -> Iterator[Row]:
             yield row
 
 
-def _parse(text: str, name: str) -> Any:
-    if not text.strip():
-        raise DataError(f"{name} is empty")
+def _parse(text: str, name: str) -> tuple[Any, bool]:
+    """The value of a file, and whether some rows of it have flaws, which are then in it as such."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = "; one object a line is JSONL: name the file .jsonl" if error.msg == "Extra data" else ""
-        raise DataError(f"{name}:{error.lineno}:{error.colno}: invalid JSON: {error.msg}{hint}") from error
-    except RecursionError as error:
-        raise DataError(f"{name}: the JSON is {TOO_DEEP}") from error
-    except ValueError as error:
-        raise DataError(f"{name}{_row_of_long_number(text)}: {LONG_NUMBER}") from error
+        return parse_json(text), False
+    except JsonError as error:
+        if error.line:
+            hint = TEXT_HINTS.get(str(error), "")
+            raise DataError(f"{name}:{error.line}:{error.column}: invalid JSON: {error}{hint}") from error
+    try:
+        return parse_json_with_flaws(text), True
+    except JsonError as error:
+        place = f"{name}:{error.line}:{error.column}: invalid JSON" if error.line else name
+        raise DataError(f"{place}: {error}") from error
 
 
 def _rows_of(parsed: Any, name: str) -> list[Any]:
@@ -123,25 +141,6 @@ def _rows_of(parsed: Any, name: str) -> list[Any]:
 
 def _is_list_of_objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(element, dict) for element in value)
-
-
-def _row_of_long_number(text: str) -> str:
-    """Which row of a JSON list holds a whole number with more digits than Python reads; nothing where it can't be told."""
-
-    def holds(value: Any) -> bool:
-        values = [value]
-        for each in values:  # it grows meanwhile; a function that calls itself would fail on a row that is nested deeply
-            if isinstance(each, dict | list):
-                values.extend(each.values() if isinstance(each, dict) else each)
-        return any(each is too_long_number for each in values)
-
-    too_long_number, longest = object(), sys.get_int_max_str_digits()
-    try:
-        rows = json.loads(text, parse_int=lambda digits: too_long_number if len(digits.lstrip("-")) > longest else 0)
-    except (ValueError, RecursionError):  # what comes after the number is wrong too
-        return ""
-    found = [number for number, row in enumerate(rows if isinstance(rows, list) else [], start=1) if holds(row)]
-    return f" row {found[0]}" if found else ""
 
 
 def read_paragraphs(file: DataFile, bad: Bad) -> Iterator[Row]:

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.documents import Document
 from data_prep.errors import DataError
+from data_prep.files import Use
 from data_prep.formats import read_parsed
 from data_prep.masks import Tokenization
 from data_prep.messages import Example, Preference
@@ -95,7 +96,9 @@ def _documents(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, rows: int) ->
 
 
 def _examples(recipe: Recipe) -> Iterator[tuple[str, Example]]:
-    for source in recipe.data.held_out or recipe.data.train:
-        parser, rows = read_parsed(source, streaming=recipe.data.streaming is not None)
+    data = recipe.data
+    use: Use = "evaluation" if data.held_out else "train"
+    for source in data.held_out or data.train:
+        parser, rows = read_parsed(source, turn_order=data.turn_order, streaming=data.streaming is not None, use=use)
         for row in rows:
             yield from ((place, example) for place, example in parser.parse(row) if not isinstance(example, Preference))

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from data_prep.config import CHAT_TEMPLATES
-from data_prep.files import problem_with
+from data_prep.files import Use, problem_with
 from finetune.recipe.tree import Finding, Location, Node, finding_at
 
 # What the hub takes: no name ends in a dot or hyphen or is longer than 96; no two hyphens or dots meet; none ends in .git.
@@ -95,7 +95,8 @@ def _resolve_data(tree: Node, location: Location, findings: list[Finding]) -> No
         return tree
     node, text = found
     path = absolute(text, node.place.source.folder)
-    problem = problem_with(path) if text else f"no such file: looked at {path}"
+    use: Use = "train" if location[1] == "train" else "evaluation"
+    problem = problem_with(path, use) if text else f"no such file: looked at {path}"
     if problem is not None:
         findings.append(finding_at(node, location, problem))
     return _replace(tree, location, str(path))

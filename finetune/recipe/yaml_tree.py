@@ -1,5 +1,6 @@
 """Read YAML 1.2 into a tree of plain values with positions; refuse what a recipe has no use for, at its line and column."""
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -231,7 +232,9 @@ class _Reader:
         name = key.value if isinstance(key.value, str) else None
         shown = shorten(name if name is not None else str(key.plain()))
         node = replace(self._node(next(self.events), (*location, shown)), key_place=place)
-        if name is None or key.broken or not _printable(name):
+        if name is None or key.broken:
+            self.findings.append(Finding(place, location, _no_text(event, key)))
+        elif not _printable(name):
             self.findings.append(Finding(place, location, f"got the key {shown!r}; a key is plain, printable text"))
         elif name == "<<":
             self.findings.append(Finding(place, location, "<< is not part of YAML 1.2; use `extends`, or repeat the keys"))
@@ -240,6 +243,20 @@ class _Reader:
             self.findings.append(finding_at(node, (*location, name), f"duplicate key; first on line {first.line}", at_key=True))
         else:
             mapping[name] = node
+
+
+def _no_text(event: Any, key: Node) -> str:
+    """Why a key is none, and how it is written as one."""
+    if not isinstance(event, ScalarEvent) or event.tag is not None:
+        return (
+            f"got the key {shorten(str(key.plain()))}, which is a list, a section, an alias or has a tag; a key is plain text"
+        )
+    if not event.value:
+        return "a key is missing before the colon"
+    kinds = {bool: "true or false", int: "a number", float: "a number", type(None): "null"}
+    kind = kinds.get(type(key.value), "no text")  # a date, an infinite number
+    text = shorten(event.value)
+    return f"got the key {text}, which is {kind} in YAML, and a key is text: put it in quotes, {json.dumps(text)}"
 
 
 def _printable(text: str) -> bool:

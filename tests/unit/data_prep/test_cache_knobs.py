@@ -121,6 +121,8 @@ MATTERS: dict[str, tuple[Setup, Setup]] = {
     "supervise": (Setup(), Setup(data={"supervise": "all"})),
     "reasoning": (Setup(), Setup(data={"reasoning": "drop"})),
     "on_bad_row": (Setup(), Setup(data={"on_bad_row": "skip"})),
+    "turn_order": (Setup(), Setup(data={"turn_order": ["drop_greeting"]})),
+    "ignore_columns": (Setup(), Setup(source={"format": "alpaca", "ignore_columns": ["note"]})),
     "special_tokens_in_text": (Setup(), Setup(data={"special_tokens_in_text": "keep"})),
     "clean": (Setup(), Setup(data={"clean": {"duplicates": "drop", "unicode": "NFC"}})),
     "clean.unicode": (Setup(data={"clean": {"unicode": "NFC"}}), Setup(data={"clean": {"unicode": "NFKC"}})),

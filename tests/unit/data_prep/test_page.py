@@ -298,7 +298,7 @@ def holding(text: str) -> Audit:
     source = SourceReport(
         source=text, use="train", format=text, detected=text, rows_read=4, examples_made=4, dropped={"too_long": rows},
         findings={"leakage": rows}, duplicates=rows, truncated=rows, split=rows, unread_columns={text: 1},
-        unread_files=[text], longest={text: 3},
+        unread_files=[text], left_out_files=[text], empty_files=[text], changes={"keep": rows}, longest={text: 3},
     )  # fmt: skip
     samples = [Sample(text, 9, 2, [Piece(text, 5, 0.0), Piece(text, 2, 0.5), Piece(text, 2, 1.0)])]
     return Audit(DataReport([source], 4, 0, [text]), ["leakage"], NO_EPOCH, samples)
@@ -330,13 +330,13 @@ def test_any_text_stays_text(text: str) -> None:
     page, clean = page_of(html), clean_for_terminal(text)
     assert list(skeleton(page)) == list(skeleton(page_of(audit_page(holding("x"), "x"))))
     assert [piece.text for piece in page.of_class("piece")] == [clean] * 3
-    for name, count in (("place", 5), ("excerpt", 5)):
+    for name, count in (("place", 6), ("excerpt", 6)):
         assert [element.text for element in page.of_class(name)] == [clean] * count
     assert page.of_tag("h1")[0].text == clean
     assert page.of_tag("title")[0].text == f"{clean}: data audit"
     assert page.of_class("sample")[0].of_tag("h3")[0].text == clean
     assert page.of_class("mixture")[0].of_tag("li")[0].text == clean
-    assert page.of_class("names")[0].of_tag("li")[0].text == clean
+    assert [names.of_tag("li")[0].text for names in page.of_class("names")] == [clean] * 3
     assert page.of_class("narrow")[0].of_tag("code")[0].text == clean
     assert not any(character in html for character in "\x00\x1b\r\u202e\u2066")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_prep import Conversation, Message, Preference, ToolCall, parse_row
 from data_prep.config import FORMAT_COLUMNS, FormatName
-from data_prep.formats.chat import ROLES, SHAREGPT_ROLES, UNSUPPORTED_KEYS
+from data_prep.formats.message_keys import ROLES
 from data_prep.sources import Row
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -30,17 +30,16 @@ TOOL = st.builds(lambda name, given: {"type": "function", "function": {"name": n
 @st.composite
 def conversations(draw: st.DrawFn, sharegpt: bool = False) -> Conversation:
     """Roles in order, with calls and results of tools, weights and tools; for ShareGPT only what it has a form for."""
-    messages = [Message("system", draw(TEXT), draw(UNLEARNED))] if draw(st.booleans()) else []
+    messages = [Message("system", draw(TEXT.filter(str.strip)), draw(UNLEARNED))] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 3))):
         messages.append(Message("user", draw(TEXT), draw(UNLEARNED)))
         for _ in range(draw(st.integers(0, 2))):
-            has_ids = draw(st.booleans())
-            calls = draw(st.lists(st.builds(ToolCall, NAME, ARGUMENTS, NAME if has_ids else st.none()), min_size=1, max_size=3))
+            ids = draw(st.sampled_from([["1", "b", "call_0"], [None, None, None]]))[: draw(st.integers(1, 3))]
+            calls = [ToolCall(draw(NAME), draw(ARGUMENTS), call_id) for call_id in ids]
             messages.append(Message("assistant", "" if sharegpt else draw(TEXT), draw(WEIGHT), tuple(calls)))
-            for _ in range(draw(st.integers(1, len(calls)))):
-                answered = st.none() if sharegpt else st.sampled_from([None, *(call.id for call in calls)])
-                name = None if sharegpt else draw(st.one_of(st.none(), TEXT))
-                messages.append(Message("tool", draw(TEXT), draw(UNLEARNED), tool_call_id=draw(answered), name=name))
+            for call in calls:
+                name = None if sharegpt else draw(st.sampled_from([None, call.name]))
+                messages.append(Message("tool", draw(TEXT), draw(UNLEARNED), tool_call_id=call.id, name=name))
         messages.append(Message("assistant", draw(TEXT), draw(WEIGHT)))
     return Conversation(tuple(messages), tools=tuple(draw(st.lists(TOOL, max_size=2))))
 
@@ -96,7 +95,8 @@ def tools_of(draw: st.DrawFn, tools: Sequence[dict[str, Any]]) -> dict[str, Any]
 
 def nothing_else(draw: st.DrawFn) -> dict[str, Any]:
     """Keys that would change what is learned, with nothing in them."""
-    return dict.fromkeys(draw(st.lists(st.sampled_from(UNSUPPORTED_KEYS), max_size=2)), draw(st.sampled_from([None, "", []])))
+    names = ["function_call", "refusal", "audio", "images", "loss", "some_key"]
+    return dict.fromkeys(draw(st.lists(st.sampled_from(names), max_size=2)), draw(st.sampled_from([None, ""])))
 
 
 def openai_message(draw: st.DrawFn, message: Message) -> dict[str, Any]:
@@ -117,8 +117,9 @@ def sharegpt_turn(draw: st.DrawFn, message: Message) -> dict[str, Any]:
         calls = [call_of(draw, call) for call in message.tool_calls]
         value = json.dumps(calls[0] if len(calls) == 1 and draw(st.booleans()) else calls)
         return with_weight(draw, {"from": "function_call", "value": value}, message)
-    name = draw(st.sampled_from([name for name, role in SHAREGPT_ROLES.items() if role == message.role]))
-    return with_weight(draw, {"from": name, "value": content_of(draw, message.content)} | nothing_else(draw), message)
+    name = draw(st.sampled_from([name for name, role in ROLES.items() if role == message.role]))
+    item = {"from": name, "value": content_of(draw, message.content)} | nothing_else(draw)
+    return with_weight(draw, item | ({} if message.tool_call_id is None else {"tool_call_id": message.tool_call_id}), message)
 
 
 @settings(deadline=None)
@@ -151,7 +152,7 @@ def test_alpaca(system: str, instruction: str, context: str, output: str, nothin
     optional = {"system": system or nothing, "input": context or nothing}
     values = {"instruction": instruction, "output": output} | {k: v for k, v in optional.items() if v is not ...}
     messages = [Message("user", f"{instruction}\n{context}" if context else instruction), Message("assistant", output)]
-    assert parsed("alpaca", values) == Conversation((*([Message("system", system)] if system else []), *messages))
+    assert parsed("alpaca", values) == Conversation((*([Message("system", system)] if system.strip() else []), *messages))
 
 
 @settings(deadline=None)

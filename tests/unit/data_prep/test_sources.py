@@ -51,7 +51,7 @@ def test_txt(tmp_path: Path) -> None:
         ("rows.json", b'[{"a": 1},\n {"a" 2}]', "rows.json:2:7: invalid JSON"),
         ("rows.json", b'{"a": 1}\n{"a": 2}', r"rows.json:2:1: .*name the file \.jsonl"),
         ("rows.jsonl", b'{"a": 1}\n{"a": }', "rows.jsonl:2:7: invalid JSON"),
-        ("rows.jsonl", b'[\n{"a": 1}]', r"rows.jsonl:1:1: .*name the file \.json"),
+        ("rows.jsonl", b'[\n{"a": 1}]', r"rows.jsonl:1:2: .*name the file \.json"),
         ("rows.json", b'{"data": []}', "rows.json holds one object with the keys 'data'; a list"),
         ("rows.json", b'[{"a": 1}, "b"]', "rows.json row 2 is a string"),
         ("rows.jsonl", b'{"a": 1}\nnull', "rows.jsonl:2 is null"),

@@ -15,6 +15,7 @@ from data_prep.errors import DataError
 from data_prep.sources import read_rows
 from tests.unit.data_prep.bad_input.outcomes import (
     TEXT,
+    bad_rows,
     error,
     jsonl,
     prepared,
@@ -88,13 +89,16 @@ def test_a_deeply_nested_row_of_a_list_is_named(inside: str, depth: int, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
-def test_a_name_that_stands_twice(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Of two keys of the same name in a JSON object the last one counts, as everywhere in Python; nothing is said."""
-    path = tmp_path / f"rows.{kind}"
-    row = b'{"text": "first", "text": "last"}'
-    path.write_bytes(row if kind == "jsonl" else b"[" + row + b"]")
-    data = prepared(path, tokenizer, "text")
-    assert tokenizer.decode(data.train[0].token_ids) == "last<|im_end|>"
+@pytest.mark.parametrize(
+    "row", ['{"text": "a", "text": "b"}', '{"text": "a", "x": [{"y": 1, "y": 1}]}', '{"text": "a", "x": NaN}']
+)
+def test_a_value_that_can_be_meant_in_two_ways(row: str, kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A key twice in an object, at any depth, and what is no value of JSON are their row's problem, which is named."""
+    path, rows = tmp_path / f"rows.{kind}", ['{"text": "ho"}', row, '{"text": "ho"}']
+    path.write_text("\n".join(rows) if kind == "jsonl" else f"[{','.join(rows)}]")
+    place = "rows.jsonl:2" if kind == "jsonl" else "rows.json row 2"
+    assert re.match(rf"{place}: (the key '(text|y)' stands twice|NaN is no value)", error(path, tokenizer, "text"))
+    assert bad_rows(path, tokenizer, "text", kept=2).count == 1
 
 
 @pytest.fixture

@@ -1,0 +1,162 @@
+"""What a row may give as text: CSV and TSV have nothing else, and texts of JSON and Parquet may stand for other values too.
+
+TEXT_VALUES is the table of columns whose text means a truth value, a number, or JSON; any other text is a text.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from data_prep.config import FormatName
+from data_prep.formats.columns import json_type
+from data_prep.sources.json_text import JsonError, parse_json
+from data_prep.sources.rows import Unreadable, shown
+
+TRUE, FALSE = frozenset({"true", "t", "yes", "y", "on", "1"}), frozenset({"false", "f", "no", "n", "off", "0"})
+"""Texts that stand for a truth value, in small letters; so do numbers equal to 1 and 0."""
+
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+WHOLE_NUMBER = re.compile(r"[+-]?\d{1,400}", re.ASCII)
+
+STRUCTURE = re.compile(r"\s*(\[\s*[\[{\"'\]]|\{\s*[\"'}])")
+"""How a text begins that is meant as a list or an object: with a bracket, and behind it a quote or another bracket."""
+
+
+def as_truth(value: Any, field: str) -> bool | None:
+    """A truth value, or what stands for one; None for null and a blank text. Raises ValueError for anything else."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if not text:
+            return None
+        if text in TRUE or text in FALSE:
+            return text in TRUE
+        number = float(text) if NUMBER.fullmatch(text) else None
+    else:
+        number = value if isinstance(value, int | float) else None
+    if number is None or number not in (0, 1):
+        got = shown(value) if isinstance(value, str | int | float) else f"a {json_type(value)}"
+        raise ValueError(f"{field} is {got}; true or false was expected (yes and no, 1 and 0 mean the same)")
+    return bool(number)
+
+
+def as_number(value: Any, field: str) -> int | float:
+    """A finite number, or a text that is one. Raises ValueError."""
+    number: Any = value
+    if isinstance(value, str):
+        text = value.strip()
+        number = None
+        if NUMBER.fullmatch(text):
+            number = int(text) if WHOLE_NUMBER.fullmatch(text) else float(text)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not _is_finite(number):
+        got = shown(value) if isinstance(value, str | int | float) else f"a {json_type(value)}"
+        hint = "; write the decimals behind a point, and no separator of thousands" if "," in got else ""
+        raise ValueError(f"{field} is {got}; a finite number was expected{hint}")
+    return number
+
+
+def as_structure(value: Any, field: str) -> Any:
+    """A list or an object; a text that begins as one must be its JSON. A blank text is null; the format judges any other."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    return _json(value, field) if value.lstrip()[0] in "[{" else value
+
+
+def as_structure_or_text(value: Any, field: str) -> Any:
+    """The same where a text may also be just that: it has to be JSON only where it begins with a bracket and a quote."""
+    return _json(value, field) if isinstance(value, str) and STRUCTURE.match(value) else value
+
+
+def as_answer(value: Any, field: str) -> Any:
+    """One answer: a text, or SQuAD's objects. Raises ValueError for several as JSON, which may also be meant as the answer."""
+    read = as_structure_or_text(value, field)
+    if isinstance(value, str) and isinstance(read, list) and not any(isinstance(answer, dict) for answer in read):
+        raise ValueError(
+            f"{field} is a list as JSON; where it holds several answers, columns: {{answers: {field}}} reads it; where the "
+            "list is the answer itself, use format template or prompt_completion"
+        )
+    return read
+
+
+def as_texts_or_text(value: Any, field: str) -> Any:
+    """A text, or a list of texts, which may be its JSON; any other JSON is a text."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            read = parse_json(value)
+        except JsonError as error:
+            if STRUCTURE.match(value) and "single quotes" in str(error):
+                raise ValueError(f"{field} is meant as JSON, it seems, and is none: {error}") from error
+            return value
+        if read and all(isinstance(text, str) for text in read):
+            return read
+    return value
+
+
+def as_turns_or_text(value: Any, field: str) -> Any:
+    """A text, or a list of messages, which may be its JSON; any other JSON is a text."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        read = parse_json(value)
+    except JsonError:
+        return value
+    are_turns = all(isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in read)
+    return read if read and are_turns else value
+
+
+def as_labels(value: Any, field: str) -> Any:
+    """A label, or a list of labels, which may be its JSON."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    meant = text.startswith("[") and (STRUCTURE.match(text) or re.match(r"\[\s*[-+\d]", text))
+    return _json(value, field) if meant else value
+
+
+def _is_finite(number: float) -> bool:
+    return isinstance(number, int) or math.isfinite(number)
+
+
+def _json(text: str, field: str) -> Any:
+    try:
+        return parse_json(text)
+    except JsonError as error:
+        place = f" (character {error.column} of line {error.line})" if error.column else ""
+        raise ValueError(f"{field} is not the JSON that it should be: {error}{place}") from error
+
+
+Reader = Callable[[Any, str], Any]
+
+_TURNS: Mapping[str, Reader] = {"tools": as_structure}
+
+TEXT_VALUES: Mapping[FormatName, Mapping[str, Reader]] = {
+    "messages": {"messages": as_structure, **_TURNS},
+    "sharegpt": {"conversations": as_structure, **_TURNS},
+    "prompt_completion": {"prompt": as_turns_or_text, "completion": as_turns_or_text, **_TURNS},
+    "preference": {
+        "prompt": as_turns_or_text, "chosen": as_turns_or_text, "rejected": as_turns_or_text, "conversations": as_structure,
+    },
+    "question_answer": {
+        "paragraphs": as_structure, "answers": as_structure_or_text, "answer": as_answer, "is_impossible": as_truth,
+    },
+    "classification": {"label": as_labels},
+    "regression": {"value": as_number},
+    "translation": {"translation": as_structure},
+    "summarisation": dict.fromkeys(("document", "summary", "source", "target"), as_texts_or_text),
+    "code": {"test_list": as_structure_or_text},
+}  # fmt: skip
+"""The columns of each format whose text may stand for another value, and what reads it; of the others a text is a text."""
+
+
+def typed(values: dict[str, Any], format_name: FormatName, read: tuple[str, ...]) -> dict[str, Any]:
+    """A row with the values that its texts stand for in the columns that its format reads. Raises ValueError."""
+    for name in read:
+        if isinstance(values.get(name), Unreadable):
+            raise ValueError(values[name].problem(name))
+    readers = TEXT_VALUES.get(format_name, {})
+    found = {name: reader(values[name], name) for name, reader in readers.items() if name in values}
+    return values | found if found else values

@@ -1,0 +1,153 @@
+"""The order of a conversation's turns: mended as data.turn_order says, then checked; tool results stand as their calls do."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from data_prep.config import TurnOrder
+from data_prep.messages import Message
+
+Turn = tuple[str, Message]
+"""A message, and where in the row it stands: "messages[2]"."""
+
+BETWEEN_MERGED = "\n\n"
+"""What stands between the texts of neighbouring turns of one role that become one."""
+
+IN_TURN = "an optional system message comes first, then user and assistant take turns"
+SKIP = "data.on_bad_row: skip leaves such rows out"
+
+TurnOrders = Collection[TurnOrder]
+
+
+def mended(turns: Sequence[Turn], order: TurnOrders, changes: set[str]) -> list[Turn]:
+    """The turns after what data.turn_order says; `changes` learns what was done. Raises ValueError."""
+    found = list(turns)
+    if "drop_greeting" in order:
+        first = next((index for index, (_, message) in enumerate(found) if message.role == "user"), 0)
+        before = [turn for turn in found[:first] if turn[1].role != "assistant" or turn[1].tool_calls]
+        changes |= {"drop_greeting"} if len(before) < first else set()
+        found = before + found[first:]
+    if "drop_unanswered" in order:
+        last = max((index for index, (_, message) in enumerate(found) if message.role == "assistant"), default=len(found))
+        changes |= {"drop_unanswered"} if found[last + 1 :] else set()
+        found = found[: last + 1]
+    if "merge_neighbours" in order:
+        merged = _merged(found)
+        changes |= {"merge_neighbours"} if len(merged) < len(found) else set()
+        found = merged
+    return found
+
+
+def checked(turns: Sequence[Turn], field: str, order: TurnOrders, changes: set[str]) -> tuple[Message, ...]:
+    """The messages, results in the order of their calls. Raises ValueError, naming the message, where the order of the roles
+    is not one that can be trained on."""
+    if not turns:
+        raise ValueError(f"{field} is empty; a conversation needs a user turn and an assistant turn")
+    messages = _with_results_in_order(turns, changes)
+    problem = _problem(turns)
+    if problem is not None and "keep" not in order:
+        raise ValueError(f"{problem}, and {SKIP}")
+    changes |= {"keep"} if problem is not None else set()
+    if not any(message.role == "assistant" for message in messages):
+        raise ValueError(f"{field} has no assistant turn, so there is nothing to learn")
+    if messages[-1].role != "assistant":
+        raise ValueError(
+            f"{field} ends with a {messages[-1].role} turn; the last turn must be the assistant's: data.turn_order: "
+            f"[drop_unanswered] leaves out what comes after it, and {SKIP}"
+        )
+    return tuple(messages)
+
+
+def _merged(turns: Sequence[Turn]) -> list[Turn]:
+    """Neighbouring turns of one role as one; calls wait for their results, so nothing is put behind a turn with calls."""
+    found: list[Turn] = []
+    for place, message in turns:
+        before = found[-1][1] if found else None
+        if before is None or before.role != message.role or message.role == "tool" or before.tool_calls:
+            found.append((place, message))
+            continue
+        if message.role == "assistant" and before.weight != message.weight:
+            raise ValueError(
+                f"{place} can't be put together with the assistant's turn before it, because the two differ in weight; give "
+                "them one weight"
+            )
+        content = BETWEEN_MERGED.join(text for text in (before.content, message.content) if text)
+        found[-1] = (found[-1][0], replace(message, content=content, weight=before.weight))
+    return found
+
+
+def _problem(turns: Sequence[Turn]) -> str | None:
+    """What is wrong with the order of the roles, and what data.turn_order can do; None where system, if there is one, comes
+    first, and user and assistant take turns."""
+    before: Message | None = None
+    for index, (place, message) in enumerate(turns):
+        if message.role != "tool" and not (index == 0 and message.role == "system"):
+            expected = "assistant" if before is not None and before.role in ("user", "tool") else "user"
+            if message.role != expected:
+                said = f"{place}.role is {message.role!r} where {expected!r} was expected: {IN_TURN}"
+                return f"{said}; data.turn_order: {_way_out(turns[index - 1][1] if index else None, message)}"
+        before = message if message.role != "system" else before
+    return None
+
+
+def _way_out(before: Message | None, message: Message) -> str:
+    if before is not None and before.role == message.role:
+        return "[merge_neighbours] puts neighbouring turns of one role together, [keep] keeps them as they stand"
+    if message.role == "assistant" and (before is None or before.role == "system"):
+        return "[drop_greeting] leaves out what the assistant says before the first user turn"
+    return "[keep] keeps turns as they stand, where the chat template allows it"
+
+
+def _with_results_in_order(turns: Sequence[Turn], changes: set[str]) -> list[Message]:
+    """The messages, the results of each turn's calls in the order of the calls. Raises ValueError where one is missing."""
+    found: list[Message] = []
+    index = 0
+    while index < len(turns):
+        place, message = turns[index]
+        if message.role == "tool":
+            raise ValueError(f"{place} is a tool's result with no tool call before it that it could answer; {SKIP}")
+        found.append(message)
+        index += 1
+        end = index
+        while message.tool_calls and end < len(turns) and turns[end][1].role == "tool":
+            end += 1
+        if message.tool_calls and index < len(turns):
+            results = _by_call((place, message), turns[index:end], turns[end:][:1])
+            changes |= {"tool_results"} if results != [result for _, result in turns[index:end]] else set()
+            found += results
+            index = end
+    return found
+
+
+def _by_call(calling: Turn, results: Sequence[Turn], after: Sequence[Turn]) -> list[Message]:
+    """The result of each call of a turn: the one that names its id, or the next that names its tool, or none."""
+    place, calls = calling[0], calling[1].tool_calls
+    ids = [call.id for call in calls]
+    twice = next((call_id for call_id in ids if call_id is not None and ids.count(call_id) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{place}: two of its tool calls have the id {twice!r}; a result could not name its call")
+    if not results:
+        raise ValueError(f"{after[0][0]}.role is {after[0][1].role!r} where the result of a tool call ('tool') was expected")
+    of_call: dict[int, Message] = {}
+    named = [turn for turn in results if turn[1].tool_call_id is not None and None not in ids]
+    for where, result in named:
+        if result.tool_call_id not in ids:
+            raise ValueError(
+                f"{where}.tool_call_id is {result.tool_call_id!r}; the calls before it are {', '.join(map(repr, ids))}"
+            )
+        if ids.index(result.tool_call_id) in of_call:
+            raise ValueError(f"{where}.tool_call_id is {result.tool_call_id!r}, which an earlier result has answered already")
+        of_call[ids.index(result.tool_call_id)] = result
+    for where, result in (turn for turn in results if turn not in named):
+        still = [index for index in range(len(calls)) if index not in of_call]
+        if not still:
+            raise ValueError(f"{where} is a tool's result with no tool call before it that it could answer; {SKIP}")
+        fitting = [index for index in still if result.name in (None, calls[index].name)]
+        if not fitting:
+            waiting = ", ".join(repr(calls[index].name) for index in still)
+            raise ValueError(f"{where}.name is {result.name!r}; the calls that have no result yet are of {waiting}")
+        of_call[fitting[0]] = result
+    for index, call in enumerate(calls):
+        if index not in of_call:
+            known = f"{call.name!r}" + (f" (id {call.id!r})" if call.id is not None else "")
+            raise ValueError(f"{place}: its call of {known} has no result; each call of a turn needs one, behind the turn")
+    return [of_call[index] for index in range(len(calls))]

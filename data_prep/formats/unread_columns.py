@@ -1,0 +1,109 @@
+"""Columns that a format doesn't read: those that may change what is learned are refused, the others are only counted."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from data_prep.config import FORMAT_COLUMNS, FormatName
+from data_prep.files import says_held_out
+from data_prep.formats.message_keys import (
+    LEARNED_WHERE_FALSE,
+    LEARNED_WHERE_TRUE,
+    MESSAGE_COLUMNS,
+    WEIGHTS,
+    says_nothing,
+    unread_keys,
+)
+from data_prep.formats.text_values import as_truth, as_turns_or_text
+from data_prep.sources.rows import Unreadable, shown
+
+DIALOGUES: frozenset[FormatName] = frozenset({"alpaca", "messages", "sharegpt", "prompt_completion"})
+
+OTHER_TOOLS = {
+    "system_prompt": "system", "system_message": "system", "system_instruction": "system", "sys_prompt": "system",
+    "functions": "tools", "function": "tools", "available_tools": "tools", "tool_list": "tools",
+}  # fmt: skip
+"""What other tools call a column, and the name that it has where a format reads it."""
+
+MEANINGFUL = frozenset({"system", "tools", "history", "references", *OTHER_TOOLS})
+"""Columns that say something to the model, in every format but plain texts."""
+
+MEDIA = frozenset({"image", "images", "audio", "audios", "video", "videos"})
+"""Columns with what the texts of a dialogue speak of."""
+
+ROW_WEIGHTS = frozenset({*WEIGHTS, "sample_weight"})
+ROW_MASKS = frozenset({*LEARNED_WHERE_TRUE, *LEARNED_WHERE_FALSE, "mask", "completion_mask", "assistant_masks"})
+"""Columns that say how much of a dialogue is learned."""
+
+GOOD_OR_BAD = frozenset({"label", "kto_tag"})
+"""Columns that say whether a dialogue's answer is a good one, as KTO has them."""
+
+
+def unread_columns(values: Mapping[str, Any], format_name: FormatName, names: Mapping[str, str]) -> list[str]:
+    """The columns of a row that its format doesn't read, and the keys of its messages: "messages.id".
+
+    `names` maps the format's names of columns to the row's, where they differ.
+    """
+    read = {names.get(name, name) for name in FORMAT_COLUMNS[format_name].names}
+    unread = [name for name in values if name not in read]
+    for name in MESSAGE_COLUMNS.intersection(FORMAT_COLUMNS[format_name].names):
+        messages = as_turns_or_text(values.get(names.get(name, name)), name)
+        keys = (key for message in (messages if isinstance(messages, list) else ()) for key in unread_keys(message))
+        unread += [f"{names.get(name, name)}.{key}" for key in dict.fromkeys(keys)]
+    return unread
+
+
+def check_columns(values: Mapping[str, Any], format_name: FormatName) -> None:
+    """Raise ValueError for a column that isn't read and may change what is learned, or that is an optional one's near miss."""
+    columns = FORMAT_COLUMNS[format_name]
+    for name in [name for name in values if name not in columns.names]:
+        value = values[name]
+        if says_nothing(value) or isinstance(value, Unreadable):  # what is no text says nothing either
+            continue
+        absent = [optional for optional in columns.optional if optional not in values]
+        if isinstance(value, str) and (meant := _meant(name.lower(), absent)):
+            raise ValueError(
+                f"the column {shown(name)} is not read; did you mean {meant!r}? Write columns: {{{meant}: {name}}}, or name it "
+                "in ignore_columns where it should not count"
+            )
+        if problem := _problem(name.lower(), value, format_name):
+            raise ValueError(
+                f"the column {shown(name)} {problem}, and this format doesn't read it; name it in the source's ignore_columns "
+                "where it should not count"
+            )
+
+
+def _meant(name: str, absent: list[str]) -> str | None:
+    if OTHER_TOOLS.get(name) in absent:
+        return OTHER_TOOLS[name]
+    close = get_close_matches(name, absent, n=1, cutoff=0.75)
+    return next(iter(close or [optional for optional in absent if name.startswith(f"{optional}_")]), None)
+
+
+def _problem(name: str, value: Any, format_name: FormatName) -> str | None:
+    """Why a column that isn't read can't be passed over; None where it can."""
+    if name == "split" and isinstance(value, str) and says_held_out(value):
+        return f"says that the row is held out ({shown(value)})"
+    if name in MEANINGFUL and format_name != "text":
+        meant = OTHER_TOOLS.get(name)
+        hint = f" (columns: {{{meant}: {name}}} reads it)" if meant in FORMAT_COLUMNS[format_name].names else ""
+        return f"may change what is learned{hint}"
+    if format_name not in DIALOGUES:
+        return None
+    if name in MEDIA:
+        return "may be what the texts speak of"
+    if name in ROW_WEIGHTS and _truth(value) is not True:
+        return f"says how much the row counts ({shown(value)})"
+    if name in ROW_MASKS and _truth(value) is not True:
+        return f"says what of the row is learned ({shown(value)})"
+    if name in GOOD_OR_BAD and _truth(value) is False and not (name == "label" and isinstance(value, int | float)):
+        return "says that the answer is a bad one, as rows for KTO do: data.on_bad_row: skip leaves those rows out"
+    return None
+
+
+def _truth(value: Any) -> bool | None:
+    """The truth value that stands in a column; None where none does."""
+    try:
+        return as_truth(value, "")
+    except ValueError:
+        return None
