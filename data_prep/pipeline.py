@@ -141,6 +141,11 @@ class Pipeline:
             for candidate in self._examples(source, *self._opened(source, report), report):
                 if candidate.place in wanted and fingerprint(candidate.example) in marks:
                     found.append((candidate.place, candidate.example))
+        if lost := wanted - {place for place, _ in found}:
+            raise DataError(
+                f"{min(lost)}: the prepared data have this row, but not as it is read now: they are of a version that reads "
+                "such rows otherwise; start a new run from the recipe"
+            )
         return found
 
     def _count(self, document: Document, parts: list[Document], candidate: "_Candidate", report: SourceReport) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep.cache import Say, obtain
+from data_prep.chat_templates import rendering_of
 from data_prep.config import DataSection, HeadSection, Source
 from data_prep.documents import DocumentTable, TableWriter
 from data_prep.errors import DataError
@@ -107,6 +108,8 @@ def prepare(
 
         key = identity_of(section, tokenizer, digests, seed=seed, first_rows=first_rows, head=head)
         folder, values = obtain(cache, key, make_entry, say)
+        if made_now and say is not None and rendering_of(tokenizer).preparation == 2:
+            say("warning: what an earlier version prepared for this run is gone; its rows are read as this version reads them")
         train, evaluation = DocumentTable.open(folder / TRAIN), DocumentTable.open(folder / EVALUATION)
         report = _renamed(report_from(values), pipeline, trained, section)
     if not audit:

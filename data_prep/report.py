@@ -290,7 +290,7 @@ def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
     if source.left_out_files:
         lines.append(f"  {left_out(source)}: {', '.join(source.left_out_files)}")
     if source.empty_files:
-        lines.append(f"  {len(source.empty_files):,} files without a row: {', '.join(source.empty_files)}")
+        lines.append(f"  files without a row ({len(source.empty_files):,}): {', '.join(source.empty_files)}")
     if source.unread_files:
         lines.append(f"  not read in this folder: {', '.join(source.unread_files)}")
     return lines

@@ -59,12 +59,14 @@ def role_of(name: str, field: str) -> str:
 
 def weight_of(item: dict[str, Any], field: str) -> float | None:
     """How much a message says that it counts; None where it says nothing. Raises ValueError where its keys disagree."""
+    if _SAYS_WEIGHT.isdisjoint(item):
+        return None
     if not says_nothing(item.get("mask")):
         raise ValueError(
             f"{field}.mask means in some tools that the turn is learned and in others that it isn't; write weight: 0 or 1"
         )
     said: dict[str, float] = {}
-    for key in item.keys() & _SAYS_WEIGHT:
+    for key in item.keys() & _SAYS_WEIGHT - {"mask"}:
         if (weight := _weight(item[key], key, f"{field}.{key}")) is not None:
             said[key] = weight
     if len(set(said.values())) > 1:
@@ -73,7 +75,7 @@ def weight_of(item: dict[str, Any], field: str) -> float | None:
     return next(iter(said.values()), None)
 
 
-_SAYS_WEIGHT = {*WEIGHTS, *LEARNED_WHERE_TRUE, *LEARNED_WHERE_FALSE}
+_SAYS_WEIGHT = frozenset({*WEIGHTS, *LEARNED_WHERE_TRUE, *LEARNED_WHERE_FALSE, "mask"})
 
 
 def _weight(value: Any, key: str, field: str) -> float | None:
@@ -94,8 +96,8 @@ def _weight(value: Any, key: str, field: str) -> float | None:
 
 def refuse_unknown(item: dict[str, Any], known: Collection[str], field: str) -> None:
     """Raise ValueError for a key that holds something, is not read, and may have a meaning."""
-    for key in item.keys() - _SAYS_WEIGHT - WITHOUT_MEANING - set(known):
-        if not says_nothing(item[key]):
+    for key in item:
+        if key not in known and key not in _SAYS_WEIGHT and key not in WITHOUT_MEANING and not says_nothing(item[key]):
             raise ValueError(
                 f"{field}.{shown(key)[1:-1]} is not supported: a message has {listed(known)}; where it should not count, name "
                 "it in the source's ignore_columns"
@@ -104,4 +106,6 @@ def refuse_unknown(item: dict[str, Any], known: Collection[str], field: str) -> 
 
 def unread_keys(item: Any) -> list[str]:
     """The keys of a message that hold something and are left out."""
-    return [key for key in item if key in WITHOUT_MEANING and not says_nothing(item[key])] if isinstance(item, dict) else []
+    if not isinstance(item, dict) or WITHOUT_MEANING.isdisjoint(item):
+        return []
+    return [key for key in item if key in WITHOUT_MEANING and not says_nothing(item[key])]

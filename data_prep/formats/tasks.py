@@ -6,7 +6,7 @@ from typing import Any
 
 from data_prep.config import BETWEEN_LABELS, NO_LABEL
 from data_prep.formats.columns import as_text, column, json_type, optional_text_column, text_column
-from data_prep.formats.text_values import NUMBER, as_number, as_truth
+from data_prep.formats.text_values import as_number, as_truth
 from data_prep.messages import Conversation, Message
 from data_prep.sources.rows import listed, shortened, shown
 
@@ -104,8 +104,8 @@ def _label(label: Any, labels: Mapping[str, str]) -> str:
 def _plain_label(name: str) -> str:
     """A label by which those are the same that only a file's kind tells apart: 1 and 1.0, true and TRUE, with blanks around."""
     text = name.strip()
-    if NUMBER.fullmatch(text):
-        return repr(float(text))
+    if whole := re.fullmatch(r"([+-]?\d+)\.0*", text, re.ASCII):
+        return whole[1]
     return text.lower() if text.lower() in ("true", "false") else text
 
 

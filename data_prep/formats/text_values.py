@@ -37,8 +37,7 @@ def as_truth(value: Any, field: str) -> bool | None:
     else:
         number = value if isinstance(value, int | float) else None
     if number is None or number not in (0, 1):
-        got = shown(value) if isinstance(value, str | int | float) else f"a {json_type(value)}"
-        raise ValueError(f"{field} is {got}; true or false was expected (yes and no, 1 and 0 mean the same)")
+        raise ValueError(f"{field} is {_got(value)}; true or false was expected (yes and no, 1 and 0 mean the same)")
     return bool(number)
 
 
@@ -51,9 +50,8 @@ def as_number(value: Any, field: str) -> int | float:
         if NUMBER.fullmatch(text):
             number = int(text) if WHOLE_NUMBER.fullmatch(text) else float(text)
     if isinstance(number, bool) or not isinstance(number, int | float) or not _is_finite(number):
-        got = shown(value) if isinstance(value, str | int | float) else f"a {json_type(value)}"
-        hint = "; write the decimals behind a point, and no separator of thousands" if "," in got else ""
-        raise ValueError(f"{field} is {got}; a finite number was expected{hint}")
+        hint = "; write the decimals behind a point, and no separator of thousands" if "," in str(value) else ""
+        raise ValueError(f"{field} is {_got(value)}; a finite number was expected{hint}")
     return number
 
 
@@ -69,6 +67,16 @@ def as_structure(value: Any, field: str) -> Any:
 def as_structure_or_text(value: Any, field: str) -> Any:
     """The same where a text may also be just that: it has to be JSON only where it begins with a bracket and a quote."""
     return _json(value, field) if isinstance(value, str) and STRUCTURE.match(value) else value
+
+
+def as_answers(value: Any, field: str) -> Any:
+    """Answers: a list or an object, which may be its JSON, or one text."""
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return parse_json(value)
+    except JsonError:
+        return as_structure_or_text(value, field)
 
 
 def as_answer(value: Any, field: str) -> Any:
@@ -117,6 +125,12 @@ def as_labels(value: Any, field: str) -> Any:
     return _json(value, field) if meant else value
 
 
+def _got(value: Any) -> str:
+    if value is None or isinstance(value, str | int | float):
+        return "null" if value is None else shown(value)
+    return f"a {json_type(value)}"
+
+
 def _is_finite(number: float) -> bool:
     return isinstance(number, int) or math.isfinite(number)
 
@@ -141,7 +155,7 @@ TEXT_VALUES: Mapping[FormatName, Mapping[str, Reader]] = {
         "prompt": as_turns_or_text, "chosen": as_turns_or_text, "rejected": as_turns_or_text, "conversations": as_structure,
     },
     "question_answer": {
-        "paragraphs": as_structure, "answers": as_structure_or_text, "answer": as_answer, "is_impossible": as_truth,
+        "paragraphs": as_structure, "answers": as_answers, "answer": as_answer, "is_impossible": as_truth,
     },
     "classification": {"label": as_labels},
     "regression": {"value": as_number},

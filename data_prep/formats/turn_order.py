@@ -4,7 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from data_prep.config import TurnOrder
-from data_prep.messages import Message
+from data_prep.messages import Message, ToolCall
+from data_prep.sources.rows import listed
 
 Turn = tuple[str, Message]
 """A message, and where in the row it stands: "messages[2]"."""
@@ -42,7 +43,7 @@ def checked(turns: Sequence[Turn], field: str, order: TurnOrders, changes: set[s
     is not one that can be trained on."""
     if not turns:
         raise ValueError(f"{field} is empty; a conversation needs a user turn and an assistant turn")
-    messages = _with_results_in_order(turns, changes)
+    messages = _with_results_in_order(turns, order, changes)
     problem = _problem(turns)
     if problem is not None and "keep" not in order:
         raise ValueError(f"{problem}, and {SKIP}")
@@ -97,14 +98,21 @@ def _way_out(before: Message | None, message: Message) -> str:
     return "[keep] keeps turns as they stand, where the chat template allows it"
 
 
-def _with_results_in_order(turns: Sequence[Turn], changes: set[str]) -> list[Message]:
-    """The messages, the results of each turn's calls in the order of the calls. Raises ValueError where one is missing."""
+def _with_results_in_order(turns: Sequence[Turn], order: TurnOrders, changes: set[str]) -> list[Message]:
+    """The messages, the results of each turn's calls in the order of the calls. Raises ValueError where one is missing.
+
+    A result behind a turn that only writes its call as text may be kept.
+    """
     found: list[Message] = []
     index = 0
     while index < len(turns):
         place, message = turns[index]
-        if message.role == "tool":
-            raise ValueError(f"{place} is a tool's result with no tool call before it that it could answer; {SKIP}")
+        if message.role == "tool" and "keep" not in order:
+            raise ValueError(
+                f"{place} is a tool's result with no tool call before it that it could answer; data.turn_order: [keep] keeps "
+                f"it, where the chat template allows it, and {SKIP}"
+            )
+        changes |= {"keep"} if message.role == "tool" else set()
         found.append(message)
         index += 1
         end = index
@@ -121,33 +129,35 @@ def _with_results_in_order(turns: Sequence[Turn], changes: set[str]) -> list[Mes
 def _by_call(calling: Turn, results: Sequence[Turn], after: Sequence[Turn]) -> list[Message]:
     """The result of each call of a turn: the one that names its id, or the next that names its tool, or none."""
     place, calls = calling[0], calling[1].tool_calls
-    ids = [call.id for call in calls]
-    twice = next((call_id for call_id in ids if call_id is not None and ids.count(call_id) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{place}: two of its tool calls have the id {twice!r}; a result could not name its call")
+    by_id = {call.id: index for index, call in enumerate(calls) if call.id is not None}
+    if len(by_id) < sum(call.id is not None for call in calls):
+        raise ValueError(f"{place}: two of its tool calls have one id; a result could not name its call")
     if not results:
         raise ValueError(f"{after[0][0]}.role is {after[0][1].role!r} where the result of a tool call ('tool') was expected")
-    of_call: dict[int, Message] = {}
-    named = [turn for turn in results if turn[1].tool_call_id is not None and None not in ids]
-    for where, result in named:
-        if result.tool_call_id not in ids:
-            raise ValueError(
-                f"{where}.tool_call_id is {result.tool_call_id!r}; the calls before it are {', '.join(map(repr, ids))}"
-            )
-        if ids.index(result.tool_call_id) in of_call:
-            raise ValueError(f"{where}.tool_call_id is {result.tool_call_id!r}, which an earlier result has answered already")
-        of_call[ids.index(result.tool_call_id)] = result
-    for where, result in (turn for turn in results if turn not in named):
-        still = [index for index in range(len(calls)) if index not in of_call]
-        if not still:
+    waiting, answered = dict(enumerate(calls)), dict[int, Message]()
+    all_named = len(by_id) == len(calls)
+    # Those that name their call first: any other takes a call that is left.
+    for where, result in sorted(results, key=lambda turn: all_named and turn[1].tool_call_id is None):
+        wanted = result.tool_call_id if all_named else None
+        if wanted is not None and wanted not in by_id:
+            raise ValueError(f"{where}.tool_call_id is {wanted!r}; the calls before it are {listed(by_id)}")
+        if wanted is not None and by_id[wanted] in answered:
+            raise ValueError(f"{where}.tool_call_id is {wanted!r}, which an earlier result has answered already")
+        if not waiting:
             raise ValueError(f"{where} is a tool's result with no tool call before it that it could answer; {SKIP}")
-        fitting = [index for index in still if result.name in (None, calls[index].name)]
-        if not fitting:
-            waiting = ", ".join(repr(calls[index].name) for index in still)
-            raise ValueError(f"{where}.name is {result.name!r}; the calls that have no result yet are of {waiting}")
-        of_call[fitting[0]] = result
-    for index, call in enumerate(calls):
-        if index not in of_call:
-            known = f"{call.name!r}" + (f" (id {call.id!r})" if call.id is not None else "")
-            raise ValueError(f"{place}: its call of {known} has no result; each call of a turn needs one, behind the turn")
-    return [of_call[index] for index in range(len(calls))]
+        index = by_id[wanted] if wanted is not None else _first_of(waiting, result.name, where)
+        answered[index] = result
+        del waiting[index]
+    for call in waiting.values():
+        known = f"{call.name!r}" + (f" (id {call.id!r})" if call.id is not None else "")
+        raise ValueError(f"{place}: its call of {known} has no result; each call of a turn needs one, behind the turn")
+    return [answered[index] for index in range(len(calls))]
+
+
+def _first_of(waiting: dict[int, ToolCall], name: str | None, place: str) -> int:
+    """The first call that a result without an id can be of: one of its tool, where it names that."""
+    found = next((index for index, call in waiting.items() if name in (None, call.name)), None)
+    if found is None:
+        left = listed(call.name for call in waiting.values())
+        raise ValueError(f"{place}.name is {name!r}; the calls that have no result yet are of {left}")
+    return found

@@ -1,6 +1,6 @@
 """Columns that a format doesn't read: those that may change what is learned are refused, the others are only counted."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -68,8 +68,8 @@ def check_columns(values: Mapping[str, Any], format_name: FormatName) -> None:
             )
         if problem := _problem(name.lower(), value, format_name):
             raise ValueError(
-                f"the column {shown(name)} {problem}, and this format doesn't read it; name it in the source's ignore_columns "
-                "where it should not count"
+                f"the column {shown(name)} {problem}, and this format doesn't read it; where it should not count, name it in "
+                f"the source's ignore_columns{_hint(name.lower(), columns.names)}"
             )
 
 
@@ -85,9 +85,7 @@ def _problem(name: str, value: Any, format_name: FormatName) -> str | None:
     if name == "split" and isinstance(value, str) and says_held_out(value):
         return f"says that the row is held out ({shown(value)})"
     if name in MEANINGFUL and format_name != "text":
-        meant = OTHER_TOOLS.get(name)
-        hint = f" (columns: {{{meant}: {name}}} reads it)" if meant in FORMAT_COLUMNS[format_name].names else ""
-        return f"may change what is learned{hint}"
+        return "may change what is learned"
     if format_name not in DIALOGUES:
         return None
     if name in MEDIA:
@@ -96,9 +94,18 @@ def _problem(name: str, value: Any, format_name: FormatName) -> str | None:
         return f"says how much the row counts ({shown(value)})"
     if name in ROW_MASKS and _truth(value) is not True:
         return f"says what of the row is learned ({shown(value)})"
-    if name in GOOD_OR_BAD and _truth(value) is False and not (name == "label" and isinstance(value, int | float)):
-        return "says that the answer is a bad one, as rows for KTO do: data.on_bad_row: skip leaves those rows out"
+    # A label of 0 may be any class.
+    if name in GOOD_OR_BAD and _truth(value) is False and (name != "label" or str(value).strip().lower() == "false"):
+        return "says that the answer is a bad one, as in rows for KTO"
     return None
+
+
+def _hint(name: str, names: Collection[str]) -> str:
+    """What else can be done about a column."""
+    if name in GOOD_OR_BAD:
+        return "; data.on_bad_row: skip leaves the bad rows out"
+    meant = OTHER_TOOLS.get(name)
+    return f"; columns: {{{meant}: {name}}} reads it" if meant in names else ""
 
 
 def _truth(value: Any) -> bool | None:

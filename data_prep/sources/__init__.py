@@ -122,7 +122,11 @@ def _read_files(source: FileSource, use: Use | None, bad: Bad, on_empty: Callabl
             if on_empty is not None:
                 on_empty(file.name)
     if len(empty) == len(files):
-        raise empty[0]
+        raise (
+            empty[0]
+            if len(files) == 1
+            else DataError(f"none of the {len(files):,} files of {source.path} has a row: {empty[0]}")
+        )
 
 
 def _read_file(file: DataFile, bad: Bad) -> Iterator[Row]:

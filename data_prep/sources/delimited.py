@@ -1,6 +1,7 @@
 """CSV and TSV files: a header, then a row of fields for each record, all of them texts."""
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 
 from data_prep.errors import DataError
@@ -82,9 +83,9 @@ def _header(name: str, record: tuple[int, list[str] | DataError] | None, delimit
     empty = [number for number, column in enumerate(columns, start=1) if not column.strip()]
     if empty:
         raise DataError(f"{name}:{line}: column {empty[0]} of the header has no name; every column needs one")
-    repeated = [column for column in columns if columns.count(column) > 1]
-    if repeated:
-        raise DataError(f"{name}:{line}: the header names {shown(repeated[0])} twice; every column needs a name of its own")
+    twice = next((column for column, count in Counter(map(str.strip, columns)).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{name}:{line}: the header names {shown(twice)} twice; every column needs a name of its own")
     others = [other for other in ",;\t|" if other != delimiter and other in columns[0]]
     if len(columns) == 1 and others:
         raise DataError(

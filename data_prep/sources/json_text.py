@@ -1,6 +1,7 @@
 """JSON read strictly: a key twice in an object, NaN and half characters are errors, and each error says its cause in words."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -114,8 +115,10 @@ def _whole_number_or_flaw(digits: str) -> Any:
 
 
 def _twice(pairs: list[tuple[str, Any]]) -> Flaw:
-    keys = [key for key, _ in pairs]
-    return Flaw(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} stands twice in one object; remove one")
+    counts = Counter(key for key, _ in pairs)
+    return Flaw(
+        f"the key {shown(next(key for key, count in counts.items() if count > 1))} stands twice in one object; remove one"
+    )
 
 
 def _no_value(word: str) -> Flaw:
