@@ -18,6 +18,9 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "data/a.jsonl").write_text("{}")
     (tmp_path / "data/b.csv.gz").write_bytes(gzip.compress(b"a\n1\n"))
     (tmp_path / "data/notes.md").write_text("x")
+    for name in ("data/held/test.jsonl", "clone/data/train.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("{}")
     return tmp_path
 
 
@@ -41,6 +44,8 @@ def test_files_folders_and_globs(path: str, folder: Path) -> None:
         ("data/*", "notes.md ends in '.md', expected .json, "),
         ("data/notes.md", "notes.md ends in '.md', expected .json, .jsonl, .csv, .tsv, .parquet, .arrow, .txt, each also"),
         ("data/empty", "no file in the folder {folder}/data/empty can be read: it is empty; expected files that end in .json"),
+        ("data/held", "every file of {folder}/data/held says by its name that it is held out (held/test.jsonl); to train on"),
+        ("clone", "can be read: it holds data/; its data are further down: write path: {folder}/clone/data"),
         ('""', "no such file: looked at {folder}"),
     ],
 )
@@ -51,6 +56,13 @@ def test_paths_without_data(path: str, problem: str, folder: Path) -> None:
     (found,) = error.value.problems
     assert (found.path, found.place.split(":")[1]) == ("data.train.0.path", "4")
     assert problem.format(folder=folder) in found.message
+
+
+def test_held_out_files_are_there_to_evaluate_on(folder: Path) -> None:
+    """A folder with nothing but held-out files is one to evaluate on."""
+    evaluation = "  evaluation: {sources: [{path: data/held, format: alpaca}]}\n"
+    (folder / "r.yaml").write_text(RECIPE % "data/a.jsonl" + evaluation)
+    assert load_recipe(folder / "r.yaml").recipe.data.held_out[0].path == str(folder / "data/held")  # type: ignore[union-attr]
 
 
 def test_extends_takes_the_name_of_a_shipped_recipe(tmp_path: Path) -> None:
