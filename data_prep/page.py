@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.audit import Audit, Sample
-from data_prep.report import CHANGES, FINDINGS, NOTES, REASONS, DataReport, Rows, SourceReport, histogram_bars, left_out
+from data_prep.report import FINDINGS, NOTES, REASONS, DataReport, Rows, SourceReport, histogram_bars, left_out
 from data_prep.terminal import clean_for_terminal
 
 if TYPE_CHECKING:
@@ -176,7 +176,6 @@ def _noted(report: SourceReport) -> list[Fate]:
         _fate("split into documents of data.max_length_tokens", report.split),
         *(_fate(NOTES[note], rows) for note, rows in report.noted.items()),
         Fate(report.cleaned, "with a text that data.clean changed", []),
-        *(_fate(CHANGES[change], rows) for change, rows in report.changes.items()),
         _fate(REASONS["duplicate"], report.duplicates),
         Fate(report.special_tokens_in_text, "with a special token in their text", []),
     ]

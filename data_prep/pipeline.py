@@ -239,9 +239,9 @@ class Pipeline:
                 if isinstance(example, Preference):
                     pairs += 1
                     continue
-                if isinstance(example, Conversation) and example.changes:
-                    report.change(place, example.changes, excerpt_of(example))
                 if (candidate := self._cleaned(place, example, report)) is not None:
+                    for change in example.changes if isinstance(example, Conversation) else ():
+                        report.note(change, place, excerpt_of(example))
                     yield candidate
         if pairs:
             raise DataError(

@@ -31,15 +31,6 @@ REASONS = {
 }
 """Why rows are dropped."""
 
-CHANGES = {
-    "drop_greeting": "without the assistant's turns before the first user turn",
-    "drop_unanswered": "without the turns after the last answer",
-    "merge_neighbours": "with neighbouring turns of one role put together",
-    "keep": "with turns that stand in an order of their own",
-    "tool_results": "with tool results put in the order of their calls",
-}
-"""What was done to the turns of rows; all but the last by data.turn_order."""
-
 FINDINGS = {
     "no_supervised_token": "rows have no token that is learned; they are left out",
     "unsupervised_end_of_turn": "rows have an answer that ends in no special token, so the model would not learn to stop",
@@ -54,8 +45,13 @@ FINDINGS = {
 NOTES = {
     "unlearned_thought": "whose earlier answers aren't learned: the chat template leaves out what was thought before them",
     "plain_special_tokens": "with a special token in their text, which is read as plain text",
+    "drop_greeting": "without the assistant's turns before the first user turn",
+    "drop_unanswered": "without the turns after the last answer",
+    "merge_neighbours": "with neighbouring turns of one role put together",
+    "keep": "with turns that stand in an order of their own",
+    "tool_results": "with tool results put in the order of their calls",
 }
-"""What is to be known of rows that are kept."""
+"""What is to be known of rows that are kept; the names of data.turn_order tell what it did to their turns."""
 
 LENGTH_EDGES = (0, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384, 32768, 65536)
 """Where the bars of the histogram of lengths begin, in tokens; the last one has no end."""
@@ -112,8 +108,6 @@ class SourceReport:
     """Rows kept with a special token in their text."""
     cleaned: int = 0
     """Rows whose text was changed by data.clean."""
-    changes: dict[str, Rows] = field(default_factory=dict)
-    """Rows whose turns were changed in reading them, by what was done, a key of CHANGES."""
     duplicates: Rows = field(default_factory=Rows)
     """Rows kept that repeat an earlier one."""
     truncated: Rows = field(default_factory=Rows)
@@ -151,11 +145,6 @@ class SourceReport:
         """Count one file of which no row came; a stream may come by it again."""
         if name not in self.empty_files:
             self.empty_files.append(name)
-
-    def change(self, place: str, changes: Sequence[str], excerpt: str) -> None:
-        """Count one row whose turns were changed."""
-        for change in changes:
-            self.changes.setdefault(change, Rows()).add(place, excerpt)
 
     def skip(self, error: DataError) -> None:
         """Count one row that can't be read or parsed, and what is wrong with it."""
@@ -278,8 +267,6 @@ def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
     lines += [f"  kept {rows.count:,} {NOTES[note]}: {rows.named()}" for note, rows in source.noted.items()]
     if source.cleaned:
         lines.append(f"  changed the text of {source.cleaned:,} by data.clean")
-    for change, changed in source.changes.items():
-        lines.append(f"  read {changed.count:,} {CHANGES[change]}: {changed.named()}")
     if source.duplicates.count:
         lines.append(f"  kept {source.duplicates.count:,} that repeat an earlier row: {source.duplicates.named()}")
     if source.special_tokens_in_text:

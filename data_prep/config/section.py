@@ -16,7 +16,7 @@ Finding = Literal[
     "unknown_token",
 ]  # fmt: skip
 
-Note = Literal["unlearned_thought", "plain_special_tokens"]
+Note = Literal["unlearned_thought", "plain_special_tokens", TurnOrder, "tool_results"]
 """What is to be known of rows, and fails no audit."""
 
 

@@ -298,7 +298,7 @@ def holding(text: str) -> Audit:
     source = SourceReport(
         source=text, use="train", format=text, detected=text, rows_read=4, examples_made=4, dropped={"too_long": rows},
         findings={"leakage": rows}, duplicates=rows, truncated=rows, split=rows, unread_columns={text: 1},
-        unread_files=[text], left_out_files=[text], empty_files=[text], changes={"keep": rows}, longest={text: 3},
+        unread_files=[text], left_out_files=[text], empty_files=[text], noted={"keep": rows}, longest={text: 3},
     )  # fmt: skip
     samples = [Sample(text, 9, 2, [Piece(text, 5, 0.0), Piece(text, 2, 0.5), Piece(text, 2, 1.0)])]
     return Audit(DataReport([source], 4, 0, [text]), ["leakage"], NO_EPOCH, samples)

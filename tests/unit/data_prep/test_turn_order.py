@@ -16,7 +16,7 @@ from data_prep.formats import parser_of
 from data_prep.messages import Conversation, Message, Preference, learned_turns
 from data_prep.page import audit_page
 from data_prep.prepare import PreparedData, prepare
-from data_prep.report import CHANGES
+from data_prep.report import NOTES
 from data_prep.sources import Row
 from data_prep.tokenizer import load_tokenizer
 from tests.unit.data_prep.rows import write
@@ -148,7 +148,7 @@ def test_what_was_done_is_counted(tmp_path: Path, tokenizer: PreTrainedTokenizer
     rows = ["ua", "aua", "aua", "uua", "uau"]
     data = prepared(tmp_path, tokenizer, rows, turn_order=["drop_greeting", "merge_neighbours"], on_bad_row="skip")
     [source] = data.report.sources
-    assert {change: (found.count, found.places) for change, found in source.changes.items()} == {
+    assert {change: (found.count, found.places) for change, found in source.noted.items()} == {
         "drop_greeting": (2, ["rows.jsonl:2", "rows.jsonl:3"]), "merge_neighbours": (1, ["rows.jsonl:4"]),
     }  # fmt: skip
     assert source.dropped["bad_row"].count == 1
@@ -156,9 +156,9 @@ def test_what_was_done_is_counted(tmp_path: Path, tokenizer: PreTrainedTokenizer
     audit = audit_of(section, data, tokenizer, seed=0)
     lines, page = "\n".join(audit_lines(audit)), audit_page(audit, "rows")
     for change, count in (("drop_greeting", 2), ("merge_neighbours", 1)):
-        assert f"  read {count} {CHANGES[change]}: rows.jsonl:" in lines
-        assert CHANGES[change].replace("'", "&#39;") in page
-        assert audit.as_dict()["sources"][0]["changes"][change]["count"] == count
+        assert f"  kept {count} {NOTES[change]}: rows.jsonl:" in lines
+        assert NOTES[change].replace("'", "&#39;") in page
+        assert audit.as_dict()["sources"][0]["noted"][change]["count"] == count
 
 
 KEPT = {
@@ -281,4 +281,4 @@ def test_results_in_text(tmp_path: Path, llama_folder: Path) -> None:
     data = prepare(DataSection.model_validate(section), tokenizer, seed=0)
     text = tokenizer.decode(data.train[0].token_ids)
     assert text.index("answer a") < text.index("answer b") < text.index("answer c")
-    assert f"  read 1 {CHANGES['tool_results']}: rows.jsonl:1" in data.report.lines()
+    assert f"  kept 1 {NOTES['tool_results']}: rows.jsonl:1" in data.report.lines()
