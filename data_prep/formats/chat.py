@@ -1,5 +1,6 @@
 """Conversations: OpenAI's {"messages": [{"role": ..., "content": ...}]} and ShareGPT's {"conversations": [{"from": ...}]}."""
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from data_prep.formats.columns import as_text, column, json_type, optional_text_column
@@ -12,8 +13,15 @@ from data_prep.sources.rows import listed, shown
 OPENAI, SHAREGPT = ("role", "content"), ("from", "value")
 """The keys of a message's role and text in the two forms."""
 
-OTHER_KEYS = ("tool_calls", "function_call", "tool_call_id", "name")
-"""What a message may have besides, and says with which."""
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Where a message says what the assistant thinks before it writes the content."""
+
+OTHER_KEYS = ("tool_calls", "function_call", "tool_call_id", "name", *REASONING_KEYS)
+"""What else a message may have."""
+
+PART_ORDER = ("reasoning", "text", "tool_call")
+PART_TYPES = {"text": "text", "reasoning": "reasoning", "thinking": "reasoning", "tool_call": "tool_call"}
+"""The types of a content's parts, and what they are here; in the order in which templates write them."""
 
 
 def parse_messages(values: dict[str, Any], order: TurnOrders = ()) -> list[Conversation]:
@@ -58,37 +66,52 @@ def turn_list(value: Any, field: str, form: tuple[str, str] | None = None) -> li
         if message.role == "system" and not message.content.strip():
             continue
         before = turns[-1][1] if turns else None
-        if before is not None and _only_calls(before) and _only_calls(message) and before.weight == message.weight:
-            turns[-1] = (turns[-1][0], Message("assistant", "", message.weight, before.tool_calls + message.tool_calls))
+        if before is not None and before.tool_calls and _only_calls(message) and before.weight == message.weight:
+            turns[-1] = (turns[-1][0], replace(before, tool_calls=before.tool_calls + message.tool_calls))
         else:
             turns.append((place, message))
     return turns
 
 
 def _only_calls(message: Message) -> bool:
-    return bool(message.tool_calls) and not message.content
+    return bool(message.tool_calls) and not message.content and not message.reasoning
 
 
 def message_of(item: Any, field: str, form: tuple[str, str] | None = None) -> Message:
     """One message; its form is ShareGPT's where it isn't said and it has the key `from`."""
     role_key, text_key = form or (SHAREGPT if isinstance(item, dict) and "from" in item else OPENAI)
-    role = _role(item, field, role_key, text_key)
-    text = f"{field}.{text_key}"
-    calls = _calls(item, field)
+    role, place = _role(item, field, role_key, text_key), f"{field}.{text_key}"
+    parts = parts_of(item.get(text_key), place) if item.get(text_key) is not None or not _has_calls(item) else Parts()
+    calls = _calls(item, field) + parts.calls
     if role == "function_call":
-        inside = as_structure(as_content(item[text_key], text), text)
-        calls = [(text, call) for call in (inside if isinstance(inside, list) else [inside])]
+        inside = as_structure(parts.text, place)
+        calls, parts.text = [(place, call) for call in (inside if isinstance(inside, list) else [inside])], ""
         if not calls:
-            raise ValueError(f"{text} is an empty list; a {item[role_key]} turn holds one call or more")
-    if calls and role not in ("assistant", "function_call"):
+            raise ValueError(f"{place} is an empty list; a {item[role_key]} turn holds one call or more")
+        role = "assistant"
+    if calls and role != "assistant":
         raise ValueError(f"{field}.tool_calls stands in a {role} turn; only the assistant calls tools")
-    made = tuple(_tool_call(call, place) for place, call in calls)
-    without_text = role == "function_call" or (made and item.get(text_key) is None)
-    content = "" if without_text else as_content(item[text_key], text)
+    reasoning = _reasoning(item, parts, field)
+    if reasoning and role != "assistant":
+        raise ValueError(f"{field} is a {role} turn with something that is thought; only the assistant's thoughts can be read")
+    made = tuple(_tool_call(call, where) for where, call in calls)
     call_id, name = (_optional(item, key, field) for key in ("tool_call_id", "name"))
-    role = "assistant" if role == "function_call" else role
-    message = Message(role, content, weight_of(item, field), made, call_id, name if role == "tool" else None)
-    return _checked(message, field)
+    name = name if role == "tool" else None
+    return _checked(Message(role, parts.text, weight_of(item, field), made, call_id, name, reasoning), field)
+
+
+def _has_calls(item: dict[str, Any]) -> bool:
+    return bool(item.get("tool_calls") or item.get("function_call"))
+
+
+def _reasoning(item: dict[str, Any], parts: "Parts", field: str) -> str:
+    """What is thought before the content, by a key or by parts of it. Raises ValueError where they differ."""
+    said = {key: as_text(item[key], f"{field}.{key}") for key in REASONING_KEYS if not says_nothing(item.get(key))}
+    if parts.reasoning:
+        said["content"] = parts.reasoning
+    if len(set(said.values())) > 1:
+        raise ValueError(f"{field}: its {' and '.join(said)} differ in what is thought; keep one")
+    return next(iter(said.values()), "")
 
 
 def _calls(item: dict[str, Any], field: str) -> list[tuple[str, Any]]:
@@ -112,31 +135,49 @@ def tool_list(values: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     return tuple(_tool(item, f"tools[{index}]") for index, item in enumerate(value))
 
 
-def as_content(value: Any, field: str) -> str:
-    """A text, or the texts of a list of typed parts, put together: [{"type": "text", "text": "..."}]."""
+@dataclass(slots=True)
+class Parts:
+    """What the typed parts of a content say."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    """Calls with their places."""
+
+
+def parts_of(value: Any, place: str) -> Parts:
+    """A text, or a list of typed parts: [{"type": "text", "text": "..."}]; what is thought first, then text, then calls."""
     if not isinstance(value, list):
-        return as_text(value, field)
-    texts = []
+        return Parts(as_text(value, place))
+    found, last = Parts(), 0
     for index, part in enumerate(value):
-        place = f"{field}[{index}]"
+        where = f"{place}[{index}]"
         if not isinstance(part, dict) or "type" not in part:
-            raise ValueError(f"{place} is a {json_type(part)}; a part with a type was expected")
-        if part["type"] != "text":
-            raise ValueError(f"{place}.type is {shown(part['type'])}; only parts of type 'text' can be learned")
-        key = next((key for key in ("text", "value") if part.get(key) is not None), None)
+            raise ValueError(f"{where} is a {json_type(part)}; a part with a type was expected")
+        kind = PART_TYPES.get(part["type"]) if isinstance(part["type"], str) else None
+        if kind is None:
+            raise ValueError(f"{where}.type is {shown(part['type'])}; only parts of type {', '.join(PART_TYPES)} can be read")
+        key = next((key for key in (kind, part["type"], "text", "value") if part.get(key) is not None), None)
         if key is None:
-            raise ValueError(f"{place} has no 'text'; it has {listed(part)}")
-        texts.append(as_text(part[key], f"{place}.{key}"))
-    return "".join(texts)
+            raise ValueError(f"{where} has no {kind!r}; it has {listed(part)}")
+        if (rank := PART_ORDER.index(kind)) < last:
+            raise ValueError(f"{where} is of type {part['type']!r} behind a {PART_ORDER[last]}; {', then '.join(PART_ORDER)}")
+        last = rank
+        if kind == "tool_call":
+            found.calls.append((f"{where}.{key}", as_structure(part[key], f"{where}.{key}")))
+        elif kind == "reasoning":
+            found.reasoning += as_text(part[key], f"{where}.{key}")
+        else:
+            found.text += as_text(part[key], f"{where}.{key}")
+    return found
 
 
 def _role(item: Any, field: str, role_key: str, text_key: str) -> str:
     """What the role is, once the message is known to be one."""
     if not isinstance(item, dict):
         raise ValueError(f"{field} is a {json_type(item)}; an object with {role_key} and {text_key} was expected")
-    has_calls = item.get("tool_calls") or item.get("function_call")
     for key in (role_key, text_key):
-        if key not in item and not (key == text_key and has_calls):
+        if key not in item and not (key == text_key and _has_calls(item)):
             raise ValueError(f"{field} has no {key!r}; it has {listed(item, 'no keys')}")
     role = role_of(as_text(item[role_key], f"{field}.{role_key}"), f"{field}.{role_key}")
     refuse_unknown(item, (role_key, text_key, *OTHER_KEYS), field)

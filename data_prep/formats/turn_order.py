@@ -71,8 +71,15 @@ def _merged(turns: Sequence[Turn]) -> list[Turn]:
                 f"{place} can't be put together with the assistant's turn before it, because the two differ in weight; give "
                 "them one weight"
             )
-        content = BETWEEN_MERGED.join(text for text in (before.content, message.content) if text)
-        found[-1] = (found[-1][0], replace(message, content=content, weight=before.weight))
+        if message.reasoning and before.content:
+            raise ValueError(
+                f"{place} can't be put together with the turn before it: what it thinks would stand after an answer"
+            )
+        content, reasoning = (
+            BETWEEN_MERGED.join(filter(None, texts))
+            for texts in ((before.content, message.content), (before.reasoning, message.reasoning))
+        )
+        found[-1] = (found[-1][0], replace(message, content=content, reasoning=reasoning, weight=before.weight))
     return found
 
 

@@ -11,7 +11,7 @@ from data_prep.audit import audit_lines, audit_of
 from data_prep.config import FileSource, FormatName
 from data_prep.errors import DataError
 from data_prep.formats import parser_of
-from data_prep.messages import Conversation, Message
+from data_prep.messages import Conversation, Message, ToolCall
 from data_prep.prepare import prepare
 from data_prep.sources import Row
 from data_prep.sources.rows import Unreadable
@@ -237,3 +237,63 @@ def test_calls_in_older_and_other_forms() -> None:
     assert parsed({"messages": [USER, *calls, *results, RIGHT]}) == parsed(now)
     with pytest.raises(DataError, match="has tool_calls and a function_call"):
         parsed({"messages": [USER, ANSWER | {"function_call": call, "tool_calls": both}, RIGHT]})
+
+
+CALL = {"name": "f", "arguments": {"x": 1}}
+
+
+@pytest.mark.parametrize(
+    ("turn", "meant"),
+    [
+        ({"reasoning_content": "Hm.", "content": "Apple."}, Message("assistant", "Apple.", reasoning="Hm.")),
+        ({"reasoning": "Hm.", "thinking": "Hm.", "content": "Apple."}, Message("assistant", "Apple.", reasoning="Hm.")),
+        ({"reasoning_content": None, "thinking": "", "content": "Apple."}, Message("assistant", "Apple.")),
+        ({"content": [{"type": "reasoning", "value": "Hm."}, {"type": "text", "value": "Apple."}]},
+         Message("assistant", "Apple.", reasoning="Hm.")),
+        ({"content": [{"type": "thinking", "thinking": "H"}, {"type": "thinking", "text": "m."}]},
+         Message("assistant", "", reasoning="Hm.")),
+        ({"content": [{"type": "text", "text": "Look: "}, {"type": "tool_call", "value": json.dumps(CALL)}]},
+         Message("assistant", "Look: ", tool_calls=(ToolCall("f", {"x": 1}),))),
+        ({"content": [{"type": "reasoning", "value": "Hm."}, {"type": "tool_call", "value": CALL}], "loss_weight": 0.5},
+         Message("assistant", "", 0.5, (ToolCall("f", {"x": 1}),), reasoning="Hm.")),
+    ],
+)  # fmt: skip
+def test_thoughts_and_parts(turn: dict[str, Any], meant: Message) -> None:
+    """What is thought is read from a key or from a typed part, and so are calls, in both forms."""
+    assert parsed({"messages": [USER, {"role": "assistant"} | turn]}).messages[1] == meant
+    conversations = [
+        {"from": "user", "value": USER["content"]},
+        {"from": "gpt", "value": turn["content"], **{key: value for key, value in turn.items() if key != "content"}},
+    ]
+    assert parsed({"conversations": conversations}, "sharegpt").messages[1] == meant
+
+
+@pytest.mark.parametrize(
+    ("turn", "problem"),
+    [
+        ({"reasoning_content": "a", "thinking": "b", "content": "c"}, "its reasoning_content and thinking differ"),
+        ({"reasoning_content": "a", "content": [{"type": "reasoning", "value": "b"}, {"type": "text", "text": "c"}]},
+         "its reasoning_content and content differ in what is thought"),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "reasoning", "value": "b"}]},
+         r"content\[1\] is of type 'reasoning' behind a text; reasoning, then text, then tool_call"),
+        ({"content": [{"type": "tool_call", "value": CALL}, {"type": "text", "text": "a"}]}, "'text' behind a tool_call"),
+        ({"content": [{"type": "tool_call", "value": '{"name": "f", "name": "g"}'}]}, "value is not the JSON .* stands twice"),
+        ({"content": [{"type": "image_url"}]}, r"content\[0\]\.type is 'image_url'; only parts of type text, reasoning"),
+        ({"reasoning_content": ["a"], "content": "c"}, "reasoning_content is a list; a string was expected"),
+    ],
+)  # fmt: skip
+def test_thoughts_and_parts_that_are_refused(turn: dict[str, Any], problem: str) -> None:
+    """Thoughts that differ, and parts in an order that no template writes, are refused by their place."""
+    with pytest.raises(DataError, match=rf"messages\[1\].*{problem}"):
+        parsed({"messages": [USER, {"role": "assistant"} | turn]})
+
+
+def test_a_thought_in_a_mended_conversation() -> None:
+    """It stays before its answer, or the turns can't be put together."""
+    first = {"role": "assistant", "content": "", "reasoning_content": "Hm."}
+    options = {"path": "rows.jsonl", "format": "messages"}
+    parser = parser_of(FileSource.model_validate(options), [], turn_order=("merge_neighbours",))
+    [(_, example)] = parser.parse(Row("rows.jsonl:1", {"messages": [USER, first, RIGHT]}))
+    assert example.messages[1] == Message("assistant", "Apple.", reasoning="Hm.")  # type: ignore[union-attr]
+    with pytest.raises(DataError, match=r"messages\[2\] can't be put together .* what it thinks would stand after an answer"):
+        parser.parse(Row("rows.jsonl:1", {"messages": [USER, RIGHT, RIGHT | {"reasoning": "Hm."}]}))
