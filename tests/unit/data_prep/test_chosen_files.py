@@ -143,6 +143,28 @@ def test_an_earlier_run_reads_what_it_read(tmp_path: Path, base: Path) -> None:
     assert then.digests == now.digests
 
 
+def test_what_an_earlier_version_prepared(tmp_path: Path, base: Path) -> None:
+    """Where it is gone, a run of that version is told that its rows are read anew; where it is there, nothing is said."""
+    folder, said = touch(tmp_path / "data", "train.jsonl"), list[str]()
+    section = DataSection.model_validate({"train": [{"path": str(folder), "format": "alpaca"}]})
+    for _ in range(2):
+        prepare(section, load_tokenizer(base, preparation=2), seed=0, cache=tmp_path / "cache", say=said.append)
+    assert said == [
+        "warning: what an earlier version prepared for this run is gone; its rows are read as this version reads them"
+    ]
+    prepare(section, load_tokenizer(base), seed=0, cache=tmp_path / "cache", say=said.append)
+    assert len(said) == 1
+
+
+def test_rows_that_are_not_what_was_prepared(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Rows that are read again for a metric and are other rows by then are an error, never left out in silence."""
+    folder = touch(tmp_path / "data", "train.jsonl", "test.jsonl")
+    data = prepared(tokenizer, folder, folder)
+    write(folder / "test.jsonl", [{"instruction": "another", "output": "ho"}])
+    with pytest.raises(DataError, match=r"data/test\.jsonl:1: the prepared data have this row, but not as it is read now"):
+        _ = data.evaluation_rows
+
+
 def empty_parquet(path: Path) -> None:
     pq.write_table(pa.table({"instruction": pa.array([], pa.string())}), path)
 

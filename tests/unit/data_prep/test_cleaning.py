@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.clean import CONTROL_CHARACTERS, cleaned
+from data_prep.clean import CONTROL_CHARACTERS, cleaned, excerpt_of
 from data_prep.config import CleanSection
-from data_prep.messages import Conversation, Message, PlainText
+from data_prep.messages import Conversation, Message, PlainText, ToolCall
 from data_prep.prepare import prepare
 from tests.unit.data_prep.rows import file, places, said, section, talk, with_template
 
@@ -117,3 +117,11 @@ def test_rows_are_judged_after_they_are_cleaned(tmp_path: Path, tokenizer: PreTr
         "duplicate": ["a.jsonl:2"], "empty_answer": ["a.jsonl:3"], "special_tokens_in_text": ["a.jsonl:4"],
     }  # fmt: skip
     assert data.report.sources[0].cleaned == 3
+
+
+def test_what_is_said_of_a_row_in_which_nothing_is_said() -> None:
+    """An excerpt speaks of a call only where a tool is called."""
+    turns = (Message("user", "Name a metal."), Message("assistant", ""))
+    assert excerpt_of(Conversation(turns)) == "Name a metal. | (says nothing)"
+    calling = (turns[0], Message("assistant", "", tool_calls=(ToolCall("f", {}),)))
+    assert excerpt_of(Conversation(calling)) == "Name a metal. | (calls a tool)"
