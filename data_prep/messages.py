@@ -6,6 +6,9 @@ from typing import Any
 THINK, THINK_END = "<think>", "</think>"
 """What stands around what a model thinks, in the texts of all models that think aloud."""
 
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Where rows say what the assistant thinks, and templates look for it: Qwen3's and most others, some servers', gpt-oss's."""
+
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:

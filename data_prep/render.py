@@ -14,7 +14,7 @@ from data_prep.boundary import asked_text
 from data_prep.chat_templates import DEFAULT, TOOL_USE, adds_bos, rendering_of, template_choices, templates_of
 from data_prep.contents import Place, contents_in
 from data_prep.errors import DataError
-from data_prep.messages import THINK, THINK_END, Conversation, Example, Message, ToolCall
+from data_prep.messages import REASONING_KEYS, THINK, THINK_END, Conversation, Example, Message, ToolCall
 from data_prep.plain_specials import plain_specials
 
 if TYPE_CHECKING:
@@ -30,10 +30,6 @@ def marker_for(messages: Sequence[Message]) -> str:
     while any(marker in message.content for message in messages):
         marker += "0"
     return marker
-
-
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Where templates look for what the assistant thinks: Qwen3's and most others, some servers', gpt-oss's."""
 
 
 class ChatRenderer:

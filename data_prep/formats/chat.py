@@ -7,14 +7,11 @@ from data_prep.formats.columns import as_text, column, json_type, optional_text_
 from data_prep.formats.message_keys import refuse_unknown, role_of, says_nothing, weight_of
 from data_prep.formats.text_values import as_structure
 from data_prep.formats.turn_order import Turn, TurnOrders, checked, mended
-from data_prep.messages import Conversation, Message, ToolCall
+from data_prep.messages import REASONING_KEYS, Conversation, Message, ToolCall
 from data_prep.sources.rows import listed, shown
 
 OPENAI, SHAREGPT = ("role", "content"), ("from", "value")
 """The keys of a message's role and text in the two forms."""
-
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Where a message says what the assistant thinks before it writes the content."""
 
 OTHER_KEYS = ("tool_calls", "function_call", "tool_call_id", "name", *REASONING_KEYS)
 """What else a message may have."""
@@ -52,7 +49,7 @@ def with_system(turns: list[Turn], values: dict[str, Any]) -> list[Turn]:
 
 
 def turn_list(value: Any, field: str, form: tuple[str, str] | None = None) -> list[Turn]:
-    """Messages with their places, out of a list of objects; in ShareGPT's form where it is not said and the first one is.
+    """Messages with their places, out of a list of objects; each in the form that it has, where none is said.
 
     A system message without a text is left out; calls that are turns of their own and stand together are one turn's. The
     order of the roles is not looked at here.
