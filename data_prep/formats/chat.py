@@ -16,6 +16,8 @@ OPENAI, SHAREGPT = ("role", "content"), ("from", "value")
 OTHER_KEYS = ("tool_calls", "function_call", "tool_call_id", "name", *REASONING_KEYS)
 """What else a message may have."""
 
+_REASONING = frozenset(REASONING_KEYS)
+
 PART_ORDER = ("reasoning", "text", "tool_call")
 PART_TYPES = {"text": "text", "reasoning": "reasoning", "thinking": "reasoning", "tool_call": "tool_call"}
 """The types of a content's parts, and what they are here; in the order in which templates write them."""
@@ -91,9 +93,8 @@ def message_of(item: Any, field: str, form: tuple[str, str] | None = None) -> Me
     reasoning = _reasoning(item, parts, field)
     if reasoning and role != "assistant":
         raise ValueError(f"{field} is a {role} turn with something that is thought; only the assistant's thoughts can be read")
-    made = tuple(_tool_call(call, where) for where, call in calls)
-    call_id, name = (_optional(item, key, field) for key in ("tool_call_id", "name"))
-    name = name if role == "tool" else None
+    made = tuple(_tool_call(call, where) for where, call in calls) if calls else ()
+    call_id, name = _optional(item, "tool_call_id", field), _optional(item, "name", field) if role == "tool" else None
     return _checked(Message(role, parts.text, weight_of(item, field), made, call_id, name, reasoning), field)
 
 
@@ -103,6 +104,8 @@ def _has_calls(item: dict[str, Any]) -> bool:
 
 def _reasoning(item: dict[str, Any], parts: "Parts", field: str) -> str:
     """What is thought before the content, by a key or by parts of it. Raises ValueError where they differ."""
+    if not parts.reasoning and _REASONING.isdisjoint(item):
+        return ""
     said = {key: as_text(item[key], f"{field}.{key}") for key in REASONING_KEYS if not says_nothing(item.get(key))}
     if parts.reasoning:
         said["content"] = parts.reasoning
@@ -113,6 +116,8 @@ def _reasoning(item: dict[str, Any], parts: "Parts", field: str) -> str:
 
 def _calls(item: dict[str, Any], field: str) -> list[tuple[str, Any]]:
     """The calls beside a message's text, with their places; `function_call` is OpenAI's older way to make one."""
+    if not _has_calls(item):
+        return []
     calls, call = item.get("tool_calls") or [], item.get("function_call")
     if not isinstance(calls, list):
         raise ValueError(f"{field}.tool_calls is a {json_type(calls)}; a list was expected")

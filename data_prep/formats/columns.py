@@ -28,12 +28,11 @@ def optional_text_column(values: dict[str, Any], name: str) -> str:
 
 def as_text(value: Any, field: str) -> str:
     """The value itself if it is a string that can be written as UTF-8."""
-    if value is None:
-        raise ValueError(f"{field} is null; a string was expected")
-    if isinstance(value, Unreadable):
-        raise ValueError(value.problem(field))
     if not isinstance(value, str):
-        raise ValueError(f"{field} is a {json_type(value)}; a string was expected")
+        if isinstance(value, Unreadable):
+            raise ValueError(value.problem(field))
+        got = "null" if value is None else f"a {json_type(value)}"
+        raise ValueError(f"{field} is {got}; a string was expected")
     try:
         value.encode()
     except UnicodeEncodeError as error:
