@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from data_prep.boundary import Boundary, asked_text
@@ -40,6 +39,7 @@ BATCHES_AHEAD = 3
 Placed = tuple[str, Example]
 """An example and where its row stands."""
 
+OnBad = Callable[[DataError], None]
 OnFinding = Callable[[Finding | Note, str, str], None]
 """Told of what is wrong with, or to be known of, a row that can be tokenised all the same: the finding, the row's place, what
 to do about it."""
@@ -99,7 +99,8 @@ class Tokenization:
 
     With a `head` a row is its prompt and one end token behind it, which stands in the answer's place: before it is the
     prompt's last token, where the head reads (as transformers' LlamaForSequenceClassification does); `targets` have the
-    answer's numbers. `special_as_text` reads special tokens in what a row says as the text that they are.
+    answer's numbers. `special_as_text` reads special tokens in what a row says as the text that they are. A row that can't be
+    tokenised (its template refuses it, say) is told to `on_bad` and left out; without one it raises DataError.
     """
 
     def __init__(
@@ -110,8 +111,9 @@ class Tokenization:
         head: HeadSection | None = None,
         reasoning: Reasoning = "learn",
         special_as_text: bool = False,
+        on_bad: OnBad | None = None,
     ):
-        self.tokenizer, self.supervise, self.on_finding = tokenizer, supervise, on_finding
+        self.tokenizer, self.supervise, self.on_finding, self._on_bad = tokenizer, supervise, on_finding, on_bad
         self._turns = TurnFinder(tokenizer, supervise, reasoning)
         self._head = head
         self._chat = ChatRenderer(tokenizer) if head is not None and tokenizer.chat_template is not None else None
@@ -142,11 +144,13 @@ class Tokenization:
 
     def _next_batch(self, rows: Iterator[Placed], most: int) -> list[tuple[str, Example, _Rendered]]:
         batch, characters = [], 0
-        for place, example in islice(rows, most):
+        for place, example in rows:
             row = self._render(place, example)
+            if row is None:
+                continue
             batch.append((place, example, row))
             characters += len(row.text)
-            if characters >= BATCH_CHARACTERS:
+            if characters >= BATCH_CHARACTERS or len(batch) == most:
                 break
         return batch
 
@@ -156,26 +160,34 @@ class Tokenization:
         for (place, example, row), (ids, offsets) in zip(batch.rows, encoded[: len(batch.rows)], strict=True):
             prompt = next(prompts)[0] if row.prompt else []
             if row.contents:
-                ids, offsets = self._as_text(place, row.text, row.contents)
-                prompt = self._as_text(place, row.prompt, row.contents)[0]
+                try:
+                    ids, offsets = self._as_text(row.text, row.contents)
+                    prompt = self._as_text(row.prompt, row.contents)[0]
+                except DataError as error:
+                    self._refuse(place, error)
+                    continue
                 self._find("plain_special_tokens", place, row.text)
             if row.prompt:
                 yield self._answered(place, row, ids, prompt), example
             else:
                 yield self._document(place, row, ids, offsets), example
 
-    def _as_text(self, place: str, text: str, contents: Sequence[Place]) -> tuple[list[int], Offsets]:
+    def _refuse(self, place: str, error: DataError) -> None:
+        """Tell of a row that can't be tokenised. Raises DataError where nobody wants to know."""
+        refused = DataError(f"{place}: {error}")
+        if self._on_bad is None:
+            raise refused from error
+        self._on_bad(refused)
+
+    def _as_text(self, text: str, contents: Sequence[Place]) -> tuple[list[int], Offsets]:
         """The ids of a text whose contents hold special tokens as plain text. Raises DataError."""
-        try:
-            return plain_specials(self.tokenizer).encode(text, contents)
-        except DataError as error:
-            raise DataError(f"{place}: {error}") from error
+        return plain_specials(self.tokenizer).encode(text, contents)
 
     def _answered(self, place: str, row: _Rendered, ids: list[int], prompt: list[int]) -> Document:
         """A plain text with a prompt: the prompt's own tokens, then those of what goes on from it."""
         if ids[: len(prompt)] != prompt:
             rest, whole = row.text[len(row.prompt) :], [(0, len(row.text))]
-            plain = (lambda text: self._as_text(place, text, whole)[0]) if row.contents else self._encoder.ids_of
+            plain = (lambda text: self._as_text(text, whole)[0]) if row.contents else self._encoder.ids_of
             ids = prompt + continuation(rest, plain)
         token_ids = row.before + ids + row.after
         self._check_tokens(place, row.text, ids, token_ids)
@@ -231,7 +243,7 @@ class Tokenization:
                 )
             first = _first_token(start, offsets, row.text)
             if row.contents:
-                alone = self._as_text("", row.text[:start], row.contents)[0]
+                alone = self._as_text(row.text[:start], row.contents)[0]
                 asked = alone if alone != ids[:first] else None
             else:
                 asked = self._boundary.asked_otherwise(row.text, start, ids, offsets, first)
@@ -247,7 +259,7 @@ class Tokenization:
     def _shown(self, ids: Sequence[int]) -> str:
         return " ".join(map(repr, self.tokenizer.convert_ids_to_tokens(list(ids[-4:]))))
 
-    def _render(self, place: str, example: Example) -> _Rendered:
+    def _render(self, place: str, example: Example) -> _Rendered | None:
         try:
             if self._head is not None:
                 return self._render_prompt(example, self._head)
@@ -255,7 +267,8 @@ class Tokenization:
                 return self._render_plain(example)
             found = self._turns.find(example)
         except DataError as error:
-            raise DataError(f"{place}: {error}") from error
+            self._refuse(place, error)
+            return None
         if found.unlearned:
             self._find(
                 "unlearned_thought", place, f"{found.unlearned} of its answers have thoughts that the template leaves out"

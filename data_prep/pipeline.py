@@ -118,9 +118,12 @@ class Pipeline:
             self.head,
             section.reasoning,
             section.special_tokens_in_text == "text",
+            None if section.on_bad_row == "error" else lambda error: report.drop(str(error), "bad_row"),
         )
         for document, example in tokenization.run(examples()):
             candidate = waiting.popleft()
+            while candidate.example is not example:  # those before it could not be tokenised
+                candidate = waiting.popleft()
             if not document.spans:
                 report.drop(document.place, "no_supervised_token", excerpt_of(example))
                 report.find("no_supervised_token", document.place, "it has no token that is learned")

@@ -311,11 +311,11 @@ def finetune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("more", [[], ["--json"], ["--allow-code", "DIGEST"]])
-def test_check_runs_no_code(more: list[str], recipe: Path) -> None:
+def test_check_runs_no_code(more: list[str], recipe: Path, tiny_base: Path) -> None:
     """A check finds the recipe valid and runs no code, not even where it is allowed."""
     folder = recipe.parent
     more = [digest(folder / "own.py") if argument == "DIGEST" else argument for argument in more]
-    done = finetune("check", recipe.name, *more, cwd=folder)
+    done = finetune("check", recipe.name, f"model.base={tiny_base}", *more, cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert str(folder / "own.py") in done.stdout
     assert not (folder / "ran").exists()

@@ -233,3 +233,24 @@ def test_named_templates_without_a_default_have_to_be_chosen(llama_folder: Path,
         tokenize([("row", Conversation((ASK, SAY)))], tokenizer)
     tokenize([("row", PlainText("Who sat?", " The cat."))], tokenizer)
     assert render([ASK, SAY], load_tokenizer(folder, chat_template="chat")) == "<s>[user]Who sat?[assistant]The cat.</s>"
+
+
+def test_a_row_that_the_template_refuses_can_be_skipped(llama_folder: Path, tmp_path: Path) -> None:
+    """It ends the preparation with its place, or is skipped and counted; the rows around it keep their places and tokens."""
+    refuses = template("{% if 'sat' in m.content %}{{ raise_exception('nobody sits') }}{% endif %}{{ m.content }}")
+    tokenizer = with_template(llama_folder, refuses, tmp_path)
+    rows = [
+        {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": "Ada."}]}
+        for ask in ("Who sat?", "Who ran?", "Who sat?", "Who slept?")
+    ]
+    write(tmp_path / "rows.jsonl", rows)
+    source = file(tmp_path / "rows.jsonl", rows, "messages")
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: .*nobody sits"):
+        prepare(section(source), tokenizer, seed=0)
+    data = section(source, on_bad_row="skip")
+    made = prepare(data, tokenizer, seed=0)
+    assert [document.place for document in made.train] == ["rows.jsonl:2", "rows.jsonl:4"]
+    assert made.report.sources[0].dropped["bad_row"].count == 2
+    assert [tokenizer.decode(document.token_ids) for document in made.train] == [
+        f"<s>[user]{ask}[assistant]Ada.</s>" for ask in ("Who ran?", "Who slept?")
+    ]
