@@ -13,6 +13,7 @@ from finetune.merge.merge import merge
 from finetune.model.precision import choose_precision
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
+from finetune.runs.commands import shell_command
 from finetune.runs.target import Target, resolve_target
 from finetune.train import run
 
@@ -86,7 +87,7 @@ def table(result: dict[str, Any]) -> list[str]:
         lines += ["", f"sample {number}"]
         lines += [f"  {name:9} {one_line(sample[name])}" for name in ("prompt", "before", "after", "expected")]
     lines += ["", *(f"{name:22} {result[name]}" for name in ("run", "adapter", "merged"))]
-    lines += [f"{'try it':22} finetune chat {result['merged']}"]
+    lines += [f"{'try it':22} {shell_command('chat', Path(result['merged']))}"]
     return lines
 
 

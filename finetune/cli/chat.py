@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.common import BaseOption, out
+from finetune.cli.common import BaseOption, note, out
 from finetune.cli.generate import (
+    Ready,
     SystemOption,
     TargetArgument,
     TemperatureOption,
@@ -35,12 +37,16 @@ def chat(
     Answers appear as they are made. Lines can be piped in, too.
     """
     check_text("--system", system)
-    model, tokenizer, options = load_for_answers(target, base)
+    ready = load_for_answers(target, base)
 
     from data_prep.messages import Message
     from finetune.errors import FinetuneError
     from finetune.evaluate import generation
+    from finetune.evaluate.base_options import unused_options
 
+    _check_template(target, ready)
+    for remark in unused_options(ready.model, ready.tokenizer):
+        note(remark)
     interactive = sys.stdin.isatty()
     if interactive:
         print(HELP)
@@ -53,10 +59,10 @@ def chat(
         asked = [*messages, Message("user", line)]
         try:
             pieces = generation.stream(
-                model,
-                tokenizer,
-                generation.conversation_ids(asked, tokenizer),
-                max_new_tokens=max_new_tokens or options.max_new_tokens,
+                ready.model,
+                ready.tokenizer,
+                generation.conversation_ids(asked, ready.tokenizer),
+                max_new_tokens=max_new_tokens or ready.options.max_new_tokens,
                 temperature=temperature,
                 seed=seed + len(asked),
             )
@@ -67,15 +73,34 @@ def chat(
             out(f"{error} (/reset begins a new conversation)")
 
 
+def _check_template(target: str, ready: "Ready") -> None:
+    """Refuse a model that has no template of conversations, and say where a run has learned none."""
+    from finetune.errors import FinetuneError
+    from finetune.runs.commands import shell_command
+
+    plain = shell_command("generate", Path(target), "--raw", "--prompt")
+    if ready.tokenizer.chat_template is None:
+        raise FinetuneError(
+            "this model's tokenizer has no chat template, so it can't hold a conversation: name one in the recipe's "
+            f'model.chat_template before training, or let it continue a text: {plain} "..."'
+        )
+    if ready.how == "plainly":
+        note(f'this run learned plain texts, and a chat asks by the chat template; as it learned asks {plain} "..."')
+
+
 def questions(interactive: bool) -> Iterator[str]:
     """What the user writes, line by line, until /exit or the end of the input; blank lines are passed over."""
     from finetune.errors import FinetuneError
 
     if interactive:
         import readline  # noqa: F401 - importing it gives input() its line editing
+    elif hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(newline="\n")
+    byte_order_mark = "" if interactive else "\ufeff"
     while True:
         try:
-            line = input("you> " if interactive else "").strip()
+            line = input("you> ").strip() if interactive else _piped_line().removeprefix(byte_order_mark)
+            byte_order_mark = ""
         except EOFError:
             if interactive:
                 print()
@@ -87,10 +112,19 @@ def questions(interactive: bool) -> Iterator[str]:
                 raise
             print(f"\n{HELP}")
             continue
-        if line == "/exit":
+        check_text("the input", line)
+        if line.strip() == "/exit":
             return
-        if line:
-            yield line
+        if line.strip():
+            yield line.strip() if line.strip() == "/reset" else line
+
+
+def _piped_line() -> str:
+    r"""The next line of the standard input as it is written; \n or \r\n ends it, as in a file of prompts."""
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n").removesuffix("\r")
 
 
 def show(pieces: Iterator[str]) -> "Message":
@@ -98,12 +132,19 @@ def show(pieces: Iterator[str]) -> "Message":
     from data_prep.messages import Message
     from data_prep.terminal import clean_for_terminal
 
-    answer = ""
+    answer, cut = "", None
+
+    def told() -> Iterator[str]:
+        nonlocal cut
+        cut = yield from pieces
+
     try:
-        for piece in pieces:
+        for piece in told():
             answer += piece
             print(clean_for_terminal(piece), end="", flush=True)
     except KeyboardInterrupt:
         print(" ...", end="")
     print()
+    if cut is not None:
+        note(f"the answer was cut {cut}")
     return Message("assistant", answer)

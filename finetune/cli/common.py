@@ -56,6 +56,11 @@ def out(text: str, *, pale: str = "", stream: TextIO | None = None) -> None:
     print(clean_for_terminal(text) + dim(clean_for_terminal(pale), stream), file=stream, flush=True)
 
 
+def note(text: str) -> None:
+    """Print what a person should know beside the result, on standard error."""
+    out(f"note: {text}", stream=sys.stderr)
+
+
 def teller(as_json: bool) -> Callable[[str], None]:
     """What prints the lines of a long job: on standard output, or on standard error where that belongs to JSON."""
     return lambda line: out(line, stream=sys.stderr if as_json else sys.stdout)

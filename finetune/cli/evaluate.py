@@ -11,7 +11,6 @@ from finetune.cli.common import (
     CompareOption,
     JsonOption,
     OverridesArgument,
-    RecipeArgument,
     allowed_code,
     out,
     print_json,
@@ -20,6 +19,7 @@ from finetune.cli.generate import TargetArgument
 
 if TYPE_CHECKING:
     from finetune.evaluate.scores import Report
+    from finetune.recipe.schema import Recipe
     from finetune.runs.target import Target
 
 OutputOption = Annotated[
@@ -31,7 +31,10 @@ WorstOption = Annotated[int, typer.Option(min=0, help="How many of the worst ans
 
 def evaluate(
     target: TargetArgument,
-    recipe: RecipeArgument,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="A recipe's file, or a shipped one's name; a run's own when absent."),
+    ] = None,
     overrides: OverridesArgument = None,
     base: BaseOption = None,
     compare: CompareOption = None,
@@ -44,15 +47,12 @@ def evaluate(
 
     The metrics of a recipe on its evaluation rows, with their 95 % intervals.
     """
-    from finetune.errors import FinetuneError
-    from finetune.recipe.load import load_recipe
     from finetune.runs.folder import RunFolder
     from finetune.runs.target import compared_with, resolve_target
 
-    loaded = load_recipe(recipe, overrides or []).recipe
-    if loaded.data.evaluation is None:
-        raise FinetuneError(f"{recipe} has no data.evaluation, so there is nothing to score on: add a fraction or sources.")
+    given = None if recipe is None else _loaded(recipe, overrides or [])
     tuned = resolve_target(target, base)
+    loaded = given or _own_recipe(tuned)
     compared = None if compare is None else compared_with(tuned, compare)
 
     from finetune.evaluate.evaluation import Evaluation
@@ -66,7 +66,7 @@ def evaluate(
     evaluation = Evaluation(loaded, precision, allow_code=allowed_code(allow_code), progress=_progress(as_json))
     before = None if compared is None else evaluation.of(compared)
     report = evaluation.of(tuned)
-    kept = [] if folder is None else _keep(folder, Path(recipe).stem, report, before)
+    kept = [] if folder is None else _keep(folder, Path(recipe or target).stem, report, before)
     if as_json:
         facts = {"model": tuned.description, "base": compared.description if compared else None, "precision": precision.name}
         print_json(facts | as_dict(report, before) | {"files": kept})
@@ -76,12 +76,40 @@ def evaluate(
     out(f"{'precision':<12} {precision.name} ({precision.reason})")
     if supervised_tokens(report.measured):
         out(f"{'tokens':<12} {supervised_tokens(report.measured):,} supervised in {len(report.measured.losses):,} rows")
-    for line in ("", *score_lines(report, before), "", *(f"note: {note}" for note in report.notes)):
+    notes = [*report.notes, *(f"base: {note}" for note in (before.notes if before is not None else ()))]
+    for line in ("", *score_lines(report, before), "", *(f"note: {note}" for note in notes)):
         out(line)
     for line in worst_lines(report, worst):
         out(line)
     for path in kept:
         out(f"{'kept':<12} {path}")
+
+
+def _loaded(recipe: str, overrides: list[str]) -> "Recipe":
+    from finetune.errors import FinetuneError
+    from finetune.recipe.load import load_recipe
+
+    if "=" in recipe and not Path(recipe).exists():
+        raise FinetuneError(
+            f"got {recipe} in place of a recipe: an override needs one (finetune evaluate RUN RECIPE KEY=VALUE)."
+        )
+    return _scored_on(load_recipe(recipe, overrides).recipe, recipe)
+
+
+def _own_recipe(tuned: "Target") -> "Recipe":
+    from finetune.errors import FinetuneError
+
+    if tuned.recipe is None:
+        raise FinetuneError(f"{tuned.description} has no recipe of its own: name one (finetune evaluate MODEL_OR_RUN RECIPE).")
+    return _scored_on(tuned.recipe, tuned.description)
+
+
+def _scored_on(recipe: "Recipe", name: str) -> "Recipe":
+    from finetune.errors import FinetuneError
+
+    if recipe.data.evaluation is None:
+        raise FinetuneError(f"{name} has no data.evaluation, so there is nothing to score on: add a fraction or sources.")
+    return recipe
 
 
 def _facts(tuned: "Target", base: "Target | None", report: "Report") -> list[tuple[str, str]]:

@@ -1,16 +1,19 @@
 """finetune generate: answers to prompts."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.common import BaseOption, JsonOption, out, print_json
+from finetune.cli.common import BaseOption, JsonOption, note, out, print_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from finetune.evaluate.asking import Asked
     from finetune.recipe.schema.evaluate import EvaluateSection
+    from finetune.runs.target import Target
 
 TargetArgument = Annotated[
     str, typer.Argument(metavar="MODEL_OR_RUN", help="A run, a checkpoint of one, an adapter, a model, or a hub id.")
@@ -29,41 +32,45 @@ def generate(
     max_new_tokens: TokensOption = None,
     temperature: TemperatureOption = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="What tokens are drawn from.")] = 0,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    raw: Annotated[
+        bool | None,
+        typer.Option("--raw/--chat", help="Plain text, or the chat template; when absent as the run's rows were written."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer prompts.
 
-    In batches; the chat template of the model or run is applied.
+    In batches; asked as the run's rows were written, a model through its chat template.
     """
     check_text("--system", system)
     prompts = read_prompts(prompt or [], file)
-    model, tokenizer, options = load_for_answers(target, base)
+    ready = load_for_answers(target, base)
 
-    from data_prep.messages import Message
-    from finetune.evaluate import generation
+    from finetune.evaluate.asking import prompt_ids
+    from finetune.evaluate.base_options import unused_options
+    from finetune.evaluate.generation import cut_notes, generate
 
-    before = [Message("system", system)] if system is not None else []
-    if raw:
-        ids = [generation.plain_ids((system or "") + text, tokenizer) for text in prompts]
-    else:
-        ids = [generation.conversation_ids([*before, Message("user", text)], tokenizer) for text in prompts]
-    answers = generation.generate(
-        model,
-        tokenizer,
-        ids,
-        max_new_tokens=max_new_tokens or options.max_new_tokens,
-        batch_size=options.batch_size,
+    how = ready.how if raw is None else "plainly" if raw else "by the chat template"
+    answers = generate(
+        ready.model,
+        ready.tokenizer,
+        [prompt_ids(text, ready.tokenizer, how, system) for text in prompts],
+        max_new_tokens=max_new_tokens or ready.options.max_new_tokens,
+        batch_size=ready.options.batch_size,
         temperature=temperature,
         seed=seed,
     )
     if as_json:
-        print_json([{"prompt": p, "answer": a} for p, a in zip(prompts, answers, strict=True)])
-        return
-    for number, (text, answer) in enumerate(zip(prompts, answers, strict=True)):
-        if len(prompts) > 1:
-            out(("\n" if number else "") + "> " + text)
-        out(answer)
+        print_json([{"prompt": p, "answer": a.text, "cut": a.cut} for p, a in zip(prompts, answers, strict=True)])
+    else:
+        for number, (text, answer) in enumerate(zip(prompts, answers, strict=True)):
+            if len(prompts) > 1:
+                out(("\n" if number else "") + "> " + text)
+            out(answer.text)
+    if raw is None and how == "plainly" and ready.tokenizer.chat_template is not None:
+        note("asked plainly, as the run's rows are written; --chat asks by the chat template")
+    for line in [*unused_options(ready.model, ready.tokenizer), *cut_notes([answer.cut for answer in answers])]:
+        note(line)
 
 
 def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
@@ -73,14 +80,25 @@ def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
     for prompt in prompts:
         check_text("--prompt", prompt)
     if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise FinetuneError(f"--file {file} can't be read: {error}") from error
-        prompts = prompts + [line for line in lines if line.strip()]
+        prompts = prompts + [line for line in read_lines(file) if line.strip()]
     if not prompts:
         raise FinetuneError('there is no prompt: give --prompt "..." or --file FILE with a prompt a line.')
     return prompts
+
+
+def read_lines(file: Path) -> list[str]:
+    r"""The lines of a file of prompts: \n or \r\n ends one, and nothing else that Unicode knows as a line's end."""
+    from finetune.errors import FinetuneError
+
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise FinetuneError(f"--file {file} can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise FinetuneError(
+            f"--file {file} is not UTF-8: byte {error.start + 1} is {error.object[error.start]:#04x}. Save it as UTF-8."
+        ) from error
+    return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def check_text(option: str, text: str | None) -> None:
@@ -93,21 +111,49 @@ def check_text(option: str, text: str | None) -> None:
         raise FinetuneError(f"{option} is not valid text at character {error.start + 1}: expected UTF-8.") from error
 
 
-def load_for_answers(target: str, base: str | None) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast, EvaluateSection]":
-    """Model and tokenizer of MODEL_OR_RUN, on the device, and how its run generates."""
+@dataclass(frozen=True)
+class Ready:
+    """A model that answers."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerFast"
+    options: "EvaluateSection"
+    """How its run generates."""
+    how: "Asked"
+    """How it is asked."""
+
+
+def load_for_answers(target: str, base: str | None) -> Ready:
+    """Model and tokenizer of MODEL_OR_RUN, on the device."""
     from finetune.errors import FinetuneError
     from finetune.recipe.schema.evaluate import EvaluateSection
+    from finetune.runs.commands import shell_command
     from finetune.runs.target import resolve_target
 
     found = resolve_target(target, base)
     if found.model.head is not None:
-        raise FinetuneError(
-            f"{found.description} has a classification head and writes no text: finetune evaluate {target} RECIPE scores it."
-        )
+        scores = shell_command("evaluate", Path(target), *([] if found.run is not None else ["RECIPE"]))
+        raise FinetuneError(f"{found.description} has a classification head and writes no text: {scores} scores it.")
 
     from finetune.evaluate.loading import load_ready
     from finetune.model.precision import choose_precision
 
     dtype = choose_precision("auto").dtype
     model, tokenizer = load_ready(found, dtype=dtype)
-    return model, tokenizer, found.recipe.evaluate if found.recipe is not None else EvaluateSection()
+    options = found.recipe.evaluate if found.recipe is not None else EvaluateSection()
+    return Ready(model, tokenizer, options, _how(found, tokenizer))
+
+
+def _how(found: "Target", tokenizer: "PreTrainedTokenizerFast") -> "Asked":
+    """How the model is asked: as its run says, or as the run's rows tell; a model of which neither is known by its template."""
+    from data_prep.errors import DataError
+    from finetune.evaluate.asking import asked
+    from finetune.runs.folder import RunFolder
+
+    if found.recipe is None:
+        return "by the chat template"
+    known = RunFolder(found.run).read_summary().get("asked") if found.run is not None else None
+    try:
+        return known or asked(found.recipe, tokenizer)
+    except DataError:
+        return "by the chat template"  # a run of an earlier version, whose data have gone

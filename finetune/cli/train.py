@@ -4,7 +4,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -110,8 +110,10 @@ def _tell(folder: Path | None, as_json: bool) -> None:
         out(line)
 
 
-def closing_lines(folder: Path, summary: dict[str, object]) -> list[str]:
+def closing_lines(folder: Path, summary: dict[str, Any]) -> list[str]:
     """What a person wants to know at the end, and what to type next."""
+    from finetune.runs.commands import shell_command
+
     minutes = float(str(summary["seconds"])) / 60
     lines = [
         f"finished {summary['steps']} steps, {summary['tokens']:,} tokens in {minutes:.1f} minutes, "
@@ -120,15 +122,11 @@ def closing_lines(folder: Path, summary: dict[str, object]) -> list[str]:
     if summary["evaluation_loss"] is not None:
         lines.append(f"evaluation loss {summary['evaluation_loss_before']:.4f} before, {summary['evaluation_loss']:.4f} after")
     lines.append(f"result   {folder}")
-    lines.append(f"merge    finetune merge {folder} --output {folder / 'merged'}")
-    if _has_head(summary):
-        lines.append(f"evaluate finetune evaluate {folder} RECIPE --compare base")
-    else:
-        lines.append(f'generate finetune generate {folder} --prompt "..."')
+    recipe = dict(summary["recipe"])
+    if recipe["adapter"]["method"] != "full":
+        lines.append(f"merge    {shell_command('merge', folder, '--output', folder / 'merged')}")
+    if recipe["model"]["head"] is None:
+        lines.append(f'generate {shell_command("generate", folder)} --prompt "..."')
+    elif recipe["data"]["evaluation"] is not None:
+        lines.append(f"evaluate {shell_command('evaluate', folder, '--compare', 'base')}")
     return lines
-
-
-def _has_head(summary: dict[str, object]) -> bool:
-    """Whether the run trained a classification head, which writes no text."""
-    recipe = summary.get("recipe")
-    return isinstance(recipe, dict) and recipe.get("model", {}).get("head") is not None

@@ -1,7 +1,8 @@
 """Tasks of the LM Evaluation Harness (lm-eval) on a live model, with or without an adapter. Imports lm-eval only when used.
 
 The figures are lm-eval's own: its prompts, seeds, few-shot examples and metrics, so that they compare with published ones.
-What differs: nothing is printed, log-likelihoods are summed in float32, and the bootstrap draws fewer samples.
+What differs: nothing is printed, log-likelihoods are summed in float32, the bootstrap draws fewer samples, no second BOS is
+scored, and answers follow the task's options alone, not the model's generation_config.json.
 """
 
 import gc
@@ -146,6 +147,8 @@ def run_tasks(
     """
     from lm_eval import evaluate
 
+    from finetune.evaluate.base_options import unused_options
+
     if chat and tokenizer.chat_template is None:
         raise FinetuneError("this model's tokenizer has no chat template to put the prompts into: leave --chat out.")
     started = time.perf_counter()
@@ -166,6 +169,8 @@ def run_tasks(
     gc.collect()  # lm-eval's parts refer to each other in circles, and one of them to the model
     figures = _figures(results)
     notes = _run_notes(tasks, figures, warnings)
+    if any(task.OUTPUT_TYPE == "generate_until" for task in tasks.loaded["tasks"].values()):
+        notes += [f"{line}." for line in unused_options(model, tokenizer)]
     return Scores(figures, notes, time.perf_counter() - started, _by_question(results.get("samples") or {}))
 
 
@@ -343,24 +348,43 @@ def _shows_its_own_answers(config: Any) -> bool:
 
 
 def harness_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", batch_size: int, chat: bool) -> Any:
-    """lm-eval's view of the model. With `chat`, prompts and the end of an answer are those of training."""
+    """lm-eval's view of the model. With `chat`, prompts are those of training; answers end where those of training do."""
     from lm_eval.models.huggingface import HFLM
+    from transformers import GenerationConfig
 
     from data_prep.chat_templates import rendering_of
     from data_prep.render import end_of_turn_ids
+    from finetune.evaluate.generation import causal_model
+
+    class OneBos(HFLM):
+        """Rolling log-likelihoods put a BOS before each text as what it follows from; one of the text's own is not scored."""
+
+        rolling = False
+
+        def tok_encode(self, string: str, *arguments: Any, **options: Any) -> list[int]:
+            ids: list[int] = super().tok_encode(string, *arguments, **options)
+            return ids[1:] if self.rolling and ids[:1] == [self.prefix_token_id] else ids
+
+        def loglikelihood_rolling(self, *arguments: Any, **options: Any) -> list[float]:
+            self.rolling = True
+            try:
+                return super().loglikelihood_rolling(*arguments, **options)
+            finally:
+                self.rolling = False
 
     options: dict[str, Any] = {}
     if chat:
         rendering = rendering_of(tokenizer)
         if isinstance(tokenizer.chat_template, str):
             tokenizer.chat_template = rendering.pin(tokenizer.chat_template)
-        model.generation_config.eos_token_id = end_of_turn_ids(tokenizer)
         # The template writes what begins a text.
         options = {"add_bos_token": False, "chat_template_args": {"date_string": rendering.date_string}}
+    # transformers would take what a task doesn't name from the model's own file.
+    causal_model(model).generation_config = GenerationConfig(eos_token_id=end_of_turn_ids(tokenizer))
     # HFLM ties head and embedding again: on a base whose two are one, that undoes an adapter's own embedding, or fails.
     vars(model)["tie_weights"] = lambda *_, **__: None
     try:
-        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32", **options)
+        return OneBos(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32", **options)
     finally:
         del vars(model)["tie_weights"]
 

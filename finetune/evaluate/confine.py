@@ -175,7 +175,9 @@ def _reason(error: BaseException, program: str, folder: str) -> str:
         # The hook's own words, or the kernel's.
         return (error.strerror if error.strerror.startswith("tried") else f"was refused by the sandbox: {text}") + place
     if isinstance(error, AssertionError):
-        return f"assertion failed: {text or program.splitlines()[line - 1].strip()}{place}"
+        # Python ends a line at these alone.
+        lines = program.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        return f"assertion failed: {text or lines[line - 1].strip()}{place}"
     return f"{type(error).__name__}: {text}{place}"
 
 

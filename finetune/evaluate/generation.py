@@ -5,7 +5,10 @@ Shapes: B prompts, T tokens.
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import (
@@ -22,6 +25,16 @@ from data_prep.render import end_of_turn_ids, prompt_and_reference, render_promp
 from finetune.errors import FinetuneError
 
 
+@dataclass(frozen=True)
+class Generated:
+    """An answer."""
+
+    text: str
+    """Without special tokens."""
+    cut: str | None
+    """Where it was cut, in words; None where it came to the end of its turn."""
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -32,8 +45,8 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> list[str]:
-    """An answer for each prompt (token ids), in the prompts' order, without special tokens; see generate_ids."""
+) -> list[Generated]:
+    """An answer for each prompt (token ids), in the prompts' order; see generate_ids."""
     answers = generate_ids(
         model,
         tokenizer,
@@ -44,7 +57,28 @@ def generate(
         seed=seed,
         progress=progress,
     )
-    return [tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in answers]
+    ends = set(end_of_turn_ids(tokenizer))
+    return [Generated(text_of(ids, tokenizer), _cut(model, ids, ends, max_new_tokens)) for ids in answers]
+
+
+def text_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> str:
+    """What the token ids of an answer read as."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def cut_notes(cuts: Sequence[str | None]) -> list[str]:
+    """What is to be said of answers that were cut, of all these."""
+    counts = Counter(cut for cut in cuts if cut is not None)
+    return [f"{count:,} of {len(cuts):,} answers were cut {where}" for where, count in counts.items()]
+
+
+def _cut(model: PreTrainedModel, ids: Sequence[int], ends: set[int], max_new_tokens: int) -> str | None:
+    """Where an answer was cut."""
+    if ids and ids[-1] in ends:
+        return None
+    if len(ids) == max_new_tokens:
+        return f"at max_new_tokens ({max_new_tokens:,})"
+    return f"at the base's last position ({_positions(model):,})"
 
 
 def generate_ids(
@@ -62,20 +96,20 @@ def generate_ids(
 
     Prompts of like length go through the model together, padded on the left, longest first. Temperature 0 takes the
     likeliest token each time; otherwise tokens are drawn, with `seed`. An answer ends at the end of its turn, after
-    max_new_tokens, or where the base has no more positions. `progress` is told after each batch how many of them are there.
-    Raises FinetuneError for a prompt that is empty or that
+    max_new_tokens, or where the base has no more positions; the base's own generation_config.json has no say.
+    `progress` is told after each batch how many of them are there. Raises FinetuneError for a prompt that is empty or that
     leaves no position for an answer.
     """
     room = [_room(model, prompt, max_new_tokens) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     answers: list[list[int]] = [[] for _ in prompts]
     ends, pad = set(end_of_turn_ids(tokenizer)), int(tokenizer.pad_token_id)
-    with evaluating(model), _seeded(model, temperature, seed):
+    with evaluating(model), _our_options_alone(model) as model_itself, _seeded(model, temperature, seed):
         for first in range(0, len(order), batch_size):
             indices = order[first : first + batch_size]
             options = _options(tokenizer, temperature, max(room[index] for index in indices))
             tokens, mask = _left_padded([prompts[index] for index in indices], pad, model.device)
-            made = model.generate(input_ids=tokens, attention_mask=mask, generation_config=options)
+            made = model_itself.generate(input_ids=tokens, attention_mask=mask, generation_config=options)
             for index, ids in zip(indices, made[:, tokens.shape[1] :].tolist(), strict=True):
                 # What follows the end of an answer is padding, up to the longest of the batch; what goes beyond the base's
                 # positions, because another prompt was shorter, is nobody's.
@@ -94,27 +128,30 @@ def stream(
     max_new_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
-) -> Iterator[str]:
-    """The answer to one prompt (token ids) in pieces, as they come; joined, they are the answer of `generate`.
+) -> Generator[str, None, str | None]:
+    """The answer to one prompt (token ids) in pieces, as they come, and where it was cut: together, what `generate` gives.
 
-    Closing the iterator ends the generation. Raises what `generate` raises; an error in the model is raised here too.
+    Closing the generator ends the generation. Raises what `generate` raises; an error in the model is raised here too.
     """
     options = _options(tokenizer, temperature, _room(model, prompt, max_new_tokens))
+    ends = set(end_of_turn_ids(tokenizer))
     tokens = torch.tensor([list(prompt)], device=model.device)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     abandoned = threading.Event()
     failures: list[BaseException] = []
+    made: list[int] = []
 
     def work() -> None:
         try:
-            with _seeded(model, temperature, seed):
-                model.generate(
+            with _our_options_alone(model) as model_itself, _seeded(model, temperature, seed):
+                found = model_itself.generate(
                     input_ids=tokens,
                     attention_mask=torch.ones_like(tokens),
                     generation_config=options,
                     streamer=streamer,
                     stopping_criteria=StoppingCriteriaList([_Abandoned(abandoned)]),
                 )
+            made.extend(found[0, tokens.shape[1] :].tolist())
         except BaseException as error:  # noqa: BLE001 - whatever it is, the reader of the stream raises it
             failures.append(error)
             streamer.text_queue.put(streamer.stop_signal)
@@ -131,6 +168,7 @@ def stream(
             thread.join()
     if failures:
         raise failures[0]
+    return _cut(model, made, ends, max_new_tokens)
 
 
 def conversation_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -158,9 +196,13 @@ class _Abandoned(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.abandoned.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
+def _positions(model: PreTrainedModel) -> int:
+    return int(model.config.max_position_embeddings)
+
+
 def _room(model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int) -> int:
     """How many tokens an answer may have. Raises FinetuneError where that is none."""
-    positions = int(model.config.max_position_embeddings)
+    positions = _positions(model)
     if not prompt:
         raise FinetuneError("a prompt is empty: expected at least one token.")
     if len(prompt) >= positions:
@@ -169,19 +211,29 @@ def _room(model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int) ->
 
 
 def _options(tokenizer: PreTrainedTokenizerFast, temperature: float, max_new_tokens: int) -> GenerationConfig:
-    # Each is named because transformers fills what is not from the base's own generation_config.json.
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    """All that decides an answer; transformers' top_k is 50 where it isn't named."""
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {}
     return GenerationConfig(
-        **({"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0} | sampling),
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        max_length=None,
+        **sampling,
         max_new_tokens=max_new_tokens,
         eos_token_id=end_of_turn_ids(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
-        use_cache=True,
     )
+
+
+@contextlib.contextmanager
+def _our_options_alone(model: PreTrainedModel) -> Iterator[Any]:
+    """The model without its adapter's wrapper and, while this lasts, without generation options of its own.
+
+    transformers takes whatever a call doesn't name from the model's generation_config, which is the base's file.
+    """
+    model_itself = causal_model(model)
+    own = model_itself.generation_config
+    model_itself.generation_config = GenerationConfig()
+    try:
+        yield model_itself
+    finally:
+        model_itself.generation_config = own
 
 
 def _left_padded(
@@ -195,6 +247,12 @@ def _left_padded(
         tokens[row, longest - len(prompt) :] = torch.tensor(list(prompt), dtype=torch.long)
         mask[row, longest - len(prompt) :] = 1
     return tokens.to(device), mask.to(device)
+
+
+def causal_model(model: PreTrainedModel) -> Any:
+    """The model inside a peft model, with its adapter in place; any other model itself."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if inner is not None else model
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from data_prep.config import HeadSection
 from data_prep.documents import Document
-from finetune.evaluate.generation import evaluating
-from finetune.evaluate.losses import LossSum, causal_model, document_batches
+from finetune.evaluate.generation import causal_model, evaluating
+from finetune.evaluate.losses import LossSum, document_batches
 from finetune.model.classify import head_losses, head_outputs
 from finetune.model.loss import IGNORED
 

@@ -15,6 +15,7 @@ from data_prep.heads import split_labels
 from finetune.errors import FinetuneError
 from finetune.evaluate.answers import Answer, Question
 from finetune.evaluate.bootstrap import Scorer
+from finetune.evaluate.words import composed, ends_word
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Labels:
     names: tuple[str, ...]
     several: bool = False
     """Whether a row can have several of them, or none."""
+    readings: tuple[str, ...] = ()
+    """What each name's tokens read back as, which is how a model writes it; empty where that makes no difference."""
 
     def of_row(self, question: Question) -> list[str]:
         """A row's own labels. Raises FinetuneError for one that isn't named."""
@@ -37,13 +40,20 @@ class Labels:
             )
         return words
 
-    def said(self, text: str) -> list[str]:
-        """The labels that an answer names; none where it begins with no label."""
-        if text.strip() in self.names:
-            return [text.strip()]
+    def said(self, answer: str) -> list[str]:
+        """The labels that a model's answer names; none where it begins with no label."""
+        return self._named(answer, self.readings or self.names)
+
+    def written(self, text: str) -> list[str]:
+        """The labels that a row's answer names."""
+        return self._named(text, self.names)
+
+    def _named(self, text: str, forms: Sequence[str]) -> list[str]:
+        if text.strip() in forms:
+            return [self.names[forms.index(text.strip())]]
         parts = split_labels(text) if self.several else [text]
-        found = (label_in(part, self.names) for part in parts)
-        return list(dict.fromkeys(label for label in found if label is not None))
+        found = (label_in(part, forms) for part in parts)
+        return [self.names[forms.index(form)] for form in dict.fromkeys(found) if form is not None]
 
 
 def has_several(questions: Sequence[Question], names: Sequence[str]) -> bool:
@@ -55,13 +65,12 @@ def has_several(questions: Sequence[Question], names: Sequence[str]) -> bool:
 
 
 def label_in(text: str, labels: Sequence[str]) -> str | None:
-    """The label that a text begins with, whatever its case: the longest one that ends where a word does; None without any."""
-    given = text.strip().casefold()
+    """The label that a text begins with, whatever its case: the longest one that ends where a word can; None without any."""
+    given = composed(text.strip().casefold())
     fitting = []
     for label in labels:
-        wanted = label.strip().casefold()
-        after = given[len(wanted) : len(wanted) + 1]
-        if given.startswith(wanted) and not (after.isalnum() or after == "_"):
+        wanted = composed(label.strip().casefold())
+        if wanted and given.startswith(wanted) and ends_word(given, len(wanted)):
             fitting.append(label)
     return max(fitting, key=len, default=None)
 

@@ -6,7 +6,6 @@ counted, a label that another one begins with doesn't gain from it.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.documents import Document
 from data_prep.masks import Placed, tokenize
-from data_prep.messages import Conversation, Example
-from finetune.evaluate.generation import evaluating
-from finetune.evaluate.losses import causal_model
+from finetune.evaluate.answers import passed_over, with_answer
+from finetune.evaluate.generation import causal_model, evaluating
 
 
 def label_likelihoods(
@@ -29,7 +27,7 @@ def label_likelihoods(
 ) -> np.ndarray:
     """log p(label | prompt) in nats for each example and label (N x L). Raises DataError for a row that can't be tokenised."""
     answered = [(place, with_answer(example, label)) for place, example in examples for label in labels]
-    documents = tokenize(answered, tokenizer, "last")
+    documents = tokenize(answered, tokenizer, "last", on_finding=passed_over)
     rows = [documents[first : first + len(labels)] for first in range(0, len(documents), len(labels))]
     prefixes = [_prefix(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: (-prefixes[index], index))
@@ -39,15 +37,6 @@ def label_likelihoods(
             indices = order[first : first + batch_size]
             found[indices] = _batch(model, [rows[index] for index in indices], [prefixes[index] for index in indices])
     return found
-
-
-def with_answer(example: Example, answer: str) -> Example:
-    """The example with another last answer; of a plain text with the blanks that stand around it."""
-    if isinstance(example, Conversation):
-        last = replace(example.messages[-1], content=answer, tool_calls=(), weight=None)
-        return replace(example, messages=(*example.messages[:-1], last))
-    before, after = example.completion.split(example.completion.strip() or example.completion, maxsplit=1)
-    return replace(example, completion=f"{before}{answer}{after}")
 
 
 def _prefix(row: Sequence[Document]) -> int:

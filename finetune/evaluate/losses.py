@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from data_prep.documents import Document
 from finetune.errors import FinetuneError
-from finetune.evaluate.generation import evaluating
+from finetune.evaluate.generation import causal_model, evaluating
 from finetune.model.batch import padded_batch
 from finetune.model.loss import CHUNK_POSITIONS, IGNORED
 
@@ -104,16 +104,3 @@ def _row_losses(causal: Any, batch: dict[str, torch.Tensor]) -> list[LossSum]:
             # On the host: Apple's MPS has no float64.
             sums.index_add_(0, rows[here], losses.cpu().double() * factor[here])
     return [LossSum(*values) for values in zip(sums.tolist(), counts, factors.sum(dim=1).tolist(), strict=True)]
-
-
-def supervised_bytes(document: Document, tokenizer: PreTrainedTokenizerFast) -> int:
-    """The bytes of the text (UTF-8) that a document's supervised tokens stand for; special tokens stand for none."""
-    pieces = (document.token_ids[first:end] for first, end, _ in document.spans)
-    texts = (tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in pieces)
-    return sum(len(text.encode()) for text in texts)
-
-
-def causal_model(model: PreTrainedModel) -> Any:
-    """The model inside a peft model, with its adapter in place; any other model itself."""
-    inner = getattr(model, "get_base_model", None)
-    return inner() if inner is not None else model

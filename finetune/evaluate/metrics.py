@@ -3,15 +3,17 @@
 | metric | of | scale | by |
 |---|---|---|---|
 | loss, perplexity | supervised tokens of the rows | nats a token, e to its power | |
-| bits_per_byte | their text | bits a byte of UTF-8 | |
+| bits_per_byte | their text, wherever it was cut | bits a byte of UTF-8 | |
 | exact_match | generated answers | 0 to 1 | equal, blanks around aside |
-| squad_exact_match, squad_f1 | generated answers | 0 to 1, best reference | SQuAD's own rules |
-| bleu, chrf | generated answers, as a whole | 0 to 100 | sacrebleu |
-| rouge1, rouge2, rougeL | generated answers | 0 to 1, best reference | rouge-score, stemmed |
+| squad_exact_match, squad_f1 | generated answers | 0 to 1, best reference | SQuAD's own rules, for other scripts MLQA's |
+| bleu, chrf | generated answers, as a whole | 0 to 100 | sacrebleu; evaluate.bleu_tokenizer |
+| rouge1, rouge2, rougeL | generated answers | 0 to 1, best reference | rouge-score, stemmed, words of any script |
 | accuracy, f1_macro, f1_micro, matthews | the label of an answer, or a head's | 0 to 1 (matthews -1 to 1) | scikit-learn |
 | likelihood_accuracy, likelihood_f1_macro, likelihood_matthews | the likeliest label | the same | scikit-learn |
 | mean_squared_error, mean_absolute_error, pearson | a head's number | | numpy |
 | pass@1, pass@5, pass@10 | generated programs, run in a sandbox | 0 to 1 | Chen et al. 2021, arXiv:2107.03374 |
+
+An answer is compared with its references as their tokens read back (Question.expected).
 """
 
 import math
@@ -29,7 +31,7 @@ from finetune.evaluate.bootstrap import Scorer
 from finetune.evaluate.label_metrics import Labelled, Labels
 from finetune.evaluate.losses import LossSum, exponential
 from finetune.evaluate.sandbox import Verdict, pass_at_k
-from finetune.recipe.schema.evaluate import MetricName
+from finetune.recipe.schema.evaluate import BleuTokenizer, MetricName
 
 Of = Literal["losses", "answers", "programs"]
 
@@ -42,12 +44,15 @@ class Measured:
     """Of each document."""
     places: list[str] = field(default_factory=list)
     """Where each document's row stands."""
-    bytes: list[int] = field(default_factory=list)
-    """Of the text of each document's supervised tokens."""
+    bytes: list[float] = field(default_factory=list)
+    """Of the text of each document's supervised tokens, each by its weight."""
     answers: list[Answer] = field(default_factory=list)
     labels: Labels = field(default_factory=lambda: Labels(()))
     programs: list[tuple[Verdict, ...]] = field(default_factory=list)
     """What became of each program of each answer."""
+    bleu_tokenizer: BleuTokenizer = "auto"
+    notes: tuple[str, ...] = ()
+    """What a person should know of how the answers were made."""
 
     def count(self, of: Of) -> int:
         """How many rows a metric is over."""
@@ -68,6 +73,11 @@ class Measured:
         return label_metrics.by_likelihood(self.answers, self.labels)
 
     @cached_property
+    def bleu(self) -> text_metrics.Bleu:
+        """BLEU of the answers."""
+        return text_metrics.Bleu(self.answers, self.bleu_tokenizer)
+
+    @cached_property
     def numbers(self) -> tuple[np.ndarray, np.ndarray]:
         """The right numbers and those that a head gave (N, N)."""
         right = [float(answer.question.references[0]) for answer in self.answers]
@@ -83,6 +93,8 @@ class Metric:
     scorer: Callable[[Measured], Scorer]
     by_row: Callable[[Measured], list[float]] | None = None
     """The metric on each row alone, where it says something of a row."""
+    signature: Callable[[Measured], str] | None = None
+    """By which library's settings, where these differ from place to place."""
 
 
 def _mean_loss(measured: Measured) -> Scorer:
@@ -157,8 +169,13 @@ METRICS: dict[MetricName, Metric] = {
     "exact_match": _best_reference(text_metrics.exact_match),
     "squad_exact_match": _best_reference(text_metrics.squad_exact_match),
     "squad_f1": _best_reference(text_metrics.squad_f1),
-    "bleu": Metric("answers", lambda m: text_metrics.bleu(m.answers), lambda m: text_metrics.sentence_bleu(m.answers)),
-    "chrf": Metric("answers", lambda m: text_metrics.chrf(m.answers), lambda m: text_metrics.sentence_chrf(m.answers)),
+    "bleu": Metric("answers", lambda m: m.bleu.corpus(), lambda m: m.bleu.sentences(), signature=lambda m: m.bleu.signature()),
+    "chrf": Metric(
+        "answers",
+        lambda m: text_metrics.chrf(m.answers),
+        lambda m: text_metrics.sentence_chrf(m.answers),
+        signature=lambda _: text_metrics.chrf_signature(),
+    ),
     "rouge1": _rouge("rouge1"),
     "rouge2": _rouge("rouge2"),
     "rougeL": _rouge("rougeL"),

@@ -2,17 +2,20 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.documents import Document
 from data_prep.messages import last_answer
 from data_prep.prepare import PreparedData
+from data_prep.sources.rows import shown
 from finetune.errors import FinetuneError
-from finetune.evaluate.answers import Question, questions_of
+from finetune.evaluate.answers import Question, answered_rows, questions_of, read_back, with_answer
 from finetune.evaluate.label_metrics import Labels, has_several
 from finetune.evaluate.sandbox import why_no_sandbox
+from finetune.evaluate.text_bytes import supervised_bytes
+from finetune.evaluate.text_metrics import sacrebleu_metric
 from finetune.recipe.rules_evaluate import labels_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import BY_LIKELIHOOD, LOSSES, OF_LABELS, PASS_AT, MetricName
@@ -26,6 +29,8 @@ class Rows:
     questions: list[Question]
     """Empty where no metric asks, or no row has a prompt."""
     labels: Labels
+    bytes: list[float] = field(default_factory=list)
+    """Of the text of each document's supervised tokens; empty where no metric needs it."""
     notes: tuple[str, ...] = ()
     """What a person should know of them."""
 
@@ -48,26 +53,58 @@ def read_rows(
         )
     metrics, names = set(recipe.evaluate.metrics), labels_of(recipe)
     asking = sorted(metrics - LOSSES)
-    questions = []
-    if asking or not metrics or recipe.model.head is not None:
+    documents, head = list(data.evaluation[:most]), recipe.model.head
+    questions = list[Question]()
+    if head is not None:
+        questions = answered_rows(data.evaluation_rows[:most])
+    elif asking or not metrics:
         # Labels are counted row by row, as everywhere.
-        merged = recipe.model.head is None and not metrics & OF_LABELS
-        questions = questions_of(data.evaluation_rows[:most], tokenizer, merged=merged)
+        questions = questions_of(data.evaluation_rows[:most], tokenizer, merged=not metrics & OF_LABELS)
     if asking and not questions:
         raise FinetuneError(
             f"the metric {asking[0]} compares answers, and no evaluation row has a prompt: take loss, or bits_per_byte."
         )
     if metrics & PASS_AT.keys():
         _refuse_untested(questions)
-    notes: list[str] = []
-    if recipe.model.head is None:
+    if "bleu" in metrics and recipe.evaluate.bleu_tokenizer != "auto":
+        sacrebleu_metric(recipe.evaluate.bleu_tokenizer)
+    notes = list[str]()
+    if head is None:
         questions, notes = _that_fit(questions, positions - longest_label(names, tokenizer))
+        notes += _changed(questions)
     labels = Labels(names, several=_several(recipe, questions, names))
     if metrics & OF_LABELS:
         _refuse_unfit_labels(metrics, questions, labels)
         notes += unseen_labels(recipe, data, questions, labels)
-    documents = list(data.evaluation[:most])
-    return Rows(documents, questions, labels, tuple(notes))
+        labels = replace(labels, readings=_readings(names, questions, tokenizer) if head is None else ())
+    sizes = []
+    if "bits_per_byte" in metrics:
+        sizes = supervised_bytes(documents, data.evaluation_rows, recipe.data, tokenizer)
+    return Rows(documents, questions, labels, sizes, tuple(notes))
+
+
+def _changed(questions: Sequence[Question]) -> list[str]:
+    """What is to be said of references that don't survive their tokens."""
+    changed = [(question.place, pair) for question in questions if (pair := question.changed) is not None]
+    if not changed:
+        return []
+    place, (written, read) = changed[0]
+    return [
+        f"{len(changed):,} of {len(questions):,} references are compared as their tokens read back, which is not as they are "
+        f"written (the first, {place}: {shown(written)} reads {shown(read)})"
+    ]
+
+
+def _readings(names: Sequence[str], questions: Sequence[Question], tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
+    """What the labels' tokens read back as behind a prompt. Raises FinetuneError for two that can't be told apart."""
+    first = questions[0]
+    answered = [(first.place, with_answer(first.example, name)) for name in names]
+    readings = tuple(text.strip() for text in read_back(answered, [first.prompt_ids] * len(names), tokenizer))
+    for index, reading in enumerate(readings):
+        if reading in readings[:index]:
+            other = names[readings.index(reading)]
+            raise FinetuneError(f"the labels {other!r} and {names[index]!r} are the same tokens to this tokenizer: rename one.")
+    return readings
 
 
 def _several(recipe: Recipe, questions: Sequence[Question], names: Sequence[str]) -> bool:
@@ -120,7 +157,7 @@ def unseen_labels(recipe: Recipe, data: PreparedData, questions: Sequence[Questi
     """What is to be said of labels that evaluation rows have and no training row has; the training rows are read for it."""
     if recipe.data.streaming is not None:
         return []  # whose training rows are never all read
-    trained = {label for _, example in data.training_rows() for label in labels.said(last_answer(example))}
+    trained = {label for _, example in data.training_rows() for label in labels.written(last_answer(example))}
     there = Counter(label for question in questions for label in labels.of_row(question))
     return [
         f"the label {label!r} is that of {count} evaluation rows and of no training row"

@@ -10,11 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.heads import answer_of
 from finetune.evaluate.answers import Answer, Progress, answer_questions
+from finetune.evaluate.base_options import unused_options
 from finetune.evaluate.bootstrap import Interval, interval_of, resampled
+from finetune.evaluate.generation import cut_notes
 from finetune.evaluate.heads import classify
 from finetune.evaluate.label_metrics import unlike_any
 from finetune.evaluate.likelihood import label_likelihoods
-from finetune.evaluate.losses import LossSum, document_losses, supervised_bytes
+from finetune.evaluate.losses import LossSum, document_losses
 from finetune.evaluate.metrics import METRICS, Measured
 from finetune.evaluate.programs import run_answers
 from finetune.evaluate.rows import Rows
@@ -43,6 +45,8 @@ class Score:
     """The metric on each resample of the rows; empty where no interval was asked for."""
     places: tuple[str, ...] = field(repr=False)
     """Where the rows stand."""
+    signature: str = ""
+    """By which library's settings, as the metric says."""
 
     @property
     def value(self) -> float:
@@ -125,7 +129,7 @@ def report_of(
 ) -> Report:
     """The metrics of what was measured. Raises FinetuneError where one doesn't fit it."""
     scores = {name: _score(name, measured, intervals) for name in names}
-    return Report(scores, measured, (*notes, *_notes(measured, names)), seconds or {})
+    return Report(scores, measured, (*notes, *measured.notes, *_notes(measured, names)), seconds or {})
 
 
 def _score(name: MetricName, measured: Measured, intervals: bool) -> Score:
@@ -133,7 +137,8 @@ def _score(name: MetricName, measured: Measured, intervals: bool) -> Score:
     scorer, count = metric.scorer(measured), measured.count(metric.of)
     value = scorer(np.ones(count, dtype=np.int64))
     samples = resampled(scorer, count) if intervals else np.empty(0)
-    return Score(name, interval_of(value, samples), count, samples, tuple(measured.places_of(metric.of)))
+    signature = metric.signature(measured) if metric.signature is not None else ""
+    return Score(name, interval_of(value, samples), count, samples, tuple(measured.places_of(metric.of)), signature)
 
 
 def by_row(name: MetricName, measured: Measured) -> list[float] | None:
@@ -157,9 +162,10 @@ def difference(base: Score, tuned: Score) -> Interval | None:
 
 def _notes(measured: Measured, names: Sequence[MetricName]) -> tuple[str, ...]:
     """What a person should know of the answers."""
-    found, answers = [], measured.answers
+    answers = measured.answers
     if not any(METRICS[name].of != "losses" and name not in BY_LIKELIHOOD for name in names):
         return ()
+    found = cut_notes([cut for answer in answers for cut in answer.cuts])
     empty = sum(not text.strip() for answer in answers for text in answer.texts)
     if empty:
         found.append(f"{empty:,} of {sum(len(answer.texts) for answer in answers):,} answers are empty")
@@ -199,24 +205,29 @@ class _Measurement:
         """Of a model that predicts tokens."""
         questions = self.rows.questions
         losses = self._losses() if self.asked & LOSSES else []
-        texts = [("",)] * len(questions)
+        answers, notes = [Answer(question, ("",)) for question in questions], list[str]()
         if self.asked - LOSSES - BY_LIKELIHOOD:
-            texts = self._timed("answers", self._texts)
-        likelihoods: list[tuple[float, ...]] = [()] * len(questions)
+            answers = self._timed("answers", self._answers)
+            notes = unused_options(self.model, self.tokenizer)
         if self.asked & BY_LIKELIHOOD:
             likelihoods = self._timed("likelihoods", self._likelihoods)
-        answers = [Answer(*parts) for parts in zip(questions, texts, likelihoods, strict=True)]
-        sizes = []
-        if "bits_per_byte" in self.asked:
-            sizes = [supervised_bytes(document, self.tokenizer) for document in self.rows.documents]
-        return Measured(losses, self.rows.places, sizes, answers, self.rows.labels)
+            answers = [replace(answer, likelihoods=row) for answer, row in zip(answers, likelihoods, strict=True)]
+        return Measured(
+            losses,
+            self.rows.places,
+            self.rows.bytes,
+            answers,
+            self.rows.labels,
+            bleu_tokenizer=self.section.bleu_tokenizer,
+            notes=tuple(notes),
+        )
 
     def _losses(self) -> list[LossSum]:
         documents = self.rows.documents
         return self._timed("losses", lambda: document_losses(self.model, documents, self.section.batch_size))
 
-    def _texts(self) -> list[tuple[str, ...]]:
-        answers = answer_questions(
+    def _answers(self) -> list[Answer]:
+        return answer_questions(
             self.model,
             self.tokenizer,
             self.rows.questions,
@@ -224,7 +235,6 @@ class _Measurement:
             seed=self.recipe.train.seed,
             progress=self.progress,
         )
-        return [answer.texts for answer in answers]
 
     def _likelihoods(self) -> list[tuple[float, ...]]:
         placed = [(question.place, question.example) for question in self.rows.questions]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.terminal import clean_for_terminal
+from finetune.evaluate.answers import Answer
 from finetune.evaluate.bootstrap import Interval
 from finetune.evaluate.metrics import METRICS, Measured
 from finetune.evaluate.scores import Report, by_row, difference, worst_first
@@ -20,6 +21,7 @@ def score_lines(tuned: Report, base: Report | None) -> Iterator[str]:
         yield f"{'metric':<20} {'value':>10}   {'95 % interval':<24} rows"
         for name, score in tuned.scores.items():
             yield f"{name:<20} {_number(score.value):>10}   {_between(score.interval):<24} {score.rows:,}"
+        yield from _signatures(tuned)
         return
     yield f"{'metric':<20} {'base':>10} {'tuned':>10}   {'95 % interval':<24} {'difference':>10}   95 % interval"
     for name, score in tuned.scores.items():
@@ -29,6 +31,13 @@ def score_lines(tuned: Report, base: Report | None) -> Iterator[str]:
             yield f"{row}(over other rows)"
         else:
             yield f"{row}{_number(change.value, '+'):>10}   {_between(change, '+')}{_verdict(name, change)}"
+    yield from _signatures(tuned)
+
+
+def _signatures(report: Report) -> Iterator[str]:
+    for name, score in report.scores.items():
+        if score.signature:
+            yield f"{'signature':<20} {name}: {score.signature}"
 
 
 def _verdict(name: MetricName, change: Interval) -> str:
@@ -69,10 +78,14 @@ def worst_lines(report: Report, count: int) -> Iterator[str]:
         answer = report.measured.answers[index]
         yield f"  {answer.question.place}: {_number(value)}"
         yield f"    asked     {_short(answer.question.text)}"
-        yield f"    expected  {' | '.join(map(_short, answer.question.references[:3]))}"
-        yield f"    answered  {_short(answer.text)}"
+        yield f"    expected  {' | '.join(map(_short, answer.question.expected[:3]))}"
+        yield f"    answered  {_short(answer.text)}{_cut(answer)}"
         if report.measured.programs:
             yield f"    ran       {_short(report.measured.programs[index][0].reason) or 'passed'}"
+
+
+def _cut(answer: Answer) -> str:
+    return f" (cut {answer.cuts[0]})" if answer.cuts and answer.cuts[0] is not None else ""
 
 
 def _short(text: str) -> str:
@@ -83,8 +96,12 @@ def _short(text: str) -> str:
 def as_dict(report: Report, base: Report | None = None) -> dict[str, Any]:
     """The figures as plain values, for JSON."""
     found: dict[str, Any] = {"metrics": {}, "notes": list(report.notes), "seconds": report.seconds}
+    if base is not None:
+        found["base_notes"] = list(base.notes)
     for name, score in report.scores.items():
-        entry = _interval(score.interval) | {"rows": score.rows}
+        entry: dict[str, Any] = _interval(score.interval) | {"rows": score.rows}
+        if score.signature:
+            entry["signature"] = score.signature
         if base is not None:
             change = difference(base.scores[name], score)
             entry |= {"base": _interval(base.scores[name].interval)}
@@ -113,6 +130,10 @@ def predictions(report: Report) -> Iterator[dict[str, Any]]:
             "answer": answer.text,
             "metrics": {name: _finite(found[index]) for name, found in values.items()},
         }
+        if answer.question.changed is not None:
+            entry["read_back"] = list(answer.question.readings)
+        if any(answer.cuts):
+            entry["cut"] = answer.cuts[0] if len(answer.texts) == 1 else list(answer.cuts)
         if len(answer.texts) > 1:
             entry["answers"] = list(answer.texts)
         if answer.likelihoods:

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.documents import Document
 from finetune.errors import MergeError
@@ -273,8 +273,9 @@ def compare_answers(
 
 def load_plain(folder: Path, dtype: torch.dtype, kind: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """A model folder through plain transformers. Raises MergeError where weights are absent from it, or left over."""
+    own: Any = GenerationConfig()  # type: ignore[no-untyped-call]  # the folder's may be one that transformers refuses
     loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False, generation_config=own
     )
     model, info = loaded
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -3,7 +3,13 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from data_prep.config import HeadSection
@@ -35,6 +41,8 @@ def load_model(
     """
     config, kind = _description(base, rope_scaling, head)
     options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True}
+    # The base's generation_config.json is not read: answers don't follow it, and transformers refuses some that are about.
+    options["generation_config"] = GenerationConfig.from_model_config(config)
     options["attn_implementation"] = attention
     stored = getattr(config, "quantization_config", None)
     if isinstance(stored, dict) and stored.get("load_in_4bit"):

@@ -32,6 +32,7 @@ from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import GgufBase, ModelSection
 from finetune.runs.checkpoint import MARKER, PREFIX, complete_checkpoints, verify_checkpoint
+from finetune.runs.commands import shell_command
 from finetune.runs.folder import ADAPTER_NOTES, RunFolder, is_run
 
 NAMED_NF4 = re.compile(r"bnb-4bit", re.IGNORECASE)
@@ -184,8 +185,12 @@ def _run_target(run: RunFolder) -> Target:
     if not run.adapter.is_dir():
         saved = [path.name for path in complete_checkpoints(run.checkpoints)]
         also = f", or name a checkpoint, {run.checkpoints / saved[-1]}" if saved else ""
-        raise CheckpointError(f"{run.path} has no result yet: finish it with `finetune train --resume {run.path}`{also}.")
+        raise CheckpointError(f"{run.path} has no result yet: finish it with `{_resume(run)}`{also}.")
     return _of_run(run, lock, run.adapter, f"run {run.name}", run=run.path)
+
+
+def _resume(run: RunFolder) -> str:
+    return shell_command("train", "--resume", run.path)
 
 
 def _of_run(folder: RunFolder, lock: Lock, adapter: Path | None, description: str, **more: Any) -> Target:
@@ -224,7 +229,7 @@ def _checkpoint_target(run: RunFolder, checkpoint: Path) -> Target:
     if not (weight_files(checkpoint) if full else (checkpoint / ADAPTER_WEIGHTS).is_file()) or _is_cut_up(checkpoint):
         raise CheckpointError(
             f"{checkpoint} holds the weights cut up, as {lock.device.get('engine', 'its engine')} saves them, and is no "
-            f"model: resume the run (`finetune train --resume {run.path}`), whose result is written whole, and name the run."
+            f"model: resume the run (`{_resume(run)}`), whose result is written whole, and name the run."
         )
     read = [path.name for path in (weight_files(checkpoint) if full else [checkpoint / ADAPTER_WEIGHTS])]
     verify_checkpoint(checkpoint, only=(*read, CONFIG, ADAPTER_CONFIG))

@@ -51,7 +51,9 @@ class TaskMetrics:
 
     def _report(self, rows: Rows, names: Sequence[MetricName], *, intervals: bool) -> Report:
         rank, size = self.group.rank, self.group.world_size
-        mine = replace(rows, documents=rows.documents[rank::size], questions=rows.questions[rank::size])
+        mine = replace(
+            rows, documents=rows.documents[rank::size], bytes=rows.bytes[rank::size], questions=rows.questions[rank::size]
+        )
         with evaluable(self.trainer) as model:
             asked = rows if holds_shares() else mine
             measured, seconds = measured_of(model, self.inputs.tokenizer, self.recipe, asked, names)
@@ -62,13 +64,13 @@ class TaskMetrics:
         measured, seconds = with_programs(measured, names, self.recipe.evaluate, seconds)
         if size > 1:
             parts = [json.loads(text) for text in self.group.texts_of_all(json.dumps(_plain(measured)))]
-            measured = _together(parts, rows)
+            measured = _together(parts, rows, measured)
         return report_of(measured, names, notes=rows.notes, seconds=seconds, intervals=intervals)
 
 
 def first_rows(rows: Rows, most: int) -> Rows:
     """The first documents and questions."""
-    return replace(rows, documents=rows.documents[:most], questions=rows.questions[:most])
+    return replace(rows, documents=rows.documents[:most], bytes=rows.bytes[:most], questions=rows.questions[:most])
 
 
 def _plain(measured: Measured) -> dict[str, Any]:
@@ -77,23 +79,21 @@ def _plain(measured: Measured) -> dict[str, Any]:
         "bytes": measured.bytes,
         "texts": [answer.texts for answer in measured.answers],
         "likelihoods": [answer.likelihoods for answer in measured.answers],
+        "cuts": [answer.cuts for answer in measured.answers],
         "programs": [[asdict(verdict) for verdict in verdicts] for verdicts in measured.programs],
     }
 
 
-def _together(parts: Sequence[dict[str, Any]], rows: Rows) -> Measured:
+def _together(parts: Sequence[dict[str, Any]], rows: Rows, mine: Measured) -> Measured:
     """What the processes measured, in the order of the rows."""
-    texts, likelihoods = _in_turn(parts, "texts"), _in_turn(parts, "likelihoods")
-    answers = [
-        Answer(question, tuple(said), tuple(likely))
-        for question, said, likely in zip(rows.questions, texts, likelihoods, strict=True)
-    ]
-    return Measured(
+    said = zip(rows.questions, *(_in_turn(parts, name) for name in ("texts", "likelihoods", "cuts")), strict=True)
+    answers = [Answer(question, *map(tuple, values)) for question, *values in said]
+    return replace(
+        mine,
         losses=[LossSum(**loss) for loss in _in_turn(parts, "losses")],
         places=rows.places,
         bytes=_in_turn(parts, "bytes"),
         answers=answers,
-        labels=rows.labels,
         programs=[tuple(Verdict(**verdict) for verdict in verdicts) for verdicts in _in_turn(parts, "programs")],
     )
 

@@ -50,6 +50,9 @@ def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, we
         narrow = {name: weight.to(inputs.precision.dtype) for name, weight in weights.items()}
         trainer.model.config.dtype = inputs.precision.dtype
         trainer.model.save_pretrained(partial, state_dict=narrow)
+        own = inputs.base.folder / "generation_config.json"
+        if own.is_file():  # which the loaded model knows nothing of
+            shutil.copyfile(own, partial / own.name)
     else:
         hub = inputs.base.identity["kind"] == "hub"
         name = inputs.base.identity["name"] if hub else str(inputs.base.folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import CheckpointError, FinetuneError
+from finetune.evaluate.asking import asked
 from finetune.evaluate.scores import Report
 from finetune.evaluate.tables import score_lines
 from finetune.model.adapter import count_parameters
@@ -17,6 +18,7 @@ from finetune.recipe.lock import Lock, Rules, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.recipe.secrets import scrubbed_values
+from finetune.runs.commands import shell_command
 from finetune.runs.compare import is_metric
 from finetune.runs.folder import RunFolder, create_run, open_run, write_text
 from finetune.runs.trackers import start_tracker
@@ -169,6 +171,8 @@ class Parts:
         measures = bool(self.recipe.evaluate.metrics)
         self.metrics = TaskMetrics(self.recipe, inputs, self.trainer, group) if measures else None
         self.report: Report | None = None
+        allowed = inputs.allow_code
+        self.asked = asked(self.recipe, inputs.tokenizer, allow_code=allowed) if self.recipe.model.head is None else None
         if self.recipe.train.rehearsal and not self.trainer.is_deepspeed_enabled:
             # DeepSpeed reduces gradients while it goes backward, and has no way to take that back.
             self.trainer.add_callback(Rehearsal(self.trainer, self.recipe, say))
@@ -185,7 +189,9 @@ class Parts:
         self.integration = add_integration(self.trainer, tracking.tracker, run.path, self.tracker)
         if tracking.samples is not None:
             clock = log.restart
-            texts = Samples(tracking.samples, self.trainer, inputs.tokenizer, run.samples_path, self.tracker, say, clock, group)
+            assert self.asked is not None  # noqa: S101 - the rules refuse samples of a head
+            path, how = run.samples_path, self.asked
+            texts = Samples(tracking.samples, self.trainer, inputs.tokenizer, path, self.tracker, say, clock, group, how)
             self.trainer.add_callback(texts)
 
     def _build(self) -> ExactTrainer:
@@ -237,15 +243,20 @@ class Parts:
                     self.integration.finish()
                     self.tracker.finish()
         if status == "stopped":
-            self.say(
-                f"stopped after step {self.trainer.state.global_step}; go on with: finetune train --resume {self.run.path}"
-            )
+            self.say(f"stopped after step {self.trainer.state.global_step}; go on with: {self._resume_command()}")
             self.group.leave()
             raise KeyboardInterrupt
         return summary
 
+    def _resume_command(self) -> str:
+        engine, allowed = engine_name(), sorted(self.inputs.allow_code)
+        launch = ["--launch", engine, "--processes", str(self.group.world_size)] if self.group.world_size > 1 else []
+        code = [word for sha256 in allowed for word in ("--allow-code", sha256)]
+        return shell_command("train", "--resume", self.run.path, *launch, *code)
+
     def _write_summary(self, status: str, error_text: str | None) -> dict[str, Any]:
         found = summary_of(self.lock, self.trainer, name=self.run.name, status=status, error=error_text, report=self.report)
+        found["asked"] = self.asked
         if self.group.is_main:
             self.run.write_summary(found)
             if status == "finished":

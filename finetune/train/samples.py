@@ -9,8 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from data_prep.messages import Message
-from finetune.evaluate.generation import conversation_ids, generate, plain_ids
+from finetune.evaluate.asking import Asked, prompt_ids
+from finetune.evaluate.base_options import unused_options
+from finetune.evaluate.generation import generate
 from finetune.recipe.schema.tracking import SamplesSection
 from finetune.runs.folder import whole_entries, write_text
 from finetune.runs.trackers import Sample, Tracker
@@ -39,14 +40,12 @@ class Samples(TrainerCallback):
         say: Say,
         restart_clock: Callable[[], None],
         group: Group,
+        how: Asked,
     ):
         self.section, self.trainer, self.tokenizer, self.group = section, trainer, tokenizer, group
         self.path, self.tracker, self.say, self.restart_clock = path, tracker, say, restart_clock
         self.last = -1
-        self.prompts = [
-            conversation_ids([Message("user", prompt)], tokenizer) if tokenizer.chat_template else plain_ids(prompt, tokenizer)
-            for prompt in section.prompts
-        ]
+        self.prompts = [prompt_ids(prompt, tokenizer, how) for prompt in section.prompts]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Before the first step; texts of steps that are taken again go, and a line that a kill cut short."""
@@ -71,12 +70,12 @@ class Samples(TrainerCallback):
         entries = list(whole_entries(self.path))
         for number, prompt in enumerate(self.section.prompts):
             before, after = (
-                next(islice((entry["answer"] for entry in entries if entry["step"] == step), number, None), "")
+                next(islice((entry for entry in entries if entry["step"] == step), number, None), {"answer": ""})
                 for step in (0, state.global_step)
             )
             self.say(f"sample {_short(prompt)!r}")
-            self.say(f"  before {_short(before)!r}")
-            self.say(f"  after  {_short(after)!r}")
+            self.say(f"  before {_shown(before['answer'], before.get('cut'))}")
+            self.say(f"  after  {_shown(after['answer'], after.get('cut'))}")
 
     def _keep_up_to(self, last_step: int) -> None:
         entries = list(whole_entries(self.path))
@@ -94,16 +93,24 @@ class Samples(TrainerCallback):
             answers = generate(
                 model, self.tokenizer, self.prompts, max_new_tokens=self.section.max_new_tokens, batch_size=len(self.prompts)
             )
+            unused = unused_options(model, self.tokenizer) if step == 0 else []
         self.last = step
         if not self.group.is_main:
             return
-        samples = [Sample(*pair) for pair in zip(self.section.prompts, answers, strict=True)]
+        for line in unused:
+            self.say(f"note: {line}")
+        samples = [Sample(prompt, answer.text) for prompt, answer in zip(self.section.prompts, answers, strict=True)]
         with self.path.open("a") as file:
-            for sample in samples:
-                file.write(json.dumps({"step": step, "prompt": sample.prompt, "answer": sample.answer}) + "\n")
-        self.say(f"sample after step {step}: {_short(samples[0].answer)!r}")
+            for sample, answer in zip(samples, answers, strict=True):
+                cut = {} if answer.cut is None else {"cut": answer.cut}
+                file.write(json.dumps({"step": step, "prompt": sample.prompt, "answer": sample.answer} | cut) + "\n")
+        self.say(f"sample after step {step}: {_shown(answers[0].text, answers[0].cut)}")
         self.tracker.log_samples(samples, step)
         self.restart_clock()
+
+
+def _shown(answer: str, cut: str | None) -> str:
+    return f"{_short(answer)!r}" + (f" (cut {cut})" if cut is not None else "")
 
 
 def _short(text: str) -> str:

@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 from data_prep.documents import Document
 from data_prep.masks import tokenize
-from finetune.evaluate.answers import questions_of
+from finetune.evaluate.answers import questions_of, with_answer
 from finetune.evaluate.data import prepare_data
 from finetune.evaluate.generation import generate
-from finetune.evaluate.likelihood import label_likelihoods, with_answer
+from finetune.evaluate.likelihood import label_likelihoods
 from finetune.evaluate.loading import load_ready
 from finetune.evaluate.losses import document_losses
 from finetune.model.precision import choose_precision

@@ -13,6 +13,9 @@ MetricName = Literal[
 ]  # fmt: skip
 """The metrics; finetune/evaluate/metrics.py says what each is."""
 
+BleuTokenizer = Literal["auto", "13a", "intl", "zh", "char", "ja-mecab", "ko-mecab", "flores200"]
+"""sacrebleu's tokenizers."""
+
 LOSSES: frozenset[MetricName] = frozenset({"loss", "perplexity", "bits_per_byte"})
 """Metrics of the likelihood of the rows' own tokens: nothing is generated for them."""
 
@@ -50,6 +53,9 @@ class EvaluateSection(Section):
 
     labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = ()
     """What accuracy, f1 and matthews tell apart; those of model.head, or of format classification's `labels`, when absent."""
+
+    bleu_tokenizer: BleuTokenizer = "auto"
+    """sacrebleu's tokenizer for bleu; auto goes by the script of each row's references: 13a (WMT's), zh or char."""
 
     samples_per_prompt: Annotated[int, Field(ge=1, le=1000)] = 1
     """Answers drawn for each prompt, of which pass@k counts; 1 is the likeliest answer."""

@@ -69,7 +69,11 @@ def test_a_run_beside_its_base(recipe: str, capsys: pytest.CaptureFixture[str]) 
         for name in ("evaluate-colours.jsonl", "evaluate-colours.base.jsonl")
     ]
     assert [row["place"] for row in kept[0]] == [row["place"] for row in kept[1]]
-    assert set(kept[0][0]) == {"place", "asked", "references", "answer", "metrics", "log_likelihoods"}
+    assert set(kept[0][0]) == {"place", "asked", "references", "answer", "cut", "metrics", "log_likelihoods"}
+    assert "note: 10 of 10 answers were cut at max_new_tokens (4)" in printed
+    assert "note: base: 10 of 10 answers were cut at max_new_tokens (4)" in printed
+    assert said["base_notes"][0] == "10 of 10 answers were cut at max_new_tokens (4)"
+    assert kept[0][0]["cut"] == "at max_new_tokens (4)"
     assert set(kept[0][0]["metrics"]) == {"accuracy", "chrf", "likelihood_accuracy"}
 
 
@@ -159,6 +163,6 @@ def test_a_head_writes_no_text(recipe: str, tmp_path: Path) -> None:
     )
     run = start(load_recipe(recipe, []).recipe)
     with pytest.raises(
-        FinetuneError, match=r"has a classification head and writes no text: finetune evaluate .* RECIPE scores it"
+        FinetuneError, match=r"has a classification head and writes no text: finetune evaluate .*run-001 scores it"
     ):
         generate(str(run.path), prompt=["Hi"])

@@ -216,7 +216,7 @@ def test_generated_answers_are_those_of_generate(
     prompts = [plain_ids(text, tokenizer) for text in texts]
     answers = generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=1)
     rows = [
-        {"question": text, "answer": answer.split("\n\n")[0] if number % 2 else "something else"}
+        {"question": text, "answer": answer.text.split("\n\n")[0] if number % 2 else "something else"}
         for number, (text, answer) in enumerate(zip(texts, answers, strict=True))
     ]
     tasks = load_tasks(["say"], write_task("say", ANSWER, rows, doc_to_target="answer"))

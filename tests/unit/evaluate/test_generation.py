@@ -1,5 +1,6 @@
 """Answers in batches, answers as they come, and text for the terminal."""
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from data_prep.render import render_prompt
 from data_prep.terminal import clean_for_terminal
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
-from finetune.evaluate.generation import generate, stream
+from finetune.evaluate.generation import Generated, generate, stream
 
 QUESTIONS = ["Hi", "What is the capital of France?", "Send two brass lamps to Ada before Friday, please.", "3 + 4 = ?", ""]
 
@@ -51,7 +52,7 @@ def test_answers_are_the_likeliest_tokens(
         if token == tokenizer.eos_token_id:
             break
     text = tokenizer.decode(expected[len(prompts[1]) :], skip_special_tokens=True)
-    assert generate(model, tokenizer, [prompts[1]], max_new_tokens=12, batch_size=1) == [text]
+    assert generate(model, tokenizer, [prompts[1]], max_new_tokens=12, batch_size=1)[0].text == text
 
 
 def test_the_end_of_turn_ends_an_answer(
@@ -62,7 +63,7 @@ def test_the_end_of_turn_ends_an_answer(
         bias = torch.full((model.config.vocab_size,), -1e9)
         bias[tokenizer.eos_token_id] = 0
         model.lm_head.bias = torch.nn.Parameter(bias)
-    assert generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=4) == [""] * len(prompts)
+    assert generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=4) == [Generated("", None)] * len(prompts)
 
 
 def test_the_same_seed_draws_the_same_answers(
@@ -101,13 +102,23 @@ def test_no_prompts_give_no_answers(model: LlamaForCausalLM, tokenizer: PreTrain
     assert generate(model, tokenizer, [], max_new_tokens=4, batch_size=4) == []
 
 
+def streamed(pieces: Generator[str, None, str | None]) -> tuple[list[str], str | None]:
+    """The pieces, and where the answer was cut."""
+    found = []
+    while True:
+        try:
+            found.append(next(pieces))
+        except StopIteration as end:
+            return found, end.value
+
+
 def test_streamed_pieces_join_to_the_answer(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
 ) -> None:
     """The pieces of a stream, joined, are the answer that generate gives."""
     model.train()
-    pieces = list(stream(model, tokenizer, prompts[2], max_new_tokens=24))
-    assert ["".join(pieces)] == generate(model, tokenizer, [prompts[2]], max_new_tokens=24, batch_size=1)
+    pieces, cut = streamed(stream(model, tokenizer, prompts[2], max_new_tokens=24))
+    assert [Generated("".join(pieces), cut)] == generate(model, tokenizer, [prompts[2]], max_new_tokens=24, batch_size=1)
     assert model.training
 
 

@@ -11,7 +11,8 @@ from transformers import LlamaForCausalLM
 from data_prep.masks import Placed, tokenize
 from data_prep.messages import Conversation, Example, Message, PlainText
 from data_prep.tokenizer import load_tokenizer
-from finetune.evaluate.likelihood import label_likelihoods, with_answer
+from finetune.evaluate.answers import with_answer
+from finetune.evaluate.likelihood import label_likelihoods
 
 LABELS = ("lamp", "lamps", "Ada", "a capital of France")
 

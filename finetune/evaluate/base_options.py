@@ -1,0 +1,44 @@
+"""What a model's generation_config.json asks for. No answer follows it: it is read to be able to say so."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from data_prep.render import end_of_turn_ids
+from finetune.evaluate.generation import causal_model
+
+FILE = "generation_config.json"
+NO_OPTIONS = frozenset({"transformers_version", "_from_model_config", "_commit_hash", "bos_token_id", "pad_token_id"})
+"""Where the file comes from, and tokens that are the tokenizer's in any case."""
+
+VALUE_CHARACTERS = 40
+
+
+def unused_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """What is to be said of the options that the model's folder asks for and that its answers don't follow."""
+    path = Path(causal_model(model).name_or_path) / FILE
+    if not path.is_file():
+        return []
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(options, dict):
+            raise ValueError(f"it holds a {type(options).__name__}, not an object")
+    except (OSError, ValueError) as error:
+        return [f"the model's {FILE} can't be read ({error}); answers don't follow it"]
+    asked = list(_asked(options, end_of_turn_ids(tokenizer)))
+    return [f"the model's {FILE} asks for {', '.join(asked)}; answers don't follow it"] if asked else []
+
+
+def _asked(options: dict[str, Any], ends: list[int]) -> Iterator[str]:
+    """Each option that would change answers."""
+    usual = GenerationConfig._get_default_generation_params()
+    for name, value in options.items():
+        if name in NO_OPTIONS or value is None or (name in usual and value == usual[name]):
+            continue
+        if name == "eos_token_id" and all(token in ends for token in (value if isinstance(value, list) else [value])):
+            continue
+        written = json.dumps(value, ensure_ascii=False)
+        yield f"{name} {written if len(written) <= VALUE_CHARACTERS else written[: VALUE_CHARACTERS - 1] + '…'}"
