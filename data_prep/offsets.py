@@ -116,7 +116,7 @@ def sizes_by_offsets(text: str, offsets: Offsets) -> list[int]:
 
     Tokens that share a letter are its bytes where there are as many; otherwise the first of them stands for it.
     """
-    places = list(zip(offsets.starts, offsets.ends, strict=True))
+    places = [(offsets.starts[index], offsets.ends[index]) for index in range(len(offsets.starts))]
     sizes, done = list[int](), 0
     for place, run in groupby(places):
         tokens = len(list(run))

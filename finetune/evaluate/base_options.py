@@ -36,7 +36,7 @@ def _asked(options: dict[str, Any], ends: list[int]) -> Iterator[str]:
     """Each option that would change answers."""
     usual = GenerationConfig._get_default_generation_params()
     for name, value in options.items():
-        if name in NO_OPTIONS or value is None or (name in usual and value == usual[name]):
+        if name in NO_OPTIONS or value in (None, usual.get(name)) or (value is False and not usual.get(name)):
             continue
         if name == "eos_token_id" and all(token in ends for token in (value if isinstance(value, list) else [value])):
             continue

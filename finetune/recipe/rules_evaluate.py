@@ -86,6 +86,8 @@ def sampling_fits(recipe: Recipe, given: Given) -> Found:
             "evaluate.temperature",
             "one answer a prompt is the likeliest one, nothing is drawn; set samples_per_prompt, or remove",
         )
+    if asked(recipe, given, "evaluate.bleu_tokenizer") and "bleu" not in section.metrics:
+        yield "evaluate.bleu_tokenizer", "bleu is not measured: add it to evaluate.metrics, or remove this"
     if asked(recipe, given, "evaluate.seconds_per_program") and not runs_code:
         yield "evaluate.seconds_per_program", "no metric runs programs (pass@1 ...); add one, or remove this"
     if section.rows_in_training is not None and not section.metrics:

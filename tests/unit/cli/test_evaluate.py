@@ -70,7 +70,7 @@ def test_a_run_beside_its_base(recipe: str, capsys: pytest.CaptureFixture[str]) 
     ]
     assert [row["place"] for row in kept[0]] == [row["place"] for row in kept[1]]
     assert set(kept[0][0]) == {"place", "asked", "references", "answer", "cut", "metrics", "log_likelihoods"}
-    assert "note: 10 of 10 answers were cut at max_new_tokens (4)" in printed
+    assert "note: 8 of 10 answers were cut at max_new_tokens (4)" in printed
     assert "note: base: 10 of 10 answers were cut at max_new_tokens (4)" in printed
     assert said["base_notes"][0] == "10 of 10 answers were cut at max_new_tokens (4)"
     assert kept[0][0]["cut"] == "at max_new_tokens (4)"

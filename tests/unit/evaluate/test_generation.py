@@ -12,7 +12,7 @@ from data_prep.render import render_prompt
 from data_prep.terminal import clean_for_terminal
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
-from finetune.evaluate.generation import Generated, generate, stream
+from finetune.evaluate.generation import Generated, cut_notes, generate, stream
 
 QUESTIONS = ["Hi", "What is the capital of France?", "Send two brass lamps to Ada before Friday, please.", "3 + 4 = ?", ""]
 
@@ -28,6 +28,16 @@ def prompts(tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
     """Prompts of very different lengths."""
     texts = [render_prompt([Message("user", question)], tokenizer) for question in QUESTIONS]
     return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+def streamed(pieces: Generator[str, None, str | None]) -> tuple[list[str], str | None]:
+    """The pieces, and where the answer was cut."""
+    found = []
+    while True:
+        try:
+            found.append(next(pieces))
+        except StopIteration as end:
+            return found, end.value
 
 
 def test_batched_answers_equal_single_ones(
@@ -78,13 +88,33 @@ def test_the_same_seed_draws_the_same_answers(
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_the_bases_own_generation_options_are_not_used(
+def test_an_answer_says_where_it_was_cut(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
 ) -> None:
-    """A generation_config.json that samples and penalises repetition changes no greedy answer."""
-    plain = generate(model, tokenizer, prompts, max_new_tokens=16, batch_size=8)
-    model.generation_config.update(do_sample=True, temperature=5.0, top_k=3, repetition_penalty=1.9, num_beams=2)
-    assert generate(model, tokenizer, prompts, max_new_tokens=16, batch_size=8) == plain
+    """At max_new_tokens, at the last position, or nowhere: also where the end of turn is the last token that was allowed."""
+    positions = model.config.max_position_embeddings
+    long = [5] * (positions - 2)
+    found = generate(model, tokenizer, [prompts[0], long], max_new_tokens=3, batch_size=2)
+    assert [answer.cut for answer in found] == ["at max_new_tokens (3)", "at the base's last position (256)"]
+    assert streamed(stream(model, tokenizer, prompts[0], max_new_tokens=3))[1] == "at max_new_tokens (3)"
+    assert streamed(stream(model, tokenizer, long, max_new_tokens=3))[1] == "at the base's last position (256)"
+    with torch.no_grad():
+        bias = torch.full((model.config.vocab_size,), -1e9)
+        bias[tokenizer.eos_token_id] = 0
+        model.lm_head.bias = torch.nn.Parameter(bias)
+    assert [answer.cut for answer in generate(model, tokenizer, prompts, max_new_tokens=1, batch_size=2)] == [None] * len(
+        prompts
+    )
+    assert streamed(stream(model, tokenizer, prompts[0], max_new_tokens=1)) == ([], None)
+
+
+def test_cut_answers_are_counted_by_where() -> None:
+    """Each way once, with how many there are."""
+    assert cut_notes([None, "at max_new_tokens (3)", None, "at max_new_tokens (3)", "at the base's last position (9)"]) == [
+        "2 of 5 answers were cut at max_new_tokens (3)",
+        "1 of 5 answers were cut at the base's last position (9)",
+    ]
+    assert cut_notes([None, None]) == cut_notes([]) == []
 
 
 def test_a_prompt_without_room_is_refused(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -100,16 +130,6 @@ def test_a_prompt_without_room_is_refused(model: LlamaForCausalLM, tokenizer: Pr
 def test_no_prompts_give_no_answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """An empty list of prompts is an empty list of answers."""
     assert generate(model, tokenizer, [], max_new_tokens=4, batch_size=4) == []
-
-
-def streamed(pieces: Generator[str, None, str | None]) -> tuple[list[str], str | None]:
-    """The pieces, and where the answer was cut."""
-    found = []
-    while True:
-        try:
-            found.append(next(pieces))
-        except StopIteration as end:
-            return found, end.value
 
 
 def test_streamed_pieces_join_to_the_answer(
