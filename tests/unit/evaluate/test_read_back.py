@@ -1,13 +1,15 @@
 """An answer is compared with what the learned tokens read back as, whatever a tokenizer does to a text."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from finetune.evaluate.data import prepare_data
+import data_prep
+from finetune.evaluate.data import prepare_data, tokenizer_for
 from finetune.evaluate.evaluation import Evaluation
 from finetune.evaluate.scores import Report
 from finetune.evaluate.tables import predictions
@@ -27,8 +29,10 @@ ROWS = {
 }
 """Plain texts whose answers hold new tokens, blanks, other scripts, characters that NFKC changes, line breaks."""
 
+TEMPLATES = Path(data_prep.__file__).parent / "templates"
+
 RECIPE = """
-model: {{base: {base}{template}}}
+model: {{base: {base}}}
 data:
   train: [{{path: {rows}, format: {format}}}]
   evaluation: {{sources: [{{path: {rows}, format: {format}}}]}}
@@ -45,6 +49,8 @@ def measured(
     """A model that has learned the rows by heart as the toolkit prepares them, on those rows."""
     folder.mkdir(exist_ok=True)
     save_kind(kind, folder, texts)
+    if template:
+        shutil.copyfile(TEMPLATES / f"{template}.jinja", folder / "chat_template.jinja")
     vocabulary = max(json.loads((folder / "tokenizer.json").read_text())["added_tokens"], key=lambda token: token["id"])["id"]
     torch.manual_seed(0)
     size = {"vocab_size": max(vocabulary + 1, 400), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
@@ -54,12 +60,10 @@ def measured(
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe_path = folder / "recipe.yaml"
-    recipe_path.write_text(RECIPE.format(base=folder, rows=path, format=format_name, metrics=metrics, template=template))
+    recipe_path.write_text(RECIPE.format(base=folder, rows=path, format=format_name, metrics=metrics))
     recipe = load_recipe(str(recipe_path), []).recipe
     target = resolve_target(str(folder))
     evaluation = Evaluation(recipe, choose_precision("fp32"))
-    from finetune.evaluate.data import tokenizer_for
-
     documents = prepare_data(recipe, tokenizer_for(recipe.model, None, folder)).evaluation
     learn(folder, [(row.token_ids[: row.spans[0][0]], row.token_ids[row.spans[0][0] :]) for row in documents])
     return evaluation.of(target)
@@ -103,5 +107,5 @@ def test_a_memorised_chat_is_right(tmp_path: Path) -> None:
     """Also behind a template that writes a blank before each answer, on a tokenizer that puts one before each text."""
     rows = [{"instruction": question, "input": "", "output": answer.strip()} for question, answer in ROWS.items()]
     texts = [f"[INST] {prompt} [/INST]{answer}" for prompt, answer in ROWS.items()]
-    report = measured(tmp_path, rows, "alpaca", "[exact_match, chrf]", texts, "sentencepiece", ", chat_template: llama2")
+    report = measured(tmp_path, rows, "alpaca", "[exact_match, chrf]", texts, "sentencepiece", "llama2")
     assert report.values == pytest.approx({"exact_match": 1.0, "chrf": 100.0})

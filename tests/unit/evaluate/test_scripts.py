@@ -151,7 +151,7 @@ def test_bleu_of_short_texts_is_no_accident_of_the_draw() -> None:
 @pytest.mark.parametrize(
     ("said", "wanted", "exact", "f1"),
     [
-        ("巴黎。", "巴黎", 1.0, 1.0), ("在巴黎", "巴黎", 0.0, 0.8), ("¿Dónde?", "dónde", 1.0, 1.0), 
+        ("巴黎。", "巴黎", 1.0, 1.0), ("在巴黎", "巴黎", 0.0, 0.8), ("¿Dónde?", "dónde", 1.0, 1.0),
         ("Париж!", "париж", 1.0, 1.0),
         ("«Die Größe»", "die größe", 1.0, 1.0), ("หลับ ๆ", "หลับ", 0.0, pytest.approx(6 / 7)), ("بغداد؟", "بغداد", 1.0, 1.0),
         ("मुंबई।", "मुंबई", 1.0, 1.0), ("the Eiffel Tower", "Eiffel tower.", 1.0, 1.0),
