@@ -143,8 +143,12 @@ class Tokenization:
                 yield from self._documents(waiting.popleft())
 
     def with_bytes(self, examples: Iterable[Placed]) -> Iterator[tuple[Document, list[int]]]:
-        """Each example's document, and how many bytes of its text (UTF-8) each token stands for; special tokens for none."""
+        """Each example's document, and how many bytes of its text (UTF-8) each token stands for.
+
+        Special tokens stand for none, but the unknown one.
+        """
         special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+        special.discard(self.tokenizer.unk_token_id)
         for place, example in examples:
             row = self._render(place, example)
             ((ids, offsets),) = self._encoder.read(self._encoder.encode([row.text]))
