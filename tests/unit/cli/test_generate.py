@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from finetune.cli import chat as chatting
 from finetune.cli.chat import chat
 from finetune.cli.evaluate import evaluate
-from finetune.cli.generate import generate
+from finetune.cli.generate import generate, read_prompts
 from finetune.errors import FinetuneError
 from tests.conftest import save_tiny_llama
 
@@ -25,6 +26,10 @@ def write_recipe(folder: Path, base: Path, rows: Path, evaluation: str = ", eval
     path = folder / "recipe.yaml"
     path.write_text(RECIPE.format(base=base, rows=rows, evaluation=evaluation))
     return str(path)
+
+
+def notes(printed: str) -> list[str]:
+    return [line for line in printed.splitlines() if line.startswith("note: ")]
 
 
 def test_one_prompt_prints_its_answer_alone(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,6 +53,55 @@ def test_prompts_come_from_options_and_a_file(tiny_base: Path, tmp_path: Path, c
     assert "> second" in lines
 
 
+ODD_LINES = [
+    "one\u2028two",
+    "three\x85four",
+    "five\x0csix",
+    "seven\x0beight\x1c",
+    "nine\u2029ten",
+    " eleven ",
+    "twelve\rthirteen",
+]
+"""Texts that only Python's splitlines takes for several lines."""
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_file_of_prompts_has_the_lines_that_are_written(tmp_path: Path, end: str, mark: str) -> None:
+    """Only a line feed ends a line, with or without a carriage return before it; a byte order mark is none of the text."""
+    path = tmp_path / "prompts.txt"
+    path.write_bytes((mark + end.join([*ODD_LINES, "", "last"])).encode())
+    assert read_prompts(["first"], path) == ["first", *ODD_LINES, "last"]
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    """With the place of the first byte that is no UTF-8; so is one that can't be read, or holds blanks alone."""
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("Größe".encode("latin-1"))
+    with pytest.raises(FinetuneError, match=r"prompts\.txt is not UTF-8: byte 3 is 0xf6\. Save it as UTF-8"):
+        read_prompts([], path)
+    with pytest.raises(FinetuneError, match="can't be read: No such file"):
+        read_prompts([], tmp_path / "absent.txt")
+    path.write_bytes(b"\xef\xbb\xbf\n \r\n\n")
+    with pytest.raises(FinetuneError, match="there is no prompt"):
+        read_prompts([], path)
+
+
+def test_a_chat_takes_lines_as_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is piped in is parted as a file of prompts is."""
+    text = "\ufeff" + "\r\n".join([ODD_LINES[0], " /reset ", *ODD_LINES[1:]]) + "\n\n/exit\nnever\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8"))
+    assert list(chatting.questions(interactive=False)) == [ODD_LINES[0], "/reset", *ODD_LINES[1:]]
+
+
+def test_a_chat_of_bytes_that_are_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the terminal's encoding lets such bytes through."""
+    for errors in ("strict", "surrogateescape"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"ok\n\xff\n"), encoding="utf-8", errors=errors))
+        with pytest.raises(FinetuneError, match=r"not text in utf-8|not valid text"):
+            list(chatting.questions(interactive=False))
+
+
 def test_no_prompt_is_refused_before_anything_is_loaded() -> None:
     """Without a prompt the message says how to give one, even where the model doesn't exist."""
     with pytest.raises(FinetuneError, match="--prompt"):
@@ -61,6 +115,21 @@ def test_a_base_without_template_asks_for_raw(tmp_path: Path) -> None:
     with pytest.raises(FinetuneError, match="--raw"):
         generate(str(tmp_path), prompt=["Hi"], max_new_tokens=2)
     generate(str(tmp_path), prompt=["Hi"], max_new_tokens=2, raw=True)
+    with pytest.raises(FinetuneError, match=r"can't hold a conversation.* finetune generate \S+ --raw --prompt") as told:
+        chat(str(tmp_path))
+    words = shlex.split(str(told.value)[str(told.value).index("finetune generate") :])
+    generate(words[2], prompt=[words[5]], raw=True, max_new_tokens=2)  # as it is printed
+
+
+def test_cut_answers_are_said(tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """By generate of all answers, in its JSON of each, and by chat of the one."""
+    generate(str(tiny_base), prompt=["Hi", "Ada?"], max_new_tokens=2, as_json=True)
+    printed = capsys.readouterr()
+    assert [row["cut"] for row in json.loads(printed.out)] == ["at max_new_tokens (2)"] * 2
+    assert notes(printed.err) == ["note: 2 of 2 answers were cut at max_new_tokens (2)"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n"))
+    chat(str(tiny_base), max_new_tokens=3)
+    assert notes(capsys.readouterr().err) == ["note: the answer was cut at max_new_tokens (3)"]
 
 
 def test_a_piped_chat_keeps_the_conversation(
