@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import statistics
 import sys
 from collections.abc import Callable
@@ -17,8 +18,12 @@ from data_prep.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
 from finetune.evaluate.generation import generate, plain_ids
 from finetune.model.adapter import attach, grow_embeddings, load_adapter, save_adapter
+from finetune.model.checkpoint import resolve_base
+from finetune.model.load import load_model
 from finetune.recipe.schema.adapter import AdapterSection
+from finetune.recipe.schema.model import ModelSection
 from tests.conftest import save_tiny_llama
+from tests.unit.evaluate.conftest import MEMORISED
 
 pytest.importorskip("lm_eval", reason='lm-eval is not installed: pip install "llama-finetune[benchmarks]"')
 
@@ -153,6 +158,57 @@ def test_the_token_that_begins_a_text_is_put_once(model: PreTrainedModel, tokeni
     assert found[0] != pytest.approx(without[0], abs=1e-3)
     in_chat = harness_model(model, tokenizer, 1, chat=True).tok_encode("as the template has it")
     assert in_chat == tokenizer("as the template has it", add_special_tokens=False)["input_ids"]
+
+
+TEXTS = ["Hi", "What is the capital of France? Paris, on the Seine.", "<|im_start|>begun by hand", "lamp " * 180]
+"""The third begins with the BOS as text; the last is longer than the context."""
+
+
+def rolling_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, chat: bool) -> list[float]:
+    from lm_eval.api.instance import Instance
+
+    requests = [
+        Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0, metadata=("texts", number, 1))
+        for number, text in enumerate(TEXTS)
+    ]
+    found: list[float] = harness_model(model, tokenizer, 2, chat=chat).loglikelihood_rolling(requests)
+    return found
+
+
+def test_rolling_log_likelihoods_have_one_bos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A text follows from one BOS, which is not scored, whether the tokenizer, the text or the harness begins it with one."""
+    from tokenizers.processors import TemplateProcessing
+
+    bos = (str(tokenizer.bos_token), int(tokenizer.bos_token_id))
+    plain = []
+    for text in TEXTS[:3]:
+        ids = tokenizer(text.removeprefix(bos[0]), add_special_tokens=False)["input_ids"]
+        plain.append(log_likelihood(model, [bos[1]], ids))
+    without = rolling_scores(model, tokenizer, chat=False)
+    assert without[:3] == pytest.approx(plain, abs=1e-4)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"{bos[0]} $A", special_tokens=[bos])
+    assert tokenizer("Hi")["input_ids"][0] == bos[1]
+    for chat in (False, True):
+        assert rolling_scores(model, tokenizer, chat=chat) == pytest.approx(without, abs=1e-4)
+    # Log-likelihoods of pairs are still begun by it afterwards.
+    assert harness_scores(model, tokenizer, 4) == pytest.approx(plain_scores(model, tokenizer), abs=1e-4)
+
+
+def test_a_models_own_options_change_no_answer(memorised: Path, tmp_path: Path, write_task: WriteTask) -> None:
+    """Answers of generate_until follow the task's options alone; what the model's file asks for is said, once a task asks."""
+    folder = tmp_path / "base"
+    shutil.copytree(memorised, folder)
+    options = {"min_new_tokens": 30, "suppress_tokens": [66], "num_beams": 3, "return_dict_in_generate": True}
+    (folder / "generation_config.json").write_text(json.dumps(options))
+    model = load_model(resolve_base(ModelSection(base=str(folder))), dtype=torch.float32).eval()
+    rows = [{"question": question, "answer": answer} for question, answer in MEMORISED.items()]
+    kwargs = {"until": ["<|im_end|>"], "max_gen_toks": 60}
+    tasks = load_tasks(["known"], write_task("known", ANSWER, rows, generation_kwargs=kwargs))
+    scores = run_tasks(tasks, model, load_tokenizer(folder), batch_size=2, chat=True)
+    assert scores.figures[0].value == 1.0
+    assert scores.notes[0].startswith("the model's generation_config.json asks for min_new_tokens 30, suppress_tokens [66]")
+    tasks = load_tasks(["pets"], write_task("pets", CHOICE))
+    assert not any("generation_config" in note for note in run_tasks(tasks, model, load_tokenizer(folder), batch_size=2).notes)
 
 
 def test_an_adapter_counts_without_a_merge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
