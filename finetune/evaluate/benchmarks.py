@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import FinetuneError
-from finetune.evaluate.harness import check_installed, one_line, quiet, task_errors
+from finetune.evaluate.harness import check_installed, harness_model, one_line, quiet, task_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -345,48 +345,6 @@ def _shows_its_own_answers(config: Any) -> bool:
         return False
     drawn_from = examples.split or config.training_split or config.validation_split or config.test_split
     return bool(drawn_from == (config.test_split or config.validation_split))
-
-
-def harness_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", batch_size: int, chat: bool) -> Any:
-    """lm-eval's view of the model. With `chat`, prompts are those of training; answers end where those of training do."""
-    from lm_eval.models.huggingface import HFLM
-    from transformers import GenerationConfig
-
-    from data_prep.chat_templates import rendering_of
-    from data_prep.render import end_of_turn_ids
-    from finetune.evaluate.generation import causal_model
-
-    class OneBos(HFLM):
-        """Rolling log-likelihoods put a BOS before each text as what it follows from; one of the text's own is not scored."""
-
-        rolling = False
-
-        def tok_encode(self, string: str, *arguments: Any, **options: Any) -> list[int]:
-            ids: list[int] = super().tok_encode(string, *arguments, **options)
-            return ids[1:] if self.rolling and ids[:1] == [self.prefix_token_id] else ids
-
-        def loglikelihood_rolling(self, *arguments: Any, **options: Any) -> list[float]:
-            self.rolling = True
-            try:
-                return super().loglikelihood_rolling(*arguments, **options)
-            finally:
-                self.rolling = False
-
-    options: dict[str, Any] = {}
-    if chat:
-        rendering = rendering_of(tokenizer)
-        if isinstance(tokenizer.chat_template, str):
-            tokenizer.chat_template = rendering.pin(tokenizer.chat_template)
-        # The template writes what begins a text.
-        options = {"add_bos_token": False, "chat_template_args": {"date_string": rendering.date_string}}
-    # transformers would take what a task doesn't name from the model's own file.
-    causal_model(model).generation_config = GenerationConfig(eos_token_id=end_of_turn_ids(tokenizer))
-    # HFLM ties head and embedding again: on a base whose two are one, that undoes an adapter's own embedding, or fails.
-    vars(model)["tie_weights"] = lambda *_, **__: None
-    try:
-        return OneBos(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32", **options)
-    finally:
-        del vars(model)["tie_weights"]
 
 
 def _figures(results: dict[str, Any]) -> list[Figure]:

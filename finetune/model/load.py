@@ -41,8 +41,6 @@ def load_model(
     """
     config, kind = _description(base, rope_scaling, head)
     options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True}
-    # The base's generation_config.json is not read: answers don't follow it, and transformers refuses some that are about.
-    options["generation_config"] = GenerationConfig.from_model_config(config)
     options["attn_implementation"] = attention
     stored = getattr(config, "quantization_config", None)
     if isinstance(stored, dict) and stored.get("load_in_4bit"):
@@ -52,6 +50,8 @@ def load_model(
     if (stored or quantization in BITSANDBYTES) and not is_deepspeed_zero3_enabled():  # which places each share by itself
         options["device_map"] = {"": choose_device()}
     with library_refusals(f"the weights in {base.folder} could not be loaded"), only_the_model(base.folder) as folder:
+        # In place of the base's generation_config.json: answers don't follow it, and transformers refuses some that are about.
+        options["generation_config"] = GenerationConfig.from_model_config(config)
         model, info = kind.from_pretrained(folder, output_loading_info=True, trust_remote_code=False, **options)
     model.name_or_path = model.config.name_or_path = str(base.folder)
     absent = sorted(name for name in info["missing_keys"] if head is None or name != f"{HEAD}.weight")

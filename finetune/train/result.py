@@ -51,7 +51,7 @@ def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, we
         trainer.model.config.dtype = inputs.precision.dtype
         trainer.model.save_pretrained(partial, state_dict=narrow)
         own = inputs.base.folder / "generation_config.json"
-        if own.is_file():  # which the loaded model knows nothing of
+        if own.is_file() and lock.recipe.model.head is None:  # the loaded model knows nothing of it
             shutil.copyfile(own, partial / own.name)
     else:
         hub = inputs.base.identity["kind"] == "hub"

@@ -38,7 +38,7 @@ def main() -> None:
     prompts = [question.prompt_ids for question in questions]
     placed = [(question.place, question.example) for question in questions]
 
-    def answers(batch_size: int) -> list[str]:
+    def answers(batch_size: int) -> object:
         return generate(model, tokenizer, prompts, max_new_tokens=NEW_TOKENS, batch_size=batch_size)
 
     def whole_rows() -> None:

@@ -72,6 +72,8 @@ def train(tiny_base: Path, tmp_path: Path, call: Callable[[str], tuple[str, str]
             base / "model.safetensors",
             metadata={"format": "pt"},
         )
+        # Which no answer follows, and no verb stumbles over.
+        (base / "generation_config.json").write_text('{"min_new_tokens": 30, "num_return_sequences": 2, "stop_strings": ["a"]}')
         if not template:
             (base / "chat_template.jinja").unlink()
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -92,7 +94,7 @@ def train(tiny_base: Path, tmp_path: Path, call: Callable[[str], tuple[str, str]
             "output": {"folder": str(folder)},
         }
         if head:
-            del recipe["evaluate"]
+            recipe["evaluate"] = {"metrics": ["accuracy", "loss"]}
         path = folder / f"{ODD}.yaml"
         path.write_text(json.dumps(recipe))
         code = f" --allow-code {hashlib.sha256(PARSE.encode()).hexdigest()}" if "parse.py" in source else ""
@@ -161,11 +163,11 @@ def test_a_head_is_measured(train: Train, call: Callable[[str], tuple[str, str]]
     assert report["base"].startswith("the base of run")
     assert report["metrics"]["loss"]["value"] < report["metrics"]["loss"]["base"]["value"]
     assert "holds" in call(commands["merge"])[0]
-    recipe = json.dumps(folder.read_summary()["recipe"] | {"evaluate": {"metrics": ["accuracy", "loss"]}})
-    (folder.path.parent / "scored.yaml").write_text(recipe)
-    for model in (folder.path, folder.path / "merged"):
-        out, _ = call(f"{shell_command('evaluate', model, folder.path.parent / 'scored.yaml')} --json")
-        assert json.loads(out)["metrics"]["accuracy"]["value"] == 1.0
+    assert report["metrics"]["accuracy"]["value"] == folder.read_summary()["final/accuracy"] == 1.0
+    out, _ = call(f"{shell_command('evaluate', folder.path / 'merged', folder.path.parent / f'{ODD}.yaml')} --json")
+    assert json.loads(out)["metrics"]["accuracy"]["value"] == 1.0
+    kept = [json.loads(line) for line in (folder.predictions / "final.jsonl").read_text().splitlines()]
+    assert [row["answer"] for row in kept] == [row["references"][0] for row in kept] == ["cat", "dog"] * 4
 
 
 def test_a_stopped_run_goes_on_by_what_it_says(train: Train, call: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from finetune.evaluate.answers import Answer, Question, answer_questions, questi
 from finetune.evaluate.metrics import Measured
 from finetune.evaluate.programs import code_in, program_of, run_answers
 from finetune.evaluate.sandbox import why_no_sandbox
-from finetune.evaluate.scores import by_row
+from finetune.evaluate.scores import by_row, report_of
 from finetune.recipe.schema.evaluate import EvaluateSection
 
 
@@ -73,6 +73,10 @@ def test_samples_are_drawn_for_each_question(model: LlamaForCausalLM, tiny_base:
     assert first == again
     assert [len(answer.texts) for answer in first] == [3, 3]
     assert len({text for answer in first for text in answer.texts}) > 2
+    cuts = [cut for answer in first for cut in answer.cuts]
+    assert len(cuts) == 6
+    notes = report_of(Measured(answers=first), ["exact_match"], intervals=False).notes
+    assert f"{cuts.count('at max_new_tokens (5)')} of 6 answers were cut at max_new_tokens (5)" in notes
     told: list[tuple[int, int]] = []
     one = EvaluateSection(max_new_tokens=5, batch_size=1)
     greedy = answer_questions(model, tokenizer, questions, one, progress=lambda *pair: told.append(pair))

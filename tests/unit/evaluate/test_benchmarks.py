@@ -27,7 +27,8 @@ from tests.unit.evaluate.conftest import MEMORISED
 
 pytest.importorskip("lm_eval", reason='lm-eval is not installed: pip install "llama-finetune[benchmarks]"')
 
-from finetune.evaluate.benchmarks import Figure, Scores, compare, harness_model, load_tasks, run_tasks
+from finetune.evaluate.benchmarks import Figure, Scores, compare, load_tasks, run_tasks
+from finetune.evaluate.harness import harness_model
 
 WriteTask = Callable[..., Path]
 

@@ -32,6 +32,28 @@ def test_samples_are_written_and_change_nothing(make_recipe: MakeRecipe) -> None
     ]
     assert lines[0]["answer"] != lines[-2]["answer"]
     assert "sample after step 5" in written.log_path.read_text()
+    assert lines[0]["cut"] == "at max_new_tokens (5)"
+    assert " (cut at max_new_tokens (5))" in written.log_path.read_text()
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_samples_are_asked_as_the_rows_are_written(make_recipe: MakeRecipe, tmp_path: Path, plain: bool) -> None:
+    """Plain texts plainly, also on a base with a chat template: a run that knows its row by heart says it."""
+    row = {"prompt": "The cat is called", "completion": " Tom."}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(8 * (json.dumps(row) + "\n"))
+    template = {"prompt": "{{ prompt }}", "completion": "{{ completion }}", "chat": not plain}
+    samples = {"prompts": [row["prompt"]], "every_steps": 40, "max_new_tokens": 8}
+    recipe = make_recipe(
+        adapter={"method": "full", "rank": 16},
+        data={"train": [{"path": str(path), "format": "template", "template": template}], "evaluation": None},
+        train=STEPS | {"max_steps": 40, "learning_rate": 5e-3},
+        tracking={"tracker": "none", "samples": samples},
+    )
+    lines = [json.loads(line) for line in start(recipe).samples_path.read_text().splitlines()]
+    assert lines[0]["answer"].strip() != "Tom."
+    assert lines[-1]["answer"].strip() == "Tom."
+    assert "cut" not in lines[-1]
 
 
 def test_tensorboard_has_transformers_names(make_recipe: MakeRecipe) -> None:
