@@ -142,20 +142,6 @@ class Tokenization:
             while waiting:
                 yield from self._documents(waiting.popleft())
 
-    def with_bytes(self, examples: Iterable[Placed]) -> Iterator[tuple[Document, list[int]]]:
-        """Each example's document, and how many bytes of its text (UTF-8) each token stands for.
-
-        Special tokens stand for none, but the unknown one.
-        """
-        special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
-        special.discard(self.tokenizer.unk_token_id)
-        for place, example in examples:
-            row = self._render(place, example)
-            ((ids, offsets),) = self._encoder.read(self._encoder.encode([row.text]))
-            sizes = self._encoder.sizes(row.text, ids, offsets)
-            sizes = [0 if token in special else size for token, size in zip(ids, sizes, strict=True)]
-            yield self._document(place, row, ids, offsets), [0] * len(row.before) + sizes + [0] * len(row.after)
-
     def _next_batch(self, rows: Iterator[Placed], most: int) -> list[tuple[str, Example, _Rendered]]:
         batch, characters = [], 0
         for place, example in rows:

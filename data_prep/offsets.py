@@ -7,7 +7,7 @@ bytes of the text, so in an ASCII text their lengths tell as much.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,15 +85,6 @@ class Encoder:
             found[index] = encoding.ids, Offsets(_Side(encoding, 0), _Side(encoding, 1))
         return [found[index] for index in range(len(encoded.texts))]
 
-    def sizes(self, text: str, ids: Sequence[int], offsets: Offsets) -> list[int]:
-        """How many bytes of the text (UTF-8) each token stands for; each byte is some token's, also where tokens cut a letter.
-
-        A blank that the tokenizer puts before a text is none of it.
-        """
-        if self._lengths is not None and int((lengths := self._lengths[list(ids)]).sum()) == len(text.encode()):
-            return [int(length) for length in lengths]
-        return sizes_by_offsets(text, offsets)
-
     def _by_lengths(self, encoded: "Encoded") -> dict[int, tuple[list[int], Offsets]]:
         """Those whose tokens are all of their text, by the lengths of the tokens."""
         if self._lengths is None or not encoded.by_lengths:
@@ -109,24 +100,6 @@ class Encoder:
                 places = [0, *(ends[bounds[row] : bounds[row + 1]] - before[row]).tolist()]
                 found[index] = ids, Offsets(places[:-1], places[1:])
         return found
-
-
-def sizes_by_offsets(text: str, offsets: Offsets) -> list[int]:
-    """The bytes of each token by where it stands; what no token covers belongs to the next one, at the end to the last.
-
-    Tokens that share a letter are its bytes where there are as many; otherwise the first of them stands for it.
-    """
-    places = [(offsets.starts[index], offsets.ends[index]) for index in range(len(offsets.starts))]
-    sizes, done = list[int](), 0
-    for place, run in groupby(places):
-        tokens = len(list(run))
-        end = max(place[1], done)
-        size = len(text[done:end].encode())
-        sizes += [1] * tokens if tokens == size else [size] + [0] * (tokens - 1)
-        done = end
-    if sizes:
-        sizes[-1] += len(text[done:].encode())
-    return sizes
 
 
 @dataclass(frozen=True, slots=True)

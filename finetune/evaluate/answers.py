@@ -6,10 +6,11 @@ from itertools import islice
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from data_prep.config import Finding
-from data_prep.masks import Placed, tokenize
-from data_prep.messages import Conversation, Example, last_answer
+from data_prep.config import DataSection, Finding, Note, Supervise
+from data_prep.masks import Placed
+from data_prep.messages import THINK_END, Conversation, Example, last_answer, thought_of
 from data_prep.render import prompt_and_reference
+from data_prep.sizes import SizedTokenization
 from finetune.errors import FinetuneError
 from finetune.evaluate.generation import generate, text_of
 from finetune.recipe.schema.evaluate import EvaluateSection
@@ -41,13 +42,13 @@ class Question:
 
     @property
     def expected(self) -> tuple[str, ...]:
-        """What an answer is compared with."""
-        return self.readings or self.references
+        """What an answer is compared with, thoughts aside."""
+        return tuple(map(without_thought, self.readings or self.references))
 
     @property
     def changed(self) -> tuple[str, str] | None:
         """The first reference that reads back otherwise, and as what; blanks around them aside."""
-        pairs = zip(self.references, self.expected, strict=True)
+        pairs = zip(map(without_thought, self.references), self.expected, strict=True)
         return next((pair for pair in pairs if pair[0].strip() != pair[1].strip()), None)
 
 
@@ -68,22 +69,34 @@ class Answer:
         """The answer."""
         return self.texts[0]
 
+    @property
+    def said(self) -> str:
+        """The answer without what was thought before it."""
+        return without_thought(self.text)
 
-def questions_of(rows: Sequence[Placed], tokenizer: PreTrainedTokenizerFast, *, merged: bool = True) -> list[Question]:
+
+def without_thought(text: str) -> str:
+    """What a text says, without what the model thinks before it."""
+    return thought_of(text)[1] if THINK_END in text else text
+
+
+def questions_of(
+    rows: Sequence[Placed], tokenizer: PreTrainedTokenizerFast, data: DataSection | None = None, *, merged: bool = True
+) -> list[Question]:
     """The questions of rows that have a prompt, in their order; rows that ask the same are one where they are `merged`.
 
-    Raises FinetuneError for a row without an answer to compare with.
+    `data` says how the rows become tokens. Raises FinetuneError for a row without an answer to compare with.
     """
     rows = [(place, row) for place, row in rows if isinstance(row, Conversation) or row.prompt]  # a plain text asks nothing
-    asked = [prompt_and_reference(row, tokenizer) for _, row in rows]
+    as_text = data is not None and data.special_tokens_in_text == "text"
+    asked = [prompt_and_reference(row, tokenizer, special_as_text=as_text) for _, row in rows]
     for (place, _), (_, reference) in zip(rows, asked, strict=True):
         if not reference.strip():
             raise FinetuneError(f"{place} has no answer to compare with: give it one, or take the row out of the evaluation.")
-    answered, prompts = list[Placed](), list[list[int]]()
-    for (place, row), (ids, _) in zip(rows, asked, strict=True):
+    answered = list[Placed]()
+    for place, row in rows:
         answered += [(place, row), *((place, with_answer(row, other)) for other in _others(row))]
-        prompts += [ids] * (1 + len(_others(row)))
-    readings = iter(read_back(answered, prompts, tokenizer))
+    readings = iter(read_back(answered, tokenizer, data))
     found: dict[tuple[int, ...] | str, Question] = {}
     for (place, row), (ids, reference) in zip(rows, asked, strict=True):
         references = (reference, *_others(row))
@@ -121,22 +134,21 @@ def with_answer(example: Example, answer: str) -> Example:
     return replace(example, completion=f"{before}{answer}{after}")
 
 
-def read_back(answered: Sequence[Placed], prompts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Each row's last answer as its learned tokens read back, behind a prompt of these ids: as `generate` gives it.
+def read_back(answered: Sequence[Placed], tokenizer: PreTrainedTokenizerFast, data: DataSection | None = None) -> list[str]:
+    """Each row's last answer as its learned tokens read back: as `generate` gives it.
 
     A text doesn't always survive its tokens: a new token swallows a blank, a normaliser changes letters.
     """
-    documents = tokenize([(place, _learned(row)) for place, row in answered], tokenizer, "last", on_finding=passed_over)
-    texts = []
-    for document, prompt in zip(documents, prompts, strict=True):
-        if not document.spans:
-            texts.append("")
-            continue
-        first, end, _ = document.spans[-1]
-        if document.token_ids[: len(prompt)] == list(prompt):
-            first = len(prompt)
-        texts.append(text_of(document.token_ids[first:end], tokenizer))
-    return texts
+    learned = [(place, _learned(row)) for place, row in answered]
+    documents = (document for document, _ in tokenization_of(data, tokenizer, "last").run(learned))
+    spans = ((document.token_ids, *document.spans[-1]) if document.spans else ([], 0, 0, 0.0) for document in documents)
+    return [text_of(ids[first:end], tokenizer) for ids, first, end, _ in spans]
+
+
+def tokenization_of(data: DataSection | None, tokenizer: PreTrainedTokenizerFast, supervise: Supervise) -> SizedTokenization:
+    """How rows that were prepared become tokens once more: as the recipe's data section says."""
+    reasoning, as_text = ("learn", False) if data is None else (data.reasoning, data.special_tokens_in_text == "text")
+    return SizedTokenization(tokenizer, supervise, passed_over, None, reasoning, as_text)
 
 
 def _learned(row: Example) -> Example:
@@ -146,7 +158,7 @@ def _learned(row: Example) -> Example:
     return replace(row, messages=(*row.messages[:-1], replace(row.messages[-1], weight=None)))
 
 
-def passed_over(finding: Finding, place: str, message: str) -> None:
+def passed_over(finding: Finding | Note, place: str, message: str) -> None:
     """What is wrong with a row was refused, or allowed, when the data were prepared."""
 
 

@@ -91,7 +91,7 @@ class Labelled:
 
 def by_text(answers: Sequence[Answer], labels: Labels) -> Labelled:
     """The labels that the answers name. Raises FinetuneError for a row whose own label is not among them."""
-    return _labelled(answers, labels, [labels.said(answer.text) for answer in answers])
+    return _labelled(answers, labels, [labels.said(answer.said) for answer in answers])
 
 
 def by_likelihood(answers: Sequence[Answer], labels: Labels) -> Labelled:
@@ -143,4 +143,4 @@ def matthews(found: Labelled) -> Scorer:
 
 def unlike_any(answers: Sequence[Answer], labels: Labels) -> int:
     """How many answers name no label, though their row has one."""
-    return sum(not labels.said(answer.text) for answer in answers if labels.of_row(answer.question))
+    return sum(not labels.said(answer.said) for answer in answers if labels.of_row(answer.question))

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from data_prep.config import DataSection
 from data_prep.documents import Document
-from data_prep.masks import Placed, tokenize
-from finetune.evaluate.answers import passed_over, with_answer
+from data_prep.masks import Placed
+from finetune.evaluate.answers import tokenization_of, with_answer
 from finetune.evaluate.generation import causal_model, evaluating
 
 
@@ -24,10 +25,14 @@ def label_likelihoods(
     examples: Sequence[Placed],
     labels: Sequence[str],
     batch_size: int,
+    data: DataSection | None = None,
 ) -> np.ndarray:
-    """log p(label | prompt) in nats for each example and label (N x L). Raises DataError for a row that can't be tokenised."""
+    """log p(label | prompt) in nats for each example and label (N x L), in tokens as `data` says.
+
+    Raises DataError for a row that can't be tokenised.
+    """
     answered = [(place, with_answer(example, label)) for place, example in examples for label in labels]
-    documents = tokenize(answered, tokenizer, "last", on_finding=passed_over)
+    documents = [document for document, _ in tokenization_of(data, tokenizer, "last").run(answered)]
     rows = [documents[first : first + len(labels)] for first in range(0, len(documents), len(labels))]
     prefixes = [_prefix(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: (-prefixes[index], index))

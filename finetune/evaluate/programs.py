@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from finetune.evaluate.answers import Answer
+from finetune.evaluate.answers import Answer, without_thought
 from finetune.evaluate.sandbox import Verdict, run_programs
 
 FENCED = re.compile(r"```[ \t]*(?:[Pp]ython|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -24,6 +24,6 @@ def program_of(answer: str, tests: str) -> str:
 
 def run_answers(answers: Sequence[Answer], *, seconds: float) -> list[tuple[Verdict, ...]]:
     """What became of each program of each answer."""
-    programs = [program_of(text, answer.question.tests) for answer in answers for text in answer.texts]
+    programs = [program_of(without_thought(text), answer.question.tests) for answer in answers for text in answer.texts]
     verdicts = iter(run_programs(programs, seconds=seconds))
     return [tuple(next(verdicts) for _ in answer.texts) for answer in answers]

@@ -11,7 +11,7 @@ from data_prep.messages import last_answer
 from data_prep.prepare import PreparedData
 from data_prep.sources.rows import shown
 from finetune.errors import FinetuneError
-from finetune.evaluate.answers import Question, answered_rows, questions_of, read_back, with_answer
+from finetune.evaluate.answers import Question, answered_rows, questions_of, read_back, with_answer, without_thought
 from finetune.evaluate.label_metrics import Labels, has_several
 from finetune.evaluate.sandbox import why_no_sandbox
 from finetune.evaluate.text_bytes import supervised_bytes
@@ -59,7 +59,7 @@ def read_rows(
         questions = answered_rows(data.evaluation_rows[:most])
     elif asking or not metrics:
         # Labels are counted row by row, as everywhere.
-        questions = questions_of(data.evaluation_rows[:most], tokenizer, merged=not metrics & OF_LABELS)
+        questions = questions_of(data.evaluation_rows[:most], tokenizer, recipe.data, merged=not metrics & OF_LABELS)
     if asking and not questions:
         raise FinetuneError(
             f"the metric {asking[0]} compares answers, and no evaluation row has a prompt: take loss, or bits_per_byte."
@@ -76,7 +76,7 @@ def read_rows(
     if metrics & OF_LABELS:
         _refuse_unfit_labels(metrics, questions, labels)
         notes += unseen_labels(recipe, data, questions, labels)
-        labels = replace(labels, readings=_readings(names, questions, tokenizer) if head is None else ())
+        labels = replace(labels, readings=_readings(recipe, names, questions, tokenizer) if head is None else ())
     sizes = []
     if "bits_per_byte" in metrics:
         sizes = supervised_bytes(documents, data.evaluation_rows, recipe.data, tokenizer)
@@ -95,11 +95,13 @@ def _changed(questions: Sequence[Question]) -> list[str]:
     ]
 
 
-def _readings(names: Sequence[str], questions: Sequence[Question], tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
+def _readings(
+    recipe: Recipe, names: Sequence[str], questions: Sequence[Question], tokenizer: PreTrainedTokenizerFast
+) -> tuple[str, ...]:
     """What the labels' tokens read back as behind a prompt. Raises FinetuneError for two that can't be told apart."""
     first = questions[0]
     answered = [(first.place, with_answer(first.example, name)) for name in names]
-    readings = tuple(text.strip() for text in read_back(answered, [first.prompt_ids] * len(names), tokenizer))
+    readings = tuple(without_thought(text).strip() for text in read_back(answered, tokenizer, recipe.data))
     for index, reading in enumerate(readings):
         if reading in readings[:index]:
             other = names[readings.index(reading)]

@@ -238,7 +238,8 @@ class _Measurement:
 
     def _likelihoods(self) -> list[tuple[float, ...]]:
         placed = [(question.place, question.example) for question in self.rows.questions]
-        found = label_likelihoods(self.model, self.tokenizer, placed, self.rows.labels.names, self.section.batch_size)
+        names, data = self.rows.labels.names, self.recipe.data
+        found = label_likelihoods(self.model, self.tokenizer, placed, names, self.section.batch_size, data)
         return [tuple(row) for row in found.tolist()]
 
     def _timed(self, what: str, work: Callable[[], T]) -> T:

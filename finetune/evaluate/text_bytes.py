@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerFast
 from data_prep.config import DataSection
 from data_prep.documents import Document
 from data_prep.lengths import fitted
-from data_prep.masks import Placed, Tokenization
-from finetune.evaluate.answers import passed_over
+from data_prep.masks import Placed
+from finetune.evaluate.answers import tokenization_of
 
 
 def supervised_bytes(
@@ -20,7 +20,7 @@ def supervised_bytes(
     `rows` are what the documents were made of. Special tokens, and blanks that a tokenizer puts before a text, have no bytes.
     """
     found: dict[str, float] = {}
-    for document, sizes in Tokenization(tokenizer, section.supervise, passed_over).with_bytes(rows):
+    for document, sizes in tokenization_of(section, tokenizer, section.supervise).with_bytes(rows):
         has_bos = document.token_ids[0] == tokenizer.bos_token_id
         # The document with each token's place for its id: cut as it was, it tells which tokens each part has.
         places = replace(document, token_ids=list(range(len(sizes))))

@@ -29,7 +29,7 @@ def mean_of(values: Sequence[float]) -> Scorer:
 
 def best_over_references(score: Callable[[str, str], float], answers: Sequence[Answer]) -> list[float]:
     """The score of each answer with the reference that it fits best."""
-    return [max(score(answer.text, other) for other in answer.question.expected) for answer in answers]
+    return [max(score(answer.said, other) for other in answer.question.expected) for answer in answers]
 
 
 def exact_match(answer: str, reference: str) -> float:
@@ -161,7 +161,7 @@ def _joined(signature: dict[str, str]) -> str:
 
 
 def _sentence(metric: Any, answer: Answer) -> float:
-    return float(metric.sentence_score(answer.text, list(answer.question.expected)).score)
+    return float(metric.sentence_score(answer.said, list(answer.question.expected)).score)
 
 
 def _counts(metric: Any, answer: Answer) -> list[float]:
@@ -171,7 +171,7 @@ def _counts(metric: Any, answer: Answer) -> list[float]:
     corpus_score.
     """
     references = [[reference] for reference in answer.question.expected]
-    counts: list[float] = metric._extract_corpus_statistics([answer.text], references)[0]
+    counts: list[float] = metric._extract_corpus_statistics([answer.said], references)[0]
     return counts
 
 

@@ -9,9 +9,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import data_prep
+from data_prep.messages import Conversation, Message
+from data_prep.tokenizer import load_tokenizer
+from finetune.evaluate.answers import Answer, questions_of
 from finetune.evaluate.data import prepare_data, tokenizer_for
 from finetune.evaluate.evaluation import Evaluation
-from finetune.evaluate.scores import Report
+from finetune.evaluate.label_metrics import Labels
+from finetune.evaluate.metrics import Measured
+from finetune.evaluate.scores import Report, by_row
 from finetune.evaluate.tables import predictions
 from finetune.model.precision import choose_precision
 from finetune.recipe.load import load_recipe
@@ -109,3 +114,15 @@ def test_a_memorised_chat_is_right(tmp_path: Path) -> None:
     texts = [f"[INST] {prompt} [/INST]{answer}" for prompt, answer in ROWS.items()]
     report = measured(tmp_path, rows, "alpaca", "[exact_match, chrf]", texts, "sentencepiece", "llama2")
     assert report.values == pytest.approx({"exact_match": 1.0, "chrf": 100.0})
+
+
+def test_what_is_thought_is_no_answer(tiny_base: Path) -> None:
+    """An answer is compared without the thought before it, whatever that is; one that was cut in its thought is none."""
+    thought = Message("assistant", "Four.", reasoning="Two and two.")
+    example = Conversation((Message("user", "2 + 2?"), thought))
+    (question,) = questions_of([("row 1", example)], load_tokenizer(tiny_base))
+    assert question.expected == ("Four.",)
+    said = ["<think>\nTwo and two.\n</think>\n\nFour.", "Let me see.</think>Four.", "Four.", "<think>Four."]
+    assert by_row("exact_match", Measured(answers=[Answer(question, (text,)) for text in said])) == [1.0, 1.0, 1.0, 0.0]
+    labels = Labels(("four.", "five."))
+    assert labels.said(Answer(question, (said[0],)).said) == ["four."]

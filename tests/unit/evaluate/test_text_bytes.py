@@ -43,8 +43,8 @@ def prepared(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"path": str(path), "format": "text" if "text" in rows[0] else "prompt_completion"}
     section = DataSection.model_validate(
-        {"train": [source], "evaluation": {"sources": [source]}, "clean": {"leakage": "keep"}, "allow_findings": ["leakage"]}
-        | {"max_length_tokens": 400, "pack_length_tokens": None}
+        {"train": [source], "evaluation": {"sources": [source]}, "clean": {"leakage": "keep"}}
+        | {"allow_findings": ["leakage", "unknown_token", "unsupervised_end_of_turn"], "max_length_tokens": 400}
         | options
     )
     data = prepare(section, tokenizer, seed=0)
@@ -58,11 +58,10 @@ def test_a_whole_text_counts_its_bytes(tokenizer: PreTrainedTokenizerFast, tmp_p
 
 
 def test_only_what_is_learned_counts(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """Of a prompt and its completion the completion, with the blank before it."""
+    """Of a prompt and its completion the completion, with the blank before it, whichever of the two it is written in."""
     rows = [{"prompt": "Say it: ", "completion": "猫 sat"}, {"prompt": "Say it:", "completion": " 👩‍🚀 แมว"}]
     _, found = prepared(tokenizer, tmp_path, rows)
-    assert found[1] == len(" 👩‍🚀 แมว".encode())
-    assert found[0] in (len("猫 sat".encode()), len(" 猫 sat".encode()))  # where the blank is one token with what follows
+    assert found == [len(" 猫 sat".encode()), len(" 👩‍🚀 แมว".encode())]
 
 
 @pytest.mark.parametrize("over_length", ["split", "truncate_end", "truncate_start"])
@@ -76,7 +75,7 @@ def test_a_cut_document_counts_its_own_bytes(
         texts = [text.lower().replace("👩‍🚀", "").replace("🪁", "") for text in texts]
     else:
         texts = TEXTS[:4]
-    options = {"max_length_tokens": most, "over_length": over_length, "allow_findings": ["leakage", "unsupervised_end_of_turn"]}
+    options = {"max_length_tokens": most, "over_length": over_length}
     data, found = prepared(tokenizer, tmp_path, [{"text": text} for text in texts], **options)
     assert len(found) == len(data.evaluation) >= len(texts)
     for document, size in zip(data.evaluation, found, strict=True):

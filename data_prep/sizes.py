@@ -1,0 +1,74 @@
+"""How many bytes of its text each token of a document stands for."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+from data_prep.contents import Place
+from data_prep.documents import Document
+from data_prep.masks import Placed, Tokenization
+from data_prep.offsets import ANCHORS, Offsets, byte_lengths
+
+
+class SizedTokenization(Tokenization):
+    """A Tokenization that tells the bytes (UTF-8) of a row's text that each token stands for.
+
+    They add up to those of the text, also where tokens cut a letter. A blank that the tokenizer puts before a text is none of
+    it, and special tokens stand for none, but the unknown one.
+    """
+
+    def with_bytes(self, examples: Iterable[Placed]) -> Iterator[tuple[Document, list[int]]]:
+        """Each example's document, and the bytes of each of its tokens."""
+        special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+        special.discard(self.tokenizer.unk_token_id)
+        lengths = byte_lengths(self.tokenizer.backend_tokenizer)
+        for place, example in examples:
+            row = self._render(place, example)
+            ids, offsets = self._read(place, row.text, row.contents)
+            sizes = bytes_of(row.text, offsets)
+            if not row.prompt:
+                document = self._document(place, row, ids, offsets)
+            else:
+                prompt, prompt_offsets = self._read(place, row.prompt, row.contents)
+                document = self._answered(place, row, ids, prompt)
+                rest = document.token_ids[len(row.before) + len(prompt) : len(document.token_ids) - len(row.after)]
+                if ids != prompt + rest:
+                    ids = prompt + rest
+                    after = self._continued(place, row.text[len(row.prompt) :], rest, as_text=bool(row.contents))
+                    sizes = bytes_of(row.prompt, prompt_offsets) + after
+            if lengths is not None and int((exact := lengths[ids]).sum()) == len(row.text.encode()):
+                sizes = exact.tolist()
+            sizes = [0 if token in special else size for token, size in zip(ids, sizes, strict=True)]
+            yield document, [0] * len(row.before) + sizes + [0] * len(row.after)
+
+    def _read(self, place: str, text: str, contents: Sequence[Place]) -> tuple[list[int], Offsets]:
+        if contents:
+            return self._as_text(place, text, contents)
+        return self._encoder.read(self._encoder.encode([text]))[0]
+
+    def _continued(self, place: str, text: str, ids: list[int], *, as_text: bool) -> list[int]:
+        """The bytes of the tokens of a text that goes on from another, found as data_prep.offsets.continuation finds them."""
+        for anchor in (*ANCHORS, ""):
+            whole = anchor + text
+            found, offsets = self._read(place, whole, [(0, len(whole))] if as_text else [])
+            sizes = bytes_of(whole, offsets)[len(found) - len(ids) :]
+            if found[len(found) - len(ids) :] == ids and sum(sizes) == len(text.encode()):
+                return sizes
+        return [len(text.encode()), *[0] * (len(ids) - 1)] if ids else []
+
+
+def bytes_of(text: str, offsets: Offsets) -> list[int]:
+    """The bytes of each token by where it stands; what no token covers belongs to the next one, at the end to the last.
+
+    Tokens that share a letter are its bytes where there are as many; otherwise the first of them stands for it.
+    """
+    places = [(offsets.starts[index], offsets.ends[index]) for index in range(len(offsets.starts))]
+    sizes, done = list[int](), 0
+    for place, run in groupby(places):
+        tokens = len(list(run))
+        end = max(place[1], done)
+        size = len(text[done:end].encode())
+        sizes += [1] * tokens if tokens == size else [size] + [0] * (tokens - 1)
+        done = end
+    if sizes:
+        sizes[-1] += len(text[done:].encode())
+    return sizes
