@@ -46,6 +46,7 @@ def walk(recipe: Recipe, *, say: Say) -> dict[str, Any]:
         "exact_match_before": before.values["exact_match"],
         "exact_match_after": after.values["exact_match"],
         "held_out_rows": len(pairs),
+        "notes": [f"{when}: {note}" for when, found in (("before", before), ("after", after)) for note in found.notes],
         **{key: summary[key] for key in ("evaluation_loss_before", "evaluation_loss", "tokens", "tokens_per_second", "steps")},
         "training_minutes": summary["seconds"] / 60,
         "total_minutes": (time.perf_counter() - started) / 60,
@@ -82,6 +83,7 @@ def table(result: dict[str, Any]) -> list[str]:
         f"{'peak memory':22} {result['peak_memory_bytes'] / 1e9:>10.2f} GB",
         f"{'time':22} {result['training_minutes']:>10.1f} minutes of training, {result['total_minutes']:.1f} in all",
         f"{'merge':22} {verification['verdict']}",
+        *(f"{'note':22} {note}" for note in result["notes"]),
     ]
     for number, sample in enumerate(result["samples"], start=1):
         lines += ["", f"sample {number}"]
