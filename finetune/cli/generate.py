@@ -132,7 +132,7 @@ def load_for_answers(target: str, base: str | None) -> Ready:
 
     found = resolve_target(target, base)
     if found.model.head is not None:
-        scores = shell_command("evaluate", Path(target), *([] if found.run is not None else ["RECIPE"]))
+        scores = shell_command("evaluate", Path(target), *([] if found.recipe is not None else ["RECIPE"]))
         raise FinetuneError(f"{found.description} has a classification head and writes no text: {scores} scores it.")
 
     from finetune.evaluate.loading import load_ready
