@@ -45,9 +45,16 @@ def _is_plain(source: Source, recipe: Recipe, allow_code: Collection[str]) -> bo
 
 
 def _first_example(source: Source, recipe: Recipe, allow_code: Collection[str]) -> Parsed | None:
-    skips, streaming = recipe.data.on_bad_row == "skip", recipe.data.streaming is not None
-    on_bad = (lambda _: None) if skips else None
-    parser, rows = read_parsed(source, on_bad, seed=recipe.train.seed, allow_code=allow_code, streaming=streaming)
+    data, skips = recipe.data, recipe.data.on_bad_row == "skip"
+    parser, rows = read_parsed(
+        source,
+        (lambda _: None) if skips else None,
+        seed=recipe.train.seed,
+        allow_code=allow_code,
+        turn_order=data.turn_order,
+        streaming=data.streaming is not None,
+        use="train",
+    )
     for row in rows:
         try:
             return parser.parse(row)[0][1]
