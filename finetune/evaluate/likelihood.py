@@ -17,7 +17,8 @@ from data_prep.documents import Document
 from data_prep.masks import Placed, tokenize
 from data_prep.messages import Conversation, Example
 from finetune.evaluate.generation import evaluating
-from finetune.evaluate.losses import causal_model
+from finetune.evaluate.losses import causal_model, document_losses
+from finetune.model.rope import looks_at_length
 
 
 def label_likelihoods(
@@ -32,6 +33,15 @@ def label_likelihoods(
     documents = tokenize(answered, tokenizer, "last")
     rows = [documents[first : first + len(labels)] for first in range(0, len(documents), len(labels))]
     prefixes = [_prefix(row) for row in rows]
+    if looks_at_length(model.config):
+        # The keys of a prompt that is scaled by its own length are not those that it has before an answer.
+        scored = [
+            replace(document, spans=((prefix, document.spans[-1][1], 1.0),))
+            for row, prefix in zip(rows, prefixes, strict=True)
+            for document in row
+        ]
+        losses = document_losses(model, scored, batch_size)
+        return -np.array([loss.loss_sum for loss in losses]).reshape(len(rows), len(labels))
     order = sorted(range(len(rows)), key=lambda index: (-prefixes[index], index))
     found = np.zeros((len(rows), len(labels)))
     with torch.no_grad(), evaluating(model):
