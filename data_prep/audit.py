@@ -169,7 +169,7 @@ def _epoch(section: DataSection, data: PreparedData, seed: int) -> Epoch:
     packs = epoch_packs(
         lengths, data.train.sources, data.repeats, capacity_tokens=capacity, split=section.pack_split, seed=seed, epoch=0
     )
-    tokens = int((packs.stops - packs.starts).sum())
     slots = len(packs) * (capacity or int(lengths.max(initial=1)))
+    used = int(packs.tokens.sum()) / slots if slots else 0.0
     documents = int((packs.starts == 0).sum())  # a piece that goes on is no further one
-    return Epoch(documents, tokens, len(packs), capacity is not None, tokens / slots if slots else 0.0)
+    return Epoch(documents, packs.document_tokens, len(packs), capacity is not None, used)

@@ -33,6 +33,8 @@ class Document:
     """Where the row stands: "rows.json row 17"."""
     targets: tuple[float, ...] = ()
     """What a classification head learns at the one supervised token, in place of the token (data_prep.heads)."""
+    repeated: int = 0
+    """Tokens at its start that the piece before it ends with: read again, and counted once."""
 
     @property
     def weights(self) -> list[float]:
@@ -52,11 +54,11 @@ class Document:
         """How many tokens have a label."""
         return sum(end - first for first, end, _ in self.spans)
 
-    def part(self, first: int, end: int, place: str | None = None) -> "Document":
+    def part(self, first: int, end: int, place: str | None = None, *, repeated: int = 0) -> "Document":
         """The tokens from `first` up to `end` as a document of their own, whose first token has no label."""
         clipped = ((max(start, first + 1) - first, min(stop, end) - first, weight) for start, stop, weight in self.spans)
         spans = tuple((start, stop, weight) for start, stop, weight in clipped if start < stop)
-        return Document(self.token_ids[first:end], spans, place or self.place, self.targets)
+        return Document(self.token_ids[first:end], spans, place or self.place, self.targets, repeated)
 
 
 class DocumentTable(Sequence[Document]):

@@ -5,16 +5,25 @@ from dataclasses import replace
 from data_prep.config import OverLength
 from data_prep.documents import Document
 from data_prep.errors import DataError
+from data_prep.pack import OVERLAP_TOKENS
 
 PART = " part "
 """Stands between a split row's place and a part's number."""
 
 
-def fitted(document: Document, most: int, over_length: OverLength, bos_token_id: int | None) -> list[Document]:
+def overlap_of(preparation: int) -> int:
+    """How many tokens a document that is cut repeats behind the cut; by preparation 2 none, and a label was lost with each."""
+    return OVERLAP_TOKENS if preparation >= 3 else 0
+
+
+def fitted(
+    document: Document, most: int, over_length: OverLength, bos_token_id: int | None, overlap: int = OVERLAP_TOKENS
+) -> list[Document]:
     """The document, or what is kept of it, as documents of at most `most` tokens; none where it is dropped.
 
-    A cut at the start keeps the BOS; of a split document every part begins with it. Parts without a supervised token are
-    left out. Raises DataError with over_length "refuse".
+    A cut at the start keeps the BOS; of a split document every part begins with it, and goes on with the last `overlap`
+    tokens of the part before, so that every token behind a cut keeps its label. Parts without a supervised token are left
+    out. Raises DataError with over_length "refuse".
     """
     length = len(document.token_ids)
     if length <= most:
@@ -30,18 +39,21 @@ def fitted(document: Document, most: int, over_length: OverLength, bos_token_id:
     elif over_length == "truncate_start":
         parts = [_with_bos(document, length - most + has_bos, length, has_bos)]
     elif over_length == "split":
-        parts = _split(document, most, has_bos)
+        parts = _split(document, most, has_bos, overlap)
     else:
         parts = []
     return [part for part in parts if part.spans]
 
 
-def _split(document: Document, most: int, has_bos: bool) -> list[Document]:
+def _split(document: Document, most: int, has_bos: bool, overlap: int) -> list[Document]:
     """Parts of equal length but for the last: the first as it is, each other one behind the BOS where there is one."""
     length = len(document.token_ids)
-    starts = [0, *range(most, length, most - has_bos)]
+    starts = [0, *range(most, length, most - has_bos - overlap)]
     ends = [*starts[1:], length]
-    parts = [_with_bos(document, start, end, has_bos and start > 0) for start, end in zip(starts, ends, strict=True)]
+    parts = [
+        _with_bos(document, max(0, start - overlap), end, has_bos and start > 0)
+        for start, end in zip(starts, ends, strict=True)
+    ]
     return [replace(part, place=f"{document.place}{PART}{number}") for number, part in enumerate(parts, start=1)]
 
 

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.documents import Document
 from data_prep.mix import epoch_rows
 
 Piece = tuple[int, int, int]
 """A document's index, and its first token and the one after its last in this pack."""
+
+OVERLAP_TOKENS = 1
+"""A document that is cut goes on with so many of the tokens before the cut, so that the first one behind it has a label."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Packs(Sequence[list[Piece]]):
     stops: np.ndarray
     bounds: np.ndarray
     """Where each pack begins among the pieces (P + 1)."""
+    overlap: int = 0
+    """Tokens that a piece which goes on with a document repeats."""
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -33,6 +39,16 @@ class Packs(Sequence[list[Piece]]):
     def tokens(self) -> np.ndarray:
         """How many slots of each pack are used (P)."""
         return np.add.reduceat(self.stops - self.starts, self.bounds[:-1])
+
+    @property
+    def document_tokens(self) -> int:
+        """The tokens of all documents, those that are repeated behind a cut counted once."""
+        return int((self.stops - self.starts).sum()) - self.overlap * int((self.starts > 0).sum())
+
+
+def pieces_of(documents: Sequence[Document], pieces: Sequence[Piece], overlap: int) -> list[Document]:
+    """The documents of a pack, or their pieces, each of which learns what it was cut for."""
+    return [documents[index].part(start, stop, repeated=overlap if start else 0) for index, start, stop in pieces]
 
 
 PACKING = 0x7061636B
@@ -50,17 +66,26 @@ def epoch_packs(
     split: bool,
     seed: int,
     epoch: int,
+    overlap: int = OVERLAP_TOKENS,
 ) -> Packs:
     """The packs of an epoch of documents with these lengths and sources, as data_prep.mix draws and orders it."""
     order = epoch_rows(sources, repeats, seed, epoch)
-    return pack_documents(lengths, order, (seed, epoch), capacity_tokens=capacity_tokens, split=split)
+    return pack_documents(lengths, order, (seed, epoch), capacity_tokens=capacity_tokens, split=split, overlap=overlap)
 
 
-def pack_documents(lengths: np.ndarray, order: np.ndarray, seed: Seed, *, capacity_tokens: int | None, split: bool) -> Packs:
+def pack_documents(
+    lengths: np.ndarray,
+    order: np.ndarray,
+    seed: Seed,
+    *,
+    capacity_tokens: int | None,
+    split: bool,
+    overlap: int = OVERLAP_TOKENS,
+) -> Packs:
     """The documents of `order` in packs: by pack, by pack_split, or without a capacity each a pack of its own."""
     if capacity_tokens is None:
         return _whole(order, lengths, np.arange(len(order) + 1))
-    return pack_split(lengths, capacity_tokens, order) if split else pack(lengths, capacity_tokens, order, seed)
+    return pack_split(lengths, capacity_tokens, order, overlap) if split else pack(lengths, capacity_tokens, order, seed)
 
 
 def pack(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, seed: Seed) -> Packs:
@@ -96,29 +121,36 @@ def pack(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, seed: See
     return _whole(documents, lengths, np.cumsum([0, *map(len, chosen)]))
 
 
-def pack_split(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray) -> Packs:
-    """Documents end to end in this order, cut wherever a pack is full: every pack but the last one is full."""
-    pieces = list(_cut(lengths, capacity_tokens, order))
+def pack_split(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, overlap: int = OVERLAP_TOKENS) -> Packs:
+    """Documents end to end in this order, cut wherever a pack is full.
+
+    Every pack but the last one is full, or has room for no more than what a cut repeats.
+    """
+    pieces = list(_cut(lengths, capacity_tokens, order, overlap))
     if not pieces:
         return _whole(order, lengths, np.zeros(1, np.int64))
     documents, starts, stops, packs = (np.array(column, np.int64) for column in zip(*pieces, strict=True))
     bounds = np.searchsorted(packs, np.arange(packs[-1] + 2))
-    return Packs(documents, starts, stops, bounds)
+    return Packs(documents, starts, stops, bounds, overlap)
 
 
 def _whole(documents: np.ndarray, lengths: np.ndarray, bounds: np.ndarray) -> Packs:
     return Packs(documents, np.zeros(len(documents), np.int64), lengths[documents], bounds)
 
 
-def _cut(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray) -> Iterator[tuple[int, int, int, int]]:
+def _cut(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, overlap: int) -> Iterator[tuple[int, int, int, int]]:
     """Document, start, stop and number of the pack of each piece."""
     number, used = 0, 0
     for document in order.tolist():
-        start, length = 0, int(lengths[document])
-        while start < length:
-            stop = min(length, start + capacity_tokens - used)
+        start, stop, length = 0, 0, int(lengths[document])
+        while stop < length:
+            room = capacity_tokens - used
+            if room <= overlap and length - start > room:  # nothing would be learned there
+                number, used = number + 1, 0
+                continue
+            stop = min(length, start + room)
             yield document, start, stop, number
             used += stop - start
-            start = stop
+            start = stop - overlap
             if used == capacity_tokens:
                 number, used = number + 1, 0

@@ -17,7 +17,7 @@ from data_prep.files import Use, left_out_files, unread_files
 from data_prep.formats import RowParser, read_parsed
 from data_prep.heads import targets_of
 from data_prep.identity import place_in
-from data_prep.lengths import PART, fitted
+from data_prep.lengths import PART, fitted, overlap_of
 from data_prep.masks import BATCH_ROWS, Placed, Tokenization
 from data_prep.messages import Conversation, Example, Parsed, Preference, last_answer, without_reasoning
 from data_prep.render import special_tokens, special_tokens_in
@@ -95,6 +95,7 @@ class Pipeline:
     ) -> Iterator[tuple[Document, int]]:
         """The same for some rows of a source."""
         section, bos = self.section, self.tokenizer.bos_token_id
+        overlap = overlap_of(rendering_of(self.tokenizer).preparation)
         waiting: deque[_Candidate] = deque()  # those that are being tokenised
 
         def on_finding(finding: Finding | Note, place: str, message: str) -> None:
@@ -128,7 +129,7 @@ class Pipeline:
                 report.drop(document.place, "no_supervised_token", excerpt_of(example))
                 report.find("no_supervised_token", document.place, "it has no token that is learned")
                 continue
-            parts = fitted(document, section.max_length_tokens, section.over_length, bos)
+            parts = fitted(document, section.max_length_tokens, section.over_length, bos, overlap)
             self._count(document, parts, candidate, report)
             yield from ((part, candidate.fingerprint) for part in parts)
 

@@ -260,9 +260,10 @@ def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
             f"{source.truncated_supervised_tokens:,} supervised tokens: {source.truncated.named()}"
         )
     if source.split.count:
+        lost = source.truncated_supervised_tokens
         lines.append(
-            f"  split {source.split.count:,} into documents of data.max_length_tokens, whose first tokens have no label "
-            f"({source.truncated_supervised_tokens:,} labels lost): {source.split.named()}"
+            f"  split {source.split.count:,} into documents of data.max_length_tokens"
+            f"{f' ({lost:,} labels lost)' if lost else ''}: {source.split.named()}"
         )
     lines += [f"  kept {rows.count:,} {NOTES[note]}: {rows.named()}" for note, rows in source.noted.items()]
     if source.cleaned:

@@ -23,33 +23,35 @@ class SizedTokenization(Tokenization):
         lengths = byte_lengths(self.tokenizer.backend_tokenizer)
         for place, example in examples:
             row = self._render(place, example)
-            ids, offsets = self._read(place, row.text, row.contents)
+            if row is None:
+                continue
+            ids, offsets = self._read(row.text, row.contents)
             sizes = bytes_of(row.text, offsets)
             if not row.prompt:
                 document = self._document(place, row, ids, offsets)
             else:
-                prompt, prompt_offsets = self._read(place, row.prompt, row.contents)
+                prompt, prompt_offsets = self._read(row.prompt, row.contents)
                 document = self._answered(place, row, ids, prompt)
                 rest = document.token_ids[len(row.before) + len(prompt) : len(document.token_ids) - len(row.after)]
                 if ids != prompt + rest:
                     ids = prompt + rest
-                    after = self._continued(place, row.text[len(row.prompt) :], rest, as_text=bool(row.contents))
+                    after = self._continued(row.text[len(row.prompt) :], rest, as_text=bool(row.contents))
                     sizes = bytes_of(row.prompt, prompt_offsets) + after
             if lengths is not None and int((exact := lengths[ids]).sum()) == len(row.text.encode()):
                 sizes = exact.tolist()
             sizes = [0 if token in special else size for token, size in zip(ids, sizes, strict=True)]
             yield document, [0] * len(row.before) + sizes + [0] * len(row.after)
 
-    def _read(self, place: str, text: str, contents: Sequence[Place]) -> tuple[list[int], Offsets]:
+    def _read(self, text: str, contents: Sequence[Place]) -> tuple[list[int], Offsets]:
         if contents:
-            return self._as_text(place, text, contents)
+            return self._as_text(text, contents)
         return self._encoder.read(self._encoder.encode([text]))[0]
 
-    def _continued(self, place: str, text: str, ids: list[int], *, as_text: bool) -> list[int]:
+    def _continued(self, text: str, ids: list[int], *, as_text: bool) -> list[int]:
         """The bytes of the tokens of a text that goes on from another, found as data_prep.offsets.continuation finds them."""
         for anchor in (*ANCHORS, ""):
             whole = anchor + text
-            found, offsets = self._read(place, whole, [(0, len(whole))] if as_text else [])
+            found, offsets = self._read(whole, [(0, len(whole))] if as_text else [])
             sizes = bytes_of(whole, offsets)[len(found) - len(ids) :]
             if found[len(found) - len(ids) :] == ids and sum(sizes) == len(text.encode()):
                 return sizes

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_prep.chat_templates import rendering_of
 from data_prep.config import DataSection, HeadSection
 from data_prep.documents import Document
 from data_prep.errors import DataError
 from data_prep.formats import RowParser
-from data_prep.pack import pack_documents
+from data_prep.lengths import overlap_of
+from data_prep.pack import pack_documents, pieces_of
 from data_prep.pipeline import Pipeline
 from data_prep.report import DataReport, SourceReport
 from data_prep.sources import Row
@@ -59,6 +61,7 @@ class Stream:
         self.section, self.seed, self.buffer_rows = section, seed, section.streaming.buffer_rows
         self.head = head
         self._pipeline = Pipeline(section, tokenizer, seed=seed, allow_code=frozenset(allow_code), head=head)
+        self._overlap = overlap_of(rendering_of(tokenizer).preparation)
         self._counts_bad_rows = True
         self._reports = [self._pipeline.report(source, "train") for source in section.train]
 
@@ -120,9 +123,14 @@ class Stream:
         seed = (self.seed, position.epoch, position.row)
         order = np.random.default_rng(seed).permutation(len(documents))
         packs = pack_documents(
-            lengths, order, seed, capacity_tokens=self.section.pack_length_tokens, split=self.section.pack_split
+            lengths,
+            order,
+            seed,
+            capacity_tokens=self.section.pack_length_tokens,
+            split=self.section.pack_split,
+            overlap=self._overlap,
         )
-        return [[documents[index].part(start, stop) for index, start, stop in pieces] for pieces in packs]
+        return [pieces_of(documents, pieces, self._overlap) for pieces in packs]
 
 
 def _of_source(index: int, parser: RowParser, rows: Iterator[Row]) -> Iterator[tuple[int, RowParser, Row]]:

@@ -4,8 +4,8 @@ from pydantic import BaseModel, ConfigDict
 
 PREPARATION = 3
 """The version of the way from rows to tokens; raising it makes every cache prepare again. A run goes on by the version that it
-was started with: by 2, prompt and completion of a plain text are tokenised as one text, and files whose names say that they are
-held out are trained on."""
+was started with: by 2, prompt and completion of a plain text are tokenised as one text, the first token behind a cut
+(over_length: split, pack_split) has no label, and files whose names say that they are held out are trained on."""
 
 
 class Section(BaseModel):

@@ -89,7 +89,8 @@ class DataSection(Section):
     """Documents are packed into rows of at most so many tokens; each sees only itself. Without it rows are padded."""
 
     pack_split: bool = False
-    """A document may be cut where a pack is full, so that every pack is full; without it none is."""
+    """A document may be cut where a pack is full, so that every pack is full; it goes on in the next one behind the last token
+    before the cut, so that no label is lost. Without it no document is cut."""
 
     supervise: Supervise = "assistant"
     """Which tokens of a conversation have labels: all assistant turns; the last one; the completion, that is the assistant's

@@ -45,7 +45,7 @@ def train(
     if resume is not None and recipe is not None and "=" in recipe and not Path(recipe).exists():
         raise LaunchError(
             f"got {recipe} with --resume: a resumed run goes on with the recipe of its lock, which no override changes; "
-            "start a new run for another value (finetune train RECIPE KEY=VALUE)."
+            f"start a new run for another value:\n    {_new_run(resume, (recipe, *(overrides or ())))}"
         )
     if trust_checkpoint and resume is None:
         raise LaunchError("--trust-checkpoint is about the checkpoints of a run: it needs --resume RUN.")
@@ -84,7 +84,7 @@ def train(
         command = shlex.join(["finetune", *sys.argv[1:]])
         summary = run.start(
             loaded.recipe,
-            name=loaded.path.stem,
+            name=loaded.name,
             command=command,
             allow_code=allowed,
             say=say,
@@ -94,6 +94,18 @@ def train(
         folder = Path(loaded.recipe.output.folder) / summary["name"]
     if not worker.is_worker() and int(os.environ.get("RANK", "0")) == 0:
         _tell(folder, as_json)
+
+
+def _new_run(resume: Path, overrides: tuple[str, ...]) -> str:
+    """The command for a new run with other values: from the result of one that is finished, else from the beginning."""
+    from finetune.recipe.lock import read_lock
+    from finetune.runs.folder import open_run
+    from finetune.train.further import command_to_train_further
+
+    run = open_run(resume.resolve())
+    if run.finished:
+        return command_to_train_further(run, read_lock(run.lock_path), overrides)
+    return shlex.join(["finetune", "train", str(run.lock_path), *overrides])
 
 
 def _tell(folder: Path | None, as_json: bool) -> None:

@@ -148,9 +148,12 @@ def run_tasks(
     from lm_eval import evaluate
 
     from finetune.evaluate.base_options import unused_options
+    from finetune.model.rope import looks_at_length
 
     if chat and tokenizer.chat_template is None:
         raise FinetuneError("this model's tokenizer has no chat template to put the prompts into: leave --chat out.")
+    # lm-eval pads without a mask, so how long a row is could not be seen.
+    alone = looks_at_length(model.config)
     started = time.perf_counter()
     _seed(tasks)
     # torch's own errors come through as they are.
@@ -158,7 +161,7 @@ def run_tasks(
     with quiet() as warnings, task_errors(what, passed=(RuntimeError,)):
         # Not simple_evaluate: that starts git and other programs to describe the machine, and these print.
         results = evaluate(
-            harness_model(model, tokenizer, batch_size, chat),
+            harness_model(model, tokenizer, 1 if alone else batch_size, chat),
             tasks.loaded,
             limit=limit,
             bootstrap_iters=BOOTSTRAP_DRAWS,
@@ -171,6 +174,8 @@ def run_tasks(
     notes = _run_notes(tasks, figures, warnings)
     if any(task.OUTPUT_TYPE == "generate_until" for task in tasks.loaded["tasks"].values()):
         notes += [f"{line}." for line in unused_options(model, tokenizer)]
+    if alone and batch_size > 1:
+        notes.append("prompts went one by one: this base's RoPE scaling looks at the length of a row, padding included.")
     return Scores(figures, notes, time.perf_counter() - started, _by_question(results.get("samples") or {}))
 
 

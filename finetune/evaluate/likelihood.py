@@ -6,6 +6,7 @@ counted, a label that another one begins with doesn't gain from it.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from data_prep.documents import Document
 from data_prep.masks import Placed
 from finetune.evaluate.answers import tokenization_of, with_answer
 from finetune.evaluate.generation import causal_model, evaluating
+from finetune.evaluate.losses import document_losses
+from finetune.model.rope import looks_at_length
 
 
 def label_likelihoods(
@@ -35,6 +38,15 @@ def label_likelihoods(
     documents = [document for document, _ in tokenization_of(data, tokenizer, "last").run(answered)]
     rows = [documents[first : first + len(labels)] for first in range(0, len(documents), len(labels))]
     prefixes = [_prefix(row) for row in rows]
+    if looks_at_length(model.config):
+        # The keys of a prompt that is scaled by its own length are not those that it has before an answer.
+        scored = [
+            replace(document, spans=((prefix, document.spans[-1][1], 1.0),))
+            for row, prefix in zip(rows, prefixes, strict=True)
+            for document in row
+        ]
+        losses = document_losses(model, scored, batch_size)
+        return -np.array([loss.loss_sum for loss in losses]).reshape(len(rows), len(labels))
     order = sorted(range(len(rows)), key=lambda index: (-prefixes[index], index))
     found = np.zeros((len(rows), len(labels)))
     with torch.no_grad(), evaluating(model):

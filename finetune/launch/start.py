@@ -28,7 +28,7 @@ def launched(launch: Launch, loaded: LoadedRecipe | None, resume: Path | None, a
     check_launch(launch, recipe)
     refuse_more_than_devices(launch)
     if run is None and loaded is not None and launch.node_rank == 0:
-        run = create_run(Path(recipe.output.folder).resolve(), recipe.output.name or loaded.path.stem)
+        run = create_run(Path(recipe.output.folder).resolve(), recipe.output.name or loaded.name)
     failure = run_processes(launch, ["-m", "finetune", *arguments], run.path if run is not None else None)
     if failure is None:
         return run.path if run is not None else None

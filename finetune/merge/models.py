@@ -14,6 +14,7 @@ from finetune.merge.adapted import EMBEDDING, HEAD, MergedWeights
 from finetune.merge.tensors import Weights
 from finetune.merge.updates import LowRank, read_finite
 from finetune.model.inspect import stored_name
+from finetune.model.rope import scale_by_document
 from finetune.recipe.heads import classifies
 
 SPARE = 1.3
@@ -58,6 +59,7 @@ def model_of(weights: Weights, config: PretrainedConfig, *, streamed: bool = Fal
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             parent, _, leaf = path.rpartition(".")
             setattr(model.get_submodule(parent), leaf, type(module)(config))
+    scale_by_document(model)
     torch.nn.Module.eval(model)
     return model
 

@@ -30,6 +30,7 @@ from finetune.merge.adapted import EMBEDDING, MergedWeights, Updates
 from finetune.merge.distance import Distance, distance, logits_of
 from finetune.merge.models import STREAMED_ROWS, STREAMED_TOKENS, model_of
 from finetune.merge.tensors import StoredWeights, Weights
+from finetune.model.rope import scale_by_document
 
 LOGIT_FRACTION = 5e-5
 """Bound on the largest difference of float32 logits, as a share of the largest logit (at least of 1)."""
@@ -283,6 +284,7 @@ def load_plain(folder: Path, dtype: torch.dtype, kind: Any = AutoModelForCausalL
             raise MergeError(
                 f"the merged model does not load cleanly: {what.replace('_', ' ')} {sorted(map(str, info[what]))[:3]}."
             )
+    scale_by_document(model)
     torch.nn.Module.eval(model)
     return model
 

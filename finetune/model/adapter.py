@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from finetune.errors import ModelError, library_refusals
 from finetune.model.adapter_file import check_adapter_config, only_the_adapter
+from finetune.model.classify import HEAD
 from finetune.model.folder import read_adapter_config
 from finetune.model.hub import adapter_snapshot, is_hub_id
 from finetune.recipe.schema.adapter import AdapterSection
@@ -27,7 +29,7 @@ def attach(
     """
     check_targets(model, section)
     if section.continue_from is not None:
-        return continue_adapter(model, section)
+        return continue_adapter(model, section, new_token_ids)
     config = LoraConfig(
         task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
         r=section.rank,
@@ -74,11 +76,17 @@ def check_targets(model: nn.Module, section: AdapterSection) -> None:
                 raise ModelError(f"adapter.{key}: {target!r} matches no module of this base. It has: {', '.join(held)}.")
 
 
-def continue_adapter(model: PreTrainedModel, section: AdapterSection) -> PeftModel:
-    """The base with an existing adapter, to be trained on. Raises ModelError where its shape isn't the recipe's."""
+def continue_adapter(model: PreTrainedModel, section: AdapterSection, new_token_ids: Sequence[int] = ()) -> PeftModel:
+    """The base with an existing adapter, to be trained on. Raises ModelError where its shape isn't the recipe's.
+
+    Where the recipe says nothing of dropout and modules to save, the adapter's own are kept.
+    """
     folder = continued_folder(section)
     found = read_adapter_config(folder)
     wanted = {"r": section.rank, "lora_alpha": section.alpha, "use_rslora": section.use_rslora, "use_dora": section.use_dora}
+    wanted |= {"lora_dropout": section.dropout} if section.dropout else {}
+    if section.modules_to_save and set(found.get("modules_to_save") or ()) != set(section.modules_to_save):
+        wanted["modules_to_save"] = list(section.modules_to_save)
     for key, value in wanted.items():
         if found.get(key) != value:
             raise ModelError(
@@ -88,6 +96,13 @@ def continue_adapter(model: PreTrainedModel, section: AdapterSection) -> PeftMod
     targets = linear_names(model) if section.targets == "all-linear" else set(section.targets)
     if held != targets:
         raise ModelError(f"adapter.continue_from: {folder} has targets {sorted(held)}, the recipe {sorted(targets)}.")
+    rows = found.get("trainable_token_indices")
+    tokens = set(rows if isinstance(rows, list) else chain.from_iterable((rows or {}).values()))
+    if tokens != set(new_token_ids):
+        raise ModelError(
+            f"adapter.continue_from: {folder} trains {len(tokens)} new tokens (ids {sorted(tokens)[:5]}), and model.new_tokens "
+            f"has {len(new_token_ids)} ({sorted(new_token_ids)[:5]}): name the tokens that it was trained with, in their order."
+        )
     return trained_in_float32(load_adapter(model, folder, trainable=True))
 
 
@@ -100,8 +115,8 @@ def continued_folder(section: AdapterSection) -> Path:
 
 
 def linear_names(model: PreTrainedModel) -> set[str]:
-    """Names of the linear layers that `all-linear` stands for: all but the head."""
-    head = model.get_output_embeddings()
+    """Names of the linear layers that `all-linear` stands for: all but the head, be it of tokens or of labels."""
+    head = model.get_output_embeddings() or getattr(model, HEAD, None)
     return {
         name.rsplit(".", 1)[-1]
         for name, module in model.named_modules()

@@ -64,11 +64,6 @@ def packed_batch(documents: Sequence[Document]) -> dict[str, Any]:
     return batch | {"documents": list(map(len, tokens))} | _weights(torch.cat(weights).unsqueeze(0)) | _targets(documents)
 
 
-def token_count(batch: dict[str, torch.Tensor]) -> int:
-    """How many tokens of a batch are no padding."""
-    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
-
-
 def loss_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """What the sum of a batch's losses is divided by for their mean: its supervised tokens, each by its weight."""
     if "shift_weights" in batch:

@@ -75,7 +75,9 @@ def head_losses(outputs: torch.Tensor, targets: torch.Tensor, problem: Problem, 
     return functional.mse_loss(outputs, targets.to(outputs), reduction="none").mean(dim=-1)
 
 
-def install_head_loss(model: PreTrainedModel, head: HeadSection, label_smoothing: float = 0.0) -> None:
+def install_head_loss(
+    model: PreTrainedModel, head: HeadSection, label_smoothing: float = 0.0, neftune_alpha: float | None = None
+) -> None:
     """Make the model return the sum of the head's losses over documents (see finetune.model.loss.install_loss).
 
     `shift_labels` say where documents are read, `targets` have their numbers in the same order.
@@ -96,4 +98,4 @@ def install_head_loss(model: PreTrainedModel, head: HeadSection, label_smoothing
         )
         return (losses if weights is None else losses * weights[read].to(losses)).sum()
 
-    install_loss(model, loss_of)
+    install_loss(model, loss_of, neftune_alpha)

@@ -21,6 +21,7 @@ from finetune.model.folder import CONFIG, only_the_model
 from finetune.model.precision import choose_device
 from finetune.model.quantization import BITSANDBYTES
 from finetune.model.quantize import bitsandbytes_config, is_quantized, keep_differentiable
+from finetune.model.rope import scale_by_document
 from finetune.recipe.schema.model import RopeScaling
 
 
@@ -32,12 +33,14 @@ def load_model(
     rope_scaling: RopeScaling | None = None,
     attention: str = "sdpa",
     head: HeadSection | None = None,
+    rope_by_document: bool = True,
 ) -> PreTrainedModel:
     """The base's weights in `dtype`, or quantised with arithmetic in `dtype`, on the device that training will use.
 
     `quantization` is one of finetune.model.quantization's BITSANDBYTES; a base that is stored quantised stays as it is.
     `attention` is transformers' name of one, or finetune.model.attention's. A `head` that the base doesn't have is drawn from
-    torch's generator. Raises ModelError where the weights can't be read or don't fit config.json.
+    torch's generator. Positions are scaled by each document's own length, unless an earlier version's run goes on without
+    `rope_by_document`. Raises ModelError where the weights can't be read or don't fit config.json.
     """
     config, kind = _description(base, rope_scaling, head)
     options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True}
@@ -64,6 +67,8 @@ def load_model(
         keep_differentiable(model)
     if head is not None:
         widen_head(model)
+    if rope_by_document:
+        scale_by_document(model)
     return model
 
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from finetune.errors import ModelError
+from finetune.model.noise import with_noise
 
 logger = logging.getLogger(__name__)
 
@@ -200,11 +201,11 @@ LossOf = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.T
 """The sum of a batch's losses, of the model, its hidden states (B x T x D), shift_labels, shift_weights and targets."""
 
 
-def install_loss(model: PreTrainedModel, loss_of: LossOf) -> None:
+def install_loss(model: PreTrainedModel, loss_of: LossOf, neftune_alpha: float | None = None) -> None:
     """Make `model(input_ids=..., shift_labels=..., num_items_in_batch=...)` return a loss, and no logits.
 
-    The loss is what `loss_of` says, divided by `num_items_in_batch` where that is given. Calls without `shift_labels`
-    (generation, a classifier's own) go to the model's own forward.
+    The loss is what `loss_of` says, divided by `num_items_in_batch` where that is given. With `noise_seeds` the embeddings
+    have NEFTune's noise. Calls without `shift_labels` (generation, a classifier's own) go to the model's own forward.
     """
     plain_forward = model.forward
 
@@ -217,11 +218,16 @@ def install_loss(model: PreTrainedModel, loss_of: LossOf) -> None:
         shift_weights: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs: object,
+        noise_seeds: Sequence[int] | None = None,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
         if shift_labels is None:
             return plain_forward(**inputs)
+        if noise_seeds is not None and neftune_alpha is not None:
+            lengths = kwargs["documents"] if attention_mask is None else attention_mask.sum(dim=1).tolist()
+            embeddings = self.get_input_embeddings()(input_ids)
+            inputs |= {"input_ids": None, "inputs_embeds": with_noise(embeddings, lengths, noise_seeds, neftune_alpha)}
         hidden = self.model(**inputs | {"use_cache": False}).last_hidden_state
         loss = loss_of(self, hidden, shift_labels, shift_weights, targets)
         if isinstance(num_items_in_batch, torch.Tensor):
@@ -232,7 +238,10 @@ def install_loss(model: PreTrainedModel, loss_of: LossOf) -> None:
 
 
 def install_supervised_loss(
-    model: PreTrainedModel, label_smoothing: float = 0.0, most_chunks: MostChunks | None = None
+    model: PreTrainedModel,
+    label_smoothing: float = 0.0,
+    most_chunks: MostChunks | None = None,
+    neftune_alpha: float | None = None,
 ) -> None:
     """Make the model return the sum of the cross-entropy over supervised positions, each by `shift_weights` (see install_loss).
 
@@ -251,4 +260,4 @@ def install_supervised_loss(
         smoothing = label_smoothing if model.training else 0.0
         return supervised_cross_entropy(hidden, labels, model.lm_head, smoothing, weights, most_chunks)
 
-    install_loss(model, loss_of)
+    install_loss(model, loss_of, neftune_alpha)

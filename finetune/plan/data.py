@@ -56,7 +56,7 @@ def measured(recipe: Recipe, lengths: np.ndarray, supervised: np.ndarray, source
     heaviest = int(tokens[:micro].sum()) if data.pack_length_tokens else int(tokens[0]) * min(micro, len(tokens))
     steps_an_epoch = math.ceil(len(packs) / train.global_batch_size)
     steps = train.max_steps or math.ceil(round((train.epochs or 1.0) * steps_an_epoch, 6))
-    seen = int(tokens.sum() * steps / steps_an_epoch)
+    seen = int(packs.document_tokens * steps / steps_an_epoch)
     return Load(heaviest, min(int(learned), heaviest), int(lengths.max()), steps, seen, f"measured on {len(lengths):,} rows")
 
 

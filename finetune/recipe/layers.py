@@ -58,6 +58,7 @@ def _read_file(path: Path, shown: str, layers: Layers, extended_by: Finding | No
         if not findings:
             layers.findings.append(Finding(Place(source, 1, 1), (), "the file is empty; a recipe has at least model and data"))
         return None
+    tree = _recipe_in(tree)
     if not isinstance(tree.value, dict):
         if tree.value is None:
             message = "the file holds no value; a recipe has at least model and data"
@@ -70,6 +71,12 @@ def _read_file(path: Path, shown: str, layers: Layers, extended_by: Finding | No
         return tree
     tree = replace(tree, value={key: node for key, node in tree.value.items() if key != "extends"})
     return _extend(tree, parent, source, layers)
+
+
+def _recipe_in(tree: Node) -> Node:
+    """The recipe in a run's lock; any other tree itself."""
+    lock = tree.value
+    return lock["recipe"] if isinstance(lock, dict) and {"lock_version", "recipe"} <= lock.keys() else tree
 
 
 def _extend(tree: Node, parent: Node, source: Source, layers: Layers) -> Node | None:

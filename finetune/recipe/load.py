@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from finetune.errors import Problem, RecipeError
 from finetune.recipe.explain import findings_of
 from finetune.recipe.layers import STAND_IN_BASE, STAND_IN_SOURCE, Layers, read_layers
-from finetune.recipe.paths import absolute, resolve_paths
+from finetune.recipe.paths import LOCK, absolute, resolve_paths
 from finetune.recipe.rules import problems_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.shipped import shipped_recipes
@@ -30,6 +30,11 @@ class LoadedRecipe:
     recipe: Recipe
     path: Path
     origins: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """What its runs are called: as the file, or as the run whose lock it is."""
+        return self.path.parent.name.rpartition("-")[0] if self.path.name == LOCK else self.path.stem
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:

@@ -27,11 +27,17 @@ class Rules:
     preparation: int = PREPARATION
     """From rows to tokens; see data_prep.config.PREPARATION."""
     schedule: int = 2
-    """By 1 the first step's learning rate is 0; by 2 it is above."""
+    """By 1 the first step's learning rate is 0; by 2 it is above (finetune.train.schedule)."""
+    training: int = 2
+    """By 1 a document's noise and rotary frequencies may depend on those beside it, and early stopping doesn't know the
+    evaluation before the first step."""
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {rule}" for name, rule in vars(self).items())
 
 
 CURRENT_RULES = Rules()
-RULES_BEFORE = Rules(preparation=2, schedule=1)
+RULES_BEFORE = Rules(preparation=2, schedule=1, training=1)
 """Of locks that don't say."""
 
 

@@ -18,7 +18,6 @@ LORA_ONLY = (
 LINEAR_LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 MODULES = (*sorted(LINEAR_LAYERS), "lm_head", "embed_tokens")
 VOCABULARY = frozenset({"lm_head", "embed_tokens"})
-CONTINUED = ("adapter.init", "adapter.dropout", "adapter.modules_to_save", "model.new_tokens")
 SHARES_TOLERANCE = 1e-6
 TEXT_FORMATS: frozenset[str] = frozenset({"text", "template", "python", "auto"})
 """The formats that rows with nothing but a text can have."""
@@ -80,9 +79,8 @@ def _adapter(recipe: Recipe, given: Given) -> Found:
     adapter = recipe.adapter
     if adapter.method == "full":
         return
-    for path in CONTINUED:
-        if adapter.continue_from is not None and asked(recipe, given, path):
-            yield path, "the adapter that is continued (adapter.continue_from) decides; remove it"
+    if adapter.continue_from is not None and asked(recipe, given, "adapter.init"):
+        yield "adapter.init", "the adapter that is continued (adapter.continue_from) has its beginning; remove it"
     if adapter.init == "orthogonal" and adapter.rank % 2:
         yield "adapter.init", f"orthogonal splits the rank in two halves, and rank {adapter.rank} is odd; use an even one"
     whole = sorted(VOCABULARY & set(adapter.modules_to_save))

@@ -25,7 +25,7 @@ def step_of(checkpoint: Path) -> int:
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints that have their marker, oldest first."""
     found = [path.parent for path in folder.glob(f"{PREFIX}*/{MARKER}")]
-    return sorted(found, key=step_of)
+    return sorted((path for path in found if path.name.removeprefix(PREFIX).isdecimal()), key=step_of)
 
 
 def read_marker(checkpoint: Path) -> dict[str, Any]:

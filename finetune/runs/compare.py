@@ -20,6 +20,7 @@ GROUPS = (
     ("tokenizer", "the tokenizer is another"),
     ("template", "the chat template is another"),
     ("recipe", "the recipe asks for something else"),
+    ("rules", "another version's rules: the same recipe is carried out otherwise"),
     ("seed", "another seed: other batches, another start of the adapter"),
     ("code", "the toolkit or the code beside it changed"),
     ("versions", "packages changed"),
@@ -82,6 +83,7 @@ def _differences(first: Lock, second: Lock) -> Iterator[Difference]:
         ("code", first.git, second.git),
         ("versions", first.versions, second.versions),
         ("device", first.device, second.device),
+        ("rules", vars(first.rules), vars(second.rules)),
     ):
         pairs += [(group, name, one.get(name), other.get(name)) for name in {**one, **other}]
     recipes = [dict(flattened(lock.recipe.model_dump(mode="json"))) for lock in (first, second)]

@@ -1,9 +1,7 @@
 """The train section in transformers' words."""
 
-import math
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -13,9 +11,11 @@ from transformers.training_args import OptimizerNames
 
 from finetune.errors import ModelError
 from finetune.model.precision import Precision
+from finetune.recipe.lock import Rules
 from finetune.recipe.schema.evaluate import LOWER_IS_BETTER
 from finetune.recipe.schema.train import OPTIMIZERS, TrainSection
 from finetune.train.group import engine_name
+from finetune.train.schedule import warmup_steps
 
 NEVER_STEPS = 1_000_000_000
 """An interval that no run reaches: evaluating and saving then happen at the end only."""
@@ -37,29 +37,8 @@ def optimizer_name(asked: str) -> str:
     return name
 
 
-def ceil_product(factor: float, count: int) -> int:
-    """factor x count, rounded up; 1.1 x 50 is 55, although the product of the floats is a little more."""
-    return math.ceil(round(factor * count, 6))
-
-
-def warmup_steps(train: TrainSection, total_steps: int) -> int:
-    """Steps in which the learning rate rises."""
-    return ceil_product(train.warmup_fraction, total_steps)
-
-
-def schedule(train: TrainSection, total_steps: int) -> tuple[str, dict[str, Any]]:
-    """transformers' name of the schedule, and its options."""
-    if train.schedule == "cosine_with_minimum":
-        return "cosine_with_min_lr", {"min_lr_rate": train.minimum_learning_rate_fraction}
-    if train.schedule == "wsd":
-        decay = ceil_product(train.decay_fraction, total_steps)
-        options = {
-            "num_decay_steps": min(decay, total_steps - warmup_steps(train, total_steps)),
-            "min_lr_ratio": train.minimum_learning_rate_fraction,
-            "decay_type": "linear",
-        }
-        return "warmup_stable_decay", options
-    return {"constant": "constant_with_warmup"}.get(train.schedule, train.schedule), {}
+SCHEDULES = {"constant": "constant_with_warmup", "cosine_with_minimum": "cosine_with_min_lr", "wsd": "warmup_stable_decay"}
+"""transformers' names of schedules, for trackers that log its arguments; the rates are finetune.train.schedule's."""
 
 
 def training_arguments(
@@ -72,9 +51,9 @@ def training_arguments(
     evaluates: bool,
     evaluate_first: bool,
     checkpoints: Path,
+    rules: Rules,
 ) -> TrainingArguments:
     """Everything that transformers' Trainer is told. What it must not do itself (report, filter NaN, rotate) is off."""
-    scheduler, scheduler_options = schedule(train, total_steps)
     on_cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
     # On the CPU use_cpu would silently turn DeepSpeed off; without it transformers refuses bf16, so that accelerate is told.
     # The launcher's own word on precision never counts: the recipe's does.
@@ -87,13 +66,12 @@ def training_arguments(
         per_device_eval_batch_size=evaluation_batch_size,
         gradient_accumulation_steps=accumulation,
         learning_rate=train.learning_rate,
-        lr_scheduler_type=scheduler,
-        lr_scheduler_kwargs=scheduler_options,
+        lr_scheduler_type=SCHEDULES.get(train.schedule, train.schedule),
         warmup_steps=warmup_steps(train, total_steps),
         optim=optimizer_name(train.optimizer),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_gradient_norm or 0.0,
-        neftune_noise_alpha=train.neftune_alpha,
+        neftune_noise_alpha=train.neftune_alpha if rules.training == 1 else None,  # later it is finetune.model.noise's
         bf16=precision.name == "bf16" and not deepspeed_on_cpu,
         fp16=precision.name == "fp16",
         use_cpu=on_cpu and not deepspeed_on_cpu,

@@ -15,9 +15,10 @@ import torch
 from torch.utils.data import IterableDataset
 
 from data_prep.documents import Document, DocumentTable
-from data_prep.pack import Packs, Piece, epoch_packs
+from data_prep.pack import OVERLAP_TOKENS, Packs, Piece, epoch_packs, pieces_of
 from data_prep.stream import Position, Stream
 from finetune.model.batch import packed_batch, padded_batch
+from finetune.model.noise import noise_seed
 
 FILLER = Document(token_ids=[0, 0], spans=(), place="filler")
 """A document without labels. It stands in for an empty micro-batch, so that all processes take equal steps.
@@ -37,6 +38,8 @@ class Batching:
     packed: bool
     """A micro-batch is one row of documents end to end, in place of padded rows."""
     pad_token_id: int
+    noise_seed: int | None = None
+    """What NEFTune's noise is drawn from; None without noise."""
 
     @property
     def accumulation(self) -> int:
@@ -49,6 +52,7 @@ class Feed(IterableDataset, ABC):
 
     def __init__(self, batching: Batching):
         self.batching = batching
+        self._first_step = 0
 
     @abstractmethod
     def global_batches(self) -> Iterator[Sequence[Any]]:
@@ -76,12 +80,12 @@ class Feed(IterableDataset, ABC):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         sizes = self.batching
-        for packs in self.global_batches():
+        for step, packs in enumerate(self.global_batches(), start=self._first_step + 1):
             for start in range(0, sizes.global_batch_size, sizes.micro_batch_size * sizes.world_size):
                 first = start + sizes.rank * sizes.micro_batch_size
                 mine = packs[first : first + sizes.micro_batch_size]
                 documents = [document for members in mine for document in self.documents_of(members)]
-                yield collate(documents or [FILLER], sizes)
+                yield collate(documents or [FILLER], sizes, step=step)
 
 
 class TableFeed(Feed):
@@ -100,14 +104,14 @@ class TableFeed(Feed):
         pack_length_tokens: int | None,
         pack_split: bool,
         seed: int,
+        overlap: int = OVERLAP_TOKENS,
     ):
         super().__init__(batching)
         self.table, self.repeats, self.seed = table, repeats, seed
-        self.pack_length_tokens, self.split = pack_length_tokens, pack_split
+        self.pack_length_tokens, self.split, self.overlap = pack_length_tokens, pack_split, overlap
         self._lengths, self._sources = table.lengths, table.sources
         self._packs: tuple[int, Packs] | None = None
         self._steps: list[int] = []
-        self._first_step = 0
 
     def packs(self, epoch: int) -> Packs:
         """The packs of an epoch, in the order in which they are seen."""
@@ -122,6 +126,7 @@ class TableFeed(Feed):
                     split=self.split,
                     seed=self.seed,
                     epoch=epoch,
+                    overlap=self.overlap,
                 ),
             )
         return self._packs[1]
@@ -146,7 +151,7 @@ class TableFeed(Feed):
 
     def documents_of(self, pack: list[Piece]) -> list[Document]:
         """The documents, or their pieces."""
-        return [self.table[index].part(start, stop) for index, start, stop in pack]
+        return pieces_of(self.table, pack, self.overlap)
 
     def heaviest(self) -> list[list[Document]]:
         """The packs of the first epoch with the longest documents, and those with the most supervised tokens."""
@@ -222,13 +227,23 @@ class StreamFeed(Feed):
 
     def restore(self, step: int, state: dict[str, int]) -> None:
         """Go on in the middle of a buffer; the rows before it are read, and not tokenised."""
+        self._first_step = step
         self._position, self._steps_in_buffer = Position(state["epoch"], state["row"]), state["steps_in_buffer"]
 
 
-def collate(documents: Sequence[Document], batching: Batching) -> dict[str, Any]:
-    """A micro-batch as tensors: those of packed_batch or padded_batch, and `places`, a list of texts for messages."""
-    batch = packed_batch(documents) if batching.packed else padded_batch(documents, batching.pad_token_id)
-    return {**batch, "places": [document.place for document in documents if document is not FILLER]}
+def collate(documents: Sequence[Document], batching: Batching, *, step: int) -> dict[str, Any]:
+    """A micro-batch of a step as the model takes it: packed_batch or padded_batch, with `noise_seeds` where there is noise.
+
+    Beside it, for the trainer: `places`, a list of texts for messages, and `tokens`, how many of the rows' it holds.
+    """
+    batch: dict[str, Any] = packed_batch(documents) if batching.packed else padded_batch(documents, batching.pad_token_id)
+    if batching.noise_seed is not None:
+        batch["noise_seeds"] = [
+            noise_seed(batching.noise_seed, step, document.place, document.token_ids) for document in documents
+        ]
+    rows = [document for document in documents if document is not FILLER]
+    tokens = sum(len(document.token_ids) - document.repeated for document in rows)
+    return {**batch, "places": [document.place for document in rows], "tokens": tokens}
 
 
 def evaluation_batches(

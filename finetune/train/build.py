@@ -5,6 +5,7 @@ import platform
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
+from data_prep.lengths import overlap_of
 from data_prep.prepare import PreparedData
 from data_prep.stream import Stream
 from finetune.errors import ModelError
@@ -37,9 +39,10 @@ from finetune.recipe.lock import CURRENT_RULES, Rules
 from finetune.recipe.rules_engines import engine_problem
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import ADAPTER_NOTES
-from finetune.train.arguments import ceil_product, optimizer_name, training_arguments
+from finetune.train.arguments import optimizer_name, training_arguments
 from finetune.train.batches import Batching, Feed, StreamFeed, TableFeed
 from finetune.train.group import engine_name, holds_shares, this_group
+from finetune.train.schedule import ceil_product, rate_factor
 from finetune.train.trainer import ExactTrainer
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes", "deepspeed")
@@ -161,15 +164,21 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     with sharded_while_loading(inputs.precision.name):
         quantization, head = NF4_DOUBLE if method == "qlora" else None, recipe.model.head
         model = load_model(
-            inputs.base, dtype=dtype, quantization=quantization, rope_scaling=scaling, attention=attention, head=head
+            inputs.base,
+            dtype=dtype,
+            quantization=quantization,
+            rope_scaling=scaling,
+            attention=attention,
+            head=head,
+            rope_by_document=inputs.rules.training >= 2,
         )
         grow_embeddings(model, len(inputs.tokenizer))
         if head is not None:
             model.config.pad_token_id = pad_token_id(inputs.tokenizer)  # transformers reads the last token that is none
-            install_head_loss(model, head, recipe.train.label_smoothing)
+            install_head_loss(model, head, recipe.train.label_smoothing, recipe.train.neftune_alpha)
         else:
             most_chunks = this_group().most if holds_shares() else None
-            install_supervised_loss(model, recipe.train.label_smoothing, most_chunks)
+            install_supervised_loss(model, recipe.train.label_smoothing, most_chunks, recipe.train.neftune_alpha)
         trained: torch.nn.Module = model
         if method != "full":
             # The seed again: the adapter's start doesn't depend on what loading the base drew.
@@ -207,11 +216,13 @@ def build_trainer(
         evaluates=len(data.evaluation) > 0,
         evaluate_first=evaluate_first,
         checkpoints=checkpoints,
+        rules=inputs.rules,
     )
     trainer = ExactTrainer(
         model,
         arguments,
         feed=feed,
+        rate_factor=partial(rate_factor, train, total_steps, rule=inputs.rules.schedule),
         evaluation=data.evaluation[: recipe.evaluate.max_rows],
         keep_checkpoints=train.keep_checkpoints,
         # Evaluating never needs more memory than training did.
@@ -231,7 +242,8 @@ def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
     train, section, group = recipe.train, recipe.data, this_group()
     packed = section.pack_length_tokens is not None
     pad = pad_token_id(inputs.tokenizer)
-    batching = Batching(train.global_batch_size, train.micro_batch_size, group.world_size, group.rank, packed, pad)
+    noise = train.seed if train.neftune_alpha is not None and inputs.rules.training >= 2 else None
+    batching = Batching(train.global_batch_size, train.micro_batch_size, group.world_size, group.rank, packed, pad, noise)
     if section.streaming is not None:
         return StreamFeed(
             Stream(section, inputs.tokenizer, seed=train.seed, allow_code=inputs.allow_code, head=recipe.model.head), batching
@@ -243,6 +255,7 @@ def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
         pack_length_tokens=section.pack_length_tokens,
         pack_split=section.pack_split,
         seed=train.seed,
+        overlap=overlap_of(inputs.rules.preparation),
     )
 
 

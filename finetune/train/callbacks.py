@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune.recipe.schema.evaluate import LOWER_IS_BETTER
@@ -19,6 +20,7 @@ from finetune.runs.trackers import Tracker
 from finetune.train.group import Group
 from finetune.train.journal import Say
 from finetune.train.memory import peak_memory_bytes
+from finetune.train.shards import hash_of, trained_weights
 from finetune.train.trainer import ExactTrainer
 
 METRIC_NAMES = {
@@ -102,10 +104,15 @@ class MetricsLog(TrainerCallback):
 
 
 class KeepBest(TrainerCallback):
-    """The best evaluation so far saves a checkpoint; too many that are no better end the training."""
+    """The best evaluation so far saves a checkpoint; too many that are no better end the training.
 
-    def __init__(self, train: TrainSection, say: Say):
-        self.early_stopping, self.best_by, self.say = train.early_stopping, train.best_by or "loss", say
+    The evaluation before the first step is the first that others have to better, and no candidate for the result. By `rule` 1
+    (Rules.training) it wasn't looked at.
+    """
+
+    def __init__(self, train: TrainSection, say: Say, rule: int):
+        self.early_stopping, self.best_by, self.say, self.rule = train.early_stopping, train.best_by or "loss", say, rule
+        self.sign = 1 if self.best_by in LOWER_IS_BETTER else -1
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
@@ -124,25 +131,57 @@ class KeepBest(TrainerCallback):
 
     def says_stop(self, state: TrainerState) -> bool:
         """Whether the evaluations up to this state end the training."""
-        rule = self.early_stopping
-        return rule is not None and without_improvement(self.costs(state), rule) >= rule.patience_evaluations
+        stopping = self.early_stopping
+        if stopping is None:
+            return False
+        start = self.start_cost(state) if self.rule >= 2 else math.inf
+        return without_improvement(self.costs(state), stopping, start) >= stopping.patience_evaluations
 
     def costs(self, state: TrainerState) -> list[float]:
-        """What was measured so far, the lower the better; before the first step there is no candidate for the best."""
-        name, sign = f"eval_{self.best_by}", 1 if self.best_by in LOWER_IS_BETTER else -1
-        values = [sign * entry[name] for entry in state.log_history if name in entry and entry["step"] > 0]
-        return [value if math.isfinite(value) else math.inf for value in values]
+        """What was measured after the first step, the lower the better."""
+        return [cost for step, cost in self._costs(state) if step > 0]
+
+    def start_cost(self, state: TrainerState) -> float:
+        """What was measured before the first step; infinite where nothing was."""
+        return next((cost for step, cost in self._costs(state) if step == 0), math.inf)
+
+    def _costs(self, state: TrainerState) -> list[tuple[int, float]]:
+        name = f"eval_{self.best_by}"
+        values = [(int(entry["step"]), self.sign * entry[name]) for entry in state.log_history if name in entry]
+        return [(step, value if math.isfinite(value) else math.inf) for step, value in values]
+
+    def verdict(self, state: TrainerState) -> str:
+        """What is to be said of the best checkpoint, which becomes the result."""
+        best, start = min(self.costs(state)), self.start_cost(state)
+        if best < start or math.isinf(start):
+            return f"the result is the best checkpoint, step {state.best_global_step}"
+        return (
+            f"warning: no checkpoint is better than the start, where {self.best_by} was {self.sign * start:.4f}. The result is "
+            f"the best of them, step {state.best_global_step}, with {self.sign * best:.4f}. Lower train.learning_rate."
+        )
 
 
-def without_improvement(costs: list[float], rule: EarlyStopping) -> int:
-    """How many of the last evaluations brought no improvement of more than the rule's minimum."""
-    best, since = float("inf"), 0
+def without_improvement(costs: list[float], rule: EarlyStopping, start: float) -> int:
+    """How many of the last evaluations brought no improvement of more than the rule's minimum on what was best until then."""
+    best, since = start, 0
     for cost in costs:
         if cost < best - rule.minimum_improvement:
             best, since = cost, 0
         else:
             since += 1
     return since
+
+
+class StartHash(TrainerCallback):
+    """The hash of what is trained before the first step, so that a run that changed nothing can be told."""
+
+    def __init__(self, trainer: ExactTrainer, dtype: torch.dtype | None):
+        self.trainer, self.dtype = trainer, dtype
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A resumed run has it from its checkpoint."""
+        if state.global_step == 0:
+            self.trainer.start_hash = hash_of(trained_weights(self.trainer), self.dtype)
 
 
 class OrderlyStop(TrainerCallback):

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from finetune.errors import CheckpointError, TrainingError
 from finetune.model.hashes import file_sha256
-from finetune.runs.checkpoint import MARKER, PREFIX, complete_checkpoints, read_marker, verify_checkpoint
+from finetune.runs.checkpoint import MARKER, PREFIX, complete_checkpoints, read_marker, step_of, verify_checkpoint
 from finetune.runs.folder import sync_files, write_text
+from finetune.train.contents import check_contents
 from finetune.train.trust import is_signed, sign
 
 FULL_DISK_BYTES = 1_000_000
@@ -41,15 +42,27 @@ def is_foreign(checkpoint: Path) -> bool:
     return not is_signed(_text_of(checkpoint, marker["files"]), marker["signature"])
 
 
-def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole; None where none was saved. Damaged ones that are newer are said.
+def check_checkpoint(checkpoint: Path) -> None:
+    """Raises CheckpointError unless the checkpoint is whole, and its files hold what their names say."""
+    verify_checkpoint(checkpoint)
+    check_contents(checkpoint, step_of(checkpoint))
 
-    Raises CheckpointError where each of them is damaged.
+
+def latest_checkpoint(
+    folder: Path,
+    say: Callable[[str], None],
+    check: Callable[[Path], None] = verify_checkpoint,
+    newest: Path | None = None,
+) -> Path | None:
+    """The newest checkpoint that passes the check, at most `newest`; None where none was saved. Those that don't are said.
+
+    Raises CheckpointError where none of them passes.
     """
     problem = None
-    for checkpoint in reversed(complete_checkpoints(folder)):
+    found = complete_checkpoints(folder)
+    for checkpoint in reversed(found if newest is None else found[: found.index(newest) + 1]):
         try:
-            verify_checkpoint(checkpoint)
+            check(checkpoint)
         except CheckpointError as error:
             problem = error
             say(f"warning: {error} Looking for an earlier checkpoint.")

@@ -50,8 +50,8 @@ class Rehearsal(TrainerCallback):
         )
 
     def _batch(self, documents: list[Document]) -> dict[str, Any]:
-        batch = collate(documents, self.trainer.feed.batching)
-        del batch["places"]
+        batch = collate(documents, self.trainer.feed.batching, step=0)
+        del batch["places"], batch["tokens"]
         return batch
 
     def _fits(self, documents: list[Document]) -> bool:

@@ -11,6 +11,7 @@ from finetune.evaluate.scores import Report
 from finetune.evaluate.tables import as_dict, predictions
 from finetune.model.adapter import count_parameters, save_adapter
 from finetune.recipe.lock import Lock
+from finetune.recipe.schema import Recipe
 from finetune.recipe.secrets import scrubbed_values
 from finetune.runs.checkpoint import PREFIX, complete_checkpoints
 from finetune.runs.compare import FINAL
@@ -18,7 +19,7 @@ from finetune.runs.folder import ADAPTER_NOTES, RunFolder, finite_or_null, sync_
 from finetune.train.build import Inputs
 from finetune.train.group import Group
 from finetune.train.memory import peak_memory_bytes
-from finetune.train.shards import whole_weights
+from finetune.train.shards import hash_of, whole_weights
 from finetune.train.trainer import ExactTrainer
 
 
@@ -28,8 +29,8 @@ def best_checkpoint(trainer: ExactTrainer, checkpoints: Path) -> Path | None:
     return best if best in complete_checkpoints(checkpoints) else None
 
 
-def write_result(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, group: Group) -> None:
-    """Save the trained weights and the tokenizer: adapter/, or model/ where all weights were trained.
+def write_result(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, group: Group) -> str:
+    """Save the trained weights and the tokenizer: adapter/, or model/ where all weights were trained. Returns their hash.
 
     The folder appears whole. One that is there from an interrupted end of this run is replaced. All processes gather what
     each holds a share of; the main one writes.
@@ -38,6 +39,12 @@ def write_result(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrain
     if group.is_main:
         _write(run, lock, inputs, trainer, weights)
     group.wait()
+    return hash_of(weights.items(), written_type(lock.recipe, inputs))
+
+
+def written_type(recipe: Recipe, inputs: Inputs) -> torch.dtype | None:
+    """The type in which trained weights are written; None: an adapter's are as they are."""
+    return inputs.precision.dtype if recipe.adapter.method == "full" else None
 
 
 def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, weights: dict[str, torch.Tensor]) -> None:
@@ -79,9 +86,16 @@ def write_metrics(run: RunFolder, report: Report, step: int) -> None:
 
 
 def summary_of(
-    lock: Lock, trainer: ExactTrainer, *, name: str, status: str, error: str | None, report: Report | None = None
+    lock: Lock,
+    trainer: ExactTrainer,
+    *,
+    name: str,
+    status: str,
+    error: str | None,
+    changed: bool | None,
+    report: Report | None = None,
 ) -> dict[str, Any]:
-    """The outcome, for lists and tables."""
+    """The outcome, for lists and tables. `changed`: whether any weight of the result differs from before the first step."""
     state, recipe = trainer.state, lock.recipe
     evaluations = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
@@ -107,6 +121,7 @@ def summary_of(
         "seconds": round(counters["seconds"], 1),
         "tokens_per_second": round(counters["tokens"] / counters["step_seconds"], 1) if counters["step_seconds"] else 0.0,
         "peak_memory_bytes": peak_memory_bytes(),
+        "weights_changed": changed,
         "trainable_parameters": trainable,
         "parameters": total,
         "train_loss": losses[-1] if losses else None,

@@ -14,7 +14,7 @@ from finetune.evaluate.scores import Report
 from finetune.evaluate.tables import score_lines
 from finetune.model.adapter import count_parameters
 from finetune.model.precision import choose_device, choose_threads
-from finetune.recipe.lock import Lock, Rules, read_lock
+from finetune.recipe.lock import CURRENT_RULES, Lock, Rules, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.recipe.secrets import scrubbed_values
@@ -25,8 +25,10 @@ from finetune.runs.trackers import start_tracker
 from finetune.train import build
 from finetune.train.batches import StreamFeed
 from finetune.train.build import Inputs
-from finetune.train.callbacks import KeepBest, MetricsLog, OrderlyStop
-from finetune.train.checkpoints import latest_checkpoint, remove_incomplete
+from finetune.train.callbacks import KeepBest, MetricsLog, OrderlyStop, StartHash
+from finetune.train.checkpoints import check_checkpoint, latest_checkpoint, remove_incomplete
+from finetune.train.contents import check_fit, read_state
+from finetune.train.further import command_to_train_further
 from finetune.train.group import Group, contact, engine_name, holds_shares, this_group
 from finetune.train.identity import (
     inexact_because,
@@ -43,7 +45,7 @@ from finetune.train.memory import allocator_name, memory_advice
 from finetune.train.metrics import TaskMetrics
 from finetune.train.progress import Progress
 from finetune.train.rehearsal import Rehearsal
-from finetune.train.result import best_checkpoint, summary_of, write_metrics, write_result
+from finetune.train.result import best_checkpoint, summary_of, write_metrics, write_result, written_type
 from finetune.train.samples import Samples
 from finetune.train.trainer import ExactTrainer
 
@@ -120,7 +122,12 @@ def resume(
     with claimed(run, group), journal(run.log_of(group.rank), say) as tell:
         lock = read_lock(run.lock_path)
         if run.finished:
-            raise CheckpointError(f"{run.path} is finished; there is nothing to resume. Start a new run from its recipe.")
+            raise CheckpointError(
+                f"{run.path} is finished, and its schedule came to its end; there is nothing to resume. To train its result "
+                f"further, in a new run with a schedule of its own:\n    {command_to_train_further(run, lock)}"
+            )
+        if lock.rules != CURRENT_RULES:
+            tell(f"this run goes on by the rules of the version that started it: {lock.rules}")
         if recipe is not None and recipe != lock.recipe:
             raise CheckpointError(
                 f"the recipe differs from the one that {run.path} was started with. Leave it out, or start a new run."
@@ -137,7 +144,7 @@ def resume(
         if group.is_main:
             remove_incomplete(run.checkpoints)
         group.wait()
-        checkpoint = latest_checkpoint(run.checkpoints, tell)
+        checkpoint = latest_checkpoint(run.checkpoints, tell, check_checkpoint)
         if checkpoint is not None and not trust_checkpoint:
             refuse_foreign_pickles(checkpoint, group)
         summary = Parts(run, lock, inputs, group=group, checkpoint=checkpoint, say=tell).train()
@@ -164,15 +171,18 @@ class Parts:
         self.group, self.say = group, say
         for line in inputs.data.report.lines():
             say(line)
-        self.keep_best, self.stop = KeepBest(self.recipe.train, say), OrderlyStop(say, group)
+        self.keep_best, self.stop = KeepBest(self.recipe.train, say, inputs.rules.training), OrderlyStop(say, group)
         with memory_advice():
             self.trainer = self._build()
+        self.checkpoint = self._that_fits()
         refuse_other_engine(self.trainer, group)
         measures = bool(self.recipe.evaluate.metrics)
         self.metrics = TaskMetrics(self.recipe, inputs, self.trainer, group) if measures else None
         self.report: Report | None = None
         allowed = inputs.allow_code
         self.asked = asked(self.recipe, inputs.tokenizer, allow_code=allowed) if self.recipe.model.head is None else None
+        self.changed: bool | None = None
+        self.trainer.add_callback(StartHash(self.trainer, written_type(self.recipe, inputs)))
         if self.recipe.train.rehearsal and not self.trainer.is_deepspeed_enabled:
             # DeepSpeed reduces gradients while it goes backward, and has no way to take that back.
             self.trainer.add_callback(Rehearsal(self.trainer, self.recipe, say))
@@ -212,6 +222,19 @@ class Parts:
             evaluate_first=self.checkpoint is None,
             callbacks=[self.keep_best, self.stop],
         )
+
+    def _that_fits(self) -> Path | None:
+        """The checkpoint, or an earlier one where it is of another model than this."""
+        if self.checkpoint is None:
+            return None
+        chosen, trainer = self.checkpoint, self.trainer
+
+        def check(checkpoint: Path) -> None:
+            if checkpoint != chosen:
+                check_checkpoint(checkpoint)
+            check_fit(checkpoint, trainer)
+
+        return latest_checkpoint(self.run.checkpoints, self.say, check, newest=chosen)
 
     def train(self) -> dict[str, Any]:
         """Train to the end, or to an orderly stop; write the result and the summary."""
@@ -255,7 +278,15 @@ class Parts:
         return shell_command("train", "--resume", self.run.path, *launch, *code)
 
     def _write_summary(self, status: str, error_text: str | None) -> dict[str, Any]:
-        found = summary_of(self.lock, self.trainer, name=self.run.name, status=status, error=error_text, report=self.report)
+        found = summary_of(
+            self.lock,
+            self.trainer,
+            name=self.run.name,
+            status=status,
+            error=error_text,
+            changed=self.changed,
+            report=self.report,
+        )
         found["asked"] = self.asked
         if self.group.is_main:
             self.run.write_summary(found)
@@ -270,7 +301,7 @@ class Parts:
             return
         self.say(f"going on from {self.checkpoint.name}")
         self.trainer.load_counters(self.checkpoint)
-        state = self.trainer.state_of(self.checkpoint)
+        state = read_state(self.checkpoint)
         if state.global_step >= self.trainer.args.max_steps or self.keep_best.says_stop(state):
             self.say("all steps were taken; what is left is to write the result")
             self.trainer.load_finished(self.checkpoint)
@@ -292,11 +323,19 @@ class Parts:
         if self.recipe.train.keeps_best and best is not None:
             state.best_model_checkpoint = str(best)
             self.trainer._load_best_model()
-            self.say(f"the result is the best checkpoint, step {state.best_global_step}")
+            self.say(self.keep_best.verdict(state))
         elif self.recipe.train.keeps_best:
             best_by = self.recipe.train.best_by or "loss"
             self.say(f"warning: no checkpoint is the best by {best_by} (was it ever a number?): the result is the last step's")
-        write_result(self.run, self.lock, self.inputs, self.trainer, self.group)
+        written = write_result(self.run, self.lock, self.inputs, self.trainer, self.group)
+        if self.trainer.start_hash:  # checkpoints of earlier versions don't say
+            self.changed = written != self.trainer.start_hash
+        if self.changed is False:
+            self.say(
+                "warning: nothing was learned: each trained weight is bit for bit what it was before the first step. "
+                f"train.learning_rate ({self.recipe.train.learning_rate:g}) may be too small for it; metrics.jsonl has the "
+                "gradient's norm of each step."
+            )
 
     def _measure(self) -> None:
         """The recipe's metrics of the result, on all evaluation rows."""

@@ -1,10 +1,11 @@
 """Weights of which each process holds a share: put together again, one at a time, and asked for more than a loss."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import xxhash
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
@@ -59,9 +60,24 @@ def whole_weights(trainer: ExactTrainer) -> dict[str, torch.Tensor]:
     Names are those of the model without what an engine wraps around it. DeepSpeed trains float32 copies of the weights that
     compute in bf16: those are taken.
     """
+    return dict(trained_weights(trainer))
+
+
+def trained_weights(trainer: ExactTrainer) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same one by one, in little memory."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
-    return {name: _whole(parameter, trainer.is_deepspeed_enabled) for name, parameter in trained}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield name, _whole(parameter, trainer.is_deepspeed_enabled)
+
+
+def hash_of(weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype | None) -> str:
+    """The hash of weights as they are written: in this type, or each in its own."""
+    digest = xxhash.xxh3_128()
+    for name, weight in weights:
+        digest.update(name.encode())
+        digest.update(weight.to(dtype or weight.dtype).flatten().view(torch.uint8).numpy())
+    return str(digest.hexdigest())
 
 
 def _whole(parameter: torch.nn.Parameter, deepspeed: bool) -> torch.Tensor:

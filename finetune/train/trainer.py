@@ -5,28 +5,30 @@ batches, the loss, the evaluation, and the refusal of steps that are not finite.
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
+from peft import PeftModel
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from data_prep.documents import Document
 from finetune.errors import TrainingError
-from finetune.model.batch import loss_weight, token_count
+from finetune.model.batch import loss_weight
 from finetune.model.loss import IGNORED
 from finetune.runs.checkpoint import MARKER, PREFIX
 from finetune.train.batches import Feed, evaluation_batches
 from finetune.train.checkpoints import gone_if_disk_is_full, keep_newest, mark_complete
+from finetune.train.contents import COUNTERS, read_counters, read_state
 from finetune.train.group import Group
-
-COUNTERS = "counters.json"
-"""What a checkpoint holds beside transformers' files: tokens and seconds up to it, and where the data stand."""
 
 SKIPPED_STEPS_LIMIT = 20
 """fp16: so many overflows in a row halve the loss scale a millionfold; no scale is at fault then."""
@@ -43,6 +45,7 @@ class ExactTrainer(Trainer):
         args: TrainingArguments,
         *,
         feed: Feed,
+        rate_factor: Callable[[int], float],
         evaluation: Sequence[Document],
         keep_checkpoints: int,
         evaluation_tokens: int,
@@ -55,8 +58,10 @@ class ExactTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
         self.feed, self.evaluation, self.keep_checkpoints = feed, evaluation, keep_checkpoints
+        self.rate_factor = rate_factor
         self.evaluation_tokens, self.group = evaluation_tokens, group
         self.task_metrics: Callable[[], dict[str, float]] | None = None
+        self.start_hash = ""
         self.tokens_seen = self.supervised_tokens_seen = self.skipped_steps = 0
         self.step_seconds, self.seconds_before, self.started = 0.0, 0.0, time.perf_counter()
         self.step_losses: list[tuple[torch.Tensor, list[str]]] = []
@@ -73,6 +78,13 @@ class ExactTrainer(Trainer):
                 plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
             )
 
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """finetune.train.schedule's rates; a scheduler counts the steps that were taken, so the next one is one more."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda taken: self.rate_factor(taken + 1))
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
     def get_train_dataloader(self) -> DataLoader:
         """This process's micro-batches; never re-sharded by accelerate, so no row is repeated.
 
@@ -84,7 +96,7 @@ class ExactTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         self.step_losses = []
         weight = torch.stack([loss_weight(batch) for batch in batch_samples]).sum().double()
-        tokens = sum(map(token_count, batch_samples))
+        tokens = sum(batch["tokens"] for batch in batch_samples)
         supervised = sum(int(batch["shift_labels"].ne(IGNORED).sum()) for batch in batch_samples)
         counts = torch.stack([weight, torch.tensor(tokens).double(), torch.tensor(supervised).double()])
         if self.group.world_size > 1:
@@ -102,7 +114,7 @@ class ExactTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """The micro-batch's part of the step's mean loss."""
-        places = inputs.pop("places")
+        places, _ = inputs.pop("places"), inputs.pop("tokens")
         loss: torch.Tensor = model(**inputs, num_items_in_batch=num_items_in_batch).loss
         self.step_losses.append((loss.detach(), places))
         # DeepSpeed takes its step inside the backward pass, so there each loss is asked about before it.
@@ -180,7 +192,7 @@ class ExactTrainer(Trainer):
         if self.group.is_main:
             (checkpoint / MARKER).unlink(missing_ok=True)
         self.group.wait()
-        with gone_if_disk_is_full(checkpoint):
+        with gone_if_disk_is_full(checkpoint), without_embeddings():
             super()._save_checkpoint(model, trial)
             self.group.wait()
             if self.group.is_main:
@@ -189,27 +201,39 @@ class ExactTrainer(Trainer):
         if self.group.is_main:
             keep_newest(folder, self.keep_checkpoints, folder / f"{PREFIX}{self.state.best_global_step}")
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """An adapter without the base's embedding, which peft would add, whole, where the vocabulary grew."""
+        if not isinstance(self.model, PeftModel):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            self.model.save_pretrained(str(output_dir), state_dict=state_dict, save_embedding_layers=False)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        with without_embeddings():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        with without_embeddings():
+            super()._load_best_model()
+
     def counters(self) -> dict[str, Any]:
-        """Tokens and seconds of the run up to now, those before a resume included."""
+        """Tokens and seconds of the run up to now, those before a resume included; Counters of finetune.train.contents."""
         return {
             "tokens": self.tokens_seen,
             "supervised_tokens": self.supervised_tokens_seen,
             "step_seconds": self.step_seconds,
             "seconds": self.seconds_before + time.perf_counter() - self.started,
             "feed": self.feed.state(),
+            "start": self.start_hash,
         }
 
     def load_counters(self, checkpoint: Path) -> None:
         """Count on from a checkpoint, and go on with the data behind it."""
-        counters = json.loads((checkpoint / COUNTERS).read_text())
-        self.feed.restore(self.state_of(checkpoint).global_step, counters["feed"])
-        self.tokens_seen, self.supervised_tokens_seen = counters["tokens"], counters["supervised_tokens"]
-        self.step_seconds, self.seconds_before = counters["step_seconds"], counters["seconds"]
-
-    @staticmethod
-    def state_of(checkpoint: Path) -> TrainerState:
-        """The trainer's state when the checkpoint was taken."""
-        return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        counters = read_counters(checkpoint)
+        self.feed.restore(read_state(checkpoint).global_step, counters.feed)
+        self.tokens_seen, self.supervised_tokens_seen = counters.tokens, counters.supervised_tokens
+        self.step_seconds, self.seconds_before = counters.step_seconds, counters.seconds
+        self.start_hash = counters.start
 
     def load_finished(self, checkpoint: Path) -> None:
         """Take over weights and state of a checkpoint after which no step is left.
@@ -220,4 +244,15 @@ class ExactTrainer(Trainer):
             self._prepare_for_training(self.args.max_steps, self.get_train_dataloader(), str(checkpoint))
         else:
             self._load_from_checkpoint(str(checkpoint))
-        self.state = self.state_of(checkpoint)
+        self.state = read_state(checkpoint)
+
+
+@contextmanager
+def without_embeddings() -> Iterator[None]:
+    """accelerate (FSDP2) asks peft for an adapter's weights, and peft adds the whole embedding where the vocabulary grew."""
+    own = peft.get_peft_model_state_dict
+    peft.get_peft_model_state_dict = partial(own, save_embedding_layers=False)
+    try:
+        yield
+    finally:
+        peft.get_peft_model_state_dict = own

@@ -46,6 +46,12 @@ class Launched:
         entries = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
         return [entry[name] for entry in entries if name in entry]
 
+    def summary(self) -> dict[str, Any]:
+        """The run's outcome."""
+        assert self.run is not None
+        found: dict[str, Any] = json.loads((self.run / "summary.json").read_text())
+        return found
+
 
 Train = Callable[..., Launched]
 

@@ -42,6 +42,24 @@ def test_two_processes_end_where_one_does(train: Train, method: str, engine: str
     assert shared.losses()[0] == pytest.approx(alone.losses()[0], rel=1e-4)
     assert shared.losses("eval/loss") == pytest.approx(alone.losses("eval/loss"), rel=relative)
     assert shared.losses("train/supervised_tokens") == alone.losses("train/supervised_tokens")
+    # What fills up the last step of an epoch is no token of the rows.
+    assert shared.summary()["tokens"] == alone.summary()["tokens"]
+    assert shared.summary()["weights_changed"] is True
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp2"])
+def test_noise_and_cuts_are_one_processs(train: Train, engine: str) -> None:
+    """NEFTune's noise, and documents that are cut where a pack is full, don't depend on which process has them."""
+    sections = {
+        "data": {"pack_length_tokens": 48, "pack_split": True},
+        "train": {"neftune_alpha": 5.0, "precision": "fp32", "learning_rate": 1e-2},
+    }
+    alone, shared = train(**sections), train("--launch", engine, "--processes", "2", **sections)
+    assert shared.losses() == pytest.approx(alone.losses(), rel=1e-4)
+    assert difference(shared.weights(), alone.weights()) < TOLERANCES["fp32"]
+    for count in ("tokens", "supervised_tokens"):
+        assert shared.summary()[count] == alone.summary()[count]
 
 
 WEIGH = """

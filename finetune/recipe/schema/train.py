@@ -26,7 +26,7 @@ class EarlyStopping(Section):
     """Stop when evaluations (their loss, or train.best_by) no longer improve; the best checkpoint becomes the result."""
 
     patience_evaluations: Annotated[int, Field(ge=1)] = 3
-    """How many evaluations in a row may bring no improvement."""
+    """How many evaluations in a row may bring no improvement on the best so far, the one before the first step included."""
 
     minimum_improvement: Annotated[float, Field(ge=0)] = 0.0
     """By how much the loss (or train.best_by) must improve to count as an improvement."""
@@ -57,10 +57,11 @@ class TrainSection(Section):
     """adamw, adafactor, sgd, rmsprop, adagrad, lion, adamw_8bit, or any other name of transformers' OptimizerNames."""
 
     schedule: Literal["constant", "linear", "cosine", "cosine_with_minimum", "wsd"] = "cosine"
-    """The learning rate after the warm-up; wsd is warm-up, stable, decay."""
+    """The learning rate after the warm-up; wsd is warm-up, stable, decay. A decay ends where the step after the last one would
+    be, so no step has the rate 0."""
 
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """The share of the steps in which the learning rate rises, from 0 (wsd: from its minimum)."""
+    """The share of the steps in which the learning rate rises: step k of w has k/w of it (wsd: of the way from its minimum)."""
 
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """wsd: the share of the steps in which it falls."""
@@ -78,7 +79,8 @@ class TrainSection(Section):
     """The share of the target's probability that is spread over the vocabulary."""
 
     neftune_alpha: Annotated[float, Field(gt=0)] | None = None
-    """Noise on the embeddings (NEFTune, Jain et al. 2023, arXiv:2310.05914)."""
+    """Noise on the embeddings (NEFTune, Jain et al. 2023, arXiv:2310.05914): up to alpha / sqrt(L d) for a document of L tokens
+    and a model of width d, the same however documents are packed or batched."""
 
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""

@@ -135,27 +135,53 @@ def test_a_published_alpaca_file_fills_the_packs(llama_folder: Path) -> None:
 
 
 @settings(deadline=None)
-@given(lengths=st.lists(st.integers(1, 100), min_size=1, max_size=60), capacity=st.integers(1, 50), shuffle=st.randoms())
-def test_split_packs_hold_every_token_once(lengths: list[int], capacity: int, shuffle: Any) -> None:
-    """Documents stand end to end in their order, no token is lost or repeated, and every pack but the last is full."""
+@given(
+    lengths=st.lists(st.integers(1, 100), min_size=1, max_size=60),
+    capacity=st.integers(2, 50),
+    overlap=st.sampled_from([0, 1]),
+    shuffle=st.randoms(),
+)
+def test_split_packs_hold_every_token_once(lengths: list[int], capacity: int, overlap: int, shuffle: Any) -> None:
+    """Documents stand end to end in their order, no token is lost, and none repeated but the one before each cut; every pack
+    but the last is full, or has room for that one alone.
+    """
     order = list(range(len(lengths)))
     shuffle.shuffle(order)
-    packs = pack_split(np.array(lengths), capacity, np.array(order))
-    seen = [(document, token) for members in packs for document, start, stop in members for token in range(start, stop)]
+    packs = pack_split(np.array(lengths), capacity, np.array(order), overlap)
+    pieces = [piece for members in packs for piece in members]
+    first = [(document, start + overlap if start else 0, stop) for document, start, stop in pieces]
+    seen = [(document, token) for document, start, stop in first for token in range(start, stop)]
     assert seen == [(document, token) for document in order for token in range(lengths[document])]
-    assert all(tokens == capacity for tokens in packs.tokens[:-1])
+    assert packs.document_tokens == sum(lengths)
+    assert all(capacity - overlap <= tokens <= capacity for tokens in packs.tokens[:-1])
     assert 0 < packs.tokens[-1] <= capacity
-    assert all(start < stop for members in packs for _, start, stop in members)
+    assert all(start < stop for _, start, stop in pieces)
+
+
+@settings(deadline=None)
+@given(documents=chosen())
+def test_no_label_is_lost_behind_a_cut(documents: tuple[np.ndarray, np.ndarray]) -> None:
+    """Of documents that are cut, each token but the first has one in front of it in exactly one piece: there is its label."""
+    lengths, order = documents
+    packs = pack_split(lengths, CAPACITY // 4, order)
+    labels = Counter((piece, token) for members in packs for piece, start, stop in members for token in range(start + 1, stop))
+    times = Counter(order.tolist())
+    assert labels == {(document, token): times[document] for document in times for token in range(1, lengths[document])}
 
 
 @settings(deadline=None)
 @given(documents=chosen())
 def test_split_packs_are_as_few_as_can_be(documents: tuple[np.ndarray, np.ndarray]) -> None:
-    """A document that comes twice is cut twice, and there is no pack more than the tokens need."""
+    """A document that comes twice is cut twice; without the token that a cut repeats there is no pack more than is needed,
+    and with it at most one for each so many cuts.
+    """
     lengths, order = documents
-    packs = pack_split(lengths, CAPACITY, order)
-    assert len(packs) == -(-int(lengths[order].sum()) // CAPACITY)
-    assert sum(stop - start for members in packs for _, start, stop in members) == lengths[order].sum()
+    total = int(lengths[order].sum())
+    packs = pack_split(lengths, CAPACITY, order, overlap=0)
+    assert len(packs) == -(-total // CAPACITY)
+    assert sum(stop - start for members in packs for _, start, stop in members) == total
+    repeating = pack_split(lengths, CAPACITY, order)
+    assert len(packs) <= len(repeating) <= -(-total // (CAPACITY - 1))
 
 
 @settings(deadline=None)

@@ -18,7 +18,7 @@ from data_prep import TEMPLATES, Conversation, Document, Message, tokenize
 from data_prep.config import Supervise
 from data_prep.errors import DataError
 from data_prep.masks import Tokenization
-from data_prep.pack import pack_documents
+from data_prep.pack import OVERLAP_TOKENS, pack_documents, pieces_of
 from data_prep.render import MARKER
 from data_prep.tokenizer import load_tokenizer
 from data_prep.turns import Found, Skeleton, TextSpan, TurnFinder
@@ -356,7 +356,7 @@ def test_a_pack_holds_the_tokens_of_its_documents(
     capacity = 8 + spare if split else int(lengths.max()) + spare
     seen: list[int] = []
     for pieces in pack_documents(lengths, np.arange(len(documents)), 0, capacity_tokens=capacity, split=split):
-        members = [documents[index].part(start, stop) for index, start, stop in pieces]
+        members = pieces_of(documents, pieces, OVERLAP_TOKENS)
         made = packed_batch(members)
         assert made.pop("documents") == [len(member.token_ids) for member in members]
         batch = {name: tensor[0].tolist() for name, tensor in made.items()}
@@ -370,7 +370,7 @@ def test_a_pack_holds_the_tokens_of_its_documents(
             assert weights[here] == expected
             labels = [token if weight else IGNORED for token, weight in zip([*member.token_ids[1:], 0], expected, strict=True)]
             assert batch["shift_labels"][here] == labels
-            seen += [index] * (stop - start)
+            seen += [index] * (stop - start - member.repeated)
             position += stop - start
         assert position == len(batch["input_ids"]) <= capacity
     assert np.bincount(seen).tolist() == lengths.tolist()

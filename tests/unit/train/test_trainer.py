@@ -15,10 +15,10 @@ from finetune.evaluate.losses import token_loss
 from finetune.model.batch import padded_batch
 from finetune.model.loss import IGNORED
 from finetune.recipe.schema import Recipe
-from finetune.recipe.schema.train import OPTIMIZERS, TrainSection
+from finetune.recipe.schema.train import OPTIMIZERS
 from finetune.runs.trackers import NoTracker
 from finetune.train import build, run
-from finetune.train.arguments import ceil_product, optimizer_name, schedule, warmup_steps
+from finetune.train.arguments import optimizer_name
 from finetune.train.callbacks import MetricsLog
 from finetune.train.memory import memory_advice
 from tests.unit.train.conftest import MakeRecipe
@@ -141,24 +141,6 @@ def test_no_memory_ends_with_advice() -> None:
         torch.empty(2).view(3)
 
 
-@pytest.mark.parametrize(
-    ("train", "rows", "steps", "warmup", "decay"),
-    [
-        ({"epochs": 1.1}, 400, 55, 2, 11),
-        ({"max_steps": 100, "warmup_fraction": 0.07}, 8, 100, 7, 20),
-        ({"max_steps": 10, "warmup_fraction": 0.8, "decay_fraction": 0.5}, 8, 10, 8, 2),
-    ],
-)
-def test_shares_of_steps_are_rounded_like_decimals(
-    train: dict[str, float], rows: int, steps: int, warmup: int, decay: int
-) -> None:
-    """1.1 epochs of 50 steps are 55 steps; 0.07 of 100 are 7; a decay never reaches into the warm-up."""
-    section = TrainSection.model_validate({"schedule": "wsd", **train})
-    total = section.max_steps or ceil_product(section.epochs or 1.0, rows // 8)
-    assert (total, warmup_steps(section, total)) == (steps, warmup)
-    assert schedule(section, total)[1]["num_decay_steps"] == decay
-
-
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 def test_each_optimizer_learns(make_recipe: MakeRecipe, tmp_path: Path, optimizer: str) -> None:
     """With every optimizer of the table the evaluation loss falls."""
@@ -168,27 +150,6 @@ def test_each_optimizer_learns(make_recipe: MakeRecipe, tmp_path: Path, optimize
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < before - 0.02
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "expected"),
-    [
-        ("constant", {}, [0, 0.5, 1, 1, 1, 1, 1, 1, 1, 1]),
-        ("linear", {}, [0, 0.5, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
-        ("cosine", {}, [0, 0.5, 1, 0.9619, 0.8536, 0.6913, 0.5, 0.3087, 0.1464, 0.0381]),
-        ("cosine_with_minimum", {"minimum_learning_rate_fraction": 0.5}, [0, 0.5, 1, 0.98, 0.93, 0.85, 0.75, 0.65, 0.57, 0.52]),
-        ("wsd", {"decay_fraction": 0.4, "minimum_learning_rate_fraction": 0.2}, [0.2, 0.6, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4]),
-    ],
-)  # fmt: skip
-def test_each_schedule_has_its_shape(
-    make_recipe: MakeRecipe, tmp_path: Path, name: str, options: dict[str, float], expected: list[float]
-) -> None:
-    """The learning rates of 10 steps with a warm-up of 2 are those of the closed form."""
-    train = {"max_steps": 10, "warmup_fraction": 0.2, "schedule": name, "learning_rate": 1e-3, "precision": "fp32", **options}
-    trainer = trainer_of(make_recipe(train=train | {"micro_batch_size": 8}), tmp_path)
-    trainer.train()
-    rates = [entry["learning_rate"] / 1e-3 for entry in trainer.state.log_history if "learning_rate" in entry]
-    assert rates == pytest.approx(expected, abs=5e-3)
 
 
 def test_activation_checkpointing_changes_no_gradient(make_recipe: MakeRecipe, tmp_path: Path) -> None:
