@@ -8,9 +8,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from finetune.errors import MergeError
+from finetune.merge.heads import LM_HEAD, SCORE
 from finetune.merge.tensors import StoredWeights
 from finetune.merge.updates import parts_of
 from finetune.model.adapter_file import check_adapter_config, frozen_copies
+from finetune.model.adapter_fit import HARMLESS, refuse_wrapped
 from finetune.model.folder import ADAPTER_WEIGHTS, read_adapter_config
 from finetune.recipe.heads import ABSENT_MODULE, CLASSIFIES
 
@@ -27,6 +29,10 @@ fan_in_fan_out for the linear layers of a LLaMA.)"""
 KEEPS_BASE = (True, False, "true", "gaussian", "eva", "orthogonal")
 """Ways to initialise that leave the base as it is. The others (PiSSA, OLoRA ...) take a part of it into the adapter."""
 
+
+ALL_LINEAR = "all-linear"
+"""peft's word for every linear layer but the head."""
+NOT_LINEAR = frozenset({"embed_tokens", LM_HEAD, SCORE})
 
 Tokens = list[Annotated[int, Field(ge=0)]]
 Names = str | list[str] | None
@@ -50,6 +56,7 @@ class LoraValues(BaseModel):
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
     alpha_pattern: dict[str, float] | None = None
     layers_to_transform: int | list[int] | None = None
+    layers_pattern: Names = None
     trainable_token_indices: Tokens | dict[str, Tokens] | None = None
     init_lora_weights: bool | str | None = True
 
@@ -94,7 +101,7 @@ class Adapter:
             return f"it is of type {self.config.get('peft_type')}"
         if self.config.get("init_lora_weights", True) not in KEEPS_BASE:
             return f"it was initialised with {self.config['init_lora_weights']}, which takes a part of the base"
-        strange = sorted(key for key, value in self.config.items() if value and key not in UNDERSTOOD)
+        strange = sorted(key for key, value in self.config.items() if value and key not in UNDERSTOOD | HARMLESS)
         if strange:
             return f"it uses {', '.join(strange)}"
         if self.config.get("use_dora") and any("lora_embedding_A" in name for name in self.weights.names()):
@@ -102,18 +109,30 @@ class Adapter:
         return None
 
     def targets(self, module: str) -> bool:
-        """Whether the config has LoRA on a module, by peft's rules."""
-        layers = self.config["layers_to_transform"]
-        if layers is not None:
-            match = re.search(r"\.layers\.(\d+)\.", f".{module}.")
-            if match is None or int(match[1]) not in ([layers] if isinstance(layers, int) else layers):
-                return False
-        if matches(module, self.config["modules_to_save"]) or matches(module, self.config["exclude_modules"]):
+        """Whether the config has LoRA on a module with a matrix, by peft's rules (check_target_module_exists)."""
+        saved, wanted = self.config["modules_to_save"] or (), self.config["target_modules"]
+        if matches(module, self.config["exclude_modules"]) or any(
+            re.match(rf"(^|.*\.){name}($|\..*)", module) for name in saved
+        ):
             return False
-        return matches(module, self.config["target_modules"])
+        if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
+            return module.rpartition(".")[2] not in NOT_LINEAR
+        named = not isinstance(wanted, str) and module in (wanted or ())
+        return matches(module, wanted) and (named or isinstance(wanted, str) or self._in_layers(module))
+
+    def _in_layers(self, module: str) -> bool:
+        """Whether a module lies in one of the layers that the config names; it names all of them where it names none."""
+        layers, patterns = self.config["layers_to_transform"], self.config["layers_pattern"] or ()
+        if layers is None or layers == []:
+            return True
+        known = [rf"(?:^|.*?\.){pattern}" for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
+        found = (re.match(rf"{pattern}\.(\d+)\.", module) for pattern in known or [r".*?\.[^.]*"])
+        match = next((match for match in found if match is not None), None)
+        return match is not None and int(match[1]) in ([layers] if isinstance(layers, int) else layers)
 
     def parts(self) -> dict[str, dict[str, str]]:
         """Module -> part -> name in the file. Raises MergeError where config and file contradict each other."""
+        refuse_wrapped(self.folder / ADAPTER_WEIGHTS, self.weights.names())
         found = parts_of(self.weights)
         check_adapter_config(self.config, found, self.folder)
         self._refuse_contradictions(found)

@@ -1,6 +1,5 @@
 """Attach, count, save and load adapters. LoRA: Hu et al. 2021, arXiv:2106.09685."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from transformers import PreTrainedModel
 
 from finetune.errors import ModelError, library_refusals
 from finetune.model.adapter_file import check_adapter_config, only_the_adapter
-from finetune.model.folder import read_adapter_config
+from finetune.model.adapter_fit import refuse_unknown_keys, refuse_unread, refuse_wrapped, saved_vocabulary
+from finetune.model.folder import ADAPTER_WEIGHTS, read_adapter_config, read_header
 from finetune.model.hub import adapter_snapshot, is_hub_id
 from finetune.recipe.schema.adapter import AdapterSection
 
@@ -111,12 +111,16 @@ def linear_names(model: PreTrainedModel) -> set[str]:
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
     """The base with the adapter in `folder`. Raises ModelError where the two don't fit together."""
-    check_adapter_config(read_adapter_config(folder), [name for name, _ in model.named_modules()], folder)
-    what = f"the adapter in {folder} does not fit this base"
-    with library_refusals(what), only_the_adapter(folder) as held, warnings.catch_warnings():
-        # What the file lacks peft draws at random, with a warning alone.
-        warnings.filterwarnings("error", message="Found missing adapter keys")
-        return PeftModel.from_pretrained(model, str(held), is_trainable=trainable)
+    config = read_adapter_config(folder)
+    check_adapter_config(config, [name for name, _ in model.named_modules()], folder)
+    refuse_unknown_keys(folder, config)
+    refuse_wrapped(folder / ADAPTER_WEIGHTS, read_header(folder / ADAPTER_WEIGHTS))
+    with only_the_adapter(folder) as held:
+        grow_embeddings(model, saved_vocabulary(held))
+        with library_refusals(f"the adapter in {folder} does not fit this base"):
+            loaded = PeftModel.from_pretrained(model, str(held), is_trainable=trainable)
+        refuse_unread(loaded, held, f"the adapter in {folder}, of type {config.get('peft_type')}")
+    return loaded
 
 
 def save_adapter(

@@ -40,6 +40,7 @@ from finetune.train.journal import Say, journal
 from finetune.train.memory import allocator_name, memory_advice
 from finetune.train.metrics import TaskMetrics
 from finetune.train.progress import Progress
+from finetune.train.read_back import notes_on_result
 from finetune.train.rehearsal import Rehearsal
 from finetune.train.result import best_checkpoint, summary_of, write_metrics, write_result
 from finetune.train.samples import Samples
@@ -286,6 +287,8 @@ class Parts:
             best_by = self.recipe.train.best_by or "loss"
             self.say(f"warning: no checkpoint is the best by {best_by} (was it ever a number?): the result is the last step's")
         write_result(self.run, self.lock, self.inputs, self.trainer, self.group)
+        for line in notes_on_result(self.recipe, self.inputs):
+            self.say(line)
 
     def _measure(self) -> None:
         """The recipe's metrics of the result, on all evaluation rows."""
