@@ -64,23 +64,25 @@ class Updates:
 
     def _put_adapter(self, adapter: Adapter, parts: dict[str, dict[str, str]]) -> None:
         """All of an adapter: what a tied head has too first, then what gives the head weights of its own."""
-        shared = parts.get(EMBEDDING, {}).get("weight")
-        if shared is not None and not matches(EMBEDDING, adapter.config["modules_to_save"]):  # saved because it grew
-            self._put_whole(adapter, EMBEDDING, "weight", shared)
-            parts = parts | {EMBEDDING: {part: name for part, name in parts[EMBEDDING].items() if part != "weight"}}
+        # Saved whole because the vocabulary grew, and not because it was trained: rows and updates are on top of it.
+        grown = {
+            module: parts[module]["weight"]
+            for module in (EMBEDDING, HEAD)
+            if "weight" in parts.get(module, {}) and not matches(module, adapter.config["modules_to_save"])
+        }
         rows = {module: names["trainable_tokens_delta"] for module, names in parts.items() if "trainable_tokens_delta" in names}
-        for module, name in rows.items():
-            if module != HEAD:
-                self._put_tokens(adapter, module, name)
-        if self.stays_tied and _separates(adapter, parts):
-            self.stays_tied = False
-            before = self.by_name.get(f"{EMBEDDING}.weight")
-            if before is not None:
-                self.by_name[f"{HEAD}.weight"] = Update(before.shape, list(before.operations))
-        if HEAD in rows:
-            self._put_tokens(adapter, HEAD, rows[HEAD])
+        for module in [EMBEDDING, *(rows.keys() - {EMBEDDING, HEAD}), HEAD]:
+            if module == HEAD and self.stays_tied and _separates(adapter, parts):
+                self.stays_tied = False
+                before = self.by_name.get(f"{EMBEDDING}.weight")
+                if before is not None:
+                    self.by_name[f"{HEAD}.weight"] = Update(before.shape, list(before.operations))
+            if module in grown:
+                self._put_whole(adapter, module, "weight", grown[module])
+            if module in rows:
+                self._put_tokens(adapter, module, rows[module])
         for module, names in parts.items():
-            self._put_module(adapter, module, names)
+            self._put_module(adapter, module, {part: name for part, name in names.items() if name != grown.get(module)})
 
     def _put_module(self, adapter: Adapter, module: str, names: dict[str, str]) -> None:
         for part in ("weight", "bias"):

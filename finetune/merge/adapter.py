@@ -26,6 +26,9 @@ UNDERSTOOD = frozenset({
 """Keys of adapter_config.json that are followed here, or decide nothing once the training is over. (peft itself ignores
 fan_in_fan_out for the linear layers of a LLaMA.)"""
 
+LORA = "LORA"
+"""peft's name of the kind of adapter that is merged here."""
+
 KEEPS_BASE = (True, False, "true", "gaussian", "eva", "orthogonal")
 """Ways to initialise that leave the base as it is. The others (PiSSA, OLoRA ...) take a part of it into the adapter."""
 
@@ -38,12 +41,17 @@ Tokens = list[Annotated[int, Field(ge=0)]]
 Names = str | list[str] | None
 
 
-class LoraValues(BaseModel):
-    """What a merge goes by in adapter_config.json, with peft's defaults; other keys are kept as they are."""
+class AnyValues(BaseModel):
+    """What each adapter_config.json says; other keys are kept as they are."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     peft_type: str
+
+
+class LoraValues(AnyValues):
+    """What a merge goes by in LoRA's adapter_config.json, with peft's defaults."""
+
     r: Annotated[int, Field(ge=1)] = 8
     lora_alpha: Annotated[float, Field(allow_inf_nan=False)] = 8
     target_modules: Names = None
@@ -71,6 +79,9 @@ class LoraValues(BaseModel):
         return value
 
 
+DEFAULTS = LoraValues(peft_type=LORA).model_dump()
+
+
 @dataclass
 class Adapter:
     """An adapter folder."""
@@ -83,7 +94,9 @@ class Adapter:
         """Raises ModelError or MergeError where it is no adapter folder, or damaged."""
         found = read_adapter_config(self.folder)
         try:
-            self.config = found | LoraValues.model_validate(found).model_dump()
+            # Of other kinds, whose keys mean something else, the type is all that is read here.
+            values = LoraValues if found.get("peft_type") == LORA else AnyValues
+            self.config = DEFAULTS | found | values.model_validate(found).model_dump()
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -97,7 +110,7 @@ class Adapter:
 
     def why_not_streamed(self) -> str | None:
         """What only peft itself can merge; None where there is nothing of the kind."""
-        if self.config.get("peft_type") != "LORA":
+        if self.config.get("peft_type") != LORA:
             return f"it is of type {self.config.get('peft_type')}"
         if self.config.get("init_lora_weights", True) not in KEEPS_BASE:
             return f"it was initialised with {self.config['init_lora_weights']}, which takes a part of the base"
@@ -111,9 +124,7 @@ class Adapter:
     def targets(self, module: str) -> bool:
         """Whether the config has LoRA on a module with a matrix, by peft's rules (check_target_module_exists)."""
         saved, wanted = self.config["modules_to_save"] or (), self.config["target_modules"]
-        if matches(module, self.config["exclude_modules"]) or any(
-            re.match(rf"(^|.*\.){name}($|\..*)", module) for name in saved
-        ):
+        if matches(module, self.config["exclude_modules"]) or any(_lies_in(module, name) for name in saved):
             return False
         if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
             return module.rpartition(".")[2] not in NOT_LINEAR
@@ -151,7 +162,7 @@ class Adapter:
             {ABSENT_MODULE} if self.config.get("task_type") == CLASSIFIES else set()
         )
         for name in sorted(saved):
-            if not any(matches(module, [name]) and "weight" in names for module, names in parts.items()):
+            if not any(_lies_in(module, name) and "weight" in names for module, names in parts.items()):
                 raise self.contradiction(f"modules_to_save names {name}, and the file does not hold it")
         if self.config["trainable_token_indices"] and not any("trainable_tokens_delta" in names for names in parts.values()):
             raise self.contradiction("trainable_token_indices names tokens, and the file holds no rows for them")
@@ -161,6 +172,11 @@ class Adapter:
         return MergeError(
             f"the adapter in {self.folder} contradicts its own config: {what}. One of the two files is not its own."
         )
+
+
+def _lies_in(module: str, saved: str) -> bool:
+    """peft's rule: whether a module is one of modules_to_save, or a part of one."""
+    return re.match(rf"(^|.*\.){saved}($|\..*)", module) is not None
 
 
 def matches(module: str, wanted: Names) -> bool:

@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from finetune.errors import MergeError, ModelError
+from finetune.errors import MergeError, ModelError, library_refusals
 from finetune.evaluate.loading import load_adapted
 from finetune.merge.adapted import DEAD, are_alike, finite
 from finetune.merge.described import check_beside, write_beside
@@ -46,7 +46,7 @@ def merge_through_peft(parts: Parts, reason: str, folder: Path, output: Path, op
     adapted = load_in_float32(parts.base, section, [adapter.folder for adapter in parts.adapters], parts.tokenizer)
     if parts.head is not None:
         cast(Any, adapted.get_base_model()).config.pad_token_id = parts.config["pad_token_id"]
-    part_shared_weights(adapted)
+    refuse_unmergeable(adapted)
     before, exact, spent = None, None, 0.0
     if options.check == "full":
         began = time.perf_counter()
@@ -109,7 +109,7 @@ def load_in_float32(
                     assert isinstance(model, PeftModel)  # noqa: S101 - an adapter was loaded before
                     model = load_adapter(merge_in_float32(model), adapter)
     except ModelError as error:
-        if error.__cause__ is None:  # said by us, not by peft or transformers
+        if error.__cause__ is None or "does not fit" not in str(error):  # said by us, not by peft or transformers
             raise
         raise MergeError(
             f"the adapter in {adapter}, of type {read_adapter_config(adapter).get('peft_type')}, does not fit the base "
@@ -128,14 +128,22 @@ def _first_mismatch(text: str) -> str:
 
 def merge_in_float32(model: PeftModel) -> PreTrainedModel:
     """The plain model with the adapter's update in it. Raises MergeError where peft can't merge this kind of adapter."""
-    if not hasattr(model.base_model, "merge_and_unload"):
-        raise MergeError(f"an adapter of type {model.peft_type} can't be merged into weights: keep it beside its base.")
-    try:
-        with quiet_peft():
-            merged: PreTrainedModel = model.merge_and_unload()
-    except (NotImplementedError, ValueError, RuntimeError) as error:
-        raise MergeError(f"peft can't merge this adapter: {' '.join(str(error).split())}") from error
+    refuse_unmergeable(model)
+    part_shared_weights(model)
+    with quiet_peft(), library_refusals(f"peft can't merge this adapter of type {kind_of(model)}", MergeError):
+        merged: PreTrainedModel = model.merge_and_unload()
     return merged
+
+
+def refuse_unmergeable(model: PeftModel) -> None:
+    """Raises MergeError for a kind of adapter that adds to what the model reads, and not to its weights."""
+    if not hasattr(model.base_model, "merge_and_unload"):
+        raise MergeError(f"an adapter of type {kind_of(model)} can't be merged into weights: keep it beside its base.")
+
+
+def kind_of(model: PeftModel) -> str:
+    """peft's name of the kind of adapter."""
+    return str(getattr(model.peft_type, "value", model.peft_type))
 
 
 def save(merged: PreTrainedModel, parts: Parts, folder: Path, largest_shard: int) -> ModelConfig:

@@ -78,17 +78,20 @@ def continue_adapter(model: PreTrainedModel, section: AdapterSection) -> PeftMod
     """The base with an existing adapter, to be trained on. Raises ModelError where its shape isn't the recipe's."""
     folder = continued_folder(section)
     found = read_adapter_config(folder)
+    if found.get("peft_type") != "LORA":
+        raise ModelError(f"adapter.continue_from: {folder} is of type {found.get('peft_type')}; expected LORA.")
     wanted = {"r": section.rank, "lora_alpha": section.alpha, "use_rslora": section.use_rslora, "use_dora": section.use_dora}
+    defaults = LoraConfig()  # of what older versions of peft don't write
     for key, value in wanted.items():
-        if found.get(key) != value:
-            raise ModelError(
-                f"adapter.continue_from: {folder} was trained with {key} {found.get(key)}, the recipe asks for {value}."
-            )
-    held = {name.rsplit(".", 1)[-1] for name in found.get("target_modules") or ()}
-    targets = linear_names(model) if section.targets == "all-linear" else set(section.targets)
-    if held != targets:
-        raise ModelError(f"adapter.continue_from: {folder} has targets {sorted(held)}, the recipe {sorted(targets)}.")
-    return trained_in_float32(load_adapter(model, folder, trainable=True))
+        if (held := found.get(key, getattr(defaults, key))) != value:
+            raise ModelError(f"adapter.continue_from: {folder} was trained with {key} {held}, the recipe asks for {value}.")
+    targets = linear_names(model) if section.targets == "all-linear" else {name.rsplit(".", 1)[-1] for name in section.targets}
+    loaded = load_adapter(model, folder, trainable=True)
+    # As peft reads them: names, a regular expression, all-linear, some of the layers.
+    names = {name.rsplit(".", 1)[-1] for name in loaded.targeted_module_names}
+    if names != targets:
+        raise ModelError(f"adapter.continue_from: {folder} has targets {sorted(names)}, the recipe {sorted(targets)}.")
+    return trained_in_float32(loaded)
 
 
 def continued_folder(section: AdapterSection) -> Path:
@@ -120,6 +123,9 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
         with library_refusals(f"the adapter in {folder} does not fit this base"):
             loaded = PeftModel.from_pretrained(model, str(held), is_trainable=trainable)
         refuse_unread(loaded, held, f"the adapter in {folder}, of type {config.get('peft_type')}")
+    if config.get("peft_type") != "LORA":
+        with library_refusals(f"peft can't run the adapter in {folder}, of type {config.get('peft_type')}, on a text alone"):
+            loaded(input_ids=torch.zeros(1, 1, dtype=torch.long, device=loaded.device))
     return loaded
 
 

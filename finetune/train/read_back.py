@@ -17,7 +17,7 @@ from data_prep.chat_templates import asks_for_date, rendering_of, templates_of
 from finetune.model.adapter_alone import load_alone, read_otherwise
 from finetune.model.checkpoint import read_config, weight_files
 from finetune.model.config import load_config
-from finetune.model.description import ModelConfig, head_values, read_generation_config, write_description
+from finetune.model.description import CONFIG, ModelConfig, head_values, read_generation_config, write_description
 from finetune.model.description_check import differences
 from finetune.recipe.heads import described_head
 from finetune.recipe.schema import Recipe
@@ -25,10 +25,10 @@ from finetune.train.build import Inputs
 from finetune.train.trainer import ExactTrainer
 
 
-def described(recipe: Recipe, inputs: Inputs, model: Any) -> ModelConfig:
-    """The configuration of the model that was trained."""
+def described(recipe: Recipe, inputs: Inputs, model: Any, dtype: torch.dtype) -> ModelConfig:
+    """The configuration of the model that was trained, its weights stored in `dtype`."""
     own, trained = read_config(inputs.base.folder), load_config(inputs.base, recipe.model.rope_scaling)
-    changes: dict[str, Any] = {"vocab_size": model.config.vocab_size, "dtype": inputs.precision.dtype}
+    changes: dict[str, Any] = {"vocab_size": model.config.vocab_size, "dtype": dtype}
     if recipe.model.head is not None:
         head = described_head(recipe.model.head)
         changes |= head_values(head, str(own.get("model_type")), inputs.tokenizer.pad_token_id)
@@ -58,6 +58,12 @@ def read_back(
     trained = cast(PeftModel, trainer.accelerator.unwrap_model(trainer.model))
     again = load_alone(config.expected(), folder, classifies=classifies)
     return differences(folder, inputs.tokenizer, None) + list(read_otherwise(again, trained, weights))
+
+
+def describe_checkpoint(checkpoint: Path, recipe: Recipe, inputs: Inputs, model: Any) -> None:
+    """Let a checkpoint that is a whole model say what the result will say: others load it as it is."""
+    if (checkpoint / CONFIG).is_file():
+        write_beside(checkpoint, recipe, inputs, described(recipe, inputs, model, next(model.parameters()).dtype))
 
 
 def notes_on_result(recipe: Recipe, inputs: Inputs) -> Iterator[str]:

@@ -48,7 +48,7 @@ def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, we
     partial, old = (final.with_name(f".{final.name}.{word}") for word in ("partial", "old"))
     for path in (partial, old):
         shutil.rmtree(path, ignore_errors=True)
-    config = described(lock.recipe, inputs, trainer.model)
+    config = described(lock.recipe, inputs, trainer.model, inputs.precision.dtype)
     if full:
         weights = {name: weight.to(inputs.precision.dtype) for name, weight in weights.items()}
         trainer.model.save_pretrained(partial, state_dict=weights)

@@ -40,7 +40,7 @@ from finetune.train.journal import Say, journal
 from finetune.train.memory import allocator_name, memory_advice
 from finetune.train.metrics import TaskMetrics
 from finetune.train.progress import Progress
-from finetune.train.read_back import notes_on_result
+from finetune.train.read_back import describe_checkpoint, notes_on_result
 from finetune.train.rehearsal import Rehearsal
 from finetune.train.result import best_checkpoint, summary_of, write_metrics, write_result
 from finetune.train.samples import Samples
@@ -199,7 +199,7 @@ class Parts:
         self.say(
             f"{trainable:,} of {total:,} parameters train ({trainable / total:.2%}), in {precision.name}: {precision.reason}"
         )
-        return build.build_trainer(
+        trainer = build.build_trainer(
             self.recipe,
             self.inputs,
             model,
@@ -207,6 +207,8 @@ class Parts:
             evaluate_first=self.checkpoint is None,
             callbacks=[self.keep_best, self.stop],
         )
+        trainer.describe = lambda checkpoint: describe_checkpoint(checkpoint, self.recipe, self.inputs, trainer.model)
+        return trainer
 
     def train(self) -> dict[str, Any]:
         """Train to the end, or to an orderly stop; write the result and the summary."""
