@@ -49,18 +49,18 @@ class Updates:
         return found
 
     def _without_twins(self, adapter: Adapter, parts: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-        """What was saved of a tied head beside the same of the embedding is the embedding's, unless each was trained apart."""
-        embedding, head = parts.get(EMBEDDING, {}), parts.get(HEAD, {})
-        apart = {"weight"} if matches(EMBEDDING, adapter.config["modules_to_save"]) else set()
-        twins = {
-            part
-            for part in {"weight", "trainable_tokens_delta"} - apart
-            if self.stays_tied
-            and part in embedding
-            and part in head
-            and hash_of(adapter.weights, embedding[part]) == hash_of(adapter.weights, head[part])
-        }
-        return parts | {HEAD: {part: name for part, name in head.items() if part not in twins}} if twins else parts
+        """What was saved of a tied head beside the same of the embedding, or in its place, is the embedding's."""
+        if not self.stays_tied:
+            return parts
+        embedding, head = dict(parts.get(EMBEDDING, {})), dict(parts.get(HEAD, {}))
+        trained_apart = any(matches(module, adapter.config["modules_to_save"]) for module in (EMBEDDING, HEAD))
+        for part in ("trainable_tokens_delta", *(() if trained_apart else ("weight",))):
+            if part == "weight" and part in head and part not in embedding:
+                embedding[part] = head.pop(part)
+            elif part in head and part in embedding:
+                same = hash_of(adapter.weights, embedding[part]) == hash_of(adapter.weights, head[part])
+                head = {name: held for name, held in head.items() if name != part or not same}
+        return parts | {module: held for module, held in ((EMBEDDING, embedding), (HEAD, head)) if held or module in parts}
 
     def _put_adapter(self, adapter: Adapter, parts: dict[str, dict[str, str]]) -> None:
         """All of an adapter: what a tied head has too first, then what gives the head weights of its own."""

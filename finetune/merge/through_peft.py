@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +15,9 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 
 from finetune.errors import MergeError, ModelError, library_refusals
 from finetune.evaluate.loading import load_adapted
-from finetune.merge.adapted import DEAD, are_alike, finite
+from finetune.merge.adapted import DEAD, EMBEDDING, are_alike, finite
 from finetune.merge.described import check_beside, write_beside
-from finetune.merge.heads import SCORE_WEIGHT
+from finetune.merge.heads import LM_HEAD, SCORE_WEIGHT
 from finetune.merge.output import refuse_small_disk
 from finetune.merge.parts import Options, Outcome, Parts
 from finetune.merge.streamed import quantization_notes
@@ -56,6 +56,7 @@ def merge_through_peft(parts: Parts, reason: str, folder: Path, output: Path, op
     if before is not None:
         exact = before.as_measured_of(merged)
     dead = (DEAD,) if parts.head is None and _changes_nothing(merged, parts.stored) else ()
+    drawn = tuple(_rows_of_nobody(merged, parts))
     config = save(merged, parts, folder, options.largest_shard)
     del merged, adapted
     began = time.perf_counter()
@@ -66,7 +67,7 @@ def merge_through_peft(parts: Parts, reason: str, folder: Path, output: Path, op
         verification = _verify(parts, before, exact, folder)
     spent += time.perf_counter() - began
     hashes = hashes_of(StoredWeights.of_folder(folder), choose_threads())
-    notes = (note, *dead, *quantization_notes(parts.target, "it is stored"))
+    notes = (note, *dead, *drawn, *quantization_notes(parts.target, "it is stored"))
     return Outcome(hashes, spent, verification=verification, description=description, notes=notes)
 
 
@@ -77,6 +78,19 @@ def _changes_nothing(merged: PreTrainedModel, base: StoredWeights) -> bool:
         if found is None or base.shape(found) != weight.shape or not are_alike(weight.detach(), base.whole(found)):
             return False
     return True
+
+
+def _rows_of_nobody(merged: PreTrainedModel, parts: Parts) -> Iterator[str]:
+    """What is to be said of rows of tokens that neither the base nor an adapter holds."""
+    plain: Any = merged
+    saved = {name for adapter in parts.adapters for name in adapter.weights.names()}
+    for module in (EMBEDDING, LM_HEAD):
+        found = stored_name(parts.stored.tensors, f"{module}.weight")
+        if found is None or f"{module}.weight" not in dict(plain.named_parameters()):
+            continue
+        known, rows = parts.stored.shape(found)[0], plain.get_submodule(module).weight.shape[0]
+        if rows > known and not any(f".{module}." in f".{name}" and "lora_" not in name for name in saved):
+            yield f"the rows {known} to {rows - 1} of {module} are in no file: transformers has drawn them"
 
 
 def _before(parts: Parts, adapted: PeftModel) -> Before | HeadBefore:
