@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,27 +25,38 @@ DEFAULT_DATE = "26 Jul 2024"
 DATE_FORMATS = ("%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%B %d, %Y")
 
 
+PINNED = re.compile(r"\{#- pinned date: (?P<date>.+?) -#\}.*?\{#- end of pin \+#\}", re.DOTALL)
+"""What stands in front of a template that was saved with its date."""
+
+
 @dataclass(frozen=True)
 class Rendering:
-    """What rendering needs beside the template itself; kept on the tokenizer, never saved with it."""
+    """What rendering needs beside the template itself; kept on the tokenizer, not on its template."""
 
     date_string: str = DEFAULT_DATE
     template_name: str = "the tokenizer's own"
     preparation: int = PREPARATION
 
     def pin(self, template: str) -> str:
-        """The template with strftime_now giving the pinned date.
+        """The template with this date in it, whether it asks for `date_string` or calls `strftime_now`.
 
         transformers binds strftime_now to today's date, and turns every function that is handed to a template into a
         string, so the template gets a macro of that name in front of it. A date_string that is no date is given as it is.
         """
-        if "strftime_now" not in template:
+        if not asks_for_date(template):
             return template
         body = "date_string"
         if (date := self._date()) is not None:
             body = "format" + "".join(f" | replace({json.dumps(code)}, {json.dumps(text)})" for code, text in _directives(date))
-        # `+%}` keeps a line break at the start of the template.
-        return "{%- macro strftime_now(format) -%}{{- " + body + " -}}{%- endmacro +%}" + template
+        in_comment = json.dumps(self.date_string).replace("#}", r"#\u007d")
+        literal = json.dumps(self.date_string, ensure_ascii=False)
+        return (
+            f"{{#- pinned date: {in_comment} -#}}"
+            f"{{%- if date_string is not defined -%}}{{%- set date_string = {literal} -%}}{{%- endif -%}}"
+            f"{{%- macro strftime_now(format) -%}}{{{{- {body} -}}}}{{%- endmacro -%}}"
+            # `+#}` keeps a line break at the start of the template.
+            f"{{#- end of pin +#}}{template}"
+        )
 
     def _date(self) -> datetime | None:
         for known in DATE_FORMATS:
@@ -53,6 +65,19 @@ class Rendering:
             except ValueError:
                 continue
         return None
+
+
+def asks_for_date(template: str) -> bool:
+    """Whether a template writes a date that it is not given in the conversation."""
+    return "strftime_now" in template or "date_string" in template
+
+
+def unpinned(template: str) -> tuple[str, str | None]:
+    """A template as it was before its date was pinned, and that date; None where none is."""
+    match = PINNED.match(template)
+    if match is None:
+        return template, None
+    return template[match.end() :], str(json.loads(match["date"]))
 
 
 def _directives(date: datetime) -> list[tuple[str, str]]:
@@ -85,6 +110,12 @@ def adds_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
     """Whether the tokenizer puts a token that begins a text in front of each by itself, as LLaMA's do."""
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer("x", verbose=False)["input_ids"][:1] == [bos]
+
+
+def adds_eos(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Whether the tokenizer puts a token that ends a text behind each by itself."""
+    eos = tokenizer.eos_token_id
+    return eos is not None and tokenizer("x", verbose=False)["input_ids"][-1:] == [eos]
 
 
 def read_template(chat_template: str, own: Mapping[str, str]) -> str:

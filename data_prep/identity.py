@@ -78,6 +78,11 @@ def tokenizer_sha256(tokenizer: "PreTrainedTokenizerFast") -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
+def template_sha256(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """The hash of the chat template that is in use, without a date."""
+    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+
+
 def _source(source: Source, use: Use, section: DataSection, digests: dict[str, str], seed: int) -> dict[str, Any]:
     """A source by its content and format; of its path only what the places of rows name."""
     values = source.model_dump(mode="json", exclude={"path", "code", "repeat", "share"})

@@ -68,10 +68,14 @@ class ChatRenderer:
         Raises DataError where the template refuses the conversation, and where it takes too long or writes too much
         (data_prep/sandbox.py).
         """
-        turns = [self._turn(message, as_parts=self.takes_parts(message.role, bool(tools))) for message in messages]
+        turns = self.turns(messages, tools)
         size = sum(len(message.content) + len(message.reasoning) for message in messages)
         size += sum(len(str(message.tool_calls)) for message in messages if message.tool_calls)
         return self._write(turns, tools, add_generation_prompt, size + (len(str(tools)) if tools else 0))
+
+    def turns(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+        """The messages in the form that the template reads, as apply_chat_template takes them."""
+        return [self._turn(message, as_parts=self.takes_parts(message.role, bool(tools))) for message in messages]
 
     def _write(
         self, turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], add_generation_prompt: bool, size: int

@@ -77,6 +77,14 @@ def _read_model(path: Path) -> Any:
     return model
 
 
+def pieces_of(path: Path) -> list[str] | None:
+    """The pieces of a SentencePiece model by id; None where there is none, or the file is of another kind."""
+    try:
+        return [piece.piece for piece in _read_model(path).pieces] if path.is_file() else None
+    except DataError:
+        return None
+
+
 _OTHER_KIND = ": LLAMA 3's own tokenizer.model is tiktoken's, and can't be read; take the tokenizer.json of the same model."
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.chat_templates import DEFAULT_DATE, Rendering, adds_bos, read_template, templates_of
+from data_prep.chat_templates import DEFAULT_DATE, Rendering, adds_bos, read_template, templates_of, unpinned
 from data_prep.config import PREPARATION
 from data_prep.errors import DataError, library_refusals
 from data_prep.files import is_git_lfs_pointer
@@ -25,7 +25,7 @@ def load_tokenizer(
     folder: str | Path,
     *,
     chat_template: str | None = None,
-    date_string: str = DEFAULT_DATE,
+    date_string: str | None = None,
     pad_token: str | None = None,
     new_tokens: Sequence[str] = (),
     preparation: int = PREPARATION,
@@ -34,9 +34,10 @@ def load_tokenizer(
 
     `chat_template` replaces the tokenizer's own: a name of TEMPLATES, one of its named ones, or a Jinja file; it writes BOS,
     once, where the tokenizer adds one to plain text. `date_string` is the date that a template gets, whether it reads
-    `date_string` or calls `strftime_now`. The pad token is `pad_token`, else the tokenizer's own, else its end token.
-    `new_tokens` are added to the vocabulary; those in the shape <|name|> count as special, so they are left out of decoded
-    answers. `preparation` is the version of the way from rows to tokens. Raises DataError.
+    `date_string` or calls `strftime_now`; when absent the one that the template was saved with, else DEFAULT_DATE. The pad
+    token is `pad_token`, else the tokenizer's own, else its end token. `new_tokens` are added to the vocabulary; those in
+    the shape <|name|> count as special, so they are left out of decoded answers. `preparation` is the version of the way
+    from rows to tokens. Raises DataError.
     """
     tokenizer = _load(Path(folder))
     if preparation > 2:
@@ -47,10 +48,21 @@ def load_tokenizer(
         template_name = chat_template
     _add_tokens(tokenizer, new_tokens)
     _set_pad_token(tokenizer, pad_token)
-    tokenizer.rendering = Rendering(date_string, template_name, preparation)
+    saved_date = _unpin(tokenizer)
+    tokenizer.rendering = Rendering(date_string or saved_date or DEFAULT_DATE, template_name, preparation)
     if chat_template is not None and adds_bos(tokenizer):
         _begin_with_bos(tokenizer)
     return tokenizer
+
+
+def _unpin(tokenizer: "PreTrainedTokenizerFast") -> str | None:
+    """Take the date out of templates that were saved with one, and return it: it is given anew with each rendering."""
+    found = {name: unpinned(text) for name, text in templates_of(tokenizer).items()}
+    dates = [date for _, date in found.values() if date is not None]
+    if dates:
+        texts = {name: text for name, (text, _) in found.items()}
+        tokenizer.chat_template = texts if isinstance(tokenizer.chat_template, dict) else next(iter(texts.values()))
+    return dates[0] if dates else None
 
 
 def _begin_with_bos(tokenizer: "PreTrainedTokenizerFast") -> None:

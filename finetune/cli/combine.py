@@ -38,3 +38,5 @@ def combine(
     out(f"combined  {len(adapters)} adapters by {found.method}, rank {found.rank}")
     out(f"update    {found.distance:.2e} (relative L2) from the weighted sum of theirs")
     out(f"output    {found.output}")
+    if found.changes_nothing:
+        out("warning   its update is 0 in every layer: base and combination are the same model")

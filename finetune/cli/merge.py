@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from finetune.merge.merge import MergeReport
 
 
+DESCRIBED = "config, tokenizer, chat template and end of turn are read back as they were trained"
+
+
 def merge(
     target: Annotated[str, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run, a checkpoint of one, or an adapter.")],
     more: Annotated[list[str] | None, typer.Argument(metavar="[RUN_OR_ADAPTER]...", help="Further ones, in order.")] = None,
@@ -88,6 +91,9 @@ def lines_of(report: "MergeReport") -> list[tuple[str, str]]:
                 f"recomputed in float64, at most {tensors.largest_error_ulps:.3f} ulp off",
             )
         )
+    if report.described:
+        lines.append(("description", DESCRIBED))
     left_out = [("verification", "predictions were left out (--verify)")]
     lines += report.verification.lines() if report.verification is not None else left_out
-    return lines + [("note", note) for note in report.notes]
+    warned = "warning: "
+    return lines + [("warning" if note.startswith(warned) else "note", note.removeprefix(warned)) for note in report.notes]

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from finetune.cli.common import JsonOption, out, print_json, teller
+from finetune.cli.merge import DESCRIBED
 
 
 def verify(
@@ -28,9 +29,12 @@ def verify(
         verification = found.verification.as_dict() if found.verification is not None else None
         print_json(asdict(found) | {"verification": verification, "failures": found.failures, "holds": not found.failures})
     else:
-        out(f"tensors       {found.tensors} have the hash of the merge, {len(found.changed)} do not")
+        out(f"tensors       {found.tensors} have the hash of the merge")
+        out(f"changed       {', '.join(found.changed[:5]) or 'nothing'}{' ...' if len(found.changed) > 5 else ''}")
         if found.left_out is not None:
             out(f"left out      base + adapter: {found.left_out}")
+        if found.description is not None:
+            out(f"description   {DESCRIBED if not found.description.failures else found.description.failures[0]}")
         if found.check is not None:
             out(
                 f"recomputed    {found.check.sampled_numbers:,} numbers in float64, at most "

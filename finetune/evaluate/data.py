@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.config import PREPARATION
+from data_prep.errors import DataError
 from data_prep.prepare import PreparedData, prepare
 from data_prep.tokenizer import load_tokenizer
 from finetune.model.hashes import cache_folder
@@ -13,6 +14,13 @@ from finetune.recipe.schema.model import ModelSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+VOCABULARIES = frozenset({"tokenizer.json", "tokenizer.model", "vocab.json"})
+"""Files that a tokenizer is made of."""
+DESCRIPTIONS = frozenset({"tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"})
+"""Files that say more of one."""
+TEMPLATE = "chat_template.jinja"
 
 
 def data_cache() -> Path:
@@ -25,14 +33,22 @@ def tokenizer_for(
 ) -> "PreTrainedTokenizerFast":
     """The tokenizer that was saved with the adapter, else the base's with the recipe's template, tokens and date.
 
-    `preparation` is the version of the way from rows to tokens.
+    `preparation` is the version of the way from rows to tokens. Raises DataError where it can't be loaded, and where an
+    adapter's folder describes a tokenizer and lacks its vocabulary.
     """
-    if adapter is not None and (adapter / "tokenizer.json").is_file():
+    own = set() if adapter is None else {path.name for path in adapter.iterdir()}
+    if adapter is not None and own & VOCABULARIES:
         # Template, pad token and new tokens were saved with it.
         return load_tokenizer(adapter, date_string=model.date_string, preparation=preparation)
+    if adapter is not None and own & DESCRIPTIONS:
+        raise DataError(
+            f"{adapter} has {min(own & DESCRIPTIONS)}, and lacks the vocabulary that belongs to it "
+            f"({' or '.join(sorted(VOCABULARIES))}): copy it there too, or remove what is there to use the base's tokenizer."
+        )
+    template = str(adapter / TEMPLATE) if adapter is not None and TEMPLATE in own else model.chat_template
     return load_tokenizer(
         base_folder,
-        chat_template=model.chat_template,
+        chat_template=template,
         date_string=model.date_string,
         pad_token=model.pad_token,
         new_tokens=model.new_tokens,

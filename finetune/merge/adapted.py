@@ -14,6 +14,12 @@ from finetune.model.inspect import stored_name
 from finetune.recipe.heads import classifies
 
 EMBEDDING, HEAD = "model.embed_tokens", LM_HEAD
+NOTHING = 1e-6
+"""A change of so large a share of the largest number is none."""
+DEAD = (
+    "warning: the adapter changes no weight of the base: all its updates are 0. It was not trained, or was saved before it was "
+    "(or without its weights)"
+)
 
 
 class Updates:
@@ -43,43 +49,52 @@ class Updates:
         return found
 
     def _without_twins(self, adapter: Adapter, parts: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-        """What was saved of a tied head beside the same of the embedding is the embedding's."""
-        embedding, head = parts.get(EMBEDDING, {}), parts.get(HEAD, {})
-        twins = {
-            part
-            for part in ("weight", "trainable_tokens_delta")
-            if self.stays_tied
-            and part in embedding
-            and part in head
-            and hash_of(adapter.weights, embedding[part]) == hash_of(adapter.weights, head[part])
-        }
-        return parts | {HEAD: {part: name for part, name in head.items() if part not in twins}} if twins else parts
+        """What was saved of a tied head beside the same of the embedding, or in its place, is the embedding's."""
+        if not self.stays_tied:
+            return parts
+        embedding, head = dict(parts.get(EMBEDDING, {})), dict(parts.get(HEAD, {}))
+        trained_apart = any(matches(module, adapter.config["modules_to_save"]) for module in (EMBEDDING, HEAD))
+        for part in ("trainable_tokens_delta", *(() if trained_apart else ("weight",))):
+            if part == "weight" and part in head and part not in embedding:
+                embedding[part] = head.pop(part)
+            elif part in head and part in embedding:
+                same = hash_of(adapter.weights, embedding[part]) == hash_of(adapter.weights, head[part])
+                head = {name: held for name, held in head.items() if name != part or not same}
+        return parts | {module: held for module, held in ((EMBEDDING, embedding), (HEAD, head)) if held or module in parts}
 
     def _put_adapter(self, adapter: Adapter, parts: dict[str, dict[str, str]]) -> None:
-        """All of an adapter: rows of tokens first, which a tied head has too, then what gives the head weights of its own."""
+        """All of an adapter: what a tied head has too first, then what gives the head weights of its own."""
+        # Saved whole because the vocabulary grew, and not because it was trained: rows and updates are on top of it.
+        grown = {
+            module: parts[module]["weight"]
+            for module in (EMBEDDING, HEAD)
+            if "weight" in parts.get(module, {}) and not matches(module, adapter.config["modules_to_save"])
+        }
         rows = {module: names["trainable_tokens_delta"] for module, names in parts.items() if "trainable_tokens_delta" in names}
-        for module, name in rows.items():
-            if module != HEAD:
-                self._put_tokens(adapter, module, name)
-        if self.stays_tied and _separates(adapter, parts):
-            self.stays_tied = False
-            before = self.by_name.get(f"{EMBEDDING}.weight")
-            if before is not None:
-                self.by_name[f"{HEAD}.weight"] = Update(before.shape, list(before.operations))
-        if HEAD in rows:
-            self._put_tokens(adapter, HEAD, rows[HEAD])
+        for module in [EMBEDDING, *(rows.keys() - {EMBEDDING, HEAD}), HEAD]:
+            if module == HEAD and self.stays_tied and _separates(adapter, parts):
+                self.stays_tied = False
+                before = self.by_name.get(f"{EMBEDDING}.weight")
+                if before is not None:
+                    self.by_name[f"{HEAD}.weight"] = Update(before.shape, list(before.operations))
+            if module in grown:
+                self._put_whole(adapter, module, "weight", grown[module])
+            if module in rows:
+                self._put_tokens(adapter, module, rows[module])
         for module, names in parts.items():
-            self._put_module(adapter, module, names)
+            self._put_module(adapter, module, {part: name for part, name in names.items() if name != grown.get(module)})
 
     def _put_module(self, adapter: Adapter, module: str, names: dict[str, str]) -> None:
-        weights = adapter.weights
         for part in ("weight", "bias"):
             if part in names:
-                self._put(adapter, f"{module}.{part}", Replaced(weights, names[part]), weights.shape(names[part]))
+                self._put_whole(adapter, module, part, names[part])
         if any(part in names for part in ("lora_A.weight", "lora_B.weight")):
             self._put_low_rank(adapter, module, names, "lora_A.weight", "lora_B.weight")
         if any(part in names for part in ("lora_embedding_A", "lora_embedding_B")):
             self._put_low_rank(adapter, module, names, "lora_embedding_A", "lora_embedding_B")
+
+    def _put_whole(self, adapter: Adapter, module: str, part: str, name: str) -> None:
+        self._put(adapter, f"{module}.{part}", Replaced(adapter.weights, name), adapter.weights.shape(name))
 
     def _put_low_rank(self, adapter: Adapter, module: str, names: dict[str, str], a: str, b: str) -> None:
         weights, embedding = adapter.weights, a == "lora_embedding_A"
@@ -138,6 +153,12 @@ class Updates:
         try:
             return self.base.shape(self.source(name))
         except KeyError:
+            module, _, leaf = name.rpartition(".")
+            if leaf == "bias" and stored_name(self.base.tensors, f"{module}.weight") is not None:
+                raise MergeError(
+                    f"the adapter in {adapter.folder} trained a bias of {module} (bias or lora_bias in its config), and the "
+                    "base has none there, so a merged model has no place for it: keep the adapter beside its base."
+                ) from None
             raise MergeError(
                 f"the adapter in {adapter.folder} does not fit the base: it has weights beyond the base's modules, such as "
                 f"{name}. It belongs to a base with another number of layers, or another architecture; "
@@ -147,7 +168,8 @@ class Updates:
     def _refuse_absent(self, adapter: Adapter, parts: dict[str, dict[str, str]]) -> None:
         """Raises MergeError where the config names a module of the base for which the file has nothing."""
         held = {module for module, names in parts.items() if any(part.startswith("lora_") for part in names)}
-        modules = {name.removesuffix(".weight") for name in self.base.names() if name.endswith(".weight")}
+        matrices = (name for name in self.base.names() if name.endswith(".weight") and len(self.base.shape(name)) == 2)
+        modules = {name.removesuffix(".weight") for name in matrices}
         modules = {module if module.startswith(("model.", HEAD, SCORE)) else f"model.{module}" for module in modules}
         absent = sorted(module for module in modules - held if adapter.targets(module))
         if absent:
@@ -223,6 +245,19 @@ class MergedWeights:
         """What happens to a tensor of the merged model."""
         return self.updates.by_name.get(name) or self.updates.by_name.get(f"model.{name}")
 
+    def changes_nothing(self) -> bool:
+        """Whether every tensor is the base's, but for rounding: the adapter was not trained, or not saved. Asked in float32."""
+        for name in self._names:
+            if self.update(name) is None:
+                continue
+            source = self.updates.source(name)
+            if self.shape(name) != self.base.shape(source):
+                return False
+            for (_, mine), (_, its) in zip(self.blocks(name), self.base.blocks(source), strict=True):
+                if not are_alike(mine, its):
+                    return False
+        return True
+
     def blocks(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, rows) of a merged tensor. Raises MergeError where a number isn't finite in its type."""
         update, dtype = self.update(name), self.dtype(name)
@@ -249,6 +284,13 @@ class MergedWeights:
         if last > known:
             held.append(_empty(update, max(first, known), last, dtype))
         return finite(name, update.ready()(torch.cat(held), first).to(dtype))
+
+
+def are_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors of one shape are the same, but for rounding."""
+    if not other.numel():
+        return True
+    return bool((one.double() - other.double()).abs().max() <= NOTHING * other.double().abs().max())
 
 
 def _empty(update: Update, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:

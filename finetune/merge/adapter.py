@@ -8,9 +8,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from finetune.errors import MergeError
+from finetune.merge.heads import LM_HEAD, SCORE
 from finetune.merge.tensors import StoredWeights
 from finetune.merge.updates import parts_of
 from finetune.model.adapter_file import check_adapter_config, frozen_copies
+from finetune.model.adapter_fit import HARMLESS, refuse_wrapped
 from finetune.model.folder import ADAPTER_WEIGHTS, read_adapter_config
 from finetune.recipe.heads import ABSENT_MODULE, CLASSIFIES
 
@@ -24,20 +26,32 @@ UNDERSTOOD = frozenset({
 """Keys of adapter_config.json that are followed here, or decide nothing once the training is over. (peft itself ignores
 fan_in_fan_out for the linear layers of a LLaMA.)"""
 
+LORA = "LORA"
+"""peft's name of the kind of adapter that is merged here."""
+
 KEEPS_BASE = (True, False, "true", "gaussian", "eva", "orthogonal")
 """Ways to initialise that leave the base as it is. The others (PiSSA, OLoRA ...) take a part of it into the adapter."""
 
+
+ALL_LINEAR = "all-linear"
+"""peft's word for every linear layer but the head."""
+NOT_LINEAR = frozenset({"embed_tokens", LM_HEAD, SCORE})
 
 Tokens = list[Annotated[int, Field(ge=0)]]
 Names = str | list[str] | None
 
 
-class LoraValues(BaseModel):
-    """What a merge goes by in adapter_config.json, with peft's defaults; other keys are kept as they are."""
+class AnyValues(BaseModel):
+    """What each adapter_config.json says; other keys are kept as they are."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     peft_type: str
+
+
+class LoraValues(AnyValues):
+    """What a merge goes by in LoRA's adapter_config.json, with peft's defaults."""
+
     r: Annotated[int, Field(ge=1)] = 8
     lora_alpha: Annotated[float, Field(allow_inf_nan=False)] = 8
     target_modules: Names = None
@@ -50,6 +64,7 @@ class LoraValues(BaseModel):
     rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
     alpha_pattern: dict[str, float] | None = None
     layers_to_transform: int | list[int] | None = None
+    layers_pattern: Names = None
     trainable_token_indices: Tokens | dict[str, Tokens] | None = None
     init_lora_weights: bool | str | None = True
 
@@ -64,6 +79,9 @@ class LoraValues(BaseModel):
         return value
 
 
+DEFAULTS = LoraValues(peft_type=LORA).model_dump()
+
+
 @dataclass
 class Adapter:
     """An adapter folder."""
@@ -76,7 +94,9 @@ class Adapter:
         """Raises ModelError or MergeError where it is no adapter folder, or damaged."""
         found = read_adapter_config(self.folder)
         try:
-            self.config = found | LoraValues.model_validate(found).model_dump()
+            # Of other kinds, whose keys mean something else, the type is all that is read here.
+            values = LoraValues if found.get("peft_type") == LORA else AnyValues
+            self.config = DEFAULTS | found | values.model_validate(found).model_dump()
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -90,11 +110,11 @@ class Adapter:
 
     def why_not_streamed(self) -> str | None:
         """What only peft itself can merge; None where there is nothing of the kind."""
-        if self.config.get("peft_type") != "LORA":
+        if self.config.get("peft_type") != LORA:
             return f"it is of type {self.config.get('peft_type')}"
         if self.config.get("init_lora_weights", True) not in KEEPS_BASE:
             return f"it was initialised with {self.config['init_lora_weights']}, which takes a part of the base"
-        strange = sorted(key for key, value in self.config.items() if value and key not in UNDERSTOOD)
+        strange = sorted(key for key, value in self.config.items() if value and key not in UNDERSTOOD | HARMLESS)
         if strange:
             return f"it uses {', '.join(strange)}"
         if self.config.get("use_dora") and any("lora_embedding_A" in name for name in self.weights.names()):
@@ -102,18 +122,28 @@ class Adapter:
         return None
 
     def targets(self, module: str) -> bool:
-        """Whether the config has LoRA on a module, by peft's rules."""
-        layers = self.config["layers_to_transform"]
-        if layers is not None:
-            match = re.search(r"\.layers\.(\d+)\.", f".{module}.")
-            if match is None or int(match[1]) not in ([layers] if isinstance(layers, int) else layers):
-                return False
-        if matches(module, self.config["modules_to_save"]) or matches(module, self.config["exclude_modules"]):
+        """Whether the config has LoRA on a module with a matrix, by peft's rules (check_target_module_exists)."""
+        saved, wanted = self.config["modules_to_save"] or (), self.config["target_modules"]
+        if matches(module, self.config["exclude_modules"]) or any(_lies_in(module, name) for name in saved):
             return False
-        return matches(module, self.config["target_modules"])
+        if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
+            return module.rpartition(".")[2] not in NOT_LINEAR
+        named = not isinstance(wanted, str) and module in (wanted or ())
+        return matches(module, wanted) and (named or isinstance(wanted, str) or self._in_layers(module))
+
+    def _in_layers(self, module: str) -> bool:
+        """Whether a module lies in one of the layers that the config names; it names all of them where it names none."""
+        layers, patterns = self.config["layers_to_transform"], self.config["layers_pattern"] or ()
+        if layers is None or layers == []:
+            return True
+        known = [rf"(?:^|.*?\.){pattern}" for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
+        found = (re.match(rf"{pattern}\.(\d+)\.", module) for pattern in known or [r".*?\.[^.]*"])
+        match = next((match for match in found if match is not None), None)
+        return match is not None and int(match[1]) in ([layers] if isinstance(layers, int) else layers)
 
     def parts(self) -> dict[str, dict[str, str]]:
         """Module -> part -> name in the file. Raises MergeError where config and file contradict each other."""
+        refuse_wrapped(self.folder / ADAPTER_WEIGHTS, self.weights.names())
         found = parts_of(self.weights)
         check_adapter_config(self.config, found, self.folder)
         self._refuse_contradictions(found)
@@ -132,7 +162,7 @@ class Adapter:
             {ABSENT_MODULE} if self.config.get("task_type") == CLASSIFIES else set()
         )
         for name in sorted(saved):
-            if not any(matches(module, [name]) and "weight" in names for module, names in parts.items()):
+            if not any(_lies_in(module, name) and "weight" in names for module, names in parts.items()):
                 raise self.contradiction(f"modules_to_save names {name}, and the file does not hold it")
         if self.config["trainable_token_indices"] and not any("trainable_tokens_delta" in names for names in parts.values()):
             raise self.contradiction("trainable_token_indices names tokens, and the file holds no rows for them")
@@ -142,6 +172,11 @@ class Adapter:
         return MergeError(
             f"the adapter in {self.folder} contradicts its own config: {what}. One of the two files is not its own."
         )
+
+
+def _lies_in(module: str, saved: str) -> bool:
+    """peft's rule: whether a module is one of modules_to_save, or a part of one."""
+    return re.match(rf"(^|.*\.){saved}($|\..*)", module) is not None
 
 
 def matches(module: str, wanted: Names) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import CheckpointError, MergeError, ModelError
 from finetune.merge.adapted import MergedWeights, Updates
 from finetune.merge.check_tensors import TensorCheck, check_tensors
+from finetune.merge.described import DescriptionCheck, check_beside, hashes_beside
 from finetune.merge.nf4 import Nf4Weights
 from finetune.merge.output import VERIFICATION_FILE
 from finetune.merge.parts import Options, Say, read_parts
@@ -32,16 +33,19 @@ class Again:
     tensors: int
     """Whose hash is that of the merge."""
     changed: tuple[str, ...]
+    """Tensors, and files beside them, that are not what was written."""
     left_out: str | None
     """Why base + adapter was not looked at again."""
     check: TensorCheck | None = None
     verification: "Verification | HeadVerification | None" = None
+    description: DescriptionCheck | None = None
 
     @property
     def failures(self) -> list[str]:
         """What doesn't hold, in words."""
         found = [f"{name} is not what was written" for name in self.changed]
-        return found + [failure for check in (self.check, self.verification) if check is not None for failure in check.failures]
+        checks = (self.check, self.verification, self.description)
+        return found + [failure for check in checks if check is not None for failure in check.failures]
 
 
 def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
@@ -57,6 +61,9 @@ def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
     expected: dict[str, str] = record["xxh3_128"]
     changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     same = len(found) - sum(name in found for name in changed)
+    files, now = record["description"], hashes_beside(folder)
+    files = now if files is None else files  # merges of earlier versions don't say
+    changed += sorted(name for name in files.keys() | now.keys() if files.get(name) != now.get(name))
     try:
         target, adapters = _target_of(record)
         parts = read_parts(target, adapters[1:], record["asked_dtype"])
@@ -73,8 +80,15 @@ def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
     )
     merged = MergedWeights(base, updates, parts.asked_dtype)
     check = check_tensors(folder, merged, None, seed=seed, workers=choose_threads())
-    verification = verify_streamed(parts, merged, folder, Options(0, "full", "auto", say))
-    return Again(str(folder), same, tuple(changed), None, check, verification)
+    config = parts.merged_config(vocabulary=updates.vocabulary, tied=updates.stays_tied if updates.predicts else None)
+    description = check_beside(parts, folder, config)
+    # A model that is not described right need not even load.
+    verification = (
+        None
+        if description.failures
+        else verify_streamed(parts, merged, folder, config.expected(), Options(0, "full", "auto", say))
+    )
+    return Again(str(folder), same, tuple(changed), None, check, verification, description)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -86,7 +100,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         for name, kind in (("xxh3_128", dict), ("adapters", list), ("adapter_sha256", list), ("notes", list)):
             if not isinstance(found[name], kind):
                 raise TypeError(f"{name} is a {type(found[name]).__name__}")
-        return found | {"stored": record.get("stored")}  # which merges of earlier versions lack
+        return found | {key: record.get(key) for key in ("stored", "description")}  # which merges of earlier versions lack
     except FileNotFoundError:
         raise MergeError(f"{folder} holds no {VERIFICATION_FILE}: expected a folder that finetune merge wrote.") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,21 +16,22 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from finetune.errors import MergeError, library_refusals
 from finetune.evaluate.data import tokenizer_for
 from finetune.evaluate.loading import unchanged_base
-from finetune.merge.adapted import Updates
+from finetune.merge.adapted import NOTHING, Updates
 from finetune.merge.adapter import Adapter
 from finetune.merge.heads import score_name
 from finetune.merge.output import refuse_existing, unfinished
 from finetune.merge.target import choose_target
 from finetune.merge.tensors import StoredWeights
 from finetune.merge.verify import quiet_peft
-from finetune.model.adapter_file import check_adapter_config
+from finetune.model.adapter_alone import load_alone
 from finetune.model.config import load_config
+from finetune.model.description import write_description
+from finetune.model.description_check import differences
 from finetune.model.folder import read_adapter_config
 from finetune.runs.folder import ADAPTER_NOTES
 from finetune.runs.target import Target
@@ -41,6 +42,8 @@ BEYOND_COMBINING = (
     "modules_to_save", "trainable_token_indices", "use_dora", "lora_bias", "layers_to_transform", "exclude_modules",
 )  # fmt: skip
 """What peft takes from the first adapter, or leaves out."""
+WHOLE = ("weight", "bias")
+"""Parts of an adapter that are no low-rank update; peft saves an embedding whole where it is adapted, or grew."""
 CAT_BOUND = 1e-4
 
 
@@ -54,6 +57,8 @@ class Combination:
     rank: int
     distance: float
     """Relative L2, over all modules."""
+    changes_nothing: bool
+    """Whether its update is 0 everywhere."""
 
 
 def combine(
@@ -80,10 +85,11 @@ def combine(
     model = _load(config, folders)
     options: dict[str, Any] = {"svd_rank": rank} if method == "svd" and rank is not None else {}
     names = [_name(index) for index in range(len(folders))]
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    narrowest = min(min(layer.in_features, layer.out_features) for layer in layers)
+    narrowest = min(min(layer.in_features, layer.out_features) for layer in _layers(model).values())
     if rank is not None and rank > narrowest:
         raise MergeError(f"--rank is {rank}, and the narrowest of the adapted matrices has {narrowest} rows or columns.")
+    for name in names:  # peft makes room for the rank in general, and not for what rank_pattern has above it
+        cast(LoraConfig, model.peft_config[name]).r = max(_ranks(model, name).values())
     # The weights that peft computes have scale 1 in them; with rsLoRA's rule the result would be scaled again.
     cast(LoraConfig, model.peft_config[names[0]]).use_rslora = False
     try:
@@ -91,9 +97,13 @@ def combine(
             model.add_weighted_adapter(
                 names, list(weights), COMBINED, combination_type=method, svd_full_matrices=False, density=density, **options
             )
-    except ValueError as error:
-        raise MergeError(f"peft can't combine these adapters with {method}: {error}") from error
-    distance = _distance(model, names, weights)
+    except (ValueError, RuntimeError) as error:
+        raise MergeError(
+            f"peft can't combine these adapters with {method}: {' '.join(str(error).split())}. Where their ranks differ, cat "
+            "and svd can."
+        ) from error
+    _name_ranks(model)
+    distance, changes_nothing = _distance(model, names, weights)
     if method == "cat" and distance > CAT_BOUND:
         raise MergeError(f"the combination is {distance:.1e} from the weighted sum, and cat must be exact: it was not written.")
     with unfinished(output) as folder:
@@ -102,8 +112,13 @@ def combine(
             path.rename(folder / path.name)
         (folder / COMBINED).rmdir()
         _describe(folder, parts[0], targets, method, weights, density, distance)
-        tokenizer_for(parts[0].model, folders[0], found.folder).save_pretrained(folder)
-    return Combination(str(output), method, tuple(weights), cast(LoraConfig, model.peft_config[COMBINED]).r, distance)
+        tokenizer = tokenizer_for(parts[0].model, folders[0], found.folder)
+        write_description(folder, tokenizer, [folders[0], found.folder])
+        wrong = [*_read_otherwise(model, _load(config, [folder])), *differences(folder, tokenizer, None)]
+        if wrong:
+            raise MergeError(f"what was written is not the combination: {'; '.join(wrong[:3])}. Nothing stands in {output}.")
+    rank = cast(LoraConfig, model.peft_config[COMBINED]).r
+    return Combination(str(output), method, tuple(weights), rank, distance, changes_nothing)
 
 
 def _name(index: int) -> str:
@@ -146,7 +161,9 @@ def _refuse_unlike(parts: Sequence[Target], folders: Sequence[Path]) -> None:
                 "combined. Merge it by itself."
             )
         beyond = [key for key in BEYOND_COMBINING if config.get(key)] + (["bias"] if config["bias"] != "none" else [])
+        whole = sorted(f"{module}.{part}" for module, held in adapter.parts().items() for part in held if part in WHOLE)
         reason = f"it uses {', '.join(beyond)}" if beyond else adapter.why_not_streamed()
+        reason = f"it holds {whole[0]} whole" if reason is None and whole else reason
         if reason is not None:
             raise MergeError(
                 f"the adapter in {folder}: {reason}, which peft's combination would leave out. Merge it by itself."
@@ -154,41 +171,71 @@ def _refuse_unlike(parts: Sequence[Target], folders: Sequence[Path]) -> None:
 
 
 def _load(config: PretrainedConfig, folders: Sequence[Path]) -> PeftModel:
-    """All adapters on a base without weights: only its layers' sizes are needed, and one zero stands for each weight."""
-    maker: Any = AutoModelForCausalLM
-    with torch.device("meta"):
-        plain = maker.from_config(config, trust_remote_code=False)
-    for name, parameter in list(plain.named_parameters(remove_duplicate=False)):
-        path, _, leaf = name.rpartition(".")
-        setattr(plain.get_submodule(path), leaf, nn.Parameter(torch.zeros(1).expand(parameter.shape), requires_grad=False))
-    modules = [name for name, _ in plain.named_modules()]
-    for folder in folders:
-        check_adapter_config(read_adapter_config(folder), modules, folder)
+    """All adapters on a base without weights."""
     with quiet_peft(), library_refusals("peft can't load these adapters side by side", MergeError):
-        model = PeftModel.from_pretrained(plain, str(folders[0]), adapter_name=_name(0))
+        model = load_alone(config, folders[0], name=_name(0))
         for index, folder in enumerate(folders[1:], start=1):
             model.load_adapter(str(folder), adapter_name=_name(index))
     return model
 
 
-def _distance(model: PeftModel, names: Sequence[str], weights: Sequence[float]) -> float:
-    """Of the combined update from the weighted sum, relative L2."""
-    apart = whole = 0.0
-    for module in model.modules():
-        if not isinstance(module, LoraLayer):
-            continue
-        held: Any = module
-        here = {*held.lora_A, *held.lora_embedding_A}
+def _layers(model: PeftModel) -> dict[str, Any]:
+    """The layers that have LoRA, by name."""
+    return {name: module for name, module in model.get_base_model().named_modules() if isinstance(module, LoraLayer)}
+
+
+def _ranks(model: PeftModel, adapter: str) -> dict[str, int]:
+    """The rank of an adapter in each layer that it has."""
+    found = {}
+    for name, layer in _layers(model).items():
+        if adapter in layer.lora_A:
+            found[name] = layer.lora_A[adapter].weight.shape[0]
+        elif adapter in layer.lora_embedding_A:
+            found[name] = layer.lora_embedding_A[adapter].shape[0]
+    return found
+
+
+def _name_ranks(model: PeftModel) -> None:
+    """Write into the combination's config what rank each layer got; peft knows of one rank, and scales by it."""
+    ranks, config = _ranks(model, COMBINED), cast(LoraConfig, model.peft_config[COMBINED])
+    config.r = config.lora_alpha = max(ranks.values())
+    leaves = {name: name.rpartition(".")[2] for name in ranks}
+    alike = {leaf for leaf in leaves.values() if len({ranks[name] for name in ranks if leaves[name] == leaf}) == 1}
+    named = {leaves[name] if leaves[name] in alike else name: rank for name, rank in ranks.items()}
+    config.rank_pattern = {name: rank for name, rank in named.items() if rank != config.r}
+    config.alpha_pattern = dict(config.rank_pattern)  # so that each layer's scale is 1
+
+
+def _delta(layer: Any, adapter: str) -> torch.Tensor | None:
+    held = adapter in {*layer.lora_A, *layer.lora_embedding_A}
+    return cast(torch.Tensor, layer.get_delta_weight(adapter).double()) if held else None
+
+
+def _distance(model: PeftModel, names: Sequence[str], weights: Sequence[float]) -> tuple[float, bool]:
+    """Of the combined update from the weighted sum, relative L2; and whether it is 0, but for rounding."""
+    apart = whole = size = parted = 0.0
+    for layer in _layers(model).values():
         parts = [
-            weight * held.get_delta_weight(name).double() for name, weight in zip(names, weights, strict=True) if name in here
+            weight * delta for name, weight in zip(names, weights, strict=True) if (delta := _delta(layer, name)) is not None
         ]
         if not parts:
             continue
-        total = torch.stack(parts).sum(dim=0)
-        combined = held.get_delta_weight(COMBINED).double() if COMBINED in here else torch.zeros_like(total)
+        total, combined = torch.stack(parts).sum(dim=0), _delta(layer, COMBINED)
+        combined = torch.zeros_like(total) if combined is None else combined
         apart += float((combined - total).square().sum())
         whole += float(total.square().sum())
-    return (apart / whole) ** 0.5 if whole else 0.0
+        size += float(combined.square().sum())
+        parted += sum(float(part.square().sum()) for part in parts)
+    return (apart / whole) ** 0.5 if whole else 0.0, size <= NOTHING**2 * parted
+
+
+def _read_otherwise(model: PeftModel, again: PeftModel) -> Iterator[str]:
+    """The layers in which an adapter that was read back is not the combination that was written."""
+    read = _layers(again)
+    for name, layer in _layers(model).items():
+        mine, its = _delta(layer, COMBINED), _delta(read[name], _name(0)) if name in read else None
+        if mine is not None and (its is None or not torch.equal(mine, its)):
+            yield f"peft reads another update of {name}"
 
 
 def _describe(

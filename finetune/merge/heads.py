@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.config import HeadSection
 from finetune.errors import MergeError
-from finetune.recipe.heads import CLASSIFIER, CLASSIFIES, PROBLEM_TYPES, classifies, head_of_config
+from finetune.recipe.heads import CLASSIFIER, CLASSIFIES, classifies, described_head, head_of_config, named_outputs
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def read_head(
             f"the head of {target.description} contradicts itself: by its notes it is {_words(named)}, by "
             + (f"its weights it has {outputs} outputs." if own in (None, named) else f"its base {_words(own)}.")
         )
-    return MergedHead(named, {"problem_type": PROBLEM_TYPES[named.problem], **_names(named.labels or ("value",))})
+    return MergedHead(named, described_head(named))
 
 
 def exchange_heads(stored: "StoredWeights", adapter: "Adapter") -> None:
@@ -89,18 +89,28 @@ def exchange_heads(stored: "StoredWeights", adapter: "Adapter") -> None:
     stored.tensors[SCORE_WEIGHT] = adapter.weights.tensors[name]
 
 
-def config_with_head(config: dict[str, Any], head: MergedHead, pad_token_id: int | None) -> dict[str, Any]:
-    """A base's config.json for the model with the head. Raises MergeError where transformers has no such model.
+def how_it_reads(*, templated: bool) -> str:
+    """For the card: what a text goes through before the head reads it, and a program that does it."""
+    through = (
+        "Each text went through the chat template, as a user's turn with the header of the answer behind it. A "
+        '`pipeline("text-classification")` gives the model the bare text, which it was not trained on.'
+    )
+    call = (
+        'inputs = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True,\n'
+        '                                       return_dict=True, return_tensors="pt")'
+    )
+    if not templated:
+        through, call = "Texts are read as they are, without a template.", 'inputs = tokenizer(text, return_tensors="pt")'
+    return f"""{through}
 
-    transformers reads a row at its last token that is not the padding token, so config.json has to name it.
-    """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    kind = str(config.get("model_type"))
-    if kind not in KNOWN:
-        raise MergeError(f"transformers has no model of architecture {kind} with a classification head to merge into.")
-    kept = {key: value for key, value in config.items() if key not in ("num_labels", "problem_type")}
-    return kept | {"architectures": [KNOWN[kind]], "pad_token_id": pad_token_id} | head.described
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder)
+{call}
+outputs = model(**inputs).logits
+```"""
 
 
 def _has_head(adapter: "Adapter") -> bool:
@@ -142,7 +152,7 @@ def _outputs(adapter: "Adapter", config: dict[str, Any], stored: "StoredWeights"
 
 def _plain_head(adapter: "Adapter", config: dict[str, Any], own: HeadSection | None, outputs: int) -> MergedHead:
     """Of an adapter that says nothing of its labels: the base's where it has such a head, else transformers' own names."""
-    described = _names([f"LABEL_{index}" for index in range(outputs)])
+    described = named_outputs([f"LABEL_{index}" for index in range(outputs)])
     if own is not None and own.outputs == outputs:
         kept = ("id2label", "label2id", "problem_type")
         return MergedHead(own, described | {key: config[key] for key in kept if config.get(key)})
@@ -153,10 +163,6 @@ def _plain_head(adapter: "Adapter", config: dict[str, Any], own: HeadSection | N
         "until id2label and label2id in config.json say otherwise"
     )
     return MergedHead(section, described, note)
-
-
-def _names(labels: Sequence[str]) -> dict[str, Any]:
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
 
 
 def _words(head: HeadSection | None) -> str:

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import CheckFailed, MergeError
 from finetune.merge.adapted import Updates
-from finetune.merge.heads import SCORE_WEIGHT
-from finetune.merge.output import VERIFICATION_FILE, failed_name, refuse_existing, unfinished, write_card, write_description
+from finetune.merge.described import hashes_beside
+from finetune.merge.heads import SCORE_WEIGHT, how_it_reads
+from finetune.merge.output import VERIFICATION_FILE, failed_name, refuse_existing, unfinished, write_card
 from finetune.merge.parts import NAMED_DTYPES, Options, Outcome, Parts, Say, read_parts
 from finetune.merge.streamed import merge_streamed
+from finetune.model.adapter_fit import HARMLESS
 from finetune.model.folder import ADAPTER_WEIGHTS
 from finetune.model.hashes import file_sha256
 from finetune.model.inspect import read_stored
@@ -55,6 +57,8 @@ class MergeReport:
     notes: tuple[str, ...]
     tensors: "TensorCheck | None"
     verification: "Verification | HeadVerification | None"
+    described: bool | None
+    """Whether config, tokenizer and template were read back as they were trained; None where nobody looked."""
     qlora: "Comparison | None"
 
     def as_dict(self) -> dict[str, Any]:
@@ -91,14 +95,6 @@ def merge(
     parts = read_parts(_as_asked(target, qlora_base), more, dtype)
     with unfinished(output) as folder:
         outcome = _merge(parts, folder, output, options)
-        keep_sentencepiece = not target.model.new_tokens
-        write_description(
-            folder,
-            parts.base.folder,
-            parts.tokenizer,
-            keep_sentencepiece=keep_sentencepiece,
-            generates=parts.head is None,
-        )
         report = _report(parts, folder, output, outcome, started)
         _write_verification(folder, parts, report, outcome)
         if outcome.failures:
@@ -160,11 +156,28 @@ def _report(parts: Parts, folder: Path, output: Path, outcome: Outcome, started:
         parameters=written.parameters,
         seconds=round(time.perf_counter() - started, 1),
         check_seconds=round(outcome.check_seconds, 1),
-        notes=(*outcome.notes, *([parts.head.note] if parts.head is not None and parts.head.note else [])),
+        notes=(*outcome.notes, *_head_notes(parts), *_ignored(parts)),
         tensors=outcome.tensors,
         verification=outcome.verification,
+        described=None if outcome.description is None else not outcome.description.failures,
         qlora=outcome.qlora,
     )
+
+
+def _head_notes(parts: Parts) -> list[str]:
+    """What is to be known of a classification head's outputs, and of its texts."""
+    if parts.head is None:
+        return []
+    named = [parts.head.note] if parts.head.note else []
+    if not parts.templated:
+        return named
+    return [*named, "texts go through the chat template before the head reads them: README.md in the output shows the call"]
+
+
+def _ignored(parts: Parts) -> list[str]:
+    """Keys of an adapter's config that other tools wrote, and nobody needs."""
+    found = sorted({key for adapter in parts.adapters for key in HARMLESS if adapter.config.get(key)})
+    return [f"ignored in adapter_config.json, where it says nothing of the weights: {', '.join(found)}"] if found else []
 
 
 def _write_verification(folder: Path, parts: Parts, report: MergeReport, outcome: Outcome) -> None:
@@ -180,6 +193,7 @@ def _write_verification(folder: Path, parts: Parts, report: MergeReport, outcome
         "base_sha256": parts.target.base_sha256,
         "asked_dtype": report.dtype if parts.asked_dtype is not None else None,
         "xxh3_128": outcome.xxh3_128,
+        "description": hashes_beside(folder),
     }
     (folder / VERIFICATION_FILE).write_text(json.dumps(record, indent=1) + "\n")
     facts = {"base": report.base, "adapter": ", ".join(report.adapters), "dtype": report.dtype}
@@ -189,7 +203,8 @@ def _write_verification(folder: Path, parts: Parts, report: MergeReport, outcome
     lock = parts.adapters[0].folder.parent / LOCK
     if lock.is_file():
         facts["recipe.lock.yaml"] = f"SHA-256 {hashlib.sha256(lock.read_bytes()).hexdigest()}"
-    write_card(folder, facts, verdicts_of(report))
+    reading = "" if parts.head is None else how_it_reads(templated=parts.templated)
+    write_card(folder, facts, verdicts_of(report), reading=reading)
 
 
 def verdicts_of(report: MergeReport) -> list[str]:
@@ -202,6 +217,10 @@ def verdicts_of(report: MergeReport) -> list[str]:
         found.append(
             f"tensors: {check.identical} of {check.tensors} are the base's, byte for byte; of the others "
             f"{check.sampled_numbers:,} numbers were recomputed in float64: largest error {check.largest_error_ulps:.3f} ulp"
+        )
+    if report.described:
+        found.append(
+            "description: plain transformers reads config, tokenizer, chat template and end of turn as they were trained"
         )
     if report.verification is not None:
         found += report.verification.sentences()

@@ -1,17 +1,12 @@
 """The folder that a merge writes: beside its final name until it is whole, and what stands in it beside the weights."""
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from transformers import PreTrainedTokenizerFast
-
-from data_prep.render import end_of_turn_ids
 from finetune.errors import MergeError
 from finetune.runs.folder import sync_files
 
@@ -82,44 +77,11 @@ def _claim(partial: Path, output: Path) -> int:
         os.close(handle)
 
 
-def write_description(
-    folder: Path, base: Path, tokenizer: PreTrainedTokenizerFast, *, keep_sentencepiece: bool, generates: bool = True
-) -> None:
-    """The tokenizer with its chat template, and generation_config.json for a model that generates."""
-    tokenizer.save_pretrained(folder)
-    if keep_sentencepiece and (base / "tokenizer.model").is_file():
-        shutil.copyfile(base / "tokenizer.model", folder / "tokenizer.model")
-    if generates:
-        write_generation_config(base, tokenizer, folder)
-
-
-def read_generation_config(base: Path) -> dict[str, Any]:
-    """The base's generation_config.json; empty where there is none. Raises MergeError where it is damaged."""
-    path = base / "generation_config.json"
-    try:
-        config = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise MergeError(f"{path} is damaged: {error}") from None
-    if not isinstance(config, dict):
-        raise MergeError(f"{path} holds a {type(config).__name__}; expected an object.")
-    return config
-
-
-def write_generation_config(base: Path, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """The base's generation_config.json; the end of turn that the template writes ends an answer too."""
-    config = read_generation_config(base)
-    own = config.get("eos_token_id")
-    ids = [] if own is None else own if isinstance(own, list) else [own]
-    ends = sorted({*ids, *end_of_turn_ids(tokenizer)})
-    config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
-    config.setdefault("pad_token_id", tokenizer.pad_token_id)
-    (folder / "generation_config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def write_card(folder: Path, facts: dict[str, str], verdicts: list[str]) -> None:
-    """README.md: what was merged, and what the verification found. `facts` are name -> value, in order."""
+def write_card(folder: Path, facts: dict[str, str], verdicts: list[str], *, reading: str = "") -> None:
+    """README.md: what was merged (`facts`, name -> value in order), how it reads a text, and what the verification found."""
     lines = ["---", "library_name: transformers", "tags: [merged, lora]", "---", "", f"# {folder_title(facts)}", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
+    lines += ["", "## How it reads a text", "", reading] if reading else []
     lines += ["", "## Verification", "", *(f"- {verdict}" for verdict in verdicts)]
     lines += [
         "",

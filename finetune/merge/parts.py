@@ -1,32 +1,40 @@
 """What a merge is made of: base, adapters and tokenizer, read from configs and headers; and what comes of it."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from data_prep.documents import Document
+from data_prep.identity import template_sha256, tokenizer_sha256
 from finetune.errors import MergeError
 from finetune.evaluate.data import tokenizer_for
 from finetune.evaluate.loading import unchanged_base
 from finetune.merge.adapter import Adapter
 from finetune.merge.check_tensors import TensorCheck
-from finetune.merge.heads import MergedHead, config_with_head, exchange_heads, read_head
-from finetune.merge.output import read_generation_config
+from finetune.merge.heads import MergedHead, exchange_heads, read_head
 from finetune.merge.tensors import StoredWeights
-from finetune.merge.texts import verification_documents
+from finetune.merge.texts import goes_through_template, verification_documents
 from finetune.model.checkpoint import Base
+from finetune.model.config import load_config
+from finetune.model.description import ModelConfig, head_values, read_generation_config
 from finetune.model.folder import read_config
 from finetune.model.inspect import check_weights
 from finetune.model.quantization import stored_quantization
+from finetune.recipe.lock import read_lock, tokenizer_facts
+from finetune.recipe.paths import LOCK
+from finetune.runs.folder import ADAPTER_NOTES
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
+    from finetune.merge.described import DescriptionCheck
     from finetune.merge.qlora import Comparison
     from finetune.merge.verify import Verification
     from finetune.merge.verify_heads import HeadVerification
@@ -58,13 +66,14 @@ class Outcome:
     check_seconds: float
     tensors: TensorCheck | None = None
     verification: "Verification | HeadVerification | None" = None
+    description: "DescriptionCheck | None" = None
     qlora: "Comparison | None" = None
     notes: tuple[str, ...] = ()
 
     @property
     def failures(self) -> list[str]:
         """The bounds that don't hold, in words."""
-        checks = (self.tensors, self.verification)
+        checks = (self.tensors, self.verification, self.description)
         return [failure for check in checks if check is not None for failure in check.failures]
 
 
@@ -78,7 +87,9 @@ class Parts:
     adapters: list[Adapter]
     tokenizer: PreTrainedTokenizerFast
     config: dict[str, Any]
-    """The base's config.json, with the recipe's RoPE scaling and the head in it."""
+    """The base's config.json, with the head in it."""
+    trained: PretrainedConfig
+    """The configuration of the base as the adapter was trained on it: with the recipe's RoPE scaling."""
     head: MergedHead | None
     """The classification head; None where the model predicts tokens."""
     dtype: torch.dtype
@@ -89,6 +100,24 @@ class Parts:
     def documents(self) -> tuple[list[Document], str]:
         """What to verify on, and where it comes from; read once, though the base may be chosen by it, too."""
         return verification_documents(self.target.recipe, self.tokenizer, classifies=self.head is not None)
+
+    @property
+    def tokenizer_sources(self) -> list[Path]:
+        """The folders that the tokenizer comes from."""
+        return [*(adapter.folder for adapter in reversed(self.adapters)), self.base.folder]
+
+    def merged_config(self, *, vocabulary: int, tied: bool | None, **changes: Any) -> ModelConfig:
+        """The configuration of the merged model; `tied` is None where it has a classification head."""
+        values = {"vocab_size": vocabulary, "dtype": self.dtype} | changes
+        values |= {} if tied is None else {"tie_word_embeddings": tied}
+        if self.head is not None:
+            values |= {key: self.config[key] for key in (*self.head.described, "architectures", "pad_token_id")}
+        return ModelConfig(self.config, self.trained, values)
+
+    @cached_property
+    def templated(self) -> bool:
+        """Whether a text goes through the chat template before the model reads it."""
+        return goes_through_template(self.target.recipe, self.tokenizer)
 
     @property
     def why_not_streamed(self) -> str | None:
@@ -113,27 +142,52 @@ def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> Parts
     read_generation_config(base.folder)  # before the work is done, not after it
     tokenizer = _common_tokenizer(target, adapters, base)
     asked = NAMED_DTYPES[dtype] if dtype is not None else None
-    # transformers' own class costs a second to import; without RoPE scaling the file says it all.
-    if target.model.rope_scaling is not None:
-        from finetune.model.config import load_config
-
-        config = load_config(base, target.model.rope_scaling).to_dict()
     if head is not None:
         exchange_heads(stored, adapters[0])
-        config = config_with_head(config, head, tokenizer.pad_token_id)
-    return Parts(target, base, stored, adapters, tokenizer, config, head, asked or kind, asked)
+        kept = {key: value for key, value in config.items() if key not in ("num_labels", "problem_type")}
+        config = kept | head_values(head.described, str(config.get("model_type")), tokenizer.pad_token_id)
+    trained = load_config(base, target.model.rope_scaling)
+    return Parts(target, base, stored, adapters, tokenizer, config, trained, head, asked or kind, asked)
 
 
 def _common_tokenizer(target: Target, adapters: Sequence[Adapter], base: Base) -> PreTrainedTokenizerFast:
     """The one of the last adapter that knows all tokens. Raises MergeError where the adapters' tokens contradict each other."""
     rules = target.preparation
     found = [tokenizer_for(target.model, adapter.folder, base.folder, preparation=rules) for adapter in adapters]
+    for tokenizer, adapter in zip(found, adapters, strict=True):
+        _refuse_other_tokenizer(adapter.folder, tokenizer)
     largest = max(reversed(found), key=len)
     known = largest.get_vocab()
     for tokenizer, adapter in zip(found, adapters, strict=True):
         if any(known.get(token) != index for token, index in tokenizer.get_vocab().items()):
             raise MergeError(f"the tokenizer in {adapter.folder} has tokens that another adapter's lacks, or has otherwise.")
     return largest
+
+
+def _refuse_other_tokenizer(adapter: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raises MergeError where the tokenizer or the chat template beside an adapter of ours is not what it was trained with."""
+    trained = _trained_tokenizer(adapter)
+    now = {"sha256": tokenizer_sha256(tokenizer), "template_sha256": template_sha256(tokenizer)}
+    if trained.get("version") != version("tokenizers"):
+        del now["sha256"]  # another version writes the same tokenizer otherwise
+    for key, what in (("template_sha256", "chat template"), ("sha256", "tokenizer")):
+        if trained.get(key) and key in now and trained[key] != now[key]:
+            raise MergeError(
+                f"the {what} in {adapter} is not the one that the adapter was trained with: its SHA-256 was {trained[key]}, "
+                f"and is {now[key]}. Put it back; a merged model can be given another afterwards."
+            )
+
+
+def _trained_tokenizer(adapter: Path) -> dict[str, str]:
+    """What is known of the tokenizer that an adapter was trained with; empty for an adapter of others."""
+    try:
+        notes = json.loads((adapter / ADAPTER_NOTES).read_text())
+        if "tokenizer" in notes:
+            return dict(notes["tokenizer"])
+        lock = adapter.parent / LOCK
+        return tokenizer_facts(read_lock(lock)) if lock.is_file() else {}
+    except (OSError, ValueError, TypeError):
+        return {}  # which resolve_target refuses where it matters
 
 
 def _refuse_quantised(folder: Path, stored: StoredWeights) -> torch.dtype:

@@ -1,18 +1,17 @@
 """A merge that is streamed: block by block from the base's files to the output's, whatever the model's size."""
 
-import copy
 import importlib.util
-import json
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from finetune.errors import MergeError
-from finetune.merge.adapted import MergedWeights, Updates
+from finetune.merge.adapted import DEAD, MergedWeights, Updates
 from finetune.merge.check_tensors import check_tensors
+from finetune.merge.described import check_beside, write_beside
 from finetune.merge.heads import SCORE_WEIGHT
 from finetune.merge.nf4 import Nf4Weights
 from finetune.merge.output import refuse_small_disk
@@ -35,22 +34,27 @@ SEED = 0
 
 
 def merge_streamed(parts: Parts, updates: Updates, folder: Path, output: Path, options: Options) -> Outcome:
-    """Write the merged weights and config.json into `folder`, and check them.
+    """Write the merged weights and what stands beside them into `folder`, and check them.
 
     Raises MergeError where a number isn't finite or the disk of `output` is too small.
     """
-    (folder / "config.json").write_text(json.dumps(merged_config(parts, updates), indent=2) + "\n")
-    base, comparison = _choose_qlora_base(parts, updates, folder, options)
+    tied = updates.stays_tied if updates.predicts else None
+    config = parts.merged_config(vocabulary=updates.vocabulary, tied=tied)
+    write_beside(parts, folder, config)
+    base, comparison = _choose_qlora_base(parts, updates, config.expected(), options)
     merged = MergedWeights(base, updates, parts.asked_dtype)
     refuse_small_disk(output, sum(math.prod(merged.shape(name)) * merged.dtype(name).itemsize for name in merged.names()))
     written = write_weights(merged, folder, options.largest_shard, choose_threads())
     began = time.perf_counter()
-    tensors = None
+    tensors = description = None
     if options.check != "none":
+        description = check_beside(parts, folder, config)
         tensors = check_tensors(folder, merged, written.xxh3_128, seed=SEED, workers=choose_threads())
-    verification = verify_streamed(parts, merged, folder, options) if options.check == "full" else None
+    verification = verify_streamed(parts, merged, folder, config.expected(), options) if options.check == "full" else None
     notes = quantization_notes(parts.target, "NF4, dequantised" if isinstance(base, Nf4Weights) else "it is stored")
-    return Outcome(written.xxh3_128, time.perf_counter() - began, tensors, verification, comparison, notes)
+    if parts.head is None and MergedWeights(base, updates, torch.float32).changes_nothing():
+        notes = (DEAD, *notes)
+    return Outcome(written.xxh3_128, time.perf_counter() - began, tensors, verification, description, comparison, notes)
 
 
 def quantization_notes(target: Target, beneath: str) -> tuple[str, ...]:
@@ -61,32 +65,20 @@ def quantization_notes(target: Target, beneath: str) -> tuple[str, ...]:
     return (f"the adapter was trained on the base in {how}; it is merged into, and verified with, the base as {beneath}",)
 
 
-def merged_config(parts: Parts, updates: Updates) -> dict[str, Any]:
-    """The base's config.json with what the merge changes: vocabulary, tie and type; no quantisation."""
-    config = parts.config | {"vocab_size": updates.vocabulary}
-    if updates.predicts:
-        config["tie_word_embeddings"] = updates.stays_tied
-    dtype = str(parts.dtype).removeprefix("torch.")
-    # The name before transformers 5 stays for those who read it.
-    config |= {"dtype": dtype} | ({"torch_dtype": dtype} if "torch_dtype" in config else {})
-    config.pop("quantization_config", None)
-    return config
-
-
-def _choose_qlora_base(parts: Parts, updates: Updates, folder: Path, options: Options) -> "tuple[Weights, Comparison | None]":
+def _choose_qlora_base(
+    parts: Parts, updates: Updates, config: "PretrainedConfig", options: Options
+) -> "tuple[Weights, Comparison | None]":
     quantization = parts.target.quantization
     if quantization is None or not parts.target.quantized:
         if options.qlora_base == "nf4":
             raise MergeError(f"--qlora-base nf4: this adapter was trained on a base in {quantization or '16 bit'}, not in NF4.")
         return parts.stored, None
     from finetune.merge.qlora import choose_base
-    from finetune.model.config import read_transformers_config
 
     if options.qlora_base == "16bit" and importlib.util.find_spec("bitsandbytes") is None:
         return parts.stored, None  # there is nothing to compare with, and nothing to choose
     options.say("scoring both bases of the QLoRA adapter: the stored one, and NF4 dequantised")
     documents, _ = parts.documents
-    config = read_transformers_config(folder)
     head = parts.head.section if parts.head is not None else None
     asked = options.qlora_base
     comparison = choose_base(
@@ -97,14 +89,18 @@ def _choose_qlora_base(parts: Parts, updates: Updates, folder: Path, options: Op
     return (Nf4Weights(parts.stored, quantization) if comparison.taken == "nf4" else parts.stored), comparison
 
 
-def verify_streamed(parts: Parts, merged: MergedWeights, folder: Path, options: Options) -> "Verification | HeadVerification":
-    """Base + adapter by peft beside the model in `folder`, in memory where they fit, else layer by layer from the disk."""
+def verify_streamed(
+    parts: Parts, merged: MergedWeights, folder: Path, config: "PretrainedConfig", options: Options
+) -> "Verification | HeadVerification":
+    """Base + adapter by peft beside the model in `folder`, in memory where they fit, else layer by layer from the disk.
+
+    `config` is what the merged model's configuration has to be; the model in `folder` goes by the one that stands there.
+    """
     from finetune.merge.models import fits_in_memory, model_of
     from finetune.merge.verify import before_by_peft, before_from_disk, quiet_peft, verify
-    from finetune.model.config import read_transformers_config
 
     documents, texts = parts.documents
-    config, exact = read_transformers_config(folder), None
+    exact = None
     in_memory, wide = fits_in_memory(merged), MergedWeights(merged.base, merged.updates, torch.float32)
     if in_memory:
         options.say("verifying: base + adapter beside the merged model, on real rows")
@@ -114,11 +110,11 @@ def verify_streamed(parts: Parts, merged: MergedWeights, folder: Path, options: 
         return _verify_head_streamed(parts, wide, folder, config, coarsest_type(merged), in_memory=in_memory)
     if in_memory:
         with quiet_peft():
-            before = before_by_peft(_unmerged(parts, merged, config), parts.tokenizer, documents)
+            before = before_by_peft(_unmerged(parts, merged), parts.tokenizer, documents)
         exact = before.as_measured_of(model_of(wide, config))
     else:
         before = before_from_disk(merged.base, merged.updates, config, documents)
-    return verify(before, exact, folder, config, parts.tokenizer, texts=texts, dtype=coarsest_type(merged))
+    return verify(before, exact, folder, parts.tokenizer, texts=texts, dtype=coarsest_type(merged))
 
 
 def _verify_head_streamed(
@@ -133,24 +129,22 @@ def _verify_head_streamed(
     documents, texts = parts.documents
     pad, exact = int(config.pad_token_id), None
     if in_memory:
-        before = head_before(_unmerged(parts, wide, config), documents, pad)
+        before = head_before(_unmerged(parts, wide), documents, pad)
         exact = before.as_measured_of(model_of(wide, config))
     else:
         documents = [last_part(document, STREAMED_TOKENS) for document in documents[:STREAMED_ROWS]]
         before = head_before(model_of(wide, config, streamed=True), documents, pad)
-    return verify_head(before, exact, folder, config, parts.head.section, texts=texts, dtype=dtype)
+    return verify_head(before, exact, folder, parts.head.section, texts=texts, dtype=dtype)
 
 
-def _unmerged(parts: Parts, merged: MergedWeights, config: "PretrainedConfig") -> "PeftModel":
+def _unmerged(parts: Parts, merged: MergedWeights) -> "PeftModel":
     """Base + adapter by peft, in float32. Several adapters go in one on top of the other: the last one stays unmerged."""
     from finetune.merge.models import model_of
     from finetune.merge.verify import quiet_peft
     from finetune.model.adapter import load_adapter
-    from finetune.model.config import load_config
 
-    beneath = load_config(parts.base, parts.target.model.rope_scaling) if parts.head is None else copy.deepcopy(config)
     earlier = Updates(parts.stored, parts.config, parts.adapters[:-1])
-    beneath.vocab_size, beneath.tie_word_embeddings = earlier.vocabulary, earlier.stays_tied
+    beneath = parts.merged_config(vocabulary=earlier.vocabulary, tied=earlier.stays_tied).expected()
     plain = model_of(MergedWeights(merged.base, earlier, torch.float32), beneath)
     if earlier.vocabulary != merged.updates.vocabulary:
         plain.resize_token_embeddings(merged.updates.vocabulary)  # its new rows are the adapter's

@@ -10,7 +10,7 @@ from data_prep.errors import DataError
 from data_prep.files import Use
 from data_prep.formats import read_parsed
 from data_prep.masks import Tokenization
-from data_prep.messages import Example, Preference
+from data_prep.messages import Example, PlainText, Preference
 from data_prep.render import end_id
 from finetune.evaluate.data import prepare_data
 from finetune.recipe.schema import Recipe
@@ -93,6 +93,17 @@ def _documents(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, rows: int) ->
             return held_out[:rows]
     tokenization = Tokenization(tokenizer, recipe.data.supervise, head=recipe.model.head)
     return [document for document, _ in tokenization.run(islice(_examples(recipe), rows))]
+
+
+def goes_through_template(recipe: Recipe | None, tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether a run's rows were written by the chat template: conversations, where the tokenizer has one."""
+    if not tokenizer.chat_template:
+        return False
+    try:
+        _, first = next(_examples(recipe)) if recipe is not None else ("", None)
+    except (DataError, StopIteration):
+        return True  # the rows are gone; most are conversations
+    return not isinstance(first, PlainText)
 
 
 def _examples(recipe: Recipe) -> Iterator[tuple[str, Example]]:

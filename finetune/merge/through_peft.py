@@ -1,21 +1,23 @@
 """What can't be streamed: the whole model in float32, merged by peft itself, and rounded once."""
 
-import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from peft import PeftModel
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from finetune.errors import MergeError, ModelError
+from finetune.errors import MergeError, ModelError, library_refusals
 from finetune.evaluate.loading import load_adapted
-from finetune.merge.adapted import finite
-from finetune.merge.heads import SCORE_WEIGHT, config_with_head
+from finetune.merge.adapted import DEAD, EMBEDDING, are_alike, finite
+from finetune.merge.described import check_beside, write_beside
+from finetune.merge.heads import LM_HEAD, SCORE_WEIGHT
 from finetune.merge.output import refuse_small_disk
 from finetune.merge.parts import Options, Outcome, Parts
 from finetune.merge.streamed import quantization_notes
@@ -24,8 +26,9 @@ from finetune.merge.verify import Before, Verification, before_by_peft, quiet_pe
 from finetune.merge.verify_heads import HeadBefore, HeadVerification, head_before, verify_head
 from finetune.model.adapter import load_adapter
 from finetune.model.checkpoint import Base
-from finetune.model.config import read_transformers_config
-from finetune.model.folder import ADAPTER_WEIGHTS, read_adapter_config, read_header
+from finetune.model.description import ModelConfig
+from finetune.model.folder import read_adapter_config
+from finetune.model.inspect import stored_name
 from finetune.model.precision import choose_threads
 from finetune.recipe.schema.model import ModelSection
 
@@ -43,6 +46,7 @@ def merge_through_peft(parts: Parts, reason: str, folder: Path, output: Path, op
     adapted = load_in_float32(parts.base, section, [adapter.folder for adapter in parts.adapters], parts.tokenizer)
     if parts.head is not None:
         cast(Any, adapted.get_base_model()).config.pad_token_id = parts.config["pad_token_id"]
+    refuse_unmergeable(adapted)
     before, exact, spent = None, None, 0.0
     if options.check == "full":
         began = time.perf_counter()
@@ -51,21 +55,42 @@ def merge_through_peft(parts: Parts, reason: str, folder: Path, output: Path, op
     merged = merge_in_float32(adapted)
     if before is not None:
         exact = before.as_measured_of(merged)
-    save(merged, parts, folder, options.largest_shard)
+    dead = (DEAD,) if parts.head is None and _changes_nothing(merged, parts.stored) else ()
+    drawn = tuple(_rows_of_nobody(merged, parts))
+    config = save(merged, parts, folder, options.largest_shard)
+    del merged, adapted
     began = time.perf_counter()
-    verification = None
+    description = verification = None
+    if options.check != "none":
+        description = check_beside(parts, folder, config)
     if before is not None:
-        config = merged.config
-        del merged, adapted
-        verification = _verify(parts, before, exact, folder, config)
+        verification = _verify(parts, before, exact, folder)
     spent += time.perf_counter() - began
-    written = StoredWeights.of_folder(folder)
-    return Outcome(
-        hashes_of(written, choose_threads()),
-        spent,
-        verification=verification,
-        notes=(note, *quantization_notes(parts.target, "it is stored")),
-    )
+    hashes = hashes_of(StoredWeights.of_folder(folder), choose_threads())
+    notes = (note, *dead, *drawn, *quantization_notes(parts.target, "it is stored"))
+    return Outcome(hashes, spent, verification=verification, description=description, notes=notes)
+
+
+def _changes_nothing(merged: PreTrainedModel, base: StoredWeights) -> bool:
+    """Whether every weight of the merged model is the base's, but for rounding."""
+    for name, weight in merged.named_parameters():
+        found = stored_name(base.tensors, name)
+        if found is None or base.shape(found) != weight.shape or not are_alike(weight.detach(), base.whole(found)):
+            return False
+    return True
+
+
+def _rows_of_nobody(merged: PreTrainedModel, parts: Parts) -> Iterator[str]:
+    """What is to be said of rows of tokens that neither the base nor an adapter holds."""
+    plain: Any = merged
+    saved = {name for adapter in parts.adapters for name in adapter.weights.names()}
+    for module in (EMBEDDING, LM_HEAD):
+        found = stored_name(parts.stored.tensors, f"{module}.weight")
+        if found is None or f"{module}.weight" not in dict(plain.named_parameters()):
+            continue
+        known, rows = parts.stored.shape(found)[0], plain.get_submodule(module).weight.shape[0]
+        if rows > known and not any(f".{module}." in f".{name}" and "lora_" not in name for name in saved):
+            yield f"the rows {known} to {rows - 1} of {module} are in no file: transformers has drawn them"
 
 
 def _before(parts: Parts, adapted: PeftModel) -> Before | HeadBefore:
@@ -76,15 +101,12 @@ def _before(parts: Parts, adapted: PeftModel) -> Before | HeadBefore:
         return head_before(adapted, documents, parts.config["pad_token_id"])
 
 
-def _verify(
-    parts: Parts, before: Before | HeadBefore, exact: Any, folder: Path, config: PretrainedConfig
-) -> Verification | HeadVerification:
+def _verify(parts: Parts, before: Before | HeadBefore, exact: Any, folder: Path) -> Verification | HeadVerification:
     _, texts = parts.documents
     if isinstance(before, Before):
-        return verify(before, exact, folder, config, parts.tokenizer, texts=texts, dtype=parts.dtype)
+        return verify(before, exact, folder, parts.tokenizer, texts=texts, dtype=parts.dtype)
     assert parts.head is not None  # noqa: S101 - so it was measured
-    config = read_transformers_config(folder)  # the loaded base's says that it predicts tokens
-    return verify_head(before, exact, folder, config, parts.head.section, texts=texts, dtype=parts.dtype)
+    return verify_head(before, exact, folder, parts.head.section, texts=texts, dtype=parts.dtype)
 
 
 def load_in_float32(
@@ -100,9 +122,8 @@ def load_in_float32(
                 else:
                     assert isinstance(model, PeftModel)  # noqa: S101 - an adapter was loaded before
                     model = load_adapter(merge_in_float32(model), adapter)
-            _refuse_incomplete(model, adapter, base)
     except ModelError as error:
-        if error.__cause__ is None:  # said by us, not by peft or transformers
+        if error.__cause__ is None or "does not fit" not in str(error):  # said by us, not by peft or transformers
             raise
         raise MergeError(
             f"the adapter in {adapter}, of type {read_adapter_config(adapter).get('peft_type')}, does not fit the base "
@@ -113,26 +134,6 @@ def load_in_float32(
     return model.eval()
 
 
-def _refuse_incomplete(model: PreTrainedModel | PeftModel, adapter: Path, base: Base) -> None:
-    """Raises MergeError unless each trained weight of the file found its module, and each module its weight."""
-    stored = {_plain(name) for name in read_header(adapter / ADAPTER_WEIGHTS)}
-    wanted = {_plain(name) for name in get_peft_model_state_dict(model, save_embedding_layers=False)}
-    # An embedding that was saved whole is loaded into the base itself.
-    absent = sorted(wanted - stored)
-    left_over = sorted(name for name in stored - wanted if "embed_tokens" not in name and "lm_head" not in name)
-    kind = read_adapter_config(adapter).get("peft_type")
-    for names, what in ((absent, "has no weights for"), (left_over, "has weights beyond the base's modules, such as")):
-        if names:
-            raise MergeError(
-                f"the adapter in {adapter}, of type {kind}, does not fit the base {base.identity['name']}, or its own config: "
-                f"it {what} {names[0]} ({len(names)} in all)."
-            )
-
-
-def _plain(name: str) -> str:
-    return name.removeprefix("base_model.model.").removesuffix(".weight")
-
-
 def _first_mismatch(text: str) -> str:
     """The first line of torch's list of mismatches, without peft's inner names."""
     lines = [line.strip() for line in text.splitlines() if "size mismatch" in line] or [text.splitlines()[0]]
@@ -141,19 +142,29 @@ def _first_mismatch(text: str) -> str:
 
 def merge_in_float32(model: PeftModel) -> PreTrainedModel:
     """The plain model with the adapter's update in it. Raises MergeError where peft can't merge this kind of adapter."""
-    _untie_if_one_side_is_adapted(model)
-    if not hasattr(model.base_model, "merge_and_unload"):
-        raise MergeError(f"an adapter of type {model.peft_type} can't be merged into weights: keep it beside its base.")
-    try:
-        with quiet_peft():
-            merged: PreTrainedModel = model.merge_and_unload()
-    except (NotImplementedError, ValueError, RuntimeError) as error:
-        raise MergeError(f"peft can't merge this adapter: {' '.join(str(error).split())}") from error
+    refuse_unmergeable(model)
+    part_shared_weights(model)
+    with quiet_peft(), library_refusals(f"peft can't merge this adapter of type {kind_of(model)}", MergeError):
+        merged: PreTrainedModel = model.merge_and_unload()
     return merged
 
 
-def save(merged: PreTrainedModel, parts: Parts, folder: Path, largest_shard: int) -> None:
-    """Round once, and write. Raises MergeError where a number isn't finite."""
+def refuse_unmergeable(model: PeftModel) -> None:
+    """Raises MergeError for a kind of adapter that adds to what the model reads, and not to its weights."""
+    if not hasattr(model.base_model, "merge_and_unload"):
+        raise MergeError(f"an adapter of type {kind_of(model)} can't be merged into weights: keep it beside its base.")
+
+
+def kind_of(model: PeftModel) -> str:
+    """peft's name of the kind of adapter."""
+    return str(getattr(model.peft_type, "value", model.peft_type))
+
+
+def save(merged: PreTrainedModel, parts: Parts, folder: Path, largest_shard: int) -> ModelConfig:
+    """Round once, and write, with what stands beside the weights; returns its configuration.
+
+    Raises MergeError where a number isn't finite.
+    """
     dtype, head = parts.dtype, merged.get_parameter(SCORE_WEIGHT).detach() if parts.head is not None else None
     torch.nn.Module.to(merged, dtype)  # transformers' own `to` only adds checks for quantised models
     if head is not None and parts.asked_dtype is None:
@@ -161,24 +172,59 @@ def save(merged: PreTrainedModel, parts: Parts, folder: Path, largest_shard: int
         merged.get_parameter(SCORE_WEIGHT).data = head.to(parts.stored.dtype(SCORE_WEIGHT))
     for name, parameter in merged.named_parameters():
         finite(name, parameter.detach())
-    merged.config.dtype = dtype
+    plain: Any = merged
+    config, embedding, tied = plain.config, plain.get_input_embeddings().weight, None
+    if parts.head is None:
+        config.tie_word_embeddings = tied = plain.get_output_embeddings().weight is embedding
     # transformers refuses to save some generation configs that it reads; the base's own file is written afterwards.
     merged.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     merged.save_pretrained(folder, max_shard_size=largest_shard)
-    if parts.head is not None:
-        path = folder / "config.json"
-        config = config_with_head(json.loads(path.read_text()), parts.head, parts.config["pad_token_id"])
-        path.write_text(json.dumps(config, indent=2) + "\n")
+    changes = dict[str, Any]()
+    if config.num_hidden_layers != parts.trained.num_hidden_layers:  # layers that an adapter has several times over
+        changes = _layers(config, parts.adapters[-1].config["layer_replication"])
+    described = parts.merged_config(vocabulary=embedding.shape[0], tied=tied, **changes)
+    write_beside(parts, folder, described)
+    return described
 
 
-def _untie_if_one_side_is_adapted(model: PeftModel) -> None:
-    """A tied head shares its weight with the embedding: an update meant for one of the two must not reach the other."""
+def _layers(config: PretrainedConfig, copies: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """What a configuration says of its layers, where they are ranges of the base's, one after the other."""
+    kinds = getattr(config, "layer_types", None)
+    found = {"num_hidden_layers": config.num_hidden_layers}
+    return found | ({"layer_types": [kinds[index] for start, end in copies for index in range(start, end)]} if kinds else {})
+
+
+def part_shared_weights(model: PeftModel) -> None:
+    """Give each module a weight of its own where several share one and an adapter changes it in one of them.
+
+    A merge writes into the weights: an update that is meant for one must not reach the others. Layers share theirs with their
+    copies (layer_replication), a tied head with the embedding; rows of tokens are meant for both of these.
+    """
     plain: Any = model.get_base_model()
-    embedding, head = plain.get_input_embeddings(), plain.get_output_embeddings()
-    if head is None or not (isinstance(embedding, LoraLayer) or isinstance(head, LoraLayer)):
-        return
-    inner: Any = head.get_base_layer() if isinstance(head, LoraLayer) else head
-    other: Any = embedding.get_base_layer() if isinstance(embedding, LoraLayer) else embedding
-    if inner.weight is other.weight:
-        inner.weight = torch.nn.Parameter(inner.weight.detach().clone(), requires_grad=False)
-        plain.config.tie_word_embeddings = False
+    wrappers = [module for module in plain.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    beside = {id(weight) for wrapper in wrappers for weight in _own_parameters(wrapper)}
+    adapted = {
+        id(weight)
+        for wrapper in wrappers
+        if isinstance(wrapper, BaseTunerLayer) and not isinstance(wrapper, TrainableTokensLayer)
+        for weight in wrapper.get_base_layer().parameters(recurse=False)
+    }
+    vocabulary = {
+        id(weight)
+        for module in (plain.get_input_embeddings(), plain.get_output_embeddings())
+        if module is not None
+        for weight in module.parameters()
+    }
+    seen = set[int]()
+    for module in list(plain.modules()):
+        for leaf, weight in list(module.named_parameters(recurse=False)):
+            shared = id(weight) in seen and id(weight) not in beside
+            if shared and (id(weight) in adapted or id(weight) not in vocabulary):
+                setattr(module, leaf, torch.nn.Parameter(weight.detach().clone(), requires_grad=False))
+            seen.add(id(weight))
+
+
+def _own_parameters(wrapper: BaseTunerLayer | AuxiliaryTrainingWrapper) -> list[torch.nn.Parameter]:
+    """What an adapter has in a layer beside the base's weights."""
+    holders = [getattr(wrapper, name, None) for name in wrapper.adapter_layer_names]
+    return [weight for holder in holders if isinstance(holder, torch.nn.Module) for weight in holder.parameters()]

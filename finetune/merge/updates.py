@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from finetune.errors import MergeError
-from finetune.merge.tensors import StoredWeights
+from finetune.merge.tensors import StoredWeights, hash_of
 
 Change = Callable[[torch.Tensor, int], torch.Tensor]
 """(rows in a wide type, number of the first) -> the rows as the adapter has them; the rows given may be overwritten."""
@@ -172,23 +172,28 @@ PART = re.compile(
 )
 INNER = re.compile(r"\.(default|base_layer|modules_to_save|token_adapter)(?=\.|$)")
 """Parts of names by which peft tells its wrappers apart: the file of one adapter needs none of them."""
-IGNORED = "trainable_tokens_original"
-"""What rows of tokens were before training."""
+UNTRAINED = re.compile(r"\.original_module\.")
+"""What a module that was trained as a whole was before, which peft saves too where the vocabulary grew."""
 
 
 def parts_of(adapter: StoredWeights) -> dict[str, dict[str, str]]:
-    """Module -> part -> name in the file. Raises MergeError for names that mean nothing here, or the same thing twice."""
+    """Module -> part -> name in the file. Raises MergeError for names that mean nothing here, or one thing in two ways."""
     found: dict[str, dict[str, str]] = {}
     strange = []
     for name in adapter.names():
+        if UNTRAINED.search(name):
+            continue
         plain = INNER.sub("", name)
         if plain.endswith("lora_magnitude_vector.weight"):
             plain = plain.removesuffix(".weight")
         match = PART.fullmatch(plain)
-        if match is None or match["part"] in found.get(match["module"], {}):
+        if match is None:
             strange.append(name)
-        else:
-            found.setdefault(match["module"], {})[match["part"]] = name
+            continue
+        there = found.setdefault(match["module"], {}).setdefault(match["part"], name)
+        # Where the vocabulary grew, peft saves a module that was trained as a whole under two names.
+        if there != name and hash_of(adapter, there) != hash_of(adapter, name):
+            strange.append(name)
     if strange:
         raise MergeError(
             f"{adapter.tensors[strange[0]].file} holds {len(strange)} tensors of unknown meaning, the first {strange[0]}: "

@@ -21,7 +21,14 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from data_prep.documents import Document
 from finetune.errors import MergeError
@@ -189,7 +196,6 @@ def verify(
     before: Before,
     exact: Sequence[torch.Tensor] | None,
     folder: Path,
-    config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerFast,
     *,
     texts: str,
@@ -203,7 +209,7 @@ def verify(
     if exact is not None:
         mathematics, stored = distance(before.logits, exact), load_plain(folder, torch.float32)
     else:
-        mathematics, stored = None, model_of(StoredWeights.of_folder(folder), config, streamed=True)
+        mathematics, stored = None, model_of(StoredWeights.of_folder(folder), AutoConfig.from_pretrained(folder), streamed=True)
     outcome = distance(before.logits, logits_of(stored, before.rows))
     answers, text_failures = compare_answers(before, stored, tokenizer, PARTING_NATS[dtype])
     return Verification(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PretrainedConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from data_prep.config import HeadSection
 from data_prep.documents import Document
@@ -139,7 +139,6 @@ def verify_head(
     before: HeadBefore,
     exact: torch.Tensor | None,
     folder: Path,
-    config: PretrainedConfig,
     head: HeadSection,
     *,
     texts: str,
@@ -153,7 +152,7 @@ def verify_head(
     if exact is not None:
         stored = load_plain(folder, torch.float32, AutoModelForSequenceClassification)
     else:
-        stored = model_of(StoredWeights.of_folder(folder), config, streamed=True)
+        stored = model_of(StoredWeights.of_folder(folder), AutoConfig.from_pretrained(folder), streamed=True)
     outputs, largest = before.as_measured_of(stored), float(before.outputs.abs().max())
     difference = (before.outputs - outputs).abs()
     mathematics = None if exact is None else float((before.outputs - exact).abs().max())

@@ -1,6 +1,5 @@
 """Attach, count, save and load adapters. LoRA: Hu et al. 2021, arXiv:2106.09685."""
 
-import warnings
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,8 +11,9 @@ from transformers import PreTrainedModel
 
 from finetune.errors import ModelError, library_refusals
 from finetune.model.adapter_file import check_adapter_config, only_the_adapter
+from finetune.model.adapter_fit import refuse_unknown_keys, refuse_unread, refuse_wrapped, saved_vocabulary
 from finetune.model.classify import HEAD
-from finetune.model.folder import read_adapter_config
+from finetune.model.folder import ADAPTER_WEIGHTS, read_adapter_config, read_header
 from finetune.model.hub import adapter_snapshot, is_hub_id
 from finetune.recipe.schema.adapter import AdapterSection
 
@@ -83,19 +83,16 @@ def continue_adapter(model: PreTrainedModel, section: AdapterSection, new_token_
     """
     folder = continued_folder(section)
     found = read_adapter_config(folder)
+    if found.get("peft_type") != "LORA":
+        raise ModelError(f"adapter.continue_from: {folder} is of type {found.get('peft_type')}; expected LORA.")
     wanted = {"r": section.rank, "lora_alpha": section.alpha, "use_rslora": section.use_rslora, "use_dora": section.use_dora}
     wanted |= {"lora_dropout": section.dropout} if section.dropout else {}
     if section.modules_to_save and set(found.get("modules_to_save") or ()) != set(section.modules_to_save):
         wanted["modules_to_save"] = list(section.modules_to_save)
+    defaults = LoraConfig()  # of what older versions of peft don't write
     for key, value in wanted.items():
-        if found.get(key) != value:
-            raise ModelError(
-                f"adapter.continue_from: {folder} was trained with {key} {found.get(key)}, the recipe asks for {value}."
-            )
-    held = {name.rsplit(".", 1)[-1] for name in found.get("target_modules") or ()}
-    targets = linear_names(model) if section.targets == "all-linear" else set(section.targets)
-    if held != targets:
-        raise ModelError(f"adapter.continue_from: {folder} has targets {sorted(held)}, the recipe {sorted(targets)}.")
+        if (held := found.get(key, getattr(defaults, key))) != value:
+            raise ModelError(f"adapter.continue_from: {folder} was trained with {key} {held}, the recipe asks for {value}.")
     rows = found.get("trainable_token_indices")
     tokens = set(rows if isinstance(rows, list) else chain.from_iterable((rows or {}).values()))
     if tokens != set(new_token_ids):
@@ -103,7 +100,13 @@ def continue_adapter(model: PreTrainedModel, section: AdapterSection, new_token_
             f"adapter.continue_from: {folder} trains {len(tokens)} new tokens (ids {sorted(tokens)[:5]}), and model.new_tokens "
             f"has {len(new_token_ids)} ({sorted(new_token_ids)[:5]}): name the tokens that it was trained with, in their order."
         )
-    return trained_in_float32(load_adapter(model, folder, trainable=True))
+    targets = linear_names(model) if section.targets == "all-linear" else {name.rsplit(".", 1)[-1] for name in section.targets}
+    loaded = load_adapter(model, folder, trainable=True)
+    # As peft reads them: names, a regular expression, all-linear, some of the layers.
+    names = {name.rsplit(".", 1)[-1] for name in loaded.targeted_module_names}
+    if names != targets:
+        raise ModelError(f"adapter.continue_from: {folder} has targets {sorted(names)}, the recipe {sorted(targets)}.")
+    return trained_in_float32(loaded)
 
 
 def continued_folder(section: AdapterSection) -> Path:
@@ -126,12 +129,19 @@ def linear_names(model: PreTrainedModel) -> set[str]:
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
     """The base with the adapter in `folder`. Raises ModelError where the two don't fit together."""
-    check_adapter_config(read_adapter_config(folder), [name for name, _ in model.named_modules()], folder)
-    what = f"the adapter in {folder} does not fit this base"
-    with library_refusals(what), only_the_adapter(folder) as held, warnings.catch_warnings():
-        # What the file lacks peft draws at random, with a warning alone.
-        warnings.filterwarnings("error", message="Found missing adapter keys")
-        return PeftModel.from_pretrained(model, str(held), is_trainable=trainable)
+    config = read_adapter_config(folder)
+    check_adapter_config(config, [name for name, _ in model.named_modules()], folder)
+    refuse_unknown_keys(folder, config)
+    refuse_wrapped(folder / ADAPTER_WEIGHTS, read_header(folder / ADAPTER_WEIGHTS))
+    with only_the_adapter(folder) as held:
+        grow_embeddings(model, saved_vocabulary(held))
+        with library_refusals(f"the adapter in {folder} does not fit this base"):
+            loaded = PeftModel.from_pretrained(model, str(held), is_trainable=trainable)
+        refuse_unread(loaded, held, f"the adapter in {folder}, of type {config.get('peft_type')}")
+    if not trainable:  # what trains may be cut up by an engine, and runs soon enough
+        with library_refusals(f"peft can't run the adapter in {folder}, of type {config.get('peft_type')}, on a text alone"):
+            loaded(input_ids=torch.zeros(1, 1, dtype=torch.long, device=loaded.device))
+    return loaded
 
 
 def save_adapter(

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
 """Values of config.json's model_type whose blocks are LLaMA's: RMSNorm, RoPE, gated MLP, grouped-query attention."""
 
-CONVERSION = "2"
+CONVERSION = "3"
 """The version of the GGUF conversion; raising it makes the cache convert again."""
 
 

@@ -16,18 +16,15 @@ from data_prep.config import HeadSection, Problem
 from finetune.errors import ModelError
 from finetune.model.checkpoint import Base
 from finetune.model.loss import IGNORED, install_loss
-from finetune.recipe.heads import PROBLEM_TYPES, head_of_config
+from finetune.recipe.heads import described_head, head_of_config
 
 HEAD = "score"
 """transformers' name of the head's module."""
 
 
 def add_head_to_config(config: PretrainedConfig, head: HeadSection) -> None:
-    """Write the head into a configuration: what plain transformers needs to build it, and to name its labels."""
-    names = head.labels or ("value",)
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: index for index, name in enumerate(names)}
-    config.problem_type = PROBLEM_TYPES[head.problem]
+    """Write the head into a configuration."""
+    config.update(described_head(head))
 
 
 def refuse_other_head(base: Base, config: PretrainedConfig, head: HeadSection | None) -> None:

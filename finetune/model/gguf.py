@@ -1,11 +1,12 @@
 """A GGUF file to plain bf16 safetensors, once."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from finetune.errors import library_refusals
+from finetune.errors import ModelError, library_refusals
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
@@ -14,6 +15,9 @@ def convert_gguf(file: Path, folder: Path) -> None:
     Raises ModelError where the file can't be read as such a model.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from finetune.model.description import CONFIG, ModelConfig, read_generation_config, write_description
+    from finetune.model.description_check import differences
 
     # Both loaders look for the file inside a folder, and would ask the hub if that folder's name looked like a hub id.
     source, name = str(file.resolve().parent), file.name
@@ -27,7 +31,11 @@ def convert_gguf(file: Path, folder: Path) -> None:
     plain.tie_weights()
     plain.save_pretrained(folder)
     _mend_pre_tokenizer(tokenizer, file)
-    tokenizer.save_pretrained(folder)
+    own = json.loads((folder / CONFIG).read_text())
+    described = ModelConfig(own, plain.config, {"vocab_size": plain.config.vocab_size, "dtype": torch.bfloat16})
+    write_description(folder, tokenizer, [], config=described, generation=read_generation_config(folder))
+    if wrong := differences(folder, tokenizer, described.expected()):
+        raise ModelError(f"{file} is read otherwise once it is converted: {'; '.join(wrong[:3])}.")
 
 
 def _mend_pre_tokenizer(tokenizer: Any, file: Path) -> None:

@@ -1,5 +1,6 @@
 """A classification head as transformers' config.json has it. Pure data."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,6 +23,16 @@ CLASSIFIES = "SEQ_CLS"
 
 ABSENT_MODULE = "classifier"
 """A head's name in other architectures, which peft writes into modules_to_save beside score."""
+
+
+def named_outputs(labels: Sequence[str]) -> dict[str, Any]:
+    """A head's outputs, as config.json names them."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+
+
+def described_head(head: HeadSection) -> dict[str, Any]:
+    """A head, as config.json has it: what plain transformers needs to build it, and to name its labels."""
+    return {"problem_type": PROBLEM_TYPES[head.problem], **named_outputs(head.labels or ("value",))}
 
 
 def classifies(config: dict[str, Any]) -> bool:

@@ -82,6 +82,15 @@ class Lock:
         return HEADER + stream.getvalue()
 
 
+def tokenizer_facts(lock: Lock) -> dict[str, str]:
+    """By what the tokenizer of a run is known again; its own hash holds for one version of the library that writes it."""
+    return {
+        "sha256": lock.tokenizer_sha256,
+        "template_sha256": lock.template_sha256,
+        "version": str(lock.versions.get("tokenizers", "")),
+    }
+
+
 def read_lock(path: Path) -> Lock:
     """Read a recipe.lock.yaml. Raises RecipeError where it is damaged or of another version."""
     try:

@@ -1,6 +1,5 @@
 """Recipe -> live parts, in the order in which they need each other. The only place that builds them."""
 
-import hashlib
 import platform
 import random
 from collections.abc import Callable, Collection
@@ -271,11 +270,6 @@ def _steps_for(epochs: float, feed: Feed) -> int:
 def pad_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
     """The id that fills up rows."""
     return int(tokenizer.pad_token_id)
-
-
-def template_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The hash of the chat template that is in use."""
-    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import distributed
 from transformers import Trainer
 
-from data_prep.identity import tokenizer_sha256
+from data_prep.identity import template_sha256, tokenizer_sha256
 from finetune.errors import CheckpointError, LaunchError
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
@@ -27,7 +27,7 @@ def make_lock(recipe: Recipe, inputs: Inputs, command: str, tracker_id: str, ori
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         base=inputs.base.fingerprint(),
         tokenizer_sha256=tokenizer_sha256(inputs.tokenizer),
-        template_sha256=build.template_sha256(inputs.tokenizer),
+        template_sha256=template_sha256(inputs.tokenizer),
         data=inputs.data.digests,
         versions=build.versions(),
         device=build.device_facts(inputs.precision),

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from finetune.errors import CheckFailed
 from finetune.evaluate.scores import Report
 from finetune.evaluate.tables import as_dict, predictions
 from finetune.model.adapter import count_parameters, save_adapter
-from finetune.recipe.lock import Lock
+from finetune.recipe.lock import Lock, tokenizer_facts
 from finetune.recipe.schema import Recipe
 from finetune.recipe.secrets import scrubbed_values
 from finetune.runs.checkpoint import PREFIX, complete_checkpoints
@@ -19,6 +20,7 @@ from finetune.runs.folder import ADAPTER_NOTES, RunFolder, finite_or_null, sync_
 from finetune.train.build import Inputs
 from finetune.train.group import Group
 from finetune.train.memory import peak_memory_bytes
+from finetune.train.read_back import described, read_back, write_beside
 from finetune.train.shards import hash_of, whole_weights
 from finetune.train.trainer import ExactTrainer
 
@@ -53,21 +55,28 @@ def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, we
     partial, old = (final.with_name(f".{final.name}.{word}") for word in ("partial", "old"))
     for path in (partial, old):
         shutil.rmtree(path, ignore_errors=True)
+    config = described(lock.recipe, inputs, trainer.model, inputs.precision.dtype)
     if full:
-        narrow = {name: weight.to(inputs.precision.dtype) for name, weight in weights.items()}
-        trainer.model.config.dtype = inputs.precision.dtype
-        trainer.model.save_pretrained(partial, state_dict=narrow)
-        own = inputs.base.folder / "generation_config.json"
-        if own.is_file() and lock.recipe.model.head is None:  # the loaded model knows nothing of it
-            shutil.copyfile(own, partial / own.name)
+        weights = {name: weight.to(inputs.precision.dtype) for name, weight in weights.items()}
+        trainer.model.save_pretrained(partial, state_dict=weights)
     else:
         hub = inputs.base.identity["kind"] == "hub"
         name = inputs.base.identity["name"] if hub else str(inputs.base.folder)
         save_adapter(trainer.model, partial, name, inputs.base.identity.get("commit"), weights)
         notes = {"model": lock.recipe.model.model_dump(mode="json"), "method": lock.recipe.adapter.method, "base": lock.base}
+        notes |= {"tokenizer": tokenizer_facts(lock)}
         write_text(partial / ADAPTER_NOTES, json.dumps(scrubbed_values(notes), indent=2) + "\n")
-    inputs.tokenizer.save_pretrained(partial)
+    write_beside(partial, lock.recipe, inputs, config if full else None)
+    wrong = read_back(partial, lock.recipe, inputs, trainer, weights, config)
     sync_files(partial)
+    if wrong:
+        failed = final.with_name(f"{final.name}.failed")
+        shutil.rmtree(failed, ignore_errors=True)
+        partial.rename(failed)
+        raise CheckFailed(
+            f"what was written is not what was trained: {'; '.join(wrong[:5])}. It is in {failed}; `finetune train --resume "
+            f"{run.path}` writes the result again, from the last checkpoint."
+        )
     if final.exists():
         final.rename(old)
     partial.rename(final)

@@ -44,6 +44,7 @@ from finetune.train.journal import Say, journal
 from finetune.train.memory import allocator_name, memory_advice
 from finetune.train.metrics import TaskMetrics
 from finetune.train.progress import Progress
+from finetune.train.read_back import describe_checkpoint, notes_on_result
 from finetune.train.rehearsal import Rehearsal
 from finetune.train.result import best_checkpoint, summary_of, write_metrics, write_result, written_type
 from finetune.train.samples import Samples
@@ -214,7 +215,7 @@ class Parts:
         self.say(
             f"{trainable:,} of {total:,} parameters train ({trainable / total:.2%}), in {precision.name}: {precision.reason}"
         )
-        return build.build_trainer(
+        trainer = build.build_trainer(
             self.recipe,
             self.inputs,
             model,
@@ -222,6 +223,8 @@ class Parts:
             evaluate_first=self.checkpoint is None,
             callbacks=[self.keep_best, self.stop],
         )
+        trainer.describe = lambda checkpoint: describe_checkpoint(checkpoint, self.recipe, self.inputs, trainer.model)
+        return trainer
 
     def _that_fits(self) -> Path | None:
         """The checkpoint, or an earlier one where it is of another model than this."""
@@ -328,6 +331,8 @@ class Parts:
             best_by = self.recipe.train.best_by or "loss"
             self.say(f"warning: no checkpoint is the best by {best_by} (was it ever a number?): the result is the last step's")
         written = write_result(self.run, self.lock, self.inputs, self.trainer, self.group)
+        for line in notes_on_result(self.recipe, self.inputs):
+            self.say(line)
         if self.trainer.start_hash:  # checkpoints of earlier versions don't say
             self.changed = written != self.trainer.start_hash
         if self.changed is False:

@@ -60,6 +60,7 @@ class ExactTrainer(Trainer):
         self.feed, self.evaluation, self.keep_checkpoints = feed, evaluation, keep_checkpoints
         self.rate_factor = rate_factor
         self.evaluation_tokens, self.group = evaluation_tokens, group
+        self.describe: Callable[[Path], None] = lambda checkpoint: None
         self.task_metrics: Callable[[], dict[str, float]] | None = None
         self.start_hash = ""
         self.tokens_seen = self.supervised_tokens_seen = self.skipped_steps = 0
@@ -196,6 +197,7 @@ class ExactTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.group.wait()
             if self.group.is_main:
+                self.describe(checkpoint)
                 (checkpoint / COUNTERS).write_text(json.dumps(self.counters()))
                 mark_complete(checkpoint)
         if self.group.is_main:

@@ -21,7 +21,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
     "errors": frozenset({"data_prep.errors"}),
     "recipe": frozenset({"data_prep.config", "data_prep.files"}),
-    "model": frozenset({"recipe", "data_prep.config", "data_prep.files"}),
+    "model": frozenset({"recipe", "data_prep"}),
     "runs": frozenset({"recipe", "model", "data_prep.config"}),
     "evaluate": frozenset({"model", "recipe", "data_prep"}),
     "plan": frozenset({"recipe", "launch", "model", "evaluate", "data_prep"}),

@@ -70,8 +70,9 @@ class ModelSection(Section):
     chat_template: str | None = None
     """A named template (chatml, llama2, llama3, alpaca) or a Jinja file; the tokenizer's own when absent."""
 
-    date_string: Annotated[str, Field(min_length=1)] = "26 Jul 2024"
-    """What a template that prints today's date prints instead, so that runs can be reproduced."""
+    date_string: Annotated[str, Field(min_length=1)] | None = None
+    """What a template that prints today's date prints instead, so that runs can be reproduced; when absent the date that was
+    saved with the template, else 26 Jul 2024."""
 
     pad_token: Annotated[str, Field(min_length=1)] | None = None
     """The token that fills up rows; the tokenizer's own, else its end of sequence. Labels never depend on it."""

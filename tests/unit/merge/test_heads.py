@@ -160,7 +160,9 @@ def test_a_merged_run_is_a_plain_classifier(problem: str, tied: bool, run_of: Ru
     assert config.pop("label2id") == {name: index for index, name in enumerate(names)}
     assert config.pop("problem_type") == verify_problem(problem)
     assert config.pop("pad_token_id") == AutoTokenizer.from_pretrained(output).pad_token_id
-    assert config == {key: value for key, value in before.items() if key not in ("architectures", "pad_token_id")}
+    spelled_for_transformers_4 = {"rope_theta": 10000.0, "rope_scaling": None, "torch_dtype": "bfloat16"}
+    kept = {key: value for key, value in before.items() if key not in ("architectures", "pad_token_id")}
+    assert config == kept | spelled_for_transformers_4
     exact = tmp_path / "exact"
     merged(run, exact, dtype="float32")
     plain = AutoModelForSequenceClassification.from_pretrained(base_file(recipe), num_labels=len(names), dtype=torch.float32)
@@ -458,6 +460,7 @@ def test_rows_that_end_in_padding_are_told(run_of: Runs, tmp_path: Path) -> None
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}"
     tokenizer.save_pretrained(adapter)
+    (adapter / "finetune.json").unlink()  # which knows the template that was trained with
     report = merge(replace(resolve_target(str(run.path)), adapter=adapter), tmp_path / "merged")
     assert isinstance(report.verification, HeadVerification)
     assert report.verification.end_in_padding == report.verification.rows

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from data_prep.tokenizer import load_tokenizer
 from finetune.cli.merge import merge as merge_command
-from finetune.errors import CheckFailed, MergeError, ModelError
+from finetune.errors import CheckFailed, FinetuneError, MergeError, ModelError
 from finetune.merge import output as output_folder
-from finetune.merge import stream
+from finetune.merge import stream, streamed
 from finetune.merge.merge import merge
 from finetune.merge.target import choose_target
 from finetune.recipe.schema import Recipe
@@ -189,7 +189,7 @@ def test_nothing_is_left_after_an_interruption(
     def interrupted(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(output_folder, "write_generation_config", interrupted)
+    monkeypatch.setattr(streamed, "check_beside", interrupted)
     with pytest.raises(error):
         merge(target, tmp_path / "out" / "merged")
     assert os.listdir(tmp_path / "out") == []
@@ -281,7 +281,7 @@ def test_other_kinds_of_adapters_are_refused(tiny_base: Path, tmp_path: Path) ->
     target = make_adapter(tiny_base, tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_type": "IA3"}))
-    with pytest.raises(MergeError, match="IA3"):
+    with pytest.raises(FinetuneError, match="IA3"):
         merge(target, tmp_path / "merged")
 
 

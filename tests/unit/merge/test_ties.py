@@ -147,6 +147,17 @@ def weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
     return write
 
 
+def both(*changes: Callable[[Path], None]) -> Callable[[Path], None]:
+    """One change after the other."""
+
+    def change(adapter: Path) -> None:
+        for one in changes:
+            one(adapter)
+
+    return change
+
+
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
@@ -164,7 +175,7 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         (edit("lora_bias", True), "lora_bias is True"),
         (edit("modules_to_save", ["lm_head"]), "modules_to_save names lm_head"),
         (edit("target_modules", ["q_proj"]), "LoRA on model.layers"),
-        (edit("layers_to_transform", [0, 7]), "LoRA on model.layers.1"),
+        (both(edit("target_modules", PROJECTIONS), edit("layers_to_transform", [0, 7])), "LoRA on model.layers.1"),
         (edit("peft_type", ["LORA"]), "peft_type is"),
         (weights(lambda held: held | {FIRST: torch.tensor(1.0)}), "an A of shape"),
         (weights(lambda held: held | {FIRST: torch.zeros(0, 64)}), "an A of shape"),

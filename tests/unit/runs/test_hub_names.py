@@ -144,7 +144,7 @@ def test_half_an_adapter_is_refused_by_all_that_load_it(adapter: Path, tiny_base
     weights = load_file(adapter / "adapter_model.safetensors")
     half = {name: weight for name, weight in weights.items() if "layers.1" not in name}
     save_file(half, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"does not fit this base: Found missing adapter keys .*layers\.1"):
+    with pytest.raises(ModelError, match=r"does not fit this base.*no weights for model\.layers\.1"):
         load_ready(resolve_target(str(adapter), tiny_base), dtype=torch.float32)
 
 

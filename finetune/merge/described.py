@@ -1,0 +1,47 @@
+"""What a merge writes beside the weights, and whether it says what was trained."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.merge.parts import Parts
+from finetune.model.description import ModelConfig, read_generation_config, write_description
+from finetune.model.description_check import differences
+
+DESCRIBING = (
+    "*.jinja",
+    "*.model",
+    "*_config.json",
+    "added_tokens.json",
+    "config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+)
+"""Files by which a model is read, its weights aside."""
+
+
+@dataclass(frozen=True)
+class DescriptionCheck:
+    """What stands beside the weights."""
+
+    files: dict[str, str]
+    """Name -> SHA-256."""
+    failures: tuple[str, ...]
+    """What plain transformers reads otherwise than it was trained, in words."""
+
+
+def write_beside(parts: Parts, folder: Path, config: ModelConfig) -> None:
+    """Config, generation config and tokenizer."""
+    generation = read_generation_config(parts.base.folder) if parts.head is None else None
+    write_description(folder, parts.tokenizer, parts.tokenizer_sources, config=config, generation=generation)
+
+
+def check_beside(parts: Parts, folder: Path, config: ModelConfig) -> DescriptionCheck:
+    """Read it back, and compare it with the tokenizer and the configuration that were trained with."""
+    return DescriptionCheck(hashes_beside(folder), tuple(differences(folder, parts.tokenizer, config.expected())))
+
+
+def hashes_beside(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file that describes the model in a folder."""
+    files = sorted({path for pattern in DESCRIBING for path in folder.rglob(pattern) if path.is_file()})
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
