@@ -1,0 +1,122 @@
+"""Files in folders that others may have filled or may read: no link is followed where something is written, only regular files
+are read, and what is private is for its owner. Standard library only.
+
+Private means 0600, folders 0700. Whom the umask lets write is meant to share (0002: the group), so may read and write too.
+"""
+
+import errno
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import IO
+
+PARTIAL = ".partial"
+"""How the names of files end that are being written."""
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """A file's content. Raises OSError, also for a pipe, a device, a folder, and for more than so many bytes."""
+    with open_regular(path) as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EOVERFLOW, f"has more than {most_bytes:,} bytes, too many for what it should be", str(path))
+    return content
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file for reading. Raises OSError, also for a pipe or a device, on which reading could wait or go on for ever."""
+    # Without O_NONBLOCK, opening a pipe would wait for who writes to it.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _refuse_irregular(handle, path)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def open_own(path: Path, flags: int) -> int:
+    """A descriptor of a private file that is changed in place, made where there is none.
+
+    Raises OSError, also for a link of either kind: what is written would stand in another file.
+    """
+    try:
+        handle = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, private_mode(0o666))
+    except OSError as error:
+        raise (link_error(path) if error.errno == errno.ELOOP else error) from None
+    try:
+        _refuse_irregular(handle, path)
+        if os.fstat(handle).st_nlink > 1:
+            raise OSError(errno.EMLINK, "has another name elsewhere (a hard link); put a copy in its place", str(path))
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def append_own(path: Path) -> IO[str]:
+    """Open a private text file to add to it, line by line. Raises as open_own."""
+    return os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8", buffering=1)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a private file in one step, so that no reader sees half of it; a link of its name is replaced, not followed."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, private_mode(0o666))
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def make_private(folder: Path) -> None:
+    """Make a private folder where there is none, in a folder that is there. Raises OSError, also where it is a link."""
+    try:
+        folder.mkdir(mode=private_mode(0o777))
+    except FileExistsError:
+        if folder.is_symlink():
+            raise link_error(folder) from None
+        if not folder.is_dir():
+            raise
+
+
+def private_mode(rights: int) -> int:
+    """Of the rights to a new file (0o666) or folder (0o777), those that a private one has under the process's umask."""
+    forbidden = umask()
+    group, others = 0 if forbidden & 0o020 else 0o070, 0 if forbidden & 0o002 else 0o007
+    return rights & (0o700 | group | others)
+
+
+def umask() -> int:
+    """The process's umask."""
+    try:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1], 8) for line in status if line.startswith("Umask:"))
+    except (OSError, StopIteration):  # no Linux: reading it is setting it
+        current = os.umask(0o077)
+        os.umask(current)
+        return current
+
+
+def link_error(path: Path) -> OSError:
+    """What is raised for a symbolic link in the place of something that is written."""
+    return OSError(
+        errno.ELOOP, f"is a link to {os.readlink(path)}, and is never written through; put what it names here", str(path)
+    )
+
+
+def _refuse_irregular(handle: int, path: Path) -> None:
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        kind = (
+            "a pipe (FIFO)" if stat.S_ISFIFO(mode) else "a device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else "a socket"
+        )
+        raise OSError(errno.EINVAL, f"is {kind}, not a file; give a file", str(path))
