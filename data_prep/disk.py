@@ -5,14 +5,18 @@ Private means 0600, folders 0700. Whom the umask lets write is meant to share (0
 """
 
 import errno
+import json
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 PARTIAL = ".partial"
-"""How the names of files end that are being written."""
+"""How the names of files and folders end that are being written."""
+NOTES_BYTES = 16 * 2**20
+"""No summary, no config and no note of a run or a model comes near."""
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
@@ -22,6 +26,14 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
     if len(content) > most_bytes:
         raise OSError(errno.EOVERFLOW, f"has more than {most_bytes:,} bytes, too many for what it should be", str(path))
     return content
+
+
+def read_json(path: Path) -> Any:
+    """The value of a small JSON file. Raises OSError as read_regular, ValueError where it is not JSON, or nested too deeply."""
+    try:
+        return json.loads(read_regular(path, NOTES_BYTES))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def open_regular(path: Path) -> IO[bytes]:
@@ -84,6 +96,24 @@ def make_private(folder: Path) -> None:
             raise link_error(folder) from None
         if not folder.is_dir():
             raise
+
+
+def refuse_links(folder: Path, *, but: str = "") -> None:
+    """Raise OSError where anything below a folder, beside what lies in `but`, is a link, a pipe or a device."""
+    for entry in _entries_below(folder, but):
+        if entry.is_symlink():
+            raise link_error(Path(entry.path))
+        if not entry.is_file() and not entry.is_dir():
+            raise OSError(errno.EINVAL, "is a pipe, a socket or a device, which no run writes; remove it", entry.path)
+
+
+def _entries_below(folder: Path, but: str) -> Iterator[os.DirEntry[str]]:
+    waiting = [str(folder)]
+    while waiting:
+        for entry in os.scandir(waiting.pop()):
+            yield entry
+            if entry.is_dir(follow_symlinks=False) and entry.name != but:
+                waiting.append(entry.path)
 
 
 def private_mode(rights: int) -> int:

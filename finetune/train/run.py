@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.disk import write_private
 from finetune.errors import CheckpointError, FinetuneError
 from finetune.evaluate.scores import Report
 from finetune.evaluate.tables import score_lines
@@ -16,9 +17,9 @@ from finetune.model.precision import choose_device, choose_threads
 from finetune.recipe.lock import Lock, Rules, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.tracking import TrackingSection
-from finetune.recipe.secrets import scrubbed_values
+from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
 from finetune.runs.compare import is_metric
-from finetune.runs.folder import RunFolder, create_run, open_run, write_text
+from finetune.runs.folder import RunFolder, create_run, open_run
 from finetune.runs.trackers import start_tracker
 from finetune.train import build
 from finetune.train.batches import StreamFeed
@@ -78,12 +79,12 @@ def start(
         refuse_differences(group, lock)
         with claimed(run, group), journal(run.log_of(group.rank), say) as tell:
             if group.is_main:
-                if scrubbed_values(lock.as_dict()) != lock.as_dict():
+                if lock.without_secrets() != lock.as_dict():
                     tell(
                         "warning: there is a secret in the recipe or the command; the run's files are written without it, so "
                         "the run can't be resumed, merged or reproduced where it is needed. Give secrets by the environment."
                     )
-                write_text(run.lock_path, lock.to_yaml())
+                write_private(run.lock_path, lock.to_yaml())
             parts = Parts(run, lock, inputs, group=group, checkpoint=None, say=tell)
             made = False  # from here on the folder says what became of the run
             summary = parts.train()
@@ -173,7 +174,7 @@ class Parts:
             # DeepSpeed reduces gradients while it goes backward, and has no way to take that back.
             self.trainer.add_callback(Rehearsal(self.trainer, self.recipe, say))
         # Last, because they are seen from outside: a tracker's run and a moving line, for a run that can start.
-        config = scrubbed_values(self.recipe.model_dump(mode="json"))
+        config = scrubbed_recipe(self.recipe.model_dump(mode="json"))
         tracking = TrackingSection.model_validate(scrubbed_values(self.recipe.tracking.model_dump(mode="json")))
         if not group.is_main:
             tracking = TrackingSection(tracker="none", samples=tracking.samples if holds_shares() else None)
@@ -250,7 +251,7 @@ class Parts:
             self.run.write_summary(found)
             if status == "finished":
                 final = {name: value for name, value in found.items() if is_metric(name)}
-                write_text(self.run.lock_path, replace(self.lock, final=final).to_yaml())
+                write_private(self.run.lock_path, replace(self.lock, final=final).to_yaml())
         return found
 
     def _take_steps(self) -> None:

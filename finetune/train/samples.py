@@ -9,10 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from data_prep.disk import append_own, write_private
 from data_prep.messages import Message
 from finetune.evaluate.generation import conversation_ids, generate, plain_ids
 from finetune.recipe.schema.tracking import SamplesSection
-from finetune.runs.folder import whole_entries, write_text
+from finetune.recipe.secrets import scrubbed
+from finetune.runs.folder import whole_entries
 from finetune.runs.trackers import Sample, Tracker
 from finetune.train.group import Group, holds_shares
 from finetune.train.journal import Say
@@ -83,7 +85,7 @@ class Samples(TrainerCallback):
         counts = Counter(entry["step"] for entry in entries)
         whole = {step for step, count in counts.items() if count == len(self.prompts) and step <= last_step}
         kept = [entry for entry in entries if last_step and entry["step"] in whole]
-        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        write_private(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self.last = kept[-1]["step"] if kept else -1
 
     def _is_due(self, step: int) -> bool:
@@ -97,8 +99,9 @@ class Samples(TrainerCallback):
         self.last = step
         if not self.group.is_main:
             return
-        samples = [Sample(*pair) for pair in zip(self.section.prompts, answers, strict=True)]
-        with self.path.open("a") as file:
+        pairs = zip(self.section.prompts, answers, strict=True)
+        samples = [Sample(scrubbed(prompt), scrubbed(answer)) for prompt, answer in pairs]
+        with append_own(self.path) as file:
             for sample in samples:
                 file.write(json.dumps({"step": step, "prompt": sample.prompt, "answer": sample.answer}) + "\n")
         self.say(f"sample after step {step}: {_short(samples[0].answer)!r}")
