@@ -68,13 +68,14 @@ def generate(
 
 def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
     """The prompts of the options and of the file, in this order. Raises FinetuneError where there is none."""
+    from data_prep.disk import read_regular
     from finetune.errors import FinetuneError
 
     for prompt in prompts:
         check_text("--prompt", prompt)
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = read_regular(file, 2**30).decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise FinetuneError(f"--file {file} can't be read: {error}") from error
         prompts = prompts + [line for line in lines if line.strip()]

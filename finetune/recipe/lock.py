@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from data_prep.config import PREPARATION
 from finetune.errors import Problem, RecipeError
 from finetune.recipe.schema import Recipe
 from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
+from finetune.recipe.yaml_tree import read_plain
 
 LOCK_VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)
@@ -83,11 +83,11 @@ class Lock:
 
 
 def read_lock(path: Path) -> Lock:
-    """Read a recipe.lock.yaml. Raises RecipeError where it is damaged or of another version."""
+    """Read a recipe.lock.yaml. Raises RecipeError where it is damaged or of another version, OSError where it is no file."""
     try:
-        values = YAML(typ="safe").load(path.read_text())
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise _refused(path, f"not a readable lock: {' '.join(str(error).split())}") from None
+        values = read_plain(path, lock=True)
+    except ValueError as error:
+        raise _refused(path, f"not a readable lock: {error}") from None
     if not isinstance(values, dict) or "recipe" not in values:
         raise _refused(path, "not a lock: it holds no recipe")
     if values.get("lock_version") not in READABLE_VERSIONS:
