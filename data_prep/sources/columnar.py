@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.errors import DataError
 from data_prep.files import DataFile
 from data_prep.sources.opening import on_disk
-from data_prep.sources.rows import MAX_ROW_BYTES, Bad, Row, shortened, shown, text_length, too_long
+from data_prep.sources.rows import MAX_ROW_BYTES, Bad, Row, repeated, shortened, shown, text_length, too_long
 
 if TYPE_CHECKING:
     import pyarrow
@@ -114,9 +114,8 @@ def _plain_values(schema: "pyarrow.Schema", name: str) -> Callable[[Any], Any]:
 
     Raises DataError for a column that has no plain values (bytes, say), or two columns of one name.
     """
-    repeated = [column for column in schema.names if schema.names.count(column) > 1]
-    if repeated:
-        raise DataError(f"{name} has two columns named {shown(repeated[0])}; every column needs a name of its own")
+    if (column := repeated(schema.names)) is not None:
+        raise DataError(f"{name} has two columns named {shown(column)}; every column needs a name of its own")
     from pyarrow import types
 
     leaves = [(field.name, leaf) for field in schema for leaf in _leaves(field.type)]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from data_prep.errors import DataError
 from data_prep.files import DataFile
 from data_prep.sources.opening import Lines, opened
-from data_prep.sources.rows import MAX_ROW_BYTES, Bad, Row, shown, too_long
+from data_prep.sources.rows import MAX_ROW_BYTES, Bad, Row, repeated, shown, too_long
 
 QUOTES = "a field that begins with a quote must end with one, and a quote inside is written twice"
 
@@ -82,9 +82,8 @@ def _header(name: str, record: tuple[int, list[str] | DataError] | None, delimit
     empty = [number for number, column in enumerate(columns, start=1) if not column.strip()]
     if empty:
         raise DataError(f"{name}:{line}: column {empty[0]} of the header has no name; every column needs one")
-    repeated = [column for column in columns if columns.count(column) > 1]
-    if repeated:
-        raise DataError(f"{name}:{line}: the header names {shown(repeated[0])} twice; every column needs a name of its own")
+    if (column := repeated(columns)) is not None:
+        raise DataError(f"{name}:{line}: the header names {shown(column)} twice; every column needs a name of its own")
     others = [other for other in ",;\t|" if other != delimiter and other in columns[0]]
     if len(columns) == 1 and others:
         raise DataError(
