@@ -1,12 +1,13 @@
 """finetune chat: a conversation in the terminal."""
 
+import re
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.common import BaseOption, out
+from finetune.cli.common import BaseOption, out, printable
 from finetune.cli.generate import (
     SystemOption,
     TargetArgument,
@@ -19,6 +20,7 @@ from finetune.cli.generate import (
 if TYPE_CHECKING:
     from data_prep.messages import Message
 
+UNFINISHED_WORD = re.compile(r"(?<![!-~])[!-~]+$")
 HELP = "/reset begins anew, /exit or Ctrl-D ends the chat, Ctrl-C ends an answer"
 
 
@@ -96,14 +98,17 @@ def questions(interactive: bool) -> Iterator[str]:
 def show(pieces: Iterator[str]) -> "Message":
     """Print an answer as it comes, and return it as a turn; Ctrl-C ends it where it is."""
     from data_prep.messages import Message
-    from data_prep.terminal import clean_for_terminal
 
-    answer = ""
+    answer, shown = "", 0
     try:
         for piece in pieces:
             answer += piece
-            print(clean_for_terminal(piece), end="", flush=True)
+            # A word that goes on may be a secret, which is known by the whole of it.
+            ready = len(UNFINISHED_WORD.sub("", answer[shown:])) + shown
+            print(printable(answer[shown:ready]), end="", flush=True)
+            shown = ready
+        print(printable(answer[shown:]), end="")
     except KeyboardInterrupt:
-        print(" ...", end="")
+        print(f"{printable(answer[shown:])} ...", end="")
     print()
     return Message("assistant", answer)
