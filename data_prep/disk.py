@@ -98,6 +98,15 @@ def make_private(folder: Path) -> None:
             raise
 
 
+def follow_umask(folder: Path) -> None:
+    """Give a folder that is meant for others, and all that is in it, the rights that the umask leaves."""
+    forbidden = umask()
+    os.chmod(folder, 0o777 & ~forbidden)
+    for entry in _entries_below(folder, but=""):
+        if not entry.is_symlink():
+            os.chmod(entry.path, (0o777 if entry.is_dir() else 0o666) & ~forbidden)
+
+
 def refuse_links(folder: Path, *, but: str = "") -> None:
     """Raise OSError where anything below a folder, beside what lies in `but`, is a link, a pipe or a device."""
     for entry in _entries_below(folder, but):

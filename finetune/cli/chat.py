@@ -20,7 +20,7 @@ from finetune.cli.generate import (
 if TYPE_CHECKING:
     from data_prep.messages import Message
 
-UNFINISHED_WORD = re.compile(r"(?<![!-~])[!-~]+$")
+UNFINISHED_WORD = re.compile(r"(?<![\x1b!-~])[\x1b!-~]+$")
 HELP = "/reset begins anew, /exit or Ctrl-D ends the chat, Ctrl-C ends an answer"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.disk import link_error
+from data_prep.disk import follow_umask, link_error
 from data_prep.render import end_of_turn_ids
 from finetune.errors import MergeError
 from finetune.runs.folder import sync_files
@@ -60,6 +60,7 @@ def unfinished(output: Path) -> Iterator[Path]:
             for leftover in partial.iterdir():
                 shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
             yield partial
+            follow_umask(partial)
             sync_files(partial)
             partial.rename(output)
         except BaseException:

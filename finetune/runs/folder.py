@@ -137,7 +137,7 @@ class RunFolder:
 
     def _remove_partial(self) -> None:
         """Remove what a process that was killed has left half written."""
-        for path in self.path.glob(f".*{PARTIAL}"):
+        for path in [path for path in self.path.iterdir() if _is_left(path)]:
             if path.is_dir():
                 remove_tree(path)
             else:
@@ -190,7 +190,7 @@ def open_run(path: Path) -> RunFolder:
 
 def remove_run(run: RunFolder) -> None:
     """Delete a run folder. Raises LaunchError while a process trains it."""
-    strange = sorted(path.name for path in run.path.iterdir() if path.name not in OWN_NAMES and path.suffix != PARTIAL)
+    strange = sorted(path.name for path in run.path.iterdir() if path.name not in OWN_NAMES and not _is_left(path))
     if strange or not run.checkpoints.is_dir():
         what = f"it holds {', '.join(strange[:3])}, which no run writes" if strange else "it has no checkpoints folder"
         raise CheckpointError(f"{run.path} is not deleted: {what}. Delete it by hand if it is meant.")
@@ -198,6 +198,11 @@ def remove_run(run: RunFolder) -> None:
         # The lock goes first: what a crash leaves half deleted is no run any more.
         run.lock_path.unlink()
         shutil.rmtree(run.path)
+
+
+def _is_left(path: Path) -> bool:
+    """Whether this is something half written or moved aside (as `.adapter.old`, by earlier versions)."""
+    return path.name.startswith(".") and path.suffix in (PARTIAL, ".old")
 
 
 def write_json(path: Path, values: dict[str, Any], *, indent: int = 2) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from data_prep.disk import PARTIAL
+from data_prep.disk import PARTIAL, follow_umask
 from data_prep.temporary import remove_tree
 from finetune.evaluate.scores import Report
 from finetune.evaluate.tables import as_dict, predictions
@@ -58,6 +58,7 @@ def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, we
         notes = {"model": kept["recipe"]["model"], "method": lock.recipe.adapter.method, "base": kept["base"]}
         (partial / ADAPTER_NOTES).write_text(json.dumps(notes, indent=2) + "\n")
     inputs.tokenizer.save_pretrained(partial)
+    follow_umask(partial)
     sync_files(partial)
     if final.exists():
         final.rename(old)
