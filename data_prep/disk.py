@@ -38,14 +38,7 @@ def read_json(path: Path) -> Any:
 
 def open_regular(path: Path) -> IO[bytes]:
     """Open a file for reading. Raises OSError, also for a pipe or a device, on which reading could wait or go on for ever."""
-    # Without O_NONBLOCK, opening a pipe would wait for who writes to it.
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        _refuse_irregular(handle, path)
-        return os.fdopen(handle, "rb")
-    except BaseException:
-        os.close(handle)
-        raise
+    return os.fdopen(_opened(path, os.O_RDONLY), "rb")
 
 
 def open_own(path: Path, flags: int) -> int:
@@ -53,23 +46,40 @@ def open_own(path: Path, flags: int) -> int:
 
     Raises OSError, also for a link of either kind: what is written would stand in another file.
     """
-    try:
-        handle = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, private_mode(0o666))
-    except OSError as error:
-        raise (link_error(path) if error.errno == errno.ELOOP else error) from None
-    try:
-        _refuse_irregular(handle, path)
-        if os.fstat(handle).st_nlink > 1:
-            raise OSError(errno.EMLINK, "has another name elsewhere (a hard link); put a copy in its place", str(path))
-    except BaseException:
+    handle = _opened(path, flags | os.O_CREAT | os.O_NOFOLLOW)
+    if os.fstat(handle).st_nlink > 1:
         os.close(handle)
-        raise
+        raise OSError(errno.EMLINK, "has another name elsewhere (a hard link); put a copy in its place", str(path))
     return handle
+
+
+def _opened(path: Path, flags: int) -> int:
+    """A descriptor of a regular file. Without O_NONBLOCK, opening a pipe would wait for who is at its other end."""
+    mode = private_mode(0o666) if flags & os.O_CREAT else 0
+    try:
+        handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a pipe without a reader, or a socket
+            raise _irregular(path, "a pipe (FIFO) or a socket") from None
+        if error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
+            raise link_error(path) from None
+        raise
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return handle
+    os.close(handle)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise _irregular(path, "a pipe (FIFO)" if stat.S_ISFIFO(mode) else "a device")
+
+
+def _irregular(path: Path, kind: str) -> OSError:
+    return OSError(errno.EINVAL, f"is {kind}, not a file; give a file", str(path))
 
 
 def append_own(path: Path) -> IO[str]:
     """Open a private text file to add to it, line by line. Raises as open_own."""
-    return os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8", buffering=1)
+    return os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
 def write_private(path: Path, text: str) -> None:
@@ -148,14 +158,3 @@ def link_error(path: Path) -> OSError:
     return OSError(
         errno.ELOOP, f"is a link to {os.readlink(path)}, and is never written through; put what it names here", str(path)
     )
-
-
-def _refuse_irregular(handle: int, path: Path) -> None:
-    mode = os.fstat(handle).st_mode
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode):
-        kind = (
-            "a pipe (FIFO)" if stat.S_ISFIFO(mode) else "a device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else "a socket"
-        )
-        raise OSError(errno.EINVAL, f"is {kind}, not a file; give a file", str(path))
