@@ -29,7 +29,7 @@ MAX_BYTES = 1_000_000
 MAX_NODES = 10_000  # after aliases are expanded: a recipe has about a hundred
 MAX_DEPTH = 50
 LOCK_BYTES = 16 * MAX_BYTES
-LOCK_NODES = 40 * MAX_NODES  # a recipe with all its defaults, and where each of them comes from
+LOCK_NODES = 20 * MAX_NODES  # a recipe with all its defaults, and where each of them comes from
 
 # The core schema of YAML 1.2, section 10.3.2.
 NULLS = frozenset({"", "~", "null", "Null", "NULL"})
@@ -128,7 +128,7 @@ def _read(content: bytes, source: Source, kind: "type[_Reader]") -> tuple[Node |
         return None, [*reader.findings, Finding(place, (), f"character U+{error.character:04X} is not allowed in YAML")]
     except MarkedYAMLError as error:
         return None, [*reader.findings, Finding(_place_of(error, source), (), _syntax_message(error))]
-    except (YAMLError, ValueError) as error:  # ValueError: an escape beyond Unicode, "\UFFFFFFFF"
+    except (YAMLError, ValueError, OverflowError) as error:  # an escape beyond Unicode: "\U00110000", "\UFFFFFFFF"
         return None, [*reader.findings, Finding(start, (), f"not YAML: {shorten(str(error), 200)}")]
     return tree, reader.findings
 
