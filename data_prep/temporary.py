@@ -10,16 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PROGRAM, WHEEL, SELFTEST, UNPACKED = "finetune-program-", "finetune-wheel-", "finetune-selftest-", "data_prep-"
+"""How the names of folders begin, by what they are for."""
+
 
 @contextmanager
 def temporary_folder(prefix: str, within: Path | None = None) -> Iterator[Path]:
     """A new private folder in `within` (the system's folder for temporary files), whose name begins with the prefix.
 
-    It is locked as long as it is in use, by which the next one knows what a killed process left: such folders of this user,
-    with this prefix, are removed first.
+    It is locked as long as it is in use, by which the next one knows what a killed process left, and removes it.
     """
     parent = within or Path(tempfile.gettempdir())
-    _sweep(parent, prefix)
+    sweep(parent, (prefix,)) if within else sweep(parent)
     folder, handle = _new_folder(parent, prefix)
     try:
         yield folder
@@ -58,16 +60,19 @@ def remove_tree(folder: Path) -> None:
 def _new_folder(parent: Path, prefix: str) -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        handle = _locked(folder)
+        try:
+            handle = _locked(folder)
+        except OSError:  # no locks here (NFS): then no other process gets one either, and leaves it alone
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         if handle is not None:
             return folder, handle
 
 
 @functools.cache
-def _sweep(parent: Path, prefix: str) -> None:
-    """Remove what processes that are no more have left; once a process."""
+def sweep(parent: Path, prefixes: tuple[str, ...] = (PROGRAM, WHEEL, SELFTEST, UNPACKED)) -> None:
+    """Remove what processes of this user that are no more have left in a folder; once a process."""
     for entry in list(os.scandir(parent)):
-        if not entry.name.startswith(prefix):
+        if not entry.name.startswith(prefixes):
             continue
         try:
             status = entry.stat(follow_symlinks=False)
@@ -84,17 +89,22 @@ def _sweep(parent: Path, prefix: str) -> None:
 
 
 def _locked(folder: Path) -> int | None:
-    """A descriptor that holds a folder's lock; None where another process has it, or the folder is gone."""
+    """A descriptor that holds a folder's lock; None where another process has it, or the folder is gone.
+
+    Raises OSError where the file system has no locks.
+    """
     handle = None
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _is_still(folder, handle):
-            return handle
+            held, handle = handle, None
+            return held
     except (BlockingIOError, FileNotFoundError):
         pass
-    if handle is not None:
-        os.close(handle)
+    finally:
+        if handle is not None:
+            os.close(handle)
     return None
 
 

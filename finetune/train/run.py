@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.disk import write_private
+from data_prep.temporary import sweep
 from finetune.errors import CheckpointError, FinetuneError
 from finetune.evaluate.scores import Report
 from finetune.evaluate.tables import score_lines
@@ -68,6 +70,8 @@ def start(
     """
     group = this_group()
     say = say if group.is_main else _silent
+    if group.is_main:
+        sweep(Path(tempfile.gettempdir()))
     inputs = build.build_inputs(recipe, rules=rules, allow_code=allow_code, say=say)
     group.form()
     made = folder is None and group.is_main

@@ -1,5 +1,7 @@
 """Files in folders that others may have filled or may read."""
 
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -23,7 +25,7 @@ from data_prep.disk import (
     refuse_links,
     write_private,
 )
-from data_prep.temporary import _sweep, remove_tree, temporary_folder
+from data_prep.temporary import remove_tree, sweep, temporary_folder
 
 
 @pytest.fixture
@@ -221,7 +223,7 @@ def test_another_users_folders_stay(tmp_path: Path) -> None:
     """Though nobody uses them."""
     (tmp_path / "t-theirs").mkdir()
     os.chown(tmp_path / "t-theirs", 65534, 65534)
-    _sweep(tmp_path, "t-")
+    sweep(tmp_path, ("t-",))
     assert (tmp_path / "t-theirs").is_dir()
 
 
@@ -234,3 +236,16 @@ def test_a_tree_is_removed_without_following_links(tmp_path: Path) -> None:
     remove_tree(tmp_path / "tree")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert (tmp_path / "kept" / "a").exists()
+
+
+def test_without_locks_folders_are_made_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system that refuses them (NFS, for a folder), nothing says that a folder isn't in use."""
+
+    def no_locks(*_: int) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    (tmp_path / "t-left").mkdir()
+    with temporary_folder("t-", within=tmp_path) as folder:
+        assert folder.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["t-left"]
