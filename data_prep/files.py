@@ -4,6 +4,8 @@ import glob
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from data_prep.disk import open_regular
+
 KINDS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 """The endings of files that can be read."""
 
@@ -88,7 +90,7 @@ def printable(text: str) -> str:
 
 def is_git_lfs_pointer(path: str | Path) -> bool:
     """Whether a file is the pointer that git checks out in place of a file whose content Git LFS didn't fetch."""
-    with Path(path).open("rb") as file:
+    with open_regular(Path(path)) as file:
         return file.read(len(GIT_LFS_POINTER)) == GIT_LFS_POINTER
 
 

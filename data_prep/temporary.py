@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PROGRAM, WHEEL, SELFTEST, UNPACKED = "finetune-program-", "finetune-wheel-", "finetune-selftest-", "data_prep-"
-"""How the names of folders begin, by what they are for."""
+PREFIXES = (
+    "data_prep-", "finetune-adapter-", "finetune-model-", "finetune-program-", "finetune-selftest-", "finetune-tokenizer-",
+    "finetune-wheel-",
+)  # fmt: skip
+"""How the names of folders in the system's folder for temporary files begin, by what they are for."""
 
 
 @contextmanager
@@ -20,8 +23,10 @@ def temporary_folder(prefix: str, within: Path | None = None) -> Iterator[Path]:
 
     It is locked as long as it is in use, by which the next one knows what a killed process left, and removes it.
     """
+    if within is None and prefix not in PREFIXES:
+        raise ValueError(f"{prefix} is none of {', '.join(PREFIXES)}, so nobody would remove what is left")
     parent = within or Path(tempfile.gettempdir())
-    sweep(parent, (prefix,)) if within else sweep(parent)
+    sweep(parent, PREFIXES if within is None else (prefix,))
     folder, handle = _new_folder(parent, prefix)
     try:
         yield folder
@@ -69,7 +74,7 @@ def _new_folder(parent: Path, prefix: str) -> tuple[Path, int]:
 
 
 @functools.cache
-def sweep(parent: Path, prefixes: tuple[str, ...] = (PROGRAM, WHEEL, SELFTEST, UNPACKED)) -> None:
+def sweep(parent: Path, prefixes: tuple[str, ...] = PREFIXES) -> None:
     """Remove what processes of this user that are no more have left in a folder; once a process."""
     for entry in list(os.scandir(parent)):
         if not entry.name.startswith(prefixes):

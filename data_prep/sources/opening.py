@@ -12,7 +12,7 @@ from typing import IO, Any, cast
 from data_prep.errors import DataError
 from data_prep.files import DataFile
 from data_prep.sources.rows import MAX_ROW_BYTES, too_long
-from data_prep.temporary import UNPACKED, temporary_folder
+from data_prep.temporary import temporary_folder
 
 MAGIC = {b"\x1f\x8b": "gzip (.gz)", b"\x28\xb5\x2f\xfd": "Zstandard (.zst)", b"PAR1": "Parquet (.parquet)"}
 MAGIC |= {b"ARROW1": "Arrow (.arrow)", b"PK\x03\x04": "a ZIP archive or a spreadsheet", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
@@ -79,7 +79,7 @@ def on_disk(file: DataFile) -> Iterator[Path]:
     if file.path.suffix.lower() not in (".gz", ".zst"):
         yield file.path
         return
-    with temporary_folder(UNPACKED) as folder:
+    with temporary_folder("data_prep-") as folder:
         copy = folder / f"unpacked{Path(file.path.stem).suffix}"
         with opened(file) as content, copy.open("wb") as unpacked:
             shutil.copyfileobj(content, unpacked, 2**20)

@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from data_prep.temporary import PROGRAM, temporary_folder
+from data_prep.temporary import temporary_folder
 from finetune.errors import FinetuneError
 from finetune.evaluate import confine
 from finetune.evaluate.expected import Exchange, kept_back
@@ -112,7 +112,7 @@ def _run(program: str, seconds: float, memory_bytes: int, stopped: threading.Eve
         return Verdict(False, f"is nested too deeply to be read ({type(error).__name__})")
     token = secrets.token_hex(confine.TOKEN_BYTES // 2).encode()
     ours, theirs = socket.socketpair()
-    with ours, theirs, temporary_folder(PROGRAM) as path, tempfile.TemporaryFile() as given:
+    with ours, theirs, temporary_folder("finetune-program-") as path, tempfile.TemporaryFile() as given:
         folder = os.path.realpath(path)  # as the kernel says it of what is mapped into memory
         given.write(token + kept.program.encode("utf-8", "surrogatepass"))
         given.seek(0)

