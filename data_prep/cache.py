@@ -1,22 +1,24 @@
 """Prepared data on disk, so that the same rows are tokenised once.
 
 An entry is a folder named by a hash of everything that decides its content. It is written beside its name and renamed when
-whole; a lock file lets the first of several processes prepare while the others wait.
+whole; a lock file lets the first of several processes prepare while the others wait. Entries are private (see `disk`).
 """
 
 import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.disk import link_error, make_private, private_mode, read_json
 from data_prep.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ Say = Callable[[str], None]
 UNFINISHED = ".unfinished"
 SUMMARY = "entry.json"
 """Written last into an entry: the report, and the size of each other file, by which a damaged entry is known."""
+KEY = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,13 @@ def obtain(
     with _writing(cache), _locked(cache / f"{key}.lock", say):
         if (report := _read(folder)) is not None:
             return folder, report
-        for leftover in [folder, *cache.glob(f"{key}.*{UNFINISHED}")]:
-            shutil.rmtree(leftover, ignore_errors=leftover != folder) if leftover.is_dir() else None
+        if folder.is_symlink():
+            raise link_error(folder)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        _sweep(cache, own=key)
         unfinished = cache / f"{key}.{secrets.token_hex(4)}{UNFINISHED}"
-        unfinished.mkdir(parents=True)
+        make_private(unfinished)
         try:
             report = make(unfinished)
             sizes = {file.name: file.stat().st_size for file in sorted(unfinished.iterdir())}
@@ -75,6 +81,21 @@ def obtain(
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
     return folder, report
+
+
+def _sweep(cache: Path, *, own: str) -> None:
+    """Remove what processes that were killed have left: those that are at work hold the lock of their key, this one `own`."""
+    from filelock import Timeout
+
+    for leftover in cache.glob(f"*{UNFINISHED}"):
+        key = leftover.name.partition(".")[0]
+        if not KEY.fullmatch(key) or leftover.is_symlink():
+            continue
+        try:
+            with nullcontext() if key == own else _lock(cache / f"{key}.lock").acquire(timeout=0):
+                shutil.rmtree(leftover, ignore_errors=True)
+        except (Timeout, OSError):  # it is being made, or another user's
+            continue
 
 
 def entries(cache: Path) -> list[Entry]:
@@ -91,15 +112,15 @@ def entries(cache: Path) -> list[Entry]:
 
 def clear(cache: Path) -> tuple[int, int]:
     """Delete every entry that no process is making; how many there were, and their bytes. A run that reads one goes on."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     count = freed = 0
-    names = {path.name.split(".")[0] for path in cache.glob("*")} if cache.is_dir() else set()
-    for name in names:
-        lock = FileLock(cache / f"{name}.lock")
+    keys = {path.name.partition(".")[0] for path in cache.glob("*")} if cache.is_dir() else set()
+    for key in filter(KEY.fullmatch, keys):
+        lock = _lock(cache / f"{key}.lock")
         try:
             with lock.acquire(timeout=0):
-                for folder in (path for path in cache.glob(f"{name}*") if path.is_dir()):
+                for folder in (path for path in cache.glob(f"{key}*") if path.is_dir() and not path.is_symlink()):
                     count += 1
                     freed += sum(file.stat().st_size for file in folder.iterdir())
                     shutil.rmtree(folder)
@@ -112,8 +133,10 @@ def clear(cache: Path) -> tuple[int, int]:
 
 def _read(folder: Path) -> dict[str, Any] | None:
     """The report of a whole entry; None where there is none, or files are not as they were written."""
+    if folder.is_symlink():
+        return None
     try:
-        summary = json.loads((folder / SUMMARY).read_text())
+        summary = read_json(folder / SUMMARY)
         whole = all((folder / name).stat().st_size == size for name, size in summary["files"].items())
         report: dict[str, Any] = summary["report"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent, or no summary: then it is made again
@@ -124,9 +147,13 @@ def _read(folder: Path) -> dict[str, Any] | None:
 @contextmanager
 def _writing(cache: Path) -> Iterator[None]:
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        if not cache.exists():
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            make_private(cache)
         yield
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DataError(f"{error.filename} {error.strerror}") from None
         full = error.errno == errno.ENOSPC or f"errno {errno.ENOSPC}" in str(error)  # pyarrow says it in words only
         reason = os.strerror(errno.ENOSPC) if full else error.strerror or error
         raise DataError(
@@ -134,12 +161,21 @@ def _writing(cache: Path) -> Iterator[None]:
         ) from error
 
 
+def _lock(path: Path) -> "FileLock":
+    """The lock of a file; what waits for it writes nothing to it, and follows no link. Raises OSError where it is one."""
+    from filelock import FileLock
+
+    if path.is_symlink():
+        raise link_error(path)
+    return FileLock(path, mode=private_mode(0o666))
+
+
 @contextmanager
 def _locked(path: Path, say: Say | None) -> Iterator["FileLock"]:
     """Hold a lock; what waits for it says so, and waits without end."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    lock = FileLock(path)
+    lock = _lock(path)
     started = time.monotonic()
     try:
         lock.acquire(timeout=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.config import CHAT_TEMPLATES, PREPARATION
+from data_prep.disk import NOTES_BYTES, read_regular
 from data_prep.errors import DataError
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ def read_template(chat_template: str, own: Mapping[str, str]) -> str:
             f"chat_template {chat_template!r} is no file and no known template{hint}; expected {template_choices(own)}"
         )
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path, NOTES_BYTES).decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise DataError(f"chat_template {path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise DataError(f"chat_template {path} {error.strerror or error}") from error

@@ -5,12 +5,15 @@ import json
 import re
 import unicodedata
 from dataclasses import replace
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 from data_prep.config import CleanSection, Supervise
 from data_prep.messages import Conversation, Example, Message, ToolCall, learned_turns
 
 EXCERPT_TURNS = 4
+LONG_RUN = 64
+"""So many combining marks on one letter are in no language."""
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """The Unicode category Cc without tab and newline; a carriage return is one of them."""
@@ -87,4 +90,27 @@ def _cleaned_value(value: Any, clean: CleanSection) -> Any:
 def _cleaned_text(text: str, clean: CleanSection) -> str:
     if clean.remove_control_characters:  # first: one of them may stand between a letter and its accent
         text = CONTROL_CHARACTERS.sub("", text.replace("\r\n", "\n"))
-    return text if clean.unicode is None else unicodedata.normalize(clean.unicode, text)
+    return text if clean.unicode is None else normalized(clean.unicode, text)
+
+
+def normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
+    """As unicodedata.normalize, which takes the square of the time for a long run of combining marks that are out of order."""
+    if unicodedata.is_normalized(form, text):
+        return text
+    return unicodedata.normalize(form, _long_runs(form).sub(lambda run: _in_order(form, run[0]), text))
+
+
+@cache
+def _long_runs(form: str) -> re.Pattern[str]:
+    marks = [mark for mark in map(chr, range(0x300, 0x20000)) if all(map(unicodedata.combining, _decomposed(form, mark)))]
+    return re.compile(f"[{''.join(marks)}]{{{LONG_RUN},}}")
+
+
+def _in_order(form: str, run: str) -> str:
+    """A run of combining marks in Unicode's canonical order (UAX 15), which normalising would put it in."""
+    parts = {mark: _decomposed(form, mark) for mark in set(run)}
+    return "".join(sorted("".join(map(parts.__getitem__, run)), key=unicodedata.combining))
+
+
+def _decomposed(form: str, character: str) -> str:
+    return unicodedata.normalize("NFD" if form == "NFC" else "NFKD", character)

@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path, PurePath
 from typing import Literal
 
+from data_prep.disk import open_regular
+
 KINDS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 """The endings of files that can be read."""
 
@@ -161,7 +163,7 @@ def printable(text: str) -> str:
 
 def is_git_lfs_pointer(path: str | Path) -> bool:
     """Whether a file is the pointer that git checks out in place of a file whose content Git LFS didn't fetch."""
-    with Path(path).open("rb") as file:
+    with open_regular(Path(path)) as file:
         return file.read(len(GIT_LFS_POINTER)) == GIT_LFS_POINTER
 
 

@@ -137,7 +137,7 @@ class Budget:
 
     def check_pattern(self, pattern: str, sign: str, *values: Any) -> None:
         """What `%` or `format` would make of a pattern: its widths, and each value at each of its places."""
-        if re.search(r"%[^%]*?\*" if sign == "%" else r"\{[^}]*\{[^{]", pattern):
+        if re.search(r"%[^%]*?\*" if sign == "%" else r"\{[^{}]*\{[^{]", pattern):
             raise LimitExceeded("it takes the width of a text from another value")
         widths = sum(int(digits) for digits in re.findall(r"\d+", pattern))
         longest = max((measured(value, self.most_characters) for value in values), default=0)

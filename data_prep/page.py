@@ -1,11 +1,11 @@
 """An audit as one page of HTML. It loads nothing, runs nothing, and shows what stands in rows as text.
 
-Every value goes through Jinja's escaping, and before it through clean_for_terminal: neither a tag in a row nor a control
-character that turns the text around changes the page.
+Every value goes through Jinja's escaping, and before it at least through clean_for_terminal: neither a tag in a row nor a
+control character that turns the text around changes the page.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -96,10 +96,10 @@ class SampleView:
     long: bool
 
 
-def audit_page(audit: Audit, title: str) -> str:
-    """The audit as a page of its own under this title."""
+def audit_page(audit: Audit, title: str, *, clean: Callable[[str], str] = clean_for_terminal) -> str:
+    """The audit as a page of its own under this title; `clean` is what each text goes through before it is escaped."""
     sources = [_source(report) for report in audit.report.sources]
-    return _template().render(
+    return _template(clean).render(
         title=title,
         audit=audit,
         report=audit.report,
@@ -112,21 +112,22 @@ def audit_page(audit: Audit, title: str) -> str:
 
 
 @cache
-def _template() -> "Template":
+def _template(clean: Callable[[str], str]) -> "Template":
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    def without_controls(value: Any) -> Any:
-        return clean_for_terminal(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    def cleaned(value: Any) -> Any:
+        return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=without_controls,
+        finalize=cleaned,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": _figure, "percent": _percent, "by_blanks": _by_blanks, "left_out": left_out}
+    environment.filters |= {"figure": _figure, "percent": _percent, "left_out": left_out}
+    environment.filters["by_blanks"] = lambda text: _by_blanks(clean(text))
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
@@ -140,7 +141,7 @@ def _percent(share: float) -> str:
 
 def _by_blanks(text: str) -> list[str]:
     """The text cut around its newlines and tabs, which stand alone, because the page marks them."""
-    return [part for part in re.split(r"([\n\t])", clean_for_terminal(text)) if part]
+    return [part for part in re.split(r"([\n\t])", text) if part]
 
 
 def _findings(audit: Audit) -> list[Finding]:

@@ -5,7 +5,6 @@ tokenizer.json (LLaMA 1 and 2, Mistral, TinyLlama and their like).
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.errors import DataError, library_refusals
 from data_prep.files import is_git_lfs_pointer
+from data_prep.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -32,8 +32,7 @@ def converted_folder(folder: Path) -> Iterator[Path]:
     """A folder, while this lasts, with what belongs to the tokenizer of `folder` and a tokenizer.json made of its
     tokenizer.model. Raises DataError where that can't be read.
     """
-    with tempfile.TemporaryDirectory(prefix="finetune-tokenizer-") as scratch:
-        made = Path(scratch)
+    with temporary_folder("finetune-tokenizer-") as made:
         for name in KEPT:
             if (folder / name).is_dir():
                 shutil.copytree(folder / name, made / name)

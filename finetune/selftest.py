@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from data_prep.temporary import temporary_folder
 from finetune.errors import FinetuneError, LaunchError
 from finetune.launch.check import check_launch, plan_launch
 from finetune.model.precision import cpu_has_native_bf16
@@ -90,8 +90,7 @@ def selftest(say: Say) -> dict[str, Any]:
     """Run every case that this machine has; the report. Raises FinetuneError where the plain run itself fails."""
     outcomes, left_out = [], {}
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with temporary_folder("finetune-selftest-") as folder:
         recipe = folder / "selftest.yaml"
         recipe.write_text(RECIPE.format(base=save_tiny_base(folder / "base")))
         references = {(): train(folder / "plain", recipe)}

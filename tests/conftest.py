@@ -11,6 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The key that signs checkpoints is the tests' own.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="finetune-state-")
+# And so is the database of its tracker, which Trackio looks for when it is imported.
+os.environ["TRACKIO_DIR"] = str(Path(tempfile.mkdtemp(prefix="finetune-trackio-")) / "trackio")
 # On matrices this small a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

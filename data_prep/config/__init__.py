@@ -1,6 +1,6 @@
 """The data section of a recipe: where rows come from and how they become tokens. Pure data; imports no torch."""
 
-from data_prep.config.base import PREPARATION, Section
+from data_prep.config.base import PATH, PREPARATION, Section, sections_in
 from data_prep.config.head import BETWEEN_LABELS, NO_LABEL, HeadSection, Problem
 from data_prep.config.section import (
     CleanSection,
@@ -32,6 +32,7 @@ __all__ = [
     "CHAT_TEMPLATES",
     "FORMAT_COLUMNS",
     "NO_LABEL",
+    "PATH",
     "PREPARATION",
     "CleanSection",
     "Columns",
@@ -54,4 +55,5 @@ __all__ = [
     "Streaming",
     "Supervise",
     "TurnOrder",
+    "sections_in",
 ]

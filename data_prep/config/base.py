@@ -1,5 +1,7 @@
 """What every section of a recipe shares."""
 
+from typing import Any, get_args
+
 from pydantic import BaseModel, ConfigDict
 
 PREPARATION = 3
@@ -7,8 +9,18 @@ PREPARATION = 3
 was started with: by 2, prompt and completion of a plain text are tokenised as one text, the first token behind a cut
 (over_length: split, pack_split) has no label, and files whose names say that they are held out are trained on."""
 
+PATH = "path"
+"""Marks a field that holds a path: Annotated[str, PATH]."""
+
 
 class Section(BaseModel):
     """A part of a recipe: frozen, strict about types, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """The sections that a field's annotation allows."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in sections_in(argument)]

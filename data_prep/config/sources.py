@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from data_prep.config.base import Section
+from data_prep.config.base import PATH, Section
 
 FormatName = Literal[
     "auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text", "question_answer", "classification", "regression",
@@ -106,7 +106,7 @@ class RowsSource(MixedSource):
     template: RowTemplate | None = None
     """Format template: the texts that a row is written with."""
 
-    code: str | None = None
+    code: Annotated[str | None, PATH] = None
     """Format python: a file with a function parse(row) that gives a row in the form of messages, prompt_completion or text,
     or a list of such rows. It runs only where its SHA-256 is given on the command line (--allow-code); what it imports is
     not covered by that."""
@@ -174,7 +174,7 @@ class RowsSource(MixedSource):
 class FileSource(RowsSource):
     """Rows in local files."""
 
-    path: str
+    path: Annotated[str, PATH]
     """A .json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt file, each also as .gz or .zst; a folder of such files; or a
     glob of them (data/*.jsonl, data/**/*.csv). Relative to the recipe file that names it."""
 

@@ -138,7 +138,7 @@ class RowParser:
         needed = {name for names in self._columns().required for name in names}
         for name, wanted in mapping.items():
             if wanted not in values and (name in needed or self.format in READ_ALL):
-                close = get_close_matches(wanted, list(values), n=1)
+                close = get_close_matches(wanted[:100], list(values), n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise ValueError(f"no column {wanted!r}, which columns.{name} names; the row has {listed(values)}{hint}")
         kept = {name: value for name, value in values.items() if name not in mapping and name not in mapping.values()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.config import FORMAT_COLUMNS, FormatName, RowsSource, Source
+from data_prep.disk import NOTES_BYTES, read_regular
 from data_prep.errors import DataError
 from data_prep.formats.chat import parse_messages
 from data_prep.formats.columns import json_type
@@ -99,6 +100,6 @@ def _examples(row: Any, number: int, order: TurnOrders) -> list[Any]:
 
 def _content(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_regular(Path(path), NOTES_BYTES)
     except OSError as error:
         raise DataError(f"code {path} can't be read: {error.strerror or error}") from error

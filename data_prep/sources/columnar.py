@@ -8,7 +8,18 @@ from data_prep.errors import DataError
 from data_prep.files import DataFile
 from data_prep.sources.json_text import JsonError, parse_json
 from data_prep.sources.opening import on_disk
-from data_prep.sources.rows import MAX_ROW_BYTES, Bad, EmptyFileError, Row, Unreadable, shortened, shown, text_length, too_long
+from data_prep.sources.rows import (
+    MAX_ROW_BYTES,
+    Bad,
+    EmptyFileError,
+    Row,
+    Unreadable,
+    repeated,
+    shortened,
+    shown,
+    text_length,
+    too_long,
+)
 
 if TYPE_CHECKING:
     import pyarrow
@@ -102,9 +113,8 @@ def rows_of_batches(
 
     Raises DataError for two columns of one name.
     """
-    repeated = [column for column in schema.names if schema.names.count(column) > 1]
-    if repeated:
-        raise DataError(f"{name} has two columns named {shown(repeated[0])}; every column needs a name of its own")
+    if (column := repeated(schema.names)) is not None:
+        raise DataError(f"{name} has two columns named {shown(column)}; every column needs a name of its own")
     unreadable = {field.name: Unreadable(shortened(str(field.type))) for field in schema if _unreadable(field.type)}
     read = [column for column in schema.names if column not in unreadable]
     plain = {field.name: make for field in schema if (make := _plain(field.type)) is not None}

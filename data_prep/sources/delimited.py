@@ -1,13 +1,12 @@
 """CSV and TSV files: a header, then a row of fields for each record, all of them texts."""
 
 import csv
-from collections import Counter
 from collections.abc import Iterator
 
 from data_prep.errors import DataError
 from data_prep.files import DataFile
 from data_prep.sources.opening import Lines, opened
-from data_prep.sources.rows import MAX_ROW_BYTES, Bad, EmptyFileError, Row, shown, too_long
+from data_prep.sources.rows import MAX_ROW_BYTES, Bad, EmptyFileError, Row, repeated, shown, too_long
 
 QUOTES = "a field that begins with a quote must end with one, and a quote inside is written twice"
 
@@ -83,9 +82,8 @@ def _header(name: str, record: tuple[int, list[str] | DataError] | None, delimit
     empty = [number for number, column in enumerate(columns, start=1) if not column.strip()]
     if empty:
         raise DataError(f"{name}:{line}: column {empty[0]} of the header has no name; every column needs one")
-    twice = next((column for column, count in Counter(map(str.strip, columns)).items() if count > 1), None)
-    if twice is not None:
-        raise DataError(f"{name}:{line}: the header names {shown(twice)} twice; every column needs a name of its own")
+    if (column := repeated(map(str.strip, columns))) is not None:
+        raise DataError(f"{name}:{line}: the header names {shown(column)} twice; every column needs a name of its own")
     others = [other for other in ",;\t|" if other != delimiter and other in columns[0]]
     if len(columns) == 1 and others:
         raise DataError(

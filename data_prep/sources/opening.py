@@ -7,12 +7,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from data_prep.errors import DataError
 from data_prep.files import DataFile
 from data_prep.sources.rows import MAX_ROW_BYTES, too_long
+from data_prep.temporary import temporary_folder
 
 MAGIC = {b"\x1f\x8b": "gzip (.gz)", b"\x28\xb5\x2f\xfd": "Zstandard (.zst)", b"PAR1": "Parquet (.parquet)"}
 MAGIC |= {b"ARROW1": "Arrow (.arrow)", b"PK\x03\x04": "a ZIP archive or a spreadsheet", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
@@ -26,6 +26,13 @@ POINTERS = {
 
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
+MOST_TIMES = 100
+ALWAYS_UNPACKED = 2**30
+"""A compressed file may unpack to this many bytes, and beyond them to MOST_TIMES its size: text and tables stay far below."""
+
+MOST_BLANK_LINES = 1_000_000
+"""So many lines without text one after another are no rows and no gap between rows."""
+
 
 @contextmanager
 def opened(file: DataFile) -> Iterator[IO[bytes]]:
@@ -34,16 +41,40 @@ def opened(file: DataFile) -> Iterator[IO[bytes]]:
         _refuse_pointer(file)
         suffix = file.path.suffix.lower()
         if suffix == ".gz":
-            yield cast(IO[bytes], stack.enter_context(gzip.open(file.path, "rb")))
+            unpacked = cast(io.RawIOBase, stack.enter_context(gzip.open(file.path, "rb")))
+            yield stack.enter_context(io.BufferedReader(_Unpacked(unpacked, file), buffer_size=2**16))
         elif suffix == ".zst":
             import pyarrow
 
             raw = stack.enter_context(pyarrow.OSFile(str(file.path)))
-            # An Arrow stream has the methods of a raw Python file, and reads no lines by itself.
+            # An Arrow stream has the methods of a raw Python file.
             unpacked = stack.enter_context(pyarrow.CompressedInputStream(raw, "zstd"))
-            yield stack.enter_context(io.BufferedReader(unpacked, buffer_size=2**16))
+            yield stack.enter_context(io.BufferedReader(_Unpacked(unpacked, file), buffer_size=2**16))
         else:
             yield stack.enter_context(file.path.open("rb"))
+
+
+class _Unpacked(io.RawIOBase):
+    """What a compressed file unpacks to. Raises DataError beyond what such a file holds: it would fill memory or disk."""
+
+    def __init__(self, content: io.RawIOBase, file: DataFile) -> None:
+        self._content, self._name, self._bytes = content, file.name, 0
+        self._most = max(ALWAYS_UNPACKED, MOST_TIMES * file.path.stat().st_size)
+
+    def readable(self) -> bool:
+        """It is for reading."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Some more of it."""
+        count = self._content.readinto(buffer)
+        self._bytes += count or 0
+        if self._bytes > self._most:
+            raise DataError(
+                f"{self._name} unpacks to more than {MOST_TIMES} times its size, and {ALWAYS_UNPACKED / 2**30:g} GiB; "
+                "if that is meant, unpack it and name the unpacked file"
+            )
+        return count
 
 
 @contextmanager
@@ -57,11 +88,11 @@ def on_disk(file: DataFile) -> Iterator[Path]:
             _refuse_pointer(file)
         yield file.path
         return
-    with NamedTemporaryFile(prefix="data_prep-", suffix=Path(file.path.stem).suffix) as copy:
-        with opened(file) as content:
-            shutil.copyfileobj(content, copy, 2**20)
-        copy.flush()
-        yield Path(copy.name)
+    with temporary_folder("data_prep-") as folder:
+        copy = folder / f"unpacked{Path(file.path.stem).suffix}"
+        with opened(file) as content, copy.open("wb") as unpacked:
+            shutil.copyfileobj(content, unpacked, 2**20)
+        yield copy
 
 
 @contextmanager
@@ -92,7 +123,7 @@ class Lines:
     """The lines of a file as text, one at a time, each with its line break; a byte order mark is no part of the first.
 
     A line that can't be read is handed on as an empty one and leaves its problem in `problem`, so that a reader which
-    skips it can go on with the next.
+    skips it can go on with the next. Raises DataError after MOST_BLANK_LINES of white space.
     """
 
     def __init__(self, content: IO[bytes], name: str) -> None:
@@ -100,6 +131,7 @@ class Lines:
         self.problem: DataError | None = None
         self._content = content
         self._name = name
+        self._blank = 0
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -111,6 +143,12 @@ class Lines:
         self.number += 1
         if self.number == 1:
             _refuse_other_kinds(line, self._name)
+        self._blank = 0 if line.strip() else self._blank + 1
+        if self._blank > MOST_BLANK_LINES:
+            first = self.number - MOST_BLANK_LINES
+            raise DataError(
+                f"{self._name}:{first}: {MOST_BLANK_LINES:,} lines without text from here on; is it the right file?"
+            )
         if len(line) > MAX_ROW_BYTES:
             while line and not line.endswith(b"\n"):
                 line = self._content.readline(MAX_ROW_BYTES)

@@ -1,6 +1,7 @@
 """What every source hands on: a row and its place."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -83,6 +84,11 @@ def listed(names: Iterable[str], none: str = "no columns at all") -> str:
     """The first names of columns or keys, for messages; `none` where there is not one."""
     first = [shown(name) for name in islice(names, MOST_LISTED + 1)]
     return ", ".join([*first[:MOST_LISTED], "..."] if len(first) > MOST_LISTED else first) or none
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that is there more than once."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def too_long(place: str, hint: str) -> DataError:

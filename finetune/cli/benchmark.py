@@ -1,7 +1,6 @@
 """finetune benchmark: tasks of the LM Evaluation Harness on a model or a run."""
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,7 +53,7 @@ def benchmark(
     """
     from finetune.evaluate import benchmarks
     from finetune.evaluate.harness import check_installed
-    from finetune.runs.folder import write_text
+    from finetune.runs.folder import write_json
     from finetune.runs.target import compared_with, resolve_target
 
     check_installed()
@@ -89,7 +88,7 @@ def benchmark(
         "seconds": sum(each.seconds for each in scores),
     }
     if kept is not None:
-        write_text(kept, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        write_json(kept, result)
     if as_json:
         print_json(result)
         return
@@ -133,9 +132,7 @@ def _kept_file(found: "Target", tasks: "Tasks") -> Path | None:
 
     if found.run is None:
         return None
-    folder = RunFolder(found.run).predictions
-    folder.mkdir(exist_ok=True)
-    return folder / f"benchmark-{_file_name(tasks.names)}.json"
+    return RunFolder(found.run).make_predictions() / f"benchmark-{_file_name(tasks.names)}.json"
 
 
 def _file_name(names: list[str]) -> str:

@@ -1,5 +1,6 @@
 """finetune chat: a conversation in the terminal."""
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.common import BaseOption, note, out
+from finetune.cli.common import BaseOption, note, out, printable
 from finetune.cli.generate import (
     Ready,
     SystemOption,
@@ -21,6 +22,7 @@ from finetune.cli.generate import (
 if TYPE_CHECKING:
     from data_prep.messages import Message
 
+UNFINISHED_WORD = re.compile(r"(?<![\x1b!-~])[\x1b!-~]+$")
 HELP = "/reset begins anew, /exit or Ctrl-D ends the chat, Ctrl-C ends an answer"
 
 
@@ -130,9 +132,8 @@ def _piped_line() -> str:
 def show(pieces: Iterator[str]) -> "Message":
     """Print an answer as it comes, and return it as a turn; Ctrl-C ends it where it is."""
     from data_prep.messages import Message
-    from data_prep.terminal import clean_for_terminal
 
-    answer, cut = "", None
+    answer, shown, cut = "", 0, None
 
     def told() -> Iterator[str]:
         nonlocal cut
@@ -141,9 +142,13 @@ def show(pieces: Iterator[str]) -> "Message":
     try:
         for piece in told():
             answer += piece
-            print(clean_for_terminal(piece), end="", flush=True)
+            # A word that goes on may be a secret, which is known by the whole of it.
+            ready = len(UNFINISHED_WORD.sub("", answer[shown:])) + shown
+            print(printable(answer[shown:ready]), end="", flush=True)
+            shown = ready
+        print(printable(answer[shown:]), end="")
     except KeyboardInterrupt:
-        print(" ...", end="")
+        print(f"{printable(answer[shown:])} ...", end="")
     print()
     if cut is not None:
         note(f"the answer was cut {cut}")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from data_prep.terminal import clean_for_terminal
+from finetune.recipe.secrets import scrubbed, scrubbed_recipe
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's file, or the name of a shipped one.")]
 OverridesArgument = Annotated[
@@ -50,10 +51,15 @@ def dim(text: str, stream: TextIO) -> str:
     return f"\x1b[2m{text}\x1b[0m" if colour_wanted(stream) and text else text
 
 
+def printable(text: str) -> str:
+    """Text without secrets, and without what a terminal would act on."""
+    return scrubbed(clean_for_terminal(text))
+
+
 def out(text: str, *, pale: str = "", stream: TextIO | None = None) -> None:
-    """Print text, and a pale remark after it, without what a terminal would act on; on standard output by default."""
+    """Print printable text, and a pale remark after it; on standard output by default."""
     stream = stream or sys.stdout
-    print(clean_for_terminal(text) + dim(clean_for_terminal(pale), stream), file=stream, flush=True)
+    print(printable(text) + dim(printable(pale), stream), file=stream, flush=True)
 
 
 def note(text: str) -> None:
@@ -67,22 +73,25 @@ def teller(as_json: bool) -> Callable[[str], None]:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as indented JSON in printable ASCII on standard output; a number that is not finite becomes null."""
-    print(json.dumps(_finite(value), indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
+    """Print a value as indented JSON in printable ASCII on standard output, without secrets; what is not finite is null."""
+    print(json.dumps(_for_others(value), indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
 
 
-def _finite(value: Any) -> Any:
+def _for_others(value: Any) -> Any:
+    """The value without secrets in its texts; paths of a recipe, and of what is there, stay: scripts go on with them."""
     if isinstance(value, dict):
-        return {key: _finite(below) for key, below in value.items()}
+        return {key: scrubbed_recipe(below) if key == "recipe" else _for_others(below) for key, below in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(below) for below in value]
+        return [_for_others(below) for below in value]
+    if isinstance(value, str):
+        return value if os.path.isabs(value) and os.path.lexists(value) else scrubbed(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_error(message: str) -> None:
     """Print a message on standard error, the first word in red where it shows colour."""
     label = "\x1b[1;31merror:\x1b[0m" if colour_wanted(sys.stderr) else "error:"
-    print(f"{label} {clean_for_terminal(message)}", file=sys.stderr)
+    print(f"{label} {printable(message)}", file=sys.stderr)
 
 
 def print_failure(message: str, problems: list[dict[str, str]], *, as_json: bool) -> None:

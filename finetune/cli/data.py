@@ -13,6 +13,7 @@ from finetune.cli.common import (
     colour_wanted,
     out,
     print_json,
+    printable,
     teller,
 )
 
@@ -114,13 +115,11 @@ def _print_sample(sample: "Sample") -> None:
     """A document's text: what is learned in green, or between ⟦ and ⟧ where there is no colour."""
     import sys
 
-    from data_prep.terminal import clean_for_terminal
-
     out(f"{sample.place}: {sample.tokens:,} tokens, {sample.supervised_tokens:,} learned")
     coloured, text = colour_wanted(sys.stdout), ""
     for piece in sample.pieces:
         weight = "" if piece.weight in (0, 1) else f"weight {piece.weight:g}: "
-        shown = clean_for_terminal(weight + piece.text)
+        shown = printable(weight + piece.text)
         if coloured:
             text += f"{LEARNED if piece.weight else READ}{shown}\x1b[0m"
         else:
@@ -131,7 +130,7 @@ def _print_sample(sample: "Sample") -> None:
 def _write_page(path: Path, audit: "Audit", title: str) -> None:
     from data_prep.page import audit_page
 
-    path.write_text(audit_page(audit, title), encoding="utf-8")
+    path.write_text(audit_page(audit, title, clean=printable), encoding="utf-8")
 
 
 def _cache(verb: Literal["list", "clear"], *, as_json: bool) -> None:

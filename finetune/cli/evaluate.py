@@ -59,9 +59,9 @@ def evaluate(
     from finetune.evaluate.tables import as_dict, score_lines, supervised_tokens, worst_lines
     from finetune.model.precision import choose_precision
 
-    folder = output or (RunFolder(tuned.run).predictions if tuned.run is not None else None)
-    if folder is not None:
-        _make(folder)  # before minutes are spent
+    if output is not None:
+        _make(output)  # before minutes are spent
+    folder = output or (RunFolder(tuned.run).make_predictions() if tuned.run is not None else None)
     precision = choose_precision(loaded.train.precision)
     evaluation = Evaluation(loaded, precision, allow_code=allowed_code(allow_code), progress=_progress(as_json))
     before = None if compared is None else evaluation.of(compared)
@@ -142,10 +142,8 @@ def _make(folder: Path) -> None:
 
 def _keep(folder: Path, name: str, report: "Report", base: "Report | None") -> list[str]:
     """Write predictions and figures under a name that is free; the files' names."""
-    import json
-
     from finetune.evaluate.tables import as_dict, predictions
-    from finetune.runs.folder import write_entries, write_text
+    from finetune.runs.folder import write_entries, write_json
 
     number, stem = 1, f"evaluate-{name}"
     while (folder / f"{stem}.json").exists():
@@ -154,5 +152,5 @@ def _keep(folder: Path, name: str, report: "Report", base: "Report | None") -> l
     entries = {f"{stem}.jsonl": report} | ({f"{stem}.base.jsonl": base} if base is not None else {})
     for file, made in entries.items():
         write_entries(folder / file, predictions(made))
-    write_text(folder / f"{stem}.json", json.dumps(as_dict(report, base), indent=1) + "\n")
+    write_json(folder / f"{stem}.json", as_dict(report, base), indent=1)
     return [str(folder / file) for file in (*entries, f"{stem}.json")]

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from finetune.recipe.schema.evaluate import EvaluateSection
     from finetune.runs.target import Target
 
+MAX_FILE_BYTES = 2**30
+"""The largest file of prompts."""
+
 TargetArgument = Annotated[
     str, typer.Argument(metavar="MODEL_OR_RUN", help="A run, a checkpoint of one, an adapter, a model, or a hub id.")
 ]
@@ -88,10 +91,11 @@ def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
 
 def read_lines(file: Path) -> list[str]:
     r"""The lines of a file of prompts: \n or \r\n ends one, and nothing else that Unicode knows as a line's end."""
+    from data_prep.disk import read_regular
     from finetune.errors import FinetuneError
 
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = read_regular(file, MAX_FILE_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise FinetuneError(f"--file {file} can't be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -1,5 +1,6 @@
 """finetune runs: what was trained."""
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -220,7 +221,11 @@ def ui(
     project: Annotated[str, typer.Option(help="The project, as tracking.project names it.")] = "finetune",
     port: Annotated[int | None, typer.Option(help="The port; the next free one from 7860 when absent.")] = None,
 ) -> None:
-    """Open Trackio's dashboard on this machine (127.0.0.1); Ctrl-C ends it."""
-    import trackio
+    """Open Trackio's dashboard on this machine (127.0.0.1), for who has the address that is printed; Ctrl-C ends it."""
+    from finetune.runs.dashboard import start_dashboard
 
-    trackio.show(project=project, host="127.0.0.1", server_port=port, open_browser=False, block_thread=True, share=False)
+    address, thread = start_dashboard(project, port)
+    # With its token, which `out` would take out.
+    print(f"{address}\nThe address lets whoever has it read and change runs. Ctrl-C ends the dashboard.", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        thread.join()

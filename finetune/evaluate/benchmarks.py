@@ -18,6 +18,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.disk import NOTES_BYTES, read_regular
 from finetune.errors import FinetuneError
 from finetune.evaluate.harness import check_installed, harness_model, one_line, quiet, task_errors
 
@@ -245,7 +246,7 @@ def _check_task_files(folder: Path) -> None:
     named: dict[str, Path] = {}
     for path in files:
         try:
-            content = yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506 - a SafeLoader
+            content = yaml.load(read_regular(path, NOTES_BYTES).decode(), loader)  # noqa: S506 - a SafeLoader
         except (yaml.YAMLError, OSError, ValueError) as error:
             raise FinetuneError(f"the task file {path} can't be read: {one_line(str(error))}") from error
         if not isinstance(content, dict):
@@ -280,7 +281,7 @@ def _manager_for(names: Sequence[str], folder: Path | None) -> Any:
 def _unknown(unknown: list[str], known: list[str], folder: Path | None, held: list[str]) -> str:
     sentences = []
     for name in unknown:
-        close = get_close_matches(name, known, n=4)
+        close = get_close_matches(name[:100], known, n=4)
         sentences.append(f"there is no task {name!r}" + (f"; near it: {', '.join(close)}." if close else "."))
     if folder is not None:
         listed = ", ".join(held[:NAMES_LISTED]) + (", ..." if len(held) > NAMES_LISTED else "")

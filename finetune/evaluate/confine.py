@@ -2,13 +2,17 @@
 
 Standard library only:
 
-    python -s -S -P -B -X utf8 confine.py REPORT SECONDS MEMORY_BYTES PARENT < token and program
+    python -s -S -P -B -X utf8 confine.py CHANNEL SECONDS MEMORY_BYTES PARENT < token and program
 
 The kernel holds the program, whatever it does in its own process: rlimits for time, memory and files, Landlock for its folder,
 and a seccomp filter that lets through the calls listed here and refuses all others. The audit hook on top is for clear reasons,
 and closes the shortest ways to a forged pass; it is no wall.
+
+What goes through the channel, a line each: `?NUMBER VALUE` asks the parent whether a value is the expected one that it keeps
+(one byte back: = or !), the token says that the program came to its end, and anything else is why it failed.
 """
 
+import _imp
 import errno
 import os
 import resource
@@ -22,6 +26,8 @@ FILE_BYTES = 16 * 2**20
 OPEN_FILES = 32
 TOKEN_BYTES = 32
 PROGRAM = "<program>"
+EXPECTED = "__expected__"
+"""What a program calls the values that the parent keeps: __expected__[0] is the first."""
 
 SystemCall = Callable[..., int]
 
@@ -44,15 +50,15 @@ READABLE = (
 NAMES = """
 read 0 63, write 1 64, readv 19 65, writev 20 66, pread64 17 67, pwrite64 18 68, preadv 295 69, pwritev 296 70,
 preadv2 327 286, pwritev2 328 287, close 3 57, close_range 436 436, dup 32 23, dup2 33 -, dup3 292 24, lseek 8 62,
-fstat 5 80, ftruncate 77 46, fallocate 285 47, fadvise64 221 223, fsync 74 82, fdatasync 75 83, flock 73 32,
+fstat 5 80, ftruncate 77 46, fadvise64 221 223, fsync 74 82, fdatasync 75 83, flock 73 32,
 sendfile 40 71, copy_file_range 326 285, getdents64 217 61, pipe 22 -, pipe2 293 59, poll 7 -, ppoll 271 73,
 select 23 -, pselect6 270 72, epoll_create1 291 20, epoll_ctl 233 21, epoll_wait 232 -, epoll_pwait 281 22,
 eventfd2 290 19, recvfrom 45 207,
 
 newfstatat 262 79, stat 4 -, lstat 6 -, statx 332 291, statfs 137 43, fstatfs 138 44, access 21 -, faccessat 269 48,
-faccessat2 439 439, readlink 89 -, readlinkat 267 78, getcwd 79 17, chdir 80 49, fchdir 81 50, mkdir 83 -, mkdirat 258 34,
+faccessat2 439 439, readlink 89 -, readlinkat 267 78, getcwd 79 17, chdir 80 49, fchdir 81 50,
 rmdir 84 -, unlink 87 -, unlinkat 263 35, rename 82 -, renameat 264 38, renameat2 316 276, link 86 -, linkat 265 37,
-symlink 88 -, symlinkat 266 36, umask 95 166, listxattr 194 11, llistxattr 195 12, flistxattr 196 13,
+symlink 88 -, symlinkat 266 36, listxattr 194 11, llistxattr 195 12, flistxattr 196 13,
 
 mmap 9 222, munmap 11 215, mprotect 10 226, mremap 25 216, madvise 28 233, msync 26 227, brk 12 214,
 
@@ -67,36 +73,39 @@ getpgrp 111 -, getsid 124 156, getuid 102 174, geteuid 107 175, getgid 104 176, 
 getresuid 118 148, getresgid 120 150, getrusage 98 165, getrlimit 97 163,
 """
 # Landlock doesn't watch these, so they'd work on files anywhere. shutil.copy and its like need them to succeed,
-# so they do, and change nothing.
-FEIGNED = "chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, utimensat 280 88,"
-# Let through by their arguments: see _filter. prctl is for this module alone.
+# so they do, and change nothing. With umask, folders could be made that the parent may not look into.
+FEIGNED = "chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, utimensat 280 88, umask 95 166,"
+# Let through by their arguments: see _filter. prctl, capget and capset are for this module alone.
 SOMETIMES = """
 openat 257 56, clone 56 220, clone3 435 435, kill 62 129, tgkill 234 131, fcntl 72 25, ioctl 16 29, prlimit64 302 261,
-socketpair 53 199, sendto 44 206, prctl 157 167,
+socketpair 53 199, sendto 44 206, prctl 157 167, mkdir 83 -, mkdirat 258 34, fallocate 285 47, capget 125 90,
+capset 126 91,
 """
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """The column of the tables, and what seccomp calls the architecture (linux/audit.h)."""
 SET_DEATH_SIGNAL, SET_SECCOMP, SET_NO_NEW_PRIVILEGES = 1, 22, 38  # prctl
 ALLOW, FAIL, KILL = 0x7FFF0000, 0x00050000, 0x80000000  # what seccomp does; FAIL takes the error's number
 LOAD, AND, EQUAL, RETURN = 0x20, 0x54, 0x15, 0x06  # classic BPF
-CLONE_THREAD = 0x10000
+CLONE_THREAD = 0x10000 | 0x400  # CLONE_FILES too: one table of descriptors, which the parent counts
+CAPABILITIES_VERSION, ANY_FILE = 0x20080522, 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE and _READ_SEARCH
 IOCTLS = (0x5401, 0x5421, 0x5450, 0x5451)  # TCGETS, FIONBIO, FIONCLEX, FIOCLEX
 FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 1030)  # F_DUPFD to F_SETLKW (no F_SETOWN, which sends signals), F_DUPFD_CLOEXEC
 
 
 def main() -> None:
-    """Confine this process, run the program, and write the token, or why the program failed, to the report."""
-    report, seconds, memory_bytes, parent = (int(argument) for argument in sys.argv[1:])
+    """Confine this process, run the program, and write the token, or why the program failed, to the channel."""
+    channel, seconds, memory_bytes, parent = (int(argument) for argument in sys.argv[1:])
     held, program = _read_input()
+    expected = _stand_ins(channel)
     try:
         confine(os.getcwd(), seconds, memory_bytes)
     except (OSError, ValueError, ImportError) as error:
-        os.write(report, f"can't be confined: {error}".encode())
+        os.write(channel, f"can't be confined: {error}\n".encode())
         os._exit(1)
     if os.getppid() != parent:  # it died before this process was to die with it
         os._exit(1)
-    out_of_memory = f"used more memory than {memory_bytes / 2**20:g} MB"
-    _run(held, program, report, out_of_memory.encode())
+    out_of_memory = f"used more memory than {memory_bytes / 2**20:g} MB\n"
+    _run(held, program, expected, channel, out_of_memory.encode())
     os._exit(0)
 
 
@@ -108,6 +117,7 @@ def confine(folder: str, seconds: int, memory_bytes: int) -> None:
     call(numbers["prctl"], SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
     call(numbers["prctl"], SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     _restrict_files(call, folder)
+    _drop_capabilities(call)
     for limit, value in (
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_AS, memory_bytes),
@@ -140,23 +150,34 @@ def _read_input() -> tuple[list[bytes], str]:
     with open(0, "rb") as stream:
         given = stream.read()
     os.open(os.devnull, os.O_RDWR)  # takes the lowest number, which is free: 0
-    return [given[:TOKEN_BYTES]], given[TOKEN_BYTES:].decode("utf-8", "surrogatepass")
+    return [given[:TOKEN_BYTES] + b"\n"], given[TOKEN_BYTES:].decode("utf-8", "surrogatepass")
 
 
-def _run(held: list[bytes], program: str, report: int, out_of_memory: bytes) -> None:
+def _run(held: list[bytes], program: str, expected: object, channel: int, out_of_memory: bytes) -> None:
     """Run the program to its end as the main module; write the token, or why it failed."""
     folder = os.getcwd()
     module = type(sys)("__main__")
     sys.modules["__main__"], sys.argv = module, [PROGRAM]
+    vars(module)[EXPECTED] = expected
     try:
         code = compile(program, PROGRAM, "exec")
         # While the program runs the token is no variable and in no container: it waits on the interpreter's own stack,
         # which no frame shows.
-        os.write(report, (held.pop(), exec(code, vars(module)))[0])  # type: ignore[func-returns-value]  # noqa: S102
+        os.write(channel, (held.pop(), exec(code, vars(module)))[0])  # type: ignore[func-returns-value]  # noqa: S102
     except MemoryError:
-        os.write(report, out_of_memory)
+        os.write(channel, out_of_memory)
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are failures like others
-        os.write(report, _reason(error, program, folder)[:500].encode("utf-8", "replace"))
+        os.write(channel, " ".join(_reason(error, program, folder)[:500].split()).encode("utf-8", "replace") + b"\n")
+
+
+def _stand_ins(channel: int) -> object:
+    """What the program finds under EXPECTED; made by the file beside this one, which the program doesn't find."""
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    try:
+        made: object = __import__("canonical").stand_ins(channel)
+        return made
+    finally:
+        del sys.path[0], sys.modules["canonical"]
 
 
 def _reason(error: BaseException, program: str, folder: str) -> str:
@@ -188,6 +209,7 @@ def _within(name: str, folder: str) -> bool:
 
 def _system_call() -> SystemCall:
     """A function that makes the system call of a number. Raises OSError where the kernel refuses."""
+    _load_ctypes()
     import ctypes  # here, so that the program finds no reference to it
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -201,6 +223,17 @@ def _system_call() -> SystemCall:
         return result
 
     return call
+
+
+def _load_ctypes() -> None:
+    """Load ctypes' shared object under a name that nobody knows: before 3.13 what is loaded once is had again by its name."""
+    found = sys.meta_path[-1].find_spec("_ctypes", None)
+    if found is None or found.origin is None:  # it is built in
+        return
+    name = f"{os.urandom(8).hex()}._ctypes"
+    spec = type(found)(name, type(found.loader)(name, found.origin), origin=found.origin)  # type: ignore[call-arg, misc]
+    sys.modules["_ctypes"] = _imp.create_dynamic(spec)
+    _imp.exec_dynamic(sys.modules["_ctypes"])
 
 
 def _restrict_files(call: SystemCall, folder: str) -> None:
@@ -224,6 +257,17 @@ def _restrict_files(call: SystemCall, folder: str) -> None:
         os.close(beneath)
     call(RESTRICT_SELF, ruleset, 0)
     os.close(ruleset)
+
+
+def _drop_capabilities(call: SystemCall) -> None:
+    """Where root starts it: no more rights than anybody's, but those to files, which are Landlock's to restrict."""
+    import ctypes
+
+    numbers, header = system_calls(SOMETIMES), struct.pack("Ii", CAPABILITIES_VERSION, 0)
+    held = ctypes.create_string_buffer(24)
+    call(numbers["capget"], header, held)
+    effective, permitted, *_ = struct.unpack("6I", held)
+    call(numbers["capset"], header, struct.pack("6I", effective & ANY_FILE, permitted & ANY_FILE, 0, 0, 0, 0))
 
 
 def _restrict_system_calls(call: SystemCall) -> None:
@@ -261,6 +305,11 @@ def _filter() -> list[Step]:
     steps += [(EQUAL, 0, 1, numbers["clone3"]), (RETURN, 0, 0, FAIL | errno.ENOSYS)]
     own = [os.getpid()]
     steps += _when(numbers["clone"], 0, [CLONE_THREAD], mask=CLONE_THREAD)
+    # A folder that its owner may not list would hide what is in it.
+    steps += _when(numbers["mkdirat"], 2, [0o700], mask=0o700)
+    steps += _when(numbers["mkdir"], 1, [0o700], mask=0o700) if "mkdir" in numbers else []
+    # Room would be taken faster than the parent looks; glibc writes instead.
+    steps += [(EQUAL, 0, 1, numbers["fallocate"]), (RETURN, 0, 0, FAIL | errno.EOPNOTSUPP)]
     steps += _when(numbers["kill"], 0, own) + _when(numbers["tgkill"], 0, own)
     steps += _when(numbers["fcntl"], 1, FCNTLS) + _when(numbers["ioctl"], 1, IOCTLS)
     # Before Landlock's ABI 3, opening for reading and truncating would do for a file that may be read.
@@ -292,6 +341,7 @@ def _when_null(number: int, argument: int) -> list[Step]:
 
 def _restrict_python() -> None:
     """Refuse with a clear reason what the kernel would refuse, and what reads or jumps into the interpreter's own frames."""
+    library = tuple(f"{folder}/" for folder in sys.path if folder)
 
     # Nested and made of literals: the program finds no reference to it and no table to empty.
     def hook(event: str, arguments: tuple[object, ...]) -> None:
@@ -312,10 +362,35 @@ def _restrict_python() -> None:
                 raise PermissionError(1, "tried to reach the network")
             case ("socket.__new__", (_, family, *_)) if family != 1:  # a Unix socket may be one of a pair; the kernel knows
                 raise PermissionError(1, "tried to reach the network")
-            case ("import", ("_ctypes" | "_testcapi" | "_testinternalcapi" as name, *_)):
+            case ("import", (str() as name, *_)) if name.rpartition(".")[2] in ("_ctypes", "_testcapi", "_testinternalcapi"):
                 raise PermissionError(1, f"tried to use {name}")
-            case ("gc.get_objects" | "gc.get_referrers" | "gc.get_referents" | "sys.settrace", _):
+            case ("import", (_, str() as file, *_)):
+                # Native code: that of the standard library, which is known not to run somebody's own or read memory.
+                folder, _, name = file.rpartition("/")
+                if f"{folder}/" not in library or f" {name.partition('.')[0]} " not in (
+                    " _asyncio _bisect _blake2 _bz2 _codecs_cn _codecs_hk _codecs_iso2022 _codecs_jp _codecs_kr _codecs_tw "
+                    "_contextvars _crypt _csv _datetime _decimal _elementtree _hashlib _heapq _hmac _json _lzma _md5 "
+                    "_multibytecodec _multiprocessing _opcode _pickle _posixshmem _posixsubprocess _queue _random _sha1 _sha2 "
+                    "_sha256 _sha3 _sha512 _socket _sqlite3 _ssl _statistics _struct _typing _uuid _zoneinfo _zstd array "
+                    "audioop binascii cmath fcntl grp math mmap pyexpat resource select termios unicodedata zlib "
+                ):
+                    raise PermissionError(1, f"tried to load native code: {file}")
+            case (
+                "gc.get_objects"
+                | "gc.get_referrers"
+                | "gc.get_referents"
+                | "sys.addaudithook"
+                | "sys.monitoring.register_callback"
+                | "sys.setprofile"
+                | "sys.settrace"
+                | "sqlite3.enable_load_extension",
+                _,
+            ):
                 raise PermissionError(1, f"tried to use {event}")
+            case ("cpython.PyInterpreterState_New", _):
+                raise PermissionError(1, "tried to start another interpreter")
+            case ("mmap.__new__", (fileno, *_)) if fileno != -1:
+                raise PermissionError(1, "tried to map a file into memory")
             case _ if event.startswith("ctypes."):
                 raise PermissionError(1, "tried to use ctypes")
 

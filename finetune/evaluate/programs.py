@@ -1,12 +1,13 @@
 """Generated code: taken out of an answer, put before its tests, and run in the sandbox."""
 
+import ast
 import re
 from collections.abc import Sequence
 
 from finetune.evaluate.answers import Answer, without_thought
 from finetune.evaluate.sandbox import Verdict, run_programs
 
-FENCED = re.compile(r"```[ \t]*(?:[Pp]ython|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL)
+FENCED = re.compile(r"```[ \t]*+(?:[Pp]ython|py)?[ \t]*+\r?\n(.*?)(?:```|\Z)", re.DOTALL)
 """The first block of code in a text, as Markdown marks it; one that was cut short goes on to the end."""
 
 
@@ -19,7 +20,20 @@ def code_in(text: str) -> str:
 def program_of(answer: str, tests: str) -> str:
     """The code of an answer, and its tests behind it; empty where the answer has no code."""
     code = code_in(answer)
-    return f"{code}\n\n{tests}\n" if code.strip() else ""
+    if not code.strip():
+        return ""
+    # Code that is none by itself fails as such: a string left open, a decorator or a backslash would take the tests in.
+    return f"{code}\n\n{tests}\n" if _is_python(code) else code
+
+
+def _is_python(code: str) -> bool:
+    try:
+        ast.parse(code)
+    except (SyntaxError, ValueError):
+        return False
+    except (RecursionError, MemoryError):  # for the sandbox to say
+        pass
+    return True
 
 
 def run_answers(answers: Sequence[Answer], *, seconds: float) -> list[tuple[Verdict, ...]]:

@@ -5,38 +5,42 @@ Each program gets a process, a folder and limits of its own. The kernel, not Pyt
 see `confine`. A program that fails to be confined isn't run.
 
 What the kernel doesn't hold: a program may see that files outside exist, and their sizes and dates, though not what is in
-them; and it may use its cores, memory and folder up to its limits. Verdicts hold against candidates that are wrong, careless,
-or try the usual tricks: a pass is told by a secret that no Python name leads to. But candidate and tests share one process:
-code that reads its memory (native code, or ctypes dug out of the interpreter) could find the secret, and an object that claims
-to equal anything passes tests that only compare.
+them; and it may use its cores, memory and folder up to its limits, which for the folder are looked at every CHECK_SECONDS.
+
+What a pass means: candidate and tests share one process, so nothing that this process says can prove that tests were run.
+The values that tests compare with therefore never enter it (`expected`): this process keeps them, is asked whether a value is
+the right one, and lets no program pass that did not come up with each of them. That can't be forged, by native code either.
+The rest of the tests (`assert f(x)`, a tolerance, a loop over cases, unittest) hold against candidates that are wrong or
+careless, or try the usual tricks: coming to the end is told by a secret that no Python name leads to. What reads the process's
+memory could find it: ctypes dug out of the interpreter by its classes, or bytecode made by hand.
 """
 
-import contextlib
-import errno
 import functools
-import itertools
 import math
 import os
 import secrets
 import select
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from data_prep.terminal import clean_for_terminal
+from data_prep.temporary import temporary_folder
 from finetune.errors import FinetuneError
 from finetune.evaluate import confine
+from finetune.evaluate.expected import Exchange, kept_back
 
 FOLDER_BYTES = 64 * 2**20
 FOLDER_ENTRIES = 1000
 THREADS = 64
-CHECK_SECONDS = 0.05
+CHECK_SECONDS = 0.02
 # Not -I, which would ignore PYTHONHASHSEED: with it sets keep one order, and a program its verdict.
 PYTHON_OPTIONS = ("-s", "-S", "-P", "-B", "-X", "utf8")
 LEAST_MEMORY = 64 * 2**20
@@ -102,34 +106,37 @@ def _run(program: str, seconds: float, memory_bytes: int, stopped: threading.Eve
         return Verdict(False, "empty")
     if stopped.is_set():
         return Verdict(False, "interrupted")
+    try:
+        kept = kept_back(program)
+    except (RecursionError, MemoryError) as error:
+        return Verdict(False, f"is nested too deeply to be read ({type(error).__name__})")
     token = secrets.token_hex(confine.TOKEN_BYTES // 2).encode()
-    with _folder() as folder, tempfile.TemporaryFile() as given, _pipe() as (reading, writing):
-        given.write(token + program.encode("utf-8", "surrogatepass"))
+    ours, theirs = socket.socketpair()
+    with ours, theirs, temporary_folder("finetune-program-") as path, tempfile.TemporaryFile() as given:
+        folder = os.path.realpath(path)  # as the kernel says it of what is mapped into memory
+        given.write(token + kept.program.encode("utf-8", "surrogatepass"))
         given.seek(0)
-        process = _start(folder, given.fileno(), writing, math.ceil(seconds), memory_bytes)
+        exchange = Exchange(ours, kept, token)
+        process = _start(folder, given.fileno(), theirs.fileno(), math.ceil(seconds), memory_bytes)
+        theirs.close()
         try:
-            reason = _watch(process.pid, folder, seconds, stopped)
+            reason = _watch(process.pid, folder, seconds, stopped, exchange)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
-        try:
-            report = os.read(reading, 4096)
-        except BlockingIOError:
-            report = b""
-    if reason:
-        return Verdict(False, reason)
-    if report == token:
-        return Verdict(True, "")
-    return Verdict(False, " ".join(clean_for_terminal(report.decode("utf-8", "replace")).split()) or _ending(code, seconds))
+        while exchange.listen():
+            pass
+    reason = reason or exchange.why_not(_ending(code, seconds))
+    return Verdict(not reason, reason)
 
 
-def _start(folder: str, given: int, report: int, seconds: int, memory_bytes: int) -> subprocess.Popen[bytes]:
-    """Start the process: it reads what is given, and writes to the report."""
+def _start(folder: str, given: int, channel: int, seconds: int, memory_bytes: int) -> subprocess.Popen[bytes]:
+    """Start the process: it reads what is given, and speaks through the channel."""
     # One arena: else each thread reserves 64 MB of the memory that may be addressed.
     environment = {"PYTHONHASHSEED": "0", "TMPDIR": folder, "MALLOC_ARENA_MAX": "1"}
     if "LD_LIBRARY_PATH" in os.environ:  # Python may need it to start
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-    numbers = [report, seconds, memory_bytes, os.getpid()]
+    numbers = [channel, seconds, memory_bytes, os.getpid()]
     return subprocess.Popen(
         [sys.executable, *PYTHON_OPTIONS, confine.__file__, *map(str, numbers)],
         cwd=folder,
@@ -137,33 +144,70 @@ def _start(folder: str, given: int, report: int, seconds: int, memory_bytes: int
         stdin=given,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        pass_fds=[report],
+        pass_fds=[channel],
         start_new_session=True,
     )
 
 
-def _watch(pid: int, folder: str, seconds: float, stopped: threading.Event) -> str:
-    """Wait until the process has ended, then ""; or why it has to be killed."""
+def _watch(pid: int, folder: str, seconds: float, stopped: threading.Event, exchange: Exchange) -> str:
+    """Answer the process until it has ended, then ""; or why it has to be killed."""
     deadline = time.monotonic() + seconds
     handle = os.pidfd_open(pid)
-    ended = select.poll()
-    ended.register(handle, select.POLLIN)
+    events = select.poll()
+    events.register(handle, select.POLLIN)
+    events.register(exchange.channel, select.POLLIN)
+    looked = time.monotonic()
     try:
         while True:
             left = deadline - time.monotonic()
-            if ended.poll(1000 * max(0.0, min(left, CHECK_SECONDS))):
+            ready = {descriptor for descriptor, _ in events.poll(1000 * max(0.0, min(left, CHECK_SECONDS)))}
+            if handle in ready:
                 return ""
-            if stopped.is_set():
-                return "interrupted"
+            if exchange.channel.fileno() in ready and exchange.listen() == 0:
+                events.unregister(exchange.channel)
+            if exchange.broken or stopped.is_set():
+                return exchange.broken or "interrupted"
             if left <= 0:
                 return _too_long(seconds)
-            # What no limit of the kernel counts.
-            if os.stat(f"/proc/{pid}/task").st_nlink - 2 > THREADS:
-                return f"started more than {THREADS} threads"
-            if _overfull(folder):
-                return f"left more than {FOLDER_BYTES >> 20} MB or {FOLDER_ENTRIES} files in its folder"
+            if time.monotonic() - looked >= CHECK_SECONDS:
+                looked = time.monotonic()
+                if reason := _too_much(pid, folder):
+                    return reason
     finally:
         os.close(handle)
+
+
+def _too_much(pid: int, folder: str) -> str:
+    """What no limit of the kernel counts, and there is too much of; else ""."""
+    tasks = f"/proc/{pid}/task"
+    if os.stat(tasks).st_nlink - 2 > THREADS:
+        return f"started more than {THREADS} threads"
+    unlinked = 0
+    try:
+        for task in os.listdir(tasks):
+            # Its threads share their descriptors and memory, but one that has ended shows none.
+            descriptors = os.listdir(f"{tasks}/{task}/fd")
+            if not descriptors:
+                continue
+            with open(f"{tasks}/{task}/maps", "rb") as maps:
+                if os.fsencode(folder) in maps.read():
+                    return "mapped a file of its folder into memory"
+            unlinked = sum(_unlinked_bytes(f"{tasks}/{task}/fd/{descriptor}") for descriptor in descriptors)
+            break
+    except OSError:  # it has just ended
+        pass
+    if _overfull(folder, unlinked):
+        return f"left more than {FOLDER_BYTES >> 20} MB or {FOLDER_ENTRIES} files in its folder"
+    return ""
+
+
+def _unlinked_bytes(descriptor: str) -> int:
+    """The room that an open file takes of which no name is left."""
+    try:
+        status = os.stat(descriptor)
+    except OSError:  # it was just closed
+        return 0
+    return status.st_blocks * 512 if stat.S_ISREG(status.st_mode) and status.st_nlink == 0 else 0
 
 
 def _ending(code: int, seconds: float) -> str:
@@ -179,63 +223,20 @@ def _too_long(seconds: float) -> str:
     return f"took longer than {seconds:g} s"
 
 
-@contextlib.contextmanager
-def _pipe() -> Iterator[tuple[int, int]]:
-    """A pipe on which neither end ever waits."""
-    ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        yield ends
-    finally:
-        for end in ends:
-            os.close(end)
-
-
-@contextlib.contextmanager
-def _folder() -> Iterator[str]:
-    """An empty folder, removed with all that was put in it."""
-    outer = tempfile.mkdtemp(prefix="finetune-program-")
-    inner = os.path.join(outer, "folder")
-    os.mkdir(inner)
-    try:
-        yield inner
-    finally:
-        _remove(outer, "folder")
-
-
-def _remove(outer: str, name: str) -> None:
-    """Remove the folder `outer` with the one in it, however deep: each subfolder moves up into `outer` first.
-
-    A program can nest folders deeper than recursion, open files and the length of a path allow.
-    """
-    waiting, numbers = [name], itertools.count()
-    while waiting:
-        path = os.path.join(outer, waiting.pop())
-        os.chmod(path, 0o700)
-        for entry in list(os.scandir(path)):
-            if entry.is_dir(follow_symlinks=False):
-                os.chmod(entry.path, 0o700)  # a folder that can't be written to can't be moved
-                waiting.append(str(next(numbers)))
-                os.rename(entry.path, os.path.join(outer, waiting[-1]))
-            else:
-                os.unlink(entry.path)
-        os.rmdir(path)
-    os.rmdir(outer)
-
-
-def _overfull(folder: str) -> bool:
-    """Whether a program, which may be busy in its folder, has left too much there."""
-    size, entries, waiting = 0, 0, [folder]
+def _overfull(folder: str, size: int) -> bool:
+    """Whether a program, which may be busy in its folder, has left too much there, beside so many bytes."""
+    entries, waiting = 0, [folder]
     while waiting:
         try:
             for entry in os.scandir(waiting.pop()):
                 entries += 1
                 size += entry.stat(follow_symlinks=False).st_blocks * 512
-                if size > FOLDER_BYTES or entries > FOLDER_ENTRIES:
+                if entries > FOLDER_ENTRIES:
                     return True
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                return True
-            # Else it is gone already, or nobody may look into it, the program neither.
-    return False
+        except FileNotFoundError:  # it was just removed
+            continue
+        except OSError:  # a path that is too long, or hidden
+            return True
+    return size > FOLDER_BYTES

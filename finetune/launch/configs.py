@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
-
 from finetune.errors import LaunchError
 from finetune.recipe.shipped import shipped_folder
+from finetune.recipe.yaml_tree import read_plain
 
 FOLDER = "accelerate_configs"
 
@@ -37,9 +36,9 @@ def find_config(name: str) -> LaunchConfig:
     if not path.is_file():
         raise LaunchError(f"--launch: got {name!r}, expected one of {', '.join(shipped())}, or an accelerate YAML file.")
     try:
-        tree = YAML(typ="safe").load(path.read_text())
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise LaunchError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
+        tree = read_plain(path)
+    except ValueError as error:
+        raise LaunchError(f"{path} is no YAML file: {error}") from None
     if not isinstance(tree, dict):
         raise LaunchError(f"{path} is no accelerate configuration: expected keys such as distributed_type.")
     return LaunchConfig(path.stem, path.resolve(), engine_of(tree, path), int(tree.get("num_processes") or 1))

@@ -21,6 +21,7 @@ def launched(launch: Launch, loaded: LoadedRecipe | None, resume: Path | None, a
     run: RunFolder | None = None
     if resume is not None:
         run = open_run(resume.resolve())
+        run.refuse_links()  # before processes write to their logs
         recipe = read_lock(run.lock_path).recipe
     else:
         assert loaded is not None  # noqa: S101 - the command line sees to it

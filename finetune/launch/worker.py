@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+from data_prep.disk import make_private, open_own
+
 RUN_VARIABLE = "FINETUNE_RUN"
 """The run folder that the launcher made for its processes; empty on a machine beside the first."""
 
@@ -32,10 +34,10 @@ def leave_terminal() -> None:
     if folder is None or rank == 0:
         return
     log = folder / "logs" / f"rank-{rank}.log"
-    log.parent.mkdir(exist_ok=True)
+    make_private(log.parent)
     sys.stdout.flush()
     sys.stderr.flush()
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    file = open_own(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)

@@ -1,10 +1,10 @@
 """finetune verify: is a merged folder still what was written, and still base + adapter?"""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.disk import read_json
 from finetune.errors import CheckpointError, MergeError, ModelError
 from finetune.merge.adapted import MergedWeights, Updates
 from finetune.merge.check_tensors import TensorCheck, check_tensors
@@ -95,7 +95,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """A merged folder's verification.json. Raises MergeError where there is none, or it is damaged."""
     path = folder / VERIFICATION_FILE
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path)
         found = {name: record[name] for name in RECORDED}
         for name, kind in (("xxh3_128", dict), ("adapters", list), ("adapter_sha256", list), ("notes", list)):
             if not isinstance(found[name], kind):

@@ -26,6 +26,7 @@ from finetune.model.hashes import file_sha256
 from finetune.model.inspect import read_stored
 from finetune.model.quantization import NF4_DOUBLE
 from finetune.recipe.paths import LOCK
+from finetune.recipe.secrets import scrubbed_recipe
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
@@ -185,10 +186,10 @@ def _write_verification(folder: Path, parts: Parts, report: MergeReport, outcome
     record = report.as_dict() | {
         "holds": not outcome.failures,
         "failures": outcome.failures,
-        "model": parts.target.model.model_dump(mode="json"),
+        "model": scrubbed_recipe(parts.target.model.model_dump(mode="json"), "model"),
         "method": "qlora" if parts.target.quantized else "lora",
         "stored": parts.target.stored,
-        "recipe": parts.target.recipe.model_dump(mode="json") if parts.target.recipe is not None else None,
+        "recipe": scrubbed_recipe(parts.target.recipe.model_dump(mode="json")) if parts.target.recipe is not None else None,
         "adapter_sha256": [file_sha256(adapter.folder / ADAPTER_WEIGHTS) for adapter in parts.adapters],
         "base_sha256": parts.target.base_sha256,
         "asked_dtype": report.dtype if parts.asked_dtype is not None else None,

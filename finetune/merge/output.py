@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_prep.disk import follow_umask, link_error
 from finetune.errors import MergeError
 from finetune.runs.folder import sync_files
 
@@ -43,7 +44,8 @@ def refuse_small_disk(output: Path, size: int) -> None:
 def unfinished(output: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `output` at the end; after an error nothing is left.
 
-    What a merge left that was killed is removed. Raises MergeError where another process writes the same output now.
+    What a merge left that was killed is removed. Raises MergeError where another process writes the same output now, OSError
+    where somebody put a link there.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.unfinished")
@@ -51,8 +53,9 @@ def unfinished(output: Path) -> Iterator[Path]:
     try:
         try:
             for leftover in partial.iterdir():
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
             yield partial
+            follow_umask(partial)
             sync_files(partial)
             partial.rename(output)
         except BaseException:
@@ -65,11 +68,13 @@ def unfinished(output: Path) -> Iterator[Path]:
 def _claim(partial: Path, output: Path) -> int:
     """A descriptor that holds the lock of the folder that has this name now: one that was just deleted keeps nobody out."""
     while True:
+        if partial.is_symlink():  # what is in the folder that it names would be deleted
+            raise link_error(partial)
         partial.mkdir(exist_ok=True)
-        handle = os.open(partial, os.O_RDONLY)
+        handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if partial.exists() and os.path.samestat(os.fstat(handle), partial.stat()):
+            if partial.exists() and os.path.samestat(os.fstat(handle), partial.lstat()):
                 return handle
         except BlockingIOError:
             os.close(handle)

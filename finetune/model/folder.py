@@ -9,13 +9,14 @@ import json
 import math
 import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_prep.disk import read_regular
 from data_prep.files import is_git_lfs_pointer
+from data_prep.temporary import temporary_folder
 from finetune.errors import ModelError
 
 CONFIG = "config.json"
@@ -55,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > LARGEST_JSON_BYTES:
             raise ModelError(f"{path} is {path.stat().st_size:,} bytes long; expected at most {LARGEST_JSON_BYTES:,}.")
         refuse_git_lfs_pointer(path)
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_regular(path, LARGEST_JSON_BYTES))
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -157,8 +158,7 @@ def only_the_model(folder: Path) -> Iterator[Path]:
 
     From the folder itself it would also take an adapter that lies there, files that config.json names, and code.
     """
-    with tempfile.TemporaryDirectory(prefix="finetune-model-") as scratch:
-        view = Path(scratch)
+    with temporary_folder("finetune-model-") as view:
         names = [name for name in (CONFIG, INDEX, GENERATION_CONFIG) if (folder / name).is_file()]
         for path in (*(folder / name for name in names), *weight_files(folder)):
             (view / path.name).symlink_to(path.absolute())

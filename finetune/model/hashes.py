@@ -11,6 +11,8 @@ import re
 import time
 from pathlib import Path
 
+from data_prep.disk import read_regular, write_private
+
 SETTLED_SECONDS = 5
 """A file that changed within this time isn't remembered: it could change again within one tick of the file system's clock."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -36,7 +38,7 @@ def remembered_sha256(path: Path) -> str:
     identity = f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {path.resolve()}"
     remembered = cache_folder() / "sha256" / hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()
     try:
-        text = remembered.read_text()
+        text = read_regular(remembered, 64).decode()
     except (OSError, UnicodeDecodeError):
         text = ""
     if SHA256.fullmatch(text):
@@ -49,10 +51,8 @@ def remembered_sha256(path: Path) -> str:
 
 def _remember(path: Path, digest: str) -> None:
     """Write it in one step. Where the cache can't be written, the file is hashed again the next time."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(digest)
-        partial.replace(path)
+        write_private(path, digest)
     except OSError:
         return

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from data_prep.config import FileSource, HubSource, OrdersSource
+from data_prep.config import FileSource, HubSource, OrdersSource, sections_in
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import GgufBase, WheelBase
 from finetune.recipe.tree import Finding, Location, Node, dotted, finding_at
@@ -197,18 +197,11 @@ def _elsewhere(key: str) -> str | None:
     """The path of a key of another section with this very name, or one close to it."""
     paths: dict[str, str] = {name: name for name in Recipe.model_fields}
     for section, field in Recipe.model_fields.items():
-        for form in _forms(field.annotation):
+        for form in sections_in(field.annotation):
             for name in form.model_fields:
                 paths.setdefault(name, f"{section}.{name}")
     close = get_close_matches(key, paths, n=1, cutoff=0.8)
     return paths[close[0]] if close else None
-
-
-def _forms(annotation: Any) -> list[Form]:
-    """The sections that an annotation allows."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [form for argument in get_args(annotation) for form in _forms(argument)]
 
 
 def _annotation(form: Form, location: Location) -> Any:
@@ -224,7 +217,7 @@ def _section(form: Form, location: Location) -> Form | None:
         if isinstance(key, int):
             continue
         field = form.model_fields.get(key)
-        forms = _forms(field.annotation) if field else []
+        forms = sections_in(field.annotation) if field else []
         if len(forms) != 1:
             return None
         form = forms[0]
@@ -236,7 +229,7 @@ def _description(form: Form, location: Location) -> str:
     field = section.model_fields.get(str(location[-1])) if section else None
     words = field.description if field else None
     if words is None and field is not None:
-        words = "; ".join((form.__doc__ or "").strip() for form in _forms(field.annotation))
+        words = "; ".join((form.__doc__ or "").strip() for form in sections_in(field.annotation))
     return f": {' '.join(words.split()).rstrip('.')}" if words else ""
 
 

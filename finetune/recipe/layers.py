@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.disk import open_regular
 from finetune.recipe.paths import absolute
+from finetune.recipe.schema import Recipe
 from finetune.recipe.shipped import shipped_recipes
 from finetune.recipe.tree import ATOMIC, Finding, Location, Node, Place, Source, dotted, finding_at, merge
 from finetune.recipe.yaml_tree import MAX_BYTES, read_yaml, shorten
@@ -16,6 +18,10 @@ from finetune.recipe.yaml_tree import MAX_BYTES, read_yaml, shorten
 STAND_IN_BASE = "stand-in/base"
 STAND_IN_SOURCE = {"generated": "orders"}
 
+SECTIONS = {"extends", *Recipe.model_fields}
+SECTION_BEGINS = re.compile(
+    rf"^(?:\xef\xbb\xbf)?\{{?\s*[\"']?(?:{'|'.join(sorted(SECTIONS))})[\"']?\s*:(?:\s|$)".encode(), re.MULTILINE
+)
 OVERRIDE = re.compile(r"(?P<path>[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*)=(?P<value>.*)", re.DOTALL)
 
 
@@ -43,22 +49,28 @@ def read_layers(path: Path, shown: str, overrides: Sequence[str]) -> Layers:
 def _read_file(path: Path, shown: str, layers: Layers, extended_by: Finding | None) -> Node | None:
     """One file laid over what it extends. `extended_by`, when absent, is the recipe itself; else where it was asked for."""
     source = Source(shown, path.parent, path)
+    asked = extended_by or Finding(Place(source, 1, 1), (), "")
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
-        absent = extended_by or Finding(Place(source, 1, 1), (), "")
-        layers.findings.append(replace(absent, message=f"{reason}: {path}"))
+        layers.findings.append(replace(asked, message=f"{reason}: {path}"))
+        return None
+    tree, findings = read_yaml(content, source)
+    tree = tree and _recipe_in(tree)
+    if extended_by is not None and not _is_recipe(content, tree):
+        # Nothing of it is shown: whoever wrote the recipe may not be who may read the file.
+        layers.findings.append(
+            replace(asked, message=f"{path} is no recipe: it has other keys than sections (model, data, ...), or none")
+        )
         return None
     layers.sources.append(source)
-    tree, findings = read_yaml(content, source)
     layers.findings += findings
     if tree is None:
         if not findings:
             layers.findings.append(Finding(Place(source, 1, 1), (), "the file is empty; a recipe has at least model and data"))
         return None
-    tree = _recipe_in(tree)
     if not isinstance(tree.value, dict):
         if tree.value is None:
             message = "the file holds no value; a recipe has at least model and data"
@@ -77,6 +89,16 @@ def _recipe_in(tree: Node) -> Node:
     """The recipe in a run's lock; any other tree itself."""
     lock = tree.value
     return lock["recipe"] if isinstance(lock, dict) and {"lock_version", "recipe"} <= lock.keys() else tree
+
+
+def _is_recipe(content: bytes, tree: Node | None) -> bool:
+    """Whether a file is meant to be a recipe, though it may be a wrong one: half of its keys are a recipe's sections.
+
+    Where it can't be read to its end: whether a section begins in it. (A secret of Kubernetes has `data` too.)
+    """
+    if tree is not None and isinstance(tree.value, dict):
+        return 2 * len(tree.value.keys() & SECTIONS) >= len(tree.value)
+    return SECTION_BEGINS.search(content) is not None
 
 
 def _extend(tree: Node, parent: Node, source: Source, layers: Layers) -> Node | None:

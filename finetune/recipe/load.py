@@ -69,8 +69,9 @@ def _find(path: str | Path) -> tuple[Path, str]:
     if str(path) in shipped:
         found = shipped[str(path)]
         return found, str(found.relative_to(Path.cwd())) if found.is_relative_to(Path.cwd()) else str(found)
-    if file.is_dir():
-        raise RecipeError([Problem(str(path), "", f"this is a folder, expected a recipe's file: looked at {file}")])
+    if os.path.exists(file):
+        kind = "a folder" if file.is_dir() else "a pipe or a device"
+        raise RecipeError([Problem(str(path), "", f"this is {kind}, expected a recipe's file: looked at {file}")])
     close = get_close_matches(str(path).removesuffix(".yaml"), shipped, n=1)
     hint = f"did you mean the shipped recipe {close[0]}?" if close else f"shipped recipes: {', '.join(shipped)}"
     raise RecipeError([Problem(str(path), "", f"no such recipe: looked at {file}; {hint}")])

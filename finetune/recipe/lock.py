@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from data_prep.config import PREPARATION
 from finetune.errors import Problem, RecipeError
 from finetune.recipe.schema import Recipe
-from finetune.recipe.secrets import scrubbed_values
+from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
+from finetune.recipe.yaml_tree import read_plain
 
 LOCK_VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)
@@ -73,12 +73,18 @@ class Lock:
         facts = {name: value for name, value in vars(self).items() if name not in ("recipe", "rules")}
         return {"lock_version": LOCK_VERSION, "rules": vars(self.rules), **facts, "recipe": self.recipe.model_dump(mode="json")}
 
+    def without_secrets(self) -> dict[str, Any]:
+        """The same with each text scrubbed but the paths that must be found: the recipe's, and a base's folder."""
+        values = self.as_dict()
+        base = values["base"] if values["base"].get("kind") == "folder" else scrubbed_values(values["base"])
+        return {**scrubbed_values(values), "base": base, "recipe": scrubbed_recipe(values["recipe"])}
+
     def to_yaml(self) -> str:
         """The text of recipe.lock.yaml, without secrets."""
         stream = io.StringIO()
         yaml = YAML()
         yaml.width = 4096
-        yaml.dump(scrubbed_values(self.as_dict()), stream)
+        yaml.dump(self.without_secrets(), stream)
         return HEADER + stream.getvalue()
 
 
@@ -92,11 +98,11 @@ def tokenizer_facts(lock: Lock) -> dict[str, str]:
 
 
 def read_lock(path: Path) -> Lock:
-    """Read a recipe.lock.yaml. Raises RecipeError where it is damaged or of another version."""
+    """Read a recipe.lock.yaml. Raises RecipeError where it is damaged or of another version, OSError where it is no file."""
     try:
-        values = YAML(typ="safe").load(path.read_text())
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise _refused(path, f"not a readable lock: {' '.join(str(error).split())}") from None
+        values = read_plain(path, lock=True)
+    except ValueError as error:
+        raise _refused(path, f"not a readable lock: {error}") from None
     if not isinstance(values, dict) or "recipe" not in values:
         raise _refused(path, "not a lock: it holds no recipe")
     if values.get("lock_version") not in READABLE_VERSIONS:

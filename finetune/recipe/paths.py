@@ -74,6 +74,12 @@ def _exists(path: Path, *, folder: bool) -> bool:
         return False
 
 
+def _nothing(path: Path, kind: str) -> str:
+    """What a message says of a path at which there is nothing of a kind that can be read."""
+    odd = not _exists(path, folder=True) and not _exists(path, folder=False) and os.path.lexists(path)
+    return f"no {kind}, but a pipe, a device or a broken link" if odd else f"no such {kind}"
+
+
 def _resolve(tree: Node, location: Location, findings: list[Finding], *, kind: str, holds: str | None = None) -> Node:
     """One path made absolute; `holds` is a file that a folder must have inside."""
     found = _text(tree, location)
@@ -82,7 +88,7 @@ def _resolve(tree: Node, location: Location, findings: list[Finding], *, kind: s
     node, text = found
     path = absolute(text, node.place.source.folder)
     if not text or not _exists(path, folder=holds is not None):
-        findings.append(finding_at(node, location, f"no such {kind}: looked at {path}"))
+        findings.append(finding_at(node, location, f"{_nothing(path, kind)}: looked at {path}"))
     elif holds and not _exists(path / holds, folder=False):
         findings.append(finding_at(node, location, f"not an {kind}: {path} holds no {holds}"))
     return _replace(tree, location, str(path))

@@ -1,45 +1,83 @@
-"""Keep secrets out of everything that a run writes: tokens in the environment, well-known kinds of tokens, URLs with keys.
+"""Keep secrets out of all that is written and printed: tokens in the environment, well-known kinds of tokens, URLs with keys.
 
-Values are scrubbed before they are serialised, so that no file's syntax breaks; keys and paths stay as they are.
+Values are scrubbed before they are serialised, so that no file's syntax breaks. Keys stay as they are, and so do the recipe's
+paths (fields that the schema marks as PATH), for they must be found. Everything takes time in proportion to the text.
 """
 
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from data_prep.config import Section
 
 SECRET_NAME = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 SHORTEST = 8
 """A shorter value would stand in too many harmless words."""
 
 KNOWN = re.compile(
-    r"\b(hf_[A-Za-z0-9]{20,}|sk-(?:proj-)?(?=\w*\d)(?=\w*[A-Z])(?=\w*[a-z])\w{32,}|gh[pousr]_[A-Za-z0-9]{20,}"
-    r"|github_pat_\w{20,}|AKIA[A-Z0-9]{16}|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,})"
+    r"\b(?:hf_[A-Za-z0-9]{20,}|sk-(?:proj-)?(?=\w*\d)(?=\w*[A-Z])(?=\w*[a-z])\w{32,}|sk-ant-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}"
+    r"|github_pat_\w{20,}|AKIA[A-Z0-9]{16}|AIza[\w-]{35}|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|wandb_v1_\w{20,})"
 )
-"""Tokens of Hugging Face, OpenAI, GitHub, AWS, GitLab and Slack, and JSON web tokens."""
+"""Tokens of Hugging Face, OpenAI, Anthropic, GitHub, AWS, Google, GitLab, Slack and wandb."""
 
-URL_PARTS = re.compile(
-    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^\s@'\"]+@)?(?P<rest>[^\s?#'\"\\]*)(?P<query>[?#][^\s'\"\\]*=[^\s'\"\\]*)?"
+# Looked for from the beginning of each run of its characters alone: from every place it would take the square of the time.
+WEB_TOKEN = re.compile(r"(?<![\w-])(?P<before>(?>[\w-]*?(?=\beyJ[\w-]{10})))[\w-]++\.[\w-]{10,}+\.[\w-]{5,}+")
+"""JSON web tokens: three parts, the first of which is `{"` in base64."""
+
+URL_USER = re.compile(
+    r"(?<=://)(?:[^\s'\"/?#]*@"
+    r"|[^\s'\"/?#@:]*+:(?!\d*+(?:[/?#\s'\"]|\Z))(?:(?!://)[^\s'\"])*@)"  # a password with a slash in it is no port
 )
+URL = re.compile(r"(?<=://)[^\s'\"]*+")
+"""From its scheme to its end; another URL may stand in it."""
 
 
 def scrubbed(text: str) -> str:
     """The text with secrets replaced by what they were: <HF_TOKEN>, <token>, or a URL without its user and its query."""
-    for name, value in os.environ.items():
-        if len(value) >= SHORTEST and SECRET_NAME.search(name) and value in text and not os.path.exists(value):
+    for name, value in os.environ.items() if len(text) >= SHORTEST else ():
+        if len(value) >= SHORTEST and value in text and SECRET_NAME.search(name) and not os.path.exists(value):
             text = text.replace(value, f"<{name}>")
-    return URL_PARTS.sub(_without_keys, KNOWN.sub("<token>", text))
+    if "eyJ" in text:
+        text = WEB_TOKEN.sub(r"\g<before><token>", text)
+    return URL.sub(_without_query, URL_USER.sub("<user>@", KNOWN.sub("<token>", text)))
 
 
 def scrubbed_values(value: Any) -> Any:
-    """Nested values with each text in them scrubbed; a path that starts at the root stays as it is, for it must be found."""
+    """Nested values with each text in them scrubbed."""
+    return _scrubbed(value, frozenset(), ())
+
+
+def scrubbed_recipe(values: Any, *section: str) -> Any:
+    """A recipe as plain values, or the section of it that is named, with each text scrubbed but its paths."""
+    from finetune.recipe.schema import Recipe
+
+    return _scrubbed(values, _paths_of(Recipe), section)
+
+
+def _scrubbed(value: Any, paths: frozenset[tuple[str, ...]], location: tuple[str, ...]) -> Any:
     if isinstance(value, dict):
-        return {key: scrubbed_values(below) for key, below in value.items()}
+        return {key: _scrubbed(below, paths, (*location, str(key))) for key, below in value.items()}
     if isinstance(value, list | tuple):
-        return [scrubbed_values(below) for below in value]
-    return scrubbed(value) if isinstance(value, str) and not value.startswith("/") else value
+        return [_scrubbed(below, paths, location) for below in value]
+    return scrubbed(value) if isinstance(value, str) and location not in paths else value
 
 
-def _without_keys(match: re.Match[str]) -> str:
-    user = "<user>@" if match["user"] else ""
-    query = "?<query>" if match["query"] else ""
-    return f"{match['scheme']}{user}{match['rest']}{query}"
+def _paths_of(section: "type[Section]", location: tuple[str, ...] = ()) -> frozenset[tuple[str, ...]]:
+    """The locations below a section of the schema that hold paths; what is in a list is where the list is."""
+    from data_prep.config import PATH, sections_in
+
+    found: set[tuple[str, ...]] = set()
+    for name, field in section.model_fields.items():
+        here = (*location, name)
+        if PATH in field.metadata:
+            found.add(here)
+        for below in sections_in(field.annotation):
+            found |= _paths_of(below, here)
+    return frozenset(found)
+
+
+def _without_query(match: re.Match[str]) -> str:
+    url = match[0]
+    first = min((place for sign in "?#" if (place := url.find(sign)) >= 0), default=len(url))
+    return f"{url[:first]}?<query>" if "=" in url[first:] else url

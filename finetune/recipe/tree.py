@@ -120,8 +120,13 @@ def as_problems(findings: Sequence[Finding], sources: Sequence[Source]) -> list[
         place = finding.place
         return order.get(place.source, len(order)), place.line, place.column, dotted(finding.location)
 
-    problems = [Problem(str(f.place), dotted(f.location), f.message) for f in sorted(findings, key=position)]
+    problems = [Problem(str(f.place), _cut(dotted(f.location)), _cut(f.message)) for f in sorted(findings, key=position)]
     return list(dict.fromkeys(problems))
+
+
+def _cut(text: str, most: int = 2000) -> str:
+    """A text that isn't longer than a person reads: a key, a path or a name may have a million characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def dotted(location: Location) -> str:

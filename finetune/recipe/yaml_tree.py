@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -22,11 +23,14 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.reader import ReaderError
 
+from data_prep.disk import read_regular
 from finetune.recipe.tree import Finding, Location, Node, Place, Scalar, Source, finding_at
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 10_000  # after aliases are expanded: a recipe has about a hundred
 MAX_DEPTH = 50
+LOCK_BYTES = 16 * MAX_BYTES
+LOCK_NODES = 20 * MAX_NODES  # a recipe with all its defaults, and where each of them comes from
 
 # The core schema of YAML 1.2, section 10.3.2.
 NULLS = frozenset({"", "~", "null", "Null", "NULL"})
@@ -80,15 +84,33 @@ def quoted_scalar(text: str) -> str:
 
 def shorten(text: str, longest: int = 60) -> str:
     """Text for a message: on one line, printable, not long."""
-    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text[: longest + 1])
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
+def read_plain(path: Path, *, lock: bool = False) -> Any:
+    """The plain values of a YAML file that is no recipe, within a recipe's bounds, or the wider ones of a lock.
+
+    Raises OSError where it can't be read, ValueError with the first that is wrong in it, and the line.
+    """
+    content = read_regular(path, LOCK_BYTES if lock else MAX_BYTES)
+    tree, findings = _read(content, Source(str(path), path.parent, path), _LockReader if lock else _Reader)
+    if findings:
+        first = findings[0]
+        raise ValueError(f"line {first.place.line}: {first.message}")
+    return tree.plain() if tree is not None else None
+
+
 def read_yaml(content: bytes, source: Source) -> tuple[Node | None, list[Finding]]:
-    """The tree of one YAML document and what is wrong with it; no tree when it can't be read to its end."""
-    start = Place(source, 1, 1)
+    """The tree of a recipe's YAML document and what is wrong with it; no tree when it can't be read to its end."""
     if len(content) > MAX_BYTES:
-        return None, [Finding(start, (), f"a recipe has at most {MAX_BYTES:,} bytes; this file has {len(content):,}")]
+        message = f"a recipe has at most {MAX_BYTES:,} bytes; this file has more"
+        return None, [Finding(Place(source, 1, 1), (), message)]
+    return _read(content, source, _Reader)
+
+
+def _read(content: bytes, source: Source, kind: "type[_Reader]") -> tuple[Node | None, list[Finding]]:
+    start = Place(source, 1, 1)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -97,7 +119,7 @@ def read_yaml(content: bytes, source: Source) -> tuple[Node | None, list[Finding
     tabs = _indenting_tabs(text, source)
     if tabs:
         return None, tabs
-    reader = _Reader(text, source)
+    reader = kind(text, source)
     try:
         tree = reader.document()
     except _StopReadingError as stop:
@@ -107,7 +129,7 @@ def read_yaml(content: bytes, source: Source) -> tuple[Node | None, list[Finding
         return None, [*reader.findings, Finding(place, (), f"character U+{error.character:04X} is not allowed in YAML")]
     except MarkedYAMLError as error:
         return None, [*reader.findings, Finding(_place_of(error, source), (), _syntax_message(error))]
-    except (YAMLError, ValueError) as error:  # ValueError: an escape beyond Unicode, "\UFFFFFFFF"
+    except (YAMLError, ValueError, OverflowError) as error:  # an escape beyond Unicode: "\U00110000", "\UFFFFFFFF"
         return None, [*reader.findings, Finding(start, (), f"not YAML: {shorten(str(error), 200)}")]
     return tree, reader.findings
 
@@ -147,6 +169,8 @@ def _syntax_message(error: MarkedYAMLError) -> str:
 class _Reader:
     """Builds the tree from the parser's events, so that nothing is constructed that a recipe can't hold."""
 
+    most_nodes = MAX_NODES
+
     def __init__(self, text: str, source: Source):
         self.source = source
         self.events: Iterator[Event] = YAML(typ="safe", pure=True).parse(text)
@@ -177,8 +201,8 @@ class _Reader:
 
     def _count(self, nodes: int, event: Event, location: Location) -> None:
         self.nodes += nodes
-        if self.nodes > MAX_NODES:
-            raise self._stop(event, f"more than {MAX_NODES:,} values once aliases are expanded", location)
+        if self.nodes > self.most_nodes:
+            raise self._stop(event, f"more than {self.most_nodes:,} values once aliases are expanded", location)
 
     def _node(self, event: Any, location: Location) -> Node:
         if len(location) > MAX_DEPTH:
@@ -201,10 +225,14 @@ class _Reader:
             self.anchors[event.anchor] = node, self.nodes - before
         return node
 
+    def plain(self, text: str) -> Scalar:
+        """What an unquoted scalar means."""
+        return plain_scalar(text)
+
     def _scalar(self, event: Any, location: Location) -> Node:
         place = self._place(event)
         try:
-            return Node(plain_scalar(event.value) if event.implicit[0] else quoted_scalar(event.value), place)
+            return Node(self.plain(event.value) if event.implicit[0] else quoted_scalar(event.value), place)
         except ValueError as error:
             self.findings.append(Finding(place, location, str(error)))
             return Node(event.value, place, broken=True)
@@ -243,6 +271,19 @@ class _Reader:
             self.findings.append(finding_at(node, (*location, name), f"duplicate key; first on line {first.line}", at_key=True))
         else:
             mapping[name] = node
+
+
+class _LockReader(_Reader):
+    """Reads what the toolkit itself wrote: longer, with dates, and with metrics that are not finite."""
+
+    most_nodes = LOCK_NODES
+
+    def plain(self, text: str) -> Scalar:
+        """What an unquoted scalar means."""
+        try:
+            return plain_scalar(text)
+        except ValueError:
+            return float(text.replace(".", "")) if NOT_FINITE.fullmatch(text) else text
 
 
 def _no_text(event: Any, key: Node) -> str:

@@ -4,11 +4,11 @@ Their marker has the hash of each file and is written last (finetune.train.check
 differ from it, is never loaded.
 """
 
-import json
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+from data_prep.disk import read_json
 from finetune.errors import CheckpointError
 from finetune.model.folder import CHECKPOINT_MARKER
 from finetune.model.hashes import file_sha256
@@ -31,7 +31,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 def read_marker(checkpoint: Path) -> dict[str, Any]:
     """files (name -> SHA-256) and signature. Raises CheckpointError where the marker is absent or damaged."""
     try:
-        marker = json.loads((checkpoint / MARKER).read_text())
+        marker = read_json(checkpoint / MARKER)
         if "files" not in marker:  # as it was written before checkpoints were signed
             marker = {"files": marker, "signature": ""}
         return {"files": dict(marker["files"]), "signature": str(marker["signature"])}

@@ -11,6 +11,9 @@ RUN/
   run.log            what was printed
   logs/rank-N.log    what the processes beside the main one had to say
   .running           while it trains: locked by the process that does
+
+What others may read is adapter/, model/ and merged/, by the umask; the rest is private (see data_prep.disk). A run folder may
+come from somebody else: no file of it is written through a link, and none is read that isn't a file.
 """
 
 import fcntl
@@ -23,20 +26,24 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from data_prep.disk import PARTIAL, make_private, open_own, open_regular, read_json, refuse_links, write_private
+from data_prep.temporary import remove_tree
 from finetune.errors import CheckpointError, LaunchError
 from finetune.recipe.paths import LOCK
-from finetune.recipe.secrets import scrubbed_values
+from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
 
 logger = logging.getLogger(__name__)
 
 ADAPTER_NOTES = "finetune.json"
 """In an adapter folder: what peft's own config doesn't say of the base (RoPE scaling, new tokens, NF4), should it be moved."""
 RUNNING = ".running"
+WANDB = "wandb"
+"""wandb's own folder, in which it has links."""
 OWN_NAMES = frozenset({
     LOCK, "adapter", "model", "merged", "checkpoints", "metrics.jsonl", "samples.jsonl", "summary.json", "run.log", "logs",
-    "wandb", "tensorboard", "predictions", RUNNING,
+    WANDB, "tensorboard", "predictions", RUNNING,
 })  # fmt: skip
 """What may stand in a run folder; `finetune runs rm` deletes nothing else."""
 
@@ -55,7 +62,7 @@ class RunFolder:
         self.predictions = path / "predictions"
         self.summary_path = path / "summary.json"
         self.log_path = path / "run.log"
-        self._marker: IO[str] | None = None
+        self._marker: int | None = None
 
     def log_of(self, rank: int) -> Path:
         """Where a process of the run writes: the main one to run.log, the others to logs/rank-N.log."""
@@ -72,12 +79,15 @@ class RunFolder:
         return self.read_summary().get("status") == "finished"
 
     def read_summary(self) -> dict[str, Any]:
-        """summary.json; empty where there is none yet. Raises CheckpointError where it is damaged."""
+        """summary.json; empty where there is none yet.
+
+        Raises CheckpointError where it is damaged, OSError where it is no file or can't be read.
+        """
         try:
-            summary = json.loads(self.summary_path.read_text())
+            summary = read_json(self.summary_path)
         except FileNotFoundError:
             return {}
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             raise CheckpointError(f"{self.summary_path} is damaged: {error}") from None
         if not isinstance(summary, dict):
             raise CheckpointError(f"{self.summary_path} is damaged: expected an object, got {type(summary).__name__}.")
@@ -85,23 +95,34 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace summary.json in one step, without secrets."""
-        content = scrubbed_values(finite_or_null(summary))
-        write_text(self.summary_path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        content = scrubbed_values({name: value for name, value in summary.items() if name != "recipe"})
+        if "recipe" in summary:
+            content["recipe"] = scrubbed_recipe(summary["recipe"])
+        write_private(self.summary_path, json.dumps(finite_or_null(content), indent=2, allow_nan=False) + "\n")
+
+    def make_predictions(self) -> Path:
+        """The folder predictions/, made where there is none. Raises OSError where it is a link."""
+        make_private(self.predictions)
+        return self.predictions
+
+    def refuse_links(self) -> None:
+        """Raise OSError where a file of the run is a link, or no file: what is written would go elsewhere."""
+        refuse_links(self.path, but=WANDB)
 
     def claim(self) -> None:
         """Take the run for this process, until release or the process's end. Raises LaunchError where another has it.
 
-        The lock is the operating system's, so a process that crashed holds nothing.
+        The lock is the operating system's, so a process that crashed holds nothing. Raises OSError where refuse_links does.
         """
+        self.refuse_links()
         path = self.path / RUNNING
         while self._marker is None:
-            marker = path.open("a+")
+            marker = open_own(path, os.O_RDWR)
             try:
                 fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                marker.seek(0)
-                holder = marker.read().strip() or "another process"
-                marker.close()
+                holder = os.read(marker, 200).decode(errors="replace").strip() or "another process"
+                os.close(marker)
                 if isinstance(error, BlockingIOError):
                     raise LaunchError(f"{self.path} is being trained by {holder}. Wait for it, or start a new run.") from None
                 raise LaunchError(f"{path} can't be locked ({error}); put output.folder on a file system with locks.") from None
@@ -109,16 +130,24 @@ class RunFolder:
             if _is_open_file(path, marker):
                 self._marker = marker
             else:
-                marker.close()
-        self._marker.truncate(0)
-        self._marker.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._marker.flush()
+                os.close(marker)
+        os.ftruncate(self._marker, 0)
+        os.write(self._marker, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        self._remove_partial()
+
+    def _remove_partial(self) -> None:
+        """Remove what a process that was killed has left half written."""
+        for path in [path for path in self.path.iterdir() if _is_left(path)]:
+            if path.is_dir():
+                remove_tree(path)
+            else:
+                path.unlink()
 
     def release(self) -> None:
         """Give the run back."""
         if self._marker is not None:
             (self.path / RUNNING).unlink(missing_ok=True)
-            self._marker.close()
+            os.close(self._marker)
             self._marker = None
 
     @contextmanager
@@ -148,7 +177,7 @@ def create_run(folder: Path, name: str) -> RunFolder:
             number += 1
             continue
         run = RunFolder(path)
-        run.checkpoints.mkdir()
+        make_private(run.checkpoints)
         return run
 
 
@@ -161,7 +190,7 @@ def open_run(path: Path) -> RunFolder:
 
 def remove_run(run: RunFolder) -> None:
     """Delete a run folder. Raises LaunchError while a process trains it."""
-    strange = sorted(path.name for path in run.path.iterdir() if path.name not in OWN_NAMES and path.suffix != ".partial")
+    strange = sorted(path.name for path in run.path.iterdir() if path.name not in OWN_NAMES and not _is_left(path))
     if strange or not run.checkpoints.is_dir():
         what = f"it holds {', '.join(strange[:3])}, which no run writes" if strange else "it has no checkpoints folder"
         raise CheckpointError(f"{run.path} is not deleted: {what}. Delete it by hand if it is meant.")
@@ -171,37 +200,43 @@ def remove_run(run: RunFolder) -> None:
         shutil.rmtree(run.path)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file's content in one step, so that no reader sees half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _is_left(path: Path) -> bool:
+    """Whether this is something half written or moved aside (as `.adapter.old`, by earlier versions)."""
+    return path.name.startswith(".") and path.suffix in (PARTIAL, ".old")
+
+
+def write_json(path: Path, values: dict[str, Any], *, indent: int = 2) -> None:
+    """Replace a private JSON file in one step, without secrets."""
+    write_private(path, json.dumps(scrubbed_values(values), indent=indent, allow_nan=False) + "\n")
 
 
 def write_entries(path: Path, entries: Iterable[dict[str, Any]]) -> None:
-    """Replace a file of JSON lines in one step, without secrets."""
+    """Replace a private file of JSON lines in one step, without secrets."""
     lines = (json.dumps(scrubbed_values(entry), ensure_ascii=False, allow_nan=False) + "\n" for entry in entries)
-    write_text(path, "".join(lines))
+    write_private(path, "".join(lines))
 
 
 def whole_entries(path: Path) -> Iterator[Any]:
-    """The entries of a file of JSON lines; a last line that a kill cut short is left out. Raises CheckpointError for others."""
-    lines = path.read_bytes().splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            if number < len(lines):
-                raise CheckpointError(f"{path}:{number} is damaged ({error}). Remove that line.") from None
-            logger.warning("%s: the last line was cut short; it is dropped", path.name)
+    """The entries of a file of JSON lines; a last line that a kill cut short is left out.
+
+    Raises CheckpointError for others, OSError where it is no file or can't be read.
+    """
+    problem = None
+    with open_regular(path) as file:
+        for number, line in enumerate(file, start=1):
+            if problem is not None:
+                raise problem
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                problem = CheckpointError(f"{path}:{number} is damaged ({error}). Remove that line.")
+    if problem is not None:
+        logger.warning("%s: the last line was cut short; it is dropped", path.name)
 
 
-def _is_open_file(path: Path, file: IO[str]) -> bool:
+def _is_open_file(path: Path, handle: int) -> bool:
     try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        return os.path.samestat(path.lstat(), os.fstat(handle))
     except FileNotFoundError:
         return False
 
@@ -222,7 +257,7 @@ def finite_or_null(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def list_summaries(folder: Path) -> list[dict[str, Any]]:
-    """The summaries of all runs in a folder, oldest first; one that can't be read is listed with the status "damaged"."""
+    """The summaries of all runs in a folder, oldest first; with the status "damaged" or "unreadable" where there is none."""
     summaries = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not is_run(path):
@@ -231,5 +266,7 @@ def list_summaries(folder: Path) -> list[dict[str, Any]]:
             summary = RunFolder(path).read_summary()
         except CheckpointError:
             summary = {"status": "damaged"}
+        except OSError:
+            summary = {"status": "unreadable"}
         summaries.append({"name": path.name, "status": "empty"} | summary)
     return sorted(summaries, key=lambda summary: str(summary.get("created", "")))

@@ -21,13 +21,17 @@ Every other tracker that transformers drives has transformers' own names (of the
 import contextlib
 import io
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from data_prep.disk import make_private
 from finetune.errors import TrackerError
 from finetune.recipe.schema.tracking import TrackingSection
+from finetune.recipe.secrets import scrubbed
+from finetune.runs.folder import WANDB
 
 OWN = ("trackio", "wandb", "none")
 """Trackers that are driven here; transformers drives the others."""
@@ -78,7 +82,11 @@ class TrackioTracker:
 
     def __init__(self, section: TrackingSection, run_id: str, recipe: dict[str, Any]):
         import trackio
+        from trackio.utils import TRACKIO_DIR
 
+        if not TRACKIO_DIR.exists():
+            TRACKIO_DIR.parent.mkdir(parents=True, exist_ok=True)
+            make_private(TRACKIO_DIR)
         # Trackio prints how to open its dashboard; the toolkit says that once, in its own summary.
         with contextlib.redirect_stdout(io.StringIO()):
             self.run = trackio.init(
@@ -121,19 +129,21 @@ class WandbTracker:
         import wandb
 
         self.section, self.run_id = section, run_id
-        self.run = wandb.init(
-            project=section.project,
-            name=run_id,
-            id=run_id,
-            config=recipe,
-            group=section.group,
-            tags=list(section.tags),
-            notes=section.notes,
-            dir=str(folder),
-            mode=wandb_mode(section),
-            resume="allow",
-            settings=wandb.Settings(console="off", silent=True),
-        )
+        make_private(folder / WANDB)
+        with _command_line_without_secrets():
+            self.run = wandb.init(
+                project=section.project,
+                name=run_id,
+                id=run_id,
+                config=recipe,
+                group=section.group,
+                tags=list(section.tags),
+                notes=section.notes,
+                dir=str(folder),
+                mode=wandb_mode(section),
+                resume="allow",
+                settings=wandb.Settings(console="off", silent=True),
+            )
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record the metrics."""
@@ -158,6 +168,17 @@ class WandbTracker:
     def finish(self) -> None:
         """Write what is outstanding."""
         self.run.finish()
+
+
+@contextlib.contextmanager
+def _command_line_without_secrets() -> Iterator[None]:
+    """wandb keeps the arguments that the process was started with."""
+    arguments = sys.argv
+    sys.argv = [scrubbed(argument) for argument in arguments]
+    try:
+        yield
+    finally:
+        sys.argv = arguments
 
 
 def wandb_mode(section: TrackingSection) -> Literal["online", "offline"]:

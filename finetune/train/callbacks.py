@@ -13,9 +13,10 @@ from typing import IO, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from data_prep.disk import append_own, write_private
 from finetune.recipe.schema.evaluate import LOWER_IS_BETTER
 from finetune.recipe.schema.train import EarlyStopping, TrainSection
-from finetune.runs.folder import finite_or_null, whole_entries, write_text
+from finetune.runs.folder import finite_or_null, whole_entries
 from finetune.runs.trackers import Tracker
 from finetune.train.group import Group
 from finetune.train.journal import Say
@@ -51,8 +52,8 @@ class MetricsLog(TrainerCallback):
         if self.path is not None and self.path.exists():
             entries = list(whole_entries(self.path))
             kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= state.global_step]
-            write_text(self.path, "".join(kept))
-        self.file = None if self.path is None else self.path.open("a", buffering=1)
+            write_private(self.path, "".join(kept))
+        self.file = None if self.path is None else append_own(self.path)
         self.since = time.perf_counter()
         self.tokens_logged, self.seconds_logged = self.trainer.tokens_seen, self.trainer.step_seconds
 

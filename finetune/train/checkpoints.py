@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_prep.disk import write_private
 from finetune.errors import CheckpointError, TrainingError
 from finetune.model.hashes import file_sha256
 from finetune.runs.checkpoint import MARKER, PREFIX, complete_checkpoints, read_marker, step_of, verify_checkpoint
-from finetune.runs.folder import sync_files, write_text
+from finetune.runs.folder import sync_files
 from finetune.train.contents import check_contents
 from finetune.train.trust import is_signed, sign
 
@@ -29,7 +30,7 @@ def mark_complete(checkpoint: Path) -> None:
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name != MARKER
     }
-    write_text(checkpoint / MARKER, json.dumps({"files": hashes, "signature": sign(_text_of(checkpoint, hashes))}, indent=1))
+    write_private(checkpoint / MARKER, json.dumps({"files": hashes, "signature": sign(_text_of(checkpoint, hashes))}, indent=1))
 
 
 def _text_of(checkpoint: Path, hashes: dict[str, str]) -> str:

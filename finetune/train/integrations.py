@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback
 
+from data_prep.disk import make_private
 from finetune.runs.trackers import OWN, GuardedTracker, tracker_error
 from finetune.train.trainer import ExactTrainer
 
@@ -65,6 +66,7 @@ def add_integration(trainer: ExactTrainer, name: str, folder: Path, guard: Guard
         raise tracker_error(name, error) from error
     if isinstance(inner, TensorBoardCallback) and inner.logging_dir is None:  # unless TENSORBOARD_LOGGING_DIR says where
         inner.logging_dir = str(folder / "tensorboard")
+        make_private(folder / "tensorboard")
     integration = Integration(inner, guard, trainer)
     trainer.add_callback(integration)
     return integration

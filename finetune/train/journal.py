@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+from data_prep.disk import append_own, make_private
 from finetune.recipe.secrets import scrubbed
 
 Say = Callable[[str], None]
@@ -22,25 +23,29 @@ class _Scrubbing(logging.Formatter):
 
 @contextmanager
 def journal(path: Path, say: Say) -> Iterator[Say]:
-    """While this lasts, what is said through its value, warnings of the libraries, and an exception go to the file."""
-    path.parent.mkdir(exist_ok=True)
-    handler = logging.FileHandler(path)
-    handler.setFormatter(_Scrubbing("%(asctime)s %(levelname)s %(message)s"))
-    record = logging.getLogger("finetune.run")
-    record.setLevel(logging.INFO)
-    record.propagate = False
-    loggers = [record, *map(logging.getLogger, LOGGERS)]
-    for logger in loggers:
-        logger.addHandler(handler)
-    try:
-        yield _both(record, say)
-    except Exception as error:
-        record.error("%s: %s", type(error).__name__, error)
-        raise
-    finally:
+    """While this lasts, what is said through its value, warnings of the libraries, and an exception go to the file.
+
+    Raises OSError where the file is a link.
+    """
+    make_private(path.parent)
+    with closing(append_own(path)) as file:
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(_Scrubbing("%(asctime)s %(levelname)s %(message)s"))
+        record = logging.getLogger("finetune.run")
+        record.setLevel(logging.INFO)
+        record.propagate = False
+        loggers = [record, *map(logging.getLogger, LOGGERS)]
         for logger in loggers:
-            logger.removeHandler(handler)
-        handler.close()
+            logger.addHandler(handler)
+        try:
+            yield _both(record, say)
+        except Exception as error:
+            record.error("%s: %s", type(error).__name__, error)
+            raise
+        finally:
+            for logger in loggers:
+                logger.removeHandler(handler)
+            handler.close()
 
 
 def _both(record: logging.Logger, say: Say) -> Say:

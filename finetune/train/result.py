@@ -1,22 +1,23 @@
 """What a run leaves behind: the trained weights, and the summary."""
 
 import json
-import shutil
+import secrets
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from data_prep.disk import PARTIAL, follow_umask
+from data_prep.temporary import remove_tree
 from finetune.errors import CheckFailed
 from finetune.evaluate.scores import Report
 from finetune.evaluate.tables import as_dict, predictions
 from finetune.model.adapter import count_parameters, save_adapter
 from finetune.recipe.lock import Lock, tokenizer_facts
 from finetune.recipe.schema import Recipe
-from finetune.recipe.secrets import scrubbed_values
 from finetune.runs.checkpoint import PREFIX, complete_checkpoints
 from finetune.runs.compare import FINAL
-from finetune.runs.folder import ADAPTER_NOTES, RunFolder, finite_or_null, sync_files, whole_entries, write_entries, write_text
+from finetune.runs.folder import ADAPTER_NOTES, RunFolder, finite_or_null, sync_files, whole_entries, write_entries
 from finetune.train.build import Inputs
 from finetune.train.group import Group
 from finetune.train.memory import peak_memory_bytes
@@ -52,9 +53,8 @@ def written_type(recipe: Recipe, inputs: Inputs) -> torch.dtype | None:
 def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, weights: dict[str, torch.Tensor]) -> None:
     full = lock.recipe.adapter.method == "full"
     final = run.model if full else run.adapter
-    partial, old = (final.with_name(f".{final.name}.{word}") for word in ("partial", "old"))
-    for path in (partial, old):
-        shutil.rmtree(path, ignore_errors=True)
+    partial, old = (final.with_name(f".{final.name}.{secrets.token_hex(4)}{PARTIAL}") for _ in range(2))
+    partial.mkdir()
     config = described(lock.recipe, inputs, trainer.model, inputs.precision.dtype)
     if full:
         weights = {name: weight.to(inputs.precision.dtype) for name, weight in weights.items()}
@@ -63,15 +63,18 @@ def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, we
         hub = inputs.base.identity["kind"] == "hub"
         name = inputs.base.identity["name"] if hub else str(inputs.base.folder)
         save_adapter(trainer.model, partial, name, inputs.base.identity.get("commit"), weights)
-        notes = {"model": lock.recipe.model.model_dump(mode="json"), "method": lock.recipe.adapter.method, "base": lock.base}
+        kept = lock.without_secrets()
+        notes = {"model": kept["recipe"]["model"], "method": lock.recipe.adapter.method, "base": kept["base"]}
         notes |= {"tokenizer": tokenizer_facts(lock)}
-        write_text(partial / ADAPTER_NOTES, json.dumps(scrubbed_values(notes), indent=2) + "\n")
+        (partial / ADAPTER_NOTES).write_text(json.dumps(notes, indent=2) + "\n")
     write_beside(partial, lock.recipe, inputs, config if full else None)
     wrong = read_back(partial, lock.recipe, inputs, trainer, weights, config)
+    follow_umask(partial)
     sync_files(partial)
     if wrong:
         failed = final.with_name(f"{final.name}.failed")
-        shutil.rmtree(failed, ignore_errors=True)
+        if failed.exists():
+            remove_tree(failed)
         partial.rename(failed)
         raise CheckFailed(
             f"what was written is not what was trained: {'; '.join(wrong[:5])}. It is in {failed}; `finetune train --resume "
@@ -80,7 +83,8 @@ def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, we
     if final.exists():
         final.rename(old)
     partial.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        remove_tree(old)
 
 
 def write_metrics(run: RunFolder, report: Report, step: int) -> None:
@@ -90,8 +94,7 @@ def write_metrics(run: RunFolder, report: Report, step: int) -> None:
     before = [entry for entry in whole_entries(run.metrics_path) if not any(name.startswith(FINAL) for name in entry)]
     write_entries(run.metrics_path, [*before, values])
     if report.measured.answers:
-        run.predictions.mkdir(exist_ok=True)
-        write_entries(run.predictions / "final.jsonl", predictions(report))
+        write_entries(run.make_predictions() / "final.jsonl", predictions(report))
 
 
 def summary_of(

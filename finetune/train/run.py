@@ -2,12 +2,15 @@
 
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.disk import write_private
+from data_prep.temporary import sweep
 from finetune.errors import CheckpointError, FinetuneError
 from finetune.evaluate.asking import asked
 from finetune.evaluate.scores import Report
@@ -17,10 +20,10 @@ from finetune.model.precision import choose_device, choose_threads
 from finetune.recipe.lock import CURRENT_RULES, Lock, Rules, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.tracking import TrackingSection
-from finetune.recipe.secrets import scrubbed_values
+from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
 from finetune.runs.commands import shell_command
 from finetune.runs.compare import is_metric
-from finetune.runs.folder import RunFolder, create_run, open_run, write_text
+from finetune.runs.folder import RunFolder, create_run, open_run
 from finetune.runs.trackers import start_tracker
 from finetune.train import build
 from finetune.train.batches import StreamFeed
@@ -72,6 +75,8 @@ def start(
     """
     group = this_group()
     say = say if group.is_main else _silent
+    if group.is_main:
+        sweep(Path(tempfile.gettempdir()))
     inputs = build.build_inputs(recipe, rules=rules, allow_code=allow_code, say=say)
     group.form()
     made = folder is None and group.is_main
@@ -83,12 +88,12 @@ def start(
         refuse_differences(group, lock)
         with claimed(run, group), journal(run.log_of(group.rank), say) as tell:
             if group.is_main:
-                if scrubbed_values(lock.as_dict()) != lock.as_dict():
+                if lock.without_secrets() != lock.as_dict():
                     tell(
                         "warning: there is a secret in the recipe or the command; the run's files are written without it, so "
                         "the run can't be resumed, merged or reproduced where it is needed. Give secrets by the environment."
                     )
-                write_text(run.lock_path, lock.to_yaml())
+                write_private(run.lock_path, lock.to_yaml())
             parts = Parts(run, lock, inputs, group=group, checkpoint=None, say=tell)
             made = False  # from here on the folder says what became of the run
             summary = parts.train()
@@ -188,7 +193,7 @@ class Parts:
             # DeepSpeed reduces gradients while it goes backward, and has no way to take that back.
             self.trainer.add_callback(Rehearsal(self.trainer, self.recipe, say))
         # Last, because they are seen from outside: a tracker's run and a moving line, for a run that can start.
-        config = scrubbed_values(self.recipe.model_dump(mode="json"))
+        config = scrubbed_recipe(self.recipe.model_dump(mode="json"))
         tracking = TrackingSection.model_validate(scrubbed_values(self.recipe.tracking.model_dump(mode="json")))
         if not group.is_main:
             tracking = TrackingSection(tracker="none", samples=tracking.samples if holds_shares() else None)
@@ -295,7 +300,7 @@ class Parts:
             self.run.write_summary(found)
             if status == "finished":
                 final = {name: value for name, value in found.items() if is_metric(name)}
-                write_text(self.run.lock_path, replace(self.lock, final=final).to_yaml())
+                write_private(self.run.lock_path, replace(self.lock, final=final).to_yaml())
         return found
 
     def _take_steps(self) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from data_prep.disk import append_own, write_private
 from finetune.evaluate.asking import Asked, prompt_ids
 from finetune.evaluate.base_options import unused_options
 from finetune.evaluate.generation import generate
 from finetune.recipe.schema.tracking import SamplesSection
-from finetune.runs.folder import whole_entries, write_text
+from finetune.recipe.secrets import scrubbed
+from finetune.runs.folder import whole_entries
 from finetune.runs.trackers import Sample, Tracker
 from finetune.train.group import Group, holds_shares
 from finetune.train.journal import Say
@@ -82,7 +84,7 @@ class Samples(TrainerCallback):
         counts = Counter(entry["step"] for entry in entries)
         whole = {step for step, count in counts.items() if count == len(self.prompts) and step <= last_step}
         kept = [entry for entry in entries if last_step and entry["step"] in whole]
-        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        write_private(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self.last = kept[-1]["step"] if kept else -1
 
     def _is_due(self, step: int) -> bool:
@@ -99,12 +101,13 @@ class Samples(TrainerCallback):
             return
         for line in unused:
             self.say(f"note: {line}")
-        samples = [Sample(prompt, answer.text) for prompt, answer in zip(self.section.prompts, answers, strict=True)]
-        with self.path.open("a") as file:
+        pairs = zip(self.section.prompts, answers, strict=True)
+        samples = [Sample(scrubbed(prompt), scrubbed(answer.text)) for prompt, answer in pairs]
+        with append_own(self.path) as file:
             for sample, answer in zip(samples, answers, strict=True):
                 cut = {} if answer.cut is None else {"cut": answer.cut}
                 file.write(json.dumps({"step": step, "prompt": sample.prompt, "answer": sample.answer} | cut) + "\n")
-        self.say(f"sample after step {step}: {_shown(answers[0].text, answers[0].cut)}")
+        self.say(f"sample after step {step}: {_shown(samples[0].answer, answers[0].cut)}")
         self.tracker.log_samples(samples, step)
         self.restart_clock()
 

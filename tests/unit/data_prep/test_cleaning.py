@@ -2,18 +2,31 @@
 
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.clean import CONTROL_CHARACTERS, cleaned, excerpt_of
+from data_prep.clean import CONTROL_CHARACTERS, LONG_RUN, cleaned, excerpt_of, normalized
 from data_prep.config import CleanSection
 from data_prep.messages import Conversation, Message, PlainText, ToolCall
 from data_prep.prepare import prepare
 from tests.unit.data_prep.rows import file, places, said, section, talk, with_template
+
+MARKS = "\u0300\u0316\u0323\u0345\u05b0\u0f71\u0f73\u0344\u3099\uff9e\U0001d165\U0001d16d"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text(alphabet=f"ae\u00e9\u1e9b\u0f40\u0958\u1100\u1161\uac00\uff76{MARKS}", max_size=12),
+    st.sampled_from(["NFC", "NFKC"]),
+)
+def test_normalising_is_unicodes_own(text: str, form: Literal["NFC", "NFKC"]) -> None:
+    """For runs of combining marks in any order, which are put in order beforehand where they are long."""
+    for letters in (text, text.replace("\u0316", "\u0316\u0300" * LONG_RUN)):
+        assert normalized(form, letters) == unicodedata.normalize(form, letters)
 
 
 def test_short_answers(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -321,6 +321,15 @@ TEXTS = st.lists(st.sampled_from(MARKUP) | st.text(st.characters(), min_size=1, 
 )
 
 
+def test_what_texts_go_through_first() -> None:
+    """Every text of the page, of rows, names and the title, before it is escaped."""
+    text = "secret <b>\nsecret\tsecret"
+    html = audit_page(holding(text), text, clean=lambda text: clean_for_terminal(text).replace("secret", "<i>"))
+    assert "secret" not in html
+    assert "&lt;i&gt;" in html
+    assert "<i>" not in html
+
+
 @settings(max_examples=150, deadline=None)
 @given(TEXTS)
 def test_any_text_stays_text(text: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ import pytest
 from data_prep.config import FileSource
 from data_prep.errors import DataError
 from data_prep.files import KINDS, kind_of, unread_files
-from data_prep.sources import MAX_JSON_BYTES, READERS, Row, read_rows, source_digest
+from data_prep.sources import MAX_JSON_BYTES, READERS, Row, opening, read_rows, source_digest
 from tests.conftest import SHARED
 
 ROWS = [
@@ -427,3 +428,47 @@ def test_real_files(name: str) -> None:
     rows = rows_of(path)
     assert len(rows) == (SHARED_ROWS[name] or len(rows))
     assert len({row.place for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(("ending", "line"), [(".txt", " \t\n"), (".jsonl", " \t\n"), (".csv", "\n"), (".tsv", "\n")])
+def test_a_file_of_blank_lines_ends_with_a_word(
+    tmp_path: Path, ending: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its kind, packed or not, and where bad rows are skipped too; fewer blank lines between rows are none."""
+    monkeypatch.setattr(opening, "MOST_BLANK_LINES", 1000)
+    head, row = {".txt": ("", "a"), ".jsonl": ("", '{"text": "a"}')}.get(ending, ("text\n", "a"))
+    for compression, pack in (("", bytes), (".gz", gzip.compress)):
+        path = tmp_path / f"a{ending}{compression}"
+        path.write_bytes(pack(f"{head}{row}\n{line * 1000}{row}\n".encode()))
+        assert [found.values for found in rows_of(path)] == [{"text": "a"}] * 2
+        path.write_bytes(pack(f"{head}{row}\n{line * 1001}{row}\n".encode()))
+        first = 3 if head else 2
+        with pytest.raises(DataError, match=rf"{path.name}:{first}: 1,000 lines without text from here on"):
+            rows_of(path, on_bad=[].append)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.json", "a.parquet", "a.arrow"])
+@pytest.mark.parametrize("compression", [".gz", ".zst"])
+def test_what_is_unpacked_is_bounded(tmp_path: Path, name: str, compression: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every reader: what unpacks to far more than its size is refused, and nothing of it stays on the disk."""
+    monkeypatch.setattr(opening, "ALWAYS_UNPACKED", 2**18)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    path = tmp_path / (name + compression)
+    content = b'{"text": "a"}\n' * 2**16 if name.endswith("l") else b"a\n" * 2**19
+    with path.open("wb") as file, pa.CompressedOutputStream(file, "gzip" if compression == ".gz" else "zstd") as packed:
+        packed.write(content)
+    assert len(content) > 100 * path.stat().st_size
+    with pytest.raises(DataError, match=rf"{path.name} unpacks to more than 100 times its size"):
+        for _ in read_rows(FileSource(path=str(path), format="text")):
+            pass
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_very_wide_header_is_read_at_once(tmp_path: Path) -> None:
+    """A column that is there twice is found among 100,000, in time in proportion to them."""
+    (tmp_path / "a.csv").write_text(",".join([*(f"c{number}" for number in range(100_000)), "c7"]) + "\n")
+    started = time.monotonic()
+    with pytest.raises(DataError, match="names 'c7' twice"):
+        rows_of(tmp_path / "a.csv")
+    assert time.monotonic() - started < 20

@@ -105,9 +105,11 @@ def test_programs_run_with_their_tests() -> None:
     texts = (
         "```python\ndef double(x):\n    return 2 * x\n```", "def double(x): return x + 2", "while True: pass", "",
         "import sys; sys.exit(0)", "double = lambda x: open('/etc/passwd')",
+        "double = abs\ntests = '''", "double = abs\n@print", "double = abs; print(\\",
     )  # fmt: skip
     (verdicts,) = run_answers([Answer(question, texts)], seconds=2.0)
-    assert [verdict.passed for verdict in verdicts] == [True, False, False, False, False, False]
-    assert [bool(verdict.reason) for verdict in verdicts] == [False, True, True, True, True, True]
+    assert [verdict.passed for verdict in verdicts] == [True, *[False] * 8]
+    assert [bool(verdict.reason) for verdict in verdicts] == [False, *[True] * 8]
+    assert all(verdict.reason.startswith("SyntaxError") for verdict in verdicts[6:])
     assert "2 s" in verdicts[2].reason
     assert "/etc/passwd" in verdicts[5].reason

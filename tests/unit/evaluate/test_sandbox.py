@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,11 +235,59 @@ def test_a_pass_is_not_forged(program: str) -> None:
         ("import gc\nlists = [held for held in gc.get_objects() if isinstance(held, list)]", "gc.get_objects"),
         ("import ctypes", "_ctypes"),
         ("import sys\nassert not [name for name in sys.modules if 'ctypes' in name]\nimport _ctypes", "_ctypes"),
+        ("import sys\nsys.setprofile(print)", "sys.setprofile"),
+        ("import _testcapi\n_testcapi.run_in_subinterp('pass')", "_testcapi"),
     ],
 )
 def test_the_interpreter_is_not_searched(program: str, reason: str) -> None:
     """A program may not jump over its tests with a trace function, walk all objects, or use foreign functions."""
     assert reason_of(program).startswith(f"tried to use {reason} ")
+
+
+NATIVE = """
+import _imp, importlib.machinery, os, shutil, sys
+library = next(folder for folder in sys.path if folder.endswith("lib-dynload"))
+file = os.path.join(library, next(name for name in os.listdir(library) if name.startswith({module!r} + ".")))
+{change}
+loader = importlib.machinery.ExtensionFileLoader({name!r}, file)
+_imp.create_dynamic(importlib.machinery.ModuleSpec({name!r}, loader, origin=file))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "change"),
+    [
+        ("_ctypes", "_ctypes", ""),
+        ("_ctypes", "math", ""),
+        ("_ctypes", "a._ctypes", ""),
+        ("_ctypes", "math", "file = library + '/../lib-dynload' + file[len(library):]"),
+        ("_ctypes", "_ctypes", "os.symlink(file, 'math.so'); file = os.path.abspath('math.so')"),
+        ("math", "math", "shutil.copy(file, 'math.so'); file = os.path.abspath('math.so')"),
+        ("_xxsubinterpreters" if sys.version_info < (3, 13) else "_interpreters", "math", ""),
+    ],
+)
+@pytest.mark.skipif(not any(folder.endswith("lib-dynload") for folder in sys.path), reason="this Python has all built in")
+def test_native_code_is_the_librarys_alone(module: str, name: str, change: str) -> None:
+    """No foreign functions and no second interpreter, by whatever name, nor a shared object that the program wrote."""
+    reason = reason_of(NATIVE.format(module=module, name=name, change=change))
+    assert "tried to load native code" in reason or "tried to use" in reason
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring came with 3.12")
+def test_lines_are_not_skipped_by_monitoring() -> None:
+    """A callback for each line could jump over the tests."""
+    program = """
+import sys
+sys.monitoring.use_tool_id(1, "x")
+sys.monitoring.register_callback(1, sys.monitoring.events.LINE, lambda code, line: None)
+"""
+    assert reason_of(program).startswith("tried to use sys.monitoring.register_callback ")
+
+
+def test_a_hook_of_its_own_is_not_called() -> None:
+    """Python takes no second audit hook where the first refuses it, and doesn't say so."""
+    program = "import sys\nseen = []\nsys.addaudithook(lambda *event: seen.append(event))\nopen('a', 'w')\nassert not seen"
+    assert run_program(program, seconds=SECONDS) == PASSED
 
 
 # --- Time and memory
@@ -489,6 +538,9 @@ open("left", "w").write("x")
         ("open('a', 'wb').truncate(10 * 2**30)", "File too large"),
         ("import os\nos.posix_fallocate(os.open('a', os.O_CREAT | os.O_RDWR), 0, 10 * 2**30)", "File too large"),
         ("files = [open('a', 'wb') for _ in range(10**4)]", "Too many open files"),
+        ("import os\nwhile True:\n    os.truncate(os.open('a', os.O_CREAT | os.O_RDWR), 0)", "Too many open files"),
+        ("import os\nos.mkdir('a', 0o300)", "was refused by the sandbox"),
+        ("import mmap\nfile = open('a', 'w+b')\nfile.write(bytes(9999))\nmmap.mmap(file.fileno(), 0)", "tried to map a file"),
         ("import itertools\nfor n in itertools.count(): open(str(n), 'wb').write(bytes(2**20))", OVERFULL),
         ("import itertools\nfor n in itertools.count(): open(str(n), 'wb').close()", OVERFULL),
         ("import os\nwhile True:\n    os.mkdir('a' * 200)\n    os.chdir('a' * 200)", OVERFULL),
@@ -499,8 +551,26 @@ def test_files_are_bounded(program: str, reason: str) -> None:
     assert reason in reason_of(program)
 
 
+ROOM = {
+    "hidden": "os.umask(0o477)\nos.mkdir('a')\nfor n in range(150): fill(os.open(f'a/{n}', os.O_CREAT | os.O_RDWR))",
+    "allocated": "for n in range(25): os.posix_fallocate(os.open(str(n), os.O_CREAT | os.O_RDWR), 0, 16 << 20)",
+    "unlinked": "for n in range(25): fill(os.open('a', os.O_CREAT | os.O_RDWR)); os.unlink('a')",
+    "never linked": "for n in range(25): fill(os.open('.', os.O_TMPFILE | os.O_RDWR, 0o600))",
+    "written over": "for n in range(25): fill(os.open('a', os.O_CREAT | os.O_RDWR)); open('b', 'w'); os.replace('b', 'a')",
+}
+
+
+@each(ROOM)
+def test_room_that_no_name_shows_is_bounded(program: str, temporary: Path) -> None:
+    """Of folders that can't be listed and files without a name too; and it is free again."""
+    before = shutil.disk_usage(temporary).free
+    fill = "import os, time\ndef fill(file):\n    for _ in range(16): os.write(file, bytes(2**20))\n"
+    assert OVERFULL in reason_of(f"{fill}{program}\ntime.sleep(5)\nassert False")
+    assert before - shutil.disk_usage(temporary).free < 100 * 2**20
+
+
 LEFT = {
-    "no rights": "import os\nos.mkdir('a', 0)\nos.mkdir('b')\nos.close(os.open('b/c', os.O_CREAT, 0))\nos.symlink('/', 'b/d')",
+    "no rights": "import os\nos.mkdir('a')\nos.close(os.open('a/b', os.O_CREAT, 0))\nos.symlink('/', 'a/c')\nos.chmod('a', 0)",
     "odd names": "import os\nfor name in (b'\\xff', b'a\\nb', b'-rf', b'folder', b'0', b'1'):\n    os.makedirs(name + b'/0/1')",
     "deep": "import os\nfor _ in range(100):\n    os.mkdir('a' * 200)\n    os.chdir('a' * 200)",
 }
@@ -545,7 +615,8 @@ CALLS: dict[str, tuple[int | None, int | None, list[int]]] = {
     "kill own group": (62, 129, [0, 0]), "kill all": (62, 129, [-1, 0]), "tkill": (200, 130, [1, 0]),
     "tgkill": (234, 131, [1, 1, 0]), "rt_sigqueueinfo": (129, 138, []), "mount": (165, 40, []), "umount2": (166, 39, []),
     "bpf": (321, 280, []), "keyctl": (250, 219, []), "add_key": (248, 217, []), "unshare": (272, 97, []),
-    "setns": (308, 268, []), "pidfd_open": (434, 434, [1, 0]), "pidfd_getfd": (438, 438, []),
+    "setns": (308, 268, []), "mkdirat": (258, 34, [-100, 0, 0o300]),
+    "pidfd_open": (434, 434, [1, 0]), "pidfd_getfd": (438, 438, []),
     "pidfd_send_signal": (424, 424, []), "execve": (59, 221, []), "execveat": (322, 281, []), "vfork": (58, None, []),
     "fork": (57, None, []), "clone": (56, 220, [17, 0, 0, 0, 0]), "setsid": (112, 157, []), "setpgid": (109, 154, []),
     "memfd_create": (319, 279, []), "userfaultfd": (323, 282, []), "perf_event_open": (298, 241, []),
@@ -597,6 +668,7 @@ def test_without_a_sandbox_nothing_runs(tmp_path: Path, monkeypatch: pytest.Monk
     """A process that can't confine itself says why and runs no program; callers get that as a FinetuneError."""
     text = Path(confine.__file__).read_text()
     without = tmp_path / "confine.py"
+    shutil.copy(Path(confine.__file__).with_name("canonical.py"), tmp_path)
     without.write_text(text.replace("RESTRICT_SELF = 444,", "RESTRICT_SELF = 9999,"))
     assert without.read_text() != text
     monkeypatch.setattr(confine, "__file__", str(without))
@@ -622,7 +694,7 @@ run_programs(["while True: pass"] * 50, seconds=30, workers=2)
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_programs_end_with_their_parent(temporary: Path, end: signal.Signals) -> None:
-    """Ctrl-C ends them and removes their folders; killed outright, the parent takes them along all the same."""
+    """Ctrl-C ends them and removes their folders; killed outright, the parent takes them along, and the next removes theirs."""
     parent = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, str(temporary)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
     )
@@ -635,9 +707,8 @@ def test_programs_end_with_their_parent(temporary: Path, end: signal.Signals) ->
     finally:
         parent.kill()
     if end == signal.SIGKILL:
-        for folder in temporary.glob("finetune-program-*"):
-            (folder / "folder").rmdir()
-            folder.rmdir()
+        assert list(temporary.glob("finetune-program-*"))
+        assert run_program("x = 1", seconds=SECONDS) == PASSED
 
 
 @pytest.mark.parametrize(("seconds", "memory_bytes"), [(0.0, 2**29), (-1.0, 2**29), (5.0, 2**20)])

@@ -304,11 +304,11 @@ def test_a_name_that_is_no_recipe_gets_a_guess(folder: Path) -> None:
 
 def _section_unions(form: type[BaseModel]) -> set[frozenset[type]]:
     """Every set of several sections that one knob may hold, over the whole schema."""
-    from finetune.recipe.explain import _forms
+    from data_prep.config import sections_in
 
     found: set[frozenset[type]] = set()
     for field in form.model_fields.values():
-        forms = _forms(field.annotation)
+        forms = sections_in(field.annotation)
         found |= {frozenset(forms)} if len(forms) > 1 else set()
         for below in forms:
             found |= _section_unions(below)

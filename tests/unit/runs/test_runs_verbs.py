@@ -147,25 +147,6 @@ def test_a_lock_of_the_first_version_is_read(tmp_path: Path) -> None:
         read_lock(run.lock_path)
 
 
-def test_secrets_are_known_by_name_kind_and_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values of secret variables, well-known tokens, and the keys in URLs; harmless text stays as it is."""
-    from finetune.recipe.secrets import scrubbed, scrubbed_values
-
-    secret = "0123456789abcdef" * 3
-    monkeypatch.setenv("WANDB_API_KEY", secret)
-    text = f"key {secret}, hf_{'a1' * 15}, https://me:pass@host/rows.jsonl?X-Amz-Signature=123&b=1 and https://host/a.b#c"
-    assert scrubbed(text) == "key <WANDB_API_KEY>, <token>, https://<user>@host/rows.jsonl?<query> and https://host/a.b#c"
-    assert scrubbed_values({"a": ["/sk/rows", 'see "https://h/a?b=1" now'], "n": 1}) == {
-        "a": ["/sk/rows", 'see "https://h/a?<query>" now'], "n": 1
-    }  # fmt: skip
-    monkeypatch.setenv("TOKENIZER_NAME", "tiny-llama-base")
-    assert scrubbed("sk-parliament-debates-of-the-year-2024.json by tiny-llama-base") == (
-        "sk-parliament-debates-of-the-year-2024.json by tiny-llama-base"
-    )
-    plain = "train.learning_rate=1e-4 /runs/a-001 sha256 0f3c, tokens: 12"
-    assert scrubbed(plain) == plain
-
-
 @pytest.mark.parametrize(
     ("condition", "found"),
     [

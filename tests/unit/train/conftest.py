@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from finetune.recipe.schema import Recipe
+from tests.e2e.conftest import finetune_here  # noqa: F401 - the command line inside the test's process
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -1,7 +1,9 @@
 """Trackers and samples in real runs."""
 
 import json
+import os
 import shutil
+import stat
 import sys
 from pathlib import Path
 
@@ -175,3 +177,32 @@ def test_no_secret_reaches_a_tracker(make_recipe: MakeRecipe, monkeypatch: pytes
     for path in done.path.rglob("*"):
         assert not path.is_file() or token.encode() not in path.read_bytes(), path
     assert read_lock(done.lock_path).recipe.tracking.tags == ("<token>",)
+
+
+def test_a_text_that_looks_like_a_path_keeps_no_secret(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that begins with a slash is a text: no file of the run, none of Trackio's and no line that is printed holds it.
+
+    Nor does the answer, where the model repeats it; the recipe's paths stay, for the run is resumed by them.
+    """
+    from finetune.train import samples
+
+    secret, token = "supersecretvalue123", f"hf_{'Zx9' * 12}"
+    monkeypatch.setenv("MY_TOKEN", secret)
+    prompts = [f"/{secret} {token}", f"/home/{secret}"]
+    monkeypatch.setattr(samples, "generate", lambda *_, **__: [f"/{token}", f"~/{secret}"])  # as a model that learned them
+    recipe = make_recipe(train=STEPS, tracking={"tracker": "trackio", "samples": {"prompts": prompts, "max_new_tokens": 2}})
+    done = start(recipe)
+    database = Path(os.environ["TRACKIO_DIR"])
+    held = [path for folder in (done.path, database) for path in folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".db" for path in held)
+    assert stat.S_IMODE(database.stat().st_mode) == 0o700
+    for path in held:
+        content = path.read_bytes()
+        assert secret.encode() not in content, path
+        assert token.encode() not in content, path
+    assert [json.loads(line)["prompt"] for line in done.samples_path.read_text().splitlines()[:2]] == [
+        "/<MY_TOKEN> <token>", "/home/<MY_TOKEN>"
+    ]  # fmt: skip
+    lock = read_lock(done.lock_path)
+    assert lock.recipe.data.train == recipe.data.train
+    assert lock.recipe.model == recipe.model

@@ -1,0 +1,110 @@
+"""What is a secret, where it is taken out, and where a path stays."""
+
+import json
+from typing import Any
+
+import pytest
+
+from finetune.recipe.lock import Lock
+from finetune.recipe.schema import Recipe
+from finetune.recipe.secrets import scrubbed, scrubbed_recipe, scrubbed_values
+
+HUB = f"hf_{'a1' * 15}"
+WEB = f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.{'S' * 43}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"/{HUB}", "/<token>"), (f"({HUB})", "(<token>)"), (f"sk-ant-api03-{'x' * 40}", "<token>"),
+        (f"AIza{'x' * 35}", "<token>"), (WEB, "<token>"), (f"Bearer {WEB}.", "Bearer <token>."), (f"x-{WEB}", "x-<token>"),
+        (f"{'n' * 30}.{WEB}", f"{'n' * 30}.<token>"), ("eyJhbGciOiJIUzI1NiJ9", "eyJhbGciOiJIUzI1NiJ9"),
+        ("https://u:p@h/x", "https://<user>@h/x"), ("git+https://t@h/x.git", "git+https://<user>@h/x.git"),
+        ("postgres://u:pa/ss@h/db", "postgres://<user>@h/db"), ("a://u:p#w@h", "a://<user>@h"), ("https://u@v:p@h", "https://<user>@h"),
+        ("http://h:8080/@name", "http://h:8080/@name"), ("https://h/@name/a", "https://h/@name/a"), ("http://h:80", "http://h:80"),
+        ("http://a,http://u:p@b", "http://a,http://<user>@b"), ("1https://u:p@h", "1https://<user>@h"),
+        ("https://h/a?b=1&c=2 d", "https://h/a?<query> d"), ("https://h/?http://k&token=1", "https://h/?<query>"),
+        ("https://h/a?b", "https://h/a?b"), ("https://h/#a=b", "https://h/?<query>"), ("'https://h?a=b'", "'https://h?<query>'"),
+        ("see a@b.example and x=y?z=1", "see a@b.example and x=y?z=1"), ("s3://bucket/key", "s3://bucket/key"),
+    ],
+)  # fmt: skip
+def test_what_is_taken_out_of_a_text(text: str, expected: str) -> None:
+    """Tokens of well-known kinds wherever they stand, users and passwords and queries of URLs; nothing of other texts."""
+    assert scrubbed(text) == expected
+
+
+def test_secrets_are_known_by_name_kind_and_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of secret variables, well-known tokens, and the keys in URLs; harmless text stays as it is."""
+    secret = "0123456789abcdef" * 3
+    monkeypatch.setenv("WANDB_API_KEY", secret)
+    text = f"key {secret}, hf_{'a1' * 15}, https://me:pass@host/rows.jsonl?X-Amz-Signature=123&b=1 and https://host/a.b#c"
+    assert scrubbed(text) == "key <WANDB_API_KEY>, <token>, https://<user>@host/rows.jsonl?<query> and https://host/a.b#c"
+    assert scrubbed('see "https://h/a?b=1" now') == 'see "https://h/a?<query>" now'
+    monkeypatch.setenv("TOKENIZER_NAME", "tiny-llama-base")
+    assert scrubbed("sk-parliament-debates-of-the-year-2024.json by tiny-llama-base") == (
+        "sk-parliament-debates-of-the-year-2024.json by tiny-llama-base"
+    )
+    plain = "train.learning_rate=1e-4 /runs/a-001 sha256 0f3c, tokens: 12"
+    assert scrubbed(plain) == plain
+
+
+def test_values_of_secret_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """By the variable's name; a short value, one that names a file, and those of other variables are no secrets."""
+    monkeypatch.setenv("MY_TOKEN", "plain words 1")
+    monkeypatch.setenv("SHORT_KEY", "abc")
+    monkeypatch.setenv("SSH_KEY", str(tmp_path))
+    monkeypatch.setenv("TOKENS", "12345678")
+    text = f"/plain words 1/abc {tmp_path} 12345678"
+    assert scrubbed(text) == f"/<MY_TOKEN>/abc {tmp_path} 12345678"
+    assert scrubbed_values({"plain words 1": ["plain words 1", ("/plain words 1",), 1, None]}) == {
+        "plain words 1": ["<MY_TOKEN>", ["/<MY_TOKEN>"], 1, None]
+    }
+
+
+def test_a_recipes_paths_stay_and_its_texts_are_scrubbed() -> None:
+    """By what the schema says of each field, not by how the text begins."""
+    path, text = f"/rows/{HUB}", f"/{HUB} and more"
+    source = {"path": path, "format": "python", "code": path}
+    recipe = Recipe.model_validate(
+        {
+            "model": {"base": {"gguf": path}, "chat_template": path, "date_string": text, "new_tokens": [text]},
+            "adapter": {"continue_from": path},
+            "data": {
+                "train": [source, {"path": path, "format": "template", "template": {"prompt": text, "completion": text}}],
+                "evaluation": {"sources": [source]},
+            },
+            "evaluate": {"labels": [text]},
+            "tracking": {"notes": text, "tags": [text], "samples": {"prompts": [text]}},
+            "output": {"folder": path},
+        }
+    )
+    found = scrubbed_recipe(recipe.model_dump(mode="json"))
+    kept = {"gguf", "chat_template", "continue_from", "path", "code", "folder"}
+
+    def check(value: Any, name: str) -> int:
+        if isinstance(value, dict):
+            return sum(check(below, key) for key, below in value.items())
+        if isinstance(value, list):
+            return sum(check(below, name) for below in value)
+        assert value == path if name in kept and value is not None else HUB not in str(value), name
+        return name in kept and value == path
+
+    assert check(found, "") == 9
+    assert scrubbed_recipe(recipe.model_dump(mode="json")["model"], "model") == found["model"]
+    base = recipe.model_copy(update={"model": recipe.model.model_copy(update={"base": path})})
+    assert scrubbed_recipe(base.model_dump(mode="json"))["model"]["base"] == path
+
+
+def test_a_lock_keeps_the_folder_of_its_base_and_no_other_text() -> None:
+    """The command, the file that a value comes from and the name of a base that is no folder are texts."""
+    recipe = Recipe.model_validate({"model": {"base": "a/b"}, "data": {"train": [{"generated": "orders"}]}})
+    lock = Lock(recipe, f"/bin/finetune {HUB}", "", base={"kind": "folder", "name": f"/{HUB}"}, origins={"a": f"/{HUB}:1"})
+    values = lock.without_secrets()
+    assert (values["command"], values["base"]["name"], values["origins"]["a"]) == (
+        "/bin/finetune <token>",
+        f"/{HUB}",
+        "/<token>:1",
+    )
+    hub = Lock(recipe, "", "", base={"kind": "wheel", "name": f"/{HUB}"}).without_secrets()
+    assert hub["base"]["name"] == "/<token>"
+    assert HUB not in json.dumps(hub)
