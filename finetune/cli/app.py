@@ -13,8 +13,10 @@ import typer
 from typer.core import TyperGroup
 
 from data_prep.errors import DataError
+from finetune import environment, signals
+from finetune.environment import is_worker
 from finetune.errors import FinetuneError, RecipeError
-from finetune.launch.worker import is_worker, leave_terminal, tell_launcher
+from finetune.launch.worker import end_with_launcher, leave_terminal, tell_launcher
 
 # Verb -> its module in finetune/cli, which has a function of the same name, or, for a verb with verbs of its own, `app`.
 VERBS: dict[str, str] = {
@@ -74,10 +76,14 @@ def finetune() -> None:
 
 def main() -> None:
     """Run the command line and exit: 0 done, 2 wrong input, 3 a check failed, 130 interrupted, 1 a bug of ours."""
-    leave_terminal()
-    if sys.argv[1:2] and sys.argv[1] in TRAINING_VERBS and "--help" not in sys.argv:
+    company = is_worker() or environment.has_company()
+    if company:
+        end_with_launcher()
+        leave_terminal()
+    if sys.argv[1:2] and sys.argv[1] in TRAINING_VERBS and not {"--help", "-h"} & set(sys.argv):
         from finetune.launch.allocator import restart_with_jemalloc
 
+        signals.hold()  # over the restart: a signal in between would kill
         restart_with_jemalloc()
     try:
         code = run()
@@ -86,7 +92,7 @@ def main() -> None:
         # What is still buffered has no reader either; without this the interpreter's last flush would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = BROKEN_PIPE
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if company:
         # One of several processes: threads of torch's communication can abort it while the interpreter ends, after its work
         # is done and written, and its exit code would be lost.
         sys.stdout.flush()
@@ -107,6 +113,8 @@ def run() -> int:
     options = sys.argv[1:]
     as_json = "--json" in (options[: options.index("--")] if "--" in options else options)
     try:
+        if options[:1] and options[0] in VERBS and options[0] != "train":
+            environment.settle_alone(options[0])
         app(prog_name="finetune")
     except SystemExit as finished:
         if isinstance(finished.__context__, BrokenPipeError):

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from data_prep.prepare import PreparedData
 from data_prep.stream import Stream
+from finetune import environment
 from finetune.errors import ModelError
 from finetune.evaluate.data import prepare_data, tokenizer_for
 from finetune.evaluate.rows import read_rows
@@ -39,7 +40,7 @@ from finetune.recipe.schema import Recipe
 from finetune.runs.folder import ADAPTER_NOTES
 from finetune.train.arguments import ceil_product, optimizer_name, training_arguments
 from finetune.train.batches import Batching, Feed, StreamFeed, TableFeed
-from finetune.train.group import engine_name, holds_shares, this_group
+from finetune.train.group import holds_shares, this_group
 from finetune.train.trainer import ExactTrainer
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes", "deepspeed")
@@ -78,9 +79,9 @@ def build_inputs(
     uneven = recipe.train.uneven_over(this_group().world_size)
     if uneven is not None:
         raise ModelError(uneven)
-    problem = engine_problem(recipe, engine_name())
+    problem = engine_problem(recipe, environment.engine())
     if problem is not None:
-        raise ModelError(f"{engine_name()} can't be used with {problem}")
+        raise ModelError(f"{environment.engine()} can't be used with {problem}")
     precision = choose_precision(recipe.train.precision)
     base = resolve_base(recipe.model)
     config = load_config(base, recipe.model.rope_scaling)
@@ -180,7 +181,7 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     if recipe.train.activation_checkpointing:
         checkpoint_activations(trained, recipe.train.activation_checkpointing_every_layers)
     # Engines that cut weights up put them where they belong by themselves.
-    if not is_quantized(model) and engine_name() in ("single", "ddp"):
+    if not is_quantized(model) and environment.engine() in ("single", "ddp"):
         trained = trained.to(choose_device())
     return trained
 
@@ -288,7 +289,7 @@ def device_facts(precision: Precision) -> dict[str, Any]:
         "precision": precision.name,
         "threads": torch.get_num_threads(),
         "processes": this_group().world_size,
-        "engine": engine_name(),
+        "engine": environment.engine(),
     }
 
 
