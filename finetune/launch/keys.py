@@ -63,7 +63,7 @@ def honoured(takes: Callable[[Any], bool], expected: str) -> Key:
 
 def refused(why: str) -> Key:
     """A key that asks for something else than this toolkit does, unless it asks for nothing."""
-    return Key("refused", why)
+    return Key("refused", why if "take " in why or "set " in why or "write " in why else f"{why}; remove it")
 
 
 def harmless(why: str) -> Key:
@@ -81,7 +81,7 @@ KEYS: dict[str, Key] = {
     "distributed_type": honoured(
         one_of("NO", "MULTI_GPU", "MULTI_CPU", "DEEPSPEED", "FSDP"), "NO, MULTI_GPU, DEEPSPEED or FSDP"
     ),
-    "mixed_precision": honoured(one_of("no", "bf16", "fp16"), "no, or train.precision of the recipe"),
+    "mixed_precision": honoured(one_of("no", "bf16", "fp16"), "no, or to the recipe's train.precision"),
     "fp16": honoured(is_flag, "true or false"),
     "use_cpu": honoured(is_flag, "true or false"),
     "debug": honoured(is_flag, "true or false"),
@@ -115,7 +115,7 @@ KEYS: dict[str, Key] = {
     "fsdp_config.fsdp_offload_params": refused("never shown to work here: set it to false, or take zero3_offload"),
     "fsdp_config.fsdp_auto_wrap_policy": honoured(one_of("TRANSFORMER_BASED_WRAP"), "TRANSFORMER_BASED_WRAP"),
     "fsdp_config.fsdp_transformer_layer_cls_to_wrap": honoured(
-        one_of("LlamaDecoderLayer"), "the base's own decoder layer, which is taken where this is left out"
+        one_of("LlamaDecoderLayer"), "LlamaDecoderLayer, or leave it out: the base's own decoder layer is taken then"
     ),
     "fsdp_config.fsdp_min_num_params": harmless("TRANSFORMER_BASED_WRAP, which alone is taken, asks for no size"),
     "fsdp_config.fsdp_state_dict_type": honoured(
@@ -137,10 +137,10 @@ KEYS: dict[str, Key] = {
     "deepspeed_config.offload_optimizer_nvme_path": refused("nothing is kept on NVMe; take cpu"),
     "deepspeed_config.offload_param_nvme_path": refused("nothing is kept on NVMe; take cpu"),
     "deepspeed_config.gradient_accumulation_steps": honoured(
-        lambda value: str(value).lower() == "auto" or at_least(1)(value), "auto, or what the recipe's batch sizes give"
+        lambda value: str(value).lower() == "auto" or at_least(1)(value), "auto"
     ),
     "deepspeed_config.gradient_clipping": honoured(
-        lambda value: str(value).lower() == "auto" or as_norm(value) is not None, "auto, or train.max_gradient_norm"
+        lambda value: str(value).lower() == "auto" or as_norm(value) is not None, "auto"
     ),
     "deepspeed_config.zero3_init_flag": honoured(is_flag, "true or false"),
     "deepspeed_config.zero3_save_16bit_model": harmless("checkpoints and results are whole in any case"),
@@ -187,9 +187,9 @@ def problems_of(values: dict[str, Any]) -> list[str]:
         elif is_nothing(value) or key.takes(value):
             continue
         elif key.fate == "refused":
-            found.append(f"{name} is {_short(value)}: {key.why}; remove it")
+            found.append(f"{name} is {_short(value)}: {key.why}")
         else:
-            found.append(f"{name} is {_short(value)}, expected {key.why}")
+            found.append(f"{name} is {_short(value)}; set it to {key.why}")
     return found
 
 

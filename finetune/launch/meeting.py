@@ -53,20 +53,20 @@ class Meeting(RendezvousHandler):  # type: ignore[misc]
             )  # fmt: skip
         else:
             # Asked first, because torch's own attempts fill the screen.
-            self._until(deadline, lambda: answers(address), f"machine 0 does not answer at {address}")
+            self._until(deadline, lambda: answers(address), "machine 0 does not answer")
             store = TCPStore(address.host, address.port, is_master=False, timeout=patience, wait_for_workers=False)
         store.add(JOINED, 1)
         self._until(
             deadline,
             lambda: store.add(JOINED, 0) >= self.machines,
-            f"not all of the {self.machines} machines came to {address}",
+            f"not all of {self.machines} machines came",
         )
         return store
 
     def _until(self, deadline: float, there: Callable[[], bool], problem: str) -> None:
         while not there():
             if time.monotonic() > deadline:
-                raise LaunchError(f"{problem} within {self.minutes:g} minutes")
+                raise LaunchError(f"the processes could not meet at {self.address} within {self.minutes:g} minutes: {problem}")
             if self.stopped.wait(EVERY_SECONDS):
                 raise LaunchError("the machines did not meet: a signal asked for the end")
 
