@@ -206,10 +206,13 @@ def accounts() -> Iterator[Finding]:
     yield Finding(
         "accounts", "hub", "offline" if HF_HUB_OFFLINE else "online", "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else ""
     )
-    key = bool(os.environ.get("WANDB_API_KEY"))
-    yield Finding(
-        "accounts", "wandb key", "set" if key else "not set", "" if key else "wandb runs are written offline (WANDB_API_KEY)"
-    )
+    if util.find_spec("wandb") is not None:
+        from finetune.runs.wandb_settings import NO_ACCOUNT, has_account
+
+        found = has_account()
+        yield Finding(
+            "accounts", "wandb key", "set" if found else "not set", "" if found else f"{NO_ACCOUNT}: runs are offline"
+        )
 
 
 def print_matrix(as_json: bool) -> None:

@@ -16,6 +16,7 @@ from finetune.recipe.paths import absolute, resolve_paths
 from finetune.recipe.rules import problems_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.shipped import shipped_recipes
+from finetune.recipe.tracking import said_by_environment, tracked
 from finetune.recipe.tree import Finding, Location, Node, Place, as_problems, dotted, finding_at
 
 
@@ -52,7 +53,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     recipe = Recipe.model_validate(tree.plain())
     folder = str(absolute(recipe.output.folder, Path.cwd()))
     recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"folder": folder})})
-    return LoadedRecipe(recipe, file, _origins(recipe, tree, layers))
+    variables = {f"tracking.{key}": name for key, name in said_by_environment(recipe.tracking).items()}
+    recipe = tracked(recipe)
+    return LoadedRecipe(recipe, file, _origins(recipe, tree, layers) | variables)
 
 
 def _find(path: str | Path) -> tuple[Path, str]:

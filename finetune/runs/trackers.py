@@ -20,14 +20,15 @@ Every other tracker that transformers drives has transformers' own names (of the
 
 import contextlib
 import io
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from finetune.errors import TrackerError
 from finetune.recipe.schema.tracking import TrackingSection
+from finetune.recipe.tracking import with_environment
+from finetune.runs.wandb_settings import NO_ACCOUNT, Mode, has_account, open_settings, wandb_mode
 
 OWN = ("trackio", "wandb", "none")
 """Trackers that are driven here; transformers drives the others."""
@@ -117,22 +118,19 @@ class TrackioTracker:
 class WandbTracker:
     """A wandb run: online with an account, else offline files that `wandb sync` uploads later."""
 
-    def __init__(self, section: TrackingSection, run_id: str, recipe: dict[str, Any], folder: Path):
+    def __init__(self, section: TrackingSection, run_id: str, recipe: dict[str, Any], folder: Path, mode: Mode):
         import wandb
 
         self.section, self.run_id = section, run_id
         self.run = wandb.init(
             project=section.project,
-            name=run_id,
             id=run_id,
             config=recipe,
             group=section.group,
             tags=list(section.tags),
             notes=section.notes,
-            dir=str(folder),
-            mode=wandb_mode(section),
-            resume="allow",
-            settings=wandb.Settings(console="off", silent=True),
+            mode=mode,
+            **open_settings(run_id, str(folder)),
         )
 
     def log(self, metrics: dict[str, float], step: int) -> None:
@@ -158,18 +156,6 @@ class WandbTracker:
     def finish(self) -> None:
         """Write what is outstanding."""
         self.run.finish()
-
-
-def wandb_mode(section: TrackingSection) -> Literal["online", "offline"]:
-    """online or offline; auto is online where WANDB_API_KEY is set. Raises TrackerError for online without a key."""
-    has_key = bool(os.environ.get("WANDB_API_KEY"))
-    if section.wandb_mode == "auto":
-        return "online" if has_key else "offline"
-    if section.wandb_mode == "online" and not has_key:
-        raise TrackerError(
-            "tracking.wandb_mode online needs WANDB_API_KEY in the environment. Set it, or set tracking.wandb_mode: offline."
-        )
-    return section.wandb_mode
 
 
 class GuardedTracker:
@@ -214,7 +200,7 @@ def start_tracker(
     """
     try:
         if section.tracker == "wandb":
-            return GuardedTracker(WandbTracker(section, run_id, recipe, folder), say)
+            return GuardedTracker(start_wandb(with_environment(section), run_id, recipe, folder, say), say)
         if section.tracker == "trackio":
             return GuardedTracker(TrackioTracker(section, run_id, recipe), say)
         return GuardedTracker(NoTracker(), say)
@@ -222,6 +208,19 @@ def start_tracker(
         raise
     except Exception as error:
         raise tracker_error(section.tracker, error) from error
+
+
+def start_wandb(
+    section: TrackingSection, run_id: str, recipe: dict[str, Any], folder: Path, say: Callable[[str], None]
+) -> Tracker:
+    """wandb in the mode that recipe and environment ask for; what wasn't asked for is said."""
+    mode = wandb_mode(section)
+    if mode == "disabled":
+        say("WANDB_MODE is disabled: nothing goes to wandb; metrics.jsonl is written")
+        return NoTracker()
+    if mode == "offline" and section.wandb_mode == "auto" and not has_account():
+        say(f"{NO_ACCOUNT}: the run is written offline, and `wandb sync` uploads it later")
+    return WandbTracker(section, run_id, recipe, folder, mode)
 
 
 def tracker_error(name: str, error: Exception) -> TrackerError:

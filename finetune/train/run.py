@@ -18,6 +18,7 @@ from finetune.recipe.lock import Lock, Rules, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.recipe.secrets import scrubbed_values
+from finetune.recipe.tracking import tracked, tracker_id
 from finetune.runs.compare import is_metric
 from finetune.runs.folder import RunFolder, create_run, open_run, write_text
 from finetune.runs.trackers import start_tracker
@@ -67,6 +68,7 @@ def start(
     start. Raises the errors of finetune.errors and data_prep.errors.
     """
     environment.settle_training()
+    recipe = tracked(recipe)
     group = this_group()
     say = say if group.is_main else _silent
     run: RunFolder | None = None
@@ -79,7 +81,7 @@ def start(
                 run = create_run(Path(recipe.output.folder), recipe.output.name or name)
                 folder = run.path
             run = RunFolder(Path(group.text_of_main(str(folder.resolve()) if folder is not None else "")))
-            lock = make_lock(recipe, inputs, command, f"{run.name}-{secrets.token_hex(3)}", origins)
+            lock = make_lock(recipe, inputs, command, tracker_id(recipe, f"{run.name}-{secrets.token_hex(3)}"), origins)
             accept(lock)
             refuse_differences(group, lock)
             with claimed(run, group), journal(run.log_of(group.rank), say) as tell:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from finetune.recipe.schema.tracking import TrackingSection
-from finetune.runs.trackers import GuardedTracker, start_tracker, wandb_mode
+from finetune.runs.trackers import GuardedTracker, start_tracker
+from finetune.runs.wandb_settings import wandb_mode
 
 
 def test_trackio_has_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
