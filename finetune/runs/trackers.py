@@ -20,6 +20,8 @@ Every other tracker that transformers drives has transformers' own names (of the
 
 import contextlib
 import io
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,12 +204,30 @@ def start_tracker(
         if section.tracker == "wandb":
             return GuardedTracker(start_wandb(with_environment(section), run_id, recipe, folder, say), say)
         if section.tracker == "trackio":
-            return GuardedTracker(TrackioTracker(section, run_id, recipe), say)
+            return GuardedTracker(start_trackio(section, run_id, recipe, say), say)
         return GuardedTracker(NoTracker(), say)
     except TrackerError:
         raise
     except Exception as error:
         raise tracker_error(section.tracker, error) from error
+
+
+def start_trackio(section: TrackingSection, run_id: str, recipe: dict[str, Any], say: Callable[[str], None]) -> Tracker:
+    """Trackio, unless its folder can't be written to: it would only warn, by itself, that each batch of metrics is lost."""
+    from trackio.utils import TRACKIO_DIR
+
+    if not (os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")):
+        try:
+            Path(TRACKIO_DIR).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=TRACKIO_DIR):
+                pass
+        except OSError as error:
+            say(
+                f"warning: Trackio can't write to {TRACKIO_DIR} ({error.strerror}), so this run is not tracked; metrics.jsonl "
+                "has it all. Set TRACKIO_DIR to another folder, or tracking.tracker: none."
+            )
+            return NoTracker()
+    return TrackioTracker(section, run_id, recipe)
 
 
 def start_wandb(
