@@ -7,7 +7,7 @@ import sys
 import traceback
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -66,11 +66,30 @@ class Verbs(TyperGroup):
 
 
 # rich_markup_mode: help through rich costs 0.1 s.
-app = typer.Typer(cls=Verbs, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    cls=Verbs,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from finetune.cli.common import out, version
+
+        out(f"finetune {version()}")
+        raise typer.Exit
 
 
 @app.callback()
-def finetune() -> None:
+def finetune(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Fine-tune LLaMA-family models with LoRA: strict recipes, audited data, verified merges, reproducible runs."""
 
 
@@ -113,8 +132,11 @@ def run() -> int:
     options = sys.argv[1:]
     as_json = "--json" in (options[: options.index("--")] if "--" in options else options)
     try:
-        if options[:1] and options[0] in VERBS and options[0] != "train":
-            environment.settle_alone(options[0])
+        verb = options[0] if options[:1] and options[0] in VERBS else None
+        if verb is not None:
+            refuse_absent_folder()
+        if verb not in (None, "train"):
+            environment.settle_alone(verb)
         app(prog_name="finetune")
     except SystemExit as finished:
         if isinstance(finished.__context__, BrokenPipeError):
@@ -144,6 +166,14 @@ def run() -> int:
     except Exception:  # noqa: BLE001 - the last resort of the process: shown in full, exit 1
         return _bug()
     return 0
+
+
+def refuse_absent_folder() -> None:
+    """Raises FinetuneError where the working folder was deleted: every relative path starts there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise FinetuneError("the working folder was deleted: change to one that is there.") from None
 
 
 def _tell(message: str, problems: list[dict[str, str]], *, as_json: bool) -> None:

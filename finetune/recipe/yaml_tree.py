@@ -83,7 +83,7 @@ def shorten(text: str, longest: int = 60) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def read_yaml(content: bytes, source: Source) -> tuple[Node | None, list[Finding]]:
+def read_yaml(content: bytes, source: Source, *, anchors: bool = True) -> tuple[Node | None, list[Finding]]:
     """The tree of one YAML document and what is wrong with it; no tree when it can't be read to its end."""
     start = Place(source, 1, 1)
     if len(content) > MAX_BYTES:
@@ -96,7 +96,7 @@ def read_yaml(content: bytes, source: Source) -> tuple[Node | None, list[Finding
     tabs = _indenting_tabs(text, source)
     if tabs:
         return None, tabs
-    reader = _Reader(text, source)
+    reader = _Reader(text, source, anchors=anchors)
     try:
         tree = reader.document()
     except _StopReadingError as stop:
@@ -105,10 +105,35 @@ def read_yaml(content: bytes, source: Source) -> tuple[Node | None, list[Finding
         place = _end_of(text[: error.position], source)
         return None, [*reader.findings, Finding(place, (), f"character U+{error.character:04X} is not allowed in YAML")]
     except MarkedYAMLError as error:
-        return None, [*reader.findings, Finding(_place_of(error, source), (), _syntax_message(error))]
+        place = _place_of(error, source)
+        return None, [*reader.findings, Finding(place, (), _syntax_message(error) + _about_variables(text, place))]
     except (YAMLError, ValueError) as error:  # ValueError: an escape beyond Unicode, "\UFFFFFFFF"
         return None, [*reader.findings, Finding(start, (), f"not YAML: {shorten(str(error), 200)}")]
     return tree, reader.findings
+
+
+def read_value(text: str, source: Source) -> tuple[Node | None, list[Finding]]:
+    """One YAML value of the command line: # begins no comment in it, and there is nothing that an anchor could serve."""
+    stand_in = next(character for character in map(chr, range(0xE000, 0xF900)) if character not in text)
+    tree, findings = read_yaml(text.replace("#", stand_in).encode("utf-8", "surrogateescape"), source, anchors=False)
+    findings = [replace(finding, message=finding.message.replace(stand_in, "#")) for finding in findings]
+    return (tree and _with_hashes(tree, stand_in)), findings
+
+
+def _with_hashes(node: Node, stand_in: str) -> Node:
+    value = node.value
+    if isinstance(value, dict):
+        return replace(node, value={key.replace(stand_in, "#"): _with_hashes(n, stand_in) for key, n in value.items()})
+    if isinstance(value, list):
+        return replace(node, value=[_with_hashes(below, stand_in) for below in value])
+    return replace(node, value=value.replace(stand_in, "#")) if isinstance(value, str) else node
+
+
+def _about_variables(text: str, place: Place) -> str:
+    """What to do where ${NAME} between braces or brackets is no YAML."""
+    lines = text.splitlines()
+    line = lines[place.line - 1] if place.line <= len(lines) else ""
+    return '; between braces or brackets a text with ${NAME} needs quotes: "${NAME}/rows.jsonl"' if "${" in line else ""
 
 
 def _end_of(text: str, source: Source) -> Place:
@@ -146,8 +171,8 @@ def _syntax_message(error: MarkedYAMLError) -> str:
 class _Reader:
     """Builds the tree from the parser's events, so that nothing is constructed that a recipe can't hold."""
 
-    def __init__(self, text: str, source: Source):
-        self.source = source
+    def __init__(self, text: str, source: Source, *, anchors: bool):
+        self.source, self.anchors_allowed = source, anchors
         self.events: Iterator[Event] = YAML(typ="safe", pure=True).parse(text)
         self.findings: list[Finding] = []
         self.anchors: dict[str, tuple[Node, int]] = {}
@@ -182,6 +207,10 @@ class _Reader:
     def _node(self, event: Any, location: Location) -> Node:
         if len(location) > MAX_DEPTH:
             raise self._stop(event, f"nested more than {MAX_DEPTH} levels deep")
+        if event.anchor is not None and not self.anchors_allowed:
+            raise self._stop(
+                event, f"{'*' if isinstance(event, AliasEvent) else '&'}{event.anchor}: write the value itself", location
+            )
         if isinstance(event, AliasEvent):
             if event.anchor not in self.anchors:
                 raise self._stop(event, f"*{event.anchor} stands for nothing that ends before it", location)

@@ -20,6 +20,7 @@ import math
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,27 @@ class RunFolder:
             raise CheckpointError(f"{self.summary_path} is damaged: expected an object, got {type(summary).__name__}.")
         return summary
 
+    def outcome(self) -> dict[str, Any]:
+        """The summary, with what became of the run: "interrupted" where it says that it trains, or nothing, and nobody does.
+
+        Raises CheckpointError where it is damaged.
+        """
+        summary = self.read_summary()
+        if summary.get("status", "running") != "running":
+            return summary
+        return summary | {"status": "running" if self.is_claimed() else "interrupted"}
+
+    def is_claimed(self) -> bool:
+        """Whether a process trains the run now: a killed one holds no lock."""
+        try:
+            with (self.path / RUNNING).open() as marker:
+                fcntl.flock(marker, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:  # held; or on a file system without locks, where nobody can know
+            return True
+        return False
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace summary.json in one step, without secrets."""
         content = scrubbed_values(finite_or_null(summary))
@@ -94,11 +116,17 @@ class RunFolder:
         The lock is the operating system's, so a process that crashed holds nothing.
         """
         path = self.path / RUNNING
+        attempts = 5  # is_claimed looks by holding the lock for a moment
         while self._marker is None:
             marker = path.open("a+")
             try:
                 fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
+                attempts -= 1
+                if isinstance(error, BlockingIOError) and attempts:
+                    marker.close()
+                    time.sleep(0.05)
+                    continue
                 marker.seek(0)
                 holder = marker.read().strip() or "another process"
                 marker.close()
@@ -222,14 +250,14 @@ def finite_or_null(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def list_summaries(folder: Path) -> list[dict[str, Any]]:
-    """The summaries of all runs in a folder, oldest first; one that can't be read is listed with the status "damaged"."""
+    """The outcomes of all runs in a folder, oldest first; one that can't be read is listed with the status "damaged"."""
     summaries = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not is_run(path):
             continue
         try:
-            summary = RunFolder(path).read_summary()
+            summary = RunFolder(path).outcome()
         except CheckpointError:
             summary = {"status": "damaged"}
-        summaries.append({"name": path.name, "status": "empty"} | summary)
+        summaries.append({"name": path.name} | summary)
     return sorted(summaries, key=lambda summary: str(summary.get("created", "")))
