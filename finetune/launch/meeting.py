@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
-from torch.distributed import HashStore, PrefixStore, Store, TCPStore
+from torch.distributed import DistError, HashStore, PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from finetune.errors import LaunchError
@@ -19,6 +20,7 @@ from finetune.launch.addresses import Address
 NAME = "finetune"
 JOINED = "machines"
 EVERY_SECONDS = 0.2
+ATTEMPT = timedelta(seconds=5)
 
 
 class Meeting(RendezvousHandler):  # type: ignore[misc]
@@ -44,31 +46,25 @@ class Meeting(RendezvousHandler):  # type: ignore[misc]
 
     def _meet(self, address: Address) -> Store:
         deadline = time.monotonic() + 60 * self.minutes
-        patience = timedelta(minutes=self.minutes)
         if self.rank == 0:
             listener = address.listener()
-            store = TCPStore(
-                address.host, address.port, is_master=True, timeout=patience, wait_for_workers=False,
-                master_listen_fd=listener.detach(),
-            )  # fmt: skip
+            store: Store = TCPStore(
+                address.host, address.port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+            )
         else:
-            # Asked first, because torch's own attempts fill the screen.
-            self._until(deadline, lambda: answers(address), "machine 0 does not answer")
-            store = TCPStore(address.host, address.port, is_master=False, timeout=patience, wait_for_workers=False)
+            store = self._until(deadline, lambda: connected(address), "machine 0 does not answer")
+        store.set_timeout(timedelta(minutes=self.minutes))
         store.add(JOINED, 1)
-        self._until(
-            deadline,
-            lambda: store.add(JOINED, 0) >= self.machines,
-            f"not all of {self.machines} machines came",
-        )
+        self._until(deadline, lambda: store.add(JOINED, 0) >= self.machines, f"not all of {self.machines} machines came")
         return store
 
-    def _until(self, deadline: float, there: Callable[[], bool], problem: str) -> None:
-        while not there():
+    def _until(self, deadline: float, attempt: Callable[[], Any], problem: str) -> Any:
+        while not (found := attempt()):
             if time.monotonic() > deadline:
                 raise LaunchError(f"the processes could not meet at {self.address} within {self.minutes:g} minutes: {problem}")
             if self.stopped.wait(EVERY_SECONDS):
                 raise LaunchError("the machines did not meet: a signal asked for the end")
+        return found
 
     def get_backend(self) -> str:
         """Its name for torch."""
@@ -99,10 +95,11 @@ class Meeting(RendezvousHandler):  # type: ignore[misc]
         return True
 
 
-def answers(address: Address) -> bool:
-    """Whether somebody listens there."""
+def connected(address: Address) -> Store | None:
+    """Machine 0's store; None where nobody listens there, or something else."""
     try:
         with socket.create_connection((address.host, address.port), timeout=2):
-            return True
-    except OSError:
-        return False
+            pass
+        return TCPStore(address.host, address.port, is_master=False, timeout=ATTEMPT, wait_for_workers=False)
+    except (OSError, DistError):
+        return None

@@ -21,6 +21,8 @@ from finetune.launch.addresses import Address, loopback
 from finetune.launch.configs import LaunchConfig
 from finetune.launch.worker import PROGRAM
 
+LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -114,6 +116,16 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
     if error is not None:
         raise error if isinstance(error, LaunchError) else LaunchError(_reason(error)) from error
     return None
+
+
+def import_torch_quietly() -> None:
+    """Have the C++ side of torch, in this process, be quiet: it prints its own frames for each attempt to connect."""
+    before = os.environ.get(LOG_LEVEL)
+    os.environ.setdefault(LOG_LEVEL, "FATAL")
+    import torch  # noqa: F401 - reads it
+
+    if before is None:
+        del os.environ[LOG_LEVEL]
 
 
 def _given(parameters: Any) -> Any:

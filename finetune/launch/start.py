@@ -5,7 +5,7 @@ from pathlib import Path
 
 from finetune.errors import LaunchFailed
 from finetune.launch.check import check_launch, refuse_more_than_devices
-from finetune.launch.processes import Failure, Launch, run_processes
+from finetune.launch.processes import Failure, Launch, import_torch_quietly, run_processes
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.lock import read_lock
 from finetune.runs.folder import RunFolder, create_run, open_run
@@ -18,6 +18,7 @@ def launched(launch: Launch, loaded: LoadedRecipe | None, resume: Path | None, a
 
     Raises LaunchError before anything was started, LaunchFailed with the reason of the process that failed first.
     """
+    import_torch_quietly()
     run: RunFolder | None = None
     if resume is not None:
         run = open_run(resume.resolve())

@@ -256,7 +256,9 @@ class Parts:
         status, error_text = "failed", None
         try:
             if self.group.is_main:
-                self.run.write_summary(self.run.read_summary() | {"status": "running", "error": None})
+                # Whole from the start: a run that is killed is listed by it.
+                known = summary_of(self.lock, self.trainer, name=self.run.name, status="running", error=None)
+                self.run.write_summary(known | self.run.read_summary() | {"status": "running", "error": None})
             self.say(f"run folder {self.run.path}")
             with memory_advice(), contact(self.group):
                 self._take_steps()
