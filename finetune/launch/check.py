@@ -3,6 +3,9 @@
 import importlib.util
 import os
 import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
 
 from finetune import environment
 from finetune.errors import LaunchError
@@ -142,6 +145,20 @@ def refuse_without_deepspeed(engine: str) -> None:
         raise LaunchError(
             f"DeepSpeed compiles an extension and needs {' and '.join(absent)}, which is not here; or take fsdp2."
         )
+
+
+def remove_stale_builds(minutes: float = 10.0) -> None:
+    """Remove the locks of DeepSpeed's builds in whose folders nothing was written for so long.
+
+    torch's lock is a file that stands until its maker deletes it: one that was killed lets all others wait for ever.
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in root.glob("**/deepspeed_*/lock"):
+        with suppress(FileNotFoundError):  # a build that has just ended
+            if time.time() - max(path.stat().st_mtime for path in lock.parent.iterdir()) > 60 * minutes:
+                lock.unlink()
 
 
 def refuse_more_than_devices(launch: Launch) -> None:

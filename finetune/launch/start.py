@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from finetune.errors import LaunchFailed
-from finetune.launch.check import check_launch, refuse_more_than_devices
+from finetune.launch.check import check_launch, refuse_more_than_devices, remove_stale_builds
 from finetune.launch.processes import Failure, Launch, import_torch_quietly, run_processes
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.lock import read_lock
@@ -28,6 +28,8 @@ def launched(launch: Launch, loaded: LoadedRecipe | None, resume: Path | None, a
         recipe = loaded.recipe
     check_launch(launch, recipe)
     refuse_more_than_devices(launch)
+    if launch.config.engine.startswith("zero"):
+        remove_stale_builds()
     try:
         if run is None and loaded is not None and launch.node_rank == 0:
             run = create_run(Path(recipe.output.folder).resolve(), recipe.output.name or loaded.path.stem)

@@ -1,11 +1,14 @@
 """Shipped configurations, the matrix, and which failure is told."""
 
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from finetune.errors import LaunchError
+from finetune.launch.check import remove_stale_builds
 from finetune.launch.configs import find_config, shipped
 from finetune.launch.matrix import ENGINES, METHODS, method_of, refusal
 from finetune.launch.processes import first_failure
@@ -67,3 +70,19 @@ class Ended:
 def test_the_first_failure_is_the_reason(failures: dict[int, Ended], expected: int) -> None:
     """Of several processes that failed, the one is told whose end was the others' reason."""
     assert first_failure(failures).rank == expected
+
+
+def test_the_lock_of_a_killed_build_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock stays while something is being written beside it, goes when nothing was for long; others' locks stay."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    names = ("deepspeed_dead", "deepspeed_busy", "other")
+    for name in names:
+        (tmp_path / "py311_cpu" / name).mkdir(parents=True)
+        for file in ("lock", "a.o"):
+            path = tmp_path / "py311_cpu" / name / file
+            path.write_text("")
+            old = time.time() - 3600
+            os.utime(path, (old, old))
+    (tmp_path / "py311_cpu" / "deepspeed_busy" / "a.o").touch()
+    remove_stale_builds()
+    assert [name for name in names if (tmp_path / "py311_cpu" / name / "lock").exists()] == ["deepspeed_busy", "other"]
