@@ -97,7 +97,7 @@ def config_of_environment() -> LaunchConfig | None:
     Raises LaunchError as for a file.
     """
     values = {key: os.environ[variable] for variable, key in OF_ACCELERATE.items() if key and os.environ.get(variable)}
-    if not values:
+    if values.keys() <= {"mixed_precision"}:  # which a run before in this process may have left
         return None
     for engine, variable in (("DEEPSPEED", "ACCELERATE_USE_DEEPSPEED"), ("FSDP", "ACCELERATE_USE_FSDP")):
         if as_flag(os.environ.get(variable)):

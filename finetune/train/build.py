@@ -122,9 +122,10 @@ def _check_stored(recipe: Recipe, base: Base, say: Say | None) -> None:
     stored = check_trainable(config, recipe.adapter.method, base.identity.get("name", str(base.folder)))
     if stored is None:
         return
-    if engine_name() not in ("single", "ddp"):
+    engine = environment.engine()
+    if engine not in ("single", "ddp"):
         raise ModelError(
-            f"model.base {base.identity['name']} is stored quantised ({stored}), and {engine_name()} can't cut up weights "
+            f"model.base {base.identity['name']} is stored quantised ({stored}), and {engine} can't cut up weights "
             "that are stored so: take the unquantised base with adapter.method: qlora, or --launch ddp."
         )
     if say is not None:

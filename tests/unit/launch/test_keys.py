@@ -261,6 +261,7 @@ def test_raw_accelerate_is_refused_what_a_file_is(
     for name in environment.OF_ACCELERATE:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert config_of_environment() is None
     monkeypatch.setenv(variable, value)
     with pytest.raises(LaunchError, match=expected):
         config_of_environment()
