@@ -60,18 +60,18 @@ def parse_address(text: str) -> Address:
             f"--rendezvous: got {text!r}, expected HOST:PORT of machine 0, such as 10.0.0.1:29500 or [fd00::1]:29500."
         )
     try:
-        socket.getaddrinfo(bare, int(port))
+        found = ip_address(socket.getaddrinfo(bare, int(port))[0][4][0])
     except OSError as error:
         raise LaunchError(f"--rendezvous: the host {bare!r} is not known here: {error.strerror}.") from None
+    if found.is_unspecified:
+        raise LaunchError(
+            f"--rendezvous: {bare} stands for every interface; give the one address at which machine 0 is reached."
+        )
+    if found.is_loopback and bare not in (str(found), "localhost"):
+        raise LaunchError(
+            f"--rendezvous: {bare} is {found} here, which no other machine reaches; give machine 0's own address."
+        )
     return Address(bare, int(port))
-
-
-def is_any(address: Address) -> bool:
-    """Whether it stands for every interface."""
-    try:
-        return ip_address(address.host).is_unspecified
-    except ValueError:
-        return False
 
 
 def loopback() -> str | None:

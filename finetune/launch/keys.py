@@ -115,7 +115,8 @@ KEYS: dict[str, Key] = {
     "fsdp_config.fsdp_offload_params": refused("never shown to work here: set it to false, or take zero3_offload"),
     "fsdp_config.fsdp_auto_wrap_policy": honoured(one_of("TRANSFORMER_BASED_WRAP"), "TRANSFORMER_BASED_WRAP"),
     "fsdp_config.fsdp_transformer_layer_cls_to_wrap": honoured(
-        one_of("LlamaDecoderLayer"), "LlamaDecoderLayer, or leave it out: the base's own decoder layer is taken then"
+        one_of(*(f"{family}DecoderLayer" for family in ("Llama", "Mistral", "Qwen2", "Qwen3"))),
+        "the decoder layer of the base, such as LlamaDecoderLayer, or leave it out",
     ),
     "fsdp_config.fsdp_min_num_params": harmless("TRANSFORMER_BASED_WRAP, which alone is taken, asks for no size"),
     "fsdp_config.fsdp_state_dict_type": honoured(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
@@ -43,8 +44,11 @@ class Group:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         patience, file = timedelta(minutes=environment.patience_minutes()), environment.store_file()
         # In a file on one machine: a store that is asked over the network answers anybody.
-        store = distributed.FileStore(str(file), self.world_size) if file is not None else None
-        place = {} if store is None else {"store": store, "rank": self.rank, "world_size": self.world_size}
+        place: dict[str, Any] = {}
+        if file is not None:
+            store = distributed.FileStore(str(file), self.world_size)
+            store.set_timeout(patience)
+            place = {"store": store, "rank": self.rank, "world_size": self.world_size}
         try:
             distributed.init_process_group(backend, timeout=patience, **place)
         except (RuntimeError, ValueError) as error:

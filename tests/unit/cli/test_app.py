@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -9,6 +10,17 @@ from pathlib import Path
 import pytest
 
 from finetune.cli.app import VERBS, run
+
+INTERRUPTED = """
+import os, signal
+import finetune.recipe.load as load
+def interrupted(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    raise AssertionError("Ctrl-C was held back")
+load.load_recipe = interrupted
+from finetune.cli.app import main
+main()
+"""
 
 
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -83,3 +95,24 @@ def test_one_process_of_a_launch_is_a_plain_run(
     code, _, err = call(monkeypatch, capsys, "train", "r.yaml", "--launch", "zero2_offload", "--processes", "1")
     assert code == 2
     assert "a plain run offloads nothing" in err
+
+
+@pytest.mark.parametrize("name", ["finetune", "python -m finetune"])
+def test_a_data_prep_of_the_working_folder_is_not_ours(tmp_path: Path, name: str) -> None:
+    """Packages of the folder in which a command is typed, under the names of ours, don't run."""
+    for package in ("data_prep", "recipes", "accelerate_configs"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise SystemExit('the working folder's')")
+    own = [str(Path(sys.executable).with_name("finetune"))]
+    words = own if name == "finetune" else [sys.executable, "-m", "finetune"]
+    done = subprocess.run(
+        [*words, "check", "quickstart"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_ends_the_quickstart_at_once(tmp_path: Path) -> None:
+    """Signals are not held back while it works on what comes before its training."""
+    command = [sys.executable, "-c", "import sys; sys.argv[1:] = ['quickstart', 'model.base=a/b']\n" + INTERRUPTED]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "")
