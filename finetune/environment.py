@@ -99,12 +99,12 @@ def is_worker() -> bool:
 
 def run_folder() -> Path | None:
     """The run folder that the launcher made; None where there is none, or another launcher."""
-    return Path(os.environ[RUN]) if os.environ.get(RUN) else None
+    return Path(os.environ[RUN]) if is_worker() and os.environ.get(RUN) else None
 
 
 def store_file() -> Path | None:
     """The file in which the processes of one machine leave their addresses; None where they meet at MASTER_ADDR."""
-    folder = os.environ.get(STORE)
+    folder = os.environ.get(STORE) if is_worker() else None
     return Path(folder, f"store-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}") if folder else None
 
 

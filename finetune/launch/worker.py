@@ -31,7 +31,7 @@ def end_with_launcher() -> None:
 def leave_terminal() -> None:
     """Output of the processes beside the main one goes to the run's logs/rank-N.log."""
     folder, rank = environment.run_folder(), os.environ.get("RANK", "0")
-    if folder is None or rank == "0" or not environment.is_worker():
+    if folder is None or rank == "0":
         return
     log = folder / "logs" / f"rank-{rank}.log"
     log.parent.mkdir(exist_ok=True)
