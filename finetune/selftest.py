@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from data_prep.temporary import temporary_folder
 from finetune.errors import FinetuneError, LaunchError
 from finetune.launch.check import check_launch, plan_launch
+from finetune.launch.worker import PROGRAM
 from finetune.model.precision import cpu_has_native_bf16
 from finetune.recipe.load import load_recipe
 from finetune.train.build import versions
@@ -162,7 +163,7 @@ def train(output: Path, recipe: Path, *arguments: str) -> Path:
 
 def command_of(output: Path, recipe: Path, *arguments: str) -> list[str]:
     """`finetune train` into a folder."""
-    return [sys.executable, "-m", "finetune", "train", str(recipe), f"output.folder={output}", *arguments]
+    return [sys.executable, *PROGRAM, "train", str(recipe), f"output.folder={output}", *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -182,7 +183,7 @@ def killed_and_resumed(output: Path, recipe: Path) -> Path:
     process.wait()
     (run,) = output.iterdir()
     if json.loads((run / "summary.json").read_text())["status"] != "finished":
-        command = [sys.executable, "-m", "finetune", "train", "--resume", str(run)]
+        command = [sys.executable, *PROGRAM, "train", "--resume", str(run)]
         subprocess.run(command, env=environment(), capture_output=True, check=True, timeout=SECONDS)
     return run
 

@@ -7,14 +7,16 @@ import sys
 import traceback
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from data_prep.errors import DataError
+from finetune import environment, signals
+from finetune.environment import is_worker
 from finetune.errors import FinetuneError, RecipeError
-from finetune.launch.worker import is_worker, leave_terminal, tell_launcher
+from finetune.launch.worker import end_with_launcher, leave_terminal, tell_launcher
 
 # Verb -> its module in finetune/cli, which has a function of the same name, or, for a verb with verbs of its own, `app`.
 VERBS: dict[str, str] = {
@@ -64,20 +66,43 @@ class Verbs(TyperGroup):
 
 
 # rich_markup_mode: help through rich costs 0.1 s.
-app = typer.Typer(cls=Verbs, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    cls=Verbs,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from finetune.cli.common import out, version
+
+        out(f"finetune {version()}")
+        raise typer.Exit
 
 
 @app.callback()
-def finetune() -> None:
+def finetune(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Fine-tune LLaMA-family models with LoRA: strict recipes, audited data, verified merges, reproducible runs."""
 
 
 def main() -> None:
     """Run the command line and exit: 0 done, 2 wrong input, 3 a check failed, 130 interrupted, 1 a bug of ours."""
-    leave_terminal()
-    if sys.argv[1:2] and sys.argv[1] in TRAINING_VERBS and "--help" not in sys.argv:
+    company = is_worker() or environment.has_company()
+    if company:
+        end_with_launcher()
+        leave_terminal()
+    if sys.argv[1:2] and sys.argv[1] in TRAINING_VERBS and not {"--help", "-h"} & set(sys.argv):
         from finetune.launch.allocator import restart_with_jemalloc
 
+        signals.hold()  # over the restart: a signal in between would kill
         restart_with_jemalloc()
     try:
         code = run()
@@ -86,7 +111,7 @@ def main() -> None:
         # What is still buffered has no reader either; without this the interpreter's last flush would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = BROKEN_PIPE
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if company:
         # One of several processes: threads of torch's communication can abort it while the interpreter ends, after its work
         # is done and written, and its exit code would be lost.
         sys.stdout.flush()
@@ -107,6 +132,11 @@ def run() -> int:
     options = sys.argv[1:]
     as_json = "--json" in (options[: options.index("--")] if "--" in options else options)
     try:
+        verb = options[0] if options[:1] and options[0] in VERBS else None
+        if verb is not None:
+            refuse_absent_folder()
+        if verb not in (None, "train"):
+            environment.settle_alone(verb)
         app(prog_name="finetune")
     except SystemExit as finished:
         if isinstance(finished.__context__, BrokenPipeError):
@@ -136,6 +166,14 @@ def run() -> int:
     except Exception:  # noqa: BLE001 - the last resort of the process: shown in full, exit 1
         return _bug()
     return 0
+
+
+def refuse_absent_folder() -> None:
+    """Raises FinetuneError where the working folder was deleted: every relative path starts there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise FinetuneError("the working folder was deleted: change to one that is there.") from None
 
 
 def _tell(message: str, problems: list[dict[str, str]], *, as_json: bool) -> None:

@@ -34,6 +34,16 @@ CompareOption = Annotated[
 ]
 
 
+def version() -> str:
+    """This toolkit's version, as installed."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("llama-finetune")
+    except metadata.PackageNotFoundError:
+        return "of a checkout that is not installed"
+
+
 def allowed_code(options: list[str] | None) -> frozenset[str]:
     """What --allow-code allows."""
     return frozenset(option.lower() for option in options or ())

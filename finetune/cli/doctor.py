@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.common import JsonOption, out, print_json
+from finetune.cli.common import JsonOption, out, print_json, version
 
 DISTRIBUTION = "llama-finetune"
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
@@ -137,17 +137,18 @@ def packages() -> Iterator[Finding]:
     """Python and the packages that matter, compared with what this package asks for."""
     from packaging.requirements import Requirement
 
+    yield Finding("packages", "finetune", version(), f"at {Path(__file__).parents[1]}")
     yield Finding("packages", "python", platform.python_version(), f"at {sys.executable}")
     for requirement in map(Requirement, requirements()):
         if "extra" in str(requirement.marker or "") or (requirement.marker and not requirement.marker.evaluate()):
             continue
-        version = version_of(requirement.name)
-        if version is None:
+        there = version_of(requirement.name)
+        if there is None:
             yield Finding("packages", requirement.name, "absent", f"MISSING: {requirement.specifier} is asked for")
-        elif not requirement.specifier.contains(version, prereleases=True):
-            yield Finding("packages", requirement.name, version, f"OUTSIDE the tested range {requirement.specifier}")
+        elif not requirement.specifier.contains(there, prereleases=True):
+            yield Finding("packages", requirement.name, there, f"OUTSIDE the tested range {requirement.specifier}")
         else:
-            yield Finding("packages", requirement.name, version, f"within {requirement.specifier}")
+            yield Finding("packages", requirement.name, there, f"within {requirement.specifier}")
 
 
 def requirements() -> list[str]:
@@ -206,10 +207,13 @@ def accounts() -> Iterator[Finding]:
     yield Finding(
         "accounts", "hub", "offline" if HF_HUB_OFFLINE else "online", "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else ""
     )
-    key = bool(os.environ.get("WANDB_API_KEY"))
-    yield Finding(
-        "accounts", "wandb key", "set" if key else "not set", "" if key else "wandb runs are written offline (WANDB_API_KEY)"
-    )
+    if util.find_spec("wandb") is not None:
+        from finetune.runs.wandb_settings import NO_ACCOUNT, has_account
+
+        found = has_account()
+        yield Finding(
+            "accounts", "wandb key", "set" if found else "not set", "" if found else f"{NO_ACCOUNT}: runs are offline"
+        )
 
 
 def print_matrix(as_json: bool) -> None:

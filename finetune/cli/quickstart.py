@@ -1,5 +1,6 @@
 """finetune quickstart: the whole way on a real model, and one table of what it brought."""
 
+from finetune import signals
 from finetune.cli.common import JsonOption, OverridesArgument, out, print_json, teller
 
 
@@ -10,11 +11,12 @@ def quickstart(overrides: OverridesArgument = None, as_json: JsonOption = False)
     """
     from finetune.recipe.load import load_recipe
 
-    loaded = load_recipe("quickstart", overrides or [])
+    with signals.listening():
+        loaded = load_recipe("quickstart", overrides or [])
 
-    from finetune.quickstart import table, walk
+        from finetune.quickstart import table, walk
 
-    result = walk(loaded.recipe, say=teller(as_json))
+        result = walk(loaded.recipe, say=teller(as_json))
     if as_json:
         print_json(result)
     else:

@@ -22,7 +22,7 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder."
 
 @app.command("list")
 def list_runs(
-    folder: Annotated[Path, typer.Argument(help="The folder that holds run folders.")] = Path("runs"),
+    folder: Annotated[Path | None, typer.Argument(help="The folder that holds run folders; runs when absent.")] = None,
     where: Annotated[
         list[str] | None, typer.Option(metavar="CONDITION", help="train.learning_rate>=1e-4, status=finished, base~SmolLM2.")
     ] = None,
@@ -35,12 +35,17 @@ def list_runs(
 ) -> None:
     """List the runs in a folder.
 
-    Any metric of a run and any value of its recipe can be a column, a condition or the order; damaged runs are listed so.
+    Any metric of a run and any value of its recipe can be a column, a condition or the order; damaged runs are listed so, and
+    those that were killed as interrupted.
     """
+    from finetune.errors import CheckpointError
     from finetune.runs import listing
     from finetune.runs.folder import list_summaries
 
     conditions = [listing.parse_condition(text) for text in where or []]
+    if folder is not None and not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder: expected one that holds run folders.")
+    folder = folder or Path("runs")
     everything = list_summaries(folder)
     found = listing.chosen(everything, conditions, order=sort, reverse=reverse)
     if as_json:
@@ -78,7 +83,7 @@ def show(run: RunArgument, as_json: JsonOption = False) -> None:
     from finetune.runs.folder import open_run
 
     folder = open_run(run.resolve())
-    lock, summary = read_lock(folder.lock_path).as_dict(), folder.read_summary()
+    lock, summary = read_lock(folder.lock_path).as_dict(), folder.outcome()
     if as_json:
         print_json({"summary": summary, "lock": lock})
         return
@@ -117,7 +122,7 @@ def diff(
 
     runs = [open_run(path.resolve()) for path in (first, second)]
     locks = [read_lock(run.lock_path) for run in runs]
-    found = compare(locks[0], locks[1], (runs[0].read_summary(), runs[1].read_summary()))
+    found = compare(locks[0], locks[1], (runs[0].outcome(), runs[1].outcome()))
     if as_json:
         print_json(found.as_dict())
         return

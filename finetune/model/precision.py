@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from finetune import environment
 from finetune.errors import ModelError
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
@@ -38,7 +39,7 @@ def choose_threads() -> int:
     """Set torch's threads, once for a run: OMP_NUM_THREADS where it is set, else this process's share of the usable cores."""
     if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // environment.world().local_size)))
     return torch.get_num_threads()
 
 

@@ -3,9 +3,10 @@
 Rajbhandari et al. 2020, arXiv:1910.02054.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from finetune import environment
 
 
 @contextmanager
@@ -14,9 +15,7 @@ def sharded_while_loading(precision: str) -> Iterator[None]:
 
     The group of processes must have been formed: a group of one would be taken for the whole.
     """
-    environment = os.environ
-    asked = environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
-    if not asked or environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") != "3":
+    if environment.engine() != "zero3":
         yield
         return
     import deepspeed

@@ -1,6 +1,7 @@
 """What is wrong with a tree: one finding a mistake, with what was got, what was expected and a guess at what was meant."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin
@@ -12,7 +13,7 @@ from data_prep.config import FileSource, HubSource, OrdersSource, sections_in
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import GgufBase, WheelBase
 from finetune.recipe.tree import Finding, Location, Node, dotted, finding_at
-from finetune.recipe.yaml_tree import shorten
+from finetune.recipe.yaml_tree import plain_scalar, shorten
 
 Form = type[BaseModel]
 
@@ -165,17 +166,24 @@ def _hint(kind: str, got: Any) -> str:
     if kind == "int_type" and isinstance(got, float) and got.is_integer():
         return f"; write {int(got)}"
     if kind in ("int_type", "float_type") and isinstance(got, str):
-        try:
-            float(got)
-        except ValueError:
-            return ""
-        return "; remove the quotes"
+        return _number_hint(got)
     if kind == "bool_type" and isinstance(got, str):
         meant = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(got.lower())
         return f"; write {meant}" if meant else ""
     if kind == "tuple_type" and isinstance(got, str):
         return f"; write [{shorten(got, 30)}]"
     return ""
+
+
+def _number_hint(got: str) -> str:
+    """A text that stands for a number: in quotes, or with marks between its digits, which make it a text."""
+    try:
+        if isinstance(plain_scalar(got), int | float):
+            return "; remove the quotes"
+        bare = re.sub(r"(?<=[0-9])[_,' ](?=[0-9])", "", got)
+        return f"; write {bare}" if isinstance(plain_scalar(bare), int | float) else ""
+    except ValueError:
+        return ""
 
 
 def _unknown_key(form: Form, prefix: Location, below: Location) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.disk import open_regular
-from finetune.recipe.paths import absolute
+from finetune.recipe.overrides import with_override
+from finetune.recipe.paths import LOCK, absolute
 from finetune.recipe.schema import Recipe
 from finetune.recipe.shipped import shipped_recipes
-from finetune.recipe.tree import ATOMIC, Finding, Location, Node, Place, Source, dotted, finding_at, merge
-from finetune.recipe.yaml_tree import MAX_BYTES, read_yaml, shorten
+from finetune.recipe.tree import Finding, Node, Place, Source, finding_at, merge
+from finetune.recipe.variables import expanded
+from finetune.recipe.yaml_tree import LOCK_BYTES, MAX_BYTES, read_lock_yaml, read_yaml
 
 # Stand in for what is missing or wrong while the rest is looked at; nothing has anything against them.
 STAND_IN_BASE = "stand-in/base"
@@ -22,7 +24,6 @@ SECTIONS = {"extends", *Recipe.model_fields}
 SECTION_BEGINS = re.compile(
     rf"^(?:\xef\xbb\xbf)?\{{?\s*[\"']?(?:{'|'.join(sorted(SECTIONS))})[\"']?\s*:(?:\s|$)".encode(), re.MULTILINE
 )
-OVERRIDE = re.compile(r"(?P<path>[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*)=(?P<value>.*)", re.DOTALL)
 
 
 @dataclass
@@ -42,7 +43,7 @@ def read_layers(path: Path, shown: str, overrides: Sequence[str]) -> Layers:
     layers.tree = _read_file(path, shown, layers, extended_by=None)
     if layers.tree is not None:
         for override in overrides:
-            layers.tree = _override(layers.tree, override, layers.findings)
+            layers.tree = with_override(layers.tree, override, layers.findings)
     return layers
 
 
@@ -52,12 +53,12 @@ def _read_file(path: Path, shown: str, layers: Layers, extended_by: Finding | No
     asked = extended_by or Finding(Place(source, 1, 1), (), "")
     try:
         with open_regular(path) as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(LOCK_BYTES + 1 if path.name == LOCK else MAX_BYTES + 1)
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
         layers.findings.append(replace(asked, message=f"{reason}: {path}"))
         return None
-    tree, findings = read_yaml(content, source)
+    tree, findings = (read_lock_yaml if path.name == LOCK else read_yaml)(content, source)
     tree = tree and _recipe_in(tree)
     if extended_by is not None and not _is_recipe(content, tree):
         # Nothing of it is shown: whoever wrote the recipe may not be who may read the file.
@@ -108,8 +109,14 @@ def _extend(tree: Node, parent: Node, source: Source, layers: Layers) -> Node | 
         layers.findings.append(finding_at(parent, ("extends",), "expected the path of a recipe, relative to this file"))
         layers.complete = False
         return instead
-    path, shown = absolute(parent.value, source.folder), os.path.normpath(Path(source.shown).parent / parent.value)
-    shipped = None if os.path.exists(path) else shipped_recipes().get(parent.value)
+    try:
+        named, _ = expanded(parent.value)
+    except ValueError as error:
+        layers.findings.append(finding_at(parent, ("extends",), str(error)))
+        layers.complete = False
+        return instead
+    path, shown = absolute(named, source.folder), os.path.normpath(Path(source.shown).parent / named)
+    shipped = None if os.path.exists(path) else shipped_recipes().get(named)
     if shipped is not None:
         path, shown = shipped, str(shipped)
     chain = [layer.path for layer in layers.sources if layer.path]
@@ -132,67 +139,3 @@ def _stand_ins(place: Place) -> Node:
         return Node([node(below) for below in value], place) if isinstance(value, list) else Node(value, place)
 
     return node({"model": {"base": STAND_IN_BASE}, "data": {"train": [STAND_IN_SOURCE]}})
-
-
-def _override(tree: Node, override: str, findings: list[Finding]) -> Node:
-    """The tree with one key=value laid over it; what is wrong with that becomes a finding of the command line."""
-    source = Source("command line", Path.cwd())
-    place = Place(source, 1, 1)
-    match = OVERRIDE.fullmatch(override)
-    if not match:
-        message = f"got {shorten(override)!r}, expected section.key=value (train.learning_rate=1e-4)"
-        findings.append(Finding(place, (), message))
-        return tree
-    location: Location = tuple(_key(key) for key in match["path"].split("."))
-    if location[0] == "extends":
-        findings.append(Finding(place, location, "extends can't be overridden; run the other recipe"))
-        return tree
-    value, wrong = read_yaml(match["value"].encode("utf-8", "surrogateescape"), source)
-    findings += [replace(finding, location=(*location, *finding.location), place=place) for finding in wrong]
-    if value is None and wrong:
-        return tree
-    try:
-        return _set(tree, location, 0, _at(value or Node(None, place), place))
-    except LookupError as error:
-        findings.append(Finding(place, location, str(error.args[0])))
-        return tree
-
-
-def _key(text: str) -> str | int:
-    """A part of an override's path: an index, or a key."""
-    return int(text) if text.isdecimal() and len(text) < 10 else shorten(text)
-
-
-def _at(node: Node, place: Place) -> Node:
-    """A tree whose every position is the given one."""
-    value = node.value
-    if isinstance(value, dict):
-        value = {key: _at(below, place) for key, below in value.items()}
-    elif isinstance(value, list):
-        value = [_at(below, place) for below in value]
-    return Node(value, place, place, node.broken)
-
-
-def _set(node: Node, location: Location, depth: int, value: Node) -> Node:
-    """A copy of the tree with a value laid over one location. Raises LookupError where the location can't exist."""
-    if depth == len(location):
-        return merge(node, value, location)
-    key, here = location[depth], dotted(location[:depth])
-    if isinstance(node.value, list):
-        if not isinstance(key, int) or key >= len(node.value):
-            raise LookupError(f"{here} is a list of {len(node.value)}, expected an index from 0 to {len(node.value) - 1}")
-        items = list(node.value)
-        items[key] = _set(items[key], location, depth + 1, value)
-        return replace(node, value=items)
-    if node.value is not None and not isinstance(node.value, dict):
-        whole = f"; write {here}={{{key}: ...}}" if location[:depth] in ATOMIC else ""
-        raise LookupError(f"{here} is the value {shorten(str(node.value))!r}, which has no keys{whole}")
-    if isinstance(key, int) and node.value is None:
-        raise LookupError(f"{here} is no list, so it has no item {key}")
-    mapping = dict(node.value or {})
-    below = mapping.get(str(key))
-    if below is None and depth == len(location) - 1:
-        mapping[str(key)] = value
-    else:
-        mapping[str(key)] = _set(below or Node(None, value.place, value.place), location, depth + 1, value)
-    return replace(node, value=mapping)

@@ -16,6 +16,7 @@ from finetune.recipe.paths import LOCK, absolute, resolve_paths
 from finetune.recipe.rules import problems_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.shipped import shipped_recipes
+from finetune.recipe.tracking import said_by_environment, tracked
 from finetune.recipe.tree import Finding, Location, Node, Place, as_problems, dotted, finding_at
 
 
@@ -24,7 +25,7 @@ class LoadedRecipe:
     """A valid recipe, and where each of its values comes from.
 
     `origins` maps the dotted path of every leaf (a list of plain values is one leaf) to "FILE:LINE" (relative to the recipe's
-    folder), "default" or "command line".
+    folder), "default", "command line" or an environment variable; those within the value stand behind, as ${NAME}.
     """
 
     recipe: Recipe
@@ -47,7 +48,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     layers = read_layers(file, shown, overrides)
     if layers.tree is None or layers.tree.broken:
         raise RecipeError(as_problems(layers.findings, layers.sources))
-    tree, absent = resolve_paths(layers.tree)
+    tree, absent, variables = resolve_paths(layers.tree)
     wrong = findings_of(tree)
     findings = [*layers.findings, *wrong, *absent]
     if layers.complete:
@@ -57,7 +58,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     recipe = Recipe.model_validate(tree.plain())
     folder = str(absolute(recipe.output.folder, Path.cwd()))
     recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"folder": folder})})
-    return LoadedRecipe(recipe, file, _origins(recipe, tree, layers))
+    said = {f"tracking.{key}": name for key, name in said_by_environment(recipe.tracking).items()}
+    recipe = tracked(recipe)
+    origins = _origins(recipe, tree, layers) | said
+    for location, names in variables.items():
+        origins[dotted(location)] += ", " + " ".join(f"${{{name}}}" for name in names)
+    return LoadedRecipe(recipe, file, origins)
 
 
 def _find(path: str | Path) -> tuple[Path, str]:

@@ -12,7 +12,7 @@ from data_prep.config import PREPARATION
 from finetune.errors import Problem, RecipeError
 from finetune.recipe.schema import Recipe
 from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
-from finetune.recipe.yaml_tree import read_plain
+from finetune.recipe.yaml_tree import read_plain_lock
 
 LOCK_VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)
@@ -100,7 +100,7 @@ def tokenizer_facts(lock: Lock) -> dict[str, str]:
 def read_lock(path: Path) -> Lock:
     """Read a recipe.lock.yaml. Raises RecipeError where it is damaged or of another version, OSError where it is no file."""
     try:
-        values = read_plain(path, lock=True)
+        values = read_plain_lock(path)
     except ValueError as error:
         raise _refused(path, f"not a readable lock: {error}") from None
     if not isinstance(values, dict) or "recipe" not in values:

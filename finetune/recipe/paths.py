@@ -11,6 +11,7 @@ from pathlib import Path
 from data_prep.config import CHAT_TEMPLATES
 from data_prep.files import Use, problem_with
 from finetune.recipe.tree import Finding, Location, Node, finding_at
+from finetune.recipe.variables import expanded
 
 # What the hub takes: no name ends in a dot or hyphen or is longer than 96; no two hyphens or dots meet; none ends in .git.
 LOCK = "recipe.lock.yaml"
@@ -21,16 +22,35 @@ TEMPLATE_NAME = re.compile(r"[A-Za-z][\w-]{0,63}", re.ASCII)
 """What one of a tokenizer's own chat templates may be called."""
 
 
-def resolve_paths(tree: Node) -> tuple[Node, list[Finding]]:
-    """The tree with absolute paths, and a finding for each file or folder that isn't there."""
+def resolve_paths(tree: Node) -> tuple[Node, list[Finding], dict[Location, list[str]]]:
+    """The tree with absolute paths, a finding for each file or folder that isn't there, and which variables stood where."""
     findings: list[Finding] = []
+    tree, variables = _expand(tree, findings)
     for source in _sources(tree):
         tree = _resolve_data(tree, (*source, "path"), findings)
         tree = _resolve(tree, (*source, "code"), findings, kind="Python file")
     tree = _resolve(tree, ("model", "base", "gguf"), findings, kind="file")
     tree = _resolve_base(tree, findings)
     tree = _resolve_chat_template(tree, findings)
-    return _resolve_adapter(tree, findings), findings
+    return _resolve_adapter(tree, findings), findings, variables
+
+
+def _expand(tree: Node, findings: list[Finding]) -> tuple[Node, dict[Location, list[str]]]:
+    """${NAME} replaced in every path and every name of a model or a data set, and nowhere else."""
+    places: list[Location] = [(*source, key) for source in _sources(tree) for key in ("path", "dataset", "code")]
+    places += [("model", "base"), ("model", "base", "gguf"), ("model", "chat_template"), ("adapter", "continue_from")]
+    variables: dict[Location, list[str]] = {}
+    for location in [*places, ("output", "folder")]:
+        found = _text(tree, location)
+        if found is None or "${" not in found[1]:
+            continue
+        try:
+            text, variables[location] = expanded(found[1])
+            tree = _replace(tree, location, text)
+        except ValueError as error:
+            findings.append(finding_at(found[0], location, str(error)))
+            tree = _replace(tree, location, found[1], broken=True)
+    return tree, variables
 
 
 def _sources(tree: Node) -> Iterator[Location]:
@@ -48,15 +68,17 @@ def _text(tree: Node, location: Location) -> tuple[Node, str] | None:
     return node, node.value
 
 
-def _replace(tree: Node, location: Location, text: str) -> Node:
+def _replace(tree: Node, location: Location, text: str, *, broken: bool = False) -> Node:
     """A copy of the tree with a text in the place of the value at a location that exists."""
     if not location:
-        return replace(tree, value=text)
+        return replace(tree, value=text, broken=broken)
     key, below = location[0], location[1:]
     if isinstance(tree.value, dict):
-        return replace(tree, value={name: _replace(n, below, text) if name == key else n for name, n in tree.value.items()})
+        values = tree.value.items()
+        return replace(tree, value={name: _replace(n, below, text, broken=broken) if name == key else n for name, n in values})
     items = tree.value if isinstance(tree.value, list) else []
-    return replace(tree, value=[_replace(n, below, text) if index == key else n for index, n in enumerate(items)])
+    found = [_replace(n, below, text, broken=broken) if index == key else n for index, n in enumerate(items)]
+    return replace(tree, value=found)
 
 
 def absolute(text: str, folder: Path) -> Path:

@@ -88,28 +88,34 @@ def shorten(text: str, longest: int = 60) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def read_plain(path: Path, *, lock: bool = False) -> Any:
-    """The plain values of a YAML file that is no recipe, within a recipe's bounds, or the wider ones of a lock.
+def read_plain_lock(path: Path) -> Any:
+    """The plain values of a run's lock, within the wider bounds of one.
 
     Raises OSError where it can't be read, ValueError with the first that is wrong in it, and the line.
     """
-    content = read_regular(path, LOCK_BYTES if lock else MAX_BYTES)
-    tree, findings = _read(content, Source(str(path), path.parent, path), _LockReader if lock else _Reader)
+    tree, findings = read_lock_yaml(read_regular(path, LOCK_BYTES), Source(str(path), path.parent, path))
     if findings:
         first = findings[0]
         raise ValueError(f"line {first.place.line}: {first.message}")
     return tree.plain() if tree is not None else None
 
 
-def read_yaml(content: bytes, source: Source) -> tuple[Node | None, list[Finding]]:
+def read_lock_yaml(content: bytes, source: Source) -> tuple[Node | None, list[Finding]]:
+    """The tree of a run's lock, as read_yaml has that of a recipe."""
+    if len(content) > LOCK_BYTES:
+        return None, [Finding(Place(source, 1, 1), (), f"a lock has at most {LOCK_BYTES:,} bytes; this file has more")]
+    return _read(content, source, _LockReader)
+
+
+def read_yaml(content: bytes, source: Source, *, anchors: bool = True) -> tuple[Node | None, list[Finding]]:
     """The tree of a recipe's YAML document and what is wrong with it; no tree when it can't be read to its end."""
     if len(content) > MAX_BYTES:
         message = f"a recipe has at most {MAX_BYTES:,} bytes; this file has more"
         return None, [Finding(Place(source, 1, 1), (), message)]
-    return _read(content, source, _Reader)
+    return _read(content, source, _Reader, anchors=anchors)
 
 
-def _read(content: bytes, source: Source, kind: "type[_Reader]") -> tuple[Node | None, list[Finding]]:
+def _read(content: bytes, source: Source, kind: "type[_Reader]", *, anchors: bool = True) -> tuple[Node | None, list[Finding]]:
     start = Place(source, 1, 1)
     try:
         text = content.decode("utf-8-sig")
@@ -119,7 +125,7 @@ def _read(content: bytes, source: Source, kind: "type[_Reader]") -> tuple[Node |
     tabs = _indenting_tabs(text, source)
     if tabs:
         return None, tabs
-    reader = kind(text, source)
+    reader = kind(text, source, anchors=anchors)
     try:
         tree = reader.document()
     except _StopReadingError as stop:
@@ -128,10 +134,35 @@ def _read(content: bytes, source: Source, kind: "type[_Reader]") -> tuple[Node |
         place = _end_of(text[: error.position], source)
         return None, [*reader.findings, Finding(place, (), f"character U+{error.character:04X} is not allowed in YAML")]
     except MarkedYAMLError as error:
-        return None, [*reader.findings, Finding(_place_of(error, source), (), _syntax_message(error))]
+        place = _place_of(error, source)
+        return None, [*reader.findings, Finding(place, (), _syntax_message(error) + _about_variables(text, place))]
     except (YAMLError, ValueError, OverflowError) as error:  # an escape beyond Unicode: "\U00110000", "\UFFFFFFFF"
         return None, [*reader.findings, Finding(start, (), f"not YAML: {shorten(str(error), 200)}")]
     return tree, reader.findings
+
+
+def read_value(text: str, source: Source) -> tuple[Node | None, list[Finding]]:
+    """One YAML value of the command line: # begins no comment in it, and there is nothing that an anchor could serve."""
+    stand_in = next(character for character in map(chr, range(0xE000, 0xF900)) if character not in text)
+    tree, findings = read_yaml(text.replace("#", stand_in).encode("utf-8", "surrogateescape"), source, anchors=False)
+    findings = [replace(finding, message=finding.message.replace(stand_in, "#")) for finding in findings]
+    return (tree and _with_hashes(tree, stand_in)), findings
+
+
+def _with_hashes(node: Node, stand_in: str) -> Node:
+    value = node.value
+    if isinstance(value, dict):
+        return replace(node, value={key.replace(stand_in, "#"): _with_hashes(n, stand_in) for key, n in value.items()})
+    if isinstance(value, list):
+        return replace(node, value=[_with_hashes(below, stand_in) for below in value])
+    return replace(node, value=value.replace(stand_in, "#")) if isinstance(value, str) else node
+
+
+def _about_variables(text: str, place: Place) -> str:
+    """What to do where ${NAME} between braces or brackets is no YAML."""
+    lines = text.splitlines()
+    line = lines[place.line - 1] if place.line <= len(lines) else ""
+    return '; between braces or brackets a text with ${NAME} needs quotes: "${NAME}/rows.jsonl"' if "${" in line else ""
 
 
 def _end_of(text: str, source: Source) -> Place:
@@ -171,8 +202,8 @@ class _Reader:
 
     most_nodes = MAX_NODES
 
-    def __init__(self, text: str, source: Source):
-        self.source = source
+    def __init__(self, text: str, source: Source, *, anchors: bool):
+        self.source, self.anchors_allowed = source, anchors
         self.events: Iterator[Event] = YAML(typ="safe", pure=True).parse(text)
         self.findings: list[Finding] = []
         self.anchors: dict[str, tuple[Node, int]] = {}
@@ -207,6 +238,10 @@ class _Reader:
     def _node(self, event: Any, location: Location) -> Node:
         if len(location) > MAX_DEPTH:
             raise self._stop(event, f"nested more than {MAX_DEPTH} levels deep")
+        if event.anchor is not None and not self.anchors_allowed:
+            raise self._stop(
+                event, f"{'*' if isinstance(event, AliasEvent) else '&'}{event.anchor}: write the value itself", location
+            )
         if isinstance(event, AliasEvent):
             if event.anchor not in self.anchors:
                 raise self._stop(event, f"*{event.anchor} stands for nothing that ends before it", location)

@@ -23,6 +23,7 @@ import math
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +94,27 @@ class RunFolder:
             raise CheckpointError(f"{self.summary_path} is damaged: expected an object, got {type(summary).__name__}.")
         return summary
 
+    def outcome(self) -> dict[str, Any]:
+        """The summary, with what became of the run: "interrupted" where it says that it trains, or nothing, and nobody does.
+
+        Raises CheckpointError where it is damaged, OSError where it is no file or can't be read.
+        """
+        summary = self.read_summary()
+        if summary.get("status", "running") != "running":
+            return summary
+        return summary | {"status": "running" if self.is_claimed() else "interrupted"}
+
+    def is_claimed(self) -> bool:
+        """Whether a process trains the run now: a killed one holds no lock."""
+        try:
+            with open_regular(self.path / RUNNING) as marker:
+                fcntl.flock(marker, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:  # held; or on a file system without locks, where nobody can know
+            return True
+        return False
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace summary.json in one step, without secrets."""
         content = scrubbed_values({name: value for name, value in summary.items() if name != "recipe"})
@@ -116,11 +138,17 @@ class RunFolder:
         """
         self.refuse_links()
         path = self.path / RUNNING
+        attempts = 5  # is_claimed looks by holding the lock for a moment
         while self._marker is None:
             marker = open_own(path, os.O_RDWR)
             try:
                 fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
+                attempts -= 1
+                if isinstance(error, BlockingIOError) and attempts:
+                    os.close(marker)
+                    time.sleep(0.05)
+                    continue
                 holder = os.read(marker, 200).decode(errors="replace").strip() or "another process"
                 os.close(marker)
                 if isinstance(error, BlockingIOError):
@@ -257,16 +285,16 @@ def finite_or_null(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def list_summaries(folder: Path) -> list[dict[str, Any]]:
-    """The summaries of all runs in a folder, oldest first; with the status "damaged" or "unreadable" where there is none."""
+    """The outcomes of all runs in a folder, oldest first; with the status "damaged" or "unreadable" where there is none."""
     summaries = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not is_run(path):
             continue
         try:
-            summary = RunFolder(path).read_summary()
+            summary = RunFolder(path).outcome()
         except CheckpointError:
             summary = {"status": "damaged"}
         except OSError:
             summary = {"status": "unreadable"}
-        summaries.append({"name": path.name, "status": "empty"} | summary)
+        summaries.append({"name": path.name} | summary)
     return sorted(summaries, key=lambda summary: str(summary.get("created", "")))

@@ -22,16 +22,19 @@ import contextlib
 import io
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from data_prep.disk import make_private
 from finetune.errors import TrackerError
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.recipe.secrets import scrubbed
+from finetune.recipe.tracking import with_environment
 from finetune.runs.folder import WANDB
+from finetune.runs.wandb_settings import NO_ACCOUNT, Mode, has_account, open_settings, wandb_mode
 
 OWN = ("trackio", "wandb", "none")
 """Trackers that are driven here; transformers drives the others."""
@@ -125,24 +128,23 @@ class TrackioTracker:
 class WandbTracker:
     """A wandb run: online with an account, else offline files that `wandb sync` uploads later."""
 
-    def __init__(self, section: TrackingSection, run_id: str, recipe: dict[str, Any], folder: Path):
+    def __init__(self, section: TrackingSection, run_id: str, recipe: dict[str, Any], folder: Path, mode: Mode):
         import wandb
 
         self.section, self.run_id = section, run_id
-        make_private(folder / WANDB)
+        settings = open_settings(run_id, str(folder))
+        if "dir" in settings:
+            make_private(folder / WANDB)
         with _command_line_without_secrets():
             self.run = wandb.init(
                 project=section.project,
-                name=run_id,
                 id=run_id,
                 config=recipe,
                 group=section.group,
                 tags=list(section.tags),
                 notes=section.notes,
-                dir=str(folder),
-                mode=wandb_mode(section),
-                resume="allow",
-                settings=wandb.Settings(console="off", silent=True),
+                mode=mode,
+                **settings,
             )
 
     def log(self, metrics: dict[str, float], step: int) -> None:
@@ -179,18 +181,6 @@ def _command_line_without_secrets() -> Iterator[None]:
         yield
     finally:
         sys.argv = arguments
-
-
-def wandb_mode(section: TrackingSection) -> Literal["online", "offline"]:
-    """online or offline; auto is online where WANDB_API_KEY is set. Raises TrackerError for online without a key."""
-    has_key = bool(os.environ.get("WANDB_API_KEY"))
-    if section.wandb_mode == "auto":
-        return "online" if has_key else "offline"
-    if section.wandb_mode == "online" and not has_key:
-        raise TrackerError(
-            "tracking.wandb_mode online needs WANDB_API_KEY in the environment. Set it, or set tracking.wandb_mode: offline."
-        )
-    return section.wandb_mode
 
 
 class GuardedTracker:
@@ -235,14 +225,45 @@ def start_tracker(
     """
     try:
         if section.tracker == "wandb":
-            return GuardedTracker(WandbTracker(section, run_id, recipe, folder), say)
+            return GuardedTracker(start_wandb(with_environment(section), run_id, recipe, folder, say), say)
         if section.tracker == "trackio":
-            return GuardedTracker(TrackioTracker(section, run_id, recipe), say)
+            return GuardedTracker(start_trackio(section, run_id, recipe, say), say)
         return GuardedTracker(NoTracker(), say)
     except TrackerError:
         raise
     except Exception as error:
         raise tracker_error(section.tracker, error) from error
+
+
+def start_trackio(section: TrackingSection, run_id: str, recipe: dict[str, Any], say: Callable[[str], None]) -> Tracker:
+    """Trackio, unless its folder can't be written to: it would only warn, by itself, that each batch of metrics is lost."""
+    from trackio.utils import TRACKIO_DIR
+
+    if not (os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")):
+        try:
+            Path(TRACKIO_DIR).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=TRACKIO_DIR):
+                pass
+        except OSError as error:
+            say(
+                f"warning: Trackio can't write to {TRACKIO_DIR} ({error.strerror}), so this run is not tracked; metrics.jsonl "
+                "has it all. Set TRACKIO_DIR to another folder, or tracking.tracker: none."
+            )
+            return NoTracker()
+    return TrackioTracker(section, run_id, recipe)
+
+
+def start_wandb(
+    section: TrackingSection, run_id: str, recipe: dict[str, Any], folder: Path, say: Callable[[str], None]
+) -> Tracker:
+    """wandb in the mode that recipe and environment ask for; what wasn't asked for is said."""
+    mode = wandb_mode(section)
+    if mode == "disabled":
+        say("WANDB_MODE is disabled: nothing goes to wandb; metrics.jsonl is written")
+        return NoTracker()
+    if mode == "offline" and section.wandb_mode == "auto" and not has_account():
+        say(f"{NO_ACCOUNT}: the run is written offline, and `wandb sync` uploads it later")
+    return WandbTracker(section, run_id, recipe, folder, mode)
 
 
 def tracker_error(name: str, error: Exception) -> TrackerError:

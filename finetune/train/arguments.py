@@ -9,12 +9,12 @@ from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from finetune import environment
 from finetune.errors import ModelError
 from finetune.model.precision import Precision
 from finetune.recipe.lock import Rules
 from finetune.recipe.schema.evaluate import LOWER_IS_BETTER
 from finetune.recipe.schema.train import OPTIMIZERS, TrainSection
-from finetune.train.group import engine_name
 from finetune.train.schedule import warmup_steps
 
 NEVER_STEPS = 1_000_000_000
@@ -57,7 +57,7 @@ def training_arguments(
     on_cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
     # On the CPU use_cpu would silently turn DeepSpeed off; without it transformers refuses bf16, so that accelerate is told.
     # The launcher's own word on precision never counts: the recipe's does.
-    deepspeed_on_cpu = on_cpu and engine_name().startswith("zero")
+    deepspeed_on_cpu = on_cpu and environment.engine().startswith("zero")
     os.environ["ACCELERATE_MIXED_PRECISION"] = {"fp32": "no"}.get(precision.name, precision.name)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -94,10 +94,10 @@ def training_arguments(
         ignore_data_skip=True,  # a resumed feed begins at its step by itself
         label_names=["shift_labels"],
         # FSDP2 would hold whole gradients until the last micro-batch of a step.
-        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": engine_name() == "fsdp2"}},
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": environment.engine() == "fsdp2"}},
     )
     arguments.bf16 = precision.name == "bf16"
-    if on_cpu and engine_name() == "fsdp2":
+    if on_cpu and environment.engine() == "fsdp2":
         # accelerate offers FSDP to GPUs only, though torch shards on the CPU as well.
         PartialState().distributed_type = DistributedType.MULTI_GPU
     # With several GPUs and no launcher the Trainer would wrap the model in nn.DataParallel, which splits each micro-batch

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from data_prep.lengths import overlap_of
 from data_prep.prepare import PreparedData
 from data_prep.stream import Stream
+from finetune import environment
 from finetune.errors import ModelError
 from finetune.evaluate.data import prepare_data, tokenizer_for
 from finetune.evaluate.rows import read_rows
@@ -40,7 +41,7 @@ from finetune.recipe.schema import Recipe
 from finetune.runs.folder import ADAPTER_NOTES
 from finetune.train.arguments import optimizer_name, training_arguments
 from finetune.train.batches import Batching, Feed, StreamFeed, TableFeed
-from finetune.train.group import engine_name, holds_shares, this_group
+from finetune.train.group import holds_shares, this_group
 from finetune.train.schedule import ceil_product, rate_factor
 from finetune.train.trainer import ExactTrainer
 
@@ -80,9 +81,9 @@ def build_inputs(
     uneven = recipe.train.uneven_over(this_group().world_size)
     if uneven is not None:
         raise ModelError(uneven)
-    problem = engine_problem(recipe, engine_name())
+    problem = engine_problem(recipe, environment.engine())
     if problem is not None:
-        raise ModelError(f"{engine_name()} can't be used with {problem}")
+        raise ModelError(f"{environment.engine()} can't be used with {problem}")
     precision = choose_precision(recipe.train.precision)
     base = resolve_base(recipe.model)
     config = load_config(base, recipe.model.rope_scaling)
@@ -123,9 +124,10 @@ def _check_stored(recipe: Recipe, base: Base, say: Say | None) -> None:
     stored = check_trainable(config, recipe.adapter.method, base.identity.get("name", str(base.folder)))
     if stored is None:
         return
-    if engine_name() not in ("single", "ddp"):
+    engine = environment.engine()
+    if engine not in ("single", "ddp"):
         raise ModelError(
-            f"model.base {base.identity['name']} is stored quantised ({stored}), and {engine_name()} can't cut up weights "
+            f"model.base {base.identity['name']} is stored quantised ({stored}), and {engine} can't cut up weights "
             "that are stored so: take the unquantised base with adapter.method: qlora, or --launch ddp."
         )
     if say is not None:
@@ -188,7 +190,7 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     if recipe.train.activation_checkpointing:
         checkpoint_activations(trained, recipe.train.activation_checkpointing_every_layers)
     # Engines that cut weights up put them where they belong by themselves.
-    if not is_quantized(model) and engine_name() in ("single", "ddp"):
+    if not is_quantized(model) and environment.engine() in ("single", "ddp"):
         trained = trained.to(choose_device())
     return trained
 
@@ -295,7 +297,7 @@ def device_facts(precision: Precision) -> dict[str, Any]:
         "precision": precision.name,
         "threads": torch.get_num_threads(),
         "processes": this_group().world_size,
-        "engine": engine_name(),
+        "engine": environment.engine(),
     }
 
 

@@ -2,18 +2,16 @@
 
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from data_prep.disk import append_own, write_private
+from finetune import signals
 from finetune.recipe.schema.evaluate import LOWER_IS_BETTER
 from finetune.recipe.schema.train import EarlyStopping, TrainSection
 from finetune.runs.folder import finite_or_null, whole_entries
@@ -32,8 +30,6 @@ METRIC_NAMES = {
 }
 """transformers' names -> ours; what it calls eval_NAME is eval/NAME."""
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 class MetricsLog(TrainerCallback):
     """Every log goes to metrics.jsonl, the tracker and the progress line, under the documented names."""
@@ -51,7 +47,8 @@ class MetricsLog(TrainerCallback):
         """Lines after the step that is resumed from belong to steps that are taken again: they go."""
         if self.path is not None and self.path.exists():
             entries = list(whole_entries(self.path))
-            kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= state.global_step]
+            # Before the first step nothing is gone on with: what was measured then is measured again.
+            kept = [json.dumps(entry) + "\n" for entry in entries if state.global_step and entry["step"] <= state.global_step]
             write_private(self.path, "".join(kept))
         self.file = None if self.path is None else append_own(self.path)
         self.since = time.perf_counter()
@@ -186,32 +183,15 @@ class StartHash(TrainerCallback):
 
 
 class OrderlyStop(TrainerCallback):
-    """Ctrl-C, SIGTERM and SIGHUP let the step finish, save a checkpoint and end; a second signal ends at once."""
+    """What signals ask for is done after the step: a checkpoint and the end, or a checkpoint alone; in all processes."""
 
-    def __init__(self, say: Say, group: Group) -> None:
-        self.say, self.group = say, group
-        self.asked: signal.Signals | None = None
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Takes the signals over while this lasts. What is ignored (nohup ignores SIGHUP) stays ignored."""
-        taken = [name for name in STOP_SIGNALS if signal.getsignal(name) not in (signal.SIG_IGN, None)]
-        previous = {name: signal.signal(name, self._note) for name in taken}
-        try:
-            yield
-        finally:
-            for name, handler in previous.items():
-                signal.signal(name, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None:
-            raise KeyboardInterrupt
-        self.asked = signal.Signals(number)
-        self.say(f"{self.asked.name}: finishing this step and saving a checkpoint (Ctrl-C again to stop at once)")
+    def __init__(self, requests: signals.Requests, group: Group) -> None:
+        self.requests, self.group = requests, group
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
-        """Save and stop where a signal came, to whichever process: all of them at this step."""
-        if self.group.any(self.asked is not None) and state.global_step < state.max_steps:
+        """Save, and stop, where a signal came, to whichever process: all of them at this step."""
+        asked = self.group.most(self.requests.take())
+        if asked and state.global_step < state.max_steps:
             control.should_save = True
-            control.should_training_stop = True
+            control.should_training_stop = control.should_training_stop or asked == signals.STOPPING
         return control

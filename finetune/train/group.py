@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
 
+from finetune import environment
 from finetune.errors import LaunchError
-
-PATIENCE_VARIABLE = "FINETUNE_PATIENCE_MINUTES"
-"""How long a process waits for the others in one operation, as finetune.launch says it; 30 minutes otherwise."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,18 @@ class Group:
         else:
             # Otherwise DeepSpeed looks for a GPU, and takes its absence for an error.
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        patience = timedelta(minutes=float(os.environ.get(PATIENCE_VARIABLE, "30")))
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        patience, file = timedelta(minutes=environment.patience_minutes()), environment.store_file()
+        # In a file on one machine: a store that is asked over the network answers anybody.
+        place: dict[str, Any] = {}
+        if file is not None:
+            store = distributed.FileStore(str(file), self.world_size)
+            store.set_timeout(patience)
+            place = {"store": store, "rank": self.rank, "world_size": self.world_size}
         try:
-            distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=patience)
+            distributed.init_process_group(backend, timeout=patience, **place)
         except (RuntimeError, ValueError) as error:
-            where = "{MASTER_ADDR}:{MASTER_PORT}".format(**os.environ)
+            where = file or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise LaunchError(f"process {self.rank} could not meet the others at {where}: {error}") from error
 
     def leave(self) -> None:
@@ -124,23 +130,15 @@ def contact(group: Group) -> Iterator[None]:
         ) from error
 
 
-def engine_name() -> str:
-    """What the launcher asks for: single, ddp, fsdp2, or zero1 to zero3."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        return "fsdp2"
-    return "ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "single"
-
-
 def holds_shares() -> bool:
     """Whether no process holds a whole model, so that all must make the same calls of it."""
-    return engine_name() in ("zero3", "fsdp2")
+    return environment.engine() in ("zero3", "fsdp2")
 
 
 def this_group() -> Group:
     """What the launcher says in the environment; a group of one without a launcher."""
-    return Group(*(int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
+    world = environment.world()
+    return Group(world.rank, world.size, world.local_rank)
 
 
 def _device() -> torch.device:

@@ -10,13 +10,14 @@ from torch import distributed
 from transformers import Trainer
 
 from data_prep.identity import template_sha256, tokenizer_sha256
+from finetune import environment
 from finetune.errors import CheckpointError, LaunchError
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
 from finetune.train import build
 from finetune.train.build import Inputs
 from finetune.train.checkpoints import is_foreign
-from finetune.train.group import Group, engine_name
+from finetune.train.group import Group
 
 
 def make_lock(recipe: Recipe, inputs: Inputs, command: str, tracker_id: str, origins: dict[str, str] | None = None) -> Lock:
@@ -89,7 +90,7 @@ def refuse_foreign_pickles(checkpoint: Path, group: Group) -> None:
 
     The main process's word counts: the key lies on its machine.
     """
-    if engine_name().startswith("zero") and group.any(group.is_main and is_foreign(checkpoint)):
+    if environment.engine().startswith("zero") and group.any(group.is_main and is_foreign(checkpoint)):
         raise CheckpointError(
             f"{checkpoint} was written by another user, or on another machine: its signature is not made with your key. "
             "DeepSpeed's checkpoints hold pickles, which can run any code. Give --trust-checkpoint if you know who wrote it."
@@ -134,7 +135,7 @@ def refuse_other_engine(trainer: Trainer, group: Group) -> None:
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise LaunchError(f"the number of processes is not agreed on: {found}. Start with finetune train --launch.")
-    asked, got = engine_name(), trainer.accelerator.distributed_type.value
+    asked, got = environment.engine(), trainer.accelerator.distributed_type.value
     expected = {"fsdp2": ("FSDP",), "ddp": ("MULTI_GPU", "MULTI_CPU"), "single": ("NO",)}.get(asked, ("DEEPSPEED",))
     if got not in expected:
         raise LaunchError(f"the launcher asks for {asked}, and accelerate runs {got}: nothing was trained.")

@@ -1,9 +1,11 @@
 """What a run says: each line to the person and to run.log, with the libraries' warnings and the error that ends it."""
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from data_prep.disk import append_own, make_private
 from finetune.recipe.secrets import scrubbed
@@ -37,12 +39,20 @@ def journal(path: Path, say: Say) -> Iterator[Say]:
         loggers = [record, *map(logging.getLogger, LOGGERS)]
         for logger in loggers:
             logger.addHandler(handler)
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            shown(message, category, *place)
+            record.warning("%s: %s", category.__name__, message)
+
+        warnings.showwarning = show
         try:
             yield _both(record, say)
         except Exception as error:
             record.error("%s: %s", type(error).__name__, error)
             raise
         finally:
+            warnings.showwarning = shown
             for logger in loggers:
                 logger.removeHandler(handler)
             handler.close()

@@ -11,6 +11,7 @@ from typing import Any
 
 from data_prep.disk import write_private
 from data_prep.temporary import sweep
+from finetune import environment, signals
 from finetune.errors import CheckpointError, FinetuneError
 from finetune.evaluate.asking import asked
 from finetune.evaluate.scores import Report
@@ -21,6 +22,7 @@ from finetune.recipe.lock import CURRENT_RULES, Lock, Rules, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
+from finetune.recipe.tracking import tracked, tracker_id
 from finetune.runs.commands import shell_command
 from finetune.runs.compare import is_metric
 from finetune.runs.folder import RunFolder, create_run, open_run
@@ -32,7 +34,7 @@ from finetune.train.callbacks import KeepBest, MetricsLog, OrderlyStop, StartHas
 from finetune.train.checkpoints import check_checkpoint, latest_checkpoint, remove_incomplete
 from finetune.train.contents import check_fit, read_state
 from finetune.train.further import command_to_train_further
-from finetune.train.group import Group, contact, engine_name, holds_shares, this_group
+from finetune.train.group import Group, contact, holds_shares, this_group
 from finetune.train.identity import (
     inexact_because,
     make_lock,
@@ -73,36 +75,38 @@ def start(
     Under a launcher each process calls this; the main one says what there is to say. Nothing is left behind where it can't
     start. Raises the errors of finetune.errors and data_prep.errors.
     """
+    environment.settle_training()
+    recipe = tracked(recipe)
     group = this_group()
     say = say if group.is_main else _silent
-    if group.is_main:
-        sweep(Path(tempfile.gettempdir()))
-    inputs = build.build_inputs(recipe, rules=rules, allow_code=allow_code, say=say)
-    group.form()
+    run: RunFolder | None = None
     made = folder is None and group.is_main
-    path = create_run(Path(recipe.output.folder), recipe.output.name or name).path if made else folder
-    run = RunFolder(Path(group.text_of_main(str(path.resolve()) if path is not None else "")))
-    try:
-        lock = make_lock(recipe, inputs, command, f"{run.name}-{secrets.token_hex(3)}", origins)
-        accept(lock)
-        refuse_differences(group, lock)
-        with claimed(run, group), journal(run.log_of(group.rank), say) as tell:
+    with signals.listening() as requests:
+        try:
             if group.is_main:
-                if lock.without_secrets() != lock.as_dict():
-                    tell(
-                        "warning: there is a secret in the recipe or the command; the run's files are written without it, so "
-                        "the run can't be resumed, merged or reproduced where it is needed. Give secrets by the environment."
-                    )
-                write_private(run.lock_path, lock.to_yaml())
-            parts = Parts(run, lock, inputs, group=group, checkpoint=None, say=tell)
-            made = False  # from here on the folder says what became of the run
-            summary = parts.train()
-    except BaseException:
-        if made:
-            shutil.rmtree(run.path)
-        elif group.is_main and not run.summary_path.exists():
-            run.lock_path.unlink(missing_ok=True)  # so that the launcher knows: there is nothing to go on with
-        raise
+                sweep(Path(tempfile.gettempdir()))
+            inputs = build.build_inputs(recipe, rules=rules, allow_code=allow_code, say=say)
+            group.form()
+            if made:
+                run = create_run(Path(recipe.output.folder), recipe.output.name or name)
+                folder = run.path
+            run = RunFolder(Path(group.text_of_main(str(folder.resolve()) if folder is not None else "")))
+            lock = make_lock(recipe, inputs, command, tracker_id(recipe, f"{run.name}-{secrets.token_hex(3)}"), origins)
+            accept(lock)
+            refuse_differences(group, lock)
+            with claimed(run, group), journal(run.log_of(group.rank), say) as tell:
+                if group.is_main:
+                    write_lock(run, lock, tell)
+                parts = Parts(run, lock, inputs, group=group, checkpoint=None, requests=requests, say=tell)
+                with deferring(requests, group):
+                    made = False  # from here on the folder says what became of the run
+                    summary = parts.train()
+        except BaseException:
+            if made and run is not None:
+                shutil.rmtree(run.path)
+            elif run is not None and group.is_main and not run.summary_path.exists():
+                run.lock_path.unlink(missing_ok=True)  # so that the launcher knows: there is nothing to go on with
+            raise
     group.leave()
     return summary
 
@@ -121,11 +125,12 @@ def resume(
     a recipe is given that isn't the run's, or where DeepSpeed would load somebody else's checkpoint and `trust_checkpoint`
     doesn't allow it; LaunchError where another process trains it.
     """
+    environment.settle_training()
     group = this_group()
-    if trust_checkpoint and not engine_name().startswith("zero"):
+    if trust_checkpoint and not environment.engine().startswith("zero"):
         raise CheckpointError("--trust-checkpoint is about DeepSpeed's checkpoints, and this is not DeepSpeed: leave it out.")
     run, say = open_run(path), say if group.is_main else _silent
-    with claimed(run, group), journal(run.log_of(group.rank), say) as tell:
+    with signals.listening() as requests, claimed(run, group), journal(run.log_of(group.rank), say) as tell:
         lock = read_lock(run.lock_path)
         if run.finished:
             raise CheckpointError(
@@ -153,9 +158,21 @@ def resume(
         checkpoint = latest_checkpoint(run.checkpoints, tell, check_checkpoint)
         if checkpoint is not None and not trust_checkpoint:
             refuse_foreign_pickles(checkpoint, group)
-        summary = Parts(run, lock, inputs, group=group, checkpoint=checkpoint, say=tell).train()
+        parts = Parts(run, lock, inputs, group=group, checkpoint=checkpoint, requests=requests, say=tell)
+        with deferring(requests, group):
+            summary = parts.train()
     group.leave()
     return summary
+
+
+def write_lock(run: RunFolder, lock: Lock, tell: Say) -> None:
+    """What the run is made of, into its folder."""
+    if lock.without_secrets() != lock.as_dict():
+        tell(
+            "warning: there is a secret in the recipe or the command; the run's files are written without it, so "
+            "the run can't be resumed, merged or reproduced where it is needed. Give secrets by the environment."
+        )
+    write_private(run.lock_path, lock.to_yaml())
 
 
 def _silent(line: str) -> None:
@@ -169,15 +186,42 @@ def claimed(run: RunFolder, group: Group) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def deferring(requests: signals.Requests, group: Group) -> Iterator[None]:
+    """While this lasts a request to stop waits for the step's end; all processes begin, or none does.
+
+    Raises KeyboardInterrupt where it came before.
+    """
+    requests.deferred = True
+    try:
+        with contact(group):
+            if group.any(requests.stop is not None):
+                raise KeyboardInterrupt
+        yield
+    finally:
+        requests.deferred = False
+
+
 class Parts:
     """The live parts of one run, from built to closed."""
 
-    def __init__(self, run: RunFolder, lock: Lock, inputs: Inputs, *, group: Group, checkpoint: Path | None, say: Say):
+    def __init__(
+        self,
+        run: RunFolder,
+        lock: Lock,
+        inputs: Inputs,
+        *,
+        group: Group,
+        checkpoint: Path | None,
+        requests: signals.Requests,
+        say: Say,
+    ):
         self.run, self.lock, self.recipe, self.inputs, self.checkpoint = run, lock, lock.recipe, inputs, checkpoint
         self.group, self.say = group, say
+        requests.say = say
         for line in inputs.data.report.lines():
             say(line)
-        self.keep_best, self.stop = KeepBest(self.recipe.train, say, inputs.rules.training), OrderlyStop(say, group)
+        self.keep_best, self.stop = KeepBest(self.recipe.train, say, inputs.rules.training), OrderlyStop(requests, group)
         with memory_advice():
             self.trainer = self._build()
         self.checkpoint = self._that_fits()
@@ -247,32 +291,33 @@ class Parts:
     def train(self) -> dict[str, Any]:
         """Train to the end, or to an orderly stop; write the result and the summary."""
         status, error_text = "failed", None
-        with self.stop.installed():
+        try:
+            if self.group.is_main:
+                # Whole from the start: a run that is killed is listed by it.
+                known = self._summary("running", None)
+                self.run.write_summary(known | self.run.read_summary() | {"status": "running", "error": None})
+            self.say(f"run folder {self.run.path}")
+            with memory_advice(), contact(self.group):
+                self._take_steps()
+                status = "finished" if self._complete else "stopped"
+                if status == "finished":
+                    self._write_result()
+                    self._measure()
+                    if self.run.adapter.is_dir():
+                        self.tracker.upload(self.run.adapter)
+        except KeyboardInterrupt:
+            status = "stopped"
+            raise
+        except BaseException as error:
+            status, error_text = "failed", f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self.progress.close()
             try:
-                if self.group.is_main:
-                    self.run.write_summary(self.run.read_summary() | {"status": "running", "error": None})
-                self.say(f"run folder {self.run.path}")
-                with memory_advice(), contact(self.group):
-                    self._take_steps()
-                    status = "finished" if self._complete else "stopped"
-                    if status == "finished":
-                        self._write_result()
-                        self._measure()
-                        if self.run.adapter.is_dir():
-                            self.tracker.upload(self.run.adapter)
-            except KeyboardInterrupt:
-                status = "stopped"
-                raise
-            except BaseException as error:
-                status, error_text = "failed", f"{type(error).__name__}: {error}"
-                raise
+                summary = self._write_summary(status, error_text)
             finally:
-                self.progress.close()
-                try:
-                    summary = self._write_summary(status, error_text)
-                finally:
-                    self.integration.finish()
-                    self.tracker.finish()
+                self.integration.finish()
+                self.tracker.finish()
         if status == "stopped":
             self.say(f"stopped after step {self.trainer.state.global_step}; go on with: {self._resume_command()}")
             self.group.leave()
@@ -280,12 +325,12 @@ class Parts:
         return summary
 
     def _resume_command(self) -> str:
-        engine, allowed = engine_name(), sorted(self.inputs.allow_code)
+        engine, allowed = environment.engine(), sorted(self.inputs.allow_code)
         launch = ["--launch", engine, "--processes", str(self.group.world_size)] if self.group.world_size > 1 else []
         code = [word for sha256 in allowed for word in ("--allow-code", sha256)]
         return shell_command("train", "--resume", self.run.path, *launch, *code)
 
-    def _write_summary(self, status: str, error_text: str | None) -> dict[str, Any]:
+    def _summary(self, status: str, error_text: str | None) -> dict[str, Any]:
         found = summary_of(
             self.lock,
             self.trainer,
@@ -295,7 +340,10 @@ class Parts:
             changed=self.changed,
             report=self.report,
         )
-        found["asked"] = self.asked
+        return found | {"asked": self.asked}
+
+    def _write_summary(self, status: str, error_text: str | None) -> dict[str, Any]:
+        found = self._summary(status, error_text)
         if self.group.is_main:
             self.run.write_summary(found)
             if status == "finished":

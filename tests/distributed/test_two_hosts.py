@@ -45,12 +45,12 @@ def hosts() -> Iterator[None]:
 
 def start(rank: int, recipe: Path, environment: dict[str, str], *options: str, engine: str = "zero3") -> subprocess.Popen[str]:
     """One host's share of a launch of two processes."""
-    name, cable, _ = HOSTS[rank]
+    name, _, _ = HOSTS[rank]
     command = ["ip", "netns", "exec", name, sys.executable, "-m", "finetune", "train", str(recipe), "--launch", engine]
     command += ["--processes", "2", "--nodes", "2", "--node-rank", str(rank), "--rendezvous", f"{HOSTS[0][2]}:29611", *options]
     return subprocess.Popen(
         command,
-        env=environment | {"GLOO_SOCKET_IFNAME": cable},
+        env=environment,
         cwd=recipe.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -60,9 +60,18 @@ def start(rank: int, recipe: Path, environment: dict[str, str], *options: str, e
 
 @pytest.mark.skipif(NO_COMPILER, reason="DeepSpeed needs g++ and ninja")
 def test_two_hosts_train_as_one_process(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
-    """ZeRO-3 over two hosts ends in one process's adapter; only the first host speaks."""
+    """ZeRO-3 over two hosts ends in one process's adapter; only the first host speaks; each listens on its cable alone."""
     alone = train()
     launches = [start(rank, tmp_path / "recipe.yaml", environment) for rank in (0, 1)]
+    heard: set[str] = set()
+    while launches[0].poll() is None:
+        for name, _, _ in HOSTS:
+            listed = subprocess.run(
+                ["ip", "netns", "exec", name, "ss", "-ltnH"], capture_output=True, text=True, check=True
+            ).stdout
+            heard |= {line.split()[3].rpartition(":")[0] for line in listed.splitlines()}
+        time.sleep(0.1)
+    assert heard == {address for _, _, address in HOSTS}
     outputs = [launch.communicate(timeout=180) for launch in launches]
     assert [launch.returncode for launch in launches] == [0, 0], outputs
     together = Launched(0, *outputs[0], tmp_path / "runs" / "recipe-002")

@@ -1,11 +1,16 @@
 """Shipped configurations, the matrix, and which failure is told."""
 
+import os
+import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from finetune.errors import LaunchError
+from finetune.launch.addresses import loopback, parse_address
+from finetune.launch.check import remove_stale_builds
 from finetune.launch.configs import find_config, shipped
 from finetune.launch.matrix import ENGINES, METHODS, method_of, refusal
 from finetune.launch.processes import first_failure
@@ -67,3 +72,62 @@ class Ended:
 def test_the_first_failure_is_the_reason(failures: dict[int, Ended], expected: int) -> None:
     """Of several processes that failed, the one is told whose end was the others' reason."""
     assert first_failure(failures).rank == expected
+
+
+def test_the_lock_of_a_killed_build_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock stays while something is being written beside it, goes when nothing was for long; others' locks stay."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    names = ("deepspeed_dead", "deepspeed_busy", "other")
+    for name in names:
+        (tmp_path / "py311_cpu" / name).mkdir(parents=True)
+        for file in ("lock", "a.o"):
+            path = tmp_path / "py311_cpu" / name / file
+            path.write_text("")
+            old = time.time() - 3600
+            os.utime(path, (old, old))
+    (tmp_path / "py311_cpu" / "deepspeed_busy" / "a.o").touch()
+    remove_stale_builds()
+    assert [name for name in names if (tmp_path / "py311_cpu" / name / "lock").exists()] == ["deepspeed_busy", "other"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("10.0.0.1:29500", "10.0.0.1:29500"),
+        ("localhost:1", "localhost:1"),
+        ("[::1]:29500", "[::1]:29500"),
+        ("10.0.0.1", None),
+        ("10.0.0.1:0", None),
+        ("10.0.0.1:99999", None),
+        (":29500", None),
+        ("::1:29500", None),
+        ("0.0.0.0:29500", None),
+        ("[::]:29500", None),
+        ("no-such-host.invalid:29500", None),
+    ],
+)
+def test_addresses_of_machine_0(text: str, expected: str | None) -> None:
+    """One address and a port; what names every interface, or none, is refused in one message."""
+    if expected is not None:
+        assert str(parse_address(text)) == expected
+        return
+    with pytest.raises(LaunchError, match="--rendezvous: "):
+        parse_address(text)
+
+
+def test_a_name_that_only_this_machine_knows_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's /etc/hosts gives a machine's own name an address of loopback: others would wait for it in vain."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 29500))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with pytest.raises(LaunchError, match=r"node0 is 127\.0\.1\.1 here, which no other machine reaches"):
+        parse_address("node0:29500")
+
+
+def test_a_launch_listens_at_the_named_address_alone() -> None:
+    """Machine 0's socket is bound to the address; loopback's interface is found by its address."""
+    address = parse_address("127.0.0.1:29873")
+    with address.listener() as listener:
+        assert listener.getsockname() == ("127.0.0.1", 29873)
+        with pytest.raises(LaunchError, match=r"--rendezvous 127\.0\.0\.1:29873 can't be used on this machine"):
+            address.listener()
+    assert address.interface() == loopback()

@@ -1,15 +1,18 @@
 """The run folder's lock, against real processes."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from finetune.errors import LaunchError
-from finetune.runs.folder import RUNNING, RunFolder
+from finetune.runs.folder import RUNNING, RunFolder, list_summaries
+from finetune.runs.listing import chosen, parse_condition
 
 HOLD = """
 import sys, time
@@ -39,6 +42,45 @@ def test_a_run_that_another_process_has_is_refused_until_that_ends(tmp_path: Pat
         with pytest.raises(LaunchError):
             RunFolder(tmp_path).claim()
     assert not (tmp_path / RUNNING).exists()
+
+
+def test_a_run_that_nobody_trains_is_interrupted(tmp_path: Path) -> None:
+    """While a process has the run it is running; after kill -9 it is interrupted, in lists and filters too. What it ended as
+    stays, and so does a run that was killed before it could say anything."""
+    runs = {name: RunFolder(tmp_path / name) for name in ("killed", "finished", "silent")}
+    for name, run in runs.items():
+        run.path.mkdir()
+        run.lock_path.write_text("")
+        if name != "silent":
+            run.write_summary({"status": "finished" if name == "finished" else "running", "steps": 3})
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    command = [sys.executable, "-c", HOLD, str(runs["killed"].path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "claimed\n"
+        assert runs["killed"].outcome() == {"status": "running", "steps": 3}
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    assert (runs["killed"].path / RUNNING).exists()
+    found = list_summaries(tmp_path)
+    assert {entry["name"]: entry["status"] for entry in found} == {
+        "killed": "interrupted", "finished": "finished", "silent": "interrupted",
+    }  # fmt: skip
+    assert chosen(found, [parse_condition("status=running")]) == []
+    assert len(chosen(found, [parse_condition("status=interrupted")])) == 2
+
+
+def test_looking_at_a_run_keeps_nobody_from_training_it(tmp_path: Path) -> None:
+    """Who looks holds the lock for a moment only, and who takes it waits for as long."""
+    (tmp_path / RUNNING).write_text("")
+    with (tmp_path / RUNNING).open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        timer = threading.Timer(0.1, lambda: fcntl.flock(looking, fcntl.LOCK_UN))
+        timer.start()
+        with RunFolder(tmp_path).claimed():
+            assert RunFolder(tmp_path).is_claimed()
+        timer.join()
+    assert not RunFolder(tmp_path).is_claimed()
 
 
 def test_a_marker_of_a_process_that_is_gone_blocks_nobody(tmp_path: Path) -> None:

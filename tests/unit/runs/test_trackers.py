@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from finetune.recipe.schema.tracking import TrackingSection
-from finetune.runs.trackers import GuardedTracker, start_tracker, wandb_mode
+from finetune.runs.trackers import GuardedTracker, start_tracker
+from finetune.runs.wandb_settings import wandb_mode
 
 
 def test_trackio_has_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +30,20 @@ def test_trackio_has_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert SQLiteStorage.get_runs("test-project") == ["run-a"]
     logs = SQLiteStorage.get_logs("test-project", "run-a")
     assert [(entry["step"], entry["train/loss"]) for entry in logs] == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+
+
+def test_a_folder_that_trackio_can_not_write_to_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line names the folder and the reason, and the run goes on without its tracker."""
+    import trackio.utils
+
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setattr(trackio.utils, "TRACKIO_DIR", tmp_path / "a file" / "trackio")
+    said: list[str] = []
+    tracker = start_tracker(TrackingSection(), "run-a", {}, folder=tmp_path, say=said.append)
+    tracker.log({"train/loss": 1.0}, 1)
+    tracker.finish()
+    assert len(said) == 1
+    assert "a file/trackio (Not a directory), so this run is not tracked" in said[0]
 
 
 def wandb_records(data: bytes) -> Iterator[bytes]:

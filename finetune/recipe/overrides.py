@@ -1,0 +1,124 @@
+"""Overrides of the command line, key=value: laid over the tree as what their key holds, a text or one YAML value."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from finetune.recipe.schema import Recipe
+from finetune.recipe.tree import ATOMIC, Finding, Location, Node, Place, Source, dotted, merge
+from finetune.recipe.yaml_tree import NULLS, read_value, shorten
+
+OVERRIDE = re.compile(r"(?P<path>[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*)=(?P<value>.*)", re.DOTALL)
+QUOTED = re.compile(r"""\"([^"\\]|\\.)*\"|'([^']|'')*'""", re.DOTALL)
+"""A text in quotes from its first character to its last."""
+
+
+def with_override(tree: Node, override: str, findings: list[Finding]) -> Node:
+    """The tree with one key=value laid over it; what is wrong with that becomes a finding of the command line."""
+    source = Source("command line", Path.cwd())
+    place = Place(source, 1, 1)
+    match = OVERRIDE.fullmatch(override)
+    if not match:
+        message = f"got {shorten(override)!r}, expected section.key=value (train.learning_rate=1e-4)"
+        findings.append(Finding(place, (), message))
+        return tree
+    location: Location = tuple(_key(key) for key in match["path"].split("."))
+    if location[0] == "extends":
+        findings.append(Finding(place, location, "extends can't be overridden; run the other recipe"))
+        return tree
+    value, wrong = _read(match["value"], location, source)
+    findings += [replace(finding, location=(*location, *finding.location), place=place) for finding in wrong]
+    if value is None and wrong:
+        return tree
+    try:
+        return _set(tree, location, 0, _at(value or Node(None, place), place))
+    except LookupError as error:
+        findings.append(Finding(place, location, str(error.args[0])))
+        return tree
+
+
+def _read(text: str, location: Location, source: Source) -> tuple[Node | None, list[Finding]]:
+    """What a value means for its key: the text as it was typed, quotes around all of it and null excepted, where the key
+    holds one; else one YAML value."""
+    found = list(_annotations(Recipe, location))
+    if not any(_is_text(annotation) for annotation in found) or QUOTED.fullmatch(text) or text in NULLS:
+        return read_value(text, source)
+    if text.startswith(("{", "[")) and not all(_is_text(annotation) or annotation is type(None) for annotation in found):
+        return read_value(text, source)  # the key may hold a section or a list too
+    place = Place(source, 1, 1)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return None, [Finding(place, (), f"byte 0x{ord(text[error.start]) & 0xFF:02x} is not UTF-8")]
+    return Node(text, place), []
+
+
+def _annotations(annotation: Any, location: Location) -> Iterator[Any]:
+    """What may stand at a location below something of that type; nothing for a key that is none."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from _annotations(arguments[0], location)
+    elif origin in (Union, UnionType):
+        for argument in arguments:
+            yield from _annotations(argument, location)
+    elif not location:
+        yield annotation
+    elif origin in (tuple, list) and isinstance(location[0], int):
+        yield from _annotations(arguments[0], location[1:])
+    elif origin is dict:
+        yield from _annotations(arguments[1], location[1:])
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        field = annotation.model_fields.get(str(location[0]))
+        if field is not None:
+            yield from _annotations(field.annotation, location[1:])
+
+
+def _is_text(annotation: Any) -> bool:
+    """Whether a type is that of texts, any or certain ones."""
+    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return annotation is str or (bool(choices) and all(isinstance(choice, str) for choice in choices))
+
+
+def _key(text: str) -> str | int:
+    """A part of an override's path: an index, or a key."""
+    return int(text) if text.isdecimal() and len(text) < 10 else shorten(text)
+
+
+def _at(node: Node, place: Place) -> Node:
+    """A tree whose every position is the given one."""
+    value = node.value
+    if isinstance(value, dict):
+        value = {key: _at(below, place) for key, below in value.items()}
+    elif isinstance(value, list):
+        value = [_at(below, place) for below in value]
+    return Node(value, place, place, node.broken)
+
+
+def _set(node: Node, location: Location, depth: int, value: Node) -> Node:
+    """A copy of the tree with a value laid over one location. Raises LookupError where the location can't exist."""
+    if depth == len(location):
+        return merge(node, value, location)
+    key, here = location[depth], dotted(location[:depth])
+    if isinstance(node.value, list):
+        if not isinstance(key, int) or key >= len(node.value):
+            raise LookupError(f"{here} is a list of {len(node.value)}, expected an index from 0 to {len(node.value) - 1}")
+        items = list(node.value)
+        items[key] = _set(items[key], location, depth + 1, value)
+        return replace(node, value=items)
+    if node.value is not None and not isinstance(node.value, dict):
+        whole = f"; write {here}={{{key}: ...}}" if location[:depth] in ATOMIC else ""
+        raise LookupError(f"{here} is the value {shorten(str(node.value))!r}, which has no keys{whole}")
+    if isinstance(key, int) and node.value is None:
+        raise LookupError(f"{here} is no list, so it has no item {key}")
+    mapping = dict(node.value or {})
+    below = mapping.get(str(key))
+    if below is None and depth == len(location) - 1:
+        mapping[str(key)] = value
+    else:
+        mapping[str(key)] = _set(below or Node(None, value.place, value.place), location, depth + 1, value)
+    return replace(node, value=mapping)

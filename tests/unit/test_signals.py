@@ -1,0 +1,102 @@
+"""What signals ask of a training; real signals, to this process."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from finetune import signals
+
+
+def send(name: signal.Signals) -> None:
+    """To this process; Python runs the handler before the next line."""
+    os.kill(os.getpid(), name)
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_before_there_is_anything_to_save_a_stop_is_the_end(name: signal.Signals) -> None:
+    """Such a signal is a KeyboardInterrupt; a second one, while what was begun is taken back, is not."""
+    with signals.listening() as requests:
+        with pytest.raises(KeyboardInterrupt):
+            send(name)
+        send(name)
+        send(signal.SIGTERM)
+        assert requests.stop == name
+
+
+def test_a_deferred_stop_waits_and_is_the_first_one() -> None:
+    """Later signals repeat it, as schedulers and launchers do; Ctrl-C after it stops at once."""
+    said: list[str] = []
+    with signals.listening() as requests:
+        requests.deferred, requests.say = True, said.append
+        assert requests.take() == signals.NOTHING
+        for name in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+            send(name)
+        assert requests.take() == requests.take() == signals.STOPPING
+        assert said == ["SIGUSR1: finishing this step and saving a checkpoint (Ctrl-C again to stop at once)"]
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
+def test_saving_is_asked_for_once() -> None:
+    """SIGUSR2 before the first step is remembered, two of them are one, and it never stops anything."""
+    with signals.listening() as requests:
+        send(signal.SIGUSR2)
+        send(signal.SIGUSR2)
+        assert [requests.take(), requests.take()] == [signals.SAVING, signals.NOTHING]
+        requests.deferred = True
+        send(signal.SIGUSR2)
+        send(signal.SIGTERM)
+        assert requests.take() == signals.STOPPING
+
+
+def test_handlers_are_put_back_and_what_is_ignored_stays_ignored() -> None:
+    """nohup's SIGHUP goes on being ignored; after the training everything is as before. An inner listener is the outer one."""
+    before = {name: signal.getsignal(name) for name in (*signals.STOP, signals.SAVE)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.listening() as outer, signals.listening() as inner:
+            assert inner is outer
+            send(signal.SIGHUP)
+            assert outer.stop is None
+    finally:
+        signal.signal(signal.SIGHUP, before[signal.SIGHUP])
+    assert {name: signal.getsignal(name) for name in before} == before
+
+
+def test_beside_the_main_thread_nothing_is_taken_over() -> None:
+    """A training in another thread of somebody's program leaves the program its signals."""
+    found = []
+
+    def work() -> None:
+        with signals.listening() as requests:
+            found.append(requests.stop)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [None]
+
+
+def test_what_is_held_back_is_delivered_to_who_listens() -> None:
+    """A child that inherits the hold is not killed by what comes before it listens, and gets it then."""
+    program = (
+        "import sys, time\nfrom finetune import signals\nprint('up', flush=True)\ntime.sleep(0.5)\n"
+        "with signals.listening() as requests:\n    print(requests.take(), flush=True)\n"
+    )
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    signals.hold()
+    try:
+        child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "up\n"
+    child.send_signal(signal.SIGUSR2)
+    time.sleep(0.05)
+    assert child.stdout.readline() == f"{signals.SAVING}\n"
+    assert child.wait(10) == 0
