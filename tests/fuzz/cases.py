@@ -4,8 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
+from data_prep.config.section import Finding
 from tests.fuzz.mutations import change_file
 from tests.fuzz.subjects import BASES, recipe
 from tests.fuzz.values import copy_tree
@@ -111,12 +112,14 @@ class Maker:
             if changes["adapter"] == {"method": "full"}:
                 changes["adapter"] |= {"rank": None, "alpha": None}
         some = {
-            "allow_untested": True, "new_tokens": ["<|new|>"], "chat_template": random.choice(["chatml", "llama3", "default"]),
+            "allow_untested": True, "new_tokens": ["<|new|>"], "chat_template": random.choice(["chatml", "llama3"]),
             "rope_scaling": random.choice([{"type": "linear", "factor": 2.0}, {"type": "yarn", "factor": 2.0}]), "pad_token": "<|im_end|>",
         }  # fmt: skip
         changes["model"] = {key: value for key, value in some.items() if random.random() < 0.1}
+        if random.random() < 0.5:
+            changes["data"] = {"allow_findings": [finding for finding in get_args(Finding) if finding != "leakage"]}
         if random.random() < 0.1:
-            changes["data"] = {"pack_length_tokens": 128}
+            changes["data"] |= {"pack_length_tokens": 128}
         if random.random() < 0.1:
             changes["train"] = {"precision": random.choice(["bf16", "fp32"])}
         values = recipe(base, self.subjects / "rows.jsonl", self.folder / "runs", **changes)

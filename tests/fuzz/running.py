@@ -186,8 +186,11 @@ class Fuzzer:
         return replace(again, weaknesses=(*again.weaknesses, f"only after other cases: {found.failure}"))
 
     def stop(self) -> None:
-        """End the process."""
+        """End the process; without the pipe it ends by itself."""
+        if self._connection is not None:
+            self._connection.close()
         if self._process is not None:
+            self._process.join(10)
             self._process.kill()
             self._process.join()
         self._process = self._connection = None

@@ -86,16 +86,15 @@ def _save_nf4(llama: Path, folder: Path) -> None:
 
 
 def _save_unigram(llama: Path, folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     shutil.copytree(llama, folder)
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
-    tokenizer.train_from_iterator(
-        CORPUS * 3, trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)  # noqa: S106
-    )
+    options = {"special_tokens": special, "unk_token": "<unk>", "initial_alphabet": ["\n", "é", *map(chr, range(33, 127))]}
+    tokenizer.train_from_iterator(CORPUS * 3, trainers.UnigramTrainer(vocab_size=250, show_progress=False, **options))
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")  # noqa: S106
     fast.chat_template = CHATML
