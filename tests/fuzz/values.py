@@ -58,7 +58,11 @@ def change_json(random: Random, path: Path, change: Callable[[Random, Any], str]
     except (OSError, ValueError, RecursionError):  # absent, or damaged by the change before
         document = {}
     said = change(random, document)
-    path.write_text(dumps(document), encoding="utf-8", errors="surrogatepass")
+    try:
+        text = dumps(document)
+    except RecursionError:  # too deep to be written once more
+        return "nothing"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
     return said
 
 
