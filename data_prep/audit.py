@@ -13,6 +13,7 @@ from data_prep.heads import answer_of_targets
 from data_prep.pack import epoch_packs
 from data_prep.prepare import PreparedData
 from data_prep.report import FINDINGS, LENGTH_EDGES, DataReport, SourceReport, histogram_bars, source_lines
+from data_prep.tokens import text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -99,7 +100,7 @@ def sample_of(document: Document, tokenizer: "PreTrainedTokenizerFast", head: He
     pieces = []
     for weight, run in groupby(zip(document.weights, document.token_ids, strict=True), key=lambda pair: pair[0]):
         ids = [token for _, token in run]
-        text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False, skip_special_tokens=False))
+        text = text_of(ids, tokenizer, special=True)
         if head is not None and weight and document.targets:
             text = answer_of_targets(document.targets, head)
         pieces.append(Piece(text, len(ids), weight))

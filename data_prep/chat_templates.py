@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from data_prep.config import CHAT_TEMPLATES, PREPARATION
 from data_prep.disk import NOTES_BYTES, read_regular
 from data_prep.errors import DataError
+from data_prep.tokens import ids_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -110,7 +111,7 @@ def template_choices(own: Iterable[str] = ()) -> str:
 def adds_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
     """Whether the tokenizer puts a token that begins a text in front of each by itself, as LLaMA's do."""
     bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("x", verbose=False)["input_ids"][:1] == [bos]
+    return bos is not None and ids_of("x", tokenizer, special=True)[:1] == [bos]
 
 
 def adds_eos(tokenizer: "PreTrainedTokenizerFast") -> bool:

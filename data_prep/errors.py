@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 LONGEST_REASON = 400
 """Characters of a library's own words in a message."""
+LONGEST_VALUE = 60
+"""Characters of a value of the user's in a message."""
 
 
 class DataError(Exception):
@@ -34,6 +37,12 @@ def library_refusals(what: str, kind: type[Exception] = DataError) -> Iterator[N
         if type(error).__name__ != "PanicException":
             raise
         raise kind(f"{what}: {_reason(error)}") from error
+
+
+def shortened(value: Any) -> str:
+    """A value as Python writes it, cut to what a message has room for."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
 def _reason(error: BaseException) -> str:

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_prep.errors import DataError, library_refusals
+from data_prep.tokens import reading
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -64,16 +67,29 @@ class Encoder:
         """The texts of special and added tokens, which split a text wherever they stand in it."""
 
     def ids_of(self, text: str) -> list[int]:
-        """The ids of one text."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        """The ids of one text. Raises DataError."""
+        with reading(text):
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode(self, texts: Sequence[str]) -> "Encoded":
-        """Tokenise texts; special tokens in them are found, and none is added. Takes nearly no Python, and every core."""
+        """Tokenise texts; special tokens in them are found, and none is added. Takes nearly no Python, and every core.
+
+        Raises DataError.
+        """
         plain = [index for index, text in enumerate(texts) if self._lengths is not None and text.isascii()]
-        by_lengths = self._backend.encode_batch_fast([texts[index] for index in plain], add_special_tokens=False)
+        by_lengths = self._all(self._backend.encode_batch_fast, [texts[index] for index in plain])
         rest = sorted(set(range(len(texts))) - set(plain))
-        by_offsets = self._backend.encode_batch([texts[index] for index in rest], add_special_tokens=False)
+        by_offsets = self._all(self._backend.encode_batch, [texts[index] for index in rest])
         return Encoded(texts, dict(zip(plain, by_lengths, strict=True)), dict(zip(rest, by_offsets, strict=True)))
+
+    def _all(self, encode: Callable[..., list[Any]], texts: Sequence[str]) -> list[Any]:
+        try:
+            with library_refusals("the tokenizer fails"):
+                return encode(texts, add_special_tokens=False)
+        except DataError:
+            for text in texts:
+                self.ids_of(text)  # raises with the text at which it fails
+            raise
 
     def read(self, encoded: "Encoded") -> list[tuple[list[int], Offsets]]:
         """The ids of each text and where its tokens stand."""
@@ -81,7 +97,8 @@ class Encoder:
         for index in set(range(len(encoded.texts))) - found.keys():
             encoding = encoded.by_offsets.get(index)
             if encoding is None:  # a special token swallowed blanks, so that the lengths don't tell
-                encoding = self._backend.encode(encoded.texts[index], add_special_tokens=False)
+                with reading(encoded.texts[index]):
+                    encoding = self._backend.encode(encoded.texts[index], add_special_tokens=False)
             found[index] = encoding.ids, Offsets(_Side(encoding, 0), _Side(encoding, 1))
         return [found[index] for index in range(len(encoded.texts))]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.contents import Place
 from data_prep.errors import DataError
 from data_prep.offsets import Offsets
+from data_prep.tokens import reading
 from data_prep.unknown import unknown_token
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class PlainSpecials:
             inside = any(match.start() < end and start < match.end() for start, end in places)
             return match[0] if inside else self._aliases[match[0]]
 
-        encoding = self._backend.encode(self._search.sub(aliased, text), add_special_tokens=False)
+        with reading(text):
+            encoding = self._backend.encode(self._search.sub(aliased, text), add_special_tokens=False)
         if self._special & set(encoding.ids) - self._ids.keys():
             raise DataError("this tokenizer makes special tokens of them all the same; data.special_tokens_in_text: drop")
         ids = [self._ids.get(index, index) for index in encoding.ids]

@@ -16,6 +16,7 @@ from data_prep.contents import Place, contents_in
 from data_prep.errors import DataError
 from data_prep.messages import REASONING_KEYS, THINK, THINK_END, Conversation, Example, Message, ToolCall
 from data_prep.plain_specials import plain_specials
+from data_prep.tokens import ids_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -328,8 +329,7 @@ def _ids(text: str, tokenizer: "PreTrainedTokenizerFast", contents: Sequence[Pla
     """The ids of a text; special tokens in its `contents` are plain text."""
     if contents:
         return plain_specials(tokenizer).encode(text, contents)[0]
-    ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return list(ids)
+    return ids_of(text, tokenizer)
 
 
 def added_texts(tokenizer: "PreTrainedTokenizerFast") -> list[str]:

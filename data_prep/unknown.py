@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from data_prep.tokens import reading
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -25,13 +27,18 @@ class Unknown:
         if self._id is not None and (count := ids.count(self._id)) and count > text.count(str(self._token)):
             times = "once" if count == 1 else f"{count:,} times"
             return f"the tokenizer doesn't know {self._first(text)} and writes {self._token} ({times} in this row): {ADVICE}"
-        if self._drops and _solid(self._backend.decode(list(ids), skip_special_tokens=False)) != _solid(self._normal(text)):
+        if self._drops and self._is_changed(text, ids):
             return f"the tokenizer drops characters of it, which its vocabulary doesn't have: {ADVICE}"
         return None
 
+    def _is_changed(self, text: str, ids: Sequence[int]) -> bool:
+        with reading(text):
+            return _solid(self._backend.decode(list(ids), skip_special_tokens=False)) != _solid(self._normal(text))
+
     def _first(self, text: str) -> str:
         """The first piece of the text that is unknown."""
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        with reading(text):
+            encoding = self._backend.encode(text, add_special_tokens=False)
         places = (place for token, place in zip(encoding.ids, encoding.offsets, strict=True) if token == self._id)
         start, end = next(places, (0, len(text)))  # with special tokens as text it may be cut otherwise
         return repr(text[start:end][:SHOWN_CHARACTERS])
@@ -53,7 +60,9 @@ def unknown_token(model: Any) -> str | None:
 
 
 def _is_lossy(backend: Any) -> bool:
-    """Whether a BPE without an unknown token lacks bytes: what it can't write, it leaves out."""
+    """Whether a BPE without an unknown token lacks bytes: what it can't write, it leaves out. Other models refuse it."""
+    if type(backend.model).__name__ != "BPE":
+        return False
     vocabulary = backend.get_vocab(with_added_tokens=False)
     if backend.model.byte_fallback:
         return any(f"<0x{byte:02X}>" not in vocabulary for byte in range(BYTES))

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from data_prep.errors import library_refusals as refusals
+from data_prep.errors import shortened as shortened
 
 
 class FinetuneError(Exception):

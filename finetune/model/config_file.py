@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from finetune.errors import ModelError
+from finetune.errors import ModelError, shortened
 
 MOST_LAYERS = 2_000
 """Each is a Python object, and a dozen names: the deepest known have 126."""
@@ -22,7 +22,43 @@ ABSENT: dict[str, dict[str, int]] = {
 }
 """What transformers takes where a file says nothing, and a LLaMA's would be something else."""
 
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+"""Those of transformers that turn a whole head, as a LLaMA does."""
+
 Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
+Positions = Annotated[int, Field(ge=1, le=2**40)]
+Positive = Annotated[float, Field(gt=0, lt=1e30, allow_inf_nan=False)]
+WholeHead = Annotated[float, Field(ge=1, le=1)]
+"""The share of a head that is turned."""
+
+
+class RopeValues(BaseModel):
+    """rope_parameters, or rope_scaling as it was called; which of these a type needs, transformers checks."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    rope_type: str | None = None
+    type: str | None = None
+    rope_theta: Positive | None = None
+    partial_rotary_factor: WholeHead | None = None
+    factor: Positive | None = None
+    original_max_position_embeddings: Positions | None = None
+    attention_factor: Positive | None = None
+    beta_fast: Positive | None = None
+    beta_slow: Positive | None = None
+    low_freq_factor: Positive | None = None
+    high_freq_factor: Positive | None = None
+    short_factor: list[Positive] | None = None
+    long_factor: list[Positive] | None = None
+    mscale: Annotated[float, Field(ge=0, lt=1e30)] | None = None
+    mscale_all_dim: Annotated[float, Field(ge=0, lt=1e30)] | None = None
+
+    @field_validator("rope_type", "type")
+    @classmethod
+    def _is_known(cls, value: str | None) -> str | None:
+        if value is not None and value not in ROPE_TYPES:
+            raise ValueError(f"expected one of {', '.join(ROPE_TYPES)}")
+        return value
 
 
 class ConfigFile(BaseModel):
@@ -39,15 +75,16 @@ class ConfigFile(BaseModel):
     num_key_value_heads: Size | None = None
     head_dim: Size | None = None
     vocab_size: Size
-    max_position_embeddings: Annotated[int, Field(ge=1, le=2**40)] | None = None
-    sliding_window: Annotated[int, Field(ge=1, le=2**40)] | None = None
+    max_position_embeddings: Positions | None = None
+    sliding_window: Positions | None = None
     tie_word_embeddings: bool | None = None
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
     rms_norm_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    rope_theta: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    rope_scaling: dict[str, Any] | None = None
-    rope_parameters: dict[str, Any] | None = None
+    rope_theta: Positive | None = None
+    partial_rotary_factor: WholeHead | None = None
+    rope_scaling: RopeValues | None = None
+    rope_parameters: RopeValues | None = None
     dtype: str | None = None
     torch_dtype: str | None = None
     quantization_config: dict[str, Any] | None = None
@@ -57,18 +94,6 @@ class ConfigFile(BaseModel):
     def _is_a_type(cls, value: str | None) -> str | None:
         if value is not None and value.removeprefix("torch.") not in DTYPES:
             raise ValueError(f"expected one of {', '.join(DTYPES)}")
-        return value
-
-    @field_validator("rope_scaling", "rope_parameters")
-    @classmethod
-    def _is_rope(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        found = value or {}
-        for key in ("rope_type", "type"):
-            if not isinstance(found.get(key, ""), str | None):
-                raise ValueError(f"{key} is {found[key]!r}, expected a text")
-        theta = found.get("rope_theta")
-        if theta is not None and (isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < 1e30):
-            raise ValueError(f"rope_theta is {theta!r}, expected a number above 0")
         return value
 
 
@@ -94,7 +119,6 @@ def _first(error: ValidationError) -> str:
     key = ".".join(map(str, first["loc"]))
     if first["type"] == "missing":
         return f"{key} is absent; transformers writes it"
-    value = repr(first["input"])
     reason = first["msg"].removeprefix("Value error, ").replace("Input should", "it should", 1)
     more = f" ({error.error_count()} such values in all)" if error.error_count() > 1 else ""
-    return f"{key} is {value if len(value) <= 60 else value[:57] + '...'}: it {reason}{more}"
+    return f"{key} is {shortened(first['input'])}: {reason}{more}"

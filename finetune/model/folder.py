@@ -17,7 +17,7 @@ from typing import Any
 from data_prep.disk import read_regular
 from data_prep.files import is_git_lfs_pointer
 from data_prep.temporary import temporary_folder
-from finetune.errors import ModelError
+from finetune.errors import ModelError, shortened
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -118,12 +118,14 @@ def read_index(folder: Path) -> dict[str, str]:
     index = read_json(path)
     named = index.get("weight_map")
     if not isinstance(index.get("metadata"), dict):
-        raise ModelError(f"{path} is damaged: metadata is {_short(index.get('metadata'))}; expected an object with total_size.")
+        held = shortened(index.get("metadata"))
+        raise ModelError(f"{path} is damaged: metadata is {held}; expected an object with total_size.")
     if not isinstance(named, dict) or not named:
-        raise ModelError(f"{path} is damaged: weight_map is {_short(named)}; expected tensors' names, each with its file.")
+        raise ModelError(f"{path} is damaged: weight_map is {shortened(named)}; expected tensors' names, each with its file.")
     for tensor, file in named.items():
         if not isinstance(file, str) or file != os.path.basename(file) or file in ("", ".", "..") or "\\" in file:
-            raise ModelError(f"{path} gives {tensor} the file {_short(file)}; expected the name of a file in the same folder.")
+            wrong = shortened(file)
+            raise ModelError(f"{path} gives {tensor} the file {wrong}; expected the name of a file in the same folder.")
     return named
 
 
@@ -181,7 +183,9 @@ def read_header(path: Path) -> Header:
         raise ModelError(f"{path} can't be read: {error.strerror or error}.") from None
     if not isinstance(header, dict):
         raise ModelError(f"{path} is no safetensors file: its header is a {type(header).__name__}.")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ModelError(f"{path} is damaged: its __metadata__ is {shortened(metadata)}; expected texts by name.")
     _check_places(path, header, size - 8 - length)
     return header
 
@@ -190,7 +194,7 @@ def _check_places(path: Path, header: Header, held: int) -> None:
     """Raises ModelError unless the tensors fill the file's `held` bytes, one after the other, each with its own length."""
     for name, entry in header.items():
         if not _is_entry(entry):
-            raise ModelError(f"{path} is damaged: its header says {_short(entry)} of {name}, and no type, shape and place.")
+            raise ModelError(f"{path} is damaged: its header says {shortened(entry)} of {name}, and no type, shape and place.")
     end = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         start, stop = entry["data_offsets"]
@@ -229,8 +233,3 @@ def _why_no_adapter(folder: Path) -> str:
         )
         return f'its weights are pickled ({PICKLED_ADAPTER}), which are not loaded; convert them once: python -c "{program}"'
     return f"expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} in it"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -147,8 +147,8 @@ def check_weights(folder: Path, config: dict[str, Any], *, fetched: bool = True,
     """Raises ModelError unless the weights' headers hold each tensor that config.json describes, in its shape, and no other
     in a layer: transformers would leave that one out, and say nothing.
 
-    The head that predicts tokens only where the base is one that `predicts`. Matrices that are stored quantised are not looked
-    at: their shapes follow from how.
+    The head that predicts tokens may be absent where the base needn't be one that `predicts`. Matrices that are stored
+    quantised are not looked at: their shapes follow from how.
     """
     headers = [read_header(path) for path in weight_files(folder, fetched=fetched)]
     held = {name: tuple(tensor["shape"]) for header in headers for name, tensor in header.items()}
@@ -157,7 +157,7 @@ def check_weights(folder: Path, config: dict[str, Any], *, fetched: bool = True,
     wanted = _norm_shapes(shape) | {"model.embed_tokens.weight": (shape.vocabulary, shape.width)}
     if not config.get("quantization_config"):
         wanted |= matrices
-    if shape.tied_head or not predicts:
+    if shape.tied_head or (not predicts and "lm_head.weight" not in held):
         wanted.pop("lm_head.weight", None)
     for name, expected in wanted.items() if headers else ():
         found = stored_name(held, name)

@@ -1,12 +1,13 @@
 """A classification head as transformers' config.json has it. Pure data."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from data_prep.config import HeadSection, Problem
-from finetune.errors import ModelError
+from finetune.errors import ModelError, shortened
 
 PROBLEM_TYPES: dict[Problem, str] = {
     "single_label": "single_label_classification",
@@ -37,15 +38,20 @@ def described_head(head: HeadSection) -> dict[str, Any]:
 
 def classifies(config: dict[str, Any]) -> bool:
     """Whether a config.json is that of a model with a classification head."""
-    return any(str(name).endswith(CLASSIFIER) for name in config.get("architectures") or ())
+    named = config.get("architectures")
+    return isinstance(named, list) and any(str(name).endswith(CLASSIFIER) for name in named)
 
 
-def head_of_config(config: dict[str, Any]) -> HeadSection | None:
+def head_of_config(config: dict[str, Any], path: Path | str = "config.json") -> HeadSection | None:
     """The head of a model folder, by its config.json; None where it predicts tokens. Raises ModelError for a strange one."""
     if not classifies(config):
         return None
     # transformers leaves its default, two labels, out of the file.
-    names = {int(index): str(name) for index, name in (config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).items()}
+    found = config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}
+    try:
+        names = {int(index): str(name) for index, name in found.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ModelError(f"{path}: id2label is {shortened(found)}; expected labels by their numbers.") from None
     labels = tuple(names[index] for index in sorted(names))
     known = [problem for problem, theirs in PROBLEM_TYPES.items() if theirs == config.get("problem_type")]
     problem = known[0] if known else "single_label" if len(labels) > 1 else "regression"
@@ -53,4 +59,4 @@ def head_of_config(config: dict[str, Any]) -> HeadSection | None:
         return HeadSection(problem=problem, labels=() if problem == "regression" else labels)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ModelError(f"its config.json has a classification head that can't be used here: {reason}.") from None
+        raise ModelError(f"{path} has a classification head that can't be used here: {reason}.") from None

@@ -170,12 +170,7 @@ def _near(path: Path) -> str:
 
 def _head_of(folder: Path) -> HeadSection | None:
     """The classification head of a model folder. Raises ModelError where its config.json is damaged."""
-    try:
-        return head_of_config(read_config(folder))
-    except ModelError as error:
-        raise ModelError(f"{folder}: {error}") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f"{folder / CONFIG} is damaged: {error}") from None
+    return head_of_config(read_config(folder), folder / CONFIG)
 
 
 def _run_target(run: RunFolder) -> Target:

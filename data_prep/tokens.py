@@ -1,0 +1,32 @@
+"""A text to token ids, and back: what a tokenizer refuses or fails at is one message, with the text.
+
+A tokenizer can be loaded and still fail at some texts: by a word that it doesn't know and has no token for, a template of
+special tokens that it lacks, a normalisation that goes wrong. Some of it is a panic of Rust.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from data_prep.errors import library_refusals, shortened
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def reading(text: str) -> AbstractContextManager[None]:
+    """Around one call of a tokenizer on a text: what it raises becomes a DataError."""
+    return library_refusals(f"the tokenizer can't read {shortened(text)}")
+
+
+def ids_of(text: str, tokenizer: "PreTrainedTokenizerFast", *, special: bool = False) -> list[int]:
+    """The ids of a text; with `special`, those too that the tokenizer puts around each text. Raises DataError."""
+    with reading(text):
+        ids: Any = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+    return list(ids)
+
+
+def text_of(ids: Sequence[int], tokenizer: "PreTrainedTokenizerFast", *, special: bool = False) -> str:
+    """What token ids read as, special tokens left out unless they are asked for. Raises DataError."""
+    with library_refusals(f"the tokenizer can't write the tokens {shortened(list(ids))}"):
+        return str(tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False))
