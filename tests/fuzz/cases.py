@@ -1,4 +1,4 @@
-"""A case: a seed makes a folder in which one to three things of a model, an adapter or a run are changed, and a command for it."""
+"""A case: a seed makes a folder in which one to three things of a model, adapter or run are changed, and a command for it."""
 
 import json
 from dataclasses import dataclass
@@ -15,12 +15,15 @@ VERBS = {"check": 26, "train": 16, "generate": 18, "merge": 20, "inspect": 10, "
 """Each with how many cases of a hundred are of it."""
 
 BASE_FILES = {
-    "config.json": 34, "generation_config.json": 6, "tokenizer_config.json": 14, "tokenizer.json": 18, "chat_template.jinja": 10,
-    "additional_chat_templates/tool_use.jinja": 1, "special_tokens_map.json": 2, "added_tokens.json": 2, "model.safetensors": 12,
+    "config.json": 34, "generation_config.json": 6, "tokenizer_config.json": 14, "tokenizer.json": 18,
+    "chat_template.jinja": 10,
+    "additional_chat_templates/tool_use.jinja": 1, "special_tokens_map.json": 2, "added_tokens.json": 2,
+    "model.safetensors": 12,
 }  # fmt: skip
 ADAPTER_FILES = {"adapter_config.json": 60, "adapter_model.safetensors": 30, "tokenizer.json": 5, "tokenizer_config.json": 5}
 RUN_FILES = {
-    "recipe.lock.yaml": 30, "adapter/adapter_config.json": 15, "adapter/adapter_model.safetensors": 10, "adapter/finetune.json": 15,
+    "recipe.lock.yaml": 30, "adapter/adapter_config.json": 15, "adapter/adapter_model.safetensors": 10,
+    "adapter/finetune.json": 15,
     "adapter/tokenizer.json": 8, "adapter/tokenizer_config.json": 8, "adapter/chat_template.jinja": 6, "summary.json": 8,
 }  # fmt: skip
 CHECKPOINT_FILES = {
@@ -130,7 +133,8 @@ class Maker:
                 changes["adapter"] |= {"rank": None, "alpha": None}
         some = {
             "allow_untested": True, "new_tokens": ["<|new|>"], "chat_template": random.choice(["chatml", "llama3"]),
-            "rope_scaling": random.choice([{"type": "linear", "factor": 2.0}, {"type": "yarn", "factor": 2.0}]), "pad_token": "<|im_end|>",
+            "rope_scaling": random.choice([{"type": "linear", "factor": 2.0}, {"type": "yarn", "factor": 2.0}]),
+            "pad_token": "<|im_end|>",
         }  # fmt: skip
         changes["model"] = {key: value for key, value in some.items() if random.random() < 0.1}
         if random.random() < 0.5:

@@ -143,11 +143,14 @@ def change_generation_config(random: Random, config: dict[str, Any]) -> str:
     if random.random() < 0.2:
         return change_anywhere(random, config)
     known: dict[str, Any] = dict.fromkeys(GenerationConfig().to_dict()) | {
-        "num_return_sequences": 2, "num_beams": 4, "do_sample": True, "temperature": 0.0, "top_p": 2.0, "min_p": 0.9, "min_new_tokens": 50,
+        "num_return_sequences": 2, "num_beams": 4, "do_sample": True, "temperature": 0.0, "top_p": 2.0, "min_p": 0.9,
+        "min_new_tokens": 50,
         "stop_strings": ["a"], "suppress_tokens": [0], "bad_words_ids": [[1]], "forced_eos_token_id": 1, "guidance_scale": 2.0,
-        "cache_implementation": "static", "cache_config": {"backend": "quanto"}, "prompt_lookup_num_tokens": 2, "dola_layers": "low",
+        "cache_implementation": "static", "cache_config": {"backend": "quanto"}, "prompt_lookup_num_tokens": 2,
+        "dola_layers": "low",
         "watermarking_config": {"greenlist_ratio": 0.2}, "exponential_decay_length_penalty": [1, 2.0], "penalty_alpha": 0.6,
-        "return_dict_in_generate": True, "output_scores": True, "max_time": 0.0, "assistant_early_exit": 1, "token_healing": True,
+        "return_dict_in_generate": True, "output_scores": True, "max_time": 0.0, "assistant_early_exit": 1,
+        "token_healing": True,
         "sequence_bias": [[[1], -1.0]], "eos_token_id": [1, 2], "pad_token_id": -1, "max_length": 1, "custom_generate": "x",
         "compile_config": {"mode": "max-autotune"}, "constraints": [1], "force_words_ids": [[1]], "num_beam_groups": 2,
     }  # fmt: skip
@@ -179,11 +182,16 @@ def change_adapter_config(random: Random, config: dict[str, Any]) -> str:
             return change_anywhere(random, config)
         case "known":
             known = json.loads(json.dumps(LoraConfig().to_dict(), default=str)) | {
-                "layer_replication": [[0, 2], [1, 2]], "loftq_config": {"loftq_bits": 4}, "corda_config": {}, "arrow_config": {},
-                "init_lora_weights": random.choice(["pissa", "pissa_niter_4", "olora", "eva", "corda", "loftq", "orthogonal", "gaussian", "x"]),
-                "bias": random.choice(["all", "lora_only"]), "use_dora": True, "use_qalora": True, "lora_bias": True, "fan_in_fan_out": True,
+                "layer_replication": [[0, 2], [1, 2]], "loftq_config": {"loftq_bits": 4}, "corda_config": {},
+                "arrow_config": {},
+                "init_lora_weights": random.choice(
+                    ["pissa", "pissa_niter_4", "olora", "eva", "corda", "loftq", "orthogonal", "gaussian", "x"]
+                ),
+                "bias": random.choice(["all", "lora_only"]), "use_dora": True, "use_qalora": True, "lora_bias": True,
+                "fan_in_fan_out": True,
                 "alora_invocation_tokens": [1], "target_parameters": ["q_proj.weight"], "trainable_token_indices": [0, 10**9],
-                "auto_mapping": {"base_model_class": "x", "parent_library": "os"}, "task_type": random.choice(["SEQ_CLS", "SEQ_2_SEQ_LM", "x"]),
+                "auto_mapping": {"base_model_class": "x", "parent_library": "os"},
+                "task_type": random.choice(["SEQ_CLS", "SEQ_2_SEQ_LM", "x"]),
             }  # fmt: skip
             return set_known(random, config, sorted(known.items()))
         case "kind":

@@ -61,11 +61,16 @@ def change_tokenizer_config(random: Random, config: dict[str, Any]) -> str:
                 ("add_eos_token", True), ("add_prefix_space", True), ("legacy", False), ("clean_up_tokenization_spaces", True),
                 ("split_special_tokens", True), ("model_input_names", ["x"]), ("auto_map", {"AutoTokenizer": ["own.T", None]}),
                 ("from_slow", True), ("backend", "sentencepiece"), ("tokenizer_file", "/etc/passwd"), ("vocab_file", "x.model"),
-                ("name_or_path", "x/y"), ("tokenizer_object", {}), ("sp_model_kwargs", {"nbest_size": -1}), ("chat_template", "x"),
-                ("special_tokens", {}), ("max_length", 3), ("stride", 99), ("pad_to_multiple_of", 0), ("pad_token_type_id", "x"),
-                ("return_tensors", "pt"), ("truncation", True), ("padding", "max_length"), ("gguf_file", "x"), ("processor_class", "x"),
-                ("fix_mistral_regex", True), ("response_schema", {"type": "x"}), ("is_local", False), ("local_files_only", False),
-                ("trust_remote_code", True), ("__slow_tokenizer", 1), ("self", 1), ("verbose", 7), ("vocab", {"a": 0}), ("merges", [["a", "b"]]),
+                ("name_or_path", "x/y"), ("tokenizer_object", {}), ("sp_model_kwargs", {"nbest_size": -1}), ("chat_template",
+                "x"),
+                ("special_tokens", {}), ("max_length", 3), ("stride", 99), ("pad_to_multiple_of", 0), ("pad_token_type_id",
+                "x"),
+                ("return_tensors", "pt"), ("truncation", True), ("padding", "max_length"), ("gguf_file", "x"),
+                ("processor_class", "x"),
+                ("fix_mistral_regex", True), ("response_schema", {"type": "x"}), ("is_local", False), ("local_files_only",
+                False),
+                ("trust_remote_code", True), ("__slow_tokenizer", 1), ("self", 1), ("verbose", 7), ("vocab", {"a": 0}),
+                ("merges", [["a", "b"]]),
             ]  # fmt: skip
             return set_known(random, config, known)
     return f"{key} = {shown(config[key])}"
@@ -125,7 +130,8 @@ def change_tokenizer(random: Random, document: dict[str, Any]) -> str:
                 "stride": random.choice([0, 2, 9]),
             }
             padding = {
-                "strategy": random.choice(["BatchLongest", {"Fixed": 3}, {"Fixed": 10**12}]), "direction": "Left", "pad_id": random.choice([0, 2**32 - 1]),
+                "strategy": random.choice(["BatchLongest", {"Fixed": 3}, {"Fixed": 10**12}]), "direction": "Left",
+                "pad_id": random.choice([0, 2**32 - 1]),
                 "pad_to_multiple_of": random.choice([None, 0, 8, 10**9]), "pad_type_id": 0, "pad_token": "<|im_end|>",
             }  # fmt: skip
             document[key] = truncation if key == "truncation" else padding
@@ -246,9 +252,12 @@ def _pre_tokenizers(random: Random) -> list[Any]:
         {"type": "Split", "pattern": _patterns(random), "behavior": random.choice(behaviors), "invert": random.random() < 0.5},
         {"type": "Split", "pattern": _patterns(random), "behavior": random.choice(behaviors), "invert": False},
         {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": random.random() < 0.5},
-        {"type": "Metaspace", "replacement": random.choice(["▁", "", "xx", " "]), "prepend_scheme": random.choice(["always", "never", "x"]), "split": True},
-        {"type": "Whitespace"}, {"type": "WhitespaceSplit"}, {"type": "BertPreTokenizer"}, {"type": "UnicodeScripts"}, {"type": "Digits"},
-        {"type": "Punctuation", "behavior": random.choice(behaviors)}, {"type": "CharDelimiterSplit", "delimiter": random.choice(["a", "", "ab"])},
+        {"type": "Metaspace", "replacement": random.choice(["▁", "", "xx", " "]), "prepend_scheme": random.choice(["always",
+        "never", "x"]), "split": True},
+        {"type": "Whitespace"}, {"type": "WhitespaceSplit"}, {"type": "BertPreTokenizer"}, {"type": "UnicodeScripts"},
+        {"type": "Digits"},
+        {"type": "Punctuation", "behavior": random.choice(behaviors)}, {"type": "CharDelimiterSplit",
+        "delimiter": random.choice(["a", "", "ab"])},
         {"type": "FixedLength", "length": random.choice([0, 1, 10**18])}, {"type": "NoSuch"}, {},
     ]  # fmt: skip
 
@@ -256,7 +265,8 @@ def _pre_tokenizers(random: Random) -> list[Any]:
 def _normalizers(random: Random) -> list[Any]:
     return [
         {"type": "Replace", "pattern": _patterns(random), "content": random.choice(["", "x", "x" * 10_000, "aa"])},
-        {"type": "Prepend", "prepend": random.choice(["▁", "", "x" * 10_000])}, {"type": "NFKC"}, {"type": "Lowercase"}, {"type": "StripAccents"},
+        {"type": "Prepend", "prepend": random.choice(["▁", "", "x" * 10_000])}, {"type": "NFKC"}, {"type": "Lowercase"},
+        {"type": "StripAccents"},
         {"type": "Strip", "strip_left": True, "strip_right": True}, {"type": "Nmt"}, {"type": "ByteLevel"}, {"type": "NoSuch"},
         {"type": "Precompiled", "precompiled_charsmap": random.choice(["", "AAAA", "!!", "/////w==", "A" * 1000, None])},
         {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True},
@@ -270,7 +280,8 @@ def _processors(random: Random) -> list[Any]:
         {"Sequence": {"id": random.choice(["A", "B"]), "type_id": 0}},
     ]
     return [
-        {"type": "TemplateProcessing", "single": random.choice([single, single * 3, [], single[:1]]), "pair": single, "special_tokens": {"<s>": special}},
+        {"type": "TemplateProcessing", "single": random.choice([single, single * 3, [], single[:1]]), "pair": single,
+        "special_tokens": {"<s>": special}},
         {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}},
         {"type": "BertProcessing", "sep": ["<|im_end|>", 2], "cls": ["<|im_start|>", random.choice([1, 10**6])]},
         {"type": "RobertaProcessing", "sep": ["x", 0], "cls": ["y", 1], "trim_offsets": True, "add_prefix_space": True},
@@ -280,8 +291,11 @@ def _processors(random: Random) -> list[Any]:
 
 def _decoders(random: Random) -> list[Any]:
     return [
-        {"type": "Replace", "pattern": _patterns(random), "content": random.choice(["", "x"])}, {"type": "ByteFallback"}, {"type": "Fuse"},
-        {"type": "Strip", "content": random.choice([" ", "", "ab"]), "start": random.choice([0, 1, 10**9]), "stop": random.choice([0, 1, 10**9])},
-        {"type": "WordPiece", "prefix": "##", "cleanup": True}, {"type": "BPEDecoder", "suffix": "</w>"}, {"type": "CTC"}, {"type": "NoSuch"},
+        {"type": "Replace", "pattern": _patterns(random), "content": random.choice(["", "x"])}, {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": random.choice([" ", "", "ab"]), "start": random.choice([0, 1, 10**9]),
+        "stop": random.choice([0, 1, 10**9])},
+        {"type": "WordPiece", "prefix": "##", "cleanup": True}, {"type": "BPEDecoder", "suffix": "</w>"}, {"type": "CTC"},
+        {"type": "NoSuch"},
         {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
     ]  # fmt: skip

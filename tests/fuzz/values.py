@@ -14,8 +14,10 @@ class Raw(str):
 
 
 SCALARS: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3, 4, 7, 63, 65, 300, 2**31, 2**32, 2**63, -(2**63), 2**64, 10**30, 0.0, 0.5, -0.5, 1.5, 1e-30,
-    1e308, Raw("NaN"), Raw("Infinity"), Raw("-Infinity"), Raw("1e400"), Raw("1" + "0" * 400), Raw("1" * 5000), "", " ", "x", "0",
+    None, True, False, 0, 1, -1, 2, 3, 4, 7, 63, 65, 300, 2**31, 2**32, 2**63, -(2**63), 2**64, 10**30, 0.0, 0.5, -0.5, 1.5,
+    1e-30,
+    1e308, Raw("NaN"), Raw("Infinity"), Raw("-Infinity"), Raw("1e400"), Raw("1" + "0" * 400), Raw("1" * 5000), "", " ", "x",
+    "0",
     "2", "none", "null", "true", "auto", "default", "\0", "\n", "é", "😀", "\u202e", Raw('"\\ud800"'), "a" * 100_000, "../x",
     "/etc/passwd", "http://x/y", "owner/name", "{{ x }}", "((((a|[a-z_.0-9])+)+)+)+!", "(", "[0-", "float16", "torch.float32",
     "<|im_end|>", "<|im_start|>",
