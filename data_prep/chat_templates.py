@@ -117,7 +117,7 @@ def adds_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
 def adds_eos(tokenizer: "PreTrainedTokenizerFast") -> bool:
     """Whether the tokenizer puts a token that ends a text behind each by itself."""
     eos = tokenizer.eos_token_id
-    return eos is not None and tokenizer("x", verbose=False)["input_ids"][-1:] == [eos]
+    return eos is not None and ids_of("x", tokenizer, special=True)[-1:] == [eos]
 
 
 def read_template(chat_template: str, own: Mapping[str, str]) -> str:

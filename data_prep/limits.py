@@ -40,6 +40,10 @@ class LimitExceeded(TemplateRuntimeError):
     """A template that would take too long or write too much."""
 
 
+class OutOfTime(LimitExceeded):
+    """A template that took too long."""
+
+
 def measured(value: Any, most: int, each: int = 1, level: int = 0) -> int:
     """About how long a value is as a text, with all that is in it; the count stops above `most`.
 

@@ -134,10 +134,14 @@ class ChatRenderer:
 
     def _writes_marker(self, messages: Sequence[Message], role: str, own: bool, others: bool, tools: bool) -> bool:
         """Whether the template writes the marked text, given contents in these forms (own: of the role's), and not the form."""
+        from data_prep.limits import OutOfTime
+
         turns = [_turn(message, as_parts=own if message.role == role else others) for message in messages]
         try:
             text = self._write(turns, (_ANY_TOOL,) if tools else (), False, len(MARKER))
-        except DataError:  # a form that it does not take; what fails in any form is said of the first row
+        except DataError as error:  # a form that it does not take; what fails in any form is said of the first row
+            if isinstance(error.__cause__, OutOfTime):  # on a few words: other forms would take as long
+                raise
             return False
         return MARKER in text and not any(form in text for form in ("'type': 'text'", '"type": "text"'))
 

@@ -14,7 +14,19 @@ from jinja2 import StrictUndefined, Template, TemplateError, TemplateRuntimeErro
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from data_prep.limits import CHECKS, CONTAINER, ITEM, METHOD_CHECKS, Budget, Check, LimitExceeded, Texts, check_texts, measured
+from data_prep.limits import (
+    CHECKS,
+    CONTAINER,
+    ITEM,
+    METHOD_CHECKS,
+    Budget,
+    Check,
+    LimitExceeded,
+    OutOfTime,
+    Texts,
+    check_texts,
+    measured,
+)
 
 SECONDS = 5.0
 """The longest that one rendering may take."""
@@ -91,7 +103,7 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
         if self.left < 0:
             self.charge(0)
         if monotonic() > self.deadline:
-            raise LimitExceeded(f"it takes longer than {SECONDS:g} seconds")
+            raise OutOfTime(f"it takes longer than {SECONDS:g} seconds")
 
     def written(self, value: Any) -> str:
         """What `{{ value }}` writes."""

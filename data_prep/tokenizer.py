@@ -14,6 +14,7 @@ from data_prep.files import is_git_lfs_pointer
 from data_prep.messages import Message
 from data_prep.render import render
 from data_prep.sentencepiece_model import MODEL, converted_folder
+from data_prep.tokens import check_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -47,6 +48,7 @@ def load_tokenizer(
         tokenizer.chat_template = read_template(chat_template, templates_of(tokenizer))
         template_name = chat_template
     _add_tokens(tokenizer, new_tokens)
+    check_ids(tokenizer)
     _set_pad_token(tokenizer, pad_token)
     saved_date = _unpin(tokenizer)
     tokenizer.rendering = Rendering(date_string or saved_date or DEFAULT_DATE, template_name, preparation)

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from data_prep.errors import library_refusals, shortened
+from data_prep.errors import DataError, library_refusals, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+MOST_IDS = 10_000_000
+"""Of a vocabulary: the largest known have 256,000. Each number up to the highest takes memory, used or not."""
 
 
 def reading(text: str) -> AbstractContextManager[None]:
@@ -30,3 +33,14 @@ def text_of(ids: Sequence[int], tokenizer: "PreTrainedTokenizerFast", *, special
     """What token ids read as, special tokens left out unless they are asked for. Raises DataError."""
     with library_refusals(f"the tokenizer can't write the tokens {shortened(list(ids))}"):
         return str(tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False))
+
+
+def check_ids(tokenizer: "PreTrainedTokenizerFast", rows: int = MOST_IDS) -> None:
+    """Raises DataError where a token's id lies beyond an embedding of so many rows, grown to the number of tokens."""
+    rows = max(rows, len(tokenizer))
+    token, index = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", 0))
+    if index >= rows:
+        raise DataError(
+            f"the tokenizer in {tokenizer.name_or_path} gives {shortened(token)} the id {index:,}, and has {len(tokenizer):,} "
+            f"tokens: expected ids below {rows:,}, for which there is room in the embedding. Take the tokenizer of this base."
+        )

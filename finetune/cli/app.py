@@ -40,6 +40,8 @@ VERBS: dict[str, str] = {
 }
 TRAINING_VERBS = ("train", "quickstart")
 BROKEN_PIPE = 141  # as a shell reports SIGPIPE: the reader of our output has gone
+LONGEST_LINE = 1_200
+"""Characters of a line of an error."""
 
 
 class Verbs(TyperGroup):
@@ -180,9 +182,17 @@ def _tell(message: str, problems: list[dict[str, str]], *, as_json: bool) -> Non
     """Say what went wrong: to the person, or to the launcher that started this process."""
     from finetune.cli.common import print_failure
 
+    message = _cut(message)
+    problems = [{key: _cut(text) for key, text in problem.items()} for problem in problems]
     tell_launcher("\n".join([message, *("  ".join(problem.values()) for problem in problems)]))
     if not is_worker():
         print_failure(message, problems, as_json=as_json)
+
+
+def _cut(text: str) -> str:
+    """The text, of long lines their beginning and their end: a value of the user's may be as long as a book."""
+    half = LONGEST_LINE // 2
+    return "\n".join(line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}" for line in text.split("\n"))
 
 
 def _bug() -> int:

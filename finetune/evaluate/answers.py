@@ -11,8 +11,9 @@ from data_prep.masks import Placed
 from data_prep.messages import THINK_END, Conversation, Example, last_answer, thought_of
 from data_prep.render import prompt_and_reference
 from data_prep.sizes import SizedTokenization
+from data_prep.tokens import text_of
 from finetune.errors import FinetuneError
-from finetune.evaluate.generation import generate, text_of
+from finetune.evaluate.generation import generate
 from finetune.recipe.schema.evaluate import EvaluateSection
 
 Progress = Callable[[int, int], None]

@@ -8,7 +8,9 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.render import end_of_turn_ids
+from finetune.errors import ModelError
 from finetune.evaluate.generation import causal_model
+from finetune.model.folder import read_json
 
 FILE = "generation_config.json"
 NO_OPTIONS = frozenset({"transformers_version", "_from_model_config", "_commit_hash", "bos_token_id", "pad_token_id"})
@@ -19,15 +21,12 @@ VALUE_CHARACTERS = 40
 
 def unused_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """What is to be said of the options that the model's folder asks for and that its answers don't follow."""
-    path = Path(causal_model(model).name_or_path) / FILE
-    if not path.is_file():
-        return []
     try:
-        options = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(options, dict):
-            raise ValueError(f"it holds a {type(options).__name__}, not an object")
-    except (OSError, ValueError) as error:
-        return [f"the model's {FILE} can't be read ({error}); answers don't follow it"]
+        options = read_json(Path(causal_model(model).name_or_path) / FILE)
+    except FileNotFoundError:
+        return []
+    except ModelError as error:
+        return [f"{error} Answers don't follow it."]
     asked = list(_asked(options, end_of_turn_ids(tokenizer)))
     return [f"the model's {FILE} asks for {', '.join(asked)}; answers don't follow it"] if asked else []
 

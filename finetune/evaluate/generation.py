@@ -22,6 +22,7 @@ from transformers import (
 
 from data_prep.messages import Message, PlainText
 from data_prep.render import end_of_turn_ids, prompt_and_reference, render_prompt
+from data_prep.tokens import ids_of, text_of
 from finetune.errors import FinetuneError
 
 
@@ -59,11 +60,6 @@ def generate(
     )
     ends = set(end_of_turn_ids(tokenizer))
     return [Generated(text_of(ids, tokenizer), _cut(model, ids, ends, max_new_tokens)) for ids in answers]
-
-
-def text_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> str:
-    """What the token ids of an answer read as."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def cut_notes(cuts: Sequence[str | None]) -> list[str]:
@@ -177,8 +173,7 @@ def conversation_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizer
         raise FinetuneError(
             "this model's tokenizer has no chat template, so it can't hold a conversation: give plain text (--raw)."
         )
-    ids: list[int] = tokenizer(render_prompt(messages, tokenizer), add_special_tokens=False)["input_ids"]
-    return list(ids)
+    return ids_of(render_prompt(messages, tokenizer), tokenizer)
 
 
 def plain_ids(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:

@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from data_prep.tokens import check_ids
 from finetune.errors import ModelError
 from finetune.evaluate.data import tokenizer_for
 from finetune.model.adapter import grow_embeddings, load_adapter
@@ -110,4 +111,5 @@ def load_ready(target: Model, *, dtype: torch.dtype) -> tuple[PreTrainedModel, P
     loaded = load_adapted(
         base, target.model, target.adapter, vocabulary=len(tokenizer), dtype=dtype, quantization=target.quantization
     )
+    check_ids(tokenizer, loaded.get_input_embeddings().weight.shape[0])
     return (loaded if is_quantized(loaded) else loaded.to(choose_device())), tokenizer

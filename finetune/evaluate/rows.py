@@ -10,6 +10,7 @@ from data_prep.documents import Document
 from data_prep.messages import last_answer
 from data_prep.prepare import PreparedData
 from data_prep.sources.rows import shown
+from data_prep.tokens import ids_of
 from finetune.errors import FinetuneError
 from finetune.evaluate.answers import Question, answered_rows, questions_of, read_back, with_answer, without_thought
 from finetune.evaluate.label_metrics import Labels, has_several
@@ -116,8 +117,7 @@ def _several(recipe: Recipe, questions: Sequence[Question], names: Sequence[str]
 
 def longest_label(names: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> int:
     """Tokens that an answer needs at least: those of the longest label and of its end of turn."""
-    ids: list[list[int]] = tokenizer(list(names), add_special_tokens=False)["input_ids"] if names else [[]]
-    return max(map(len, ids)) + 2
+    return max((len(ids_of(name, tokenizer)) for name in names), default=0) + 2
 
 
 def _that_fit(questions: Sequence[Question], most: int) -> tuple[list[Question], list[str]]:

@@ -1,6 +1,5 @@
 """What a merge is made of: base, adapters and tokenizer, read from configs and headers; and what comes of it."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from data_prep.documents import Document
 from data_prep.identity import template_sha256, tokenizer_sha256
-from finetune.errors import MergeError
+from finetune.errors import MergeError, ModelError
 from finetune.evaluate.data import tokenizer_for
 from finetune.evaluate.loading import unchanged_base
 from finetune.merge.adapter import Adapter
@@ -25,7 +24,7 @@ from finetune.merge.texts import goes_through_template, verification_documents
 from finetune.model.checkpoint import Base
 from finetune.model.config import load_config
 from finetune.model.description import ModelConfig, head_values, read_generation_config
-from finetune.model.folder import read_config
+from finetune.model.folder import read_config, read_json
 from finetune.model.inspect import check_weights
 from finetune.model.quantization import stored_quantization
 from finetune.recipe.lock import read_lock, tokenizer_facts
@@ -181,12 +180,12 @@ def _refuse_other_tokenizer(adapter: Path, tokenizer: PreTrainedTokenizerFast) -
 def _trained_tokenizer(adapter: Path) -> dict[str, str]:
     """What is known of the tokenizer that an adapter was trained with; empty for an adapter of others."""
     try:
-        notes = json.loads((adapter / ADAPTER_NOTES).read_text())
+        notes = read_json(adapter / ADAPTER_NOTES)
         if "tokenizer" in notes:
             return dict(notes["tokenizer"])
         lock = adapter.parent / LOCK
         return tokenizer_facts(read_lock(lock)) if lock.is_file() else {}
-    except (OSError, ValueError, TypeError):
+    except (OSError, ModelError, ValueError, TypeError):
         return {}  # which resolve_target refuses where it matters
 
 

@@ -12,6 +12,7 @@ from data_prep.formats import read_parsed
 from data_prep.masks import Tokenization
 from data_prep.messages import Example, PlainText, Preference
 from data_prep.render import end_id
+from data_prep.tokens import ids_of
 from finetune.evaluate.data import prepare_data
 from finetune.recipe.schema import Recipe
 
@@ -61,7 +62,7 @@ def verification_documents(
             why = "built-in texts, because the run's data hold no row"
         except DataError as error:
             why = f"built-in texts, because the run's data can't be read ({str(error).splitlines()[0]})"
-    encoded = [list(ids)[:tokens] for ids in tokenizer(list(TEXTS), add_special_tokens=False)["input_ids"]]
+    encoded = [ids_of(text, tokenizer)[:tokens] for text in TEXTS]
     if classifies:
         return [_prompt(ids, end_id(tokenizer)) for ids in encoded], why
     return [Document(ids, ((len(ids) // 2, len(ids), 1.0),), "a built-in text") for ids in encoded], why

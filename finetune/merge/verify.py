@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from data_prep.documents import Document
+from data_prep.tokens import text_of
 from finetune.errors import MergeError
 from finetune.evaluate.generation import generate_ids
 from finetune.merge.adapted import EMBEDDING, MergedWeights, Updates
@@ -261,7 +262,7 @@ def compare_answers(
     after = generate_ids(stored, tokenizer, before.prompts, max_new_tokens=ANSWER_TOKENS, batch_size=PROMPTS)
     answers, failures = [], []
     for prompt, mine, its in zip(before.prompts, before.answers, after, strict=True):
-        texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (prompt, mine, its)]
+        texts = [text_of(ids, tokenizer) for ids in (prompt, mine, its)]
         answers.append(Answer(*texts))
         parted = next((place for place, pair in enumerate(zip(mine, its, strict=False)) if pair[0] != pair[1]), None)
         if parted is None:

@@ -136,7 +136,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     with only_the_adapter(folder) as held:
         grow_embeddings(model, saved_vocabulary(held))
         with library_refusals(f"the adapter in {folder} does not fit this base"):
-            loaded = PeftModel.from_pretrained(model, str(held), is_trainable=trainable)
+            empty = model.get_input_embeddings().weight.is_meta  # on which torch can put weights, but not write them
+            loaded = PeftModel.from_pretrained(model, str(held), is_trainable=trainable, low_cpu_mem_usage=empty)
         refuse_unread(loaded, held, f"the adapter in {folder}, of type {config.get('peft_type')}")
     if not trainable:  # what trains may be cut up by an engine, and runs soon enough
         with library_refusals(f"peft can't run the adapter in {folder}, of type {config.get('peft_type')}, on a text alone"):
@@ -162,7 +163,8 @@ def grow_embeddings(model: PreTrainedModel, vocabulary: int) -> None:
     weight = model.get_input_embeddings().weight
     # ZeRO-3 leaves a share of the weight, and its shape beside it.
     if vocabulary > getattr(weight, "ds_shape", weight.shape)[0]:
-        model.resize_token_embeddings(vocabulary)
+        # What transformers draws the new rows from needs numbers, which a model without weights hasn't.
+        model.resize_token_embeddings(vocabulary, mean_resizing=not weight.is_meta)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from data_prep.render import end_of_turn_ids
 from finetune.errors import ModelError
+from finetune.model.folder import read_json
 from finetune.model.tokenizer_files import save_tokenizer
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
@@ -116,13 +117,7 @@ def rope_spellings(trained: PretrainedConfig) -> dict[str, Any]:
 def read_generation_config(base: Path) -> dict[str, Any]:
     """The base's generation_config.json; empty where there is none. Raises ModelError where it is damaged."""
     path = base / GENERATION_CONFIG
-    try:
-        config = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise ModelError(f"{path} is damaged: {error}") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds a {type(config).__name__}; expected an object.")
-    return config
+    return read_json(path) if path.is_file() else {}
 
 
 def generation_config(own: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from data_prep.errors import DataError
 from data_prep.messages import Message, ToolCall
 from data_prep.render import ChatRenderer, end_of_turn_ids
 from finetune.model.description import CONFIG, rope_spellings
-from finetune.model.tokenizer_files import ids_of, probe_texts
+from finetune.model.tokenizer_files import probe_texts, read_texts
 from finetune.recipe.heads import classifies
 
 OF_THE_READER = frozenset({"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache"})
@@ -98,7 +98,7 @@ def _tokenizer_differences(folder: Path, tokenizer: PreTrainedTokenizerFast) -> 
         yield f"the tokenizer can't be read: {' '.join(str(error).split())}"
         return
     texts = probe_texts(tokenizer)
-    for index, (mine, its) in enumerate(zip(ids_of(tokenizer, texts), ids_of(plain, texts), strict=True)):
+    for index, (mine, its) in enumerate(zip(read_texts(tokenizer, texts), read_texts(plain, texts), strict=True)):
         if mine != its:
             yield f"the tokenizer makes {its[:12]} of {texts[index // 2]!r}, and {mine[:12]} was trained"
             break

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from data_prep.chat_templates import adds_bos, adds_eos, rendering_of, templates_of
 from data_prep.sentencepiece_model import MODEL as SENTENCEPIECE
 from data_prep.sentencepiece_model import pieces_of
-from finetune.errors import ModelError
+from data_prep.tokens import ids_of
+from finetune.model.folder import read_json
 
 TOKENIZER_CONFIG, ADDED_TOKENS = "tokenizer_config.json", "added_tokens.json"
 
@@ -50,13 +51,9 @@ def probe_texts(tokenizer: Any) -> list[str]:
     return [*PROBES, *(text for token in tokens for text in (token, f"a{token}b", f"a {token} b"))]
 
 
-def ids_of(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def read_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """The ids of texts, with and without the tokens that a tokenizer puts around them."""
-    return [
-        list(tokenizer(text, add_special_tokens=around, verbose=False)["input_ids"])
-        for text in texts
-        for around in (True, False)
-    ]
+    return [ids_of(text, tokenizer, special=around) for text in texts for around in (True, False)]
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, sources: Sequence[Path]) -> None:
@@ -72,8 +69,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, sources: Se
         written.chat_template = texts if isinstance(tokenizer.chat_template, dict) else next(iter(texts.values()))
     written.save_pretrained(folder)
     _copy_sentencepiece(tokenizer, folder, sources)
-    own = next((_read(source / TOKENIZER_CONFIG) for source in sources if (source / TOKENIZER_CONFIG).is_file()), {})
-    saved = _read(folder / TOKENIZER_CONFIG)
+    own = next((read_json(source / TOKENIZER_CONFIG) for source in sources if (source / TOKENIZER_CONFIG).is_file()), {})
+    saved = read_json(folder / TOKENIZER_CONFIG)
     config = {key: value for key, value in (own | saved).items() if key not in OF_OTHERS} | {
         "added_tokens_decoder": {
             str(index): token.__getstate__() for index, token in sorted(tokenizer.added_tokens_decoder.items())
@@ -111,7 +108,7 @@ def _reads_the_same(folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
 
     texts = probe_texts(tokenizer)
     try:
-        return ids_of(AutoTokenizer.from_pretrained(folder), texts) == ids_of(tokenizer, texts)
+        return read_texts(AutoTokenizer.from_pretrained(folder), texts) == read_texts(tokenizer, texts)
     except Exception:  # noqa: BLE001 - whatever it stumbles over: it does not read this tokenizer
         return False
 
@@ -136,13 +133,3 @@ def _begins_with(tokenizer: PreTrainedTokenizerFast, pieces: Sequence[str]) -> b
     """Whether each piece is the tokenizer's token of that id; tokens that were added may stand in a piece's place."""
     tokens, added = tokenizer.convert_ids_to_tokens(list(range(len(pieces)))), tokenizer.added_tokens_decoder
     return all(token == piece or index in added for index, (token, piece) in enumerate(zip(tokens, pieces, strict=True)))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} holds a {type(found).__name__}; expected an object.")
-    return found

@@ -96,7 +96,9 @@ def plan(
 ) -> Plan:
     """The plan of a recipe. Raises ModelError where the base's config can't be found, or the method has no formula."""
     if recipe.adapter.use_dora:
-        raise ModelError("finetune plan has no formula for DoRA, which keeps copies of weights; plan with use_dora: false.")
+        raise ModelError(
+            "finetune plan has no formula for DoRA, which keeps copies of weights; plan with adapter.use_dora: false."
+        )
     folder, _ = find_description(recipe.model)
     config = read_config(folder)
     shape, stored = read_shape(config), check_trainable(config, recipe.adapter.method, recipe.model.name)

@@ -195,6 +195,6 @@ def _templates_of_base(tree: Node) -> list[str] | None:
     try:
         listed = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
         names += [str(entry["name"]) for entry in listed] if isinstance(listed, list) else []
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
         return names  # a tokenizer that can't be read is refused where it is loaded
     return names

@@ -11,21 +11,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 
 from data_prep.lengths import overlap_of
 from data_prep.prepare import PreparedData
 from data_prep.stream import Stream
+from data_prep.tokens import check_ids
 from finetune import environment
 from finetune.errors import ModelError
 from finetune.evaluate.data import prepare_data, tokenizer_for
 from finetune.evaluate.rows import read_rows
-from finetune.model.adapter import attach, check_targets, continued_folder, count_parameters, grow_embeddings
+from finetune.model.adapter import attach, check_targets, continue_adapter, continued_folder, count_parameters, grow_embeddings
 from finetune.model.attention import choose_attention
 from finetune.model.checkpoint import LLAMA_FAMILY, Base, resolve_base
 from finetune.model.classify import install_head_loss
 from finetune.model.config import load_config
-from finetune.model.folder import read_adapter_config, read_config, read_json
+from finetune.model.folder import read_config, read_json
 from finetune.model.fuse import install_fast_path
 from finetune.model.inspect import check_weights
 from finetune.model.load import load_model, skeleton
@@ -92,8 +93,6 @@ def build_inputs(
     described = skeleton(base, rope_scaling=recipe.model.rope_scaling, head=recipe.model.head)
     if recipe.adapter.method != "full":
         check_targets(described, recipe.adapter)
-    if recipe.adapter.continue_from is not None:
-        _check_continued(recipe, base, say)
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int):
         raise ModelError(
@@ -105,6 +104,7 @@ def build_inputs(
             "Lower it, or set model.rope_scaling."
         )
     tokenizer = tokenizer_for(recipe.model, None, base.folder, preparation=rules.preparation)
+    check_ids(tokenizer, config.vocab_size)
     beyond = untrained_tokens(tokenizer, config.vocab_size, recipe.model.new_tokens)
     if beyond and say is not None:
         names = ", ".join(beyond[:5]) + (" ..." if len(beyond) > 5 else "")
@@ -112,6 +112,8 @@ def build_inputs(
             f"warning: for {len(beyond)} of the tokenizer's tokens the base's embedding has no row ({names}). Rows are added, "
             "and not trained; name the tokens in model.new_tokens where your data use them."
         )
+    if recipe.adapter.continue_from is not None:
+        _check_continued(recipe, base, described, tokenizer, say)
     data = prepare_data(recipe, tokenizer, allow_code=allow_code, say=say)
     return Inputs(base, tokenizer, data, precision, frozenset(allow_code), rules)
 
@@ -134,10 +136,16 @@ def _check_stored(recipe: Recipe, base: Base, say: Say | None) -> None:
         say(f"the base is stored in {stored} by bitsandbytes: the adapter is trained beside it as it is (QLoRA)")
 
 
-def _check_continued(recipe: Recipe, base: Base, say: Say | None) -> None:
-    """Say where the adapter that is continued was trained on another base. Raises ModelError where there is no adapter."""
+def _check_continued(
+    recipe: Recipe, base: Base, described: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, say: Say | None
+) -> None:
+    """Say where the adapter that is continued was trained on another base. Raises ModelError where it doesn't fit this one.
+
+    `described` is the base without its weights; the adapter is put on it.
+    """
+    grow_embeddings(described, len(tokenizer))
+    continue_adapter(described, recipe.adapter, new_token_ids(recipe, tokenizer))
     folder = continued_folder(recipe.adapter)
-    read_adapter_config(folder)
     if not (folder / ADAPTER_NOTES).is_file() or say is None:
         return
     then, now = read_json(folder / ADAPTER_NOTES).get("base"), base.fingerprint()
@@ -152,6 +160,11 @@ def untrained_tokens(tokenizer: PreTrainedTokenizerFast, rows: int, new_tokens: 
     """The tokens, by id, that lie beyond an embedding of so many rows and aren't among those that are trained."""
     found = ((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows and token not in new_tokens)
     return [token for _, token in sorted(found)]
+
+
+def new_token_ids(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The ids of the tokens that the recipe adds."""
+    return [tokenizer.convert_tokens_to_ids(token) for token in recipe.model.new_tokens]
 
 
 def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
@@ -184,7 +197,7 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
         if method != "full":
             # The seed again: the adapter's start doesn't depend on what loading the base drew.
             seed_everything(recipe.train.seed)
-            new_ids = [inputs.tokenizer.convert_tokens_to_ids(token) for token in recipe.model.new_tokens]
+            new_ids = new_token_ids(recipe, inputs.tokenizer)
             trained = attach(model, recipe.adapter, new_ids, classifies=head is not None)
             install_fast_path(trained)
     if recipe.train.activation_checkpointing:

@@ -94,6 +94,7 @@ def judged(case: Case, code: int | None, said: str, printed: str, spent: float, 
             code == 2
             and prepared
             and case.of_the_model
+            and "rows.jsonl" not in message  # what is wrong with the rows is found when they are prepared
             and case.words[0] in ("check", "train")
             and "--resume" not in case.words
         ):

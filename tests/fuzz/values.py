@@ -38,7 +38,10 @@ def junk(random: Random) -> Any:
 
 def shown(value: Any) -> str:
     """A value on one short line."""
-    text = dumps(value)
+    try:
+        text = dumps(value)
+    except RecursionError:
+        return "what is too deep to be shown"
     return text if len(text) <= 70 else f"{text[:50]}... ({len(text):,} characters)"
 
 
