@@ -2,9 +2,13 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from data_prep.errors import library_refusals as refusals
 from data_prep.errors import shortened as shortened
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class FinetuneError(Exception):
@@ -77,3 +81,14 @@ class CheckFailed(FinetuneError):
 def library_refusals(what: str, kind: type[FinetuneError] = ModelError) -> AbstractContextManager[None]:
     """Around one call of a library on a file of the user's: see data_prep.errors.library_refusals."""
     return refusals(what, kind)
+
+
+def first_wrong(error: "ValidationError") -> str:
+    """The first thing that pydantic finds wrong with a file, in words, and how many there are."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    more = f" ({error.error_count()} such values in all)" if error.error_count() > 1 else ""
+    if first["type"] == "missing":
+        return f"{key} is absent{more}"
+    reason = first["msg"].removeprefix("Value error, ").replace("Input should", "it should", 1)
+    return f"{key} is {shortened(first['input'])}: {reason}{more}"

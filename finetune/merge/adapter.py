@@ -3,17 +3,15 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from typing import Any
 
 from finetune.errors import MergeError
 from finetune.merge.heads import LM_HEAD, SCORE
 from finetune.merge.tensors import StoredWeights
 from finetune.merge.updates import parts_of
-from finetune.model.adapter_file import check_adapter_config, frozen_copies
+from finetune.model.adapter_file import LORA, check_adapter_config, checked_adapter_config, frozen_copies
 from finetune.model.adapter_fit import HARMLESS, refuse_wrapped
-from finetune.model.folder import ADAPTER_WEIGHTS, read_adapter_config
+from finetune.model.folder import ADAPTER_WEIGHTS
 from finetune.recipe.heads import ABSENT_MODULE, CLASSIFIES
 
 UNDERSTOOD = frozenset({
@@ -26,9 +24,6 @@ UNDERSTOOD = frozenset({
 """Keys of adapter_config.json that are followed here, or decide nothing once the training is over. (peft itself ignores
 fan_in_fan_out for the linear layers of a LLaMA.)"""
 
-LORA = "LORA"
-"""peft's name of the kind of adapter that is merged here."""
-
 KEEPS_BASE = (True, False, "true", "gaussian", "eva", "orthogonal")
 """Ways to initialise that leave the base as it is. The others (PiSSA, OLoRA ...) take a part of it into the adapter."""
 
@@ -36,50 +31,6 @@ KEEPS_BASE = (True, False, "true", "gaussian", "eva", "orthogonal")
 ALL_LINEAR = "all-linear"
 """peft's word for every linear layer but the head."""
 NOT_LINEAR = frozenset({"embed_tokens", LM_HEAD, SCORE})
-
-Tokens = list[Annotated[int, Field(ge=0)]]
-Names = str | list[str] | None
-
-
-class AnyValues(BaseModel):
-    """What each adapter_config.json says; other keys are kept as they are."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    peft_type: str
-
-
-class LoraValues(AnyValues):
-    """What a merge goes by in LoRA's adapter_config.json, with peft's defaults."""
-
-    r: Annotated[int, Field(ge=1)] = 8
-    lora_alpha: Annotated[float, Field(allow_inf_nan=False)] = 8
-    target_modules: Names = None
-    exclude_modules: Names = None
-    modules_to_save: list[str] | None = None
-    use_rslora: bool = False
-    use_dora: bool = False
-    lora_bias: bool = False
-    bias: str = "none"
-    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
-    alpha_pattern: dict[str, float] | None = None
-    layers_to_transform: int | list[int] | None = None
-    layers_pattern: Names = None
-    trainable_token_indices: Tokens | dict[str, Tokens] | None = None
-    init_lora_weights: bool | str | None = True
-
-    @field_validator("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern")
-    @classmethod
-    def _are_patterns(cls, value: Any) -> Any:
-        for pattern in [value] if isinstance(value, str) else value if isinstance(value, dict) else []:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
-        return value
-
-
-DEFAULTS = LoraValues(peft_type=LORA).model_dump()
 
 
 @dataclass
@@ -92,18 +43,7 @@ class Adapter:
 
     def __post_init__(self) -> None:
         """Raises ModelError or MergeError where it is no adapter folder, or damaged."""
-        found = read_adapter_config(self.folder)
-        try:
-            # Of other kinds, whose keys mean something else, the type is all that is read here.
-            values = LoraValues if found.get("peft_type") == LORA else AnyValues
-            self.config = DEFAULTS | found | values.model_validate(found).model_dump()
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            path = self.folder / "adapter_config.json"
-            raise MergeError(
-                f"{path}: {where} is {first['input']!r}: {first['msg']} ({error.error_count()} such values in all)."
-            ) from None
+        self.config = checked_adapter_config(self.folder)
         self.weights = StoredWeights([self.folder / ADAPTER_WEIGHTS])
         for name in frozen_copies(self.config, self.weights.names(), self.folder):
             del self.weights.tensors[name]
@@ -179,7 +119,7 @@ def _lies_in(module: str, saved: str) -> bool:
     return re.match(rf"(^|.*\.){saved}($|\..*)", module) is not None
 
 
-def matches(module: str, wanted: Names) -> bool:
+def matches(module: str, wanted: str | list[str] | None) -> bool:
     """peft's rule: a regular expression for the whole name, or names that the module's name is, or ends with after a dot."""
     if isinstance(wanted, str):
         return re.fullmatch(wanted, module) is not None

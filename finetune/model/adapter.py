@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finetune.errors import ModelError, library_refusals
-from finetune.model.adapter_file import check_adapter_config, only_the_adapter
+from finetune.model.adapter_file import LORA, check_adapter_config, checked_adapter_config, only_the_adapter
 from finetune.model.adapter_fit import refuse_unknown_keys, refuse_unread, refuse_wrapped, saved_vocabulary
 from finetune.model.classify import HEAD
 from finetune.model.folder import ADAPTER_WEIGHTS, read_adapter_config, read_header
@@ -82,18 +82,17 @@ def continue_adapter(model: PreTrainedModel, section: AdapterSection, new_token_
     Where the recipe says nothing of dropout and modules to save, the adapter's own are kept.
     """
     folder = continued_folder(section)
-    found = read_adapter_config(folder)
-    if found.get("peft_type") != "LORA":
-        raise ModelError(f"adapter.continue_from: {folder} is of type {found.get('peft_type')}; expected LORA.")
+    found = checked_adapter_config(folder)
+    if found["peft_type"] != LORA:
+        raise ModelError(f"adapter.continue_from: {folder} is of type {found['peft_type']}; expected {LORA}.")
     wanted = {"r": section.rank, "lora_alpha": section.alpha, "use_rslora": section.use_rslora, "use_dora": section.use_dora}
     wanted |= {"lora_dropout": section.dropout} if section.dropout else {}
-    if section.modules_to_save and set(found.get("modules_to_save") or ()) != set(section.modules_to_save):
+    if section.modules_to_save and set(found["modules_to_save"] or ()) != set(section.modules_to_save):
         wanted["modules_to_save"] = list(section.modules_to_save)
-    defaults = LoraConfig()  # of what older versions of peft don't write
     for key, value in wanted.items():
-        if (held := found.get(key, getattr(defaults, key))) != value:
+        if (held := found[key]) != value:
             raise ModelError(f"adapter.continue_from: {folder} was trained with {key} {held}, the recipe asks for {value}.")
-    rows = found.get("trainable_token_indices")
+    rows = found["trainable_token_indices"]
     tokens = set(rows if isinstance(rows, list) else chain.from_iterable((rows or {}).values()))
     if tokens != set(new_token_ids):
         raise ModelError(

@@ -11,10 +11,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from data_prep.temporary import temporary_folder
-from finetune.errors import ModelError
+from finetune.errors import ModelError, first_wrong
 from finetune.model.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINT_MARKER, read_adapter_config, read_header
 
 LARGEST_SIZE = 65_536
@@ -27,8 +29,70 @@ TOKEN_ROWS = re.compile(r"(^|\.)(?P<module>\w+)\.token_adapter\.(?P<part>base_la
 PLAIN = re.compile(r"[\w.]*")
 """Names, whose matching takes no time to speak of."""
 
+LORA = "LORA"
+"""peft's name of the kind of adapter that is trained and merged here."""
+
+NO_EXPRESSION = (re.error, RecursionError, OverflowError)
+"""What `re` raises for a text that is none, or that it can't hold."""
+
 LIMIT_SECONDS = 10
 TRIED = "import json, re, sys; p, n = json.load(sys.stdin); [re.match(a, b) for a in p for b in n]"
+
+Tokens = list[Annotated[int, Field(ge=0)]]
+Names = str | list[str] | None
+
+
+class AnyValues(BaseModel):
+    """What each adapter_config.json says; other keys are kept as they are."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    peft_type: str
+
+
+class LoraValues(AnyValues):
+    """What is gone by in LoRA's adapter_config.json, with peft's defaults."""
+
+    r: Annotated[int, Field(ge=1)] = 8
+    lora_alpha: Annotated[float, Field(allow_inf_nan=False)] = 8
+    target_modules: Names = None
+    exclude_modules: Names = None
+    modules_to_save: list[str] | None = None
+    lora_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    bias: str = "none"
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: Names = None
+    trainable_token_indices: Tokens | dict[str, Tokens] | None = None
+    init_lora_weights: bool | str | None = True
+
+    @field_validator("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern")
+    @classmethod
+    def _are_patterns(cls, value: Any) -> Any:
+        for pattern in [value] if isinstance(value, str) else value if isinstance(value, dict) else []:
+            try:
+                re.compile(pattern)
+            except NO_EXPRESSION as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return value
+
+
+DEFAULTS = LoraValues(peft_type=LORA).model_dump()
+
+
+def checked_adapter_config(folder: Path) -> dict[str, Any]:
+    """An adapter folder's adapter_config.json with peft's defaults for LoRA. Raises ModelError for a value of another type."""
+    found = read_adapter_config(folder)
+    try:
+        # Of other kinds, whose keys mean something else, the type is all that is read here.
+        values = LoraValues if found.get("peft_type") == LORA else AnyValues
+        return DEFAULTS | found | values.model_validate(found).model_dump()
+    except ValidationError as error:
+        raise ModelError(f"{folder / ADAPTER_CONFIG}: {first_wrong(error)}.") from None
 
 
 def check_adapter_config(config: dict[str, Any], modules: Iterable[str], folder: Path) -> None:
@@ -45,7 +109,7 @@ def check_adapter_config(config: dict[str, Any], modules: Iterable[str], folder:
     for written in patterns.values():
         try:
             re.compile(written)
-        except (re.error, RecursionError, OverflowError) as error:
+        except NO_EXPRESSION as error:
             raise ModelError(f"{path}: {written!r} is no regular expression: {error}.") from None
     words = json.dumps([list(patterns), list(modules)])
     try:

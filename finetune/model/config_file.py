@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from finetune.errors import ModelError, shortened
+from finetune.errors import ModelError, first_wrong
 
 MOST_LAYERS = 2_000
 """Each is a Python object, and a dozen names: the deepest known have 126."""
@@ -104,21 +104,10 @@ def check_config(config: dict[str, Any], path: Path | str = "config.json") -> Co
     try:
         found = ConfigFile.model_validate(absent | config)
     except ValidationError as error:
-        raise ModelError(f"{path}: {_first(error)}.") from None
+        raise ModelError(f"{path}: {first_wrong(error)}.") from None
     heads, groups = found.num_attention_heads, found.num_key_value_heads or found.num_attention_heads
     if heads % groups:
         raise ModelError(f"{path}: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}.")
     if found.head_dim is None and found.hidden_size % heads:
         raise ModelError(f"{path}: hidden_size {found.hidden_size} is no multiple of num_attention_heads {heads}.")
     return found
-
-
-def _first(error: ValidationError) -> str:
-    """The first thing that is wrong, in words."""
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
-    if first["type"] == "missing":
-        return f"{key} is absent; transformers writes it"
-    reason = first["msg"].removeprefix("Value error, ").replace("Input should", "it should", 1)
-    more = f" ({error.error_count()} such values in all)" if error.error_count() > 1 else ""
-    return f"{key} is {shortened(first['input'])}: {reason}{more}"

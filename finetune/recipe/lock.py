@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from data_prep.config import PREPARATION
-from finetune.errors import Problem, RecipeError
+from finetune.errors import Problem, RecipeError, first_wrong
 from finetune.recipe.schema import Recipe
 from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
 from finetune.recipe.yaml_tree import read_plain_lock
@@ -116,8 +116,10 @@ def read_lock(path: Path) -> Lock:
     try:
         rules = Rules(**values["rules"]) if "rules" in values else RULES_BEFORE
         return Lock(recipe=Recipe.model_validate(values["recipe"]), rules=rules, **facts)
-    except (ValidationError, TypeError) as error:
-        raise _refused(path, f"its recipe is not valid: {error}") from None
+    except ValidationError as error:
+        raise _refused(path, f"its recipe is not valid: {first_wrong(error)}") from None
+    except TypeError as error:
+        raise _refused(path, f"not a lock: {error}") from None
 
 
 def _refused(path: Path, message: str) -> RecipeError:
