@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full bench-data bench-train bench-launch bench-merge bench-plan bench-runs bench-texts bench-tasks check format clean
+.PHONY: help quickstart test test-full bench-data bench-train bench-launch bench-merge bench-plan bench-runs bench-texts bench-fuzz bench-tasks check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ bench-runs: $(VENV)/.installed-dev  ## what tracking costs, and how long lists a
 
 bench-texts: $(VENV)/.installed-dev  ## how long a megabyte of each nasty text takes to be scrubbed and cleaned
 	$(BIN)/python tests/bench/bench_texts.py
+
+bench-fuzz: $(VENV)/.installed-dev  ## 2,000 changed models, adapters and runs through the command line: no traceback, no hang
+	$(BIN)/python tests/bench/bench_fuzz.py
 
 bench-tasks: $(VENV)/.installed-dev  ## what minutes of training bring for each task on small real data, and how fast answers are
 	$(BIN)/python tests/bench/bench_evaluate.py

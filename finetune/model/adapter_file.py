@@ -42,16 +42,10 @@ Tokens = list[Annotated[int, Field(ge=0)]]
 Names = str | list[str] | None
 
 
-class AnyValues(BaseModel):
-    """What each adapter_config.json says; other keys are kept as they are."""
+class LoraValues(BaseModel):
+    """What is gone by in LoRA's adapter_config.json, with peft's defaults; other keys are kept as they are."""
 
     model_config = ConfigDict(extra="allow", strict=True)
-
-    peft_type: str
-
-
-class LoraValues(AnyValues):
-    """What is gone by in LoRA's adapter_config.json, with peft's defaults."""
 
     r: Annotated[int, Field(ge=1)] = 8
     lora_alpha: Annotated[float, Field(allow_inf_nan=False)] = 8
@@ -81,16 +75,13 @@ class LoraValues(AnyValues):
         return value
 
 
-DEFAULTS = LoraValues(peft_type=LORA).model_dump()
-
-
 def checked_adapter_config(folder: Path) -> dict[str, Any]:
     """An adapter folder's adapter_config.json with peft's defaults for LoRA. Raises ModelError for a value of another type."""
     found = read_adapter_config(folder)
+    if found["peft_type"] != LORA:  # whose keys mean something else
+        return LoraValues().model_dump() | found
     try:
-        # Of other kinds, whose keys mean something else, the type is all that is read here.
-        values = LoraValues if found.get("peft_type") == LORA else AnyValues
-        return DEFAULTS | found | values.model_validate(found).model_dump()
+        return LoraValues.model_validate(found).model_dump()
     except ValidationError as error:
         raise ModelError(f"{folder / ADAPTER_CONFIG}: {first_wrong(error)}.") from None
 

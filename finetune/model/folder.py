@@ -220,7 +220,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """An adapter folder's adapter_config.json. Raises ModelError where the folder holds no adapter, or a damaged one."""
     if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{folder} is not an adapter folder: {_why_no_adapter(folder)}.")
-    return read_json(folder / ADAPTER_CONFIG)
+    config = read_json(folder / ADAPTER_CONFIG)
+    if not isinstance(kind := config.get("peft_type"), str):
+        raise ModelError(f"{folder / ADAPTER_CONFIG}: peft_type is {shortened(kind)}; expected peft's name of a kind, as LORA.")
+    return config
 
 
 def _why_no_adapter(folder: Path) -> str:
