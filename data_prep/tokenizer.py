@@ -99,7 +99,21 @@ def _read(made: Path, folder: Path) -> "PreTrainedTokenizerFast":
     with library_refusals(f"the tokenizer in {folder} can't be loaded"):
         tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(os.fspath(made), local_files_only=True)
     tokenizer.name_or_path = os.fspath(folder)
+    _check_post_processor(tokenizer)
     return tokenizer
+
+
+def _check_post_processor(tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Raises DataError for a template that leaves a text out or repeats it, which it does without special tokens, too."""
+    processor = tokenizer.backend_tokenizer.post_processor
+    state = {} if processor is None else json.loads(processor.__getstate__())
+    for part in state.get("processors", [state]):
+        texts = [piece["Sequence"]["id"] for piece in part.get("single", ()) if "Sequence" in piece]
+        if part.get("type") == "TemplateProcessing" and texts != ["A"]:
+            raise DataError(
+                f"the tokenizer in {tokenizer.name_or_path} has a post_processor whose template for a single text holds "
+                f"{' and '.join(texts) or 'no text'}; expected the text, A, once."
+            )
 
 
 def _follow_add_bos_token(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:

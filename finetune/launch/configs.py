@@ -55,7 +55,7 @@ def find_config(name: str) -> LaunchConfig:
         raise LaunchError(f"--launch: got {name!r}, expected one of {', '.join(shipped())}, or an accelerate YAML file.")
     try:
         tree = _read(path)
-    except (YAMLError, ValueError, RecursionError) as error:
+    except (YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise LaunchError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise LaunchError(f"{path} is no accelerate configuration: expected keys such as distributed_type.")

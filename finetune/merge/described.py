@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.merge.parts import Parts
-from finetune.model.description import ModelConfig, read_generation_config, write_description
+from finetune.model.description import ModelConfig, generation_notes, read_generation_config, write_description
 from finetune.model.description_check import differences
 
 DESCRIBING = (
@@ -34,6 +34,11 @@ def write_beside(parts: Parts, folder: Path, config: ModelConfig) -> None:
     """Config, generation config and tokenizer."""
     generation = read_generation_config(parts.base.folder) if parts.head is None else None
     write_description(folder, parts.tokenizer, parts.tokenizer_sources, config=config, generation=generation)
+
+
+def notes_beside(parts: Parts) -> tuple[str, ...]:
+    """What is to be said of it."""
+    return generation_notes(parts.base.folder) if parts.head is None else ()
 
 
 def check_beside(parts: Parts, folder: Path, config: ModelConfig) -> DescriptionCheck:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import CheckFailed, MergeError
 from finetune.merge.adapted import Updates
-from finetune.merge.described import hashes_beside
+from finetune.merge.described import hashes_beside, notes_beside
 from finetune.merge.heads import SCORE_WEIGHT, how_it_reads
 from finetune.merge.output import VERIFICATION_FILE, failed_name, refuse_existing, unfinished, write_card
 from finetune.merge.parts import NAMED_DTYPES, Options, Outcome, Parts, Say, read_parts
@@ -157,7 +157,7 @@ def _report(parts: Parts, folder: Path, output: Path, outcome: Outcome, started:
         parameters=written.parameters,
         seconds=round(time.perf_counter() - started, 1),
         check_seconds=round(outcome.check_seconds, 1),
-        notes=(*outcome.notes, *_head_notes(parts), *_ignored(parts)),
+        notes=(*outcome.notes, *notes_beside(parts), *_head_notes(parts), *_ignored(parts)),
         tensors=outcome.tensors,
         verification=outcome.verification,
         described=None if outcome.description is None else not outcome.description.failures,

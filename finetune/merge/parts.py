@@ -23,7 +23,7 @@ from finetune.merge.tensors import StoredWeights
 from finetune.merge.texts import goes_through_template, verification_documents
 from finetune.model.checkpoint import Base
 from finetune.model.config import load_config
-from finetune.model.description import ModelConfig, head_values, read_generation_config
+from finetune.model.description import ModelConfig, head_values
 from finetune.model.folder import read_config, read_json
 from finetune.model.inspect import check_weights
 from finetune.model.quantization import stored_quantization
@@ -138,7 +138,6 @@ def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> Parts
     config = read_config(base.folder)
     head = read_head(target, config, stored, adapters)
     check_weights(base.folder, config, predicts=head is None)
-    read_generation_config(base.folder)  # before the work is done, not after it
     tokenizer = _common_tokenizer(target, adapters, base)
     asked = NAMED_DTYPES[dtype] if dtype is not None else None
     if head is not None:

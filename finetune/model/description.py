@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from data_prep.render import end_of_turn_ids
-from finetune.errors import ModelError
+from finetune.errors import ModelError, library_refusals
 from finetune.model.folder import read_json
 from finetune.model.tokenizer_files import save_tokenizer
 
@@ -115,9 +115,22 @@ def rope_spellings(trained: PretrainedConfig) -> dict[str, Any]:
 
 
 def read_generation_config(base: Path) -> dict[str, Any]:
-    """The base's generation_config.json; empty where there is none. Raises ModelError where it is damaged."""
+    """The base's generation_config.json; empty where there is none that transformers reads, see generation_notes."""
     path = base / GENERATION_CONFIG
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() and not generation_notes(base) else {}
+
+
+def generation_notes(base: Path) -> tuple[str, ...]:
+    """What is to be said where the base's generation_config.json is not carried over: a model with it would not load."""
+    path = base / GENERATION_CONFIG
+    if not path.is_file():
+        return ()
+    try:
+        with library_refusals(f"{path} is not carried over, because transformers refuses it"):
+            GenerationConfig.from_pretrained(base)
+    except ModelError as error:
+        return (str(error),)
+    return ()
 
 
 def generation_config(own: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

@@ -17,7 +17,14 @@ from data_prep.chat_templates import asks_for_date, rendering_of, templates_of
 from finetune.model.adapter_alone import load_alone, read_otherwise
 from finetune.model.checkpoint import read_config, weight_files
 from finetune.model.config import load_config
-from finetune.model.description import CONFIG, ModelConfig, head_values, read_generation_config, write_description
+from finetune.model.description import (
+    CONFIG,
+    ModelConfig,
+    generation_notes,
+    head_values,
+    read_generation_config,
+    write_description,
+)
 from finetune.model.description_check import differences
 from finetune.recipe.heads import described_head
 from finetune.recipe.schema import Recipe
@@ -69,6 +76,8 @@ def describe_checkpoint(checkpoint: Path, recipe: Recipe, inputs: Inputs, model:
 def notes_on_result(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
     """What is to be known of the folder before somebody else serves it."""
     tokenizer = inputs.tokenizer
+    if recipe.adapter.method == "full" and recipe.model.head is None:
+        yield from (f"note: {line}" for line in generation_notes(inputs.base.folder))
     if any(map(asks_for_date, templates_of(tokenizer).values())):
         yield (
             f"note: the chat template writes a date. In what is saved it is {rendering_of(tokenizer).date_string}, as in "

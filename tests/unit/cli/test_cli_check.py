@@ -183,13 +183,6 @@ def test_a_prompt_that_is_no_text_is_one_message() -> None:
         read_prompts(["a\udcff"], None)
 
 
-def test_a_resumed_run_takes_no_override(tmp_path: Path) -> None:
-    """An override beside --resume is refused with the reason, not taken for a recipe."""
-    done = finetune("train", "--resume", "run", "train.seed=3", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "got train.seed=3 with --resume: a resumed run goes on with the recipe of its lock" in done.stderr
-
-
 def test_colour_only_where_it_is_wanted(tmp_path: Path) -> None:
     """Origins are pale where colour is forced, and NO_COLOR wins."""
     (tmp_path / "r.yaml").write_text(GOOD)
