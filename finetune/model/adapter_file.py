@@ -171,5 +171,5 @@ def _patterns(config: dict[str, Any]) -> dict[str, str]:
 def _texts(value: Any, *, lists: bool = True) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, list) and lists:
+    elif isinstance(value, list | dict) and lists:  # of an object, peft takes the keys
         yield from (item for item in value if isinstance(item, str))

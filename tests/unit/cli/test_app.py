@@ -116,3 +116,16 @@ def test_ctrl_c_ends_the_quickstart_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; sys.argv[1:] = ['quickstart', 'model.base=a/b']\n" + INTERRUPTED]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_a_long_line_of_an_error_is_cut_in_its_middle(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A value as long as a book is shown by its beginning and its end, and what is said of it stands there whole."""
+    name = f"begin/{'x/' * 20_000}end"
+    code, _, said = call(monkeypatch, capsys, "inspect", name)
+    assert code == 2
+    assert said.startswith("error: begin/x/x/")
+    assert said.endswith("x/x/end: File name too long\n")
+    assert " ... " in said
+    assert len(said) < 2_000

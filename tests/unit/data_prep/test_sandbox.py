@@ -83,6 +83,20 @@ def test_an_exploding_template_is_stopped(template: str, make: Any) -> None:
     assert time.monotonic() - started < 2 * sandbox.SECONDS + 2  # a loaded machine takes its time
 
 
+def test_an_endless_template_is_tried_once(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time is not given again for each form in which a template may take its messages."""
+    monkeypatch.setattr(sandbox, "SECONDS", 0.1)
+    path = tmp_path / "endless.jinja"
+    path.write_text("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+    tokenizer = load_tokenizer(tiny_base, chat_template=str(path))
+    begun: list[int] = []
+    begin = sandbox.LimitedSandbox.begin
+    monkeypatch.setattr(sandbox.LimitedSandbox, "begin", lambda self, size: (begun.append(size), begin(self, size))[1])
+    with pytest.raises(DataError, match="it takes longer than"):
+        render([Message("user", "hi")], tokenizer)
+    assert len(begun) <= 2  # compiled once, run once
+
+
 @pytest.mark.parametrize("template", ENDLESS)
 def test_an_endless_template_is_stopped(
     template: str, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

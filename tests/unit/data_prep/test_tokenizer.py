@@ -1,9 +1,13 @@
 """Loading tokenizers."""
 
 # ruff: noqa: S105, S106 - tokens of a vocabulary are no secrets
+import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +15,7 @@ from data_prep.errors import DataError
 from data_prep.messages import Message
 from data_prep.render import render
 from data_prep.tokenizer import load_tokenizer
+from data_prep.tokens import check_ids, ids_of, text_of
 
 HELLO = [Message("user", "hi")]
 
@@ -101,3 +106,61 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(DataError, match="can't be loaded"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("index", [10_000_000, 2**31, 2**32 - 1])
+def test_an_id_far_beyond_the_others_is_refused(index: int, tiny_base: Path, tmp_path: Path) -> None:
+    """It takes memory for each number below it, of which the process can die."""
+    changed = with_tokenizer(tiny_base, tmp_path / "base", lambda document: document["model"]["vocab"].update(far=index))
+    with pytest.raises(DataError, match=rf"'far' the id {index:,}.*expected ids below 10,000,000"):
+        load_tokenizer(changed)
+
+
+def test_a_gap_in_the_ids_needs_room_in_the_embedding(tiny_base: Path, tmp_path: Path) -> None:
+    """A token without a row can't be read by the model; an embedding grows to the number of tokens, and no further."""
+    size = len(load_tokenizer(tiny_base))
+    changed = with_tokenizer(tiny_base, tmp_path / "base", lambda document: document["model"]["vocab"].update(far=size + 5))
+    tokenizer = load_tokenizer(changed)
+    assert len(tokenizer) == size + 1
+    check_ids(tokenizer, size + 6)
+    with pytest.raises(DataError, match=f"'far' the id {size + 5}"):
+        check_ids(tokenizer, size + 5)
+    check_ids(load_tokenizer(tiny_base), 1)  # it will have grown
+
+
+def test_a_post_processor_holds_the_text_once(tiny_base: Path, tmp_path: Path) -> None:
+    """One that repeats texts or leaves them out would do so in every row, and say nothing."""
+    text: dict[str, Any] = {"Sequence": {"id": "A", "type_id": 0}}
+    for single in ([], [text, text], [{"Sequence": {"id": "B", "type_id": 0}}]):
+        template = {"type": "TemplateProcessing", "single": single, "pair": [text], "special_tokens": {}}
+        for processor in (template, {"type": "Sequence", "processors": [template]}):
+            folder = tmp_path / f"base{len(list(tmp_path.iterdir()))}"
+            with_tokenizer(tiny_base, folder, lambda document, value=processor: document.update(post_processor=value))
+            with pytest.raises(DataError, match="expected the text, A, once"):
+                load_tokenizer(folder)
+    whole = {"type": "TemplateProcessing", "single": [text], "pair": [text], "special_tokens": {}}
+    load_tokenizer(with_tokenizer(tiny_base, tmp_path / "whole", lambda document: document.update(post_processor=whole)))
+
+
+def test_a_text_that_the_tokenizer_fails_at_is_named(tiny_base: Path, tmp_path: Path) -> None:
+    """Words that a tokenizer of words doesn't know, and that it has no token for, are a DataError with the text."""
+
+    def of_words(document: dict[str, Any]) -> None:
+        vocabulary = {word: index for index, word in enumerate(("<|endoftext|>", "<|im_start|>", "<|im_end|>", "blue"))}
+        document["model"] = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<nothing>"}
+
+    tokenizer = load_tokenizer(with_tokenizer(tiny_base, tmp_path / "base", of_words))
+    assert ids_of("blue", tokenizer) == [3]
+    assert text_of([3], tokenizer) == "blue"
+    with pytest.raises(DataError, match=r"the tokenizer can't read 'seven': WordLevel error"):
+        ids_of("seven", tokenizer)
+
+
+def with_tokenizer(base: Path, folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a base whose tokenizer.json was changed."""
+    shutil.copytree(base, folder)
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    return folder

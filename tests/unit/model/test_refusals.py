@@ -168,6 +168,7 @@ EVIL = "((((a|[a-z_.0-9])+)+)+)+!"
         {"exclude_modules": EVIL},
         {"rank_pattern": {EVIL: 2}},
         {"modules_to_save": [EVIL]},
+        {"modules_to_save": {EVIL: 0}},
         {"layers_pattern": EVIL},
     ],
     ids=lambda config: next(iter(config)),

@@ -110,6 +110,22 @@ def test_a_lock_is_read_within_bounds(tmp_path: Path, text: str, monkeypatch: py
     assert time.monotonic() - started < 60
 
 
+def test_a_lock_whose_recipe_is_wrong_is_one_line(tmp_path: Path) -> None:
+    """The first value that is wrong is named, and how many there are; pydantic's own account of all has pages."""
+    text = Lock(
+        Recipe.model_validate({"model": {"base": "b"}, "data": {"train": [{"path": "r", "format": "text"}]}}), "c", ""
+    ).to_yaml()
+    path = tmp_path / "recipe.lock.yaml"
+    path.write_text(text.replace("max_length_tokens: ", "max_length_tokens: many # "))
+    with pytest.raises(RecipeError) as caught:
+        read_lock(path)
+    assert "data.max_length_tokens is 'many': it should be a valid integer" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    path.write_text("\n".join(line for line in text.splitlines() if not line.startswith("  data:")))
+    with pytest.raises(RecipeError):
+        read_lock(path)
+
+
 def test_a_lock_reads_back_as_it_was(tmp_path: Path) -> None:
     """With thousands of values, their origins, texts of every kind, and metrics that are no numbers."""
     sources = [{"path": f"/rows/{n}.jsonl", "format": "classification", "labels": {"0": "no", "1": "yes"}} for n in range(1000)]

@@ -175,3 +175,27 @@ def test_another_adapter_than_the_continued_one_is_refused(
         build.build_model(make_recipe(adapter=continued | changes, train=SHORT), inputs)
     with pytest.raises(ModelError, match=r"trains 0 new tokens .* model.new_tokens has 1 \(\[5\]\)"):
         attach(build.load_model(inputs.base, dtype=torch.float32), same.adapter, [5])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "LOKR"}, "is of type LOKR; expected LORA"),
+        ({"peft_type": ["LORA"]}, r"peft_type is \['LORA'\]"),
+        ({"trainable_token_indices": "None"}, "trainable_token_indices"),
+        ({"modules_to_save": 3}, "modules_to_save"),
+        ({"r": 2}, "was trained with r 2"),
+        ({"rank_pattern": {"q_proj": 2}}, "does not fit this base"),
+        ({"no_such_key": 1}, "which peft .* doesn't know"),
+    ],
+)
+def test_a_continued_adapter_that_cant_be_used_is_refused_before_the_data(
+    make_recipe: MakeRecipe, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its values, its kind, and whether its weights fit the base are known from files; no row is read for them."""
+    first = start(make_recipe(adapter={"rank": 4}, train=SHORT))
+    path = first.adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    monkeypatch.setattr(build, "prepare_data", lambda *_, **__: pytest.fail("the data were prepared"))
+    with pytest.raises(ModelError, match=message):
+        build.build_inputs(make_recipe(adapter={"rank": 4, "continue_from": str(first.adapter)}, train=SHORT))
