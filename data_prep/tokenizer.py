@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.chat_templates import DEFAULT_DATE, Rendering, adds_bos, read_template, templates_of, unpinned
 from data_prep.config import PREPARATION
-from data_prep.errors import DataError, library_refusals
+from data_prep.errors import DataError, library_refusals, shortened
 from data_prep.files import is_git_lfs_pointer
 from data_prep.messages import Message
 from data_prep.render import render
@@ -147,3 +147,8 @@ def _set_pad_token(tokenizer: "PreTrainedTokenizerFast", pad_token: str | None) 
         if tokenizer.eos_token is None:
             raise DataError("the tokenizer has neither a pad token nor an end token; set model.pad_token")
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise DataError(
+            f"the tokenizer in {tokenizer.name_or_path} has {shortened(tokenizer.pad_token)} to pad with, which is not in its "
+            "vocabulary; set model.pad_token to a token that is"
+        )

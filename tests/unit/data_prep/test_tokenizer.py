@@ -84,6 +84,18 @@ def test_pad_token(tiny_base: Path, llama_folder: Path) -> None:
         load_tokenizer(llama_folder, pad_token="<pad>")
 
 
+@pytest.mark.parametrize("name", ["pad_token", "eos_token"])
+def test_a_pad_token_that_is_none(name: str, tiny_base: Path, tmp_path: Path) -> None:
+    """Rows can't be filled up with a text that the vocabulary lacks, be it named for it or stand in for it."""
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"pad_token": None, name: ""}
+    path.write_text(json.dumps(config))
+    with pytest.raises(DataError, match="has '' to pad with"):
+        load_tokenizer(folder)
+    assert load_tokenizer(folder, pad_token="<|endoftext|>").pad_token_id == 0
+
+
 def test_new_tokens(llama_folder: Path) -> None:
     """New tokens are one token each; those that look like control tokens are left out of decoded answers."""
     tokenizer = load_tokenizer(llama_folder, new_tokens=["<|pad|>", "[LAMP]"], pad_token="<|pad|>")
