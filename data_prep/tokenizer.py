@@ -100,6 +100,8 @@ def _read(made: Path, folder: Path) -> "PreTrainedTokenizerFast":
         tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(os.fspath(made), local_files_only=True)
     tokenizer.name_or_path = os.fspath(folder)
     _check_post_processor(tokenizer)
+    if not isinstance(most := tokenizer.model_max_length, int | float) or isinstance(most, bool):
+        raise DataError(f"{folder / 'tokenizer_config.json'}: model_max_length is {shortened(most)}; expected a number.")
     return tokenizer
 
 

@@ -30,10 +30,8 @@ CHECKPOINT_FILES = {
     "adapter_config.json": 3, "adapter_model.safetensors": 3, "complete.json": 3, "trainer_state.json": 3, "counters.json": 2,
     "optimizer.pt": 1, "scheduler.pt": 1, "rng_state.pth": 1,
 }  # fmt: skip
-MODEL_FILES = (
-    "config.json", "generation_config.json", "safetensors", "index.json", "adapter_config.json",
-)  # fmt: skip
-"""Ends of the names of files whose faults must be said before the data are prepared."""
+MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors.index.json", "adapter_config.json"}
+"""Files whose faults must be said before the data are prepared, beside those of weights."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,8 @@ class Case:
     @property
     def of_the_model(self) -> bool:
         """Whether all that was changed belongs to config, weights or adapter, and nothing to tokenizer or template."""
-        return all(file.endswith(MODEL_FILES) for file, _ in self.changes)
+        paths = [Path(file) for file, _ in self.changes]
+        return all(path.name in MODEL_FILES or path.suffix == ".safetensors" for path in paths)
 
     def __str__(self) -> str:
         """The command, and the changes."""

@@ -84,6 +84,16 @@ def test_pad_token(tiny_base: Path, llama_folder: Path) -> None:
         load_tokenizer(llama_folder, pad_token="<pad>")
 
 
+@pytest.mark.parametrize("value", ["null", [None], {"x": 1}, True])
+def test_a_length_that_is_no_number_is_named(value: Any, tiny_base: Path, tmp_path: Path) -> None:
+    """transformers compares each text's length with it, and would fail there."""
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": value}))
+    with pytest.raises(DataError, match=r"tokenizer_config.json: model_max_length is"):
+        load_tokenizer(folder)
+
+
 @pytest.mark.parametrize("name", ["pad_token", "eos_token"])
 def test_a_pad_token_that_is_none(name: str, tiny_base: Path, tmp_path: Path) -> None:
     """Rows can't be filled up with a text that the vocabulary lacks, be it named for it or stand in for it."""
