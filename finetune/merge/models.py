@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
+from finetune.errors import MergeError, library_refusals
 from finetune.merge.adapted import EMBEDDING, HEAD, MergedWeights
 from finetune.merge.tensors import Weights
 from finetune.merge.updates import LowRank, read_finite
@@ -38,7 +39,8 @@ def model_of(weights: Weights, config: PretrainedConfig, *, streamed: bool = Fal
     Streamed, linear layers and the embedding read their weights at each use. Where the weights are a merge, low-rank updates
     are then computed beside the base, as an adapter computes them, if the merge is in float32.
     """
-    with torch.device("meta"):
+    refusal = f"transformers can't build the model that config.json describes ({config.name_or_path or 'the merged one'})"
+    with library_refusals(refusal, MergeError), torch.device("meta"):
         maker: Any = AutoModelForSequenceClassification if classifies(config.to_dict()) else AutoModelForCausalLM
         model: PreTrainedModel = maker.from_config(
             config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False

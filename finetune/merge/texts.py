@@ -13,6 +13,7 @@ from data_prep.masks import Tokenization
 from data_prep.messages import Example, PlainText, Preference
 from data_prep.render import end_id
 from data_prep.tokens import ids_of
+from finetune.errors import MergeError
 from finetune.evaluate.data import prepare_data
 from finetune.recipe.schema import Recipe
 
@@ -63,6 +64,11 @@ def verification_documents(
         except DataError as error:
             why = f"built-in texts, because the run's data can't be read ({str(error).splitlines()[0]})"
     encoded = [ids_of(text, tokenizer)[:tokens] for text in TEXTS]
+    if not all(encoded):
+        raise MergeError(
+            f"the tokenizer in {tokenizer.name_or_path} makes no tokens of plain text, so the merge can't be checked with it: "
+            "put the base's own tokenizer there."
+        )
     if classifies:
         return [_prompt(ids, end_id(tokenizer)) for ids in encoded], why
     return [Document(ids, ((len(ids) // 2, len(ids), 1.0),), "a built-in text") for ids in encoded], why

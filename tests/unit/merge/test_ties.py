@@ -211,6 +211,27 @@ def test_a_generation_config_that_nobody_can_read_is_not_carried_over(content: s
     assert any("generation_config.json is not carried over" in note for note in report.notes)
 
 
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("config.json", {"hidden_act": "no_such"}, "transformers can't build the model that config.json describes"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {}, "merges": []}}, "makes no tokens of plain text"),
+    ],
+)
+def test_what_is_found_when_the_merge_is_checked_is_one_message(
+    file: str, changes: dict[str, Any], message: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    """A model that transformers can't build, or a tokenizer that reads nothing, is refused, and nothing is left behind."""
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    target = make_adapter(base, tmp_path / "adapter")
+    for own in (tmp_path / "adapter").glob("tokenizer*"):
+        own.unlink()
+    (base / file).write_text(json.dumps(json.loads((base / file).read_text()) | changes))
+    with pytest.raises(MergeError, match=message):
+        merge(target, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_a_base_whose_files_do_not_fit_is_one_message(
     tiny_base: Path,
     tmp_path: Path,
