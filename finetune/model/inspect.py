@@ -11,9 +11,9 @@ from typing import Any
 
 from finetune.errors import ModelError
 from finetune.model.config_file import check_config
-from finetune.model.folder import read_config, read_header, weight_files
+from finetune.model.folder import CONFIG, read_config, read_header, weight_files
 from finetune.model.hub import description_of, is_hub_id
-from finetune.model.quantization import stored_quantization
+from finetune.model.quantization import BITSANDBYTES, stored_quantization
 from finetune.recipe.schema.adapter import AdapterSection
 from finetune.recipe.schema.model import ModelSection, RopeScaling
 
@@ -143,6 +143,10 @@ def stored_name(held: Container[str], name: str) -> str | None:
     return next((found for found in (name, name.removeprefix("model.")) if found in held), None)
 
 
+SCALES = (".absmax", ".SCB")
+"""Ends of the names under which bitsandbytes stores what quantised numbers are multiplied with, in 4 bit and in 8."""
+
+
 def check_weights(folder: Path, config: dict[str, Any], *, fetched: bool = True, predicts: bool = False) -> None:
     """Raises ModelError unless the weights' headers hold each tensor that config.json describes, in its shape, and no other
     in a layer: transformers would leave that one out, and say nothing.
@@ -167,6 +171,12 @@ def check_weights(folder: Path, config: dict[str, Any], *, fetched: bool = True,
                 f"{folder}: its config.json describes {name} of shape {expected}, which is {there}: one of the two files is "
                 "not the other's, or the download is incomplete; fetch the base again."
             )
+    stored = stored_quantization(config, folder / CONFIG)
+    if headers and stored in BITSANDBYTES and not any(name.endswith(SCALES) for name in held):
+        raise ModelError(
+            f"{folder}: its config.json says in quantization_config that bitsandbytes stored the weights ({stored}), and they "
+            "are not quantised: remove quantization_config, or fetch the base again."
+        )
     modules = {name.rsplit(".", 1)[0] for name in matrices} if config.get("quantization_config") else set()
     for name in held:
         full = f"model.{name.removeprefix('model.')}"

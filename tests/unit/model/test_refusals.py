@@ -138,6 +138,21 @@ def test_a_tokenizer_that_is_wrong_is_one_message(base: Path, name: str, content
     assert str(base) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"load_in_8bit": True},
+        {"load_in_8bit": True, "quant_method": "bitsandbytes"},
+        {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "quant_method": "bitsandbytes"},
+    ],
+)
+def test_weights_that_are_not_quantised_as_config_says(base: Path, found: dict[str, Any]) -> None:
+    """transformers would load some of them all the same, and fail at the first text."""
+    change(base / "config.json", quantization_config=found)
+    with pytest.raises(ModelError, match="quantization_config that bitsandbytes stored the weights"):
+        resolve_base(ModelSection(base=str(base)))
+
+
 @pytest.mark.parametrize("words", [["check"], ["check", "--deep"], ["train"], ["plan"], ["inspect"], ["data"]])
 def test_every_verb_says_it_before_the_data(
     words: list[str], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
