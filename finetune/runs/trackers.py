@@ -85,11 +85,7 @@ class TrackioTracker:
 
     def __init__(self, section: TrackingSection, run_id: str, recipe: dict[str, Any]):
         import trackio
-        from trackio.utils import TRACKIO_DIR
 
-        if not TRACKIO_DIR.exists():
-            TRACKIO_DIR.parent.mkdir(parents=True, exist_ok=True)
-            make_private(TRACKIO_DIR)
         # Trackio prints how to open its dashboard; the toolkit says that once, in its own summary.
         with contextlib.redirect_stdout(io.StringIO()):
             self.run = trackio.init(
@@ -241,7 +237,9 @@ def start_trackio(section: TrackingSection, run_id: str, recipe: dict[str, Any],
 
     if not (os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")):
         try:
-            Path(TRACKIO_DIR).mkdir(parents=True, exist_ok=True)
+            Path(TRACKIO_DIR).parent.mkdir(parents=True, exist_ok=True)
+            if not Path(TRACKIO_DIR).is_dir():
+                make_private(Path(TRACKIO_DIR))
             with tempfile.TemporaryFile(dir=TRACKIO_DIR):
                 pass
         except OSError as error:

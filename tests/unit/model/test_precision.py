@@ -30,9 +30,13 @@ def test_bf16_on_the_cpu(monkeypatch: pytest.MonkeyPatch, native: bool, auto: tu
     assert bf16 in asked.reason
 
 
-@pytest.mark.parametrize(
-    ("variables", "expected"), [({}, "all"), ({"LOCAL_WORLD_SIZE": "2"}, "half"), ({"OMP_NUM_THREADS": "1"}, "1")]
-)
+TWO_PROCESSES = {
+    "TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0",
+    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("variables", "expected"), [({}, "all"), (TWO_PROCESSES, "half"), ({"OMP_NUM_THREADS": "1"}, "1")])
 def test_threads(variables: dict[str, str], expected: str) -> None:
     """A process takes its share of the cores, and what the user set before all else."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

@@ -234,7 +234,7 @@ def test_labels_that_no_training_row_has_are_said(colours: MakeRecipe, tmp_path:
 
 def test_a_metric_that_is_no_number_is_never_the_best() -> None:
     """NaN saves no checkpoint and improves nothing; the numbers after it are compared among themselves."""
-    keep = KeepBest(TrainSection(best_by="pearson", early_stopping=EarlyStopping(patience_evaluations=2)), lambda line: None)
+    keep = KeepBest(TrainSection(best_by="pearson", early_stopping=EarlyStopping(patience_evaluations=2)), lambda line: None, 2)
     saved, state = [], TrainerState(log_history=[])
     for step, value in enumerate([float("nan"), 0.2, 0.9, 0.5, float("nan")], start=1):
         state.log_history.append({"step": step, "eval_pearson": value})

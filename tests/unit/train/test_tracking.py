@@ -184,12 +184,15 @@ def test_a_text_that_looks_like_a_path_keeps_no_secret(make_recipe: MakeRecipe, 
 
     Nor does the answer, where the model repeats it; the recipe's paths stay, for the run is resumed by them.
     """
+    from finetune.evaluate.generation import Generated
     from finetune.train import samples
 
     secret, token = "supersecretvalue123", f"hf_{'Zx9' * 12}"
     monkeypatch.setenv("MY_TOKEN", secret)
     prompts = [f"/{secret} {token}", f"/home/{secret}"]
-    monkeypatch.setattr(samples, "generate", lambda *_, **__: [f"/{token}", f"~/{secret}"])  # as a model that learned them
+    monkeypatch.setattr(
+        samples, "generate", lambda *_, **__: [Generated(f"/{token}", None), Generated(f"~/{secret}", None)]
+    )  # as a model that learned them
     recipe = make_recipe(train=STEPS, tracking={"tracker": "trackio", "samples": {"prompts": prompts, "max_new_tokens": 2}})
     done = start(recipe)
     database = Path(os.environ["TRACKIO_DIR"])
