@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from data_prep.config import PREPARATION
-from finetune.errors import Problem, RecipeError, first_wrong
+from finetune.errors import Problem, RecipeError, first_wrong, shortened
 from finetune.recipe.schema import Recipe
 from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
 from finetune.recipe.yaml_tree import read_plain_lock
@@ -108,9 +108,12 @@ def read_lock(path: Path) -> Lock:
     if values.get("lock_version") not in READABLE_VERSIONS:
         readable = " and ".join(map(str, READABLE_VERSIONS))
         raise _refused(path, f"lock_version is {values.get('lock_version')}; this version of finetune reads {readable}")
-    for name, kind in (("base", dict), ("data", dict), ("versions", dict), ("device", dict), ("git", dict), ("origins", dict)):
-        if not isinstance(values.get(name, {}), kind):
+    for name in ("base", "data", "versions", "device", "git", "origins", "rules"):
+        if not isinstance(values.get(name, {}), dict):
             raise _refused(path, f"not a lock: {name} is a {type(values[name]).__name__}")
+    for name, rule in values.get("rules", {}).items():
+        if type(rule) is not int:
+            raise _refused(path, f"not a lock: rules.{name} is {shortened(rule)}, expected a whole number")
     known = set(Lock.__dataclass_fields__)
     facts = {name: value for name, value in values.items() if name in known and name not in ("recipe", "rules")}
     try:

@@ -126,6 +126,15 @@ def test_a_lock_whose_recipe_is_wrong_is_one_line(tmp_path: Path) -> None:
         read_lock(path)
 
 
+@pytest.mark.parametrize("rules", ["2", "{preparation: [true]}", "{schedule: two}", "{training: true}", "{nobody_knows: 1}"])
+def test_a_lock_with_rules_that_are_none(tmp_path: Path, rules: str) -> None:
+    """The versions of the ways to carry out a recipe are whole numbers, by names that are known."""
+    path = tmp_path / "recipe.lock.yaml"
+    path.write_text(f"lock_version: 3\nrules: {rules}\ncommand: c\ncreated: c\nrecipe: {{model: {{base: b}}}}\n")
+    with pytest.raises(RecipeError, match=r"rules|nobody_knows"):
+        read_lock(path)
+
+
 def test_a_lock_reads_back_as_it_was(tmp_path: Path) -> None:
     """With thousands of values, their origins, texts of every kind, and metrics that are no numbers."""
     sources = [{"path": f"/rows/{n}.jsonl", "format": "classification", "labels": {"0": "no", "1": "yes"}} for n in range(1000)]
