@@ -61,8 +61,12 @@ def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
     expected: dict[str, str] = record["xxh3_128"]
     changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     same = len(found) - sum(name in found for name in changed)
-    files, now = record["description"], hashes_beside(folder)
-    files = now if files is None else files  # merges of earlier versions don't say
+    now, earlier = hashes_beside(folder), record["description"] is None
+    files = now if earlier else record["description"]
+    if earlier:
+        say(
+            "an earlier version merged this: it is checked for transformers 5 alone; merge again for what reads transformers 4's"
+        )
     changed += sorted(name for name in files.keys() | now.keys() if files.get(name) != now.get(name))
     try:
         target, adapters = _target_of(record)
@@ -81,7 +85,7 @@ def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
     merged = MergedWeights(base, updates, parts.asked_dtype)
     check = check_tensors(folder, merged, None, seed=seed, workers=choose_threads())
     config = parts.merged_config(vocabulary=updates.vocabulary, tied=updates.stays_tied if updates.predicts else None)
-    description = check_beside(parts, folder, config)
+    description = check_beside(parts, folder, config, for_version_4=not earlier)
     # A model that is not described right need not even load.
     verification = (
         None

@@ -41,9 +41,10 @@ def notes_beside(parts: Parts) -> tuple[str, ...]:
     return generation_notes(parts.base.folder) if parts.head is None else ()
 
 
-def check_beside(parts: Parts, folder: Path, config: ModelConfig) -> DescriptionCheck:
-    """Read it back, and compare it with the tokenizer and the configuration that were trained with."""
-    return DescriptionCheck(hashes_beside(folder), tuple(differences(folder, parts.tokenizer, config.expected())))
+def check_beside(parts: Parts, folder: Path, config: ModelConfig, *, for_version_4: bool = True) -> DescriptionCheck:
+    """Read it back, and compare it with the tokenizer and the configuration that were trained with; see differences."""
+    found = differences(folder, parts.tokenizer, config.expected(), for_version_4=for_version_4)
+    return DescriptionCheck(hashes_beside(folder), tuple(found))
 
 
 def hashes_beside(folder: Path) -> dict[str, str]:
