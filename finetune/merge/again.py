@@ -64,9 +64,7 @@ def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
     now, earlier = hashes_beside(folder), record["description"] is None
     files = now if earlier else record["description"]
     if earlier:
-        say(
-            "an earlier version merged this: it is checked for transformers 5 alone; merge again for what reads transformers 4's"
-        )
+        say("an earlier version merged this: it is checked for transformers 5 alone; merge again for transformers 4")
     changed += sorted(name for name in files.keys() | now.keys() if files.get(name) != now.get(name))
     try:
         target, adapters = _target_of(record)
