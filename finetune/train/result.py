@@ -22,7 +22,7 @@ from finetune.train.build import Inputs
 from finetune.train.group import Group
 from finetune.train.memory import peak_memory_bytes
 from finetune.train.read_back import described, read_back, write_beside
-from finetune.train.shards import hash_of, whole_weights
+from finetune.train.shards import building_whole, hash_of, whole_weights
 from finetune.train.trainer import ExactTrainer
 
 
@@ -68,7 +68,8 @@ def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, we
         notes |= {"tokenizer": tokenizer_facts(lock)}
         (partial / ADAPTER_NOTES).write_text(json.dumps(notes, indent=2) + "\n")
     write_beside(partial, lock.recipe, inputs, config if full else None)
-    wrong = read_back(partial, lock.recipe, inputs, trainer, weights, config)
+    with building_whole():
+        wrong = read_back(partial, lock.recipe, inputs, trainer, weights, config)
     follow_umask(partial)
     sync_files(partial)
     if wrong:

@@ -54,6 +54,19 @@ def _forget_recorded_calls(trainer: ExactTrainer) -> None:
         coordinator._invalidate_trace()
 
 
+@contextmanager
+def building_whole() -> Iterator[None]:
+    """A model that is built meanwhile is this process's own: transformers would let ZeRO-3 share it out among all of them."""
+    from transformers.integrations import deepspeed
+
+    held = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = held
+
+
 def whole_weights(trainer: ExactTrainer) -> dict[str, torch.Tensor]:
     """What is trained, whole, in the precision of the optimizer, on the host; all processes must call this.
 
