@@ -71,18 +71,27 @@ class Updates:
             if "weight" in parts.get(module, {}) and not matches(module, adapter.config["modules_to_save"])
         }
         rows = {module: names["trainable_tokens_delta"] for module, names in parts.items() if "trainable_tokens_delta" in names}
-        for module in [EMBEDDING, *(rows.keys() - {EMBEDDING, HEAD}), HEAD]:
-            if module == HEAD and self.stays_tied and _separates(adapter, parts):
-                self.stays_tied = False
-                before = self.by_name.get(f"{EMBEDDING}.weight")
-                if before is not None:
-                    self.by_name[f"{HEAD}.weight"] = Update(before.shape, list(before.operations))
-            if module in grown:
-                self._put_whole(adapter, module, "weight", grown[module])
-            if module in rows:
-                self._put_tokens(adapter, module, rows[module])
+        if EMBEDDING in grown:
+            self._put_whole(adapter, EMBEDDING, "weight", grown[EMBEDDING])
+        if HEAD in rows:  # which are not the embedding's: peft then keeps each side's to itself
+            self._part_head()
+        for module in rows.keys() - {HEAD}:
+            self._put_tokens(adapter, module, rows[module])
+        if _separates(adapter, parts):
+            self._part_head()
+        if HEAD in grown:
+            self._put_whole(adapter, HEAD, "weight", grown[HEAD])
+        if HEAD in rows:
+            self._put_tokens(adapter, HEAD, rows[HEAD])
         for module, names in parts.items():
             self._put_module(adapter, module, {part: name for part, name in names.items() if name != grown.get(module)})
+
+    def _part_head(self) -> None:
+        """Let a tied head have weights of its own: what happened to the embedding so far happened to it as well."""
+        if self.stays_tied:
+            self.stays_tied = False
+            if (before := self.by_name.get(f"{EMBEDDING}.weight")) is not None:
+                self.by_name[f"{HEAD}.weight"] = Update(before.shape, list(before.operations))
 
     def _put_module(self, adapter: Adapter, module: str, names: dict[str, str]) -> None:
         for part in ("weight", "bias"):

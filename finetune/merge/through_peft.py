@@ -198,15 +198,17 @@ def part_shared_weights(model: PeftModel) -> None:
     """Give each module a weight of its own where several share one and an adapter changes it in one of them.
 
     A merge writes into the weights: an update that is meant for one must not reach the others. Layers share theirs with their
-    copies (layer_replication), a tied head with the embedding; rows of tokens are meant for both of these.
+    copies (layer_replication), a tied head with the embedding; rows of tokens are meant for both of these where peft ties them.
     """
     plain: Any = model.get_base_model()
     wrappers = [module for module in plain.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
     beside = {id(weight) for wrapper in wrappers for weight in _own_parameters(wrapper)}
+    rows = [wrapper for wrapper in wrappers if isinstance(wrapper, TrainableTokensLayer)]
+    of_both = {id(layer) for wrapper in rows if wrapper.tied_adapter is not None for layer in (wrapper, wrapper.tied_adapter)}
     adapted = {
         id(weight)
         for wrapper in wrappers
-        if isinstance(wrapper, BaseTunerLayer) and not isinstance(wrapper, TrainableTokensLayer)
+        if isinstance(wrapper, BaseTunerLayer) and id(wrapper) not in of_both
         for weight in wrapper.get_base_layer().parameters(recurse=False)
     }
     vocabulary = {

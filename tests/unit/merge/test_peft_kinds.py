@@ -12,7 +12,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import AutoModelForCausalLM
 
 from data_prep.tokenizer import load_tokenizer
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, MergeError
 from finetune.merge.merge import merge
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
@@ -91,7 +91,6 @@ def test_each_kind_that_peft_has_is_merged_or_refused_by_name(
     torch.testing.assert_close(merged_logits(tmp_path / "merged"), expected, rtol=0, atol=2e-5)
 
 
-LAYERS = 2
 SHAPES: dict[str, dict[str, Any]] = {
     "a list": {"target_modules": ["q_proj", "down_proj"]},
     "whole names": {"target_modules": ["model.layers.1.self_attn.q_proj", "layers.0.mlp.up_proj"]},
@@ -130,11 +129,20 @@ SHAPES: dict[str, dict[str, Any]] = {
     "layers twice": {"target_modules": ["q_proj", "v_proj"], "layer_replication": [[0, 2], [1, 2]]},
     "parameters": {"target_modules": ["q_proj"], "target_parameters": ["mlp.up_proj.weight"]},
     "PiSSA": {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": "pissa"},
+    "PiSSA and rows of both": {
+        "target_modules": ["q_proj"], "init_lora_weights": "pissa",
+        "trainable_token_indices": {"embed_tokens": [5, 9], "lm_head": [5]},
+    },
     "OLoRA": {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": "olora"},
     "all biases": {"target_modules": ["q_proj"], "bias": "all"},
     "LoRA's biases": {"target_modules": ["q_proj"], "bias": "lora_only"},
     "B with a bias": {"target_modules": ["q_proj"], "lora_bias": True},
 }  # fmt: skip
+"""What the config of a LoRA adapter can name."""
+VOCABULARY = ("embedding", "head", "both", "everything", "rows", "all-linear", "a list", "PiSSA and")
+LOST = {"embedding", "head", "DoRA on the head", "rows and LoRA on the head"}
+"""Of which peft saves one side of a vocabulary that grew, and not the other: its new rows are in no file."""
+BASE_TOKENS = 354
 Tied = Callable[[bool], Path]
 
 
@@ -146,25 +154,45 @@ def base_of(biased_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Tied
     return lambda is_tied: tied if is_tied else biased_base
 
 
-@pytest.mark.parametrize("more", [0, 3], ids=["", "grown"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_each_shape_of_a_lora_adapter_is_merged_as_peft_computes(
-    shape: str, tied: bool, more: int, base_of: Tied, tmp_path: Path
+def test_each_shape_of_a_lora_adapter_is_merged_as_peft_computes(shape: str, tied: bool, base_of: Tied, tmp_path: Path) -> None:
+    """On an untied head, and on a tied one."""
+    target, expected = lora(base_of(tied), tmp_path / "adapter", SHAPES[shape])
+    merge(target, tmp_path / "merged", check="tensors")
+    torch.testing.assert_close(merged_logits(tmp_path / "merged"), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if any(word in shape for word in VOCABULARY)])
+def test_a_vocabulary_that_grew_is_merged_where_its_rows_are_saved(
+    shape: str, tied: bool, base_of: Tied, tmp_path: Path
 ) -> None:
-    """What a config can name, on a tied and an untied head, with the base's vocabulary and with added tokens."""
-    base = base_of(tied)
-    tokenizer = load_tokenizer(base, new_tokens=[f"<new {index}>" for index in range(more)])
+    """The base was resized for added tokens before it was trained; peft's own save decides what the file holds."""
+    target, expected = lora(base_of(tied), tmp_path / "adapter", SHAPES[shape], new_tokens=("<one>", "<two>", "<three>"))
+    if shape in LOST and (shape.startswith("rows") or not tied):
+        with pytest.raises(MergeError, match=r"different numbers of tokens|with another vocabulary"):
+            merge(target, tmp_path / "merged", check="tensors")
+        return
+    report = merge(target, tmp_path / "merged", check="tensors")
+    found = merged_logits(tmp_path / "merged")
+    assert found.shape == expected.shape
+    # Rows that no file holds are drawn, and said to be; the others are those that were trained.
+    known = BASE_TOKENS if any("are in no file" in note for note in report.notes) else expected.shape[-1]
+    torch.testing.assert_close(found[..., :known], expected[..., :known], rtol=0, atol=2e-5)
+
+
+def lora(base: Path, folder: Path, shape: dict[str, Any], new_tokens: tuple[str, ...] = ()) -> tuple[Target, torch.Tensor]:
+    """An adapter as plain peft saves it, and the logits of the model in memory."""
+    tokenizer = load_tokenizer(base, new_tokens=new_tokens)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    if more:
+    if new_tokens:
         model.resize_token_embeddings(len(tokenizer))
-    options = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8} | SHAPES[shape]
+    options = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8} | shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adapted = shaken(get_peft_model(model, KINDS["LORA"](**options)))
-        adapted.save_pretrained(tmp_path / "adapter")
-    tokenizer.save_pretrained(tmp_path / "adapter")
+        adapted.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     with torch.no_grad():
-        expected = adapted(TOKENS).logits
-    merge(Target(ModelSection(base=str(base)), tmp_path / "adapter", None, ""), tmp_path / "merged", check="tensors")
-    torch.testing.assert_close(merged_logits(tmp_path / "merged"), expected, rtol=0, atol=2e-5)
+        return Target(ModelSection(base=str(base)), folder, None, "a test's adapter"), adapted(TOKENS).logits
