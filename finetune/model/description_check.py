@@ -14,7 +14,7 @@ from data_prep.errors import DataError
 from data_prep.messages import Message, ToolCall
 from data_prep.render import ChatRenderer, end_of_turn_ids
 from finetune.model.description import CONFIG, rope_spellings
-from finetune.model.tokenizer_files import probe_texts, read_texts
+from finetune.model.tokenizer_files import differences_beside_transformers, probe_texts, read_texts
 from finetune.recipe.heads import classifies
 
 OF_THE_READER = frozenset({"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache"})
@@ -53,7 +53,7 @@ def differences(
     `config` is the configuration of the model as it was trained; None where the folder is an adapter's. What transformers 4
     alone looks for was not written by earlier versions of this toolkit: `for_version_4` says whether it must be there.
     """
-    found = list(_tokenizer_differences(folder, tokenizer))
+    found = list(_tokenizer_differences(folder, tokenizer, for_version_4=for_version_4))
     if config is not None:
         found += _config_differences(folder, config, for_version_4=for_version_4)
         found += [] if classifies(config.to_dict()) else _ending_differences(folder, tokenizer)
@@ -94,9 +94,10 @@ def _ending_differences(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Ite
         yield f"generation_config.json ends an answer at {ends}, and not at {sorted(absent)}, which ended it in training"
 
 
-def _tokenizer_differences(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
+def _tokenizer_differences(folder: Path, tokenizer: PreTrainedTokenizerFast, *, for_version_4: bool) -> Iterator[str]:
     try:
         plain = AutoTokenizer.from_pretrained(folder)
+        yield from differences_beside_transformers(folder, tokenizer, for_version_4=for_version_4)
     except Exception as error:  # noqa: BLE001 - whatever a reader stumbles over, it does not read this
         yield f"the tokenizer can't be read: {' '.join(str(error).split())}"
         return
@@ -113,6 +114,9 @@ def _tokenizer_differences(folder: Path, tokenizer: PreTrainedTokenizerFast) -> 
         mine, its = getattr(tokenizer, name), getattr(plain, name)
         if mine != its:
             yield f"{name} is {its!r}, and was {mine!r}"
+    mine, its = ([token.special for _, token in sorted(one.added_tokens_decoder.items())] for one in (tokenizer, plain))
+    if mine != its:
+        yield "other added tokens are special, and left out of answers, than were"
     yield from _template_differences(tokenizer, plain)
 
 

@@ -6,11 +6,12 @@ tokenizer.json decides. transformers 5 by itself leaves out, or spells otherwise
 import copy
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.chat_templates import adds_bos, adds_eos, rendering_of, templates_of
@@ -19,7 +20,9 @@ from data_prep.sentencepiece_model import pieces_of
 from data_prep.tokens import ids_of
 from finetune.model.folder import read_json
 
-TOKENIZER_CONFIG, ADDED_TOKENS = "tokenizer_config.json", "added_tokens.json"
+TOKENIZER, TOKENIZER_CONFIG, ADDED_TOKENS = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
+OF_A_CALL = ("truncation", "padding")
+"""Keys of tokenizer.json that each call sets anew."""
 
 VERBATIM = "PreTrainedTokenizerFast"
 """The class by which transformers 4 and 5 take tokenizer.json as it is. The others build some of it anew."""
@@ -120,16 +123,41 @@ def _copy_sentencepiece(tokenizer: PreTrainedTokenizerFast, folder: Path, source
         if pieces is None or not _begins_with(tokenizer, pieces):
             continue
         shutil.copyfile(source / SENTENCEPIECE, folder / SENTENCEPIECE)
-        beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= len(pieces)}
-        if beyond:
-            (folder / ADDED_TOKENS).write_text(
-                json.dumps(dict(sorted(beyond.items(), key=itemgetter(1))), indent=2, ensure_ascii=False) + "\n",
-                encoding="utf-8",
-            )
+        if beyond := _beyond(tokenizer, pieces):
+            (folder / ADDED_TOKENS).write_text(json.dumps(beyond, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return
+
+
+def _beyond(tokenizer: PreTrainedTokenizerFast, pieces: Sequence[str]) -> dict[str, int]:
+    """The tokens that a SentencePiece model lacks, by id."""
+    beyond = ((token, index) for token, index in tokenizer.get_vocab().items() if index >= len(pieces))
+    return dict(sorted(beyond, key=itemgetter(1)))
 
 
 def _begins_with(tokenizer: PreTrainedTokenizerFast, pieces: Sequence[str]) -> bool:
     """Whether each piece is the tokenizer's token of that id; tokens that were added may stand in a piece's place."""
     tokens, added = tokenizer.convert_ids_to_tokens(list(range(len(pieces)))), tokenizer.added_tokens_decoder
     return all(token == piece or index in added for index, (token, piece) in enumerate(zip(tokens, pieces, strict=True)))
+
+
+def differences_beside_transformers(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, *, for_version_4: bool = True
+) -> Iterator[str]:
+    """What those find otherwise than it was trained who read a tokenizer's files by themselves, in words.
+
+    transformers mends tokenizer.json by tokenizer_config.json when it reads them; others go by tokenizer.json alone, or by
+    tokenizer.model and added_tokens.json, which earlier versions of this toolkit did not write (`for_version_4`).
+    """
+    stored = json.loads(Tokenizer.from_file(str(folder / TOKENIZER)).to_str())
+    trained = json.loads(tokenizer.backend_tokenizer.to_str())
+    odd = [key for key in trained if key not in OF_A_CALL and stored.get(key) != trained[key]]
+    if odd:
+        yield f"{TOKENIZER} says otherwise of {', '.join(odd)} than was trained"
+    pieces = pieces_of(folder / SENTENCEPIECE)
+    if pieces is None or not for_version_4:
+        return
+    if not _begins_with(tokenizer, pieces):
+        yield f"{SENTENCEPIECE} holds other tokens than were trained"
+    added, beyond = folder / ADDED_TOKENS, _beyond(tokenizer, pieces)
+    if (read_json(added) if added.is_file() else {}) != beyond:
+        yield f"{ADDED_TOKENS} does not name the {len(beyond)} tokens that {SENTENCEPIECE} lacks"
