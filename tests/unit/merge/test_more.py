@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from finetune.errors import CheckFailed, MergeError
@@ -278,6 +281,55 @@ def test_combined_adapters_are_their_weighted_sum(
     wanted = 0.7 * first - 0.3 * second
     distance = float((combined - wanted).norm() / wanted.norm())
     assert distance < 1e-5 if exact else distance < 1.5
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "cat", "svd"])
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {"rank_pattern": {"v_proj": 2}},
+        {"rank_pattern": {"v_proj": 6, r"layers\.1\.self_attn\.q_proj": 2}, "alpha_pattern": {"q_proj": 3, "v_proj": 32}},
+        {"alpha_pattern": {"layers.0.self_attn.v_proj": 1}, "use_rslora": True},
+    ],
+    ids=["narrower", "by layer", "alpha"],
+)
+def test_what_combines_adapters_with_patterns_loads_in_peft(
+    method: str, patterns: dict[str, Any], tiny_base: Path, tmp_path: Path
+) -> None:
+    """Ranks and scales differ between layers: the folder gives, in plain peft, what its add_weighted_adapter computes."""
+    names, weights, density = ["a", "b"], [0.7, -0.3], 0.5 if method == "ties" else None
+    for name in names:
+        make_adapter(tiny_base, tmp_path / name, target_modules=["q_proj", "v_proj"], **patterns)
+    path = tmp_path / "b" / "adapter_model.safetensors"
+    save_file({name: torch.randn_like(weight) * 0.05 for name, weight in load_file(path).items()}, path, {"format": "pt"})
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), tmp_path / "a", adapter_name="a")
+    model.load_adapter(tmp_path / "b", adapter_name="b")
+    for config in model.peft_config.values():
+        config.r = 6  # peft makes its room by this, and not by what a pattern has above it
+    rslora = model.peft_config["a"].use_rslora
+    model.peft_config["a"].use_rslora = False
+    model.add_weighted_adapter(names, weights, "c", combination_type=method, density=density, svd_full_matrices=False)
+    model.peft_config["a"].use_rslora = rslora
+    found = combine(
+        [str(tmp_path / name) for name in names], tmp_path / "out", method=method, weights=weights, base=tiny_base,
+        density=density,
+    )  # fmt: skip
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), tmp_path / "out")
+    layers = dict(plain.named_modules())
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            expected = layer.get_delta_weight("c")
+            if method in ("cat", "svd"):
+                exact = 0.7 * layer.get_delta_weight("a") - 0.3 * layer.get_delta_weight("b")
+                if method == "cat":
+                    expected = exact
+                else:  # the nearest of its rank
+                    left, values, right = torch.linalg.svd(exact)
+                    rank = layers[name].lora_A["default"].weight.shape[0]
+                    expected = left[:, :rank] * values[:rank] @ right[:rank]
+            torch.testing.assert_close(layers[name].get_delta_weight("default"), expected, rtol=0, atol=1e-5)
+    assert found.changes_nothing is False
+    merge(Target(ModelSection(base=str(tiny_base)), tmp_path / "out", None, ""), tmp_path / "merged", check="tensors")
 
 
 @pytest.mark.parametrize(

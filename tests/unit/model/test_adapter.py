@@ -1,10 +1,12 @@
 """Adapters: what trains, how much, and that peft alone loads what is saved."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -112,6 +114,45 @@ def test_continue_from_starts_where_the_adapter_ended(tiny_base: Path, tmp_path:
     assert count_parameters(again)[0] == count_parameters(adapted)[0]
     with pytest.raises(ModelError, match="r 4, the recipe asks for 8"):
         attach(load(tiny_base), AdapterSection(rank=8, continue_from=str(tmp_path)))
+
+
+ATTENTION = ("q_proj", "v_proj")
+OLD = ("base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "lora_alpha", "lora_dropout", "modules_to_save",
+       "peft_type", "r", "target_modules", "task_type")  # fmt: skip
+"""What peft wrote when it was new."""
+
+
+@pytest.mark.parametrize(
+    ("made_with", "written", "section"),
+    [
+        (["q_proj", "v_proj"], None, {"targets": ATTENTION}),
+        (r".*\.layers\.[01]\.self_attn\.(q|v)_proj", None, {"targets": ATTENTION}),
+        (r".*\.(q|v)_proj", ["q_proj", "v_proj"], {"targets": ATTENTION}),
+        ("all-linear", "all-linear", {}),
+        ("all-linear", r"model\..*_proj", {}),
+        (["model.layers.0.self_attn.q_proj", "layers.1.self_attn.v_proj"], None, {"targets": ATTENTION}),
+    ],
+    ids=["names", "expression", "names for an expression", "all-linear", "expression for all-linear", "whole names"],
+)
+@pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
+def test_continue_from_takes_adapters_as_peft_reads_them(
+    made_with: Any, written: Any, section: dict[str, Any], old: bool, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Targets as a list, an expression or peft's word, and a config without the keys that older versions lacked."""
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=made_with, task_type="CAUSAL_LM")
+    adapted = randomised(get_peft_model(load(tiny_base), config))
+    adapted.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    saved = json.loads(path.read_text()) | ({} if written is None else {"target_modules": written})
+    path.write_text(json.dumps({key: value for key, value in saved.items() if not old or key in OLD}))
+    ids = torch.arange(10).unsqueeze(0)
+    again = attach(load(tiny_base), AdapterSection(rank=4, alpha=16, continue_from=str(tmp_path), **section))
+    assert torch.allclose(again.eval()(input_ids=ids).logits, adapted.eval()(input_ids=ids).logits, atol=1e-6)
+    assert count_parameters(again)[0] == count_parameters(adapted)[0]
+    with pytest.raises(ModelError, match=r"has targets \["):
+        attach(load(tiny_base), AdapterSection(rank=4, alpha=16, continue_from=str(tmp_path), targets=("o_proj",)))
+    with pytest.raises(ModelError, match="use_rslora False, the recipe asks for True"):
+        attach(load(tiny_base), AdapterSection(rank=4, alpha=16, use_rslora=True, continue_from=str(tmp_path), **section))
 
 
 def test_a_folder_without_an_adapter_is_refused(tiny_base: Path, tmp_path: Path) -> None:
