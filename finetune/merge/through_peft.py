@@ -123,7 +123,7 @@ def load_in_float32(
                     assert isinstance(model, PeftModel)  # noqa: S101 - an adapter was loaded before
                     model = load_adapter(merge_in_float32(model), adapter)
     except ModelError as error:
-        if error.__cause__ is None or "does not fit" not in str(error):  # said by us, not by peft or transformers
+        if "size mismatch" not in str(error.__cause__):  # said by us, or of something else than sizes
             raise
         raise MergeError(
             f"the adapter in {adapter}, of type {read_adapter_config(adapter).get('peft_type')}, does not fit the base "
@@ -136,8 +136,8 @@ def load_in_float32(
 
 def _first_mismatch(text: str) -> str:
     """The first line of torch's list of mismatches, without peft's inner names."""
-    lines = [line.strip() for line in text.splitlines() if "size mismatch" in line] or [text.splitlines()[0]]
-    return lines[0].replace("base_model.model.", "").replace(".default", "").rstrip(".")
+    line = next(line.strip() for line in text.splitlines() if "size mismatch" in line)
+    return line.replace("base_model.model.", "").replace(".default", "").rstrip(".")
 
 
 def merge_in_float32(model: PeftModel) -> PreTrainedModel:

@@ -134,7 +134,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     refuse_wrapped(folder / ADAPTER_WEIGHTS, read_header(folder / ADAPTER_WEIGHTS))
     with only_the_adapter(folder) as held:
         grow_embeddings(model, saved_vocabulary(held))
-        with library_refusals(f"the adapter in {folder} does not fit this base"):
+        with library_refusals(f"the adapter in {folder}, of type {config.get('peft_type')}, does not fit this base"):
             empty = model.get_input_embeddings().weight.is_meta  # on which torch can put weights, but not write them
             loaded = PeftModel.from_pretrained(model, str(held), is_trainable=trainable, low_cpu_mem_usage=empty)
         refuse_unread(loaded, held, f"the adapter in {folder}, of type {config.get('peft_type')}")

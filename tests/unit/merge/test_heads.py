@@ -14,13 +14,14 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
 from data_prep.config import HeadSection
 from data_prep.documents import Document
 from data_prep.tokenizer import load_tokenizer
 from finetune.cli.merge import lines_of
 from finetune.errors import CheckFailed, MergeError
+from finetune.evaluate.data import prepare_data
 from finetune.evaluate.evaluation import Evaluation
 from finetune.merge import adapted, models, stream, streamed, verify_heads
 from finetune.merge.adapted import MergedWeights
@@ -178,6 +179,28 @@ def test_a_merged_run_is_a_plain_classifier(problem: str, tied: bool, run_of: Ru
     assert f"{problem}: {', '.join(names)} (score.weight in float32)" in card
     assert "outputs: holds on 18 rows" in card
     assert any("outputs" in name for name, _ in lines_of(report))
+
+
+def test_the_card_s_program_reads_a_text_as_the_training_did(run_of: Runs, tmp_path: Path) -> None:
+    """Copied out of README.md: its ids are those of the run's documents, and its outputs name the trained label. The report
+    says that there is a template to go through."""
+    run, recipe = run_of("single_label")
+    report, _ = merged(run, tmp_path / "merged", dtype="float32")
+    assert any("through the chat template" in text for name, text in lines_of(report) if name == "note")
+    program = (tmp_path / "merged" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    tokenizer = load_tokenizer(recipe.model.base)
+    prepared = prepare_data(recipe, tokenizer)
+    # The last token of a document stands where the head's answer does: the head reads those before it.
+    documents = {tuple(document.token_ids[:-1]) for table in (prepared.train, prepared.evaluation) for document in table}
+    rows = [json.loads(line) for line in Path(recipe.data.train[0].path).read_text().splitlines()]
+    labels, right, read = AutoConfig.from_pretrained(tmp_path / "merged").id2label, 0, set()
+    for row in rows[:12]:
+        names: dict[str, Any] = {"folder": tmp_path / "merged", "text": row["text"]}
+        exec(program, names)  # noqa: S102 - our own
+        read.add(tuple(names["inputs"]["input_ids"][0].tolist()))
+        right += labels[int(names["outputs"].argmax())] == row["label"]
+    assert read <= documents
+    assert right == 12
 
 
 def verify_problem(problem: str) -> str:
