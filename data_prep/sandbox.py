@@ -10,7 +10,7 @@ from functools import lru_cache
 from time import monotonic
 from typing import Any, NoReturn, cast
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateRuntimeError, TemplateSyntaxError, nodes
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateRuntimeError, TemplateSyntaxError, UndefinedError, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -108,6 +108,8 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
     def written(self, value: Any) -> str:
         """What `{{ value }}` writes."""
         if type(value) is not str:
+            if self.finalize is not None:
+                self.finalize(value)
             if isinstance(value, Iterator):  # its text would be an address in memory, another one each time
                 raise TemplateRuntimeError(f"it writes a {type(value).__name__}, which has no text; add `| list` or `| join`")
             value = value if isinstance(value, str) else self.text(value)
@@ -118,6 +120,9 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
 
     def joined(self, *parts: Any) -> str:
         """What `~` makes of its parts."""
+        if self.finalize is not None:
+            for part in parts:
+                self.finalize(part)
         text = "".join([part if type(part) is str else self.text(part) for part in parts])
         self.check_size(len(text))
         self.charge_step(len(text))
@@ -253,8 +258,14 @@ def chat_sandbox() -> LimitedSandbox:
 
 @lru_cache(maxsize=1)
 def row_sandbox() -> LimitedSandbox:
-    """The sandbox for a user's own texts in format template: a name that the row lacks is an error."""
-    return _limited(ImmutableSandboxedEnvironment(undefined=StrictInLists, keep_trailing_newline=True))
+    """The sandbox for a user's own texts in format template: a name that the row lacks, or a null that is written, is an error."""
+    return _limited(ImmutableSandboxedEnvironment(undefined=StrictInLists, keep_trailing_newline=True, finalize=_no_null))
+
+
+def _no_null(value: Any) -> Any:
+    if value is None:
+        raise UndefinedError('it writes a value that is null here, which would read "None"; write {{ name or "" }}')
+    return value
 
 
 @lru_cache(maxsize=32)

@@ -144,6 +144,17 @@ def test_what_is_no_text_is_refused(template: str, said: str, make: Any) -> None
         render_limited(make(), template, {}, 0)
 
 
+@pytest.mark.parametrize(
+    "template", ["{{ n }}", "a {{ row.n }} b", "{% for x in [n] %}{{ x }}{% endfor %}", "{{ None }}", "{{ 'a' ~ n }}"]
+)
+def test_a_row_s_null_is_not_the_word_none(template: str) -> None:
+    """What is null in a row can be asked for, or written as something else, and never as "None"."""
+    values = {"n": None, "row": {"n": None}}
+    with pytest.raises(TemplateError, match="null here"):
+        render_limited(row_sandbox(), template, values, 0)
+    assert render_limited(row_sandbox(), "{{ n or '' }}{% if n is none %}x{% endif %}{{ 0 }}", values, 0) == "x0"
+
+
 def test_an_interrupt_is_no_error_of_the_template() -> None:
     """Ctrl+C during a rendering stays what it is."""
 
