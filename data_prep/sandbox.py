@@ -258,7 +258,7 @@ def chat_sandbox() -> LimitedSandbox:
 
 @lru_cache(maxsize=1)
 def row_sandbox() -> LimitedSandbox:
-    """The sandbox for a user's own texts in format template: a name that the row lacks, or a null that is written, is an error."""
+    """The sandbox for a user's own texts in format template: a name that the row lacks, or a null, is an error."""
     return _limited(ImmutableSandboxedEnvironment(undefined=StrictInLists, keep_trailing_newline=True, finalize=_no_null))
 
 
