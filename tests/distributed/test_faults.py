@@ -78,6 +78,7 @@ def wait_until_logged(run: Path, step: int, launch: subprocess.Popen[str]) -> No
         time.sleep(0.002)
 
 
+@pytest.mark.long
 def test_without_restarts_it_says_which_process_died(train: Train, tmp_path: Path, environment: dict[str, str]) -> None:
     """The launch ends within a minute with one message and keeps its checkpoints, from which one process goes on."""
     # A small learning rate: at a large one 150 steps make much of the last digit.

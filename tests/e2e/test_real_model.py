@@ -22,7 +22,9 @@ output: {{folder: runs, name: real}}
 QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "quickstart.yaml"
 
 
-@pytest.mark.parametrize(("method", "steps", "dtype"), [("lora", 6, "bfloat16"), ("qlora", 3, "float32")])
+@pytest.mark.parametrize(
+    ("method", "steps", "dtype"), [("lora", 6, "bfloat16"), pytest.param("qlora", 3, "float32", marks=pytest.mark.long)]
+)
 def test_the_real_model_learns_merges_and_answers(
     finetune: Finetune, tmp_path: Path, method: str, steps: int, dtype: str
 ) -> None:

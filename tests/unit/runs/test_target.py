@@ -33,7 +33,7 @@ def test_an_adapter_folder_names_base_and_revision(tmp_path: Path, tiny_base: Pa
     """A plain peft folder is resolved by its own config: a hub id with its revision, or a folder."""
     (tmp_path / "adapter_model.safetensors").touch()
     for base, revision in (("owner/name", "abc"), (str(tiny_base), None)):
-        config = {"base_model_name_or_path": base, "revision": revision}
+        config = {"peft_type": "LORA", "base_model_name_or_path": base, "revision": revision}
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
         target = resolve_target(str(tmp_path))
         assert (target.model.base, target.model.revision) == (base, revision)

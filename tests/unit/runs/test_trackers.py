@@ -43,7 +43,7 @@ def test_a_folder_that_trackio_can_not_write_to_is_said(tmp_path: Path, monkeypa
     tracker.log({"train/loss": 1.0}, 1)
     tracker.finish()
     assert len(said) == 1
-    assert "a file/trackio (Not a directory), so this run is not tracked" in said[0]
+    assert "a file/trackio (File exists), so this run is not tracked" in said[0]
 
 
 def wandb_records(data: bytes) -> Iterator[bytes]:
