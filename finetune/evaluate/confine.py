@@ -49,7 +49,7 @@ READABLE = (
 
 NAMES = """
 read 0 63, write 1 64, readv 19 65, writev 20 66, pread64 17 67, pwrite64 18 68, preadv 295 69, pwritev 296 70,
-preadv2 327 286, pwritev2 328 287, close 3 57, close_range 436 436, dup 32 23, dup2 33 -, dup3 292 24, lseek 8 62,
+preadv2 327 286, pwritev2 328 287, close 3 57, dup 32 23, dup2 33 -, dup3 292 24, lseek 8 62,
 fstat 5 80, ftruncate 77 46, fadvise64 221 223, fsync 74 82, fdatasync 75 83, flock 73 32,
 sendfile 40 71, copy_file_range 326 285, getdents64 217 61, pipe 22 -, pipe2 293 59, poll 7 -, ppoll 271 73,
 select 23 -, pselect6 270 72, epoll_create1 291 20, epoll_ctl 233 21, epoll_wait 232 -, epoll_pwait 281 22,
@@ -79,7 +79,7 @@ FEIGNED = "chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, utimens
 SOMETIMES = """
 openat 257 56, clone 56 220, clone3 435 435, kill 62 129, tgkill 234 131, fcntl 72 25, ioctl 16 29, prlimit64 302 261,
 socketpair 53 199, sendto 44 206, prctl 157 167, mkdir 83 -, mkdirat 258 34, fallocate 285 47, capget 125 90,
-capset 126 91,
+capset 126 91, close_range 436 436,
 """
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """The column of the tables, and what seccomp calls the architecture (linux/audit.h)."""
@@ -305,6 +305,8 @@ def _filter() -> list[Step]:
     steps += [(EQUAL, 0, 1, numbers["clone3"]), (RETURN, 0, 0, FAIL | errno.ENOSYS)]
     own = [os.getpid()]
     steps += _when(numbers["clone"], 0, [CLONE_THREAD], mask=CLONE_THREAD)
+    # With CLOSE_RANGE_UNSHARE a thread would have a table of descriptors of its own.
+    steps += _when(numbers["close_range"], 2, [0])
     # A folder that its owner may not list would hide what is in it.
     steps += _when(numbers["mkdirat"], 2, [0o700], mask=0o700)
     steps += _when(numbers["mkdir"], 1, [0o700], mask=0o700) if "mkdir" in numbers else []

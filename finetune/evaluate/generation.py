@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     StoppingCriteria,
@@ -24,6 +26,7 @@ from data_prep.messages import Message, PlainText
 from data_prep.render import end_of_turn_ids, prompt_and_reference, render_prompt
 from data_prep.tokens import ids_of, text_of
 from finetune.errors import FinetuneError
+from finetune.model.noise import seed_of
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def generate_ids(
     """The token ids of an answer for each prompt, the end of its turn included, in the prompts' order.
 
     Prompts of like length go through the model together, padded on the left, longest first. Temperature 0 takes the
-    likeliest token each time; otherwise tokens are drawn, with `seed`. An answer ends at the end of its turn, after
+    likeliest token each time; otherwise tokens are drawn, with `seed`, and whatever other prompts there are. An answer ends at the end of its turn, after
     max_new_tokens, or where the base has no more positions; the base's own generation_config.json has no say.
     `progress` is told after each batch how many of them are there. Raises FinetuneError for a prompt that is empty or that
     leaves no position for an answer.
@@ -100,12 +103,18 @@ def generate_ids(
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     answers: list[list[int]] = [[] for _ in prompts]
     ends, pad = set(end_of_turn_ids(tokenizer)), int(tokenizer.pad_token_id)
-    with evaluating(model), _our_options_alone(model) as model_itself, _seeded(model, temperature, seed):
+    seeds = _seeds(prompts, seed)
+    with evaluating(model), _our_options_alone(model) as model_itself:
         for first in range(0, len(order), batch_size):
             indices = order[first : first + batch_size]
-            options = _options(tokenizer, temperature, max(room[index] for index in indices))
+            options = _options(tokenizer, max(room[index] for index in indices))
             tokens, mask = _left_padded([prompts[index] for index in indices], pad, model.device)
-            made = model_itself.generate(input_ids=tokens, attention_mask=mask, generation_config=options)
+            made = model_itself.generate(
+                input_ids=tokens,
+                attention_mask=mask,
+                generation_config=options,
+                logits_processor=_drawing(temperature, [seeds[index] for index in indices], model.device),
+            )
             for index, ids in zip(indices, made[:, tokens.shape[1] :].tolist(), strict=True):
                 # What follows the end of an answer is padding, up to the longest of the batch; what goes beyond the base's
                 # positions, because another prompt was shorter, is nobody's.
@@ -129,7 +138,7 @@ def stream(
 
     Closing the generator ends the generation. Raises what `generate` raises; an error in the model is raised here too.
     """
-    options = _options(tokenizer, temperature, _room(model, prompt, max_new_tokens))
+    options = _options(tokenizer, _room(model, prompt, max_new_tokens))
     ends = set(end_of_turn_ids(tokenizer))
     tokens = torch.tensor([list(prompt)], device=model.device)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -139,11 +148,12 @@ def stream(
 
     def work() -> None:
         try:
-            with _our_options_alone(model) as model_itself, _seeded(model, temperature, seed):
+            with _our_options_alone(model) as model_itself:
                 found = model_itself.generate(
                     input_ids=tokens,
                     attention_mask=torch.ones_like(tokens),
                     generation_config=options,
+                    logits_processor=_drawing(temperature, _seeds([prompt], seed), model.device),
                     streamer=streamer,
                     stopping_criteria=StoppingCriteriaList([_Abandoned(abandoned)]),
                 )
@@ -205,15 +215,45 @@ def _room(model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int) ->
     return min(max_new_tokens, positions - len(prompt))
 
 
-def _options(tokenizer: PreTrainedTokenizerFast, temperature: float, max_new_tokens: int) -> GenerationConfig:
-    """All that decides an answer; transformers' top_k is 50 where it isn't named."""
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {}
+def _options(tokenizer: PreTrainedTokenizerFast, max_new_tokens: int) -> GenerationConfig:
+    """All that decides an answer, but what is drawn: see _Drawn."""
     return GenerationConfig(
-        **sampling,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=end_of_turn_ids(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=max_new_tokens, eos_token_id=end_of_turn_ids(tokenizer), pad_token_id=tokenizer.pad_token_id
     )
+
+
+class _Drawn(LogitsProcessor):
+    """Scores (B x V) of which the likeliest token is one drawn at a temperature: Gumbel noise is added to them.
+
+    transformers' own sampling takes the draws of a whole batch from one generator, so that each answer depends on the others.
+    """
+
+    def __init__(self, temperature: float, generators: Sequence[torch.Generator]):
+        self.temperature, self.generators = temperature, generators
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        drawn = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
+        for row, generator in zip(drawn, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        # The likeliest of scores / temperature - log(drawn), in numbers that stay finite at every temperature.
+        return scores.float() / max(self.temperature, 1.0) - drawn.log() * min(self.temperature, 1.0)
+
+
+def _drawing(temperature: float, seeds: Sequence[int], device: torch.device) -> LogitsProcessorList:
+    """What draws tokens, each row from its seed; nothing at temperature 0."""
+    if temperature == 0:
+        return LogitsProcessorList()
+    return LogitsProcessorList([_Drawn(temperature, [torch.Generator(device).manual_seed(seed) for seed in seeds])])
+
+
+def _seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
+    """What each answer is drawn from: the prompt, and how often it was asked before."""
+    asked: Counter[tuple[int, ...]] = Counter()
+    seeds = []
+    for prompt in map(tuple, prompts):
+        seeds.append(seed_of(seed, list(prompt), asked[prompt]))
+        asked[prompt] += 1
+    return seeds
 
 
 @contextlib.contextmanager
@@ -259,14 +299,3 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-@contextlib.contextmanager
-def _seeded(model: PreTrainedModel, temperature: float, seed: int) -> Iterator[None]:
-    """Draw from `seed` while this lasts, and leave torch's generators as they were. Greedy decoding draws nothing."""
-    if temperature == 0:
-        yield
-        return
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

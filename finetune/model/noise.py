@@ -14,7 +14,12 @@ import torch
 
 def noise_seed(seed: int, step: int, place: str, token_ids: Sequence[int]) -> int:
     """What the noise of a document is drawn from in a step: the row's place, and which part of it this is."""
-    key = f"{seed} {step} {place} {list(token_ids)}"
+    return seed_of(seed, step, place, list(token_ids))
+
+
+def seed_of(*parts: object) -> int:
+    """A seed for all that these parts, as texts, name."""
+    key = " ".join(map(str, parts))
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 1
 
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from data_prep.config import Section
 
-SECRET_NAME = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+SECRET_NAME = re.compile(r"((TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)\d*|(^|_)PASS)(_|$)", re.IGNORECASE)
+"""A word of it that ends so, wherever it stands: APIKEY, HF_TOKEN_2 and SECRET_VALUE, not TOKENIZER_NAME."""
 SHORTEST = 8
 """A shorter value would stand in too many harmless words."""
 
 KNOWN = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{20,}|sk-(?:proj-)?(?=\w*\d)(?=\w*[A-Z])(?=\w*[a-z])\w{32,}|sk-ant-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}"
+    r"\b(?:hf_[A-Za-z0-9]{20,}|sk-(?=\w*\d)(?=\w*[A-Z])(?=\w*[a-z])\w{32,}|sk-ant-[\w-]{20,}|sk-(?:proj|svcacct|admin|or-v1)-[\w-]{40,}|gh[pousr]_[A-Za-z0-9]{20,}"
     r"|github_pat_\w{20,}|AKIA[A-Z0-9]{16}|AIza[\w-]{35}|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|wandb_v1_\w{20,})"
 )
 """Tokens of Hugging Face, OpenAI, Anthropic, GitHub, AWS, Google, GitLab, Slack and wandb."""
@@ -35,7 +36,8 @@ URL = re.compile(r"(?<=://)[^\s'\"]*+")
 
 def scrubbed(text: str) -> str:
     """The text with secrets replaced by what they were: <HF_TOKEN>, <token>, or a URL without its user and its query."""
-    for name, value in os.environ.items() if len(text) >= SHORTEST else ():
+    # The longest first: one value may be the beginning of another.
+    for name, value in sorted(os.environ.items(), key=lambda item: -len(item[1])) if len(text) >= SHORTEST else ():
         if len(value) >= SHORTEST and value in text and SECRET_NAME.search(name) and not os.path.exists(value):
             text = text.replace(value, f"<{name}>")
     if "eyJ" in text:

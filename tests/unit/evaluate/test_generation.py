@@ -12,7 +12,7 @@ from data_prep.render import render_prompt
 from data_prep.terminal import clean_for_terminal
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
-from finetune.evaluate.generation import Generated, cut_notes, generate, stream
+from finetune.evaluate.generation import Generated, cut_notes, generate, generate_ids, stream
 
 QUESTIONS = ["Hi", "What is the capital of France?", "Send two brass lamps to Ada before Friday, please.", "3 + 4 = ?", ""]
 
@@ -86,6 +86,46 @@ def test_the_same_seed_draws_the_same_answers(
     assert generate(model, tokenizer, prompts, seed=1, **options) == first
     assert generate(model, tokenizer, prompts, seed=2, **options) != first
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_drawn_answer_is_the_same_beside_any_others(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
+) -> None:
+    """In any batch, in any order, and as it comes; the same prompt asked again is drawn anew."""
+    options = {"max_new_tokens": 12, "temperature": 1.5, "seed": 3}
+    alone = [generate(model, tokenizer, [prompt], batch_size=1, **options)[0] for prompt in prompts]
+    assert len({answer.text for answer in alone}) == len(prompts)
+    assert generate(model, tokenizer, prompts, batch_size=3, **options) == alone
+    assert generate(model, tokenizer, prompts[::-1], batch_size=8, **options) == alone[::-1]
+    assert "".join(streamed(stream(model, tokenizer, prompts[1], **options))[0]) == alone[1].text
+    twice = generate(model, tokenizer, [prompts[0], *prompts], batch_size=4, **options)
+    assert twice[0] == alone[0] != twice[1]
+    assert twice[2:] == alone[1:]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_tokens_are_drawn_by_their_probabilities(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, temperature: float
+) -> None:
+    """As often as the softmax of the model's own logits over the temperature says."""
+    draws, prompt = 4000, [5, 6, 7]
+    with torch.no_grad():
+        model.lm_head.weight *= 20  # else all of them are about as likely
+        expected = (model(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1)
+    made = generate_ids(model, tokenizer, [prompt] * draws, max_new_tokens=1, batch_size=1000, temperature=temperature)
+    found = torch.bincount(torch.tensor(made).flatten(), minlength=len(expected)) / draws
+    assert 0.02 < expected.max() < 0.98
+    assert (found - expected).abs().max() < 5 * (0.25 / draws) ** 0.5
+
+
+def test_every_temperature_draws(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
+) -> None:
+    """The smallest gives the likeliest tokens; the largest is no error."""
+    likeliest = generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=2)
+    assert generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=2, temperature=1e-300) == likeliest
+    for temperature in (1e300, float("inf")):
+        assert generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=2, temperature=temperature) != likeliest
 
 
 def test_an_answer_says_where_it_was_cut(

@@ -17,7 +17,7 @@ WEB = f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.{'S' * 43}"
     ("text", "expected"),
     [
         (f"/{HUB}", "/<token>"), (f"({HUB})", "(<token>)"), (f"sk-ant-api03-{'x' * 40}", "<token>"),
-        (f"AIza{'x' * 35}", "<token>"), (WEB, "<token>"), (f"Bearer {WEB}.", "Bearer <token>."), (f"x-{WEB}", "x-<token>"),
+        (f"sk-proj-a-B_{'c1-' * 20}", "<token>"), (f"sk-or-v1-{'a1' * 32}", "<token>"), (f"AIza{'x' * 35}", "<token>"), (WEB, "<token>"), (f"Bearer {WEB}.", "Bearer <token>."), (f"x-{WEB}", "x-<token>"),
         (f"{'n' * 30}.{WEB}", f"{'n' * 30}.<token>"), ("eyJhbGciOiJIUzI1NiJ9", "eyJhbGciOiJIUzI1NiJ9"),
         ("https://u:p@h/x", "https://<user>@h/x"), ("git+https://t@h/x.git", "git+https://<user>@h/x.git"),
         ("postgres://u:pa/ss@h/db", "postgres://<user>@h/db"), ("a://u:p#w@h", "a://<user>@h"), ("https://u@v:p@h", "https://<user>@h"),
@@ -59,6 +59,24 @@ def test_values_of_secret_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: A
     assert scrubbed_values({"plain words 1": ["plain words 1", ("/plain words 1",), 1, None]}) == {
         "plain words 1": ["<MY_TOKEN>", ["/<MY_TOKEN>"], 1, None]
     }
+
+
+@pytest.mark.parametrize(
+    "name", ["MYAPIKEY", "HF_TOKEN_2", "HF_TOKEN2", "SECRET_VALUE", "DB_PASS", "PGPASSWORD", "token_of_mine", "SSH_PASSPHRASE"]
+)
+def test_a_secret_variable_has_its_word_anywhere(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the beginning, in the middle, numbered, or run together with what is before it."""
+    monkeypatch.setenv(name, "quite secret 7")
+    assert scrubbed("it is quite secret 7.") == f"it is <{name}>."
+
+
+@pytest.mark.parametrize("names", [("A_TOKEN", "B_TOKEN"), ("B_TOKEN", "A_TOKEN")])
+def test_a_secret_that_begins_another_leaves_nothing_of_it(names: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever order the environment has them."""
+    short, long = names
+    for name in sorted(names):
+        monkeypatch.setenv(name, "plain word" if name == short else "plain words and more")
+    assert scrubbed("plain words and more, plain word") == f"<{long}>, <{short}>"
 
 
 def test_a_recipes_paths_stay_and_its_texts_are_scrubbed() -> None:
