@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from data_prep.secrets import cut
+
 LONGEST_REASON = 400
 """Characters of a library's own words in a message."""
 LONGEST_VALUE = 60
@@ -41,8 +43,7 @@ def library_refusals(what: str, kind: type[Exception] = DataError) -> Iterator[N
 
 def shortened(value: Any) -> str:
     """A value as Python writes it, cut to what a message has room for."""
-    text = repr(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+    return cut(repr(value), LONGEST_VALUE, "...")
 
 
 def _reason(error: BaseException) -> str:
@@ -50,4 +51,4 @@ def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if len(text.split()) < 4:
         text = f"{type(error).__name__} {text}".strip()
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
+    return cut(text, LONGEST_REASON, " ...")

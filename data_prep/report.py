@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from data_prep.documents import Document
 from data_prep.errors import DataError
+from data_prep.secrets import cut
 
 PLACES_SHOWN = 3
 """How many rows a report names for each reason."""
@@ -72,8 +73,7 @@ class Rows:
         self.count += 1
         if len(self.places) < PLACES_SHOWN:
             self.places.append(place)
-            short = " ".join(excerpt[: 2 * most_characters].split())
-            self.excerpts.append(short if len(short) <= most_characters else short[: most_characters - 1] + "…")
+            self.excerpts.append(cut(" ".join(excerpt.split()), most_characters))
 
     def examples(self) -> list[tuple[str, str]]:
         """Place and excerpt of the first few."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from data_prep.secrets import cut
 from data_prep.tokens import reading
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Unknown:
             encoding = self._backend.encode(text, add_special_tokens=False)
         places = (place for token, place in zip(encoding.ids, encoding.offsets, strict=True) if token == self._id)
         start, end = next(places, (0, len(text)))  # with special tokens as text it may be cut otherwise
-        return repr(text[start:end][:SHOWN_CHARACTERS])
+        return repr(cut(text[start:end], SHOWN_CHARACTERS))
 
     def _normal(self, text: str) -> str:
         normalizer = self._backend.normalizer

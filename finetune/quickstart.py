@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_prep.secrets import cut
 from data_prep.terminal import clean_for_terminal
 from finetune.errors import FinetuneError
 from finetune.evaluate.evaluation import Evaluation
@@ -95,5 +96,4 @@ def table(result: dict[str, Any]) -> list[str]:
 
 def one_line(text: str, width: int = 200) -> str:
     """Text from data or a model on one line, safe for a terminal."""
-    flat = " ".join(clean_for_terminal(text).split())
-    return flat if len(flat) <= width else flat[: width - 1] + "…"
+    return cut(" ".join(clean_for_terminal(text).split()), width)

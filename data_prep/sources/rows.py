@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from data_prep.errors import DataError
+from data_prep.secrets import cut
 
 MAX_ROW_BYTES = 8 * 2**20
 """The longest row. No document is that long; a file whose line breaks or quotes are wrong soon is."""
@@ -72,7 +73,7 @@ def described(value: Any) -> str:
 
 def shortened(text: str, most: int = LONGEST_SHOWN) -> str:
     """A text, cut where it has more characters than this."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return cut(text, most, "...")
 
 
 def shown(value: Any) -> str:

@@ -180,10 +180,10 @@ def refuse_absent_folder() -> None:
 
 def _tell(message: str, problems: list[dict[str, str]], *, as_json: bool) -> None:
     """Say what went wrong: to the person, or to the launcher that started this process."""
-    from finetune.cli.common import print_failure
+    from finetune.cli.common import print_failure, printable
 
-    message = _cut(message)
-    problems = [{key: _cut(text) for key, text in problem.items()} for problem in problems]
+    message = _cut(printable(message))
+    problems = [{key: _cut(printable(text)) for key, text in problem.items()} for problem in problems]
     tell_launcher("\n".join([message, *("  ".join(problem.values()) for problem in problems)]))
     if not is_worker():
         print_failure(message, problems, as_json=as_json)

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.render import end_of_turn_ids
+from data_prep.secrets import cut
 from finetune.errors import ModelError
 from finetune.evaluate.generation import causal_model
 from finetune.model.folder import read_json
@@ -39,5 +40,4 @@ def _asked(options: dict[str, Any], ends: list[int]) -> Iterator[str]:
             continue
         if name == "eos_token_id" and all(token in ends for token in (value if isinstance(value, list) else [value])):
             continue
-        written = json.dumps(value, ensure_ascii=False)
-        yield f"{name} {written if len(written) <= VALUE_CHARACTERS else written[: VALUE_CHARACTERS - 1] + '…'}"
+        yield f"{name} {cut(json.dumps(value, ensure_ascii=False), VALUE_CHARACTERS)}"

@@ -94,8 +94,9 @@ def generate_ids(
     """The token ids of an answer for each prompt, the end of its turn included, in the prompts' order.
 
     Prompts of like length go through the model together, padded on the left, longest first. Temperature 0 takes the
-    likeliest token each time; otherwise tokens are drawn, with `seed`, and whatever other prompts there are. An answer ends at the end of its turn, after
-    max_new_tokens, or where the base has no more positions; the base's own generation_config.json has no say.
+    likeliest token each time; otherwise tokens are drawn, from `seed` and the prompt, whatever is beside it. An answer ends
+    at the end of its turn, after max_new_tokens, or where the base has no more positions; the base's own
+    generation_config.json has no say.
     `progress` is told after each batch how many of them are there. Raises FinetuneError for a prompt that is empty or that
     leaves no position for an answer.
     """

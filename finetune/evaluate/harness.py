@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from data_prep.secrets import cut
 from finetune.errors import FinetuneError
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ def task_errors(what: str, place: str = "", *, passed: tuple[type[Exception], ..
 
 def one_line(text: str) -> str:
     """A text of several lines as one, cut where it is long."""
-    line = " ".join(text.split())
-    return line if len(line) <= 400 else line[:397] + "..."
+    return cut(" ".join(text.split()), 400, "...")
 
 
 class _Warnings(logging.Handler):

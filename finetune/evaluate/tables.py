@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from data_prep.secrets import cut
 from data_prep.terminal import clean_for_terminal
 from finetune.evaluate.answers import Answer
 from finetune.evaluate.bootstrap import Interval
@@ -89,8 +90,7 @@ def _cut(answer: Answer) -> str:
 
 
 def _short(text: str) -> str:
-    flat = " ".join(clean_for_terminal(text).split())
-    return flat if len(flat) <= WIDTH else f"{flat[: WIDTH - 1]}…"
+    return cut(" ".join(clean_for_terminal(text).split()), WIDTH)
 
 
 def as_dict(report: Report, base: Report | None = None) -> dict[str, Any]:

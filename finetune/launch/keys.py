@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from data_prep.secrets import cut
+
 SECTIONS = {"deepspeed_config": "", "fsdp_config": "fsdp_", "dynamo_config": "dynamo_"}
 """A section of keys -> the prefix that accelerate adds to those that lack it."""
 
@@ -195,5 +197,4 @@ def problems_of(values: dict[str, Any]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 60 else text[:59] + "…"
+    return cut(" ".join(str(value).split()), 60)

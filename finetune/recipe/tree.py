@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.secrets import cut
 from finetune.errors import Problem
 
 Scalar = str | int | float | bool | None
@@ -126,7 +127,7 @@ def as_problems(findings: Sequence[Finding], sources: Sequence[Source]) -> list[
 
 def _cut(text: str, most: int = 2000) -> str:
     """A text that isn't longer than a person reads: a key, a path or a name may have a million characters."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return cut(text, most)
 
 
 def dotted(location: Location) -> str:

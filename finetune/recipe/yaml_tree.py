@@ -24,6 +24,7 @@ from ruamel.yaml.events import (
 from ruamel.yaml.reader import ReaderError
 
 from data_prep.disk import read_regular
+from data_prep.secrets import cut
 from finetune.recipe.tree import Finding, Location, Node, Place, Scalar, Source, finding_at
 
 MAX_BYTES = 1_000_000
@@ -84,8 +85,8 @@ def quoted_scalar(text: str) -> str:
 
 def shorten(text: str, longest: int = 60) -> str:
     """Text for a message: on one line, printable, not long."""
-    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text[: longest + 1])
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+    text = cut(text, 2 * longest)
+    return cut("".join(character if character.isprintable() else repr(character)[1:-1] for character in text), longest)
 
 
 def read_plain_lock(path: Path) -> Any:

@@ -14,7 +14,7 @@ from finetune.evaluate.asking import Asked, prompt_ids
 from finetune.evaluate.base_options import unused_options
 from finetune.evaluate.generation import generate
 from finetune.recipe.schema.tracking import SamplesSection
-from finetune.recipe.secrets import scrubbed
+from finetune.recipe.secrets import cut, scrubbed
 from finetune.runs.folder import whole_entries
 from finetune.runs.trackers import Sample, Tracker
 from finetune.train.group import Group, holds_shares
@@ -117,4 +117,4 @@ def _shown(answer: str, cut: str | None) -> str:
 
 
 def _short(text: str) -> str:
-    return " ".join(text.split())[:SHOWN_CHARACTERS]
+    return cut(" ".join(text.split()), SHOWN_CHARACTERS)

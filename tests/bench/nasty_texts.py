@@ -33,6 +33,7 @@ PIECES = {
     "letters": "a", "DNA": "ACGT", "digits": "1", "dots": ".", "hyphens": "-", "blanks": " ", "newlines": "\n", "slashes": "/",
     "words": "a ", "braces": "{", "braces and colons": "{:", "percent": "%", "percent and digits": "%1", "signs": "&<>\"'",
     "fences": "```", "fences and blanks": "``` ", "scheme": "http://", "no scheme": "://", "queries": "://?", "users": "://@",
+    "paths of URLs": "ab:/", "paths of URLs, users": "ab:/a:b", "OpenAI, projects": "sk-proj-",
     "ports": "://a:1", "passwords": "://a:b", "open users": "://a:b/", "fragments": "://#=", "URLs": "https://u:p@h/?a=b ",
     "web tokens": "eyJaaaaaaaaaa", "web tokens, hyphens": "eyJaaaaaaaaaa-", "web tokens, dots": "-eyJaaaaaaaaaa.",
     "web tokens, two parts": "eyJaaaaaaaaaaaa.bbbbbbbbbbbb-", "OpenAI": "sk-", "OpenAI, long": f"sk-{'a' * 33} ",

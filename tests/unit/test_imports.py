@@ -14,7 +14,7 @@ EVERYTHING = frozenset(
 )  # fmt: skip
 
 # Parts of data_prep that need the standard library only.
-DISK = frozenset({"data_prep.disk", "data_prep.temporary"})
+DISK = frozenset({"data_prep.disk", "data_prep.secrets", "data_prep.temporary"})
 
 EVERYBODYS = ("errors", "environment", "signals")
 

@@ -118,9 +118,7 @@ def test_tokens_are_drawn_by_their_probabilities(
     assert (found - expected).abs().max() < 5 * (0.25 / draws) ** 0.5
 
 
-def test_every_temperature_draws(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
-) -> None:
+def test_every_temperature_draws(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]) -> None:
     """The smallest gives the likeliest tokens; the largest is no error."""
     likeliest = generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=2)
     assert generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=2, temperature=1e-300) == likeliest

@@ -624,7 +624,8 @@ CALLS: dict[str, tuple[int | None, int | None, list[int]]] = {
     "prlimit64": (302, 261, [0, 9, 4096]), "setuid": (105, 146, []), "fchownat": (260, 54, []), "chroot": (161, 51, []),
     "mknodat": (259, 33, []), "init_module": (175, 105, []), "reboot": (169, 142, []), "shmget": (29, 194, []),
     "truncate": (76, 45, []), "F_SETOWN": (72, 25, [0, 8, 1]), "TIOCSTI": (16, 29, [0, 0x5412, 0]),
-    "CLOSE_RANGE_UNSHARE": (436, 436, [1000, 1000, 2]), "landlock_restrict_self": (446, 446, []), "setxattr": (188, 5, []), "sched_setaffinity": (203, 122, []),
+    "CLOSE_RANGE_UNSHARE": (436, 436, [1000, 1000, 2]),
+    "landlock_restrict_self": (446, 446, []), "setxattr": (188, 5, []), "sched_setaffinity": (203, 122, []),
 }  # fmt: skip
 
 

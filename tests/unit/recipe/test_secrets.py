@@ -1,13 +1,16 @@
 """What is a secret, where it is taken out, and where a path stays."""
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune.cli import app
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
-from finetune.recipe.secrets import scrubbed, scrubbed_recipe, scrubbed_values
+from finetune.recipe.secrets import cut, scrubbed, scrubbed_recipe, scrubbed_values
 
 HUB = f"hf_{'a1' * 15}"
 WEB = f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.{'S' * 43}"
@@ -17,8 +20,10 @@ WEB = f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.{'S' * 43}"
     ("text", "expected"),
     [
         (f"/{HUB}", "/<token>"), (f"({HUB})", "(<token>)"), (f"sk-ant-api03-{'x' * 40}", "<token>"),
-        (f"sk-proj-a-B_{'c1-' * 20}", "<token>"), (f"sk-or-v1-{'a1' * 32}", "<token>"), (f"AIza{'x' * 35}", "<token>"), (WEB, "<token>"), (f"Bearer {WEB}.", "Bearer <token>."), (f"x-{WEB}", "x-<token>"),
+        (f"sk-proj-a-B_{'c1-' * 20}", "<token>"), (f"sk-or-v1-{'a1' * 32}", "<token>"), (f"AIza{'x' * 35}", "<token>"),
+        (WEB, "<token>"), (f"Bearer {WEB}.", "Bearer <token>."), (f"x-{WEB}", "x-<token>"),
         (f"{'n' * 30}.{WEB}", f"{'n' * 30}.<token>"), ("eyJhbGciOiJIUzI1NiJ9", "eyJhbGciOiJIUzI1NiJ9"),
+        ("/a/https:/u:p@h/x?k=1", "/a/https:/<user>@h/x?<query>"), ("C:/a@b?c=d", "C:/a@b?c=d"),
         ("https://u:p@h/x", "https://<user>@h/x"), ("git+https://t@h/x.git", "git+https://<user>@h/x.git"),
         ("postgres://u:pa/ss@h/db", "postgres://<user>@h/db"), ("a://u:p#w@h", "a://<user>@h"), ("https://u@v:p@h", "https://<user>@h"),
         ("http://h:8080/@name", "http://h:8080/@name"), ("https://h/@name/a", "https://h/@name/a"), ("http://h:80", "http://h:80"),
@@ -77,6 +82,32 @@ def test_a_secret_that_begins_another_leaves_nothing_of_it(names: tuple[str, str
     for name in sorted(names):
         monkeypatch.setenv(name, "plain word" if name == short else "plain words and more")
     assert scrubbed("plain words and more, plain word") == f"<{long}>, <{short}>"
+
+
+@pytest.mark.parametrize("most", range(12, 90, 7))
+def test_no_part_of_a_secret_is_left_by_a_cut(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a text is cut, what stands there is the name of the secret, or nothing of it."""
+    monkeypatch.setenv("MY_TOKEN", "quite-secret-" * 5)
+    text = cut(f"one two three {'quite-secret-' * 5} {'and more ' * 40}", most)
+    assert len(text) == most
+    assert "one two three <MY_TOKEN> and more and more and more and more and more".startswith(text[:-1][:60])
+
+
+@pytest.mark.parametrize("before", [0, 20, 40, 55, 590, 1980])
+def test_no_part_of_a_secret_is_in_a_message(
+    before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A long wrong value of a recipe is cut in its message, which is where a secret may stand."""
+    monkeypatch.setenv("MY_TOKEN", "quite-secret-" * 5)
+    (tmp_path / "r.yaml").write_text("{}")
+    value = f"{'a' * before} {'quite-secret-' * 5} {'and more ' * 400}"
+    monkeypatch.setattr(
+        sys, "argv", ["finetune", "check", str(tmp_path / "r.yaml"), f"train.precision={value}", f"x.{value}=1"]
+    )
+    assert app.run() == 2
+    said = capsys.readouterr().err
+    assert "train.precision" in said
+    assert "quite" not in said
 
 
 def test_a_recipes_paths_stay_and_its_texts_are_scrubbed() -> None:
