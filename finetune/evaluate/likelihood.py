@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.config import DataSection
 from data_prep.documents import Document
@@ -38,7 +38,7 @@ def label_likelihoods(
     documents = [document for document, _ in tokenization_of(data, tokenizer, "last").run(answered)]
     rows = [documents[first : first + len(labels)] for first in range(0, len(documents), len(labels))]
     prefixes = [_prefix(row) for row in rows]
-    if looks_at_length(model.config):
+    if looks_at_length(model.config) or _is_forgotten(model.config, rows, prefixes):
         # The keys of a prompt that is scaled by its own length are not those that it has before an answer.
         scored = [
             replace(document, spans=((prefix, document.spans[-1][1], 1.0),))
@@ -64,6 +64,14 @@ def _prefix(row: Sequence[Document]) -> int:
     most = min(document.spans[0][0] for document in row)
     ids = [document.token_ids for document in row]
     return next((place for place in range(most) if len({tokens[place] for tokens in ids}) > 1), most) or 1
+
+
+def _is_forgotten(config: PreTrainedConfig, rows: Sequence[Sequence[Document]], prefixes: Sequence[int]) -> bool:
+    """Whether keys of a prompt leave the window of a layer while an answer follows: no other answer could be tried then."""
+    if not any(DynamicCache(config=config).is_sliding):
+        return False
+    longest = max((len(document.token_ids) - prefix for row, prefix in zip(rows, prefixes, strict=True) for document in row))
+    return max(prefixes) + longest >= int(config.sliding_window)
 
 
 def _batch(model: PreTrainedModel, rows: Sequence[Sequence[Document]], prefixes: Sequence[int]) -> np.ndarray:

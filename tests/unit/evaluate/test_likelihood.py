@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.masks import Placed, tokenize
 from data_prep.messages import Conversation, Example, Message, PlainText
 from data_prep.tokenizer import load_tokenizer
 from finetune.evaluate.answers import with_answer
 from finetune.evaluate.likelihood import label_likelihoods
+from finetune.model.checkpoint import Base
+from finetune.model.load import load_model
 
 LABELS = ("lamp", "lamps", "Ada", "a capital of France")
 
@@ -26,7 +28,27 @@ def rows() -> list[Placed]:
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_they_are_those_of_whole_rows(model: LlamaForCausalLM, tiny_base: Path, batch_size: int) -> None:
     """Prompts once, padded, with the labels behind their keys and values: the same to 1e-4 as each row by itself."""
+    check_whole_rows(model, load_tokenizer(tiny_base), batch_size)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+@pytest.mark.parametrize("window", [4, 20, 60, 90, 110, 200])
+def test_they_are_those_of_whole_rows_under_a_window(kind: str, window: int, tiny_base: Path, tmp_path: Path) -> None:
+    """Also where layers forget the beginning of a row: in its prompt, in an answer, at its last token, or never."""
     tokenizer = load_tokenizer(tiny_base)
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, sliding_window=window,
+        **({"use_sliding_window": True, "max_window_layers": 1} if kind == "qwen2" else {}),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    base = Base(tmp_path, {"kind": "folder", "name": str(tmp_path)})
+    check_whole_rows(load_model(base, dtype=torch.float64, attention="sdpa").eval(), tokenizer, 3)
+
+
+def check_whole_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> None:
+    """Compare with one forward pass for each row and label."""
     found = label_likelihoods(model, tokenizer, rows(), LABELS, batch_size)
     expected = np.zeros_like(found)
     for index, (place, example) in enumerate(rows()):
