@@ -11,6 +11,19 @@ FENCED = re.compile(r"```[ \t]*+(?:[Pp]ython|py)?[ \t]*+\r?\n(.*?)(?:```|\Z)", r
 """The first block of code in a text, as Markdown marks it; one that was cut short goes on to the end."""
 
 
+EXITS = frozenset({"exit", "quit", "sys.exit", "os._exit", "unittest.main"})
+"""Calls that end the program wherever they stand; told not to, unittest.main lets failures pass."""
+
+
+def exit_in(tests: str) -> str | None:
+    """A call in a row's tests by which they tell nothing of a program; None where there is none."""
+    try:
+        calls = [node.func for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Call)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # for the sandbox to say
+        return None
+    return next((name for call in calls if (name := ast.unparse(call)) in EXITS), None)
+
+
 def code_in(text: str) -> str:
     """The code of an answer: its first fenced block, or all of it."""
     match = FENCED.search(text)

@@ -14,6 +14,7 @@ from data_prep.tokens import ids_of
 from finetune.errors import FinetuneError
 from finetune.evaluate.answers import Question, answered_rows, questions_of, read_back, with_answer, without_thought
 from finetune.evaluate.label_metrics import Labels, has_several
+from finetune.evaluate.programs import exit_in
 from finetune.evaluate.sandbox import why_no_sandbox
 from finetune.evaluate.text_bytes import supervised_bytes
 from finetune.evaluate.text_metrics import sacrebleu_metric
@@ -153,6 +154,12 @@ def _refuse_untested(questions: Sequence[Question]) -> None:
             f"pass@k runs the tests of a row, and {len(untested):,} of {len(questions):,} rows have none (the first: "
             f"{untested[0]}): take format code with test_list, or another metric."
         )
+    for question in questions:
+        if (call := exit_in(question.tests)) is not None:
+            raise FinetuneError(
+                f"{question.place}: its tests call {call}, which ends a program before it is known whether it passes: leave "
+                "the call out, and assert what the tests are to find."
+            )
 
 
 def unseen_labels(recipe: Recipe, data: PreparedData, questions: Sequence[Question], labels: Labels) -> list[str]:

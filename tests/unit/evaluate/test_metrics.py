@@ -13,6 +13,7 @@ from finetune.evaluate.answers import Answer, Question
 from finetune.evaluate.label_metrics import Labels
 from finetune.evaluate.losses import LossSum
 from finetune.evaluate.metrics import METRICS, Measured
+from finetune.evaluate.programs import exit_in
 from finetune.evaluate.sandbox import Verdict
 from finetune.evaluate.scores import by_row, difference, report_of, worst_first
 from finetune.evaluate.text_metrics import squad_exact_match, squad_f1
@@ -201,3 +202,19 @@ def test_models_on_other_rows_are_not_compared() -> None:
     scores = [report_of(measured, ["chrf"]).scores["chrf"] for measured in (one, texts(), other)]
     assert difference(scores[0], scores[1]) is not None
     assert difference(scores[0], scores[2]) is None
+
+
+@pytest.mark.parametrize(
+    ("tests", "found"),
+    [
+        ("import unittest\nunittest.main()", "unittest.main"),
+        ("unittest.main(argv=['x'], exit=False)", "unittest.main"),
+        ("if __name__ == '__main__':\n    import sys\n    sys.exit(f(1) != 2)", "sys.exit"),
+        ("assert f(1) == 2  # no exit()", None),
+        ("assert plan.exit(2) == 'quit()'", None),
+        ("assert (", None),
+    ],
+)
+def test_tests_that_end_the_program_are_found(tests: str, found: str | None) -> None:
+    """They would fail every program, or pass any."""
+    assert exit_in(tests) == found
