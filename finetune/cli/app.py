@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import io
 import os
 import sys
 import traceback
@@ -40,6 +41,8 @@ VERBS: dict[str, str] = {
 }
 TRAINING_VERBS = ("train", "quickstart")
 BROKEN_PIPE = 141  # as a shell reports SIGPIPE: the reader of our output has gone
+USAGE_ERROR: Any = typer.BadParameter.__base__
+"""What typer raises for words that it doesn't know; it has no public name."""
 LONGEST_LINE = 1_200
 """Characters of a line of an error."""
 
@@ -126,7 +129,7 @@ def main() -> None:
 
 def run() -> int:
     """Run the command line of sys.argv; the exit code. Raises BrokenPipeError when nobody reads the output any more."""
-    from finetune.cli.common import never_fail_to_print
+    from finetune.cli.common import never_fail_to_print, out
     from finetune.cli.quiet import quiet_libraries
 
     quiet_libraries()
@@ -139,7 +142,14 @@ def run() -> int:
             refuse_absent_folder()
         if verb not in (None, "train"):
             environment.settle_alone(verb)
-        app(prog_name="finetune")
+        code = app(prog_name="finetune", standalone_mode=False)
+    except USAGE_ERROR as error:  # which repeats what was typed
+        shown = io.StringIO()
+        error.show(shown)
+        out(shown.getvalue().rstrip("\n"), stream=sys.stderr)
+        return int(error.exit_code)
+    except typer.Abort:
+        return 1
     except SystemExit as finished:
         if isinstance(finished.__context__, BrokenPipeError):
             raise BrokenPipeError from None
@@ -167,7 +177,7 @@ def run() -> int:
         return 130
     except Exception:  # noqa: BLE001 - the last resort of the process: shown in full, exit 1
         return _bug()
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def refuse_absent_folder() -> None:

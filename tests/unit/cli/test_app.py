@@ -129,3 +129,17 @@ def test_a_long_line_of_an_error_is_cut_in_its_middle(
     assert said.endswith("x/x/end: File name too long\n")
     assert " ... " in said
     assert len(said) < 2_000
+
+
+@pytest.mark.parametrize(
+    "words", [["TOKEN"], ["runs", "show", "run", "TOKEN"], ["train", "--TOKEN"], ["generate", "x", "--seed=TOKEN"]]
+)
+def test_a_secret_among_wrong_words_is_not_repeated(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What typer says of words that it doesn't know goes through the same scrubbing as all that is printed."""
+    token = f"hf_{'Zx9' * 12}"
+    code, printed, error = call(monkeypatch, capsys, *(word.replace("TOKEN", token) for word in words))
+    assert (code, printed) == (2, "")
+    assert "Usage: finetune" in error
+    assert token not in error
