@@ -10,7 +10,7 @@ from finetune.merge.heads import LM_HEAD, SCORE
 from finetune.merge.tensors import StoredWeights
 from finetune.merge.updates import parts_of
 from finetune.model.adapter_file import LORA, check_adapter_config, checked_adapter_config, frozen_copies
-from finetune.model.adapter_fit import HARMLESS, refuse_wrapped
+from finetune.model.adapter_fit import HARMLESS, refuse_unknown_keys, refuse_wrapped
 from finetune.model.folder import ADAPTER_WEIGHTS
 from finetune.recipe.heads import ABSENT_MODULE, CLASSIFIES
 
@@ -49,13 +49,14 @@ class Adapter:
             del self.weights.tensors[name]
 
     def why_not_streamed(self) -> str | None:
-        """What only peft itself can merge; None where there is nothing of the kind."""
+        """What only peft itself can merge; None where there is nothing of the kind. Raises ModelError for what peft can't."""
         if self.config.get("peft_type") != LORA:
             return f"it is of type {self.config.get('peft_type')}"
         if self.config.get("init_lora_weights", True) not in KEEPS_BASE:
             return f"it was initialised with {self.config['init_lora_weights']}, which takes a part of the base"
         strange = sorted(key for key, value in self.config.items() if value and key not in UNDERSTOOD | HARMLESS)
         if strange:
+            refuse_unknown_keys(self.folder, self.config)
             return f"it uses {', '.join(strange)}"
         if self.config.get("use_dora") and any("lora_embedding_A" in name for name in self.weights.names()):
             return "it has DoRA on an embedding"

@@ -170,10 +170,12 @@ def test_keys_that_peft_does_not_know_are_refused_by_name(kind: str, tiny_base: 
     target = make_adapter(tiny_base, tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(path.read_text()) | {"peft_version": "9.9.9"}
+    said: list[str] = []
     path.write_text(json.dumps(config | {"peft_type": kind, "use_superlora": True, "superlora_factor": 3.0}))
     with pytest.raises(FinetuneError, match=r"superlora_factor \(3\.0\), use_superlora \(True\), which peft .*by peft 9\.9\.9"):
-        merge(target, tmp_path / "merged")
+        merge(target, tmp_path / "merged", say=said.append)
     assert not (tmp_path / "merged").exists()
+    assert not any("superlora" in line for line in said), "it is not said to be used before it is refused"
     path.write_text(json.dumps(config | {"use_superlora": False, "superlora_factor": None, "unsloth_fixed": True}))
     report = merge(target, tmp_path / "merged", check="none")
     assert any(note.endswith("ignored in adapter_config.json, where it says nothing of the weights: unsloth_fixed")
