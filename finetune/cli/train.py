@@ -94,6 +94,11 @@ def _launched(launch: str, asked: dict[str, Any], loaded: "LoadedRecipe | None",
         for note in check_alone(plan.config, _recipe_of(loaded, resume)):
             teller(as_json)(note)
         return False
+    if plan.nodes > 1:
+        teller(as_json)(
+            f"machine {plan.node_rank} of {plan.nodes}, which meet at {plan.rendezvous}: "
+            f"waiting for the others, at most {plan.patience_minutes:g} minutes"
+        )
     _tell(launched(plan, loaded, resume, sys.argv[1:]), as_json)
     return True
 
