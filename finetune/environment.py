@@ -110,7 +110,7 @@ def store_file() -> Path | None:
 
 def patience_minutes() -> float:
     """How long a process waits for the others in one operation, as the launcher says it; 30 minutes otherwise."""
-    return float(os.environ.get(PATIENCE) or "30")
+    return float(os.environ[PATIENCE]) if is_worker() else 30.0
 
 
 def has_company() -> bool:

@@ -8,6 +8,7 @@ part of the model: it isn't loaded, hashed, merged or counted.
 import json
 import math
 import os
+import shlex
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +74,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         return read_json(folder / CONFIG)
     except FileNotFoundError:
-        raise ModelError(f"{folder} holds no {CONFIG}: expected a model folder as transformers saves one.") from None
+        expected = _adapter_in(folder) or "expected a model folder as transformers saves one."
+        raise ModelError(f"{folder} holds no {CONFIG}: {expected}") from None
+
+
+def _adapter_in(folder: Path) -> str:
+    """What to do where a base was asked for, and the folder holds an adapter without its base; empty where it holds none."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return ""
+    command = shlex.join(["finetune", "merge", str(folder)])
+    return f"it is an adapter, which is no base by itself. Merge it ({command} --output DIR), and name DIR in its place."
 
 
 def refuse_git_lfs_pointer(path: Path) -> None:
@@ -149,6 +159,8 @@ def refuse_no_weights(folder: Path) -> None:
         )
     if any(folder.glob("*.distcp")) or any(folder.glob("*/*.distcp")):
         raise ModelError(f"{found}, but a distributed checkpoint (.distcp): save the model whole first.")
+    if adapter := _adapter_in(folder):
+        raise ModelError(f"{found}: {adapter}")
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     beside = f"; {', '.join(others[:3])} is no name that transformers loads" if others else ""
     raise ModelError(f"{found} and no {INDEX}: expected the base's weights as transformers saves them{beside}.")

@@ -113,7 +113,8 @@ def _set(node: Node, location: Location, depth: int, value: Node) -> Node:
     if node.value is not None and not isinstance(node.value, dict):
         whole = f"; write {here}={{{key}: ...}}" if location[:depth] in ATOMIC else ""
         raise LookupError(f"{here} is the value {shorten(str(node.value))!r}, which has no keys{whole}")
-    if isinstance(key, int) and node.value is None:
+    named = any(get_origin(annotation) is dict for annotation in _annotations(Recipe, location[:depth]))
+    if isinstance(key, int) and node.value is None and not named:
         raise LookupError(f"{here} is no list, so it has no item {key}")
     mapping = dict(node.value or {})
     below = mapping.get(str(key))

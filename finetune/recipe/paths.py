@@ -142,7 +142,9 @@ def _resolve_base(tree: Node, findings: list[Finding]) -> Node:
             hint = "; for a GGUF file write {gguf: FILE}" if _exists(path, folder=False) else ""
             findings.append(finding_at(node, location, f"no such folder: looked at {path}{hint}"))
         elif not _exists(path / "config.json", folder=False):
-            findings.append(finding_at(node, location, f"not a model's folder: {path} holds no config.json"))
+            adapter = any(_exists(folder / "adapter_config.json", folder=False) for folder in (path, path / "adapter"))
+            hint = "; its adapter can be merged (finetune merge), or trained further (adapter.continue_from)" if adapter else ""
+            findings.append(finding_at(node, location, f"not a model's folder: {path} holds no config.json{hint}"))
         return _replace(tree, location, str(path))
     if text.endswith(".gguf"):
         findings.append(finding_at(node, location, f"got a GGUF file, expected {{gguf: {text}}}"))

@@ -133,10 +133,13 @@ def _inside(folder: Path) -> str:
     """What a folder holds that could be meant."""
     if not folder.is_dir():
         return ", and this is a file"
-    runs = sorted(path.name for path in folder.iterdir() if is_run(path))
-    checkpoints = [path.name for path in complete_checkpoints(folder)]
-    found = runs or checkpoints
-    return f". It holds {'the runs' if runs else 'the checkpoints'} {', '.join(found[-5:])}: name one" if found else ""
+    kinds = {
+        "runs": sorted(path.name for path in folder.iterdir() if is_run(path)),
+        "checkpoints": [path.name for path in complete_checkpoints(folder)],
+        "adapters": sorted(path.name for path in folder.iterdir() if is_adapter(path)),
+    }
+    kind, found = next(((kind, found) for kind, found in kinds.items() if found), ("", []))
+    return f". It holds the {kind} {', '.join(found[-5:])}: name one" if found else ""
 
 
 def _hub_target(text: str, base: ModelSection | None) -> Target:

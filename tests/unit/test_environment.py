@@ -103,6 +103,15 @@ def test_what_is_wrong_is_said(values: dict[str, str], expected: str) -> None:
         environment.settle_training()
 
 
+def test_patience_is_the_launchers_word_alone() -> None:
+    """Left over in a shell it is no number that a process under torchrun goes by, nor a traceback."""
+    os.environ.update(WHOLE | {environment.AGENT: "run", environment.PATIENCE: "soon"})
+    environment.settle_training()
+    assert environment.patience_minutes() == 30
+    os.environ.update({environment.LAUNCHER: str(os.getppid()), environment.PATIENCE: "0.5"})
+    assert environment.patience_minutes() == 0.5
+
+
 def test_srun_may_start_one_launch_on_each_machine() -> None:
     """As many tasks as --nodes says are launchers; any other number would train several runs."""
     os.environ["SLURM_STEP_NUM_TASKS"] = "2"

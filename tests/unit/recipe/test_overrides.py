@@ -126,3 +126,13 @@ def test_what_is_no_value(folder: Path, override: str, problem: str) -> None:
         load_recipe("r.yaml", [override])
     assert str(caught.value.problems[0]).startswith(f"command line  {problem}")
     assert len(caught.value.problems) == 1
+
+
+def test_a_number_may_be_the_name_of_a_label(tmp_path: Path) -> None:
+    """A key of a mapping that the file doesn't have, and no index."""
+    (tmp_path / "rows.jsonl").write_text("{}")
+    (tmp_path / "r.yaml").write_text(
+        "model: {base: owner/name}\ndata:\n  train:\n    - {path: rows.jsonl, format: classification}\n"
+    )
+    loaded = load_recipe(tmp_path / "r.yaml", ["data.train.0.labels.0=no", "data.train.0.labels.1=yes"])
+    assert loaded.recipe.data.train[0].labels == {"0": "no", "1": "yes"}

@@ -79,3 +79,13 @@ def test_extends_takes_the_name_of_a_shipped_recipe(tmp_path: Path) -> None:
     own.write_text("extends: tasks/sentiment_hed\n")
     with pytest.raises(RecipeError, match="no such file"):
         load_recipe(str(own))
+
+
+@pytest.mark.parametrize("adapter", ["run/adapter", "run"])
+def test_an_adapter_or_a_run_as_the_base_says_what_to_do(adapter: str, folder: Path) -> None:
+    """Neither is a base: it is merged, or trained further."""
+    (folder / adapter).mkdir(parents=True)
+    (folder / adapter / "adapter_config.json").write_text("{}")
+    (folder / "r.yaml").write_text((RECIPE % "data/a.jsonl").replace("owner/name", "run"))
+    with pytest.raises(RecipeError, match=r"model\.base .*finetune merge\), or trained further \(adapter\.continue_from"):
+        load_recipe(folder / "r.yaml")

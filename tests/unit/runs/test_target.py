@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import CheckpointError, ModelError
+from finetune.model.checkpoint import resolve_base
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
 from finetune.runs.target import resolve_target
@@ -56,3 +57,27 @@ def test_a_run_without_a_result_and_a_text_that_is_nothing_are_refused(tmp_path:
         resolve_target(str(run))
     with pytest.raises(ModelError, match="expected a run folder"):
         resolve_target(str(tmp_path / "gone"))
+
+
+def test_a_folder_of_adapters_names_them(tmp_path: Path) -> None:
+    """As peft saves an adapter that has a name, and other trainers their checkpoints: one folder down."""
+    for name in ("mine", "checkpoint-10"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="It holds the adapters checkpoint-10, mine: name one"):
+        resolve_target(str(tmp_path))
+
+
+@pytest.mark.parametrize("own_config", [False, True])
+def test_an_adapter_in_the_place_of_a_base_says_what_to_do(tmp_path: Path, tiny_base: Path, own_config: bool) -> None:
+    """An adapter that was trained on another, not merged one; some trainers save the base's config.json beside it."""
+    first, second = tmp_path / "first one", tmp_path / "second"
+    for folder, base in ((first, tiny_base), (second, first)):
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").touch()
+        config = {"peft_type": "LORA", "base_model_name_or_path": str(base)}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    if own_config:
+        (first / "config.json").write_bytes((tiny_base / "config.json").read_bytes())
+    with pytest.raises(ModelError, match=r"is an adapter, which is no base.*finetune merge '.*/first one' --output DIR"):
+        resolve_base(resolve_target(str(second)).model)
