@@ -121,7 +121,10 @@ def has_company() -> bool:
 def world() -> World:
     """What the launcher says. Raises LaunchError where that is no whole: a number that is none, one that is absent or too
     large, or several processes that nobody started."""
-    size = _number("WORLD_SIZE") or 1
+    size = _number("WORLD_SIZE")
+    if size == 0:
+        raise LaunchError("WORLD_SIZE is 0 in the environment; expected how many processes there are. Unset it.")
+    size = size or 1
     names = ("RANK", "LOCAL_RANK")
     if size == 1:
         wrong = [f"{name} is {os.environ[name]}" for name in names if _number(name)]

@@ -86,7 +86,7 @@ def _is_text(annotation: Any) -> bool:
 
 def _key(text: str) -> str | int:
     """A part of an override's path: an index, or a key."""
-    return int(text) if text.isdecimal() and len(text) < 10 else shorten(text)
+    return int(text) if text.isdecimal() and len(text) < 10 and str(int(text)) == text else shorten(text)
 
 
 def _at(node: Node, place: Place) -> Node:
