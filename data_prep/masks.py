@@ -18,7 +18,7 @@ from data_prep.contents import Place
 from data_prep.documents import Document, WeightedSpan
 from data_prep.errors import DataError
 from data_prep.heads import targets_of
-from data_prep.messages import Example, PlainText, last_answer
+from data_prep.messages import Example, PlainText, last_answer, thinks_in
 from data_prep.offsets import Encoded, Encoder, Offsets, continuation
 from data_prep.plain_specials import plain_specials
 from data_prep.render import ChatRenderer, bos_before, end_id, own_text, special_tokens, special_tokens_in
@@ -293,6 +293,11 @@ class Tokenization:
         )
 
     def _render_plain(self, example: PlainText) -> _Rendered:
+        if self._turns.reasoning == "context" and example.prompt and thinks_in(example.completion):
+            raise DataError(
+                "a plain completion begins with something that is thought, and data.reasoning is context, which conversations "
+                "alone can have: learn or drop it, or write the row as messages"
+            )
         text, tokenizer = example.prompt + example.completion, self.tokenizer
         prompt = asked_text(example.prompt) if self._preparation > 2 else ""
         start = 0 if self.supervise == "all" else len(example.prompt)

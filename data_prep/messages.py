@@ -38,6 +38,11 @@ class Message:
     """What the assistant thinks before it writes the content; a content may also hold it itself, between <think> tags."""
 
     @property
+    def loss_weight(self) -> float:
+        """How much the turn's tokens count where it is learned at all."""
+        return 1.0 if self.weight is None else self.weight
+
+    @property
     def thought(self) -> str:
         """What the assistant thinks, wherever the row says it, without the blanks around it."""
         return "\n\n".join(
@@ -103,17 +108,32 @@ Parsed = Example | Preference
 
 
 def without_reasoning(example: Example) -> Example:
-    """The example with what the assistant says, and not what it thinks before; itself where it thinks nothing."""
-    if not isinstance(example, Conversation) or not any(map(_thinks, example.messages)):
+    """The example with what the assistant says, and not what it thinks before; itself where it thinks nothing.
+
+    A thought that never ends goes to the end of the text, so that nothing is said. A text without a prompt answers nothing.
+    """
+    if isinstance(example, PlainText):
+        thinks = bool(example.prompt) and thinks_in(example.completion)
+        return replace(example, completion=_said(example.completion)) if thinks else example
+    if not any(message.reasoning or thinks_in(message.content) for message in example.messages if message.role == "assistant"):
         return example
     messages = (
-        replace(message, content=message.said, reasoning="") if _thinks(message) else message for message in example.messages
+        replace(message, content=_said(message.content), reasoning="") if message.role == "assistant" else message
+        for message in example.messages
     )
     return replace(example, messages=tuple(messages))
 
 
-def _thinks(message: Message) -> bool:
-    return bool(message.reasoning) or message.said != message.content.strip()
+def _said(text: str) -> str:
+    """What a text says; itself, blanks and all, where nothing is thought in it."""
+    if not thinks_in(text):
+        return text
+    return thought_of(text)[1] if THINK_END in text else ""
+
+
+def thinks_in(text: str) -> bool:
+    """Whether an answer begins with something that is thought."""
+    return thought_of(text)[1] != text.strip() or text.lstrip().startswith(THINK)
 
 
 def last_answer(example: Example) -> str:

@@ -283,7 +283,8 @@ class Pipeline:
             return None
         report.cleaned += after is not example
         special = bool(special_tokens_in(after, self._special, self.tokenizer))
-        answers = [answer.strip() for answer in learned_texts(after, self.section.supervise)]
+        learned = without_reasoning(after) if self.section.reasoning == "context" else after
+        answers = [answer.strip() for answer in learned_texts(learned, self.section.supervise)]
         reason = None
         if not all(answers):
             reason = "empty_answer"

@@ -183,7 +183,7 @@ class TurnFinder:
             (start, end), (before, after, asked) = places[index], skeleton.margins[index]
             own_end = start + len(text[start:end].rstrip())
             ask = start - before if asked else None
-            found.append(TextSpan(start - before, end + after, _weight(messages[index]), own_end, ask))
+            found.append(TextSpan(start - before, end + after, messages[index].loss_weight, own_end, ask))
         return found
 
     def _skeleton(self, example: Conversation) -> Skeleton | None:
@@ -232,7 +232,7 @@ class TurnFinder:
             if text.startswith(prompt) and len(prompt) <= start:
                 start = len(prompt)
         ask = start if start == len(prompt) and text.startswith(prompt) else None
-        return TextSpan(start, end, _weight(messages[index]), _own_end(messages[index], text, start, end), ask)
+        return TextSpan(start, end, messages[index].loss_weight, _own_end(messages[index], text, start, end), ask)
 
     def _by_marker(self, example: Conversation, index: int, text: str) -> tuple[int, int]:
         """The same for a template that writes a turn differently when others follow: a marker in the answer's place."""
@@ -270,7 +270,3 @@ def _is_written(message: Message, written: str) -> bool:
 
 def _has_tools(example: Conversation) -> bool:
     return bool(example.tools) or any(message.tool_calls or message.role == "tool" for message in example.messages)
-
-
-def _weight(message: Message) -> float:
-    return 1.0 if message.weight is None else message.weight

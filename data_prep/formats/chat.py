@@ -7,7 +7,7 @@ from data_prep.formats.columns import as_text, column, json_type, optional_text_
 from data_prep.formats.message_keys import refuse_unknown, role_of, says_nothing, weight_of
 from data_prep.formats.text_values import as_structure
 from data_prep.formats.turn_order import Turn, TurnOrders, checked, mended
-from data_prep.messages import REASONING_KEYS, Conversation, Message, ToolCall
+from data_prep.messages import REASONING_KEYS, Conversation, Message, ToolCall, thought_of
 from data_prep.sources.rows import listed, shown
 
 OPENAI, SHAREGPT = ("role", "content"), ("from", "value")
@@ -65,7 +65,7 @@ def turn_list(value: Any, field: str, form: tuple[str, str] | None = None) -> li
         if message.role == "system" and not message.content.strip():
             continue
         before = turns[-1][1] if turns else None
-        if before is not None and before.tool_calls and _only_calls(message) and before.weight == message.weight:
+        if before is not None and before.tool_calls and _only_calls(message) and before.loss_weight == message.loss_weight:
             turns[-1] = (turns[-1][0], replace(before, tool_calls=before.tool_calls + message.tool_calls))
         else:
             turns.append((place, message))
@@ -103,13 +103,19 @@ def _has_calls(item: dict[str, Any]) -> bool:
 
 
 def _reasoning(item: dict[str, Any], parts: "Parts", field: str) -> str:
-    """What is thought before the content, by a key or by parts of it. Raises ValueError where they differ."""
+    """What is thought before the content, by a key or by parts of it, and taken out of the text where that says it again.
+
+    Raises ValueError where they differ.
+    """
     if not parts.reasoning and _REASONING.isdisjoint(item):
         return ""
     said = {key: as_text(item[key], f"{field}.{key}") for key in REASONING_KEYS if not says_nothing(item.get(key))}
     if parts.reasoning:
         said["content"] = parts.reasoning
-    if len(set(said.values())) > 1:
+    inside, answer = thought_of(parts.text)
+    if said and inside:
+        said["<think>"], parts.text = inside, answer
+    if len({thought.strip() for thought in said.values()}) > 1:
         raise ValueError(f"{field}: its {' and '.join(said)} differ in what is thought; keep one")
     return next(iter(said.values()), "")
 

@@ -66,7 +66,7 @@ def _merged(turns: Sequence[Turn]) -> list[Turn]:
         if before is None or before.role != message.role or message.role == "tool" or before.tool_calls:
             found.append((place, message))
             continue
-        if message.role == "assistant" and before.weight != message.weight:
+        if message.role == "assistant" and before.loss_weight != message.loss_weight:
             raise ValueError(
                 f"{place} can't be put together with the assistant's turn before it, because the two differ in weight; give "
                 "them one weight"

@@ -15,6 +15,7 @@ from data_prep.formats.message_keys import (
     unread_keys,
 )
 from data_prep.formats.text_values import as_truth, as_turns_or_text
+from data_prep.messages import REASONING_KEYS
 from data_prep.sources.rows import Unreadable, shown
 
 DIALOGUES: frozenset[FormatName] = frozenset({"alpaca", "messages", "sharegpt", "prompt_completion"})
@@ -22,11 +23,21 @@ DIALOGUES: frozenset[FormatName] = frozenset({"alpaca", "messages", "sharegpt", 
 OTHER_TOOLS = {
     "system_prompt": "system", "system_message": "system", "system_instruction": "system", "sys_prompt": "system",
     "functions": "tools", "function": "tools", "available_tools": "tools", "tool_list": "tools",
+    "context": "input", "passage": "context",
 }  # fmt: skip
 """What other tools call a column, and the name that it has where a format reads it."""
 
-MEANINGFUL = frozenset({"system", "tools", "history", "references", *OTHER_TOOLS})
+ASKING: frozenset[FormatName] = frozenset({"alpaca", "prompt_completion", "question_answer"})
+"""Formats that make the question of a row's columns."""
+
+ASKED = frozenset({"input", "instruction", "context", "passage", "options", "choices"})
+"""Columns with a part of the question, which those formats lose where they don't read them."""
+
+MEANINGFUL = frozenset({"system", "tools", "history", "references", *OTHER_TOOLS}) - ASKED
 """Columns that say something to the model, in every format but plain texts."""
+
+THOUGHTS = frozenset({*REASONING_KEYS, "chain_of_thought", "cot", "thoughts"})
+"""Columns with what is thought before the answer; messages have keys of their own for it."""
 
 MEDIA = frozenset({"image", "images", "audio", "audios", "video", "videos"})
 """Columns with what the texts of a dialogue speak of."""
@@ -86,6 +97,10 @@ def _problem(name: str, value: Any, format_name: FormatName) -> str | None:
         return f"says that the row is held out ({shown(value)})"
     if name in MEANINGFUL and format_name != "text":
         return "may change what is learned"
+    if name in ASKED and format_name in ASKING:
+        return "may be a part of the question"
+    if name in THOUGHTS and format_name in DIALOGUES | ASKING:
+        return "may be what is thought before the answer"
     if format_name not in DIALOGUES:
         return None
     if name in MEDIA:
@@ -104,6 +119,8 @@ def _hint(name: str, names: Collection[str]) -> str:
     """What else can be done about a column."""
     if name in GOOD_OR_BAD:
         return "; data.on_bad_row: skip leaves the bad rows out"
+    if name in ASKED | THOUGHTS:
+        return "; format template can write it"
     meant = OTHER_TOOLS.get(name)
     return f"; columns: {{{meant}: {name}}} reads it" if meant in names else ""
 

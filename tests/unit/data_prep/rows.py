@@ -14,7 +14,7 @@ from data_prep.prepare import PreparedData
 from data_prep.tokenizer import load_tokenizer
 
 ROWS = [
-    {"instruction": f"Say {word} to {name}.", "output": f"{word}, {name}", "context": f"It is {word}.", "note": f"Ask {name}."}
+    {"instruction": f"Say {word} to {name}.", "output": f"{word}, {name}", "topic": f"It is {word}.", "note": f"Ask {name}."}
     for word in ("blue", "lamp", "seven")
     for name in ("Ada", "Bob", "Eve")
 ]

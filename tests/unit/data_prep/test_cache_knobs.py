@@ -96,7 +96,7 @@ MATTERS: dict[str, tuple[Setup, Setup]] = {
     "train": (Setup(), Setup(source={"path": "labelled.jsonl", "format": "classification"})),
     "format": (Setup(), Setup(source={"format": "auto"})),
     "columns": (
-        Setup(source={"format": "alpaca", "columns": {"input": "context"}}),
+        Setup(source={"format": "alpaca", "columns": {"input": "topic"}}),
         Setup(source={"format": "alpaca", "columns": {"input": "note"}}),
     ),
     "labels": (

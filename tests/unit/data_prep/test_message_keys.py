@@ -144,6 +144,13 @@ MEANINGFUL: list[tuple[FormatName, dict[str, Any], dict[str, Any], str]] = [
     ("prompt_completion", PLAIN, {"label": "False"}, "'label' says that the answer is a bad one"),
     ("alpaca", {"instruction": "a", "output": "b"}, {"tools": [{"name": "f"}]}, "'tools' may change what is learned"),
     ("alpaca", {"instruction": "a", "output": "b"}, {"system_message": "s"}, "did you mean 'system'"),
+    ("alpaca", {"instruction": "a", "output": "b"}, {"context": "c"}, r"did you mean 'input'\? .*columns: \{input: context\}"),
+    ("alpaca", {"instruction": "a", "input": "", "output": "b"}, {"context": "c"}, "'context' may be a part of the question"),
+    ("alpaca", {"instruction": "a", "output": "b"}, {"reasoning": "r"}, "'reasoning' may be what is thought before the answer"),
+    ("messages", CHAT, {"reasoning_content": "r"}, "'reasoning_content' may be what is thought"),
+    ("prompt_completion", PLAIN, {"input": "c"}, "'input' may be a part of the question"),
+    ("question_answer", {"question": "a", "answer": "B"}, {"choices": ["x", "y"]}, "'choices' may be a part of the question"),
+    ("question_answer", {"question": "a", "answer": "b"}, {"passage": "c"}, "did you mean 'context'"),
     ("classification", TASK, {"system": "s"}, "'system' may change what is learned"),
     ("classification", TASK, {"history": "s"}, "'history' may change what is learned"),
     ("text", {"text": "a"}, {"split": "test"}, "'split' says that the row is held out"),
@@ -167,7 +174,8 @@ def test_columns_with_a_meaning(format_name: FormatName, values: dict[str, Any],
     [
         {"system": ""}, {"system_prompt": None}, {"tools": []}, {"history": []}, {"images": []}, {"label": True}, {"label": 0},
         {"label": "math"}, {"weight": 1.0}, {"weight": "1"}, {"train": True}, {"split": "train"}, {"id": 3}, {"source": "web"},
-        {"context": "c"}, {"image": Unreadable("binary")}, {"images": Unreadable("list<binary>")}, {"score": 0.5},
+        {"context": "c"}, {"choices": ["a"]}, {"reasoning": ""},
+        {"image": Unreadable("binary")}, {"images": Unreadable("list<binary>")}, {"score": 0.5},
     ],
 )  # fmt: skip
 def test_columns_without_a_meaning(column: dict[str, Any]) -> None:

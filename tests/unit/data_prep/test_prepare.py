@@ -193,12 +193,12 @@ def test_preferences_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerF
 def test_a_mapped_column_that_no_row_has(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """An optional column may be absent from rows, but one that `columns` names must be in some."""
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "b", "context": "c"}]))
+    path.write_text(json.dumps([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "b", "topic": "c"}]))
     source = {"path": str(path), "format": "alpaca"}
-    data = prepare(DataSection.model_validate({"train": [source | {"columns": {"input": "context"}}]}), tokenizer, seed=0)
+    data = prepare(DataSection.model_validate({"train": [source | {"columns": {"input": "topic"}}]}), tokenizer, seed=0)
     assert len(data.train) == 2
-    with pytest.raises(DataError, match="no row has the column 'contxt' that `columns` names"):
-        prepare(DataSection.model_validate({"train": [source | {"columns": {"input": "contxt"}}]}), tokenizer, seed=0)
+    with pytest.raises(DataError, match="no row has the column 'topc' that `columns` names"):
+        prepare(DataSection.model_validate({"train": [source | {"columns": {"input": "topc"}}]}), tokenizer, seed=0)
 
 
 def test_bad_rows_are_skipped_and_counted_when_asked(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

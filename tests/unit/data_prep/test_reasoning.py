@@ -8,9 +8,12 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep import Conversation, Message
 from data_prep.config import Reasoning
+from data_prep.errors import DataError
+from data_prep.formats.chat import message_of
 from data_prep.masks import Tokenization
-from data_prep.messages import ToolCall, thought_of, without_reasoning
-from tests.unit.data_prep.rows import with_template
+from data_prep.messages import PlainText, ToolCall, thought_of, without_reasoning
+from data_prep.prepare import prepare
+from tests.unit.data_prep.rows import file, said, section, with_template
 
 ASK, AGAIN = Message("user", "2+3?"), Message("user", "And 1+1?")
 KEY = Message("assistant", "It is 5.", reasoning="Two and three.")
@@ -115,6 +118,41 @@ def test_a_thought_may_be_left_out(answer: Message, llama_folder: Path, tmp_path
 def test_a_thought_begins_a_content_and_ends_in_its_tag(content: str, thought: str, said: str) -> None:
     """A text that speaks of the tags is no thought."""
     assert thought_of(content) == (thought, said)
+
+
+@pytest.mark.parametrize(("completion", "left"), [("<think>a</think>b", "b"), (" b", " b"), ("<think>a", "")])
+def test_what_is_thought_in_a_completion_is_left_out(completion: str, left: str) -> None:
+    """A plain completion is an answer too, and a thought that never ends leaves nothing said; a document answers nothing."""
+    assert without_reasoning(PlainText("q", completion)) == PlainText("q", left)
+    assert without_reasoning(PlainText("", completion)) == PlainText("", completion)
+    talk = without_reasoning(Conversation((ASK, Message("assistant", completion))))
+    assert talk == Conversation((ASK, Message("assistant", left)))
+
+
+def test_what_is_thought_in_a_completion_is_never_only_read(llama_folder: Path, tmp_path: Path) -> None:
+    """It has no turn to be found in: the option is refused, not passed over."""
+    way = Tokenization(with_template(llama_folder, INNOCENT, tmp_path), "assistant", reasoning="context")
+    assert len(list(way.run([("row 1", PlainText("q", "b"))]))) == 1
+    with pytest.raises(DataError, match=r"^row 2: a plain completion begins with something that is thought"):
+        list(way.run([("row 2", PlainText("q", "<think>a</think>b"))]))
+
+
+@pytest.mark.parametrize("content", ["<think>\nTwo and three.\n</think>\n\nIt is 5.", "Two and three.</think>It is 5."])
+def test_a_thought_that_a_row_says_twice_is_one(content: str) -> None:
+    """A key of the message and its content may both say it, and must say the same."""
+    turn = {"role": "assistant", "content": content, "reasoning_content": "Two and three.\n"}
+    assert message_of(turn, "messages[1]") == Message("assistant", "It is 5.", reasoning="Two and three.\n")
+    with pytest.raises(ValueError, match="reasoning_content and <think> differ in what is thought"):
+        message_of(turn | {"reasoning_content": "Five."}, "messages[1]")
+
+
+@pytest.mark.parametrize(("reasoning", "kept"), [("learn", 2), ("context", 1), ("drop", 1)])
+def test_a_thought_that_never_ends(reasoning: str, kept: int, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """It is learned where thoughts are; otherwise its answer is an empty one."""
+    rows = said(("2+3?", "<think>Two and"), ("1+1?", "It is 2."))
+    data = prepare(section(file(tmp_path / "rows.jsonl", rows), reasoning=reasoning), tokenizer, seed=0)
+    assert len(data.train) == kept
+    assert [drop.count for drop in data.report.sources[0].dropped.values()] == [2 - kept] * (kept < 2)
 
 
 def test_thoughts_before_tool_calls(llama_folder: Path, tmp_path: Path) -> None:

@@ -39,6 +39,15 @@ def said(example: Conversation) -> str:
     return " ".join(message.content.replace("\n\n", "+") for message in example.messages)
 
 
+def test_a_weight_of_1_is_as_good_as_none() -> None:
+    """Neighbours with and without one are merged; those that differ in what is learned are not."""
+    asked, first = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
+    merged = parsed({"messages": [asked, first, first | {"weight": 1}]}, "merge_neighbours")
+    assert said(merged) == "u a+a"
+    with pytest.raises(DataError, match="differ in weight"):
+        parsed({"messages": [asked, first, first | {"weight": 0}]}, "merge_neighbours")
+
+
 ALL: tuple[TurnOrder, ...] = ("drop_greeting", "drop_unanswered", "merge_neighbours")
 ORDERS: list[tuple[str, tuple[TurnOrder, ...], str, tuple[str, ...]]] = [
     ("ua", ALL, "u1 a2", ()),
