@@ -1,12 +1,40 @@
 """Where the contents of messages stand in the text that a template wrote of them."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from data_prep.messages import Message
 
 Place = tuple[int, int]
 """The first character, and the one after the last."""
+
+
+def marked_places(
+    messages: Sequence[Message], text: str, marker: str, write: Callable[[list[Message]], str]
+) -> list[Place] | None:
+    """Where the contents stand in the text that `write` makes of the messages, by marks that it writes in their place.
+
+    A content may be found that way where the template writes the same text itself: a row may say </s>. Blanks around it may
+    be gone. None where the template writes marks otherwise than these contents.
+    """
+    said = {index for index, message in enumerate(messages) if message.content.strip()}
+    marks = [replace(m, content=f"{marker}-{index}-") if index in said else m for index, m in enumerate(messages)]
+    pieces = re.split(rf"{re.escape(marker)}-(\d+)-", write(marks))
+    found: list[Place] = []
+    position = len(pieces[0])
+    if not text.startswith(pieces[0]):
+        return None
+    for index, piece in zip(map(int, pieces[1::2]), pieces[2::2], strict=True):
+        content = messages[index].content
+        forms = (content, content.strip(), content.lstrip(), content.rstrip())
+        end = next((position + len(form) for form in forms if text.startswith(form + piece, position)), None)
+        if end is None:
+            return None
+        found.append((position, end))
+        position = end + len(piece)
+    return found if position == len(text) else None
 
 
 def contents_in(messages: Sequence[Message], text: str) -> list[Place | None]:

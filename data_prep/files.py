@@ -219,7 +219,7 @@ def _line_for(path: Path) -> str:
     found = [file for file in islice(path.rglob("*"), MOST_SEARCHED) if kind_of(file.name) and file.is_file()]
     hidden = [file for file in found if any(part.startswith(".") for part in file.relative_to(path).parts)]
     below = [file for file in found if file.name not in ABOUT_DATA and file not in hidden]
-    folders = sorted({file.parent for file in below})
+    folders = sorted({file.parent for file in below}, key=lambda folder: (says_held_out(folder.name), folder))
     if not folders:
         return f"expected files that end in {EXPECTED}"
     if len(folders) == 1:

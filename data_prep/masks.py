@@ -8,7 +8,8 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from data_prep.boundary import Boundary, asked_text
@@ -18,7 +19,7 @@ from data_prep.contents import Place
 from data_prep.documents import Document, WeightedSpan
 from data_prep.errors import DataError
 from data_prep.heads import targets_of
-from data_prep.messages import Example, PlainText, last_answer, thinks_in
+from data_prep.messages import Conversation, Example, Message, PlainText, last_answer, thinks_in
 from data_prep.offsets import Encoded, Encoder, Offsets, continuation
 from data_prep.plain_specials import plain_specials
 from data_prep.render import ChatRenderer, bos_before, end_id, own_text, special_tokens, special_tokens_in
@@ -276,14 +277,14 @@ class Tokenization:
         if found.left_out is not None:
             role = example.messages[found.left_out].role
             self._find("left_out_text", place, self._left_out(found.left_out, role))
-        contents = self._contents(example, found.text)
+        contents = self._contents(example, found.text, partial(self._turns.write, tools=example.tools))
         return _Rendered(found.text, found.spans, [], [], self.supervise != "all", contents=contents, asks=found.asks)
 
-    def _contents(self, example: Example, text: str) -> list[Place]:
-        """What the row itself says in a text, where a special token in it is to be plain text."""
+    def _contents(self, example: Example, text: str, write: Callable[[list[Message]], str] | None = None) -> list[Place]:
+        """What the row itself says in a text, where a special token in it is to be plain text; see own_text."""
         if not self._special or not special_tokens_in(example, self._special, self.tokenizer):
             return []
-        return own_text(example, text, self.tokenizer)
+        return own_text(example, text, self.tokenizer, write)
 
     def _left_out(self, index: int, role: str) -> str:
         advice = "put a system message's text into the first question, or " if role == "system" else ""
@@ -310,7 +311,13 @@ class Tokenization:
     def _render_prompt(self, example: Example, head: HeadSection) -> _Rendered:
         text, before = self._prompt(example)
         targets = targets_of(last_answer(example), head)
-        return _Rendered(text, [TextSpan(len(text), len(text))], before, [end_id(self.tokenizer)], False, targets)
+        asked: Example = PlainText(text, "")
+        write = None
+        if isinstance(example, Conversation) and self._chat is not None:
+            asked = replace(example, messages=example.messages[:-1])
+            write = partial(self._chat.render_prompt, tools=example.tools)
+        contents, end = self._contents(asked, text, write), [end_id(self.tokenizer)]
+        return _Rendered(text, [TextSpan(len(text), len(text))], before, end, False, targets, contents=contents)
 
     def _prompt(self, example: Example) -> tuple[str, list[int]]:
         """A row's text before its last answer, and the ids before it; no template, no chat."""

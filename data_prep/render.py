@@ -5,14 +5,14 @@ A template writes its own BOS: rendered text is tokenised without added special 
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from data_prep.boundary import asked_text
 from data_prep.chat_templates import DEFAULT, TOOL_USE, adds_bos, rendering_of, template_choices, templates_of
-from data_prep.contents import Place, contents_in
+from data_prep.contents import Place, contents_in, marked_places
 from data_prep.errors import DataError
 from data_prep.messages import REASONING_KEYS, THINK, THINK_END, Conversation, Example, Message, ToolCall
 from data_prep.plain_specials import plain_specials
@@ -256,7 +256,8 @@ def prompt_and_reference(
         asked, last = replace(example, messages=example.messages[:-1]), example.messages[-1]
         prompt = render_prompt(asked.messages, tokenizer, asked.tools)
         reference = last.content if not last.tool_calls else _written_answer(example, prompt, tokenizer)
-        contents = own_text(asked, prompt, tokenizer) if as_text else []
+        write = partial(render_prompt, tokenizer=tokenizer, tools=asked.tools)
+        contents = own_text(asked, prompt, tokenizer, write) if as_text else []
         return _ids(prompt, tokenizer, contents), reference
     prompt = asked_text(example.prompt) if rendering_of(tokenizer).preparation > 2 else example.prompt
     contents = own_text(example, example.prompt + example.completion, tokenizer) if as_text else []
@@ -264,9 +265,14 @@ def prompt_and_reference(
     return token_ids or [end_id(tokenizer)], example.completion
 
 
-def own_text(example: Example, text: str, tokenizer: "PreTrainedTokenizerFast") -> list[Place]:
-    """Where what a row itself says stands in the text that is tokenised."""
+def own_text(
+    example: Example, text: str, tokenizer: "PreTrainedTokenizerFast", write: Callable[[list[Message]], str] | None = None
+) -> list[Place]:
+    """Where what a row itself says stands in the text that is tokenised; `write` made it of a conversation's messages."""
     if isinstance(example, Conversation):
+        marker = marker_for(example.messages)
+        if write is not None and (places := marked_places(example.messages, text, marker, write)) is not None:
+            return places
         return [place for place in contents_in(example.messages, text) if place is not None and place[0] < place[1]]
     bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
     start = len(bos) if text.startswith(bos) else 0

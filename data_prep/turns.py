@@ -8,7 +8,7 @@ is its contents between the skeleton's pieces, to the character, needs no furthe
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_prep.chat_templates import template_choices
 from data_prep.config import Reasoning, Supervise
@@ -92,6 +92,10 @@ class TurnFinder:
         """The token that the template ends an answer with; empty where it writes none."""
         after = self._renderer.after_answer().lstrip()
         return next((token for token in added_texts(self.tokenizer) if after.startswith(token)), "")
+
+    def write(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
+        """Messages as the template writes them."""
+        return self._renderer.render(messages, tools=tools)
 
     def find(self, example: Conversation) -> Found:
         """A conversation's text and its supervised parts. Raises DataError where the template can't be followed."""

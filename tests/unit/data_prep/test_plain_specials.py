@@ -1,5 +1,6 @@
 """Special tokens in what a row says, read as text: data.special_tokens_in_text text."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from data_prep import Conversation, Message, load_tokenizer
+from data_prep.config import HeadSection
 from data_prep.masks import Tokenization
 from data_prep.messages import Example, PlainText
 from data_prep.plain_specials import PlainSpecials
@@ -56,6 +58,33 @@ def test_the_templates_own_tokens_stay_special(template: str, llama_folder: Path
 
     other = special("What is it?", "A tag.", "And then?", "None.")
     assert special("What is </s>?", "</s> ends <|im_end|> a text.", "And <s>?", "It begins one.") == other
+
+
+@pytest.mark.parametrize("template", ["chatml", "llama2", "llama3", "mistral", "zephyr"])
+def test_a_content_that_the_template_writes_too(template: str, llama_folder: Path) -> None:
+    """A turn that is nothing but an end token is text, wherever the template writes that token itself."""
+    tokenizer = load_tokenizer(llama_folder, chat_template=template)
+    end = tokenizer.eos_token
+    said = ("Which token ends a turn?", end, end, f"{end} ")
+    talk = Conversation(tuple(Message("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(said)))
+    ids, answers = learned(talk, tokenizer)
+    other = Conversation(tuple(replace(turn, content="A tag.") for turn in talk.messages))
+    added = tokenizer.added_tokens_decoder
+    assert [index for index in ids if index in added] == [index for index in learned(other, tokenizer)[0] if index in added]
+    assert sum(index in added for index in answers) == 2
+    asked, _ = prompt_and_reference(talk, tokenizer, special_as_text=True)
+    assert ids[: len(asked)] == asked
+
+
+def test_a_heads_prompt_has_no_special_token_of_its_text(llama_folder: Path) -> None:
+    """What a classification head reads is cut as a language model's prompt is, with a chat template and without one."""
+    for template in ("llama2", None):
+        tokenizer = load_tokenizer(llama_folder, chat_template=template)
+        way = Tokenization(tokenizer, "last", head=HeadSection(labels=("bad", "good")), special_as_text=True)
+        rows = [("row", Conversation((Message("user", text), Message("assistant", "good")))) for text in (HTML, "old price")]
+        rows += [("row", PlainText(text, "good")) for text in (HTML, "old price")]
+        special = [[i for i in d.token_ids if i in tokenizer.all_special_ids] for d, _ in way.run(rows)]
+        assert (special[0], special[2]) == (special[1], special[3])
 
 
 @settings(deadline=None, max_examples=60)

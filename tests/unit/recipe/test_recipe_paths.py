@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "data/a.jsonl").write_text("{}")
     (tmp_path / "data/b.csv.gz").write_bytes(gzip.compress(b"a\n1\n"))
     (tmp_path / "data/notes.md").write_text("x")
-    for name in ("data/held/test.jsonl", "clone/data/train.jsonl"):
+    for name in ("data/held/test.jsonl", "clone/data/train.jsonl", "splits/test/a.jsonl", "splits/train/a.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("{}")
     return tmp_path
@@ -45,6 +45,7 @@ def test_files_folders_and_globs(path: str, folder: Path) -> None:
         ("data/notes.md", "notes.md ends in '.md', expected .json, .jsonl, .csv, .tsv, .parquet, .arrow, .txt, each also"),
         ("data/empty", "no file in the folder {folder}/data/empty can be read: it is empty; expected files that end in .json"),
         ("data/held", "every file of {folder}/data/held says by its name that it is held out (held/test.jsonl); to train on"),
+        ("splits", "its data are in {folder}/splits/train, {folder}/splits/test: write path: {folder}/splits/train, or"),
         ("clone", "can be read: it holds data/; its data are further down: write path: {folder}/clone/data"),
         ('""', "no such file: looked at {folder}"),
     ],
