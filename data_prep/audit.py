@@ -10,6 +10,7 @@ import numpy as np
 from data_prep.config import DataSection, HeadSection
 from data_prep.documents import Document
 from data_prep.heads import answer_of_targets
+from data_prep.lengths import overlap_of
 from data_prep.pack import epoch_packs
 from data_prep.prepare import PreparedData
 from data_prep.report import FINDINGS, LENGTH_EDGES, DataReport, SourceReport, histogram_bars, source_lines
@@ -92,7 +93,7 @@ def audit_of(
     failed = [name for name in data.report.findings() if name not in section.allow_findings]
     drawn = np.random.default_rng(seed).permutation(len(data.train))[:samples]
     shown = [sample_of(data.train[int(index)], tokenizer, head) for index in sorted(drawn.tolist())]
-    return Audit(data.report, failed, _epoch(section, data, seed), shown)
+    return Audit(data.report, failed, _epoch(section, data, tokenizer, seed), shown)
 
 
 def sample_of(document: Document, tokenizer: "PreTrainedTokenizerFast", head: HeadSection | None = None) -> Sample:
@@ -165,10 +166,17 @@ def histogram_lines(counts: Sequence[int]) -> list[str]:
     return lines or ["no document"]
 
 
-def _epoch(section: DataSection, data: PreparedData, seed: int) -> Epoch:
+def _epoch(section: DataSection, data: PreparedData, tokenizer: "PreTrainedTokenizerFast", seed: int) -> Epoch:
     lengths, capacity = data.train.lengths, section.pack_length_tokens
     packs = epoch_packs(
-        lengths, data.train.sources, data.repeats, capacity_tokens=capacity, split=section.pack_split, seed=seed, epoch=0
+        lengths,
+        data.train.sources,
+        data.repeats,
+        capacity_tokens=capacity,
+        split=section.pack_split,
+        seed=seed,
+        epoch=0,
+        overlap=overlap_of(tokenizer),
     )
     slots = len(packs) * (capacity or int(lengths.max(initial=1)))
     used = int(packs.tokens.sum()) / slots if slots else 0.0

@@ -1,23 +1,28 @@
 """What becomes of a document that is longer than the recipe allows."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from data_prep.chat_templates import rendering_of
 from data_prep.config import OverLength
 from data_prep.documents import Document
 from data_prep.errors import DataError
 from data_prep.pack import OVERLAP_TOKENS
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 PART = " part "
 """Stands between a split row's place and a part's number."""
 
 
-def overlap_of(preparation: int) -> int:
+def overlap_of(tokenizer: "PreTrainedTokenizerFast") -> int:
     """How many tokens a document that is cut repeats behind the cut; by preparation 2 none, and a label was lost with each."""
-    return OVERLAP_TOKENS if preparation >= 3 else 0
+    return OVERLAP_TOKENS if rendering_of(tokenizer).preparation >= 3 else 0
 
 
 def fitted(
-    document: Document, most: int, over_length: OverLength, bos_token_id: int | None, overlap: int = OVERLAP_TOKENS
+    document: Document, most: int, over_length: OverLength, bos_token_id: int | None, overlap: int
 ) -> list[Document]:
     """The document, or what is kept of it, as documents of at most `most` tokens; none where it is dropped.
 

@@ -66,7 +66,7 @@ def epoch_packs(
     split: bool,
     seed: int,
     epoch: int,
-    overlap: int = OVERLAP_TOKENS,
+    overlap: int,
 ) -> Packs:
     """The packs of an epoch of documents with these lengths and sources, as data_prep.mix draws and orders it."""
     order = epoch_rows(sources, repeats, seed, epoch)
@@ -80,7 +80,7 @@ def pack_documents(
     *,
     capacity_tokens: int | None,
     split: bool,
-    overlap: int = OVERLAP_TOKENS,
+    overlap: int,
 ) -> Packs:
     """The documents of `order` in packs: by pack, by pack_split, or without a capacity each a pack of its own."""
     if capacity_tokens is None:
@@ -121,7 +121,7 @@ def pack(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, seed: See
     return _whole(documents, lengths, np.cumsum([0, *map(len, chosen)]))
 
 
-def pack_split(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, overlap: int = OVERLAP_TOKENS) -> Packs:
+def pack_split(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, overlap: int) -> Packs:
     """Documents end to end in this order, cut wherever a pack is full.
 
     Every pack but the last one is full, or has room for no more than what a cut repeats.

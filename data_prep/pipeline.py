@@ -95,7 +95,7 @@ class Pipeline:
     ) -> Iterator[tuple[Document, int]]:
         """The same for some rows of a source."""
         section, bos = self.section, self.tokenizer.bos_token_id
-        overlap = overlap_of(rendering_of(self.tokenizer).preparation)
+        overlap = overlap_of(self.tokenizer)
         waiting: deque[_Candidate] = deque()  # those that are being tokenised
 
         def on_finding(finding: Finding | Note, place: str, message: str) -> None:

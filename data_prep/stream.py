@@ -61,7 +61,7 @@ class Stream:
         self.section, self.seed, self.buffer_rows = section, seed, section.streaming.buffer_rows
         self.head = head
         self._pipeline = Pipeline(section, tokenizer, seed=seed, allow_code=frozenset(allow_code), head=head)
-        self._overlap = overlap_of(rendering_of(tokenizer).preparation)
+        self._overlap = overlap_of(tokenizer)
         self._counts_bad_rows = True
         self._reports = [self._pipeline.report(source, "train") for source in section.train]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.errors import DataError
-from data_prep.pack import epoch_packs
+from data_prep.pack import OVERLAP_TOKENS, epoch_packs
 from finetune.errors import ModelError
 from finetune.recipe.schema import Recipe
 
@@ -49,7 +49,14 @@ def measured(recipe: Recipe, lengths: np.ndarray, supervised: np.ndarray, source
     """From the tokens of each row (their lengths, learned ones, sources)."""
     train, data = recipe.train, recipe.data
     packs = epoch_packs(
-        lengths, sources, repeats, capacity_tokens=data.pack_length_tokens, split=data.pack_split, seed=train.seed, epoch=0
+        lengths,
+        sources,
+        repeats,
+        capacity_tokens=data.pack_length_tokens,
+        split=data.pack_split,
+        seed=train.seed,
+        epoch=0,
+        overlap=OVERLAP_TOKENS,
     )
     tokens, micro = np.sort(packs.tokens)[::-1], train.micro_batch_size
     learned = np.sort(np.add.reduceat(supervised[packs.documents], packs.bounds[:-1]))[::-1][:micro].sum()

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from data_prep.documents import Document, DocumentTable
-from data_prep.pack import OVERLAP_TOKENS, Packs, Piece, epoch_packs, pieces_of
+from data_prep.pack import Packs, Piece, epoch_packs, pieces_of
 from data_prep.stream import Position, Stream
 from finetune.model.batch import packed_batch, padded_batch
 from finetune.model.noise import noise_seed
@@ -104,7 +104,7 @@ class TableFeed(Feed):
         pack_length_tokens: int | None,
         pack_split: bool,
         seed: int,
-        overlap: int = OVERLAP_TOKENS,
+        overlap: int,
     ):
         super().__init__(batching)
         self.table, self.repeats, self.seed = table, repeats, seed

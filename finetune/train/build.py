@@ -269,7 +269,7 @@ def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
         pack_length_tokens=section.pack_length_tokens,
         pack_split=section.pack_split,
         seed=train.seed,
-        overlap=overlap_of(inputs.rules.preparation),
+        overlap=overlap_of(inputs.tokenizer),
     )
 
 

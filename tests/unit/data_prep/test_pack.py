@@ -163,7 +163,7 @@ def test_split_packs_hold_every_token_once(lengths: list[int], capacity: int, ov
 def test_no_label_is_lost_behind_a_cut(documents: tuple[np.ndarray, np.ndarray]) -> None:
     """Of documents that are cut, each token but the first has one in front of it in exactly one piece: there is its label."""
     lengths, order = documents
-    packs = pack_split(lengths, CAPACITY // 4, order)
+    packs = pack_split(lengths, CAPACITY // 4, order, 1)
     labels = Counter((piece, token) for members in packs for piece, start, stop in members for token in range(start + 1, stop))
     times = Counter(order.tolist())
     assert labels == {(document, token): times[document] for document in times for token in range(1, lengths[document])}
@@ -180,7 +180,7 @@ def test_split_packs_are_as_few_as_can_be(documents: tuple[np.ndarray, np.ndarra
     packs = pack_split(lengths, CAPACITY, order, overlap=0)
     assert len(packs) == -(-total // CAPACITY)
     assert sum(stop - start for members in packs for _, start, stop in members) == total
-    repeating = pack_split(lengths, CAPACITY, order)
+    repeating = pack_split(lengths, CAPACITY, order, 1)
     assert len(packs) <= len(repeating) <= -(-total // (CAPACITY - 1))
 
 
@@ -189,19 +189,19 @@ def test_split_packs_are_as_few_as_can_be(documents: tuple[np.ndarray, np.ndarra
 def test_the_recipe_says_how_documents_are_packed(documents: tuple[np.ndarray, np.ndarray], seed: Any) -> None:
     """Without a capacity each document is a pack, in the given order; with one they are packed whole, or cut."""
     lengths, order = documents
-    alone = pack_documents(lengths, order, seed, capacity_tokens=None, split=False)
+    alone = pack_documents(lengths, order, seed, capacity_tokens=None, split=False, overlap=1)
     assert list(alone) == [[(document, 0, lengths[document])] for document in order]
     assert alone.tokens.tolist() == lengths[order].tolist()
-    whole = pack_documents(lengths, order, seed, capacity_tokens=CAPACITY, split=False)
+    whole = pack_documents(lengths, order, seed, capacity_tokens=CAPACITY, split=False, overlap=1)
     assert list(whole) == list(pack(lengths, CAPACITY, order, seed))
-    cut = pack_documents(lengths, order, seed, capacity_tokens=CAPACITY, split=True)
-    assert list(cut) == list(pack_split(lengths, CAPACITY, order))
+    cut = pack_documents(lengths, order, seed, capacity_tokens=CAPACITY, split=True, overlap=1)
+    assert list(cut) == list(pack_split(lengths, CAPACITY, order, 1))
 
 
 @pytest.mark.parametrize(("capacity", "split"), [(None, False), (16, False), (16, True)])
 def test_of_no_document_no_pack_is_made(capacity: int | None, split: bool) -> None:
     """An order without a document has no packs, however they are made."""
-    packs = pack_documents(np.array([3, 4]), np.empty(0, np.int64), 0, capacity_tokens=capacity, split=split)
+    packs = pack_documents(np.array([3, 4]), np.empty(0, np.int64), 0, capacity_tokens=capacity, split=split, overlap=1)
     assert len(packs) == 0
     assert packs.tokens.tolist() == []
 

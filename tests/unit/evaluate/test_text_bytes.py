@@ -145,3 +145,16 @@ def test_a_weight_counts_for_bytes_as_for_the_loss(tiny_base: Path, tmp_path: Pa
     )
     data = prepare(section, tokenizer, seed=0)
     assert supervised_bytes(data.evaluation, data.evaluation_rows, section, tokenizer) == [0.5 * 9 + 3]
+
+
+@pytest.mark.parametrize("preparation", [2, 3])
+def test_split_rows_count_the_bytes_of_their_own_labels(tiny_base: Path, tmp_path: Path, preparation: int) -> None:
+    """By preparation 2 parts share no token, and the bytes are those of the tokens that have a label then."""
+    tokenizer = load_tokenizer(tiny_base, preparation=preparation)
+    rows = [{"text": text} for text in TEXTS[2:4]]
+    data, found = prepared(tokenizer, tmp_path, rows, over_length="split", max_length_tokens=9)
+    assert len(data.evaluation) > 2
+    for document, size in zip(data.evaluation, found, strict=True):
+        labels = [document.token_ids[place] for first, end, _ in document.spans for place in range(first, end)]
+        written = tokenizer.convert_ids_to_tokens([label for label in labels if label != tokenizer.eos_token_id])
+        assert size == sum(map(len, written))  # byte-level: a character of the vocabulary stands for a byte

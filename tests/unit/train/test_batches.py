@@ -37,7 +37,7 @@ def feed(
     """A feed of global batches of 8 over documents of 10 to 16 tokens."""
     documents = [Document([row % 300] * (10 + row % 7), ((1, 10 + row % 7, 1.0),), f"row {row}") for row in range(rows)]
     batching = Batching(8, micro, world, rank, pack is not None, pad_token_id=0)
-    return TableFeed(table_of(documents), [repeat], batching, pack_length_tokens=pack, pack_split=split, seed=seed)
+    return TableFeed(table_of(documents), [repeat], batching, pack_length_tokens=pack, pack_split=split, seed=seed, overlap=1)
 
 
 def first_epoch(feed: TableFeed) -> list[list[str]]:
