@@ -21,9 +21,7 @@ def overlap_of(tokenizer: "PreTrainedTokenizerFast") -> int:
     return OVERLAP_TOKENS if rendering_of(tokenizer).preparation >= 3 else 0
 
 
-def fitted(
-    document: Document, most: int, over_length: OverLength, bos_token_id: int | None, overlap: int
-) -> list[Document]:
+def fitted(document: Document, most: int, over_length: OverLength, bos_token_id: int | None, overlap: int) -> list[Document]:
     """The document, or what is kept of it, as documents of at most `most` tokens; none where it is dropped.
 
     A cut at the start keeps the BOS; of a split document every part begins with it, and goes on with the last `overlap`

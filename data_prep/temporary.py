@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PREFIXES = (
-    "data_prep-", "finetune-adapter-", "finetune-model-", "finetune-program-", "finetune-selftest-", "finetune-tokenizer-",
+    "data_prep-", "finetune-adapter-", "finetune-launch-", "finetune-model-", "finetune-program-", "finetune-selftest-", "finetune-tokenizer-",
     "finetune-wheel-",
 )  # fmt: skip
 """How the names of folders in the system's folder for temporary files begin, by what they are for."""

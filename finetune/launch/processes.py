@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.temporary import temporary_folder
 from finetune import environment, signals
 from finetune.errors import LaunchError
 from finetune.launch.addresses import Address, loopback
@@ -185,7 +185,7 @@ def first_failure(failures: dict[int, Any]) -> Failure:
 def _environment(launch: Launch, run: Path | None) -> Iterator[None]:
     """What the processes of a launch inherit, while this lasts."""
     before = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="finetune-launch-") as folder:
+    with temporary_folder("finetune-launch-") as folder:
         os.environ |= of_accelerate(launch.config) | of_the_network(launch)
         os.environ |= {
             environment.RUN: str(run or ""),
@@ -193,7 +193,7 @@ def _environment(launch: Launch, run: Path | None) -> Iterator[None]:
             environment.PATIENCE: str(launch.patience_minutes),
         }
         if launch.nodes == 1:
-            os.environ[environment.STORE] = folder
+            os.environ[environment.STORE] = str(folder)
         if "OMP_NUM_THREADS" not in os.environ:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             os.environ["OMP_NUM_THREADS"] = str(max(1, cores // launch.processes_here))

@@ -68,7 +68,9 @@ def _config_differences(folder: Path, trained: PretrainedConfig, *, for_version_
         yield f"{CONFIG} can't be read: {' '.join(str(error).split())}"
         return
     spelled = rope_spellings(trained)
-    expected = trained.to_dict() | {key: value for key, value in spelled.items() if key in ("rope_parameters",)}
+    expected = trained.to_dict()
+    if "rope_parameters" in spelled:
+        expected["rope_parameters"] = spelled["rope_parameters"]
     for key in sorted((expected.keys() | read.keys()) - OF_THE_READER):
         if (key in expected or key not in spelled) and _plain(read.get(key)) != _plain(expected.get(key)):
             yield f"{CONFIG} says {key} {read.get(key)}, and {expected.get(key)} was trained"

@@ -43,7 +43,7 @@ RUNNING = ".running"
 WANDB = "wandb"
 """wandb's own folder, in which it has links."""
 OWN_NAMES = frozenset({
-    LOCK, "adapter", "model", "merged", "checkpoints", "metrics.jsonl", "samples.jsonl", "summary.json", "run.log", "logs",
+    LOCK, "adapter", "adapter.failed", "model", "model.failed", "merged", "checkpoints", "metrics.jsonl", "samples.jsonl", "summary.json", "run.log", "logs",
     WANDB, "tensorboard", "predictions", RUNNING,
 })  # fmt: skip
 """What may stand in a run folder; `finetune runs rm` deletes nothing else."""

@@ -355,7 +355,9 @@ def test_a_pack_holds_the_tokens_of_its_documents(
     lengths = np.array([len(document.token_ids) for document in documents])
     capacity = 8 + spare if split else int(lengths.max()) + spare
     seen: list[int] = []
-    for pieces in pack_documents(lengths, np.arange(len(documents)), 0, capacity_tokens=capacity, split=split, overlap=OVERLAP_TOKENS):
+    for pieces in pack_documents(
+        lengths, np.arange(len(documents)), 0, capacity_tokens=capacity, split=split, overlap=OVERLAP_TOKENS
+    ):
         members = pieces_of(documents, pieces, OVERLAP_TOKENS)
         made = packed_batch(members)
         assert made.pop("documents") == [len(member.token_ids) for member in members]

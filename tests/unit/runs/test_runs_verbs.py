@@ -130,6 +130,7 @@ def test_rm_asks_and_leaves_running_runs_alone(
     assert "is being trained by" in error
     assert run.lock_path.is_file()
     holder.release()
+    (run.path / "adapter.failed").mkdir()  # a result that didn't read back as it was trained
     assert runs(monkeypatch, capsys, "rm", str(run.path), "--yes")[0] == 0
     assert not run.path.exists()
 
