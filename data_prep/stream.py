@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.chat_templates import rendering_of
 from data_prep.config import DataSection, HeadSection
 from data_prep.documents import Document
 from data_prep.errors import DataError

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PREFIXES = (
-    "data_prep-", "finetune-adapter-", "finetune-launch-", "finetune-model-", "finetune-program-", "finetune-selftest-", "finetune-tokenizer-",
-    "finetune-wheel-",
+    "data_prep-", "finetune-adapter-", "finetune-launch-", "finetune-model-", "finetune-program-", "finetune-selftest-",
+    "finetune-tokenizer-", "finetune-wheel-",
 )  # fmt: skip
 """How the names of folders in the system's folder for temporary files begin, by what they are for."""
 

@@ -43,8 +43,8 @@ RUNNING = ".running"
 WANDB = "wandb"
 """wandb's own folder, in which it has links."""
 OWN_NAMES = frozenset({
-    LOCK, "adapter", "adapter.failed", "model", "model.failed", "merged", "checkpoints", "metrics.jsonl", "samples.jsonl", "summary.json", "run.log", "logs",
-    WANDB, "tensorboard", "predictions", RUNNING,
+    LOCK, "adapter", "adapter.failed", "model", "model.failed", "merged", "checkpoints", "metrics.jsonl", "samples.jsonl",
+    "summary.json", "run.log", "logs", WANDB, "tensorboard", "predictions", RUNNING,
 })  # fmt: skip
 """What may stand in a run folder; `finetune runs rm` deletes nothing else."""
 
