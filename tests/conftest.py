@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,8 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="finetune-state-")
 os.environ["TRACKIO_DIR"] = str(Path(tempfile.mkdtemp(prefix="finetune-trackio-")) / "trackio")
 # On matrices this small a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A suite that is started in the background of a script ignores Ctrl-C, and so would every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(os.environ.get("FINETUNE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 

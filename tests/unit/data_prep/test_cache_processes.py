@@ -26,13 +26,12 @@ from tests.unit.data_prep.rows import alpaca, same, section, whole_entries, writ
 ROOT = Path(__file__).resolve().parents[3]
 
 PREPARE = """
-import json, signal, sys
+import json, sys
 from pathlib import Path
 from data_prep.config import DataSection
 from data_prep.prepare import prepare
 from data_prep.tokenizer import load_tokenizer
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a process started in the background ignores it
 base, cache, section, allowed = sys.argv[1:]
 data = prepare(
     DataSection.model_validate_json(section), load_tokenizer(base), seed=0, cache=Path(cache), allow_code=[allowed],
