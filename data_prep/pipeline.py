@@ -290,8 +290,10 @@ class Pipeline:
             reason = "empty_answer"
         elif clean.minimum_answer_characters and any(len(answer) < clean.minimum_answer_characters for answer in answers):
             reason = "short_answer"
-        elif special and (self.section.special_tokens_in_text == "drop" or self._in_calls(after)):
+        elif special and self.section.special_tokens_in_text == "drop":
             reason = "special_tokens_in_text"
+        elif special and self._in_calls(after):
+            reason = "special_tokens_in_calls"
         if reason is None:
             return _Candidate(place, after, special)
         report.drop(place, reason, excerpt_of(after))

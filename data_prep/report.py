@@ -26,6 +26,7 @@ REASONS = {
     "empty_answer": "with an empty answer",
     "short_answer": "with an answer shorter than data.clean.minimum_answer_characters",
     "special_tokens_in_text": "with a special token in their text (data.special_tokens_in_text: text reads them as text)",
+    "special_tokens_in_calls": "with a special token in their tools, calls or thoughts, which can't be read as text there",
     "duplicate": "that repeat an earlier row",
     "near_duplicate": "that nearly repeat an earlier row",
     "leakage": "that also stand in the evaluation rows",

@@ -115,7 +115,8 @@ class DataSection(Section):
 
     special_tokens_in_text: Literal["drop", "keep", "text"] = "drop"
     """A row whose text holds a special token of the tokenizer (it would end a turn, say) is dropped, kept, or kept with these
-    tokens read as the text that they are; counted."""
+    tokens read as the text that they are; counted. In tools, calls and thoughts, which a template rewrites, they can't be
+    read as text: such a row is dropped."""
 
     allow_findings: Annotated[tuple[Finding, ...], Field(strict=False)] = ()
     """Findings of the audit that are meant to be there, and don't fail it."""

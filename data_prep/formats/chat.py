@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from data_prep.formats.columns import as_text, column, json_type, optional_text_column
+from data_prep.formats.columns import a_json_type, as_text, column, optional_text_column
 from data_prep.formats.message_keys import refuse_unknown, role_of, says_nothing, weight_of
 from data_prep.formats.text_values import as_structure
 from data_prep.formats.turn_order import Turn, TurnOrders, checked, mended
@@ -57,7 +57,7 @@ def turn_list(value: Any, field: str, form: tuple[str, str] | None = None) -> li
     order of the roles is not looked at here.
     """
     if not isinstance(value, list):
-        raise ValueError(f"{field} is a {json_type(value)}; a list of messages was expected")
+        raise ValueError(f"{field} is {a_json_type(value)}; a list of messages was expected")
     turns: list[Turn] = []
     for index, item in enumerate(value):
         place = f"{field}[{index}]"
@@ -126,7 +126,7 @@ def _calls(item: dict[str, Any], field: str) -> list[tuple[str, Any]]:
         return []
     calls, call = item.get("tool_calls") or [], item.get("function_call")
     if not isinstance(calls, list):
-        raise ValueError(f"{field}.tool_calls is a {json_type(calls)}; a list was expected")
+        raise ValueError(f"{field}.tool_calls is {a_json_type(calls)}; a list was expected")
     found = [(f"{field}.tool_calls[{index}]", each) for index, each in enumerate(calls)]
     if found and not says_nothing(call):
         raise ValueError(f"{field} has tool_calls and a function_call; remove one of the two")
@@ -139,7 +139,7 @@ def tool_list(values: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     if says_nothing(value):
         return ()
     if not isinstance(value, list):
-        raise ValueError(f"tools is a {json_type(value)}; a list of tools was expected")
+        raise ValueError(f"tools is {a_json_type(value)}; a list of tools was expected")
     return tuple(_tool(item, f"tools[{index}]") for index, item in enumerate(value))
 
 
@@ -161,7 +161,7 @@ def parts_of(value: Any, place: str) -> Parts:
     for index, part in enumerate(value):
         where = f"{place}[{index}]"
         if not isinstance(part, dict) or "type" not in part:
-            raise ValueError(f"{where} is a {json_type(part)}; a part with a type was expected")
+            raise ValueError(f"{where} is {a_json_type(part)}; a part with a type was expected")
         kind = PART_TYPES.get(part["type"]) if isinstance(part["type"], str) else None
         if kind is None:
             raise ValueError(f"{where}.type is {shown(part['type'])}; only parts of type {', '.join(PART_TYPES)} can be read")
@@ -183,7 +183,7 @@ def parts_of(value: Any, place: str) -> Parts:
 def _role(item: Any, field: str, role_key: str, text_key: str) -> str:
     """What the role is, once the message is known to be one."""
     if not isinstance(item, dict):
-        raise ValueError(f"{field} is a {json_type(item)}; an object with {role_key} and {text_key} was expected")
+        raise ValueError(f"{field} is {a_json_type(item)}; an object with {role_key} and {text_key} was expected")
     for key in (role_key, text_key):
         if key not in item and not (key == text_key and _has_calls(item)):
             raise ValueError(f"{field} has no {key!r}; it has {listed(item, 'no keys')}")
@@ -209,7 +209,7 @@ def _checked(message: Message, field: str) -> Message:
 def _tool_call(value: Any, field: str) -> ToolCall:
     """A call in OpenAI's form, {"id": ..., "function": {"name", "arguments"}}, or its inner part alone."""
     if not isinstance(value, dict):
-        raise ValueError(f"{field} is a {json_type(value)}; an object with a function's name and arguments was expected")
+        raise ValueError(f"{field} is {a_json_type(value)}; an object with a function's name and arguments was expected")
     inner = value.get("function", value)
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
         raise ValueError(f"{field} names no function; expected {{'name': ..., 'arguments': ...}}")
@@ -217,13 +217,13 @@ def _tool_call(value: Any, field: str) -> ToolCall:
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
-        raise ValueError(f"{field}.arguments is a {json_type(arguments)}; an object, or an object as JSON, was expected")
+        raise ValueError(f"{field}.arguments is {a_json_type(arguments)}; an object, or an object as JSON, was expected")
     return ToolCall(as_text(inner["name"], f"{field}.name"), arguments, _optional(value, "id", field))
 
 
 def _tool(item: Any, field: str) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise ValueError(f"{field} is a {json_type(item)}; an object that describes a tool was expected")
+        raise ValueError(f"{field} is {a_json_type(item)}; an object that describes a tool was expected")
     tool = item if "function" in item else {"type": "function", "function": item}
     if not isinstance(tool["function"], dict) or not isinstance(tool["function"].get("name"), str):
         raise ValueError(f"{field} names no function; expected {{'name': ..., 'description': ..., 'parameters': ...}}")

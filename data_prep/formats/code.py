@@ -11,7 +11,7 @@ from data_prep.config import FORMAT_COLUMNS, FormatName, RowsSource, Source
 from data_prep.disk import NOTES_BYTES, read_regular
 from data_prep.errors import DataError
 from data_prep.formats.chat import parse_messages
-from data_prep.formats.columns import json_type
+from data_prep.formats.columns import a_json_type
 from data_prep.formats.plain import parse_prompt_completion, parse_text
 from data_prep.formats.text_values import typed
 from data_prep.formats.turn_order import TurnOrders
@@ -82,7 +82,7 @@ def parse_by_code(values: dict[str, Any], parse: ParseRow, order: TurnOrders = (
 
 def _examples(row: Any, number: int, order: TurnOrders) -> list[Any]:
     if not isinstance(row, dict):
-        raise ValueError(f"parse(row) gave a {json_type(row)}; a row (an object) or a list of rows was expected")
+        raise ValueError(f"parse(row) gave {a_json_type(row)}; a row (an object) or a list of rows was expected")
     form = next((form for column, form in FORMS.items() if column in row), None)
     if form is None:
         keys = listed(row, "no keys")

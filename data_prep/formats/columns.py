@@ -31,8 +31,7 @@ def as_text(value: Any, field: str) -> str:
     if not isinstance(value, str):
         if isinstance(value, Unreadable):
             raise ValueError(value.problem(field))
-        got = "null" if value is None else f"a {json_type(value)}"
-        raise ValueError(f"{field} is {got}; a string was expected")
+        raise ValueError(f"{field} is {a_json_type(value)}; a string was expected")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -40,6 +39,12 @@ def as_text(value: Any, field: str) -> str:
             f"{field} holds half of a surrogate pair at character {error.start + 1}; it is not valid text"
         ) from error
     return value
+
+
+def a_json_type(value: Any) -> str:
+    """What JSON calls a value's type, with its article: what is said of a value of the wrong one."""
+    kind = json_type(value)
+    return kind if value is None else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def json_type(value: Any) -> str:

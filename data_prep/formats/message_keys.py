@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
-from data_prep.formats.columns import json_type
+from data_prep.formats.columns import a_json_type
 from data_prep.formats.text_values import as_number, as_truth
 from data_prep.sources.rows import listed, shown
 
@@ -87,7 +87,7 @@ def _weight(value: Any, key: str, field: str) -> float | None:
     if isinstance(value, str) and value.strip().lower() in ("true", "false"):
         return float(value.strip().lower() == "true")
     if not isinstance(value, int | float | str):
-        raise ValueError(f"{field} is a {json_type(value)}; a number was expected")
+        raise ValueError(f"{field} is {a_json_type(value)}; a number was expected")
     weight = as_number(value, field)
     if not 0 <= weight <= LARGEST_WEIGHT:
         raise ValueError(f"{field} is {shown(value)}; a number from 0 to {LARGEST_WEIGHT:g} was expected")

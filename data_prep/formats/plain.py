@@ -3,7 +3,7 @@
 from typing import Any
 
 from data_prep.formats.chat import tool_list, turn_list, with_system
-from data_prep.formats.columns import column, json_type, optional_text_column, text_column
+from data_prep.formats.columns import a_json_type, column, optional_text_column, text_column
 from data_prep.formats.turn_order import TurnOrders, checked, mended
 from data_prep.messages import Conversation, Example, PlainText
 
@@ -21,7 +21,7 @@ def parse_prompt_completion(values: dict[str, Any], order: TurnOrders = ()) -> l
     prompt, completion = column(values, "prompt"), column(values, "completion")
     if isinstance(prompt, list) != isinstance(completion, list):
         raise ValueError(
-            f"prompt is a {json_type(prompt)} and completion is a {json_type(completion)}; "
+            f"prompt is {a_json_type(prompt)} and completion is {a_json_type(completion)}; "
             "both must be strings, or both lists of messages"
         )
     if not isinstance(prompt, list):

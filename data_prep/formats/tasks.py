@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_prep.config import BETWEEN_LABELS, NO_LABEL
-from data_prep.formats.columns import as_text, column, json_type, optional_text_column, text_column
+from data_prep.formats.columns import a_json_type, as_text, column, json_type, optional_text_column, text_column
 from data_prep.formats.text_values import as_number, as_truth
 from data_prep.messages import Conversation, Message
 from data_prep.sources.rows import listed, shortened, shown
@@ -49,7 +49,7 @@ def parse_question_answer(values: dict[str, Any]) -> list[Conversation]:
 
 def _objects(value: Any, field: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ValueError(f"{field} is a {json_type(value)}; a list of objects was expected")
+        raise ValueError(f"{field} is {a_json_type(value)}; a list of objects was expected")
     return value
 
 
@@ -87,7 +87,7 @@ def parse_classification(values: dict[str, Any], labels: Mapping[str, str]) -> l
 
 def _label(label: Any, labels: Mapping[str, str]) -> str:
     if not isinstance(label, str | int | float):
-        raise ValueError(f"label is a {json_type(label)}; a string or a number was expected")
+        raise ValueError(f"label is {a_json_type(label)}; a string or a number was expected")
     raw = str(label).lower() if isinstance(label, bool) else str(label)
     if not labels and not isinstance(label, str):
         raise ValueError(
@@ -121,7 +121,7 @@ def parse_translation(values: dict[str, Any], columns: Mapping[str, str]) -> lis
     pair = values.get("translation")
     if pair is not None and values.get("source") is None:
         if not isinstance(pair, dict):
-            raise ValueError(f"translation is a {json_type(pair)}; an object with two languages was expected")
+            raise ValueError(f"translation is {a_json_type(pair)}; an object with two languages was expected")
         if not all(names.values()):
             if len(pair) != 2:
                 keys = listed(pair, "(none)")
@@ -165,7 +165,7 @@ def parse_solution(values: dict[str, Any]) -> list[Conversation]:
     if isinstance(tests, str):
         tests = [tests]
     if not isinstance(tests, list):
-        raise ValueError(f"test_list is a {json_type(tests)}; a text or a list of texts was expected")
+        raise ValueError(f"test_list is {a_json_type(tests)}; a text or a list of texts was expected")
     lines = [as_text(test, f"test_list[{index}]") for index, test in enumerate(tests)]
     setup = optional_text_column(values, "test_setup_code") or ""
     shown_tests = "\n\nIt has to pass these tests:\n\n" + "\n".join(lines) if lines else ""

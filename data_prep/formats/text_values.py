@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from data_prep.config import FormatName
-from data_prep.formats.columns import json_type
+from data_prep.formats.columns import a_json_type
 from data_prep.sources.json_text import JsonError, parse_json
 from data_prep.sources.rows import Unreadable, shown
 
@@ -128,7 +128,7 @@ def as_labels(value: Any, field: str) -> Any:
 def _got(value: Any) -> str:
     if value is None or isinstance(value, str | int | float):
         return "null" if value is None else shown(value)
-    return f"a {json_type(value)}"
+    return a_json_type(value)
 
 
 def _is_finite(number: float) -> bool:

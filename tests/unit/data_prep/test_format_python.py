@@ -188,7 +188,7 @@ def test_code_that_is_not_there(tmp_path: Path, tokenizer: PreTrainedTokenizerFa
         ("return row['b']", "parse(row) fails: KeyError: 'b'"),
         ("raise OSError('gone')", "parse(row) fails: OSError: gone"),
         ("return parse(row)", "parse(row) fails: RecursionError: "),
-        ("return None", "parse(row) gave a null; a row (an object) or a list of rows was expected"),
+        ("return None", "parse(row) gave null; a row (an object) or a list of rows was expected"),
         ("return 'text'", "parse(row) gave a string; a row (an object) or a list of rows was expected"),
         ("return 3", "parse(row) gave a number; a row (an object) or a list of rows was expected"),
         ("yield {'text': 'a'}", "parse(row) gave a generator; a row (an object) or a list of rows was expected"),

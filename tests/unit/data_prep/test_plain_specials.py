@@ -15,6 +15,7 @@ from data_prep.messages import Example, PlainText
 from data_prep.plain_specials import PlainSpecials
 from data_prep.prepare import prepare
 from data_prep.render import prompt_and_reference, special_tokens
+from data_prep.report import source_lines
 from tests.unit.data_prep.rows import file, said, section, write
 from tests.unit.data_prep.test_boundary import KINDS, Load, load
 
@@ -102,7 +103,7 @@ def test_without_special_tokens_nothing_changes(text: str, load: Load) -> None:
 
 
 def test_rows_are_kept_and_counted(llama_folder: Path, tmp_path: Path) -> None:
-    """Where the recipe reads them as text no row is dropped, and how many there were is said; calls are dropped as before."""
+    """Where the recipe reads them as text no row is dropped, and how many there were is said."""
     tokenizer = load_tokenizer(llama_folder, chat_template="llama2")
     rows = said(("What is <s>?", "A tag."), ("Hi", "Ho"))
     write(tmp_path / "rows.jsonl", rows)
@@ -110,3 +111,15 @@ def test_rows_are_kept_and_counted(llama_folder: Path, tmp_path: Path) -> None:
     report = prepare(section(source, special_tokens_in_text="text"), tokenizer, seed=0).report.sources[0]
     assert (report.rows_kept, report.noted["plain_special_tokens"].count, report.dropped) == (2, 1, {})
     assert prepare(section(source), tokenizer, seed=0).report.sources[0].rows_kept == 1
+
+
+def test_special_tokens_in_calls_are_a_reason_of_their_own(llama_folder: Path, tmp_path: Path) -> None:
+    """A template rewrites tools, calls and thoughts, so they can't be told apart: the row is dropped, and why."""
+    tokenizer = load_tokenizer(llama_folder, chat_template="chatml")
+    call = {"type": "function", "function": {"name": "seek", "arguments": {"tag": "<s>"}}}
+    turns = [{"role": "user", "content": "Seek <s>."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    rows = [{"messages": turns}, {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}]
+    source = file(tmp_path / "rows.jsonl", rows, "messages")
+    report = prepare(section(source, special_tokens_in_text="text"), tokenizer, seed=0).report.sources[0]
+    assert {reason: dropped.count for reason, dropped in report.dropped.items()} == {"special_tokens_in_calls": 1}
+    assert "dropped 1 with a special token in their tools, calls or thoughts" in "\n".join(source_lines(report))

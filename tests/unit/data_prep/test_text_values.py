@@ -154,7 +154,7 @@ def test_labels(value: Any, labels: dict[str, str], answer: str) -> None:
         (1, {}, "label is the number 1; say what it stands for"), ("[1]", {}, "label is the number 1; say what it stands for"),
         ("['fun', 'short']", {}, "label is not the JSON that it should be: single quotes, as Python prints"),
         ("['fun' 'short']", {}, "label is not the JSON that it should be: single quotes"),
-        ("[1 0]", BY_NUMBER, "label is not the JSON that it should be: a comma"), (None, {}, "label is a null"),
+        ("[1 0]", BY_NUMBER, "label is not the JSON that it should be: a comma"), (None, {}, "label is null"),
     ],
 )  # fmt: skip
 def test_what_is_no_label(value: Any, labels: dict[str, str], problem: str) -> None:
