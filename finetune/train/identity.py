@@ -62,7 +62,7 @@ def refuse_changes(then: Lock, now: Lock) -> None:
             after = {name: after[name] for name in before}
         if before != after:
             raise CheckpointError(
-                f"{what} changed since this run was started: then {before}, now {after}. "
+                f"{what} changed since this run was started: {_differences(before, after)}. "
                 "Put back what was there, or start a new run."
             )
     before, after = then.device.get("precision"), now.device.get("precision")
@@ -71,6 +71,14 @@ def refuse_changes(then: Lock, now: Lock) -> None:
             f"the precision changed since this run was started: then {before}, now {after}. Go on where it was started "
             f"(train.precision auto takes what the device has), or start a new run with train.precision: {before}."
         )
+
+
+def _differences(before: dict[str, str] | str, after: dict[str, str] | str) -> str:
+    """What was there and what is there, without what stayed."""
+    if isinstance(before, str) or isinstance(after, str):
+        return f"then {before}, now {after}"
+    names = [name for name in before | after if before.get(name) != after.get(name)]
+    return "; ".join(f"{name} then {before.get(name, 'absent')}, now {after.get(name, 'absent')}" for name in names)
 
 
 def refuse_another_engine_than(then: Lock, now: Lock) -> None:

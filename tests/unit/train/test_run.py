@@ -1,6 +1,7 @@
 """Runs: the folder, the lock, exact resume, early stopping, an orderly stop. Real processes, real signals."""
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -92,7 +93,8 @@ def test_resume_refuses_what_changed(make_recipe: MakeRecipe, alpaca_file: Path)
     with pytest.raises(CheckpointError, match="the recipe differs"):
         run.resume(folder.path, recipe=make_recipe(train=EXACT | {"max_steps": 5}), say=say)
     alpaca_file.write_text(alpaca_file.read_text().replace("blue", "green"))
-    with pytest.raises(CheckpointError, match="data changed since this run was started"):
+    changed = rf"{re.escape(str(alpaca_file))} then [0-9a-f]{{64}}, now [0-9a-f]{{64}}\. Put back"
+    with pytest.raises(CheckpointError, match=f"data changed since this run was started: {changed}"):
         run.resume(folder.path, recipe=None, say=say)
     with pytest.raises(CheckpointError, match="not a run folder"):
         run.resume(folder.path.parent, recipe=None, say=say)
