@@ -8,8 +8,8 @@ from typing import Any
 from data_prep.secrets import cut
 from data_prep.terminal import clean_for_terminal
 from finetune.errors import FinetuneError
-from finetune.evaluate.evaluation import Evaluation
-from finetune.evaluate.scores import Report
+from finetune.evaluation.evaluation import Evaluation
+from finetune.evaluation.scores import Report
 from finetune.merge.merge import merge
 from finetune.model.precision import choose_precision
 from finetune.recipe.schema import Recipe

@@ -11,7 +11,7 @@ from finetune.cli.common import BaseOption, CompareOption, JsonOption, out, prin
 from finetune.cli.generate import TargetArgument
 
 if TYPE_CHECKING:
-    from finetune.evaluate.benchmarks import Difference, Figure, Scores, Tasks
+    from finetune.evaluation.benchmarks import Difference, Figure, Scores, Tasks
     from finetune.model.precision import Precision
     from finetune.runs.target import Target
 
@@ -51,8 +51,8 @@ def benchmark(
 
     Needs lm-eval: pip install "llama-finetune[benchmarks]"
     """
-    from finetune.evaluate import benchmarks
-    from finetune.evaluate.harness import check_installed
+    from finetune.evaluation import benchmarks
+    from finetune.evaluation.harness import check_installed
     from finetune.runs.folder import write_json
     from finetune.runs.target import compared_with, resolve_target
 
@@ -110,8 +110,8 @@ def _scores(
     found: "Target", precision: "Precision", tasks: "Tasks", *, batch_size: int, limit: int | None, chat: bool, paired: bool
 ) -> "Scores":
     """One model's figures; it is loaded for this alone, so that two need no room together."""
-    from finetune.evaluate.benchmarks import run_tasks
-    from finetune.evaluate.loading import load_ready
+    from finetune.evaluation.benchmarks import run_tasks
+    from finetune.evaluation.loading import load_ready
 
     model, tokenizer = load_ready(found, dtype=precision.dtype)
     return run_tasks(tasks, model, tokenizer, batch_size=batch_size, limit=limit, chat=chat, keep_questions=paired)

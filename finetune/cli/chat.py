@@ -43,8 +43,8 @@ def chat(
 
     from data_prep.messages import Message
     from finetune.errors import FinetuneError
-    from finetune.evaluate import generation
-    from finetune.evaluate.base_options import unused_options
+    from finetune.evaluation import generation
+    from finetune.evaluation.base_options import unused_options
 
     _check_template(target, ready)
     for remark in unused_options(ready.model, ready.tokenizer):

@@ -77,7 +77,7 @@ def _audit(
     section = loaded.recipe.data
 
     from data_prep.audit import audit_of
-    from finetune.evaluate.data import prepare_data, tokenizer_for
+    from finetune.evaluation.data import prepare_data, tokenizer_for
     from finetune.model.checkpoint import tokenizer_folder
 
     say = teller(as_json)
@@ -135,7 +135,7 @@ def _write_page(path: Path, audit: "Audit", title: str) -> None:
 
 def _cache(verb: Literal["list", "clear"], *, as_json: bool) -> None:
     from data_prep.cache import clear, entries
-    from finetune.evaluate.data import data_cache
+    from finetune.evaluation.data import data_cache
 
     folder = data_cache()
     if verb == "clear":

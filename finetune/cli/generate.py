@@ -11,7 +11,7 @@ from finetune.cli.common import BaseOption, JsonOption, note, out, print_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from finetune.evaluate.asking import Asked
+    from finetune.evaluation.asking import Asked
     from finetune.recipe.schema.evaluate import EvaluateSection
     from finetune.runs.target import Target
 
@@ -49,9 +49,9 @@ def generate(
     prompts = read_prompts(prompt or [], file)
     ready = load_for_answers(target, base)
 
-    from finetune.evaluate.asking import prompt_ids
-    from finetune.evaluate.base_options import unused_options
-    from finetune.evaluate.generation import cut_notes, generate
+    from finetune.evaluation.asking import prompt_ids
+    from finetune.evaluation.base_options import unused_options
+    from finetune.evaluation.generation import cut_notes, generate
 
     how = ready.how if raw is None else "plainly" if raw else "by the chat template"
     answers = generate(
@@ -139,7 +139,7 @@ def load_for_answers(target: str, base: str | None) -> Ready:
         scores = shell_command("evaluate", Path(target), *([] if found.recipe is not None else ["RECIPE"]))
         raise FinetuneError(f"{found.description} has a classification head and writes no text: {scores} scores it.")
 
-    from finetune.evaluate.loading import load_ready
+    from finetune.evaluation.loading import load_ready
     from finetune.model.precision import choose_precision
 
     dtype = choose_precision("auto").dtype
@@ -151,7 +151,7 @@ def load_for_answers(target: str, base: str | None) -> Ready:
 def _how(found: "Target", tokenizer: "PreTrainedTokenizerFast") -> "Asked":
     """How the model is asked: as its run says, or as the run's rows tell; a model of which neither is known by its template."""
     from data_prep.errors import DataError
-    from finetune.evaluate.asking import asked
+    from finetune.evaluation.asking import asked
     from finetune.runs.folder import RunFolder
 
     if found.recipe is None:

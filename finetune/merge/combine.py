@@ -19,8 +19,8 @@ from peft.tuners.lora import LoraLayer
 from transformers import PretrainedConfig
 
 from finetune.errors import MergeError, library_refusals
-from finetune.evaluate.data import tokenizer_for
-from finetune.evaluate.loading import unchanged_base
+from finetune.evaluation.data import tokenizer_for
+from finetune.evaluation.loading import unchanged_base
 from finetune.merge.adapted import NOTHING, Updates
 from finetune.merge.adapter import Adapter
 from finetune.merge.heads import score_name

@@ -14,8 +14,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from data_prep.documents import Document
 from data_prep.identity import template_sha256, tokenizer_sha256
 from finetune.errors import MergeError, ModelError
-from finetune.evaluate.data import tokenizer_for
-from finetune.evaluate.loading import unchanged_base
+from finetune.evaluation.data import tokenizer_for
+from finetune.evaluation.loading import unchanged_base
 from finetune.merge.adapter import Adapter
 from finetune.merge.check_tensors import TensorCheck
 from finetune.merge.heads import MergedHead, exchange_heads, read_head

@@ -14,7 +14,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune.errors import MergeError, ModelError, library_refusals
-from finetune.evaluate.loading import load_adapted
+from finetune.evaluation.loading import load_adapted
 from finetune.merge.adapted import DEAD, EMBEDDING, are_alike, finite
 from finetune.merge.described import check_beside, write_beside
 from finetune.merge.heads import LM_HEAD, SCORE_WEIGHT

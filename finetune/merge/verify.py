@@ -33,7 +33,7 @@ from transformers import (
 from data_prep.documents import Document
 from data_prep.tokens import text_of
 from finetune.errors import MergeError
-from finetune.evaluate.generation import generate_ids
+from finetune.evaluation.generation import generate_ids
 from finetune.merge.adapted import EMBEDDING, MergedWeights, Updates
 from finetune.merge.distance import Distance, distance, logits_of
 from finetune.merge.models import STREAMED_ROWS, STREAMED_TOKENS, model_of

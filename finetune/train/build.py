@@ -19,8 +19,8 @@ from data_prep.stream import Stream
 from data_prep.tokens import check_ids
 from finetune import environment
 from finetune.errors import ModelError
-from finetune.evaluate.data import prepare_data, tokenizer_for
-from finetune.evaluate.rows import read_rows
+from finetune.evaluation.data import prepare_data, tokenizer_for
+from finetune.evaluation.rows import read_rows
 from finetune.model.adapter import attach, check_targets, continue_adapter, continued_folder, count_parameters, grow_embeddings
 from finetune.model.attention import choose_attention
 from finetune.model.checkpoint import LLAMA_FAMILY, Base, resolve_base

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from finetune.evaluate.answers import Answer
-from finetune.evaluate.losses import LossSum
-from finetune.evaluate.metrics import Measured
-from finetune.evaluate.rows import Rows, read_rows
-from finetune.evaluate.sandbox import Verdict
-from finetune.evaluate.scores import Report, measured_of, names_of, report_of, with_programs
+from finetune.evaluation.answers import Answer
+from finetune.evaluation.losses import LossSum
+from finetune.evaluation.metrics import Measured
+from finetune.evaluation.rows import Rows, read_rows
+from finetune.evaluation.sandbox import Verdict
+from finetune.evaluation.scores import Report, measured_of, names_of, report_of, with_programs
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import MetricName
 from finetune.train.build import Inputs

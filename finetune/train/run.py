@@ -13,9 +13,9 @@ from data_prep.disk import write_private
 from data_prep.temporary import sweep
 from finetune import environment, signals
 from finetune.errors import CheckpointError, FinetuneError
-from finetune.evaluate.asking import asked
-from finetune.evaluate.scores import Report
-from finetune.evaluate.tables import score_lines
+from finetune.evaluation.asking import asked
+from finetune.evaluation.scores import Report
+from finetune.evaluation.tables import score_lines
 from finetune.model.adapter import count_parameters
 from finetune.model.precision import choose_device, choose_threads
 from finetune.recipe.lock import CURRENT_RULES, Lock, Rules, read_lock

@@ -10,9 +10,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from data_prep.disk import append_own, write_private
-from finetune.evaluate.asking import Asked, prompt_ids
-from finetune.evaluate.base_options import unused_options
-from finetune.evaluate.generation import generate
+from finetune.evaluation.asking import Asked, prompt_ids
+from finetune.evaluation.base_options import unused_options
+from finetune.evaluation.generation import generate
 from finetune.recipe.schema.tracking import SamplesSection
 from finetune.recipe.secrets import cut, scrubbed
 from finetune.runs.folder import whole_entries

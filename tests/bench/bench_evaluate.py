@@ -13,12 +13,12 @@ from collections.abc import Callable
 
 from data_prep.documents import Document
 from data_prep.masks import tokenize
-from finetune.evaluate.answers import questions_of, with_answer
-from finetune.evaluate.data import prepare_data
-from finetune.evaluate.generation import generate
-from finetune.evaluate.likelihood import label_likelihoods
-from finetune.evaluate.loading import load_ready
-from finetune.evaluate.losses import document_losses
+from finetune.evaluation.answers import questions_of, with_answer
+from finetune.evaluation.data import prepare_data
+from finetune.evaluation.generation import generate
+from finetune.evaluation.likelihood import label_likelihoods
+from finetune.evaluation.loading import load_ready
+from finetune.evaluation.losses import document_losses
 from finetune.model.precision import choose_precision
 from finetune.recipe.load import load_recipe
 from finetune.runs.target import Target

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from finetune.evaluate.evaluation import Evaluation
-from finetune.evaluate.sandbox import why_no_sandbox
+from finetune.evaluation.evaluation import Evaluation
+from finetune.evaluation.sandbox import why_no_sandbox
 from finetune.model.precision import choose_precision
 from finetune.recipe.load import load_recipe
 from finetune.recipe.shipped import recipes_folder

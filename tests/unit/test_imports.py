@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-EVERYTHING = frozenset(
-    {"cli", "recipe", "model", "train", "launch", "evaluate", "merge", "runs", "plan", "quickstart", "selftest", "data_prep"}
-)  # fmt: skip
+EVERYTHING = frozenset({
+    "cli", "recipe", "model", "train", "launch", "evaluation", "merge", "runs", "plan", "quickstart", "selftest",
+    "data_prep",
+})  # fmt: skip
 
 # Parts of data_prep that need the standard library only.
 DISK = frozenset({"data_prep.disk", "data_prep.secrets", "data_prep.temporary"})
@@ -30,11 +31,11 @@ ARROWS: dict[str, frozenset[str]] = {
     "recipe": DISK | {"data_prep.config", "data_prep.files"},
     "model": DISK | {"recipe", "data_prep"},
     "runs": DISK | {"recipe", "model", "data_prep.config"},
-    "evaluate": frozenset({"model", "recipe", "data_prep"}),
-    "plan": frozenset({"recipe", "launch", "model", "evaluate", "data_prep"}),
+    "evaluation": frozenset({"model", "recipe", "data_prep"}),
+    "plan": frozenset({"recipe", "launch", "model", "evaluation", "data_prep"}),
     "launch": DISK | {"recipe", "runs", "model.precision"},
-    "train": frozenset({"model", "evaluate", "runs", "recipe", "data_prep"}),
-    "merge": frozenset({"model", "evaluate", "runs", "recipe", "data_prep"}),
+    "train": frozenset({"model", "evaluation", "runs", "recipe", "data_prep"}),
+    "merge": frozenset({"model", "evaluation", "runs", "recipe", "data_prep"}),
     "data_prep": frozenset(),
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate")

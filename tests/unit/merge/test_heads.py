@@ -21,8 +21,8 @@ from data_prep.documents import Document
 from data_prep.tokenizer import load_tokenizer
 from finetune.cli.merge import lines_of
 from finetune.errors import CheckFailed, MergeError
-from finetune.evaluate.data import prepare_data
-from finetune.evaluate.evaluation import Evaluation
+from finetune.evaluation.data import prepare_data
+from finetune.evaluation.evaluation import Evaluation
 from finetune.merge import adapted, models, stream, streamed, verify_heads
 from finetune.merge.adapted import MergedWeights
 from finetune.merge.again import verify_again

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from finetune.errors import FinetuneError, MergeError, ModelError
-from finetune.evaluate.loading import load_ready
+from finetune.evaluation.loading import load_ready
 from finetune.merge.merge import merge
 from finetune.merge.target import choose_more, choose_target
 from finetune.model.adapter import continued_folder

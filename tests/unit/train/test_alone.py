@@ -18,9 +18,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from data_prep.documents import Document
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import ModelError
-from finetune.evaluate.generation import generate_ids
-from finetune.evaluate.likelihood import label_likelihoods
-from finetune.evaluate.losses import document_losses
+from finetune.evaluation.generation import generate_ids
+from finetune.evaluation.likelihood import label_likelihoods
+from finetune.evaluation.losses import document_losses
 from finetune.merge.distance import logits_of
 from finetune.model.attention import PER_DOCUMENT
 from finetune.model.batch import packed_batch, padded_batch

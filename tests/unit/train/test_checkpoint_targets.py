@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune.errors import CheckpointError, FinetuneError, ModelError
-from finetune.evaluate.loading import load_ready
+from finetune.evaluation.loading import load_ready
 from finetune.merge.combine import combine
 from finetune.merge.merge import merge
 from finetune.merge.target import choose_more, choose_target

@@ -10,9 +10,9 @@ from transformers import TrainerControl, TrainerState
 
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
-from finetune.evaluate.data import prepare_data
-from finetune.evaluate.evaluation import Evaluation
-from finetune.evaluate.rows import longest_label, read_rows
+from finetune.evaluation.data import prepare_data
+from finetune.evaluation.evaluation import Evaluation
+from finetune.evaluation.rows import longest_label, read_rows
 from finetune.model.inspect import count_trainable, read_shape
 from finetune.model.precision import choose_precision
 from finetune.recipe.lock import read_lock

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from finetune.errors import ModelError, TrainingError
-from finetune.evaluate.losses import token_loss
+from finetune.evaluation.losses import token_loss
 from finetune.model.batch import padded_batch
 from finetune.model.loss import IGNORED
 from finetune.recipe.schema import Recipe

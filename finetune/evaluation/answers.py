@@ -1,0 +1,191 @@
+"""The questions of evaluation rows, and a model's answers to them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from data_prep.config import DataSection, Finding, Note, Supervise
+from data_prep.masks import Placed
+from data_prep.messages import THINK_END, Conversation, Example, last_answer, thought_of
+from data_prep.render import prompt_and_reference
+from data_prep.sizes import SizedTokenization
+from data_prep.tokens import text_of
+from finetune.errors import FinetuneError
+from finetune.evaluation.generation import generate
+from finetune.recipe.schema.evaluate import EvaluateSection
+
+Progress = Callable[[int, int], None]
+"""Told how many answers are there, and of how many."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What rows with the same prompt ask: the answers of all of them count as right."""
+
+    place: str
+    """Where its first row stands."""
+    example: Example
+    prompt_ids: tuple[int, ...]
+    references: tuple[str, ...]
+    """The answers of the rows, as they are written there."""
+    tests: str = ""
+    """A program that the code of a right answer comes through."""
+    readings: tuple[str, ...] = ()
+    """What the tokens of each reference read back as, which is how a model writes it; empty where no token is generated."""
+
+    @property
+    def text(self) -> str:
+        """What the user wrote last."""
+        example = self.example
+        return example.messages[-2].content if isinstance(example, Conversation) else example.prompt
+
+    @property
+    def expected(self) -> tuple[str, ...]:
+        """What an answer is compared with, thoughts aside."""
+        return tuple(map(without_thought, self.readings or self.references))
+
+    @property
+    def changed(self) -> tuple[str, str] | None:
+        """The first reference that reads back otherwise, and as what; blanks around them aside."""
+        pairs = zip(map(without_thought, self.references), self.expected, strict=True)
+        return next((pair for pair in pairs if pair[0].strip() != pair[1].strip()), None)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question, and what a model says to it."""
+
+    question: Question
+    texts: tuple[str, ...]
+    """Several where they are drawn, for pass@k; of a classification head, what its outputs say."""
+    likelihoods: tuple[float, ...] = field(default=(), repr=False)
+    """log p(label | prompt) in nats, for each label, where that was measured."""
+    cuts: tuple[str | None, ...] = ()
+    """Where each text was cut before the end of its turn; empty where nothing was generated."""
+
+    @property
+    def text(self) -> str:
+        """The answer."""
+        return self.texts[0]
+
+    @property
+    def said(self) -> str:
+        """The answer without what was thought before it."""
+        return without_thought(self.text)
+
+
+def without_thought(text: str) -> str:
+    """What a text says, without what the model thinks before it."""
+    return thought_of(text)[1] if THINK_END in text else text
+
+
+def questions_of(
+    rows: Sequence[Placed], tokenizer: PreTrainedTokenizerFast, data: DataSection | None = None, *, merged: bool = True
+) -> list[Question]:
+    """The questions of rows that have a prompt, in their order; rows that ask the same are one where they are `merged`.
+
+    `data` says how the rows become tokens. Raises FinetuneError for a row without an answer to compare with.
+    """
+    rows = [(place, row) for place, row in rows if isinstance(row, Conversation) or row.prompt]  # a plain text asks nothing
+    as_text = data is not None and data.special_tokens_in_text == "text"
+    asked = [prompt_and_reference(row, tokenizer, special_as_text=as_text) for _, row in rows]
+    for (place, _), (_, reference) in zip(rows, asked, strict=True):
+        if not reference.strip():
+            raise FinetuneError(f"{place} has no answer to compare with: give it one, or take the row out of the evaluation.")
+    answered = list[Placed]()
+    for place, row in rows:
+        answered += [(place, row), *((place, with_answer(row, other)) for other in _others(row))]
+    readings = iter(read_back(answered, tokenizer, data))
+    found: dict[tuple[int, ...] | str, Question] = {}
+    for (place, row), (ids, reference) in zip(rows, asked, strict=True):
+        references = (reference, *_others(row))
+        mine = Question(place, row, tuple(ids), references, _tests(row), tuple(islice(readings, len(references))))
+        key = tuple(ids) if merged else place
+        found[key] = _together(found[key], mine) if key in found else mine
+    return list(found.values())
+
+
+def answered_rows(rows: Sequence[Placed]) -> list[Question]:
+    """The rows of a classification head, which generates nothing, as questions."""
+    return [Question(place, row, (), (last_answer(row),)) for place, row in rows]
+
+
+def _together(first: Question, second: Question) -> Question:
+    """One question with the references of both, each once."""
+    pairs = dict(zip(first.references + second.references, first.readings + second.readings, strict=True))
+    return replace(first, references=tuple(pairs), readings=tuple(pairs.values()), tests=first.tests or second.tests)
+
+
+def _others(row: Example) -> tuple[str, ...]:
+    return row.references if isinstance(row, Conversation) else ()
+
+
+def _tests(row: Example) -> str:
+    return row.tests if isinstance(row, Conversation) else ""
+
+
+def with_answer(example: Example, answer: str) -> Example:
+    """The example with another last answer; of a plain text with the blanks that stand around it."""
+    if isinstance(example, Conversation):
+        last = replace(example.messages[-1], content=answer, tool_calls=(), weight=None)
+        return replace(example, messages=(*example.messages[:-1], last))
+    before, after = example.completion.split(example.completion.strip() or example.completion, maxsplit=1)
+    return replace(example, completion=f"{before}{answer}{after}")
+
+
+def read_back(answered: Sequence[Placed], tokenizer: PreTrainedTokenizerFast, data: DataSection | None = None) -> list[str]:
+    """Each row's last answer as its learned tokens read back: as `generate` gives it.
+
+    A text doesn't always survive its tokens: a new token swallows a blank, a normaliser changes letters.
+    """
+    learned = [(place, _learned(row)) for place, row in answered]
+    documents = (document for document, _ in tokenization_of(data, tokenizer, "last").run(learned))
+    spans = ((document.token_ids, *document.spans[-1]) if document.spans else ([], 0, 0, 0.0) for document in documents)
+    return [text_of(ids[first:end], tokenizer) for ids, first, end, _ in spans]
+
+
+def tokenization_of(data: DataSection | None, tokenizer: PreTrainedTokenizerFast, supervise: Supervise) -> SizedTokenization:
+    """How rows that were prepared become tokens once more: as the recipe's data section says."""
+    reasoning, as_text = ("learn", False) if data is None else (data.reasoning, data.special_tokens_in_text == "text")
+    return SizedTokenization(tokenizer, supervise, passed_over, None, reasoning, as_text)
+
+
+def _learned(row: Example) -> Example:
+    """The row, its last answer learned whatever its weight."""
+    if not isinstance(row, Conversation):
+        return row
+    return replace(row, messages=(*row.messages[:-1], replace(row.messages[-1], weight=None)))
+
+
+def passed_over(finding: Finding | Note, place: str, message: str) -> None:
+    """What is wrong with a row was refused, or allowed, when the data were prepared."""
+
+
+def answer_questions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    questions: Sequence[Question],
+    section: EvaluateSection,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Answer]:
+    """The likeliest answer to each question; with several samples so many that are drawn, from `seed`."""
+    count = section.samples_per_prompt
+    made = generate(
+        model,
+        tokenizer,
+        [question.prompt_ids for question in questions for _ in range(count)],
+        max_new_tokens=section.max_new_tokens,
+        batch_size=section.batch_size,
+        temperature=section.temperature if count > 1 else 0.0,
+        seed=seed,
+        progress=progress,
+    )
+    answers = []
+    for index, question in enumerate(questions):
+        mine = made[index * count : (index + 1) * count]
+        answers.append(Answer(question, tuple(one.text for one in mine), cuts=tuple(one.cut for one in mine)))
+    return answers

@@ -1,0 +1,64 @@
+"""How a model is asked: as the rows were that it learned, plain texts plainly, conversations by the chat template."""
+
+from collections.abc import Collection
+from typing import Literal
+
+from transformers import PreTrainedTokenizerFast
+
+from data_prep.config import RowsSource, Source
+from data_prep.errors import DataError
+from data_prep.formats import read_parsed
+from data_prep.messages import Message, Parsed, PlainText
+from finetune.evaluation.generation import conversation_ids, plain_ids
+from finetune.recipe.schema import Recipe
+
+Asked = Literal["plainly", "by the chat template"]
+
+
+def asked(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, *, allow_code: Collection[str] = ()) -> Asked:
+    """How a run's model is asked: plainly where all of its sources are plain texts, or there is no template.
+
+    Where the format's name doesn't tell, the source's first row does. Raises DataError where that can't be read.
+    """
+    plain = tokenizer.chat_template is None or all(_is_plain(source, recipe, allow_code) for source in recipe.data.train)
+    return "plainly" if plain else "by the chat template"
+
+
+def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerFast, how: Asked, system: str | None = None) -> list[int]:
+    """The token ids of a prompt, behind a system message where there is one. Raises FinetuneError where a template lacks."""
+    if how == "plainly":
+        return plain_ids((system or "") + prompt, tokenizer)
+    before = [Message("system", system)] if system is not None else []
+    return conversation_ids([*before, Message("user", prompt)], tokenizer)
+
+
+def _is_plain(source: Source, recipe: Recipe, allow_code: Collection[str]) -> bool:
+    if not isinstance(source, RowsSource):
+        return False
+    if source.format == "text":
+        return True
+    if source.format == "template":
+        return source.template is not None and not source.template.chat
+    if source.format not in ("prompt_completion", "auto", "python"):
+        return False
+    return isinstance(_first_example(source, recipe, allow_code), PlainText)
+
+
+def _first_example(source: Source, recipe: Recipe, allow_code: Collection[str]) -> Parsed | None:
+    data, skips = recipe.data, recipe.data.on_bad_row == "skip"
+    parser, rows = read_parsed(
+        source,
+        (lambda _: None) if skips else None,
+        seed=recipe.train.seed,
+        allow_code=allow_code,
+        turn_order=data.turn_order,
+        streaming=data.streaming is not None,
+        use="train",
+    )
+    for row in rows:
+        try:
+            return parser.parse(row)[0][1]
+        except DataError:
+            if not skips:
+                raise
+    return None

@@ -1,0 +1,43 @@
+"""One recipe's evaluation rows, and one model after the other on them."""
+
+from collections.abc import Collection
+
+from finetune.errors import FinetuneError
+from finetune.evaluation.answers import Progress
+from finetune.evaluation.data import prepare_data
+from finetune.evaluation.loading import Model, load_ready
+from finetune.evaluation.rows import read_rows
+from finetune.evaluation.scores import Report, measure
+from finetune.model.precision import Precision
+from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.model import ModelSection
+
+
+class Evaluation:
+    """The recipe's metrics of models, each loaded in its turn and let go."""
+
+    def __init__(
+        self, recipe: Recipe, precision: Precision, *, allow_code: Collection[str] = (), progress: Progress | None = None
+    ):
+        self.recipe, self.precision, self.allow_code, self.progress = recipe, precision, allow_code, progress
+
+    def of(self, target: Model) -> Report:
+        """The metrics of one model. Raises FinetuneError where it, the recipe and its rows don't fit together."""
+        if target.model.head != self.recipe.model.head:
+            raise FinetuneError(
+                f"{target.description} has {_head(target.model)}, and the recipe {_head(self.recipe.model)}: evaluate it with "
+                "the recipe that it was trained with, or with the same model.head."
+            )
+        dtype = self.precision.dtype
+        model, tokenizer = load_ready(target, dtype=dtype)
+        data = prepare_data(self.recipe, tokenizer, allow_code=self.allow_code)
+        positions = int(model.config.max_position_embeddings)
+        rows = read_rows(self.recipe, data, tokenizer, positions=positions, most=self.recipe.evaluate.max_rows)
+        return measure(model, tokenizer, self.recipe, rows, progress=self.progress)
+
+
+def _head(model: ModelSection) -> str:
+    head = model.head
+    if head is None:
+        return "no classification head"
+    return f"a head of problem {head.problem}" + (f" with the labels {', '.join(head.labels)}" if head.labels else "")

@@ -1,0 +1,115 @@
+"""A base, its adapter and its tokenizer, ready to answer."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from data_prep.tokens import check_ids
+from finetune.errors import ModelError
+from finetune.evaluation.data import tokenizer_for
+from finetune.model.adapter import grow_embeddings, load_adapter
+from finetune.model.checkpoint import Base, BaseNotFound, resolve_base, tokenizer_folder
+from finetune.model.classify import HEAD
+from finetune.model.load import load_model
+from finetune.model.precision import choose_device
+from finetune.model.quantize import is_quantized
+from finetune.recipe.schema.model import ModelSection
+
+
+class Model(Protocol):
+    """A base, and the adapter that belongs on it where there is one; finetune.runs.target finds them."""
+
+    @property
+    def model(self) -> ModelSection:
+        """The base."""
+
+    @property
+    def adapter(self) -> Path | None:
+        """The adapter's folder."""
+
+    @property
+    def quantization(self) -> str | None:
+        """How the base was quantised that the adapter was trained on."""
+
+    @property
+    def description(self) -> str:
+        """Its name, for people."""
+
+    @property
+    def base_sha256(self) -> str | None:
+        """The fingerprint of the base's folder that the adapter was trained on."""
+
+    @property
+    def named_in(self) -> str:
+        """Where the base's name is written."""
+
+    @property
+    def preparation(self) -> int:
+        """The version of the way from rows to tokens that it was trained with."""
+
+    @property
+    def tokenizer(self) -> ModelSection | None:
+        """Whose tokenizer belongs to weights that were saved without one."""
+
+
+def unchanged_base(target: Model) -> Base:
+    """The base of a target, which must be the one that its adapter was trained on.
+
+    Raises ModelError where it can't be found, or its content differs from what was trained on.
+    """
+    base = _found_base(target)
+    expected = target.base_sha256
+    if expected is not None and not base.holds(expected):
+        raise ModelError(
+            f"the base in {base.folder} is not what {target.description} was trained on: its SHA-256 was {expected}, and is "
+            f"{base.fingerprint()['sha256']}. Put the base back, or name the one that you mean with --base."
+        )
+    return base
+
+
+def _found_base(target: Model) -> Base:
+    try:
+        return resolve_base(target.model, named_in=target.named_in)
+    except BaseNotFound as error:
+        if target.adapter is None or target.named_in == "--base":
+            raise
+        raise ModelError(f"{error} If the base of {target.description} is elsewhere now, name it with --base.") from None
+
+
+def load_adapted(
+    base: Base,
+    model: ModelSection,
+    adapter: Path | None,
+    *,
+    vocabulary: int,
+    dtype: torch.dtype,
+    quantization: str | None = None,
+) -> PreTrainedModel:
+    """The base with its adapter where there is one, in eval mode; embeddings grow to `vocabulary`, the tokenizer's size.
+
+    `quantization` is how the base was quantised that the adapter was trained on.
+
+    Rows of added tokens, and a head, that neither holds are drawn from a fixed seed: loading twice gives the same model.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        loaded = load_model(base, dtype=dtype, quantization=quantization, rope_scaling=model.rope_scaling, head=model.head)
+        grow_embeddings(loaded, vocabulary)
+    if model.head is not None:
+        getattr(loaded, HEAD).float()  # as it was trained, and before the adapter brings its own
+    return (loaded if adapter is None else load_adapter(loaded, adapter)).eval()
+
+
+def load_ready(target: Model, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Model and tokenizer on the device, to generate with. Raises ModelError or DataError where a part can't be loaded."""
+    base = unchanged_base(target)
+    whose = target.tokenizer
+    folder = base.folder if whose is None else tokenizer_folder(whose)
+    tokenizer = tokenizer_for(whose or target.model, target.adapter, folder, preparation=target.preparation)
+    loaded = load_adapted(
+        base, target.model, target.adapter, vocabulary=len(tokenizer), dtype=dtype, quantization=target.quantization
+    )
+    check_ids(tokenizer, loaded.get_input_embeddings().weight.shape[0])
+    return (loaded if is_quantized(loaded) else loaded.to(choose_device())), tokenizer

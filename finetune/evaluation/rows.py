@@ -1,0 +1,175 @@
+"""The evaluation rows of a recipe as its metrics need them: documents for losses, questions for answers."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from transformers import PreTrainedTokenizerFast
+
+from data_prep.documents import Document
+from data_prep.messages import last_answer
+from data_prep.prepare import PreparedData
+from data_prep.sources.rows import shown
+from data_prep.tokens import ids_of
+from finetune.errors import FinetuneError
+from finetune.evaluation.answers import Question, answered_rows, questions_of, read_back, with_answer, without_thought
+from finetune.evaluation.label_metrics import Labels, has_several
+from finetune.evaluation.programs import exit_in
+from finetune.evaluation.sandbox import why_no_sandbox
+from finetune.evaluation.text_bytes import supervised_bytes
+from finetune.evaluation.text_metrics import sacrebleu_metric
+from finetune.recipe.rules_evaluate import labels_of
+from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.evaluate import BY_LIKELIHOOD, LOSSES, OF_LABELS, PASS_AT, MetricName
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The evaluation rows of a recipe, as a tokenizer reads them."""
+
+    documents: list[Document]
+    questions: list[Question]
+    """Empty where no metric asks, or no row has a prompt."""
+    labels: Labels
+    bytes: list[float] = field(default_factory=list)
+    """Of the text of each document's supervised tokens; empty where no metric needs it."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of them."""
+
+    @property
+    def places(self) -> list[str]:
+        """Where the documents stand."""
+        return [document.place for document in self.documents]
+
+
+def read_rows(
+    recipe: Recipe, data: PreparedData, tokenizer: PreTrainedTokenizerFast, *, positions: int, most: int | None = None
+) -> Rows:
+    """The first `most` evaluation rows (all where it is None), for a base with so many positions.
+
+    Raises FinetuneError where they don't fit the metrics.
+    """
+    if not len(data.evaluation):
+        raise FinetuneError(
+            "this recipe has no data.evaluation, so there is nothing to score on: add data.evaluation.fraction or .sources."
+        )
+    metrics, names = set(recipe.evaluate.metrics), labels_of(recipe)
+    asking = sorted(metrics - LOSSES)
+    documents, head = list(data.evaluation[:most]), recipe.model.head
+    questions = list[Question]()
+    if head is not None:
+        questions = answered_rows(data.evaluation_rows[:most])
+    elif asking or not metrics:
+        # Labels are counted row by row, as everywhere.
+        questions = questions_of(data.evaluation_rows[:most], tokenizer, recipe.data, merged=not metrics & OF_LABELS)
+    if asking and not questions:
+        raise FinetuneError(
+            f"the metric {asking[0]} compares answers, and no evaluation row has a prompt: take loss, or bits_per_byte."
+        )
+    if metrics & PASS_AT.keys():
+        _refuse_untested(questions)
+    if "bleu" in metrics and recipe.evaluate.bleu_tokenizer != "auto":
+        sacrebleu_metric(recipe.evaluate.bleu_tokenizer)
+    notes = list[str]()
+    if head is None:
+        questions, notes = _that_fit(questions, positions - longest_label(names, tokenizer))
+        notes += _changed(questions)
+    labels = Labels(names, several=_several(recipe, questions, names))
+    if metrics & OF_LABELS:
+        _refuse_unfit_labels(metrics, questions, labels)
+        notes += unseen_labels(recipe, data, questions, labels)
+        labels = replace(labels, readings=_readings(recipe, names, questions, tokenizer) if head is None else ())
+    sizes = []
+    if "bits_per_byte" in metrics:
+        sizes = supervised_bytes(documents, data.evaluation_rows, recipe.data, tokenizer)
+    return Rows(documents, questions, labels, sizes, tuple(notes))
+
+
+def _changed(questions: Sequence[Question]) -> list[str]:
+    """What is to be said of references that don't survive their tokens."""
+    changed = [(question.place, pair) for question in questions if (pair := question.changed) is not None]
+    if not changed:
+        return []
+    place, (written, read) = changed[0]
+    return [
+        f"{len(changed):,} of {len(questions):,} references are compared as their tokens read back, which is not as they are "
+        f"written (the first, {place}: {shown(written)} reads {shown(read)})"
+    ]
+
+
+def _readings(
+    recipe: Recipe, names: Sequence[str], questions: Sequence[Question], tokenizer: PreTrainedTokenizerFast
+) -> tuple[str, ...]:
+    """What the labels' tokens read back as behind a prompt. Raises FinetuneError for two that can't be told apart."""
+    first = questions[0]
+    answered = [(first.place, with_answer(first.example, name)) for name in names]
+    readings = tuple(without_thought(text).strip() for text in read_back(answered, tokenizer, recipe.data))
+    for index, reading in enumerate(readings):
+        if reading in readings[:index]:
+            other = names[readings.index(reading)]
+            raise FinetuneError(f"the labels {other!r} and {names[index]!r} are the same tokens to this tokenizer: rename one.")
+    return readings
+
+
+def _several(recipe: Recipe, questions: Sequence[Question], names: Sequence[str]) -> bool:
+    head = recipe.model.head
+    return has_several(questions, names) if head is None else head.problem == "multi_label"
+
+
+def longest_label(names: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> int:
+    """Tokens that an answer needs at least: those of the longest label and of its end of turn."""
+    return max((len(ids_of(name, tokenizer)) for name in names), default=0) + 2
+
+
+def _that_fit(questions: Sequence[Question], most: int) -> tuple[list[Question], list[str]]:
+    """The questions that leave room for an answer, and what is to be said of the others. Raises FinetuneError for none."""
+    fitting = [question for question in questions if len(question.prompt_ids) <= most]
+    left = len(questions) - len(fitting)
+    if questions and not fitting:
+        raise FinetuneError(
+            f"the prompts of all evaluation rows have more than {most:,} tokens, which leaves no position to answer."
+        )
+    return fitting, [f"{left:,} rows are left out: their prompts leave no position to answer"] if left else []
+
+
+def _refuse_unfit_labels(metrics: set[MetricName], questions: Sequence[Question], labels: Labels) -> None:
+    """Raises FinetuneError for a row whose label isn't named, and for a metric that needs one label a row."""
+    for question in questions:
+        labels.of_row(question)
+    single = sorted(metrics & (BY_LIKELIHOOD | {"matthews"}))
+    if labels.several and single:
+        raise FinetuneError(
+            f"the metric {single[0]} needs one label a row, and these rows have several: take accuracy, f1_macro or f1_micro."
+        )
+
+
+def _refuse_untested(questions: Sequence[Question]) -> None:
+    """Raises FinetuneError where pass@k can't be measured: no sandbox on this machine, or rows without tests."""
+    why = why_no_sandbox()
+    if why is not None:
+        raise FinetuneError(f"pass@k runs generated code, and this machine can't confine it: {why}. Take another metric.")
+    untested = [question.place for question in questions if not question.tests]
+    if untested:
+        raise FinetuneError(
+            f"pass@k runs the tests of a row, and {len(untested):,} of {len(questions):,} rows have none (the first: "
+            f"{untested[0]}): take format code with test_list, or another metric."
+        )
+    for question in questions:
+        if (call := exit_in(question.tests)) is not None:
+            raise FinetuneError(
+                f"{question.place}: its tests call {call}, which ends a program before it is known whether it passes: leave "
+                "the call out, and assert what the tests are to find."
+            )
+
+
+def unseen_labels(recipe: Recipe, data: PreparedData, questions: Sequence[Question], labels: Labels) -> list[str]:
+    """What is to be said of labels that evaluation rows have and no training row has; the training rows are read for it."""
+    if recipe.data.streaming is not None:
+        return []  # whose training rows are never all read
+    trained = {label for _, example in data.training_rows() for label in labels.written(last_answer(example))}
+    there = Counter(label for question in questions for label in labels.of_row(question))
+    return [
+        f"the label {label!r} is that of {count} evaluation rows and of no training row"
+        for label, count in there.items()
+        if label not in trained
+    ]

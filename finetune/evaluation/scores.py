@@ -1,0 +1,249 @@
+"""A model's figures on evaluation rows."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from data_prep.heads import answer_of
+from finetune.evaluation.answers import Answer, Progress, answer_questions
+from finetune.evaluation.base_options import unused_options
+from finetune.evaluation.bootstrap import Interval, interval_of, resampled
+from finetune.evaluation.generation import cut_notes
+from finetune.evaluation.heads import classify
+from finetune.evaluation.label_metrics import unlike_any
+from finetune.evaluation.likelihood import label_likelihoods
+from finetune.evaluation.losses import LossSum, document_losses
+from finetune.evaluation.metrics import METRICS, Measured
+from finetune.evaluation.programs import run_answers
+from finetune.evaluation.rows import Rows
+from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.evaluate import (
+    BY_LIKELIHOOD,
+    LOSSES,
+    LOWER_IS_BETTER,
+    OF_LABELS,
+    PASS_AT,
+    EvaluateSection,
+    MetricName,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's value on rows, with its interval."""
+
+    name: MetricName
+    interval: Interval
+    rows: int
+    samples: np.ndarray = field(repr=False)
+    """The metric on each resample of the rows; empty where no interval was asked for."""
+    places: tuple[str, ...] = field(repr=False)
+    """Where the rows stand."""
+    signature: str = ""
+    """By which library's settings, as the metric says."""
+
+    @property
+    def value(self) -> float:
+        """On all rows."""
+        return self.interval.value
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured of one model."""
+
+    scores: dict[MetricName, Score]
+    measured: Measured
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
+    """For losses, answers, likelihoods and programs."""
+
+    @property
+    def values(self) -> dict[MetricName, float]:
+        """The metrics alone."""
+        return {name: score.value for name, score in self.scores.items()}
+
+
+def names_of(recipe: Recipe, rows: Rows) -> tuple[MetricName, ...]:
+    """The recipe's metrics; without any loss and perplexity, and exact match where rows have a prompt."""
+    if recipe.evaluate.metrics:
+        return recipe.evaluate.metrics
+    if recipe.model.head is not None:
+        return ("loss",)
+    return ("loss", "perplexity", "exact_match") if rows.questions else ("loss", "perplexity")
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    rows: Rows,
+    *,
+    progress: Progress | None = None,
+) -> Report:
+    """The recipe's metrics of a model, with intervals. Raises FinetuneError where one doesn't fit the rows."""
+    names = names_of(recipe, rows)
+    measured, seconds = measured_of(model, tokenizer, recipe, rows, names, progress)
+    measured, seconds = with_programs(measured, names, recipe.evaluate, seconds)
+    return report_of(measured, names, notes=rows.notes, seconds=seconds)
+
+
+def measured_of(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: Recipe,
+    rows: Rows,
+    names: Sequence[MetricName],
+    progress: Progress | None = None,
+) -> tuple[Measured, dict[str, float]]:
+    """What these metrics need of a model, and the seconds that each part took; see with_programs for what is left."""
+    work = _Measurement(model, tokenizer, recipe, rows, frozenset(names), progress)
+    measured = work.classified() if recipe.model.head is not None else work.generated()
+    return measured, work.seconds
+
+
+def with_programs(
+    measured: Measured, names: Sequence[MetricName], section: EvaluateSection, seconds: dict[str, float]
+) -> tuple[Measured, dict[str, float]]:
+    """The same with what became of the answers' programs, where a metric needs that; it takes no model."""
+    if PASS_AT.keys().isdisjoint(names):
+        return measured, seconds
+    started = time.perf_counter()
+    programs = run_answers(measured.answers, seconds=section.seconds_per_program)
+    return replace(measured, programs=programs), seconds | {"programs": round(time.perf_counter() - started, 2)}
+
+
+def report_of(
+    measured: Measured,
+    names: Sequence[MetricName],
+    *,
+    notes: tuple[str, ...] = (),
+    seconds: dict[str, float] | None = None,
+    intervals: bool = True,
+) -> Report:
+    """The metrics of what was measured. Raises FinetuneError where one doesn't fit it."""
+    scores = {name: _score(name, measured, intervals) for name in names}
+    return Report(scores, measured, (*notes, *measured.notes, *_notes(measured, names)), seconds or {})
+
+
+def _score(name: MetricName, measured: Measured, intervals: bool) -> Score:
+    metric = METRICS[name]
+    scorer, count = metric.scorer(measured), measured.count(metric.of)
+    value = scorer(np.ones(count, dtype=np.int64))
+    samples = resampled(scorer, count) if intervals else np.empty(0)
+    signature = metric.signature(measured) if metric.signature is not None else ""
+    return Score(name, interval_of(value, samples), count, samples, tuple(measured.places_of(metric.of)), signature)
+
+
+def by_row(name: MetricName, measured: Measured) -> list[float] | None:
+    """The metric on each row alone; None for one that says nothing of a single row, as a correlation."""
+    values = METRICS[name].by_row
+    return None if values is None else values(measured)
+
+
+def worst_first(name: MetricName, measured: Measured) -> list[tuple[int, float]]:
+    """Each row's index and the metric on it alone, the worst first."""
+    sign = -1 if name in LOWER_IS_BETTER else 1
+    return sorted(enumerate(by_row(name, measured) or []), key=lambda pair: (sign * pair[1], pair[0]))
+
+
+def difference(base: Score, tuned: Score) -> Interval | None:
+    """How much the second is above the first, row by row; None where the two are over different rows."""
+    if base.places != tuned.places or len(base.samples) != len(tuned.samples):
+        return None
+    return interval_of(tuned.value - base.value, tuned.samples - base.samples)
+
+
+def _notes(measured: Measured, names: Sequence[MetricName]) -> tuple[str, ...]:
+    """What a person should know of the answers."""
+    answers = measured.answers
+    if not any(METRICS[name].of != "losses" and name not in BY_LIKELIHOOD for name in names):
+        return ()
+    found = cut_notes([cut for answer in answers for cut in answer.cuts])
+    empty = sum(not text.strip() for answer in answers for text in answer.texts)
+    if empty:
+        found.append(f"{empty:,} of {sum(len(answer.texts) for answer in answers):,} answers are empty")
+    if set(names) & (OF_LABELS - BY_LIKELIHOOD):
+        unlike = unlike_any(answers, measured.labels)
+        if unlike:
+            found.append(f"{unlike:,} of {len(answers):,} answers begin with none of the labels: they count as wrong")
+    return tuple(found)
+
+
+class _Measurement:
+    """One model on the rows: what the asked metrics need of it, and how long each part took."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        recipe: Recipe,
+        rows: Rows,
+        asked: frozenset[MetricName],
+        progress: Progress | None,
+    ):
+        self.model, self.tokenizer, self.recipe, self.rows = model, tokenizer, recipe, rows
+        self.section, self.asked, self.progress = recipe.evaluate, asked, progress
+        self.seconds: dict[str, float] = {}
+
+    def classified(self) -> Measured:
+        """Of a model with a classification head: its outputs, in the words of the rows' answers."""
+        head, documents = self.recipe.model.head, self.rows.documents
+        assert head is not None  # noqa: S101 - the caller looked
+        outputs, losses = self._timed("answers", lambda: classify(self.model, documents, head, self.section.batch_size))
+        said = ((answer_of(row, head),) for row in outputs.tolist())
+        answers = [Answer(*pair) for pair in zip(self.rows.questions, said, strict=True)]
+        return Measured(losses, self.rows.places, answers=answers, labels=self.rows.labels)
+
+    def generated(self) -> Measured:
+        """Of a model that predicts tokens."""
+        questions = self.rows.questions
+        losses = self._losses() if self.asked & LOSSES else []
+        answers, notes = [Answer(question, ("",)) for question in questions], list[str]()
+        if self.asked - LOSSES - BY_LIKELIHOOD:
+            answers = self._timed("answers", self._answers)
+            notes = unused_options(self.model, self.tokenizer)
+        if self.asked & BY_LIKELIHOOD:
+            likelihoods = self._timed("likelihoods", self._likelihoods)
+            answers = [replace(answer, likelihoods=row) for answer, row in zip(answers, likelihoods, strict=True)]
+        return Measured(
+            losses,
+            self.rows.places,
+            self.rows.bytes,
+            answers,
+            self.rows.labels,
+            bleu_tokenizer=self.section.bleu_tokenizer,
+            notes=tuple(notes),
+        )
+
+    def _losses(self) -> list[LossSum]:
+        documents = self.rows.documents
+        return self._timed("losses", lambda: document_losses(self.model, documents, self.section.batch_size))
+
+    def _answers(self) -> list[Answer]:
+        return answer_questions(
+            self.model,
+            self.tokenizer,
+            self.rows.questions,
+            self.section,
+            seed=self.recipe.train.seed,
+            progress=self.progress,
+        )
+
+    def _likelihoods(self) -> list[tuple[float, ...]]:
+        placed = [(question.place, question.example) for question in self.rows.questions]
+        names, data = self.rows.labels.names, self.recipe.data
+        found = label_likelihoods(self.model, self.tokenizer, placed, names, self.section.batch_size, data)
+        return [tuple(row) for row in found.tolist()]
+
+    def _timed(self, what: str, work: Callable[[], T]) -> T:
+        started = time.perf_counter()
+        result = work()
+        self.seconds[what] = round(time.perf_counter() - started, 2)
+        return result
