@@ -25,7 +25,7 @@ def combine(
     from dataclasses import asdict
 
     from finetune.errors import MergeError
-    from finetune.merge import combine as combining
+    from finetune.merging import combine as combining
 
     try:
         numbers = [float(weight) for weight in weights.split(",")]

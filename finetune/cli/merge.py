@@ -8,7 +8,7 @@ import typer
 from finetune.cli.common import BaseOption, JsonOption, out, print_json, teller
 
 if TYPE_CHECKING:
-    from finetune.merge.merge import MergeReport
+    from finetune.merging.merge import MergeReport
 
 
 DESCRIBED = "config, tokenizer, chat template and end of turn are read back as they were trained"
@@ -37,7 +37,7 @@ def merge(
     from finetune.errors import MergeError
 
     if plan:
-        from finetune.merge.plan import plan_merge
+        from finetune.merging.plan import plan_merge
 
         planned = plan_merge(target, base=base, dtype=dtype, output=output)
         if as_json:
@@ -48,8 +48,8 @@ def merge(
         return
     if output is None:
         raise MergeError("--output is missing: name the folder to write, or --plan to see what it would take.")
-    from finetune.merge import merge as merging
-    from finetune.merge.target import choose_more, choose_target
+    from finetune.merging import merge as merging
+    from finetune.merging.target import choose_more, choose_target
 
     first = choose_target(target, base)
     report = merging.merge(

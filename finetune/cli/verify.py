@@ -22,7 +22,7 @@ def verify(
     from dataclasses import asdict
 
     from finetune.errors import CheckFailed
-    from finetune.merge.again import verify_again
+    from finetune.merging.again import verify_again
 
     found = verify_again(folder, seed=seed if seed is not None else time.time_ns(), say=teller(as_json))
     if as_json:

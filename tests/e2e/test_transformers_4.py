@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from finetune.merge.merge import merge
+from finetune.merging.merge import merge
 from finetune.model.tokenizer_files import PROBES
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder

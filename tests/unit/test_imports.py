@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
-    "cli", "recipe", "model", "train", "launch", "evaluation", "merge", "runs", "plan", "quickstart", "selftest",
+    "cli", "recipe", "model", "train", "launch", "evaluation", "merging", "runs", "plan", "quickstart", "selftest",
     "data_prep",
 })  # fmt: skip
 
@@ -35,7 +35,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "plan": frozenset({"recipe", "launch", "model", "evaluation", "data_prep"}),
     "launch": DISK | {"recipe", "runs", "model.precision"},
     "train": frozenset({"model", "evaluation", "runs", "recipe", "data_prep"}),
-    "merge": frozenset({"model", "evaluation", "runs", "recipe", "data_prep"}),
+    "merging": frozenset({"model", "evaluation", "runs", "recipe", "data_prep"}),
     "data_prep": frozenset(),
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from finetune.errors import ModelError
-from finetune.merge.tensors import StoredWeights
+from finetune.merging.tensors import StoredWeights
 from finetune.model.checkpoint import Base, folder_sha256, resolve_base
 from finetune.model.folder import only_the_model, read_adapter_config, read_header, weight_files
 from finetune.model.inspect import read_stored

@@ -15,7 +15,7 @@ from data_prep.errors import DataError
 from data_prep.tokenizer import load_tokenizer
 from finetune.cli import app as command_line
 from finetune.errors import FinetuneError, ModelError
-from finetune.merge.adapter import Adapter
+from finetune.merging.adapter import Adapter
 from finetune.model.adapter_file import check_adapter_config
 from finetune.model.checkpoint import Base, resolve_base
 from finetune.model.folder import read_config

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from finetune.errors import FinetuneError, MergeError, ModelError
 from finetune.evaluation.loading import load_ready
-from finetune.merge.merge import merge
-from finetune.merge.target import choose_more, choose_target
+from finetune.merging.merge import merge
+from finetune.merging.target import choose_more, choose_target
 from finetune.model.adapter import continued_folder
 from finetune.model.checkpoint import resolve_base
 from finetune.recipe.load import load_recipe

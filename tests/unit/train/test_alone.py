@@ -21,7 +21,7 @@ from finetune.errors import ModelError
 from finetune.evaluation.generation import generate_ids
 from finetune.evaluation.likelihood import label_likelihoods
 from finetune.evaluation.losses import document_losses
-from finetune.merge.distance import logits_of
+from finetune.merging.distance import logits_of
 from finetune.model.attention import PER_DOCUMENT
 from finetune.model.batch import packed_batch, padded_batch
 from finetune.model.checkpoint import Base

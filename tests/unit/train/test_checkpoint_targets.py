@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from finetune.errors import CheckpointError, FinetuneError, ModelError
 from finetune.evaluation.loading import load_ready
-from finetune.merge.combine import combine
-from finetune.merge.merge import merge
-from finetune.merge.target import choose_more, choose_target
+from finetune.merging.combine import combine
+from finetune.merging.merge import merge
+from finetune.merging.target import choose_more, choose_target
 from finetune.model.inspect import describe
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import base_of, resolve_target

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import CheckFailed
-from finetune.merge.merge import merge
+from finetune.merging.merge import merge
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import resolve_target
 from finetune.train import result

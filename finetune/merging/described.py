@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.merge.parts import Parts
+from finetune.merging.parts import Parts
 from finetune.model.description import ModelConfig, generation_notes, read_generation_config, write_description
 from finetune.model.description_check import differences
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import CheckFailed, MergeError
-from finetune.merge.adapted import Updates
-from finetune.merge.described import hashes_beside, notes_beside
-from finetune.merge.heads import SCORE_WEIGHT, how_it_reads
-from finetune.merge.output import VERIFICATION_FILE, failed_name, refuse_existing, unfinished, write_card
-from finetune.merge.parts import NAMED_DTYPES, Options, Outcome, Parts, Say, read_parts
-from finetune.merge.streamed import merge_streamed
+from finetune.merging.adapted import Updates
+from finetune.merging.described import hashes_beside, notes_beside
+from finetune.merging.heads import SCORE_WEIGHT, how_it_reads
+from finetune.merging.output import VERIFICATION_FILE, failed_name, refuse_existing, unfinished, write_card
+from finetune.merging.parts import NAMED_DTYPES, Options, Outcome, Parts, Say, read_parts
+from finetune.merging.streamed import merge_streamed
 from finetune.model.adapter_fit import HARMLESS
 from finetune.model.folder import ADAPTER_WEIGHTS
 from finetune.model.hashes import file_sha256
@@ -30,10 +30,10 @@ from finetune.recipe.secrets import scrubbed_recipe
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
-    from finetune.merge.check_tensors import TensorCheck
-    from finetune.merge.qlora import Comparison
-    from finetune.merge.verify import Verification
-    from finetune.merge.verify_heads import HeadVerification
+    from finetune.merging.check_tensors import TensorCheck
+    from finetune.merging.qlora import Comparison
+    from finetune.merging.verify import Verification
+    from finetune.merging.verify_heads import HeadVerification
 
 SHARD_SIZE = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?)\s*(?P<unit>[KMGT])(?P<binary>I?)B", re.IGNORECASE)
 CHECKS = ("full", "tensors", "none")
@@ -120,7 +120,7 @@ def _merge(parts: Parts, folder: Path, output: Path, options: Options) -> Outcom
         if len(parts.tokenizer) <= updates.vocabulary:
             return merge_streamed(parts, updates, folder, output, options)
         reason = "the tokenizer has tokens that nobody trained, for which transformers draws rows"
-    from finetune.merge.through_peft import merge_through_peft
+    from finetune.merging.through_peft import merge_through_peft
 
     return merge_through_peft(parts, reason, folder, output, options)
 

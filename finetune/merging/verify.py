@@ -34,10 +34,10 @@ from data_prep.documents import Document
 from data_prep.tokens import text_of
 from finetune.errors import MergeError
 from finetune.evaluation.generation import generate_ids
-from finetune.merge.adapted import EMBEDDING, MergedWeights, Updates
-from finetune.merge.distance import Distance, distance, logits_of
-from finetune.merge.models import STREAMED_ROWS, STREAMED_TOKENS, model_of
-from finetune.merge.tensors import StoredWeights, Weights
+from finetune.merging.adapted import EMBEDDING, MergedWeights, Updates
+from finetune.merging.distance import Distance, distance, logits_of
+from finetune.merging.models import STREAMED_ROWS, STREAMED_TOKENS, model_of
+from finetune.merging.tensors import StoredWeights, Weights
 from finetune.model.rope import scale_by_document
 
 LOGIT_FRACTION = 5e-5

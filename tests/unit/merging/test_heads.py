@@ -23,16 +23,16 @@ from finetune.cli.merge import lines_of
 from finetune.errors import CheckFailed, MergeError
 from finetune.evaluation.data import prepare_data
 from finetune.evaluation.evaluation import Evaluation
-from finetune.merge import adapted, models, stream, streamed, verify_heads
-from finetune.merge.adapted import MergedWeights
-from finetune.merge.again import verify_again
-from finetune.merge.combine import combine
-from finetune.merge.head_outputs import decisions_of, mean_kl, mean_loss
-from finetune.merge.merge import merge
-from finetune.merge.plan import plan_merge
-from finetune.merge.target import choose_target
-from finetune.merge.texts import HEAD_ROWS
-from finetune.merge.verify_heads import HeadVerification
+from finetune.merging import adapted, models, stream, streamed, verify_heads
+from finetune.merging.adapted import MergedWeights
+from finetune.merging.again import verify_again
+from finetune.merging.combine import combine
+from finetune.merging.head_outputs import decisions_of, mean_kl, mean_loss
+from finetune.merging.merge import merge
+from finetune.merging.plan import plan_merge
+from finetune.merging.target import choose_target
+from finetune.merging.texts import HEAD_ROWS
+from finetune.merging.verify_heads import HeadVerification
 from finetune.model.inspect import read_stored
 from finetune.model.precision import choose_precision
 from finetune.recipe.schema import Recipe
@@ -40,7 +40,7 @@ from finetune.recipe.schema.model import ModelSection
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import Target, resolve_target
 from tests.conftest import save_tiny_llama
-from tests.unit.merge.test_merge import make_adapter
+from tests.unit.merging.test_merge import make_adapter
 from tests.unit.train.processes import start
 
 LABELS = ("refund", "delivery", "praise")

@@ -16,11 +16,11 @@ from data_prep.identity import template_sha256, tokenizer_sha256
 from finetune.errors import MergeError, ModelError
 from finetune.evaluation.data import tokenizer_for
 from finetune.evaluation.loading import unchanged_base
-from finetune.merge.adapter import Adapter
-from finetune.merge.check_tensors import TensorCheck
-from finetune.merge.heads import MergedHead, exchange_heads, read_head
-from finetune.merge.tensors import StoredWeights
-from finetune.merge.texts import goes_through_template, verification_documents
+from finetune.merging.adapter import Adapter
+from finetune.merging.check_tensors import TensorCheck
+from finetune.merging.heads import MergedHead, exchange_heads, read_head
+from finetune.merging.tensors import StoredWeights
+from finetune.merging.texts import goes_through_template, verification_documents
 from finetune.model.checkpoint import Base
 from finetune.model.config import load_config
 from finetune.model.description import ModelConfig, head_values
@@ -33,10 +33,10 @@ from finetune.runs.folder import ADAPTER_NOTES
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
-    from finetune.merge.described import DescriptionCheck
-    from finetune.merge.qlora import Comparison
-    from finetune.merge.verify import Verification
-    from finetune.merge.verify_heads import HeadVerification
+    from finetune.merging.described import DescriptionCheck
+    from finetune.merging.qlora import Comparison
+    from finetune.merging.verify import Verification
+    from finetune.merging.verify_heads import HeadVerification
 
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 NAMED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS.values()}

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from finetune.errors import MergeError
-from finetune.merge.adapter import Adapter, matches
-from finetune.merge.heads import LM_HEAD, SCORE
-from finetune.merge.tensors import StoredWeights, Weights, hash_of, ranges
-from finetune.merge.updates import AddedBias, LowRank, Operation, Replaced, TokenRows, Update, scale_of
+from finetune.merging.adapter import Adapter, matches
+from finetune.merging.heads import LM_HEAD, SCORE
+from finetune.merging.tensors import StoredWeights, Weights, hash_of, ranges
+from finetune.merging.updates import AddedBias, LowRank, Operation, Replaced, TokenRows, Update, scale_of
 from finetune.model.inspect import stored_name
 from finetune.recipe.heads import classifies
 

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from finetune.errors import MergeError, library_refusals
-from finetune.merge.adapted import EMBEDDING, HEAD, MergedWeights
-from finetune.merge.tensors import Weights
-from finetune.merge.updates import LowRank, read_finite
+from finetune.merging.adapted import EMBEDDING, HEAD, MergedWeights
+from finetune.merging.tensors import Weights
+from finetune.merging.updates import LowRank, read_finite
 from finetune.model.inspect import stored_name
 from finetune.model.rope import scale_by_document
 from finetune.recipe.heads import classifies
@@ -24,7 +24,7 @@ STREAMED_ROWS, STREAMED_TOKENS = 2, 128
 """Of a model that is read from the disk: all of it is read for each question."""
 
 LOGITS_BYTES = 2_000_000_000
-"""Of several models over all rows, and what is compared (finetune.merge.texts bounds the rows)."""
+"""Of several models over all rows, and what is compared (finetune.merging.texts bounds the rows)."""
 
 
 def fits_in_memory(weights: Weights) -> bool:

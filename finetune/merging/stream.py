@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import xxhash
 
-from finetune.merge.tensors import Place, Weights, bytes_of, plan_shards, write_index
+from finetune.merging.tensors import Place, Weights, bytes_of, plan_shards, write_index
 
 
 @dataclass(frozen=True)

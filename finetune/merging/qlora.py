@@ -15,13 +15,13 @@ from transformers import PretrainedConfig
 from data_prep.config import HeadSection
 from data_prep.documents import Document
 from finetune.errors import MergeError
-from finetune.merge.adapted import MergedWeights, Updates
-from finetune.merge.distance import distance, logits_of, loss_of
-from finetune.merge.head_outputs import mean_kl, mean_loss, outputs_of, prompts_of
-from finetune.merge.models import STREAMED_ROWS, STREAMED_TOKENS, fits_in_memory, model_of
-from finetune.merge.nf4 import Nf4Weights
-from finetune.merge.tensors import StoredWeights, Weights
-from finetune.merge.texts import last_part
+from finetune.merging.adapted import MergedWeights, Updates
+from finetune.merging.distance import distance, logits_of, loss_of
+from finetune.merging.head_outputs import mean_kl, mean_loss, outputs_of, prompts_of
+from finetune.merging.models import STREAMED_ROWS, STREAMED_TOKENS, fits_in_memory, model_of
+from finetune.merging.nf4 import Nf4Weights
+from finetune.merging.tensors import StoredWeights, Weights
+from finetune.merging.texts import last_part
 
 Choice = Literal["16bit", "nf4"]
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.errors import MergeError
-from finetune.merge.adapted import DEAD, MergedWeights, Updates
-from finetune.merge.check_tensors import check_tensors
-from finetune.merge.described import check_beside, write_beside
-from finetune.merge.heads import SCORE_WEIGHT
-from finetune.merge.nf4 import Nf4Weights
-from finetune.merge.output import refuse_small_disk
-from finetune.merge.parts import Options, Outcome, Parts
-from finetune.merge.stream import write_weights
-from finetune.merge.tensors import Weights
+from finetune.merging.adapted import DEAD, MergedWeights, Updates
+from finetune.merging.check_tensors import check_tensors
+from finetune.merging.described import check_beside, write_beside
+from finetune.merging.heads import SCORE_WEIGHT
+from finetune.merging.nf4 import Nf4Weights
+from finetune.merging.output import refuse_small_disk
+from finetune.merging.parts import Options, Outcome, Parts
+from finetune.merging.stream import write_weights
+from finetune.merging.tensors import Weights
 from finetune.model.precision import choose_threads
 from finetune.runs.target import Target
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PretrainedConfig
 
-    from finetune.merge.qlora import Comparison
-    from finetune.merge.verify import Verification
-    from finetune.merge.verify_heads import HeadVerification
+    from finetune.merging.qlora import Comparison
+    from finetune.merging.verify import Verification
+    from finetune.merging.verify_heads import HeadVerification
 
 SEED = 0
 """Of the sample of numbers that is recomputed."""
@@ -73,7 +73,7 @@ def _choose_qlora_base(
         if options.qlora_base == "nf4":
             raise MergeError(f"--qlora-base nf4: this adapter was trained on a base in {quantization or '16 bit'}, not in NF4.")
         return parts.stored, None
-    from finetune.merge.qlora import choose_base
+    from finetune.merging.qlora import choose_base
 
     if options.qlora_base == "16bit" and importlib.util.find_spec("bitsandbytes") is None:
         return parts.stored, None  # there is nothing to compare with, and nothing to choose
@@ -96,8 +96,8 @@ def verify_streamed(
 
     `config` is what the merged model's configuration has to be; the model in `folder` goes by the one that stands there.
     """
-    from finetune.merge.models import fits_in_memory, model_of
-    from finetune.merge.verify import before_by_peft, before_from_disk, quiet_peft, verify
+    from finetune.merging.models import fits_in_memory, model_of
+    from finetune.merging.verify import before_by_peft, before_from_disk, quiet_peft, verify
 
     documents, texts = parts.documents
     exact = None
@@ -121,9 +121,9 @@ def _verify_head_streamed(
     parts: Parts, wide: MergedWeights, folder: Path, config: "PretrainedConfig", dtype: torch.dtype, *, in_memory: bool
 ) -> "HeadVerification":
     """The same for a classification head; `wide` is the merge in float32."""
-    from finetune.merge.models import STREAMED_ROWS, STREAMED_TOKENS, model_of
-    from finetune.merge.texts import last_part
-    from finetune.merge.verify_heads import head_before, verify_head
+    from finetune.merging.models import STREAMED_ROWS, STREAMED_TOKENS, model_of
+    from finetune.merging.texts import last_part
+    from finetune.merging.verify_heads import head_before, verify_head
 
     assert parts.head is not None  # noqa: S101 - the caller looked
     documents, texts = parts.documents
@@ -139,8 +139,8 @@ def _verify_head_streamed(
 
 def _unmerged(parts: Parts, merged: MergedWeights) -> "PeftModel":
     """Base + adapter by peft, in float32. Several adapters go in one on top of the other: the last one stays unmerged."""
-    from finetune.merge.models import model_of
-    from finetune.merge.verify import quiet_peft
+    from finetune.merging.models import model_of
+    from finetune.merging.verify import quiet_peft
     from finetune.model.adapter import load_adapter
 
     earlier = Updates(parts.stored, parts.config, parts.adapters[:-1])
@@ -156,7 +156,7 @@ def _unmerged(parts: Parts, merged: MergedWeights) -> "PeftModel":
 
 def coarsest_type(merged: MergedWeights) -> torch.dtype:
     """The type whose rounding counts: the coarsest in which a changed tensor is stored."""
-    from finetune.merge.verify import KL_BOUNDS
+    from finetune.merging.verify import KL_BOUNDS
 
     changed = {merged.dtype(name) for name in merged.names() if merged.update(name) is not None} or {torch.float32}
     return max(changed & set(KL_BOUNDS) or {torch.float32}, key=lambda dtype: torch.finfo(dtype).eps)

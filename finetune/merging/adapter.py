@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import MergeError
-from finetune.merge.heads import LM_HEAD, SCORE
-from finetune.merge.tensors import StoredWeights
-from finetune.merge.updates import parts_of
+from finetune.merging.heads import LM_HEAD, SCORE
+from finetune.merging.tensors import StoredWeights
+from finetune.merging.updates import parts_of
 from finetune.model.adapter_file import LORA, check_adapter_config, checked_adapter_config, frozen_copies
 from finetune.model.adapter_fit import HARMLESS, refuse_unknown_keys, refuse_wrapped
 from finetune.model.folder import ADAPTER_WEIGHTS

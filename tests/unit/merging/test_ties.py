@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from data_prep.tokenizer import load_tokenizer
 from finetune.cli import app as command_line
 from finetune.errors import CheckFailed, FinetuneError, MergeError
-from finetune.merge import stream
-from finetune.merge.merge import merge
+from finetune.merging import stream
+from finetune.merging.merge import merge
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
 from tests.conftest import save_tiny_llama
-from tests.unit.merge.test_merge import make_adapter, merged_logits, unmerged_logits
+from tests.unit.merging.test_merge import make_adapter, merged_logits, unmerged_logits
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import CheckFailed
-from finetune.merge import streamed
-from finetune.merge.again import verify_again
-from finetune.merge.merge import merge
+from finetune.merging import streamed
+from finetune.merging.again import verify_again
+from finetune.merging.merge import merge
 from finetune.recipe.schema.model import ModelSection, RopeScaling
 from finetune.runs.target import Target
 from tests.conftest import CHATML, save_tiny_llama
-from tests.unit.merge.test_merge import TOKENS, make_adapter, merged_logits
+from tests.unit.merging.test_merge import TOKENS, make_adapter, merged_logits
 
 Sabotage = Callable[[Path], None]
 DATED = "{{ 'Today is ' + strftime_now('%d %B %Y') + '. ' }}" + CHATML

@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError, MergeError
-from finetune.merge.merge import merge
+from finetune.merging.merge import merge
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
 from tests.conftest import save_tiny_llama
-from tests.unit.merge.test_merge import TOKENS, make_adapter, merged_logits
+from tests.unit.merging.test_merge import TOKENS, make_adapter, merged_logits
 
 KINDS = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 OPTIONS: dict[str, dict[str, Any]] = {

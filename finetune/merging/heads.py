@@ -14,8 +14,8 @@ from finetune.recipe.heads import CLASSIFIER, CLASSIFIES, classifies, described_
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
-    from finetune.merge.adapter import Adapter
-    from finetune.merge.tensors import StoredWeights
+    from finetune.merging.adapter import Adapter
+    from finetune.merging.tensors import StoredWeights
 
 SCORE, LM_HEAD = "score", "lm_head"
 SCORE_WEIGHT, LM_HEAD_WEIGHT = f"{SCORE}.weight", f"{LM_HEAD}.weight"

@@ -15,15 +15,15 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 
 from finetune.errors import MergeError, ModelError, library_refusals
 from finetune.evaluation.loading import load_adapted
-from finetune.merge.adapted import DEAD, EMBEDDING, are_alike, finite
-from finetune.merge.described import check_beside, write_beside
-from finetune.merge.heads import LM_HEAD, SCORE_WEIGHT
-from finetune.merge.output import refuse_small_disk
-from finetune.merge.parts import Options, Outcome, Parts
-from finetune.merge.streamed import quantization_notes
-from finetune.merge.tensors import StoredWeights, hashes_of
-from finetune.merge.verify import Before, Verification, before_by_peft, quiet_peft, verify
-from finetune.merge.verify_heads import HeadBefore, HeadVerification, head_before, verify_head
+from finetune.merging.adapted import DEAD, EMBEDDING, are_alike, finite
+from finetune.merging.described import check_beside, write_beside
+from finetune.merging.heads import LM_HEAD, SCORE_WEIGHT
+from finetune.merging.output import refuse_small_disk
+from finetune.merging.parts import Options, Outcome, Parts
+from finetune.merging.streamed import quantization_notes
+from finetune.merging.tensors import StoredWeights, hashes_of
+from finetune.merging.verify import Before, Verification, before_by_peft, quiet_peft, verify
+from finetune.merging.verify_heads import HeadBefore, HeadVerification, head_before, verify_head
 from finetune.model.adapter import load_adapter
 from finetune.model.checkpoint import Base
 from finetune.model.description import ModelConfig

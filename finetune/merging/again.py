@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.disk import read_json
 from finetune.errors import CheckpointError, MergeError, ModelError
-from finetune.merge.adapted import MergedWeights, Updates
-from finetune.merge.check_tensors import TensorCheck, check_tensors
-from finetune.merge.described import DescriptionCheck, check_beside, hashes_beside
-from finetune.merge.nf4 import Nf4Weights
-from finetune.merge.output import VERIFICATION_FILE
-from finetune.merge.parts import Options, Say, read_parts
-from finetune.merge.streamed import verify_streamed
-from finetune.merge.tensors import StoredWeights, Weights, hashes_of
+from finetune.merging.adapted import MergedWeights, Updates
+from finetune.merging.check_tensors import TensorCheck, check_tensors
+from finetune.merging.described import DescriptionCheck, check_beside, hashes_beside
+from finetune.merging.nf4 import Nf4Weights
+from finetune.merging.output import VERIFICATION_FILE
+from finetune.merging.parts import Options, Say, read_parts
+from finetune.merging.streamed import verify_streamed
+from finetune.merging.tensors import StoredWeights, Weights, hashes_of
 from finetune.model.precision import choose_threads
 from finetune.model.quantization import NF4_DOUBLE
 from finetune.recipe.schema import Recipe
@@ -21,8 +21,8 @@ from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
-    from finetune.merge.verify import Verification
-    from finetune.merge.verify_heads import HeadVerification
+    from finetune.merging.verify import Verification
+    from finetune.merging.verify_heads import HeadVerification
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from data_prep.errors import DataError
 from data_prep.tokenizer import load_tokenizer
 from finetune.cli.merge import lines_of
 from finetune.errors import CheckFailed, FinetuneError
-from finetune.merge import streamed
-from finetune.merge.again import verify_again
-from finetune.merge.merge import merge
+from finetune.merging import streamed
+from finetune.merging.again import verify_again
+from finetune.merging.merge import merge
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
 from tests.conftest import CHATML, save_tiny_llama
 from tests.unit.data_prep.test_sentencepiece import train
-from tests.unit.merge.test_merge import make_adapter, merged_logits
+from tests.unit.merging.test_merge import make_adapter, merged_logits
 
 sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
 

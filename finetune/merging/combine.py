@@ -21,13 +21,13 @@ from transformers import PretrainedConfig
 from finetune.errors import MergeError, library_refusals
 from finetune.evaluation.data import tokenizer_for
 from finetune.evaluation.loading import unchanged_base
-from finetune.merge.adapted import NOTHING, Updates
-from finetune.merge.adapter import Adapter
-from finetune.merge.heads import score_name
-from finetune.merge.output import refuse_existing, unfinished
-from finetune.merge.target import choose_target
-from finetune.merge.tensors import StoredWeights
-from finetune.merge.verify import quiet_peft
+from finetune.merging.adapted import NOTHING, Updates
+from finetune.merging.adapter import Adapter
+from finetune.merging.heads import score_name
+from finetune.merging.output import refuse_existing, unfinished
+from finetune.merging.target import choose_target
+from finetune.merging.tensors import StoredWeights
+from finetune.merging.verify import quiet_peft
 from finetune.model.adapter_alone import load_alone
 from finetune.model.config import load_config
 from finetune.model.description import write_description

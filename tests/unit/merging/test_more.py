@@ -14,24 +14,24 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from finetune.errors import CheckFailed, MergeError
-from finetune.merge import models, streamed
-from finetune.merge.adapted import MergedWeights, Updates
-from finetune.merge.adapter import Adapter
-from finetune.merge.again import verify_again
-from finetune.merge.combine import combine
-from finetune.merge.distance import logits_of
-from finetune.merge.merge import merge
-from finetune.merge.models import model_of
-from finetune.merge.nf4 import Nf4Weights
-from finetune.merge.plan import plan_merge
-from finetune.merge.tensors import StoredWeights
+from finetune.merging import models, streamed
+from finetune.merging.adapted import MergedWeights, Updates
+from finetune.merging.adapter import Adapter
+from finetune.merging.again import verify_again
+from finetune.merging.combine import combine
+from finetune.merging.distance import logits_of
+from finetune.merging.merge import merge
+from finetune.merging.models import model_of
+from finetune.merging.nf4 import Nf4Weights
+from finetune.merging.plan import plan_merge
+from finetune.merging.tensors import StoredWeights
 from finetune.model.checkpoint import resolve_base
 from finetune.model.config import load_config
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
 from tests.conftest import save_tiny_llama
-from tests.unit.merge.test_merge import make_adapter, unmerged_logits
+from tests.unit.merging.test_merge import make_adapter, unmerged_logits
 
 ROWS = [list(range(3, 43))]
 

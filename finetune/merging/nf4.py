@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from finetune.merge.adapted import EMBEDDING, HEAD
-from finetune.merge.heads import SCORE_WEIGHT
-from finetune.merge.tensors import StoredWeights, ranges
+from finetune.merging.adapted import EMBEDDING, HEAD
+from finetune.merging.heads import SCORE_WEIGHT
+from finetune.merging.tensors import StoredWeights, ranges
 from finetune.model.quantization import NF4_DOUBLE
 
 

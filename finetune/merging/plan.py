@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import MergeError
-from finetune.merge.heads import LM_HEAD_WEIGHT, SCORE_WEIGHT, score_name
-from finetune.merge.target import choose_target
+from finetune.merging.heads import LM_HEAD_WEIGHT, SCORE_WEIGHT, score_name
+from finetune.merging.target import choose_target
 from finetune.model.folder import ADAPTER_WEIGHTS, read_config, read_header, weight_files
 from finetune.model.inspect import count_parameters, find_description, read_shape, read_stored
 
