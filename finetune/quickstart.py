@@ -16,7 +16,7 @@ from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.commands import shell_command
 from finetune.runs.target import Target, resolve_target
-from finetune.train import run
+from finetune.training import run
 
 SAMPLES = 3
 Say = Callable[[str], None]

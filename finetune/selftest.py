@@ -24,7 +24,7 @@ from finetune.launch.check import check_launch, plan_launch
 from finetune.launch.worker import PROGRAM
 from finetune.model.precision import cpu_has_native_bf16
 from finetune.recipe.load import load_recipe
-from finetune.train.build import versions
+from finetune.training.build import versions
 
 Say = Callable[[str], None]
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")

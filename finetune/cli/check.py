@@ -64,7 +64,7 @@ def _check_local_base(loaded: "LoadedRecipe") -> None:
 
 
 def _deep(loaded: "LoadedRecipe", allow_code: frozenset[str]) -> list[str]:
-    from finetune.train.build import deep_check
+    from finetune.training.build import deep_check
 
     return deep_check(loaded.recipe, allow_code=allow_code)
 

@@ -183,7 +183,7 @@ def reproduce(
     lock = read_lock(source.lock_path)
     # Before torch is imported: the number of threads decides the order of sums.
     os.environ["OMP_NUM_THREADS"] = str(lock.device.get("threads", 1))
-    from finetune.train.reproduce import reproduce as again
+    from finetune.training.reproduce import reproduce as again
 
     allowed = allowed_code(allow_code)
     report = again(source, lock, despite=frozenset(despite or ()), folder=folder, say=teller(as_json), allow_code=allowed)

@@ -119,7 +119,7 @@ def _train_here(
 ) -> None:
     """Train in this process, which may be one of several that a launcher started."""
     from finetune.runs.folder import is_run
-    from finetune.train import run
+    from finetune.training import run
 
     say, allowed, made = teller(as_json), allowed_code(allow_code), environment.run_folder()
     if resume is None and made is not None and is_run(made):
@@ -149,7 +149,7 @@ def _new_run(resume: Path, overrides: tuple[str, ...]) -> str:
     """The command for a new run with other values: from the result of one that is finished, else from the beginning."""
     from finetune.recipe.lock import read_lock
     from finetune.runs.folder import open_run
-    from finetune.train.further import command_to_train_further
+    from finetune.training.further import command_to_train_further
 
     run = open_run(resume.resolve())
     if run.finished:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-import finetune.train.run
+import finetune.training.run
 from finetune.cli.app import main
-from finetune.train import callbacks
-from finetune.train.trainer import ExactTrainer
+from finetune.training import callbacks
+from finetune.training.trainer import ExactTrainer
 
 found: dict[str, float] = {}
 plain_loss = ExactTrainer.compute_loss
@@ -74,5 +74,5 @@ class Weigh(callbacks.OrderlyStop):
 
 
 ExactTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
-callbacks.OrderlyStop = finetune.train.run.OrderlyStop = Weigh  # type: ignore[misc]
+callbacks.OrderlyStop = finetune.training.run.OrderlyStop = Weigh  # type: ignore[misc]
 main()

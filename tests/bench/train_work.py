@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from finetune.cli.quiet import quiet_libraries
 from finetune.model.adapter import attach
 from finetune.recipe.schema import Recipe
-from finetune.train import build
+from finetune.training import build
 
 WARM_UP_STEPS = 2
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addmm_", "aten::baddbmm_")

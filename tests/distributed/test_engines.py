@@ -66,7 +66,7 @@ WEIGH = """
 import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor
-from finetune.train import callbacks
+from finetune.training import callbacks
 
 class Weigh(callbacks.OrderlyStop):
     def on_step_end(self, args, state, control, model=None, **options):
@@ -79,8 +79,8 @@ class Weigh(callbacks.OrderlyStop):
         return control
 
 callbacks.OrderlyStop = Weigh
-import finetune.train.run
-finetune.train.run.OrderlyStop = Weigh
+import finetune.training.run
+finetune.training.run.OrderlyStop = Weigh
 from finetune.cli.app import main
 main()
 """

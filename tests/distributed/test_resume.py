@@ -12,7 +12,7 @@ from tests.distributed.conftest import Launched, Train, accelerate_launch, diffe
 
 INTERRUPT = """
 import sys
-from finetune.train import callbacks
+from finetune.training import callbacks
 
 class StopAt(callbacks.OrderlyStop):
     def on_step_end(self, args, state, control, **options):
@@ -21,8 +21,8 @@ class StopAt(callbacks.OrderlyStop):
         return control
 
 callbacks.OrderlyStop = StopAt
-import finetune.train.run
-finetune.train.run.OrderlyStop = StopAt
+import finetune.training.run
+finetune.training.run.OrderlyStop = StopAt
 from finetune.cli.app import main
 main()
 """

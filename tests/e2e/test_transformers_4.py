@@ -21,7 +21,7 @@ from finetune.model.tokenizer_files import PROBES
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import resolve_target
-from finetune.train import run as training
+from finetune.training import run as training
 from tests.conftest import CHATML, save_tiny_llama
 from tests.unit.data_prep.test_sentencepiece import train as train_sentencepiece
 

@@ -24,7 +24,7 @@ import os, signal, sys
 from finetune.cli.quiet import quiet_libraries
 quiet_libraries()
 from finetune.recipe.schema import Recipe
-from finetune.train import run
+from finetune.training import run
 def say(line):
     print(line, flush=True)
     if sys.argv[2] == "killed" and "step 8/12" in line:

@@ -11,8 +11,8 @@ import pytest
 
 from finetune import environment
 from finetune.errors import LaunchError
-from tests.unit.train.conftest import MakeRecipe, make_recipe  # noqa: F401 - a fixture
-from tests.unit.train.processes import EXACT, start
+from tests.unit.training.conftest import MakeRecipe, make_recipe  # noqa: F401 - a fixture
+from tests.unit.training.processes import EXACT, start
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}

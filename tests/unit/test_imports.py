@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
-    "cli", "recipe", "model", "train", "launch", "evaluation", "merging", "runs", "plan", "quickstart", "selftest",
+    "cli", "recipe", "model", "training", "launch", "evaluation", "merging", "runs", "plan", "quickstart", "selftest",
     "data_prep",
 })  # fmt: skip
 
@@ -34,7 +34,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "evaluation": frozenset({"model", "recipe", "data_prep"}),
     "plan": frozenset({"recipe", "launch", "model", "evaluation", "data_prep"}),
     "launch": DISK | {"recipe", "runs", "model.precision"},
-    "train": frozenset({"model", "evaluation", "runs", "recipe", "data_prep"}),
+    "training": frozenset({"model", "evaluation", "runs", "recipe", "data_prep"}),
     "merging": frozenset({"model", "evaluation", "runs", "recipe", "data_prep"}),
     "data_prep": frozenset(),
 }

@@ -12,7 +12,7 @@ from finetune.evaluation import rows as evaluation_rows
 from finetune.evaluation.sandbox import why_no_sandbox
 from finetune.recipe.load import load_recipe
 from finetune.runs.folder import RunFolder
-from tests.unit.train.processes import start
+from tests.unit.training.processes import start
 
 RECIPE = """
 model: {{base: {base}}}

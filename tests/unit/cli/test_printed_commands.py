@@ -18,7 +18,7 @@ from finetune.cli.app import run as run_command
 from finetune.recipe.schema import Recipe
 from finetune.runs.commands import shell_command
 from finetune.runs.folder import RunFolder
-from finetune.train import run
+from finetune.training import run
 
 ODD = "my récipe (1) 'x' $HOME; & #"
 """A name that only a quoted command survives."""

@@ -41,7 +41,7 @@ from finetune.runs.folder import RunFolder
 from finetune.runs.target import Target, resolve_target
 from tests.conftest import save_tiny_llama
 from tests.unit.merging.test_merge import make_adapter
-from tests.unit.train.processes import start
+from tests.unit.training.processes import start
 
 LABELS = ("refund", "delivery", "praise")
 PROBLEMS = {

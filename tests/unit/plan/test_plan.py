@@ -17,8 +17,8 @@ from finetune.plan.data import assumed, load_of
 from finetune.plan.memory import Job, activations, memory_of
 from finetune.plan.plan import job_of
 from finetune.recipe.schema import Recipe
-from tests.unit.train.conftest import MakeRecipe, make_recipe  # noqa: F401
-from tests.unit.train.processes import trainer_of
+from tests.unit.training.conftest import MakeRecipe, make_recipe  # noqa: F401
+from tests.unit.training.processes import trainer_of
 
 LLAMA_70B = {
     "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "vocab_size": 128256,

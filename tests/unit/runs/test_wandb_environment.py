@@ -19,8 +19,8 @@ from finetune.recipe.schema.tracking import TrackingSection
 from finetune.runs.trackers import TrackioTracker, start_tracker
 from finetune.runs.wandb_settings import wandb_mode
 from tests.unit.runs.test_trackers import wandb_records
-from tests.unit.train.conftest import MakeRecipe, make_recipe  # noqa: F401 - a fixture
-from tests.unit.train.processes import EXACT, start
+from tests.unit.training.conftest import MakeRecipe, make_recipe  # noqa: F401 - a fixture
+from tests.unit.training.processes import EXACT, start
 
 KEY = "a" * 40
 

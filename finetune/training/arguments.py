@@ -1,0 +1,106 @@
+"""The train section in transformers' words."""
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from finetune import environment
+from finetune.errors import ModelError
+from finetune.model.precision import Precision
+from finetune.recipe.lock import Rules
+from finetune.recipe.schema.evaluate import LOWER_IS_BETTER
+from finetune.recipe.schema.train import OPTIMIZERS, TrainSection
+from finetune.training.schedule import warmup_steps
+
+NEVER_STEPS = 1_000_000_000
+"""An interval that no run reaches: evaluating and saving then happen at the end only."""
+
+
+def optimizer_name(asked: str) -> str:
+    """transformers' name of the optimizer. Raises ModelError for one that this machine can't honour."""
+    name = OPTIMIZERS.get(asked, asked)
+    known = {str(member.value) for member in OptimizerNames}
+    if name not in known:
+        raise ModelError(
+            f"train.optimizer: got {asked!r}; expected one of {', '.join(OPTIMIZERS)}, or of transformers' OptimizerNames."
+        )
+    if name.startswith("paged_") and not torch.cuda.is_available():
+        raise ModelError(
+            f"train.optimizer: {asked} pages its state to the host, which needs a CUDA device; "
+            "without one it would silently be an ordinary optimizer. Use adamw_8bit."
+        )
+    return name
+
+
+SCHEDULES = {"constant": "constant_with_warmup", "cosine_with_minimum": "cosine_with_min_lr", "wsd": "warmup_stable_decay"}
+"""transformers' names of schedules, for trackers that log its arguments; the rates are finetune.training.schedule's."""
+
+
+def training_arguments(
+    train: TrainSection,
+    *,
+    precision: Precision,
+    total_steps: int,
+    accumulation: int,
+    evaluation_batch_size: int,
+    evaluates: bool,
+    evaluate_first: bool,
+    checkpoints: Path,
+    rules: Rules,
+) -> TrainingArguments:
+    """Everything that transformers' Trainer is told. What it must not do itself (report, filter NaN, rotate) is off."""
+    on_cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    # On the CPU use_cpu would silently turn DeepSpeed off; without it transformers refuses bf16, so that accelerate is told.
+    # The launcher's own word on precision never counts: the recipe's does.
+    deepspeed_on_cpu = on_cpu and environment.engine().startswith("zero")
+    os.environ["ACCELERATE_MIXED_PRECISION"] = {"fp32": "no"}.get(precision.name, precision.name)
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=total_steps,
+        per_device_train_batch_size=train.micro_batch_size,
+        per_device_eval_batch_size=evaluation_batch_size,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=SCHEDULES.get(train.schedule, train.schedule),
+        warmup_steps=warmup_steps(train, total_steps),
+        optim=optimizer_name(train.optimizer),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_gradient_norm or 0.0,
+        neftune_noise_alpha=train.neftune_alpha if rules.training == 1 else None,  # later it is finetune.model.noise's
+        bf16=precision.name == "bf16" and not deepspeed_on_cpu,
+        fp16=precision.name == "fp16",
+        use_cpu=on_cpu and not deepspeed_on_cpu,
+        ddp_backend="gloo" if deepspeed_on_cpu else None,
+        ddp_find_unused_parameters=False,
+        seed=train.seed,
+        logging_steps=train.log_every_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=(train.evaluate_every_steps or NEVER_STEPS) if evaluates else None,
+        eval_on_start=evaluates and evaluate_first,
+        save_strategy="steps",
+        save_steps=train.save_every_steps or NEVER_STEPS,
+        save_total_limit=None,
+        metric_for_best_model=f"eval_{train.best_by or 'loss'}" if evaluates else None,
+        greater_is_better=(train.best_by or "loss") not in LOWER_IS_BETTER if evaluates else None,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        ignore_data_skip=True,  # a resumed feed begins at its step by itself
+        label_names=["shift_labels"],
+        # FSDP2 would hold whole gradients until the last micro-batch of a step.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": environment.engine() == "fsdp2"}},
+    )
+    arguments.bf16 = precision.name == "bf16"
+    if on_cpu and environment.engine() == "fsdp2":
+        # accelerate offers FSDP to GPUs only, though torch shards on the CPU as well.
+        PartialState().distributed_type = DistributedType.MULTI_GPU
+    # With several GPUs and no launcher the Trainer would wrap the model in nn.DataParallel, which splits each micro-batch
+    # and averages losses that are already shares of the step's mean. One device is used.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

@@ -1,0 +1,340 @@
+"""Recipe -> live parts, in the order in which they need each other. The only place that builds them."""
+
+import platform
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
+
+from data_prep.lengths import overlap_of
+from data_prep.prepare import PreparedData
+from data_prep.stream import Stream
+from data_prep.tokens import check_ids
+from finetune import environment
+from finetune.errors import ModelError
+from finetune.evaluation.data import prepare_data, tokenizer_for
+from finetune.evaluation.rows import read_rows
+from finetune.model.adapter import attach, check_targets, continue_adapter, continued_folder, count_parameters, grow_embeddings
+from finetune.model.attention import choose_attention
+from finetune.model.checkpoint import LLAMA_FAMILY, Base, resolve_base
+from finetune.model.classify import install_head_loss
+from finetune.model.config import load_config
+from finetune.model.folder import read_config, read_json
+from finetune.model.fuse import install_fast_path
+from finetune.model.inspect import check_weights
+from finetune.model.load import load_model, skeleton
+from finetune.model.loss import install_supervised_loss
+from finetune.model.precision import Precision, choose_device, choose_precision
+from finetune.model.quantization import NF4_DOUBLE, check_trainable
+from finetune.model.quantize import is_quantized
+from finetune.model.recompute import checkpoint_activations
+from finetune.model.zero import sharded_while_loading
+from finetune.recipe.lock import CURRENT_RULES, Rules
+from finetune.recipe.rules_engines import engine_problem
+from finetune.recipe.schema import Recipe
+from finetune.runs.folder import ADAPTER_NOTES
+from finetune.training.arguments import optimizer_name, training_arguments
+from finetune.training.batches import Batching, Feed, StreamFeed, TableFeed
+from finetune.training.group import holds_shares, this_group
+from finetune.training.schedule import ceil_product, rate_factor
+from finetune.training.trainer import ExactTrainer
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes", "deepspeed")
+
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is there before any weight is loaded."""
+
+    base: Base
+    tokenizer: PreTrainedTokenizerFast
+    data: PreparedData
+    precision: Precision
+    allow_code: frozenset[str] = frozenset()
+    """SHA-256 of files that format python may run; from the command line only."""
+    rules: Rules = CURRENT_RULES
+    """How the run carries its recipe out: a resumed one as it was started."""
+
+
+def seed_everything(seed: int) -> None:
+    """Python's, numpy's and torch's generators."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def build_inputs(
+    recipe: Recipe, *, rules: Rules | None = None, allow_code: Collection[str] = (), say: Say | None = None
+) -> Inputs:
+    """Base, tokenizer and prepared data. Raises ModelError or DataError where the recipe can't be honoured."""
+    rules = rules or CURRENT_RULES
+    optimizer_name(recipe.train.optimizer)
+    uneven = recipe.train.uneven_over(this_group().world_size)
+    if uneven is not None:
+        raise ModelError(uneven)
+    problem = engine_problem(recipe, environment.engine())
+    if problem is not None:
+        raise ModelError(f"{environment.engine()} can't be used with {problem}")
+    precision = choose_precision(recipe.train.precision)
+    base = resolve_base(recipe.model)
+    config = load_config(base, recipe.model.rope_scaling)
+    _check_stored(recipe, base, say)
+    # What transformers or peft would refuse after the data are prepared is refused before.
+    described = skeleton(base, rope_scaling=recipe.model.rope_scaling, head=recipe.model.head)
+    if recipe.adapter.method != "full":
+        check_targets(described, recipe.adapter)
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        raise ModelError(
+            f"{base.folder}: its config.json gives max_position_embeddings {positions!r}; expected a whole number."
+        )
+    if recipe.data.max_length_tokens > positions:
+        raise ModelError(
+            f"data.max_length_tokens is {recipe.data.max_length_tokens}, but this base has {positions} positions. "
+            "Lower it, or set model.rope_scaling."
+        )
+    tokenizer = tokenizer_for(recipe.model, None, base.folder, preparation=rules.preparation)
+    check_ids(tokenizer, config.vocab_size)
+    beyond = untrained_tokens(tokenizer, config.vocab_size, recipe.model.new_tokens)
+    if beyond and say is not None:
+        names = ", ".join(beyond[:5]) + (" ..." if len(beyond) > 5 else "")
+        say(
+            f"warning: for {len(beyond)} of the tokenizer's tokens the base's embedding has no row ({names}). Rows are added, "
+            "and not trained; name the tokens in model.new_tokens where your data use them."
+        )
+    if recipe.adapter.continue_from is not None:
+        _check_continued(recipe, base, described, tokenizer, say)
+    data = prepare_data(recipe, tokenizer, allow_code=allow_code, say=say)
+    return Inputs(base, tokenizer, data, precision, frozenset(allow_code), rules)
+
+
+def _check_stored(recipe: Recipe, base: Base, say: Say | None) -> None:
+    """Raises ModelError where the base's weights don't fit its config.json, or can't be trained on as they are stored."""
+    config = read_config(base.folder)
+    if config.get("model_type") in LLAMA_FAMILY:
+        check_weights(base.folder, config, predicts=recipe.model.head is None)
+    stored = check_trainable(config, recipe.adapter.method, base.identity.get("name", str(base.folder)))
+    if stored is None:
+        return
+    engine = environment.engine()
+    if engine not in ("single", "ddp"):
+        raise ModelError(
+            f"model.base {base.identity['name']} is stored quantised ({stored}), and {engine} can't cut up weights "
+            "that are stored so: take the unquantised base with adapter.method: qlora, or --launch ddp."
+        )
+    if say is not None:
+        say(f"the base is stored in {stored} by bitsandbytes: the adapter is trained beside it as it is (QLoRA)")
+
+
+def _check_continued(
+    recipe: Recipe, base: Base, described: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, say: Say | None
+) -> None:
+    """Say where the adapter that is continued was trained on another base. Raises ModelError where it doesn't fit this one.
+
+    `described` is the base without its weights; the adapter is put on it.
+    """
+    grow_embeddings(described, len(tokenizer))
+    continue_adapter(described, recipe.adapter, new_token_ids(recipe, tokenizer))
+    folder = continued_folder(recipe.adapter)
+    if not (folder / ADAPTER_NOTES).is_file() or say is None:
+        return
+    then, now = read_json(folder / ADAPTER_NOTES).get("base"), base.fingerprint()
+    if isinstance(then, dict) and then.get("sha256") != now.get("sha256"):
+        say(
+            f"warning: adapter.continue_from {folder} was trained on another base than model.base: {then.get('name')} with "
+            f"SHA-256 {then.get('sha256')}, and this one has {now.get('sha256')}"
+        )
+
+
+def untrained_tokens(tokenizer: PreTrainedTokenizerFast, rows: int, new_tokens: Collection[str]) -> list[str]:
+    """The tokens, by id, that lie beyond an embedding of so many rows and aren't among those that are trained."""
+    found = ((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows and token not in new_tokens)
+    return [token for _, token in sorted(found)]
+
+
+def new_token_ids(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The ids of the tokens that the recipe adds."""
+    return [tokenizer.convert_tokens_to_ids(token) for token in recipe.model.new_tokens]
+
+
+def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
+    """The base with the recipe's adapter (or all of its weights) ready to train, on its device."""
+    method = recipe.adapter.method
+    seed_everything(recipe.train.seed)
+    # Weights that are all trained need float32 for the optimizer's small steps; autocast still computes in bf16.
+    dtype = torch.float32 if method == "full" else inputs.precision.dtype
+    scaling = recipe.model.rope_scaling
+    attention = choose_attention(choose_device(), load_config(inputs.base, scaling), recipe.data.max_length_tokens)
+    with sharded_while_loading(inputs.precision.name):
+        quantization, head = NF4_DOUBLE if method == "qlora" else None, recipe.model.head
+        model = load_model(
+            inputs.base,
+            dtype=dtype,
+            quantization=quantization,
+            rope_scaling=scaling,
+            attention=attention,
+            head=head,
+            rope_by_document=inputs.rules.training >= 2,
+        )
+        grow_embeddings(model, len(inputs.tokenizer))
+        if head is not None:
+            model.config.pad_token_id = pad_token_id(inputs.tokenizer)  # transformers reads the last token that is none
+            install_head_loss(model, head, recipe.train.label_smoothing, recipe.train.neftune_alpha)
+        else:
+            most_chunks = this_group().most if holds_shares() else None
+            install_supervised_loss(model, recipe.train.label_smoothing, most_chunks, recipe.train.neftune_alpha)
+        trained: torch.nn.Module = model
+        if method != "full":
+            # The seed again: the adapter's start doesn't depend on what loading the base drew.
+            seed_everything(recipe.train.seed)
+            new_ids = new_token_ids(recipe, inputs.tokenizer)
+            trained = attach(model, recipe.adapter, new_ids, classifies=head is not None)
+            install_fast_path(trained)
+    if recipe.train.activation_checkpointing:
+        checkpoint_activations(trained, recipe.train.activation_checkpointing_every_layers)
+    # Engines that cut weights up put them where they belong by themselves.
+    if not is_quantized(model) and environment.engine() in ("single", "ddp"):
+        trained = trained.to(choose_device())
+    return trained
+
+
+def build_trainer(
+    recipe: Recipe,
+    inputs: Inputs,
+    model: torch.nn.Module,
+    *,
+    checkpoints: Path,
+    evaluate_first: bool,
+    callbacks: list[TrainerCallback],
+) -> ExactTrainer:
+    """The trainer over this process's share of the batches."""
+    train, data = recipe.train, inputs.data
+    feed = build_feed(recipe, inputs)
+    total_steps = train.max_steps or _steps_for(train.epochs or 1.0, feed)
+    arguments = training_arguments(
+        train,
+        precision=inputs.precision,
+        total_steps=total_steps,
+        accumulation=feed.batching.accumulation,
+        evaluation_batch_size=recipe.evaluate.batch_size,
+        evaluates=len(data.evaluation) > 0,
+        evaluate_first=evaluate_first,
+        checkpoints=checkpoints,
+        rules=inputs.rules,
+    )
+    trainer = ExactTrainer(
+        model,
+        arguments,
+        feed=feed,
+        rate_factor=partial(rate_factor, train, total_steps, rule=inputs.rules.schedule),
+        evaluation=data.evaluation[: recipe.evaluate.max_rows],
+        keep_checkpoints=train.keep_checkpoints,
+        # Evaluating never needs more memory than training did.
+        evaluation_tokens=train.micro_batch_size * recipe.data.max_length_tokens,
+        group=this_group(),
+        callbacks=callbacks,
+    )
+    try:
+        trainer.create_optimizer()
+    except (ImportError, ValueError) as error:
+        raise ModelError(f"train.optimizer {train.optimizer} can't be used here: {' '.join(str(error).split())}") from error
+    return trainer
+
+
+def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
+    """This process's share of the batches."""
+    train, section, group = recipe.train, recipe.data, this_group()
+    packed = section.pack_length_tokens is not None
+    pad = pad_token_id(inputs.tokenizer)
+    noise = train.seed if train.neftune_alpha is not None and inputs.rules.training >= 2 else None
+    batching = Batching(train.global_batch_size, train.micro_batch_size, group.world_size, group.rank, packed, pad, noise)
+    if section.streaming is not None:
+        return StreamFeed(
+            Stream(section, inputs.tokenizer, seed=train.seed, allow_code=inputs.allow_code, head=recipe.model.head), batching
+        )
+    return TableFeed(
+        inputs.data.train,
+        inputs.data.repeats,
+        batching,
+        pack_length_tokens=section.pack_length_tokens,
+        pack_split=section.pack_split,
+        seed=train.seed,
+        overlap=overlap_of(inputs.tokenizer),
+    )
+
+
+def _steps_for(epochs: float, feed: Feed) -> int:
+    """Optimizer steps of so many epochs; the recipe's rules see to it that a stream is given steps."""
+    assert isinstance(feed, TableFeed)  # noqa: S101 - see above
+    whole = int(epochs)
+    steps = sum(feed.steps_of(epoch) for epoch in range(whole))
+    rest = epochs - whole
+    return max(1, steps + (ceil_product(rest, feed.steps_of(whole)) if rest > 1e-9 else 0))
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The id that fills up rows."""
+    return int(tokenizer.pad_token_id)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this toolkit and the packages that decide what a run computes."""
+    found = {"python": platform.python_version(), "finetune": _version("llama-finetune")}
+    return found | {name: version for name in PACKAGES if (version := _version(name))}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def device_facts(precision: Precision) -> dict[str, Any]:
+    """Where a run computes: device, precision, threads, processes."""
+    device = choose_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    return {
+        "type": device.type,
+        "name": name,
+        "precision": precision.name,
+        "threads": torch.get_num_threads(),
+        "processes": this_group().world_size,
+        "engine": environment.engine(),
+    }
+
+
+def processor_name() -> str:
+    """The processor's model where Linux says it, else its kind: other models round otherwise."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return model or platform.processor() or platform.machine()
+
+
+def deep_check(recipe: Recipe, *, allow_code: Collection[str] = ()) -> list[str]:
+    """What `finetune check --deep` says: everything that training does before its first step. Raises like training."""
+    inputs = build_inputs(recipe, allow_code=allow_code)
+    if recipe.evaluate.metrics:
+        positions = load_config(inputs.base, recipe.model.rope_scaling).max_position_embeddings
+        read_rows(recipe, inputs.data, inputs.tokenizer, positions=positions, most=recipe.evaluate.max_rows)
+    model = build_model(recipe, inputs)
+    trainable, total = count_parameters(model)
+    return [
+        f"base       {inputs.base.identity['name']}",
+        f"precision  {inputs.precision.name} ({inputs.precision.reason})",
+        f"trainable  {trainable:,} of {total:,} parameters",
+        *inputs.data.report.lines(),
+    ]

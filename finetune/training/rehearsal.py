@@ -1,0 +1,145 @@
+"""The heaviest batches before the first step: memory that isn't enough ends the run in its first minute, with advice."""
+
+import gc
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from data_prep.documents import Document
+from finetune.errors import TrainingError
+from finetune.recipe.schema import Recipe
+from finetune.training.batches import collate
+from finetune.training.journal import Say
+from finetune.training.memory import is_out_of_memory, peak_memory_bytes
+from finetune.training.trainer import ExactTrainer
+
+STATE_BYTES = {"adamw": 8, "lion": 4, "rmsprop": 4, "adagrad": 0, "adafactor": 1, "sgd": 0, "adamw_8bit": 2}
+"""What an optimizer keeps for each trained weight from its first step on; adagrad has its own from the beginning."""
+
+SMALLEST_TRIED = 16
+"""After a failure the batch is halved until it fits, down to this part of it."""
+
+
+class Rehearsal(TrainerCallback):
+    """Takes the feed's heaviest batches forward and backward when training begins, and leaves no trace.
+
+    Gradients are dropped, no weight is touched, and torch's generators are put back, so that a run is bit for bit what it
+    would have been. The optimizer's state, which is made in the first step, is stood in for by memory of its size.
+    """
+
+    def __init__(self, trainer: ExactTrainer, recipe: Recipe, say: Say):
+        self.trainer, self.recipe, self.say = trainer, recipe, say
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Raises TrainingError where a batch doesn't fit."""
+        started = time.perf_counter()
+        batches = self.trainer.feed.heaviest()
+        for documents in batches:
+            if not self._fits(documents):
+                raise TrainingError(self._advice(documents))
+        lengths = [[len(document.token_ids) for document in documents] for documents in batches]
+        heaviest, longest = max(map(sum, lengths)), max(map(max, lengths))
+        self.say(
+            f"rehearsed the heaviest batches ({heaviest:,} tokens, longest document {longest:,}) in "
+            f"{time.perf_counter() - started:.1f} s: {peak_memory_bytes() / 1e9:.1f} GB at most"
+        )
+
+    def _batch(self, documents: list[Document]) -> dict[str, Any]:
+        batch = collate(documents, self.trainer.feed.batching, step=0)
+        del batch["places"], batch["tokens"]
+        return batch
+
+    def _fits(self, documents: list[Document]) -> bool:
+        """Forward and backward; whether memory was enough. Another error is raised."""
+        try:
+            with generators_kept(self.trainer.args.device):
+                self._take(self._batch(documents))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            fits = False
+        else:
+            fits = True
+        # The error's frames are gone by now, and with them what the failed batch held.
+        self.trainer.model_wrapped.zero_grad(set_to_none=True)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return fits
+
+    def _take(self, batch: dict[str, Any]) -> None:
+        trainer, model = self.trainer, self.trainer.model_wrapped
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        state_bytes = STATE_BYTES.get(self.recipe.train.optimizer, 8) * trained
+        state = torch.ones(state_bytes, dtype=torch.uint8, device=trainer.args.device)
+        model.train()
+        with trainer.compute_loss_context_manager():
+            loss = model(**trainer._prepare_inputs(batch), num_items_in_batch=1).loss
+        trainer.accelerator.backward(loss)
+        del state
+
+    def _advice(self, documents: list[Document]) -> str:
+        """What didn't fit, the largest part of it that does, and the knobs that bring it there."""
+        tokens = self._batch(documents)["input_ids"].numel()
+        parts = (2**power for power in range(1, int(math.log2(SMALLEST_TRIED)) + 1))
+        train, data = self.recipe.train, self.recipe.data
+        if self.trainer.group.world_size > 1:
+            # Trying needs all processes, and the others may have had room.
+            part, found, knobs = None, "with several processes no part of it was tried", [_smaller_batch(self.recipe, 2)]
+        else:
+            part = next((part for part in parts if self._fits(_shortened(documents, part))), None)
+            found, knobs = f"a {SMALLEST_TRIED}th of it doesn't either", []
+        if part is not None:
+            found, knobs = f"1/{part} of it does", [_smaller_batch(self.recipe, part)]
+        if not train.activation_checkpointing:
+            knobs.append("train.activation_checkpointing: true")
+        if self.recipe.adapter.method == "lora":
+            knobs.append("adapter.method: qlora")
+        if self.recipe.adapter.method == "full":
+            knobs.append("adapter.method: lora")
+        return (
+            f"out of memory: the heaviest batch ({tokens:,} tokens, longest document "
+            f"{max(len(document.token_ids) for document in documents):,} of at most {data.max_length_tokens:,}) does not fit; "
+            f"{found}. Set {', or '.join(knobs) if knobs else 'a smaller base'}. Nothing was trained."
+        )
+
+
+@contextmanager
+def generators_kept(device: torch.device) -> Iterator[None]:
+    """Puts torch's generators, the host's and the device's, back to where they were."""
+    if device.type == "mps":
+        state = torch.mps.get_rng_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+    if device.type == "mps":
+        torch.mps.set_rng_state(state)
+
+
+def _shortened(documents: list[Document], part: int) -> list[Document]:
+    """The first of the documents, cut where a part of their tokens is reached."""
+    left = max(2, sum(len(document.token_ids) for document in documents) // part)
+    kept = []
+    for document in documents:
+        if left > 0:
+            kept.append(document.part(0, min(left, len(document.token_ids))))
+            left -= len(document.token_ids)
+    return kept
+
+
+def _smaller_batch(recipe: Recipe, part: int) -> str:
+    """The knob that makes a micro-batch that many times smaller, and its value."""
+    train, data = recipe.train, recipe.data
+    if train.micro_batch_size >= part:
+        return f"train.micro_batch_size: {train.micro_batch_size // part} (it is {train.micro_batch_size})"
+    whole = train.micro_batch_size * (data.pack_length_tokens or data.max_length_tokens)
+    fits = whole // part
+    alone = " with train.micro_batch_size: 1" if train.micro_batch_size > 1 else ""
+    if data.pack_length_tokens is not None and fits >= data.max_length_tokens:
+        return f"data.pack_length_tokens: {fits} (it is {data.pack_length_tokens}){alone}"
+    packs = f" and data.pack_length_tokens: {fits}" if data.pack_length_tokens is not None else ""
+    return f"data.max_length_tokens: {fits} (it is {data.max_length_tokens}){packs}{alone}"

@@ -1,0 +1,260 @@
+"""transformers' Trainer with exact normalisation: it carries the loop, accelerate, checkpoints and resume; ours are the
+batches, the loss, the evaluation, and the refusal of steps that are not finite.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft import PeftModel
+from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from data_prep.documents import Document
+from finetune.errors import TrainingError
+from finetune.model.batch import loss_weight
+from finetune.model.loss import IGNORED
+from finetune.runs.checkpoint import MARKER, PREFIX
+from finetune.training.batches import Feed, evaluation_batches
+from finetune.training.checkpoints import gone_if_disk_is_full, keep_newest, mark_complete
+from finetune.training.contents import COUNTERS, read_counters, read_state
+from finetune.training.group import Group
+
+SKIPPED_STEPS_LIMIT = 20
+"""fp16: so many overflows in a row halve the loss scale a millionfold; no scale is at fault then."""
+
+
+class ExactTrainer(Trainer):
+    """Each optimizer step minimises (sum of the losses of its supervised tokens) / (their number), over all processes and
+    accumulation steps, however the rows are cut into micro-batches. The model must have the loss of finetune.model.loss.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        args: TrainingArguments,
+        *,
+        feed: Feed,
+        rate_factor: Callable[[int], float],
+        evaluation: Sequence[Document],
+        keep_checkpoints: int,
+        evaluation_tokens: int,
+        group: Group,
+        **options: Any,
+    ):
+        # The Trainer only wants to know that there is something to evaluate on; see evaluate.
+        held_out: Any = evaluation if len(evaluation) else None
+        super().__init__(model=model, args=args, train_dataset=feed, eval_dataset=held_out, **options)
+        self.loss_is_scaled_for_ga = True
+        self.remove_callback(PrinterCallback)
+        self.feed, self.evaluation, self.keep_checkpoints = feed, evaluation, keep_checkpoints
+        self.rate_factor = rate_factor
+        self.evaluation_tokens, self.group = evaluation_tokens, group
+        self.describe: Callable[[Path], None] = lambda checkpoint: None
+        self.task_metrics: Callable[[], dict[str, float]] | None = None
+        self.start_hash = ""
+        self.tokens_seen = self.supervised_tokens_seen = self.skipped_steps = 0
+        self.step_seconds, self.seconds_before, self.started = 0.0, 0.0, time.perf_counter()
+        self.step_losses: list[tuple[torch.Tensor, list[str]]] = []
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers does; and FSDP2 adds gradients up in float32, and leaves a loss as exact as it was computed.
+
+        accelerate's own policy rounds both to bf16, which tells 2.30 from 2.31 only.
+        """
+        super().create_accelerator_and_postprocess()
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and plugin.mixed_precision_policy is not None:
+            plugin.mixed_precision_policy = replace(
+                plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+            )
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """finetune.training.schedule's rates; a scheduler counts the steps that were taken, so the next one is one more."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda taken: self.rate_factor(taken + 1))
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's micro-batches; never re-sharded by accelerate, so no row is repeated.
+
+        A generator of its own: otherwise the loader would draw from the one that dropout draws from.
+        """
+        pin = self.args.device.type == "cuda"
+        return DataLoader(self.feed, batch_size=None, pin_memory=pin, generator=torch.Generator())
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
+        self.step_losses = []
+        weight = torch.stack([loss_weight(batch) for batch in batch_samples]).sum().double()
+        tokens = sum(batch["tokens"] for batch in batch_samples)
+        supervised = sum(int(batch["shift_labels"].ne(IGNORED).sum()) for batch in batch_samples)
+        counts = torch.stack([weight, torch.tensor(tokens).double(), torch.tensor(supervised).double()])
+        if self.group.world_size > 1:
+            counts = self.accelerator.reduce(counts.to(device)).cpu()
+        self.tokens_seen += int(counts[1])
+        self.supervised_tokens_seen += int(counts[2])
+        # Apple's MPS has no float64.
+        return counts[0].to(device, torch.float32 if device.type == "mps" else torch.float64)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """The micro-batch's part of the step's mean loss."""
+        places, _ = inputs.pop("places"), inputs.pop("tokens")
+        loss: torch.Tensor = model(**inputs, num_items_in_batch=num_items_in_batch).loss
+        self.step_losses.append((loss.detach(), places))
+        # DeepSpeed takes its step inside the backward pass, so there each loss is asked about before it.
+        if self.is_deepspeed_enabled and self.group.any(not torch.isfinite(loss)):
+            raise TrainingError(self._not_finite("loss", loss.item(), places))
+        # DDP and ZeRO average gradients over processes; the sum is wanted.
+        return loss * self.args.world_size
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> float:
+        """Raises TrainingError, before the update, where a loss or the gradient isn't finite.
+
+        The device is asked once a step, for all of them together.
+        """
+        norm = torch.as_tensor(super()._get_grad_norm(model, grad_norm=grad_norm))
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        losses = [loss.float().to(norm.device) for loss, _ in self.step_losses]
+        *values, length = torch.stack([*losses, norm.float()]).tolist()
+        for value, (_, places) in zip(values, self.step_losses, strict=True):
+            if not math.isfinite(value):
+                raise TrainingError(self._not_finite("loss", value, places))
+        # With fp16's loss scaling a step that overflowed is skipped by the scaler, and the scale lowered.
+        self.skipped_steps = 0 if math.isfinite(length) else self.skipped_steps + 1
+        if self.skipped_steps >= (1 if self.accelerator.scaler is None else SKIPPED_STEPS_LIMIT):
+            places = [place for _, places in self.step_losses for place in places]
+            raise TrainingError(self._not_finite("gradient norm", length, places))
+        return float(length)
+
+    def _not_finite(self, what: str, value: float, places: list[str]) -> str:
+        shown = ", ".join(places[:8]) + (" ..." if len(places) > 8 else "")
+        return (
+            f"the {what} is {value} at step {self.state.global_step + 1}; nothing was updated. Rows: {shown}. "
+            "Look at these rows (finite numbers in, labels in the vocabulary), lower train.learning_rate, "
+            "or set train.precision to fp32; the last whole checkpoint is kept and --resume goes on from it."
+        )
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """The exact mean loss over all supervised tokens of the evaluation documents, over all processes.
+
+        With `task_metrics` what they measure too, each under its own name.
+        """
+        model = self.model_wrapped if self.is_in_train else self.accelerator.unwrap_model(self.model)
+        model.eval()
+        total = torch.zeros(2, dtype=torch.float64)
+        for batch in evaluation_batches(
+            self.evaluation,
+            batch_size=self.args.per_device_eval_batch_size,
+            max_tokens=self.evaluation_tokens,
+            pad_token_id=self.feed.batching.pad_token_id,
+            world_size=self.args.world_size,
+            rank=self.args.process_index,
+        ):
+            weight = loss_weight(batch)
+            inputs = self._prepare_inputs(batch)
+            with self.compute_loss_context_manager(), self.accelerator.autocast():
+                # To the host first: Apple's MPS has no float64.
+                total += torch.stack([model(**inputs).loss.cpu().double(), weight.double()])
+        if self.args.world_size > 1:
+            total = self.accelerator.reduce(total.to(self.args.device)).cpu()
+        model.train()
+        loss = float(total[0] / total[1])
+        metrics = {f"{metric_key_prefix}_loss": loss}
+        if not self.evaluation[0].targets:  # a classification head's loss has no perplexity
+            metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(loss, 700.0))
+        if self.task_metrics is not None:
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.task_metrics().items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        checkpoint = folder / f"{PREFIX}{self.state.global_step}"
+        # A damaged checkpoint of this step may be there: without its marker it isn't taken for whole while it is rewritten.
+        if self.group.is_main:
+            (checkpoint / MARKER).unlink(missing_ok=True)
+        self.group.wait()
+        with gone_if_disk_is_full(checkpoint), without_embeddings():
+            super()._save_checkpoint(model, trial)
+            self.group.wait()
+            if self.group.is_main:
+                self.describe(checkpoint)
+                (checkpoint / COUNTERS).write_text(json.dumps(self.counters()))
+                mark_complete(checkpoint)
+        if self.group.is_main:
+            keep_newest(folder, self.keep_checkpoints, folder / f"{PREFIX}{self.state.best_global_step}")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """An adapter without the base's embedding, which peft would add, whole, where the vocabulary grew."""
+        if not isinstance(self.model, PeftModel):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            self.model.save_pretrained(str(output_dir), state_dict=state_dict, save_embedding_layers=False)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        with without_embeddings():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        with without_embeddings():
+            super()._load_best_model()
+
+    def counters(self) -> dict[str, Any]:
+        """Tokens and seconds of the run up to now, those before a resume included; Counters of finetune.training.contents."""
+        return {
+            "tokens": self.tokens_seen,
+            "supervised_tokens": self.supervised_tokens_seen,
+            "step_seconds": self.step_seconds,
+            "seconds": self.seconds_before + time.perf_counter() - self.started,
+            "feed": self.feed.state(),
+            "start": self.start_hash,
+        }
+
+    def load_counters(self, checkpoint: Path) -> None:
+        """Count on from a checkpoint, and go on with the data behind it."""
+        counters = read_counters(checkpoint)
+        self.feed.restore(read_state(checkpoint).global_step, counters.feed)
+        self.tokens_seen, self.supervised_tokens_seen = counters.tokens, counters.supervised_tokens
+        self.step_seconds, self.seconds_before = counters.step_seconds, counters.seconds
+        self.start_hash = counters.start
+
+    def load_finished(self, checkpoint: Path) -> None:
+        """Take over weights and state of a checkpoint after which no step is left.
+
+        train() would take one: transformers' loop looks at the number of steps only after each step.
+        """
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # what holds the weights is made there
+            self._prepare_for_training(self.args.max_steps, self.get_train_dataloader(), str(checkpoint))
+        else:
+            self._load_from_checkpoint(str(checkpoint))
+        self.state = read_state(checkpoint)
+
+
+@contextmanager
+def without_embeddings() -> Iterator[None]:
+    """accelerate (FSDP2) asks peft for an adapter's weights, and peft adds the whole embedding where the vocabulary grew."""
+    own = peft.get_peft_model_state_dict
+    peft.get_peft_model_state_dict = partial(own, save_embedding_layers=False)
+    try:
+        yield
+    finally:
+        peft.get_peft_model_state_dict = own

@@ -1,0 +1,112 @@
+"""The rehearsal leaves no trace, takes what is heaviest, and says what to change where memory isn't enough."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from finetune.training import build
+from tests.unit.training.conftest import MakeRecipe
+from tests.unit.training.processes import adapter_of, assert_equal, start
+
+CROWDED_SCRIPT = """
+import resource, sys
+from finetune.cli.quiet import quiet_libraries
+quiet_libraries()
+from finetune.recipe.schema import Recipe
+from finetune.training import run
+
+def say(line):
+    if line.startswith("run folder"):
+        pages = int(open("/proc/self/statm").read().split()[0])
+        limit = pages * resource.getpagesize() + int(sys.argv[2])
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    print(line, flush=True)
+
+run.start(Recipe.model_validate_json(sys.argv[1]), name="crowded", command="test", say=say)
+"""
+
+
+@pytest.mark.parametrize(
+    ("data", "train"),
+    [
+        ({}, {"micro_batch_size": 2, "neftune_alpha": 5.0}),
+        ({"pack_length_tokens": 256}, {"micro_batch_size": 1, "global_batch_size": 2}),
+        ({}, {"optimizer": "adamw_8bit"}),
+    ],
+)
+def test_a_rehearsed_run_is_bit_for_bit_the_same(make_recipe: MakeRecipe, data: dict[str, Any], train: dict[str, Any]) -> None:
+    """With dropout and noise, packed and padded, the adapter is that of the run without a rehearsal."""
+    options = {"max_steps": 4, "precision": "fp32"} | train
+    folders = [
+        start(
+            make_recipe(adapter={"rank": 4, "dropout": 0.2}, data=_data(make_recipe, data), train=options | {"rehearsal": on})
+        )
+        for on in (True, False)
+    ]
+    assert_equal(*map(adapter_of, folders))
+    assert "rehearsed the heaviest" in folders[0].log_path.read_text()
+    assert "rehearsed the heaviest" not in folders[1].log_path.read_text()
+
+
+def _data(make_recipe: MakeRecipe, changes: dict[str, Any]) -> dict[str, Any]:
+    return make_recipe().data.model_dump(exclude_unset=True) | changes
+
+
+@pytest.mark.parametrize("packing", [{}, {"pack_length_tokens": 160}])
+def test_the_heaviest_batches(make_recipe: MakeRecipe, packing: dict[str, Any]) -> None:
+    """One has the longest document of all, one has as many supervised tokens as any micro-batch of the epoch."""
+    recipe = make_recipe(data=_data(make_recipe, packing), train={"micro_batch_size": 1, "global_batch_size": 4})
+    feed = build.build_feed(recipe, build.build_inputs(recipe))
+    heaviest = feed.heaviest()
+    packs = [feed.documents_of(pack) for pack in feed.packs(0)]
+    assert max(len(d.token_ids) for pack in heaviest for d in pack) == max(len(d.token_ids) for pack in packs for d in pack)
+    learned = [max(sum(d.supervised_tokens for d in pack) for pack in each) for each in (heaviest, packs)]
+    assert learned[0] == learned[1]
+    assert all(pack in packs for pack in heaviest)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+@pytest.mark.parametrize(("spare_bytes", "expected"), [(150_000_000, "of it does. Set "), (4_000_000_000, None)])
+def test_memory_that_is_not_enough(make_recipe: MakeRecipe, tmp_path: Path, spare_bytes: int, expected: str | None) -> None:
+    """A real process whose memory ends at the heaviest batch stops before step 1 and says what fits; with more, it trains."""
+    tiny = Path(make_recipe().model.base)
+    config = LlamaConfig.from_pretrained(
+        tiny, hidden_size=512, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=8
+    )
+    base = tmp_path / "wider"
+    LlamaForCausalLM(config).save_pretrained(base)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (tiny / name).exists():
+            (base / name).write_bytes((tiny / name).read_bytes())
+    recipe = make_recipe(
+        model={"base": str(base)},
+        data=_data(make_recipe, {"pack_length_tokens": 2048}),
+        train={"micro_batch_size": 1, "global_batch_size": 1, "max_steps": 1, "precision": "fp32"},
+    )
+    command = [sys.executable, "-c", CROWDED_SCRIPT, recipe.model_dump_json(), str(spare_bytes)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if expected is None:
+        assert done.returncode == 0, done.stderr
+        return
+    assert "TrainingError: out of memory: the heaviest batch" in done.stderr
+    assert expected in done.stderr
+    assert "data.pack_length_tokens: " in done.stderr
+    assert "Nothing was trained." in done.stderr
+    assert not list((tmp_path / "runs").glob("*/checkpoints/*"))
+
+
+def test_generators_are_put_back() -> None:
+    """What torch draws after the rehearsal is what it would have drawn without."""
+    from finetune.training.rehearsal import generators_kept
+
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    with generators_kept(torch.device("cpu")):
+        torch.rand(100)
+    assert torch.equal(torch.rand(4), expected)

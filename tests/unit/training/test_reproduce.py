@@ -1,0 +1,105 @@
+"""A run that is run again from its lock, and what a run's files never hold."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import CheckpointError
+from finetune.recipe.lock import read_lock
+from finetune.recipe.schema import Recipe
+from finetune.runs.folder import RunFolder
+from finetune.training.reproduce import reproduce
+from tests.unit.training.conftest import MakeRecipe
+from tests.unit.training.processes import EXACT, start
+
+
+@pytest.fixture
+def recipe(make_recipe: MakeRecipe) -> Recipe:
+    """A few steps on the tiny base."""
+    return make_recipe(train=EXACT | {"max_steps": 4})
+
+
+@pytest.fixture
+def finished(recipe: Recipe) -> RunFolder:
+    """A run that came to its end."""
+    return start(recipe, "first")
+
+
+def again(run: RunFolder, *options: str) -> subprocess.CompletedProcess[str]:
+    """`finetune runs reproduce` in a process of its own."""
+    words = [sys.executable, "-m", "finetune", "runs", "reproduce", str(run.path), *options]
+    return subprocess.run(words, check=False, capture_output=True, text=True)
+
+
+def test_a_run_is_reproduced_bit_for_bit(finished: RunFolder) -> None:
+    """From its lock, in another process and a new folder: every loss and every weight."""
+    done = again(finished, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["same_weights"] is True
+    assert (report["loss_distance"], report["weights_distance"], report["differs"]) == (0, 0, [])
+    new = RunFolder(Path(report["new"]))
+    assert new.path.parent == finished.path.parent
+    assert new.path != finished.path
+    lock = read_lock(new.lock_path)
+    assert lock.command == f"finetune runs reproduce {finished.path}"
+    assert lock.final["evaluation_loss"] == finished.read_summary()["evaluation_loss"]
+
+
+def test_what_changed_is_refused_until_it_is_named(finished: RunFolder) -> None:
+    """Other data and other packages are each refused with what to type; then the report says what differs."""
+    lock = read_lock(finished.lock_path)
+    path = Path(str(lock.recipe.data.train[0].path))
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps([*rows[1:], rows[0]]))
+    text = finished.lock_path.read_text()
+    finished.lock_path.write_text(text.replace(f"torch: {lock.versions['torch']}", "torch: 2.0.0"))
+    before = set(finished.path.parent.iterdir())
+    refused = again(finished)
+    assert refused.returncode == 2
+    assert "versions: torch was 2.0.0" in refused.stderr
+    assert "go on with --despite data --despite versions" in refused.stderr
+    assert set(finished.path.parent.iterdir()) == before
+    done = again(finished, "--despite", "data", "--despite", "versions")
+    assert done.returncode == 0, done.stderr
+    assert "not the same: data" in done.stdout
+    assert "weights differ by" in done.stdout
+    path.unlink()
+    gone = again(finished, "--despite", "data", "--despite", "versions")
+    assert gone.returncode == 2
+    assert str(path) in gone.stderr
+
+
+def test_a_run_without_a_result_can_not_be_reproduced(finished: RunFolder) -> None:
+    """There is nothing to compare with."""
+    finished.write_summary(finished.read_summary() | {"status": "stopped"})
+    with pytest.raises(CheckpointError, match="is not finished"):
+        reproduce(finished, read_lock(finished.lock_path), despite=frozenset(), folder=None, say=print)
+    with pytest.raises(CheckpointError, match="expected some of base, data, versions, code"):
+        reproduce(finished, read_lock(finished.lock_path), despite=frozenset({"luck"}), folder=None, say=print)
+
+
+def test_no_file_of_a_run_holds_a_secret(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens of the environment, one in the recipe, and a presigned URL in the command: no file holds any of them."""
+    secrets = {"HF_TOKEN": f"hf_{'Zx9' * 12}", "WANDB_API_KEY": "0f" * 20, "AWS_SECRET_ACCESS_KEY": "kq/Q" * 10}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    signature = "d34db33f" * 4
+    command = f"finetune train r.yaml data.x=https://bucket.example/rows.jsonl?X-Amz-Signature={signature}"
+    tracking = recipe.tracking.model_copy(update={"project": secrets["HF_TOKEN"]})
+    said: list[str] = []
+    from finetune.training import run
+
+    summary = run.start(recipe.model_copy(update={"tracking": tracking}), name="secret", command=command, say=said.append)
+    folder = Path(recipe.output.folder) / summary["name"]
+    held = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(held) > 10
+    for path in held:
+        content = path.read_bytes()
+        for secret in (*secrets.values(), signature):
+            assert secret.encode() not in content, path
+    assert "https://bucket.example/rows.jsonl?<query>" in (folder / "recipe.lock.yaml").read_text()
+    assert any("there is a secret in the recipe or the command" in line for line in said)
