@@ -33,32 +33,32 @@ test-full: $(VENV)/.installed-dev  ## the test suite and the long tests
 	$(PYTEST) --hypothesis-profile=default
 
 bench-data: $(VENV)/.installed-dev  ## rows/s beside TRL where PEERS names its environments, the cache, a million rows
-	$(BIN)/python tests/bench/bench_data.py --million $(if $(PEERS),--trl $(PEERS)/trl)
+	$(BIN)/python benchmarks/bench_data.py --million $(if $(PEERS),--trl $(PEERS)/trl)
 
 bench-train: $(VENV)/.installed-dev  ## tokens/s, memory, losses beside a plain peft loop, and the peers where PEERS names their environments
-	$(BIN)/python tests/bench/bench_train.py $(if $(PEERS),--peers $(PEERS))
+	$(BIN)/python benchmarks/bench_train.py $(if $(PEERS),--peers $(PEERS))
 
 bench-launch: $(VENV)/.installed-dev  ## one process beside two, for each engine
-	$(BIN)/python tests/bench/bench_launch.py
+	$(BIN)/python benchmarks/bench_launch.py
 
 bench-merge: $(VENV)/.installed-dev  ## merging beside cp and PEFT, at 1.1B and 8B shapes (50 GB of disk)
-	$(BIN)/python tests/bench/bench_merge.py --shapes 1.1b 8b
+	$(BIN)/python benchmarks/bench_merge.py --shapes 1.1b 8b
 
 bench-plan: $(VENV)/.installed-dev  ## what finetune plan predicts beside what torch and the system measure
-	$(BIN)/python tests/bench/bench_plan.py
+	$(BIN)/python benchmarks/bench_plan.py
 
 bench-runs: $(VENV)/.installed-dev  ## what tracking costs, and how long lists and plans take
-	$(BIN)/python tests/bench/bench_runs.py
+	$(BIN)/python benchmarks/bench_runs.py
 
 bench-texts: $(VENV)/.installed-dev  ## how long a megabyte of each nasty text takes to be scrubbed and cleaned
-	$(BIN)/python tests/bench/bench_texts.py
+	$(BIN)/python benchmarks/bench_texts.py
 
 bench-fuzz: $(VENV)/.installed-dev  ## 2,000 changed models, adapters and runs through the command line: no traceback, no hang
-	$(BIN)/python tests/bench/bench_fuzz.py
+	$(BIN)/python benchmarks/bench_fuzz.py
 
 bench-tasks: $(VENV)/.installed-dev  ## what minutes of training bring for each task on small real data, and how fast answers are
-	$(BIN)/python tests/bench/bench_evaluate.py
-	$(BIN)/python tests/bench/bench_tasks.py
+	$(BIN)/python benchmarks/bench_evaluate.py
+	$(BIN)/python benchmarks/bench_tasks.py
 
 check: $(VENV)/.installed-dev  ## style, types, import arrows, every recipe
 	$(BIN)/ruff format --check .

@@ -19,7 +19,7 @@ LIBRARIES_BYTES = 350_000_000
 BLOCK_BYTES = 40_000_000
 """Blocks that a thread has in hand: base, update and result of a million numbers in float64 at most, and their copies."""
 BYTES_A_SECOND = 600_000_000
-"""Read, merged, hashed and written: measured on 2 cores with the files in the page cache (tests/bench/bench_merge.py)."""
+"""Read, merged, hashed and written: measured on 2 cores with the files in the page cache (benchmarks/bench_merge.py)."""
 START_SECONDS = 4.0
 WHOLE_MODEL_FACTOR = 1.3
 """Memory of a verification in float32, over the weights."""

@@ -3,7 +3,7 @@
 Symbols: L layers, D width, F feed-forward width, H heads of width E, K key-value heads, V vocabulary, R rank, T tokens of a
 micro-batch, S of them supervised, c bytes of a number in the arithmetic's type, N processes, P base weights, A trained ones.
 What autograd keeps follows from finetune/model (lora.py, norm.py, attention.py, loss.py) and was compared with what torch saves
-(tests/bench/bench_plan.py). Sharding: Rajbhandari et al. 2020, arXiv:1910.02054; checkpointing: Chen et al. 2016,
+(benchmarks/bench_plan.py). Sharding: Rajbhandari et al. 2020, arXiv:1910.02054; checkpointing: Chen et al. 2016,
 arXiv:1604.06174.
 """
 

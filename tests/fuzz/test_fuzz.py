@@ -25,7 +25,7 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzer]:
 def test_a_changed_file_ends_in_an_answer_or_a_message(fuzzer: Fuzzer, seed: int) -> None:
     """A command on changed files ends with exit code 0, 2 or 3, in time, without a traceback."""
     outcome = fuzzer.run(seed)
-    again = f".venv/bin/python tests/bench/bench_fuzz.py --case {seed}"
+    again = f".venv/bin/python benchmarks/bench_fuzz.py --case {seed}"
     assert not outcome.failure, f"{outcome.words}\n{outcome.failure}\n{outcome.details}\nagain: {again}"
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.bench.nasty_texts import FUNCTIONS, texts
+from benchmarks.nasty_texts import FUNCTIONS, texts
 
 TEXTS = texts(100_000)
 MOST_SECONDS = 3.0
@@ -13,7 +13,7 @@ MOST_SECONDS = 3.0
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_no_text_takes_the_square_of_its_length(name: str) -> None:
-    """100 kB of each are scrubbed, cleaned, searched and normalised at once; tests/bench/bench_texts.py takes a megabyte."""
+    """100 kB of each are scrubbed, cleaned, searched and normalised at once; benchmarks/bench_texts.py takes a megabyte."""
     for kind, text in TEXTS.items():
         started = time.perf_counter()
         FUNCTIONS[name](text)

@@ -1,6 +1,6 @@
 """Each recipe of recipes/tasks on small real data: the base beside what a few minutes of training make of it.
 
-    python tests/bench/bench_tasks.py [--tasks sentiment code ...] [--shared FOLDER] [--keep FOLDER]
+    python benchmarks/bench_tasks.py [--tasks sentiment code ...] [--shared FOLDER] [--keep FOLDER]
 
 A shipped recipe with local rows in place of its hub data set; `finetune train`, then `finetune evaluate RUN RECIPE --compare
 base` on rows that were held out. A line a metric: base, tuned with its 95 % interval, the difference with its own, the minutes
@@ -22,7 +22,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-SHARED = Path(os.environ.get("FINETUNE_SHARED") or Path(__file__).resolve().parents[3] / "shared")
+SHARED = Path(os.environ.get("FINETUNE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 Rows = list[dict[str, Any]]
 OPERATIONS = {"addition": "+", "subtraction": "-", "multiplication": "*", "division": "/"}
 """The labels of the multi-label task: which operations a problem of GSM8K takes, by its solution's own annotations."""
@@ -192,7 +192,7 @@ def write_recipe(name: str, folder: Path, data: Path) -> Path:
     task = TASKS[name]
     (folder / name).mkdir(parents=True, exist_ok=True)
     yaml = YAML(typ="safe", pure=True)
-    shipped = Path(__file__).resolve().parents[2] / "recipes" / "tasks" / f"{name}.yaml"
+    shipped = Path(__file__).resolve().parents[1] / "recipes" / "tasks" / f"{name}.yaml"
     recipe = yaml.load(shipped.read_text())
     (was,) = recipe["data"]["train"]
     source = task.source or {"format": was["format"], "template": was["template"]}
@@ -216,7 +216,7 @@ def write_recipe(name: str, folder: Path, data: Path) -> Path:
 def finetune(folder: Path, *words: str) -> dict[str, Any]:
     """What a command says in JSON."""
     command = [sys.executable, "-m", "finetune", *words, "--json"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(f"bench_tasks: {' '.join(command)} ended with {done.returncode}\n{done.stdout}")

@@ -1,6 +1,6 @@
 """Merging beside `cp` of the same bytes and PEFT's merge_and_unload + save_pretrained, in turns in one run.
 
-    python tests/bench/bench_merge.py [--shapes 1.1b 8b] [--rounds 3]
+    python benchmarks/bench_merge.py [--shapes 1.1b 8b] [--rounds 3]
 
 A LLaMA of that shape with random bf16 weights and a random LoRA adapter (rank 16, every linear layer). Each command ends with
 everything on the disk (sync), and is a process of its own, imports included. Memory is the peak of anonymous pages: files that
@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 POLL_SECONDS = 0.005
 

@@ -1,6 +1,6 @@
 """How long answers and likelihoods take: in batches, beside one by one.
 
-    python tests/bench/bench_evaluate.py [--rows 60]
+    python benchmarks/bench_evaluate.py [--rows 60]
 
 The base of the shipped recipes (SmolLM2-135M) on generated orders, greedily, to the end of a turn: `generate` in batches of 32
 (sorted by length, padded on the left), beside the same rows one by one; then the likelihoods of four labels after each prompt

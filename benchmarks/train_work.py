@@ -1,6 +1,6 @@
 """One measured piece of training, as a process of its own; prints a line of JSON. bench_train.py starts it.
 
-    python tests/bench/train_work.py --kind ours --base FOLDER --rows FILE --steps 20
+    python benchmarks/train_work.py --kind ours --base FOLDER --rows FILE --steps 20
 
 Kinds: `ours`, and `plain`: transformers' model with peft's adapter and cross-entropy over all logits, on the very same packs.
 """

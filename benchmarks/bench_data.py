@@ -1,8 +1,8 @@
 """How fast rows become tokens and masks, beside TRL; from the cache; and a million rows in bounded memory.
 
-    python tests/bench/bench_data.py                         # what needs nothing but this repository
-    python tests/bench/bench_data.py --trl VENV --rows FILE  # beside TRL's preparation, in turns in one run
-    python tests/bench/bench_data.py --million               # 1,000,000 generated rows, about 1 GB of JSONL
+    python benchmarks/bench_data.py                         # what needs nothing but this repository
+    python benchmarks/bench_data.py --trl VENV --rows FILE  # beside TRL's preparation, in turns in one run
+    python benchmarks/bench_data.py --million               # 1,000,000 generated rows, about 1 GB of JSONL
 
 Each measurement is a process of its own; imports and the loading of the tokenizer and of TRL's model are left out on both
 sides, reading the file is in on both. FILE is a JSON list of alpaca rows; they are taken ten times over.
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 SHARED_ROWS = ROOT.parent / "shared" / "data" / "instruct" / "lf_alpaca_en_demo.json"
 MOST_TOKENS = 512
 

@@ -1,6 +1,6 @@
 """What `finetune plan` predicts beside what torch and the operating system measure, for recipes of differing kind.
 
-    python tests/bench/bench_plan.py
+    python benchmarks/bench_plan.py
 
 SmolLM2-135M, one thread a process. Tensors: weights, gradients, optimizer states and what autograd saves (plan_work.py).
 Process: the peak of resident memory of a run of its own.
@@ -21,7 +21,7 @@ from finetune.plan.memory import Memory, memory_of
 from finetune.plan.plan import job_of
 from finetune.recipe.load import load_recipe
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 COMMON = (
     "data.evaluation=null", "data.max_length_tokens=512", "train.epochs=null", "train.max_steps=2", "train.micro_batch_size=1",
     "train.global_batch_size=2", "tracking.tracker=none", "train.rehearsal=false",

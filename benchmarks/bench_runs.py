@@ -1,6 +1,6 @@
 """What tracking costs a step, and how long lists and plans take.
 
-    python tests/bench/bench_runs.py
+    python benchmarks/bench_runs.py
 
 A log of nine metrics to metrics.jsonl and each tracker, in milliseconds of the training's own thread; `finetune runs list` over
 1,000 run folders, and `finetune plan` of a 70B shape with nothing but config.json, as whole commands (the median of five).

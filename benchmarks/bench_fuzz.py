@@ -1,8 +1,8 @@
 """Changed models, adapters and runs through the command line: exit 0, 2 or 3, never a traceback, never a hang.
 
-    python tests/bench/bench_fuzz.py                    # 2,000 cases, and their tally
-    python tests/bench/bench_fuzz.py --first 5000 --cases 300
-    python tests/bench/bench_fuzz.py --case 1234        # one, with all that it printed
+    python benchmarks/bench_fuzz.py                    # 2,000 cases, and their tally
+    python benchmarks/bench_fuzz.py --first 5000 --cases 300
+    python benchmarks/bench_fuzz.py --case 1234        # one, with all that it printed
 
 Ends with exit code 1 where a case failed. Weaknesses are messages that are too long, empty, about nothing that the user has, or
 late, and cases that take long.
@@ -16,12 +16,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.fuzz.cases import VERBS
 from tests.fuzz.running import Fuzzer, Outcome
 
-AGAIN = ".venv/bin/python tests/bench/bench_fuzz.py --case"
+AGAIN = ".venv/bin/python benchmarks/bench_fuzz.py --case"
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
 """Training speed, memory and loss beside a plain peft loop on identical packs, TRL and LLaMA-Factory, in turns in one run.
 
-    python tests/bench/bench_train.py                       # ours and the plain loop
-    python tests/bench/bench_train.py --peers VENVS         # and the peers
-    python tests/bench/bench_train.py --parts qlora memory  # some of the parts
+    python benchmarks/bench_train.py                       # ours and the plain loop
+    python benchmarks/bench_train.py --peers VENVS         # and the peers
+    python benchmarks/bench_train.py --parts qlora memory  # some of the parts
 
 Tokens are real ones, padding aside. Each measurement is a process of its own. VENVS holds the peers' virtual environments
 (VENVS/trl, VENVS/llamafactory), --scripts the programs that run them (peer_trl.py, peer_llamafactory.py: a line of JSON each).
@@ -20,7 +20,7 @@ from typing import Any
 
 from finetune.launch.allocator import find_jemalloc
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 Runs = dict[str, list[dict[str, Any]]]
 

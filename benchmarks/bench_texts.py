@@ -1,6 +1,6 @@
 """How long a megabyte of each nasty text takes to be scrubbed, cleaned and searched: each under half a second.
 
-python tests/bench/bench_texts.py
+python benchmarks/bench_texts.py
 """
 
 import sys

@@ -1,7 +1,7 @@
 """One process with one thread beside two with one thread each, same global batches: tokens/s, memory, time to the first step.
 
-    python tests/bench/bench_launch.py [--engines ddp zero2 zero3 fsdp2] [--rounds 3]
-    python tests/bench/bench_launch.py --memory [--maker make_llama.py]      # at a 1.1B shape, beside the formula
+    python benchmarks/bench_launch.py [--engines ddp zero2 zero3 fsdp2] [--rounds 3]
+    python benchmarks/bench_launch.py --memory [--maker make_llama.py]      # at a 1.1B shape, beside the formula
 
 SmolLM2-135M, LoRA of rank 16, packs of 1,024 tokens, bf16; rows of the quickstart's generator. Each engine in turn, with one
 process before each. The memory is the main process's peak. --maker makes a base of that shape with random weights.
@@ -18,7 +18,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 OVERRIDES = (
     "data.evaluation=null", "data.pack_length_tokens=1024", "data.max_length_tokens=512", "train.epochs=null",
     "train.global_batch_size=4", "train.micro_batch_size=1", "train.precision=bf16", "tracking.tracker=none",

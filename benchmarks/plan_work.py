@@ -1,6 +1,6 @@
 """One process of bench_plan.py: train a step or two, and print what torch itself holds, as a line of JSON.
 
-    python tests/bench/plan_work.py train RECIPE ...      # or through accelerate launch
+    python benchmarks/plan_work.py train RECIPE ...      # or through accelerate launch
 
 Weights, gradients and optimizer states are the tensors' own sizes; activations are the storages that autograd saves, as
 torch.autograd.graph.saved_tensors_hooks shows them, weights and inputs aside.
