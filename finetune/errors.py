@@ -64,6 +64,10 @@ class LaunchError(FinetuneError):
     """Processes that can't be started as asked."""
 
 
+class PeerLost(LaunchError):
+    """Another process of the run is gone: its end is the reason, and not this error."""
+
+
 class LaunchFailed(FinetuneError):
     """One of the processes of a launch ended before its work was done; the exit code is its own."""
 

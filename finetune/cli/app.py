@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from data_prep.errors import DataError
 from finetune import environment, signals
 from finetune.environment import is_worker
-from finetune.errors import FinetuneError, RecipeError
+from finetune.errors import FinetuneError, PeerLost, RecipeError
 from finetune.launch.worker import end_with_launcher, leave_terminal, tell_launcher
 
 # Verb -> its module in finetune/cli, which has a function of the same name, or, for a verb with verbs of its own, `app`.
@@ -160,7 +160,7 @@ def run() -> int:
         _tell(f"{count} problem{'s' if count != 1 else ''} in the recipe", problems, as_json=as_json)
         return error.exit_code
     except (FinetuneError, DataError) as error:
-        _tell(str(error), [], as_json=as_json)
+        _tell(str(error), [], as_json=as_json, lost=isinstance(error, PeerLost))
         return error.exit_code
     except BrokenPipeError:
         raise
@@ -188,13 +188,13 @@ def refuse_absent_folder() -> None:
         raise FinetuneError("the working folder was deleted: change to one that is there.") from None
 
 
-def _tell(message: str, problems: list[dict[str, str]], *, as_json: bool) -> None:
+def _tell(message: str, problems: list[dict[str, str]], *, as_json: bool, lost: bool = False) -> None:
     """Say what went wrong: to the person, or to the launcher that started this process."""
     from finetune.cli.common import print_failure, printable
 
     message = _cut(printable(message))
     problems = [{key: _cut(printable(text)) for key, text in problem.items()} for problem in problems]
-    tell_launcher("\n".join([message, *("  ".join(problem.values()) for problem in problems)]))
+    tell_launcher("\n".join([message, *("  ".join(problem.values()) for problem in problems)]), lost=lost)
     if not is_worker():
         print_failure(message, problems, as_json=as_json)
 

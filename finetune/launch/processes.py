@@ -3,6 +3,7 @@
 Importing this loads no torch; starting does.
 """
 
+import json
 import logging
 import os
 import signal
@@ -16,12 +17,15 @@ from typing import Any
 
 from data_prep.temporary import temporary_folder
 from finetune import environment, signals
-from finetune.errors import LaunchError
+from finetune.errors import CheckFailed, FinetuneError, LaunchError
 from finetune.launch.addresses import Address, loopback
 from finetune.launch.configs import LaunchConfig
 from finetune.launch.worker import PROGRAM
 
 LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
+
+REASONED = (FinetuneError.exit_code, CheckFailed.exit_code)
+"""Exit codes of a process that refused its input, or of which a check failed."""
 
 
 @dataclass(frozen=True)
@@ -167,18 +171,31 @@ def _pass_signals_on(requests: signals.Requests, thread: threading.Thread, stopp
 def first_failure(failures: dict[int, Any]) -> Failure:
     """The process whose end is the others' reason, out of torch's ProcessFailures by rank.
 
-    One that was killed could say nothing, and the others only that they lost it; one that refuses its input says so at the
-    same time as the others; those that got SIGTERM were stopped by the agent.
+    One that refuses its input, or fails a check, knows why. One that was killed could say nothing: it comes next, because the
+    agent itself kills those that don't end at its SIGTERM. The others only say that they lost one, or were stopped.
     """
 
     def order(rank: int) -> tuple[int, int]:
         code = failures[rank].exitcode
-        kind = 3 if code == -signal.SIGTERM else 0 if code < 0 else 2 if code == 1 else 1
+        if code == -signal.SIGTERM:  # by the agent
+            kind = 4
+        elif code == 1 or _lost(failures[rank]):
+            kind = 3
+        else:
+            kind = 1 if code < 0 else 0 if code in REASONED else 2
         return kind, failures[rank].timestamp
 
     rank = min(failures, key=order)
     failure = failures[rank]
     return Failure(rank, failure.exitcode, str(failure.message) if Path(failure.error_file).is_file() else "")
+
+
+def _lost(failure: Any) -> bool:
+    """Whether a process says that it only lost another one (tell_launcher)."""
+    try:
+        return bool(json.loads(Path(failure.error_file).read_text()).get("lost"))
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager

@@ -44,8 +44,8 @@ def leave_terminal() -> None:
     os.close(file)
 
 
-def tell_launcher(message: str) -> None:
-    """Leave the reason of a failure where torch's agent finds it, whichever launcher runs it."""
+def tell_launcher(message: str, *, lost: bool = False) -> None:
+    """Leave the reason of a failure where torch's agent finds it; `lost` where the reason is that another process is gone."""
     path = os.environ.get(ERROR_FILE)
     if path:
-        Path(path).write_text(json.dumps({"message": message, "timestamp": int(time.time())}))
+        Path(path).write_text(json.dumps({"message": message, "timestamp": int(time.time()), "lost": lost}))

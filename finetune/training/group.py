@@ -1,6 +1,7 @@
 """The processes of a run: which one this is, and what they agree on. Only tensors travel, never pickled objects."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ import torch
 from torch import distributed
 
 from finetune import environment
-from finetune.errors import LaunchError
+from finetune.errors import LaunchError, PeerLost
+
+EVERY_SECONDS = 0.05
+"""How often the processes look whether all are there."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,25 @@ class Group:
         patience, file = timedelta(minutes=environment.patience_minutes()), environment.store_file()
         # In a file on one machine: a store that is asked over the network answers anybody.
         place: dict[str, Any] = {}
-        if file is not None:
-            store = distributed.FileStore(str(file), self.world_size)
-            store.set_timeout(patience)
-            place = {"store": store, "rank": self.rank, "world_size": self.world_size}
         try:
+            if file is not None:
+                store = distributed.FileStore(str(file), self.world_size)
+                store.set_timeout(patience)
+                self._wait_for_all(store, patience.total_seconds())
+                place = {"store": store, "rank": self.rank, "world_size": self.world_size}
             distributed.init_process_group(backend, timeout=patience, **place)
         except (RuntimeError, ValueError) as error:
             where = file or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise LaunchError(f"process {self.rank} could not meet the others at {where}: {error}") from error
+            raise PeerLost(f"process {self.rank} could not meet the others at {where}: {error}") from error
+
+    def _wait_for_all(self, store: distributed.Store, seconds: float) -> None:
+        """Until all processes are at the store: torch waits there too, but deaf to signals, for as long as one is missing."""
+        end, ranks = time.monotonic() + seconds, [f"here/{rank}" for rank in range(self.world_size)]
+        store.set(ranks[self.rank], "")
+        while not store.check(ranks):
+            if time.monotonic() > end:
+                raise PeerLost(f"process {self.rank} waited {seconds / 60:g} minutes for the others, which didn't come.")
+            time.sleep(EVERY_SECONDS)
 
     def leave(self) -> None:
         """Part from the others, all at once: a connection that is left to the interpreter's end can abort the process."""
@@ -124,7 +138,7 @@ def contact(group: Group) -> Iterator[None]:
     except RuntimeError as error:
         if group.world_size == 1 or not (isinstance(error, distributed.DistError) or any(text in str(error) for text in LOST)):
             raise
-        raise LaunchError(
+        raise PeerLost(
             f"process {group.rank} lost the others: {str(error).splitlines()[0]} One of them ended, or the network between "
             "them; go on from the last whole checkpoint with finetune train --resume."
         ) from error

@@ -14,6 +14,7 @@ from finetune.launch.check import remove_stale_builds
 from finetune.launch.configs import find_config, shipped
 from finetune.launch.matrix import ENGINES, METHODS, method_of, refusal
 from finetune.launch.processes import first_failure
+from finetune.launch.worker import ERROR_FILE, tell_launcher
 
 
 def test_every_engine_of_the_matrix_has_a_file() -> None:
@@ -67,11 +68,22 @@ class Ended:
         ({0: Ended(1, 10), 1: Ended(2, 11)}, 1),  # refused its input: the other one only lost it
         ({0: Ended(-15, 10), 1: Ended(2, 11)}, 1),  # stopped by the agent
         ({0: Ended(2, 12), 1: Ended(2, 11)}, 1),  # the earlier one
+        ({0: Ended(-9, 40), 1: Ended(2, 10)}, 1),  # refused its input: the agent killed the other one, which hung
     ],
 )
 def test_the_first_failure_is_the_reason(failures: dict[int, Ended], expected: int) -> None:
     """Of several processes that failed, the one is told whose end was the others' reason."""
     assert first_failure(failures).rank == expected
+
+
+def test_one_that_lost_another_is_not_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It exits 2 as one does that refuses its input; what it wrote for the launcher tells them apart."""
+    written = tmp_path / "error.json"
+    monkeypatch.setenv(ERROR_FILE, str(written))
+    tell_launcher("process 0 lost the others", lost=True)
+    assert first_failure({0: Ended(2, 10, error_file=str(written)), 1: Ended(-9, 40)}).rank == 1
+    tell_launcher("the run is being trained")
+    assert first_failure({0: Ended(2, 10, error_file=str(written)), 1: Ended(-9, 40)}).rank == 0
 
 
 def test_the_lock_of_a_killed_build_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
