@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,14 @@ def _cache_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> None:
         (kept / name).mkdir(parents=True, exist_ok=True)
         (cache / name).symlink_to(kept / name)
     os.environ["FINETUNE_CACHE"] = str(cache)
+
+
+@pytest.fixture
+def hangup_heard() -> Iterator[None]:
+    """SIGHUP is what it is in a terminal, also where the suite was started by nohup, which has it ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

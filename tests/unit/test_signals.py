@@ -11,6 +11,8 @@ import pytest
 
 from finetune import signals
 
+pytestmark = pytest.mark.usefixtures("hangup_heard")
+
 
 def send(name: signal.Signals) -> None:
     """To this process; Python runs the handler before the next line."""

@@ -19,6 +19,8 @@ from finetune.training.identity import inexact_because, refuse_changes
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import EXACT, adapter_of, assert_equal, start
 
+pytestmark = pytest.mark.usefixtures("hangup_heard")
+
 EARLY = {
     "micro_batch_size": 8, "precision": "fp32", "optimizer": "sgd", "schedule": "constant", "max_gradient_norm": None,
     "learning_rate": 40.0 / 8, "max_steps": 60, "evaluate_every_steps": 1, "early_stopping": {"patience_evaluations": 3},

@@ -15,6 +15,8 @@ from finetune.training.checkpoints import complete_checkpoints
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import EXACT, adapter_of, assert_equal, start
 
+pytestmark = pytest.mark.usefixtures("hangup_heard")
+
 
 def sending(moments: dict[str, list[signal.Signals]]) -> Callable[[str], None]:
     """A `say` that sends this process signals when a line begins so."""
