@@ -3,7 +3,6 @@
 Importing this loads no torch; starting does.
 """
 
-import json
 import logging
 import os
 import signal
@@ -179,7 +178,7 @@ def first_failure(failures: dict[int, Any]) -> Failure:
         code = failures[rank].exitcode
         if code == -signal.SIGTERM:  # by the agent
             kind = 4
-        elif code == 1 or _lost(failures[rank]):
+        elif code == 1 or failures[rank].error_file_data.get("lost"):  # as it told (tell_launcher)
             kind = 3
         else:
             kind = 1 if code < 0 else 0 if code in REASONED else 2
@@ -188,14 +187,6 @@ def first_failure(failures: dict[int, Any]) -> Failure:
     rank = min(failures, key=order)
     failure = failures[rank]
     return Failure(rank, failure.exitcode, str(failure.message) if Path(failure.error_file).is_file() else "")
-
-
-def _lost(failure: Any) -> bool:
-    """Whether a process says that it only lost another one (tell_launcher)."""
-    try:
-        return bool(json.loads(Path(failure.error_file).read_text()).get("lost"))
-    except (OSError, ValueError):
-        return False
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from finetune.errors import LaunchError
 from finetune.launch.addresses import loopback, parse_address
@@ -59,6 +60,7 @@ class Ended:
     timestamp: int
     message: str = ""
     error_file: str = ""
+    error_file_data: dict[str, object] = field(default_factory=dict)
 
 
 @pytest.mark.parametrize(
@@ -80,10 +82,11 @@ def test_one_that_lost_another_is_not_the_reason(tmp_path: Path, monkeypatch: py
     """It exits 2 as one does that refuses its input; what it wrote for the launcher tells them apart."""
     written = tmp_path / "error.json"
     monkeypatch.setenv(ERROR_FILE, str(written))
+    killed = ProcessFailure(local_rank=1, pid=2, exitcode=-9, error_file="")
     tell_launcher("process 0 lost the others", lost=True)
-    assert first_failure({0: Ended(2, 10, error_file=str(written)), 1: Ended(-9, 40)}).rank == 1
+    assert first_failure({0: ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(written)), 1: killed}).rank == 1
     tell_launcher("the run is being trained")
-    assert first_failure({0: Ended(2, 10, error_file=str(written)), 1: Ended(-9, 40)}).rank == 0
+    assert first_failure({0: ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(written)), 1: killed}).rank == 0
 
 
 def test_the_lock_of_a_killed_build_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
