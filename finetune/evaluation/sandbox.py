@@ -29,7 +29,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from data_prep.temporary import temporary_folder
@@ -76,7 +76,14 @@ def run_programs(
     stopped = threading.Event()
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         try:
-            return list(pool.map(lambda program: _run(program, seconds, memory_bytes, stopped), programs))
+            futures = [pool.submit(_run, program, seconds, memory_bytes, stopped) for program in programs]
+            verdicts = []
+            for future in futures:
+                # CPython may miss a signal that comes just as this thread goes to sleep: it looks every 0.2 s.
+                while not wait([future], timeout=0.2).done:
+                    pass
+                verdicts.append(future.result())
+            return verdicts
         finally:  # on Ctrl-C, which reaches this thread only, the others end their programs
             stopped.set()
 
