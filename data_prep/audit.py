@@ -1,8 +1,9 @@
 """What an audit of prepared data says: the report as figures and lines, the findings that fail it, rows to look at."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from data_prep.lengths import overlap_of
 from data_prep.pack import epoch_packs
 from data_prep.prepare import PreparedData
 from data_prep.report import FINDINGS, LENGTH_EDGES, DataReport, SourceReport, histogram_bars, source_lines
+from data_prep.terminal import clean_for_terminal
 from data_prep.tokens import text_of
 
 if TYPE_CHECKING:
@@ -66,6 +68,12 @@ class Audit:
     """The findings, keys of FINDINGS, that are there and weren't allowed."""
     epoch: Epoch
     samples: list[Sample]
+
+    def to_html(self, path: str | Path, *, title: str = "Audit", clean: Callable[[str], str] = clean_for_terminal) -> None:
+        """Write the audit as one page that loads nothing; every text goes through `clean` first."""
+        from data_prep.page import audit_page
+
+        Path(path).write_text(audit_page(self, title, clean=clean), encoding="utf-8")
 
     def as_dict(self) -> dict[str, Any]:
         """The audit as plain values, for JSON."""

@@ -7,6 +7,7 @@ whole; a lock file lets the first of several processes prepare while the others 
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -24,7 +25,7 @@ from data_prep.errors import DataError
 if TYPE_CHECKING:
     from filelock import FileLock
 
-Say = Callable[[str], None]
+logger = logging.getLogger("finetune.data_prep")  # one logger for the toolkit
 
 UNFINISHED = ".unfinished"
 SUMMARY = "entry.json"
@@ -49,9 +50,7 @@ def key_of(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def obtain(
-    cache: Path, key: str, make: Callable[[Path], dict[str, Any]], say: Say | None = None
-) -> tuple[Path, dict[str, Any]]:
+def obtain(cache: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
     """The entry's folder and report; `make` writes the files into a folder and returns the report, if there is none yet.
 
     Of several processes on a host one makes it, the others wait for as long as that takes. Raises DataError where the cache
@@ -60,7 +59,7 @@ def obtain(
     folder = cache / key
     if (report := _read(folder)) is not None:
         return folder, report
-    with _writing(cache), _locked(cache / f"{key}.lock", say):
+    with _writing(cache), _locked(cache / f"{key}.lock"):
         if (report := _read(folder)) is not None:
             return folder, report
         if folder.is_symlink():
@@ -171,7 +170,7 @@ def _lock(path: Path) -> "FileLock":
 
 
 @contextmanager
-def _locked(path: Path, say: Say | None) -> Iterator["FileLock"]:
+def _locked(path: Path) -> Iterator["FileLock"]:
     """Hold a lock; what waits for it says so, and waits without end."""
     from filelock import Timeout
 
@@ -180,11 +179,9 @@ def _locked(path: Path, say: Say | None) -> Iterator["FileLock"]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        if say is not None:
-            say("another process is preparing these data; waiting for it")
+        logger.info("another process is preparing these data; waiting for it")
         lock.acquire()
-        if say is not None:
-            say(f"waited {time.monotonic() - started:.0f} seconds for it")
+        logger.info(f"waited {time.monotonic() - started:.0f} seconds for it")
     try:
         yield lock
     finally:

@@ -1,5 +1,6 @@
 """The whole way of the data section: sources, examples, documents, what was dropped and why."""
 
+import logging
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_prep.cache import Say, obtain
+from data_prep.cache import obtain
 from data_prep.chat_templates import rendering_of
 from data_prep.config import DataSection, HeadSection, Source
 from data_prep.documents import DocumentTable, TableWriter
@@ -26,6 +27,8 @@ from data_prep.sources import source_digest, source_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger("finetune.data_prep")  # one logger for the toolkit
 
 TRAIN, EVALUATION = "train.arrow", "evaluation.arrow"
 
@@ -69,7 +72,6 @@ def prepare(
     allow_code: Collection[str] = (),
     first_rows: int | None = None,
     head: HeadSection | None = None,
-    say: Say | None = None,
 ) -> PreparedData:
     """Read, format and tokenise every source, and hold the evaluation rows out.
 
@@ -107,9 +109,9 @@ def prepare(
             return make(folder)[2].as_dict()
 
         key = identity_of(section, tokenizer, digests, seed=seed, first_rows=first_rows, head=head)
-        folder, values = obtain(cache, key, make_entry, say)
-        if made_now and say is not None and rendering_of(tokenizer).preparation == 2:
-            say("warning: what an earlier version prepared for this run is gone; its rows are read as this version reads them")
+        folder, values = obtain(cache, key, make_entry)
+        if made_now and rendering_of(tokenizer).preparation == 2:
+            logger.warning("what an earlier version prepared for this run is gone; this version reads its rows anew")
         train, evaluation = DocumentTable.open(folder / TRAIN), DocumentTable.open(folder / EVALUATION)
         report = _renamed(report_from(values), pipeline, trained, section)
     if not audit:

@@ -1,7 +1,7 @@
 """The whole way on a real model: score the base, train, merge, verify, score the merged model, and say what it brought."""
 
+import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from finetune.runs.commands import shell_command
 from finetune.runs.target import Target, resolve_target
 from finetune.training import run
 
+logger = logging.getLogger(__name__)
+
 SAMPLES = 3
-Say = Callable[[str], None]
 
 
-def walk(recipe: Recipe, *, say: Say) -> dict[str, Any]:
+def walk(recipe: Recipe) -> dict[str, Any]:
     """Base, training, merge, merged model: the figures of each.
 
     Raises FinetuneError for a recipe that the walk doesn't fit, and what its steps raise.
@@ -32,15 +33,17 @@ def walk(recipe: Recipe, *, say: Say) -> dict[str, Any]:
             "the quickstart scores held-out rows and merges an adapter: keep data.evaluation, and adapter.method lora or qlora."
         )
     started = time.perf_counter()
-    say("scoring the base on held-out rows")
+    logger.info("scoring the base on held-out rows")
     before = held_out(recipe, recipe.model)
-    say(f"exact match of the base: {before.values['exact_match']:.3f}")
-    summary = run.start(recipe, name="quickstart", command="finetune quickstart", say=say)
-    folder = Path(recipe.output.folder) / str(summary["name"])
+    logger.info(f"exact match of the base: {before.values['exact_match']:.3f}")
+    trained = run.start(recipe, name="quickstart", command="finetune quickstart")
+    folder, summary = trained.folder.path, trained.summary
+    if summary["status"] == "stopped":
+        raise KeyboardInterrupt
     merged = folder / "merged"
-    say("merging the adapter into full weights, and comparing the two")
+    logger.info("merging the adapter into full weights, and comparing the two")
     report = merge(resolve_target(str(folder)), merged)
-    say("scoring the merged model")
+    logger.info("scoring the merged model")
     after = held_out(recipe, ModelSection(base=str(merged)))
     pairs = list(zip(before.measured.answers, after.measured.answers, strict=True))
     return {

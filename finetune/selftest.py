@@ -5,12 +5,12 @@ computes what it should.
 """
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from finetune.model.precision import cpu_has_native_bf16
 from finetune.recipe.load import load_recipe
 from finetune.training.build import versions
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 SECONDS = 300
 """No run of the tiny model takes as long."""
@@ -87,7 +88,7 @@ BF16 = Case("bf16", ("train.precision=bf16",), tolerance=5e-2)
 KILLED = Case("killed and resumed", tolerance=0.0)
 
 
-def selftest(say: Say) -> dict[str, Any]:
+def selftest() -> dict[str, Any]:
     """Run every case that this machine has; the report. Raises FinetuneError where the plain run itself fails."""
     outcomes, left_out = [], {}
     started = time.perf_counter()
@@ -95,7 +96,7 @@ def selftest(say: Say) -> dict[str, Any]:
         recipe = folder / "selftest.yaml"
         recipe.write_text(RECIPE.format(base=save_tiny_base(folder / "base")))
         references = {(): train(folder / "plain", recipe)}
-        say(f"{'':24} {'loss':>9} {'gradient':>9} {'weights':>9} {'allowed':>9}")
+        logger.info(f"{'':24} {'loss':>9} {'gradient':>9} {'weights':>9} {'allowed':>9}")
         for case in (*CASES, *((BF16,) if native_bf16() else ())):
             reason = unavailable(case, recipe)
             if reason is not None:
@@ -106,12 +107,12 @@ def selftest(say: Say) -> dict[str, Any]:
             began = time.perf_counter()
             run = train(folder / "case", recipe, *case.arguments)
             outcomes.append(compare(case, references[case.reference], run, time.perf_counter() - began))
-            say(line_of(outcomes[-1]))
+            logger.info(line_of(outcomes[-1]))
         began = time.perf_counter()
         outcomes.append(
             compare(KILLED, references[()], killed_and_resumed(folder / "killed", recipe), time.perf_counter() - began)
         )
-        say(line_of(outcomes[-1]))
+        logger.info(line_of(outcomes[-1]))
     return {
         "versions": versions(),
         "cases": [

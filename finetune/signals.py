@@ -1,10 +1,13 @@
 """What signals ask of a training: to stop, or to save a checkpoint and go on. Torch-free, to listen from the first moment."""
 
+import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+logger = logging.getLogger(__name__)
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Stop with a checkpoint; schedulers send SIGUSR1 (Slurm's --signal) before the time is up."""
@@ -24,7 +27,6 @@ class Requests:
         self.stop: signal.Signals | None = None
         self.save = False
         self.deferred = False
-        self.say: Callable[[str], None] = lambda line: None
 
     def take(self) -> int:
         """What is to be done now: NOTHING, SAVING (once a request) or STOPPING; the largest of several processes' counts."""
@@ -38,11 +40,11 @@ class Requests:
         asked, before = signal.Signals(number), self.stop
         if asked is SAVE:
             self.save = True
-            self.say(f"{asked.name}: saving a checkpoint after this step")
+            logger.info(f"{asked.name}: saving a checkpoint after this step")
             return
         self.stop = before or asked
         if before is None and self.deferred:
-            self.say(f"{asked.name}: finishing this step and saving a checkpoint (Ctrl-C again to stop at once)")
+            logger.info(f"{asked.name}: finishing this step and saving a checkpoint (Ctrl-C again to stop at once)")
         elif before is None or asked is signal.SIGINT:
             raise KeyboardInterrupt
 

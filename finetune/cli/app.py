@@ -83,9 +83,10 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from finetune.cli.common import out, version
+        from finetune import __version__
+        from finetune.cli.common import out
 
-        out(f"finetune {version()}")
+        out(f"finetune {__version__}")
         raise typer.Exit
 
 
@@ -129,6 +130,13 @@ def main() -> None:
 
 def run() -> int:
     """Run the command line of sys.argv; the exit code. Raises BrokenPipeError when nobody reads the output any more."""
+    from finetune.cli.common import messages_shown
+
+    with messages_shown():
+        return _run()
+
+
+def _run() -> int:
     from finetune.cli.common import never_fail_to_print, out
     from finetune.cli.quiet import quiet_libraries
 

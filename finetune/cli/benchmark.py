@@ -1,19 +1,22 @@
 """finetune benchmark: tasks of the LM Evaluation Harness on a model or a run."""
 
 import hashlib
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.common import BaseOption, CompareOption, JsonOption, out, print_json, teller
+from finetune.cli.common import BaseOption, CompareOption, JsonOption, out, print_json, tell_messages
 from finetune.cli.generate import TargetArgument
 
 if TYPE_CHECKING:
     from finetune.evaluation.benchmarks import Difference, Figure, Scores, Tasks
     from finetune.model.precision import Precision
     from finetune.runs.target import Target
+
+logger = logging.getLogger(__name__)
 
 LONGEST_NAME = 100
 """Characters of the tasks' names in a file's name."""
@@ -60,8 +63,8 @@ def benchmark(
     tuned = resolve_target(target, base)
     targets = [tuned] if compare is None else [compared_with(tuned, compare), tuned]
     _refuse_heads(targets)
-    say = teller(as_json)
-    say(f"loading {', '.join(task)}")
+    tell_messages(as_json)
+    logger.info(f"loading {', '.join(task)}")
     tasks = benchmarks.load_tasks(task, task_folder, few_shot)
     kept = _kept_file(targets[-1], tasks)
 
@@ -70,7 +73,7 @@ def benchmark(
     precision = choose_precision("auto")
     scores = []
     for found in targets:
-        say(f"asking {found.description}")
+        logger.info(f"asking {found.description}")
         scores.append(_scores(found, precision, tasks, batch_size=batch_size, limit=limit, chat=chat, paired=len(targets) > 1))
     differences = benchmarks.compare(*scores) if len(scores) > 1 else []
     notes = [*tasks.notes, *_run_notes(targets, scores)]

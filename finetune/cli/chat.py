@@ -10,17 +10,17 @@ import typer
 
 from finetune.cli.common import BaseOption, note, out, printable
 from finetune.cli.generate import (
-    Ready,
     SystemOption,
     TargetArgument,
     TemperatureOption,
     TokensOption,
     check_text,
-    load_for_answers,
+    refuse_head,
 )
 
 if TYPE_CHECKING:
     from data_prep.messages import Message
+    from finetune.api import Model
 
 UNFINISHED_WORD = re.compile(r"(?<![\x1b!-~])[\x1b!-~]+$")
 HELP = "/reset begins anew, /exit or Ctrl-D ends the chat, Ctrl-C ends an answer"
@@ -39,15 +39,15 @@ def chat(
     Answers appear as they are made. Lines can be piped in, too.
     """
     check_text("--system", system)
-    ready = load_for_answers(target, base)
 
     from data_prep.messages import Message
+    from finetune import api
     from finetune.errors import FinetuneError
-    from finetune.evaluation import generation
     from finetune.evaluation.base_options import unused_options
 
-    _check_template(target, ready)
-    for remark in unused_options(ready.model, ready.tokenizer):
+    model = api.load(refuse_head(target, base), base=base)
+    _check_template(target, model)
+    for remark in unused_options(model.model, model.tokenizer):
         note(remark)
     interactive = sys.stdin.isatty()
     if interactive:
@@ -60,14 +60,7 @@ def chat(
             continue
         asked = [*messages, Message("user", line)]
         try:
-            pieces = generation.stream(
-                ready.model,
-                ready.tokenizer,
-                generation.conversation_ids(asked, ready.tokenizer),
-                max_new_tokens=max_new_tokens or ready.options.max_new_tokens,
-                temperature=temperature,
-                seed=seed + len(asked),
-            )
+            pieces = model.stream(asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed + len(asked))
             messages = [*asked, show(pieces)]
         except FinetuneError as error:
             if not interactive:
@@ -75,18 +68,18 @@ def chat(
             out(f"{error} (/reset begins a new conversation)")
 
 
-def _check_template(target: str, ready: "Ready") -> None:
+def _check_template(target: str, model: "Model") -> None:
     """Refuse a model that has no template of conversations, and say where a run has learned none."""
     from finetune.errors import FinetuneError
     from finetune.runs.commands import shell_command
 
     plain = shell_command("generate", Path(target), "--raw", "--prompt")
-    if ready.tokenizer.chat_template is None:
+    if model.tokenizer.chat_template is None:
         raise FinetuneError(
             "this model's tokenizer has no chat template, so it can't hold a conversation: name one in the recipe's "
             f'model.chat_template before training, or let it continue a text: {plain} "..."'
         )
-    if ready.how == "plainly":
+    if model.asked == "plainly":
         note(f'this run learned plain texts, and a chat asks by the chat template; as it learned asks {plain} "..."')
 
 

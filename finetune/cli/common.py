@@ -1,10 +1,12 @@
 """What the verbs share: their common arguments, and plain output that is safe for a terminal."""
 
 import json
+import logging
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -32,16 +34,6 @@ CompareOption = Annotated[
         metavar="BASE", help="Measure another model or run too, and the difference; `base` is MODEL_OR_RUN's own base."
     ),
 ]
-
-
-def version() -> str:
-    """This toolkit's version, as installed."""
-    from importlib import metadata
-
-    try:
-        return metadata.version("llama-finetune")
-    except metadata.PackageNotFoundError:
-        return "of a checkout that is not installed"
 
 
 def allowed_code(options: list[str] | None) -> frozenset[str]:
@@ -77,9 +69,51 @@ def note(text: str) -> None:
     out(f"note: {text}", stream=sys.stderr)
 
 
-def teller(as_json: bool) -> Callable[[str], None]:
-    """What prints the lines of a long job: on standard output, or on standard error where that belongs to JSON."""
-    return lambda line: out(line, stream=sys.stderr if as_json else sys.stdout)
+class Messages(logging.Handler):
+    """Prints what the toolkit logs: warnings on standard error, and all messages where a verb tells them as it works."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.as_json = True
+        self.unheard = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        if self.unheard:
+            return
+        label = "warning: " if record.levelno >= logging.WARNING else ""
+        try:
+            out(label + record.getMessage(), stream=sys.stderr if self.as_json else sys.stdout)
+        except OSError as error:
+            # The terminal was closed (SIGHUP), or the reader of a pipe ended: no reason to lose a run.
+            self.unheard = True
+            toolkit.warning(f"nobody reads the output any more ({error})")
+
+
+toolkit = logging.getLogger("finetune")
+_messages = Messages()
+
+
+@contextmanager
+def messages_shown() -> Iterator[None]:
+    """While this lasts, warnings of the toolkit go to standard error, and to nobody else's handlers."""
+    global _messages
+    level, _messages = toolkit.level, Messages()
+    toolkit.addHandler(_messages)
+    toolkit.setLevel(logging.INFO)
+    toolkit.propagate = False
+    try:
+        yield
+    finally:
+        toolkit.removeHandler(_messages)
+        toolkit.setLevel(level)
+        toolkit.propagate = True
+
+
+def tell_messages(as_json: bool) -> None:
+    """Print all messages of a long job from now on: on standard output, or on standard error where that belongs to JSON."""
+    _messages.setLevel(logging.INFO)
+    _messages.as_json = as_json
 
 
 def print_json(value: Any) -> None:

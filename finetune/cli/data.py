@@ -9,16 +9,17 @@ from finetune.cli.common import (
     AllowCodeOption,
     JsonOption,
     OverridesArgument,
-    allowed_code,
     colour_wanted,
     out,
     print_json,
     printable,
-    teller,
+    tell_messages,
 )
 
 if TYPE_CHECKING:
     from data_prep.audit import Audit, Sample
+    from finetune.recipe.load import LoadedRecipe
+
 
 LEARNED, READ = "\x1b[1;32m", "\x1b[2m"
 """Bold green for what is learned, pale for what is only read."""
@@ -51,9 +52,13 @@ def data(
         return
     if recipe is None:
         raise LaunchError("name a recipe: finetune data RECIPE (or finetune data --cache list).")
-    audit, title = _audit(recipe, overrides or [], preview, rows, allowed_code(allow_code), as_json=as_json)
+    from finetune import api
+
+    tell_messages(as_json)
+    loaded = api.load_recipe(recipe, overrides or [])
+    audit = api.audit(loaded, first_rows=rows, samples=preview, allow_code=allow_code or ())
     if html is not None:
-        _write_page(html, audit, title)
+        audit.to_html(html, title=_title(loaded, rows), clean=printable)
     if as_json:
         print_json(audit.as_dict())
         raise typer.Exit(CheckFailed.exit_code if audit.failed else 0)
@@ -68,30 +73,11 @@ def data(
     out("the audit holds")
 
 
-def _audit(
-    recipe: str, overrides: list[str], preview: int, rows: int | None, allow_code: frozenset[str], *, as_json: bool
-) -> tuple["Audit", str]:
-    from finetune.recipe.load import load_recipe
-
-    loaded = load_recipe(recipe, overrides)
-    section = loaded.recipe.data
-
-    from data_prep.audit import audit_of
-    from finetune.evaluation.data import prepare_data, tokenizer_for
-    from finetune.model.checkpoint import tokenizer_folder
-
-    say = teller(as_json)
-    tokenizer = tokenizer_for(loaded.recipe.model, None, tokenizer_folder(loaded.recipe.model))
-    if section.streaming is not None and rows is None:
-        rows = section.streaming.buffer_rows
-    if rows is not None:
-        say(f"only the first {rows:,} rows of each source are read")
-    prepared = prepare_data(loaded.recipe, tokenizer, audit=True, allow_code=allow_code, first_rows=rows, say=say)
-    if prepared.from_cache:
-        say("from the cache: these data were prepared before")
-    title = loaded.path.stem if rows is None else f"{loaded.path.stem}, the first {rows:,} rows of each source"
-    seed, head = loaded.recipe.train.seed, loaded.recipe.model.head
-    return audit_of(section, prepared, tokenizer, seed=seed, samples=preview, head=head), title
+def _title(loaded: "LoadedRecipe", rows: int | None) -> str:
+    """What a page of the audit is called."""
+    streaming = loaded.recipe.data.streaming
+    rows = rows or (streaming.buffer_rows if streaming is not None else None)
+    return loaded.path.stem if rows is None else f"{loaded.path.stem}, the first {rows:,} rows of each source"
 
 
 def _print(audit: "Audit") -> None:
@@ -125,12 +111,6 @@ def _print_sample(sample: "Sample") -> None:
         else:
             text += f"⟦{shown}⟧" if piece.weight else shown
     print(text.rstrip("\n"), flush=True)
-
-
-def _write_page(path: Path, audit: "Audit", title: str) -> None:
-    from data_prep.page import audit_page
-
-    path.write_text(audit_page(audit, title, clean=printable), encoding="utf-8")
 
 
 def _cache(verb: Literal["list", "clear"], *, as_json: bool) -> None:

@@ -13,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.common import JsonOption, out, print_json, version
+from finetune import __version__
+from finetune.cli.common import JsonOption, out, print_json
 
 DISTRIBUTION = "llama-finetune"
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
@@ -137,7 +138,7 @@ def packages() -> Iterator[Finding]:
     """Python and the packages that matter, compared with what this package asks for."""
     from packaging.requirements import Requirement
 
-    yield Finding("packages", "finetune", version(), f"at {Path(__file__).parents[1]}")
+    yield Finding("packages", "finetune", __version__, f"at {Path(__file__).parents[1]}")
     yield Finding("packages", "python", platform.python_version(), f"at {sys.executable}")
     for requirement in map(Requirement, requirements()):
         if "extra" in str(requirement.marker or "") or (requirement.marker and not requirement.marker.evaluate()):

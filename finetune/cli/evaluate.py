@@ -19,7 +19,6 @@ from finetune.cli.generate import TargetArgument
 
 if TYPE_CHECKING:
     from finetune.evaluation.scores import Report
-    from finetune.recipe.schema import Recipe
     from finetune.runs.target import Target
 
 OutputOption = Annotated[
@@ -47,12 +46,18 @@ def evaluate(
 
     The metrics of a recipe on its evaluation rows, with their 95 % intervals.
     """
+    from finetune import api
+    from finetune.errors import FinetuneError
     from finetune.runs.folder import RunFolder
     from finetune.runs.target import compared_with, resolve_target
 
-    given = None if recipe is None else _loaded(recipe, overrides or [])
+    if recipe is not None and "=" in recipe and not Path(recipe).exists():
+        raise FinetuneError(
+            f"got {recipe} in place of a recipe: an override needs one (finetune evaluate RUN RECIPE KEY=VALUE)."
+        )
+    given = None if recipe is None else api.with_evaluation(api.load_recipe(recipe, overrides or []).recipe, recipe)
     tuned = resolve_target(target, base)
-    loaded = given or _own_recipe(tuned)
+    scored = given or api.own_recipe(tuned)
     compared = None if compare is None else compared_with(tuned, compare)
 
     from finetune.evaluation.evaluation import Evaluation
@@ -62,8 +67,8 @@ def evaluate(
     if output is not None:
         _make(output)  # before minutes are spent
     folder = output or (RunFolder(tuned.run).make_predictions() if tuned.run is not None else None)
-    precision = choose_precision(loaded.train.precision)
-    evaluation = Evaluation(loaded, precision, allow_code=allowed_code(allow_code), progress=_progress(as_json))
+    precision = choose_precision(scored.train.precision)
+    evaluation = Evaluation(scored, precision, allow_code=allowed_code(allow_code), progress=_progress(as_json))
     before = None if compared is None else evaluation.of(compared)
     report = evaluation.of(tuned)
     kept = [] if folder is None else _keep(folder, Path(recipe or target).stem, report, before)
@@ -83,33 +88,6 @@ def evaluate(
         out(line)
     for path in kept:
         out(f"{'kept':<12} {path}")
-
-
-def _loaded(recipe: str, overrides: list[str]) -> "Recipe":
-    from finetune.errors import FinetuneError
-    from finetune.recipe.load import load_recipe
-
-    if "=" in recipe and not Path(recipe).exists():
-        raise FinetuneError(
-            f"got {recipe} in place of a recipe: an override needs one (finetune evaluate RUN RECIPE KEY=VALUE)."
-        )
-    return _scored_on(load_recipe(recipe, overrides).recipe, recipe)
-
-
-def _own_recipe(tuned: "Target") -> "Recipe":
-    from finetune.errors import FinetuneError
-
-    if tuned.recipe is None:
-        raise FinetuneError(f"{tuned.description} has no recipe of its own: name one (finetune evaluate MODEL_OR_RUN RECIPE).")
-    return _scored_on(tuned.recipe, tuned.description)
-
-
-def _scored_on(recipe: "Recipe", name: str) -> "Recipe":
-    from finetune.errors import FinetuneError
-
-    if recipe.data.evaluation is None:
-        raise FinetuneError(f"{name} has no data.evaluation, so there is nothing to score on: add a fraction or sources.")
-    return recipe
 
 
 def _facts(tuned: "Target", base: "Target | None", report: "Report") -> list[tuple[str, str]]:

@@ -1,19 +1,11 @@
 """finetune generate: answers to prompts."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from finetune.cli.common import BaseOption, JsonOption, note, out, print_json
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-    from finetune.evaluation.asking import Asked
-    from finetune.recipe.schema.evaluate import EvaluateSection
-    from finetune.runs.target import Target
 
 MAX_FILE_BYTES = 2**30
 """The largest file of prompts."""
@@ -47,22 +39,14 @@ def generate(
     """
     check_text("--system", system)
     prompts = read_prompts(prompt or [], file)
-    ready = load_for_answers(target, base)
 
-    from finetune.evaluation.asking import prompt_ids
+    from finetune import api
     from finetune.evaluation.base_options import unused_options
-    from finetune.evaluation.generation import cut_notes, generate
+    from finetune.evaluation.generation import cut_notes
 
-    how = ready.how if raw is None else "plainly" if raw else "by the chat template"
-    answers = generate(
-        ready.model,
-        ready.tokenizer,
-        [prompt_ids(text, ready.tokenizer, how, system) for text in prompts],
-        max_new_tokens=max_new_tokens or ready.options.max_new_tokens,
-        batch_size=ready.options.batch_size,
-        temperature=temperature,
-        seed=seed,
-    )
+    model = api.load(refuse_head(target, base), base=base)
+    how = model.asked if raw is None else "plainly" if raw else "by the chat template"
+    answers = model.answers(prompts, system=system, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, how=how)
     if as_json:
         print_json([{"prompt": p, "answer": a.text, "cut": a.cut} for p, a in zip(prompts, answers, strict=True)])
     else:
@@ -70,9 +54,9 @@ def generate(
             if len(prompts) > 1:
                 out(("\n" if number else "") + "> " + text)
             out(answer.text)
-    if raw is None and how == "plainly" and ready.tokenizer.chat_template is not None:
+    if raw is None and how == "plainly" and model.tokenizer.chat_template is not None:
         note("asked plainly, as the run's rows are written; --chat asks by the chat template")
-    for line in [*unused_options(ready.model, ready.tokenizer), *cut_notes([answer.cut for answer in answers])]:
+    for line in [*unused_options(model.model, model.tokenizer), *cut_notes([answer.cut for answer in answers])]:
         note(line)
 
 
@@ -115,22 +99,9 @@ def check_text(option: str, text: str | None) -> None:
         raise FinetuneError(f"{option} is not valid text at character {error.start + 1}: expected UTF-8.") from error
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A model that answers."""
-
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerFast"
-    options: "EvaluateSection"
-    """How its run generates."""
-    how: "Asked"
-    """How it is asked."""
-
-
-def load_for_answers(target: str, base: str | None) -> Ready:
-    """Model and tokenizer of MODEL_OR_RUN, on the device."""
+def refuse_head(target: str, base: str | None) -> str:
+    """The target. Raises FinetuneError, before weights are loaded, where it has a classification head."""
     from finetune.errors import FinetuneError
-    from finetune.recipe.schema.evaluate import EvaluateSection
     from finetune.runs.commands import shell_command
     from finetune.runs.target import resolve_target
 
@@ -138,26 +109,4 @@ def load_for_answers(target: str, base: str | None) -> Ready:
     if found.model.head is not None:
         scores = shell_command("evaluate", Path(target), *([] if found.recipe is not None else ["RECIPE"]))
         raise FinetuneError(f"{found.description} has a classification head and writes no text: {scores} scores it.")
-
-    from finetune.evaluation.loading import load_ready
-    from finetune.model.precision import choose_precision
-
-    dtype = choose_precision("auto").dtype
-    model, tokenizer = load_ready(found, dtype=dtype)
-    options = found.recipe.evaluate if found.recipe is not None else EvaluateSection()
-    return Ready(model, tokenizer, options, _how(found, tokenizer))
-
-
-def _how(found: "Target", tokenizer: "PreTrainedTokenizerFast") -> "Asked":
-    """How the model is asked: as its run says, or as the run's rows tell; a model of which neither is known by its template."""
-    from data_prep.errors import DataError
-    from finetune.evaluation.asking import asked
-    from finetune.runs.folder import RunFolder
-
-    if found.recipe is None:
-        return "by the chat template"
-    known = RunFolder(found.run).read_summary().get("asked") if found.run is not None else None
-    try:
-        return known or asked(found.recipe, tokenizer)
-    except DataError:
-        return "by the chat template"  # a run of an earlier version, whose data have gone
+    return target

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.common import BaseOption, JsonOption, out, print_json, teller
+from finetune.cli.common import BaseOption, JsonOption, out, print_json, tell_messages
 
 if TYPE_CHECKING:
     from finetune.merging.merge import MergeReport
@@ -48,19 +48,18 @@ def merge(
         return
     if output is None:
         raise MergeError("--output is missing: name the folder to write, or --plan to see what it would take.")
-    from finetune.merging import merge as merging
-    from finetune.merging.target import choose_more, choose_target
+    from finetune import api
 
-    first = choose_target(target, base)
-    report = merging.merge(
-        first,
+    tell_messages(as_json)
+    report = api.merge(
+        target,
         output,
-        more=choose_more(more or [], base, first),
+        more=more or [],
+        base=base,
         dtype=dtype,
         max_shard_size=max_shard_size,
-        check=verify,
+        verify=verify,
         qlora_base=qlora_base,
-        say=teller(as_json),
     )
     if as_json:
         print_json(report.as_dict())

@@ -1,7 +1,7 @@
 """finetune quickstart: the whole way on a real model, and one table of what it brought."""
 
 from finetune import signals
-from finetune.cli.common import JsonOption, OverridesArgument, out, print_json, teller
+from finetune.cli.common import JsonOption, OverridesArgument, out, print_json, tell_messages
 
 
 def quickstart(overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
@@ -11,12 +11,13 @@ def quickstart(overrides: OverridesArgument = None, as_json: JsonOption = False)
     """
     from finetune.recipe.load import load_recipe
 
+    tell_messages(as_json)
     with signals.listening():
         loaded = load_recipe("quickstart", overrides or [])
 
         from finetune.quickstart import table, walk
 
-        result = walk(loaded.recipe, say=teller(as_json))
+        result = walk(loaded.recipe)
     if as_json:
         print_json(result)
     else:

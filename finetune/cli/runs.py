@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finetune.cli.common import AllowCodeOption, JsonOption, allowed_code, out, print_json, teller
+from finetune.cli.common import AllowCodeOption, JsonOption, allowed_code, out, print_json, tell_messages
 
 app = typer.Typer(
     help="List, show, compare, plot and reproduce runs; open the tracker's dashboard.",
@@ -186,7 +186,8 @@ def reproduce(
     from finetune.training.reproduce import reproduce as again
 
     allowed = allowed_code(allow_code)
-    report = again(source, lock, despite=frozenset(despite or ()), folder=folder, say=teller(as_json), allow_code=allowed)
+    tell_messages(as_json)
+    report = again(source, lock, despite=frozenset(despite or ()), folder=folder, allow_code=allowed)
     if as_json:
         print_json(report.as_dict())
     else:

@@ -1,6 +1,6 @@
 """finetune selftest: does this installation compute what it should?"""
 
-from finetune.cli.common import JsonOption, out, print_json, teller
+from finetune.cli.common import JsonOption, out, print_json, tell_messages
 
 
 def selftest(as_json: JsonOption = False) -> None:
@@ -11,7 +11,8 @@ def selftest(as_json: JsonOption = False) -> None:
     from finetune.errors import CheckFailed
     from finetune.selftest import selftest as run
 
-    report = run(teller(as_json))
+    tell_messages(as_json)
+    report = run()
     if as_json:
         print_json(report)
     else:

@@ -3,16 +3,12 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from finetune import environment, signals
-from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, allowed_code, out, print_json, teller
-
-if TYPE_CHECKING:
-    from finetune.recipe.load import LoadedRecipe
-    from finetune.recipe.schema import Recipe
+from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, out, print_json, tell_messages
 
 
 def train(
@@ -44,8 +40,9 @@ def train(
     The result, and everything about it, is in a new run folder. SIGTERM and SIGUSR1 stop it with a checkpoint, as Ctrl-C does;
     SIGUSR2 saves one and goes on.
     """
+    from finetune import api
     from finetune.errors import LaunchError
-    from finetune.recipe.load import load_recipe
+    from finetune.training.start import start
 
     asked: dict[str, Any] = {
         "processes": processes, "nodes": nodes, "node_rank": node_rank, "rendezvous": rendezvous, "max_restarts": max_restarts,
@@ -66,83 +63,24 @@ def train(
             raise LaunchError(
                 "--processes, --nodes, --node-rank, --rendezvous, --max-restarts and --patience need --launch NAME."
             )
-        loaded = load_recipe(recipe, overrides or []) if recipe is not None else None
-        if launch is None or environment.is_worker():
-            _settle(loaded, resume)
-        elif _launched(launch, asked, loaded, resume, as_json):
+        loaded = api.load_recipe(recipe, overrides or []) if recipe is not None else None
+        if not environment.is_worker() or environment.world().rank == 0:
+            tell_messages(as_json)
+        trained = start(
+            loaded,
+            resume,
+            launch=launch,
+            options=asked,
+            allow_code=allow_code or (),
+            trust_checkpoint=trust_checkpoint,
+            arguments=sys.argv[1:],
+        )
+        if trained is None:  # it is told on the first machine
             return
-        _train_here(loaded, resume, trust_checkpoint=trust_checkpoint, allow_code=allow_code, as_json=as_json)
-
-
-def _settle(loaded: "LoadedRecipe | None", resume: Path | None) -> None:
-    """See to it that what launchers left in the environment fits this training."""
-    from finetune.launch.check import check_environment
-
-    if not environment.is_worker():
-        check_environment(_recipe_of(loaded, resume))
-    environment.settle_training()
-
-
-def _launched(launch: str, asked: dict[str, Any], loaded: "LoadedRecipe | None", resume: Path | None, as_json: bool) -> bool:
-    """Train in several processes; False where it is one, which is this one then."""
-    from finetune.launch.check import check_alone, plan_launch
-    from finetune.launch.start import launched
-
-    plan = plan_launch(launch, **{"processes": None} | asked)
-    environment.settle_training(plan.nodes)
-    if plan.processes == 1:
-        for note in check_alone(plan.config, _recipe_of(loaded, resume)):
-            teller(as_json)(note)
-        return False
-    if plan.nodes > 1:
-        teller(as_json)(
-            f"machine {plan.node_rank} of {plan.nodes}, which meet at {plan.rendezvous}: "
-            f"waiting for the others, at most {plan.patience_minutes:g} minutes"
-        )
-    _tell(launched(plan, loaded, resume, sys.argv[1:]), as_json)
-    return True
-
-
-def _recipe_of(loaded: "LoadedRecipe | None", resume: Path | None) -> "Recipe":
-    """What is to be trained."""
-    if resume is None:
-        assert loaded is not None  # noqa: S101 - one of the two is there, see train
-        return loaded.recipe
-    from finetune.recipe.lock import read_lock
-    from finetune.runs.folder import open_run
-
-    return read_lock(open_run(resume.resolve()).lock_path).recipe
-
-
-def _train_here(
-    loaded: "LoadedRecipe | None", resume: Path | None, *, trust_checkpoint: bool, allow_code: list[str] | None, as_json: bool
-) -> None:
-    """Train in this process, which may be one of several that a launcher started."""
-    from finetune.runs.folder import is_run
-    from finetune.training import run
-
-    say, allowed, made = teller(as_json), allowed_code(allow_code), environment.run_folder()
-    if resume is None and made is not None and is_run(made):
-        resume, loaded = made, None  # the launcher starts its processes again
-    if resume is not None:
-        folder = resume.resolve()
-        known = loaded.recipe if loaded else None
-        run.resume(folder, recipe=known, allow_code=allowed, say=say, trust_checkpoint=trust_checkpoint)
-    else:
-        assert loaded is not None  # noqa: S101 - one of the two is there, see above
-        command = shlex.join(["finetune", *sys.argv[1:]])
-        summary = run.start(
-            loaded.recipe,
-            name=loaded.name,
-            command=command,
-            allow_code=allowed,
-            say=say,
-            folder=made,
-            origins=loaded.origins,
-        )
-        folder = Path(loaded.recipe.output.folder) / summary["name"]
-    if not environment.is_worker() and environment.world().rank == 0:
-        _tell(folder, as_json)
+        if trained.status != "finished":
+            raise KeyboardInterrupt  # which every process ends with
+        if environment.world().rank == 0 and not environment.is_worker():
+            _tell(trained.folder, as_json)
 
 
 def _new_run(resume: Path, overrides: tuple[str, ...]) -> str:
@@ -157,12 +95,10 @@ def _new_run(resume: Path, overrides: tuple[str, ...]) -> str:
     return shlex.join(["finetune", "train", str(run.lock_path), *overrides])
 
 
-def _tell(folder: Path | None, as_json: bool) -> None:
+def _tell(folder: Path, as_json: bool) -> None:
     """The outcome of a run that came to its end."""
     from finetune.runs.folder import open_run
 
-    if folder is None:
-        return
     summary = open_run(folder).read_summary()
     if as_json:
         print_json({"run": str(folder), **summary})

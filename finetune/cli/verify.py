@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.common import JsonOption, out, print_json, teller
+from finetune.cli.common import JsonOption, out, print_json, tell_messages
 from finetune.cli.merge import DESCRIBED
 
 
@@ -24,7 +24,8 @@ def verify(
     from finetune.errors import CheckFailed
     from finetune.merging.again import verify_again
 
-    found = verify_again(folder, seed=seed if seed is not None else time.time_ns(), say=teller(as_json))
+    tell_messages(as_json)
+    found = verify_again(folder, seed=seed if seed is not None else time.time_ns())
     if as_json:
         verification = found.verification.as_dict() if found.verification is not None else None
         print_json(asdict(found) | {"verification": verification, "failures": found.failures, "holds": not found.failures})

@@ -1,14 +1,16 @@
 """How a model is asked: as the rows were that it learned, plain texts plainly, conversations by the chat template."""
 
-from collections.abc import Collection
-from typing import Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.config import RowsSource, Source
 from data_prep.errors import DataError
 from data_prep.formats import read_parsed
+from data_prep.formats.chat import message_of
 from data_prep.messages import Message, Parsed, PlainText
+from finetune.errors import FinetuneError
 from finetune.evaluation.generation import conversation_ids, plain_ids
 from finetune.recipe.schema import Recipe
 
@@ -30,6 +32,23 @@ def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerFast, how: Asked, syst
         return plain_ids((system or "") + prompt, tokenizer)
     before = [Message("system", system)] if system is not None else []
     return conversation_ids([*before, Message("user", prompt)], tokenizer)
+
+
+def turns_of(messages: Sequence[Mapping[str, Any] | Message]) -> list[Message]:
+    """The turns of a conversation that is to be answered, read as rows of data are.
+
+    Raises FinetuneError for one that can't be read, and where nobody waits for an answer.
+    """
+    turns = []
+    for number, message in enumerate(messages):
+        try:
+            turns.append(message if isinstance(message, Message) else message_of(message, f"messages[{number}]"))
+        except ValueError as error:
+            raise FinetuneError(f"{error}.") from None
+    if not turns or turns[-1].role not in ("user", "tool"):
+        last = f"ends with a turn of the {turns[-1].role}" if turns else "has no turn"
+        raise FinetuneError(f"the conversation {last}; expected one of the user, or a tool's result, to be answered.")
+    return turns
 
 
 def _is_plain(source: Source, recipe: Recipe, allow_code: Collection[str]) -> bool:

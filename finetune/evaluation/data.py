@@ -1,6 +1,6 @@
 """A recipe's rows as tokens, with its tokenizer, out of the cache where they were prepared before. Loads no torch."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +63,6 @@ def prepare_data(
     audit: bool = False,
     allow_code: Collection[str] = (),
     first_rows: int | None = None,
-    say: Callable[[str], None] | None = None,
 ) -> PreparedData:
     """The recipe's documents; see data_prep.prepare. Raises DataError."""
     return prepare(
@@ -75,5 +74,4 @@ def prepare_data(
         allow_code=allow_code,
         first_rows=first_rows,
         head=recipe.model.head,
-        say=say,
     )

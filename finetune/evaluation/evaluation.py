@@ -2,6 +2,8 @@
 
 from collections.abc import Collection
 
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
 from finetune.errors import FinetuneError
 from finetune.evaluation.answers import Progress
 from finetune.evaluation.data import prepare_data
@@ -22,18 +24,24 @@ class Evaluation:
         self.recipe, self.precision, self.allow_code, self.progress = recipe, precision, allow_code, progress
 
     def of(self, target: Model) -> Report:
-        """The metrics of one model. Raises FinetuneError where it, the recipe and its rows don't fit together."""
+        """The metrics of a model that is loaded for it. Raises what of_loaded raises, before it is loaded where that can be."""
+        self._check_head(target)
+        return self.of_loaded(target, *load_ready(target, dtype=self.precision.dtype))
+
+    def of_loaded(self, target: Model, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Report:
+        """The metrics of a model. Raises FinetuneError where it, the recipe and its rows don't fit together."""
+        self._check_head(target)
+        data = prepare_data(self.recipe, tokenizer, allow_code=self.allow_code)
+        positions = int(model.config.max_position_embeddings)
+        rows = read_rows(self.recipe, data, tokenizer, positions=positions, most=self.recipe.evaluate.max_rows)
+        return measure(model, tokenizer, self.recipe, rows, progress=self.progress)
+
+    def _check_head(self, target: Model) -> None:
         if target.model.head != self.recipe.model.head:
             raise FinetuneError(
                 f"{target.description} has {_head(target.model)}, and the recipe {_head(self.recipe.model)}: evaluate it with "
                 "the recipe that it was trained with, or with the same model.head."
             )
-        dtype = self.precision.dtype
-        model, tokenizer = load_ready(target, dtype=dtype)
-        data = prepare_data(self.recipe, tokenizer, allow_code=self.allow_code)
-        positions = int(model.config.max_position_embeddings)
-        rows = read_rows(self.recipe, data, tokenizer, positions=positions, most=self.recipe.evaluate.max_rows)
-        return measure(model, tokenizer, self.recipe, rows, progress=self.progress)
 
 
 def _head(model: ModelSection) -> str:

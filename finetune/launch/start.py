@@ -5,7 +5,7 @@ from pathlib import Path
 
 from finetune.errors import LaunchFailed
 from finetune.launch.check import check_launch, refuse_more_than_devices, remove_stale_builds
-from finetune.launch.processes import Failure, Launch, import_torch_quietly, run_processes
+from finetune.launch.processes import Launch, import_torch_quietly, run_processes
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.lock import read_lock
 from finetune.runs.folder import RunFolder, create_run, open_run
@@ -16,7 +16,8 @@ INTERRUPTED = 130
 def launched(launch: Launch, loaded: LoadedRecipe | None, resume: Path | None, arguments: list[str]) -> Path | None:
     """Start the processes as `finetune ARGUMENTS` and wait for them; the run folder (None on a machine beside the first).
 
-    Raises LaunchError before anything was started, LaunchFailed with the reason of the process that failed first.
+    A run that was stopped is returned as one that came to its end. Raises LaunchError before anything was started,
+    LaunchFailed with the reason of the process that failed first, KeyboardInterrupt where there is nothing to resume.
     """
     import_torch_quietly()
     run: RunFolder | None = None
@@ -35,17 +36,14 @@ def launched(launch: Launch, loaded: LoadedRecipe | None, resume: Path | None, a
         if run is None and loaded is not None and launch.node_rank == 0:
             run = create_run(Path(recipe.output.folder).resolve(), recipe.output.name or loaded.name)
         failure = run_processes(launch, arguments, run.path if run is not None else None)
-        _raise(failure, run)
-    except BaseException:
+        if failure is not None and failure.exit_code == INTERRUPTED:
+            raise KeyboardInterrupt
+        if failure is not None:
+            raise LaunchFailed(failure.text(run.log_of(failure.rank) if run is not None else None), failure.exit_code)
+    except BaseException as error:
         if run is not None and not run.lock_path.is_file():
             shutil.rmtree(run.path)  # nothing is left behind where it could not start
-        raise
+            raise
+        if not isinstance(error, KeyboardInterrupt) or run is None or not run.summary_path.is_file():
+            raise
     return run.path if run is not None else None
-
-
-def _raise(failure: Failure | None, run: RunFolder | None) -> None:
-    if failure is None:
-        return
-    if failure.exit_code == INTERRUPTED:
-        raise KeyboardInterrupt
-    raise LaunchFailed(failure.text(run.log_of(failure.rank) if run is not None else None), failure.exit_code)

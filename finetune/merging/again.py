@@ -1,5 +1,6 @@
 """finetune verify: is a merged folder still what was written, and still base + adapter?"""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from finetune.merging.check_tensors import TensorCheck, check_tensors
 from finetune.merging.described import DescriptionCheck, check_beside, hashes_beside
 from finetune.merging.nf4 import Nf4Weights
 from finetune.merging.output import VERIFICATION_FILE
-from finetune.merging.parts import Options, Say, read_parts
+from finetune.merging.parts import Options, read_parts
 from finetune.merging.streamed import verify_streamed
 from finetune.merging.tensors import StoredWeights, Weights, hashes_of
 from finetune.model.precision import choose_threads
@@ -23,6 +24,8 @@ from finetune.runs.target import Target
 if TYPE_CHECKING:
     from finetune.merging.verify import Verification
     from finetune.merging.verify_heads import HeadVerification
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,14 @@ class Again:
         return found + [failure for check in checks if check is not None for failure in check.failures]
 
 
-def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
+def verify_again(folder: Path, *, seed: int) -> Again:
     """Hash each tensor, and repeat the checks of the merge with a sample of its own, where base and adapters are still there.
 
     Raises MergeError where the folder was not merged by this toolkit, or a file of it is truncated.
     """
     record = read_record(folder)
     written = StoredWeights.of_folder(folder)
-    say(f"hashing {len(written.tensors)} tensors")
+    logger.info(f"hashing {len(written.tensors)} tensors")
     found = hashes_of(written, choose_threads())
     written.close()
     expected: dict[str, str] = record["xxh3_128"]
@@ -64,7 +67,7 @@ def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
     now, earlier = hashes_beside(folder), record["description"] is None
     files = now if earlier else record["description"]
     if earlier:
-        say("an earlier version merged this: it is checked for transformers 5 alone; merge again for transformers 4")
+        logger.info("an earlier version merged this: it is checked for transformers 5 alone; merge again for transformers 4")
     changed += sorted(name for name in files.keys() | now.keys() if files.get(name) != now.get(name))
     try:
         target, adapters = _target_of(record)
@@ -86,9 +89,7 @@ def verify_again(folder: Path, *, seed: int, say: Say) -> Again:
     description = check_beside(parts, folder, config, for_version_4=not earlier)
     # A model that is not described right need not even load.
     verification = (
-        None
-        if description.failures
-        else verify_streamed(parts, merged, folder, config.expected(), Options(0, "full", "auto", say))
+        None if description.failures else verify_streamed(parts, merged, folder, config.expected(), Options(0, "full", "auto"))
     )
     return Again(str(folder), same, tuple(changed), None, check, verification, description)
 

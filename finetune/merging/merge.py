@@ -18,7 +18,7 @@ from finetune.merging.adapted import Updates
 from finetune.merging.described import hashes_beside, notes_beside
 from finetune.merging.heads import SCORE_WEIGHT, how_it_reads
 from finetune.merging.output import VERIFICATION_FILE, failed_name, refuse_existing, unfinished, write_card
-from finetune.merging.parts import NAMED_DTYPES, Options, Outcome, Parts, Say, read_parts
+from finetune.merging.parts import NAMED_DTYPES, Options, Outcome, Parts, read_parts
 from finetune.merging.streamed import merge_streamed
 from finetune.model.adapter_fit import HARMLESS
 from finetune.model.folder import ADAPTER_WEIGHTS
@@ -77,7 +77,6 @@ def merge(
     max_shard_size: str = "5GB",
     check: str = "full",
     qlora_base: str = "auto",
-    say: Say = lambda line: None,
 ) -> MergeReport:
     """Merge the target's adapter, and then the adapters in `more`, into its base: `output`, which plain transformers loads.
 
@@ -91,7 +90,7 @@ def merge(
     started = time.perf_counter()
     output = Path(os.path.abspath(output.expanduser()))
     refuse_bad_options(dtype, check, qlora_base)
-    options = Options(bytes_of_size(max_shard_size), check, qlora_base, say)
+    options = Options(bytes_of_size(max_shard_size), check, qlora_base)
     refuse_existing(output)
     parts = read_parts(_as_asked(target, qlora_base), more, dtype)
     with unfinished(output) as folder:

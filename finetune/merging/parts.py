@@ -1,7 +1,7 @@
 """What a merge is made of: base, adapters and tokenizer, read from configs and headers; and what comes of it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 NAMED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS.values()}
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,6 @@ class Options:
     """full, tensors or none."""
     qlora_base: str
     """auto, 16bit or nf4."""
-    say: Say
 
 
 @dataclass(frozen=True)

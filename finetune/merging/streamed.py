@@ -1,6 +1,7 @@
 """A merge that is streamed: block by block from the base's files to the output's, whatever the model's size."""
 
 import importlib.util
+import logging
 import math
 import time
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from finetune.merging.qlora import Comparison
     from finetune.merging.verify import Verification
     from finetune.merging.verify_heads import HeadVerification
+
+logger = logging.getLogger(__name__)
 
 SEED = 0
 """Of the sample of numbers that is recomputed."""
@@ -77,7 +80,7 @@ def _choose_qlora_base(
 
     if options.qlora_base == "16bit" and importlib.util.find_spec("bitsandbytes") is None:
         return parts.stored, None  # there is nothing to compare with, and nothing to choose
-    options.say("scoring both bases of the QLoRA adapter: the stored one, and NF4 dequantised")
+    logger.info("scoring both bases of the QLoRA adapter: the stored one, and NF4 dequantised")
     documents, _ = parts.documents
     head = parts.head.section if parts.head is not None else None
     asked = options.qlora_base
@@ -85,7 +88,7 @@ def _choose_qlora_base(
         parts.stored, updates, config, documents, parts.asked_dtype, asked=asked, quantization=quantization, head=head
     )
     for line in comparison.lines():
-        options.say(line)
+        logger.info(line)
     return (Nf4Weights(parts.stored, quantization) if comparison.taken == "nf4" else parts.stored), comparison
 
 
@@ -103,9 +106,9 @@ def verify_streamed(
     exact = None
     in_memory, wide = fits_in_memory(merged), MergedWeights(merged.base, merged.updates, torch.float32)
     if in_memory:
-        options.say("verifying: base + adapter beside the merged model, on real rows")
+        logger.info("verifying: base + adapter beside the merged model, on real rows")
     else:
-        options.say("verifying layer by layer: the model in float32 is larger than the free memory")
+        logger.info("verifying layer by layer: the model in float32 is larger than the free memory")
     if parts.head is not None:
         return _verify_head_streamed(parts, wide, folder, config, coarsest_type(merged), in_memory=in_memory)
     if in_memory:

@@ -1,5 +1,6 @@
 """What can't be streamed: the whole model in float32, merged by peft itself, and rounded once."""
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -32,13 +33,15 @@ from finetune.model.inspect import stored_name
 from finetune.model.precision import choose_threads
 from finetune.recipe.schema.model import ModelSection
 
+logger = logging.getLogger(__name__)
+
 
 def merge_through_peft(parts: Parts, reason: str, folder: Path, output: Path, options: Options) -> Outcome:
     """Merge in memory and write into `folder`. Raises MergeError where base and adapters don't belong together."""
     if options.qlora_base == "nf4":
         raise MergeError(f"--qlora-base nf4 can't be honoured: peft itself must merge this adapter ({reason}).")
     note = f"merged by peft, the whole model in memory: {reason}"
-    options.say(note)
+    logger.info(note)
     refuse_small_disk(output, sum(math.prod(tensor.shape) for tensor in parts.stored.tensors.values()) * parts.dtype.itemsize)
     section = parts.target.model
     if parts.head is not None:

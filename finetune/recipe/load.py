@@ -31,6 +31,8 @@ class LoadedRecipe:
     recipe: Recipe
     path: Path
     origins: dict[str, str]
+    overrides: tuple[str, ...] = ()
+    """What was laid over the file, as key=value."""
 
     @property
     def name(self) -> str:
@@ -63,7 +65,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     origins = _origins(recipe, tree, layers) | said
     for location, names in variables.items():
         origins[dotted(location)] += ", " + " ".join(f"${{{name}}}" for name in names)
-    return LoadedRecipe(recipe, file, origins)
+    return LoadedRecipe(recipe, file, origins, tuple(overrides))
 
 
 def _find(path: str | Path) -> tuple[Path, str]:

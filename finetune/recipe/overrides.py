@@ -1,7 +1,8 @@
 """Overrides of the command line, key=value: laid over the tree as what their key holds, a text or one YAML value."""
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import UnionType
@@ -9,13 +10,43 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from finetune.errors import Problem, RecipeError
 from finetune.recipe.schema import Recipe
 from finetune.recipe.tree import ATOMIC, Finding, Location, Node, Place, Source, dotted, merge
 from finetune.recipe.yaml_tree import NULLS, read_value, shorten
 
+SURROGATES = re.compile(r"\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})")
+"""How JSON escapes what is beyond 16 bits."""
 OVERRIDE = re.compile(r"(?P<path>[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*)=(?P<value>.*)", re.DOTALL)
 QUOTED = re.compile(r"""\"([^"\\]|\\.)*\"|'([^']|'')*'""", re.DOTALL)
 """A text in quotes from its first character to its last."""
+
+
+def as_overrides(values: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """Python values by their keys as key=value, which mean the same on the command line; texts in that form as they are.
+
+    Raises RecipeError for a value that YAML has no word for.
+    """
+    if isinstance(values, str):
+        raise RecipeError([Problem("overrides", "", f"got the text {shorten(values)!r}, expected a mapping or a list")])
+    if not isinstance(values, Mapping):
+        return list(values)
+    return [f"{key}={_as_yaml(key, value)}" for key, value in values.items()]
+
+
+def _as_yaml(key: str, value: Any) -> str:
+    """A value as YAML, which JSON is; a text in quotes, so that nothing else is made of it."""
+    try:
+        text = json.dumps(value, default=_path)
+    except (TypeError, ValueError) as error:
+        raise RecipeError([Problem("overrides", key, f"got a {type(value).__name__}: {error}")]) from None
+    return SURROGATES.sub(lambda pair: f"\\U{ord(json.loads(chr(34) + pair[0] + chr(34))):08x}", text)
+
+
+def _path(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} is no value of a recipe; expected text, a number, true, false, a list or a mapping")
 
 
 def with_override(tree: Node, override: str, findings: list[Finding]) -> Node:

@@ -20,6 +20,7 @@ Every other tracker that transformers drives has transformers' own names (of the
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -35,6 +36,8 @@ from finetune.recipe.secrets import scrubbed
 from finetune.recipe.tracking import with_environment
 from finetune.runs.folder import WANDB
 from finetune.runs.wandb_settings import NO_ACCOUNT, Mode, has_account, open_settings, wandb_mode
+
+logger = logging.getLogger(__name__)
 
 OWN = ("trackio", "wandb", "none")
 """Trackers that are driven here; transformers drives the others."""
@@ -182,8 +185,8 @@ def _command_line_without_secrets() -> Iterator[None]:
 class GuardedTracker:
     """A tracker that can't stop the training: the first failure is reported and the tracker left alone from then on."""
 
-    def __init__(self, inner: Tracker, say: Callable[[str], None]):
-        self.inner, self.say, self.failed = inner, say, False
+    def __init__(self, inner: Tracker):
+        self.inner, self.failed = inner, False
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Pass the metrics on, as long as the tracker works."""
@@ -209,29 +212,27 @@ class GuardedTracker:
             call()
         except Exception as error:  # noqa: BLE001 - whatever a tracker's library raises, training goes on; it is reported once
             self.failed = True
-            self.say(f"the tracker failed ({type(error).__name__}: {error}); metrics.jsonl goes on")
+            logger.warning(f"the tracker failed ({type(error).__name__}: {error}); metrics.jsonl goes on")
 
 
-def start_tracker(
-    section: TrackingSection, run_id: str, recipe: dict[str, Any], *, folder: Path, say: Callable[[str], None]
-) -> GuardedTracker:
+def start_tracker(section: TrackingSection, run_id: str, recipe: dict[str, Any], *, folder: Path) -> GuardedTracker:
     """Start the recipe's tracker under `run_id`, or go on in the run that has this id.
 
     Raises TrackerError, before anything is trained, where it can't start.
     """
     try:
         if section.tracker == "wandb":
-            return GuardedTracker(start_wandb(with_environment(section), run_id, recipe, folder, say), say)
+            return GuardedTracker(start_wandb(with_environment(section), run_id, recipe, folder))
         if section.tracker == "trackio":
-            return GuardedTracker(start_trackio(section, run_id, recipe, say), say)
-        return GuardedTracker(NoTracker(), say)
+            return GuardedTracker(start_trackio(section, run_id, recipe))
+        return GuardedTracker(NoTracker())
     except TrackerError:
         raise
     except Exception as error:
         raise tracker_error(section.tracker, error) from error
 
 
-def start_trackio(section: TrackingSection, run_id: str, recipe: dict[str, Any], say: Callable[[str], None]) -> Tracker:
+def start_trackio(section: TrackingSection, run_id: str, recipe: dict[str, Any]) -> Tracker:
     """Trackio, unless its folder can't be written to: it would only warn, by itself, that each batch of metrics is lost."""
     from trackio.utils import TRACKIO_DIR
 
@@ -243,24 +244,22 @@ def start_trackio(section: TrackingSection, run_id: str, recipe: dict[str, Any],
             with tempfile.TemporaryFile(dir=TRACKIO_DIR):
                 pass
         except OSError as error:
-            say(
-                f"warning: Trackio can't write to {TRACKIO_DIR} ({error.strerror}), so this run is not tracked; metrics.jsonl "
+            logger.warning(
+                f"Trackio can't write to {TRACKIO_DIR} ({error.strerror}), so this run is not tracked; metrics.jsonl "
                 "has it all. Set TRACKIO_DIR to another folder, or tracking.tracker: none."
             )
             return NoTracker()
     return TrackioTracker(section, run_id, recipe)
 
 
-def start_wandb(
-    section: TrackingSection, run_id: str, recipe: dict[str, Any], folder: Path, say: Callable[[str], None]
-) -> Tracker:
+def start_wandb(section: TrackingSection, run_id: str, recipe: dict[str, Any], folder: Path) -> Tracker:
     """wandb in the mode that recipe and environment ask for; what wasn't asked for is said."""
     mode = wandb_mode(section)
     if mode == "disabled":
-        say("WANDB_MODE is disabled: nothing goes to wandb; metrics.jsonl is written")
+        logger.info("WANDB_MODE is disabled: nothing goes to wandb; metrics.jsonl is written")
         return NoTracker()
     if mode == "offline" and section.wandb_mode == "auto" and not has_account():
-        say(f"{NO_ACCOUNT}: the run is written offline, and `wandb sync` uploads it later")
+        logger.info(f"{NO_ACCOUNT}: the run is written offline, and `wandb sync` uploads it later")
     return WandbTracker(section, run_id, recipe, folder, mode)
 
 

@@ -1,8 +1,9 @@
 """Recipe -> live parts, in the order in which they need each other. The only place that builds them."""
 
+import logging
 import platform
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -46,10 +47,9 @@ from finetune.training.group import holds_shares, this_group
 from finetune.training.schedule import ceil_product, rate_factor
 from finetune.training.trainer import ExactTrainer
 
+logger = logging.getLogger(__name__)
+
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes", "deepspeed")
-
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def build_inputs(
-    recipe: Recipe, *, rules: Rules | None = None, allow_code: Collection[str] = (), say: Say | None = None
-) -> Inputs:
+def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Collection[str] = ()) -> Inputs:
     """Base, tokenizer and prepared data. Raises ModelError or DataError where the recipe can't be honoured."""
     rules = rules or CURRENT_RULES
     optimizer_name(recipe.train.optimizer)
@@ -88,7 +86,7 @@ def build_inputs(
     precision = choose_precision(recipe.train.precision)
     base = resolve_base(recipe.model)
     config = load_config(base, recipe.model.rope_scaling)
-    _check_stored(recipe, base, say)
+    _check_stored(recipe, base)
     # What transformers or peft would refuse after the data are prepared is refused before.
     described = skeleton(base, rope_scaling=recipe.model.rope_scaling, head=recipe.model.head)
     if recipe.adapter.method != "full":
@@ -106,19 +104,19 @@ def build_inputs(
     tokenizer = tokenizer_for(recipe.model, None, base.folder, preparation=rules.preparation)
     check_ids(tokenizer, config.vocab_size)
     beyond = untrained_tokens(tokenizer, config.vocab_size, recipe.model.new_tokens)
-    if beyond and say is not None:
+    if beyond:
         names = ", ".join(beyond[:5]) + (" ..." if len(beyond) > 5 else "")
-        say(
-            f"warning: for {len(beyond)} of the tokenizer's tokens the base's embedding has no row ({names}). Rows are added, "
+        logger.warning(
+            f"for {len(beyond)} of the tokenizer's tokens the base's embedding has no row ({names}). Rows are added, "
             "and not trained; name the tokens in model.new_tokens where your data use them."
         )
     if recipe.adapter.continue_from is not None:
-        _check_continued(recipe, base, described, tokenizer, say)
-    data = prepare_data(recipe, tokenizer, allow_code=allow_code, say=say)
+        _check_continued(recipe, base, described, tokenizer)
+    data = prepare_data(recipe, tokenizer, allow_code=allow_code)
     return Inputs(base, tokenizer, data, precision, frozenset(allow_code), rules)
 
 
-def _check_stored(recipe: Recipe, base: Base, say: Say | None) -> None:
+def _check_stored(recipe: Recipe, base: Base) -> None:
     """Raises ModelError where the base's weights don't fit its config.json, or can't be trained on as they are stored."""
     config = read_config(base.folder)
     if config.get("model_type") in LLAMA_FAMILY:
@@ -132,13 +130,10 @@ def _check_stored(recipe: Recipe, base: Base, say: Say | None) -> None:
             f"model.base {base.identity['name']} is stored quantised ({stored}), and {engine} can't cut up weights "
             "that are stored so: take the unquantised base with adapter.method: qlora, or --launch ddp."
         )
-    if say is not None:
-        say(f"the base is stored in {stored} by bitsandbytes: the adapter is trained beside it as it is (QLoRA)")
+    logger.info(f"the base is stored in {stored} by bitsandbytes: the adapter is trained beside it as it is (QLoRA)")
 
 
-def _check_continued(
-    recipe: Recipe, base: Base, described: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, say: Say | None
-) -> None:
+def _check_continued(recipe: Recipe, base: Base, described: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Say where the adapter that is continued was trained on another base. Raises ModelError where it doesn't fit this one.
 
     `described` is the base without its weights; the adapter is put on it.
@@ -146,12 +141,12 @@ def _check_continued(
     grow_embeddings(described, len(tokenizer))
     continue_adapter(described, recipe.adapter, new_token_ids(recipe, tokenizer))
     folder = continued_folder(recipe.adapter)
-    if not (folder / ADAPTER_NOTES).is_file() or say is None:
+    if not (folder / ADAPTER_NOTES).is_file():
         return
     then, now = read_json(folder / ADAPTER_NOTES).get("base"), base.fingerprint()
     if isinstance(then, dict) and then.get("sha256") != now.get("sha256"):
-        say(
-            f"warning: adapter.continue_from {folder} was trained on another base than model.base: {then.get('name')} with "
+        logger.warning(
+            f"adapter.continue_from {folder} was trained on another base than model.base: {then.get('name')} with "
             f"SHA-256 {then.get('sha256')}, and this one has {now.get('sha256')}"
         )
 

@@ -1,6 +1,7 @@
 """What happens around the steps: metrics, progress, the best checkpoint, and an orderly end."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -17,10 +18,11 @@ from finetune.recipe.schema.train import EarlyStopping, TrainSection
 from finetune.runs.folder import finite_or_null, whole_entries
 from finetune.runs.trackers import Tracker
 from finetune.training.group import Group
-from finetune.training.journal import Say
 from finetune.training.memory import peak_memory_bytes
 from finetune.training.shards import hash_of, trained_weights
 from finetune.training.trainer import ExactTrainer
+
+logger = logging.getLogger(__name__)
 
 METRIC_NAMES = {
     "loss": "train/loss",
@@ -108,8 +110,8 @@ class KeepBest(TrainerCallback):
     (Rules.training) it wasn't looked at.
     """
 
-    def __init__(self, train: TrainSection, say: Say, rule: int):
-        self.early_stopping, self.best_by, self.say, self.rule = train.early_stopping, train.best_by or "loss", say, rule
+    def __init__(self, train: TrainSection, rule: int):
+        self.early_stopping, self.best_by, self.rule = train.early_stopping, train.best_by or "loss", rule
         self.sign = 1 if self.best_by in LOWER_IS_BETTER else -1
 
     def on_evaluate(
@@ -120,7 +122,7 @@ class KeepBest(TrainerCallback):
         if costs and math.isfinite(costs[-1]) and costs[-1] <= min(costs):
             control.should_save = True
         if self.early_stopping is not None and self.says_stop(state):
-            self.say(
+            logger.info(
                 f"stopped early after step {state.global_step}: no improvement in "
                 f"{self.early_stopping.patience_evaluations} evaluations"
             )
@@ -148,13 +150,14 @@ class KeepBest(TrainerCallback):
         values = [(int(entry["step"]), self.sign * entry[name]) for entry in state.log_history if name in entry]
         return [(step, value if math.isfinite(value) else math.inf) for step, value in values]
 
-    def verdict(self, state: TrainerState) -> str:
-        """What is to be said of the best checkpoint, which becomes the result."""
+    def tell_verdict(self, state: TrainerState) -> None:
+        """Say what is to be said of the best checkpoint, which becomes the result."""
         best, start = min(self.costs(state)), self.start_cost(state)
         if best < start or math.isinf(start):
-            return f"the result is the best checkpoint, step {state.best_global_step}"
-        return (
-            f"warning: no checkpoint is better than the start, where {self.best_by} was {self.sign * start:.4f}. The result is "
+            logger.info(f"the result is the best checkpoint, step {state.best_global_step}")
+            return
+        logger.warning(
+            f"no checkpoint is better than the start, where {self.best_by} was {self.sign * start:.4f}. The result is "
             f"the best of them, step {state.best_global_step}, with {self.sign * best:.4f}. Lower train.learning_rate."
         )
 

@@ -5,6 +5,7 @@ The Trainer writes a checkpoint under its final name, file by file; the marker (
 
 import errno
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from finetune.runs.checkpoint import MARKER, PREFIX, complete_checkpoints, read_
 from finetune.runs.folder import sync_files
 from finetune.training.contents import check_contents
 from finetune.training.trust import is_signed, sign
+
+logger = logging.getLogger(__name__)
 
 FULL_DISK_BYTES = 1_000_000
 """Writing that fails with less than this left failed for lack of room: torch names no reason."""
@@ -51,7 +54,6 @@ def check_checkpoint(checkpoint: Path) -> None:
 
 def latest_checkpoint(
     folder: Path,
-    say: Callable[[str], None],
     check: Callable[[Path], None] = verify_checkpoint,
     newest: Path | None = None,
 ) -> Path | None:
@@ -66,7 +68,7 @@ def latest_checkpoint(
             check(checkpoint)
         except CheckpointError as error:
             problem = error
-            say(f"warning: {error} Looking for an earlier checkpoint.")
+            logger.warning(f"{error} Looking for an earlier checkpoint.")
         else:
             return checkpoint
     if problem is not None:

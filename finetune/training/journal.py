@@ -2,15 +2,13 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from data_prep.disk import append_own, make_private
 from finetune.recipe.secrets import scrubbed
-
-Say = Callable[[str], None]
 
 LOGGERS = ("finetune", "transformers", "accelerate", "peft")
 
@@ -24,53 +22,64 @@ class _Scrubbing(logging.Formatter):
 
 
 @contextmanager
-def journal(path: Path, say: Say) -> Iterator[Say]:
-    """While this lasts, what is said through its value, warnings of the libraries, and an exception go to the file.
+def journal(path: Path) -> Iterator[None]:
+    """While this lasts the toolkit's messages, warnings of the libraries, and an exception go to the file.
 
     Raises OSError where the file is a link.
     """
     make_private(path.parent)
-    with closing(append_own(path)) as file:
-        handler = logging.StreamHandler(file)
+    with ExitStack() as closing:
+        handler = logging.StreamHandler(closing.enter_context(append_own(path)))
         handler.setFormatter(_Scrubbing("%(asctime)s %(levelname)s %(message)s"))
-        record = logging.getLogger("finetune.run")
-        record.setLevel(logging.INFO)
-        record.propagate = False
-        loggers = [record, *map(logging.getLogger, LOGGERS)]
-        for logger in loggers:
+        closing.callback(handler.close)
+        for logger in map(logging.getLogger, LOGGERS):
             logger.addHandler(handler)
-        shown = warnings.showwarning
-
-        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-            shown(message, category, *place)
-            record.warning("%s: %s", category.__name__, message)
-
-        warnings.showwarning = show
+            closing.callback(logger.removeHandler, handler)
+        closing.enter_context(_messages_recorded(handler))
+        closing.enter_context(_warnings_recorded(handler))
         try:
-            yield _both(record, say)
+            yield
         except Exception as error:
-            record.error("%s: %s", type(error).__name__, error)
+            handler.handle(_record(logging.ERROR, f"{type(error).__name__}: {error}"))
             raise
-        finally:
-            warnings.showwarning = shown
-            for logger in loggers:
-                logger.removeHandler(handler)
-            handler.close()
 
 
-def _both(record: logging.Logger, say: Say) -> Say:
-    gone = False
+def _record(level: int, text: str) -> logging.LogRecord:
+    return logging.LogRecord("finetune", level, __file__, 0, text, None, None)
 
-    def both(line: str) -> None:
-        nonlocal gone
-        record.info(line)
-        if gone:
-            return
-        try:
-            say(line)
-        except OSError as error:
-            # The terminal was closed (SIGHUP), or the reader of a pipe ended: no reason to lose a run.
-            gone = True
-            record.warning("nobody reads the output any more (%s); run.log goes on", error)
 
-    return both
+@contextmanager
+def _messages_recorded(handler: logging.Handler) -> Iterator[None]:
+    """Let the toolkit's messages come to the handler, whatever level others want to hear of them."""
+    toolkit = logging.getLogger("finetune")
+    level, wanted = toolkit.level, toolkit.getEffectiveLevel()
+    others = [other for other in (*toolkit.handlers, *logging.getLogger().handlers) if other is not handler]
+
+    def heard(record: logging.LogRecord) -> bool:
+        return record.levelno >= wanted or record.name.partition(".")[0] != "finetune"
+
+    toolkit.setLevel(min(wanted, logging.INFO))
+    for other in others:
+        other.addFilter(heard)
+    try:
+        yield
+    finally:
+        for other in others:
+            other.removeFilter(heard)
+        toolkit.setLevel(level)
+
+
+@contextmanager
+def _warnings_recorded(handler: logging.Handler) -> Iterator[None]:
+    """Python's own warnings, which are shown as before too."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        shown(message, category, *place)
+        handler.handle(_record(logging.WARNING, f"{category.__name__}: {message}"))
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown

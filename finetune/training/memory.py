@@ -1,5 +1,7 @@
 """Memory: how much was used, and what to do where there wasn't enough."""
 
+import functools
+import logging
 import os
 import resource
 import sys
@@ -10,6 +12,9 @@ from pathlib import Path
 import torch
 
 from finetune.errors import TrainingError
+from finetune.launch.allocator import find_jemalloc
+
+logger = logging.getLogger(__name__)
 
 ALLOCATOR_TEXTS = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -30,6 +35,16 @@ def peak_memory_bytes() -> int:
 def allocator_name() -> str:
     """What allocates the host's memory: a preloaded library, or the system's own."""
     return Path(os.environ.get("LD_PRELOAD", "")).name or "the system's allocator"
+
+
+@functools.cache
+def say_without_jemalloc() -> None:
+    """Say, once a process, that a program of the user's was not started with the allocator that `finetune train` takes."""
+    if sys.platform == "linux" and "LD_PRELOAD" not in os.environ and (path := find_jemalloc()) is not None:
+        logger.info(
+            f"jemalloc is installed ({path}) and not loaded, which only the start of a program can do: with "
+            f"LD_PRELOAD={path} before it, as `finetune train` sees to by itself, training on the CPU takes less memory"
+        )
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

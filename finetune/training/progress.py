@@ -1,10 +1,12 @@
 """What a person sees while it trains: one line that moves on a terminal, a few plain lines elsewhere."""
 
 import contextlib
+import logging
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 PLAIN_LINES = 10
 """About how many lines a run prints where there is no terminal."""
@@ -28,8 +30,7 @@ def describe(step: int, total: int, metrics: dict[str, float], eta_seconds: floa
 class Progress:
     """Shows metrics as they are logged; `show` is called at each log."""
 
-    def __init__(self, say: Callable[[str], None]):
-        self.say = say
+    def __init__(self) -> None:
         self.first: tuple[float, int] | None = None
         self.printed_tenths = -1
         self.status: Any = None
@@ -53,7 +54,7 @@ class Progress:
         if self.status is not None and not is_evaluation:
             self.status.update(line)
         elif is_evaluation or tenths > self.printed_tenths:
-            self.say(line)
+            logger.info(line)
         self.printed_tenths = max(tenths, self.printed_tenths)
 
     def close(self) -> None:

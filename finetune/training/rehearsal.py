@@ -1,6 +1,7 @@
 """The heaviest batches before the first step: memory that isn't enough ends the run in its first minute, with advice."""
 
 import gc
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from data_prep.documents import Document
 from finetune.errors import TrainingError
 from finetune.recipe.schema import Recipe
 from finetune.training.batches import collate
-from finetune.training.journal import Say
 from finetune.training.memory import is_out_of_memory, peak_memory_bytes
 from finetune.training.trainer import ExactTrainer
+
+logger = logging.getLogger(__name__)
 
 STATE_BYTES = {"adamw": 8, "lion": 4, "rmsprop": 4, "adagrad": 0, "adafactor": 1, "sgd": 0, "adamw_8bit": 2}
 """What an optimizer keeps for each trained weight from its first step on; adagrad has its own from the beginning."""
@@ -32,8 +34,8 @@ class Rehearsal(TrainerCallback):
     would have been. The optimizer's state, which is made in the first step, is stood in for by memory of its size.
     """
 
-    def __init__(self, trainer: ExactTrainer, recipe: Recipe, say: Say):
-        self.trainer, self.recipe, self.say = trainer, recipe, say
+    def __init__(self, trainer: ExactTrainer, recipe: Recipe):
+        self.trainer, self.recipe = trainer, recipe
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Raises TrainingError where a batch doesn't fit."""
@@ -44,7 +46,7 @@ class Rehearsal(TrainerCallback):
                 raise TrainingError(self._advice(documents))
         lengths = [[len(document.token_ids) for document in documents] for documents in batches]
         heaviest, longest = max(map(sum, lengths)), max(map(max, lengths))
-        self.say(
+        logger.info(
             f"rehearsed the heaviest batches ({heaviest:,} tokens, longest document {longest:,}) in "
             f"{time.perf_counter() - started:.1f} s: {peak_memory_bytes() / 1e9:.1f} GB at most"
         )

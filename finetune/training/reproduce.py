@@ -2,7 +2,6 @@
 
 import math
 import shlex
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,6 @@ def reproduce(
     *,
     despite: frozenset[str],
     folder: Path | None,
-    say: Callable[[str], None],
     allow_code: frozenset[str] = frozenset(),
 ) -> Reproduction:
     """Train the lock's recipe again in a new run folder.
@@ -98,17 +96,18 @@ def reproduce(
     recipe = lock.recipe.model_copy(update={"output": output})
     command = shlex.join(["finetune", "runs", "reproduce", str(source.path)])
     name = source.name.rsplit("-", 1)[0]
-    summary = training.start(
+    trained = training.start(
         recipe,
         name=name,
         command=command,
-        say=say,
         origins=lock.origins,
         accept=accept,
         allow_code=allow_code,
         rules=lock.rules,
     )
-    new = RunFolder(Path(output.folder) / summary["name"])
+    new = trained.folder
+    if trained.summary["status"] == "stopped":
+        raise KeyboardInterrupt
     return compare_results(source, new, old, results_of(new), tuple(differs))
 
 

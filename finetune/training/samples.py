@@ -1,6 +1,7 @@
 """Texts that the model writes while it trains, for a person to see what it learns."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -18,9 +19,10 @@ from finetune.recipe.secrets import cut, scrubbed
 from finetune.runs.folder import whole_entries
 from finetune.runs.trackers import Sample, Tracker
 from finetune.training.group import Group, holds_shares
-from finetune.training.journal import Say
 from finetune.training.shards import evaluable
 from finetune.training.trainer import ExactTrainer
+
+logger = logging.getLogger(__name__)
 
 SHOWN_CHARACTERS = 100
 
@@ -39,13 +41,12 @@ class Samples(TrainerCallback):
         tokenizer: PreTrainedTokenizerFast,
         path: Path,
         tracker: Tracker,
-        say: Say,
         restart_clock: Callable[[], None],
         group: Group,
         how: Asked,
     ):
         self.section, self.trainer, self.tokenizer, self.group = section, trainer, tokenizer, group
-        self.path, self.tracker, self.say, self.restart_clock = path, tracker, say, restart_clock
+        self.path, self.tracker, self.restart_clock = path, tracker, restart_clock
         self.last = -1
         self.prompts = [prompt_ids(prompt, tokenizer, how) for prompt in section.prompts]
 
@@ -75,9 +76,9 @@ class Samples(TrainerCallback):
                 next(islice((entry for entry in entries if entry["step"] == step), number, None), {"answer": ""})
                 for step in (0, state.global_step)
             )
-            self.say(f"sample {_short(prompt)!r}")
-            self.say(f"  before {_shown(before['answer'], before.get('cut'))}")
-            self.say(f"  after  {_shown(after['answer'], after.get('cut'))}")
+            logger.info(f"sample {_short(prompt)!r}")
+            logger.info(f"  before {_shown(before['answer'], before.get('cut'))}")
+            logger.info(f"  after  {_shown(after['answer'], after.get('cut'))}")
 
     def _keep_up_to(self, last_step: int) -> None:
         entries = list(whole_entries(self.path))
@@ -100,14 +101,14 @@ class Samples(TrainerCallback):
         if not self.group.is_main:
             return
         for line in unused:
-            self.say(f"note: {line}")
+            logger.info(f"note: {line}")
         pairs = zip(self.section.prompts, answers, strict=True)
         samples = [Sample(scrubbed(prompt), scrubbed(answer.text)) for prompt, answer in pairs]
         with append_own(self.path) as file:
             for sample, answer in zip(samples, answers, strict=True):
                 cut = {} if answer.cut is None else {"cut": answer.cut}
                 file.write(json.dumps({"step": step, "prompt": sample.prompt, "answer": sample.answer} | cut) + "\n")
-        self.say(f"sample after step {step}: {_shown(samples[0].answer, answers[0].cut)}")
+        logger.info(f"sample after step {step}: {_shown(samples[0].answer, answers[0].cut)}")
         self.tracker.log_samples(samples, step)
         self.restart_clock()
 

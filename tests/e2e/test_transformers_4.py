@@ -19,7 +19,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from finetune.merging.merge import merge
 from finetune.model.tokenizer_files import PROBES
 from finetune.recipe.schema import Recipe
-from finetune.runs.folder import RunFolder
 from finetune.runs.target import resolve_target
 from finetune.training import run as training
 from tests.conftest import CHATML, save_tiny_llama
@@ -173,8 +172,7 @@ def test_both_read_the_same(
             "output": {"folder": str(tmp_path / "runs")},
         }
     )
-    summary = training.start(recipe, name="run", command="test", say=lambda line: None)
-    run = RunFolder(Path(recipe.output.folder) / summary["name"])
+    run = training.start(recipe, name="run", command="test").folder
     if method == "full":
         folders = {run.model: None, run.checkpoints / "checkpoint-2": None}
     else:

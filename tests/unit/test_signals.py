@@ -10,6 +10,7 @@ import time
 import pytest
 
 from finetune import signals
+from tests.support.messages import hearing
 
 pytestmark = pytest.mark.usefixtures("hangup_heard")
 
@@ -33,8 +34,8 @@ def test_before_there_is_anything_to_save_a_stop_is_the_end(name: signal.Signals
 def test_a_deferred_stop_waits_and_is_the_first_one() -> None:
     """Later signals repeat it, as schedulers and launchers do; Ctrl-C after it stops at once."""
     said: list[str] = []
-    with signals.listening() as requests:
-        requests.deferred, requests.say = True, said.append
+    with hearing(said.append), signals.listening() as requests:
+        requests.deferred = True
         assert requests.take() == signals.NOTHING
         for name in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
             send(name)

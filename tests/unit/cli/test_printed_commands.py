@@ -19,6 +19,7 @@ from finetune.recipe.schema import Recipe
 from finetune.runs.commands import shell_command
 from finetune.runs.folder import RunFolder
 from finetune.training import run
+from tests.support.messages import hearing
 
 ODD = "my récipe (1) 'x' $HOME; & #"
 """A name that only a quoted command survives."""
@@ -183,11 +184,11 @@ def test_a_stopped_run_goes_on_by_what_it_says(train: Train, call: Callable[[str
         if line.startswith("step 2/"):
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        run.start(Recipe.model_validate(values), name=ODD, command="test", say=say, allow_code=frozenset({sha256}))
+    with hearing(say):
+        run.start(Recipe.model_validate(values), name=ODD, command="test", allow_code=frozenset({sha256}))
     line = said[-1]
-    assert line.startswith("stopped after step 3; go on with: finetune train --resume ")
-    out, _ = call(line.partition("go on with: ")[2])
+    assert line.startswith("stopped after step 3; resume with: finetune train --resume ")
+    out, _ = call(line.partition("resume with: ")[2])
     assert "finished 6 steps" in out
 
 

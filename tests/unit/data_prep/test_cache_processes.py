@@ -26,16 +26,16 @@ from tests.unit.data_prep.rows import alpaca, same, section, whole_entries, writ
 ROOT = Path(__file__).resolve().parents[3]
 
 PREPARE = """
-import json, sys
+import json, logging, sys
 from pathlib import Path
 from data_prep.config import DataSection
 from data_prep.prepare import prepare
 from data_prep.tokenizer import load_tokenizer
 
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 base, cache, section, allowed = sys.argv[1:]
 data = prepare(
     DataSection.model_validate_json(section), load_tokenizer(base), seed=0, cache=Path(cache), allow_code=[allowed],
-    say=lambda line: print(line, flush=True),
 )
 print(json.dumps({"from_cache": data.from_cache, "tokens": [document.token_ids for document in data.train]}), flush=True)
 """

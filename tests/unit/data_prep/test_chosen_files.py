@@ -17,6 +17,7 @@ from data_prep.files import Use, find_files, left_out_files, problem_with, says_
 from data_prep.page import audit_page
 from data_prep.prepare import PreparedData, prepare
 from data_prep.tokenizer import load_tokenizer
+from tests.support.messages import hearing
 from tests.unit.data_prep.rows import places, write
 
 HELD_OUT = (
@@ -148,11 +149,11 @@ def test_what_an_earlier_version_prepared(tmp_path: Path, base: Path) -> None:
     folder, said = touch(tmp_path / "data", "train.jsonl"), list[str]()
     section = DataSection.model_validate({"train": [{"path": str(folder), "format": "alpaca"}]})
     for _ in range(2):
-        prepare(section, load_tokenizer(base, preparation=2), seed=0, cache=tmp_path / "cache", say=said.append)
-    assert said == [
-        "warning: what an earlier version prepared for this run is gone; its rows are read as this version reads them"
-    ]
-    prepare(section, load_tokenizer(base), seed=0, cache=tmp_path / "cache", say=said.append)
+        with hearing(said.append):
+            prepare(section, load_tokenizer(base, preparation=2), seed=0, cache=tmp_path / "cache")
+    assert said == ["warning: what an earlier version prepared for this run is gone; this version reads its rows anew"]
+    with hearing(said.append):
+        prepare(section, load_tokenizer(base), seed=0, cache=tmp_path / "cache")
     assert len(said) == 1
 
 

@@ -21,6 +21,7 @@ from finetune.merging.merge import merge
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
 from tests.conftest import CHATML, save_tiny_llama
+from tests.support.messages import hearing
 from tests.unit.data_prep.test_sentencepiece import train
 from tests.unit.merging.test_merge import make_adapter, merged_logits
 
@@ -91,7 +92,7 @@ def test_added_tokens_that_readers_of_sentencepiece_would_miss_fail(
     """added_tokens.json is part of what is checked, at once and again."""
     merge(slow, tmp_path / "merged", check="tensors")
     spoil(tmp_path / "merged" / "added_tokens.json")
-    found = verify_again(tmp_path / "merged", seed=1, say=lambda _: None)
+    found = verify_again(tmp_path / "merged", seed=1)
     assert found.changed == ("added_tokens.json",)
     assert any("added_tokens.json does not name the 2 tokens" in failure for failure in found.failures)
     honest = streamed.write_beside
@@ -172,8 +173,9 @@ def test_keys_that_peft_does_not_know_are_refused_by_name(kind: str, tiny_base: 
     config = json.loads(path.read_text()) | {"peft_version": "9.9.9"}
     said: list[str] = []
     path.write_text(json.dumps(config | {"peft_type": kind, "use_superlora": True, "superlora_factor": 3.0}))
-    with pytest.raises(FinetuneError, match=r"superlora_factor \(3\.0\), use_superlora \(True\), which peft .*by peft 9\.9\.9"):
-        merge(target, tmp_path / "merged", say=said.append)
+    words = r"superlora_factor \(3\.0\), use_superlora \(True\), which peft .*by peft 9\.9\.9"
+    with pytest.raises(FinetuneError, match=words), hearing(said.append):
+        merge(target, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
     assert not any("superlora" in line for line in said), "it is not said to be used before it is refused"
     path.write_text(json.dumps(config | {"use_superlora": False, "superlora_factor": None, "unsloth_fixed": True}))

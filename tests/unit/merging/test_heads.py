@@ -223,7 +223,7 @@ def test_a_merged_run_scores_as_the_run_does(problem: str, run_of: Runs, tmp_pat
     assert its == pytest.approx(own, abs=1e-5)
     if problem == "single_label":
         assert its["accuracy"] == own["accuracy"] > 0.5
-    again = verify_again(tmp_path / "merged", seed=3, say=lambda line: None)
+    again = verify_again(tmp_path / "merged", seed=3)
     assert (again.failures, again.left_out) == ([], None)
     assert isinstance(again.verification, HeadVerification)
     assert again.verification.float32_largest_difference is not None

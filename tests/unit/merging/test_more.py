@@ -31,6 +31,7 @@ from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
 from tests.conftest import save_tiny_llama
+from tests.support.messages import hearing
 from tests.unit.merging.test_merge import make_adapter, unmerged_logits
 
 ROWS = [list(range(3, 43))]
@@ -111,7 +112,8 @@ def qlora(tmp_path: Path, alpaca_file: Path) -> Target:
 def test_the_base_of_a_qlora_adapter_is_measured(qlora: Target, tmp_path: Path) -> None:
     """Both bases are scored on held-out rows against NF4 base + adapter; on a random base the dequantised one is closer."""
     said: list[str] = []
-    report = merge(qlora, tmp_path / "merged", say=said.append)
+    with hearing(said.append):
+        report = merge(qlora, tmp_path / "merged")
     assert report.qlora is not None
     assert report.qlora.taken == "nf4"
     assert report.qlora.scores["nf4"].kl < report.qlora.scores["16bit"].kl
@@ -161,7 +163,7 @@ def test_verifying_again_finds_a_flipped_bit(tiny_base: Path, tmp_path: Path) ->
     words = [sys.executable, "-m", "finetune"]
     options = ["merge", str(tmp_path / "adapter"), "--base", str(tiny_base), "--output", str(merged)]
     assert subprocess.run([*words, *options], check=False).returncode == 0
-    whole = verify_again(merged, seed=5, say=lambda line: None)
+    whole = verify_again(merged, seed=5)
     assert (whole.failures, whole.left_out, whole.tensors) == ([], None, 21)
     assert whole.check is not None
     assert whole.verification is not None
@@ -173,11 +175,11 @@ def test_verifying_again_finds_a_flipped_bit(tiny_base: Path, tmp_path: Path) ->
     assert done.returncode == 3, done.stderr
     assert "is not what was written" in done.stderr
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
-    gone = verify_again(merged, seed=5, say=lambda line: None)
+    gone = verify_again(merged, seed=5)
     assert gone.left_out is not None
     assert len(gone.changed) == 1
     with pytest.raises(MergeError, match=r"holds no verification\.json"):
-        verify_again(tmp_path, seed=0, say=lambda line: None)
+        verify_again(tmp_path, seed=0)
 
 
 def test_a_card_says_what_was_merged(tiny_base: Path, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def honest(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_honest_folder_is_what_was_trained(target: Target, honest: Path) -> None:
     """Plain transformers and peft say so: the positions are scaled, the date is that of the training, the tokens are there."""
-    found = verify_again(honest, seed=1, say=lambda _: None)
+    found = verify_again(honest, seed=1)
     assert found.failures == []
     assert found.description is not None
     assert found.verification is not None
@@ -190,7 +190,7 @@ def test_what_is_written_otherwise_fails(
     copy = tmp_path / "copy"
     shutil.copytree(honest, copy)
     sabotage(copy)
-    found = verify_again(copy, seed=1, say=lambda _: None)
+    found = verify_again(copy, seed=1)
     assert len(found.changed) == 1
     assert found.description is not None
     assert any(re.search(words, failure) for failure in found.description.failures), found.description.failures

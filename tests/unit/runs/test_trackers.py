@@ -12,6 +12,7 @@ import pytest
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.runs.trackers import GuardedTracker, start_tracker
 from finetune.runs.wandb_settings import wandb_mode
+from tests.support.messages import hearing
 
 
 def test_trackio_has_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +24,7 @@ def test_trackio_has_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path)
     section = TrackingSection(project="test-project")
     for steps in ([1, 2], [3]):
-        tracker = start_tracker(section, "run-a", {"train": {"seed": 0}}, folder=tmp_path, say=print)
+        tracker = start_tracker(section, "run-a", {"train": {"seed": 0}}, folder=tmp_path)
         for step in steps:
             tracker.log({"train/loss": 1.0 / step}, step)
         tracker.finish()
@@ -39,7 +40,8 @@ def test_a_folder_that_trackio_can_not_write_to_is_said(tmp_path: Path, monkeypa
     (tmp_path / "a file").write_text("")
     monkeypatch.setattr(trackio.utils, "TRACKIO_DIR", tmp_path / "a file" / "trackio")
     said: list[str] = []
-    tracker = start_tracker(TrackingSection(), "run-a", {}, folder=tmp_path, say=said.append)
+    with hearing(said.append):
+        tracker = start_tracker(TrackingSection(), "run-a", {}, folder=tmp_path)
     tracker.log({"train/loss": 1.0}, 1)
     tracker.finish()
     assert len(said) == 1
@@ -78,7 +80,7 @@ def test_wandb_offline_has_every_value(tmp_path: Path, monkeypatch: pytest.Monke
     """The offline file, parsed with wandb's own protocol, holds each metric; no account is needed."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     section = TrackingSection(tracker="wandb", project="test-project")
-    tracker = start_tracker(section, "run-b", {"train": {"seed": 7}}, folder=tmp_path, say=print)
+    tracker = start_tracker(section, "run-b", {"train": {"seed": 7}}, folder=tmp_path)
     tracker.log({"train/loss": 0.25}, 3)
     tracker.finish()
     deadline = time.monotonic() + 30
@@ -115,9 +117,10 @@ class Broken:
 def test_a_tracker_that_fails_in_mid_run_says_so_once() -> None:
     """The first failure is reported; training goes on, and the tracker isn't called again."""
     inner, said = Broken(), list[str]()
-    tracker = GuardedTracker(inner, said.append)
-    for step in range(3):
-        tracker.log({"train/loss": 1.0}, step)
-    tracker.finish()
+    tracker = GuardedTracker(inner)
+    with hearing(said.append):
+        for step in range(3):
+            tracker.log({"train/loss": 1.0}, step)
+        tracker.finish()
     assert inner.calls == 1
-    assert said == ["the tracker failed (OperationalError: database or disk is full); metrics.jsonl goes on"]
+    assert said == ["warning: the tracker failed (OperationalError: database or disk is full); metrics.jsonl goes on"]

@@ -18,6 +18,7 @@ from finetune.recipe.lock import read_lock
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.runs.trackers import TrackioTracker, start_tracker
 from finetune.runs.wandb_settings import wandb_mode
+from tests.support.messages import hearing
 from tests.unit.runs.test_trackers import wandb_records
 from tests.unit.training.conftest import MakeRecipe, make_recipe  # noqa: F401 - a fixture
 from tests.unit.training.processes import EXACT, start
@@ -50,7 +51,7 @@ def run_of(folder: Path) -> wandb_internal_pb2.RunRecord:
 
 def written(section: TrackingSection, folder: Path) -> wandb_internal_pb2.RunRecord:
     """What a run with that section leaves."""
-    tracker = start_tracker(section, "id-1", {}, folder=folder, say=lambda _: None)
+    tracker = start_tracker(section, "id-1", {}, folder=folder)
     tracker.finish()
     return run_of(folder)
 
@@ -136,7 +137,8 @@ def test_disabled_writes_nothing_and_says_so(tmp_path: Path, monkeypatch: pytest
     """WANDB_MODE=disabled leaves no file of wandb's."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
     said: list[str] = []
-    tracker = start_tracker(TrackingSection(tracker="wandb"), "id-1", {}, folder=tmp_path, say=said.append)
+    with hearing(said.append):
+        tracker = start_tracker(TrackingSection(tracker="wandb"), "id-1", {}, folder=tmp_path)
     tracker.log({"train/loss": 1.0}, 1)
     tracker.finish()
     assert list(tmp_path.iterdir()) == []
@@ -159,7 +161,8 @@ def test_going_offline_for_want_of_an_account_is_said(tmp_path: Path) -> None:
     said: list[str] = []
     for mode in ("auto", "offline"):
         section = TrackingSection.model_validate({"tracker": "wandb", "wandb_mode": mode})
-        start_tracker(section, f"id-{mode}", {}, folder=tmp_path, say=said.append).finish()
+        with hearing(said.append):
+            start_tracker(section, f"id-{mode}", {}, folder=tmp_path).finish()
     assert len(said) == 1
     assert "WANDB_API_KEY" in said[0]
 

@@ -20,16 +20,18 @@ from finetune.cli.quiet import quiet_libraries
 quiet_libraries()
 from finetune.recipe.schema import Recipe
 from finetune.training import run
-say = lambda line: print(line, flush=True)
-run.start(Recipe.model_validate_json(sys.argv[1]), name="killed", command="test", say=say)
+from tests.support.messages import hearing
+
+with hearing(lambda line: print(line, flush=True)):
+    trained = run.start(Recipe.model_validate_json(sys.argv[1]), name="killed", command="test")
+sys.exit(trained.summary["status"] == "stopped")
 """
 
 EXACT = {"micro_batch_size": 4, "precision": "fp32", "learning_rate": 1e-2, "max_steps": 12, "save_every_steps": 4}
 
 
 def start(recipe: Recipe, name: str = "run") -> RunFolder:
-    summary = run.start(recipe, name=name, command="finetune train test", say=lambda line: None)
-    return RunFolder(Path(recipe.output.folder) / summary["name"])
+    return run.start(recipe, name=name, command="finetune train test").folder
 
 
 def adapter_of(folder: RunFolder) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from finetune.model.inspect import describe
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import base_of, resolve_target
 from finetune.training.run import start
+from tests.support.messages import hearing
 from tests.unit.training.conftest import MakeRecipe
 
 STEPS = {"max_steps": 2, "save_every_steps": 1, "keep_checkpoints": 2, "global_batch_size": 2, "rehearsal": False}
@@ -28,8 +29,7 @@ NEW = {"new_tokens": ["<|call|>", "[LAMP]"], "chat_template": "chatml", "rope_sc
 def run_of(make_recipe: MakeRecipe, **sections: Any) -> RunFolder:
     sections = {"train": STEPS | sections.pop("train", {})} | sections
     recipe = make_recipe(**sections)
-    summary = start(recipe, name="r", command="test", say=lambda line: None)
-    return RunFolder(Path(recipe.output.folder) / summary["name"])
+    return start(recipe, name="r", command="test").folder
 
 
 def logits_of(target: Any) -> torch.Tensor:
@@ -183,8 +183,8 @@ def test_a_base_that_is_stored_quantised_makes_the_run_qlora(
     AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32, quantization_config=config).save_pretrained(base)
     said: list[str] = []
     recipe = make_recipe(model={"base": str(base)}, train=STEPS)
-    summary = start(recipe, name="r", command="test", say=said.append)
-    run = RunFolder(Path(recipe.output.folder) / summary["name"])
+    with hearing(said.append):
+        run = start(recipe, name="r", command="test").folder
     assert any(f"stored in {quantization}" in line and "QLoRA" in line for line in said)
     assert read_lock(run.lock_path).base["quantization"] == quantization
     assert describe(recipe.model)["quantization"] == quantization
@@ -209,7 +209,6 @@ def test_a_base_that_is_stored_quantised_makes_the_run_qlora(
                 ),
                 name="r",
                 command="test",
-                say=said.append,
             )
 
 

@@ -19,6 +19,7 @@ from finetune.training.checkpoints import (
     verify_checkpoint,
 )
 from finetune.training.run import resume
+from tests.support.messages import hearing
 
 
 def write(folder: Path, step: int, *, complete: bool = True) -> Path:
@@ -35,7 +36,7 @@ def test_a_checkpoint_without_marker_is_never_the_latest(tmp_path: Path) -> None
     for step in (9, 10):
         write(tmp_path, step)
     half = write(tmp_path, 11, complete=False)
-    assert latest_checkpoint(tmp_path, print) == tmp_path / "checkpoint-10"
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     remove_incomplete(tmp_path)
     assert not half.exists()
     assert len(complete_checkpoints(tmp_path)) == 2
@@ -47,21 +48,22 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: object) -> None
     checkpoint = write(tmp_path, 5)
     damage(checkpoint / "weights")  # type: ignore[operator]
     with pytest.raises(CheckpointError, match=r"weights is absent or differs .* No other checkpoint is left"):
-        latest_checkpoint(tmp_path, print)
+        latest_checkpoint(tmp_path)
 
 
 def test_a_damaged_marker_is_refused(tmp_path: Path) -> None:
     """A marker that isn't JSON is named."""
     (write(tmp_path, 5) / MARKER).write_text("{")
     with pytest.raises(CheckpointError, match="not a whole checkpoint"):
-        latest_checkpoint(tmp_path, print)
+        latest_checkpoint(tmp_path)
 
 
 def test_behind_a_damaged_checkpoint_the_one_before_is_taken(tmp_path: Path) -> None:
     """With the newest of three damaged, the second is the latest, and the damage is said."""
     paths, said = [write(tmp_path, step) for step in (2, 4, 6)], list[str]()
     (paths[2] / "weights").write_bytes(b"x")
-    assert latest_checkpoint(tmp_path, said.append) == paths[1]
+    with hearing(said.append):
+        assert latest_checkpoint(tmp_path) == paths[1]
     assert len(said) == 1
     assert "checkpoint-6" in said[0]
 
@@ -75,7 +77,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     """An empty folder has no latest checkpoint."""
-    assert latest_checkpoint(tmp_path, print) is None
+    assert latest_checkpoint(tmp_path) is None
 
 
 def test_a_signature_is_its_writers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,4 +133,4 @@ def test_a_library_that_says_full_in_words_is_understood(tmp_path: Path) -> None
 def test_trust_is_for_deepspeed_only(tmp_path: Path) -> None:
     """Where no pickle is loaded there is nothing to trust, and the option is refused, not ignored."""
     with pytest.raises(CheckpointError, match="this is not DeepSpeed"):
-        resume(tmp_path, recipe=None, say=print, trust_checkpoint=True)
+        resume(tmp_path, recipe=None, trust_checkpoint=True)

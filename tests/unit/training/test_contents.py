@@ -20,6 +20,7 @@ from finetune.training import build, run
 from finetune.training.checkpoints import MARKER, check_checkpoint, mark_complete
 from finetune.training.contents import check_fit
 from finetune.training.trainer import ExactTrainer
+from tests.support.messages import hearing
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import EXACT, adapter_of, assert_equal, start, trainer_of
 
@@ -52,7 +53,8 @@ def run_of(kind: str, make_recipe: MakeRecipe, finished: Finished, folder: Path)
 
 def resume(folder: RunFolder) -> list[str]:
     said: list[str] = []
-    run.resume(folder.path, recipe=None, say=said.append)
+    with hearing(said.append):
+        run.resume(folder.path, recipe=None)
     return said
 
 

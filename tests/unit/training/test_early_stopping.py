@@ -8,6 +8,7 @@ from transformers import TrainerState
 
 from finetune.recipe.schema.train import TrainSection
 from finetune.training.callbacks import KeepBest
+from tests.support.messages import hearing
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import adapter_of, assert_equal, start
 
@@ -21,7 +22,7 @@ def state_of(name: str, values: list[float], first_step: int = 0) -> TrainerStat
 
 def keeping(rule: int = 2, best_by: str | None = None, **stopping: float) -> KeepBest:
     train = {"early_stopping": {"patience_evaluations": 2} | stopping, "best_by": best_by}
-    return KeepBest(TrainSection.model_validate(train), lambda line: None, rule)
+    return KeepBest(TrainSection.model_validate(train), rule)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,10 @@ def test_an_improvement_is_more_than_the_minimum() -> None:
 )
 def test_the_verdict_names_both_values(best_by: str, values: list[float], words: str) -> None:
     """Whether the best checkpoint is better than the start, in its own scale, whichever way is up."""
-    assert re.search(words, keeping(best_by=best_by).verdict(state_of(best_by, values)))
+    said: list[str] = []
+    with hearing(said.append):
+        keeping(best_by=best_by).tell_verdict(state_of(best_by, values))
+    assert re.search(words, said[0])
 
 
 def test_a_run_that_only_does_harm(make_recipe: MakeRecipe) -> None:
@@ -90,7 +94,7 @@ def test_a_run_that_only_does_harm(make_recipe: MakeRecipe) -> None:
     assert after > before
     log = folder.log_path.read_text()
     assert "stopped early after step 1: no improvement in 1 evaluations" in log
-    assert f"warning: no checkpoint is better than the start, where loss was {before:.4f}" in log
+    assert f"WARNING no checkpoint is better than the start, where loss was {before:.4f}" in log
     assert f"step 1, with {after:.4f}" in log
     assert "the result is the best checkpoint" not in log
     assert_equal(adapter_of(folder), load_file(folder.checkpoints / "checkpoint-1" / "adapter_model.safetensors"))

@@ -36,7 +36,7 @@ def made(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tracking": {"tracker": "none", "samples": {"prompts": ["Say 1."], "max_new_tokens": 2}},
         "output": {"folder": str(folder / "runs")},
     }
-    summary = run.start(Recipe.model_validate(tree), name="run", command="finetune train", say=lambda line: None)
+    summary = run.start(Recipe.model_validate(tree), name="run", command="finetune train").summary
     path = folder / "runs" / summary["name"]
     RunFolder(path).write_summary(summary | {"status": "running"})
     return path
@@ -188,7 +188,7 @@ def test_a_run_is_its_owners_and_its_result_is_for_whom_the_umask_says(
     )
     before = os.umask(umask)
     try:
-        summary = run.start(recipe, name="run", command="finetune train", say=lambda line: None)
+        summary = run.start(recipe, name="run", command="finetune train").summary
     finally:
         os.umask(before)
     path = Path(recipe.output.folder) / summary["name"]

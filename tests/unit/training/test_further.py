@@ -80,7 +80,7 @@ def trained(folder: RunFolder) -> dict[str, torch.Tensor]:
 def command_of(folder: RunFolder) -> list[str]:
     """The words of the command that resuming the finished run prints."""
     with pytest.raises(CheckpointError, match="is finished") as caught:
-        run.resume(folder.path, recipe=None, say=lambda line: None)
+        run.resume(folder.path, recipe=None)
     return shlex.split(str(caught.value).splitlines()[-1])
 
 

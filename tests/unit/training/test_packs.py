@@ -17,6 +17,7 @@ from finetune.model.loss import install_supervised_loss
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
 from finetune.training import run
+from tests.support.messages import hearing
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import EXACT, adapter_of, assert_equal, launch, start, trained_weights, trainer_of, wait_for
 
@@ -142,7 +143,8 @@ def test_a_killed_run_resumes_bit_for_bit(make_recipe: MakeRecipe, tmp_path: Pat
     process.send_signal(signal.SIGKILL)
     process.wait()
     said: list[str] = []
-    run.resume(folder.path, recipe=None, say=said.append)
+    with hearing(said.append):
+        run.resume(folder.path, recipe=None)
     assert any(line.startswith("going on from checkpoint-") for line in said)
     assert_equal(adapter_of(folder), adapter_of(whole))
     for count in ("tokens", "supervised_tokens"):

@@ -19,6 +19,7 @@ from finetune.cli.quiet import quiet_libraries
 quiet_libraries()
 from finetune.recipe.schema import Recipe
 from finetune.training import run
+from tests.support.messages import hearing
 
 def say(line):
     if line.startswith("run folder"):
@@ -27,7 +28,8 @@ def say(line):
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     print(line, flush=True)
 
-run.start(Recipe.model_validate_json(sys.argv[1]), name="crowded", command="test", say=say)
+with hearing(say):
+    run.start(Recipe.model_validate_json(sys.argv[1]), name="crowded", command="test")
 """
 
 

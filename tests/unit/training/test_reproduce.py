@@ -12,6 +12,7 @@ from finetune.recipe.lock import read_lock
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
 from finetune.training.reproduce import reproduce
+from tests.support.messages import hearing
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import EXACT, start
 
@@ -77,9 +78,9 @@ def test_a_run_without_a_result_can_not_be_reproduced(finished: RunFolder) -> No
     """There is nothing to compare with."""
     finished.write_summary(finished.read_summary() | {"status": "stopped"})
     with pytest.raises(CheckpointError, match="is not finished"):
-        reproduce(finished, read_lock(finished.lock_path), despite=frozenset(), folder=None, say=print)
+        reproduce(finished, read_lock(finished.lock_path), despite=frozenset(), folder=None)
     with pytest.raises(CheckpointError, match="expected some of base, data, versions, code"):
-        reproduce(finished, read_lock(finished.lock_path), despite=frozenset({"luck"}), folder=None, say=print)
+        reproduce(finished, read_lock(finished.lock_path), despite=frozenset({"luck"}), folder=None)
 
 
 def test_no_file_of_a_run_holds_a_secret(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +94,8 @@ def test_no_file_of_a_run_holds_a_secret(recipe: Recipe, monkeypatch: pytest.Mon
     said: list[str] = []
     from finetune.training import run
 
-    summary = run.start(recipe.model_copy(update={"tracking": tracking}), name="secret", command=command, say=said.append)
+    with hearing(said.append):
+        summary = run.start(recipe.model_copy(update={"tracking": tracking}), name="secret", command=command).summary
     folder = Path(recipe.output.folder) / summary["name"]
     held = [path for path in folder.rglob("*") if path.is_file()]
     assert len(held) > 10
@@ -102,4 +104,4 @@ def test_no_file_of_a_run_holds_a_secret(recipe: Recipe, monkeypatch: pytest.Mon
         for secret in (*secrets.values(), signature):
             assert secret.encode() not in content, path
     assert "https://bucket.example/rows.jsonl?<query>" in (folder / "recipe.lock.yaml").read_text()
-    assert any("there is a secret in the recipe or the command" in line for line in said)
+    assert any("the recipe or the command contains a secret" in line for line in said)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from finetune.cli import common
 from finetune.errors import CheckpointError, ModelError, TrackerError
 from finetune.recipe.lock import read_lock
 from finetune.recipe.schema import Recipe
@@ -17,6 +18,7 @@ from finetune.runs.folder import RunFolder, list_summaries
 from finetune.runs.target import resolve_target
 from finetune.training import run
 from finetune.training.checkpoints import complete_checkpoints
+from tests.support.messages import hearing
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import EXACT, adapter_of, assert_equal, launch, start, wait_for
 
@@ -73,7 +75,8 @@ def test_an_interrupted_run_resumes_bit_for_bit(make_recipe: MakeRecipe, end: si
     assert folder.read_summary()["status"] == ("running" if end == signal.SIGKILL else "stopped")
     assert not folder.adapter.exists()
     resumed: list[str] = []
-    run.resume(folder.path, recipe=None, say=resumed.append)
+    with hearing(resumed.append):
+        run.resume(folder.path, recipe=None)
     assert any(line.startswith("going on from checkpoint-") for line in resumed)
     assert_equal(adapter_of(folder), adapter_of(whole))
     losses = [[json.loads(line).get("train/loss") for line in f.metrics_path.read_text().splitlines()] for f in (folder, whole)]
@@ -86,18 +89,17 @@ def test_resume_refuses_what_changed(make_recipe: MakeRecipe, alpaca_file: Path)
     """A finished run, another recipe, and data that changed since are each refused with their own message."""
     recipe = make_recipe(train=EXACT | {"max_steps": 4})
     folder = start(recipe)
-    say = lambda line: None  # noqa: E731
     with pytest.raises(CheckpointError, match="is finished"):
-        run.resume(folder.path, recipe=None, say=say)
+        run.resume(folder.path, recipe=None)
     folder.write_summary({"status": "running"})
     with pytest.raises(CheckpointError, match="the recipe differs"):
-        run.resume(folder.path, recipe=make_recipe(train=EXACT | {"max_steps": 5}), say=say)
+        run.resume(folder.path, recipe=make_recipe(train=EXACT | {"max_steps": 5}))
     alpaca_file.write_text(alpaca_file.read_text().replace("blue", "green"))
     changed = rf"{re.escape(str(alpaca_file))} then [0-9a-f]{{64}}, now [0-9a-f]{{64}}\. Put back"
     with pytest.raises(CheckpointError, match=f"data changed since this run was started: {changed}"):
-        run.resume(folder.path, recipe=None, say=say)
+        run.resume(folder.path, recipe=None)
     with pytest.raises(CheckpointError, match="not a run folder"):
-        run.resume(folder.path.parent, recipe=None, say=say)
+        run.resume(folder.path.parent, recipe=None)
 
 
 def test_early_stopping_keeps_the_best(make_recipe: MakeRecipe) -> None:
@@ -160,13 +162,16 @@ def test_the_last_step_is_logged(make_recipe: MakeRecipe) -> None:
     assert summary["tokens_per_second"] > 0
 
 
-def test_a_terminal_that_is_gone_ends_no_run(make_recipe: MakeRecipe) -> None:
+def test_a_terminal_that_is_gone_ends_no_run(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where writing to the terminal fails, training goes on to its result, and run.log has the rest."""
 
-    def gone(line: str) -> None:
+    def gone(line: str, **_: object) -> None:
         raise OSError("Input/output error")
 
-    summary = run.start(make_recipe(train=EXACT | {"max_steps": 2}), name="run", command="test", say=gone)
+    monkeypatch.setattr(common, "out", gone)
+    with common.messages_shown():
+        common.tell_messages(as_json=False)
+        summary = run.start(make_recipe(train=EXACT | {"max_steps": 2}), name="run", command="test").summary
     assert summary["status"] == "finished"
 
 

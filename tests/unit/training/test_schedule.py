@@ -138,10 +138,10 @@ def test_a_run_that_changes_nothing_says_so(make_recipe: MakeRecipe, method: str
         recipe = recipe.model_copy(update={"adapter": type(recipe.adapter).model_validate({"method": "full"})})
     folder = start(recipe)
     assert folder.read_summary()["weights_changed"] is False
-    assert "warning: nothing was learned" in folder.log_path.read_text()
+    assert "WARNING nothing was learned" in folder.log_path.read_text()
     again = resumed_from_step_1(folder)
     assert again.read_summary()["weights_changed"] is False
-    assert folder.log_path.read_text().count("warning: nothing was learned") == 2
+    assert folder.log_path.read_text().count("WARNING nothing was learned") == 2
 
 
 def resumed_from_step_1(folder: RunFolder) -> RunFolder:
@@ -151,7 +151,7 @@ def resumed_from_step_1(folder: RunFolder) -> RunFolder:
 
     shutil.rmtree(folder.checkpoints / "checkpoint-2")
     folder.write_summary({"status": "running"})
-    run.resume(folder.path, recipe=None, say=lambda line: None)
+    run.resume(folder.path, recipe=None)
     return folder
 
 

@@ -12,6 +12,7 @@ import pytest
 from finetune.runs.folder import RunFolder
 from finetune.training import build, run
 from finetune.training.checkpoints import complete_checkpoints
+from tests.support.messages import hearing
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import EXACT, adapter_of, assert_equal, start
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("hangup_heard")
 
 
 def sending(moments: dict[str, list[signal.Signals]]) -> Callable[[str], None]:
-    """A `say` that sends this process signals when a line begins so."""
+    """What sends this process signals when a line begins so."""
 
     def say(line: str) -> None:
         for beginning in [known for known in moments if line.startswith(known)]:
@@ -40,12 +41,12 @@ def test_sigusr2_saves_and_sigusr1_stops(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(adapter={"rank": 4, "dropout": 0.1}, train=EXACT | {"save_every_steps": 50, "keep_checkpoints": 5})
     whole = start(recipe, "whole")
     say = sending({"step 2/": [signal.SIGUSR2], "step 6/": [signal.SIGUSR1, signal.SIGTERM]})
-    with pytest.raises(KeyboardInterrupt):
-        run.start(recipe, name="run", command="test", say=say)
+    with hearing(say):
+        run.start(recipe, name="run", command="test")
     folder = RunFolder(Path(recipe.output.folder) / "run-001")
     assert [path.name for path in complete_checkpoints(folder.checkpoints)] == ["checkpoint-3", "checkpoint-7"]
     assert folder.outcome()["status"] == "stopped"
-    run.resume(folder.path, recipe=None, say=lambda line: None)
+    run.resume(folder.path, recipe=None)
     assert_equal(adapter_of(folder), adapter_of(whole))
 
 
@@ -87,11 +88,11 @@ def with_signal(function: Callable[..., Any], name: signal.Signals) -> Callable[
 def test_what_was_measured_before_the_first_step_stands_once(make_recipe: MakeRecipe) -> None:
     """A run that ended before its first checkpoint begins again, and metrics.jsonl has each step once, step 0 too."""
     recipe = make_recipe(train=EXACT | {"save_every_steps": 50})
-    with pytest.raises(KeyboardInterrupt):
-        run.start(recipe, name="run", command="test", say=sending({"step 2/": [signal.SIGINT, signal.SIGINT]}))
+    with hearing(sending({"step 2/": [signal.SIGINT, signal.SIGINT]})):
+        run.start(recipe, name="run", command="test")
     folder = RunFolder(Path(recipe.output.folder) / "run-001")
     assert steps_of(folder, "eval/loss") == [0]
     assert not complete_checkpoints(folder.checkpoints)
-    run.resume(folder.path, recipe=None, say=lambda line: None)
+    run.resume(folder.path, recipe=None)
     assert steps_of(folder, "eval/loss") == [0, 12]
     assert steps_of(folder, "train/loss") == list(range(1, 13))

@@ -234,7 +234,7 @@ def test_labels_that_no_training_row_has_are_said(colours: MakeRecipe, tmp_path:
 
 def test_a_metric_that_is_no_number_is_never_the_best() -> None:
     """NaN saves no checkpoint and improves nothing; the numbers after it are compared among themselves."""
-    keep = KeepBest(TrainSection(best_by="pearson", early_stopping=EarlyStopping(patience_evaluations=2)), lambda line: None, 2)
+    keep = KeepBest(TrainSection(best_by="pearson", early_stopping=EarlyStopping(patience_evaluations=2)), 2)
     saved, state = [], TrainerState(log_history=[])
     for step, value in enumerate([float("nan"), 0.2, 0.9, 0.5, float("nan")], start=1):
         state.log_history.append({"step": step, "eval_pearson": value})
@@ -254,7 +254,7 @@ def test_metrics_that_fail_leave_a_finished_run(colours: MakeRecipe, monkeypatch
     run = start(colours(**SECTIONS))
     assert run.read_summary()["status"] == "finished"
     assert run.adapter.is_dir()
-    assert "warning: the metrics could not be measured: no figure" in run.log_path.read_text()
+    assert "WARNING the metrics could not be measured: no figure" in run.log_path.read_text()
 
 
 def test_rows_that_do_not_fit_are_refused_before_training(colours: MakeRecipe, tmp_path: Path) -> None:

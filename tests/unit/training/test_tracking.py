@@ -85,7 +85,7 @@ def test_tensorboard_has_the_metrics_of_the_result(make_recipe: MakeRecipe) -> N
     # Killed before its result was there, and finished: no step is left, and the result is logged all the same.
     shutil.rmtree(done.path / "tensorboard")
     done.write_summary({"status": "running"})
-    run.resume(done.path, recipe=None, say=lambda _: None)
+    run.resume(done.path, recipe=None)
     events = accumulator.EventAccumulator(str(done.path / "tensorboard"))
     events.Reload()
     assert [point.step for point in events.Scalars("train/final/loss")] == [last["step"]]
@@ -158,7 +158,7 @@ def test_samples_survive_a_cut_line_and_an_early_end(make_recipe: MakeRecipe) ->
     process.wait()
     content = folder.samples_path.read_text()
     folder.samples_path.write_text(content[:-15])
-    run.resume(folder.path, recipe=None, say=lambda line: None)
+    run.resume(folder.path, recipe=None)
     assert folder.samples_path.read_text() == whole.samples_path.read_text()
     assert_equal(adapter_of(folder), adapter_of(whole))
     stopping = {"evaluate_every_steps": 1, "early_stopping": {"patience_evaluations": 1, "minimum_improvement": 100.0}}

@@ -21,6 +21,7 @@ from finetune.training import build, run
 from finetune.training.arguments import optimizer_name
 from finetune.training.callbacks import MetricsLog
 from finetune.training.memory import memory_advice
+from tests.support.messages import hearing
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import trained_weights, trainer_of
 
@@ -183,7 +184,7 @@ def test_full_fine_tuning_saves_a_plain_model(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(adapter={"method": "full"}, train={"micro_batch_size": 8, "precision": "fp32", "learning_rate": 1e-3})
     tree = recipe.model_dump(mode="json")
     tree["adapter"] = {"method": "full"}
-    summary = run.start(Recipe.model_validate(tree), name="full", command="test", say=lambda line: None)
+    summary = run.start(Recipe.model_validate(tree), name="full", command="test").summary
     folder = Path(recipe.output.folder) / summary["name"]
     assert summary["trainable_parameters"] == summary["parameters"]
     assert summary["evaluation_loss"] < summary["evaluation_loss_before"]
@@ -200,7 +201,8 @@ def test_a_tokenizer_larger_than_the_embedding(make_recipe: MakeRecipe, tmp_path
     tokenizer.add_tokens(["<stray>"])
     tokenizer.save_pretrained(base)
     recipe = make_recipe(model={"base": str(base), "new_tokens": ["<wanted>"]})
-    build.build_model(recipe, build.build_inputs(recipe, say=told.append))
+    with hearing(told.append):
+        build.build_model(recipe, build.build_inputs(recipe))
     warnings = [line for line in told if line.startswith("warning: for")]
     assert len(warnings) == 1
     assert "for 1 of the tokenizer's tokens" in warnings[0]

@@ -1,0 +1,58 @@
+"""Texts of the caller's, scored: how likely an answer is, and what a classification head makes of a text."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from data_prep.config import HeadSection
+from data_prep.heads import answer_of
+from data_prep.masks import Tokenization
+from data_prep.messages import Conversation, Example, Message, PlainText
+from finetune.errors import FinetuneError
+from finetune.evaluation.asking import Asked
+from finetune.evaluation.heads import classify
+from finetune.evaluation.losses import LossSum, document_losses
+
+
+def log_likelihoods(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: Sequence[tuple[str, str]],
+    how: Asked,
+    batch_size: int,
+) -> list[LossSum]:
+    """The cross-entropy of each (prompt, answer)'s answer, its end of turn included; an empty prompt leaves a plain text.
+
+    Raises FinetuneError for an item that is no pair of texts, DataError for one that can't be tokenised.
+    """
+    examples = [(f"item {number}", _example(pair, number, how)) for number, pair in enumerate(pairs)]
+    documents = [document for document, _ in Tokenization(tokenizer, "last").run(examples)]
+    return document_losses(model, documents, batch_size)
+
+
+def _example(pair: tuple[str, str], number: int, how: Asked) -> Example:
+    if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+        raise FinetuneError(f"item {number} is {pair!r:.80}; expected a pair of texts, (prompt, answer).")
+    prompt, answer = pair
+    if how == "plainly" or not prompt:
+        return PlainText(prompt, answer)
+    return Conversation((Message("user", prompt), Message("assistant", answer)))
+
+
+def outputs_of_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    head: HeadSection,
+    how: Asked,
+    batch_size: int,
+) -> list[list[float]]:
+    """A head's outputs (N x L) for N texts, each read as its rows were. Raises FinetuneError for an item that is no text."""
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise FinetuneError(f"item {number} is {text!r:.80}; expected a text.")
+    any_answer = answer_of([0.0] * head.outputs, head)  # which the head doesn't read
+    examples = [(f"item {number}", _example((text, any_answer), number, how)) for number, text in enumerate(texts)]
+    documents = [document for document, _ in Tokenization(tokenizer, "last", head=head).run(examples)]
+    outputs, _ = classify(model, documents, head, batch_size)
+    return outputs.tolist()

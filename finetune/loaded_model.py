@@ -1,0 +1,188 @@
+"""A loaded model: what finetune.load returns, to generate, chat and score with."""
+
+import logging
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from finetune.errors import FinetuneError
+from finetune.recipe.schema.evaluate import EvaluateSection
+from finetune.runs.folder import RunFolder
+from finetune.runs.target import Target
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from data_prep.messages import Message
+    from finetune.evaluation.answers import Progress
+    from finetune.evaluation.asking import Asked
+    from finetune.evaluation.generation import Generated
+
+logger = logging.getLogger(__name__)
+
+Prompt: TypeAlias = "str | Sequence[Mapping[str, Any] | Message]"
+"""A text, or a conversation: [{"role": "user", "content": "..."}, ...]."""
+
+
+class LogLikelihood(NamedTuple):
+    """How likely an answer is to a model."""
+
+    log_probability: float
+    """ln p(answer | prompt), in nats: the sum over its tokens, the end of its turn included."""
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that answers, with its tokenizer; see finetune.load."""
+
+    target: Target
+    """What was loaded."""
+    model: "PreTrainedModel"
+    """As transformers, or peft, has it."""
+    tokenizer: "PreTrainedTokenizerFast"
+    options: EvaluateSection
+    """How its run generates: what is taken where a call doesn't say."""
+
+    def __repr__(self) -> str:
+        return f"Model({self.target.description})"
+
+    @property
+    def asked(self) -> "Asked":
+        """How texts are asked: as the run's rows were written; a model of which that isn't known, by its chat template."""
+        from data_prep.errors import DataError
+        from finetune.evaluation.asking import asked
+
+        target = self.target
+        if target.recipe is None:
+            return "by the chat template"
+        known = RunFolder(target.run).read_summary().get("asked") if target.run is not None else None
+        try:
+            return known or asked(target.recipe, self.tokenizer)
+        except DataError:
+            return "by the chat template"  # a run of an earlier version, whose data have gone
+
+    def generate(self, prompts: Sequence[Prompt], **options: Any) -> list[str]:
+        """An answer to each prompt; the options, and answers that were cut, are those of `answers`."""
+        from finetune.evaluation.generation import cut_notes
+
+        answers = self.answers(prompts, **options)
+        for line in cut_notes([answer.cut for answer in answers]):
+            logger.warning(line)
+        return [answer.text for answer in answers]
+
+    def answers(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        system: str | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        batch_size: int | None = None,
+        how: "Asked | None" = None,
+        progress: "Progress | None" = None,
+    ) -> "list[Generated]":
+        """An answer to each text or conversation, and where it was cut.
+
+        Temperature 0 takes the likeliest token each time; above, tokens are drawn from `seed`. `how` asks texts "plainly" or
+        "by the chat template", as the run's rows were written where it is None. Raises FinetuneError for a classification
+        head, a conversation without a chat template, and prompts that leave no position for an answer.
+        """
+        from finetune.evaluation.generation import generate
+
+        if isinstance(prompts, str):
+            raise FinetuneError("got one text where a list of prompts is expected: generate([text]).")
+        how = how or self.asked
+        return generate(
+            self._writer(),
+            self.tokenizer,
+            [self._ids(prompt, how, system) for prompt in prompts],
+            max_new_tokens=max_new_tokens or self.options.max_new_tokens,
+            batch_size=batch_size or self.options.batch_size,
+            temperature=temperature,
+            seed=seed,
+            progress=progress,
+        )
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        how: "Asked | None" = None,
+    ) -> Generator[str, None, str | None]:
+        """The answer to one prompt in pieces, as they come: together what `generate` gives. Returns where it was cut."""
+        from finetune.evaluation.generation import stream
+
+        return stream(
+            self._writer(),
+            self.tokenizer,
+            self._ids(prompt, how or self.asked, system),
+            max_new_tokens=max_new_tokens or self.options.max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+
+    def chat(self, system: str | None = None) -> "Chat":
+        """A conversation that remembers its turns. Raises FinetuneError where the tokenizer has no chat template."""
+        self._writer()
+        if self.tokenizer.chat_template is None:
+            raise FinetuneError(
+                "this model's tokenizer has no chat template, so it can't hold a conversation: name one in the recipe's "
+                "model.chat_template before training, or let it continue a text."
+            )
+        return Chat(self, [] if system is None else [{"role": "system", "content": system}])
+
+    def score(self, items: Sequence[Any]) -> "list[LogLikelihood] | list[list[float]]":
+        """Of (prompt, answer) pairs, how likely each answer is; of a classification head, its outputs (L) for each text.
+
+        The prompt is asked as in `generate`; a prompt of "" leaves the answer a text of its own. Outputs are logits, or the
+        number of a regression.
+        """
+        from finetune.evaluation.scoring import log_likelihoods, outputs_of_texts
+
+        if isinstance(items, str):
+            raise FinetuneError(
+                "got one text where a list is expected: score([text]) of a head, score([(prompt, answer)]) else."
+            )
+        head = self.target.model.head
+        if head is not None:
+            return outputs_of_texts(self.model, self.tokenizer, items, head, self.asked, self.options.batch_size)
+        sums = log_likelihoods(self.model, self.tokenizer, items, self.asked, self.options.batch_size)
+        return [LogLikelihood(-loss.loss_sum, loss.tokens) for loss in sums]
+
+    def _writer(self) -> "PreTrainedModel":
+        if self.target.model.head is not None:
+            raise FinetuneError(
+                f"{self.target.description} has a classification head and writes no text: use score or evaluate."
+            )
+        return self.model
+
+    def _ids(self, prompt: Prompt, how: "Asked", system: str | None) -> list[int]:
+        from finetune.evaluation.asking import prompt_ids, turns_of
+        from finetune.evaluation.generation import conversation_ids
+
+        if isinstance(prompt, str):
+            return prompt_ids(prompt, self.tokenizer, how, system)
+        first = [{"role": "system", "content": system}] if system is not None else []
+        return conversation_ids(turns_of([*first, *prompt]), self.tokenizer)
+
+
+@dataclass
+class Chat:
+    """A conversation with a model."""
+
+    model: Model
+    messages: list[dict[str, str]] = field(default_factory=list)
+    """The turns so far."""
+
+    def __call__(self, text: str, **options: Any) -> str:
+        """Say something; the answer. Options are those of Model.generate."""
+        asked = [*self.messages, {"role": "user", "content": text}]
+        (answer,) = self.model.generate([asked], **options)
+        self.messages = [*asked, {"role": "assistant", "content": answer}]
+        return answer

@@ -1,0 +1,279 @@
+"""What trains one run: its trainer, callbacks and trackers; from the first step to the result and its summary."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from data_prep.disk import write_private
+from finetune import environment, signals
+from finetune.errors import FinetuneError
+from finetune.evaluation.asking import Asked, asked
+from finetune.evaluation.scores import Report
+from finetune.evaluation.tables import score_lines
+from finetune.model.adapter import count_parameters
+from finetune.model.precision import choose_device, choose_threads
+from finetune.recipe.lock import Lock
+from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.tracking import TrackingSection
+from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
+from finetune.runs.commands import shell_command
+from finetune.runs.compare import is_metric
+from finetune.runs.folder import RunFolder
+from finetune.runs.trackers import GuardedTracker, start_tracker
+from finetune.training import build
+from finetune.training.batches import StreamFeed
+from finetune.training.build import Inputs
+from finetune.training.callbacks import KeepBest, MetricsLog, OrderlyStop, StartHash
+from finetune.training.checkpoints import check_checkpoint, latest_checkpoint
+from finetune.training.contents import check_fit, read_state
+from finetune.training.group import Group, contact, holds_shares
+from finetune.training.identity import refuse_other_engine
+from finetune.training.integrations import Integration, add_integration
+from finetune.training.memory import allocator_name, memory_advice, say_without_jemalloc
+from finetune.training.metrics import TaskMetrics
+from finetune.training.progress import Progress
+from finetune.training.read_back import describe_checkpoint, notes_on_result
+from finetune.training.rehearsal import Rehearsal
+from finetune.training.result import best_checkpoint, summary_of, write_metrics, write_result, written_type
+from finetune.training.samples import Samples
+from finetune.training.trainer import ExactTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def open_session(
+    run: RunFolder, lock: Lock, inputs: Inputs, *, group: Group, checkpoint: Path | None, requests: signals.Requests
+) -> "TrainingSession":
+    """Build what trains the run, from the checkpoint where there is one.
+
+    Raises the errors of finetune.errors where it can't be trained here; nothing was taken to a tracker then.
+    """
+    recipe = lock.recipe
+    for line in inputs.data.report.lines():
+        logger.info(line)
+    keep_best = KeepBest(recipe.train, inputs.rules.training)
+    with memory_advice():
+        trainer = _trainer(run, lock, inputs, callbacks=[keep_best, OrderlyStop(requests, group)], first=checkpoint is None)
+    checkpoint = None if checkpoint is None else _that_fits(checkpoint, run, trainer)
+    refuse_other_engine(trainer, group)
+    metrics = TaskMetrics(recipe, inputs, trainer, group) if recipe.evaluate.metrics else None
+    how = asked(recipe, inputs.tokenizer, allow_code=inputs.allow_code) if recipe.model.head is None else None
+    trainer.add_callback(StartHash(trainer, written_type(recipe, inputs)))
+    if recipe.train.rehearsal and not trainer.is_deepspeed_enabled:
+        # DeepSpeed reduces gradients while it goes backward, and has no way to take that back.
+        trainer.add_callback(Rehearsal(trainer, recipe))
+    # Last, because they are seen from outside: a tracker's run and a moving line, for a run that can start.
+    tracking = TrackingSection.model_validate(scrubbed_values(recipe.tracking.model_dump(mode="json")))
+    if not group.is_main:
+        tracking = TrackingSection(tracker="none", samples=tracking.samples if holds_shares() else None)
+    config = scrubbed_recipe(recipe.model_dump(mode="json"))
+    tracker = start_tracker(tracking, lock.tracker_id, config, folder=run.path)
+    progress = Progress()
+    log = MetricsLog(run.metrics_path if group.is_main else None, trainer, tracker, progress.show)
+    trainer.add_callback(log)
+    integration = add_integration(trainer, tracking.tracker, run.path, tracker)
+    if tracking.samples is not None:
+        assert how is not None  # noqa: S101 - the rules refuse samples of a head
+        clock = log.restart
+        trainer.add_callback(Samples(tracking.samples, trainer, inputs.tokenizer, run.samples_path, tracker, clock, group, how))
+    return TrainingSession(
+        run=run, lock=lock, inputs=inputs, group=group, checkpoint=checkpoint, trainer=trainer, keep_best=keep_best,
+        metrics=metrics, asked=how, tracker=tracker, integration=integration, progress=progress,
+    )  # fmt: skip
+
+
+def _trainer(run: RunFolder, lock: Lock, inputs: Inputs, *, callbacks: list[Any], first: bool) -> ExactTrainer:
+    """The trainer and its model; `first` where no step was taken yet."""
+    recipe, threads, device = lock.recipe, choose_threads(), choose_device()
+    where = f"the CPU, {threads} threads" if device.type == "cpu" else f"{device}, {threads} threads on the host"
+    logger.info(f"computing on {where}, with {allocator_name()}")
+    if device.type == "cpu":
+        say_without_jemalloc()
+    model = build.build_model(recipe, inputs)
+    trainable, total = count_parameters(model)
+    precision = inputs.precision
+    logger.info(
+        f"{trainable:,} of {total:,} parameters train ({trainable / total:.2%}), in {precision.name}: {precision.reason}"
+    )
+    trainer = build.build_trainer(recipe, inputs, model, checkpoints=run.checkpoints, evaluate_first=first, callbacks=callbacks)
+    trainer.describe = lambda checkpoint: describe_checkpoint(checkpoint, recipe, inputs, trainer.model)
+    return trainer
+
+
+def _that_fits(chosen: Path, run: RunFolder, trainer: ExactTrainer) -> Path | None:
+    """The checkpoint, or an earlier one where it is of another model than this."""
+
+    def check(checkpoint: Path) -> None:
+        if checkpoint != chosen:
+            check_checkpoint(checkpoint)
+        check_fit(checkpoint, trainer)
+
+    return latest_checkpoint(run.checkpoints, check, newest=chosen)
+
+
+@dataclass
+class TrainingSession:
+    """One run in training."""
+
+    run: RunFolder
+    lock: Lock
+    inputs: Inputs
+    group: Group
+    checkpoint: Path | None
+    """Where it starts from."""
+    trainer: ExactTrainer
+    keep_best: KeepBest
+    metrics: TaskMetrics | None
+    """None where the recipe measures none."""
+    asked: Asked | None
+    """How prompts are asked; None for a head."""
+    tracker: GuardedTracker
+    integration: Integration
+    progress: Progress
+    report: Report | None = None
+    """The recipe's metrics of the result, once measured."""
+    changed: bool | None = None
+    """Whether the result differs from the start, once written; None where that is not known."""
+    summary: dict[str, Any] = field(default_factory=dict)
+    """What became of the run, once it ended."""
+    broken_off: bool = False
+    """Whether it ended in the midst of a step, so that other processes are elsewhere."""
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end, or to a stop; write the result. Returns the summary, whose status says which it was."""
+        with ExitStack() as closing:
+            closing.callback(self.tracker.finish)
+            closing.callback(self.integration.finish)
+            closing.enter_context(self._recorded())
+            closing.callback(self.progress.close)
+            logger.info(f"run folder {self.run.path}")
+            with memory_advice(), contact(self.group):
+                self._take_steps()
+                if self._complete:
+                    self._write_result()
+                    self._measure()
+                    if self.run.adapter.is_dir():
+                        self.tracker.upload(self.run.adapter)
+        if self.summary["status"] == "stopped":
+            logger.info(f"stopped after step {self.trainer.state.global_step}; resume with: {self._resume_command()}")
+        return self.summary
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """The summary says that the run is running while this lasts, and then what became of it."""
+        try:
+            if self.group.is_main:
+                # Complete from the start: a run that is killed is listed by it.
+                known = self._summary("running", None)
+                self.run.write_summary(known | self.run.read_summary() | {"status": "running", "error": None})
+            yield
+        except KeyboardInterrupt:  # in the midst of a step: nothing more is saved
+            self.broken_off = True
+            self._write_summary("stopped", None)
+            return
+        except BaseException as error:
+            self._write_summary("failed", f"{type(error).__name__}: {error}")
+            raise
+        self._write_summary(self._status, None)
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is trained."""
+        return self.lock.recipe
+
+    @property
+    def _complete(self) -> bool:
+        # An early stop is an end, also where Ctrl-C came in the same step.
+        state = self.trainer.state
+        return bool(state.global_step >= self.trainer.args.max_steps) or self.keep_best.says_stop(state)
+
+    @property
+    def _status(self) -> str:
+        return "finished" if self._complete else "stopped"
+
+    def _resume_command(self) -> str:
+        engine, allowed = environment.engine(), sorted(self.inputs.allow_code)
+        launch = ["--launch", engine, "--processes", str(self.group.world_size)] if self.group.world_size > 1 else []
+        code = [word for sha256 in allowed for word in ("--allow-code", sha256)]
+        return shell_command("train", "--resume", self.run.path, *launch, *code)
+
+    def _summary(self, status: str, error_text: str | None) -> dict[str, Any]:
+        found = summary_of(
+            self.lock,
+            self.trainer,
+            name=self.run.name,
+            status=status,
+            error=error_text,
+            changed=self.changed,
+            report=self.report,
+        )
+        return found | {"asked": self.asked}
+
+    def _write_summary(self, status: str, error_text: str | None) -> None:
+        self.summary = found = self._summary(status, error_text)
+        if not self.group.is_main:
+            return
+        self.run.write_summary(found)
+        if status == "finished":
+            final = {name: value for name, value in found.items() if is_metric(name)}
+            write_private(self.run.lock_path, replace(self.lock, final=final).to_yaml())
+
+    def _take_steps(self) -> None:
+        if self.checkpoint is None:
+            self.trainer.train()
+            return
+        logger.info(f"going on from {self.checkpoint.name}")
+        self.trainer.load_counters(self.checkpoint)
+        state = read_state(self.checkpoint)
+        if state.global_step >= self.trainer.args.max_steps or self.keep_best.says_stop(state):
+            logger.info("all steps were taken; what is left is to write the result")
+            self.trainer.load_finished(self.checkpoint)
+        else:
+            self.trainer.train(resume_from_checkpoint=str(self.checkpoint))
+
+    def _write_result(self) -> None:
+        if isinstance(self.trainer.feed, StreamFeed):
+            for line in self.trainer.feed.stream.report.lines()[:-1]:
+                logger.info(line)
+        state = self.trainer.state
+        best = best_checkpoint(self.trainer, self.run.checkpoints)
+        if self.recipe.train.keeps_best and best is not None:
+            state.best_model_checkpoint = str(best)
+            self.trainer._load_best_model()
+            self.keep_best.tell_verdict(state)
+        elif self.recipe.train.keeps_best:
+            best_by = self.recipe.train.best_by or "loss"
+            logger.warning(f"no checkpoint is the best by {best_by} (was it ever a number?): the result is the last step's")
+        written = write_result(self.run, self.lock, self.inputs, self.trainer, self.group)
+        for line in notes_on_result(self.recipe, self.inputs):
+            logger.info(line)
+        if self.trainer.start_hash:  # checkpoints of earlier versions don't say
+            self.changed = written != self.trainer.start_hash
+        if self.changed is False:
+            logger.warning(
+                "nothing was learned: each trained weight is bit for bit what it was before the first step. "
+                f"train.learning_rate ({self.recipe.train.learning_rate:g}) may be too small for it; metrics.jsonl has the "
+                "gradient's norm of each step."
+            )
+
+    def _measure(self) -> None:
+        """The recipe's metrics of the result, on all evaluation rows."""
+        if self.metrics is None:
+            return
+        logger.info("measuring the result on the evaluation rows")
+        try:
+            self.report = self.metrics.at_end()
+        except FinetuneError as error:
+            # The result is there, and good; what could be known before was refused before the training.
+            logger.warning(f"the metrics could not be measured: {error}")
+            return
+        for line in (*score_lines(self.report, None), *(f"note: {note}" for note in self.report.notes)):
+            logger.info(line)
+        if self.group.is_main:
+            write_metrics(self.run, self.report, self.trainer.state.global_step)
+        final = {f"final/{name}": value for name, value in self.report.values.items()}
+        self.tracker.log(final, self.trainer.state.global_step)
+        self.integration.log_result(final)

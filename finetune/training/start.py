@@ -1,0 +1,135 @@
+"""Train a recipe, or resume a run: in this process, or in several that are started for it. Loads no torch by itself."""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from finetune import environment
+from finetune.errors import LaunchError
+from finetune.recipe.load import LoadedRecipe
+from finetune.recipe.lock import read_lock
+from finetune.recipe.schema import Recipe
+from finetune.runs.commands import shell_command
+from finetune.runs.folder import is_run, open_run
+
+if TYPE_CHECKING:
+    from finetune.launch.processes import Launch
+
+logger = logging.getLogger(__name__)
+
+
+class Trained(NamedTuple):
+    """A run that ended."""
+
+    folder: Path
+    status: str
+    """finished, stopped, or interrupted where its processes were not let come to the end of a step."""
+
+
+def start(
+    loaded: LoadedRecipe | None,
+    resumed: Path | None,
+    *,
+    launch: str | None = None,
+    options: Mapping[str, Any],
+    allow_code: Collection[str] = (),
+    trust_checkpoint: bool = False,
+    arguments: Sequence[str] | None = None,
+) -> Trained | None:
+    """Train a recipe, or resume a run, here or in processes of their own; None on a machine beside the first.
+
+    `options` are those of finetune.launch.check.plan_launch. `arguments` are the words behind `finetune` that say this on a
+    command line, for the lock and for processes to be started with; made from the rest where they are None.
+    """
+    allowed = frozenset(sha256.lower() for sha256 in allow_code)
+    words = list(arguments) if arguments is not None else _arguments(loaded, resumed, allowed, trust_checkpoint)
+    if launch is None and options:
+        raise LaunchError(f"{', '.join(options)}: these are about several processes, and need launch.")
+    if launch is None or environment.is_worker():
+        _settle(loaded, resumed)
+    else:
+        plan = _planned(launch, options, loaded, resumed)
+        if plan is not None:
+            from finetune.launch.start import launched
+
+            folder = launched(plan, loaded, resumed, words)
+            return None if folder is None else Trained(folder, str(open_run(folder).outcome()["status"]))
+    return _train_here(loaded, resumed, allowed, trust_checkpoint=trust_checkpoint, command=shell_command(*words))
+
+
+def _settle(loaded: LoadedRecipe | None, resumed: Path | None) -> None:
+    """See to it that what launchers left in the environment fits this training."""
+    from finetune.launch.check import check_environment
+
+    if not environment.is_worker():
+        check_environment(_recipe_of(loaded, resumed))
+    environment.settle_training()
+
+
+def _planned(launch: str, options: Mapping[str, Any], loaded: LoadedRecipe | None, resumed: Path | None) -> "Launch | None":
+    """The launch; None where it is one process, which is this one then."""
+    from finetune.launch.check import check_alone, plan_launch
+
+    plan = plan_launch(launch, **{"processes": None, **options})
+    environment.settle_training(plan.nodes)
+    if plan.processes == 1:
+        for note in check_alone(plan.config, _recipe_of(loaded, resumed)):
+            logger.info(note)
+        return None
+    if plan.nodes > 1:
+        logger.info(
+            f"machine {plan.node_rank} of {plan.nodes}, which meet at {plan.rendezvous}: "
+            f"waiting for the others, at most {plan.patience_minutes:g} minutes"
+        )
+    return plan
+
+
+def _train_here(
+    loaded: LoadedRecipe | None,
+    resumed: Path | None,
+    allow_code: frozenset[str],
+    *,
+    trust_checkpoint: bool,
+    command: str,
+) -> Trained:
+    """Train in this process, which may be one of several that a launcher started."""
+    from finetune.training import run
+
+    made = environment.run_folder()
+    if resumed is None and made is not None and is_run(made):
+        resumed, loaded = made, None  # the launcher starts its processes again
+    if resumed is not None:
+        known = loaded.recipe if loaded else None
+        folder, summary = run.resume(resumed.resolve(), recipe=known, allow_code=allow_code, trust_checkpoint=trust_checkpoint)
+    else:
+        assert loaded is not None  # noqa: S101 - the callers see to it
+        folder, summary = run.start(
+            loaded.recipe,
+            name=loaded.name,
+            command=command,
+            allow_code=allow_code,
+            folder=made,
+            origins=loaded.origins,
+        )
+    return Trained(folder.path, summary["status"])
+
+
+def _recipe_of(loaded: LoadedRecipe | None, resumed: Path | None) -> Recipe:
+    """What is to be trained."""
+    if resumed is not None:
+        return read_lock(open_run(resumed.resolve()).lock_path).recipe
+    assert loaded is not None  # noqa: S101 - the callers see to it
+    return loaded.recipe
+
+
+def _arguments(
+    loaded: LoadedRecipe | None, resumed: Path | None, allow_code: frozenset[str], trust_checkpoint: bool
+) -> list[str]:
+    words = ["train"]
+    if resumed is not None:
+        words += ["--resume", str(resumed.resolve()), *(["--trust-checkpoint"] if trust_checkpoint else [])]
+    else:
+        assert loaded is not None  # noqa: S101 - the callers see to it
+        words += [str(loaded.path), *loaded.overrides]
+    return words + [word for sha256 in sorted(allow_code) for word in ("--allow-code", sha256)]
