@@ -15,7 +15,7 @@ from pathlib import Path
 
 from finetune.launch.configs import find_config
 from finetune.model.checkpoint import read_config
-from finetune.model.inspect import count_trainable, find_description, read_shape
+from finetune.model.inspect import find_description, read_shape
 from finetune.plan.data import load_of
 from finetune.plan.memory import Memory, memory_of
 from finetune.plan.plan import job_of
@@ -59,9 +59,9 @@ def predict(overrides: tuple[str, ...], engine: str | None) -> Memory:
     """The plan's memory of a process on the CPU."""
     recipe = load_recipe("quickstart", [*COMMON, *overrides]).recipe
     shape = read_shape(read_config(find_description(recipe.model)[0]))
-    trained, processes = count_trainable(shape, recipe.adapter), 1 if engine is None else 2
+    processes = 1 if engine is None else 2
     job = job_of(
-        recipe, shape, load_of(recipe), trained, recipe.train.precision, gpus=processes, device="cpu", engine=engine or "single"
+        recipe, shape, load_of(recipe), recipe.train.precision, gpus=processes, device="cpu", engine=engine or "single"
     )
     return memory_of(job)
 
@@ -69,7 +69,7 @@ def predict(overrides: tuple[str, ...], engine: str | None) -> Memory:
 def measure(overrides: tuple[str, ...], engine: str | None) -> tuple[float, float]:
     """Bytes of tensors, and of the process at its peak."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    script = [str(ROOT / "tests" / "bench" / "plan_work.py")]
+    script = [str(ROOT / "benchmarks" / "plan_work.py")]
     launcher = [sys.executable]
     if engine is not None:
         config = str(find_config(engine).path)

@@ -16,7 +16,8 @@ from data_prep.documents import Document
 from finetune.errors import FinetuneError
 from finetune.evaluation.generation import causal_model, evaluating
 from finetune.model.batch import padded_batch
-from finetune.model.loss import CHUNK_POSITIONS, IGNORED
+from finetune.model.loss import IGNORED
+from finetune.model.sizes import CHUNK_POSITIONS
 
 
 @dataclass(frozen=True)

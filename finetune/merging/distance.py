@@ -10,7 +10,7 @@ from data_prep.documents import Document
 CLEAR_MARGIN = 0.1
 """Nats between the two likeliest tokens above which the likeliest one counts as clear."""
 
-CHUNK_POSITIONS = 32
+COMPARED_POSITIONS = 32
 """Positions that are compared at once: a vocabulary of 128,000 in float64 is a megabyte for each."""
 
 
@@ -30,7 +30,7 @@ class Distance:
 
     def add(self, expected: torch.Tensor, found: torch.Tensor) -> None:
         """Take in one row's logits (T x V each)."""
-        for one, other in zip(torch.split(expected, CHUNK_POSITIONS), torch.split(found, CHUNK_POSITIONS), strict=True):
+        for one, other in zip(torch.split(expected, COMPARED_POSITIONS), torch.split(found, COMPARED_POSITIONS), strict=True):
             self._add(one, other)
 
     def _add(self, expected: torch.Tensor, found: torch.Tensor) -> None:

@@ -4,7 +4,7 @@ Symbols: L layers, D model width, F feed-forward width, H heads, K key-value hea
 """
 
 import math
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -230,26 +230,40 @@ def count_parameters(shape: Shape) -> int:
     return total + shape.layers * norms
 
 
-def count_trainable(shape: Shape, adapter: AdapterSection, new_tokens: int = 0, head_outputs: int = 0) -> int:
-    """What trains under a recipe, in closed form.
+def trainable_shapes(
+    shape: Shape, adapter: AdapterSection, new_tokens: int = 0, head_outputs: int = 0
+) -> Iterator[tuple[int, ...]]:
+    """The shapes of the tensors that train under a recipe.
 
-    full: all parameters. LoRA and QLoRA: R (inputs + outputs) a target (rsLoRA alike), and `outputs` more with DoRA, for the
-    magnitudes; R (V + D), and D with DoRA, for the embedding as a target; modules_to_save in full; D for the embedding of
-    each new token, and D for its row of an untied head; D for each output of a classification head, which takes the place of
-    the other one. Raises ModelError where a target matches nothing.
+    full: all parameters. LoRA and QLoRA: R x inputs and outputs x R a target (rsLoRA alike), and `outputs` more with DoRA, for
+    the magnitudes; R x V and D x R, and D with DoRA, for the embedding as a target; modules_to_save in full; a row of D for
+    the embedding of each new token, and one for its row of an untied head; D for each output of a classification head, which
+    takes the place of the other one. Raises ModelError where a target matches nothing.
     """
-    head = head_outputs * shape.width
-    if adapter.method == "full":
-        untied = shape.vocabulary * shape.width if head and not shape.tied_head else 0
-        return count_parameters(shape) - untied + head
+    if head_outputs:
+        yield head_outputs, shape.width
     sizes = linear_shapes(shape) | {"model.embed_tokens": (shape.vocabulary, shape.width)}
-    trainable = 0
+    if adapter.method == "full":
+        yield shape.vocabulary, shape.width
+        yield from _norm_shapes(shape).values()
+        own_head = not shape.tied_head and not head_outputs
+        yield from (size for name, size in _matrix_shapes(shape).items() if own_head or name != "lm_head.weight")
+        return
     for name in _targets(adapter, sizes):
         inputs, outputs = sizes[name]
-        trainable += adapter.rank * (inputs + outputs) + (outputs if adapter.use_dora else 0)
+        yield adapter.rank, inputs
+        yield outputs, adapter.rank
+        if adapter.use_dora:
+            yield (outputs,)
     for target in adapter.modules_to_save:
-        trainable += sum(math.prod(sizes[name]) for name in _matches(target, sizes, "modules_to_save"))
-    return trainable + head + new_tokens * shape.width * (1 if shape.tied_head or head else 2)
+        yield from (sizes[name] for name in _matches(target, sizes, "modules_to_save"))
+    for _ in range(1 if shape.tied_head or head_outputs else 2) if new_tokens else ():
+        yield new_tokens, shape.width
+
+
+def count_trainable(shape: Shape, adapter: AdapterSection, new_tokens: int = 0, head_outputs: int = 0) -> int:
+    """What trains under a recipe, in closed form. Raises ModelError where a target matches nothing."""
+    return sum(map(math.prod, trainable_shapes(shape, adapter, new_tokens, head_outputs)))
 
 
 def _targets(adapter: AdapterSection, names: Iterable[str]) -> set[str]:

@@ -24,14 +24,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from finetune.errors import ModelError
 from finetune.model.noise import with_noise
+from finetune.model.sizes import CHUNK_POSITIONS
 
 logger = logging.getLogger(__name__)
 
 IGNORED = -100
 """The label of a position without supervision, as everywhere in the field."""
-
-CHUNK_POSITIONS = 512
-"""Supervised positions whose logits exist at once: 512 x 128,256 in fp32 are 0.26 GB."""
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 MostChunks = Callable[[int], int]

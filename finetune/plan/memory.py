@@ -11,15 +11,10 @@ import math
 from dataclasses import dataclass, fields
 
 from finetune.model.inspect import Shape, count_parameters, linear_shapes
-
-LOSS_CHUNK = 512
-"""Supervised positions whose logits exist at once (finetune.model.loss)."""
+from finetune.model.sizes import CHUNK_POSITIONS, Sizes, state_bytes
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A weight in NF4: half a byte, an 8-bit scale for 64 weights, a float32 scale for 256 of those scales."""
-
-STATES = {"adamw": 8.0, "adamw_8bit": 2.1, "lion": 4.0, "rmsprop": 4.0, "adagrad": 4.0, "sgd": 0.0, "adafactor": 0.1}
-"""Bytes of optimizer state for a trained weight; the 8-bit ones keep a scale for 256 weights."""
 
 LIVE_WEIGHTS = 1e9
 """How many weights DeepSpeed keeps gathered under ZeRO-3, by default."""
@@ -35,8 +30,8 @@ class Job:
     shape: Shape
     method: str
     """lora, qlora or full."""
-    trained: int
-    """A: weights that train."""
+    trained_shapes: tuple[Sizes, ...]
+    """Of the tensors that train."""
     rank: int
     number_bytes: int
     """c: 2 in bf16, 4 in fp32."""
@@ -56,6 +51,11 @@ class Job:
     device: str = "gpu"
     outputs: int = 0
     """Of a classification head, in place of logits over the vocabulary."""
+
+    @property
+    def trained(self) -> int:
+        """A: weights that train."""
+        return sum(map(math.prod, self.trained_shapes))
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def memory_of(job: Job) -> Memory:
     shares_states = shares_gradients or job.engine == "zero1"
     count = job.processes
     held = (base + trained) / count + _gathered(job) if shares_weights and count > 1 else base + trained
-    states = STATES.get(job.optimizer, 8.0) * job.trained / (count if shares_states else 1)
+    states = state_bytes(job.optimizer, job.trained_shapes) / (count if shares_states else 1)
     if job.engine.startswith("zero") and job.number_bytes == 2:
         states += 4 * job.trained / count  # DeepSpeed's float32 copies
     if job.engine.endswith("_offload"):
@@ -181,7 +181,7 @@ def layer_bytes(job: Job) -> float:
 
 def logits(job: Job) -> float:
     """The loss: hidden states where labels stand and their gradient, and one chunk of logits with its gradient."""
-    shape, chunk = job.shape, min(job.supervised, LOSS_CHUNK)
+    shape, chunk = job.shape, min(job.supervised, CHUNK_POSITIONS)
     if job.outputs:
         return 2.0 * job.supervised * (shape.width + job.outputs) * 4  # the head computes in float32
     states = 2 * job.supervised * shape.width * job.number_bytes

@@ -7,12 +7,13 @@ from typing import Any
 from finetune.errors import ModelError
 from finetune.launch.matrix import ENGINES, method_of, refusal
 from finetune.model.folder import read_config
-from finetune.model.inspect import Shape, count_parameters, count_trainable, find_description, read_shape
+from finetune.model.inspect import Shape, count_parameters, find_description, read_shape, trainable_shapes
 from finetune.model.quantization import check_trainable
 from finetune.plan.data import Load, load_of
 from finetune.plan.memory import Job, Memory, memory_of
 from finetune.recipe.rules_engines import engine_problem
 from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.adapter import AdapterSection
 
 SPEED = {
     "single": 1.0,
@@ -105,9 +106,8 @@ def plan(
     if stored is not None:
         recipe = _on_stored(recipe, stored)
     precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
-    load, model = load_of(recipe), recipe.model
-    trained = count_trainable(shape, recipe.adapter, len(model.new_tokens), model.head_outputs)
-    job = job_of(recipe, shape, load, trained, precision, gpus=gpus, device=device)
+    load = load_of(recipe)
+    job = job_of(recipe, shape, load, precision, gpus=gpus, device=device)
     allowed = list(_engines(recipe, precision, gpus))
     asked = engine or allowed[0]
     if asked not in allowed:
@@ -121,11 +121,11 @@ def plan(
     change = None
     if gpu_memory is not None and memory_of(ours).total > gpu_memory:
         change = cheapest_change(ours, allowed, gpu_memory)
-    states = sum((memory_of(ours).optimizer, 4.0 * trained)) if asked in ("single", "ddp") else 12.0 * trained
+    states = sum((memory_of(ours).optimizer, 4.0 * job.trained)) if asked in ("single", "ddp") else 12.0 * job.trained
     return Plan(
         base=recipe.model.name,
         parameters=count_parameters(shape),
-        trained=trained,
+        trained=job.trained,
         precision=precision,
         load=load,
         gpus=gpus,
@@ -147,15 +147,13 @@ def _on_stored(recipe: Recipe, stored: str) -> Recipe:
     return recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"method": "qlora"})})
 
 
-def job_of(
-    recipe: Recipe, shape: Shape, load: Load, trained: int, precision: str, *, gpus: int, device: str, engine: str = "single"
-) -> Job:
+def job_of(recipe: Recipe, shape: Shape, load: Load, precision: str, *, gpus: int, device: str, engine: str = "single") -> Job:
     """What the memory of one process follows from."""
     train, adapter = recipe.train, recipe.adapter
     return Job(
         shape=shape,
         method=adapter.method,
-        trained=trained,
+        trained_shapes=tuple(trainable_shapes(shape, adapter, len(recipe.model.new_tokens), recipe.model.head_outputs)),
         rank=adapter.rank,
         number_bytes=4 if precision == "fp32" else 2,
         tokens=load.micro_batch_tokens,
@@ -223,7 +221,8 @@ def _changes(job: Job, allowed: Sequence[str]) -> Iterator[tuple[str, Job]]:
     if job.method == "lora":
         yield "adapter.method: qlora, and activation_checkpointing: true", replace(checkpointed, method="qlora")
     if job.method == "full":
-        yield "adapter.method: lora (another way of learning)", replace(job, method="lora", trained=job.trained // 100)
+        shapes = tuple(trainable_shapes(job.shape, AdapterSection(rank=job.rank), head_outputs=job.outputs))
+        yield "adapter.method: lora (another way of learning)", replace(job, method="lora", trained_shapes=shapes)
     for factor in (2, 4, 8, 16, 32):
         if "fsdp2" in allowed or job.processes == 1:
             count = job.processes * factor

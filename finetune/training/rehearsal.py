@@ -9,19 +9,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from data_prep.documents import Document
 from finetune.errors import TrainingError
+from finetune.model.sizes import state_bytes
 from finetune.recipe.schema import Recipe
 from finetune.training.batches import collate
 from finetune.training.memory import is_out_of_memory, peak_memory_bytes
 from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
-
-STATE_BYTES = {"adamw": 8, "lion": 4, "rmsprop": 4, "adagrad": 0, "adafactor": 1, "sgd": 0, "adamw_8bit": 2}
-"""What an optimizer keeps for each trained weight from its first step on; adagrad has its own from the beginning."""
 
 SMALLEST_TRIED = 16
 """After a failure the batch is halved until it fits, down to this part of it."""
@@ -76,14 +75,21 @@ class Rehearsal(TrainerCallback):
 
     def _take(self, batch: dict[str, Any]) -> None:
         trainer, model = self.trainer, self.trainer.model_wrapped
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        state_bytes = STATE_BYTES.get(self.recipe.train.optimizer, 8) * trained
-        state = torch.ones(state_bytes, dtype=torch.uint8, device=trainer.args.device)
+        state = torch.ones(self._state_bytes(model), dtype=torch.uint8, device=trainer.args.device)
         model.train()
         with trainer.compute_loss_context_manager():
             loss = model(**trainer._prepare_inputs(batch), num_items_in_batch=1).loss
         trainer.accelerator.backward(loss)
         del state
+
+    def _state_bytes(self, model: torch.nn.Module) -> int:
+        """What the optimizer will keep here from its first step on."""
+        optimizer = self.recipe.train.optimizer
+        if optimizer == "adagrad":  # which has it from the beginning
+            return 0
+        trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+        held = (parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in trained)
+        return state_bytes(optimizer, (tuple(tensor.shape) for tensor in held))
 
     def _advice(self, documents: list[Document]) -> str:
         """What didn't fit, the largest part of it that does, and the knobs that bring it there."""

@@ -12,7 +12,7 @@ import torch
 
 from finetune.cli import app as command_line
 from finetune.model.checkpoint import read_config
-from finetune.model.inspect import count_trainable, read_shape
+from finetune.model.inspect import read_shape
 from finetune.plan.data import assumed, load_of
 from finetune.plan.memory import Job, activations, memory_of
 from finetune.plan.plan import job_of
@@ -28,8 +28,7 @@ LLAMA_70B = {
 
 def job_for(recipe: Recipe) -> Job:
     shape = read_shape(read_config(Path(str(recipe.model.base))))
-    trained = count_trainable(shape, recipe.adapter)
-    return job_of(recipe, shape, load_of(recipe), trained, recipe.train.precision, gpus=1, device="cpu")
+    return job_of(recipe, shape, load_of(recipe), recipe.train.precision, gpus=1, device="cpu")
 
 
 def kept_by_torch(recipe: Recipe, folder: Path) -> tuple[float, int]:

@@ -1,0 +1,32 @@
+"""Sizes that the code which computes, the memory check before training and the plan share. No torch."""
+
+import math
+from collections.abc import Iterable
+
+Sizes = tuple[int, ...]
+
+CHUNK_POSITIONS = 512
+"""Supervised positions whose logits exist at once in the loss: 512 x 128,256 in fp32 are 0.26 GB."""
+
+BYTES = {"adamw": 8, "lion": 4, "rmsprop": 4, "adagrad": 4, "sgd": 0}
+"""For each trained weight, in float32; that of other optimizers is taken for adamw's."""
+
+SMALLEST_IN_8_BIT = 4096
+"""bitsandbytes keeps the state of smaller tensors in float32."""
+
+BLOCK = 256
+"""Numbers of an 8-bit state that share a scale."""
+
+
+def state_bytes(optimizer: str, shapes: Iterable[Sizes]) -> int:
+    """Bytes of an optimizer's state after its first step, for tensors of these shapes."""
+    return sum(_of_tensor(optimizer, shape) for shape in shapes)
+
+
+def _of_tensor(optimizer: str, shape: Sizes) -> int:
+    count = math.prod(shape)
+    if optimizer == "adamw_8bit" and count >= SMALLEST_IN_8_BIT:
+        return 2 * (count + 4 * math.ceil(count / BLOCK))
+    if optimizer == "adafactor":  # rows and columns in place of the matrix: Shazeer and Stern 2018, arXiv:1804.04235
+        return 4 * (sum(shape[-2:]) * math.prod(shape[:-2]) if len(shape) > 1 else count)
+    return BYTES.get(optimizer, 8) * count
