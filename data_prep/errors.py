@@ -2,14 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from data_prep.secrets import cut
-
-LONGEST_REASON = 400
-"""Characters of a library's own words in a message."""
-LONGEST_VALUE = 60
-"""Characters of a value of the user's in a message."""
+from data_prep.text import LONGEST_REASON, cut
 
 
 class DataError(Exception):
@@ -39,11 +33,6 @@ def library_refusals(what: str, kind: type[Exception] = DataError) -> Iterator[N
         if type(error).__name__ != "PanicException":
             raise
         raise kind(f"{what}: {_reason(error)}") from error
-
-
-def shortened(value: Any) -> str:
-    """A value as Python writes it, cut to what a message has room for."""
-    return cut(repr(value), LONGEST_VALUE, "...")
 
 
 def _reason(error: BaseException) -> str:

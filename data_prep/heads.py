@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from data_prep.config import BETWEEN_LABELS, NO_LABEL, HeadSection
 from data_prep.errors import DataError
 from data_prep.formats.text_values import as_number
-from data_prep.sources.rows import listed, shown
+from data_prep.sources.rows import listed
+from data_prep.text import shown
 
 
 def targets_of(answer: str, head: HeadSection) -> tuple[float, ...]:

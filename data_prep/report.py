@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from data_prep.documents import Document
 from data_prep.errors import DataError
-from data_prep.secrets import cut
+from data_prep.text import cut
 
 PLACES_SHOWN = 3
 """How many rows a report names for each reason."""

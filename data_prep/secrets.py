@@ -42,14 +42,6 @@ def scrubbed(text: str) -> str:
     return URL.sub(_without_query, URL_USER.sub("<user>@", KNOWN.sub("<token>", text)))
 
 
-def cut(text: str, most: int, mark: str = "…") -> str:
-    """A text of at most so many characters. Its secrets are taken out first: nobody would know half of one as what it is."""
-    if len(text) <= most:
-        return text
-    text = scrubbed(text)
-    return text if len(text) <= most else text[: most - len(mark)] + mark
-
-
 def _without_query(match: re.Match[str]) -> str:
     url = match[0]
     first = min((place for sign in "?#" if (place := url.find(sign)) >= 0), default=len(url))

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from data_prep.chat_templates import DEFAULT_DATE, Rendering, adds_bos, read_template, templates_of, unpinned
 from data_prep.config import PREPARATION
-from data_prep.errors import DataError, library_refusals, shortened
+from data_prep.errors import DataError, library_refusals
 from data_prep.files import is_git_lfs_pointer
 from data_prep.messages import Message
 from data_prep.render import render
 from data_prep.sentencepiece_model import MODEL, converted_folder
+from data_prep.text import shown
 from data_prep.tokens import check_ids
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _read(made: Path, folder: Path) -> "PreTrainedTokenizerFast":
     tokenizer.name_or_path = os.fspath(folder)
     _check_post_processor(tokenizer)
     if not isinstance(most := tokenizer.model_max_length, int | float) or isinstance(most, bool):
-        raise DataError(f"{folder / 'tokenizer_config.json'}: model_max_length is {shortened(most)}; expected a number.")
+        raise DataError(f"{folder / 'tokenizer_config.json'}: model_max_length is {shown(most)}; expected a number.")
     return tokenizer
 
 
@@ -151,6 +152,6 @@ def _set_pad_token(tokenizer: "PreTrainedTokenizerFast", pad_token: str | None) 
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise DataError(
-            f"the tokenizer in {tokenizer.name_or_path} has {shortened(tokenizer.pad_token)} to pad with, which is not in its "
+            f"the tokenizer in {tokenizer.name_or_path} has {shown(tokenizer.pad_token)} to pad with, which is not in its "
             "vocabulary; set model.pad_token to a token that is"
         )

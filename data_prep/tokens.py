@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from data_prep.errors import DataError, library_refusals, shortened
+from data_prep.errors import DataError, library_refusals
+from data_prep.text import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -19,7 +20,7 @@ MOST_IDS = 10_000_000
 
 def reading(text: str) -> AbstractContextManager[None]:
     """Around one call of a tokenizer on a text: what it raises becomes a DataError."""
-    return library_refusals(f"the tokenizer can't read {shortened(text)}")
+    return library_refusals(f"the tokenizer can't read {shown(text)}")
 
 
 def ids_of(text: str, tokenizer: "PreTrainedTokenizerFast", *, special: bool = False) -> list[int]:
@@ -31,7 +32,7 @@ def ids_of(text: str, tokenizer: "PreTrainedTokenizerFast", *, special: bool = F
 
 def text_of(ids: Sequence[int], tokenizer: "PreTrainedTokenizerFast", *, special: bool = False) -> str:
     """What token ids read as, special tokens left out unless they are asked for. Raises DataError."""
-    with library_refusals(f"the tokenizer can't write the tokens {shortened(list(ids))}"):
+    with library_refusals(f"the tokenizer can't write the tokens {shown(list(ids))}"):
         return str(tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False))
 
 
@@ -41,6 +42,6 @@ def check_ids(tokenizer: "PreTrainedTokenizerFast", rows: int = MOST_IDS) -> Non
     token, index = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", 0))
     if index >= rows:
         raise DataError(
-            f"the tokenizer in {tokenizer.name_or_path} gives {shortened(token)} the id {index:,}, and has {len(tokenizer):,} "
+            f"the tokenizer in {tokenizer.name_or_path} gives {shown(token)} the id {index:,}, and has {len(tokenizer):,} "
             f"tokens: expected ids below {rows:,}, for which there is room in the embedding. Take the tokenizer of this base."
         )

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from data_prep.secrets import cut
+from data_prep.text import cut
 from data_prep.tokens import reading
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data_prep.errors import library_refusals as refusals
-from data_prep.errors import shortened as shortened
+from data_prep.text import shown
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -95,4 +95,4 @@ def first_wrong(error: "ValidationError") -> str:
     if first["type"] == "missing":
         return f"{key} is absent{more}"
     reason = first["msg"].removeprefix("Value error, ").replace("Input should", "it should", 1)
-    return f"{key} is {shortened(first['input'])}: {reason}{more}"
+    return f"{key} is {shown(first['input'])}: {reason}{more}"

@@ -5,8 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_prep.secrets import cut
-from data_prep.terminal import clean_for_terminal
+from data_prep.text import one_line
 from finetune.errors import FinetuneError
 from finetune.evaluation.evaluation import Evaluation
 from finetune.evaluation.scores import Report
@@ -91,12 +90,7 @@ def table(result: dict[str, Any]) -> list[str]:
     ]
     for number, sample in enumerate(result["samples"], start=1):
         lines += ["", f"sample {number}"]
-        lines += [f"  {name:9} {one_line(sample[name])}" for name in ("prompt", "before", "after", "expected")]
+        lines += [f"  {name:9} {one_line(sample[name], 200)}" for name in ("prompt", "before", "after", "expected")]
     lines += ["", *(f"{name:22} {result[name]}" for name in ("run", "adapter", "merged"))]
     lines += [f"{'try it':22} {shell_command('chat', Path(result['merged']))}"]
     return lines
-
-
-def one_line(text: str, width: int = 200) -> str:
-    """Text from data or a model on one line, safe for a terminal."""
-    return cut(" ".join(clean_for_terminal(text).split()), width)

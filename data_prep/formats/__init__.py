@@ -29,7 +29,8 @@ from data_prep.formats.text_values import typed
 from data_prep.formats.unread_columns import check_columns, unread_columns
 from data_prep.messages import Parsed
 from data_prep.sources import Row, read_rows
-from data_prep.sources.rows import TOO_DEEP, listed, shortened
+from data_prep.sources.rows import TOO_DEEP, listed
+from data_prep.text import shortened
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from data_prep.formats.message_keys import refuse_unknown, role_of, says_nothing
 from data_prep.formats.text_values import as_structure
 from data_prep.formats.turn_order import Turn, TurnOrders, checked, mended
 from data_prep.messages import REASONING_KEYS, Conversation, Message, ToolCall, thought_of
-from data_prep.sources.rows import listed, shown
+from data_prep.sources.rows import listed
+from data_prep.text import shown
 
 OPENAI, SHAREGPT = ("role", "content"), ("from", "value")
 """The keys of a message's role and text in the two forms."""

@@ -15,7 +15,8 @@ from data_prep.formats.columns import a_json_type
 from data_prep.formats.plain import parse_prompt_completion, parse_text
 from data_prep.formats.text_values import typed
 from data_prep.formats.turn_order import TurnOrders
-from data_prep.sources.rows import HALF_CHARACTER, has_half_character, listed, shown
+from data_prep.sources.rows import HALF_CHARACTER, has_half_character, listed
+from data_prep.text import shown
 
 ParseRow = Callable[[dict[str, Any]], Any]
 

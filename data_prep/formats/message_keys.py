@@ -5,7 +5,8 @@ from typing import Any
 
 from data_prep.formats.columns import a_json_type
 from data_prep.formats.text_values import as_number, as_truth
-from data_prep.sources.rows import listed, shown
+from data_prep.sources.rows import listed
+from data_prep.text import shown
 
 ROLES = {
     "system": "system", "developer": "system",

@@ -8,7 +8,8 @@ from data_prep.config import BETWEEN_LABELS, NO_LABEL
 from data_prep.formats.columns import a_json_type, as_text, column, json_type, optional_text_column, text_column
 from data_prep.formats.text_values import as_number, as_truth
 from data_prep.messages import Conversation, Message
-from data_prep.sources.rows import listed, shortened, shown
+from data_prep.sources.rows import listed
+from data_prep.text import shortened, shown
 
 UNANSWERABLE = "unanswerable"
 """The answer of a question that its context doesn't answer (SQuAD 2.0)."""

@@ -11,7 +11,8 @@ from typing import Any
 from data_prep.config import FormatName
 from data_prep.formats.columns import a_json_type
 from data_prep.sources.json_text import JsonError, parse_json
-from data_prep.sources.rows import Unreadable, shown
+from data_prep.sources.rows import Unreadable
+from data_prep.text import shown
 
 TRUE, FALSE = frozenset({"true", "t", "yes", "y", "on", "1"}), frozenset({"false", "f", "no", "n", "off", "0"})
 """Texts that stand for a truth value, in small letters; so do numbers equal to 1 and 0."""

@@ -16,7 +16,8 @@ from data_prep.formats.message_keys import (
 )
 from data_prep.formats.text_values import as_truth, as_turns_or_text
 from data_prep.messages import REASONING_KEYS
-from data_prep.sources.rows import Unreadable, shown
+from data_prep.sources.rows import Unreadable
+from data_prep.text import shown
 
 DIALOGUES: frozenset[FormatName] = frozenset({"alpaca", "messages", "sharegpt", "prompt_completion"})
 

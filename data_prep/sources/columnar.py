@@ -8,18 +8,8 @@ from data_prep.errors import DataError
 from data_prep.files import DataFile
 from data_prep.sources.json_text import JsonError, parse_json
 from data_prep.sources.opening import on_disk
-from data_prep.sources.rows import (
-    MAX_ROW_BYTES,
-    Bad,
-    EmptyFileError,
-    Row,
-    Unreadable,
-    repeated,
-    shortened,
-    shown,
-    text_length,
-    too_long,
-)
+from data_prep.sources.rows import MAX_ROW_BYTES, Bad, EmptyFileError, Row, Unreadable, repeated, text_length, too_long
+from data_prep.text import shortened, shown
 
 if TYPE_CHECKING:
     import pyarrow

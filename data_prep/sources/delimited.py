@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from data_prep.errors import DataError
 from data_prep.files import DataFile
 from data_prep.sources.opening import Lines, opened
-from data_prep.sources.rows import MAX_ROW_BYTES, Bad, EmptyFileError, Row, repeated, shown, too_long
+from data_prep.sources.rows import MAX_ROW_BYTES, Bad, EmptyFileError, Row, repeated, too_long
+from data_prep.text import shown
 
 QUOTES = "a field that begins with a quote must end with one, and a quote inside is written twice"
 

@@ -19,9 +19,16 @@ def hub_name(source: HubSource) -> str:
     return f"{name}@{source.revision}" if source.revision else name
 
 
-def _token() -> str | bool:
-    """HF_TOKEN from the environment; False where there is none, so that no other place is looked at."""
-    return os.environ.get("HF_TOKEN") or False
+def hub_token() -> str | bool:
+    """HF_TOKEN from the environment; False where there is none, so that no other place is looked at.
+
+    Raises DataError for one that can't be sent: an HTTP header is ASCII.
+    """
+    token = os.environ.get("HF_TOKEN") or ""
+    unexpected = [character for character in token.strip() if not character.isascii() or not character.isprintable()]
+    if unexpected:
+        raise DataError(f"HF_TOKEN holds {unexpected[0]!r}; expected a token of ASCII letters (hf_...): copy it once more.")
+    return token or False
 
 
 def _hub_advice(source: HubSource) -> str:
@@ -42,7 +49,7 @@ def hub_commit(source: HubSource) -> str:
 
     # HTTPError is that of the hub's own client, whichever it is: an unreachable hub is one, and so is its every answer but 200.
     try:
-        commit = HfApi(token=_token()).dataset_info(source.dataset, revision=source.revision, timeout=30).sha
+        commit = HfApi(token=hub_token()).dataset_info(source.dataset, revision=source.revision, timeout=30).sha
     except (HFValidationError, HTTPError, OfflineModeIsEnabled, OSError) as error:
         raise DataError(
             f"data set {source.dataset}: the hub did not give its commit ({error}); {_hub_advice(source)}"
@@ -59,7 +66,7 @@ def read_hub(source: HubSource, bad: Bad, *, streaming: bool = False) -> Iterato
 
     try:
         rows = datasets.load_dataset(
-            source.dataset, source.config, split=source.split, revision=commit, token=_token(), streaming=streaming
+            source.dataset, source.config, split=source.split, revision=commit, token=hub_token(), streaming=streaming
         )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"data set {hub_name(source)} could not be loaded: {error}; {_hub_advice(source)}") from error

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.sources.rows import HALF_CHARACTER, TOO_DEEP, has_escaped_half, has_half_character, shown
+from data_prep.sources.rows import HALF_CHARACTER, TOO_DEEP, has_escaped_half, has_half_character
+from data_prep.text import shown
 
 LONG_NUMBER = "a whole number has more digits than can be read; put it in quotes"
 ENDS_TOO_EARLY = "the text ends before the value does"

@@ -8,13 +8,10 @@ from itertools import islice
 from typing import Any
 
 from data_prep.errors import DataError
-from data_prep.secrets import cut
+from data_prep.text import shown
 
 MAX_ROW_BYTES = 8 * 2**20
 """The longest row. No document is that long; a file whose line breaks or quotes are wrong soon is."""
-
-LONGEST_SHOWN = 80
-"""Characters of a value in a message; more is no help on a screen."""
 
 MOST_LISTED = 10
 """Names of columns or keys in a message."""
@@ -69,16 +66,6 @@ def described(value: Any) -> str:
     if isinstance(value, dict):
         return f"one object with the keys {listed(value, '(none)')}"
     return {list: "a list", str: "a string", type(None): "null"}.get(type(value), f"a {type(value).__name__}")
-
-
-def shortened(text: str, most: int = LONGEST_SHOWN) -> str:
-    """A text, cut where it has more characters than this."""
-    return cut(text, most, "...")
-
-
-def shown(value: Any) -> str:
-    """A value of a row, for messages: as Python writes it, but short."""
-    return shortened(repr(value))
 
 
 def listed(names: Iterable[str], none: str = "no columns at all") -> str:

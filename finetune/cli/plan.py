@@ -1,6 +1,5 @@
 """finetune plan: memory, time and disk before a GPU is rented."""
 
-import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,8 +10,6 @@ from finetune.cli.runs import print_table
 if TYPE_CHECKING:
     from finetune.plan.plan import Plan
     from finetune.recipe.schema import Recipe
-
-SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[MG])(?P<binary>i?)B", re.IGNORECASE)
 
 
 def plan(
@@ -31,17 +28,13 @@ def plan(
 
     Memory of a GPU for every way of sharding, what fits, what to change, steps, time and disk; from headers and lengths alone.
     """
-    from finetune.errors import ModelError
+    from finetune.model.sizes import parse_size
     from finetune.plan.plan import plan as make
     from finetune.recipe.load import load_recipe
 
     size = None
     if gpu_memory is not None:
-        match = SIZE.fullmatch(gpu_memory.strip())
-        if match is None:
-            raise ModelError(f"--gpu-memory is {gpu_memory!r}; expected a number and a unit, such as 80GiB or 24GB.")
-        exponent = {"m": 2, "g": 3}[match["unit"].lower()]
-        size = int(float(match["number"]) * (1024 if match["binary"] else 1000) ** exponent)
+        size = parse_size(gpu_memory, "--gpu-memory")
     loaded = load_recipe(recipe, overrides or []).recipe
     found = make(
         loaded,

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.render import end_of_turn_ids
-from data_prep.secrets import cut
+from data_prep.text import cut
 from finetune.errors import ModelError
 from finetune.evaluation.generation import causal_model
 from finetune.model.folder import read_json

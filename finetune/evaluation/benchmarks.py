@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.disk import NOTES_BYTES, read_regular
+from data_prep.text import one_line
 from finetune.errors import FinetuneError
-from finetune.evaluation.harness import check_installed, harness_model, one_line, quiet, task_errors
+from finetune.evaluation.harness import check_installed, harness_model, quiet, task_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -8,14 +8,11 @@ import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from data_prep.secrets import cut
+from data_prep.text import one_line
 from finetune.errors import FinetuneError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-MEMORY_TEXTS = ("out of memory", "can't allocate memory")
-"""What torch's errors about memory say, of a GPU and of the host."""
 
 
 def check_installed() -> None:
@@ -37,7 +34,9 @@ def task_errors(what: str, place: str = "", *, passed: tuple[type[Exception], ..
     except FinetuneError:
         raise
     except Exception as error:
-        if any(text in str(error) for text in MEMORY_TEXTS):
+        from finetune.model.precision import is_out_of_memory
+
+        if is_out_of_memory(error):
             raise FinetuneError(f"out of memory: {one_line(str(error))}. Lower --batch-size.") from error
         if isinstance(error, passed):
             raise
@@ -46,11 +45,6 @@ def task_errors(what: str, place: str = "", *, passed: tuple[type[Exception], ..
         cause = f" ({one_line(str(error.__cause__))})" if error.__cause__ is not None else ""
         message = f"{what}: {type(error).__name__}: {one_line(text).rstrip('.')}{cause}."
         raise FinetuneError(f"{message} {place}".rstrip()) from error
-
-
-def one_line(text: str) -> str:
-    """A text of several lines as one, cut where it is long."""
-    return cut(" ".join(text.split()), 400, "...")
 
 
 class _Warnings(logging.Handler):

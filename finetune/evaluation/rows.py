@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from data_prep.documents import Document
 from data_prep.messages import last_answer
 from data_prep.prepare import PreparedData
-from data_prep.sources.rows import shown
+from data_prep.text import shown
 from data_prep.tokens import ids_of
 from finetune.errors import FinetuneError
 from finetune.evaluation.answers import Question, answered_rows, questions_of, read_back, with_answer, without_thought

@@ -4,8 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep.secrets import cut
-from data_prep.terminal import clean_for_terminal
+from data_prep.text import one_line
 from finetune.evaluation.answers import Answer
 from finetune.evaluation.bootstrap import Interval
 from finetune.evaluation.metrics import METRICS, Measured
@@ -90,7 +89,7 @@ def _cut(answer: Answer) -> str:
 
 
 def _short(text: str) -> str:
-    return cut(" ".join(clean_for_terminal(text).split()), WIDTH)
+    return one_line(text, WIDTH)
 
 
 def as_dict(report: Report, base: Report | None = None) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.text import one_line
 from finetune.errors import FinetuneError
 from finetune.evaluation.answers import Answer
 from finetune.evaluation.bootstrap import Scorer
-from finetune.evaluation.harness import one_line
 from finetune.evaluation.words import apart, composed, is_ideograph, is_unspaced, words
 from finetune.recipe.schema.evaluate import BleuTokenizer
 

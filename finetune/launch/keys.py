@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from data_prep.secrets import cut
+from data_prep.text import one_line
 
 SECTIONS = {"deepspeed_config": "", "fsdp_config": "fsdp_", "dynamo_config": "dynamo_"}
 """A section of keys -> the prefix that accelerate adds to those that lack it."""
@@ -197,4 +197,4 @@ def problems_of(values: dict[str, Any]) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    return cut(" ".join(str(value).split()), 60)
+    return one_line(str(value), 60)

@@ -9,7 +9,7 @@ from finetune.errors import MergeError
 from finetune.merging.heads import LM_HEAD, SCORE
 from finetune.merging.tensors import StoredWeights
 from finetune.merging.updates import parts_of
-from finetune.model.adapter_file import LORA, check_adapter_config, checked_adapter_config, frozen_copies
+from finetune.model.adapter_file import LORA, check_adapter_config, checked_adapter_config, frozen_copies, is_target
 from finetune.model.adapter_fit import HARMLESS, refuse_unknown_keys, refuse_wrapped
 from finetune.model.folder import ADAPTER_WEIGHTS
 from finetune.recipe.heads import ABSENT_MODULE, CLASSIFIES
@@ -121,7 +121,7 @@ def _lies_in(module: str, saved: str) -> bool:
 
 
 def matches(module: str, wanted: str | list[str] | None) -> bool:
-    """peft's rule: a regular expression for the whole name, or names that the module's name is, or ends with after a dot."""
+    """peft's rule: a regular expression for the whole name, or names by is_target."""
     if isinstance(wanted, str):
         return re.fullmatch(wanted, module) is not None
-    return wanted is not None and any(module == name or module.endswith(f".{name}") for name in wanted)
+    return wanted is not None and any(is_target(module, name) for name in wanted)

@@ -6,7 +6,6 @@ peft's checked merge (safe_merge) rounds the update to the base's type, and then
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from finetune.model.folder import ADAPTER_WEIGHTS
 from finetune.model.hashes import file_sha256
 from finetune.model.inspect import read_stored
 from finetune.model.quantization import NF4_DOUBLE
+from finetune.model.sizes import parse_size
 from finetune.recipe.paths import LOCK
 from finetune.recipe.secrets import scrubbed_recipe
 from finetune.runs.target import Target
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from finetune.merging.verify import Verification
     from finetune.merging.verify_heads import HeadVerification
 
-SHARD_SIZE = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?)\s*(?P<unit>[KMGT])(?P<binary>I?)B", re.IGNORECASE)
 CHECKS = ("full", "tensors", "none")
 QLORA_BASES = ("auto", "16bit", "nf4")
 
@@ -90,7 +89,7 @@ def merge(
     started = time.perf_counter()
     output = Path(os.path.abspath(output.expanduser()))
     refuse_bad_options(dtype, check, qlora_base)
-    options = Options(bytes_of_size(max_shard_size), check, qlora_base)
+    options = Options(parse_size(max_shard_size, "--max-shard-size"), check, qlora_base)
     refuse_existing(output)
     parts = read_parts(_as_asked(target, qlora_base), more, dtype)
     with unfinished(output) as folder:
@@ -133,14 +132,6 @@ def refuse_bad_options(dtype: str | None, check: str, qlora_base: str) -> None:
     ):
         if value not in known:
             raise MergeError(f"{option} is {value!r}; expected one of {', '.join(known)}.")
-
-
-def bytes_of_size(text: str) -> int:
-    """5GB, 500MB or 2GiB in bytes. Raises MergeError for anything else."""
-    match = SHARD_SIZE.fullmatch(text.strip())
-    if match is None or not float(match["number"]):
-        raise MergeError(f"--max-shard-size is {text!r}; expected a number and a unit, such as 5GB or 500MB.")
-    return int(float(match["number"]) * (1024 if match["binary"] else 1000) ** (1 + "KMGT".index(match["unit"].upper())))
 
 
 def _report(parts: Parts, folder: Path, output: Path, outcome: Outcome, started: float) -> MergeReport:

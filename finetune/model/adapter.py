@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finetune.errors import ModelError, library_refusals
-from finetune.model.adapter_file import LORA, check_adapter_config, checked_adapter_config, only_the_adapter
+from finetune.model.adapter_file import LORA, check_adapter_config, checked_adapter_config, is_target, only_the_adapter
 from finetune.model.adapter_fit import refuse_unknown_keys, refuse_unread, refuse_wrapped, saved_vocabulary
 from finetune.model.classify import HEAD
 from finetune.model.folder import ADAPTER_WEIGHTS, read_adapter_config, read_header
@@ -71,7 +71,7 @@ def check_targets(model: nn.Module, section: AdapterSection) -> None:
     targets = () if section.targets == "all-linear" else section.targets
     for key, wanted in (("targets", targets), ("modules_to_save", section.modules_to_save)):
         for target in wanted:
-            if not any(name == target or name.endswith(f".{target}") for name in names):
+            if not any(is_target(name, target) for name in names):
                 held = sorted({name.rsplit(".", 1)[-1] for name in names})
                 raise ModelError(f"adapter.{key}: {target!r} matches no module of this base. It has: {', '.join(held)}.")
 

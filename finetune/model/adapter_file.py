@@ -173,3 +173,8 @@ def _texts(value: Any, *, lists: bool = True) -> Iterator[str]:
         yield value
     elif isinstance(value, list | dict) and lists:  # of an object, peft takes the keys
         yield from (item for item in value if isinstance(item, str))
+
+
+def is_target(module: str, name: str) -> bool:
+    """peft's rule of names: the module's name is this one, or ends with it after a dot."""
+    return module == name or module.endswith(f".{name}")

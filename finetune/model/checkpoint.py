@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_prep.temporary import temporary_folder
-from finetune.errors import ModelError, shortened
+from data_prep.text import shown
+from finetune.errors import ModelError
 from finetune.model.config_file import check_config
 from finetune.model.folder import ADAPTER_CONFIG, CONFIG, read_config, refuse_git_lfs_pointer, refuse_no_weights, weight_files
 from finetune.model.hashes import cache_folder, remembered_sha256
@@ -125,7 +126,7 @@ def check_architecture(config: dict[str, Any], *, allow_untested: bool) -> None:
     if kind in LLAMA_FAMILY or allow_untested:
         return
     raise ModelError(
-        f"model.base is of architecture {shortened(kind)}; tested are {', '.join(LLAMA_FAMILY)}. "
+        f"model.base is of architecture {shown(kind)}; tested are {', '.join(LLAMA_FAMILY)}. "
         "Choose such a base, or set model.allow_untested: true to try it all the same."
     )
 

@@ -18,7 +18,8 @@ from typing import Any
 from data_prep.disk import read_regular
 from data_prep.files import is_git_lfs_pointer
 from data_prep.temporary import temporary_folder
-from finetune.errors import ModelError, shortened
+from data_prep.text import shown
+from finetune.errors import ModelError
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -128,13 +129,13 @@ def read_index(folder: Path) -> dict[str, str]:
     index = read_json(path)
     named = index.get("weight_map")
     if not isinstance(index.get("metadata"), dict):
-        held = shortened(index.get("metadata"))
+        held = shown(index.get("metadata"))
         raise ModelError(f"{path} is damaged: metadata is {held}; expected an object with total_size.")
     if not isinstance(named, dict) or not named:
-        raise ModelError(f"{path} is damaged: weight_map is {shortened(named)}; expected tensors' names, each with its file.")
+        raise ModelError(f"{path} is damaged: weight_map is {shown(named)}; expected tensors' names, each with its file.")
     for tensor, file in named.items():
         if not isinstance(file, str) or file != os.path.basename(file) or file in ("", ".", "..") or "\\" in file:
-            wrong = shortened(file)
+            wrong = shown(file)
             raise ModelError(f"{path} gives {tensor} the file {wrong}; expected the name of a file in the same folder.")
     return named
 
@@ -197,7 +198,7 @@ def read_header(path: Path) -> Header:
         raise ModelError(f"{path} is no safetensors file: its header is a {type(header).__name__}.")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ModelError(f"{path} is damaged: its __metadata__ is {shortened(metadata)}; expected texts by name.")
+        raise ModelError(f"{path} is damaged: its __metadata__ is {shown(metadata)}; expected texts by name.")
     _check_places(path, header, size - 8 - length)
     return header
 
@@ -206,7 +207,7 @@ def _check_places(path: Path, header: Header, held: int) -> None:
     """Raises ModelError unless the tensors fill the file's `held` bytes, one after the other, each with its own length."""
     for name, entry in header.items():
         if not _is_entry(entry):
-            raise ModelError(f"{path} is damaged: its header says {shortened(entry)} of {name}, and no type, shape and place.")
+            raise ModelError(f"{path} is damaged: its header says {shown(entry)} of {name}, and no type, shape and place.")
     end = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         start, stop = entry["data_offsets"]
@@ -234,7 +235,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder} is not an adapter folder: {_why_no_adapter(folder)}.")
     config = read_json(folder / ADAPTER_CONFIG)
     if not isinstance(kind := config.get("peft_type"), str):
-        raise ModelError(f"{folder / ADAPTER_CONFIG}: peft_type is {shortened(kind)}; expected peft's name of a kind, as LORA.")
+        raise ModelError(f"{folder / ADAPTER_CONFIG}: peft_type is {shown(kind)}; expected peft's name of a kind, as LORA.")
     return config
 
 

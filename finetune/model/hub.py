@@ -1,10 +1,10 @@
 """The Hugging Face hub: files of a repository, out of its cache where they are there. Loads no torch."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_prep.sources.hub import hub_token
 from finetune.errors import ModelError
 from finetune.model.folder import ADAPTER_CONFIG, CONFIG, GENERATION_CONFIG, INDEX, PICKLED, WEIGHTS, is_adapter
 from finetune.recipe.paths import HUB_ID
@@ -22,18 +22,6 @@ DESCRIPTIONS = (CONFIG, ADAPTER_CONFIG, INDEX, GENERATION_CONFIG)
 def is_hub_id(text: str) -> bool:
     """Whether a text can be the name of a repository, owner/name."""
     return HUB_ID.fullmatch(text) is not None
-
-
-def hub_token() -> str | bool:
-    """HF_TOKEN from the environment; False where there is none, so that no other place is looked at.
-
-    Raises ModelError for one that can't be sent: an HTTP header is ASCII.
-    """
-    token = os.environ.get("HF_TOKEN") or ""
-    strange = [character for character in token.strip() if not character.isascii() or not character.isprintable()]
-    if strange:
-        raise ModelError(f"HF_TOKEN holds {strange[0]!r}; expected a token of ASCII letters (hf_...): copy it once more.")
-    return token or False
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import ModelError
+from finetune.model.adapter_file import is_target
 from finetune.model.config_file import check_config
 from finetune.model.folder import CONFIG, read_config, read_header, weight_files
 from finetune.model.hub import description_of, is_hub_id
@@ -273,9 +274,8 @@ def _targets(adapter: AdapterSection, names: Iterable[str]) -> set[str]:
 
 
 def _matches(target: str, names: Iterable[str], key: str) -> set[str]:
-    """peft's rule: a module whose name is the target, or ends with a dot and the target."""
     known = list(names)
-    found = {name for name in known if name == target or name.endswith(f".{target}")}
+    found = {name for name in known if is_target(name, target)}
     if not found:
         leaves = sorted({name.rsplit(".", 1)[-1] for name in known})
         raise ModelError(f"adapter.{key}: {target!r} matches no module of this base. It has: {', '.join(leaves)}.")

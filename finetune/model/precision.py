@@ -13,6 +13,14 @@ PrecisionName = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[PrecisionName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+ALLOCATOR_TEXTS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "MPS backend out of memory",
+)
+"""What torch says, in a plain RuntimeError, where the host's or Apple's memory ends."""
+
+
 @dataclass(frozen=True)
 class Precision:
     """The base's and the arithmetic's type, and the reason for the choice."""
@@ -75,3 +83,8 @@ def choose_precision(asked: str) -> Precision:
         return Precision("bf16", "asked for by the recipe; this CPU has no native bf16, so fp32 would be faster")
     names: dict[str, PrecisionName] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}
     return Precision(names[asked], "asked for by the recipe")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of torch is about memory."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in ALLOCATOR_TEXTS)

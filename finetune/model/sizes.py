@@ -1,8 +1,12 @@
 """Sizes that the code which computes, the memory check before training and the plan share. No torch."""
 
 import math
+import re
 from collections.abc import Iterable
 
+from finetune.errors import FinetuneError
+
+SIZE = re.compile(r"(?P<number>\d{1,9}(\.\d{1,9})?)\s*(?P<unit>[KMGT])(?P<binary>I?)B", re.IGNORECASE)
 Sizes = tuple[int, ...]
 
 CHUNK_POSITIONS = 512
@@ -30,3 +34,11 @@ def _of_tensor(optimizer: str, shape: Sizes) -> int:
     if optimizer == "adafactor":  # rows and columns in place of the matrix: Shazeer and Stern 2018, arXiv:1804.04235
         return 4 * (sum(shape[-2:]) * math.prod(shape[:-2]) if len(shape) > 1 else count)
     return BYTES.get(optimizer, 8) * count
+
+
+def parse_size(text: str, option: str) -> int:
+    """5GB, 500MB or 2GiB in bytes. Raises FinetuneError for anything else."""
+    match = SIZE.fullmatch(text.strip())
+    if match is None or not float(match["number"]):
+        raise FinetuneError(f"{option} is {text!r}; expected a number and a unit, such as 80GiB, 5GB or 500MB.")
+    return int(float(match["number"]) * (1024 if match["binary"] else 1000) ** (1 + "KMGT".index(match["unit"].upper())))

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_prep.config import HeadSection, Problem
-from finetune.errors import ModelError, shortened
+from data_prep.text import shown
+from finetune.errors import ModelError
 
 PROBLEM_TYPES: dict[Problem, str] = {
     "single_label": "single_label_classification",
@@ -51,7 +52,7 @@ def head_of_config(config: dict[str, Any], path: Path | str = "config.json") -> 
     try:
         names = {int(index): str(name) for index, name in found.items()}
     except (AttributeError, TypeError, ValueError):
-        raise ModelError(f"{path}: id2label is {shortened(found)}; expected labels by their numbers.") from None
+        raise ModelError(f"{path}: id2label is {shown(found)}; expected labels by their numbers.") from None
     labels = tuple(names[index] for index in sorted(names))
     known = [problem for problem, theirs in PROBLEM_TYPES.items() if theirs == config.get("problem_type")]
     problem = known[0] if known else "single_label" if len(labels) > 1 else "regression"

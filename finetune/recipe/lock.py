@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from data_prep.config import PREPARATION
-from finetune.errors import Problem, RecipeError, first_wrong, shortened
+from data_prep.text import shown
+from finetune.errors import Problem, RecipeError, first_wrong
 from finetune.recipe.schema import Recipe
 from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
 from finetune.recipe.yaml_tree import read_plain_lock
@@ -113,7 +114,7 @@ def read_lock(path: Path) -> Lock:
             raise _refused(path, f"not a lock: {name} is a {type(values[name]).__name__}")
     for name, rule in values.get("rules", {}).items():
         if type(rule) is not int:
-            raise _refused(path, f"not a lock: rules.{name} is {shortened(rule)}, expected a whole number")
+            raise _refused(path, f"not a lock: rules.{name} is {shown(rule)}, expected a whole number")
     known = set(Lock.__dataclass_fields__)
     facts = {name: value for name, value in values.items() if name in known and name not in ("recipe", "rules")}
     try:

@@ -6,7 +6,6 @@ paths (fields that the schema marks as PATH), for they must be found.
 
 from typing import TYPE_CHECKING, Any
 
-from data_prep.secrets import cut as cut
 from data_prep.secrets import scrubbed as scrubbed
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.secrets import cut
+from data_prep.text import cut
 from finetune.errors import Problem
 
 Scalar = str | int | float | bool | None

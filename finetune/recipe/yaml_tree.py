@@ -24,7 +24,7 @@ from ruamel.yaml.events import (
 from ruamel.yaml.reader import ReaderError
 
 from data_prep.disk import read_regular
-from data_prep.secrets import cut
+from data_prep.text import cut
 from finetune.recipe.tree import Finding, Location, Node, Place, Scalar, Source, finding_at
 
 MAX_BYTES = 1_000_000

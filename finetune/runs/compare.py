@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.recipe.load import leaves
 from finetune.recipe.lock import Lock
+from finetune.recipe.tree import dotted
 
 METRICS = (
     "evaluation_loss", "evaluation_loss_before", "train_loss", "best_step", "steps", "tokens", "supervised_tokens", "seconds",
@@ -94,13 +96,10 @@ def _differences(first: Lock, second: Lock) -> Iterator[Difference]:
             yield Difference(kind, name, one, other)
 
 
-def flattened(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of each leaf of nested mappings and lists of mappings."""
-    if isinstance(value, dict) and value:
-        for key, below in value.items():
-            yield from flattened(below, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        for index, item in enumerate(value):
-            yield from flattened(item, f"{path}.{index}")
-    else:
-        yield path, value
+def flattened(value: Any) -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of each leaf of plain values; see finetune.recipe.load.leaves."""
+    for location in leaves(value):
+        leaf = value
+        for key in location:
+            leaf = leaf[key]
+        yield dotted(location), leaf

@@ -13,15 +13,9 @@ import torch
 
 from finetune.errors import TrainingError
 from finetune.launch.allocator import find_jemalloc
+from finetune.model.precision import is_out_of_memory
 
 logger = logging.getLogger(__name__)
-
-ALLOCATOR_TEXTS = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "MPS backend out of memory",
-)
-"""What torch says, in a plain RuntimeError, where the host's or Apple's memory ends."""
 
 
 def peak_memory_bytes() -> int:
@@ -45,11 +39,6 @@ def say_without_jemalloc() -> None:
             f"jemalloc is installed ({path}) and not loaded, which only the start of a program can do: with "
             f"LD_PRELOAD={path} before it, as `finetune train` sees to by itself, training on the CPU takes less memory"
         )
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of torch is about memory."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in ALLOCATOR_TEXTS)
 
 
 @contextmanager

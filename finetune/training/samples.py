@@ -11,11 +11,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from data_prep.disk import append_own, write_private
+from data_prep.text import one_line
 from finetune.evaluation.asking import Asked, prompt_ids
 from finetune.evaluation.base_options import unused_options
 from finetune.evaluation.generation import generate
 from finetune.recipe.schema.tracking import SamplesSection
-from finetune.recipe.secrets import cut, scrubbed
+from finetune.recipe.secrets import scrubbed
 from finetune.runs.folder import whole_entries
 from finetune.runs.trackers import Sample, Tracker
 from finetune.training.group import Group, holds_shares
@@ -118,4 +119,4 @@ def _shown(answer: str, cut: str | None) -> str:
 
 
 def _short(text: str) -> str:
-    return cut(" ".join(text.split()), SHOWN_CHARACTERS)
+    return one_line(text, SHOWN_CHARACTERS)

@@ -15,7 +15,7 @@ EVERYTHING = frozenset({
 })  # fmt: skip
 
 # Parts of data_prep that need the standard library only.
-DISK = frozenset({"data_prep.disk", "data_prep.secrets", "data_prep.temporary"})
+DISK = frozenset({"data_prep.disk", "data_prep.secrets", "data_prep.temporary", "data_prep.text"})
 
 EVERYBODYS = ("errors", "environment", "signals")
 
@@ -27,7 +27,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "quickstart": EVERYTHING,
     "selftest": EVERYTHING,
     "__main__": frozenset({"cli"}),
-    "errors": frozenset({"data_prep.errors"}),
+    "errors": frozenset({"data_prep.errors", "data_prep.text"}),
     "environment": frozenset(),
     "signals": frozenset(),
     "recipe": DISK | {"data_prep.config", "data_prep.files"},

@@ -305,7 +305,7 @@ def test_a_qlora_merge_says_which_base_it_is_merged_into(tiny_base: Path, alpaca
 @pytest.mark.parametrize("size", ["", "5", "big", "-1GB", "5XB"])
 def test_a_shard_size_without_a_unit_is_refused(size: str, tmp_path: Path) -> None:
     """The size is a number and a unit."""
-    with pytest.raises(MergeError, match="5GB or 500MB"):
+    with pytest.raises(FinetuneError, match="5GB or 500MB"):
         merge(Target(ModelSection(base="/x"), tmp_path, None, ""), tmp_path / "merged", max_shard_size=size)
 
 

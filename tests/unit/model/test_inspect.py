@@ -189,3 +189,20 @@ def test_inspecting_imports_no_torch(tiny_base: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(tiny_base)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_recipe_s_rules_know_the_linear_layers(tiny_base: Path) -> None:
+    """The names that a recipe's targets are checked against are those of the model's own modules."""
+    from finetune.recipe.rules import LINEAR_LAYERS
+
+    names = {name.rsplit(".", 1)[-1] for name in inspect.linear_shapes(inspect.read_shape(inspect.read_config(tiny_base)))}
+    assert names - {"lm_head"} == LINEAR_LAYERS
+
+
+def test_the_schema_names_the_default_date() -> None:
+    """What the reference of recipes says is what is written."""
+    from data_prep.chat_templates import DEFAULT_DATE
+    from finetune.recipe.shipped import shipped_recipes
+
+    schema = (shipped_recipes()["quickstart"].parent / "recipe.schema.json").read_text()
+    assert f"else {DEFAULT_DATE}." in schema

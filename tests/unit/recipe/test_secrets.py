@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from data_prep.text import cut
 from finetune.cli import app
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
-from finetune.recipe.secrets import cut, scrubbed, scrubbed_recipe, scrubbed_values
+from finetune.recipe.secrets import scrubbed, scrubbed_recipe, scrubbed_values
 
 HUB = f"hf_{'a1' * 15}"
 WEB = f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.{'S' * 43}"

@@ -10,7 +10,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.sources import MAX_ROW_BYTES
-from data_prep.sources.rows import listed, shown
+from data_prep.sources.rows import listed
+from data_prep.text import shown
 from tests.unit.data_prep.bad_input.outcomes import (
     ANSWER,
     CALL,

@@ -1,0 +1,34 @@
+"""Texts and values for messages: short, on one line, safe for a terminal. Standard library only."""
+
+from typing import Any
+
+from data_prep.secrets import scrubbed
+from data_prep.terminal import clean_for_terminal
+
+LONGEST_SHOWN = 80
+"""Characters of a value that a message has room for."""
+LONGEST_REASON = 400
+"""Of a library's own words."""
+
+
+def cut(text: str, most: int, mark: str = "…") -> str:
+    """A text of at most so many characters. Its secrets are taken out first: nobody would know half of one as what it is."""
+    if len(text) <= most:
+        return text
+    text = scrubbed(text)
+    return text if len(text) <= most else text[: most - len(mark)] + mark
+
+
+def shortened(text: str, most: int = LONGEST_SHOWN) -> str:
+    """A text, cut where it has more characters than this."""
+    return cut(text, most, "...")
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, but short."""
+    return shortened(repr(value))
+
+
+def one_line(text: str, most: int = LONGEST_REASON) -> str:
+    """A text from data, a model or a library on one line, safe for a terminal."""
+    return cut(" ".join(clean_for_terminal(text).split()), most)
