@@ -27,7 +27,7 @@ BAR_COLUMNS = 40
 
 
 @dataclass(frozen=True)
-class Piece:
+class TokenSpan:
     """A stretch of a document whose tokens count alike."""
 
     text: str
@@ -37,13 +37,13 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Sample:
+class AuditRow:
     """A document to look at."""
 
     place: str
     tokens: int
     supervised_tokens: int
-    pieces: list[Piece]
+    pieces: list[TokenSpan]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Audit:
     failed: list[str]
     """The findings, keys of FINDINGS, that are there and weren't allowed."""
     epoch: Epoch
-    samples: list[Sample]
+    samples: list[AuditRow]
 
     def to_html(self, path: str | Path, *, title: str = "Audit", clean: Callable[[str], str] = clean_for_terminal) -> None:
         """Write the audit as one page that loads nothing; every text goes through `clean` first."""
@@ -104,7 +104,7 @@ def audit_of(
     return Audit(data.report, failed, _epoch(section, data, tokenizer, seed), shown)
 
 
-def sample_of(document: Document, tokenizer: "PreTrainedTokenizerFast", head: HeadSection | None = None) -> Sample:
+def sample_of(document: Document, tokenizer: "PreTrainedTokenizerFast", head: HeadSection | None = None) -> AuditRow:
     """A document's text, cut where its tokens begin or cease to be learned; for a head the answer in its place."""
     pieces = []
     for weight, run in groupby(zip(document.weights, document.token_ids, strict=True), key=lambda pair: pair[0]):
@@ -112,8 +112,8 @@ def sample_of(document: Document, tokenizer: "PreTrainedTokenizerFast", head: He
         text = text_of(ids, tokenizer, special=True)
         if head is not None and weight and document.targets:
             text = answer_of_targets(document.targets, head)
-        pieces.append(Piece(text, len(ids), weight))
-    return Sample(document.place, len(document.token_ids), document.supervised_tokens, pieces)
+        pieces.append(TokenSpan(text, len(ids), weight))
+    return AuditRow(document.place, len(document.token_ids), document.supervised_tokens, pieces)
 
 
 def audit_lines(audit: Audit) -> list[str]:

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from data_prep.messages import Message
 
-Place = tuple[int, int]
+ContentSpan = tuple[int, int]
 """The first character, and the one after the last."""
 
 
 def marked_places(
     messages: Sequence[Message], text: str, marker: str, write: Callable[[list[Message]], str]
-) -> list[Place] | None:
+) -> list[ContentSpan] | None:
     """Where the contents stand in the text that `write` makes of the messages, by marks that it writes in their place.
 
     A content may be found that way where the template writes the same text itself: a row may say </s>. Blanks around it may
@@ -22,7 +22,7 @@ def marked_places(
     said = {index for index, message in enumerate(messages) if message.content.strip()}
     marks = [replace(m, content=f"{marker}-{index}-") if index in said else m for index, m in enumerate(messages)]
     pieces = re.split(rf"{re.escape(marker)}-(\d+)-", write(marks))
-    found: list[Place] = []
+    found: list[ContentSpan] = []
     position = len(pieces[0])
     if not text.startswith(pieces[0]):
         return None
@@ -37,12 +37,12 @@ def marked_places(
     return found if position == len(text) else None
 
 
-def contents_in(messages: Sequence[Message], text: str) -> list[Place | None]:
+def contents_in(messages: Sequence[Message], text: str) -> list[ContentSpan | None]:
     """Where each message's content stands, without the blanks around it; None where it does not.
 
     They follow each other, but a system message may stand anywhere: Mistral's template moves it to the last question.
     """
-    found: list[Place | None] = []
+    found: list[ContentSpan | None] = []
     position = 0
     for message in messages:
         place = place_of(message, text, 0 if message.role == "system" else position)
@@ -52,7 +52,7 @@ def contents_in(messages: Sequence[Message], text: str) -> list[Place | None]:
     return found
 
 
-def place_of(message: Message, text: str, start: int) -> Place | None:
+def place_of(message: Message, text: str, start: int) -> ContentSpan | None:
     """Where a message's content stands, from a position on.
 
     An answer may be written without what is thought before it, the result of a tool as a string of JSON.

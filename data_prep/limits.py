@@ -32,7 +32,7 @@ TOO_MUCH = "it makes too many texts and lists, or too long ones"
 ITEM, CONTAINER = 16, 64
 """What an item, and a list or tuple made for it, count for: about their bytes."""
 
-Texts = (str, bytes, bytearray)
+TextLimits = (str, bytes, bytearray)
 Containers = (list, tuple, dict, set, frozenset, Mapping, MappingView, Namespace)
 
 
@@ -49,14 +49,14 @@ def measured(value: Any, most: int, each: int = 1, level: int = 0) -> int:
 
     Each item counts for `each`, and `level` for each container around it, beside its own length.
     """
-    if isinstance(value, Texts):
+    if isinstance(value, TextLimits):
         return len(value)
     size = 0
     inside: list[Iterator[Any]] = [iter((value,))]
     while inside:
         for item in inside[-1]:
             size += each + level * (len(inside) - 1)
-            if isinstance(item, Texts):
+            if isinstance(item, TextLimits):
                 size += len(item)
             elif isinstance(item, Containers):
                 inside.append(_parts(item))
@@ -127,7 +127,7 @@ class Budget:
 
     def charged(self, value: Any) -> Any:
         """The value, once it is counted."""
-        if isinstance(value, Texts):
+        if isinstance(value, TextLimits):
             self.check_size(len(value))
             self.charge(len(value))
         elif isinstance(value, list | tuple):
@@ -190,7 +190,7 @@ def _urlize(budget: Budget, value: Any, *others: Any, **options: Any) -> None:
 
 
 def _replace(budget: Budget, value: Any, old: Any, new: Any, *others: Any, **options: Any) -> None:
-    parts = [part if isinstance(part, Texts) else budget.text(part) for part in (value, old, new)]
+    parts = [part if isinstance(part, TextLimits) else budget.text(part) for part in (value, old, new)]
     text, old, new = parts
     budget.check_size(len(text) + text.count(old) * len(new))
 
@@ -272,7 +272,7 @@ def _expandtabs(budget: Budget, text: Any, tabsize: Any = 8) -> None:
 
 def _translate(budget: Budget, text: Any, table: Any, *others: Any) -> None:
     values: Iterable[Any] = table.values() if isinstance(table, dict) else _items(table)
-    budget.check_size(len(text) * max((len(value) for value in values if isinstance(value, Texts)), default=1))
+    budget.check_size(len(text) * max((len(value) for value in values if isinstance(value, TextLimits)), default=1))
 
 
 def _join_method(budget: Budget, separator: Any, value: Any) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from data_prep.boundary import Boundary, asked_text
 from data_prep.chat_templates import adds_bos, rendering_of, template_choices
 from data_prep.config import Finding, HeadSection, Note, Reasoning, Supervise
-from data_prep.contents import Place
+from data_prep.contents import ContentSpan
 from data_prep.documents import Document, WeightedSpan
 from data_prep.errors import DataError
 from data_prep.heads import targets_of
@@ -60,7 +60,7 @@ class _Rendered:
     """What a classification head learns at the span."""
     prompt: str = ""
     """What a plain text begins with and is asked by: tokenised by itself, so that its tokens are those of any prompt."""
-    contents: Sequence[Place] = ()
+    contents: Sequence[ContentSpan] = ()
     """Where special tokens are plain text; empty where there are none."""
     asks: Sequence[int | None] = ()
     """Where the model would be asked for an answer of a conversation; see data_prep.turns.Found."""
@@ -180,7 +180,7 @@ class Tokenization:
             raise refused from error
         self._on_bad(refused)
 
-    def _as_text(self, text: str, contents: Sequence[Place]) -> tuple[list[int], Offsets]:
+    def _as_text(self, text: str, contents: Sequence[ContentSpan]) -> tuple[list[int], Offsets]:
         """The ids of a text whose contents hold special tokens as plain text. Raises DataError."""
         return plain_specials(self.tokenizer).encode(text, contents)
 
@@ -280,7 +280,7 @@ class Tokenization:
         contents = self._contents(example, found.text, partial(self._turns.write, tools=example.tools))
         return _Rendered(found.text, found.spans, [], [], self.supervise != "all", contents=contents, asks=found.asks)
 
-    def _contents(self, example: Example, text: str, write: Callable[[list[Message]], str] | None = None) -> list[Place]:
+    def _contents(self, example: Example, text: str, write: Callable[[list[Message]], str] | None = None) -> list[ContentSpan]:
         """What the row itself says in a text, where a special token in it is to be plain text; see own_text."""
         if not self._special or not special_tokens_in(example, self._special, self.tokenizer):
             return []

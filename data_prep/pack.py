@@ -8,7 +8,7 @@ import numpy as np
 from data_prep.documents import Document
 from data_prep.mix import epoch_rows
 
-Piece = tuple[int, int, int]
+PackedPiece = tuple[int, int, int]
 """A document's index, and its first token and the one after its last in this pack."""
 
 OVERLAP_TOKENS = 1
@@ -16,7 +16,7 @@ OVERLAP_TOKENS = 1
 
 
 @dataclass(frozen=True)
-class Packs(Sequence[list[Piece]]):
+class Packs(Sequence[list[PackedPiece]]):
     """Rows of whole documents, or of pieces of them."""
 
     documents: np.ndarray
@@ -31,7 +31,7 @@ class Packs(Sequence[list[Piece]]):
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
-    def __getitem__(self, index: int) -> list[Piece]:  # type: ignore[override]
+    def __getitem__(self, index: int) -> list[PackedPiece]:  # type: ignore[override]
         here = slice(self.bounds[index], self.bounds[index + 1])
         return list(zip(self.documents[here].tolist(), self.starts[here].tolist(), self.stops[here].tolist(), strict=True))
 
@@ -46,7 +46,7 @@ class Packs(Sequence[list[Piece]]):
         return int((self.stops - self.starts).sum()) - self.overlap * int((self.starts > 0).sum())
 
 
-def pieces_of(documents: Sequence[Document], pieces: Sequence[Piece], overlap: int) -> list[Document]:
+def pieces_of(documents: Sequence[Document], pieces: Sequence[PackedPiece], overlap: int) -> list[Document]:
     """The documents of a pack, or their pieces, each of which learns what it was cut for."""
     return [documents[index].part(start, stop, repeated=overlap if start else 0) for index, start, stop in pieces]
 

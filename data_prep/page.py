@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.audit import Audit, Sample
-from data_prep.report import FINDINGS, NOTES, REASONS, DataReport, Rows, SourceReport, histogram_bars, left_out
+from data_prep.audit import Audit, AuditRow
+from data_prep.report import FINDINGS, NOTES, REASONS, DataReport, RowCounts, SourceReport, histogram_bars, left_out
 from data_prep.terminal import clean_for_terminal
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Fate:
 
 
 @dataclass(frozen=True)
-class Finding:
+class ShownFinding:
     """A finding, over all sources."""
 
     name: str
@@ -89,7 +89,7 @@ class SourceView:
 class SampleView:
     """A document to look at as the page shows it."""
 
-    sample: Sample
+    sample: AuditRow
     supervised_share: float
     hidden_characters: int
     """Characters that the page leaves out: controls of a terminal or of the direction of text."""
@@ -144,11 +144,11 @@ def _by_blanks(text: str) -> list[str]:
     return [part for part in re.split(r"([\n\t])", text) if part]
 
 
-def _findings(audit: Audit) -> list[Finding]:
+def _findings(audit: Audit) -> list[ShownFinding]:
     found = []
     for name, count in audit.report.findings().items():
         fate = Fate(count, FINDINGS[name], _finding_rows(audit.report, name))
-        found.append(Finding(name, name in audit.failed, fate))
+        found.append(ShownFinding(name, name in audit.failed, fate))
     # What fails the audit is what the reader came for.
     return sorted(found, key=lambda finding: not finding.failed)
 
@@ -183,7 +183,7 @@ def _noted(report: SourceReport) -> list[Fate]:
     return [fate for fate in noted if fate.count]
 
 
-def _fate(text: str, rows: Rows) -> Fate:
+def _fate(text: str, rows: RowCounts) -> Fate:
     return Fate(rows.count, text, rows.examples())
 
 
@@ -196,7 +196,7 @@ def bars(counts: Sequence[int]) -> list[Bar]:
     return made
 
 
-def _sample(sample: Sample) -> SampleView:
+def _sample(sample: AuditRow) -> SampleView:
     length = sum(len(piece.text) for piece in sample.pieces)
     shown = sum(len(clean_for_terminal(piece.text)) for piece in sample.pieces)
     share = _share(sample.supervised_tokens, sample.tokens)

@@ -27,7 +27,7 @@ from data_prep.sources import Row, source_name
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-OnBad = Callable[[DataError], None]
+OnBadRow = Callable[[DataError], None]
 
 
 class Pipeline:
@@ -208,7 +208,7 @@ class Pipeline:
         return parser, rows if self.first_rows is not None else _with_mapped_columns(rows, parser, source)
 
     def parsed(
-        self, source: Source, report: SourceReport, on_bad: OnBad | None, *, streaming: bool = False
+        self, source: Source, report: SourceReport, on_bad: OnBadRow | None, *, streaming: bool = False
     ) -> tuple[RowParser, Iterator[Row]]:
         """A source's parser and rows as read_parsed opens them; the report learns the format."""
         parser, rows = read_parsed(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from data_prep.contents import Place
+from data_prep.contents import ContentSpan
 from data_prep.errors import DataError
 from data_prep.offsets import Offsets
 from data_prep.tokens import reading
@@ -47,7 +47,7 @@ class PlainSpecials:
         self._special = {token["id"] for token in added if token["special"] and token["content"] != unknown}
         self._search = re.compile("|".join(map(re.escape, sorted(self._aliases, key=len, reverse=True))) or r"(?!)")
 
-    def encode(self, text: str, places: Sequence[Place]) -> tuple[list[int], Offsets]:
+    def encode(self, text: str, places: Sequence[ContentSpan]) -> tuple[list[int], Offsets]:
         """The ids of a text and where they stand in it; special tokens in these places are plain text. Raises DataError."""
         if any(FIRST_ALIAS <= ord(character) <= ord(FILLER) for character in text):
             raise DataError(

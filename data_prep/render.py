@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.boundary import asked_text
 from data_prep.chat_templates import DEFAULT, TOOL_USE, adds_bos, rendering_of, template_choices, templates_of
-from data_prep.contents import Place, contents_in, marked_places
+from data_prep.contents import ContentSpan, contents_in, marked_places
 from data_prep.errors import DataError
 from data_prep.messages import REASONING_KEYS, THINK, THINK_END, Conversation, Example, Message, ToolCall
 from data_prep.plain_specials import plain_specials
@@ -271,7 +271,7 @@ def prompt_and_reference(
 
 def own_text(
     example: Example, text: str, tokenizer: "PreTrainedTokenizerFast", write: Callable[[list[Message]], str] | None = None
-) -> list[Place]:
+) -> list[ContentSpan]:
     """Where what a row itself says stands in the text that is tokenised; `write` made it of a conversation's messages."""
     if isinstance(example, Conversation):
         marker = marker_for(example.messages)
@@ -363,7 +363,7 @@ def _written_answer(example: Conversation, prompt: str, tokenizer: "PreTrainedTo
     return answer.strip()
 
 
-def _ids(text: str, tokenizer: "PreTrainedTokenizerFast", contents: Sequence[Place] = ()) -> list[int]:
+def _ids(text: str, tokenizer: "PreTrainedTokenizerFast", contents: Sequence[ContentSpan] = ()) -> list[int]:
     """The ids of a text; special tokens in its `contents` are plain text."""
     if contents:
         return plain_specials(tokenizer).encode(text, contents)[0]

@@ -60,7 +60,7 @@ LENGTH_EDGES = (0, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 204
 
 
 @dataclass
-class Rows:
+class RowCounts:
     """Rows that share a fate, or a finding."""
 
     count: int = 0
@@ -99,23 +99,23 @@ class SourceReport:
     """One a row in most formats; an article of SQuAD makes one a question."""
     rows_kept: int = 0
     """Examples that were kept; those dropped are counted by example as well."""
-    dropped: dict[str, Rows] = field(default_factory=dict)
+    dropped: dict[str, RowCounts] = field(default_factory=dict)
     """By reason, a key of REASONS."""
-    findings: dict[str, Rows] = field(default_factory=dict)
+    findings: dict[str, RowCounts] = field(default_factory=dict)
     """By name, a key of FINDINGS."""
-    noted: dict[str, Rows] = field(default_factory=dict)
+    noted: dict[str, RowCounts] = field(default_factory=dict)
     """Rows that are kept, by what is to be known of them, a key of NOTES."""
     special_tokens_in_text: int = 0
     """Rows kept with a special token in their text."""
     cleaned: int = 0
     """Rows whose text was changed by data.clean."""
-    duplicates: Rows = field(default_factory=Rows)
+    duplicates: RowCounts = field(default_factory=RowCounts)
     """Rows kept that repeat an earlier one."""
-    truncated: Rows = field(default_factory=Rows)
+    truncated: RowCounts = field(default_factory=RowCounts)
     """Rows that were cut, and are kept."""
     truncated_supervised_tokens: int = 0
     """Tokens with a label that were cut off."""
-    split: Rows = field(default_factory=Rows)
+    split: RowCounts = field(default_factory=RowCounts)
     """Rows that were split into several documents."""
     unread_columns: dict[str, int] = field(default_factory=dict)
     """Columns that the format doesn't read, and how many rows have them."""
@@ -154,15 +154,15 @@ class SourceReport:
 
     def drop(self, place: str, reason: str, excerpt: str = "") -> None:
         """Count one row that is left out."""
-        self.dropped.setdefault(reason, Rows()).add(place, excerpt)
+        self.dropped.setdefault(reason, RowCounts()).add(place, excerpt)
 
     def find(self, finding: str, place: str, message: str) -> None:
         """Count one row with something that fails an audit."""
-        self.findings.setdefault(finding, Rows()).add(place, message, MESSAGE_CHARACTERS)
+        self.findings.setdefault(finding, RowCounts()).add(place, message, MESSAGE_CHARACTERS)
 
     def note(self, note: str, place: str, excerpt: str = "") -> None:
         """Count one row that is kept, and of which something is to be known."""
-        self.noted.setdefault(note, Rows()).add(place, excerpt)
+        self.noted.setdefault(note, RowCounts()).add(place, excerpt)
 
     def keep(self, documents: Sequence[Document]) -> None:
         """Count one row that is kept, and its documents."""

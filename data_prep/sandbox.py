@@ -23,7 +23,7 @@ from data_prep.limits import (
     Check,
     LimitExceeded,
     OutOfTime,
-    Texts,
+    TextLimits,
     check_texts,
     measured,
 )
@@ -130,7 +130,7 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
 
     def sliced(self, value: Any) -> Any:
         """A part of a text or list: a copy."""
-        self.charge_step(len(value) * (1 if isinstance(value, Texts) else ITEM))
+        self.charge_step(len(value) * (1 if isinstance(value, TextLimits) else ITEM))
         return value
 
     def literal(self, value: Any) -> Any:
@@ -155,7 +155,7 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
             raise LimitExceeded("it raises a number to too high a power")
         if operator == "*":
             self._check_product(left, right)
-        if operator == "%" and isinstance(left, Texts):
+        if operator == "%" and isinstance(left, TextLimits):
             self.check_pattern(left if isinstance(left, str) else left.decode("latin-1"), "%", right)
         return self.charged(super().call_binop(context, operator, left, right))
 
@@ -170,7 +170,7 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
         return result
 
     def _check_product(self, left: Any, right: Any) -> None:
-        sized = [value for value in (left, right) if isinstance(value, (*Texts, list, tuple))]
+        sized = [value for value in (left, right) if isinstance(value, (*TextLimits, list, tuple))]
         if sized:
             number = right if sized[0] is left else left
             self.check_size(measured(sized[0], self.most_characters) * (number if isinstance(number, int) else 1))
@@ -180,7 +180,7 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         self.tick()
         owner = getattr(function, "__self__", None)
-        check = METHOD_CHECKS.get(getattr(function, "__name__", "")) if isinstance(owner, (*Texts, int)) else None
+        check = METHOD_CHECKS.get(getattr(function, "__name__", "")) if isinstance(owner, (*TextLimits, int)) else None
         if check is not None:
             args = check(self, owner, *args, **kwargs) or args
         return self.charged(super().call(context, function, *args, **kwargs))

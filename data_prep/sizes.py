@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
-from data_prep.contents import Place
+from data_prep.contents import ContentSpan
 from data_prep.documents import Document
 from data_prep.masks import Placed, Tokenization
 from data_prep.offsets import ANCHORS, Offsets, byte_lengths
@@ -42,7 +42,7 @@ class SizedTokenization(Tokenization):
             sizes = [0 if token in special else size for token, size in zip(ids, sizes, strict=True)]
             yield document, [0] * len(row.before) + sizes + [0] * len(row.after)
 
-    def _read(self, text: str, contents: Sequence[Place]) -> tuple[list[int], Offsets]:
+    def _read(self, text: str, contents: Sequence[ContentSpan]) -> tuple[list[int], Offsets]:
         if contents:
             return self._as_text(text, contents)
         return self._encoder.read(self._encoder.encode([text]))[0]

@@ -21,7 +21,7 @@ from finetune.training.start import Trained, start
 
 if TYPE_CHECKING:
     from data_prep.audit import Audit
-    from finetune.evaluation.answers import Progress
+    from finetune.evaluation.answers import OnProgress
     from finetune.evaluation.scores import Report
     from finetune.merging.merge import MergeReport
 
@@ -104,7 +104,7 @@ def train(
     Returns the run, finished or, after Ctrl-C or a signal, stopped with a checkpoint. Raises KeyboardInterrupt only where
     there is nothing yet to resume, and the errors of finetune.errors and data_prep.errors.
     """
-    options = _given(processes=processes, max_restarts=max_restarts, patience_minutes=timeout_minutes)
+    options = _given(processes=processes, max_restarts=max_restarts, timeout_minutes=timeout_minutes)
     loaded = load_recipe(recipe, overrides)
     return _run_of(start(loaded, None, launch=launch, options=options, allow_code=allow_code))
 
@@ -123,7 +123,7 @@ def resume(
 
     `trust_checkpoint` loads a DeepSpeed checkpoint that somebody else wrote, which can run code.
     """
-    options = _given(processes=processes, max_restarts=max_restarts, patience_minutes=timeout_minutes)
+    options = _given(processes=processes, max_restarts=max_restarts, timeout_minutes=timeout_minutes)
     return _run_of(
         start(
             None,
@@ -295,7 +295,7 @@ def evaluate(
     *,
     base: str | Path | None = None,
     allow_code: Collection[str] = (),
-    progress: "Progress | None" = None,
+    progress: "OnProgress | None" = None,
 ) -> "Report":
     """A model's metrics on a recipe's evaluation rows, with their 95 % intervals; on its own recipe's where none is given.
 

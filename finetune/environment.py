@@ -16,7 +16,7 @@ RUN = "FINETUNE_RUN"
 """The run folder that the launcher made for its processes; empty on a machine beside the first."""
 LAUNCHER = "FINETUNE_LAUNCHER"
 """The launcher's process id."""
-PATIENCE = "FINETUNE_PATIENCE_MINUTES"
+TIMEOUT = "FINETUNE_TIMEOUT_MINUTES"
 """How long the processes wait for each other."""
 STORE = "FINETUNE_STORE"
 """On one machine: the folder of the file in which the processes leave each other their addresses."""
@@ -108,9 +108,9 @@ def store_file() -> Path | None:
     return Path(folder, f"store-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}") if folder else None
 
 
-def patience_minutes() -> float:
+def timeout_minutes() -> float:
     """How long a process waits for the others in one operation, as the launcher says it; 30 minutes otherwise."""
-    return float(os.environ[PATIENCE]) if is_worker() else 30.0
+    return float(os.environ[TIMEOUT]) if is_worker() else 30.0
 
 
 def has_company() -> bool:
@@ -185,7 +185,7 @@ def settle_alone(verb: str) -> None:
 
 def forget() -> None:
     """Take away what would make torch, accelerate or transformers see a launcher."""
-    for name in (*OF_TORCH, *OF_ACCELERATE, RUN, LAUNCHER, PATIENCE, STORE):
+    for name in (*OF_TORCH, *OF_ACCELERATE, RUN, LAUNCHER, TIMEOUT, STORE):
         os.environ.pop(name, None)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from data_prep.messages import Message
-    from finetune.evaluation.answers import Progress
+    from finetune.evaluation.answers import OnProgress
     from finetune.evaluation.asking import Asked
     from finetune.evaluation.generation import Generated
 
@@ -81,7 +81,7 @@ class Model:
         seed: int = 0,
         batch_size: int | None = None,
         how: "Asked | None" = None,
-        progress: "Progress | None" = None,
+        progress: "OnProgress | None" = None,
     ) -> "list[Generated]":
         """An answer to each text or conversation, and where it was cut.
 

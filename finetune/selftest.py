@@ -57,7 +57,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CaseResult:
     """How far it was."""
 
     case: Case
@@ -133,7 +133,7 @@ def native_bf16() -> bool:
     return torch.cuda.is_available() or cpu_has_native_bf16()
 
 
-def line_of(outcome: Outcome) -> str:
+def line_of(outcome: CaseResult) -> str:
     """A row of the table."""
     cells = f"{outcome.loss:9.1e} {outcome.gradient_norm:9.1e} {outcome.weights:9.1e} {outcome.case.tolerance:9.0e}"
     return f"{outcome.case.name:24} {cells}  {'holds' if outcome.holds else 'DOES NOT HOLD'} ({outcome.seconds:.0f} s)"
@@ -189,7 +189,7 @@ def killed_and_resumed(output: Path, recipe: Path) -> Path:
     return run
 
 
-def compare(case: Case, reference: Path, run: Path, seconds: float) -> Outcome:
+def compare(case: Case, reference: Path, run: Path, seconds: float) -> CaseResult:
     """The largest relative differences of losses and gradient norms, and the relative L2 of the trained weights."""
     differences = []
     for name in ("train/loss", "train/gradient_norm"):
@@ -201,7 +201,7 @@ def compare(case: Case, reference: Path, run: Path, seconds: float) -> Outcome:
     if weights[0].keys() != weights[1].keys():
         raise FinetuneError(f"selftest: {case.name} saved other weights than the plain run.")
     flat = [torch.cat([held[name].double().flatten() for name in sorted(held)]) for held in weights]
-    return Outcome(case, *differences, float((flat[0] - flat[1]).norm() / flat[1].norm()), seconds)
+    return CaseResult(case, *differences, float((flat[0] - flat[1]).norm() / flat[1].norm()), seconds)
 
 
 def logged(run: Path, name: str) -> list[float]:

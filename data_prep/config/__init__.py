@@ -1,7 +1,7 @@
 """The data section of a recipe: where rows come from and how they become tokens. Pure data; imports no torch."""
 
 from data_prep.config.base import PATH, PREPARATION, Section, sections_in
-from data_prep.config.head import BETWEEN_LABELS, NO_LABEL, HeadSection, Problem
+from data_prep.config.head import BETWEEN_LABELS, NO_LABEL, HeadSection, ProblemType
 from data_prep.config.section import (
     CleanSection,
     DataSection,
@@ -46,7 +46,7 @@ __all__ = [
     "Note",
     "OrdersSource",
     "OverLength",
-    "Problem",
+    "ProblemType",
     "Reasoning",
     "RowTemplate",
     "RowsSource",

@@ -12,13 +12,13 @@ NO_LABEL = "none"
 BETWEEN_LABELS = ", "
 """What stands between the labels of a row that has several."""
 
-Problem = Literal["single_label", "multi_label", "regression"]
+ProblemType = Literal["single_label", "multi_label", "regression"]
 
 
 class HeadSection(Section):
     """A head that reads the last token of a row's prompt, in place of the one that predicts tokens."""
 
-    problem: Problem = "single_label"
+    problem: ProblemType = "single_label"
     """single_label (one of the labels, cross-entropy), multi_label (each for itself, binary cross-entropy; a row has a list of
     them) or regression (a number, squared error)."""
 

@@ -34,7 +34,7 @@ from data_prep.text import shortened
 
 
 @dataclass(frozen=True)
-class Options:
+class FormatOptions:
     """What a source says about its rows beside the format's name; see RowsSource."""
 
     columns: Mapping[str, str]
@@ -48,19 +48,19 @@ class Options:
     """See DataSection."""
 
 
-def _template(values: dict[str, Any], options: Options) -> list[Any]:
+def _template(values: dict[str, Any], options: FormatOptions) -> list[Any]:
     if options.template is None:
         raise ValueError("format template needs its texts")
     return parse_template(values, options.template)
 
 
-def _python(values: dict[str, Any], options: Options) -> list[Any]:
+def _python(values: dict[str, Any], options: FormatOptions) -> list[Any]:
     if options.code is None:
         raise ValueError("format python needs its code")
     return parse_by_code(values, options.code, options.turn_order)
 
 
-FORMATS: dict[FormatName, Callable[[dict[str, Any], Options], list[Any]]] = {
+FORMATS: dict[FormatName, Callable[[dict[str, Any], FormatOptions], list[Any]]] = {
     "alpaca": lambda values, options: parse_alpaca(values),
     "prompt_completion": lambda values, options: parse_prompt_completion(values, options.turn_order),
     "messages": lambda values, options: parse_messages(values, options.turn_order),
@@ -94,7 +94,7 @@ class RowParser:
     """How the rows of one source become examples."""
 
     format: FormatName
-    options: Options
+    options: FormatOptions
     detected: str = ""
     """Why this format, where the recipe left it to be found out."""
 
@@ -112,7 +112,7 @@ class RowParser:
             return [(row.place, examples[0])]
         return [(f"{row.place}.{number}", example) for number, example in enumerate(examples, start=1)]
 
-    def _options_for(self, row: Row) -> Options:
+    def _options_for(self, row: Row) -> FormatOptions:
         """The options with one of several prompts, drawn by the seed and the row's place."""
         template = self.options.template
         if template is None or not template.other_prompts:
@@ -178,18 +178,18 @@ def parser_of(
 ) -> RowParser:
     """How a source's rows are parsed; format auto is found out from the first of them. Raises DataError."""
     if not isinstance(source, RowsSource):
-        return RowParser(source.format, Options({}, {}))
+        return RowParser(source.format, FormatOptions({}, {}))
     code = load_code(source.code, allow_code) if source.code is not None else None
     ignored = frozenset(source.ignore_columns)
-    options = Options(source.columns, source.labels, source.template, code, seed, ignored, turn_order)
+    options = FormatOptions(source.columns, source.labels, source.template, code, seed, ignored, turn_order)
     if source.format != "auto":
         return RowParser(source.format, options)
     return _detect(first_rows, options)
 
 
-def parse_row(row: Row, format_name: FormatName, options: Options | None = None) -> list[tuple[str, Parsed]]:
+def parse_row(row: Row, format_name: FormatName, options: FormatOptions | None = None) -> list[tuple[str, Parsed]]:
     """The examples that a row stands for, with their places; raises DataError with the row's place and the field."""
-    return RowParser(format_name, options or Options({}, {})).parse(row)
+    return RowParser(format_name, options or FormatOptions({}, {})).parse(row)
 
 
 def read_parsed(
@@ -215,7 +215,7 @@ def read_parsed(
     return parser_of(source, first, seed=seed, allow_code=allow_code, turn_order=turn_order), chain(first, rows)
 
 
-def _detect(rows: list[Row], options: Options) -> RowParser:
+def _detect(rows: list[Row], options: FormatOptions) -> RowParser:
     """The one format whose columns all of the first rows have, and that can read the first."""
     fitting: list[tuple[RowParser, tuple[str, ...]]] = []
     failed: list[str] = []

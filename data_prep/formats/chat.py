@@ -81,7 +81,7 @@ def message_of(item: Any, field: str, form: tuple[str, str] | None = None) -> Me
     """One message; its form is ShareGPT's where it isn't said and it has the key `from`."""
     role_key, text_key = form or (SHAREGPT if isinstance(item, dict) and "from" in item else OPENAI)
     role, place = _role(item, field, role_key, text_key), f"{field}.{text_key}"
-    parts = parts_of(item.get(text_key), place) if item.get(text_key) is not None or not _has_calls(item) else Parts()
+    parts = parts_of(item.get(text_key), place) if item.get(text_key) is not None or not _has_calls(item) else ContentParts()
     calls = _calls(item, field) + parts.calls
     if role == "function_call":
         inside = as_structure(parts.text, place)
@@ -103,7 +103,7 @@ def _has_calls(item: dict[str, Any]) -> bool:
     return bool(item.get("tool_calls") or item.get("function_call"))
 
 
-def _reasoning(item: dict[str, Any], parts: "Parts", field: str) -> str:
+def _reasoning(item: dict[str, Any], parts: "ContentParts", field: str) -> str:
     """What is thought before the content, by a key or by parts of it, and taken out of the text where that says it again.
 
     Raises ValueError where they differ.
@@ -145,7 +145,7 @@ def tool_list(values: dict[str, Any]) -> tuple[dict[str, Any], ...]:
 
 
 @dataclass(slots=True)
-class Parts:
+class ContentParts:
     """What the typed parts of a content say."""
 
     text: str = ""
@@ -154,11 +154,11 @@ class Parts:
     """Calls with their places."""
 
 
-def parts_of(value: Any, place: str) -> Parts:
+def parts_of(value: Any, place: str) -> ContentParts:
     """A text, or a list of typed parts: [{"type": "text", "text": "..."}]; what is thought first, then text, then calls."""
     if not isinstance(value, list):
-        return Parts(as_text(value, place))
-    found, last = Parts(), 0
+        return ContentParts(as_text(value, place))
+    found, last = ContentParts(), 0
     for index, part in enumerate(value):
         where = f"{place}[{index}]"
         if not isinstance(part, dict) or "type" not in part:

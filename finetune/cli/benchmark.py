@@ -12,7 +12,7 @@ from finetune.cli.common import BaseOption, CompareOption, JsonOption, out, prin
 from finetune.cli.generate import TargetArgument
 
 if TYPE_CHECKING:
-    from finetune.evaluation.benchmarks import Difference, Figure, Scores, Tasks
+    from finetune.evaluation.benchmarks import Figure, ScoreDelta, Scores, Tasks
     from finetune.model.precision import Precision
     from finetune.runs.target import Target
 
@@ -145,7 +145,7 @@ def _file_name(names: list[str]) -> str:
     return plain if plain == joined else f"{plain}-{hashlib.sha256(joined.encode()).hexdigest()[:8]}"
 
 
-def _print(result: dict[str, Any], figures: "list[Figure]", differences: "list[Difference]", precision: str) -> None:
+def _print(result: dict[str, Any], figures: "list[Figure]", differences: "list[ScoreDelta]", precision: str) -> None:
     from finetune.cli.runs import print_table
 
     facts = [("model", result["model"]), ("precision", precision), ("seconds", f"{result['seconds']:.1f}")]

@@ -17,7 +17,7 @@ from finetune.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from data_prep.audit import Audit, Sample
+    from data_prep.audit import Audit, AuditRow
     from finetune.recipe.load import LoadedRecipe
 
 
@@ -97,7 +97,7 @@ def _print(audit: "Audit") -> None:
         out(line)
 
 
-def _print_sample(sample: "Sample") -> None:
+def _print_sample(sample: "AuditRow") -> None:
     """A document's text: what is learned in green, or between ⟦ and ⟧ where there is no colour."""
     import sys
 

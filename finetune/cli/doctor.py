@@ -28,7 +28,7 @@ BUILD_TOOLS = ("g++", "ninja")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Fact:
     """One line of the report."""
 
     topic: str
@@ -58,7 +58,7 @@ def doctor(
         print_plain(findings)
 
 
-def examine() -> Iterator[Finding]:
+def examine() -> Iterator[Fact]:
     """Everything that the report says, in order."""
     yield from use()
     yield from processor()
@@ -69,7 +69,7 @@ def examine() -> Iterator[Finding]:
     yield from accounts()
 
 
-def use() -> Iterator[Finding]:
+def use() -> Iterator[Fact]:
     """What a run with precision auto takes."""
     from finetune.launch.allocator import allocator
     from finetune.model.precision import choose_device, choose_precision
@@ -80,28 +80,28 @@ def use() -> Iterator[Finding]:
         "mps": "there is no CUDA device, but Apple's MPS",
         "cpu": "there is neither a CUDA device nor Apple's MPS",
     }
-    yield Finding("will be used", "device", str(device), why[device.type])
-    yield Finding("will be used", "precision", precision.name, precision.reason)
-    yield Finding("will be used", "allocator", *allocator())
+    yield Fact("will be used", "device", str(device), why[device.type])
+    yield Fact("will be used", "precision", precision.name, precision.reason)
+    yield Fact("will be used", "allocator", *allocator())
 
 
-def processor() -> Iterator[Finding]:
+def processor() -> Iterator[Fact]:
     """Cores, threads, instructions and memory."""
     import psutil
     import torch
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding("processor", "system", f"{platform.system()} {platform.release()}, {platform.machine()}")
-    yield Finding("processor", "cores", str(usable), f"torch computes with {torch.get_num_threads()} threads")
+    yield Fact("processor", "system", f"{platform.system()} {platform.release()}, {platform.machine()}")
+    yield Fact("processor", "cores", str(usable), f"torch computes with {torch.get_num_threads()} threads")
     flags = cpu_flags()
     if flags is not None:
         found = [flag for flag in CPU_FLAGS if flag in flags]
         native = any(flag in ("avx512_bf16", "amx_bf16") for flag in found)
-        yield Finding(
+        yield Fact(
             "processor", "instructions", ", ".join(found) or "none of note", "bf16 natively" if native else "no native bf16"
         )
     memory = psutil.virtual_memory()
-    yield Finding("processor", "memory", f"{memory.total / 1e9:.1f} GB", f"{memory.available / 1e9:.1f} GB free")
+    yield Fact("processor", "memory", f"{memory.total / 1e9:.1f} GB", f"{memory.available / 1e9:.1f} GB free")
 
 
 def cpu_flags() -> set[str] | None:
@@ -115,7 +115,7 @@ def cpu_flags() -> set[str] | None:
     return None
 
 
-def devices() -> Iterator[Finding]:
+def devices() -> Iterator[Fact]:
     """GPUs and their memory."""
     import torch
 
@@ -123,33 +123,31 @@ def devices() -> Iterator[Finding]:
         for index in range(torch.cuda.device_count()):
             found = torch.cuda.get_device_properties(index)
             kind = f"compute capability {found.major}.{found.minor}"
-            yield Finding("devices", f"cuda:{index}", found.name, f"{found.total_memory / 1e9:.1f} GB, {kind}")
+            yield Fact("devices", f"cuda:{index}", found.name, f"{found.total_memory / 1e9:.1f} GB, {kind}")
     else:
         reason = "this torch was built without it" if torch.version.cuda is None else "no device or driver was found"
-        yield Finding("devices", "CUDA", "none", reason)
+        yield Fact("devices", "CUDA", "none", reason)
     if platform.system() == "Darwin":
         there = torch.backends.mps.is_available()
-        yield Finding(
-            "devices", "MPS", "present" if there else "none", "fp32 unless the recipe says otherwise" if there else ""
-        )
+        yield Fact("devices", "MPS", "present" if there else "none", "fp32 unless the recipe says otherwise" if there else "")
 
 
-def packages() -> Iterator[Finding]:
+def packages() -> Iterator[Fact]:
     """Python and the packages that matter, compared with what this package asks for."""
     from packaging.requirements import Requirement
 
-    yield Finding("packages", "finetune", __version__, f"at {Path(__file__).parents[1]}")
-    yield Finding("packages", "python", platform.python_version(), f"at {sys.executable}")
+    yield Fact("packages", "finetune", __version__, f"at {Path(__file__).parents[1]}")
+    yield Fact("packages", "python", platform.python_version(), f"at {sys.executable}")
     for requirement in map(Requirement, requirements()):
         if "extra" in str(requirement.marker or "") or (requirement.marker and not requirement.marker.evaluate()):
             continue
         there = version_of(requirement.name)
         if there is None:
-            yield Finding("packages", requirement.name, "absent", f"MISSING: {requirement.specifier} is asked for")
+            yield Fact("packages", requirement.name, "absent", f"MISSING: {requirement.specifier} is asked for")
         elif not requirement.specifier.contains(there, prereleases=True):
-            yield Finding("packages", requirement.name, there, f"OUTSIDE the tested range {requirement.specifier}")
+            yield Fact("packages", requirement.name, there, f"OUTSIDE the tested range {requirement.specifier}")
         else:
-            yield Finding("packages", requirement.name, there, f"within {requirement.specifier}")
+            yield Fact("packages", requirement.name, there, f"within {requirement.specifier}")
 
 
 def requirements() -> list[str]:
@@ -169,25 +167,25 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def extras() -> Iterator[Finding]:
+def extras() -> Iterator[Fact]:
     """What is there only on some machines, and what is refused without it."""
     for name, consequence in OPTIONAL.items():
         there = util.find_spec(name) is not None
-        yield Finding("extras", name, "present" if there else "absent", "" if there else consequence)
+        yield Fact("extras", name, "present" if there else "absent", "" if there else consequence)
     for tool in BUILD_TOOLS:
         path = shutil.which(tool)
-        yield Finding(
+        yield Fact(
             "extras", tool, "present" if path else "absent", "" if path else "deepspeed can't compile its extension without it"
         )
 
 
-def disks() -> Iterator[Finding]:
+def disks() -> Iterator[Fact]:
     """Free space where bases and runs go."""
     from finetune.model.hashes import cache_folder
 
     for name, folder in (("converted bases", cache_folder()), ("hub cache", hub_cache()), ("runs", Path("runs").resolve())):
         there = next(path for path in (folder, *folder.parents) if path.exists())
-        yield Finding("disk", name, f"{shutil.disk_usage(there).free / 1e9:,.1f} GB free", str(folder))
+        yield Fact("disk", name, f"{shutil.disk_usage(there).free / 1e9:,.1f} GB free", str(folder))
 
 
 def hub_cache() -> Path:
@@ -197,24 +195,20 @@ def hub_cache() -> Path:
     return Path(HF_HUB_CACHE)
 
 
-def accounts() -> Iterator[Finding]:
+def accounts() -> Iterator[Fact]:
     """Whether keys are there; their values are never read out."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     token = bool(os.environ.get("HF_TOKEN"))
-    yield Finding(
+    yield Fact(
         "accounts", "hub token", "set" if token else "not set", "" if token else "gated bases (HF_TOKEN) can't be fetched"
     )
-    yield Finding(
-        "accounts", "hub", "offline" if HF_HUB_OFFLINE else "online", "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else ""
-    )
+    yield Fact("accounts", "hub", "offline" if HF_HUB_OFFLINE else "online", "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "")
     if util.find_spec("wandb") is not None:
         from finetune.runs.wandb_settings import NO_ACCOUNT, has_account
 
         found = has_account()
-        yield Finding(
-            "accounts", "wandb key", "set" if found else "not set", "" if found else f"{NO_ACCOUNT}: runs are offline"
-        )
+        yield Fact("accounts", "wandb key", "set" if found else "not set", "" if found else f"{NO_ACCOUNT}: runs are offline")
 
 
 def print_matrix(as_json: bool) -> None:
@@ -239,7 +233,7 @@ def print_matrix(as_json: bool) -> None:
     out("in fp32 and bf16; each cell that works is run by tests/distributed, with two processes on the CPU")
 
 
-def print_table(findings: list[Finding]) -> None:
+def print_table(findings: list[Fact]) -> None:
     """A table for a terminal."""
     from rich.console import Console
     from rich.table import Table
@@ -257,7 +251,7 @@ def print_table(findings: list[Finding]) -> None:
     Console().print(table)
 
 
-def print_plain(findings: list[Finding]) -> None:
+def print_plain(findings: list[Fact]) -> None:
     """Aligned text for everything else."""
     widths = [max(len(getattr(finding, field)) for finding in findings) for field in ("topic", "name", "value")]
     for finding in findings:

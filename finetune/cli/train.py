@@ -28,10 +28,10 @@ def train(
     max_restarts: Annotated[
         int | None, typer.Option(min=0, help="With --launch: how often to go on after a process died; never when absent.")
     ] = None,
-    patience: Annotated[
-        float | None,
-        typer.Option(min=0.01, metavar="MINUTES", help="With --launch: how long to wait for others; 30 when absent."),
+    timeout_minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="With --launch: how long to wait for other processes; 30 when absent.")
     ] = None,
+    patience: Annotated[float | None, typer.Option("--patience", min=0.01, hidden=True)] = None,
     allow_code: AllowCodeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -46,10 +46,12 @@ def train(
 
     asked: dict[str, Any] = {
         "processes": processes, "nodes": nodes, "node_rank": node_rank, "rendezvous": rendezvous, "max_restarts": max_restarts,
-        "patience_minutes": patience,
+        "timeout_minutes": timeout_minutes or patience,
     }  # fmt: skip
     asked = {name: value for name, value in asked.items() if value is not None}
     with signals.listening():
+        if timeout_minutes is not None and patience is not None:
+            raise LaunchError("--patience is the earlier name of --timeout-minutes: give one of them.")
         if recipe is None and resume is None:
             raise LaunchError("name a recipe (finetune train RECIPE), or a run to go on with (finetune train --resume RUN).")
         if resume is not None and recipe is not None and "=" in recipe and not Path(recipe).exists():
@@ -61,7 +63,7 @@ def train(
             raise LaunchError("--trust-checkpoint is about the checkpoints of a run: it needs --resume RUN.")
         if launch is None and asked:
             raise LaunchError(
-                "--processes, --nodes, --node-rank, --rendezvous, --max-restarts and --patience need --launch NAME."
+                "--processes, --nodes, --node-rank, --rendezvous, --max-restarts and --timeout-minutes need --launch NAME."
             )
         loaded = api.load_recipe(recipe, overrides or []) if recipe is not None else None
         if not environment.is_worker() or environment.world().rank == 0:

@@ -16,7 +16,7 @@ from finetune.errors import FinetuneError
 from finetune.evaluation.generation import generate
 from finetune.recipe.schema.evaluate import EvaluateSection
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Told how many answers are there, and of how many."""
 
 
@@ -54,7 +54,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """A question, and what a model says to it."""
 
     question: Question
@@ -170,8 +170,8 @@ def answer_questions(
     section: EvaluateSection,
     *,
     seed: int = 0,
-    progress: Progress | None = None,
-) -> list[Answer]:
+    progress: OnProgress | None = None,
+) -> list[Prediction]:
     """The likeliest answer to each question; with several samples so many that are drawn, from `seed`."""
     count = section.samples_per_prompt
     made = generate(
@@ -187,5 +187,5 @@ def answer_questions(
     answers = []
     for index, question in enumerate(questions):
         mine = made[index * count : (index + 1) * count]
-        answers.append(Answer(question, tuple(one.text for one in mine), cuts=tuple(one.cut for one in mine)))
+        answers.append(Prediction(question, tuple(one.text for one in mine), cuts=tuple(one.cut for one in mine)))
     return answers

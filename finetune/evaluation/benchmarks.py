@@ -36,7 +36,7 @@ BOOTSTRAP_DRAWS = 1000
 NAMES_LISTED = 10
 """Tasks of a folder that a message lists."""
 
-Key = tuple[str, str, str]
+FigureKey = tuple[str, str, str]
 """Task, metric and filter."""
 
 
@@ -57,7 +57,7 @@ class Figure:
     standard_error: float | None
 
     @property
-    def key(self) -> Key:
+    def key(self) -> FigureKey:
         """What tells it from the other figures of its run."""
         return self.task, self.metric, self.filter
 
@@ -67,7 +67,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ScoreDelta:
     """The same metric of two models."""
 
     base: Figure
@@ -93,7 +93,7 @@ class Scores:
     notes: list[str]
     """What the reader of the figures should know."""
     seconds: float
-    by_question: dict[Key, dict[int, float]] = field(repr=False)
+    by_question: dict[FigureKey, dict[int, float]] = field(repr=False)
     """A metric's value for each question, where it is a number; empty unless asked for."""
 
 
@@ -209,7 +209,7 @@ def _run_notes(tasks: Tasks, figures: list[Figure], warnings: list[str]) -> list
     return notes
 
 
-def compare(base: Scores, tuned: Scores) -> list[Difference]:
+def compare(base: Scores, tuned: Scores) -> list[ScoreDelta]:
     """The figures of two models side by side, in the tuned model's order."""
     before = {figure.key: figure for figure in base.figures}
     return [
@@ -219,9 +219,9 @@ def compare(base: Scores, tuned: Scores) -> list[Difference]:
     ]
 
 
-def _difference(base: Figure, tuned: Figure, before: dict[int, float], after: dict[int, float]) -> Difference:
+def _difference(base: Figure, tuned: Figure, before: dict[int, float], after: dict[int, float]) -> ScoreDelta:
     if base.value is None or tuned.value is None:
-        return Difference(base, tuned, None, None)
+        return ScoreDelta(base, tuned, None, None)
     error = None
     means = len(after) > 1 and before.keys() == after.keys()
     for figure, values in ((base, before), (tuned, after)):
@@ -229,7 +229,7 @@ def _difference(base: Figure, tuned: Figure, before: dict[int, float], after: di
     if means:
         changes = [after[question] - before[question] for question in after]
         error = statistics.stdev(changes) / math.sqrt(len(changes))
-    return Difference(base, tuned, tuned.value - base.value, error)
+    return ScoreDelta(base, tuned, tuned.value - base.value, error)
 
 
 def _check_task_files(folder: Path) -> None:
@@ -381,8 +381,8 @@ def _figures(results: dict[str, Any]) -> list[Figure]:
     return figures
 
 
-def _by_question(samples: dict[str, list[dict[str, Any]]]) -> dict[Key, dict[int, float]]:
-    found: dict[Key, dict[int, float]] = {}
+def _by_question(samples: dict[str, list[dict[str, Any]]]) -> dict[FigureKey, dict[int, float]]:
+    found: dict[FigureKey, dict[int, float]] = {}
     for task, answers in samples.items():
         for answer in answers:
             for metric in answer["metrics"]:

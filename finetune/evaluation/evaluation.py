@@ -5,9 +5,9 @@ from collections.abc import Collection
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune.errors import FinetuneError
-from finetune.evaluation.answers import Progress
+from finetune.evaluation.answers import OnProgress
 from finetune.evaluation.data import prepare_data
-from finetune.evaluation.loading import Model, load_ready
+from finetune.evaluation.loading import ModelTarget, load_ready
 from finetune.evaluation.rows import read_rows
 from finetune.evaluation.scores import Report, measure
 from finetune.model.precision import Precision
@@ -19,16 +19,16 @@ class Evaluation:
     """The recipe's metrics of models, each loaded in its turn and let go."""
 
     def __init__(
-        self, recipe: Recipe, precision: Precision, *, allow_code: Collection[str] = (), progress: Progress | None = None
+        self, recipe: Recipe, precision: Precision, *, allow_code: Collection[str] = (), progress: OnProgress | None = None
     ):
         self.recipe, self.precision, self.allow_code, self.progress = recipe, precision, allow_code, progress
 
-    def of(self, target: Model) -> Report:
+    def of(self, target: ModelTarget) -> Report:
         """The metrics of a model that is loaded for it. Raises what of_loaded raises, before it is loaded where that can be."""
         self._check_head(target)
         return self.of_loaded(target, *load_ready(target, dtype=self.precision.dtype))
 
-    def of_loaded(self, target: Model, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Report:
+    def of_loaded(self, target: ModelTarget, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Report:
         """The metrics of a model. Raises FinetuneError where it, the recipe and its rows don't fit together."""
         self._check_head(target)
         data = prepare_data(self.recipe, tokenizer, allow_code=self.allow_code)
@@ -36,7 +36,7 @@ class Evaluation:
         rows = read_rows(self.recipe, data, tokenizer, positions=positions, most=self.recipe.evaluate.max_rows)
         return measure(model, tokenizer, self.recipe, rows, progress=self.progress)
 
-    def _check_head(self, target: Model) -> None:
+    def _check_head(self, target: ModelTarget) -> None:
         if target.model.head != self.recipe.model.head:
             raise FinetuneError(
                 f"{target.description} has {_head(target.model)}, and the recipe {_head(self.recipe.model)}: evaluate it with "

@@ -22,7 +22,7 @@ STAND_IN = re.compile(rf"{EXPECTED}\[(\d+)\s*\]")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ValueCheck:
     """A value that an assertion compares with."""
 
     written: str
@@ -37,7 +37,7 @@ class Kept:
     """A program without the values that it compares with, and those."""
 
     program: str
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[ValueCheck, ...]
 
 
 def kept_back(program: str) -> Kept:
@@ -55,7 +55,7 @@ def kept_back(program: str) -> Kept:
     starts = [0, *itertools.accumulate(len(line) + 1 for line in lines)]
     assertions = {(node.lineno, node.col_offset): node for node in _always(tree.body)}
     pieces: list[bytes] = []
-    comparisons: list[Comparison] = []
+    comparisons: list[ValueCheck] = []
     end = 0
     for (line, _), assertion in sorted(assertions.items()):
         for literal in _literals(assertion.test):
@@ -67,7 +67,7 @@ def kept_back(program: str) -> Kept:
                 pieces += [whole[end:first], stand_in]
                 end = last
                 place = f"{lines[line - 1].decode().strip()} (line {line})"
-                comparisons.append(Comparison(written.decode(), known, place))
+                comparisons.append(ValueCheck(written.decode(), known, place))
     return Kept(b"".join([*pieces, whole[end:]]).decode(), tuple(comparisons))
 
 

@@ -14,7 +14,7 @@ from data_prep.documents import Document
 from finetune.evaluation.generation import causal_model, evaluating
 from finetune.evaluation.losses import LossSum, document_batches
 from finetune.model.classify import head_losses, head_outputs
-from finetune.model.loss import IGNORED
+from finetune.model.loss import IGNORE_INDEX
 
 
 def classify(
@@ -25,7 +25,7 @@ def classify(
     losses = [LossSum(0.0, 0, 0.0)] * len(documents)
     with torch.no_grad(), evaluating(model):
         for indices, batch in document_batches(documents, batch_size, model.device):
-            read, targets = batch.pop("shift_labels").ne(IGNORED), batch.pop("targets")
+            read, targets = batch.pop("shift_labels").ne(IGNORE_INDEX), batch.pop("targets")
             batch.pop("shift_weights", None)
             hidden = inner.model(**batch, use_cache=False).last_hidden_state
             found = head_outputs(inner, hidden[read])

@@ -13,7 +13,7 @@ import numpy as np
 from data_prep.config import NO_LABEL
 from data_prep.heads import split_labels
 from finetune.errors import FinetuneError
-from finetune.evaluation.answers import Answer, Question
+from finetune.evaluation.answers import Prediction, Question
 from finetune.evaluation.bootstrap import Scorer
 from finetune.evaluation.words import composed, ends_word
 
@@ -89,17 +89,17 @@ class Labelled:
         return (same.all(axis=1) if self.labels.several else same).astype(float).tolist()
 
 
-def by_text(answers: Sequence[Answer], labels: Labels) -> Labelled:
+def by_text(answers: Sequence[Prediction], labels: Labels) -> Labelled:
     """The labels that the answers name. Raises FinetuneError for a row whose own label is not among them."""
     return _labelled(answers, labels, [labels.said(answer.said) for answer in answers])
 
 
-def by_likelihood(answers: Sequence[Answer], labels: Labels) -> Labelled:
+def by_likelihood(answers: Sequence[Prediction], labels: Labels) -> Labelled:
     """The likeliest labels."""
     return _labelled(answers, labels, [[labels.names[int(np.argmax(answer.likelihoods))]] for answer in answers])
 
 
-def _labelled(answers: Sequence[Answer], labels: Labels, said: list[list[str]]) -> Labelled:
+def _labelled(answers: Sequence[Prediction], labels: Labels, said: list[list[str]]) -> Labelled:
     right = [labels.of_row(answer.question) for answer in answers]
     if labels.several:
         return Labelled(_indicator(right, labels.names), _indicator(said, labels.names), labels)
@@ -141,6 +141,6 @@ def matthews(found: Labelled) -> Scorer:
     return score
 
 
-def unlike_any(answers: Sequence[Answer], labels: Labels) -> int:
+def unlike_any(answers: Sequence[Prediction], labels: Labels) -> int:
     """How many answers name no label, though their row has one."""
     return sum(not labels.said(answer.said) for answer in answers if labels.of_row(answer.question))

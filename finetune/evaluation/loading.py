@@ -11,14 +11,14 @@ from finetune.errors import ModelError
 from finetune.evaluation.data import tokenizer_for
 from finetune.model.adapter import grow_embeddings, load_adapter
 from finetune.model.checkpoint import Base, BaseNotFound, resolve_base, tokenizer_folder
-from finetune.model.classify import HEAD
+from finetune.model.classify import CLASSIFIER
 from finetune.model.load import load_model
 from finetune.model.precision import choose_device
 from finetune.model.quantize import is_quantized
 from finetune.recipe.schema.model import ModelSection
 
 
-class Model(Protocol):
+class ModelTarget(Protocol):
     """A base, and the adapter that belongs on it where there is one; finetune.runs.target finds them."""
 
     @property
@@ -54,7 +54,7 @@ class Model(Protocol):
         """Whose tokenizer belongs to weights that were saved without one."""
 
 
-def unchanged_base(target: Model) -> Base:
+def unchanged_base(target: ModelTarget) -> Base:
     """The base of a target, which must be the one that its adapter was trained on.
 
     Raises ModelError where it can't be found, or its content differs from what was trained on.
@@ -69,7 +69,7 @@ def unchanged_base(target: Model) -> Base:
     return base
 
 
-def _found_base(target: Model) -> Base:
+def _found_base(target: ModelTarget) -> Base:
     try:
         return resolve_base(target.model, named_in=target.named_in)
     except BaseNotFound as error:
@@ -98,11 +98,11 @@ def load_adapted(
         loaded = load_model(base, dtype=dtype, quantization=quantization, rope_scaling=model.rope_scaling, head=model.head)
         grow_embeddings(loaded, vocabulary)
     if model.head is not None:
-        getattr(loaded, HEAD).float()  # as it was trained, and before the adapter brings its own
+        getattr(loaded, CLASSIFIER).float()  # as it was trained, and before the adapter brings its own
     return (loaded if adapter is None else load_adapter(loaded, adapter)).eval()
 
 
-def load_ready(target: Model, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def load_ready(target: ModelTarget, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Model and tokenizer on the device, to generate with. Raises ModelError or DataError where a part can't be loaded."""
     base = unchanged_base(target)
     whose = target.tokenizer

@@ -16,7 +16,7 @@ from data_prep.documents import Document
 from finetune.errors import FinetuneError
 from finetune.evaluation.generation import causal_model, evaluating
 from finetune.model.batch import padded_batch
-from finetune.model.loss import IGNORED
+from finetune.model.loss import IGNORE_INDEX
 from finetune.model.sizes import CHUNK_POSITIONS
 
 
@@ -90,7 +90,7 @@ def document_batches(
 def _row_losses(causal: Any, batch: dict[str, torch.Tensor]) -> list[LossSum]:
     """The loss of each row of a batch."""
     labels, weights = batch.pop("shift_labels"), batch.pop("shift_weights", None)
-    read = labels.ne(IGNORED)
+    read = labels.ne(IGNORE_INDEX)
     factors = read.double().cpu() if weights is None else weights.double().cpu()
     counts = read.sum(dim=1).tolist()
     sums = torch.zeros(len(labels), dtype=torch.float64)

@@ -26,7 +26,7 @@ import numpy as np
 
 from finetune.errors import FinetuneError
 from finetune.evaluation import label_metrics, text_metrics
-from finetune.evaluation.answers import Answer
+from finetune.evaluation.answers import Prediction
 from finetune.evaluation.bootstrap import Scorer
 from finetune.evaluation.label_metrics import Labelled, Labels
 from finetune.evaluation.losses import LossSum, exponential
@@ -46,7 +46,7 @@ class Measured:
     """Where each document's row stands."""
     bytes: list[float] = field(default_factory=list)
     """Of the text of each document's supervised tokens, each by its weight."""
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[Prediction] = field(default_factory=list)
     labels: Labels = field(default_factory=lambda: Labels(()))
     programs: list[tuple[Verdict, ...]] = field(default_factory=list)
     """What became of each program of each answer."""

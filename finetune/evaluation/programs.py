@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Sequence
 
-from finetune.evaluation.answers import Answer, without_thought
+from finetune.evaluation.answers import Prediction, without_thought
 from finetune.evaluation.sandbox import Verdict, run_programs
 
 FENCED = re.compile(r"```[ \t]*+(?:[Pp]ython|py)?[ \t]*+\r?\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -49,7 +49,7 @@ def _is_python(code: str) -> bool:
     return True
 
 
-def run_answers(answers: Sequence[Answer], *, seconds: float) -> list[tuple[Verdict, ...]]:
+def run_answers(answers: Sequence[Prediction], *, seconds: float) -> list[tuple[Verdict, ...]]:
     """What became of each program of each answer."""
     programs = [program_of(without_thought(text), answer.question.tests) for answer in answers for text in answer.texts]
     verdicts = iter(run_programs(programs, seconds=seconds))

@@ -24,7 +24,7 @@ from finetune.recipe.schema.evaluate import BY_LIKELIHOOD, LOSSES, OF_LABELS, PA
 
 
 @dataclass(frozen=True)
-class Rows:
+class EvaluationSet:
     """The evaluation rows of a recipe, as a tokenizer reads them."""
 
     documents: list[Document]
@@ -44,7 +44,7 @@ class Rows:
 
 def read_rows(
     recipe: Recipe, data: PreparedData, tokenizer: PreTrainedTokenizerFast, *, positions: int, most: int | None = None
-) -> Rows:
+) -> EvaluationSet:
     """The first `most` evaluation rows (all where it is None), for a base with so many positions.
 
     Raises FinetuneError where they don't fit the metrics.
@@ -82,7 +82,7 @@ def read_rows(
     sizes = []
     if "bits_per_byte" in metrics:
         sizes = supervised_bytes(documents, data.evaluation_rows, recipe.data, tokenizer)
-    return Rows(documents, questions, labels, sizes, tuple(notes))
+    return EvaluationSet(documents, questions, labels, sizes, tuple(notes))
 
 
 def _changed(questions: Sequence[Question]) -> list[str]:

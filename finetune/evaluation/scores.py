@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.heads import answer_of
-from finetune.evaluation.answers import Answer, Progress, answer_questions
+from finetune.evaluation.answers import OnProgress, Prediction, answer_questions
 from finetune.evaluation.base_options import unused_options
 from finetune.evaluation.bootstrap import Interval, interval_of, resampled
 from finetune.evaluation.generation import cut_notes
@@ -19,7 +19,7 @@ from finetune.evaluation.likelihood import label_likelihoods
 from finetune.evaluation.losses import LossSum, document_losses
 from finetune.evaluation.metrics import METRICS, Measured
 from finetune.evaluation.programs import run_answers
-from finetune.evaluation.rows import Rows
+from finetune.evaluation.rows import EvaluationSet
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import (
     BY_LIKELIHOOD,
@@ -70,7 +70,7 @@ class Report:
         return {name: score.value for name, score in self.scores.items()}
 
 
-def names_of(recipe: Recipe, rows: Rows) -> tuple[MetricName, ...]:
+def names_of(recipe: Recipe, rows: EvaluationSet) -> tuple[MetricName, ...]:
     """The recipe's metrics; without any loss and perplexity, and exact match where rows have a prompt."""
     if recipe.evaluate.metrics:
         return recipe.evaluate.metrics
@@ -83,9 +83,9 @@ def measure(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     recipe: Recipe,
-    rows: Rows,
+    rows: EvaluationSet,
     *,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Report:
     """The recipe's metrics of a model, with intervals. Raises FinetuneError where one doesn't fit the rows."""
     names = names_of(recipe, rows)
@@ -98,9 +98,9 @@ def measured_of(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     recipe: Recipe,
-    rows: Rows,
+    rows: EvaluationSet,
     names: Sequence[MetricName],
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> tuple[Measured, dict[str, float]]:
     """What these metrics need of a model, and the seconds that each part took; see with_programs for what is left."""
     work = _Measurement(model, tokenizer, recipe, rows, frozenset(names), progress)
@@ -184,9 +184,9 @@ class _Measurement:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerFast,
         recipe: Recipe,
-        rows: Rows,
+        rows: EvaluationSet,
         asked: frozenset[MetricName],
-        progress: Progress | None,
+        progress: OnProgress | None,
     ):
         self.model, self.tokenizer, self.recipe, self.rows = model, tokenizer, recipe, rows
         self.section, self.asked, self.progress = recipe.evaluate, asked, progress
@@ -198,14 +198,14 @@ class _Measurement:
         assert head is not None  # noqa: S101 - the caller looked
         outputs, losses = self._timed("answers", lambda: classify(self.model, documents, head, self.section.batch_size))
         said = ((answer_of(row, head),) for row in outputs.tolist())
-        answers = [Answer(*pair) for pair in zip(self.rows.questions, said, strict=True)]
+        answers = [Prediction(*pair) for pair in zip(self.rows.questions, said, strict=True)]
         return Measured(losses, self.rows.places, answers=answers, labels=self.rows.labels)
 
     def generated(self) -> Measured:
         """Of a model that predicts tokens."""
         questions = self.rows.questions
         losses = self._losses() if self.asked & LOSSES else []
-        answers, notes = [Answer(question, ("",)) for question in questions], list[str]()
+        answers, notes = [Prediction(question, ("",)) for question in questions], list[str]()
         if self.asked - LOSSES - BY_LIKELIHOOD:
             answers = self._timed("answers", self._answers)
             notes = unused_options(self.model, self.tokenizer)
@@ -226,7 +226,7 @@ class _Measurement:
         documents = self.rows.documents
         return self._timed("losses", lambda: document_losses(self.model, documents, self.section.batch_size))
 
-    def _answers(self) -> list[Answer]:
+    def _answers(self) -> list[Prediction]:
         return answer_questions(
             self.model,
             self.tokenizer,

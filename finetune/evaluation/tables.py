@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.text import one_line
-from finetune.evaluation.answers import Answer
+from finetune.evaluation.answers import Prediction
 from finetune.evaluation.bootstrap import Interval
 from finetune.evaluation.metrics import METRICS, Measured
 from finetune.evaluation.scores import Report, by_row, difference, worst_first
@@ -84,7 +84,7 @@ def worst_lines(report: Report, count: int) -> Iterator[str]:
             yield f"    ran       {_short(report.measured.programs[index][0].reason) or 'passed'}"
 
 
-def _cut(answer: Answer) -> str:
+def _cut(answer: Prediction) -> str:
     return f" (cut {answer.cuts[0]})" if answer.cuts and answer.cuts[0] is not None else ""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_prep.text import one_line
 from finetune.errors import FinetuneError
-from finetune.evaluation.answers import Answer
+from finetune.evaluation.answers import Prediction
 from finetune.evaluation.bootstrap import Scorer
 from finetune.evaluation.words import apart, composed, is_ideograph, is_unspaced, words
 from finetune.recipe.schema.evaluate import BleuTokenizer
@@ -27,7 +27,7 @@ def mean_of(values: Sequence[float]) -> Scorer:
     return lambda weights: float(weights @ array / weights.sum())
 
 
-def best_over_references(score: Callable[[str, str], float], answers: Sequence[Answer]) -> list[float]:
+def best_over_references(score: Callable[[str, str], float], answers: Sequence[Prediction]) -> list[float]:
     """The score of each answer with the reference that it fits best."""
     return [max(score(answer.said, other) for other in answer.question.expected) for answer in answers]
 
@@ -78,7 +78,7 @@ class Bleu:
     n-grams that they are long enough for, so that equal ones have 100.
     """
 
-    def __init__(self, answers: Sequence[Answer], tokenizer: BleuTokenizer):
+    def __init__(self, answers: Sequence[Prediction], tokenizer: BleuTokenizer):
         """Raises FinetuneError where the tokenizer is not installed."""
         self.answers = answers
         names = [bleu_tokenizer(answer.question.expected) if tokenizer == "auto" else tokenizer for answer in answers]
@@ -125,13 +125,13 @@ def sacrebleu_metric(tokenizer: BleuTokenizer) -> Any:
         ) from error
 
 
-def chrf(answers: Sequence[Answer]) -> Scorer:
+def chrf(answers: Sequence[Prediction]) -> Scorer:
     """chrF of the whole (Popović 2015), by sacrebleu."""
     metric = _chrf()
     return _scorer(metric, [_counts(metric, answer) for answer in answers])
 
 
-def sentence_chrf(answers: Sequence[Answer]) -> list[float]:
+def sentence_chrf(answers: Sequence[Prediction]) -> list[float]:
     """chrF of each answer alone, by sacrebleu."""
     metric = _chrf()
     return [_sentence(metric, answer) for answer in answers]
@@ -160,11 +160,11 @@ def _joined(signature: dict[str, str]) -> str:
     return "|".join([*(f"{name}:{value}" for name, value in signature.items() if name != "version"), f"version:{version}"])
 
 
-def _sentence(metric: Any, answer: Answer) -> float:
+def _sentence(metric: Any, answer: Prediction) -> float:
     return float(metric.sentence_score(answer.said, list(answer.question.expected)).score)
 
 
-def _counts(metric: Any, answer: Answer) -> list[float]:
+def _counts(metric: Any, answer: Prediction) -> list[float]:
     """What a metric of sacrebleu counts in a row; the counts of several add up to those of all, as in its own bootstrap.
 
     This method and _compute_score_from_stats are those that sacrebleu's base class asks of each metric; a test holds them to
@@ -193,7 +193,7 @@ class _Words:
         return [self._stemmer.stem(word) if len(word) > 3 and word.isascii() else word for word in words(text.lower())]
 
 
-def rouge(name: str, answers: Sequence[Answer]) -> list[float]:
+def rouge(name: str, answers: Sequence[Prediction]) -> list[float]:
     """The F1 of rouge1, rouge2 or rougeL (Lin 2004) with the best reference, stemmed, by Google's rouge-score.
 
     Its own tokenizer knows the letters a to z alone; words here are those of any script. Equal texts have 1, also those

@@ -25,7 +25,7 @@ def plan_launch(
     node_rank: int | None = None,
     rendezvous: str | None = None,
     max_restarts: int = 0,
-    patience_minutes: float = 30.0,
+    timeout_minutes: float = 30.0,
 ) -> Launch:
     """A launch as the command line and the file ask for it, the command line first.
 
@@ -53,7 +53,7 @@ def plan_launch(
     address = parse_address(place) if place is not None else None
     if address is not None and rank == 0:
         address.listener().close()
-    return Launch(config, total, machines, rank, address, max_restarts, patience_minutes)
+    return Launch(config, total, machines, rank, address, max_restarts, timeout_minutes)
 
 
 def check_launch(launch: Launch, recipe: Recipe) -> None:

@@ -39,7 +39,7 @@ class Launch:
     rendezvous: Address | None = None
     """Where machine 0 listens, where there are several."""
     max_restarts: int = 0
-    patience_minutes: float = 30.0
+    timeout_minutes: float = 30.0
     """How long a process waits for the others, at the start and in each step."""
 
     @property
@@ -82,7 +82,7 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
     # What the agent logs is told to the person in one message at the end.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     stopped = threading.Event()
-    meeting = Meeting(launch.rendezvous, launch.nodes, launch.node_rank, minutes=launch.patience_minutes, stopped=stopped)
+    meeting = Meeting(launch.rendezvous, launch.nodes, launch.node_rank, minutes=launch.timeout_minutes, stopped=stopped)
     rendezvous_handler_registry.register(NAME, _given)
     agent = AgentConfig(
         min_nodes=launch.nodes,
@@ -198,7 +198,7 @@ def _environment(launch: Launch, run: Path | None) -> Iterator[None]:
         os.environ |= {
             environment.RUN: str(run or ""),
             environment.LAUNCHER: str(os.getpid()),
-            environment.PATIENCE: str(launch.patience_minutes),
+            environment.TIMEOUT: str(launch.timeout_minutes),
         }
         if launch.nodes == 1:
             os.environ[environment.STORE] = str(folder)

@@ -13,7 +13,7 @@ from finetune.merging.updates import AddedBias, LowRank, Operation, Replaced, To
 from finetune.model.inspect import stored_name
 from finetune.recipe.heads import classifies
 
-EMBEDDING, HEAD = "model.embed_tokens", LM_HEAD
+EMBEDDING = "model.embed_tokens"
 NOTHING = 1e-6
 """A change of so large a share of the largest number is none."""
 DEAD = (
@@ -41,7 +41,7 @@ class Updates:
 
     def source(self, name: str) -> str:
         """The base's tensor that a tensor of the merged model begins as: a tied head begins as the embedding."""
-        if self.tied and name == f"{HEAD}.weight":
+        if self.tied and name == f"{LM_HEAD}.weight":
             name = f"{EMBEDDING}.weight"
         found = stored_name(self.base.tensors, name)
         if found is None:
@@ -52,37 +52,37 @@ class Updates:
         """What was saved of a tied head beside the same of the embedding, or in its place, is the embedding's."""
         if not self.stays_tied:
             return parts
-        embedding, head = dict(parts.get(EMBEDDING, {})), dict(parts.get(HEAD, {}))
-        trained_apart = any(matches(module, adapter.config["modules_to_save"]) for module in (EMBEDDING, HEAD))
+        embedding, head = dict(parts.get(EMBEDDING, {})), dict(parts.get(LM_HEAD, {}))
+        trained_apart = any(matches(module, adapter.config["modules_to_save"]) for module in (EMBEDDING, LM_HEAD))
         for part in ("trainable_tokens_delta", *(() if trained_apart else ("weight",))):
             if part == "weight" and part in head and part not in embedding:
                 embedding[part] = head.pop(part)
             elif part in head and part in embedding:
                 same = hash_of(adapter.weights, embedding[part]) == hash_of(adapter.weights, head[part])
                 head = {name: held for name, held in head.items() if name != part or not same}
-        return parts | {module: held for module, held in ((EMBEDDING, embedding), (HEAD, head)) if held or module in parts}
+        return parts | {module: held for module, held in ((EMBEDDING, embedding), (LM_HEAD, head)) if held or module in parts}
 
     def _put_adapter(self, adapter: Adapter, parts: dict[str, dict[str, str]]) -> None:
         """All of an adapter: what a tied head has too first, then what gives the head weights of its own."""
         # Saved whole because the vocabulary grew, and not because it was trained: rows and updates are on top of it.
         grown = {
             module: parts[module]["weight"]
-            for module in (EMBEDDING, HEAD)
+            for module in (EMBEDDING, LM_HEAD)
             if "weight" in parts.get(module, {}) and not matches(module, adapter.config["modules_to_save"])
         }
         rows = {module: names["trainable_tokens_delta"] for module, names in parts.items() if "trainable_tokens_delta" in names}
         if EMBEDDING in grown:
             self._put_whole(adapter, EMBEDDING, "weight", grown[EMBEDDING])
-        if HEAD in rows:  # which are not the embedding's: peft then keeps each side's to itself
+        if LM_HEAD in rows:  # which are not the embedding's: peft then keeps each side's to itself
             self._part_head()
-        for module in rows.keys() - {HEAD}:
+        for module in rows.keys() - {LM_HEAD}:
             self._put_tokens(adapter, module, rows[module])
         if _separates(adapter, parts):
             self._part_head()
-        if HEAD in grown:
-            self._put_whole(adapter, HEAD, "weight", grown[HEAD])
-        if HEAD in rows:
-            self._put_tokens(adapter, HEAD, rows[HEAD])
+        if LM_HEAD in grown:
+            self._put_whole(adapter, LM_HEAD, "weight", grown[LM_HEAD])
+        if LM_HEAD in rows:
+            self._put_tokens(adapter, LM_HEAD, rows[LM_HEAD])
         for module, names in parts.items():
             self._put_module(adapter, module, {part: name for part, name in names.items() if name != grown.get(module)})
 
@@ -91,7 +91,7 @@ class Updates:
         if self.stays_tied:
             self.stays_tied = False
             if (before := self.by_name.get(f"{EMBEDDING}.weight")) is not None:
-                self.by_name[f"{HEAD}.weight"] = Update(before.shape, list(before.operations))
+                self.by_name[f"{LM_HEAD}.weight"] = Update(before.shape, list(before.operations))
 
     def _put_module(self, adapter: Adapter, module: str, names: dict[str, str]) -> None:
         for part in ("weight", "bias"):
@@ -143,7 +143,7 @@ class Updates:
 
     def _put(self, adapter: Adapter, name: str, operation: Operation, shape: tuple[int, ...], *, grows: bool = False) -> None:
         there = self._shape(adapter, name)
-        vocabulary = name in (f"{EMBEDDING}.weight", f"{HEAD}.weight") and (grows or isinstance(operation, Replaced))
+        vocabulary = name in (f"{EMBEDDING}.weight", f"{LM_HEAD}.weight") and (grows or isinstance(operation, Replaced))
         if shape != there and not (vocabulary and shape[1:] == there[1:]):
             raise MergeError(
                 f"the adapter in {adapter.folder} does not fit the base: size mismatch, it changes {name} as {shape}, and in "
@@ -179,7 +179,7 @@ class Updates:
         held = {module for module, names in parts.items() if any(part.startswith("lora_") for part in names)}
         matrices = (name for name in self.base.names() if name.endswith(".weight") and len(self.base.shape(name)) == 2)
         modules = {name.removesuffix(".weight") for name in matrices}
-        modules = {module if module.startswith(("model.", HEAD, SCORE)) else f"model.{module}" for module in modules}
+        modules = {module if module.startswith(("model.", LM_HEAD, SCORE)) else f"model.{module}" for module in modules}
         absent = sorted(module for module in modules - held if adapter.targets(module))
         if absent:
             raise MergeError(
@@ -189,7 +189,7 @@ class Updates:
 
     def _check_vocabulary(self) -> int:
         sizes = {}
-        for module in (EMBEDDING, HEAD):
+        for module in (EMBEDDING, LM_HEAD):
             name = f"{module}.weight"
             if name in self.by_name:
                 sizes[name] = self.by_name[name].shape[0]
@@ -204,7 +204,7 @@ class Updates:
 
 def _stores_another_head(base: StoredWeights) -> bool:
     """Whether a base whose config ties the head stores one that isn't the embedding: transformers then doesn't tie them."""
-    embedding, head = stored_name(base.tensors, f"{EMBEDDING}.weight"), f"{HEAD}.weight"
+    embedding, head = stored_name(base.tensors, f"{EMBEDDING}.weight"), f"{LM_HEAD}.weight"
     return embedding is not None and head in base.tensors and hash_of(base, head) != hash_of(base, embedding)
 
 
@@ -216,7 +216,7 @@ def _separates(adapter: Adapter, parts: dict[str, dict[str, str]]) -> bool:
     """
     embedding = parts.get(EMBEDDING, {})
     own_copy = "weight" in embedding and matches(EMBEDDING, adapter.config["modules_to_save"])
-    return bool(parts.get(HEAD)) or "lora_embedding_A" in embedding or own_copy
+    return bool(parts.get(LM_HEAD)) or "lora_embedding_A" in embedding or own_copy
 
 
 class MergedWeights:
@@ -226,7 +226,7 @@ class MergedWeights:
     def __init__(self, base: Weights, updates: Updates, dtype: torch.dtype | None):
         """`dtype` is what floating-point tensors are rounded to; each tensor's own type in the base where it is None."""
         self.base, self.updates, self._dtype = base, updates, dtype
-        head = f"{HEAD}.weight"
+        head = f"{LM_HEAD}.weight"
         self._names = [name for name in base.names() if not (name == head and updates.stays_tied)]
         if updates.tied and not updates.stays_tied and head not in self._names:
             self._names.append(head)

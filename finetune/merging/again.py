@@ -12,7 +12,7 @@ from finetune.merging.check_tensors import TensorCheck, check_tensors
 from finetune.merging.described import DescriptionCheck, check_beside, hashes_beside
 from finetune.merging.nf4 import Nf4Weights
 from finetune.merging.output import VERIFICATION_FILE
-from finetune.merging.parts import Options, read_parts
+from finetune.merging.parts import MergeOptions, read_parts
 from finetune.merging.streamed import verify_streamed
 from finetune.merging.tensors import StoredWeights, Weights, hashes_of
 from finetune.model.precision import choose_threads
@@ -89,7 +89,9 @@ def verify_again(folder: Path, *, seed: int) -> Again:
     description = check_beside(parts, folder, config, for_version_4=not earlier)
     # A model that is not described right need not even load.
     verification = (
-        None if description.failures else verify_streamed(parts, merged, folder, config.expected(), Options(0, "full", "auto"))
+        None
+        if description.failures
+        else verify_streamed(parts, merged, folder, config.expected(), MergeOptions(0, "full", "auto"))
     )
     return Again(str(folder), same, tuple(changed), None, check, verification, description)
 

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.merging.parts import Parts
+from finetune.merging.parts import MergeInputs
 from finetune.model.description import ModelConfig, generation_notes, read_generation_config, write_description
 from finetune.model.description_check import differences
 
@@ -30,18 +30,18 @@ class DescriptionCheck:
     """What plain transformers reads otherwise than it was trained, in words."""
 
 
-def write_beside(parts: Parts, folder: Path, config: ModelConfig) -> None:
+def write_beside(parts: MergeInputs, folder: Path, config: ModelConfig) -> None:
     """Config, generation config and tokenizer."""
     generation = read_generation_config(parts.base.folder) if parts.head is None else None
     write_description(folder, parts.tokenizer, parts.tokenizer_sources, config=config, generation=generation)
 
 
-def notes_beside(parts: Parts) -> tuple[str, ...]:
+def notes_beside(parts: MergeInputs) -> tuple[str, ...]:
     """What is to be said of it."""
     return generation_notes(parts.base.folder) if parts.head is None else ()
 
 
-def check_beside(parts: Parts, folder: Path, config: ModelConfig, *, for_version_4: bool = True) -> DescriptionCheck:
+def check_beside(parts: MergeInputs, folder: Path, config: ModelConfig, *, for_version_4: bool = True) -> DescriptionCheck:
     """Read it back, and compare it with the tokenizer and the configuration that were trained with; see differences."""
     found = differences(folder, parts.tokenizer, config.expected(), for_version_4=for_version_4)
     return DescriptionCheck(hashes_beside(folder), tuple(found))

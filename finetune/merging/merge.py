@@ -17,7 +17,7 @@ from finetune.merging.adapted import Updates
 from finetune.merging.described import hashes_beside, notes_beside
 from finetune.merging.heads import SCORE_WEIGHT, how_it_reads
 from finetune.merging.output import VERIFICATION_FILE, failed_name, refuse_existing, unfinished, write_card
-from finetune.merging.parts import NAMED_DTYPES, Options, Outcome, Parts, read_parts
+from finetune.merging.parts import NAMED_DTYPES, MergeInputs, MergeOptions, MergeResult, read_parts
 from finetune.merging.streamed import merge_streamed
 from finetune.model.adapter_fit import HARMLESS
 from finetune.model.folder import ADAPTER_WEIGHTS
@@ -31,7 +31,7 @@ from finetune.runs.target import Target
 
 if TYPE_CHECKING:
     from finetune.merging.check_tensors import TensorCheck
-    from finetune.merging.qlora import Comparison
+    from finetune.merging.qlora import BaseChoice
     from finetune.merging.verify import Verification
     from finetune.merging.verify_heads import HeadVerification
 
@@ -59,7 +59,7 @@ class MergeReport:
     verification: "Verification | HeadVerification | None"
     described: bool | None
     """Whether config, tokenizer and template were read back as they were trained; None where nobody looked."""
-    qlora: "Comparison | None"
+    qlora: "BaseChoice | None"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -89,7 +89,7 @@ def merge(
     started = time.perf_counter()
     output = Path(os.path.abspath(output.expanduser()))
     refuse_bad_options(dtype, check, qlora_base)
-    options = Options(parse_size(max_shard_size, "--max-shard-size"), check, qlora_base)
+    options = MergeOptions(parse_size(max_shard_size, "--max-shard-size"), check, qlora_base)
     refuse_existing(output)
     parts = read_parts(_as_asked(target, qlora_base), more, dtype)
     with unfinished(output) as folder:
@@ -111,7 +111,7 @@ def _as_asked(target: Target, qlora_base: str) -> Target:
     return replace(target, stored=NF4_DOUBLE) if unknown and qlora_base == "nf4" else target
 
 
-def _merge(parts: Parts, folder: Path, output: Path, options: Options) -> Outcome:
+def _merge(parts: MergeInputs, folder: Path, output: Path, options: MergeOptions) -> MergeResult:
     reason = parts.why_not_streamed
     if reason is None:
         updates = Updates(parts.stored, parts.config, parts.adapters)
@@ -134,7 +134,7 @@ def refuse_bad_options(dtype: str | None, check: str, qlora_base: str) -> None:
             raise MergeError(f"{option} is {value!r}; expected one of {', '.join(known)}.")
 
 
-def _report(parts: Parts, folder: Path, output: Path, outcome: Outcome, started: float) -> MergeReport:
+def _report(parts: MergeInputs, folder: Path, output: Path, outcome: MergeResult, started: float) -> MergeReport:
     written = read_stored(folder)
     assert written is not None  # noqa: S101 - it was just written
     return MergeReport(
@@ -155,7 +155,7 @@ def _report(parts: Parts, folder: Path, output: Path, outcome: Outcome, started:
     )
 
 
-def _head_notes(parts: Parts) -> list[str]:
+def _head_notes(parts: MergeInputs) -> list[str]:
     """What is to be known of a classification head's outputs, and of its texts."""
     if parts.head is None:
         return []
@@ -165,13 +165,13 @@ def _head_notes(parts: Parts) -> list[str]:
     return [*named, "texts go through the chat template before the head reads them: README.md in the output shows the call"]
 
 
-def _ignored(parts: Parts) -> list[str]:
+def _ignored(parts: MergeInputs) -> list[str]:
     """Keys of an adapter's config that other tools wrote, and nobody needs."""
     found = sorted({key for adapter in parts.adapters for key in HARMLESS if adapter.config.get(key)})
     return [f"ignored in adapter_config.json, where it says nothing of the weights: {', '.join(found)}"] if found else []
 
 
-def _write_verification(folder: Path, parts: Parts, report: MergeReport, outcome: Outcome) -> None:
+def _write_verification(folder: Path, parts: MergeInputs, report: MergeReport, outcome: MergeResult) -> None:
     """verification.json, which `finetune verify` goes by, and README.md."""
     record = report.as_dict() | {
         "holds": not outcome.failures,

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from finetune.errors import MergeError, library_refusals
-from finetune.merging.adapted import EMBEDDING, HEAD, MergedWeights
+from finetune.merging.adapted import EMBEDDING, MergedWeights
+from finetune.merging.heads import LM_HEAD
 from finetune.merging.tensors import Weights
 from finetune.merging.updates import LowRank, read_finite
 from finetune.model.inspect import stored_name
@@ -71,7 +72,7 @@ def _stored_name(weights: Weights, name: str) -> str:
     found = stored_name(weights.names(), name)
     if found is not None:
         return found
-    assert name == f"{HEAD}.weight", name  # noqa: S101 - weights were checked against the config before
+    assert name == f"{LM_HEAD}.weight", name  # noqa: S101 - weights were checked against the config before
     return _stored_name(weights, f"{EMBEDDING}.weight")
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from finetune.merging.adapted import EMBEDDING, HEAD
-from finetune.merging.heads import SCORE_WEIGHT
+from finetune.merging.adapted import EMBEDDING
+from finetune.merging.heads import LM_HEAD, SCORE_WEIGHT
 from finetune.merging.tensors import StoredWeights, ranges
 from finetune.model.quantization import NF4_DOUBLE
 
@@ -31,7 +31,7 @@ class Nf4Weights:
 
     def is_rounded(self, name: str) -> bool:
         """Whether transformers quantises this tensor: those of linear layers, the head aside."""
-        outer = (f"{EMBEDDING}.weight", f"{EMBEDDING.removeprefix('model.')}.weight", f"{HEAD}.weight", SCORE_WEIGHT)
+        outer = (f"{EMBEDDING}.weight", f"{EMBEDDING.removeprefix('model.')}.weight", f"{LM_HEAD}.weight", SCORE_WEIGHT)
         return len(self.shape(name)) == 2 and name not in outer
 
     def blocks(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:

@@ -34,7 +34,7 @@ from finetune.runs.target import Target
 
 if TYPE_CHECKING:
     from finetune.merging.described import DescriptionCheck
-    from finetune.merging.qlora import Comparison
+    from finetune.merging.qlora import BaseChoice
     from finetune.merging.verify import Verification
     from finetune.merging.verify_heads import HeadVerification
 
@@ -43,7 +43,7 @@ NAMED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS.val
 
 
 @dataclass(frozen=True)
-class Options:
+class MergeOptions:
     """How to merge, as the command line asks."""
 
     largest_shard: int
@@ -55,7 +55,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MergeResult:
     """What a way of merging did."""
 
     xxh3_128: dict[str, str]
@@ -64,7 +64,7 @@ class Outcome:
     tensors: TensorCheck | None = None
     verification: "Verification | HeadVerification | None" = None
     description: "DescriptionCheck | None" = None
-    qlora: "Comparison | None" = None
+    qlora: "BaseChoice | None" = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -75,7 +75,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Parts:
+class MergeInputs:
     """What a merge is made of, read but not computed."""
 
     target: Target
@@ -125,7 +125,7 @@ class Parts:
         return None
 
 
-def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> Parts:
+def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> MergeInputs:
     """Base, adapters and tokenizer, from configs and headers. Raises MergeError where they can't be merged."""
     if target.adapter is None:
         raise MergeError(f"{target.description} has no adapter to merge.")
@@ -143,7 +143,7 @@ def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> Parts
         kept = {key: value for key, value in config.items() if key not in ("num_labels", "problem_type")}
         config = kept | head_values(head.described, str(config.get("model_type")), tokenizer.pad_token_id)
     trained = load_config(base, target.model.rope_scaling)
-    return Parts(target, base, stored, adapters, tokenizer, config, trained, head, asked or kind, asked)
+    return MergeInputs(target, base, stored, adapters, tokenizer, config, trained, head, asked or kind, asked)
 
 
 def _common_tokenizer(target: Target, adapters: Sequence[Adapter], base: Base) -> PreTrainedTokenizerFast:

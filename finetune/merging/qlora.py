@@ -27,7 +27,7 @@ Choice = Literal["16bit", "nf4"]
 
 
 @dataclass(frozen=True)
-class Score:
+class CandidateLoss:
     """A candidate on the rows: its loss, and how far its predictions are from NF4 base + adapter."""
 
     loss: float
@@ -35,13 +35,13 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BaseChoice:
     """Both candidates, and what was taken."""
 
     rows: int
     trained_loss: float
     """Of NF4 base + adapter, as it was trained."""
-    scores: dict[str, Score]
+    scores: dict[str, CandidateLoss]
     taken: Choice
     forced: bool
 
@@ -66,7 +66,7 @@ def choose_base(
     asked: str,
     quantization: str,
     head: HeadSection | None,
-) -> Comparison:
+) -> BaseChoice:
     """Score both bases and take the closer one by KL, or the one that is asked for. Raises MergeError without bitsandbytes.
 
     `quantization` is how the base was in NF4: nf4 or nf4-double.
@@ -82,10 +82,10 @@ def choose_base(
             return [outputs_of(model, prompts_of(documents), int(config.pad_token_id))]
         return logits_of(model, [document.token_ids for document in documents])
 
-    def score(found: list[torch.Tensor]) -> Score:
+    def score(found: list[torch.Tensor]) -> CandidateLoss:
         if head is not None:
-            return Score(mean_loss(documents, found[0], head), mean_kl(trained[0], found[0], head))
-        return Score(loss_of(documents, found), distance(trained, found).mean_kl)
+            return CandidateLoss(mean_loss(documents, found[0], head), mean_kl(trained[0], found[0], head))
+        return CandidateLoss(loss_of(documents, found), distance(trained, found).mean_kl)
 
     trained = predictions(MergedWeights(Nf4Weights(base, quantization), updates, torch.float32))
     scores = {}
@@ -94,7 +94,7 @@ def choose_base(
         scores[name] = score(predictions(MergedWeights(source(), updates, dtype)))
     closer: Choice = "16bit" if scores["16bit"].kl < scores["nf4"].kl else "nf4"
     taken: Choice = closer if asked == "auto" else "nf4" if asked == "nf4" else "16bit"
-    return Comparison(len(documents), score(trained).loss, scores, taken, forced=asked != "auto")
+    return BaseChoice(len(documents), score(trained).loss, scores, taken, forced=asked != "auto")
 
 
 def _shortened(document: Document, head: HeadSection | None) -> Document:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import xxhash
 
-from finetune.merging.tensors import Place, Weights, bytes_of, plan_shards, write_index
+from finetune.merging.tensors import ShardSlot, Weights, bytes_of, plan_shards, write_index
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def write_weights(weights: Weights, folder: Path, largest_shard: int, workers: i
     return Written(len(shards), sum(place.bytes for place in places.values()), dict(sorted(hashes.items())))
 
 
-def _write_tensor(weights: Weights, name: str, place: Place, descriptor: int) -> str:
+def _write_tensor(weights: Weights, name: str, place: ShardSlot, descriptor: int) -> str:
     """Write one tensor to its place; the hash of its bytes."""
     digest, offset = xxhash.xxh3_128(), place.start
     for _, block in weights.blocks(name):

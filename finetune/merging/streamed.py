@@ -16,7 +16,7 @@ from finetune.merging.described import check_beside, write_beside
 from finetune.merging.heads import SCORE_WEIGHT
 from finetune.merging.nf4 import Nf4Weights
 from finetune.merging.output import refuse_small_disk
-from finetune.merging.parts import Options, Outcome, Parts
+from finetune.merging.parts import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.stream import write_weights
 from finetune.merging.tensors import Weights
 from finetune.model.precision import choose_threads
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PretrainedConfig
 
-    from finetune.merging.qlora import Comparison
+    from finetune.merging.qlora import BaseChoice
     from finetune.merging.verify import Verification
     from finetune.merging.verify_heads import HeadVerification
 
@@ -36,7 +36,7 @@ SEED = 0
 """Of the sample of numbers that is recomputed."""
 
 
-def merge_streamed(parts: Parts, updates: Updates, folder: Path, output: Path, options: Options) -> Outcome:
+def merge_streamed(parts: MergeInputs, updates: Updates, folder: Path, output: Path, options: MergeOptions) -> MergeResult:
     """Write the merged weights and what stands beside them into `folder`, and check them.
 
     Raises MergeError where a number isn't finite or the disk of `output` is too small.
@@ -57,7 +57,7 @@ def merge_streamed(parts: Parts, updates: Updates, folder: Path, output: Path, o
     notes = quantization_notes(parts.target, "NF4, dequantised" if isinstance(base, Nf4Weights) else "it is stored")
     if parts.head is None and MergedWeights(base, updates, torch.float32).changes_nothing():
         notes = (DEAD, *notes)
-    return Outcome(written.xxh3_128, time.perf_counter() - began, tensors, verification, description, comparison, notes)
+    return MergeResult(written.xxh3_128, time.perf_counter() - began, tensors, verification, description, comparison, notes)
 
 
 def quantization_notes(target: Target, beneath: str) -> tuple[str, ...]:
@@ -69,8 +69,8 @@ def quantization_notes(target: Target, beneath: str) -> tuple[str, ...]:
 
 
 def _choose_qlora_base(
-    parts: Parts, updates: Updates, config: "PretrainedConfig", options: Options
-) -> "tuple[Weights, Comparison | None]":
+    parts: MergeInputs, updates: Updates, config: "PretrainedConfig", options: MergeOptions
+) -> "tuple[Weights, BaseChoice | None]":
     quantization = parts.target.quantization
     if quantization is None or not parts.target.quantized:
         if options.qlora_base == "nf4":
@@ -93,7 +93,7 @@ def _choose_qlora_base(
 
 
 def verify_streamed(
-    parts: Parts, merged: MergedWeights, folder: Path, config: "PretrainedConfig", options: Options
+    parts: MergeInputs, merged: MergedWeights, folder: Path, config: "PretrainedConfig", options: MergeOptions
 ) -> "Verification | HeadVerification":
     """Base + adapter by peft beside the model in `folder`, in memory where they fit, else layer by layer from the disk.
 
@@ -121,7 +121,7 @@ def verify_streamed(
 
 
 def _verify_head_streamed(
-    parts: Parts, wide: MergedWeights, folder: Path, config: "PretrainedConfig", dtype: torch.dtype, *, in_memory: bool
+    parts: MergeInputs, wide: MergedWeights, folder: Path, config: "PretrainedConfig", dtype: torch.dtype, *, in_memory: bool
 ) -> "HeadVerification":
     """The same for a classification head; `wide` is the merge in float32."""
     from finetune.merging.models import STREAMED_ROWS, STREAMED_TOKENS, model_of
@@ -140,7 +140,7 @@ def _verify_head_streamed(
     return verify_head(before, exact, folder, parts.head.section, texts=texts, dtype=dtype)
 
 
-def _unmerged(parts: Parts, merged: MergedWeights) -> "PeftModel":
+def _unmerged(parts: MergeInputs, merged: MergedWeights) -> "PeftModel":
     """Base + adapter by peft, in float32. Several adapters go in one on top of the other: the last one stays unmerged."""
     from finetune.merging.models import model_of
     from finetune.merging.verify import quiet_peft

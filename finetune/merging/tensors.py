@@ -61,7 +61,7 @@ def ranges(shape: tuple[int, ...], known: int = 0) -> Iterator[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class Stored:
+class TensorInfo:
     """Where a tensor lies."""
 
     file: Path
@@ -82,7 +82,7 @@ class StoredWeights:
 
     def __init__(self, files: Sequence[Path]):
         """Raises MergeError where a file is truncated, damaged, or holds a tensor that another one holds as well."""
-        self.tensors: dict[str, Stored] = {}
+        self.tensors: dict[str, TensorInfo] = {}
         for file in files:
             for name, tensor in _tensors_of(file).items():
                 if name in self.tensors:
@@ -151,7 +151,7 @@ class StoredWeights:
             os.close(self._open.popitem()[1])
 
 
-def _tensors_of(file: Path) -> dict[str, Stored]:
+def _tensors_of(file: Path) -> dict[str, TensorInfo]:
     """The tensors of one file, in the order in which their bytes lie. Raises ModelError where it is damaged."""
     header = read_header(file)
     with file.open("rb") as opened:
@@ -159,12 +159,12 @@ def _tensors_of(file: Path) -> dict[str, Stored]:
     found = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         start, stop = entry["data_offsets"]
-        found[name] = Stored(file, entry["dtype"], tuple(entry["shape"]), data + start, stop - start)
+        found[name] = TensorInfo(file, entry["dtype"], tuple(entry["shape"]), data + start, stop - start)
     return found
 
 
 @dataclass(frozen=True)
-class Place:
+class ShardSlot:
     """Where a tensor will lie."""
 
     file: str
@@ -187,7 +187,7 @@ class Shard:
     size: int
 
 
-def plan_shards(weights: Weights, largest: int) -> tuple[list[Shard], dict[str, Place]]:
+def plan_shards(weights: Weights, largest: int) -> tuple[list[Shard], dict[str, ShardSlot]]:
     """The files of at most `largest` bytes of tensors each (a tensor is never cut), and where each tensor lies in them."""
     groups: list[list[str]] = [[]]
     filled = 0
@@ -206,7 +206,7 @@ def plan_shards(weights: Weights, largest: int) -> tuple[list[Shard], dict[str, 
         entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name in names:
-            place = Place(file, offset, weights.dtype(name), weights.shape(name))
+            place = ShardSlot(file, offset, weights.dtype(name), weights.shape(name))
             entries[name] = {
                 "dtype": NAMES[place.dtype],
                 "shape": list(place.shape),
@@ -219,11 +219,11 @@ def plan_shards(weights: Weights, largest: int) -> tuple[list[Shard], dict[str, 
         header = len(text).to_bytes(8, "little") + text
         shards.append(Shard(file, header, len(header) + offset))
         for name in names:
-            places[name] = Place(file, places[name].start + len(header), places[name].dtype, places[name].shape)
+            places[name] = ShardSlot(file, places[name].start + len(header), places[name].dtype, places[name].shape)
     return shards, places
 
 
-def write_index(folder: Path, places: Mapping[str, Place]) -> None:
+def write_index(folder: Path, places: Mapping[str, ShardSlot]) -> None:
     """The index by which transformers finds each tensor's file, where there are several."""
     if len({place.file for place in places.values()}) > 1:
         total = {"total_size": sum(place.bytes for place in places.values())}

@@ -20,7 +20,7 @@ from finetune.merging.adapted import DEAD, EMBEDDING, are_alike, finite
 from finetune.merging.described import check_beside, write_beside
 from finetune.merging.heads import LM_HEAD, SCORE_WEIGHT
 from finetune.merging.output import refuse_small_disk
-from finetune.merging.parts import Options, Outcome, Parts
+from finetune.merging.parts import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.streamed import quantization_notes
 from finetune.merging.tensors import StoredWeights, hashes_of
 from finetune.merging.verify import Before, Verification, before_by_peft, quiet_peft, verify
@@ -36,7 +36,7 @@ from finetune.recipe.schema.model import ModelSection
 logger = logging.getLogger(__name__)
 
 
-def merge_through_peft(parts: Parts, reason: str, folder: Path, output: Path, options: Options) -> Outcome:
+def merge_through_peft(parts: MergeInputs, reason: str, folder: Path, output: Path, options: MergeOptions) -> MergeResult:
     """Merge in memory and write into `folder`. Raises MergeError where base and adapters don't belong together."""
     if options.qlora_base == "nf4":
         raise MergeError(f"--qlora-base nf4 can't be honoured: peft itself must merge this adapter ({reason}).")
@@ -71,7 +71,7 @@ def merge_through_peft(parts: Parts, reason: str, folder: Path, output: Path, op
     spent += time.perf_counter() - began
     hashes = hashes_of(StoredWeights.of_folder(folder), choose_threads())
     notes = (note, *dead, *drawn, *quantization_notes(parts.target, "it is stored"))
-    return Outcome(hashes, spent, verification=verification, description=description, notes=notes)
+    return MergeResult(hashes, spent, verification=verification, description=description, notes=notes)
 
 
 def _changes_nothing(merged: PreTrainedModel, base: StoredWeights) -> bool:
@@ -83,7 +83,7 @@ def _changes_nothing(merged: PreTrainedModel, base: StoredWeights) -> bool:
     return True
 
 
-def _rows_of_nobody(merged: PreTrainedModel, parts: Parts) -> Iterator[str]:
+def _rows_of_nobody(merged: PreTrainedModel, parts: MergeInputs) -> Iterator[str]:
     """What is to be said of rows of tokens that neither the base nor an adapter holds."""
     plain: Any = merged
     saved = {name for adapter in parts.adapters for name in adapter.weights.names()}
@@ -96,7 +96,7 @@ def _rows_of_nobody(merged: PreTrainedModel, parts: Parts) -> Iterator[str]:
             yield f"the rows {known} to {rows - 1} of {module} are in no file: transformers has drawn them"
 
 
-def _before(parts: Parts, adapted: PeftModel) -> Before | HeadBefore:
+def _before(parts: MergeInputs, adapted: PeftModel) -> Before | HeadBefore:
     documents, _ = parts.documents
     if parts.head is None:
         return before_by_peft(adapted, parts.tokenizer, documents)
@@ -104,7 +104,7 @@ def _before(parts: Parts, adapted: PeftModel) -> Before | HeadBefore:
         return head_before(adapted, documents, parts.config["pad_token_id"])
 
 
-def _verify(parts: Parts, before: Before | HeadBefore, exact: Any, folder: Path) -> Verification | HeadVerification:
+def _verify(parts: MergeInputs, before: Before | HeadBefore, exact: Any, folder: Path) -> Verification | HeadVerification:
     _, texts = parts.documents
     if isinstance(before, Before):
         return verify(before, exact, folder, parts.tokenizer, texts=texts, dtype=parts.dtype)
@@ -163,7 +163,7 @@ def kind_of(model: PeftModel) -> str:
     return str(getattr(model.peft_type, "value", model.peft_type))
 
 
-def save(merged: PreTrainedModel, parts: Parts, folder: Path, largest_shard: int) -> ModelConfig:
+def save(merged: PreTrainedModel, parts: MergeInputs, folder: Path, largest_shard: int) -> ModelConfig:
     """Round once, and write, with what stands beside the weights; returns its configuration.
 
     Raises MergeError where a number isn't finite.

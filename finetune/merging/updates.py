@@ -15,14 +15,14 @@ import torch
 from finetune.errors import MergeError
 from finetune.merging.tensors import StoredWeights, hash_of
 
-Change = Callable[[torch.Tensor, int], torch.Tensor]
+WeightChange = Callable[[torch.Tensor, int], torch.Tensor]
 """(rows in a wide type, number of the first) -> the rows as the adapter has them; the rows given may be overwritten."""
 
 
 class Operation(Protocol):
     """One change of one tensor. All of them change each row by itself, so a tensor can go through block by block."""
 
-    def ready(self) -> Change:
+    def ready(self) -> WeightChange:
         """Read what is needed. Raises MergeError where a number isn't finite."""
         ...
 
@@ -40,7 +40,7 @@ class LowRank:
     magnitude: str | None = None
     embedding: bool = False
 
-    def ready(self) -> Change:
+    def ready(self) -> WeightChange:
         """Read A, B and the lengths of the rows."""
         first, second = read_finite(self.adapter, self.first), read_finite(self.adapter, self.second)
         left, right = (first.T.contiguous(), second.T.contiguous()) if self.embedding else (second, first)
@@ -63,7 +63,7 @@ class Replaced:
     adapter: StoredWeights
     name: str
 
-    def ready(self) -> Change:
+    def ready(self) -> WeightChange:
         """Nothing is read before its rows are asked for: it may be a large embedding."""
 
         known = self.adapter.shape(self.name)[0]
@@ -89,7 +89,7 @@ class TokenRows:
     name: str
     tokens: tuple[int, ...]
 
-    def ready(self) -> Change:
+    def ready(self) -> WeightChange:
         """Read the rows."""
         values = read_finite(self.adapter, self.name)
 
@@ -110,7 +110,7 @@ class AddedBias:
     name: str
     scale: float
 
-    def ready(self) -> Change:
+    def ready(self) -> WeightChange:
         """Read the bias."""
         values = read_finite(self.adapter, self.name)
 
@@ -143,7 +143,7 @@ class Update:
     """In the merged model: tokens may have been added."""
     operations: list[Operation]
 
-    def ready(self) -> Change:
+    def ready(self) -> WeightChange:
         """The changes, one after the other."""
         changes = [operation.ready() for operation in self.operations]
 

@@ -64,7 +64,7 @@ KL_BOUNDS = {torch.float32: KlBound(1e-6, 0.0), torch.float16: KlBound(1e-4, 1e-
 
 
 @dataclass(frozen=True)
-class Answer:
+class Continuation:
     """A prompt, and what base + adapter and the merged model make of it, greedily."""
 
     prompt: str
@@ -98,7 +98,7 @@ class Verification:
     """How often the likeliest token is the same, near-ties included."""
     clear_top1_agreement: float
     """The same where the likeliest token leads by CLEAR_MARGIN."""
-    answers: tuple[Answer, ...]
+    answers: tuple[Continuation, ...]
     failures: tuple[str, ...]
     """The bounds that don't hold, in words."""
 
@@ -255,7 +255,7 @@ def failures_of(
 
 def compare_answers(
     before: Before, stored: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, bound: float
-) -> tuple[tuple[Answer, ...], list[str]]:
+) -> tuple[tuple[Continuation, ...], list[str]]:
     """The merged model's own greedy answers beside those before; and where they part by more nats than the bound."""
     if not before.prompts:
         return (), []
@@ -263,7 +263,7 @@ def compare_answers(
     answers, failures = [], []
     for prompt, mine, its in zip(before.prompts, before.answers, after, strict=True):
         texts = [text_of(ids, tokenizer) for ids in (prompt, mine, its)]
-        answers.append(Answer(*texts))
+        answers.append(Continuation(*texts))
         parted = next((place for place, pair in enumerate(zip(mine, its, strict=False)) if pair[0] != pair[1]), None)
         if parted is None:
             continue

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from finetune.errors import ModelError, library_refusals
 from finetune.model.adapter_file import LORA, check_adapter_config, checked_adapter_config, is_target, only_the_adapter
 from finetune.model.adapter_fit import refuse_unknown_keys, refuse_unread, refuse_wrapped, saved_vocabulary
-from finetune.model.classify import HEAD
+from finetune.model.classify import CLASSIFIER
 from finetune.model.folder import ADAPTER_WEIGHTS, read_adapter_config, read_header
 from finetune.model.hub import adapter_snapshot, is_hub_id
 from finetune.recipe.schema.adapter import AdapterSection
@@ -118,7 +118,7 @@ def continued_folder(section: AdapterSection) -> Path:
 
 def linear_names(model: PreTrainedModel) -> set[str]:
     """Names of the linear layers that `all-linear` stands for: all but the head, be it of tokens or of labels."""
-    head = model.get_output_embeddings() or getattr(model, HEAD, None)
+    head = model.get_output_embeddings() or getattr(model, CLASSIFIER, None)
     return {
         name.rsplit(".", 1)[-1]
         for name, module in model.named_modules()

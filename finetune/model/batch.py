@@ -5,10 +5,10 @@ from typing import Any, Protocol
 
 import torch
 
-from finetune.model.loss import IGNORED, next_token_labels
+from finetune.model.loss import IGNORE_INDEX, next_token_labels
 
 
-class Document(Protocol):
+class TokenisedRow(Protocol):
     """One row as tokens, as data_prep.documents has it."""
 
     @property
@@ -28,7 +28,7 @@ class Document(Protocol):
         """What a classification head learns at its supervised token; empty where the token is what is learned."""
 
 
-def padded_batch(documents: Sequence[Document], pad_token_id: int) -> dict[str, torch.Tensor]:
+def padded_batch(documents: Sequence[TokenisedRow], pad_token_id: int) -> dict[str, torch.Tensor]:
     """A row each, padded on the right to the longest: input_ids, attention_mask, shift_labels (B x T).
 
     Labels come from the documents' own spans and never from token ids: a pad token that is also the end of turn changes
@@ -38,7 +38,7 @@ def padded_batch(documents: Sequence[Document], pad_token_id: int) -> dict[str, 
     longest = max(len(document.token_ids) for document in documents)
     input_ids = torch.full((len(documents), longest), pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
-    shift_labels = torch.full_like(input_ids, IGNORED)
+    shift_labels = torch.full_like(input_ids, IGNORE_INDEX)
     shift_weights = torch.zeros(input_ids.shape)
     for line, document in enumerate(documents):
         tokens, length = torch.as_tensor(document.token_ids, dtype=torch.long), len(document.token_ids)
@@ -48,7 +48,7 @@ def padded_batch(documents: Sequence[Document], pad_token_id: int) -> dict[str, 
     return batch | _weights(shift_weights) | _targets(documents)
 
 
-def packed_batch(documents: Sequence[Document]) -> dict[str, Any]:
+def packed_batch(documents: Sequence[TokenisedRow]) -> dict[str, Any]:
     """All documents one after the other in one row: input_ids, position_ids, shift_labels (1 x T), the others as above.
 
     `documents` are their lengths, for finetune.model.attention. Positions begin anew with each document: without an attention
@@ -68,13 +68,13 @@ def loss_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """What the sum of a batch's losses is divided by for their mean: its supervised tokens, each by its weight."""
     if "shift_weights" in batch:
         return batch["shift_weights"].double().sum()
-    return batch["shift_labels"].ne(IGNORED).sum()
+    return batch["shift_labels"].ne(IGNORE_INDEX).sum()
 
 
 def _weights(shift_weights: torch.Tensor) -> dict[str, torch.Tensor]:
     return {} if torch.all((shift_weights == 0) | (shift_weights == 1)) else {"shift_weights": shift_weights}
 
 
-def _targets(documents: Sequence[Document]) -> dict[str, torch.Tensor]:
+def _targets(documents: Sequence[TokenisedRow]) -> dict[str, torch.Tensor]:
     rows = [document.targets for document in documents if document.targets and document.spans]
     return {"targets": torch.tensor(rows)} if rows else {}

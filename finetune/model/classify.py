@@ -12,13 +12,13 @@ import torch
 from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 
-from data_prep.config import HeadSection, Problem
+from data_prep.config import HeadSection, ProblemType
 from finetune.errors import ModelError
 from finetune.model.checkpoint import Base
-from finetune.model.loss import IGNORED, install_loss
+from finetune.model.loss import IGNORE_INDEX, install_loss
 from finetune.recipe.heads import described_head, head_of_config
 
-HEAD = "score"
+CLASSIFIER = "score"
 """transformers' name of the head's module."""
 
 
@@ -42,7 +42,7 @@ def refuse_other_head(base: Base, config: PretrainedConfig, head: HeadSection | 
 
 def widen_head(model: Any) -> None:
     """Let the head compute in float32 (or float64): engines that shard keep its weight in bf16 while it computes."""
-    score = getattr(model, HEAD)
+    score = getattr(model, CLASSIFIER)
     score.forward = types.MethodType(_wide_linear, score)
 
 
@@ -54,11 +54,13 @@ def _wide_linear(self: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
 
 def head_outputs(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """The head's outputs (N x L) for hidden states (N x D), in float32 (or float64)."""
-    outputs: torch.Tensor = getattr(model, HEAD)(hidden)
+    outputs: torch.Tensor = getattr(model, CLASSIFIER)(hidden)
     return outputs
 
 
-def head_losses(outputs: torch.Tensor, targets: torch.Tensor, problem: Problem, label_smoothing: float = 0.0) -> torch.Tensor:
+def head_losses(
+    outputs: torch.Tensor, targets: torch.Tensor, problem: ProblemType, label_smoothing: float = 0.0
+) -> torch.Tensor:
     """The loss of each document (N) from outputs (N x L) and targets (N x 1, or N x L).
 
     Cross-entropy; or the mean over the labels of the binary cross-entropies; or the mean squared error.
@@ -89,7 +91,7 @@ def install_head_loss(
     ) -> torch.Tensor:
         if targets is None:  # a row without documents: a zero that still has a gradient, as in finetune.model.loss
             return head_outputs(model, hidden[:, 0]).sum() * 0.0
-        read = labels.ne(IGNORED)
+        read = labels.ne(IGNORE_INDEX)
         losses = head_losses(
             head_outputs(model, hidden[read]), targets, head.problem, label_smoothing if model.training else 0.0
         )

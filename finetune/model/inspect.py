@@ -64,7 +64,7 @@ class Rope:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredWeightsSize:
     """What the headers of a folder's safetensors say."""
 
     parameters: int
@@ -282,7 +282,7 @@ def _matches(target: str, names: Iterable[str], key: str) -> set[str]:
     return found
 
 
-def read_stored(folder: Path, *, fetched: bool = True) -> Stored | None:
+def read_stored(folder: Path, *, fetched: bool = True) -> StoredWeightsSize | None:
     """What a folder's weights are, from their headers; None where there are none.
 
     Of a model that isn't `fetched`, also where some are absent. Raises ModelError for damaged ones.
@@ -296,7 +296,7 @@ def read_stored(folder: Path, *, fetched: bool = True) -> Stored | None:
         for tensor in read_header(path).values():
             dtypes[tensor["dtype"]] = dtypes.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
             size += tensor["data_offsets"][1] - tensor["data_offsets"][0]
-    return Stored(sum(dtypes.values()), size, dict(sorted(dtypes.items(), key=lambda item: -item[1])), len(files))
+    return StoredWeightsSize(sum(dtypes.values()), size, dict(sorted(dtypes.items(), key=lambda item: -item[1])), len(files))
 
 
 def find_description(model: ModelSection) -> tuple[Path, bool]:

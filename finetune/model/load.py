@@ -15,7 +15,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from data_prep.config import HeadSection
 from finetune.errors import ModelError, library_refusals
 from finetune.model.checkpoint import Base
-from finetune.model.classify import HEAD, add_head_to_config, refuse_other_head, widen_head
+from finetune.model.classify import CLASSIFIER, add_head_to_config, refuse_other_head, widen_head
 from finetune.model.config import load_config
 from finetune.model.folder import CONFIG, only_the_model
 from finetune.model.precision import choose_device
@@ -49,7 +49,7 @@ def load_model(
     if isinstance(stored, dict) and stored.get("load_in_4bit"):
         config.quantization_config = stored | {"bnb_4bit_compute_dtype": str(dtype).removeprefix("torch.")}
     elif not stored and quantization in BITSANDBYTES:
-        options["quantization_config"] = bitsandbytes_config(dtype, quantization, kept=() if head is None else (HEAD,))
+        options["quantization_config"] = bitsandbytes_config(dtype, quantization, kept=() if head is None else (CLASSIFIER,))
     if (stored or quantization in BITSANDBYTES) and not is_deepspeed_zero3_enabled():  # which places each share by itself
         options["device_map"] = {"": choose_device()}
     with library_refusals(f"the weights in {base.folder} could not be loaded"), only_the_model(base.folder) as folder:
@@ -57,7 +57,7 @@ def load_model(
         options["generation_config"] = GenerationConfig.from_model_config(config)
         model, info = kind.from_pretrained(folder, output_loading_info=True, trust_remote_code=False, **options)
     model.name_or_path = model.config.name_or_path = str(base.folder)
-    absent = sorted(name for name in info["missing_keys"] if head is None or name != f"{HEAD}.weight")
+    absent = sorted(name for name in info["missing_keys"] if head is None or name != f"{CLASSIFIER}.weight")
     if absent:
         raise ModelError(
             f"{base.folder} lacks {len(absent)} weights that its config.json asks for, the first {absent[0]}: "

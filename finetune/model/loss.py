@@ -28,7 +28,7 @@ from finetune.model.sizes import CHUNK_POSITIONS
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label of a position without supervision, as everywhere in the field."""
 
 Head = Callable[[torch.Tensor], torch.Tensor]
@@ -44,8 +44,8 @@ def next_token_labels(token_ids: torch.Tensor, weights: Sequence[float]) -> tupl
     """
     shifted = torch.zeros(len(token_ids))
     shifted[:-1] = torch.tensor(weights[1:])
-    labels = torch.full_like(token_ids, IGNORED)
-    labels[:-1] = torch.where(shifted[:-1] != 0, token_ids[1:], IGNORED)
+    labels = torch.full_like(token_ids, IGNORE_INDEX)
+    labels[:-1] = torch.where(shifted[:-1] != 0, token_ids[1:], IGNORE_INDEX)
     return labels, shifted
 
 
@@ -64,7 +64,7 @@ def supervised_cross_entropy(
     so that every process of a sharded run goes through the same backward pass. With `most_chunks` the head is called as often
     as in the process with the most to learn: a head that is cut up is gathered at each call, by all processes together.
     """
-    positions = shift_labels.ne(IGNORED)
+    positions = shift_labels.ne(IGNORE_INDEX)
     chosen, labels = hidden[positions], shift_labels[positions]
     if labels.numel() == 0 and most_chunks is None:
         return head(hidden[:, :1]).float().sum() * 0.0
@@ -85,7 +85,7 @@ def supervised_cross_entropy(
 
     chunks = _chunks(chosen, labels, weights) if labels.numel() else []
     if most_chunks is not None:
-        nothing = hidden[0, :1], shift_labels.new_full((1,), IGNORED), None if weights is None else weights.new_zeros(1)
+        nothing = hidden[0, :1], shift_labels.new_full((1,), IGNORE_INDEX), None if weights is None else weights.new_zeros(1)
         chunks += [nothing] * (max(1, most_chunks(len(chunks))) - len(chunks))
     if len(chunks) == 1 or not torch.is_grad_enabled():
         return torch.stack([chunk_loss(*chunk) for chunk in chunks]).sum()

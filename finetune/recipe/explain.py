@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from data_prep.config import FileSource, HubSource, OrdersSource, sections_in
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import GgufBase, WheelBase
-from finetune.recipe.tree import Finding, Location, Node, dotted, finding_at
+from finetune.recipe.tree import Diagnostic, Location, Node, dotted, finding_at
 from finetune.recipe.yaml_tree import plain_scalar, shorten
 
 Form = type[BaseModel]
@@ -46,7 +46,7 @@ PATTERNS = {
 }
 
 
-def findings_of(tree: Node) -> list[Finding]:
+def findings_of(tree: Node) -> list[Diagnostic]:
     """Everything that the schema has against a tree, except where a problem was reported already."""
     findings = list(_explain(Recipe, tree, ()))
     for location, node, forms, words in _forms_in(tree):
@@ -65,7 +65,7 @@ def _forms_in(tree: Node) -> Iterator[tuple[Location, Node, Mapping[str, Form], 
                 yield (*location, index), node, SOURCE_FORMS, SOURCE_WORDS
 
 
-def _explain_form(node: Node, location: Location, forms: Mapping[str, Form], words: str) -> list[Finding]:
+def _explain_form(node: Node, location: Location, forms: Mapping[str, Form], words: str) -> list[Diagnostic]:
     """What is wrong with a section of several forms, judged as the one form that its keys choose."""
     if not isinstance(node.value, dict):
         return [finding_at(node, location, f"got {show(node.plain())}, expected {words}")]
@@ -82,7 +82,7 @@ def _explain_form(node: Node, location: Location, forms: Mapping[str, Form], wor
     return [finding_at(node, location, f"got a section with {keys}; expected {words}")]
 
 
-def _explain(form: Form, node: Node, location: Location) -> Iterator[Finding]:
+def _explain(form: Form, node: Node, location: Location) -> Iterator[Diagnostic]:
     """pydantic's errors for one section, without those of the sections of several forms inside it."""
     try:
         form.model_validate(node.plain())
@@ -102,7 +102,7 @@ def _form_of(location: Location) -> Location | None:
     return None
 
 
-def _one(form: Form, node: Node, prefix: Location, detail: ErrorDetails) -> Iterator[Finding]:
+def _one(form: Form, node: Node, prefix: Location, detail: ErrorDetails) -> Iterator[Diagnostic]:
     """One error of pydantic as a finding; none where another finding says it better."""
     below, kind, got = detail["loc"], detail["type"], detail["input"]
     # The union of a name and a list: its members stand in the location, and one of them is not what was meant.

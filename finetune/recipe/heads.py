@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from data_prep.config import HeadSection, Problem
+from data_prep.config import HeadSection, ProblemType
 from data_prep.text import shown
 from finetune.errors import ModelError
 
-PROBLEM_TYPES: dict[Problem, str] = {
+PROBLEM_TYPES: dict[ProblemType, str] = {
     "single_label": "single_label_classification",
     "multi_label": "multi_label_classification",
     "regression": "regression",

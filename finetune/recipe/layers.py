@@ -12,7 +12,7 @@ from finetune.recipe.overrides import with_override
 from finetune.recipe.paths import LOCK, absolute
 from finetune.recipe.schema import Recipe
 from finetune.recipe.shipped import shipped_recipes
-from finetune.recipe.tree import Finding, Node, Place, Source, finding_at, merge
+from finetune.recipe.tree import Diagnostic, Node, RecipeFile, SourceLocation, finding_at, merge
 from finetune.recipe.variables import expanded
 from finetune.recipe.yaml_tree import LOCK_BYTES, MAX_BYTES, read_lock_yaml, read_yaml
 
@@ -31,8 +31,8 @@ class Layers:
     """The merged tree, the files that it came from (the recipe first), and what was wrong with them."""
 
     tree: Node | None
-    sources: list[Source]
-    findings: list[Finding] = field(default_factory=list)
+    sources: list[RecipeFile]
+    findings: list[Diagnostic] = field(default_factory=list)
     complete: bool = True
     """False when a file that the recipe extends is missing, so that nothing can be said about what is not there."""
 
@@ -47,10 +47,10 @@ def read_layers(path: Path, shown: str, overrides: Sequence[str]) -> Layers:
     return layers
 
 
-def _read_file(path: Path, shown: str, layers: Layers, extended_by: Finding | None) -> Node | None:
+def _read_file(path: Path, shown: str, layers: Layers, extended_by: Diagnostic | None) -> Node | None:
     """One file laid over what it extends. `extended_by`, when absent, is the recipe itself; else where it was asked for."""
-    source = Source(shown, path.parent, path)
-    asked = extended_by or Finding(Place(source, 1, 1), (), "")
+    source = RecipeFile(shown, path.parent, path)
+    asked = extended_by or Diagnostic(SourceLocation(source, 1, 1), (), "")
     try:
         with open_regular(path) as file:
             content = file.read(LOCK_BYTES + 1 if path.name == LOCK else MAX_BYTES + 1)
@@ -70,14 +70,16 @@ def _read_file(path: Path, shown: str, layers: Layers, extended_by: Finding | No
     layers.findings += findings
     if tree is None:
         if not findings:
-            layers.findings.append(Finding(Place(source, 1, 1), (), "the file is empty; a recipe has at least model and data"))
+            layers.findings.append(
+                Diagnostic(SourceLocation(source, 1, 1), (), "the file is empty; a recipe has at least model and data")
+            )
         return None
     if not isinstance(tree.value, dict):
         if tree.value is None:
             message = "the file holds no value; a recipe has at least model and data"
         else:
             message = "expected a mapping of sections (model, data, train, ...) at the top"
-        layers.findings.append(Finding(tree.place, (), message))
+        layers.findings.append(Diagnostic(tree.place, (), message))
         return None
     parent = tree.value.get("extends")
     if parent is None:
@@ -102,7 +104,7 @@ def _is_recipe(content: bytes, tree: Node | None) -> bool:
     return SECTION_BEGINS.search(content) is not None
 
 
-def _extend(tree: Node, parent: Node, source: Source, layers: Layers) -> Node | None:
+def _extend(tree: Node, parent: Node, source: RecipeFile, layers: Layers) -> Node | None:
     """A tree laid over the file that its `extends` names, or over stand-ins where there is no such file."""
     instead = merge(_stand_ins(parent.place), tree)
     if not isinstance(parent.value, str) or not parent.value or "\0" in parent.value:
@@ -130,7 +132,7 @@ def _extend(tree: Node, parent: Node, source: Source, layers: Layers) -> Node | 
     return merge(below, tree) if below else instead
 
 
-def _stand_ins(place: Place) -> Node:
+def _stand_ins(place: SourceLocation) -> Node:
     """What a recipe must have, in the place of what it extends."""
 
     def node(value: Any) -> Node:

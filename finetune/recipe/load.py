@@ -17,7 +17,7 @@ from finetune.recipe.rules import problems_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.shipped import shipped_recipes
 from finetune.recipe.tracking import said_by_environment, tracked
-from finetune.recipe.tree import Finding, Location, Node, Place, as_problems, dotted, finding_at
+from finetune.recipe.tree import Diagnostic, Location, Node, SourceLocation, as_problems, dotted, finding_at
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _find(path: str | Path) -> tuple[Path, str]:
     raise RecipeError([Problem(str(path), "", f"no such recipe: looked at {file}; {hint}")])
 
 
-def _rule_findings(tree: Node, wrong: Sequence[Finding]) -> Iterator[Finding]:
+def _rule_findings(tree: Node, wrong: Sequence[Diagnostic]) -> Iterator[Diagnostic]:
     """What the rules say about the recipe, its wrong parts replaced by defaults or stand-ins."""
     given = {dotted(location) for location, node in tree.walk() if node.value is not None}
     broken = [location for location, node in tree.walk() if node.broken]
@@ -129,7 +129,7 @@ def _origins(recipe: Recipe, tree: Node, layers: Layers) -> dict[str, str]:
     return {dotted(location): origin(location) for location in leaves(recipe.model_dump(mode="json"))}
 
 
-def _short(place: Place, folder: Path) -> str:
+def _short(place: SourceLocation, folder: Path) -> str:
     path = place.source.path
     return f"{os.path.relpath(path, folder)}:{place.line}" if path else place.source.shown
 

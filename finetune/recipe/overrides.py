@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from finetune.errors import Problem, RecipeError
 from finetune.recipe.schema import Recipe
-from finetune.recipe.tree import ATOMIC, Finding, Location, Node, Place, Source, dotted, merge
+from finetune.recipe.tree import ATOMIC, Diagnostic, Location, Node, RecipeFile, SourceLocation, dotted, merge
 from finetune.recipe.yaml_tree import NULLS, read_value, shorten
 
 SURROGATES = re.compile(r"\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})")
@@ -49,18 +49,18 @@ def _path(value: Any) -> str:
     raise TypeError(f"{value!r} is no value of a recipe; expected text, a number, true, false, a list or a mapping")
 
 
-def with_override(tree: Node, override: str, findings: list[Finding]) -> Node:
+def with_override(tree: Node, override: str, findings: list[Diagnostic]) -> Node:
     """The tree with one key=value laid over it; what is wrong with that becomes a finding of the command line."""
-    source = Source("command line", Path.cwd())
-    place = Place(source, 1, 1)
+    source = RecipeFile("command line", Path.cwd())
+    place = SourceLocation(source, 1, 1)
     match = OVERRIDE.fullmatch(override)
     if not match:
         message = f"got {shorten(override)!r}, expected section.key=value (train.learning_rate=1e-4)"
-        findings.append(Finding(place, (), message))
+        findings.append(Diagnostic(place, (), message))
         return tree
     location: Location = tuple(_key(key) for key in match["path"].split("."))
     if location[0] == "extends":
-        findings.append(Finding(place, location, "extends can't be overridden; run the other recipe"))
+        findings.append(Diagnostic(place, location, "extends can't be overridden; run the other recipe"))
         return tree
     value, wrong = _read(match["value"], location, source)
     findings += [replace(finding, location=(*location, *finding.location), place=place) for finding in wrong]
@@ -69,11 +69,11 @@ def with_override(tree: Node, override: str, findings: list[Finding]) -> Node:
     try:
         return _set(tree, location, 0, _at(value or Node(None, place), place))
     except LookupError as error:
-        findings.append(Finding(place, location, str(error.args[0])))
+        findings.append(Diagnostic(place, location, str(error.args[0])))
         return tree
 
 
-def _read(text: str, location: Location, source: Source) -> tuple[Node | None, list[Finding]]:
+def _read(text: str, location: Location, source: RecipeFile) -> tuple[Node | None, list[Diagnostic]]:
     """What a value means for its key: the text as it was typed, quotes around all of it and null excepted, where the key
     holds one; else one YAML value."""
     found = list(_annotations(Recipe, location))
@@ -81,11 +81,11 @@ def _read(text: str, location: Location, source: Source) -> tuple[Node | None, l
         return read_value(text, source)
     if text.startswith(("{", "[")) and not all(_is_text(annotation) or annotation is type(None) for annotation in found):
         return read_value(text, source)  # the key may hold a section or a list too
-    place = Place(source, 1, 1)
+    place = SourceLocation(source, 1, 1)
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return None, [Finding(place, (), f"byte 0x{ord(text[error.start]) & 0xFF:02x} is not UTF-8")]
+        return None, [Diagnostic(place, (), f"byte 0x{ord(text[error.start]) & 0xFF:02x} is not UTF-8")]
     return Node(text, place), []
 
 
@@ -120,7 +120,7 @@ def _key(text: str) -> str | int:
     return int(text) if text.isdecimal() and len(text) < 10 and str(int(text)) == text else shorten(text)
 
 
-def _at(node: Node, place: Place) -> Node:
+def _at(node: Node, place: SourceLocation) -> Node:
     """A tree whose every position is the given one."""
     value = node.value
     if isinstance(value, dict):

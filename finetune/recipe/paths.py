@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep.config import CHAT_TEMPLATES
 from data_prep.files import Use, problem_with
-from finetune.recipe.tree import Finding, Location, Node, finding_at
+from finetune.recipe.tree import Diagnostic, Location, Node, finding_at
 from finetune.recipe.variables import expanded
 
 # What the hub takes: no name ends in a dot or hyphen or is longer than 96; no two hyphens or dots meet; none ends in .git.
@@ -22,9 +22,9 @@ TEMPLATE_NAME = re.compile(r"[A-Za-z][\w-]{0,63}", re.ASCII)
 """What one of a tokenizer's own chat templates may be called."""
 
 
-def resolve_paths(tree: Node) -> tuple[Node, list[Finding], dict[Location, list[str]]]:
+def resolve_paths(tree: Node) -> tuple[Node, list[Diagnostic], dict[Location, list[str]]]:
     """The tree with absolute paths, a finding for each file or folder that isn't there, and which variables stood where."""
-    findings: list[Finding] = []
+    findings: list[Diagnostic] = []
     tree, variables = _expand(tree, findings)
     for source in _sources(tree):
         tree = _resolve_data(tree, (*source, "path"), findings)
@@ -35,7 +35,7 @@ def resolve_paths(tree: Node) -> tuple[Node, list[Finding], dict[Location, list[
     return _resolve_adapter(tree, findings), findings, variables
 
 
-def _expand(tree: Node, findings: list[Finding]) -> tuple[Node, dict[Location, list[str]]]:
+def _expand(tree: Node, findings: list[Diagnostic]) -> tuple[Node, dict[Location, list[str]]]:
     """${NAME} replaced in every path and every name of a model or a data set, and nowhere else."""
     places: list[Location] = [(*source, key) for source in _sources(tree) for key in ("path", "dataset", "code")]
     places += [("model", "base"), ("model", "base", "gguf"), ("model", "chat_template"), ("adapter", "continue_from")]
@@ -102,7 +102,7 @@ def _nothing(path: Path, kind: str) -> str:
     return f"no {kind}, but a pipe, a device or a broken link" if odd else f"no such {kind}"
 
 
-def _resolve(tree: Node, location: Location, findings: list[Finding], *, kind: str, holds: str | None = None) -> Node:
+def _resolve(tree: Node, location: Location, findings: list[Diagnostic], *, kind: str, holds: str | None = None) -> Node:
     """One path made absolute; `holds` is a file that a folder must have inside."""
     found = _text(tree, location)
     if found is None:
@@ -116,7 +116,7 @@ def _resolve(tree: Node, location: Location, findings: list[Finding], *, kind: s
     return _replace(tree, location, str(path))
 
 
-def _resolve_data(tree: Node, location: Location, findings: list[Finding]) -> Node:
+def _resolve_data(tree: Node, location: Location, findings: list[Diagnostic]) -> Node:
     """A source's path made absolute: a file, a folder or a glob, with files to read in it."""
     found = _text(tree, location)
     if found is None:
@@ -130,7 +130,7 @@ def _resolve_data(tree: Node, location: Location, findings: list[Finding]) -> No
     return _replace(tree, location, str(path))
 
 
-def _resolve_base(tree: Node, findings: list[Finding]) -> Node:
+def _resolve_base(tree: Node, findings: list[Diagnostic]) -> Node:
     location: Location = ("model", "base")
     found = _text(tree, location)
     if found is None:
@@ -154,7 +154,7 @@ def _resolve_base(tree: Node, findings: list[Finding]) -> Node:
     return tree
 
 
-def _resolve_adapter(tree: Node, findings: list[Finding]) -> Node:
+def _resolve_adapter(tree: Node, findings: list[Diagnostic]) -> Node:
     """adapter.continue_from: an adapter's folder, a run's, whose adapter is meant, or an adapter of the hub."""
     location: Location = ("adapter", "continue_from")
     found = _text(tree, location)
@@ -169,7 +169,7 @@ def _resolve_adapter(tree: Node, findings: list[Finding]) -> Node:
     return _resolve(tree, location, findings, kind="adapter folder", holds="adapter_config.json")
 
 
-def _resolve_chat_template(tree: Node, findings: list[Finding]) -> Node:
+def _resolve_chat_template(tree: Node, findings: list[Diagnostic]) -> Node:
     location: Location = ("model", "chat_template")
     found = _text(tree, location)
     if found is None or found[1] in CHAT_TEMPLATES:

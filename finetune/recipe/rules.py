@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from data_prep.config import FileSource, Section, Source
 from data_prep.files import kind_of
 from finetune.recipe import rules_evaluate
-from finetune.recipe.rules_evaluate import Found, Given, asked
+from finetune.recipe.rules_evaluate import Given, RuleProblem, asked
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.train import OPTIMIZERS
 
@@ -32,7 +32,7 @@ def problems_of(recipe: Recipe, given: set[str]) -> list[tuple[str, str]]:
     return [problem for rule in RULES for problem in rule(recipe, given)]
 
 
-def _needs_evaluation(recipe: Recipe, given: Given) -> Found:
+def _needs_evaluation(recipe: Recipe, given: Given) -> RuleProblem:
     if recipe.data.evaluation is not None or "data.evaluation" in given:
         return
     needing = {
@@ -46,18 +46,18 @@ def _needs_evaluation(recipe: Recipe, given: Given) -> Found:
             yield path, "needs rows to evaluate on; add data.evaluation (fraction: 0.05, or sources)"
 
 
-def _early_stopping(recipe: Recipe, given: Given) -> Found:
+def _early_stopping(recipe: Recipe, given: Given) -> RuleProblem:
     train = recipe.train
     if train.early_stopping and train.evaluate_every_steps is None and "train.evaluate_every_steps" not in given:
         yield "train.early_stopping", "needs train.evaluate_every_steps: it judges by the evaluation loss during training"
 
 
-def _length(recipe: Recipe, given: Given) -> Found:
+def _length(recipe: Recipe, given: Given) -> RuleProblem:
     if recipe.train.epochs is not None and recipe.train.max_steps is not None:
         yield "train.max_steps", "epochs and max_steps exclude each other; remove one"
 
 
-def _batches(recipe: Recipe, given: Given) -> Found:
+def _batches(recipe: Recipe, given: Given) -> RuleProblem:
     whole, micro = recipe.train.global_batch_size, recipe.train.micro_batch_size
     if whole % micro:
         path = "train.micro_batch_size" if "train.micro_batch_size" in given else "train.global_batch_size"
@@ -67,7 +67,7 @@ def _batches(recipe: Recipe, given: Given) -> Found:
         yield path, message
 
 
-def _full(recipe: Recipe, given: Given) -> Found:
+def _full(recipe: Recipe, given: Given) -> RuleProblem:
     if recipe.adapter.method != "full":
         return
     for knob in LORA_ONLY:
@@ -75,7 +75,7 @@ def _full(recipe: Recipe, given: Given) -> Found:
             yield f"adapter.{knob}", "method full trains all weights and has no adapter; remove this, or use lora or qlora"
 
 
-def _adapter(recipe: Recipe, given: Given) -> Found:
+def _adapter(recipe: Recipe, given: Given) -> RuleProblem:
     adapter = recipe.adapter
     if adapter.method == "full":
         return
@@ -104,7 +104,7 @@ def _adapter(recipe: Recipe, given: Given) -> Found:
             yield f"adapter.{knob}", "got an empty name"
 
 
-def _schedule(recipe: Recipe, given: Given) -> Found:
+def _schedule(recipe: Recipe, given: Given) -> RuleProblem:
     train = recipe.train
     if asked(recipe, given, "train.minimum_learning_rate_fraction") and train.schedule not in ("cosine_with_minimum", "wsd"):
         message = f"only schedules cosine_with_minimum and wsd have a minimum; this one is {train.schedule}"
@@ -117,7 +117,7 @@ def _schedule(recipe: Recipe, given: Given) -> Found:
         yield path, f"warmup_fraction + decay_fraction is {total}, expected at most 1"
 
 
-def _checkpointing(recipe: Recipe, given: Given) -> Found:
+def _checkpointing(recipe: Recipe, given: Given) -> RuleProblem:
     path = "train.activation_checkpointing_every_layers"
     if asked(recipe, given, path) and not recipe.train.activation_checkpointing:
         yield path, "needs train.activation_checkpointing: true; without it no layer is recomputed"
@@ -131,7 +131,7 @@ def _near(name: str, known: Collection[str]) -> str | None:
     return close[0] if close else None
 
 
-def _optimizer(recipe: Recipe, given: Given) -> Found:
+def _optimizer(recipe: Recipe, given: Given) -> RuleProblem:
     name = recipe.train.optimizer
     close = _near(name, OPTIMIZERS)
     if name in OPTIMIZERS.values() or (re.fullmatch(r"[a-z0-9_]+", name) and not close):
@@ -140,13 +140,13 @@ def _optimizer(recipe: Recipe, given: Given) -> Found:
     yield "train.optimizer", f"got {name!r}, expected {', '.join(OPTIMIZERS)} or another name of OptimizerNames{hint}"
 
 
-def _revision(recipe: Recipe, given: Given) -> Found:
+def _revision(recipe: Recipe, given: Given) -> RuleProblem:
     base = recipe.model.base
     if recipe.model.revision is not None and not (isinstance(base, str) and not Path(base).is_absolute()):
         yield "model.revision", "only a hub id has revisions; remove it (a gguf or wheel base is pinned by its sha256)"
 
 
-def _rope_scaling(recipe: Recipe, given: Given) -> Found:
+def _rope_scaling(recipe: Recipe, given: Given) -> RuleProblem:
     scaling = recipe.model.rope_scaling
     if scaling is None:
         return
@@ -163,7 +163,7 @@ def _rope_scaling(recipe: Recipe, given: Given) -> Found:
         yield "model.rope_scaling.low_frequency_factor", f"got {low:g}, expected less than high_frequency_factor ({high:g})"
 
 
-def _new_tokens(recipe: Recipe, given: Given) -> Found:
+def _new_tokens(recipe: Recipe, given: Given) -> RuleProblem:
     tokens = recipe.model.new_tokens
     for index, token in enumerate(tokens):
         if not token.strip():
@@ -172,7 +172,7 @@ def _new_tokens(recipe: Recipe, given: Given) -> Found:
             yield f"model.new_tokens.{index}", f"{token!r} is named twice"
 
 
-def _tracking(recipe: Recipe, given: Given) -> Found:
+def _tracking(recipe: Recipe, given: Given) -> RuleProblem:
     tracking = recipe.tracking
     for knob in ("wandb_mode", "tags", "notes", "upload_adapter"):
         if asked(recipe, given, f"tracking.{knob}") and tracking.tracker != "wandb":
@@ -185,7 +185,7 @@ def _tracking(recipe: Recipe, given: Given) -> Found:
         yield "tracking.upload_adapter", "adapter.method full trains all weights: there is no adapter to upload"
 
 
-def _supervise(recipe: Recipe, given: Given) -> Found:
+def _supervise(recipe: Recipe, given: Given) -> RuleProblem:
     data = recipe.data
     if data.supervise != "assistant" and all(source.format == "text" for source in data.train):
         message = f"every source of data.train has format text, whose rows are learned whole; {data.supervise} changes nothing"
@@ -197,7 +197,7 @@ def _supervise(recipe: Recipe, given: Given) -> Found:
         )
 
 
-def _packs(recipe: Recipe, given: Given) -> Found:
+def _packs(recipe: Recipe, given: Given) -> RuleProblem:
     data = recipe.data
     if any(_wrong(data, "data", knob, given) for knob in ("pack_length_tokens", "max_length_tokens", "pack_split")):
         return
@@ -209,7 +209,7 @@ def _packs(recipe: Recipe, given: Given) -> Found:
         yield "data.pack_split", "needs data.pack_length_tokens: without packs nothing is cut where one is full"
 
 
-def _mixture(recipe: Recipe, given: Given) -> Found:
+def _mixture(recipe: Recipe, given: Given) -> RuleProblem:
     sources = recipe.data.train
     if recipe.data.streaming is not None:
         return  # _streaming says what a stream can't have
@@ -228,7 +228,7 @@ def _mixture(recipe: Recipe, given: Given) -> Found:
         yield "data.train", f"the shares of the sources sum to {whole:g}, expected 1"
 
 
-def _streaming(recipe: Recipe, given: Given) -> Found:
+def _streaming(recipe: Recipe, given: Given) -> RuleProblem:
     """What needs all rows at once, or their number, can't work in a stream."""
     data, clean = recipe.data, recipe.data.clean
     if data.streaming is None:
@@ -252,7 +252,7 @@ def _streaming(recipe: Recipe, given: Given) -> Found:
             yield f"data.train.{index}.repeat", "a stream reads each row once a pass; remove it"
 
 
-def _leakage(recipe: Recipe, given: Given) -> Found:
+def _leakage(recipe: Recipe, given: Given) -> RuleProblem:
     data = recipe.data
     if _wrong(data, "data", "evaluation", given):
         return
@@ -261,7 +261,7 @@ def _leakage(recipe: Recipe, given: Given) -> Found:
         yield "data.clean.leakage", f"{message}; remove it"
 
 
-def _evaluated_once(recipe: Recipe, given: Given) -> Found:
+def _evaluated_once(recipe: Recipe, given: Given) -> RuleProblem:
     for index, source in enumerate(recipe.data.held_out):
         for knob, changed in (("repeat", source.repeat != 1), ("share", source.share is not None)):
             if changed:
@@ -279,14 +279,14 @@ def _asked_below(section: Section, knob: str) -> bool:
     return bool(getattr(section, knob) != type(section).model_fields[knob].get_default(call_default_factory=True))
 
 
-def _findings(recipe: Recipe, given: Given) -> Found:
+def _findings(recipe: Recipe, given: Given) -> RuleProblem:
     findings = recipe.data.allow_findings
     repeated = sorted({name for name in findings if findings.count(name) > 1})
     if repeated:
         yield "data.allow_findings", f"named twice: {', '.join(repeated)}"
 
 
-def _files(recipe: Recipe, given: Given) -> Found:
+def _files(recipe: Recipe, given: Given) -> RuleProblem:
     evaluation = recipe.data.evaluation
     groups: dict[str, tuple[Source, ...]] = {"data.train": recipe.data.train}
     if evaluation and evaluation.sources:
@@ -299,7 +299,7 @@ def _files(recipe: Recipe, given: Given) -> Found:
                 yield f"{path}.{index}.format", f"a .txt file has format text (or template, or auto); got {source.format}"
 
 
-RULES: tuple[Callable[[Recipe, Given], Found], ...] = (
+RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _needs_evaluation,
     _early_stopping,
     _length,

@@ -6,7 +6,7 @@ from data_prep.config import RowsSource
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import BY_LIKELIHOOD, OF_LABELS, OF_NUMBERS, PASS_AT, MetricName
 
-Found = Iterator[tuple[str, str]]
+RuleProblem = Iterator[tuple[str, str]]
 Given = set[str]
 
 LOSS: frozenset[MetricName] = frozenset({"loss"})
@@ -35,7 +35,7 @@ def labels_of(recipe: Recipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys(label for source in sources for label in source.labels.values()))
 
 
-def metrics_fit(recipe: Recipe, given: Given) -> Found:
+def metrics_fit(recipe: Recipe, given: Given) -> RuleProblem:
     """Each metric has what it needs: labels, a head, samples."""
     section, head = recipe.evaluate, recipe.model.head
     labels = labels_of(recipe)
@@ -55,7 +55,7 @@ def metrics_fit(recipe: Recipe, given: Given) -> Found:
     yield from _labels(recipe)
 
 
-def _labels(recipe: Recipe) -> Found:
+def _labels(recipe: Recipe) -> RuleProblem:
     labels = recipe.evaluate.labels
     if not labels:
         return
@@ -72,7 +72,7 @@ def _labels(recipe: Recipe) -> Found:
             yield f"evaluate.labels.{index}", f"{labels[index]!r} is named twice (case and blanks aside)"
 
 
-def sampling_fits(recipe: Recipe, given: Given) -> Found:
+def sampling_fits(recipe: Recipe, given: Given) -> RuleProblem:
     """Options of answers that are drawn, or run, need metrics that look at them."""
     section = recipe.evaluate
     runs_code = bool(PASS_AT.keys() & set(section.metrics))
@@ -96,7 +96,7 @@ def sampling_fits(recipe: Recipe, given: Given) -> Found:
         yield "evaluate.rows_in_training", "needs train.evaluate_every_steps: metrics are measured with the evaluation loss"
 
 
-def best_fits(recipe: Recipe, given: Given) -> Found:
+def best_fits(recipe: Recipe, given: Given) -> RuleProblem:
     """The metric that chooses the best checkpoint is measured while checkpoints are made."""
     best, section = recipe.train.best_by, recipe.evaluate
     if best is None:
@@ -111,7 +111,7 @@ def best_fits(recipe: Recipe, given: Given) -> Found:
         yield "train.best_by", f"{best} is measured at the end only: set evaluate.rows_in_training"
 
 
-def head_fits(recipe: Recipe, given: Given) -> Found:
+def head_fits(recipe: Recipe, given: Given) -> RuleProblem:
     """What is about text doesn't go with a classification head."""
     head = recipe.model.head
     if head is None:
@@ -130,7 +130,7 @@ def head_fits(recipe: Recipe, given: Given) -> Found:
         yield "evaluate.max_new_tokens", "a model with model.head writes no text; remove this"
 
 
-def likelihood_fits(recipe: Recipe, given: Given) -> Found:
+def likelihood_fits(recipe: Recipe, given: Given) -> RuleProblem:
     """Likelihoods compare single labels."""
     named = [index for index, name in enumerate(recipe.evaluate.metrics) if name in BY_LIKELIHOOD]
     if named and len(labels_of(recipe)) == 1:

@@ -16,7 +16,7 @@ ATOMIC: frozenset[Location] = frozenset({("model", "base"), ("data", "evaluation
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class RecipeFile:
     """A recipe file, or the command line (`path` is None). Relative paths written in it start at `folder`."""
 
     shown: str
@@ -25,10 +25,10 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SourceLocation:
     """A position in a source; lines and columns count from 1."""
 
-    source: Source
+    source: RecipeFile
     line: int
     column: int
 
@@ -45,8 +45,8 @@ class Node:
     """
 
     value: "Scalar | dict[str, Node] | list[Node]"
-    place: Place
-    key_place: Place | None = None
+    place: SourceLocation
+    key_place: SourceLocation | None = None
     broken: bool = False
 
     def plain(self) -> Any:
@@ -98,26 +98,26 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnostic:
     """A problem that still knows its place, so that findings can be sorted."""
 
-    place: Place
+    place: SourceLocation
     location: Location
     message: str
 
 
-def finding_at(node: Node, location: Location, message: str, *, at_key: bool | None = None) -> Finding:
+def finding_at(node: Node, location: Location, message: str, *, at_key: bool | None = None) -> Diagnostic:
     """A finding about a node: at its key when `at_key` (by default, when its value is no scalar), else at its value."""
     if at_key is None:
         at_key = node.value is None or isinstance(node.value, dict | list)
-    return Finding(node.key_place if at_key and node.key_place else node.place, location, message)
+    return Diagnostic(node.key_place if at_key and node.key_place else node.place, location, message)
 
 
-def as_problems(findings: Sequence[Finding], sources: Sequence[Source]) -> list[Problem]:
+def as_problems(findings: Sequence[Diagnostic], sources: Sequence[RecipeFile]) -> list[Problem]:
     """Findings as problems, sorted by source (in the given order; the command line last), line and column; none twice."""
     order = {source: index for index, source in enumerate(sources)}
 
-    def position(finding: Finding) -> tuple[int, int, int, str]:
+    def position(finding: Diagnostic) -> tuple[int, int, int, str]:
         place = finding.place
         return order.get(place.source, len(order)), place.line, place.column, dotted(finding.location)
 

@@ -25,7 +25,7 @@ from ruamel.yaml.reader import ReaderError
 
 from data_prep.disk import read_regular
 from data_prep.text import cut
-from finetune.recipe.tree import Finding, Location, Node, Place, Scalar, Source, finding_at
+from finetune.recipe.tree import Diagnostic, Location, Node, RecipeFile, Scalar, SourceLocation, finding_at
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 10_000  # after aliases are expanded: a recipe has about a hundred
@@ -47,7 +47,7 @@ DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?")
 class _StopReadingError(Exception):
     """The rest of the text can't be read; the finding says why."""
 
-    def __init__(self, finding: Finding):
+    def __init__(self, finding: Diagnostic):
         self.finding = finding
 
 
@@ -94,35 +94,39 @@ def read_plain_lock(path: Path) -> Any:
 
     Raises OSError where it can't be read, ValueError with the first that is wrong in it, and the line.
     """
-    tree, findings = read_lock_yaml(read_regular(path, LOCK_BYTES), Source(str(path), path.parent, path))
+    tree, findings = read_lock_yaml(read_regular(path, LOCK_BYTES), RecipeFile(str(path), path.parent, path))
     if findings:
         first = findings[0]
         raise ValueError(f"line {first.place.line}: {first.message}")
     return tree.plain() if tree is not None else None
 
 
-def read_lock_yaml(content: bytes, source: Source) -> tuple[Node | None, list[Finding]]:
+def read_lock_yaml(content: bytes, source: RecipeFile) -> tuple[Node | None, list[Diagnostic]]:
     """The tree of a run's lock, as read_yaml has that of a recipe."""
     if len(content) > LOCK_BYTES:
-        return None, [Finding(Place(source, 1, 1), (), f"a lock has at most {LOCK_BYTES:,} bytes; this file has more")]
+        return None, [
+            Diagnostic(SourceLocation(source, 1, 1), (), f"a lock has at most {LOCK_BYTES:,} bytes; this file has more")
+        ]
     return _read(content, source, _LockReader)
 
 
-def read_yaml(content: bytes, source: Source, *, anchors: bool = True) -> tuple[Node | None, list[Finding]]:
+def read_yaml(content: bytes, source: RecipeFile, *, anchors: bool = True) -> tuple[Node | None, list[Diagnostic]]:
     """The tree of a recipe's YAML document and what is wrong with it; no tree when it can't be read to its end."""
     if len(content) > MAX_BYTES:
         message = f"a recipe has at most {MAX_BYTES:,} bytes; this file has more"
-        return None, [Finding(Place(source, 1, 1), (), message)]
+        return None, [Diagnostic(SourceLocation(source, 1, 1), (), message)]
     return _read(content, source, _Reader, anchors=anchors)
 
 
-def _read(content: bytes, source: Source, kind: "type[_Reader]", *, anchors: bool = True) -> tuple[Node | None, list[Finding]]:
-    start = Place(source, 1, 1)
+def _read(
+    content: bytes, source: RecipeFile, kind: "type[_Reader]", *, anchors: bool = True
+) -> tuple[Node | None, list[Diagnostic]]:
+    start = SourceLocation(source, 1, 1)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = content[: error.start].decode("utf-8", "replace")
-        return None, [Finding(_end_of(before, source), (), f"byte 0x{content[error.start]:02x} is not UTF-8")]
+        return None, [Diagnostic(_end_of(before, source), (), f"byte 0x{content[error.start]:02x} is not UTF-8")]
     tabs = _indenting_tabs(text, source)
     if tabs:
         return None, tabs
@@ -133,16 +137,16 @@ def _read(content: bytes, source: Source, kind: "type[_Reader]", *, anchors: boo
         return None, [*reader.findings, stop.finding]
     except ReaderError as error:
         place = _end_of(text[: error.position], source)
-        return None, [*reader.findings, Finding(place, (), f"character U+{error.character:04X} is not allowed in YAML")]
+        return None, [*reader.findings, Diagnostic(place, (), f"character U+{error.character:04X} is not allowed in YAML")]
     except MarkedYAMLError as error:
         place = _place_of(error, source)
-        return None, [*reader.findings, Finding(place, (), _syntax_message(error) + _about_variables(text, place))]
+        return None, [*reader.findings, Diagnostic(place, (), _syntax_message(error) + _about_variables(text, place))]
     except (YAMLError, ValueError, OverflowError) as error:  # an escape beyond Unicode: "\U00110000", "\UFFFFFFFF"
-        return None, [*reader.findings, Finding(start, (), f"not YAML: {shorten(str(error), 200)}")]
+        return None, [*reader.findings, Diagnostic(start, (), f"not YAML: {shorten(str(error), 200)}")]
     return tree, reader.findings
 
 
-def read_value(text: str, source: Source) -> tuple[Node | None, list[Finding]]:
+def read_value(text: str, source: RecipeFile) -> tuple[Node | None, list[Diagnostic]]:
     """One YAML value of the command line: # begins no comment in it, and there is nothing that an anchor could serve."""
     stand_in = next(character for character in map(chr, range(0xE000, 0xF900)) if character not in text)
     tree, findings = read_yaml(text.replace("#", stand_in).encode("utf-8", "surrogateescape"), source, anchors=False)
@@ -159,31 +163,33 @@ def _with_hashes(node: Node, stand_in: str) -> Node:
     return replace(node, value=value.replace(stand_in, "#")) if isinstance(value, str) else node
 
 
-def _about_variables(text: str, place: Place) -> str:
+def _about_variables(text: str, place: SourceLocation) -> str:
     """What to do where ${NAME} between braces or brackets is no YAML."""
     lines = text.splitlines()
     line = lines[place.line - 1] if place.line <= len(lines) else ""
     return '; between braces or brackets a text with ${NAME} needs quotes: "${NAME}/rows.jsonl"' if "${" in line else ""
 
 
-def _end_of(text: str, source: Source) -> Place:
+def _end_of(text: str, source: RecipeFile) -> SourceLocation:
     """The place right after a text that starts at the beginning of the source."""
     lines = re.split(r"\r\n|[\n\r\x85\u2028\u2029]", text)
-    return Place(source, len(lines), len(lines[-1].removeprefix("\ufeff")) + 1)
+    return SourceLocation(source, len(lines), len(lines[-1].removeprefix("\ufeff")) + 1)
 
 
-def _indenting_tabs(text: str, source: Source) -> list[Finding]:
+def _indenting_tabs(text: str, source: RecipeFile) -> list[Diagnostic]:
     lines = re.split(r"\r\n|[\n\r\x85\u2028\u2029]", text)
     return [
-        Finding(Place(source, number, line.index("\t") + 1), (), "a tab in the indentation; YAML is indented with spaces")
+        Diagnostic(
+            SourceLocation(source, number, line.index("\t") + 1), (), "a tab in the indentation; YAML is indented with spaces"
+        )
         for number, line in enumerate(lines, start=1)
         if "\t" in line[: len(line) - len(line.lstrip(" \t"))] and line.strip()
     ]
 
 
-def _place_of(error: MarkedYAMLError, source: Source) -> Place:
+def _place_of(error: MarkedYAMLError, source: RecipeFile) -> SourceLocation:
     mark = error.problem_mark or error.context_mark
-    return Place(source, mark.line + 1, mark.column + 1) if mark else Place(source, 1, 1)
+    return SourceLocation(source, mark.line + 1, mark.column + 1) if mark else SourceLocation(source, 1, 1)
 
 
 def _syntax_message(error: MarkedYAMLError) -> str:
@@ -203,10 +209,10 @@ class _Reader:
 
     most_nodes = MAX_NODES
 
-    def __init__(self, text: str, source: Source, *, anchors: bool):
+    def __init__(self, text: str, source: RecipeFile, *, anchors: bool):
         self.source, self.anchors_allowed = source, anchors
         self.events: Iterator[Event] = YAML(typ="safe", pure=True).parse(text)
-        self.findings: list[Finding] = []
+        self.findings: list[Diagnostic] = []
         self.anchors: dict[str, tuple[Node, int]] = {}
         self.nodes = 0
 
@@ -225,11 +231,11 @@ class _Reader:
             raise self._stop(event, "a second document starts here; a recipe is one document")
         return tree
 
-    def _place(self, event: Any) -> Place:
-        return Place(self.source, event.start_mark.line + 1, event.start_mark.column + 1)
+    def _place(self, event: Any) -> SourceLocation:
+        return SourceLocation(self.source, event.start_mark.line + 1, event.start_mark.column + 1)
 
     def _stop(self, event: Event, message: str, location: Location = ()) -> _StopReadingError:
-        return _StopReadingError(Finding(self._place(event), location, message))
+        return _StopReadingError(Diagnostic(self._place(event), location, message))
 
     def _count(self, nodes: int, event: Event, location: Location) -> None:
         self.nodes += nodes
@@ -255,7 +261,7 @@ class _Reader:
         if event.tag is not None:
             tag = shorten(str(event.tag).replace("tag:yaml.org,2002:", "!!"))
             message = f"the YAML tag {tag} is not allowed; write the plain value"
-            self.findings.append(Finding(self._place(event), location, message))
+            self.findings.append(Diagnostic(self._place(event), location, message))
             node = replace(node, broken=True)
         if event.anchor is not None:
             self.anchors[event.anchor] = node, self.nodes - before
@@ -270,7 +276,7 @@ class _Reader:
         try:
             return Node(self.plain(event.value) if event.implicit[0] else quoted_scalar(event.value), place)
         except ValueError as error:
-            self.findings.append(Finding(place, location, str(error)))
+            self.findings.append(Diagnostic(place, location, str(error)))
             return Node(event.value, place, broken=True)
 
     def _collection(self, event: Any, location: Location) -> Node:
@@ -297,11 +303,11 @@ class _Reader:
         shown = shorten(name if name is not None else str(key.plain()))
         node = replace(self._node(next(self.events), (*location, shown)), key_place=place)
         if name is None or key.broken:
-            self.findings.append(Finding(place, location, _no_text(event, key)))
+            self.findings.append(Diagnostic(place, location, _no_text(event, key)))
         elif not _printable(name):
-            self.findings.append(Finding(place, location, f"got the key {shown!r}; a key is plain, printable text"))
+            self.findings.append(Diagnostic(place, location, f"got the key {shown!r}; a key is plain, printable text"))
         elif name == "<<":
-            self.findings.append(Finding(place, location, "<< is not part of YAML 1.2; use `extends`, or repeat the keys"))
+            self.findings.append(Diagnostic(place, location, "<< is not part of YAML 1.2; use `extends`, or repeat the keys"))
         elif name in mapping:
             first = mapping[name].key_place or mapping[name].place
             self.findings.append(finding_at(node, (*location, name), f"duplicate key; first on line {first.line}", at_key=True))

@@ -44,7 +44,7 @@ OWN = ("trackio", "wandb", "none")
 
 
 @dataclass(frozen=True)
-class Sample:
+class GeneratedSample:
     """A text that the model wrote."""
 
     prompt: str
@@ -57,7 +57,7 @@ class Tracker(Protocol):
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record metrics at an optimizer step."""
 
-    def log_samples(self, samples: Sequence[Sample], step: int) -> None:
+    def log_samples(self, samples: Sequence[GeneratedSample], step: int) -> None:
         """Record what the model wrote at an optimizer step."""
 
     def upload(self, adapter: Path) -> None:
@@ -73,7 +73,7 @@ class NoTracker:
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Nothing: metrics.jsonl has it."""
 
-    def log_samples(self, samples: Sequence[Sample], step: int) -> None:
+    def log_samples(self, samples: Sequence[GeneratedSample], step: int) -> None:
         """Nothing: samples.jsonl has them."""
 
     def upload(self, adapter: Path) -> None:
@@ -105,7 +105,7 @@ class TrackioTracker:
         """Queue the metrics; Trackio writes them in the background."""
         self.run.log(metrics, step=step)
 
-    def log_samples(self, samples: Sequence[Sample], step: int) -> None:
+    def log_samples(self, samples: Sequence[GeneratedSample], step: int) -> None:
         """A table of prompts and answers."""
         import trackio
 
@@ -150,7 +150,7 @@ class WandbTracker:
         """Record the metrics."""
         self.run.log(metrics, step=step)
 
-    def log_samples(self, samples: Sequence[Sample], step: int) -> None:
+    def log_samples(self, samples: Sequence[GeneratedSample], step: int) -> None:
         """A table of prompts and answers."""
         import wandb
 
@@ -192,7 +192,7 @@ class GuardedTracker:
         """Pass the metrics on, as long as the tracker works."""
         self.guarded(lambda: self.inner.log(metrics, step))
 
-    def log_samples(self, samples: Sequence[Sample], step: int) -> None:
+    def log_samples(self, samples: Sequence[GeneratedSample], step: int) -> None:
         """Pass the texts on, as long as the tracker works."""
         self.guarded(lambda: self.inner.log_samples(samples, step))
 

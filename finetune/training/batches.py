@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from data_prep.documents import Document, DocumentTable
-from data_prep.pack import Packs, Piece, epoch_packs, pieces_of
+from data_prep.pack import PackedPiece, Packs, epoch_packs, pieces_of
 from data_prep.stream import Position, Stream
 from finetune.model.batch import packed_batch, padded_batch
 from finetune.model.noise import noise_seed
@@ -137,7 +137,7 @@ class TableFeed(Feed):
             self._steps.append(-(-len(self.packs(len(self._steps))) // self.batching.global_batch_size))
         return self._steps[epoch]
 
-    def global_batches(self) -> Iterator[list[list[Piece]]]:
+    def global_batches(self) -> Iterator[list[list[PackedPiece]]]:
         """The packs of each step after the step that was restored."""
         epoch, before, size = 0, 0, self.batching.global_batch_size
         while True:
@@ -149,7 +149,7 @@ class TableFeed(Feed):
                     yield [packs[index] for index in sorted(chosen, key=lambda index: (-tokens[index], index))]
             epoch, before = epoch + 1, before + steps
 
-    def documents_of(self, pack: list[Piece]) -> list[Document]:
+    def documents_of(self, pack: list[PackedPiece]) -> list[Document]:
         """The documents, or their pieces."""
         return pieces_of(self.table, pack, self.overlap)
 

@@ -6,7 +6,10 @@ from itertools import pairwise
 from finetune.recipe.lock import Lock
 from finetune.runs.folder import RunFolder
 
-REPEATED = ("--launch", "--processes", "--nodes", "--node-rank", "--rendezvous", "--max-restarts", "--patience", "--allow-code")
+REPEATED = (
+    "--launch", "--processes", "--nodes", "--node-rank", "--rendezvous", "--max-restarts", "--timeout-minutes", "--patience",
+    "--allow-code",
+)  # fmt: skip
 """Options of the command that are wanted again."""
 
 

@@ -46,16 +46,16 @@ class Group:
             # Otherwise DeepSpeed looks for a GPU, and takes its absence for an error.
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        patience, file = timedelta(minutes=environment.patience_minutes()), environment.store_file()
+        timeout, file = timedelta(minutes=environment.timeout_minutes()), environment.store_file()
         # In a file on one machine: a store that is asked over the network answers anybody.
         place: dict[str, Any] = {}
         try:
             if file is not None:
                 store = distributed.FileStore(str(file), self.world_size)
-                store.set_timeout(patience)
-                self._wait_for_all(store, patience.total_seconds())
+                store.set_timeout(timeout)
+                self._wait_for_all(store, timeout.total_seconds())
                 place = {"store": store, "rank": self.rank, "world_size": self.world_size}
-            distributed.init_process_group(backend, timeout=patience, **place)
+            distributed.init_process_group(backend, timeout=timeout, **place)
         except (RuntimeError, ValueError) as error:
             where = file or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise PeerLost(f"process {self.rank} could not meet the others at {where}: {error}") from error

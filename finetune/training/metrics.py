@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from finetune.evaluation.answers import Answer
+from finetune.evaluation.answers import Prediction
 from finetune.evaluation.losses import LossSum
 from finetune.evaluation.metrics import Measured
-from finetune.evaluation.rows import Rows, read_rows
+from finetune.evaluation.rows import EvaluationSet, read_rows
 from finetune.evaluation.sandbox import Verdict
 from finetune.evaluation.scores import Report, measured_of, names_of, report_of, with_programs
 from finetune.recipe.schema import Recipe
@@ -49,7 +49,7 @@ class TaskMetrics:
         """On all rows, with intervals."""
         return self._report(self.rows, self.names, intervals=True)
 
-    def _report(self, rows: Rows, names: Sequence[MetricName], *, intervals: bool) -> Report:
+    def _report(self, rows: EvaluationSet, names: Sequence[MetricName], *, intervals: bool) -> Report:
         rank, size = self.group.rank, self.group.world_size
         mine = replace(
             rows, documents=rows.documents[rank::size], bytes=rows.bytes[rank::size], questions=rows.questions[rank::size]
@@ -68,7 +68,7 @@ class TaskMetrics:
         return report_of(measured, names, notes=rows.notes, seconds=seconds, intervals=intervals)
 
 
-def first_rows(rows: Rows, most: int) -> Rows:
+def first_rows(rows: EvaluationSet, most: int) -> EvaluationSet:
     """The first documents and questions."""
     return replace(rows, documents=rows.documents[:most], bytes=rows.bytes[:most], questions=rows.questions[:most])
 
@@ -84,10 +84,10 @@ def _plain(measured: Measured) -> dict[str, Any]:
     }
 
 
-def _together(parts: Sequence[dict[str, Any]], rows: Rows, mine: Measured) -> Measured:
+def _together(parts: Sequence[dict[str, Any]], rows: EvaluationSet, mine: Measured) -> Measured:
     """What the processes measured, in the order of the rows."""
     said = zip(rows.questions, *(_in_turn(parts, name) for name in ("texts", "likelihoods", "cuts")), strict=True)
-    answers = [Answer(question, *map(tuple, values)) for question, *values in said]
+    answers = [Prediction(question, *map(tuple, values)) for question, *values in said]
     return replace(
         mine,
         losses=[LossSum(**loss) for loss in _in_turn(parts, "losses")],

@@ -18,7 +18,7 @@ from finetune.evaluation.generation import generate
 from finetune.recipe.schema.tracking import SamplesSection
 from finetune.recipe.secrets import scrubbed
 from finetune.runs.folder import whole_entries
-from finetune.runs.trackers import Sample, Tracker
+from finetune.runs.trackers import GeneratedSample, Tracker
 from finetune.training.group import Group, holds_shares
 from finetune.training.shards import evaluable
 from finetune.training.trainer import ExactTrainer
@@ -104,7 +104,7 @@ class Samples(TrainerCallback):
         for line in unused:
             logger.info(f"note: {line}")
         pairs = zip(self.section.prompts, answers, strict=True)
-        samples = [Sample(scrubbed(prompt), scrubbed(answer.text)) for prompt, answer in pairs]
+        samples = [GeneratedSample(scrubbed(prompt), scrubbed(answer.text)) for prompt, answer in pairs]
         with append_own(self.path) as file:
             for sample, answer in zip(samples, answers, strict=True):
                 cut = {} if answer.cut is None else {"cut": answer.cut}

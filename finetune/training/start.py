@@ -80,7 +80,7 @@ def _planned(launch: str, options: Mapping[str, Any], loaded: LoadedRecipe | Non
     if plan.nodes > 1:
         logger.info(
             f"machine {plan.node_rank} of {plan.nodes}, which meet at {plan.rendezvous}: "
-            f"waiting for the others, at most {plan.patience_minutes:g} minutes"
+            f"waiting for the others, at most {plan.timeout_minutes:g} minutes"
         )
     return plan
 

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from data_prep.documents import Document
 from finetune.errors import TrainingError
 from finetune.model.batch import loss_weight
-from finetune.model.loss import IGNORED
+from finetune.model.loss import IGNORE_INDEX
 from finetune.runs.checkpoint import MARKER, PREFIX
 from finetune.training.batches import Feed, evaluation_batches
 from finetune.training.checkpoints import gone_if_disk_is_full, keep_newest, mark_complete
@@ -98,7 +98,7 @@ class ExactTrainer(Trainer):
         self.step_losses = []
         weight = torch.stack([loss_weight(batch) for batch in batch_samples]).sum().double()
         tokens = sum(batch["tokens"] for batch in batch_samples)
-        supervised = sum(int(batch["shift_labels"].ne(IGNORED).sum()) for batch in batch_samples)
+        supervised = sum(int(batch["shift_labels"].ne(IGNORE_INDEX).sum()) for batch in batch_samples)
         counts = torch.stack([weight, torch.tensor(tokens).double(), torch.tensor(supervised).double()])
         if self.group.world_size > 1:
             counts = self.accelerator.reduce(counts.to(device)).cpu()

@@ -93,7 +93,7 @@ def test_hosts_that_differ_are_refused(train: Train, tmp_path: Path, environment
 
 @pytest.mark.long
 def test_a_first_host_that_is_not_there(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
-    """The second host alone gives up after --patience, with one message and exit 2."""
+    """The second host alone gives up after --patience, the option's earlier name, with one message and exit 2."""
     train(train={"max_steps": 1})
     started = time.monotonic()
     launch = start(1, tmp_path / "recipe.yaml", environment, "--patience", "0.1", engine="ddp")
@@ -107,7 +107,9 @@ def test_a_first_host_that_is_not_there(train: Train, tmp_path: Path, environmen
 def test_a_cut_cable(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
     """When the network ends in mid-run, both hosts end within the set time with a message, and the run can be resumed."""
     whole = train(train={"max_steps": 300, "save_every_steps": 50, "learning_rate": 1e-4})
-    launches = [start(rank, tmp_path / "recipe.yaml", environment, "--patience", "0.25", engine="ddp") for rank in (0, 1)]
+    launches = [
+        start(rank, tmp_path / "recipe.yaml", environment, "--timeout-minutes", "0.25", engine="ddp") for rank in (0, 1)
+    ]
     run = tmp_path / "runs" / "recipe-002"
     deadline = time.monotonic() + 120
     while not (run / "checkpoints" / "checkpoint-50" / "complete.json").exists():

@@ -105,11 +105,11 @@ def test_what_is_wrong_is_said(values: dict[str, str], expected: str) -> None:
 
 def test_patience_is_the_launchers_word_alone() -> None:
     """Left over in a shell it is no number that a process under torchrun goes by, nor a traceback."""
-    os.environ.update(WHOLE | {environment.AGENT: "run", environment.PATIENCE: "soon"})
+    os.environ.update(WHOLE | {environment.AGENT: "run", environment.TIMEOUT: "soon"})
     environment.settle_training()
-    assert environment.patience_minutes() == 30
-    os.environ.update({environment.LAUNCHER: str(os.getppid()), environment.PATIENCE: "0.5"})
-    assert environment.patience_minutes() == 0.5
+    assert environment.timeout_minutes() == 30
+    os.environ.update({environment.LAUNCHER: str(os.getppid()), environment.TIMEOUT: "0.5"})
+    assert environment.timeout_minutes() == 0.5
 
 
 def test_srun_may_start_one_launch_on_each_machine() -> None:

@@ -121,3 +121,13 @@ def loaded_by(code: str, packages: tuple[str, ...]) -> list[str]:
     found = ast.literal_eval(done.stdout.splitlines()[-1])
     assert isinstance(found, list)
     return found
+
+
+def test_no_class_has_another_s_name() -> None:
+    """A search for a class finds one."""
+    found: dict[str, list[str]] = {}
+    for path in files():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}

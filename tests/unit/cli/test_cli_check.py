@@ -13,7 +13,7 @@ from finetune.cli.check import resolved_lines, yaml_value
 from finetune.cli.schema import recipe_schema
 from finetune.recipe.load import load_recipe
 from finetune.recipe.shipped import recipes_folder, shipped_recipes
-from finetune.recipe.tree import Source
+from finetune.recipe.tree import RecipeFile
 from finetune.recipe.yaml_tree import read_yaml
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,7 +38,7 @@ def test_check_prints_every_value_with_its_origin(tmp_path: Path) -> None:
     assert any(line.split() == ["rank:", "16", "#", "default"] for line in lines)
     assert lines[-1].startswith("# ok: r.yaml is valid; 4 values written, ")
     assert "\x1b" not in done.stdout
-    tree, findings = read_yaml(done.stdout.encode(), Source("out", tmp_path))
+    tree, findings = read_yaml(done.stdout.encode(), RecipeFile("out", tmp_path))
     assert tree is not None
     assert not findings
     as_json = json.loads(
@@ -198,7 +198,7 @@ def test_text_is_printed_as_yaml_reads_it(tmp_path: Path, text: str) -> None:
     """A text printed by check is printable, stands on one line, and YAML reads it as the same text."""
     printed = yaml_value([text])
     assert printed.isprintable()
-    tree, findings = read_yaml(printed.encode(), Source("out", tmp_path))
+    tree, findings = read_yaml(printed.encode(), RecipeFile("out", tmp_path))
     assert not findings
     assert tree is not None
     assert tree.plain() == [text]

@@ -32,7 +32,7 @@ def test_keys_are_never_printed(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 def test_plain_output_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     """Away from a terminal every line has its value in the same column, and no escape sequence."""
-    doctoring.print_plain([doctoring.Finding("a", "name", "value", "remark"), doctoring.Finding("longer", "n", "v", "remark")])
+    doctoring.print_plain([doctoring.Fact("a", "name", "value", "remark"), doctoring.Fact("longer", "n", "v", "remark")])
     first, second = capsys.readouterr().out.splitlines()
     assert first.index("remark") == second.index("remark")
     assert "\x1b" not in first + second
@@ -40,7 +40,7 @@ def test_plain_output_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_table_is_printed_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """The rich table holds the same findings; markup in a value is not interpreted."""
-    doctoring.print_table([doctoring.Finding("topic", "name", "[bold]value[/bold]", "MISSING: x")])
+    doctoring.print_table([doctoring.Fact("topic", "name", "[bold]value[/bold]", "MISSING: x")])
     assert "[bold]value[/bold]" in capsys.readouterr().out
 
 

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.audit import Audit, Epoch, Piece, Sample, audit_of
+from data_prep.audit import Audit, AuditRow, Epoch, TokenSpan, audit_of
 from data_prep.config import DataSection
 from data_prep.page import audit_page, bars
 from data_prep.prepare import prepare
-from data_prep.report import LENGTH_EDGES, DataReport, Rows, SourceReport
+from data_prep.report import LENGTH_EDGES, DataReport, RowCounts, SourceReport
 from data_prep.terminal import clean_for_terminal
 from data_prep.tokenizer import load_tokenizer
 from tests.browser import needs_browser, open_page
@@ -159,7 +159,7 @@ def test_what_became_of_rows(audit: Audit, page: Element) -> None:
 
 def test_more_rows_than_examples(audit: Audit) -> None:
     """Of many rows the page names the first few, and says how many there are besides."""
-    rows = Rows()
+    rows = RowCounts()
     for number in range(1234):
         rows.add(f"row {number}", "text")
     source = replace(audit.report.sources[0], dropped={"too_long": rows})
@@ -254,7 +254,7 @@ def test_samples(audit: Audit, page: Element) -> None:
 
 def test_long_samples_are_folded(audit: Audit) -> None:
     """A sample with much text is closed at first, a short one open."""
-    samples = [Sample("a", 9, 0, [Piece("x" * length, 9, 0.0)]) for length in (3000, 3001)]
+    samples = [AuditRow("a", 9, 0, [TokenSpan("x" * length, 9, 0.0)]) for length in (3000, 3001)]
     shown = page_of(audit_page(replace(audit, samples=samples), "t")).of_class("sample")
     assert ["open" in element.attributes for element in shown] == [True, False]
 
@@ -294,13 +294,13 @@ def test_structure(page: Element) -> None:
 
 def holding(text: str) -> Audit:
     """An audit with this text wherever a row, a file, a column or a recipe may put one."""
-    rows = Rows(4, [text], [text])
+    rows = RowCounts(4, [text], [text])
     source = SourceReport(
         source=text, use="train", format=text, detected=text, rows_read=4, examples_made=4, dropped={"too_long": rows},
         findings={"leakage": rows}, duplicates=rows, truncated=rows, split=rows, unread_columns={text: 1},
         unread_files=[text], left_out_files=[text], empty_files=[text], noted={"keep": rows}, longest={text: 3},
     )  # fmt: skip
-    samples = [Sample(text, 9, 2, [Piece(text, 5, 0.0), Piece(text, 2, 0.5), Piece(text, 2, 1.0)])]
+    samples = [AuditRow(text, 9, 2, [TokenSpan(text, 5, 0.0), TokenSpan(text, 2, 0.5), TokenSpan(text, 2, 1.0)])]
     return Audit(DataReport([source], 4, 0, [text]), ["leakage"], NO_EPOCH, samples)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from data_prep.config import FORMAT_COLUMNS, FileSource, FormatName
 from data_prep.errors import DataError
-from data_prep.formats import Options, parse_row, parser_of
+from data_prep.formats import FormatOptions, parse_row, parser_of
 from data_prep.formats.text_values import TEXT_VALUES, as_number, as_truth
 from data_prep.messages import Conversation, Message
 from data_prep.sources import Row, read_rows
@@ -46,7 +46,7 @@ def answers_in(path: Path, format_name: FormatName, **options: Any) -> list[str]
     return [example.messages[-1].content for row in rows for _, example in parser.parse(row)]
 
 
-def one(format_name: FormatName, values: dict[str, Any], options: Options | None = None) -> Any:
+def one(format_name: FormatName, values: dict[str, Any], options: FormatOptions | None = None) -> Any:
     [(_, example)] = parse_row(Row("rows 1", values), format_name, options)
     return example
 
@@ -143,7 +143,7 @@ BY_NUMBER, BY_TRUTH = {"0": "bad", "1": "good"}, {"true": "good", "false": "bad"
 )  # fmt: skip
 def test_labels(value: Any, labels: dict[str, str], answer: str) -> None:
     """A label is found by what it stands for, and a list of labels may be its JSON."""
-    assert one("classification", {"text": "t", "label": value}, Options({}, labels)).messages[-1].content == answer
+    assert one("classification", {"text": "t", "label": value}, FormatOptions({}, labels)).messages[-1].content == answer
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_labels(value: Any, labels: dict[str, str], answer: str) -> None:
 def test_what_is_no_label(value: Any, labels: dict[str, str], problem: str) -> None:
     """What only looks like a label, or like a list of them, is refused with the cause."""
     with pytest.raises(DataError, match=problem):
-        one("classification", {"text": "t", "label": value}, Options({}, labels))
+        one("classification", {"text": "t", "label": value}, FormatOptions({}, labels))
 
 
 SQUAD = {"text": ["The cat", "A cat"], "answer_start": [0, 4]}

@@ -23,7 +23,7 @@ from data_prep.render import MARKER
 from data_prep.tokenizer import load_tokenizer
 from data_prep.turns import Found, Skeleton, TextSpan, TurnFinder
 from finetune.model.batch import packed_batch
-from finetune.model.loss import IGNORED
+from finetune.model.loss import IGNORE_INDEX
 from tests.unit.data_prep.conftest import trained_bpe
 from tests.unit.data_prep.rows import allowing
 
@@ -362,7 +362,7 @@ def test_a_pack_holds_the_tokens_of_its_documents(
         made = packed_batch(members)
         assert made.pop("documents") == [len(member.token_ids) for member in members]
         batch = {name: tensor[0].tolist() for name, tensor in made.items()}
-        weights: list[float] = batch.get("shift_weights") or [float(label != IGNORED) for label in batch["shift_labels"]]
+        weights: list[float] = batch.get("shift_weights") or [float(label != IGNORE_INDEX) for label in batch["shift_labels"]]
         position = 0
         for (index, start, stop), member in zip(pieces, members, strict=True):
             here = slice(position, position + stop - start)
@@ -370,7 +370,9 @@ def test_a_pack_holds_the_tokens_of_its_documents(
             assert batch["position_ids"][here] == list(range(stop - start))
             expected: list[Any] = [*documents[index].weights[start + 1 : stop], 0.0]
             assert weights[here] == expected
-            labels = [token if weight else IGNORED for token, weight in zip([*member.token_ids[1:], 0], expected, strict=True)]
+            labels = [
+                token if weight else IGNORE_INDEX for token, weight in zip([*member.token_ids[1:], 0], expected, strict=True)
+            ]
             assert batch["shift_labels"][here] == labels
             seen += [index] * (stop - start - member.repeated)
             position += stop - start

@@ -9,7 +9,7 @@ from data_prep.masks import tokenize
 from data_prep.messages import Conversation, Message, PlainText, ToolCall
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
-from finetune.evaluation.answers import Answer, Question, answer_questions, questions_of
+from finetune.evaluation.answers import Prediction, Question, answer_questions, questions_of
 from finetune.evaluation.metrics import Measured
 from finetune.evaluation.programs import code_in, program_of, run_answers
 from finetune.evaluation.sandbox import why_no_sandbox
@@ -55,7 +55,7 @@ def test_a_tool_call_is_compared_as_it_is_generated(tiny_base: Path, special: bo
     said = tokenizer.decode(document.token_ids[first:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert '"look_up"' in said
     assert ("<tool_call>" in said) is not special
-    assert by_row("exact_match", Measured(answers=[Answer(question, (said,))])) == [1.0]
+    assert by_row("exact_match", Measured(answers=[Prediction(question, (said,))])) == [1.0]
 
 
 def test_a_row_without_an_answer_is_refused(tiny_base: Path) -> None:
@@ -107,7 +107,7 @@ def test_programs_run_with_their_tests() -> None:
         "import sys; sys.exit(0)", "double = lambda x: open('/etc/passwd')",
         "double = abs\ntests = '''", "double = abs\n@print", "double = abs; print(\\",
     )  # fmt: skip
-    (verdicts,) = run_answers([Answer(question, texts)], seconds=2.0)
+    (verdicts,) = run_answers([Prediction(question, texts)], seconds=2.0)
     assert [verdict.passed for verdict in verdicts] == [True, *[False] * 8]
     assert [bool(verdict.reason) for verdict in verdicts] == [False, *[True] * 8]
     assert all(verdict.reason.startswith("SyntaxError") for verdict in verdicts[6:])

@@ -4,16 +4,16 @@ import pytest
 
 from data_prep.messages import Conversation, Message
 from finetune.errors import FinetuneError
-from finetune.evaluation.answers import Answer, Question
+from finetune.evaluation.answers import Prediction, Question
 from finetune.evaluation.label_metrics import Labels, by_text, has_several, label_in
 from finetune.evaluation.metrics import Measured
 from finetune.evaluation.scores import report_of
 from finetune.recipe.schema.evaluate import MetricName
 
 
-def answer(text: str, reference: str) -> Answer:
+def answer(text: str, reference: str) -> Prediction:
     example = Conversation((Message("user", "?"), Message("assistant", reference)))
-    return Answer(Question("rows.json:7", example, (1,), (reference,)), (text,))
+    return Prediction(Question("rows.json:7", example, (1,), (reference,)), (text,))
 
 
 def values(measured: Measured, name: MetricName) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.messages import Conversation, Message
 from finetune.errors import FinetuneError
-from finetune.evaluation.answers import Answer, Question
+from finetune.evaluation.answers import Prediction, Question
 from finetune.evaluation.label_metrics import Labels
 from finetune.evaluation.losses import LossSum
 from finetune.evaluation.metrics import METRICS, Measured
@@ -29,9 +29,9 @@ TEXTS = (
 LABELS = ("negative", "neutral", "positive")
 
 
-def answer(text: str, references: tuple[str, ...], likelihoods: tuple[float, ...] = ()) -> Answer:
+def answer(text: str, references: tuple[str, ...], likelihoods: tuple[float, ...] = ()) -> Prediction:
     example = Conversation((Message("user", "?"), Message("assistant", references[0])))
-    return Answer(Question("rows.json:1", example, (1, 2), references), (text,), likelihoods)
+    return Prediction(Question("rows.json:1", example, (1, 2), references), (text,), likelihoods)
 
 
 def texts() -> Measured:

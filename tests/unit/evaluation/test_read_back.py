@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import data_prep
 from data_prep.messages import Conversation, Message
 from data_prep.tokenizer import load_tokenizer
-from finetune.evaluation.answers import Answer, questions_of
+from finetune.evaluation.answers import Prediction, questions_of
 from finetune.evaluation.data import prepare_data, tokenizer_for
 from finetune.evaluation.evaluation import Evaluation
 from finetune.evaluation.label_metrics import Labels
@@ -123,6 +123,6 @@ def test_what_is_thought_is_no_answer(tiny_base: Path) -> None:
     (question,) = questions_of([("row 1", example)], load_tokenizer(tiny_base))
     assert question.expected == ("Four.",)
     said = ["<think>\nTwo and two.\n</think>\n\nFour.", "Let me see.</think>Four.", "Four.", "<think>Four."]
-    assert by_row("exact_match", Measured(answers=[Answer(question, (text,)) for text in said])) == [1.0, 1.0, 1.0, 0.0]
+    assert by_row("exact_match", Measured(answers=[Prediction(question, (text,)) for text in said])) == [1.0, 1.0, 1.0, 0.0]
     labels = Labels(("four.", "five."))
-    assert labels.said(Answer(question, (said[0],)).said) == ["four."]
+    assert labels.said(Prediction(question, (said[0],)).said) == ["four."]

@@ -13,7 +13,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from data_prep.messages import Conversation, Message
 from finetune.errors import FinetuneError
-from finetune.evaluation.answers import Answer, Question
+from finetune.evaluation.answers import Prediction, Question
 from finetune.evaluation.label_metrics import label_in
 from finetune.evaluation.metrics import Measured
 from finetune.evaluation.scores import by_row, report_of
@@ -39,12 +39,12 @@ OVERLAPS = [
 """Two texts, and the share of the words that they have in common, counted by hand."""
 
 
-def answer(text: str, *references: str) -> Answer:
+def answer(text: str, *references: str) -> Prediction:
     example = Conversation((Message("user", "?"), Message("assistant", references[0])))
-    return Answer(Question("rows.json:1", example, (1, 2), references), (text,))
+    return Prediction(Question("rows.json:1", example, (1, 2), references), (text,))
 
 
-def value(name: MetricName, *answers: Answer) -> float:
+def value(name: MetricName, *answers: Prediction) -> float:
     return report_of(Measured(answers=list(answers)), [name], intervals=False).values[name]
 
 

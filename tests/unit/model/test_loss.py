@@ -12,13 +12,13 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from finetune.model import loss as loss_module
-from finetune.model.loss import IGNORED, install_supervised_loss, next_token_labels, supervised_cross_entropy
+from finetune.model.loss import IGNORE_INDEX, install_supervised_loss, next_token_labels, supervised_cross_entropy
 
 
 def plain_loss(model: torch.nn.Module, ids: torch.Tensor, shift_labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
     logits = model(input_ids=ids).logits
     return functional.cross_entropy(
-        logits.flatten(0, 1), shift_labels.flatten(), reduction="sum", ignore_index=IGNORED, label_smoothing=smoothing
+        logits.flatten(0, 1), shift_labels.flatten(), reduction="sum", ignore_index=IGNORE_INDEX, label_smoothing=smoothing
     )
 
 
@@ -26,7 +26,7 @@ def plain_loss(model: torch.nn.Module, ids: torch.Tensor, shift_labels: torch.Te
 def example() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 300, (3, 20), generator=generator)
-    labels = torch.where(torch.rand(3, 20, generator=generator) < 0.4, ids.roll(-1, 1), IGNORED)
+    labels = torch.where(torch.rand(3, 20, generator=generator) < 0.4, ids.roll(-1, 1), IGNORE_INDEX)
     return ids, labels
 
 
@@ -78,7 +78,7 @@ def test_a_frozen_head_gives_the_same_loss_and_gradients(
                 model(input_ids=ids).logits.flatten(0, 1),
                 labels.flatten(),
                 reduction="none",
-                ignore_index=IGNORED,
+                ignore_index=IGNORE_INDEX,
                 label_smoothing=smoothing,
             )
             loss = (losses * weights.flatten() if weighted else losses).sum() / 7
@@ -107,7 +107,7 @@ def test_a_head_is_called_as_often_as_in_another_process(
     monkeypatch.setattr(loss_module, "CHUNK_POSITIONS", 4)
     hidden = torch.randn(3, 20, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     labels = torch.arange(60).reshape(3, 20) % 11
-    labels.flatten()[supervised:] = IGNORED
+    labels.flatten()[supervised:] = IGNORE_INDEX
     weights = torch.linspace(0.5, 2, 60).reshape(3, 20) if weighted else None
     found = []
     for most_chunks in (None, lambda count: max(count, 15)):
@@ -128,7 +128,7 @@ def test_a_batch_without_labels_has_a_zero_loss_with_a_gradient(tiny_base: Path)
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
     install_supervised_loss(model)
     ids = torch.ones((1, 4), dtype=torch.long)
-    loss = model(input_ids=ids, shift_labels=torch.full_like(ids, IGNORED)).loss
+    loss = model(input_ids=ids, shift_labels=torch.full_like(ids, IGNORE_INDEX)).loss
     loss.backward()
     assert loss.item() == 0.0
     assert model.lm_head.weight.grad.abs().max() == 0.0
@@ -143,7 +143,7 @@ def test_loss_never_makes_logits_for_all_positions() -> None:
         return states.repeat(1, 4)
 
     hidden = torch.randn(2, 1500, 8, requires_grad=True)
-    labels = torch.full((2, 1500), IGNORED)
+    labels = torch.full((2, 1500), IGNORE_INDEX)
     labels[:, :600] = 3
     supervised_cross_entropy(hidden, labels, head)
     assert seen == [512, 512, 176]
@@ -152,7 +152,7 @@ def test_loss_never_makes_logits_for_all_positions() -> None:
 def test_labels_are_the_next_supervised_token() -> None:
     """Position t is labelled with token t + 1 where that token is supervised; the last position never is."""
     labels, weights = next_token_labels(torch.tensor([5, 6, 7, 8]), [0, 0, 1, 0.5])
-    assert labels.tolist() == [IGNORED, 7, 8, IGNORED]
+    assert labels.tolist() == [IGNORE_INDEX, 7, 8, IGNORE_INDEX]
     assert weights.tolist() == [0, 1, 0.5, 0]
 
 
@@ -169,7 +169,9 @@ def test_weights_multiply_each_positions_loss(
     install_supervised_loss(ours)
     got = ours(input_ids=ids, shift_labels=labels, shift_weights=weights, num_items_in_batch=weights.sum()).loss
     logits = theirs(input_ids=ids).logits
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORE_INDEX
+    )
     expected = (losses * weights.flatten()).sum() / weights.sum()
     got.backward()
     expected.backward()

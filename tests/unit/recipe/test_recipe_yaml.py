@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.recipe.tree import Node, Source
+from finetune.recipe.tree import Node, RecipeFile
 from finetune.recipe.yaml_tree import MAX_BYTES, plain_scalar, read_yaml
 
-SOURCE = Source("r.yaml", Path("/"), Path("/r.yaml"))
+SOURCE = RecipeFile("r.yaml", Path("/"), Path("/r.yaml"))
 
 
 def read(text: str | bytes) -> tuple[Node | None, list[str]]:

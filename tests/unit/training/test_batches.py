@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.documents import Document, DocumentTable, TableRow, TableWriter
-from finetune.model.loss import IGNORED
+from finetune.model.loss import IGNORE_INDEX
 from finetune.training.batches import FILLER, Batching, TableFeed, collate, evaluation_batches
 
 
@@ -102,7 +102,7 @@ def test_split_packs_hold_every_token_once(rows: int, pack: int) -> None:
     assert tokens == sorted(token for row in range(rows) for token in [row % 300] * (10 + row % 7))
     batches = list(islice(cut, cut.steps_of(0) * cut.batching.accumulation))
     assert sum(batch["tokens"] for batch in batches) == len(tokens)
-    labels = sum(int((batch["shift_labels"] != IGNORED).sum()) for batch in batches)
+    labels = sum(int((batch["shift_labels"] != IGNORE_INDEX).sum()) for batch in batches)
     assert labels == len(tokens) - rows == cut.table.supervised_tokens.sum()
 
 
@@ -121,7 +121,7 @@ def test_labels_come_from_spans_and_not_from_the_pad_token() -> None:
     batch = collate([document([5, 6, 2], [0, 1, 1]), document([5, 2], [0, 1])], PADDED, step=1)
     assert batch["input_ids"].tolist() == [[5, 6, 2], [5, 2, 2]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
-    assert batch["shift_labels"].tolist() == [[6, 2, IGNORED], [2, IGNORED, IGNORED]]
+    assert batch["shift_labels"].tolist() == [[6, 2, IGNORE_INDEX], [2, IGNORE_INDEX, IGNORE_INDEX]]
     assert "shift_weights" not in batch
 
 
@@ -131,7 +131,7 @@ def test_a_packed_row_restarts_positions_and_labels() -> None:
     batch = collate([document([5, 6, 2], [0, 1, 0.5]), document([7, 2], [0, 1])], packed, step=1)
     assert batch["input_ids"].tolist() == [[5, 6, 2, 7, 2]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
-    assert batch["shift_labels"].tolist() == [[6, 2, IGNORED, 2, IGNORED]]
+    assert batch["shift_labels"].tolist() == [[6, 2, IGNORE_INDEX, 2, IGNORE_INDEX]]
     assert batch["shift_weights"].tolist() == [[1, 0.5, 0, 1, 0]]
     assert "attention_mask" not in batch
 
@@ -140,7 +140,7 @@ def test_a_packed_row_restarts_positions_and_labels() -> None:
 def test_a_filler_has_no_label_and_more_than_one_token(packed: bool) -> None:
     """A filler adds nothing to the loss, isn't a single token, is named nowhere, and counts as no token."""
     batch = collate([FILLER], Batching(1, 1, 1, 0, packed, pad_token_id=0), step=1)
-    assert torch.all(batch["shift_labels"] == IGNORED)
+    assert torch.all(batch["shift_labels"] == IGNORE_INDEX)
     assert batch["input_ids"].shape == (1, 2)
     assert batch["places"] == []
     assert batch["tokens"] == 0

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from finetune.errors import ModelError, TrainingError
 from finetune.evaluation.losses import token_loss
 from finetune.model.batch import padded_batch
-from finetune.model.loss import IGNORED
+from finetune.model.loss import IGNORE_INDEX
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.train import OPTIMIZERS
 from finetune.runs.trackers import NoTracker
@@ -47,7 +47,7 @@ def test_the_step_loss_is_the_mean_over_supervised_tokens(make_recipe: MakeRecip
     with torch.no_grad():
         logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         expected = functional.cross_entropy(
-            logits.flatten(0, 1), batch["shift_labels"].flatten(), ignore_index=IGNORED, reduction="mean"
+            logits.flatten(0, 1), batch["shift_labels"].flatten(), ignore_index=IGNORE_INDEX, reduction="mean"
         )
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
@@ -65,8 +65,8 @@ def test_evaluation_loss_is_the_exact_token_mean(make_recipe: MakeRecipe, tmp_pa
         batch = padded_batch([document], pad_token_id=0)
         with torch.no_grad():
             logits = trainer.model(input_ids=batch["input_ids"]).logits[0]
-        total += functional.cross_entropy(logits, batch["shift_labels"][0], ignore_index=IGNORED, reduction="sum").item()
-        count += int(batch["shift_labels"].ne(IGNORED).sum())
+        total += functional.cross_entropy(logits, batch["shift_labels"][0], ignore_index=IGNORE_INDEX, reduction="sum").item()
+        count += int(batch["shift_labels"].ne(IGNORE_INDEX).sum())
     assert losses[0] == pytest.approx(total / count, rel=1e-5)
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from data_prep.config import DataSection
 from data_prep.errors import DataError
 from data_prep.prepare import PreparedData, prepare
-from data_prep.report import Rows
+from data_prep.report import RowCounts
 
 LONGEST_MESSAGE = 4000
 """Characters; an error is read on a screen."""
@@ -88,16 +88,16 @@ def error(path: Path, tokenizer: PreTrainedTokenizerFast, format_name: str, **op
     return str(caught.value)
 
 
-def bad_rows(path: Path, tokenizer: PreTrainedTokenizerFast, format_name: str, kept: int, **options: Any) -> Rows:
+def bad_rows(path: Path, tokenizer: PreTrainedTokenizerFast, format_name: str, kept: int, **options: Any) -> RowCounts:
     """The rows that on_bad_row: skip counts, once it is known that this many others are kept."""
     (report,) = prepared(path, tokenizer, format_name, on_bad_row="skip", **options).report.sources
     assert report.rows_kept == kept
     assert report.rows_read == kept + sum(dropped.count for dropped in report.dropped.values())
     assert set(report.dropped) <= {"bad_row"}
-    return report.dropped.get("bad_row", Rows())
+    return report.dropped.get("bad_row", RowCounts())
 
 
-def lines_of(rows: Rows) -> list[int]:
+def lines_of(rows: RowCounts) -> list[int]:
     """The lines of the rows that a report names, sorted: what can't be read is found before what a format refuses."""
     return sorted(int(line) for place in rows.places for line in re.findall(r"^rows\.\w+:(\d+)", place))
 
