@@ -19,7 +19,7 @@ from finetune.evaluation.generation import generate
 from finetune.evaluation.likelihood import label_likelihoods
 from finetune.evaluation.loading import load_ready
 from finetune.evaluation.losses import document_losses
-from finetune.model.precision import choose_precision
+from finetune.models.device import choose_precision
 from finetune.recipe.load import load_recipe
 from finetune.runs.target import Target
 

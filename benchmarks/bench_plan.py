@@ -14,11 +14,11 @@ import tempfile
 from pathlib import Path
 
 from finetune.launch.configs import find_config
-from finetune.model.checkpoint import read_config
-from finetune.model.inspect import find_description, read_shape
-from finetune.plan.data import load_of
-from finetune.plan.memory import Memory, memory_of
-from finetune.plan.plan import job_of
+from finetune.models.bases.locate import read_config
+from finetune.models.bases.shapes import find_description, read_shape
+from finetune.planning.data import load_of
+from finetune.planning.memory import Memory, memory_of
+from finetune.planning.plan import job_of
 from finetune.recipe.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -199,7 +199,7 @@ def output_of(command: list[str], preload: Path | None) -> dict[str, Any]:
 
 def base_folder() -> Path:
     """SmolLM2-135M, as the quickstart takes it."""
-    from finetune.model.checkpoint import resolve_base
+    from finetune.models.bases.locate import resolve_base
     from finetune.recipe.load import load_recipe
 
     return resolve_base(load_recipe(ROOT / "recipes" / "quickstart.yaml").recipe.model).folder

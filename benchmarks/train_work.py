@@ -20,7 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune.cli.quiet import quiet_libraries
-from finetune.model.adapter import attach
+from finetune.models.adapters.adapter import attach
 from finetune.recipe.schema import Recipe
 from finetune.training import build
 
@@ -107,7 +107,7 @@ def plain_model(recipe: Recipe, dtype: torch.dtype) -> Any:
     """peft on transformers' own model; packs by transformers' own mask."""
     from transformers import AutoModelForCausalLM
 
-    from finetune.model.quantize import bitsandbytes_config, keep_differentiable
+    from finetune.models.quantization import bitsandbytes_config, keep_differentiable
 
     options: dict[str, Any] = {"quantization_config": bitsandbytes_config(dtype)} if recipe.adapter.method == "qlora" else {}
     base = AutoModelForCausalLM.from_pretrained(recipe.model.base, dtype=dtype, attn_implementation="sdpa", **options)

@@ -72,7 +72,7 @@ def audit(
 
     from data_prep.audit import audit_of
     from finetune.evaluation.data import prepare_data, tokenizer_for
-    from finetune.model.checkpoint import tokenizer_folder
+    from finetune.models.bases.locate import tokenizer_folder
 
     tokenizer = tokenizer_for(loaded.recipe.model, None, tokenizer_folder(loaded.recipe.model))
     if section.streaming is not None and first_rows is None:
@@ -303,7 +303,7 @@ def evaluate(
     Raises FinetuneError where the model has no recipe, or it, the recipe and its rows don't fit together.
     """
     from finetune.evaluation.evaluation import Evaluation
-    from finetune.model.precision import choose_precision
+    from finetune.models.device import choose_precision
 
     if recipe is None and overrides:
         raise FinetuneError("got overrides without a recipe: name the recipe that they change.")
@@ -342,7 +342,7 @@ def load(model: AnyModel, *, base: str | Path | None = None) -> "Model":
     target = resolve_target(str(_path(model)), base)
 
     from finetune.evaluation.loading import load_ready
-    from finetune.model.precision import choose_precision
+    from finetune.models.device import choose_precision
 
     loaded, tokenizer = load_ready(target, dtype=choose_precision("auto").dtype)
     options = target.recipe.evaluate if target.recipe is not None else EvaluateSection()

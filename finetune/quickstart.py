@@ -10,7 +10,7 @@ from finetune.errors import FinetuneError
 from finetune.evaluation.evaluation import Evaluation
 from finetune.evaluation.scores import Report
 from finetune.merging.merge import merge
-from finetune.model.precision import choose_precision
+from finetune.models.device import choose_precision
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.commands import shell_command

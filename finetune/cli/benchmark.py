@@ -13,7 +13,7 @@ from finetune.cli.generate import TargetArgument
 
 if TYPE_CHECKING:
     from finetune.evaluation.benchmarks import Figure, ScoreDelta, Scores, Tasks
-    from finetune.model.precision import Precision
+    from finetune.models.device import Precision
     from finetune.runs.target import Target
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def benchmark(
     tasks = benchmarks.load_tasks(task, task_folder, few_shot)
     kept = _kept_file(targets[-1], tasks)
 
-    from finetune.model.precision import choose_precision
+    from finetune.models.device import choose_precision
 
     precision = choose_precision("auto")
     scores = []

@@ -55,9 +55,9 @@ def _check_local_base(loaded: "LoadedRecipe") -> None:
     recipe = loaded.recipe
     if not isinstance(recipe.model.base, str) or not Path(recipe.model.base).is_absolute():
         return
-    from finetune.model.checkpoint import resolve_base
-    from finetune.model.folder import read_config
-    from finetune.model.quantization import check_trainable
+    from finetune.models.bases.folder import read_config
+    from finetune.models.bases.locate import resolve_base
+    from finetune.models.stored_quantization import check_trainable
 
     folder = resolve_base(recipe.model).folder
     check_trainable(read_config(folder), recipe.adapter.method, str(folder))

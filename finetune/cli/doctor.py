@@ -72,7 +72,7 @@ def examine() -> Iterator[Fact]:
 def use() -> Iterator[Fact]:
     """What a run with precision auto takes."""
     from finetune.launch.allocator import allocator
-    from finetune.model.precision import choose_device, choose_precision
+    from finetune.models.device import choose_device, choose_precision
 
     device, precision = choose_device(), choose_precision("auto")
     why = {
@@ -181,7 +181,7 @@ def extras() -> Iterator[Fact]:
 
 def disks() -> Iterator[Fact]:
     """Free space where bases and runs go."""
-    from finetune.model.hashes import cache_folder
+    from finetune.models.bases.hashes import cache_folder
 
     for name, folder in (("converted bases", cache_folder()), ("hub cache", hub_cache()), ("runs", Path("runs").resolve())):
         there = next(path for path in (folder, *folder.parents) if path.exists())

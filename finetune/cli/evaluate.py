@@ -62,7 +62,7 @@ def evaluate(
 
     from finetune.evaluation.evaluation import Evaluation
     from finetune.evaluation.tables import as_dict, score_lines, supervised_tokens, worst_lines
-    from finetune.model.precision import choose_precision
+    from finetune.models.device import choose_precision
 
     if output is not None:
         _make(output)  # before minutes are spent

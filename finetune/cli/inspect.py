@@ -21,7 +21,7 @@ def inspect(
 
     Sizes, attention, positions and parameters, from config.json and headers; no weights are loaded.
     """
-    from finetune.model.inspect import describe
+    from finetune.models.bases.shapes import describe
 
     model, adapter = find_sections(target, overrides or [])
     facts = describe(model, adapter)

@@ -8,7 +8,7 @@ from finetune.cli.common import JsonOption, OverridesArgument, out, print_json
 from finetune.cli.runs import print_table
 
 if TYPE_CHECKING:
-    from finetune.plan.plan import Plan
+    from finetune.planning.plan import Plan
     from finetune.recipe.schema import Recipe
 
 
@@ -28,8 +28,8 @@ def plan(
 
     Memory of a GPU for every way of sharding, what fits, what to change, steps, time and disk; from headers and lengths alone.
     """
-    from finetune.model.sizes import parse_size
-    from finetune.plan.plan import plan as make
+    from finetune.models.sizes import parse_size
+    from finetune.planning.plan import plan as make
     from finetune.recipe.load import load_recipe
 
     size = None

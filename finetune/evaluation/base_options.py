@@ -11,7 +11,7 @@ from data_prep.render import end_of_turn_ids
 from data_prep.text import cut
 from finetune.errors import ModelError
 from finetune.evaluation.generation import causal_model
-from finetune.model.folder import read_json
+from finetune.models.bases.folder import read_json
 
 FILE = "generation_config.json"
 NO_OPTIONS = frozenset({"transformers_version", "_from_model_config", "_commit_hash", "bos_token_id", "pad_token_id"})

@@ -150,7 +150,7 @@ def run_tasks(
     from lm_eval import evaluate
 
     from finetune.evaluation.base_options import unused_options
-    from finetune.model.rope import looks_at_length
+    from finetune.models.kernels.rope import looks_at_length
 
     if chat and tokenizer.chat_template is None:
         raise FinetuneError("this model's tokenizer has no chat template to put the prompts into: leave --chat out.")

@@ -8,7 +8,7 @@ from data_prep.config import PREPARATION
 from data_prep.errors import DataError
 from data_prep.prepare import PreparedData, prepare
 from data_prep.tokenizer import load_tokenizer
-from finetune.model.hashes import cache_folder
+from finetune.models.bases.hashes import cache_folder
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 

@@ -10,7 +10,7 @@ from finetune.evaluation.data import prepare_data
 from finetune.evaluation.loading import ModelTarget, load_ready
 from finetune.evaluation.rows import read_rows
 from finetune.evaluation.scores import Report, measure
-from finetune.model.precision import Precision
+from finetune.models.device import Precision
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 

@@ -26,7 +26,7 @@ from data_prep.messages import Message, PlainText
 from data_prep.render import end_of_turn_ids, prompt_and_reference, render_prompt
 from data_prep.tokens import ids_of, text_of
 from finetune.errors import FinetuneError
-from finetune.model.noise import seed_of
+from finetune.models.kernels.noise import seed_of
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def task_errors(what: str, place: str = "", *, passed: tuple[type[Exception], ..
     except FinetuneError:
         raise
     except Exception as error:
-        from finetune.model.precision import is_out_of_memory
+        from finetune.models.device import is_out_of_memory
 
         if is_out_of_memory(error):
             raise FinetuneError(f"out of memory: {one_line(str(error))}. Lower --batch-size.") from error

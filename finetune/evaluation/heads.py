@@ -13,8 +13,8 @@ from data_prep.config import HeadSection
 from data_prep.documents import Document
 from finetune.evaluation.generation import causal_model, evaluating
 from finetune.evaluation.losses import LossSum, document_batches
-from finetune.model.classify import head_losses, head_outputs
-from finetune.model.loss import IGNORE_INDEX
+from finetune.models.classify import head_losses, head_outputs
+from finetune.models.loss import IGNORE_INDEX
 
 
 def classify(

@@ -19,7 +19,7 @@ from data_prep.masks import Placed
 from finetune.evaluation.answers import tokenization_of, with_answer
 from finetune.evaluation.generation import causal_model, evaluating
 from finetune.evaluation.losses import document_losses
-from finetune.model.rope import looks_at_length
+from finetune.models.kernels.rope import looks_at_length
 
 
 def label_likelihoods(

@@ -9,12 +9,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from data_prep.tokens import check_ids
 from finetune.errors import ModelError
 from finetune.evaluation.data import tokenizer_for
-from finetune.model.adapter import grow_embeddings, load_adapter
-from finetune.model.checkpoint import Base, BaseNotFound, resolve_base, tokenizer_folder
-from finetune.model.classify import CLASSIFIER
-from finetune.model.load import load_model
-from finetune.model.precision import choose_device
-from finetune.model.quantize import is_quantized
+from finetune.models.adapters.adapter import grow_embeddings, load_adapter
+from finetune.models.bases.locate import Base, BaseNotFound, resolve_base, tokenizer_folder
+from finetune.models.classify import CLASSIFIER
+from finetune.models.device import choose_device
+from finetune.models.load import load_model
+from finetune.models.quantization import is_quantized
 from finetune.recipe.schema.model import ModelSection
 
 

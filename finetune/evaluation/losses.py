@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from data_prep.documents import Document
 from finetune.errors import FinetuneError
 from finetune.evaluation.generation import causal_model, evaluating
-from finetune.model.batch import padded_batch
-from finetune.model.loss import IGNORE_INDEX
-from finetune.model.sizes import CHUNK_POSITIONS
+from finetune.models.batch import padded_batch
+from finetune.models.loss import IGNORE_INDEX
+from finetune.models.sizes import CHUNK_POSITIONS
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def resolved_precision(asked: str) -> str:
     """What a recipe's precision is on this machine."""
     if asked != "auto":
         return asked
-    from finetune.model.precision import choose_precision
+    from finetune.models.device import choose_precision
 
     return choose_precision(asked).name
 

@@ -10,7 +10,7 @@ from finetune.merging.adapter import Adapter, matches
 from finetune.merging.heads import LM_HEAD, SCORE
 from finetune.merging.tensors import StoredWeights, Weights, hash_of, ranges
 from finetune.merging.updates import AddedBias, LowRank, Operation, Replaced, TokenRows, Update, scale_of
-from finetune.model.inspect import stored_name
+from finetune.models.bases.shapes import stored_name
 from finetune.recipe.heads import classifies
 
 EMBEDDING = "model.embed_tokens"

@@ -15,8 +15,8 @@ from finetune.merging.output import VERIFICATION_FILE
 from finetune.merging.parts import MergeOptions, read_parts
 from finetune.merging.streamed import verify_streamed
 from finetune.merging.tensors import StoredWeights, Weights, hashes_of
-from finetune.model.precision import choose_threads
-from finetune.model.quantization import NF4_DOUBLE
+from finetune.models.device import choose_threads
+from finetune.models.stored_quantization import NF4_DOUBLE
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
@@ -128,8 +128,8 @@ RECORDED = (
 
 def _target_of(record: dict[str, Any]) -> tuple[Target, list[Path]]:
     """Base and adapters as they were named. Raises MergeError where they are gone, or have changed."""
-    from finetune.model.folder import ADAPTER_WEIGHTS
-    from finetune.model.hashes import file_sha256
+    from finetune.models.bases.folder import ADAPTER_WEIGHTS
+    from finetune.models.bases.hashes import file_sha256
 
     try:
         adapters = [Path(text) for text in record["adapters"]]

@@ -28,11 +28,11 @@ from finetune.merging.output import refuse_existing, unfinished
 from finetune.merging.target import choose_target
 from finetune.merging.tensors import StoredWeights
 from finetune.merging.verify import quiet_peft
-from finetune.model.adapter_alone import load_alone
-from finetune.model.config import load_config
-from finetune.model.description import write_description
-from finetune.model.description_check import differences
-from finetune.model.folder import read_adapter_config
+from finetune.models.adapters.alone import load_alone
+from finetune.models.bases.config import load_config
+from finetune.models.bases.folder import read_adapter_config
+from finetune.models.description import write_description
+from finetune.models.description_check import differences
 from finetune.runs.folder import ADAPTER_NOTES
 from finetune.runs.target import Target
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.merging.parts import MergeInputs
-from finetune.model.description import ModelConfig, generation_notes, read_generation_config, write_description
-from finetune.model.description_check import differences
+from finetune.models.description import ModelConfig, generation_notes, read_generation_config, write_description
+from finetune.models.description_check import differences
 
 DESCRIBING = (
     "*.jinja",

@@ -9,7 +9,7 @@ import torch
 
 from data_prep.config import HeadSection
 from data_prep.documents import Document
-from finetune.model.classify import head_losses
+from finetune.models.classify import head_losses
 
 BATCH_ROWS = 8
 

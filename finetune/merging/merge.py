@@ -19,12 +19,12 @@ from finetune.merging.heads import SCORE_WEIGHT, how_it_reads
 from finetune.merging.output import VERIFICATION_FILE, failed_name, refuse_existing, unfinished, write_card
 from finetune.merging.parts import NAMED_DTYPES, MergeInputs, MergeOptions, MergeResult, read_parts
 from finetune.merging.streamed import merge_streamed
-from finetune.model.adapter_fit import HARMLESS
-from finetune.model.folder import ADAPTER_WEIGHTS
-from finetune.model.hashes import file_sha256
-from finetune.model.inspect import read_stored
-from finetune.model.quantization import NF4_DOUBLE
-from finetune.model.sizes import parse_size
+from finetune.models.adapters.fit import HARMLESS
+from finetune.models.bases.folder import ADAPTER_WEIGHTS
+from finetune.models.bases.hashes import file_sha256
+from finetune.models.bases.shapes import read_stored
+from finetune.models.sizes import parse_size
+from finetune.models.stored_quantization import NF4_DOUBLE
 from finetune.recipe.paths import LOCK
 from finetune.recipe.secrets import scrubbed_recipe
 from finetune.runs.target import Target

@@ -15,8 +15,8 @@ from finetune.merging.adapted import EMBEDDING, MergedWeights
 from finetune.merging.heads import LM_HEAD
 from finetune.merging.tensors import Weights
 from finetune.merging.updates import LowRank, read_finite
-from finetune.model.inspect import stored_name
-from finetune.model.rope import scale_by_document
+from finetune.models.bases.shapes import stored_name
+from finetune.models.kernels.rope import scale_by_document
 from finetune.recipe.heads import classifies
 
 SPARE = 1.3

@@ -7,7 +7,7 @@ import torch
 from finetune.merging.adapted import EMBEDDING
 from finetune.merging.heads import LM_HEAD, SCORE_WEIGHT
 from finetune.merging.tensors import StoredWeights, ranges
-from finetune.model.quantization import NF4_DOUBLE
+from finetune.models.stored_quantization import NF4_DOUBLE
 
 
 class Nf4Weights:

@@ -21,12 +21,12 @@ from finetune.merging.check_tensors import TensorCheck
 from finetune.merging.heads import MergedHead, exchange_heads, read_head
 from finetune.merging.tensors import StoredWeights
 from finetune.merging.texts import goes_through_template, verification_documents
-from finetune.model.checkpoint import Base
-from finetune.model.config import load_config
-from finetune.model.description import ModelConfig, head_values
-from finetune.model.folder import read_config, read_json
-from finetune.model.inspect import check_weights
-from finetune.model.quantization import stored_quantization
+from finetune.models.bases.config import load_config
+from finetune.models.bases.folder import read_config, read_json
+from finetune.models.bases.locate import Base
+from finetune.models.bases.shapes import check_weights
+from finetune.models.description import ModelConfig, head_values
+from finetune.models.stored_quantization import stored_quantization
 from finetune.recipe.lock import read_lock, tokenizer_facts
 from finetune.recipe.paths import LOCK
 from finetune.runs.folder import ADAPTER_NOTES

@@ -10,8 +10,8 @@ from typing import Any
 from finetune.errors import MergeError
 from finetune.merging.heads import LM_HEAD_WEIGHT, SCORE_WEIGHT, score_name
 from finetune.merging.target import choose_target
-from finetune.model.folder import ADAPTER_WEIGHTS, read_config, read_header, weight_files
-from finetune.model.inspect import count_parameters, find_description, read_shape, read_stored
+from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_config, read_header, weight_files
+from finetune.models.bases.shapes import count_parameters, find_description, read_shape, read_stored
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 LIBRARIES_BYTES = 350_000_000

@@ -19,7 +19,7 @@ from finetune.merging.output import refuse_small_disk
 from finetune.merging.parts import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.stream import write_weights
 from finetune.merging.tensors import Weights
-from finetune.model.precision import choose_threads
+from finetune.models.device import choose_threads
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _unmerged(parts: MergeInputs, merged: MergedWeights) -> "PeftModel":
     """Base + adapter by peft, in float32. Several adapters go in one on top of the other: the last one stays unmerged."""
     from finetune.merging.models import model_of
     from finetune.merging.verify import quiet_peft
-    from finetune.model.adapter import load_adapter
+    from finetune.models.adapters.adapter import load_adapter
 
     earlier = Updates(parts.stored, parts.config, parts.adapters[:-1])
     beneath = parts.merged_config(vocabulary=earlier.vocabulary, tied=earlier.stays_tied).expected()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.errors import MergeError
-from finetune.model.folder import ADAPTER_CONFIG
+from finetune.models.bases.folder import ADAPTER_CONFIG
 from finetune.runs.target import Target, resolve_target
 
 

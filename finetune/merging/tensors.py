@@ -17,7 +17,7 @@ import torch
 import xxhash
 
 from finetune.errors import MergeError
-from finetune.model.folder import INDEX, WEIGHTS, read_header, read_index, weight_files
+from finetune.models.bases.folder import INDEX, WEIGHTS, read_header, read_index, weight_files
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

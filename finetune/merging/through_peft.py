@@ -25,12 +25,12 @@ from finetune.merging.streamed import quantization_notes
 from finetune.merging.tensors import StoredWeights, hashes_of
 from finetune.merging.verify import Before, Verification, before_by_peft, quiet_peft, verify
 from finetune.merging.verify_heads import HeadBefore, HeadVerification, head_before, verify_head
-from finetune.model.adapter import load_adapter
-from finetune.model.checkpoint import Base
-from finetune.model.description import ModelConfig
-from finetune.model.folder import read_adapter_config
-from finetune.model.inspect import stored_name
-from finetune.model.precision import choose_threads
+from finetune.models.adapters.adapter import load_adapter
+from finetune.models.bases.folder import read_adapter_config
+from finetune.models.bases.locate import Base
+from finetune.models.bases.shapes import stored_name
+from finetune.models.description import ModelConfig
+from finetune.models.device import choose_threads
 from finetune.recipe.schema.model import ModelSection
 
 logger = logging.getLogger(__name__)

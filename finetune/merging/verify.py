@@ -38,7 +38,7 @@ from finetune.merging.adapted import EMBEDDING, MergedWeights, Updates
 from finetune.merging.distance import Distance, distance, logits_of
 from finetune.merging.models import STREAMED_ROWS, STREAMED_TOKENS, model_of
 from finetune.merging.tensors import StoredWeights, Weights
-from finetune.model.rope import scale_by_document
+from finetune.models.kernels.rope import scale_by_document
 
 LOGIT_FRACTION = 5e-5
 """Bound on the largest difference of float32 logits, as a share of the largest logit (at least of 1)."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from data_prep.disk import read_json
 from finetune.errors import CheckpointError
-from finetune.model.folder import CHECKPOINT_MARKER
-from finetune.model.hashes import file_sha256
+from finetune.models.bases.folder import CHECKPOINT_MARKER
+from finetune.models.bases.hashes import file_sha256
 
 MARKER = CHECKPOINT_MARKER
 PREFIX = "checkpoint-"

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from data_prep.config import PREPARATION, HeadSection
 from finetune.errors import CheckpointError, FinetuneError, ModelError
-from finetune.model.folder import (
+from finetune.models.bases.folder import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     CONFIG,
@@ -25,8 +25,8 @@ from finetune.model.folder import (
     read_json,
     weight_files,
 )
-from finetune.model.hub import adapter_snapshot, description_of, is_hub_id
-from finetune.model.quantization import NF4_DOUBLE, stored_quantization
+from finetune.models.bases.hub import adapter_snapshot, description_of, is_hub_id
+from finetune.models.stored_quantization import NF4_DOUBLE, stored_quantization
 from finetune.recipe.heads import head_of_config
 from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.schema import Recipe

@@ -11,7 +11,7 @@ from transformers.training_args import OptimizerNames
 
 from finetune import environment
 from finetune.errors import ModelError
-from finetune.model.precision import Precision
+from finetune.models.device import Precision
 from finetune.recipe.lock import Rules
 from finetune.recipe.schema.evaluate import LOWER_IS_BETTER
 from finetune.recipe.schema.train import OPTIMIZERS, TrainSection
@@ -71,7 +71,7 @@ def training_arguments(
         optim=optimizer_name(train.optimizer),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_gradient_norm or 0.0,
-        neftune_noise_alpha=train.neftune_alpha if rules.training == 1 else None,  # later it is finetune.model.noise's
+        neftune_noise_alpha=train.neftune_alpha if rules.training == 1 else None,  # later it is finetune.models.kernels.noise's
         bf16=precision.name == "bf16" and not deepspeed_on_cpu,
         fp16=precision.name == "fp16",
         use_cpu=on_cpu and not deepspeed_on_cpu,

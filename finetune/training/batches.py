@@ -17,8 +17,8 @@ from torch.utils.data import IterableDataset
 from data_prep.documents import Document, DocumentTable
 from data_prep.pack import PackedPiece, Packs, epoch_packs, pieces_of
 from data_prep.stream import Position, Stream
-from finetune.model.batch import packed_batch, padded_batch
-from finetune.model.noise import noise_seed
+from finetune.models.batch import packed_batch, padded_batch
+from finetune.models.kernels.noise import noise_seed
 
 FILLER = Document(token_ids=[0, 0], spans=(), place="filler")
 """A document without labels. It stands in for an empty micro-batch, so that all processes take equal steps.

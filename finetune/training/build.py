@@ -22,21 +22,28 @@ from finetune import environment
 from finetune.errors import ModelError
 from finetune.evaluation.data import prepare_data, tokenizer_for
 from finetune.evaluation.rows import read_rows
-from finetune.model.adapter import attach, check_targets, continue_adapter, continued_folder, count_parameters, grow_embeddings
-from finetune.model.attention import choose_attention
-from finetune.model.checkpoint import LLAMA_FAMILY, Base, resolve_base
-from finetune.model.classify import install_head_loss
-from finetune.model.config import load_config
-from finetune.model.folder import read_config, read_json
-from finetune.model.fuse import install_fast_path
-from finetune.model.inspect import check_weights
-from finetune.model.load import load_model, skeleton
-from finetune.model.loss import install_supervised_loss
-from finetune.model.precision import Precision, choose_device, choose_precision
-from finetune.model.quantization import NF4_DOUBLE, check_trainable
-from finetune.model.quantize import is_quantized
-from finetune.model.recompute import checkpoint_activations
-from finetune.model.zero import sharded_while_loading
+from finetune.models.adapters.adapter import (
+    attach,
+    check_targets,
+    continue_adapter,
+    continued_folder,
+    count_parameters,
+    grow_embeddings,
+)
+from finetune.models.bases.config import load_config
+from finetune.models.bases.folder import read_config, read_json
+from finetune.models.bases.locate import LLAMA_FAMILY, Base, resolve_base
+from finetune.models.bases.shapes import check_weights
+from finetune.models.classify import install_head_loss
+from finetune.models.deepspeed_loading import sharded_while_loading
+from finetune.models.device import Precision, choose_device, choose_precision
+from finetune.models.gradient_checkpointing import checkpoint_activations
+from finetune.models.kernels.attention import choose_attention
+from finetune.models.kernels.install import install_fast_path
+from finetune.models.load import load_model, skeleton
+from finetune.models.loss import install_supervised_loss
+from finetune.models.quantization import is_quantized
+from finetune.models.stored_quantization import NF4_DOUBLE, check_trainable
 from finetune.recipe.lock import CURRENT_RULES, Rules
 from finetune.recipe.rules_engines import engine_problem
 from finetune.recipe.schema import Recipe

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_prep.disk import write_private
 from finetune.errors import CheckpointError, TrainingError
-from finetune.model.hashes import file_sha256
+from finetune.models.bases.hashes import file_sha256
 from finetune.runs.checkpoint import MARKER, PREFIX, complete_checkpoints, read_marker, step_of, verify_checkpoint
 from finetune.runs.folder import sync_files
 from finetune.training.contents import check_contents

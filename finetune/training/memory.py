@@ -13,7 +13,7 @@ import torch
 
 from finetune.errors import TrainingError
 from finetune.launch.allocator import find_jemalloc
-from finetune.model.precision import is_out_of_memory
+from finetune.models.device import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 

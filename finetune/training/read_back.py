@@ -14,10 +14,10 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from data_prep.chat_templates import asks_for_date, rendering_of, templates_of
-from finetune.model.adapter_alone import load_alone, read_otherwise
-from finetune.model.checkpoint import read_config, weight_files
-from finetune.model.config import load_config
-from finetune.model.description import (
+from finetune.models.adapters.alone import load_alone, read_otherwise
+from finetune.models.bases.config import load_config
+from finetune.models.bases.locate import read_config, weight_files
+from finetune.models.description import (
     CONFIG,
     ModelConfig,
     generation_notes,
@@ -25,7 +25,7 @@ from finetune.model.description import (
     read_generation_config,
     write_description,
 )
-from finetune.model.description_check import differences
+from finetune.models.description_check import differences
 from finetune.recipe.heads import described_head
 from finetune.recipe.schema import Recipe
 from finetune.training.build import Inputs

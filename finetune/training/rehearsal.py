@@ -14,8 +14,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from data_prep.documents import Document
 from finetune.errors import TrainingError
-from finetune.model.precision import is_out_of_memory
-from finetune.model.sizes import state_bytes
+from finetune.models.device import is_out_of_memory
+from finetune.models.sizes import state_bytes
 from finetune.recipe.schema import Recipe
 from finetune.training.batches import collate
 from finetune.training.memory import peak_memory_bytes

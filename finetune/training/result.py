@@ -12,7 +12,7 @@ from data_prep.temporary import remove_tree
 from finetune.errors import CheckFailed
 from finetune.evaluation.scores import Report
 from finetune.evaluation.tables import as_dict, predictions
-from finetune.model.adapter import count_parameters, save_adapter
+from finetune.models.adapters.adapter import count_parameters, save_adapter
 from finetune.recipe.lock import Lock, tokenizer_facts
 from finetune.recipe.schema import Recipe
 from finetune.runs.checkpoint import PREFIX, complete_checkpoints

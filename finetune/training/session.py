@@ -13,8 +13,8 @@ from finetune.errors import FinetuneError
 from finetune.evaluation.asking import Asked, asked
 from finetune.evaluation.scores import Report
 from finetune.evaluation.tables import score_lines
-from finetune.model.adapter import count_parameters
-from finetune.model.precision import choose_device, choose_threads
+from finetune.models.adapters.adapter import count_parameters
+from finetune.models.device import choose_device, choose_threads
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.tracking import TrackingSection

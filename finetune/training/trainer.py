@@ -22,8 +22,8 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from data_prep.documents import Document
 from finetune.errors import TrainingError
-from finetune.model.batch import loss_weight
-from finetune.model.loss import IGNORE_INDEX
+from finetune.models.batch import loss_weight
+from finetune.models.loss import IGNORE_INDEX
 from finetune.runs.checkpoint import MARKER, PREFIX
 from finetune.training.batches import Feed, evaluation_batches
 from finetune.training.checkpoints import gone_if_disk_is_full, keep_newest, mark_complete
@@ -36,7 +36,7 @@ SKIPPED_STEPS_LIMIT = 20
 
 class ExactTrainer(Trainer):
     """Each optimizer step minimises (sum of the losses of its supervised tokens) / (their number), over all processes and
-    accumulation steps, however the rows are cut into micro-batches. The model must have the loss of finetune.model.loss.
+    accumulation steps, however the rows are cut into micro-batches. The model must have the loss of finetune.models.loss.
     """
 
     def __init__(

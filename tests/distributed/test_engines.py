@@ -110,7 +110,7 @@ def test_raw_accelerate_launch_gives_the_same(train: Train) -> None:
 
 
 SMALL_CHUNKS = """
-from finetune.model import loss
+from finetune.models import loss
 from finetune.cli.app import main
 
 loss.CHUNK_POSITIONS = 8

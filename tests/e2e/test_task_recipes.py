@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from finetune.evaluation.evaluation import Evaluation
 from finetune.evaluation.sandbox import why_no_sandbox
-from finetune.model.precision import choose_precision
+from finetune.models.device import choose_precision
 from finetune.recipe.load import load_recipe
 from finetune.recipe.shipped import recipes_folder
 from finetune.runs.target import resolve_target

@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from finetune.merging.merge import merge
-from finetune.model.tokenizer_files import PROBES
+from finetune.models.bases.tokenizer_files import PROBES
 from finetune.recipe.schema import Recipe
 from finetune.runs.target import resolve_target
 from finetune.training import run as training

@@ -78,7 +78,7 @@ def test_what_cases_work_on_is_whole(fuzzer: Fuzzer) -> None:
         (1, "error: config.json: vocab_size is 0\n", "exit 1"),
         (130, "", "exit 130"),
         (None, "", "exit None"),
-        (1, 'Traceback (most recent call last):\n  File "/x/finetune/model/load.py", line 3, in load\nKeyError: 1\n', "load"),
+        (1, 'Traceback (most recent call last):\n  File "/x/finetune/models/load.py", line 3, in load\nKeyError: 1\n', "load"),
         (2, "error: a\nTraceback (most recent call last):\nKeyError: 1\n", "KeyError"),
     ],
 )

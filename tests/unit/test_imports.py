@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
-    "cli", "recipe", "model", "training", "launch", "evaluation", "merging", "runs", "plan", "quickstart", "selftest",
+    "cli", "recipe", "models", "training", "launch", "evaluation", "merging", "runs", "planning", "quickstart", "selftest",
     "data_prep",
 })  # fmt: skip
 
@@ -31,13 +31,13 @@ ARROWS: dict[str, frozenset[str]] = {
     "environment": frozenset(),
     "signals": frozenset(),
     "recipe": DISK | {"data_prep.config", "data_prep.files"},
-    "model": DISK | {"recipe", "data_prep"},
-    "runs": DISK | {"recipe", "model", "data_prep.config"},
-    "evaluation": frozenset({"model", "recipe", "data_prep"}),
-    "plan": frozenset({"recipe", "launch", "model", "evaluation", "data_prep"}),
-    "launch": DISK | {"recipe", "runs", "model.precision"},
-    "training": frozenset({"model", "launch", "evaluation", "runs", "recipe", "data_prep"}),
-    "merging": frozenset({"model", "evaluation", "runs", "recipe", "data_prep"}),
+    "models": DISK | {"recipe", "data_prep"},
+    "runs": DISK | {"recipe", "models", "data_prep.config"},
+    "evaluation": frozenset({"models", "recipe", "data_prep"}),
+    "planning": frozenset({"recipe", "launch", "models", "evaluation", "data_prep"}),
+    "launch": DISK | {"recipe", "runs", "models.device"},
+    "training": frozenset({"models", "launch", "evaluation", "runs", "recipe", "data_prep"}),
+    "merging": frozenset({"models", "evaluation", "runs", "recipe", "data_prep"}),
     "data_prep": frozenset(),
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate")

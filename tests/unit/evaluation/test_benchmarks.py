@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
 from finetune.evaluation.generation import generate, plain_ids
-from finetune.model.adapter import attach, grow_embeddings, load_adapter, save_adapter
-from finetune.model.checkpoint import resolve_base
-from finetune.model.load import load_model
+from finetune.models.adapters.adapter import attach, grow_embeddings, load_adapter, save_adapter
+from finetune.models.bases.locate import resolve_base
+from finetune.models.load import load_model
 from finetune.recipe.schema.adapter import AdapterSection
 from finetune.recipe.schema.model import ModelSection
 from tests.conftest import save_tiny_llama

@@ -13,8 +13,8 @@ from data_prep.messages import Conversation, Example, Message, PlainText
 from data_prep.tokenizer import load_tokenizer
 from finetune.evaluation.answers import with_answer
 from finetune.evaluation.likelihood import label_likelihoods
-from finetune.model.checkpoint import Base
-from finetune.model.load import load_model
+from finetune.models.bases.locate import Base
+from finetune.models.load import load_model
 
 LABELS = ("lamp", "lamps", "Ada", "a capital of France")
 

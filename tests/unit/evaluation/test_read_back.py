@@ -18,7 +18,7 @@ from finetune.evaluation.label_metrics import Labels
 from finetune.evaluation.metrics import Measured
 from finetune.evaluation.scores import Report, by_row
 from finetune.evaluation.tables import predictions
-from finetune.model.precision import choose_precision
+from finetune.models.device import choose_precision
 from finetune.recipe.load import load_recipe
 from finetune.runs.target import resolve_target
 from tests.unit.evaluation.conftest import learn

@@ -33,8 +33,8 @@ from finetune.merging.plan import plan_merge
 from finetune.merging.target import choose_target
 from finetune.merging.texts import HEAD_ROWS
 from finetune.merging.verify_heads import HeadVerification
-from finetune.model.inspect import read_stored
-from finetune.model.precision import choose_precision
+from finetune.models.bases.shapes import read_stored
+from finetune.models.device import choose_precision
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.folder import RunFolder

@@ -25,8 +25,8 @@ from finetune.merging.models import model_of
 from finetune.merging.nf4 import Nf4Weights
 from finetune.merging.plan import plan_merge
 from finetune.merging.tensors import StoredWeights
-from finetune.model.checkpoint import resolve_base
-from finetune.model.config import load_config
+from finetune.models.bases.config import load_config
+from finetune.models.bases.locate import resolve_base
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
@@ -142,7 +142,7 @@ def test_the_dequantised_base_is_the_one_that_bitsandbytes_computes_with(qlora: 
     """Its linear layers have the values that a model loaded in NF4 multiplies with; head and embedding are the stored ones."""
     from bitsandbytes.functional import dequantize_4bit
 
-    from finetune.model.load import load_model
+    from finetune.models.load import load_model
 
     base = resolve_base(qlora.model)
     rounded = Nf4Weights(StoredWeights.of_folder(base.folder), quantization)

@@ -15,8 +15,8 @@ from finetune.errors import FinetuneError, MergeError, ModelError
 from finetune.evaluation.loading import load_ready
 from finetune.merging.merge import merge
 from finetune.merging.target import choose_more, choose_target
-from finetune.model.adapter import continued_folder
-from finetune.model.checkpoint import resolve_base
+from finetune.models.adapters.adapter import continued_folder
+from finetune.models.bases.locate import resolve_base
 from finetune.recipe.load import load_recipe
 from finetune.recipe.schema.adapter import AdapterSection
 from finetune.recipe.schema.model import ModelSection

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import CheckpointError, ModelError
-from finetune.model.checkpoint import resolve_base
+from finetune.models.bases.locate import resolve_base
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
 from finetune.runs.target import resolve_target

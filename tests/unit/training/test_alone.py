@@ -22,13 +22,13 @@ from finetune.evaluation.generation import generate_ids
 from finetune.evaluation.likelihood import label_likelihoods
 from finetune.evaluation.losses import document_losses
 from finetune.merging.distance import logits_of
-from finetune.model.attention import PER_DOCUMENT
-from finetune.model.batch import packed_batch, padded_batch
-from finetune.model.checkpoint import Base
-from finetune.model.load import load_model
-from finetune.model.loss import install_supervised_loss
-from finetune.model.noise import noise_seed, with_noise
-from finetune.model.rope import BY_LENGTH, looks_at_length, scale_by_document
+from finetune.models.bases.locate import Base
+from finetune.models.batch import packed_batch, padded_batch
+from finetune.models.kernels.attention import PER_DOCUMENT
+from finetune.models.kernels.noise import noise_seed, with_noise
+from finetune.models.kernels.rope import BY_LENGTH, looks_at_length, scale_by_document
+from finetune.models.load import load_model
+from finetune.models.loss import install_supervised_loss
 from finetune.recipe.lock import Rules
 from finetune.training import build
 from finetune.training.batches import evaluation_batches

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.documents import Document, DocumentTable, TableRow, TableWriter
-from finetune.model.loss import IGNORE_INDEX
+from finetune.models.loss import IGNORE_INDEX
 from finetune.training.batches import FILLER, Batching, TableFeed, collate, evaluation_batches
 
 

@@ -14,7 +14,7 @@ from finetune.evaluation.loading import load_ready
 from finetune.merging.combine import combine
 from finetune.merging.merge import merge
 from finetune.merging.target import choose_more, choose_target
-from finetune.model.inspect import describe
+from finetune.models.bases.shapes import describe
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import base_of, resolve_target
 from finetune.training.run import start
@@ -175,7 +175,7 @@ def test_a_base_that_is_stored_quantised_makes_the_run_qlora(
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     from transformers import AutoModelForCausalLM
 
-    from finetune.model.quantize import bitsandbytes_config
+    from finetune.models.quantization import bitsandbytes_config
     from finetune.recipe.lock import read_lock
 
     base = Path(shutil.copytree(tiny_base, tmp_path / "quantised"))

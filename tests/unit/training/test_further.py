@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from finetune.cli.app import run as run_command
 from finetune.errors import CheckpointError, ModelError, RecipeError
-from finetune.model.adapter import attach
+from finetune.models.adapters.adapter import attach
 from finetune.recipe.load import load_recipe
 from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.schema import Recipe

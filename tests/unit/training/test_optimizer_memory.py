@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from finetune.model.sizes import BLOCK, state_bytes
+from finetune.models.sizes import BLOCK, state_bytes
 from finetune.recipe.schema.train import OPTIMIZERS
 from finetune.training.arguments import optimizer_name
 

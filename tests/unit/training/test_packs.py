@@ -11,9 +11,9 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from data_prep.documents import Document
-from finetune.model.attention import PER_DOCUMENT
-from finetune.model.batch import packed_batch, padded_batch
-from finetune.model.loss import install_supervised_loss
+from finetune.models.batch import packed_batch, padded_batch
+from finetune.models.kernels.attention import PER_DOCUMENT
+from finetune.models.loss import install_supervised_loss
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
 from finetune.training import run

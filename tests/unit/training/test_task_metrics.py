@@ -13,8 +13,8 @@ from finetune.errors import FinetuneError
 from finetune.evaluation.data import prepare_data
 from finetune.evaluation.evaluation import Evaluation
 from finetune.evaluation.rows import longest_label, read_rows
-from finetune.model.inspect import count_trainable, read_shape
-from finetune.model.precision import choose_precision
+from finetune.models.bases.shapes import count_trainable, read_shape
+from finetune.models.device import choose_precision
 from finetune.recipe.lock import read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.train import EarlyStopping, TrainSection

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from finetune.errors import ModelError, TrainingError
 from finetune.evaluation.losses import token_loss
-from finetune.model.batch import padded_batch
-from finetune.model.loss import IGNORE_INDEX
+from finetune.models.batch import padded_batch
+from finetune.models.loss import IGNORE_INDEX
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.train import OPTIMIZERS
 from finetune.runs.trackers import NoTracker

@@ -1,0 +1,178 @@
+"""Attach, count, save and load adapters. LoRA: Hu et al. 2021, arXiv:2106.09685."""
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from finetune.errors import ModelError, library_refusals
+from finetune.models.adapters.config_file import LORA, check_adapter_config, checked_adapter_config, is_target, only_the_adapter
+from finetune.models.adapters.fit import refuse_unknown_keys, refuse_unread, refuse_wrapped, saved_vocabulary
+from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_adapter_config, read_header
+from finetune.models.bases.hub import adapter_snapshot, is_hub_id
+from finetune.models.classify import CLASSIFIER
+from finetune.recipe.schema.adapter import AdapterSection
+
+
+def attach(
+    model: PreTrainedModel, section: AdapterSection, new_token_ids: Sequence[int] = (), *, classifies: bool = False
+) -> PeftModel:
+    """The base with a fresh adapter, or with the one that `continue_from` names; only the adapter's weights train.
+
+    `new_token_ids` are rows of the embedding (and of an untied head) that are trained and saved with the adapter; so is the
+    head of a model that `classifies`. Raises ModelError for a target or a module to save that matches nothing, and for a
+    `continue_from` of another shape.
+    """
+    check_targets(model, section)
+    if section.continue_from is not None:
+        return continue_adapter(model, section, new_token_ids)
+    config = LoraConfig(
+        task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
+        r=section.rank,
+        lora_alpha=section.alpha,
+        lora_dropout=section.dropout,
+        target_modules=section.targets if section.targets == "all-linear" else list(section.targets),
+        use_rslora=section.use_rslora,
+        use_dora=section.use_dora,
+        init_lora_weights=True if section.init == "default" else section.init,
+        modules_to_save=list(section.modules_to_save) or None,
+        trainable_token_indices=_token_rows(model, new_token_ids),
+    )
+    with library_refusals("adapter: peft refuses this combination"):
+        adapted = get_peft_model(model, config)
+    return trained_in_float32(adapted)
+
+
+def trained_in_float32(model: PeftModel) -> PeftModel:
+    """Widen what is trained: the optimizer's steps are smaller than a 16-bit number's digits.
+
+    peft does so for LoRA's own matrices, and not for modules_to_save.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+    return model
+
+
+def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[int]] | None:
+    if not ids:
+        return None
+    one = model.config.tie_word_embeddings or model.get_output_embeddings() is None
+    return {"embed_tokens": list(ids)} if one else {"embed_tokens": list(ids), "lm_head": list(ids)}
+
+
+def check_targets(model: nn.Module, section: AdapterSection) -> None:
+    """Raises ModelError unless each target matches a linear layer or an embedding, and each module to save a module."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
+    targets = () if section.targets == "all-linear" else section.targets
+    for key, wanted in (("targets", targets), ("modules_to_save", section.modules_to_save)):
+        for target in wanted:
+            if not any(is_target(name, target) for name in names):
+                held = sorted({name.rsplit(".", 1)[-1] for name in names})
+                raise ModelError(f"adapter.{key}: {target!r} matches no module of this base. It has: {', '.join(held)}.")
+
+
+def continue_adapter(model: PreTrainedModel, section: AdapterSection, new_token_ids: Sequence[int] = ()) -> PeftModel:
+    """The base with an existing adapter, to be trained on. Raises ModelError where its shape isn't the recipe's.
+
+    Where the recipe says nothing of dropout and modules to save, the adapter's own are kept.
+    """
+    folder = continued_folder(section)
+    found = checked_adapter_config(folder)
+    if found["peft_type"] != LORA:
+        raise ModelError(f"adapter.continue_from: {folder} is of type {found['peft_type']}; expected {LORA}.")
+    wanted = {"r": section.rank, "lora_alpha": section.alpha, "use_rslora": section.use_rslora, "use_dora": section.use_dora}
+    wanted |= {"lora_dropout": section.dropout} if section.dropout else {}
+    if section.modules_to_save and set(found["modules_to_save"] or ()) != set(section.modules_to_save):
+        wanted["modules_to_save"] = list(section.modules_to_save)
+    for key, value in wanted.items():
+        if (held := found[key]) != value:
+            raise ModelError(f"adapter.continue_from: {folder} was trained with {key} {held}, the recipe asks for {value}.")
+    rows = found["trainable_token_indices"]
+    tokens = set(rows if isinstance(rows, list) else chain.from_iterable((rows or {}).values()))
+    if tokens != set(new_token_ids):
+        raise ModelError(
+            f"adapter.continue_from: {folder} trains {len(tokens)} new tokens (ids {sorted(tokens)[:5]}), and model.new_tokens "
+            f"has {len(new_token_ids)} ({sorted(new_token_ids)[:5]}): name the tokens that it was trained with, in their order."
+        )
+    targets = linear_names(model) if section.targets == "all-linear" else {name.rsplit(".", 1)[-1] for name in section.targets}
+    loaded = load_adapter(model, folder, trainable=True)
+    # As peft reads them: names, a regular expression, all-linear, some of the layers.
+    names = {name.rsplit(".", 1)[-1] for name in loaded.targeted_module_names}
+    if names != targets:
+        raise ModelError(f"adapter.continue_from: {folder} has targets {sorted(names)}, the recipe {sorted(targets)}.")
+    return trained_in_float32(loaded)
+
+
+def continued_folder(section: AdapterSection) -> Path:
+    """The folder of the adapter that is continued, fetched where it is on the hub. Raises ModelError where it can't be had."""
+    name = str(section.continue_from)
+    if Path(name).is_absolute() or not is_hub_id(name):
+        return Path(name)
+    return adapter_snapshot(name, named_in="adapter.continue_from")
+
+
+def linear_names(model: PreTrainedModel) -> set[str]:
+    """Names of the linear layers that `all-linear` stands for: all but the head, be it of tokens or of labels."""
+    head = model.get_output_embeddings() or getattr(model, CLASSIFIER, None)
+    return {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+    """The base with the adapter in `folder`. Raises ModelError where the two don't fit together."""
+    config = read_adapter_config(folder)
+    check_adapter_config(config, [name for name, _ in model.named_modules()], folder)
+    refuse_unknown_keys(folder, config)
+    refuse_wrapped(folder / ADAPTER_WEIGHTS, read_header(folder / ADAPTER_WEIGHTS))
+    with only_the_adapter(folder) as held:
+        grow_embeddings(model, saved_vocabulary(held))
+        with library_refusals(f"the adapter in {folder}, of type {config.get('peft_type')}, does not fit this base"):
+            empty = model.get_input_embeddings().weight.is_meta  # on which torch can put weights, but not write them
+            loaded = PeftModel.from_pretrained(model, str(held), is_trainable=trainable, low_cpu_mem_usage=empty)
+        refuse_unread(loaded, held, f"the adapter in {folder}, of type {config.get('peft_type')}")
+    if not trainable:  # what trains may be cut up by an engine, and runs soon enough
+        with library_refusals(f"peft can't run the adapter in {folder}, of type {config.get('peft_type')}, on a text alone"):
+            loaded(input_ids=torch.zeros(1, 1, dtype=torch.long, device=loaded.device))
+    return loaded
+
+
+def save_adapter(
+    model: PeftModel, folder: Path, base_name: str, revision: str | None = None, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write the adapter so that plain peft loads it; `base_name` is where peft will look for the base.
+
+    `weights` are the trained ones where the model itself holds a share of them only.
+    """
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = base_name, revision
+    # The rows of added tokens are in the adapter by themselves; a copy of the whole embedding is not wanted.
+    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
+
+
+def grow_embeddings(model: PreTrainedModel, vocabulary: int) -> None:
+    """Make room for tokens that were added to the tokenizer. An embedding that is padded beyond the vocabulary stays."""
+    weight = model.get_input_embeddings().weight
+    # ZeRO-3 leaves a share of the weight, and its shape beside it.
+    if vocabulary > getattr(weight, "ds_shape", weight.shape)[0]:
+        # What transformers draws the new rows from needs numbers, which a model without weights hasn't.
+        model.resize_token_embeddings(vocabulary, mean_resizing=not weight.is_meta)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters; NF4 weights, stored several to a number, count by what they stand for, shares as wholes."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        held = getattr(parameter, "ds_numel", parameter.numel())
+        count = held if state is None else torch.Size(state.shape).numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total

@@ -1,0 +1,365 @@
+"""What a LLaMA is, from its config.json and the headers of its safetensors: no weights are loaded, and no torch is imported.
+
+Symbols: L layers, D model width, F feed-forward width, H heads, K key-value heads, E head width, V vocabulary, R rank.
+"""
+
+import math
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import ModelError
+from finetune.models.adapters.config_file import is_target
+from finetune.models.bases.config_file import check_config
+from finetune.models.bases.folder import CONFIG, read_config, read_header, weight_files
+from finetune.models.bases.hub import description_of, is_hub_id
+from finetune.models.stored_quantization import BITSANDBYTES, stored_quantization
+from finetune.recipe.schema.adapter import AdapterSection
+from finetune.recipe.schema.model import ModelSection, RopeScaling
+
+CACHE_BYTES_PER_NUMBER = 2
+"""Keys and values are cached in 16 bit."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of config.json that decide every size."""
+
+    architecture: str
+    model_type: str
+    layers: int
+    width: int
+    feed_forward_width: int
+    heads: int
+    key_value_heads: int
+    head_width: int
+    vocabulary: int
+    tied_head: bool
+    attention_biases: tuple[str, ...]
+    """Projections of the attention that have a bias."""
+    feed_forward_bias: bool
+    query_key_norms: bool
+
+    @property
+    def queries_per_key_value_head(self) -> int:
+        """The group size of grouped-query attention: 1 is multi-head attention."""
+        return self.heads // self.key_value_heads
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Keys and values of one token in 16 bit: 2 x L x K x E x 2 bytes."""
+        return 2 * self.layers * self.key_value_heads * self.head_width * CACHE_BYTES_PER_NUMBER
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How positions are encoded."""
+
+    kind: str
+    """default, linear, dynamic, yarn or llama3."""
+    theta: float
+    scaling: dict[str, Any]
+    """The scaling's own numbers; empty for default."""
+
+
+@dataclass(frozen=True)
+class StoredWeightsSize:
+    """What the headers of a folder's safetensors say."""
+
+    parameters: int
+    bytes: int
+    """Of the weights, without the headers."""
+    dtypes: dict[str, int]
+    """safetensors' names of the types, and how many parameters are of each."""
+    files: int
+
+
+def read_shape(config: dict[str, Any]) -> Shape:
+    """The sizes in a config.json. Raises ModelError where one is absent or impossible."""
+    found = check_config(config)
+    heads, kind = found.num_attention_heads, found.model_type
+    # Qwen 2 has these three, whatever its config says; Mistral has none.
+    biases = ("q_proj", "k_proj", "v_proj") if kind == "qwen2" else ()
+    if found.attention_bias and kind not in ("qwen2", "mistral"):
+        biases = ("q_proj", "k_proj", "v_proj", "o_proj")
+    return Shape(
+        architecture=", ".join(found.architectures or ["unknown"]),
+        model_type=kind,
+        layers=found.num_hidden_layers,
+        width=found.hidden_size,
+        feed_forward_width=found.intermediate_size,
+        heads=heads,
+        key_value_heads=found.num_key_value_heads or heads,
+        head_width=found.head_dim or found.hidden_size // heads,
+        vocabulary=found.vocab_size,
+        tied_head=bool(found.tie_word_embeddings),
+        attention_biases=biases,
+        feed_forward_bias=bool(found.mlp_bias) and kind == "llama",
+        query_key_norms=kind == "qwen3",
+    )
+
+
+def read_rope(config: dict[str, Any], scaling: RopeScaling | None = None) -> Rope:
+    """The rotary positions of a config.json, in transformers 5's writing or the one before; the recipe's scaling goes first."""
+    found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    theta = float(found.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
+    kind = str(found.pop("rope_type", None) or found.pop("type", None) or "default")
+    found.pop("type", None)
+    if scaling is not None:
+        kind = scaling.type
+        found = {key: value for key, value in scaling.model_dump().items() if key != "type" and value is not None}
+    return Rope(kind, theta, found)
+
+
+def context_tokens(config: dict[str, Any], scaling: RopeScaling | None = None) -> int:
+    """How many positions the base has; with the recipe's scaling, how many it then reaches."""
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or isinstance(positions, bool) or positions < 1:
+        raise ModelError(f"config.json: max_position_embeddings is {positions!r}; expected a whole number above 0.")
+    if scaling is None:
+        return positions
+    return int((scaling.original_max_length_tokens or positions) * scaling.factor)
+
+
+def linear_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
+    """Every linear layer, the head included, by name, with (inputs, outputs)."""
+    width, inner, feed_forward = shape.width, shape.heads * shape.head_width, shape.feed_forward_width
+    shared = shape.key_value_heads * shape.head_width
+    block = {
+        "self_attn.q_proj": (width, inner),
+        "self_attn.k_proj": (width, shared),
+        "self_attn.v_proj": (width, shared),
+        "self_attn.o_proj": (inner, width),
+        "mlp.gate_proj": (width, feed_forward),
+        "mlp.up_proj": (width, feed_forward),
+        "mlp.down_proj": (feed_forward, width),
+    }
+    layers = {f"model.layers.{index}.{name}": sizes for index in range(shape.layers) for name, sizes in block.items()}
+    return layers | {"lm_head": (width, shape.vocabulary)}
+
+
+def stored_name(held: Container[str], name: str) -> str | None:
+    """The name under which a file has a parameter: some files leave `model.` out. None where it has neither."""
+    return next((found for found in (name, name.removeprefix("model.")) if found in held), None)
+
+
+SCALES = (".absmax", ".SCB")
+"""Ends of the names under which bitsandbytes stores what quantised numbers are multiplied with, in 4 bit and in 8."""
+
+
+def check_weights(folder: Path, config: dict[str, Any], *, fetched: bool = True, predicts: bool = False) -> None:
+    """Raises ModelError unless the weights' headers hold each tensor that config.json describes, in its shape, and no other
+    in a layer: transformers would leave that one out, and say nothing.
+
+    The head that predicts tokens may be absent where the base needn't be one that `predicts`. Matrices that are stored
+    quantised are not looked at: their shapes follow from how.
+    """
+    headers = [read_header(path) for path in weight_files(folder, fetched=fetched)]
+    held = {name: tuple(tensor["shape"]) for header in headers for name, tensor in header.items()}
+    shape = read_shape(config)
+    matrices = _matrix_shapes(shape)
+    wanted = _norm_shapes(shape) | {"model.embed_tokens.weight": (shape.vocabulary, shape.width)}
+    if not config.get("quantization_config"):
+        wanted |= matrices
+    if shape.tied_head or (not predicts and "lm_head.weight" not in held):
+        wanted.pop("lm_head.weight", None)
+    for name, expected in wanted.items() if headers else ():
+        found = stored_name(held, name)
+        if found is None or held[found] != expected:
+            there = "absent" if found is None else f"of shape {held[found]}"
+            raise ModelError(
+                f"{folder}: its config.json describes {name} of shape {expected}, which is {there}: one of the two files is "
+                "not the other's, or the download is incomplete; fetch the base again."
+            )
+    stored = stored_quantization(config, folder / CONFIG)
+    if headers and stored in BITSANDBYTES and not any(name.endswith(SCALES) for name in held):
+        raise ModelError(
+            f"{folder}: its config.json says in quantization_config that bitsandbytes stored the weights ({stored}), and they "
+            "are not quantised: remove quantization_config, or fetch the base again."
+        )
+    modules = {name.rsplit(".", 1)[0] for name in matrices} if config.get("quantization_config") else set()
+    for name in held:
+        full = f"model.{name.removeprefix('model.')}"
+        strange = full.startswith("model.layers.") and full not in wanted and not full.endswith("rotary_emb.inv_freq")
+        if strange and not _prefixes(full) & modules:
+            raise ModelError(
+                f"{folder}: the weights hold {name}, for which its config.json has no place: one of the two files is not the "
+                "other's; fetch the base again."
+            )
+
+
+def _prefixes(name: str) -> set[str]:
+    """The modules that a tensor's name may belong to."""
+    parts = name.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts))}
+
+
+def _matrix_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Weights and biases of the linear layers, by name."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, (inputs, outputs) in linear_shapes(shape).items():
+        found[f"{name}.weight"] = (outputs, inputs)
+        if _has_bias(shape, name):
+            found[f"{name}.bias"] = (outputs,)
+    return found
+
+
+def _has_bias(shape: Shape, name: str) -> bool:
+    return name.rsplit(".", 1)[-1] in shape.attention_biases or (".mlp." in name and shape.feed_forward_bias)
+
+
+def _norm_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    names = {"input_layernorm": shape.width, "post_attention_layernorm": shape.width}
+    if shape.query_key_norms:
+        names |= {"self_attn.q_norm": shape.head_width, "self_attn.k_norm": shape.head_width}
+    found = {f"model.layers.{index}.{name}.weight": (size,) for index in range(shape.layers) for name, size in names.items()}
+    return found | {"model.norm.weight": (shape.width,)}
+
+
+def count_parameters(shape: Shape) -> int:
+    """All parameters in closed form: V D + L (2 D H E + 2 D K E + 3 D F + 2 D) + D, and V D once more for an untied head.
+
+    To that come biases, where the architecture has them, and 2 E a layer for Qwen 3's norms of queries and keys.
+    """
+    total = shape.vocabulary * shape.width + shape.width
+    for name, (inputs, outputs) in linear_shapes(shape).items():
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf != "lm_head" or not shape.tied_head:
+            total += inputs * outputs + (outputs if _has_bias(shape, name) else 0)
+    norms = 2 * shape.width + (2 * shape.head_width if shape.query_key_norms else 0)
+    return total + shape.layers * norms
+
+
+def trainable_shapes(
+    shape: Shape, adapter: AdapterSection, new_tokens: int = 0, head_outputs: int = 0
+) -> Iterator[tuple[int, ...]]:
+    """The shapes of the tensors that train under a recipe.
+
+    full: all parameters. LoRA and QLoRA: R x inputs and outputs x R a target (rsLoRA alike), and `outputs` more with DoRA, for
+    the magnitudes; R x V and D x R, and D with DoRA, for the embedding as a target; modules_to_save in full; a row of D for
+    the embedding of each new token, and one for its row of an untied head; D for each output of a classification head, which
+    takes the place of the other one. Raises ModelError where a target matches nothing.
+    """
+    if head_outputs:
+        yield head_outputs, shape.width
+    sizes = linear_shapes(shape) | {"model.embed_tokens": (shape.vocabulary, shape.width)}
+    if adapter.method == "full":
+        yield shape.vocabulary, shape.width
+        yield from _norm_shapes(shape).values()
+        own_head = not shape.tied_head and not head_outputs
+        yield from (size for name, size in _matrix_shapes(shape).items() if own_head or name != "lm_head.weight")
+        return
+    for name in _targets(adapter, sizes):
+        inputs, outputs = sizes[name]
+        yield adapter.rank, inputs
+        yield outputs, adapter.rank
+        if adapter.use_dora:
+            yield (outputs,)
+    for target in adapter.modules_to_save:
+        yield from (sizes[name] for name in _matches(target, sizes, "modules_to_save"))
+    for _ in range(1 if shape.tied_head or head_outputs else 2) if new_tokens else ():
+        yield new_tokens, shape.width
+
+
+def count_trainable(shape: Shape, adapter: AdapterSection, new_tokens: int = 0, head_outputs: int = 0) -> int:
+    """What trains under a recipe, in closed form. Raises ModelError where a target matches nothing."""
+    return sum(map(math.prod, trainable_shapes(shape, adapter, new_tokens, head_outputs)))
+
+
+def _targets(adapter: AdapterSection, names: Iterable[str]) -> set[str]:
+    if adapter.targets == "all-linear":
+        return {name for name in names if name not in ("lm_head", "model.embed_tokens")}
+    return {name for target in adapter.targets for name in _matches(target, names, "targets")}
+
+
+def _matches(target: str, names: Iterable[str], key: str) -> set[str]:
+    known = list(names)
+    found = {name for name in known if is_target(name, target)}
+    if not found:
+        leaves = sorted({name.rsplit(".", 1)[-1] for name in known})
+        raise ModelError(f"adapter.{key}: {target!r} matches no module of this base. It has: {', '.join(leaves)}.")
+    return found
+
+
+def read_stored(folder: Path, *, fetched: bool = True) -> StoredWeightsSize | None:
+    """What a folder's weights are, from their headers; None where there are none.
+
+    Of a model that isn't `fetched`, also where some are absent. Raises ModelError for damaged ones.
+    """
+    files = weight_files(folder, fetched=fetched)
+    if not files:
+        return None
+    dtypes: dict[str, int] = {}
+    size = 0
+    for path in files:
+        for tensor in read_header(path).values():
+            dtypes[tensor["dtype"]] = dtypes.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
+            size += tensor["data_offsets"][1] - tensor["data_offsets"][0]
+    return StoredWeightsSize(sum(dtypes.values()), size, dict(sorted(dtypes.items(), key=lambda item: -item[1])), len(files))
+
+
+def find_description(model: ModelSection) -> tuple[Path, bool]:
+    """The folder with the base's config.json, and whether its weights were fetched with it.
+
+    Of a hub model only config.json and its like are; a GGUF base is converted first, once. Raises ModelError.
+    """
+    from finetune.models.bases.locate import check_base, resolve_base
+
+    if isinstance(model.base, str) and is_hub_id(model.base):
+        folder, _ = description_of(model.base, model.revision)
+        check_base(folder, model, fetched=False)
+        return folder, False
+    if isinstance(model.base, str) and Path(model.base).is_dir() and not weight_files(Path(model.base)):
+        # A config.json alone is enough to look at.
+        check_base(Path(model.base), model, fetched=False)
+        return Path(model.base), False
+    return resolve_base(model).folder, True
+
+
+def describe(model: ModelSection, adapter: AdapterSection | None = None) -> dict[str, Any]:
+    """Everything that `finetune inspect` reports, as plain values; with `adapter`, what would train under it too.
+
+    Raises ModelError where the base can't be found, or its weights are not those that its config.json describes.
+    """
+    folder, fetched = find_description(model)
+    config = read_config(folder)
+    shape, stored = read_shape(config), read_stored(folder, fetched=fetched)
+    computed = count_parameters(shape)
+    context = context_tokens(config, model.rope_scaling)
+    quantization, origin = stored_quantization(config), "config.json, in closed form"
+    if stored is not None:
+        origin = "config.json and the weights' headers, which agree"
+    if quantization is not None:
+        origin = f"config.json; the weights are stored quantised, {quantization}"
+    facts: dict[str, Any] = {
+        "base": model.base if isinstance(model.base, str) else model.base.model_dump(exclude_none=True),
+        "folder": str(folder),
+        **asdict(shape),
+        "queries_per_key_value_head": shape.queries_per_key_value_head,
+        "cache_bytes_per_token": shape.cache_bytes_per_token,
+        "cache_bytes_full_context": shape.cache_bytes_per_token * context,
+        "context_tokens": context,
+        "rope": asdict(read_rope(config, model.rope_scaling)),
+        "rms_norm_eps": config.get("rms_norm_eps"),
+        "parameters": computed,
+        "parameters_from": origin,
+        "stored": asdict(stored) if stored else None,
+        "dtype": config.get("dtype") or config.get("torch_dtype"),
+        "quantization": quantization,
+    }
+    return facts if adapter is None else facts | _trainable_facts(shape, computed, model, adapter)
+
+
+def _trainable_facts(shape: Shape, parameters: int, model: ModelSection, adapter: AdapterSection) -> dict[str, Any]:
+    trainable = count_trainable(shape, adapter, len(model.new_tokens), model.head_outputs)
+    # An adapter comes on top of the base's parameters.
+    together = parameters if adapter.method == "full" else parameters + trainable
+    targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
+    return {
+        "method": adapter.method,
+        "rank": None if adapter.method == "full" else adapter.rank,
+        "targets": None if adapter.method == "full" else targets,
+        "trainable_parameters": trainable,
+        "trainable_fraction": trainable / together,
+    }

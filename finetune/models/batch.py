@@ -1,0 +1,80 @@
+"""Documents as tensors: padded to one rectangle, or packed into one row. Shapes: B rows, T tokens."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from finetune.models.loss import IGNORE_INDEX, next_token_labels
+
+
+class TokenisedRow(Protocol):
+    """One row as tokens, as data_prep.documents has it."""
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Its tokens (T)."""
+
+    @property
+    def weights(self) -> list[float]:
+        """How much each token counts in the loss (T); 0 where it has no label."""
+
+    @property
+    def spans(self) -> Sequence[object]:
+        """Its supervised tokens; empty where it has none."""
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """What a classification head learns at its supervised token; empty where the token is what is learned."""
+
+
+def padded_batch(documents: Sequence[TokenisedRow], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """A row each, padded on the right to the longest: input_ids, attention_mask, shift_labels (B x T).
+
+    Labels come from the documents' own spans and never from token ids: a pad token that is also the end of turn changes
+    nothing. shift_weights (B x T) are there where a token counts other than once, targets (N x L, for the N documents with a
+    label) where a classification head is learned.
+    """
+    longest = max(len(document.token_ids) for document in documents)
+    input_ids = torch.full((len(documents), longest), pad_token_id, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    shift_labels = torch.full_like(input_ids, IGNORE_INDEX)
+    shift_weights = torch.zeros(input_ids.shape)
+    for line, document in enumerate(documents):
+        tokens, length = torch.as_tensor(document.token_ids, dtype=torch.long), len(document.token_ids)
+        input_ids[line, :length], attention_mask[line, :length] = tokens, 1
+        shift_labels[line, :length], shift_weights[line, :length] = next_token_labels(tokens, document.weights)
+    batch = {"input_ids": input_ids, "attention_mask": attention_mask, "shift_labels": shift_labels}
+    return batch | _weights(shift_weights) | _targets(documents)
+
+
+def packed_batch(documents: Sequence[TokenisedRow]) -> dict[str, Any]:
+    """All documents one after the other in one row: input_ids, position_ids, shift_labels (1 x T), the others as above.
+
+    `documents` are their lengths, for kernels/attention.py. Positions begin anew with each document: without an attention
+    mask transformers' own attentions take that for the boundaries, and no token sees another document's.
+    """
+    tokens = [torch.as_tensor(document.token_ids, dtype=torch.long) for document in documents]
+    labels, weights = zip(
+        *(next_token_labels(ids, document.weights) for ids, document in zip(tokens, documents, strict=True)), strict=True
+    )
+    positions = [torch.arange(len(ids)) for ids in tokens]
+    columns = {"input_ids": tokens, "position_ids": positions, "shift_labels": labels}
+    batch: dict[str, Any] = {name: torch.cat(tuple(column)).unsqueeze(0) for name, column in columns.items()}
+    return batch | {"documents": list(map(len, tokens))} | _weights(torch.cat(weights).unsqueeze(0)) | _targets(documents)
+
+
+def loss_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the sum of a batch's losses is divided by for their mean: its supervised tokens, each by its weight."""
+    if "shift_weights" in batch:
+        return batch["shift_weights"].double().sum()
+    return batch["shift_labels"].ne(IGNORE_INDEX).sum()
+
+
+def _weights(shift_weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {} if torch.all((shift_weights == 0) | (shift_weights == 1)) else {"shift_weights": shift_weights}
+
+
+def _targets(documents: Sequence[TokenisedRow]) -> dict[str, torch.Tensor]:
+    rows = [document.targets for document in documents if document.targets and document.spans]
+    return {"targets": torch.tensor(rows)} if rows else {}

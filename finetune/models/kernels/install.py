@@ -1,0 +1,176 @@
+"""Where the fast path is installed: which layers of a peft model compute by lora.py and rms_norm.py.
+
+Weights stay where peft has them, so saving, loading and merging know nothing of this.
+"""
+
+import logging
+import types
+from collections import Counter
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from finetune.models.kernels.lora import FusedLora, FusedMlp, Layer, quantisation
+from finetune.models.kernels.rms_norm import FrozenRmsNorm
+
+logger = logging.getLogger(__name__)
+
+RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+"""transformers' classes that compute w * x / rms(x) in float32; others of that kind add one to w, or round elsewhere."""
+
+
+def install_fast_path(model: nn.Module) -> int:
+    """Let the layers of a peft model compute in fewer and leaner steps; how many LoRA layers do.
+
+    Layers that are not supported (DoRA, an embedding, several adapters, weights that ZeRO-3 cuts up) keep peft's own forward,
+    and one line of the log says how many and why. So does any layer for a call that isn't supported: adapters merged or
+    switched off, other types than those of training.
+    """
+    fused, kept = 0, Counter[str]()
+    for module in list(model.modules()):
+        if isinstance(module, LoraLayer):
+            reason = unsupported(module)
+            if reason is None:
+                module.forward = types.MethodType(_one_layer(module.forward), module)
+                fused += 1
+            else:
+                kept[reason] += 1
+        elif type(module).__name__ in RMS_NORMS and not (module.weight.requires_grad or hasattr(module.weight, "ds_id")):
+            module.forward = types.MethodType(_norm(module.forward), module)
+    for module in list(model.modules()):
+        if _all_fusable(module, "q_proj", "k_proj", "v_proj"):
+            OneInput([module.q_proj, module.k_proj, module.v_proj]).install()
+        if _all_fusable(module, "gate_proj", "up_proj", "down_proj") and _is_silu(getattr(module, "act_fn", None)):
+            module.forward = types.MethodType(_gated_mlp(module.forward), module)
+    for reason, count in kept.items():
+        logger.info("%d LoRA layers keep peft's own forward: %s", count, reason)
+    return fused
+
+
+def unsupported(layer: LoraLayer) -> str | None:
+    """Why a layer can't be fused; None where it can."""
+    base: Any = layer.get_base_layer()
+    if type(base).__name__ not in ("Linear", "Linear4bit"):
+        return f"it stands around a {type(base).__name__}"
+    if hasattr(base.weight, "ds_id"):
+        # They may be there in the forward pass, by chance of what ZeRO-3 has not let go yet, and gone in the backward pass.
+        return "ZeRO-3 cuts its weights up"
+    if layer.lora_variant:
+        return f"it is {type(next(iter(layer.lora_variant.values()))).__name__.removesuffix('Variant')}"
+    if list(layer.lora_A) != ["default"] or len(layer.active_adapters) != 1:
+        return "it has several adapters"
+    if layer.lora_A["default"].bias is not None or layer.lora_B["default"].bias is not None:
+        return "its matrices have a bias"
+    if getattr(layer, "fan_in_fan_out", False) or base.weight.requires_grad:
+        return "its base is transposed, or trained"
+    return None
+
+
+def _all_fusable(module: nn.Module, *names: str) -> bool:
+    layers = [getattr(module, name, None) for name in names]
+    return all(isinstance(layer, LoraLayer) and unsupported(layer) is None for layer in layers)
+
+
+def _is_silu(activation: Any) -> bool:
+    return isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
+
+
+def _norm(own_forward: Any) -> Any:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        # transformers narrows float64 to float32 here, which FrozenRmsNorm doesn't.
+        own = x.dtype == torch.float64 or x.dtype != self.weight.dtype
+        output: torch.Tensor = own_forward(x) if own else FrozenRmsNorm.apply(x, self.weight, self.variance_epsilon)
+        return output
+
+    return forward
+
+
+def _one_layer(own_forward: Any) -> Any:
+    def forward(self: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        dtype = None if arguments or options else _compute_type([self], x)
+        if dtype is None:
+            output: torch.Tensor = own_forward(x, *arguments, **options)
+            return output
+        return _fused([self], x, dtype, _dropout(self))[0]
+
+    return forward
+
+
+def _gated_mlp(own_forward: Any) -> Any:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        layers = [self.gate_proj, self.up_proj, self.down_proj]
+        dtype = None if any(map(_dropout, layers)) else _compute_type(layers, x)
+        if dtype is None:
+            own: torch.Tensor = own_forward(x)
+            return own
+        output: torch.Tensor = FusedMlp.apply(x, tuple(map(_layer, layers)), dtype, *_matrices(layers))
+        return output
+
+    return forward
+
+
+class OneInput:
+    """Layers that are called with one input, one after the other: the first computes for all, the others take their output.
+
+    An attention's own forward, whichever family's, calls q, k and v so.
+    """
+
+    def __init__(self, layers: list[Any]):
+        self.layers, self.x, self.outputs = layers, None, {}
+
+    def install(self) -> None:
+        """Put this before each layer's forward."""
+        for layer in self.layers:
+            layer.forward = types.MethodType(self._forward(layer.forward), layer)
+
+    def _forward(self, own_forward: Any) -> Any:
+        def forward(layer: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+            if x is self.x and layer in self.outputs:
+                return self._take(layer)
+            dtype = None if arguments or options or any(map(_dropout, self.layers)) else _compute_type(self.layers, x)
+            if dtype is None:
+                output: torch.Tensor = own_forward(x, *arguments, **options)
+                return output
+            self.x, self.outputs = x, dict(zip(self.layers, _fused(self.layers, x, dtype), strict=True))
+            return self._take(layer)
+
+        return forward
+
+    def _take(self, layer: Any) -> torch.Tensor:
+        output = self.outputs.pop(layer)
+        if not self.outputs:
+            self.x = None
+        return output
+
+
+def _fused(layers: list[Any], x: torch.Tensor, dtype: torch.dtype, dropout: float = 0.0) -> tuple[torch.Tensor, ...]:
+    outputs: tuple[torch.Tensor, ...] = FusedLora.apply(x, tuple(map(_layer, layers)), dropout, dtype, *_matrices(layers))
+    return outputs
+
+
+def _layer(layer: Any) -> Layer:
+    return Layer(layer.get_base_layer(), layer.scaling["default"])
+
+
+def _matrices(layers: list[Any]) -> list[torch.Tensor]:
+    return [matrix for layer in layers for matrix in (layer.lora_A["default"].weight, layer.lora_B["default"].weight)]
+
+
+def _dropout(layer: Any) -> float:
+    dropout = layer.lora_dropout["default"]
+    return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+
+
+def _compute_type(layers: list[Any], x: torch.Tensor) -> torch.dtype | None:
+    """The type in which peft would multiply; None where these layers' call can't be fused."""
+    if any(layer.disable_adapters or layer.merged for layer in layers):
+        return None
+    bases, matrices = [layer.get_base_layer() for layer in layers], _matrices(layers)
+    if any(hasattr(base.weight, "ds_id") for base in bases):  # NF4 is cut up after it was loaded; see unsupported
+        return None
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    same = all(matrix.dtype == x.dtype for matrix in matrices)
+    return x.dtype if same and all(quantisation(base) or base.weight.dtype == x.dtype for base in bases) else None

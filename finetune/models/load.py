@@ -1,0 +1,93 @@
+"""Load a base's weights."""
+
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from data_prep.config import HeadSection
+from finetune.errors import ModelError, library_refusals
+from finetune.models.bases.config import load_config
+from finetune.models.bases.folder import CONFIG, only_the_model
+from finetune.models.bases.locate import Base
+from finetune.models.classify import CLASSIFIER, add_head_to_config, refuse_other_head, widen_head
+from finetune.models.device import choose_device
+from finetune.models.kernels.rope import scale_by_document
+from finetune.models.quantization import bitsandbytes_config, is_quantized, keep_differentiable
+from finetune.models.stored_quantization import BITSANDBYTES
+from finetune.recipe.schema.model import RopeScaling
+
+
+def load_model(
+    base: Base,
+    *,
+    dtype: torch.dtype,
+    quantization: str | None = None,
+    rope_scaling: RopeScaling | None = None,
+    attention: str = "sdpa",
+    head: HeadSection | None = None,
+    rope_by_document: bool = True,
+) -> PreTrainedModel:
+    """The base's weights in `dtype`, or quantised with arithmetic in `dtype`, on the device that training will use.
+
+    `quantization` is one of finetune.models.stored_quantization's BITSANDBYTES; a base that is stored quantised stays as it is.
+    `attention` is transformers' name of one, or kernels/attention.py's. A `head` that the base doesn't have is drawn from
+    torch's generator. Positions are scaled by each document's own length, unless an earlier version's run goes on without
+    `rope_by_document`. Raises ModelError where the weights can't be read or don't fit config.json.
+    """
+    config, kind = _description(base, rope_scaling, head)
+    options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True}
+    options["attn_implementation"] = attention
+    stored = getattr(config, "quantization_config", None)
+    if isinstance(stored, dict) and stored.get("load_in_4bit"):
+        config.quantization_config = stored | {"bnb_4bit_compute_dtype": str(dtype).removeprefix("torch.")}
+    elif not stored and quantization in BITSANDBYTES:
+        options["quantization_config"] = bitsandbytes_config(dtype, quantization, kept=() if head is None else (CLASSIFIER,))
+    if (stored or quantization in BITSANDBYTES) and not is_deepspeed_zero3_enabled():  # which places each share by itself
+        options["device_map"] = {"": choose_device()}
+    with library_refusals(f"the weights in {base.folder} could not be loaded"), only_the_model(base.folder) as folder:
+        # In place of the base's generation_config.json: answers don't follow it, and transformers refuses some that are about.
+        options["generation_config"] = GenerationConfig.from_model_config(config)
+        model, info = kind.from_pretrained(folder, output_loading_info=True, trust_remote_code=False, **options)
+    model.name_or_path = model.config.name_or_path = str(base.folder)
+    absent = sorted(name for name in info["missing_keys"] if head is None or name != f"{CLASSIFIER}.weight")
+    if absent:
+        raise ModelError(
+            f"{base.folder} lacks {len(absent)} weights that its config.json asks for, the first {absent[0]}: "
+            "the download may be incomplete."
+        )
+    if is_quantized(model):
+        keep_differentiable(model)
+    if head is not None:
+        widen_head(model)
+    if rope_by_document:
+        scale_by_document(model)
+    return model
+
+
+def skeleton(base: Base, *, rope_scaling: RopeScaling | None = None, head: HeadSection | None = None) -> PreTrainedModel:
+    """The model that config.json describes, without its weights or memory for them.
+
+    Raises ModelError where transformers can't build it.
+    """
+    config, kind = _description(base, rope_scaling, head)
+    with library_refusals(f"transformers can't build the model that {base.folder / CONFIG} describes"), torch.device("meta"):
+        model: PreTrainedModel = kind.from_config(config, trust_remote_code=False)
+    return model
+
+
+def _description(base: Base, rope_scaling: RopeScaling | None, head: HeadSection | None) -> tuple[PretrainedConfig, Any]:
+    """The configuration with the head in it, and what builds a model from it."""
+    config = load_config(base, rope_scaling)
+    refuse_other_head(base, config, head)
+    if head is None:
+        return config, AutoModelForCausalLM
+    add_head_to_config(config, head)
+    return config, AutoModelForSequenceClassification

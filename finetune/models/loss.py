@@ -1,0 +1,261 @@
+"""The training loss, at supervised positions only.
+
+Shapes: B rows, T tokens, D model width, V vocabulary, N supervised positions.
+A plain forward makes logits of B x T x V and then throws most of them away: prompts and padding have no label. Here the
+hidden states are gathered where a label stands, and head and cross-entropy run over those N positions, chunk by chunk;
+no more than CHUNK x V of their logits exist at once: a head that is trained makes them again in the backward pass, the
+others' are turned into their gradient in the forward pass (FrozenHeadLoss).
+The loss is computed inside the model's own forward, so that the hooks of DDP, FSDP2 and ZeRO-3 see it.
+"""
+
+import importlib.util
+import logging
+import types
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, TypeGuard
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from finetune.errors import ModelError
+from finetune.models.kernels.noise import with_noise
+from finetune.models.sizes import CHUNK_POSITIONS
+
+logger = logging.getLogger(__name__)
+
+IGNORE_INDEX = -100
+"""The label of a position without supervision, as everywhere in the field."""
+
+Head = Callable[[torch.Tensor], torch.Tensor]
+MostChunks = Callable[[int], int]
+"""Of this process's number of chunks: that of the process with the most."""
+
+
+def next_token_labels(token_ids: torch.Tensor, weights: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels and their weights (T, T) for one document of token ids (T), each of which counts by its weight.
+
+    Position t's label is token t + 1 where that token's weight isn't 0. The last position has none, so documents that stand
+    one after another never train across their boundary.
+    """
+    shifted = torch.zeros(len(token_ids))
+    shifted[:-1] = torch.tensor(weights[1:])
+    labels = torch.full_like(token_ids, IGNORE_INDEX)
+    labels[:-1] = torch.where(shifted[:-1] != 0, token_ids[1:], IGNORE_INDEX)
+    return labels, shifted
+
+
+def supervised_cross_entropy(
+    hidden: torch.Tensor,
+    shift_labels: torch.Tensor,
+    head: Head,
+    label_smoothing: float = 0.0,
+    shift_weights: torch.Tensor | None = None,
+    most_chunks: MostChunks | None = None,
+) -> torch.Tensor:
+    """The sum of the cross-entropy over supervised positions, as a float32 (or float64) scalar.
+
+    `hidden` is B x T x D, `shift_labels` B x T with IGNORED where nothing is learned, `shift_weights` B x T what each
+    position's loss is multiplied by (1 without them). Without any label the sum is a zero that still has a (zero) gradient,
+    so that every process of a sharded run goes through the same backward pass. With `most_chunks` the head is called as often
+    as in the process with the most to learn: a head that is cut up is gathered at each call, by all processes together.
+    """
+    positions = shift_labels.ne(IGNORE_INDEX)
+    chosen, labels = hidden[positions], shift_labels[positions]
+    if labels.numel() == 0 and most_chunks is None:
+        return head(hidden[:, :1]).float().sum() * 0.0
+    weights = None if shift_weights is None else shift_weights[positions]
+    if most_chunks is None and weights is None and prefers_liger(head, chosen.device):
+        return liger_loss(chosen, head, labels, label_smoothing)
+    if most_chunks is None and torch.is_grad_enabled() and _is_frozen(head):
+        loss: torch.Tensor = FrozenHeadLoss.apply(chosen, head.weight, labels, weights, label_smoothing)
+        return loss
+
+    def chunk_loss(states: torch.Tensor, targets: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
+        logits = head(states)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if factors is None:
+            return functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+        losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
+        return (losses * factors.to(losses)).sum()
+
+    chunks = _chunks(chosen, labels, weights) if labels.numel() else []
+    if most_chunks is not None:
+        nothing = hidden[0, :1], shift_labels.new_full((1,), IGNORE_INDEX), None if weights is None else weights.new_zeros(1)
+        chunks += [nothing] * (max(1, most_chunks(len(chunks))) - len(chunks))
+    if len(chunks) == 1 or not torch.is_grad_enabled():
+        return torch.stack([chunk_loss(*chunk) for chunk in chunks]).sum()
+    return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+
+
+def _is_frozen(head: Head) -> TypeGuard[nn.Linear]:
+    """Whether a head is a plain matrix that isn't trained, and nothing (sharding, an adapter) stands around it."""
+    return _is_plain(head) and not head.weight.requires_grad
+
+
+def _is_plain(head: Head) -> TypeGuard[nn.Linear]:
+    return (
+        type(head) is nn.Linear
+        and head.bias is None
+        and head.weight.dim() == 2
+        and not head._forward_hooks
+        and not head._forward_pre_hooks
+    )
+
+
+@cache
+def _liger() -> Any:
+    """Liger's fused linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989); None where it isn't installed, or doesn't fit."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        return None
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except (ImportError, RuntimeError) as error:
+        logger.warning("liger_kernel is installed and can't be used (%s); the loss is computed without it", error)
+        return None
+    return LigerFusedLinearCrossEntropyLoss
+
+
+def prefers_liger(head: Head, device: torch.device) -> TypeGuard[nn.Linear]:
+    """Whether the loss is Liger's: on CUDA, where it is installed, in training, for a head without anything around it."""
+    return device.type == "cuda" and torch.is_grad_enabled() and _is_plain(head) and _liger() is not None
+
+
+def liger_loss(states: torch.Tensor, head: nn.Linear, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+    """The sum of the cross-entropy of N x D states by Liger's kernel, which never holds all logits either."""
+    loss = _liger()(reduction="sum", label_smoothing=label_smoothing)(head.weight, states.to(head.weight.dtype), labels)
+    return loss if loss.dtype == torch.float64 else loss.float()
+
+
+class FrozenHeadLoss(torch.autograd.Function):
+    """Head and cross-entropy whose gradient is made in the forward pass, chunk by chunk.
+
+    The gradient of a sum of losses is known up to its factor as soon as the logits are, so they are made once, turned into
+    their gradient where they stand, and multiplied back: two matrix products in place of three, and one chunk's logits in
+    memory. As in Liger's fused linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989), for a head that isn't trained.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any,
+        states: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        factors: torch.Tensor | None,
+        label_smoothing: float,
+    ) -> torch.Tensor:
+        gradient = torch.empty_like(states)
+        wide = torch.float64 if states.dtype == torch.float64 else torch.float32
+        total = torch.zeros((), dtype=wide, device=states.device)
+        with torch.autocast(states.device.type, enabled=False):
+            for start in range(0, len(labels), CHUNK_POSITIONS):
+                here = slice(start, start + CHUNK_POSITIONS)
+                logits = (states[here].to(weight.dtype) @ weight.T).to(wide)
+                chunk = None if factors is None else factors[here].to(wide)
+                total += _loss_to_gradient(logits, labels[here], chunk, label_smoothing)
+                gradient[here] = logits.to(weight.dtype) @ weight
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:  # noqa: D102
+        (gradient,) = ctx.saved_tensors
+        return gradient * factor.to(gradient.dtype), None, None, None, None
+
+
+def _loss_to_gradient(
+    logits: torch.Tensor, labels: torch.Tensor, factors: torch.Tensor | None, smoothing: float
+) -> torch.Tensor:
+    """The sum of the cross-entropies of N x V logits, which become its gradient in place."""
+    losses = (smoothing - 1) * logits.gather(1, labels[:, None]).squeeze(1)
+    if smoothing:
+        losses -= smoothing * logits.mean(dim=-1)
+    peak = logits.amax(dim=-1, keepdim=True)
+    whole = logits.sub_(peak).exp_().sum(dim=-1, keepdim=True)
+    losses += (whole.log() + peak).squeeze(1)
+    logits.div_(whole)
+    if smoothing:
+        logits.sub_(smoothing / logits.shape[1])
+    logits.scatter_add_(1, labels[:, None], logits.new_full((len(labels), 1), smoothing - 1))
+    if factors is None:
+        return losses.sum()
+    logits.mul_(factors[:, None])
+    return (losses * factors).sum()
+
+
+def _chunks(
+    states: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    parts = states.split(CHUNK_POSITIONS), labels.split(CHUNK_POSITIONS)
+    factors = [None] * len(parts[0]) if weights is None else weights.split(CHUNK_POSITIONS)
+    return list(zip(*parts, factors, strict=True))
+
+
+LossOf = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor]
+"""The sum of a batch's losses, of the model, its hidden states (B x T x D), shift_labels, shift_weights and targets."""
+
+
+def install_loss(model: PreTrainedModel, loss_of: LossOf, neftune_alpha: float | None = None) -> None:
+    """Make `model(input_ids=..., shift_labels=..., num_items_in_batch=...)` return a loss, and no logits.
+
+    The loss is what `loss_of` says, divided by `num_items_in_batch` where that is given. With `noise_seeds` the embeddings
+    have NEFTune's noise. Calls without `shift_labels` (generation, a classifier's own) go to the model's own forward.
+    """
+    plain_forward = model.forward
+
+    def forward(
+        self: PreTrainedModel,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        shift_labels: torch.Tensor | None = None,
+        shift_weights: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        noise_seeds: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
+        if shift_labels is None:
+            return plain_forward(**inputs)
+        if noise_seeds is not None and neftune_alpha is not None:
+            lengths = kwargs["documents"] if attention_mask is None else attention_mask.sum(dim=1).tolist()
+            embeddings = self.get_input_embeddings()(input_ids)
+            inputs |= {"input_ids": None, "inputs_embeds": with_noise(embeddings, lengths, noise_seeds, neftune_alpha)}
+        hidden = self.model(**inputs | {"use_cache": False}).last_hidden_state
+        loss = loss_of(self, hidden, shift_labels, shift_weights, targets)
+        if isinstance(num_items_in_batch, torch.Tensor):
+            num_items_in_batch = num_items_in_batch.to(loss.dtype)
+        return CausalLMOutputWithPast(loss=loss if num_items_in_batch is None else loss / num_items_in_batch)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def install_supervised_loss(
+    model: PreTrainedModel,
+    label_smoothing: float = 0.0,
+    most_chunks: MostChunks | None = None,
+    neftune_alpha: float | None = None,
+) -> None:
+    """Make the model return the sum of the cross-entropy over supervised positions, each by `shift_weights` (see install_loss).
+
+    Label smoothing applies in training mode only, so that an evaluation loss is the plain cross-entropy. `most_chunks` is for
+    processes that each hold a share of the model (see supervised_cross_entropy).
+
+    Raises ModelError for a base that changes its logits after the head.
+    """
+    for name in ("final_logit_softcapping", "logit_scale"):
+        if getattr(model.config, name, None):
+            raise ModelError(f"this base has {name} in its config.json, which the loss at supervised positions doesn't know.")
+
+    def loss_of(
+        model: Any, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, _: torch.Tensor | None
+    ) -> torch.Tensor:
+        smoothing = label_smoothing if model.training else 0.0
+        return supervised_cross_entropy(hidden, labels, model.lm_head, smoothing, weights, most_chunks)
+
+    install_loss(model, loss_of, neftune_alpha)

@@ -1,0 +1,76 @@
+"""What the data ask of a plan: the heaviest micro-batch, steps and tokens. Measured where rows and tokenizer are here."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.errors import DataError
+from data_prep.pack import OVERLAP_TOKENS, epoch_packs
+from finetune.errors import ModelError
+from finetune.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Load:
+    """The data as memory and time see them."""
+
+    micro_batch_tokens: int
+    """Of the heaviest, padding included."""
+    supervised_tokens: int
+    """Of the micro-batch with the most."""
+    row_tokens: int
+    """The longest row."""
+    steps: int | None
+    tokens: int | None
+    """Of all steps, padding aside; None where the data are not here."""
+    origin: str
+    """measured, or why it is assumed."""
+
+
+def load_of(recipe: Recipe) -> Load:
+    """From the recipe's rows, else from its bounds: every row as long as it may be, every token learned."""
+    if recipe.data.streaming is not None:
+        return assumed(recipe, "assumed: the data are streamed")
+    from finetune.evaluation.data import prepare_data, tokenizer_for
+    from finetune.models.bases.locate import tokenizer_folder
+
+    if isinstance(recipe.model.base, str) and not recipe.model.base.startswith("/"):
+        return assumed(recipe, "assumed: the base's tokenizer is not a local folder")
+    try:
+        tokenizer = tokenizer_for(recipe.model, None, tokenizer_folder(recipe.model))
+        data = prepare_data(recipe, tokenizer)
+    except (ModelError, DataError, OSError) as error:
+        return assumed(recipe, f"assumed: {str(error).splitlines()[0].split(';')[0]}")
+    return measured(recipe, data.train.lengths, data.train.supervised_tokens, data.train.sources, data.repeats)
+
+
+def measured(recipe: Recipe, lengths: np.ndarray, supervised: np.ndarray, sources: np.ndarray, repeats: list[float]) -> Load:
+    """From the tokens of each row (their lengths, learned ones, sources)."""
+    train, data = recipe.train, recipe.data
+    packs = epoch_packs(
+        lengths,
+        sources,
+        repeats,
+        capacity_tokens=data.pack_length_tokens,
+        split=data.pack_split,
+        seed=train.seed,
+        epoch=0,
+        overlap=OVERLAP_TOKENS,
+    )
+    tokens, micro = np.sort(packs.tokens)[::-1], train.micro_batch_size
+    learned = np.sort(np.add.reduceat(supervised[packs.documents], packs.bounds[:-1]))[::-1][:micro].sum()
+    heaviest = int(tokens[:micro].sum()) if data.pack_length_tokens else int(tokens[0]) * min(micro, len(tokens))
+    steps_an_epoch = math.ceil(len(packs) / train.global_batch_size)
+    steps = train.max_steps or math.ceil(round((train.epochs or 1.0) * steps_an_epoch, 6))
+    seen = int(packs.document_tokens * steps / steps_an_epoch)
+    return Load(heaviest, min(int(learned), heaviest), int(lengths.max()), steps, seen, f"measured on {len(lengths):,} rows")
+
+
+def assumed(recipe: Recipe, why: str) -> Load:
+    """The bounds that the recipe gives."""
+    train, data = recipe.train, recipe.data
+    row = data.pack_length_tokens or data.max_length_tokens
+    heaviest = row * train.micro_batch_size
+    tokens = train.max_steps * train.global_batch_size * row if train.max_steps else None
+    return Load(heaviest, heaviest, data.max_length_tokens, train.max_steps, tokens, why)

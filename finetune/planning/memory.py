@@ -1,0 +1,188 @@
+"""Memory of one GPU (or process) in closed form, from sizes alone. No torch.
+
+Symbols: L layers, D width, F feed-forward width, H heads of width E, K key-value heads, V vocabulary, R rank, T tokens of a
+micro-batch, S of them supervised, c bytes of a number in the arithmetic's type, N processes, P base weights, A trained ones.
+What autograd keeps follows from finetune/models (kernels/, loss.py) and was compared with what torch saves
+(benchmarks/bench_plan.py). Sharding: Rajbhandari et al. 2020, arXiv:1910.02054; checkpointing: Chen et al. 2016,
+arXiv:1604.06174.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+from finetune.models.bases.shapes import Shape, count_parameters, linear_shapes
+from finetune.models.sizes import CHUNK_POSITIONS, Sizes, state_bytes
+
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""A weight in NF4: half a byte, an 8-bit scale for 64 weights, a float32 scale for 256 of those scales."""
+
+LIVE_WEIGHTS = 1e9
+"""How many weights DeepSpeed keeps gathered under ZeRO-3, by default."""
+
+OVERHEAD_BYTES = {"cpu": 0.95e9, "gpu": 1.2e9}
+"""The interpreter and its libraries on the CPU; CUDA's context, its libraries' workspaces and fragmentation on a GPU."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that the memory of a process follows from."""
+
+    shape: Shape
+    method: str
+    """lora, qlora or full."""
+    trained_shapes: tuple[Sizes, ...]
+    """Of the tensors that train."""
+    rank: int
+    number_bytes: int
+    """c: 2 in bf16, 4 in fp32."""
+    tokens: int
+    """T of the heaviest micro-batch, padding included."""
+    supervised: int
+    """S of it, at most."""
+    row_tokens: int
+    """The longest row, where rows are padded and attention has a mask."""
+    packed: bool
+    dropout: bool = False
+    checkpoint_every: int = 0
+    """0 keeps all activations; k recomputes every k-th layer."""
+    optimizer: str = "adamw"
+    engine: str = "single"
+    processes: int = 1
+    device: str = "gpu"
+    outputs: int = 0
+    """Of a classification head, in place of logits over the vocabulary."""
+
+    @property
+    def trained(self) -> int:
+        """A: weights that train."""
+        return sum(map(math.prod, self.trained_shapes))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process, by what they are for."""
+
+    weights: float
+    adapter: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    overhead: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return float(sum(getattr(self, field.name) for field in fields(self)))
+
+    @property
+    def tensors(self) -> float:
+        """All but the overhead."""
+        return self.total - self.overhead
+
+
+def memory_of(job: Job) -> Memory:
+    """The peak of one process: it stands where the backward pass begins."""
+    base, trained = _weights(job)
+    shares_weights = job.engine.startswith(("zero3", "fsdp2"))
+    shares_gradients = shares_weights or job.engine.startswith("zero2")
+    shares_states = shares_gradients or job.engine == "zero1"
+    count = job.processes
+    held = (base + trained) / count + _gathered(job) if shares_weights and count > 1 else base + trained
+    states = state_bytes(job.optimizer, job.trained_shapes) / (count if shares_states else 1)
+    if job.engine.startswith("zero") and job.number_bytes == 2:
+        states += 4 * job.trained / count  # DeepSpeed's float32 copies
+    if job.engine.endswith("_offload"):
+        states = 0.0
+        held = held if not shares_weights else _gathered(job)
+    gradients = 4 * job.trained / (count if shares_gradients else 1)
+    part = trained / (base + trained)
+    return Memory(
+        weights=held * (1 - part),
+        adapter=held * part,
+        gradients=gradients,
+        optimizer=states,
+        activations=activations(job),
+        logits=logits(job),
+        overhead=OVERHEAD_BYTES[job.device],
+    )
+
+
+def _weights(job: Job) -> tuple[float, float]:
+    """Bytes of the frozen base, and of what trains (float32)."""
+    everything = count_parameters(job.shape)
+    if job.method == "full":
+        return 0.0, 4.0 * everything
+    linear = linear_numbers(job.shape)
+    if job.method == "qlora":
+        return linear * NF4_BYTES + (everything - linear) * job.number_bytes, 4.0 * job.trained
+    return float(everything * job.number_bytes), 4.0 * job.trained
+
+
+def linear_numbers(shape: Shape) -> int:
+    """Weights of the decoder's linear layers, which NF4 rounds; the head is not among them."""
+    return sum(inputs * outputs for name, (inputs, outputs) in linear_shapes(shape).items() if name != "lm_head")
+
+
+def _gathered(job: Job) -> float:
+    """What is gathered at once: a decoder layer, or the embedding where that is larger; ZeRO-3 lets go of no more than it must
+    to hold a billion weights (DeepSpeed's stage3_max_live_parameters)."""
+    number = 4 if job.method == "full" else job.number_bytes
+    if job.engine.startswith("zero3"):
+        return min(sum(_weights(job)), LIVE_WEIGHTS * number)
+    layer = linear_numbers(job.shape) / job.shape.layers * (NF4_BYTES if job.method == "qlora" else number)
+    return max(layer, job.shape.vocabulary * job.shape.width * number)
+
+
+def activations(job: Job) -> float:
+    """What the forward pass keeps for the backward pass."""
+    shape, layers = job.shape, job.shape.layers
+    layer = layer_bytes(job) * job.tokens + (0 if job.packed else 2 * job.tokens * job.row_tokens)
+    ends = job.tokens * shape.width * job.number_bytes
+    if job.method == "full" and job.number_bytes == 2:
+        # Autocast's bf16 copies of the weights.
+        ends += 2.0 * (linear_numbers(shape) + shape.vocabulary * shape.width)
+    if not job.checkpoint_every:
+        return layers * layer + ends
+    again = math.ceil(layers / job.checkpoint_every)
+    stream = job.tokens * shape.width * (4 if job.method == "full" else job.number_bytes)
+    # The backward pass begins with the last layer: where that one is made again, it is there beside all that was kept.
+    made = layer if (layers - 1) % job.checkpoint_every == 0 else 0.0
+    return (layers - again) * layer + again * stream + made + ends
+
+
+def layer_bytes(job: Job) -> float:
+    """Bytes that a decoder layer keeps of a token, attention masks aside.
+
+    LoRA as it is fused here keeps h, its norm, q, k, v, the attention's output (twice where it is put together from documents),
+    h', its norm, gate and up: 4 D + 3 H E + 2 K E + 2 F numbers, and 7 R of the adapters; with padding k and v are widened to
+    all heads (4 D + 4 H E + 2 F). With dropout each projection keeps its own input and mask, and the MLP is not fused. ZeRO-3
+    leaves LoRA to peft, which keeps more. All weights trained: see unfused.
+    """
+    shape, c = job.shape, job.number_bytes
+    width, inner, forward = shape.width, shape.heads * shape.head_width, shape.feed_forward_width
+    shared = shape.key_value_heads * shape.head_width
+    attention = 3 * inner + 2 * shared if job.packed else 4 * inner
+    norms = 2 * 4 + 4 * shape.heads
+    low = 7 * job.rank
+    if job.method == "full":
+        wide = 4 * 4 * width if c == 2 else 0
+        numbers = (5 if c == 2 else 6) * width + attention + 4 * forward
+        # In bf16 the rotated queries and keys are float32, and narrowed for the attention.
+        return numbers * c + wide + norms
+    if job.engine.startswith("zero3"):
+        wide = 2 * 4 * width if c == 2 else 0
+        return ((5 if c == 2 else 4) * width + attention + 4 * forward + low) * c + wide + norms
+    if job.dropout:
+        masks = 5 * width + inner + forward
+        return (7 * width + attention + 4 * forward + low) * c + masks + norms
+    return (4 * width + attention + 2 * forward + low) * c + norms
+
+
+def logits(job: Job) -> float:
+    """The loss: hidden states where labels stand and their gradient, and one chunk of logits with its gradient."""
+    shape, chunk = job.shape, min(job.supervised, CHUNK_POSITIONS)
+    if job.outputs:
+        return 2.0 * job.supervised * (shape.width + job.outputs) * 4  # the head computes in float32
+    states = 2 * job.supervised * shape.width * job.number_bytes
+    return states + chunk * shape.vocabulary * (job.number_bytes + 4)

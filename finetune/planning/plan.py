@@ -1,0 +1,229 @@
+"""A recipe before a GPU is rented: memory for every way of sharding, what fits, what to change, steps, time, disk. No torch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from finetune.errors import ModelError
+from finetune.launch.matrix import ENGINES, method_of, refusal
+from finetune.models.bases.folder import read_config
+from finetune.models.bases.shapes import Shape, count_parameters, find_description, read_shape, trainable_shapes
+from finetune.models.stored_quantization import check_trainable
+from finetune.planning.data import Load, load_of
+from finetune.planning.memory import Job, Memory, memory_of
+from finetune.recipe.rules_engines import engine_problem
+from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.adapter import AdapterSection
+
+SPEED = {
+    "single": 1.0,
+    "ddp": 1.0,
+    "zero1": 1.0,
+    "zero2": 1.05,
+    "fsdp2": 1.2,
+    "zero3": 1.5,
+    "zero2_offload": 2.0,
+    "zero3_offload": 3.0,
+}
+"""How much longer a step takes, roughly: the order in which ways are preferred. Not measured on GPUs."""
+CHECKPOINTING = 1.33
+"""A forward pass more in three."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train the recipe."""
+
+    engine: str
+    checkpointing: bool
+    memory: Memory
+    fits: bool | None
+    """None where no GPU's memory was given."""
+    slowness: float
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.engine}{', checkpointing' if self.checkpointing else ''}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What would make the asked way fit."""
+
+    what: str
+    total: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of it."""
+
+    base: str
+    parameters: int
+    trained: int
+    precision: str
+    load: Load
+    gpus: int
+    gpu_memory: int | None
+    ways: list[Way]
+    asked: str
+    change: Change | None
+    """The cheapest that makes the asked way fit; None where it fits, or nothing would."""
+    tokens_per_second: float | None
+    seconds: float | None
+    checkpoint_bytes: float
+    merged_bytes: float | None
+
+    @property
+    def fastest(self) -> Way | None:
+        """The fastest way that fits."""
+        return min((way for way in self.ways if way.fits), key=lambda way: way.slowness, default=None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        ways = [asdict(way) | {"name": way.name, "total": way.memory.total} for way in self.ways]
+        return asdict(self) | {"ways": ways, "fastest": self.fastest.name if self.fastest else None}
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    gpus: int,
+    gpu_memory: int | None,
+    engine: str | None,
+    tokens_per_second: float | None,
+    device: str = "gpu",
+) -> Plan:
+    """The plan of a recipe. Raises ModelError where the base's config can't be found, or the method has no formula."""
+    if recipe.adapter.use_dora:
+        raise ModelError(
+            "finetune plan has no formula for DoRA, which keeps copies of weights; plan with adapter.use_dora: false."
+        )
+    folder, _ = find_description(recipe.model)
+    config = read_config(folder)
+    shape, stored = read_shape(config), check_trainable(config, recipe.adapter.method, recipe.model.name)
+    if stored is not None:
+        recipe = _on_stored(recipe, stored)
+    precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
+    load = load_of(recipe)
+    job = job_of(recipe, shape, load, precision, gpus=gpus, device=device)
+    allowed = list(_engines(recipe, precision, gpus))
+    asked = engine or allowed[0]
+    if asked not in allowed:
+        raise ModelError(f"--launch {asked} does not go with this recipe on {gpus} GPUs; expected one of {', '.join(allowed)}.")
+    ways = [
+        _way(replace(job, engine=name, checkpoint_every=every), gpu_memory)
+        for name in allowed
+        for every in (0, job.checkpoint_every or 1)
+    ]
+    ours = replace(job, engine=asked)
+    change = None
+    if gpu_memory is not None and memory_of(ours).total > gpu_memory:
+        change = cheapest_change(ours, allowed, gpu_memory)
+    states = sum((memory_of(ours).optimizer, 4.0 * job.trained)) if asked in ("single", "ddp") else 12.0 * job.trained
+    return Plan(
+        base=recipe.model.name,
+        parameters=count_parameters(shape),
+        trained=job.trained,
+        precision=precision,
+        load=load,
+        gpus=gpus,
+        gpu_memory=gpu_memory,
+        ways=ways,
+        asked=asked,
+        change=change,
+        tokens_per_second=tokens_per_second,
+        seconds=load.tokens / tokens_per_second if load.tokens and tokens_per_second else None,
+        checkpoint_bytes=states * (recipe.train.keep_checkpoints + 1),
+        merged_bytes=None if recipe.adapter.method == "full" else 2.0 * count_parameters(shape),
+    )
+
+
+def _on_stored(recipe: Recipe, stored: str) -> Recipe:
+    """The recipe on a base that is stored in 4 bit: it is QLoRA. Raises ModelError for 8 bit, which has no formula."""
+    if stored == "int8":
+        raise ModelError(f"finetune plan has no formula for a base stored in {stored}; plan with adapter.method: qlora.")
+    return recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"method": "qlora"})})
+
+
+def job_of(recipe: Recipe, shape: Shape, load: Load, precision: str, *, gpus: int, device: str, engine: str = "single") -> Job:
+    """What the memory of one process follows from."""
+    train, adapter = recipe.train, recipe.adapter
+    return Job(
+        shape=shape,
+        method=adapter.method,
+        trained_shapes=tuple(trainable_shapes(shape, adapter, len(recipe.model.new_tokens), recipe.model.head_outputs)),
+        rank=adapter.rank,
+        number_bytes=4 if precision == "fp32" else 2,
+        tokens=load.micro_batch_tokens,
+        supervised=load.supervised_tokens,
+        row_tokens=load.row_tokens,
+        packed=recipe.data.pack_length_tokens is not None,
+        dropout=adapter.dropout > 0,
+        checkpoint_every=train.activation_checkpointing_every_layers if train.activation_checkpointing else 0,
+        optimizer=train.optimizer,
+        engine=engine,
+        processes=gpus,
+        device=device,
+        outputs=recipe.model.head_outputs,
+    )
+
+
+def _engines(recipe: Recipe, precision: str, gpus: int) -> Iterator[str]:
+    method = method_of(recipe.adapter.method, recipe.adapter.use_dora)
+    for name in ("single",) if gpus == 1 else ENGINES:
+        if refusal(method, name, precision) is None and engine_problem(recipe, name) is None:
+            yield name
+
+
+def _way(job: Job, gpu_memory: int | None) -> Way:
+    memory = memory_of(job)
+    slowness = SPEED[job.engine] * (CHECKPOINTING if job.checkpoint_every else 1.0)
+    return Way(
+        job.engine, bool(job.checkpoint_every), memory, None if gpu_memory is None else memory.total <= gpu_memory, slowness
+    )
+
+
+def cheapest_change(job: Job, allowed: Sequence[str], gpu_memory: int) -> Change | None:
+    """The first of these that fits, the cheapest (in speed, or in what is learned) first; None where none does."""
+    for what, changed in _changes(job, allowed):
+        total = memory_of(changed).total
+        if total <= gpu_memory:
+            return Change(what, total)
+    return None
+
+
+def _changes(job: Job, allowed: Sequence[str]) -> Iterator[tuple[str, Job]]:
+    checkpointed = job
+    if job.tokens > job.row_tokens and not job.packed:
+        rows = job.tokens // job.row_tokens
+        while rows > 1:
+            rows //= 2
+            yield f"train.micro_batch_size: {rows}", replace(job, tokens=rows * job.row_tokens)
+    if not job.checkpoint_every:
+        checkpointed = replace(job, checkpoint_every=1)
+        yield "train.activation_checkpointing: true", checkpointed
+    if job.optimizer == "adamw":
+        yield (
+            "train.optimizer: adamw_8bit, and activation_checkpointing: true",
+            replace(checkpointed, optimizer="adamw_8bit"),
+        )
+    for name in sorted(allowed, key=lambda name: SPEED[name]):
+        if SPEED[name] > SPEED[job.engine]:
+            yield f"--launch {name}", replace(job, engine=name)
+            yield f"--launch {name}, and train.activation_checkpointing: true", replace(checkpointed, engine=name)
+    if job.packed:
+        tokens = job.tokens
+        while tokens > job.row_tokens:
+            tokens = max(job.row_tokens, tokens // 2)
+            yield f"data.pack_length_tokens: {tokens}, checkpointed", replace(checkpointed, tokens=tokens)
+    if job.method == "lora":
+        yield "adapter.method: qlora, and activation_checkpointing: true", replace(checkpointed, method="qlora")
+    if job.method == "full":
+        shapes = tuple(trainable_shapes(job.shape, AdapterSection(rank=job.rank), head_outputs=job.outputs))
+        yield "adapter.method: lora (another way of learning)", replace(job, method="lora", trained_shapes=shapes)
+    for factor in (2, 4, 8, 16, 32):
+        if "fsdp2" in allowed or job.processes == 1:
+            count = job.processes * factor
+            yield f"{count} GPUs with --launch fsdp2, checkpointed", replace(checkpointed, engine="fsdp2", processes=count)

@@ -1,0 +1,156 @@
+"""finetune plan: its closed forms beside what torch keeps, what it says, and what it refuses."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.cli import app as command_line
+from finetune.models.bases.locate import read_config
+from finetune.models.bases.shapes import read_shape
+from finetune.planning.data import assumed, load_of
+from finetune.planning.memory import Job, activations, memory_of
+from finetune.planning.plan import job_of
+from finetune.recipe.schema import Recipe
+from tests.unit.training.conftest import MakeRecipe, make_recipe  # noqa: F401
+from tests.unit.training.processes import trainer_of
+
+LLAMA_70B = {
+    "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "vocab_size": 128256,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 8192, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+def job_for(recipe: Recipe) -> Job:
+    shape = read_shape(read_config(Path(str(recipe.model.base))))
+    return job_of(recipe, shape, load_of(recipe), recipe.train.precision, gpus=1, device="cpu")
+
+
+def kept_by_torch(recipe: Recipe, folder: Path) -> tuple[float, int]:
+    """Bytes that autograd saves in the forward pass of the first epoch's heaviest micro-batch, and its tokens."""
+    trainer = trainer_of(recipe, folder, None)
+    model: Any = trainer.model
+    model.train()
+    known = {parameter.untyped_storage().data_ptr() for parameter in (*model.parameters(), *model.buffers())}
+    largest = (0.0, 0)
+    for batch, _ in zip(trainer.get_train_dataloader(), range(20), strict=False):
+        held: dict[int, int] = {}
+
+        def saved(tensor: torch.Tensor, held: dict[int, int] = held) -> torch.Tensor:
+            if tensor.untyped_storage().data_ptr() not in known:
+                held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+            trainer.compute_loss(model, dict(batch), num_items_in_batch=10)
+        largest = max(largest, (float(sum(held.values())), batch["input_ids"].numel()))
+    return largest
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"adapter": {"dropout": 0.1}},
+        {"adapter": {"method": "qlora"}},
+        {"adapter": {"method": "full"}},
+        {"data": {"pack_length_tokens": None}, "train": {"micro_batch_size": 4}},
+    ],
+    ids=str,
+)
+def test_the_closed_form_is_what_torch_keeps(sections: dict[str, Any], make_recipe: MakeRecipe, tmp_path: Path) -> None:  # noqa: F811
+    """Activations are within a tenth of the storages that autograd saves, loss aside, for each kind of training."""
+    base = {"data": {"pack_length_tokens": 128}, "adapter": {"rank": 4}, "train": {"micro_batch_size": 1}}
+    merged = {name: base.get(name, {}) | sections.get(name, {}) for name in base | sections}
+    recipe = make_recipe(**merged)
+    job = job_for(recipe)
+    kept, tokens = kept_by_torch(recipe, tmp_path / "checkpoints")
+    assert job.tokens == tokens
+    loss = 4 * job.supervised * (job.shape.vocabulary if job.method == "full" else job.shape.width)
+    assert activations(job) == pytest.approx(kept - loss, rel=0.1)
+
+
+def a_70b(folder: Path, **train: Any) -> Path:
+    """A recipe for a 70B shape of which only config.json is here."""
+    base = folder / "base"
+    base.mkdir(exist_ok=True)
+    (base / "config.json").write_text(json.dumps(LLAMA_70B))
+    (folder / "rows.jsonl").write_text("")
+    path = folder / "large.yaml"
+    lines = "".join(f", {name}: {json.dumps(value)}" for name, value in train.items())
+    path.write_text(
+        f"model: {{base: {base}}}\nadapter: {{method: lora, rank: 16}}\n"
+        f"data: {{train: [{{path: {folder / 'rows.jsonl'}, format: messages}}], max_length_tokens: 2048, "
+        "pack_length_tokens: 4096}\n"
+        f"train: {{max_steps: 100, global_batch_size: 8{lines}}}\n"
+    )
+    return path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["finetune", "plan", *words])
+    code = command_line.run()
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def test_a_70b_recipe_is_planned_from_its_config_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On 8 GPUs of 80 GiB ddp does not fit and says what would; fsdp2 does; assumptions are named; no torch is loaded."""
+    path = a_70b(tmp_path)
+    words = [str(path), "--gpus", "8", "--gpu-memory", "80GiB", "--launch", "ddp", "--tokens-per-second", "5000"]
+    code, shown, _ = run(monkeypatch, capsys, *words)
+    assert code == 0
+    assert "assumed" in shown
+    assert "ddp fits with" in shown
+    assert "steps               100, 3,276,800 tokens" in shown
+    assert "0.18 hours at 5,000 tokens/s" in shown
+    _, shown, _ = run(monkeypatch, capsys, *words, "--json")
+    plan = json.loads(shown)
+    ways = {way["name"]: way for way in plan["ways"]}
+    assert ways["ddp"]["memory"]["weights"] == pytest.approx(141.1e9, rel=0.01)
+    assert ways["ddp"]["fits"] is False
+    assert ways["fsdp2, checkpointing"]["fits"] is True
+    assert ways["fsdp2"]["memory"]["weights"] < ways["ddp"]["memory"]["weights"] / 4
+    assert plan["fastest"].startswith("fsdp2")
+    program = f"import sys\nsys.argv = {['finetune', 'plan', *words]!r}\nfrom finetune.cli.app import run\nassert run() == 0\n"
+    subprocess.run([sys.executable, "-c", program + "assert 'torch' not in sys.modules"], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--gpu-memory", "80"], "expected a number and a unit"),
+        (["--gpus", "2", "--launch", "zero4"], "expected one of ddp, zero1"),
+        (["adapter.use_dora=true"], "no formula for DoRA"),
+    ],
+)
+def test_what_can_not_be_planned_is_refused(
+    words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One message, exit 2."""
+    code, _, error = run(monkeypatch, capsys, str(a_70b(tmp_path)), *words)
+    assert code == 2
+    assert expected in error
+
+
+def test_sharding_divides_what_it_says(make_recipe: MakeRecipe) -> None:  # noqa: F811
+    """ZeRO-1 divides states, ZeRO-2 gradients too, FSDP2 weights as well; checkpointing leaves one stream a layer."""
+    recipe = make_recipe(data={"pack_length_tokens": 128}, train={"micro_batch_size": 1})
+    one = job_for(recipe)
+    several = {name: memory_of(replace(one, engine=name, processes=4)) for name in ("ddp", "zero1", "zero2", "fsdp2")}
+    alone = memory_of(one)
+    assert several["ddp"] == alone
+    assert several["zero1"].optimizer == pytest.approx(alone.optimizer / 4)
+    assert several["zero2"].gradients == pytest.approx(alone.gradients / 4)
+    assert several["fsdp2"].weights < alone.weights
+    deep = replace(one, shape=replace(one.shape, layers=8))
+    every = [activations(replace(deep, checkpoint_every=count)) for count in (0, 2, 1)]
+    assert every == sorted(every, reverse=True)
+    assert assumed(recipe, "no rows").micro_batch_tokens == 128
