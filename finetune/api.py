@@ -273,7 +273,7 @@ def merge(
     merged model isn't the base with its adapter.
     """
     from finetune.merging import merge as merging
-    from finetune.merging.target import choose_more, choose_target
+    from finetune.merging.targets import choose_more, choose_target
 
     other = None if base is None else str(base)
     first = choose_target(str(_path(model)), other)

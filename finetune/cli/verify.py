@@ -22,7 +22,7 @@ def verify(
     from dataclasses import asdict
 
     from finetune.errors import CheckFailed
-    from finetune.merging.again import verify_again
+    from finetune.merging.verification.reverify import verify_again
 
     tell_messages(as_json)
     found = verify_again(folder, seed=seed if seed is not None else time.time_ns())

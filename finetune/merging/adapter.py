@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import MergeError
+from finetune.merging.deltas import parts_of
 from finetune.merging.heads import LM_HEAD, SCORE
-from finetune.merging.tensors import StoredWeights
-from finetune.merging.updates import parts_of
 from finetune.models.adapters.config_file import LORA, check_adapter_config, checked_adapter_config, frozen_copies, is_target
 from finetune.models.adapters.fit import HARMLESS, refuse_unknown_keys, refuse_wrapped
 from finetune.models.bases.folder import ADAPTER_WEIGHTS
+from finetune.models.safetensors import StoredWeights
 from finetune.recipe.heads import ABSENT_MODULE, CLASSIFIES
 
 UNDERSTOOD = frozenset({

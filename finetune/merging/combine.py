@@ -21,18 +21,18 @@ from transformers import PretrainedConfig
 from finetune.errors import MergeError, library_refusals
 from finetune.evaluation.data import tokenizer_for
 from finetune.evaluation.loading import unchanged_base
-from finetune.merging.adapted import NOTHING, Updates
 from finetune.merging.adapter import Adapter
 from finetune.merging.heads import score_name
+from finetune.merging.merged_weights import NOTHING, Updates
 from finetune.merging.output import refuse_existing, unfinished
-from finetune.merging.target import choose_target
-from finetune.merging.tensors import StoredWeights
-from finetune.merging.verify import quiet_peft
+from finetune.merging.targets import choose_target
+from finetune.merging.verification.predictions import quiet_peft
 from finetune.models.adapters.alone import load_alone
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import read_adapter_config
 from finetune.models.description import write_description
 from finetune.models.description_check import differences
+from finetune.models.safetensors import StoredWeights
 from finetune.runs.folder import ADAPTER_NOTES
 from finetune.runs.target import Target
 

@@ -15,7 +15,7 @@ from finetune.runs.target import Target
 
 if TYPE_CHECKING:
     from finetune.merging.adapter import Adapter
-    from finetune.merging.tensors import StoredWeights
+    from finetune.models.safetensors import StoredWeights
 
 SCORE, LM_HEAD = "score", "lm_head"
 SCORE_WEIGHT, LM_HEAD_WEIGHT = f"{SCORE}.weight", f"{LM_HEAD}.weight"

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import CheckFailed, MergeError
-from finetune.merging.adapted import Updates
-from finetune.merging.described import hashes_beside, notes_beside
 from finetune.merging.heads import SCORE_WEIGHT, how_it_reads
+from finetune.merging.inputs import NAMED_DTYPES, MergeInputs, MergeOptions, MergeResult, read_parts
+from finetune.merging.merged_weights import Updates
 from finetune.merging.output import VERIFICATION_FILE, failed_name, refuse_existing, unfinished, write_card
-from finetune.merging.parts import NAMED_DTYPES, MergeInputs, MergeOptions, MergeResult, read_parts
-from finetune.merging.streamed import merge_streamed
+from finetune.merging.strategies.streaming import merge_streamed
+from finetune.merging.verification.description import hashes_beside, notes_beside
 from finetune.models.adapters.fit import HARMLESS
 from finetune.models.bases.folder import ADAPTER_WEIGHTS
 from finetune.models.bases.hashes import file_sha256
@@ -30,10 +30,10 @@ from finetune.recipe.secrets import scrubbed_recipe
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
-    from finetune.merging.check_tensors import TensorCheck
     from finetune.merging.qlora import BaseChoice
-    from finetune.merging.verify import Verification
-    from finetune.merging.verify_heads import HeadVerification
+    from finetune.merging.verification.heads import HeadVerification
+    from finetune.merging.verification.predictions import Verification
+    from finetune.merging.verification.tensors import TensorCheck
 
 CHECKS = ("full", "tensors", "none")
 QLORA_BASES = ("auto", "16bit", "nf4")
@@ -118,7 +118,7 @@ def _merge(parts: MergeInputs, folder: Path, output: Path, options: MergeOptions
         if len(parts.tokenizer) <= updates.vocabulary:
             return merge_streamed(parts, updates, folder, output, options)
         reason = "the tokenizer has tokens that nobody trained, for which transformers draws rows"
-    from finetune.merging.through_peft import merge_through_peft
+    from finetune.merging.strategies.peft import merge_through_peft
 
     return merge_through_peft(parts, reason, folder, output, options)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.errors import MergeError
 from finetune.merging.heads import LM_HEAD_WEIGHT, SCORE_WEIGHT, score_name
-from finetune.merging.target import choose_target
+from finetune.merging.targets import choose_target
 from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_config, read_header, weight_files
 from finetune.models.bases.shapes import count_parameters, find_description, read_shape, read_stored
 

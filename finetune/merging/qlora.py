@@ -5,7 +5,7 @@ which merge is closer to NF4 base + adapter depends on the adapter, so both are 
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -15,13 +15,14 @@ from transformers import PretrainedConfig
 from data_prep.config import HeadSection
 from data_prep.documents import Document
 from finetune.errors import MergeError
-from finetune.merging.adapted import MergedWeights, Updates
-from finetune.merging.distance import distance, logits_of, loss_of
-from finetune.merging.head_outputs import mean_kl, mean_loss, outputs_of, prompts_of
-from finetune.merging.models import STREAMED_ROWS, STREAMED_TOKENS, fits_in_memory, model_of
-from finetune.merging.nf4 import Nf4Weights
-from finetune.merging.tensors import StoredWeights, Weights
-from finetune.merging.texts import last_part
+from finetune.merging.heads import LM_HEAD, SCORE_WEIGHT
+from finetune.merging.merged_weights import EMBEDDING, MergedWeights, Updates
+from finetune.merging.verification.distance import distance, logits_of, loss_of
+from finetune.merging.verification.head_outputs import mean_kl, mean_loss, outputs_of, prompts_of
+from finetune.merging.verification.lazy_model import STREAMED_ROWS, STREAMED_TOKENS, fits_in_memory, model_of
+from finetune.merging.verification.rows import last_part
+from finetune.models.safetensors import StoredWeights, Weights, ranges
+from finetune.models.stored_quantization import NF4_DOUBLE
 
 Choice = Literal["16bit", "nf4"]
 
@@ -105,3 +106,47 @@ def refuse_without_bitsandbytes() -> None:
     """Raises MergeError where NF4 can't be computed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MergeError("NF4 needs bitsandbytes, which is not installed: pip install bitsandbytes, or --qlora-base 16bit.")
+
+
+class Nf4Weights:
+    """A base's weights, its linear layers but its head rounded to NF4 and back by bitsandbytes; one tensor at a time."""
+
+    def __init__(self, base: StoredWeights, quantization: str):
+        """`quantization` is nf4 or nf4-double."""
+        self.base, self.doubly = base, quantization == NF4_DOUBLE
+
+    def names(self) -> Sequence[str]:
+        """The base's tensors."""
+        return self.base.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+        return self.base.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's type in the base."""
+        return self.base.dtype(name)
+
+    def is_rounded(self, name: str) -> bool:
+        """Whether transformers quantises this tensor: those of linear layers, the head aside."""
+        outer = (f"{EMBEDDING}.weight", f"{EMBEDDING.removeprefix('model.')}.weight", f"{LM_HEAD}.weight", SCORE_WEIGHT)
+        return len(self.shape(name)) == 2 and name not in outer
+
+    def blocks(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first row, rows) of a tensor, in float32 where it was rounded: absmax is quantised over the whole tensor."""
+        if not self.is_rounded(name):
+            yield from self.base.blocks(name)
+            return
+        whole = self._rounded(name)
+        for first, last in ranges(whole.shape):
+            yield first, whole[first:last].clone()
+
+    def rows(self, name: str, first: int, last: int) -> torch.Tensor:
+        """Rows of a tensor."""
+        return self._rounded(name)[first:last] if self.is_rounded(name) else self.base.rows(name, first, last)
+
+    def _rounded(self, name: str) -> torch.Tensor:
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+        packed, state = quantize_4bit(self.base.whole(name).float(), quant_type="nf4", compress_statistics=self.doubly)
+        return dequantize_4bit(packed, state)

@@ -15,9 +15,9 @@ from data_prep.errors import DataError
 from data_prep.tokenizer import load_tokenizer
 from finetune.cli.merge import lines_of
 from finetune.errors import CheckFailed, FinetuneError
-from finetune.merging import streamed
-from finetune.merging.again import verify_again
 from finetune.merging.merge import merge
+from finetune.merging.strategies import streaming as streamed
+from finetune.merging.verification.reverify import verify_again
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
 from tests.conftest import CHATML, save_tiny_llama

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import MergeError
-from finetune.merging.check_tensors import largest_error
 from finetune.merging.merge import MergeReport, merge
+from finetune.merging.verification.tensors import largest_error
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
 from tests.conftest import save_tiny_llama
@@ -228,10 +228,10 @@ def test_a_killed_merge_leaves_nothing_and_the_next_one_ends_right(tiny_base: Pa
     program = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from finetune.merging import stream\n"
+        "from finetune.merging import writer as stream\n"
         "stream.write_index = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from finetune.merging.merge import merge\n"
-        "from finetune.merging.target import choose_target\n"
+        "from finetune.merging.targets import choose_target\n"
         "merge(choose_target(sys.argv[1], Path(sys.argv[2])), Path(sys.argv[3]))\n"
     )
     words = [sys.executable, "-c", program, str(tmp_path / "adapter"), str(tiny_base), str(tmp_path / "out" / "merged")]
@@ -258,7 +258,7 @@ def test_a_disk_that_is_too_small_in_the_end(tiny_base: Path, tmp_path: Path, re
     # The check before the work aside, as where another process takes the room meanwhile.
     program = (
         "import sys\n"
-        "from finetune.merging import streamed\n"
+        "from finetune.merging.strategies import streaming as streamed\n"
         "streamed.refuse_small_disk = lambda *_: None\n"
         "from finetune.cli.app import main\n"
         "main()\n"

@@ -23,16 +23,20 @@ from finetune.cli.merge import lines_of
 from finetune.errors import CheckFailed, MergeError
 from finetune.evaluation.data import prepare_data
 from finetune.evaluation.evaluation import Evaluation
-from finetune.merging import adapted, models, stream, streamed, verify_heads
-from finetune.merging.adapted import MergedWeights
-from finetune.merging.again import verify_again
+from finetune.merging import merged_weights as adapted
+from finetune.merging import writer as stream
 from finetune.merging.combine import combine
-from finetune.merging.head_outputs import decisions_of, mean_kl, mean_loss
 from finetune.merging.merge import merge
+from finetune.merging.merged_weights import MergedWeights
 from finetune.merging.plan import plan_merge
-from finetune.merging.target import choose_target
-from finetune.merging.texts import HEAD_ROWS
-from finetune.merging.verify_heads import HeadVerification
+from finetune.merging.strategies import streaming as streamed
+from finetune.merging.targets import choose_target
+from finetune.merging.verification import heads as verify_heads
+from finetune.merging.verification import lazy_model as models
+from finetune.merging.verification.head_outputs import decisions_of, mean_kl, mean_loss
+from finetune.merging.verification.heads import HeadVerification
+from finetune.merging.verification.reverify import verify_again
+from finetune.merging.verification.rows import HEAD_ROWS
 from finetune.models.bases.shapes import read_stored
 from finetune.models.device import choose_precision
 from finetune.recipe.schema import Recipe

@@ -17,9 +17,10 @@ from data_prep.tokenizer import load_tokenizer
 from finetune.cli.merge import merge as merge_command
 from finetune.errors import CheckFailed, FinetuneError, MergeError, ModelError
 from finetune.merging import output as output_folder
-from finetune.merging import stream, streamed
+from finetune.merging import writer as stream
 from finetune.merging.merge import merge
-from finetune.merging.target import choose_target
+from finetune.merging.strategies import streaming as streamed
+from finetune.merging.targets import choose_target
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target

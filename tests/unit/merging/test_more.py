@@ -14,19 +14,20 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from finetune.errors import CheckFailed, MergeError
-from finetune.merging import models, streamed
-from finetune.merging.adapted import MergedWeights, Updates
 from finetune.merging.adapter import Adapter
-from finetune.merging.again import verify_again
 from finetune.merging.combine import combine
-from finetune.merging.distance import logits_of
 from finetune.merging.merge import merge
-from finetune.merging.models import model_of
-from finetune.merging.nf4 import Nf4Weights
+from finetune.merging.merged_weights import MergedWeights, Updates
 from finetune.merging.plan import plan_merge
-from finetune.merging.tensors import StoredWeights
+from finetune.merging.qlora import Nf4Weights
+from finetune.merging.strategies import streaming as streamed
+from finetune.merging.verification import lazy_model as models
+from finetune.merging.verification.distance import logits_of
+from finetune.merging.verification.lazy_model import model_of
+from finetune.merging.verification.reverify import verify_again
 from finetune.models.bases.config import load_config
 from finetune.models.bases.locate import resolve_base
+from finetune.models.safetensors import StoredWeights
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import CheckFailed
-from finetune.merging import streamed
-from finetune.merging.again import verify_again
 from finetune.merging.merge import merge
+from finetune.merging.strategies import streaming as streamed
+from finetune.merging.verification.reverify import verify_again
 from finetune.recipe.schema.model import ModelSection, RopeScaling
 from finetune.runs.target import Target
 from tests.conftest import CHATML, save_tiny_llama

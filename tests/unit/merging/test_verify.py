@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from data_prep.tokenizer import load_tokenizer
-from finetune.merging.distance import Distance, logits_of
-from finetune.merging.texts import ROWS, TEXTS, TOKENS_A_ROW, verification_documents
-from finetune.merging.verify import failures_of, load_plain
+from finetune.merging.verification.distance import Distance, logits_of
+from finetune.merging.verification.predictions import failures_of, load_plain
+from finetune.merging.verification.rows import ROWS, TEXTS, TOKENS_A_ROW, verification_documents
 from finetune.recipe.schema import Recipe
 from tests.conftest import save_tiny_llama
 

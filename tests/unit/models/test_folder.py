@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from finetune.errors import ModelError
-from finetune.merging.tensors import StoredWeights
 from finetune.models.bases.folder import only_the_model, read_adapter_config, read_header, weight_files
 from finetune.models.bases.locate import Base, folder_sha256, resolve_base
 from finetune.models.bases.shapes import read_stored
 from finetune.models.load import load_model
+from finetune.models.safetensors import StoredWeights
 from finetune.recipe.schema.model import ModelSection
 from tests.conftest import save_tiny_llama
 

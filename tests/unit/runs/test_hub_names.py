@@ -14,7 +14,7 @@ from data_prep.errors import DataError
 from finetune.errors import FinetuneError, MergeError, ModelError
 from finetune.evaluation.loading import load_ready
 from finetune.merging.merge import merge
-from finetune.merging.target import choose_more, choose_target
+from finetune.merging.targets import choose_more, choose_target
 from finetune.models.adapters.adapter import continued_folder
 from finetune.models.bases.locate import resolve_base
 from finetune.recipe.load import load_recipe

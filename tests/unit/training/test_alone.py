@@ -21,7 +21,7 @@ from finetune.errors import ModelError
 from finetune.evaluation.generation import generate_ids
 from finetune.evaluation.likelihood import label_likelihoods
 from finetune.evaluation.losses import document_losses
-from finetune.merging.distance import logits_of
+from finetune.merging.verification.distance import logits_of
 from finetune.models.bases.locate import Base
 from finetune.models.batch import packed_batch, padded_batch
 from finetune.models.kernels.attention import PER_DOCUMENT

@@ -13,7 +13,7 @@ from finetune.errors import CheckpointError, FinetuneError, ModelError
 from finetune.evaluation.loading import load_ready
 from finetune.merging.combine import combine
 from finetune.merging.merge import merge
-from finetune.merging.target import choose_more, choose_target
+from finetune.merging.targets import choose_more, choose_target
 from finetune.models.bases.shapes import describe
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import base_of, resolve_target

@@ -1,6 +1,6 @@
 """Is the merged model with a classification head the base with its adapter? Measured on real rows, in float32 arithmetic.
 
-The questions of finetune.merging.verify, for outputs in place of logits, each with its bound:
+The questions of finetune.merging.verification.predictions, for outputs in place of logits, each with its bound:
 
 1. The mathematics. The merge in float32, not rounded, must have the outputs of base + adapter as peft computes them, unmerged.
    The bound is the one of logits. Measured on SmolLM2-135M, heads after 4 and 60 steps and adapters 0.1 to 20 times as large:
@@ -25,10 +25,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from data_prep.config import HeadSection
 from data_prep.documents import Document
-from finetune.merging.head_outputs import decisions_of, outputs_of, prompts_of
-from finetune.merging.models import model_of
-from finetune.merging.tensors import StoredWeights
-from finetune.merging.verify import LOGIT_FRACTION, load_plain
+from finetune.merging.verification.head_outputs import decisions_of, outputs_of, prompts_of
+from finetune.merging.verification.lazy_model import model_of
+from finetune.merging.verification.predictions import LOGIT_FRACTION, load_plain
+from finetune.models.safetensors import StoredWeights
 
 ROUNDED_FRACTION = {torch.float16: 0.025, torch.bfloat16: 0.2}
 """Bound on the largest difference of the stored model's outputs, as a share of the largest output."""

@@ -16,21 +16,21 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 
 from finetune.errors import MergeError, ModelError, library_refusals
 from finetune.evaluation.loading import load_adapted
-from finetune.merging.adapted import DEAD, EMBEDDING, are_alike, finite
-from finetune.merging.described import check_beside, write_beside
 from finetune.merging.heads import LM_HEAD, SCORE_WEIGHT
+from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
+from finetune.merging.merged_weights import DEAD, EMBEDDING, are_alike, finite
 from finetune.merging.output import refuse_small_disk
-from finetune.merging.parts import MergeInputs, MergeOptions, MergeResult
-from finetune.merging.streamed import quantization_notes
-from finetune.merging.tensors import StoredWeights, hashes_of
-from finetune.merging.verify import Before, Verification, before_by_peft, quiet_peft, verify
-from finetune.merging.verify_heads import HeadBefore, HeadVerification, head_before, verify_head
+from finetune.merging.strategies.streaming import quantization_notes
+from finetune.merging.verification.description import check_beside, write_beside
+from finetune.merging.verification.heads import HeadBefore, HeadVerification, head_before, verify_head
+from finetune.merging.verification.predictions import Before, Verification, before_by_peft, quiet_peft, verify
 from finetune.models.adapters.adapter import load_adapter
 from finetune.models.bases.folder import read_adapter_config
 from finetune.models.bases.locate import Base
 from finetune.models.bases.shapes import stored_name
 from finetune.models.description import ModelConfig
 from finetune.models.device import choose_threads
+from finetune.models.safetensors import StoredWeights, hashes_of
 from finetune.recipe.schema.model import ModelSection
 
 logger = logging.getLogger(__name__)

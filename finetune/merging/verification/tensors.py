@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from finetune.merging.adapted import MergedWeights, Updates, arithmetic_for
-from finetune.merging.nf4 import Nf4Weights
-from finetune.merging.tensors import StoredWeights, Weights, hashes_of, raw
+from finetune.merging.merged_weights import MergedWeights, Updates, arithmetic_for
+from finetune.merging.qlora import Nf4Weights
+from finetune.models.safetensors import StoredWeights, Weights, hashes_of, raw
 
 ULP_BOUND = 0.51
 ARITHMETIC_UNITS = 8.0

@@ -34,11 +34,11 @@ from data_prep.documents import Document
 from data_prep.tokens import text_of
 from finetune.errors import MergeError
 from finetune.evaluation.generation import generate_ids
-from finetune.merging.adapted import EMBEDDING, MergedWeights, Updates
-from finetune.merging.distance import Distance, distance, logits_of
-from finetune.merging.models import STREAMED_ROWS, STREAMED_TOKENS, model_of
-from finetune.merging.tensors import StoredWeights, Weights
+from finetune.merging.merged_weights import EMBEDDING, MergedWeights, Updates
+from finetune.merging.verification.distance import Distance, distance, logits_of
+from finetune.merging.verification.lazy_model import STREAMED_ROWS, STREAMED_TOKENS, model_of
 from finetune.models.kernels.rope import scale_by_document
+from finetune.models.safetensors import StoredWeights, Weights
 
 LOGIT_FRACTION = 5e-5
 """Bound on the largest difference of float32 logits, as a share of the largest logit (at least of 1)."""

@@ -7,10 +7,10 @@ import torch
 
 from finetune.errors import MergeError
 from finetune.merging.adapter import Adapter, matches
+from finetune.merging.deltas import AddedBias, LowRank, Operation, Replaced, TokenRows, Update, scale_of
 from finetune.merging.heads import LM_HEAD, SCORE
-from finetune.merging.tensors import StoredWeights, Weights, hash_of, ranges
-from finetune.merging.updates import AddedBias, LowRank, Operation, Replaced, TokenRows, Update, scale_of
 from finetune.models.bases.shapes import stored_name
+from finetune.models.safetensors import StoredWeights, Weights, hash_of, ranges
 from finetune.recipe.heads import classifies
 
 EMBEDDING = "model.embed_tokens"

@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.disk import read_json
 from finetune.errors import CheckpointError, MergeError, ModelError
-from finetune.merging.adapted import MergedWeights, Updates
-from finetune.merging.check_tensors import TensorCheck, check_tensors
-from finetune.merging.described import DescriptionCheck, check_beside, hashes_beside
-from finetune.merging.nf4 import Nf4Weights
+from finetune.merging.inputs import MergeOptions, read_parts
+from finetune.merging.merged_weights import MergedWeights, Updates
 from finetune.merging.output import VERIFICATION_FILE
-from finetune.merging.parts import MergeOptions, read_parts
-from finetune.merging.streamed import verify_streamed
-from finetune.merging.tensors import StoredWeights, Weights, hashes_of
+from finetune.merging.qlora import Nf4Weights
+from finetune.merging.strategies.streaming import verify_streamed
+from finetune.merging.verification.description import DescriptionCheck, check_beside, hashes_beside
+from finetune.merging.verification.tensors import TensorCheck, check_tensors
 from finetune.models.device import choose_threads
+from finetune.models.safetensors import StoredWeights, Weights, hashes_of
 from finetune.models.stored_quantization import NF4_DOUBLE
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
-    from finetune.merging.verify import Verification
-    from finetune.merging.verify_heads import HeadVerification
+    from finetune.merging.verification.heads import HeadVerification
+    from finetune.merging.verification.predictions import Verification
 
 logger = logging.getLogger(__name__)
 

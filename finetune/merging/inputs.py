@@ -17,15 +17,15 @@ from finetune.errors import MergeError, ModelError
 from finetune.evaluation.data import tokenizer_for
 from finetune.evaluation.loading import unchanged_base
 from finetune.merging.adapter import Adapter
-from finetune.merging.check_tensors import TensorCheck
 from finetune.merging.heads import MergedHead, exchange_heads, read_head
-from finetune.merging.tensors import StoredWeights
-from finetune.merging.texts import goes_through_template, verification_documents
+from finetune.merging.verification.rows import goes_through_template, verification_documents
+from finetune.merging.verification.tensors import TensorCheck
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import read_config, read_json
 from finetune.models.bases.locate import Base
 from finetune.models.bases.shapes import check_weights
 from finetune.models.description import ModelConfig, head_values
+from finetune.models.safetensors import StoredWeights
 from finetune.models.stored_quantization import stored_quantization
 from finetune.recipe.lock import read_lock, tokenizer_facts
 from finetune.recipe.paths import LOCK
@@ -33,10 +33,10 @@ from finetune.runs.folder import ADAPTER_NOTES
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
-    from finetune.merging.described import DescriptionCheck
     from finetune.merging.qlora import BaseChoice
-    from finetune.merging.verify import Verification
-    from finetune.merging.verify_heads import HeadVerification
+    from finetune.merging.verification.description import DescriptionCheck
+    from finetune.merging.verification.heads import HeadVerification
+    from finetune.merging.verification.predictions import Verification
 
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 NAMED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS.values()}

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from finetune.errors import MergeError
-from finetune.merging.tensors import StoredWeights, hash_of
+from finetune.models.safetensors import StoredWeights, hash_of
 
 WeightChange = Callable[[torch.Tensor, int], torch.Tensor]
 """(rows in a wide type, number of the first) -> the rows as the adapter has them; the rows given may be overwritten."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import xxhash
 
-from finetune.merging.tensors import ShardSlot, Weights, bytes_of, plan_shards, write_index
+from finetune.models.safetensors import ShardSlot, Weights, bytes_of, plan_shards, write_index
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.merging.parts import MergeInputs
+from finetune.merging.inputs import MergeInputs
 from finetune.models.description import ModelConfig, generation_notes, read_generation_config, write_description
 from finetune.models.description_check import differences
 

@@ -11,12 +11,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from finetune.errors import MergeError, library_refusals
-from finetune.merging.adapted import EMBEDDING, MergedWeights
+from finetune.merging.deltas import LowRank, read_finite
 from finetune.merging.heads import LM_HEAD
-from finetune.merging.tensors import Weights
-from finetune.merging.updates import LowRank, read_finite
+from finetune.merging.merged_weights import EMBEDDING, MergedWeights
 from finetune.models.bases.shapes import stored_name
 from finetune.models.kernels.rope import scale_by_document
+from finetune.models.safetensors import Weights
 from finetune.recipe.heads import classifies
 
 SPARE = 1.3
@@ -25,7 +25,7 @@ STREAMED_ROWS, STREAMED_TOKENS = 2, 128
 """Of a model that is read from the disk: all of it is read for each question."""
 
 LOGITS_BYTES = 2_000_000_000
-"""Of several models over all rows, and what is compared (finetune.merging.texts bounds the rows)."""
+"""Of several models over all rows, and what is compared (finetune.merging.verification.rows bounds the rows)."""
 
 
 def fits_in_memory(weights: Weights) -> bool:

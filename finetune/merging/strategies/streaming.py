@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.errors import MergeError
-from finetune.merging.adapted import DEAD, MergedWeights, Updates
-from finetune.merging.check_tensors import check_tensors
-from finetune.merging.described import check_beside, write_beside
 from finetune.merging.heads import SCORE_WEIGHT
-from finetune.merging.nf4 import Nf4Weights
+from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
+from finetune.merging.merged_weights import DEAD, MergedWeights, Updates
 from finetune.merging.output import refuse_small_disk
-from finetune.merging.parts import MergeInputs, MergeOptions, MergeResult
-from finetune.merging.stream import write_weights
-from finetune.merging.tensors import Weights
+from finetune.merging.qlora import Nf4Weights
+from finetune.merging.verification.description import check_beside, write_beside
+from finetune.merging.verification.tensors import check_tensors
+from finetune.merging.writer import write_weights
 from finetune.models.device import choose_threads
+from finetune.models.safetensors import Weights
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from finetune.merging.qlora import BaseChoice
-    from finetune.merging.verify import Verification
-    from finetune.merging.verify_heads import HeadVerification
+    from finetune.merging.verification.heads import HeadVerification
+    from finetune.merging.verification.predictions import Verification
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +99,8 @@ def verify_streamed(
 
     `config` is what the merged model's configuration has to be; the model in `folder` goes by the one that stands there.
     """
-    from finetune.merging.models import fits_in_memory, model_of
-    from finetune.merging.verify import before_by_peft, before_from_disk, quiet_peft, verify
+    from finetune.merging.verification.lazy_model import fits_in_memory, model_of
+    from finetune.merging.verification.predictions import before_by_peft, before_from_disk, quiet_peft, verify
 
     documents, texts = parts.documents
     exact = None
@@ -124,9 +124,9 @@ def _verify_head_streamed(
     parts: MergeInputs, wide: MergedWeights, folder: Path, config: "PretrainedConfig", dtype: torch.dtype, *, in_memory: bool
 ) -> "HeadVerification":
     """The same for a classification head; `wide` is the merge in float32."""
-    from finetune.merging.models import STREAMED_ROWS, STREAMED_TOKENS, model_of
-    from finetune.merging.texts import last_part
-    from finetune.merging.verify_heads import head_before, verify_head
+    from finetune.merging.verification.heads import head_before, verify_head
+    from finetune.merging.verification.lazy_model import STREAMED_ROWS, STREAMED_TOKENS, model_of
+    from finetune.merging.verification.rows import last_part
 
     assert parts.head is not None  # noqa: S101 - the caller looked
     documents, texts = parts.documents
@@ -142,8 +142,8 @@ def _verify_head_streamed(
 
 def _unmerged(parts: MergeInputs, merged: MergedWeights) -> "PeftModel":
     """Base + adapter by peft, in float32. Several adapters go in one on top of the other: the last one stays unmerged."""
-    from finetune.merging.models import model_of
-    from finetune.merging.verify import quiet_peft
+    from finetune.merging.verification.lazy_model import model_of
+    from finetune.merging.verification.predictions import quiet_peft
     from finetune.models.adapters.adapter import load_adapter
 
     earlier = Updates(parts.stored, parts.config, parts.adapters[:-1])
@@ -159,7 +159,7 @@ def _unmerged(parts: MergeInputs, merged: MergedWeights) -> "PeftModel":
 
 def coarsest_type(merged: MergedWeights) -> torch.dtype:
     """The type whose rounding counts: the coarsest in which a changed tensor is stored."""
-    from finetune.merging.verify import KL_BOUNDS
+    from finetune.merging.verification.predictions import KL_BOUNDS
 
     changed = {merged.dtype(name) for name in merged.names() if merged.update(name) is not None} or {torch.float32}
     return max(changed & set(KL_BOUNDS) or {torch.float32}, key=lambda dtype: torch.finfo(dtype).eps)
