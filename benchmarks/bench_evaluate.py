@@ -13,12 +13,12 @@ from collections.abc import Callable
 
 from data_prep.documents import Document
 from data_prep.masks import tokenize
-from finetune.evaluation.answers import questions_of, with_answer
-from finetune.evaluation.data import prepare_data
-from finetune.evaluation.generation import generate
-from finetune.evaluation.likelihood import label_likelihoods
-from finetune.evaluation.loading import load_ready
-from finetune.evaluation.losses import document_losses
+from finetune.data import prepare_data
+from finetune.evaluation.label_likelihood import label_likelihoods
+from finetune.evaluation.metrics.losses import document_losses
+from finetune.evaluation.predictions import questions_of, with_answer
+from finetune.generation.generate import generate
+from finetune.generation.loading import load_ready
 from finetune.models.device import choose_precision
 from finetune.recipe.load import load_recipe
 from finetune.runs.target import Target

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from data_prep.clean import normalized
 from data_prep.sandbox import render_limited, row_sandbox
 from data_prep.terminal import clean_for_terminal
-from finetune.evaluation.canonical import canonical
-from finetune.evaluation.programs import code_in
+from finetune.evaluation.sandbox.canonical import canonical
+from finetune.evaluation.sandbox.programs import code_in
 from finetune.recipe.secrets import scrubbed
 
 

@@ -21,8 +21,8 @@ from finetune.training.start import Trained, start
 
 if TYPE_CHECKING:
     from data_prep.audit import Audit
-    from finetune.evaluation.answers import OnProgress
-    from finetune.evaluation.scores import Report
+    from finetune.evaluation.predictions import OnProgress
+    from finetune.evaluation.report import Report
     from finetune.merging.merge import MergeReport
 
 __all__ = [
@@ -71,7 +71,7 @@ def audit(
     section = loaded.recipe.data
 
     from data_prep.audit import audit_of
-    from finetune.evaluation.data import prepare_data, tokenizer_for
+    from finetune.data import prepare_data, tokenizer_for
     from finetune.models.bases.locate import tokenizer_folder
 
     tokenizer = tokenizer_for(loaded.recipe.model, None, tokenizer_folder(loaded.recipe.model))
@@ -341,7 +341,7 @@ def load(model: AnyModel, *, base: str | Path | None = None) -> "Model":
     """
     target = resolve_target(str(_path(model)), base)
 
-    from finetune.evaluation.loading import load_ready
+    from finetune.generation.loading import load_ready
     from finetune.models.device import choose_precision
 
     loaded, tokenizer = load_ready(target, dtype=choose_precision("auto").dtype)

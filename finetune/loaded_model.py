@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from data_prep.messages import Message
-    from finetune.evaluation.answers import OnProgress
-    from finetune.evaluation.asking import Asked
-    from finetune.evaluation.generation import Generated
+    from finetune.evaluation.predictions import OnProgress
+    from finetune.generation.asking import Asked
+    from finetune.generation.generate import Generated
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Model:
     def asked(self) -> "Asked":
         """How texts are asked: as the run's rows were written; a model of which that isn't known, by its chat template."""
         from data_prep.errors import DataError
-        from finetune.evaluation.asking import asked
+        from finetune.generation.asking import asked
 
         target = self.target
         if target.recipe is None:
@@ -64,7 +64,7 @@ class Model:
 
     def generate(self, prompts: Sequence[Prompt], **options: Any) -> list[str]:
         """An answer to each prompt; the options, and answers that were cut, are those of `answers`."""
-        from finetune.evaluation.generation import cut_notes
+        from finetune.generation.generate import cut_notes
 
         answers = self.answers(prompts, **options)
         for line in cut_notes([answer.cut for answer in answers]):
@@ -89,7 +89,7 @@ class Model:
         "by the chat template", as the run's rows were written where it is None. Raises FinetuneError for a classification
         head, a conversation without a chat template, and prompts that leave no position for an answer.
         """
-        from finetune.evaluation.generation import generate
+        from finetune.generation.generate import generate
 
         if isinstance(prompts, str):
             raise FinetuneError("got one text where a list of prompts is expected: generate([text]).")
@@ -116,7 +116,7 @@ class Model:
         how: "Asked | None" = None,
     ) -> Generator[str, None, str | None]:
         """The answer to one prompt in pieces, as they come: together what `generate` gives. Returns where it was cut."""
-        from finetune.evaluation.generation import stream
+        from finetune.generation.generate import stream
 
         return stream(
             self._writer(),
@@ -143,7 +143,7 @@ class Model:
         The prompt is asked as in `generate`; a prompt of "" leaves the answer a text of its own. Outputs are logits, or the
         number of a regression.
         """
-        from finetune.evaluation.scoring import log_likelihoods, outputs_of_texts
+        from finetune.evaluation.text_scores import log_likelihoods, outputs_of_texts
 
         if isinstance(items, str):
             raise FinetuneError(
@@ -163,8 +163,8 @@ class Model:
         return self.model
 
     def _ids(self, prompt: Prompt, how: "Asked", system: str | None) -> list[int]:
-        from finetune.evaluation.asking import prompt_ids, turns_of
-        from finetune.evaluation.generation import conversation_ids
+        from finetune.generation.asking import prompt_ids, turns_of
+        from finetune.generation.generate import conversation_ids
 
         if isinstance(prompt, str):
             return prompt_ids(prompt, self.tokenizer, how, system)

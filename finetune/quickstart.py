@@ -8,7 +8,7 @@ from typing import Any
 from data_prep.text import one_line
 from finetune.errors import FinetuneError
 from finetune.evaluation.evaluation import Evaluation
-from finetune.evaluation.scores import Report
+from finetune.evaluation.report import Report
 from finetune.merging.merge import merge
 from finetune.models.device import choose_precision
 from finetune.recipe.schema import Recipe

@@ -12,7 +12,7 @@ from finetune.cli.common import BaseOption, CompareOption, JsonOption, out, prin
 from finetune.cli.generate import TargetArgument
 
 if TYPE_CHECKING:
-    from finetune.evaluation.benchmarks import Figure, ScoreDelta, Scores, Tasks
+    from finetune.evaluation.harness.tasks import Figure, ScoreDelta, Scores, Tasks
     from finetune.models.device import Precision
     from finetune.runs.target import Target
 
@@ -54,8 +54,8 @@ def benchmark(
 
     Needs lm-eval: pip install "llama-finetune[benchmarks]"
     """
-    from finetune.evaluation import benchmarks
-    from finetune.evaluation.harness import check_installed
+    from finetune.evaluation.harness import tasks as benchmarks
+    from finetune.evaluation.harness.lm_eval import check_installed
     from finetune.runs.folder import write_json
     from finetune.runs.target import compared_with, resolve_target
 
@@ -113,8 +113,8 @@ def _scores(
     found: "Target", precision: "Precision", tasks: "Tasks", *, batch_size: int, limit: int | None, chat: bool, paired: bool
 ) -> "Scores":
     """One model's figures; it is loaded for this alone, so that two need no room together."""
-    from finetune.evaluation.benchmarks import run_tasks
-    from finetune.evaluation.loading import load_ready
+    from finetune.evaluation.harness.tasks import run_tasks
+    from finetune.generation.loading import load_ready
 
     model, tokenizer = load_ready(found, dtype=precision.dtype)
     return run_tasks(tasks, model, tokenizer, batch_size=batch_size, limit=limit, chat=chat, keep_questions=paired)

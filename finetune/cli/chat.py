@@ -43,7 +43,7 @@ def chat(
     from data_prep.messages import Message
     from finetune import api
     from finetune.errors import FinetuneError
-    from finetune.evaluation.base_options import unused_options
+    from finetune.generation.base_options import unused_options
 
     model = api.load(refuse_head(target, base), base=base)
     _check_template(target, model)

@@ -115,7 +115,7 @@ def _print_sample(sample: "AuditRow") -> None:
 
 def _cache(verb: Literal["list", "clear"], *, as_json: bool) -> None:
     from data_prep.cache import clear, entries
-    from finetune.evaluation.data import data_cache
+    from finetune.data import data_cache
 
     folder = data_cache()
     if verb == "clear":

@@ -18,7 +18,7 @@ from finetune.cli.common import (
 from finetune.cli.generate import TargetArgument
 
 if TYPE_CHECKING:
-    from finetune.evaluation.scores import Report
+    from finetune.evaluation.report import Report
     from finetune.runs.target import Target
 
 OutputOption = Annotated[
@@ -61,7 +61,7 @@ def evaluate(
     compared = None if compare is None else compared_with(tuned, compare)
 
     from finetune.evaluation.evaluation import Evaluation
-    from finetune.evaluation.tables import as_dict, score_lines, supervised_tokens, worst_lines
+    from finetune.evaluation.report_tables import as_dict, score_lines, supervised_tokens, worst_lines
     from finetune.models.device import choose_precision
 
     if output is not None:
@@ -120,7 +120,7 @@ def _make(folder: Path) -> None:
 
 def _keep(folder: Path, name: str, report: "Report", base: "Report | None") -> list[str]:
     """Write predictions and figures under a name that is free; the files' names."""
-    from finetune.evaluation.tables import as_dict, predictions
+    from finetune.evaluation.report_tables import as_dict, predictions
     from finetune.runs.folder import write_entries, write_json
 
     number, stem = 1, f"evaluate-{name}"

@@ -41,8 +41,8 @@ def generate(
     prompts = read_prompts(prompt or [], file)
 
     from finetune import api
-    from finetune.evaluation.base_options import unused_options
-    from finetune.evaluation.generation import cut_notes
+    from finetune.generation.base_options import unused_options
+    from finetune.generation.generate import cut_notes
 
     model = api.load(refuse_head(target, base), base=base)
     how = model.asked if raw is None else "plainly" if raw else "by the chat template"

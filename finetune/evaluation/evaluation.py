@@ -4,12 +4,12 @@ from collections.abc import Collection
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from finetune.data import prepare_data
 from finetune.errors import FinetuneError
-from finetune.evaluation.answers import OnProgress
-from finetune.evaluation.data import prepare_data
-from finetune.evaluation.loading import ModelTarget, load_ready
-from finetune.evaluation.rows import read_rows
-from finetune.evaluation.scores import Report, measure
+from finetune.evaluation.dataset import read_rows
+from finetune.evaluation.predictions import OnProgress
+from finetune.evaluation.report import Report, measure
+from finetune.generation.loading import ModelTarget, load_ready
 from finetune.models.device import Precision
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection

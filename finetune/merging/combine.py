@@ -18,9 +18,9 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import PretrainedConfig
 
+from finetune.data import tokenizer_for
 from finetune.errors import MergeError, library_refusals
-from finetune.evaluation.data import tokenizer_for
-from finetune.evaluation.loading import unchanged_base
+from finetune.generation.loading import unchanged_base
 from finetune.merging.adapter import Adapter
 from finetune.merging.heads import score_name
 from finetune.merging.merged_weights import NOTHING, Updates

@@ -13,9 +13,9 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from data_prep.documents import Document
 from data_prep.identity import template_sha256, tokenizer_sha256
+from finetune.data import tokenizer_for
 from finetune.errors import MergeError, ModelError
-from finetune.evaluation.data import tokenizer_for
-from finetune.evaluation.loading import unchanged_base
+from finetune.generation.loading import unchanged_base
 from finetune.merging.adapter import Adapter
 from finetune.merging.heads import MergedHead, exchange_heads, read_head
 from finetune.merging.verification.rows import goes_through_template, verification_documents

@@ -32,7 +32,7 @@ def load_of(recipe: Recipe) -> Load:
     """From the recipe's rows, else from its bounds: every row as long as it may be, every token learned."""
     if recipe.data.streaming is not None:
         return assumed(recipe, "assumed: the data are streamed")
-    from finetune.evaluation.data import prepare_data, tokenizer_for
+    from finetune.data import prepare_data, tokenizer_for
     from finetune.models.bases.locate import tokenizer_folder
 
     if isinstance(recipe.model.base, str) and not recipe.model.base.startswith("/"):

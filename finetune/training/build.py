@@ -19,9 +19,9 @@ from data_prep.prepare import PreparedData
 from data_prep.stream import Stream
 from data_prep.tokens import check_ids
 from finetune import environment
+from finetune.data import prepare_data, tokenizer_for
 from finetune.errors import ModelError
-from finetune.evaluation.data import prepare_data, tokenizer_for
-from finetune.evaluation.rows import read_rows
+from finetune.evaluation.dataset import read_rows
 from finetune.models.adapters.adapter import (
     attach,
     check_targets,

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from finetune.evaluation.answers import Prediction
-from finetune.evaluation.losses import LossSum
-from finetune.evaluation.metrics import Measured
-from finetune.evaluation.rows import EvaluationSet, read_rows
-from finetune.evaluation.sandbox import Verdict
-from finetune.evaluation.scores import Report, measured_of, names_of, report_of, with_programs
+from finetune.evaluation.dataset import EvaluationSet, read_rows
+from finetune.evaluation.metrics.base import Measured
+from finetune.evaluation.metrics.losses import LossSum
+from finetune.evaluation.predictions import Prediction
+from finetune.evaluation.report import Report, measured_of, names_of, report_of, with_programs
+from finetune.evaluation.sandbox.runner import Verdict
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import MetricName
 from finetune.training.build import Inputs

@@ -10,8 +10,8 @@ import torch
 from data_prep.disk import PARTIAL, follow_umask
 from data_prep.temporary import remove_tree
 from finetune.errors import CheckFailed
-from finetune.evaluation.scores import Report
-from finetune.evaluation.tables import as_dict, predictions
+from finetune.evaluation.report import Report
+from finetune.evaluation.report_tables import as_dict, predictions
 from finetune.models.adapters.adapter import count_parameters, save_adapter
 from finetune.recipe.lock import Lock, tokenizer_facts
 from finetune.recipe.schema import Recipe

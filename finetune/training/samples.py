@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerContro
 
 from data_prep.disk import append_own, write_private
 from data_prep.text import one_line
-from finetune.evaluation.asking import Asked, prompt_ids
-from finetune.evaluation.base_options import unused_options
-from finetune.evaluation.generation import generate
+from finetune.generation.asking import Asked, prompt_ids
+from finetune.generation.base_options import unused_options
+from finetune.generation.generate import generate
 from finetune.recipe.schema.tracking import SamplesSection
 from finetune.recipe.secrets import scrubbed
 from finetune.runs.folder import whole_entries

@@ -10,9 +10,9 @@ from typing import Any
 from data_prep.disk import write_private
 from finetune import environment, signals
 from finetune.errors import FinetuneError
-from finetune.evaluation.asking import Asked, asked
-from finetune.evaluation.scores import Report
-from finetune.evaluation.tables import score_lines
+from finetune.evaluation.report import Report
+from finetune.evaluation.report_tables import score_lines
+from finetune.generation.asking import Asked, asked
 from finetune.models.adapters.adapter import count_parameters
 from finetune.models.device import choose_device, choose_threads
 from finetune.recipe.lock import Lock

@@ -8,7 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from finetune.evaluation.evaluation import Evaluation
-from finetune.evaluation.sandbox import why_no_sandbox
+from finetune.evaluation.sandbox.runner import why_no_sandbox
 from finetune.models.device import choose_precision
 from finetune.recipe.load import load_recipe
 from finetune.recipe.shipped import recipes_folder

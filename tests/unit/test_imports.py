@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
-    "cli", "recipe", "models", "training", "launch", "evaluation", "merging", "runs", "planning", "quickstart", "selftest",
+    "cli", "recipe", "models", "data", "generation", "training", "launch", "evaluation", "merging", "runs", "planning",
+    "quickstart", "selftest",
     "data_prep",
 })  # fmt: skip
 
@@ -23,7 +24,7 @@ EVERYBODYS = ("errors", "environment", "signals")
 ARROWS: dict[str, frozenset[str]] = {
     "cli": EVERYTHING | {"api", "loaded_model"},
     "api": EVERYTHING - {"cli"} | {"loaded_model"},
-    "loaded_model": frozenset({"evaluation", "runs", "recipe", "data_prep"}),
+    "loaded_model": frozenset({"evaluation", "generation", "runs", "recipe", "data_prep"}),
     "quickstart": EVERYTHING,
     "selftest": EVERYTHING,
     "__main__": frozenset({"cli"}),
@@ -33,11 +34,13 @@ ARROWS: dict[str, frozenset[str]] = {
     "recipe": DISK | {"data_prep.config", "data_prep.files"},
     "models": DISK | {"recipe", "data_prep"},
     "runs": DISK | {"recipe", "models", "data_prep.config"},
-    "evaluation": frozenset({"models", "recipe", "data_prep"}),
-    "planning": frozenset({"recipe", "launch", "models", "evaluation", "data_prep"}),
+    "data": frozenset({"models", "recipe", "data_prep"}),
+    "generation": frozenset({"models", "data", "recipe", "data_prep"}),
+    "evaluation": frozenset({"models", "data", "generation", "recipe", "data_prep"}),
+    "planning": frozenset({"recipe", "launch", "models", "data", "data_prep"}),
     "launch": DISK | {"recipe", "runs", "models.device"},
-    "training": frozenset({"models", "launch", "evaluation", "runs", "recipe", "data_prep"}),
-    "merging": frozenset({"models", "evaluation", "runs", "recipe", "data_prep"}),
+    "training": frozenset({"models", "data", "generation", "launch", "evaluation", "runs", "recipe", "data_prep"}),
+    "merging": frozenset({"models", "data", "generation", "runs", "recipe", "data_prep"}),
     "data_prep": frozenset(),
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate")

@@ -15,7 +15,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune.errors import MergeError, ModelError, library_refusals
-from finetune.evaluation.loading import load_adapted
+from finetune.generation.loading import load_adapted
 from finetune.merging.heads import LM_HEAD, SCORE_WEIGHT
 from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.merged_weights import DEAD, EMBEDDING, are_alike, finite

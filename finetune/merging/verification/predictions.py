@@ -33,7 +33,7 @@ from transformers import (
 from data_prep.documents import Document
 from data_prep.tokens import text_of
 from finetune.errors import MergeError
-from finetune.evaluation.generation import generate_ids
+from finetune.generation.generate import generate_ids
 from finetune.merging.merged_weights import EMBEDDING, MergedWeights, Updates
 from finetune.merging.verification.distance import Distance, distance, logits_of
 from finetune.merging.verification.lazy_model import STREAMED_ROWS, STREAMED_TOKENS, model_of

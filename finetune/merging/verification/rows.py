@@ -13,8 +13,8 @@ from data_prep.masks import Tokenization
 from data_prep.messages import Example, PlainText, Preference
 from data_prep.render import end_id
 from data_prep.tokens import ids_of
+from finetune.data import prepare_data
 from finetune.errors import MergeError
-from finetune.evaluation.data import prepare_data
 from finetune.recipe.schema import Recipe
 
 ROWS = 8

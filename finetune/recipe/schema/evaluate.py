@@ -11,7 +11,7 @@ MetricName = Literal[
     "rougeL", "accuracy", "f1_macro", "f1_micro", "matthews", "likelihood_accuracy", "likelihood_f1_macro",
     "likelihood_matthews", "mean_squared_error", "mean_absolute_error", "pearson", "pass@1", "pass@5", "pass@10",
 ]  # fmt: skip
-"""The metrics; finetune/evaluation/metrics.py says what each is."""
+"""The metrics; finetune/evaluation/metrics/base.py says what each is."""
 
 BleuTokenizer = Literal["auto", "13a", "intl", "zh", "char", "ja-mecab", "ko-mecab", "flores200"]
 """sacrebleu's tokenizers."""

@@ -8,8 +8,8 @@ import pytest
 from finetune.cli.evaluate import evaluate
 from finetune.cli.generate import generate
 from finetune.errors import FinetuneError, ModelError
-from finetune.evaluation import rows as evaluation_rows
-from finetune.evaluation.sandbox import why_no_sandbox
+from finetune.evaluation import dataset as evaluation_rows
+from finetune.evaluation.sandbox.runner import why_no_sandbox
 from finetune.recipe.load import load_recipe
 from finetune.runs.folder import RunFolder
 from tests.unit.training.processes import start

@@ -136,7 +136,7 @@ def test_a_piped_chat_keeps_the_conversation(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each question is asked with all turns before it; /reset forgets them, /exit ends the chat."""
-    from finetune.evaluation import generation
+    from finetune.generation import generate as generation
 
     asked: list[list[tuple[str, str]]] = []
     real = generation.conversation_ids

@@ -9,11 +9,11 @@ from data_prep.masks import tokenize
 from data_prep.messages import Conversation, Message, PlainText, ToolCall
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
-from finetune.evaluation.answers import Prediction, Question, answer_questions, questions_of
-from finetune.evaluation.metrics import Measured
-from finetune.evaluation.programs import code_in, program_of, run_answers
-from finetune.evaluation.sandbox import why_no_sandbox
-from finetune.evaluation.scores import by_row, report_of
+from finetune.evaluation.metrics.base import Measured
+from finetune.evaluation.predictions import Prediction, Question, answer_questions, questions_of
+from finetune.evaluation.report import by_row, report_of
+from finetune.evaluation.sandbox.programs import code_in, program_of, run_answers
+from finetune.evaluation.sandbox.runner import why_no_sandbox
 from finetune.recipe.schema.evaluate import EvaluateSection
 
 

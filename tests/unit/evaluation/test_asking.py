@@ -9,7 +9,7 @@ import pytest
 from data_prep.errors import DataError
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
-from finetune.evaluation.asking import asked, prompt_ids
+from finetune.generation.asking import asked, prompt_ids
 from finetune.recipe.schema import Recipe
 
 PLAIN, CHAT = "plainly", "by the chat template"

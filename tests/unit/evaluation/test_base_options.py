@@ -14,8 +14,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from data_prep.messages import Message
 from data_prep.tokenizer import load_tokenizer
-from finetune.evaluation.base_options import NO_OPTIONS, unused_options
-from finetune.evaluation.generation import conversation_ids, generate, stream
+from finetune.generation.base_options import NO_OPTIONS, unused_options
+from finetune.generation.generate import conversation_ids, generate, stream
 from finetune.models.bases.locate import resolve_base
 from finetune.models.load import load_model
 from finetune.recipe.schema.model import ModelSection

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
-from finetune.evaluation.generation import generate, plain_ids
+from finetune.generation.generate import generate, plain_ids
 from finetune.models.adapters.adapter import attach, grow_embeddings, load_adapter, save_adapter
 from finetune.models.bases.locate import resolve_base
 from finetune.models.load import load_model
@@ -27,8 +27,8 @@ from tests.unit.evaluation.conftest import MEMORISED
 
 pytest.importorskip("lm_eval", reason='lm-eval is not installed: pip install "llama-finetune[benchmarks]"')
 
-from finetune.evaluation.benchmarks import Figure, Scores, compare, load_tasks, run_tasks
-from finetune.evaluation.harness import harness_model
+from finetune.evaluation.harness.lm_eval import harness_model
+from finetune.evaluation.harness.tasks import Figure, Scores, compare, load_tasks, run_tasks
 
 WriteTask = Callable[..., Path]
 

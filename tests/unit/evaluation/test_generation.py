@@ -12,7 +12,7 @@ from data_prep.render import render_prompt
 from data_prep.terminal import clean_for_terminal
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
-from finetune.evaluation.generation import Generated, cut_notes, generate, generate_ids, stream
+from finetune.generation.generate import Generated, cut_notes, generate, generate_ids, stream
 
 QUESTIONS = ["Hi", "What is the capital of France?", "Send two brass lamps to Ada before Friday, please.", "3 + 4 = ?", ""]
 

@@ -4,10 +4,10 @@ import pytest
 
 from data_prep.messages import Conversation, Message
 from finetune.errors import FinetuneError
-from finetune.evaluation.answers import Prediction, Question
-from finetune.evaluation.label_metrics import Labels, by_text, has_several, label_in
-from finetune.evaluation.metrics import Measured
-from finetune.evaluation.scores import report_of
+from finetune.evaluation.metrics.base import Measured
+from finetune.evaluation.metrics.labels import Labels, by_text, has_several, label_in
+from finetune.evaluation.predictions import Prediction, Question
+from finetune.evaluation.report import report_of
 from finetune.recipe.schema.evaluate import MetricName
 
 

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Pre
 from data_prep.masks import Placed, tokenize
 from data_prep.messages import Conversation, Example, Message, PlainText
 from data_prep.tokenizer import load_tokenizer
-from finetune.evaluation.answers import with_answer
-from finetune.evaluation.likelihood import label_likelihoods
+from finetune.evaluation.label_likelihood import label_likelihoods
+from finetune.evaluation.predictions import with_answer
 from finetune.models.bases.locate import Base
 from finetune.models.load import load_model
 

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 from data_prep.documents import Document
 from finetune.errors import FinetuneError
-from finetune.evaluation.losses import LossSum, document_losses, token_loss
+from finetune.evaluation.metrics.losses import LossSum, document_losses, token_loss
 
 
 @pytest.fixture

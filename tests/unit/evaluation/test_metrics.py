@@ -9,14 +9,14 @@ import pytest
 
 from data_prep.messages import Conversation, Message
 from finetune.errors import FinetuneError
-from finetune.evaluation.answers import Prediction, Question
-from finetune.evaluation.label_metrics import Labels
-from finetune.evaluation.losses import LossSum
-from finetune.evaluation.metrics import METRICS, Measured
-from finetune.evaluation.programs import exit_in
-from finetune.evaluation.sandbox import Verdict
-from finetune.evaluation.scores import by_row, difference, report_of, worst_first
-from finetune.evaluation.text_metrics import squad_exact_match, squad_f1
+from finetune.evaluation.metrics.base import METRICS, Measured
+from finetune.evaluation.metrics.labels import Labels
+from finetune.evaluation.metrics.losses import LossSum
+from finetune.evaluation.metrics.text import squad_exact_match, squad_f1
+from finetune.evaluation.predictions import Prediction, Question
+from finetune.evaluation.report import by_row, difference, report_of, worst_first
+from finetune.evaluation.sandbox.programs import exit_in
+from finetune.evaluation.sandbox.runner import Verdict
 from finetune.recipe.schema.evaluate import LOWER_IS_BETTER, MetricName
 
 TEXTS = (

@@ -11,13 +11,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import data_prep
 from data_prep.messages import Conversation, Message
 from data_prep.tokenizer import load_tokenizer
-from finetune.evaluation.answers import Prediction, questions_of
-from finetune.evaluation.data import prepare_data, tokenizer_for
+from finetune.data import prepare_data, tokenizer_for
 from finetune.evaluation.evaluation import Evaluation
-from finetune.evaluation.label_metrics import Labels
-from finetune.evaluation.metrics import Measured
-from finetune.evaluation.scores import Report, by_row
-from finetune.evaluation.tables import predictions
+from finetune.evaluation.metrics.base import Measured
+from finetune.evaluation.metrics.labels import Labels
+from finetune.evaluation.predictions import Prediction, questions_of
+from finetune.evaluation.report import Report, by_row
+from finetune.evaluation.report_tables import predictions
 from finetune.models.device import choose_precision
 from finetune.recipe.load import load_recipe
 from finetune.runs.target import resolve_target

@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import FinetuneError
-from finetune.evaluation import confine
-from finetune.evaluation.sandbox import Verdict, pass_at_k, run_program, run_programs, why_no_sandbox
+from finetune.evaluation.sandbox.runner import Verdict, confine, pass_at_k, run_program, run_programs, why_no_sandbox
 
 pytestmark = pytest.mark.skipif(why_no_sandbox() is not None, reason=f"no sandbox here: {why_no_sandbox()}")
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -688,7 +687,7 @@ def test_without_a_sandbox_nothing_runs(tmp_path: Path, monkeypatch: pytest.Monk
 INTERRUPTED = """
 import sys, tempfile
 tempfile.tempdir = sys.argv[1]
-from finetune.evaluation.sandbox import run_programs
+from finetune.evaluation.sandbox.runner import run_programs
 run_programs(["while True: pass"] * 50, seconds=30, workers=2)
 """
 

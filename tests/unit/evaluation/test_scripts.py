@@ -13,12 +13,12 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from data_prep.messages import Conversation, Message
 from finetune.errors import FinetuneError
-from finetune.evaluation.answers import Prediction, Question
-from finetune.evaluation.label_metrics import label_in
-from finetune.evaluation.metrics import Measured
-from finetune.evaluation.scores import by_row, report_of
-from finetune.evaluation.text_metrics import bleu_tokenizer, sacrebleu_metric, squad_exact_match, squad_f1
-from finetune.evaluation.words import words
+from finetune.evaluation.metrics.base import Measured
+from finetune.evaluation.metrics.labels import label_in
+from finetune.evaluation.metrics.text import bleu_tokenizer, sacrebleu_metric, squad_exact_match, squad_f1
+from finetune.evaluation.metrics.words import words
+from finetune.evaluation.predictions import Prediction, Question
+from finetune.evaluation.report import by_row, report_of
 from finetune.recipe.schema.evaluate import MetricName
 
 SCRIPTS = {

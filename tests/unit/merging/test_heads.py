@@ -20,8 +20,8 @@ from data_prep.config import HeadSection
 from data_prep.documents import Document
 from data_prep.tokenizer import load_tokenizer
 from finetune.cli.merge import lines_of
+from finetune.data import prepare_data
 from finetune.errors import CheckFailed, MergeError
-from finetune.evaluation.data import prepare_data
 from finetune.evaluation.evaluation import Evaluation
 from finetune.merging import merged_weights as adapted
 from finetune.merging import writer as stream

@@ -14,7 +14,7 @@ from data_prep.documents import Document
 from data_prep.masks import tokenize
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import ModelError
-from finetune.evaluation.heads import classify
+from finetune.evaluation.head_predictions import classify
 from finetune.models.bases.locate import resolve_base
 from finetune.models.batch import packed_batch, padded_batch
 from finetune.models.classify import head_losses, install_head_loss

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from data_prep.errors import DataError
 from finetune.errors import FinetuneError, MergeError, ModelError
-from finetune.evaluation.loading import load_ready
+from finetune.generation.loading import load_ready
 from finetune.merging.merge import merge
 from finetune.merging.targets import choose_more, choose_target
 from finetune.models.adapters.adapter import continued_folder

@@ -18,9 +18,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from data_prep.documents import Document
 from data_prep.tokenizer import load_tokenizer
 from finetune.errors import ModelError
-from finetune.evaluation.generation import generate_ids
-from finetune.evaluation.likelihood import label_likelihoods
-from finetune.evaluation.losses import document_losses
+from finetune.evaluation.label_likelihood import label_likelihoods
+from finetune.evaluation.metrics.losses import document_losses
+from finetune.generation.generate import generate_ids
 from finetune.merging.verification.distance import logits_of
 from finetune.models.bases.locate import Base
 from finetune.models.batch import packed_batch, padded_batch

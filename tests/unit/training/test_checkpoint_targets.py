@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune.errors import CheckpointError, FinetuneError, ModelError
-from finetune.evaluation.loading import load_ready
+from finetune.generation.loading import load_ready
 from finetune.merging.combine import combine
 from finetune.merging.merge import merge
 from finetune.merging.targets import choose_more, choose_target

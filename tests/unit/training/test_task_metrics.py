@@ -9,10 +9,10 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from data_prep.tokenizer import load_tokenizer
+from finetune.data import prepare_data
 from finetune.errors import FinetuneError
-from finetune.evaluation.data import prepare_data
+from finetune.evaluation.dataset import longest_label, read_rows
 from finetune.evaluation.evaluation import Evaluation
-from finetune.evaluation.rows import longest_label, read_rows
 from finetune.models.bases.shapes import count_trainable, read_shape
 from finetune.models.device import choose_precision
 from finetune.recipe.lock import read_lock

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from finetune.errors import ModelError, TrainingError
-from finetune.evaluation.losses import token_loss
+from finetune.evaluation.metrics.losses import token_loss
 from finetune.models.batch import padded_batch
 from finetune.models.loss import IGNORE_INDEX
 from finetune.recipe.schema import Recipe

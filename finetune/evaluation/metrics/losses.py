@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from data_prep.documents import Document
 from finetune.errors import FinetuneError
-from finetune.evaluation.generation import causal_model, evaluating
+from finetune.generation.generate import causal_model, evaluating
 from finetune.models.batch import padded_batch
 from finetune.models.loss import IGNORE_INDEX
 from finetune.models.sizes import CHUNK_POSITIONS

@@ -12,12 +12,12 @@ from data_prep.prepare import PreparedData
 from data_prep.text import shown
 from data_prep.tokens import ids_of
 from finetune.errors import FinetuneError
-from finetune.evaluation.answers import Question, answered_rows, questions_of, read_back, with_answer, without_thought
-from finetune.evaluation.label_metrics import Labels, has_several
-from finetune.evaluation.programs import exit_in
-from finetune.evaluation.sandbox import why_no_sandbox
-from finetune.evaluation.text_bytes import supervised_bytes
-from finetune.evaluation.text_metrics import sacrebleu_metric
+from finetune.evaluation.metrics.labels import Labels, has_several
+from finetune.evaluation.metrics.text import sacrebleu_metric
+from finetune.evaluation.metrics.text_bytes import supervised_bytes
+from finetune.evaluation.predictions import Question, answered_rows, questions_of, read_back, with_answer, without_thought
+from finetune.evaluation.sandbox.programs import exit_in
+from finetune.evaluation.sandbox.runner import why_no_sandbox
 from finetune.recipe.rules_evaluate import labels_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import BY_LIKELIHOOD, LOSSES, OF_LABELS, PASS_AT, MetricName

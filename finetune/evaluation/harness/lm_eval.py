@@ -92,7 +92,7 @@ def harness_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast"
 
     from data_prep.chat_templates import rendering_of
     from data_prep.render import end_of_turn_ids
-    from finetune.evaluation.generation import causal_model
+    from finetune.generation.generate import causal_model
 
     class OneBos(HFLM):
         """Rolling log-likelihoods put a BOS before each text as what it follows from; one of the text's own is not scored."""

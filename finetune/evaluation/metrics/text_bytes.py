@@ -9,7 +9,7 @@ from data_prep.config import DataSection
 from data_prep.documents import Document
 from data_prep.lengths import fitted, overlap_of
 from data_prep.masks import Placed
-from finetune.evaluation.answers import tokenization_of
+from finetune.evaluation.predictions import tokenization_of
 
 
 def supervised_bytes(

@@ -4,8 +4,8 @@ import ast
 import re
 from collections.abc import Sequence
 
-from finetune.evaluation.answers import Prediction, without_thought
-from finetune.evaluation.sandbox import Verdict, run_programs
+from finetune.evaluation.predictions import Prediction, without_thought
+from finetune.evaluation.sandbox.runner import Verdict, run_programs
 
 FENCED = re.compile(r"```[ \t]*+(?:[Pp]ython|py)?[ \t]*+\r?\n(.*?)(?:```|\Z)", re.DOTALL)
 """The first block of code in a text, as Markdown marks it; one that was cut short goes on to the end."""

@@ -25,12 +25,13 @@ from typing import Literal
 import numpy as np
 
 from finetune.errors import FinetuneError
-from finetune.evaluation import label_metrics, text_metrics
-from finetune.evaluation.answers import Prediction
 from finetune.evaluation.bootstrap import Scorer
-from finetune.evaluation.label_metrics import Labelled, Labels
-from finetune.evaluation.losses import LossSum, exponential
-from finetune.evaluation.sandbox import Verdict, pass_at_k
+from finetune.evaluation.metrics import labels as label_metrics
+from finetune.evaluation.metrics import text as text_metrics
+from finetune.evaluation.metrics.labels import Labelled, Labels
+from finetune.evaluation.metrics.losses import LossSum, exponential
+from finetune.evaluation.predictions import Prediction
+from finetune.evaluation.sandbox.runner import Verdict, pass_at_k
 from finetune.recipe.schema.evaluate import BleuTokenizer, MetricName
 
 Of = Literal["losses", "answers", "programs"]

@@ -9,17 +9,17 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.heads import answer_of
-from finetune.evaluation.answers import OnProgress, Prediction, answer_questions
-from finetune.evaluation.base_options import unused_options
 from finetune.evaluation.bootstrap import Interval, interval_of, resampled
-from finetune.evaluation.generation import cut_notes
-from finetune.evaluation.heads import classify
-from finetune.evaluation.label_metrics import unlike_any
-from finetune.evaluation.likelihood import label_likelihoods
-from finetune.evaluation.losses import LossSum, document_losses
-from finetune.evaluation.metrics import METRICS, Measured
-from finetune.evaluation.programs import run_answers
-from finetune.evaluation.rows import EvaluationSet
+from finetune.evaluation.dataset import EvaluationSet
+from finetune.evaluation.head_predictions import classify
+from finetune.evaluation.label_likelihood import label_likelihoods
+from finetune.evaluation.metrics.base import METRICS, Measured
+from finetune.evaluation.metrics.labels import unlike_any
+from finetune.evaluation.metrics.losses import LossSum, document_losses
+from finetune.evaluation.predictions import OnProgress, Prediction, answer_questions
+from finetune.evaluation.sandbox.programs import run_answers
+from finetune.generation.base_options import unused_options
+from finetune.generation.generate import cut_notes
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import (
     BY_LIKELIHOOD,

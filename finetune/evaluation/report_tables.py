@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_prep.text import one_line
-from finetune.evaluation.answers import Prediction
 from finetune.evaluation.bootstrap import Interval
-from finetune.evaluation.metrics import METRICS, Measured
-from finetune.evaluation.scores import Report, by_row, difference, worst_first
+from finetune.evaluation.metrics.base import METRICS, Measured
+from finetune.evaluation.predictions import Prediction
+from finetune.evaluation.report import Report, by_row, difference, worst_first
 from finetune.recipe.schema.evaluate import BY_LIKELIHOOD, LOWER_IS_BETTER, MetricName
 
 WIDTH = 160

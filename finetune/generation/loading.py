@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.tokens import check_ids
+from finetune.data import tokenizer_for
 from finetune.errors import ModelError
-from finetune.evaluation.data import tokenizer_for
 from finetune.models.adapters.adapter import grow_embeddings, load_adapter
 from finetune.models.bases.locate import Base, BaseNotFound, resolve_base, tokenizer_folder
 from finetune.models.classify import CLASSIFIER

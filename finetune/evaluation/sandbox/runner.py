@@ -34,8 +34,8 @@ from dataclasses import dataclass
 
 from data_prep.temporary import temporary_folder
 from finetune.errors import FinetuneError
-from finetune.evaluation import confine
-from finetune.evaluation.expected import Exchange, kept_back
+from finetune.evaluation.sandbox import confine
+from finetune.evaluation.sandbox.expected import Exchange, kept_back
 
 FOLDER_BYTES = 64 * 2**20
 FOLDER_ENTRIES = 1000

@@ -16,9 +16,9 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTra
 from data_prep.config import DataSection
 from data_prep.documents import Document
 from data_prep.masks import Placed
-from finetune.evaluation.answers import tokenization_of, with_answer
-from finetune.evaluation.generation import causal_model, evaluating
-from finetune.evaluation.losses import document_losses
+from finetune.evaluation.metrics.losses import document_losses
+from finetune.evaluation.predictions import tokenization_of, with_answer
+from finetune.generation.generate import causal_model, evaluating
 from finetune.models.kernels.rope import looks_at_length
 
 

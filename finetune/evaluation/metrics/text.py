@@ -15,9 +15,9 @@ import numpy as np
 
 from data_prep.text import one_line
 from finetune.errors import FinetuneError
-from finetune.evaluation.answers import Prediction
 from finetune.evaluation.bootstrap import Scorer
-from finetune.evaluation.words import apart, composed, is_ideograph, is_unspaced, words
+from finetune.evaluation.metrics.words import apart, composed, is_ideograph, is_unspaced, words
+from finetune.evaluation.predictions import Prediction
 from finetune.recipe.schema.evaluate import BleuTokenizer
 
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from data_prep.config import HeadSection
 from data_prep.documents import Document
-from finetune.evaluation.generation import causal_model, evaluating
-from finetune.evaluation.losses import LossSum, document_batches
+from finetune.evaluation.metrics.losses import LossSum, document_batches
+from finetune.generation.generate import causal_model, evaluating
 from finetune.models.classify import head_losses, head_outputs
 from finetune.models.loss import IGNORE_INDEX
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.disk import NOTES_BYTES, read_regular
 from data_prep.text import one_line
 from finetune.errors import FinetuneError
-from finetune.evaluation.harness import check_installed, harness_model, quiet, task_errors
+from finetune.evaluation.harness.lm_eval import check_installed, harness_model, quiet, task_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -149,7 +149,7 @@ def run_tasks(
     """
     from lm_eval import evaluate
 
-    from finetune.evaluation.base_options import unused_options
+    from finetune.generation.base_options import unused_options
     from finetune.models.kernels.rope import looks_at_length
 
     if chat and tokenizer.chat_template is None:

@@ -9,9 +9,9 @@ from data_prep.heads import answer_of
 from data_prep.masks import Tokenization
 from data_prep.messages import Conversation, Example, Message, PlainText
 from finetune.errors import FinetuneError
-from finetune.evaluation.asking import Asked
-from finetune.evaluation.heads import classify
-from finetune.evaluation.losses import LossSum, document_losses
+from finetune.evaluation.head_predictions import classify
+from finetune.evaluation.metrics.losses import LossSum, document_losses
+from finetune.generation.asking import Asked
 
 
 def log_likelihoods(

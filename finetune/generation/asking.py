@@ -11,7 +11,7 @@ from data_prep.formats import read_parsed
 from data_prep.formats.chat import message_of
 from data_prep.messages import Message, Parsed, PlainText
 from finetune.errors import FinetuneError
-from finetune.evaluation.generation import conversation_ids, plain_ids
+from finetune.generation.generate import conversation_ids, plain_ids
 from finetune.recipe.schema import Recipe
 
 Asked = Literal["plainly", "by the chat template"]

@@ -13,7 +13,7 @@ from data_prep.render import prompt_and_reference
 from data_prep.sizes import SizedTokenization
 from data_prep.tokens import text_of
 from finetune.errors import FinetuneError
-from finetune.evaluation.generation import generate
+from finetune.generation.generate import generate
 from finetune.recipe.schema.evaluate import EvaluateSection
 
 OnProgress = Callable[[int, int], None]

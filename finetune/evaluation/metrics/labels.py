@@ -13,9 +13,9 @@ import numpy as np
 from data_prep.config import NO_LABEL
 from data_prep.heads import split_labels
 from finetune.errors import FinetuneError
-from finetune.evaluation.answers import Prediction, Question
 from finetune.evaluation.bootstrap import Scorer
-from finetune.evaluation.words import composed, ends_word
+from finetune.evaluation.metrics.words import composed, ends_word
+from finetune.evaluation.predictions import Prediction, Question
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_prep.terminal import clean_for_terminal
-from finetune.evaluation.canonical import LONGEST, canonical
-from finetune.evaluation.confine import EXPECTED
+from finetune.evaluation.sandbox.canonical import LONGEST, canonical
+from finetune.evaluation.sandbox.confine import EXPECTED
 
 LONGEST_LINE = 2 * LONGEST
 STAND_IN = re.compile(rf"{EXPECTED}\[(\d+)\s*\]")
