@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-import finetune.training.run
 from finetune.cli.app import main
-from finetune.training import callbacks
+from finetune.training.callbacks import graceful_stop as callbacks
 from finetune.training.trainer import ExactTrainer
 
 found: dict[str, float] = {}
@@ -54,7 +53,7 @@ def compute_loss(self: ExactTrainer, model: Any, inputs: dict[str, Any], *argume
     return loss
 
 
-class Weigh(callbacks.OrderlyStop):
+class Weigh(callbacks.GracefulStop):
     """Sizes after a step."""
 
     def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
@@ -74,5 +73,5 @@ class Weigh(callbacks.OrderlyStop):
 
 
 ExactTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
-callbacks.OrderlyStop = finetune.training.run.OrderlyStop = Weigh  # type: ignore[misc]
+callbacks.GracefulStop = Weigh  # type: ignore[misc]
 main()

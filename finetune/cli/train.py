@@ -89,7 +89,7 @@ def _new_run(resume: Path, overrides: tuple[str, ...]) -> str:
     """The command for a new run with other values: from the result of one that is finished, else from the beginning."""
     from finetune.recipe.lock import read_lock
     from finetune.runs.folder import open_run
-    from finetune.training.further import command_to_train_further
+    from finetune.runs.further import command_to_train_further
 
     run = open_run(resume.resolve())
     if run.finished:

@@ -1,6 +1,6 @@
 """A run's training checkpoints, as they are read: whole or not there.
 
-Their marker has the hash of each file and is written last (finetune.training.checkpoints); a folder without it, or whose files
+Their marker has the hash of each file and is written last (training/checkpoints/store.py); a folder without it, or whose files
 differ from it, is never loaded.
 """
 

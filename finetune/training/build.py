@@ -20,6 +20,7 @@ from data_prep.stream import Stream
 from data_prep.tokens import check_ids
 from finetune import environment
 from finetune.data import prepare_data, tokenizer_for
+from finetune.engines.group import holds_shares, this_group
 from finetune.errors import ModelError
 from finetune.evaluation.dataset import read_rows
 from finetune.models.adapters.adapter import (
@@ -50,7 +51,6 @@ from finetune.recipe.schema import Recipe
 from finetune.runs.folder import ADAPTER_NOTES
 from finetune.training.arguments import optimizer_name, training_arguments
 from finetune.training.batches import Batching, Feed, StreamFeed, TableFeed
-from finetune.training.group import holds_shares, this_group
 from finetune.training.schedule import ceil_product, rate_factor
 from finetune.training.trainer import ExactTrainer
 

@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 from data_prep.disk import write_private
 from data_prep.temporary import sweep
 from finetune import environment, signals
+from finetune.engines.group import Group, contact, this_group
 from finetune.errors import CheckpointError
 from finetune.recipe.lock import CURRENT_RULES, Lock, Rules, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.tracking import tracked, tracker_id
 from finetune.runs.folder import RunFolder, create_run, open_run
+from finetune.runs.further import command_to_train_further
 from finetune.training import build
-from finetune.training.checkpoints import check_checkpoint, latest_checkpoint, remove_incomplete
-from finetune.training.further import command_to_train_further
-from finetune.training.group import Group, contact, this_group
-from finetune.training.identity import (
+from finetune.training.checkpoints.store import check_checkpoint, latest_checkpoint, remove_incomplete
+from finetune.training.provenance import (
     inexact_because,
     make_lock,
     refuse_another_engine_than,
@@ -29,7 +29,7 @@ from finetune.training.identity import (
     refuse_differences,
     refuse_foreign_pickles,
 )
-from finetune.training.journal import journal
+from finetune.training.run_log import journal
 from finetune.training.session import open_session
 
 logger = logging.getLogger(__name__)

@@ -9,6 +9,8 @@ from typing import Any
 
 from data_prep.disk import write_private
 from finetune import environment, signals
+from finetune.engines.group import Group, contact, holds_shares
+from finetune.engines.memory import allocator_name, memory_advice, say_without_jemalloc
 from finetune.errors import FinetuneError
 from finetune.evaluation.report import Report
 from finetune.evaluation.report_tables import score_lines
@@ -26,19 +28,20 @@ from finetune.runs.trackers import GuardedTracker, start_tracker
 from finetune.training import build
 from finetune.training.batches import StreamFeed
 from finetune.training.build import Inputs
-from finetune.training.callbacks import KeepBest, MetricsLog, OrderlyStop, StartHash
-from finetune.training.checkpoints import check_checkpoint, latest_checkpoint
-from finetune.training.contents import check_fit, read_state
-from finetune.training.group import Group, contact, holds_shares
-from finetune.training.identity import refuse_other_engine
-from finetune.training.integrations import Integration, add_integration
-from finetune.training.memory import allocator_name, memory_advice, say_without_jemalloc
-from finetune.training.metrics import TaskMetrics
-from finetune.training.progress import Progress
+from finetune.training.callbacks.best_checkpoint import BestCheckpoint
+from finetune.training.callbacks.graceful_stop import GracefulStop
+from finetune.training.callbacks.integrations import Integration, add_integration
+from finetune.training.callbacks.memory_check import MemoryCheck
+from finetune.training.callbacks.metrics_log import MetricsLog
+from finetune.training.callbacks.progress import Progress
+from finetune.training.callbacks.samples import Samples
+from finetune.training.callbacks.start_hash import StartHash
+from finetune.training.callbacks.task_metrics import TaskMetrics
+from finetune.training.checkpoints.contents import check_fit, read_state
+from finetune.training.checkpoints.store import check_checkpoint, latest_checkpoint
+from finetune.training.outputs import best_checkpoint, summary_of, write_metrics, write_result, written_type
+from finetune.training.provenance import refuse_other_engine
 from finetune.training.read_back import describe_checkpoint, notes_on_result
-from finetune.training.rehearsal import Rehearsal
-from finetune.training.result import best_checkpoint, summary_of, write_metrics, write_result, written_type
-from finetune.training.samples import Samples
 from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
@@ -54,9 +57,9 @@ def open_session(
     recipe = lock.recipe
     for line in inputs.data.report.lines():
         logger.info(line)
-    keep_best = KeepBest(recipe.train, inputs.rules.training)
+    best = BestCheckpoint(recipe.train, inputs.rules.training)
     with memory_advice():
-        trainer = _trainer(run, lock, inputs, callbacks=[keep_best, OrderlyStop(requests, group)], first=checkpoint is None)
+        trainer = _trainer(run, lock, inputs, callbacks=[best, GracefulStop(requests, group)], first=checkpoint is None)
     checkpoint = None if checkpoint is None else _that_fits(checkpoint, run, trainer)
     refuse_other_engine(trainer, group)
     metrics = TaskMetrics(recipe, inputs, trainer, group) if recipe.evaluate.metrics else None
@@ -64,7 +67,7 @@ def open_session(
     trainer.add_callback(StartHash(trainer, written_type(recipe, inputs)))
     if recipe.train.rehearsal and not trainer.is_deepspeed_enabled:
         # DeepSpeed reduces gradients while it goes backward, and has no way to take that back.
-        trainer.add_callback(Rehearsal(trainer, recipe))
+        trainer.add_callback(MemoryCheck(trainer, recipe))
     # Last, because they are seen from outside: a tracker's run and a moving line, for a run that can start.
     tracking = TrackingSection.model_validate(scrubbed_values(recipe.tracking.model_dump(mode="json")))
     if not group.is_main:
@@ -80,7 +83,7 @@ def open_session(
         clock = log.restart
         trainer.add_callback(Samples(tracking.samples, trainer, inputs.tokenizer, run.samples_path, tracker, clock, group, how))
     return TrainingSession(
-        run=run, lock=lock, inputs=inputs, group=group, checkpoint=checkpoint, trainer=trainer, keep_best=keep_best,
+        run=run, lock=lock, inputs=inputs, group=group, checkpoint=checkpoint, trainer=trainer, best=best,
         metrics=metrics, asked=how, tracker=tracker, integration=integration, progress=progress,
     )  # fmt: skip
 
@@ -125,7 +128,7 @@ class TrainingSession:
     checkpoint: Path | None
     """Where it starts from."""
     trainer: ExactTrainer
-    keep_best: KeepBest
+    best: BestCheckpoint
     metrics: TaskMetrics | None
     """None where the recipe measures none."""
     asked: Asked | None
@@ -188,7 +191,7 @@ class TrainingSession:
     def _complete(self) -> bool:
         # An early stop is an end, also where Ctrl-C came in the same step.
         state = self.trainer.state
-        return bool(state.global_step >= self.trainer.args.max_steps) or self.keep_best.says_stop(state)
+        return bool(state.global_step >= self.trainer.args.max_steps) or self.best.says_stop(state)
 
     @property
     def _status(self) -> str:
@@ -228,7 +231,7 @@ class TrainingSession:
         logger.info(f"going on from {self.checkpoint.name}")
         self.trainer.load_counters(self.checkpoint)
         state = read_state(self.checkpoint)
-        if state.global_step >= self.trainer.args.max_steps or self.keep_best.says_stop(state):
+        if state.global_step >= self.trainer.args.max_steps or self.best.says_stop(state):
             logger.info("all steps were taken; what is left is to write the result")
             self.trainer.load_finished(self.checkpoint)
         else:
@@ -243,7 +246,7 @@ class TrainingSession:
         if self.recipe.train.keeps_best and best is not None:
             state.best_model_checkpoint = str(best)
             self.trainer._load_best_model()
-            self.keep_best.tell_verdict(state)
+            self.best.tell_verdict(state)
         elif self.recipe.train.keeps_best:
             best_by = self.recipe.train.best_by or "loss"
             logger.warning(f"no checkpoint is the best by {best_by} (was it ever a number?): the result is the last step's")

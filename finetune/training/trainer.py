@@ -21,14 +21,14 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from data_prep.documents import Document
+from finetune.engines.group import Group
 from finetune.errors import TrainingError
 from finetune.models.batch import loss_weight
 from finetune.models.loss import IGNORE_INDEX
 from finetune.runs.checkpoint import MARKER, PREFIX
 from finetune.training.batches import Feed, evaluation_batches
-from finetune.training.checkpoints import gone_if_disk_is_full, keep_newest, mark_complete
-from finetune.training.contents import COUNTERS, read_counters, read_state
-from finetune.training.group import Group
+from finetune.training.checkpoints.contents import COUNTERS, read_counters, read_state
+from finetune.training.checkpoints.store import gone_if_disk_is_full, keep_newest, mark_complete
 
 SKIPPED_STEPS_LIMIT = 20
 """fp16: so many overflows in a row halve the loss scale a millionfold; no scale is at fault then."""
@@ -219,7 +219,7 @@ class ExactTrainer(Trainer):
             super()._load_best_model()
 
     def counters(self) -> dict[str, Any]:
-        """Tokens and seconds of the run up to now, those before a resume included; Counters of finetune.training.contents."""
+        """Tokens and seconds of the run up to now, those before a resume included; Counters of checkpoints/contents.py."""
         return {
             "tokens": self.tokens_seen,
             "supervised_tokens": self.supervised_tokens_seen,

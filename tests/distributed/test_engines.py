@@ -66,9 +66,9 @@ WEIGH = """
 import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor
-from finetune.training import callbacks
+from finetune.training.callbacks import graceful_stop as callbacks
 
-class Weigh(callbacks.OrderlyStop):
+class Weigh(callbacks.GracefulStop):
     def on_step_end(self, args, state, control, model=None, **options):
         held = whole = 0
         for parameter in model.parameters():
@@ -78,9 +78,7 @@ class Weigh(callbacks.OrderlyStop):
         print(f"rank {distributed.get_rank()} holds {held} of {whole}", flush=True)
         return control
 
-callbacks.OrderlyStop = Weigh
-import finetune.training.run
-finetune.training.run.OrderlyStop = Weigh
+callbacks.GracefulStop = Weigh
 from finetune.cli.app import main
 main()
 """

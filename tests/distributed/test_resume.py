@@ -12,17 +12,15 @@ from tests.distributed.conftest import Launched, Train, accelerate_launch, diffe
 
 INTERRUPT = """
 import sys
-from finetune.training import callbacks
+from finetune.training.callbacks import graceful_stop as callbacks
 
-class StopAt(callbacks.OrderlyStop):
+class StopAt(callbacks.GracefulStop):
     def on_step_end(self, args, state, control, **options):
         if state.global_step == 3:
             control.should_save = control.should_training_stop = True
         return control
 
-callbacks.OrderlyStop = StopAt
-import finetune.training.run
-finetune.training.run.OrderlyStop = StopAt
+callbacks.GracefulStop = StopAt
 from finetune.cli.app import main
 main()
 """

@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
-    "cli", "recipe", "models", "data", "generation", "training", "launch", "evaluation", "merging", "runs", "planning",
-    "quickstart", "selftest",
+    "cli", "recipe", "engines", "models", "data", "generation", "training", "launch", "evaluation", "merging", "runs",
+    "planning", "quickstart", "selftest",
     "data_prep",
 })  # fmt: skip
 
@@ -38,8 +38,9 @@ ARROWS: dict[str, frozenset[str]] = {
     "generation": frozenset({"models", "data", "recipe", "data_prep"}),
     "evaluation": frozenset({"models", "data", "generation", "recipe", "data_prep"}),
     "planning": frozenset({"recipe", "launch", "models", "data", "data_prep"}),
+    "engines": frozenset({"launch.allocator", "models.device"}),
     "launch": DISK | {"recipe", "runs", "models.device"},
-    "training": frozenset({"models", "data", "generation", "launch", "evaluation", "runs", "recipe", "data_prep"}),
+    "training": frozenset({"engines", "models", "data", "generation", "launch", "evaluation", "runs", "recipe", "data_prep"}),
     "merging": frozenset({"models", "data", "generation", "runs", "recipe", "data_prep"}),
     "data_prep": frozenset(),
 }

@@ -242,7 +242,8 @@ def test_noise_is_each_documents_own(lengths: list[int], step: int, width: int) 
         assert torch.equal(padded[row, :size], noise)
         assert not padded[row, size:].any()
         bound = 10.0 / math.sqrt(size * width)
-        assert 0.8 * bound < noise.abs().max() <= bound
+        assert noise.abs().max() <= bound
+        assert noise.abs().max() > 0.8 * bound or size * width < 64  # few numbers may all be small
 
 
 NOISY = {

@@ -7,7 +7,7 @@ import pytest
 from safetensors import SafetensorError
 
 from finetune.errors import CheckpointError, TrainingError
-from finetune.training.checkpoints import (
+from finetune.training.checkpoints.store import (
     MARKER,
     complete_checkpoints,
     gone_if_disk_is_full,

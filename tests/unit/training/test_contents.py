@@ -17,8 +17,8 @@ from finetune.errors import CheckpointError
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
 from finetune.training import build, run
-from finetune.training.checkpoints import MARKER, check_checkpoint, mark_complete
-from finetune.training.contents import check_fit
+from finetune.training.checkpoints.contents import check_fit
+from finetune.training.checkpoints.store import MARKER, check_checkpoint, mark_complete
 from finetune.training.trainer import ExactTrainer
 from tests.support.messages import hearing
 from tests.unit.training.conftest import MakeRecipe

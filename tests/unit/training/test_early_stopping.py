@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from transformers import TrainerState
 
 from finetune.recipe.schema.train import TrainSection
-from finetune.training.callbacks import KeepBest
+from finetune.training.callbacks.best_checkpoint import BestCheckpoint
 from tests.support.messages import hearing
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import adapter_of, assert_equal, start
@@ -20,9 +20,9 @@ def state_of(name: str, values: list[float], first_step: int = 0) -> TrainerStat
     return TrainerState(log_history=history, best_global_step=1)
 
 
-def keeping(rule: int = 2, best_by: str | None = None, **stopping: float) -> KeepBest:
+def keeping(rule: int = 2, best_by: str | None = None, **stopping: float) -> BestCheckpoint:
     train = {"early_stopping": {"patience_evaluations": 2} | stopping, "best_by": best_by}
-    return KeepBest(TrainSection.model_validate(train), rule)
+    return BestCheckpoint(TrainSection.model_validate(train), rule)
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.shipped import shipped_recipes
 from finetune.runs.folder import RunFolder
+from finetune.runs.further import command_to_train_further
 from finetune.training import build, run
-from finetune.training.further import command_to_train_further
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import start
 

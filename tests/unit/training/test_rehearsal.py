@@ -104,7 +104,7 @@ def test_memory_that_is_not_enough(make_recipe: MakeRecipe, tmp_path: Path, spar
 
 def test_generators_are_put_back() -> None:
     """What torch draws after the rehearsal is what it would have drawn without."""
-    from finetune.training.rehearsal import generators_kept
+    from finetune.training.callbacks.memory_check import generators_kept
 
     torch.manual_seed(3)
     expected = torch.rand(4)

@@ -16,7 +16,7 @@ from finetune.errors import CheckFailed
 from finetune.merging.merge import merge
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import resolve_target
-from finetune.training import result
+from finetune.training import outputs as result
 from tests.conftest import CHATML, save_tiny_llama
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import start

@@ -15,7 +15,7 @@ from finetune.recipe.lock import read_lock
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
 from finetune.training import run
-from finetune.training.identity import inexact_because, refuse_changes
+from finetune.training.provenance import inexact_because, refuse_changes
 from tests.support.messages import hearing
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import EXACT, adapter_of, assert_equal, start

@@ -17,7 +17,7 @@ from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder, list_summaries
 from finetune.runs.target import resolve_target
 from finetune.training import run
-from finetune.training.checkpoints import complete_checkpoints
+from finetune.training.checkpoints.store import complete_checkpoints
 from tests.support.messages import hearing
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import EXACT, adapter_of, assert_equal, launch, start, wait_for

@@ -11,7 +11,7 @@ import pytest
 
 from finetune.runs.folder import RunFolder
 from finetune.training import build, run
-from finetune.training.checkpoints import complete_checkpoints
+from finetune.training.checkpoints.store import complete_checkpoints
 from tests.support.messages import hearing
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import EXACT, adapter_of, assert_equal, start

@@ -20,9 +20,9 @@ from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.train import EarlyStopping, TrainSection
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import base_of, resolve_target
-from finetune.training.callbacks import KeepBest
-from finetune.training.metrics import TaskMetrics
-from finetune.training.result import write_metrics
+from finetune.training.callbacks.best_checkpoint import BestCheckpoint
+from finetune.training.callbacks.task_metrics import TaskMetrics
+from finetune.training.outputs import write_metrics
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import EXACT, adapter_of, assert_equal, start
 
@@ -234,7 +234,7 @@ def test_labels_that_no_training_row_has_are_said(colours: MakeRecipe, tmp_path:
 
 def test_a_metric_that_is_no_number_is_never_the_best() -> None:
     """NaN saves no checkpoint and improves nothing; the numbers after it are compared among themselves."""
-    keep = KeepBest(TrainSection(best_by="pearson", early_stopping=EarlyStopping(patience_evaluations=2)), 2)
+    keep = BestCheckpoint(TrainSection(best_by="pearson", early_stopping=EarlyStopping(patience_evaluations=2)), 2)
     saved, state = [], TrainerState(log_history=[])
     for step, value in enumerate([float("nan"), 0.2, 0.9, 0.5, float("nan")], start=1):
         state.log_history.append({"step": step, "eval_pearson": value})

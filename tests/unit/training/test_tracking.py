@@ -185,7 +185,7 @@ def test_a_text_that_looks_like_a_path_keeps_no_secret(make_recipe: MakeRecipe, 
     Nor does the answer, where the model repeats it; the recipe's paths stay, for the run is resumed by them.
     """
     from finetune.generation.generate import Generated
-    from finetune.training import samples
+    from finetune.training.callbacks import samples
 
     secret, token = "supersecretvalue123", f"hf_{'Zx9' * 12}"
     monkeypatch.setenv("MY_TOKEN", secret)

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
+from finetune.engines.memory import memory_advice
 from finetune.errors import ModelError, TrainingError
 from finetune.evaluation.metrics.losses import token_loss
 from finetune.models.batch import padded_batch
@@ -19,8 +20,7 @@ from finetune.recipe.schema.train import OPTIMIZERS
 from finetune.runs.trackers import NoTracker
 from finetune.training import build, run
 from finetune.training.arguments import optimizer_name
-from finetune.training.callbacks import MetricsLog
-from finetune.training.memory import memory_advice
+from finetune.training.callbacks.metrics_log import MetricsLog
 from tests.support.messages import hearing
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import trained_weights, trainer_of

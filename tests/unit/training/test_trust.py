@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.training.trust import KEY_BYTES, is_signed, sign
+from finetune.training.checkpoints.signature import KEY_BYTES, is_signed, sign
 
 
 @pytest.fixture

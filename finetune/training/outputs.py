@@ -9,6 +9,9 @@ import torch
 
 from data_prep.disk import PARTIAL, follow_umask
 from data_prep.temporary import remove_tree
+from finetune.engines.group import Group
+from finetune.engines.memory import peak_memory_bytes
+from finetune.engines.sharded import building_whole, hash_of, whole_weights
 from finetune.errors import CheckFailed
 from finetune.evaluation.report import Report
 from finetune.evaluation.report_tables import as_dict, predictions
@@ -19,10 +22,7 @@ from finetune.runs.checkpoint import PREFIX, complete_checkpoints
 from finetune.runs.compare import FINAL
 from finetune.runs.folder import ADAPTER_NOTES, RunFolder, finite_or_null, sync_files, whole_entries, write_entries
 from finetune.training.build import Inputs
-from finetune.training.group import Group
-from finetune.training.memory import peak_memory_bytes
 from finetune.training.read_back import described, read_back, write_beside
-from finetune.training.shards import building_whole, hash_of, whole_weights
 from finetune.training.trainer import ExactTrainer
 
 

@@ -11,13 +11,13 @@ from transformers import Trainer
 
 from data_prep.identity import template_sha256, tokenizer_sha256
 from finetune import environment
+from finetune.engines.group import Group
 from finetune.errors import CheckpointError, LaunchError
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
 from finetune.training import build
 from finetune.training.build import Inputs
-from finetune.training.checkpoints import is_foreign
-from finetune.training.group import Group
+from finetune.training.checkpoints.store import is_foreign
 
 
 def make_lock(recipe: Recipe, inputs: Inputs, command: str, tracker_id: str, origins: dict[str, str] | None = None) -> Lock:

@@ -13,12 +13,12 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from data_prep.documents import Document
+from finetune.engines.memory import peak_memory_bytes
 from finetune.errors import TrainingError
 from finetune.models.device import is_out_of_memory
 from finetune.models.sizes import state_bytes
 from finetune.recipe.schema import Recipe
 from finetune.training.batches import collate
-from finetune.training.memory import peak_memory_bytes
 from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ SMALLEST_TRIED = 16
 """After a failure the batch is halved until it fits, down to this part of it."""
 
 
-class Rehearsal(TrainerCallback):
+class MemoryCheck(TrainerCallback):
     """Takes the feed's heaviest batches forward and backward when training begins, and leaves no trace.
 
     Gradients are dropped, no weight is touched, and torch's generators are put back, so that a run is bit for bit what it

@@ -8,12 +8,11 @@ import torch
 import xxhash
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
-
-from finetune.training.trainer import ExactTrainer
+from transformers import Trainer
 
 
 @contextmanager
-def evaluable(trainer: ExactTrainer) -> Iterator[Any]:
+def evaluable(trainer: Trainer) -> Iterator[Any]:
     """The model in training without what an engine wraps around it, to be asked for answers and hidden states.
 
     Between two steps only: FSDP2 forgets gradients at the end of it. ZeRO-3 gathers the weights of any module that is called.
@@ -44,7 +43,7 @@ def _gathered_beside_the_layers(model: Any) -> Iterator[None]:
         model.reset_iter_state()
 
 
-def _forget_recorded_calls(trainer: ExactTrainer) -> None:
+def _forget_recorded_calls(trainer: Trainer) -> None:
     """DeepSpeed records the calls of one step to fetch weights ahead in the next; those of an evaluation aren't a step's."""
     engine = trainer.deepspeed
     if engine is None or engine.zero_optimization_stage() != 3:
@@ -67,7 +66,7 @@ def building_whole() -> Iterator[None]:
         deepspeed._hf_deepspeed_config_weak_ref = held
 
 
-def whole_weights(trainer: ExactTrainer) -> dict[str, torch.Tensor]:
+def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     """What is trained, whole, in the precision of the optimizer, on the host; all processes must call this.
 
     Names are those of the model without what an engine wraps around it. DeepSpeed trains float32 copies of the weights that
@@ -76,7 +75,7 @@ def whole_weights(trainer: ExactTrainer) -> dict[str, torch.Tensor]:
     return dict(trained_weights(trainer))
 
 
-def trained_weights(trainer: ExactTrainer) -> Iterator[tuple[str, torch.Tensor]]:
+def trained_weights(trainer: Trainer) -> Iterator[tuple[str, torch.Tensor]]:
     """The same one by one, in little memory."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     for name, parameter in model.named_parameters():

@@ -16,8 +16,8 @@ from finetune.errors import CheckpointError, TrainingError
 from finetune.models.bases.hashes import file_sha256
 from finetune.runs.checkpoint import MARKER, PREFIX, complete_checkpoints, read_marker, step_of, verify_checkpoint
 from finetune.runs.folder import sync_files
-from finetune.training.contents import check_contents
-from finetune.training.trust import is_signed, sign
+from finetune.training.checkpoints.contents import check_contents
+from finetune.training.checkpoints.signature import is_signed, sign
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerContro
 
 from data_prep.disk import append_own, write_private
 from data_prep.text import one_line
+from finetune.engines.group import Group, holds_shares
+from finetune.engines.sharded import evaluable
 from finetune.generation.asking import Asked, prompt_ids
 from finetune.generation.base_options import unused_options
 from finetune.generation.generate import generate
@@ -19,8 +21,6 @@ from finetune.recipe.schema.tracking import SamplesSection
 from finetune.recipe.secrets import scrubbed
 from finetune.runs.folder import whole_entries
 from finetune.runs.trackers import GeneratedSample, Tracker
-from finetune.training.group import Group, holds_shares
-from finetune.training.shards import evaluable
 from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from finetune.engines.group import Group, holds_shares
+from finetune.engines.sharded import evaluable
 from finetune.evaluation.dataset import EvaluationSet, read_rows
 from finetune.evaluation.metrics.base import Measured
 from finetune.evaluation.metrics.losses import LossSum
@@ -19,8 +21,6 @@ from finetune.evaluation.sandbox.runner import Verdict
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import MetricName
 from finetune.training.build import Inputs
-from finetune.training.group import Group, holds_shares
-from finetune.training.shards import evaluable
 from finetune.training.trainer import ExactTrainer
 
 
