@@ -59,7 +59,7 @@ def base_folder() -> Path:
 def measure(rows: Path, base: Path, cache: Path | None) -> dict[str, Any]:
     """Seconds from the file to tokens and masks, documents, and the peak memory of this process."""
     from data_prep import load_tokenizer
-    from data_prep.prepare import prepare
+    from data_prep.preparation import prepare
 
     tokenizer = load_tokenizer(base)
     one_row = rows.with_name("one-row.json")

@@ -11,8 +11,8 @@ import argparse
 import time
 from collections.abc import Callable
 
-from data_prep.documents import Document
-from data_prep.masks import tokenize
+from data_prep.chat.tokenization import tokenize
+from data_prep.table.documents import Document
 from finetune.data import prepare_data
 from finetune.evaluation.label_likelihood import label_likelihoods
 from finetune.evaluation.metrics.losses import document_losses

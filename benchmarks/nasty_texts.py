@@ -4,8 +4,8 @@ import base64
 import random
 from collections.abc import Callable
 
-from data_prep.clean import normalized
-from data_prep.sandbox import render_limited, row_sandbox
+from data_prep.cleaning.clean import normalized
+from data_prep.jinja.sandbox import render_limited, row_sandbox
 from data_prep.terminal import clean_for_terminal
 from finetune.evaluation.sandbox.canonical import canonical
 from finetune.evaluation.sandbox.programs import code_in

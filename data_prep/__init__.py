@@ -1,7 +1,6 @@
 """From rows to tokens and masks: sources, formats, chat templates, orders. Light to import; no torch, ever.
 
-from data_prep import DataSection, load_tokenizer
-from data_prep.prepare import prepare  # not from data_prep itself, where the name is the module's
+from data_prep import DataSection, load_tokenizer, prepare
 
 prepared = prepare(DataSection(...), load_tokenizer("path/to/model"), seed=0)
 """
@@ -10,22 +9,22 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "chat_templates": ("TEMPLATES",),
+    "chat.chat_templates": ("TEMPLATES",),
     "config": (
         "CleanSection", "DataSection", "EvaluationSplit", "FileSource", "HubSource", "OrdersSource", "RowTemplate", "Source",
         "Streaming",
     ),
-    "documents": ("Document", "DocumentTable"),
+    "table.documents": ("Document", "DocumentTable"),
     "errors": ("DataError",),
     "formats": ("FORMATS", "parse_row", "read_parsed"),
-    "masks": ("tokenize",),
+    "chat.tokenization": ("tokenize",),
     "messages": ("Conversation", "Example", "Message", "PlainText", "Preference", "ToolCall"),
-    "orders": ("order_rows",),
-    "prepare": ("PreparedData",),
-    "render": ("end_of_turn_ids", "prompt_and_reference", "render_prompt"),
-    "report": ("DataReport",),
+    "generated.orders": ("order_rows",),
+    "preparation": ("PreparedData", "prepare"),
+    "chat.rendering": ("end_of_turn_ids", "prompt_and_reference", "render_prompt"),
+    "audit.report": ("DataReport",),
     "sources": ("Row", "read_rows", "source_digest"),
-    "tokenizer": ("load_tokenizer",),
+    "tokenizers.tokenizer": ("load_tokenizer",),
 }  # fmt: skip
 """Which module holds each public name; a module is imported when one of its names is first asked for."""
 

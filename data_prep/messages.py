@@ -80,7 +80,7 @@ class Conversation:
     references: tuple[str, ...] = ()
     """Other answers that are as good as the last turn; never learned, an evaluation compares with them too."""
     changes: tuple[str, ...] = ()
-    """What was done to its turns in reading them; keys of data_prep.report.NOTES."""
+    """What was done to its turns in reading them; keys of data_prep.audit.report.NOTES."""
     tests: str = ""
     """A program that ends without an error behind the code that the last turn holds; never learned."""
 

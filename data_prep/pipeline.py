@@ -8,21 +8,21 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from data_prep.chat_templates import rendering_of
-from data_prep.clean import cleaned, excerpt_of, fingerprint, learned_texts, texts_of
+from data_prep.audit.report import NOTES, SourceReport
+from data_prep.chat.chat_templates import rendering_of
+from data_prep.chat.rendering import special_tokens, special_tokens_in
+from data_prep.chat.tokenization import BATCH_ROWS, Placed, Tokenization
+from data_prep.cleaning.clean import cleaned, excerpt_of, fingerprint, learned_texts, texts_of
 from data_prep.config import DataSection, FileSource, Finding, HeadSection, Note, Source
-from data_prep.documents import Document, DocumentTable, TableRow, TableWriter
 from data_prep.errors import DataError
 from data_prep.files import Use, left_out_files, unread_files
 from data_prep.formats import RowParser, read_parsed
-from data_prep.heads import targets_of
-from data_prep.identity import place_in
-from data_prep.lengths import PART, fitted, overlap_of
-from data_prep.masks import BATCH_ROWS, Placed, Tokenization
+from data_prep.labels import targets_of
 from data_prep.messages import Conversation, Example, Parsed, Preference, last_answer, without_reasoning
-from data_prep.render import special_tokens, special_tokens_in
-from data_prep.report import NOTES, SourceReport
 from data_prep.sources import Row, source_name
+from data_prep.table.cache_key import place_in
+from data_prep.table.documents import Document, DocumentTable, TableRow, TableWriter
+from data_prep.truncation import PART, fitted, overlap_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,7 +51,7 @@ class Pipeline:
         self._seen: dict[Use, set[int]] = {"train": set(), "evaluation": set()}
         self._near = None
         if section.clean.near_duplicates is not None:
-            from data_prep.near_duplicates import NearDuplicates
+            from data_prep.cleaning.near_duplicates import NearDuplicates
 
             self._near = NearDuplicates(section.clean.near_duplicates)
 

@@ -20,7 +20,7 @@ from finetune.runs.target import Target, resolve_target
 from finetune.training.start import Trained, start
 
 if TYPE_CHECKING:
-    from data_prep.audit import Audit
+    from data_prep.audit.audit import Audit
     from finetune.evaluation.predictions import OnProgress
     from finetune.evaluation.report import Report
     from finetune.merging.merge import MergeReport
@@ -70,7 +70,7 @@ def audit(
     loaded = load_recipe(recipe, overrides)
     section = loaded.recipe.data
 
-    from data_prep.audit import audit_of
+    from data_prep.audit.audit import audit_of
     from finetune.data import prepare_data, tokenizer_for
     from finetune.models.bases.locate import tokenizer_folder
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from data_prep.config import PREPARATION
 from data_prep.errors import DataError
-from data_prep.prepare import PreparedData, prepare
-from data_prep.tokenizer import load_tokenizer
+from data_prep.preparation import PreparedData, prepare
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.models.bases.hashes import cache_folder
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
@@ -64,7 +64,7 @@ def prepare_data(
     allow_code: Collection[str] = (),
     first_rows: int | None = None,
 ) -> PreparedData:
-    """The recipe's documents; see data_prep.prepare. Raises DataError."""
+    """The recipe's documents; see data_prep.preparation. Raises DataError."""
     return prepare(
         recipe.data,
         tokenizer,

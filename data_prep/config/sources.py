@@ -14,7 +14,7 @@ FormatName = Literal[
     "translation", "summarisation", "code", "preference", "template", "python",
 ]  # fmt: skip
 CHAT_TEMPLATES = ("alpaca", "chatml", "llama2", "llama3", "mistral", "zephyr")
-"""The chat templates that a recipe can name: files of data_prep/templates."""
+"""The chat templates that a recipe can name: files of data_prep/chat/templates."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class HubSource(RowsSource):
 
 
 class OrdersSource(MixedSource):
-    """Rows made by this package: free-text customer orders and the JSON that they stand for (data_prep/orders.py)."""
+    """Rows made by this package: free-text customer orders and the JSON that they stand for (data_prep/generated/orders.py)."""
 
     generated: Literal["orders"]
     """The generator."""

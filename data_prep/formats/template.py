@@ -18,7 +18,7 @@ def parse_template(values: dict[str, Any], template: RowTemplate) -> list[Conver
 def _render(text: str, values: dict[str, Any], name: str) -> str:
     from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
 
-    from data_prep.sandbox import reason, render_limited, row_sandbox
+    from data_prep.jinja.sandbox import reason, render_limited, row_sandbox
 
     try:
         return render_limited(row_sandbox(), text, values, sum(map(len, _texts(values))))

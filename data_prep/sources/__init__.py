@@ -82,7 +82,7 @@ def source_digest(source: Source) -> str:
     if isinstance(source, HubSource):
         return f"revision:{hub_commit(source)}"
     if isinstance(source, OrdersSource):
-        from data_prep.orders import VERSION
+        from data_prep.generated.orders import VERSION
 
         identity = {"version": VERSION} | source.model_dump(include={"generated", "split", "rows", "seed"})
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -148,7 +148,7 @@ def _read_file(file: DataFile, bad: Bad) -> Iterator[Row]:
 
 
 def _read_orders(source: OrdersSource) -> Iterator[Row]:
-    from data_prep.orders import order_rows
+    from data_prep.generated.orders import order_rows
 
     for number, values in enumerate(order_rows(source.split, source.rows, source.seed), start=1):
         yield Row(f"orders/{source.split} row {number}", values)

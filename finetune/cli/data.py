@@ -17,7 +17,7 @@ from finetune.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from data_prep.audit import Audit, AuditRow
+    from data_prep.audit.audit import Audit, AuditRow
     from finetune.recipe.load import LoadedRecipe
 
 
@@ -83,7 +83,7 @@ def _title(loaded: "LoadedRecipe", rows: int | None) -> str:
 def _print(audit: "Audit") -> None:
     import sys
 
-    from data_prep.audit import BAR, audit_lines, finding_lines
+    from data_prep.audit.audit import BAR, audit_lines, finding_lines
 
     encoding = sys.stdout.encoding or "ascii"
     bars = BAR if BAR.encode(encoding, "ignore") else "#"
@@ -114,7 +114,7 @@ def _print_sample(sample: "AuditRow") -> None:
 
 
 def _cache(verb: Literal["list", "clear"], *, as_json: bool) -> None:
-    from data_prep.cache import clear, entries
+    from data_prep.table.cache import clear, entries
     from finetune.data import data_cache
 
     folder = data_cache()

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.documents import Document
 from data_prep.messages import last_answer
-from data_prep.prepare import PreparedData
+from data_prep.preparation import PreparedData
+from data_prep.table.documents import Document
 from data_prep.text import shown
-from data_prep.tokens import ids_of
+from data_prep.tokenizers.tokens import ids_of
 from finetune.errors import FinetuneError
 from finetune.evaluation.metrics.labels import Labels, has_several
 from finetune.evaluation.metrics.text import sacrebleu_metric

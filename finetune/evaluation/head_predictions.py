@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from data_prep.config import HeadSection
-from data_prep.documents import Document
+from data_prep.table.documents import Document
 from finetune.evaluation.metrics.losses import LossSum, document_batches
 from finetune.generation.generate import causal_model, evaluating
 from finetune.models.classify import head_losses, head_outputs

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from data_prep.chat.tokenization import Placed
 from data_prep.config import DataSection
-from data_prep.documents import Document
-from data_prep.masks import Placed
+from data_prep.table.documents import Document
 from finetune.evaluation.metrics.losses import document_losses
 from finetune.evaluation.predictions import tokenization_of, with_answer
 from finetune.generation.generate import causal_model, evaluating

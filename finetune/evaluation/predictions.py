@@ -6,12 +6,12 @@ from itertools import islice
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from data_prep.chat.rendering import prompt_and_reference
+from data_prep.chat.sized import SizedTokenization
+from data_prep.chat.tokenization import Placed
 from data_prep.config import DataSection, Finding, Note, Supervise
-from data_prep.masks import Placed
 from data_prep.messages import THINK_END, Conversation, Example, last_answer, thought_of
-from data_prep.render import prompt_and_reference
-from data_prep.sizes import SizedTokenization
-from data_prep.tokens import text_of
+from data_prep.tokenizers.tokens import text_of
 from finetune.errors import FinetuneError
 from finetune.generation.generate import generate
 from finetune.recipe.schema.evaluate import EvaluateSection

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from data_prep.heads import answer_of
+from data_prep.labels import answer_of
 from finetune.evaluation.bootstrap import Interval, interval_of, resampled
 from finetune.evaluation.dataset import EvaluationSet
 from finetune.evaluation.head_predictions import classify

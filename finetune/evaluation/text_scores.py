@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from data_prep.chat.tokenization import Tokenization
 from data_prep.config import HeadSection
-from data_prep.heads import answer_of
-from data_prep.masks import Tokenization
+from data_prep.labels import answer_of
 from data_prep.messages import Conversation, Example, Message, PlainText
 from finetune.errors import FinetuneError
 from finetune.evaluation.head_predictions import classify

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from data_prep.render import end_of_turn_ids
+from data_prep.chat.rendering import end_of_turn_ids
 from data_prep.text import cut
 from finetune.errors import ModelError
 from finetune.generation.generate import causal_model

@@ -22,9 +22,9 @@ from transformers import (
     TextIteratorStreamer,
 )
 
+from data_prep.chat.rendering import end_of_turn_ids, prompt_and_reference, render_prompt
 from data_prep.messages import Message, PlainText
-from data_prep.render import end_of_turn_ids, prompt_and_reference, render_prompt
-from data_prep.tokens import ids_of, text_of
+from data_prep.tokenizers.tokens import ids_of, text_of
 from finetune.errors import FinetuneError
 from finetune.models.kernels.noise import seed_of
 

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from data_prep.tokens import check_ids
+from data_prep.tokenizers.tokens import check_ids
 from finetune.data import tokenizer_for
 from finetune.errors import ModelError
 from finetune.models.adapters.adapter import grow_embeddings, load_adapter

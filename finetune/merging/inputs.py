@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from data_prep.documents import Document
-from data_prep.identity import template_sha256, tokenizer_sha256
+from data_prep.table.cache_key import template_sha256, tokenizer_sha256
+from data_prep.table.documents import Document
 from finetune.data import tokenizer_for
 from finetune.errors import MergeError, ModelError
 from finetune.generation.loading import unchanged_base

@@ -13,7 +13,7 @@ import torch
 from transformers import PretrainedConfig
 
 from data_prep.config import HeadSection
-from data_prep.documents import Document
+from data_prep.table.documents import Document
 from finetune.errors import MergeError
 from finetune.merging.heads import LM_HEAD, SCORE_WEIGHT
 from finetune.merging.merged_weights import EMBEDDING, MergedWeights, Updates

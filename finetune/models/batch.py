@@ -9,7 +9,7 @@ from finetune.models.loss import IGNORE_INDEX, next_token_labels
 
 
 class TokenisedRow(Protocol):
-    """One row as tokens, as data_prep.documents has it."""
+    """One row as tokens, as data_prep.table.documents has it."""
 
     @property
     def token_ids(self) -> list[int]:

@@ -1,7 +1,7 @@
 """A classification head on a LLaMA: transformers' LlamaForSequenceClassification, with a loss over packed or padded rows.
 
 Shapes: B rows, T tokens, D model width, N documents, L outputs of the head.
-The head reads the hidden state of a document's last token before the place of its answer (data_prep.masks), so that a row may
+The head reads the hidden state of a document's last token before the place of its answer (see Tokenization), so that a row may
 hold several documents. Head and loss compute in float32, whatever type its weight is kept in: it is a small matrix.
 """
 

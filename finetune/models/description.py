@@ -16,7 +16,7 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from data_prep.render import end_of_turn_ids
+from data_prep.chat.rendering import end_of_turn_ids
 from finetune.errors import ModelError, library_refusals
 from finetune.models.bases.folder import read_json
 from finetune.models.bases.tokenizer_files import save_tokenizer

@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 
+from data_prep.chat.rendering import ChatRenderer, end_of_turn_ids
 from data_prep.errors import DataError
 from data_prep.messages import Message, ToolCall
-from data_prep.render import ChatRenderer, end_of_turn_ids
 from finetune.models.bases.tokenizer_files import differences_beside_transformers, probe_texts, read_texts
 from finetune.models.description import CONFIG, rope_spellings
 from finetune.recipe.heads import classifies

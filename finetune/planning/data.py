@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.epoch.packing import OVERLAP_TOKENS, epoch_packs
 from data_prep.errors import DataError
-from data_prep.pack import OVERLAP_TOKENS, epoch_packs
 from finetune.errors import ModelError
 from finetune.recipe.schema import Recipe
 

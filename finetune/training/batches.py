@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from data_prep.documents import Document, DocumentTable
-from data_prep.pack import PackedPiece, Packs, epoch_packs, pieces_of
-from data_prep.stream import Position, Stream
+from data_prep.epoch.packing import PackedPiece, Packs, epoch_packs, pieces_of
+from data_prep.epoch.stream import Position, Stream
+from data_prep.table.documents import Document, DocumentTable
 from finetune.models.batch import packed_batch, padded_batch
 from finetune.models.kernels.noise import noise_seed
 
@@ -91,7 +91,7 @@ class Feed(IterableDataset, ABC):
 class TableFeed(Feed):
     """Packs of a table of documents.
 
-    An epoch is the rows that the mixture gives it (data_prep.mix), packed anew and shuffled, cut into global batches; the
+    An epoch is the rows that the mixture gives it (epoch/mixture.py), packed anew and shuffled, cut into global batches; the
     last one may hold fewer packs. Inside a global batch, packs are ordered by length, so that micro-batches pad little.
     """
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 
-from data_prep.lengths import overlap_of
-from data_prep.prepare import PreparedData
-from data_prep.stream import Stream
-from data_prep.tokens import check_ids
+from data_prep.epoch.stream import Stream
+from data_prep.preparation import PreparedData
+from data_prep.tokenizers.tokens import check_ids
+from data_prep.truncation import overlap_of
 from finetune import environment
 from finetune.data import prepare_data, tokenizer_for
 from finetune.engines.group import holds_shares, this_group

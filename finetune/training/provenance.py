@@ -9,7 +9,7 @@ from typing import Any
 from torch import distributed
 from transformers import Trainer
 
-from data_prep.identity import template_sha256, tokenizer_sha256
+from data_prep.table.cache_key import template_sha256, tokenizer_sha256
 from finetune import environment
 from finetune.engines.group import Group
 from finetune.errors import CheckpointError, LaunchError

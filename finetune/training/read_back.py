@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from data_prep.chat_templates import asks_for_date, rendering_of, templates_of
+from data_prep.chat.chat_templates import asks_for_date, rendering_of, templates_of
 from finetune.models.adapters.alone import load_alone, read_otherwise
 from finetune.models.bases.config import load_config
 from finetune.models.bases.locate import read_config, weight_files

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from data_prep.documents import Document
+from data_prep.table.documents import Document
 from finetune.engines.group import Group
 from finetune.errors import TrainingError
 from finetune.models.batch import loss_weight

@@ -90,8 +90,8 @@ def harness_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast"
     from lm_eval.models.huggingface import HFLM
     from transformers import GenerationConfig
 
-    from data_prep.chat_templates import rendering_of
-    from data_prep.render import end_of_turn_ids
+    from data_prep.chat.chat_templates import rendering_of
+    from data_prep.chat.rendering import end_of_turn_ids
     from finetune.generation.generate import causal_model
 
     class OneBos(HFLM):

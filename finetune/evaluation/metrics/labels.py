@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.config import NO_LABEL
-from data_prep.heads import split_labels
+from data_prep.labels import split_labels
 from finetune.errors import FinetuneError
 from finetune.evaluation.bootstrap import Scorer
 from finetune.evaluation.metrics.words import composed, ends_word

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from data_prep.documents import Document
+from data_prep.table.documents import Document
 from finetune.errors import FinetuneError
 from finetune.generation.generate import causal_model, evaluating
 from finetune.models.batch import padded_batch

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerFast
 
+from data_prep.chat.tokenization import Placed
 from data_prep.config import DataSection
-from data_prep.documents import Document
-from data_prep.lengths import fitted, overlap_of
-from data_prep.masks import Placed
+from data_prep.table.documents import Document
+from data_prep.truncation import fitted, overlap_of
 from finetune.evaluation.predictions import tokenization_of
 
 

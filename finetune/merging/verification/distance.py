@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from data_prep.documents import Document
+from data_prep.table.documents import Document
 
 CLEAR_MARGIN = 0.1
 """Nats between the two likeliest tokens above which the likeliest one counts as clear."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from data_prep.config import HeadSection
-from data_prep.documents import Document
+from data_prep.table.documents import Document
 from finetune.models.classify import head_losses
 
 BATCH_ROWS = 8

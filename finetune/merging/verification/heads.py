@@ -24,7 +24,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from data_prep.config import HeadSection
-from data_prep.documents import Document
+from data_prep.table.documents import Document
 from finetune.merging.verification.head_outputs import decisions_of, outputs_of, prompts_of
 from finetune.merging.verification.lazy_model import model_of
 from finetune.merging.verification.predictions import LOGIT_FRACTION, load_plain

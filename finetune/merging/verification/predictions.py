@@ -30,8 +30,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from data_prep.documents import Document
-from data_prep.tokens import text_of
+from data_prep.table.documents import Document
+from data_prep.tokenizers.tokens import text_of
 from finetune.errors import MergeError
 from finetune.generation.generate import generate_ids
 from finetune.merging.merged_weights import EMBEDDING, MergedWeights, Updates

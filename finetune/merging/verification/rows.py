@@ -5,14 +5,14 @@ from itertools import islice
 
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.documents import Document
+from data_prep.chat.rendering import end_id
+from data_prep.chat.tokenization import Tokenization
 from data_prep.errors import DataError
 from data_prep.files import Use
 from data_prep.formats import read_parsed
-from data_prep.masks import Tokenization
 from data_prep.messages import Example, PlainText, Preference
-from data_prep.render import end_id
-from data_prep.tokens import ids_of
+from data_prep.table.documents import Document
+from data_prep.tokenizers.tokens import ids_of
 from finetune.data import prepare_data
 from finetune.errors import MergeError
 from finetune.recipe.schema import Recipe

@@ -14,10 +14,10 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.chat_templates import adds_bos, adds_eos, rendering_of, templates_of
-from data_prep.sentencepiece_model import MODEL as SENTENCEPIECE
-from data_prep.sentencepiece_model import pieces_of
-from data_prep.tokens import ids_of
+from data_prep.chat.chat_templates import adds_bos, adds_eos, rendering_of, templates_of
+from data_prep.tokenizers.sentencepiece_model import MODEL as SENTENCEPIECE
+from data_prep.tokenizers.sentencepiece_model import pieces_of
+from data_prep.tokenizers.tokens import ids_of
 from finetune.models.bases.folder import read_json
 
 TOKENIZER, TOKENIZER_CONFIG, ADDED_TOKENS = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from data_prep.documents import Document
+from data_prep.table.documents import Document
 from finetune.engines.memory import peak_memory_bytes
 from finetune.errors import TrainingError
 from finetune.models.device import is_out_of_memory

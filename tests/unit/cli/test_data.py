@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from data_prep.audit.report import LENGTH_EDGES
 from data_prep.formats.code import code_sha256
-from data_prep.report import LENGTH_EDGES
 from tests.unit.cli.audits import Data, Recipes, alpaca, chat, mixed
 from tests.unit.test_imports import HEAVY, loaded_by
 
@@ -76,7 +76,7 @@ def test_the_json_and_the_text_have_the_same_figures(data: Data, recipe: Recipes
 
 def test_the_histogram_has_every_length() -> None:
     """Edges rise from 0, so that every length has a bar, and a histogram of nothing says so."""
-    from data_prep.audit import histogram_lines
+    from data_prep.audit.audit import histogram_lines
 
     assert LENGTH_EDGES[0] == 0
     assert list(LENGTH_EDGES) == sorted(set(LENGTH_EDGES))

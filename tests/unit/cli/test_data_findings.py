@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.report import FINDINGS
+from data_prep.audit.report import FINDINGS
 from tests.conftest import CHATML
 from tests.unit.cli.audits import Data, Recipes, chat
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.messages import Conversation, Message
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.conftest import save_tiny_tokenizer
 from tests.unit.data_prep.rows import LABELLED, OTHER_ROWS, ROWS, write
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.cache import entries
 from data_prep.config import DataSection
-from data_prep.documents import Document, DocumentTable
-from data_prep.prepare import PreparedData
-from data_prep.tokenizer import load_tokenizer
+from data_prep.preparation import PreparedData
+from data_prep.table.cache import entries
+from data_prep.table.documents import Document, DocumentTable
+from data_prep.tokenizers.tokenizer import load_tokenizer
 
 ROWS = [
     {"instruction": f"Say {word} to {name}.", "output": f"{word}, {name}", "topic": f"It is {word}.", "note": f"Ask {name}."}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from data_prep import DataSection, Document
-from data_prep.stream import Buffer, Position, Stream
+from data_prep.epoch.stream import Buffer, Position, Stream
 
 START = Position()
 WORDS = ["blue", "lamp", "seven", "Ada"]

@@ -11,11 +11,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from data_prep import Conversation, Message, load_tokenizer, tokenize
-from data_prep.documents import Document
+from data_prep.chat.rendering import prompt_and_reference
 from data_prep.errors import DataError
 from data_prep.messages import PlainText
-from data_prep.prepare import prepare
-from data_prep.render import prompt_and_reference
+from data_prep.preparation import prepare
+from data_prep.table.documents import Document
 from tests.unit.data_prep.rows import file, section, write
 
 TEXTS = [

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.cache import clear, entries
 from data_prep.config import DataSection
 from data_prep.errors import DataError
-from data_prep.prepare import TRAIN, PreparedData, prepare
-from data_prep.tokenizer import load_tokenizer
+from data_prep.preparation import TRAIN, PreparedData, prepare
+from data_prep.table.cache import clear, entries
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.unit.data_prep.rows import OTHER_ROWS, ROWS, alpaca, content, same, section, whole_entries, write
 
 

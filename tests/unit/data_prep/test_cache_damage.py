@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.cache import SUMMARY, clear, entries
 from data_prep.errors import DataError
-from data_prep.prepare import TRAIN, prepare
+from data_prep.preparation import TRAIN, prepare
+from data_prep.table.cache import SUMMARY, clear, entries
 from tests.unit.data_prep.rows import alpaca, same, section, whole_entries, write
 
 

@@ -13,8 +13,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.config import CleanSection, DataSection, EvaluationSplit, FileSource, RowTemplate
-from data_prep.prepare import PreparedData, prepare
-from data_prep.tokenizer import load_tokenizer
+from data_prep.preparation import PreparedData, prepare
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.conftest import CHATML
 from tests.unit.data_prep.rows import same, section, whole_entries, write
 

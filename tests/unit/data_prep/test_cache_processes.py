@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.cache import clear, entries
 from data_prep.config import DataSection
 from data_prep.errors import DataError
-from data_prep.prepare import TRAIN, PreparedData, prepare
+from data_prep.preparation import TRAIN, PreparedData, prepare
+from data_prep.table.cache import clear, entries
 from tests.unit.data_prep.rows import alpaca, same, section, whole_entries, write
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,8 +29,8 @@ PREPARE = """
 import json, logging, sys
 from pathlib import Path
 from data_prep.config import DataSection
-from data_prep.prepare import prepare
-from data_prep.tokenizer import load_tokenizer
+from data_prep.preparation import prepare
+from data_prep.tokenizers.tokenizer import load_tokenizer
 
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 base, cache, section, allowed = sys.argv[1:]

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.audit import audit_lines, audit_of
+from data_prep.audit.audit import audit_lines, audit_of
+from data_prep.audit.html_report import audit_page
 from data_prep.config import DataSection
 from data_prep.errors import DataError
 from data_prep.files import Use, find_files, left_out_files, problem_with, says_held_out, unread_files
-from data_prep.page import audit_page
-from data_prep.prepare import PreparedData, prepare
-from data_prep.tokenizer import load_tokenizer
+from data_prep.preparation import PreparedData, prepare
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.support.messages import hearing
 from tests.unit.data_prep.rows import places, write
 
@@ -224,7 +224,7 @@ def test_no_row_in_any_file(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) 
 
 def test_empty_files_of_a_stream(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """A stream passes over them as often as it comes by, and counts each once."""
-    from data_prep.stream import Position, Stream
+    from data_prep.epoch.stream import Position, Stream
 
     folder = touch(tmp_path / "out", "a.jsonl")
     (folder / "b.jsonl").write_bytes(b"")

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.clean import CONTROL_CHARACTERS, LONG_RUN, cleaned, excerpt_of, normalized
+from data_prep.cleaning.clean import CONTROL_CHARACTERS, LONG_RUN, cleaned, excerpt_of, normalized
 from data_prep.config import CleanSection
 from data_prep.messages import Conversation, Message, PlainText, ToolCall
-from data_prep.prepare import prepare
+from data_prep.preparation import prepare
 from tests.unit.data_prep.rows import file, places, said, section, talk, with_template
 
 MARKS = "\u0300\u0316\u0323\u0345\u05b0\u0f71\u0f73\u0344\u3099\uff9e\U0001d165\U0001d16d"

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.config import DataSection, FileSource, HubSource
 from data_prep.errors import DataError
-from data_prep.prepare import PreparedData, prepare
+from data_prep.preparation import PreparedData, prepare
 from data_prep.sources import Row, read_rows
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.unit.data_prep.rows import content, write
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.documents import BATCH_DOCUMENTS, Document, DocumentTable, TableRow, TableWriter, WeightedSpan
+from data_prep.table.documents import BATCH_DOCUMENTS, Document, DocumentTable, TableRow, TableWriter, WeightedSpan
 
 PLACES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 WEIGHTS = st.one_of(st.just(1.0), st.floats(0, 1000, exclude_min=True))

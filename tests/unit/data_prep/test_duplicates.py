@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.prepare import prepare
+from data_prep.preparation import prepare
 from tests.unit.data_prep.rows import file, places, said, section, talk, with_template
 
 

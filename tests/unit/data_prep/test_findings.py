@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.config import DataSection
 from data_prep.errors import DataError
-from data_prep.prepare import prepare
-from data_prep.tokenizer import load_tokenizer
+from data_prep.preparation import prepare
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.unit.data_prep.rows import file, places, said, section, talk, with_template
 
 NO_END = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"

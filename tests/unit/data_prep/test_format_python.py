@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from data_prep.config import DataSection
 from data_prep.errors import DataError
 from data_prep.messages import Conversation, Message
-from data_prep.prepare import PreparedData, prepare
-from data_prep.tokenizer import load_tokenizer
+from data_prep.preparation import PreparedData, prepare
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.conftest import save_tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -7,16 +7,16 @@ import pytest
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.audit import sample_of
+from data_prep.audit.audit import sample_of
+from data_prep.chat.rendering import prompt_and_reference
+from data_prep.chat.tokenization import Tokenization
 from data_prep.config import DataSection, HeadSection
-from data_prep.documents import Document
+from data_prep.epoch.stream import Position, Stream
 from data_prep.errors import DataError
-from data_prep.heads import answer_of, targets_of
-from data_prep.masks import Tokenization
+from data_prep.labels import answer_of, targets_of
 from data_prep.messages import Conversation, Message, PlainText
-from data_prep.prepare import prepare
-from data_prep.render import prompt_and_reference
-from data_prep.stream import Position, Stream
+from data_prep.preparation import prepare
+from data_prep.table.documents import Document
 
 SINGLE = HeadSection(labels=("bad", "good"))
 SEVERAL = HeadSection(problem="multi_label", labels=("red", "green", "blue"))

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from data_prep.chat.tokenization import tokenize
 from data_prep.errors import DataError
-from data_prep.masks import tokenize
 from data_prep.messages import Conversation
-from data_prep.prepare import prepare
+from data_prep.preparation import prepare
 from tests.unit.data_prep.rows import file, places, said, section
 
 

@@ -8,10 +8,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from data_prep import TEMPLATES, Conversation, Message, load_tokenizer, tokenize
+from data_prep.chat.rendering import render
 from data_prep.errors import DataError
 from data_prep.messages import PlainText, ToolCall
-from data_prep.prepare import prepare
-from data_prep.render import render
+from data_prep.preparation import prepare
 from tests.unit.data_prep.rows import file, section, with_template, write
 
 SYSTEM, ASK, SAY = Message("system", "Be brief."), Message("user", "Who sat?"), Message("assistant", "The cat.")

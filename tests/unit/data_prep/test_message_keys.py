@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.audit import audit_lines, audit_of
+from data_prep.audit.audit import audit_lines, audit_of
 from data_prep.config import FileSource, FormatName
 from data_prep.errors import DataError
 from data_prep.formats import parser_of
 from data_prep.messages import Conversation, Message, ToolCall
-from data_prep.prepare import prepare
+from data_prep.preparation import prepare
 from data_prep.sources import Row
 from data_prep.sources.rows import Unreadable
 from tests.unit.data_prep.rows import file, section

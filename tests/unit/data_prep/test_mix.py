@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.mix import epoch_rows, repeats_of_shares
+from data_prep.epoch.mixture import epoch_rows, repeats_of_shares
 
 REPEATS = st.one_of(st.sampled_from([0.1, 0.5, 1.0, 1.5, 2.0, 3.0]), st.floats(0.01, 5))
 SEEDS, EPOCHS = st.integers(0, 2**40), st.integers(0, 20)

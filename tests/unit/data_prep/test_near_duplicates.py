@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import near_duplicates
-from data_prep.near_duplicates import RECENT_ROWS, SHINGLE_WORDS, NearDuplicates
+from data_prep.cleaning import near_duplicates
+from data_prep.cleaning.near_duplicates import RECENT_ROWS, SHINGLE_WORDS, NearDuplicates
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -160,7 +160,7 @@ def test_importing_it_loads_nothing_heavy() -> None:
     """The module loads numpy and rensa when it is used, not before, and torch never."""
     show = "print([name for name in ('numpy', 'rensa', 'torch') if name in sys.modules])"
     code = (
-        f"import sys; from data_prep.near_duplicates import NearDuplicates; {show}; "
+        f"import sys; from data_prep.cleaning.near_duplicates import NearDuplicates; {show}; "
         f"NearDuplicates(0.8).first_like(['a'], ['b']); {show}"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

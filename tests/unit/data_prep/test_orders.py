@@ -8,8 +8,19 @@ from pathlib import Path
 import pytest
 
 from data_prep.config import CHAT_TEMPLATES
-from data_prep.order_texts import HELD_OUT, TRAIN
-from data_prep.orders import SPLITS, SYSTEM, WORDS, Split, check_disjoint, customers, dates, order_rows, products, quantities
+from data_prep.generated.order_texts import HELD_OUT, TRAIN
+from data_prep.generated.orders import (
+    SPLITS,
+    SYSTEM,
+    WORDS,
+    Split,
+    check_disjoint,
+    customers,
+    dates,
+    order_rows,
+    products,
+    quantities,
+)
 
 FIELDS = ["customer", "product", "quantity", "date", "priority"]
 
@@ -94,5 +105,5 @@ def test_package_holds_the_templates() -> None:
     """The chat templates lie inside the package, so that the wheel has them."""
     import data_prep
 
-    folder = Path(data_prep.__file__).parent / "templates"
+    folder = Path(data_prep.__file__).parent / "chat" / "templates"
     assert {path.name for path in folder.glob("*.jinja")} == {f"{name}.jinja" for name in CHAT_TEMPLATES}

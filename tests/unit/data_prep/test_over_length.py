@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.documents import Document
 from data_prep.errors import DataError
-from data_prep.prepare import PreparedData, prepare
-from data_prep.tokenizer import load_tokenizer
+from data_prep.preparation import PreparedData, prepare
+from data_prep.table.documents import Document
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.unit.data_prep.rows import file, places, said, section
 
 

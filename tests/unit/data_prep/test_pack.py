@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import pack as pack_module
 from data_prep.config import DataSection
-from data_prep.pack import Packs, pack, pack_documents, pack_split
-from data_prep.prepare import prepare
-from data_prep.tokenizer import load_tokenizer
+from data_prep.epoch import packing as pack_module
+from data_prep.epoch.packing import Packs, pack, pack_documents, pack_split
+from data_prep.preparation import prepare
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.conftest import SHARED
 
 CAPACITY = 32
@@ -207,7 +207,7 @@ def test_of_no_document_no_pack_is_made(capacity: int | None, split: bool) -> No
 
 
 def lines_executed(call: Callable[[], object]) -> int:
-    """How many lines of data_prep/pack.py a call executes."""
+    """How many lines of data_prep/epoch/packing.py a call executes."""
     count = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.audit import Audit, AuditRow, Epoch, TokenSpan, audit_of
+from data_prep.audit.audit import Audit, AuditRow, Epoch, TokenSpan, audit_of
+from data_prep.audit.html_report import audit_page, bars
+from data_prep.audit.report import LENGTH_EDGES, DataReport, RowCounts, SourceReport
 from data_prep.config import DataSection
-from data_prep.page import audit_page, bars
-from data_prep.prepare import prepare
-from data_prep.report import LENGTH_EDGES, DataReport, RowCounts, SourceReport
+from data_prep.preparation import prepare
 from data_prep.terminal import clean_for_terminal
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.browser import needs_browser, open_page
 from tests.unit.data_prep.page_elements import Element, page_of
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from data_prep import Conversation, Message, load_tokenizer
+from data_prep.audit.report import source_lines
+from data_prep.chat.plain_specials import PlainSpecials
+from data_prep.chat.rendering import prompt_and_reference, special_tokens
+from data_prep.chat.tokenization import Tokenization
 from data_prep.config import HeadSection
-from data_prep.masks import Tokenization
 from data_prep.messages import Example, PlainText
-from data_prep.plain_specials import PlainSpecials
-from data_prep.prepare import prepare
-from data_prep.render import prompt_and_reference, special_tokens
-from data_prep.report import source_lines
+from data_prep.preparation import prepare
 from tests.unit.data_prep.rows import file, said, section, write
 from tests.unit.data_prep.test_boundary import KINDS, Load, load
 

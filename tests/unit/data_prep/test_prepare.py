@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from data_prep.chat.tokenization import tokenize
 from data_prep.config import DataSection
 from data_prep.errors import DataError
-from data_prep.masks import tokenize
 from data_prep.messages import Conversation
-from data_prep.prepare import PreparedData, prepare
-from data_prep.tokenizer import load_tokenizer
+from data_prep.preparation import PreparedData, prepare
+from data_prep.tokenizers.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

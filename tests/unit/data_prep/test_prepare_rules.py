@@ -7,7 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.errors import DataError
-from data_prep.prepare import PreparedData, prepare
+from data_prep.preparation import PreparedData, prepare
 from tests.unit.data_prep.rows import file, places, said, section, talk
 
 

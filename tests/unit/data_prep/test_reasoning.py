@@ -7,12 +7,12 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from data_prep import Conversation, Message
+from data_prep.chat.tokenization import Tokenization
 from data_prep.config import Reasoning
 from data_prep.errors import DataError
 from data_prep.formats.chat import message_of
-from data_prep.masks import Tokenization
 from data_prep.messages import PlainText, ToolCall, thought_of, without_reasoning
-from data_prep.prepare import prepare
+from data_prep.preparation import prepare
 from tests.unit.data_prep.rows import file, said, section, with_template
 
 ASK, AGAIN = Message("user", "2+3?"), Message("user", "And 1+1?")

@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from data_prep import TEMPLATES, Document, tokenize
-from data_prep.errors import DataError
-from data_prep.messages import Conversation, Message, PlainText
-from data_prep.render import (
+from data_prep.chat.rendering import (
     end_of_turn_ids,
     prompt_and_reference,
     render,
@@ -18,7 +16,9 @@ from data_prep.render import (
     special_tokens,
     special_tokens_in,
 )
-from data_prep.tokenizer import load_tokenizer
+from data_prep.errors import DataError
+from data_prep.messages import Conversation, Message, PlainText
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.unit.data_prep.rows import allowing
 
 GOLDEN = {

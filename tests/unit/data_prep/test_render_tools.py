@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from data_prep import DataSection, prompt_and_reference, tokenize
 from data_prep.errors import DataError
 from data_prep.messages import Conversation, Message, ToolCall
-from data_prep.prepare import prepare
-from data_prep.tokenizer import load_tokenizer
+from data_prep.preparation import prepare
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.conftest import SHARED
 from tests.unit.data_prep.test_render import one, supervised_texts
 

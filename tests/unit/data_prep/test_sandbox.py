@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from jinja2 import TemplateError
 
-from data_prep import limits, sandbox
-from data_prep.chat_templates import TEMPLATES
+from data_prep.chat.chat_templates import TEMPLATES
+from data_prep.chat.rendering import render
 from data_prep.errors import DataError
+from data_prep.jinja import limits, sandbox
+from data_prep.jinja.sandbox import chat_sandbox, render_limited, row_sandbox
 from data_prep.messages import Conversation, Message
-from data_prep.render import render
-from data_prep.sandbox import chat_sandbox, render_limited, row_sandbox
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 
 DOUBLING = (
     "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s OPERATOR n.s %}{% endfor %}{{ n.s | length }}"

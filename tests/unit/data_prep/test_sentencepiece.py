@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data_prep.errors import DataError
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.conftest import CORPUS, SHARED
 
 sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")

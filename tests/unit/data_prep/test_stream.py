@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from data_prep.epoch.packing import OVERLAP_TOKENS
+from data_prep.epoch.stream import Position, Stream
 from data_prep.errors import DataError
-from data_prep.pack import OVERLAP_TOKENS
-from data_prep.prepare import prepare
-from data_prep.stream import Position, Stream
+from data_prep.preparation import prepare
 from tests.unit.data_prep.streams import BUFFER_ROWS, PACKING, SIZES, START, Files, documents, in_turn, passes, take
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from data_prep.chat.rendering import render
 from data_prep.errors import DataError
 from data_prep.messages import Message
-from data_prep.render import render
-from data_prep.tokenizer import load_tokenizer
-from data_prep.tokens import check_ids, ids_of, text_of
+from data_prep.tokenizers.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokens import check_ids, ids_of, text_of
 
 HELLO = [Message("user", "hi")]
 

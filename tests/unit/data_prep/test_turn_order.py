@@ -9,16 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.audit import audit_lines, audit_of, sample_of
+from data_prep.audit.audit import audit_lines, audit_of, sample_of
+from data_prep.audit.html_report import audit_page
+from data_prep.audit.report import NOTES
 from data_prep.config import CHAT_TEMPLATES, DataSection, FileSource, TurnOrder
 from data_prep.errors import DataError
 from data_prep.formats import parser_of
 from data_prep.messages import Conversation, Message, Preference, learned_turns
-from data_prep.page import audit_page
-from data_prep.prepare import PreparedData, prepare
-from data_prep.report import NOTES
+from data_prep.preparation import PreparedData, prepare
 from data_prep.sources import Row
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.unit.data_prep.rows import write
 
 LETTERS = {"s": "system", "u": "user", "a": "assistant"}

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from data_prep import TEMPLATES, Conversation, Document, Message, tokenize
+from data_prep.chat.rendering import MARKER
+from data_prep.chat.tokenization import Tokenization
+from data_prep.chat.turns import Found, Skeleton, TextSpan, TurnFinder
 from data_prep.config import Supervise
+from data_prep.epoch.packing import OVERLAP_TOKENS, pack_documents, pieces_of
 from data_prep.errors import DataError
-from data_prep.masks import Tokenization
-from data_prep.pack import OVERLAP_TOKENS, pack_documents, pieces_of
-from data_prep.render import MARKER
-from data_prep.tokenizer import load_tokenizer
-from data_prep.turns import Found, Skeleton, TextSpan, TurnFinder
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.models.batch import packed_batch
 from finetune.models.loss import IGNORE_INDEX
 from tests.unit.data_prep.conftest import trained_bpe

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM
 
-from data_prep.masks import tokenize
+from data_prep.chat.tokenization import tokenize
 from data_prep.messages import Conversation, Message, PlainText, ToolCall
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
 from finetune.evaluation.metrics.base import Measured
 from finetune.evaluation.predictions import Prediction, Question, answer_questions, questions_of

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from data_prep.errors import DataError
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
 from finetune.generation.asking import asked, prompt_ids
 from finetune.recipe.schema import Recipe

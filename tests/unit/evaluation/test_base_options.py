@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.messages import Message
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.generation.base_options import NO_OPTIONS, unused_options
 from finetune.generation.generate import conversation_ids, generate, stream
 from finetune.models.bases.locate import resolve_base

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
 from finetune.generation.generate import generate, plain_ids
 from finetune.models.adapters.adapter import attach, grow_embeddings, load_adapter, save_adapter

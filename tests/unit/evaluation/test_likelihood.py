@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from data_prep.masks import Placed, tokenize
+from data_prep.chat.tokenization import Placed, tokenize
 from data_prep.messages import Conversation, Example, Message, PlainText
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.evaluation.label_likelihood import label_likelihoods
 from finetune.evaluation.predictions import with_answer
 from finetune.models.bases.locate import Base

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from data_prep.documents import Document
+from data_prep.table.documents import Document
 from finetune.errors import FinetuneError
 from finetune.evaluation.metrics.losses import LossSum, document_losses, token_loss
 

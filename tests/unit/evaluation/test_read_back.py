@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import data_prep
 from data_prep.messages import Conversation, Message
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.data import prepare_data, tokenizer_for
 from finetune.evaluation.evaluation import Evaluation
 from finetune.evaluation.metrics.base import Measured
@@ -34,7 +34,7 @@ ROWS = {
 }
 """Plain texts whose answers hold new tokens, blanks, other scripts, characters that NFKC changes, line breaks."""
 
-TEMPLATES = Path(data_prep.__file__).parent / "templates"
+TEMPLATES = Path(data_prep.__file__).parent / "chat" / "templates"
 
 RECIPE = """
 model: {{base: {base}}}

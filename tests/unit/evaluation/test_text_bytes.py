@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data_prep import DataSection
-from data_prep.prepare import PreparedData, prepare
-from data_prep.tokenizer import load_tokenizer
+from data_prep.preparation import PreparedData, prepare
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.cli.evaluate import evaluate
 from finetune.evaluation.metrics.text_bytes import supervised_bytes
 from tests.unit.evaluation.kinds import KINDS, save_kind

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from data_prep.errors import DataError
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.cli.merge import lines_of
 from finetune.errors import CheckFailed, FinetuneError
 from finetune.merging.merge import merge

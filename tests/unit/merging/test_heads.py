@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
 
 from data_prep.config import HeadSection
-from data_prep.documents import Document
-from data_prep.tokenizer import load_tokenizer
+from data_prep.table.documents import Document
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.cli.merge import lines_of
 from finetune.data import prepare_data
 from finetune.errors import CheckFailed, MergeError

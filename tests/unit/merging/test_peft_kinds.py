@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import AutoModelForCausalLM
 
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError, MergeError
 from finetune.merging.merge import merge
 from finetune.recipe.schema.model import ModelSection

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.cli import app as command_line
 from finetune.errors import CheckFailed, FinetuneError, MergeError
 from finetune.merging import writer as stream

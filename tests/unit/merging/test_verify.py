@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.merging.verification.distance import Distance, logits_of
 from finetune.merging.verification.predictions import failures_of, load_plain
 from finetune.merging.verification.rows import ROWS, TEXTS, TOKENS_A_ROW, verification_documents

@@ -1,7 +1,7 @@
 """Classification heads, and rows for each."""
 
+from data_prep.chat.tokenization import Placed
 from data_prep.config import HeadSection
-from data_prep.masks import Placed
 from data_prep.messages import Conversation, Message
 
 HEADS = (

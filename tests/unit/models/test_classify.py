@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
+from data_prep.chat.tokenization import tokenize
 from data_prep.config import HeadSection
-from data_prep.documents import Document
-from data_prep.masks import tokenize
-from data_prep.tokenizer import load_tokenizer
+from data_prep.table.documents import Document
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.errors import ModelError
 from finetune.evaluation.head_predictions import classify
 from finetune.models.bases.locate import resolve_base
@@ -34,7 +34,7 @@ def loaded(folder: Path, head: HeadSection) -> LlamaForSequenceClassification:
 
 
 def documents(folder: Path, head: HeadSection) -> list[Document]:
-    from data_prep.masks import Tokenization
+    from data_prep.chat.tokenization import Tokenization
 
     made = Tokenization(load_tokenizer(folder), "assistant", head=head).run(placed_rows(head))
     return [document for document, _ in made]

@@ -201,7 +201,7 @@ def test_the_recipe_s_rules_know_the_linear_layers(tiny_base: Path) -> None:
 
 def test_the_schema_names_the_default_date() -> None:
     """What the reference of recipes says is what is written."""
-    from data_prep.chat_templates import DEFAULT_DATE
+    from data_prep.chat.chat_templates import DEFAULT_DATE
     from finetune.recipe.shipped import shipped_recipes
 
     schema = (shipped_recipes()["quickstart"].parent / "recipe.schema.json").read_text()

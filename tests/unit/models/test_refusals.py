@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data_prep.errors import DataError
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.cli import app as command_line
 from finetune.errors import FinetuneError, ModelError
 from finetune.merging.adapter import Adapter

@@ -326,10 +326,10 @@ def test_every_union_of_sections_has_its_table() -> None:
 
 
 def test_chat_template_names_are_the_templates_that_exist() -> None:
-    """The named chat templates are the files in data_prep/templates."""
+    """The named chat templates are the files in data_prep/chat/templates."""
     import data_prep
 
-    templates = Path(data_prep.__file__).parent / "templates"
+    templates = Path(data_prep.__file__).parent / "chat" / "templates"
     assert {path.stem for path in templates.glob("*.jinja")} == set(CHAT_TEMPLATES)
 
 

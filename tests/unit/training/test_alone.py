@@ -15,8 +15,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from data_prep.documents import Document
-from data_prep.tokenizer import load_tokenizer
+from data_prep.table.documents import Document
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.errors import ModelError
 from finetune.evaluation.label_likelihood import label_likelihoods
 from finetune.evaluation.metrics.losses import document_losses

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.documents import Document, DocumentTable, TableRow, TableWriter
+from data_prep.table.documents import Document, DocumentTable, TableRow, TableWriter
 from finetune.models.loss import IGNORE_INDEX
 from finetune.training.batches import FILLER, Batching, TableFeed, collate, evaluation_batches
 

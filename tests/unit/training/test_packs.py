@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from data_prep.documents import Document
+from data_prep.table.documents import Document
 from finetune.models.batch import packed_batch, padded_batch
 from finetune.models.kernels.attention import PER_DOCUMENT
 from finetune.models.loss import install_supervised_loss

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.data import prepare_data
 from finetune.errors import FinetuneError
 from finetune.evaluation.dataset import longest_label, read_rows

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from data_prep.audit.report import RowCounts
 from data_prep.config import DataSection
 from data_prep.errors import DataError
-from data_prep.prepare import PreparedData, prepare
-from data_prep.report import RowCounts
+from data_prep.preparation import PreparedData, prepare
 
 LONGEST_MESSAGE = 4000
 """Characters; an error is read on a screen."""

@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.errors import DataError
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.conftest import CHATML
 from tests.unit.data_prep.bad_input.outcomes import (
     LONGEST_MESSAGE,
@@ -135,7 +135,7 @@ def test_a_chat_template_that_fails(text: str, tmp_path: Path, tiny_base: Path) 
 
 def test_a_template_that_loops(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row's template that doesn't end is stopped by the clock, and the error names the row and the text."""
-    from data_prep import sandbox
+    from data_prep.jinja import sandbox
 
     monkeypatch.setattr(sandbox, "SECONDS", 0.2)
     text = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -169,7 +169,7 @@ INSIDE_ONE_CALL = [
 def test_a_template_that_explodes_inside_one_call() -> None:
     """Texts and lists that grow huge inside one call, or in many pieces, are refused before they take 150 MB."""
     code = (
-        "import resource\nfrom data_prep.sandbox import LimitExceeded, render_limited, row_sandbox\n"
+        "import resource\nfrom data_prep.jinja.sandbox import LimitExceeded, render_limited, row_sandbox\n"
         "render_limited(row_sandbox(), 'x', {}, 0)\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
         f"allowed, start = [], peak()\nfor text in {INSIDE_ONE_CALL!r}:\n"

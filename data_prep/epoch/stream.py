@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_prep.audit.report import DataReport, SourceReport
 from data_prep.config import DataSection, HeadSection
-from data_prep.documents import Document
+from data_prep.epoch.packing import pack_documents, pieces_of
 from data_prep.errors import DataError
 from data_prep.formats import RowParser
-from data_prep.lengths import overlap_of
-from data_prep.pack import pack_documents, pieces_of
 from data_prep.pipeline import Pipeline
-from data_prep.report import DataReport, SourceReport
 from data_prep.sources import Row
+from data_prep.table.documents import Document
+from data_prep.truncation import overlap_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_prep.audit.report import FINDINGS, LENGTH_EDGES, DataReport, SourceReport, histogram_bars, source_lines
 from data_prep.config import DataSection, HeadSection
-from data_prep.documents import Document
-from data_prep.heads import answer_of_targets
-from data_prep.lengths import overlap_of
-from data_prep.pack import epoch_packs
-from data_prep.prepare import PreparedData
-from data_prep.report import FINDINGS, LENGTH_EDGES, DataReport, SourceReport, histogram_bars, source_lines
+from data_prep.epoch.packing import epoch_packs
+from data_prep.labels import answer_of_targets
+from data_prep.preparation import PreparedData
+from data_prep.table.documents import Document
 from data_prep.terminal import clean_for_terminal
-from data_prep.tokens import text_of
+from data_prep.tokenizers.tokens import text_of
+from data_prep.truncation import overlap_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -71,7 +71,7 @@ class Audit:
 
     def to_html(self, path: str | Path, *, title: str = "Audit", clean: Callable[[str], str] = clean_for_terminal) -> None:
         """Write the audit as one page that loads nothing; every text goes through `clean` first."""
-        from data_prep.page import audit_page
+        from data_prep.audit.html_report import audit_page
 
         Path(path).write_text(audit_page(self, title, clean=clean), encoding="utf-8")
 

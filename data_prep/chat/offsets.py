@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep.errors import DataError, library_refusals
-from data_prep.tokens import reading
+from data_prep.tokenizers.tokens import reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

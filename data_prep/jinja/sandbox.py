@@ -14,7 +14,7 @@ from jinja2 import StrictUndefined, Template, TemplateError, TemplateRuntimeErro
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from data_prep.limits import (
+from data_prep.jinja.limits import (
     CHECKS,
     CONTAINER,
     ITEM,

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.chat_templates import DEFAULT_DATE, Rendering, adds_bos, read_template, templates_of, unpinned
+from data_prep.chat.chat_templates import DEFAULT_DATE, Rendering, adds_bos, read_template, templates_of, unpinned
+from data_prep.chat.rendering import render
 from data_prep.config import PREPARATION
 from data_prep.errors import DataError, library_refusals
 from data_prep.files import is_git_lfs_pointer
 from data_prep.messages import Message
-from data_prep.render import render
-from data_prep.sentencepiece_model import MODEL, converted_folder
 from data_prep.text import shown
-from data_prep.tokens import check_ids
+from data_prep.tokenizers.sentencepiece_model import MODEL, converted_folder
+from data_prep.tokenizers.tokens import check_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from data_prep.chat_templates import rendering_of
+from data_prep.chat.chat_templates import rendering_of
 from data_prep.config import OverLength
-from data_prep.documents import Document
+from data_prep.epoch.packing import OVERLAP_TOKENS
 from data_prep.errors import DataError
-from data_prep.pack import OVERLAP_TOKENS
+from data_prep.table.documents import Document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

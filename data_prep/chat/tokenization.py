@@ -1,6 +1,6 @@
 """From examples to tokens and masks.
 
-The mask comes from the positions of the rendered turns (data_prep/turns.py) and the offsets of the tokens, so a template
+The mask comes from the positions of the rendered turns (data_prep/chat/turns.py) and the offsets of the tokens, so a template
 needs no generation markers, and which token pads or ends a turn makes no difference.
 """
 
@@ -12,20 +12,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from data_prep.boundary import Boundary, asked_text
-from data_prep.chat_templates import adds_bos, rendering_of, template_choices
+from data_prep.audit.report import NOTES
+from data_prep.chat.boundary import Boundary, asked_text
+from data_prep.chat.chat_templates import adds_bos, rendering_of, template_choices
+from data_prep.chat.contents import ContentSpan
+from data_prep.chat.offsets import Encoded, Encoder, Offsets, continuation
+from data_prep.chat.plain_specials import plain_specials
+from data_prep.chat.rendering import ChatRenderer, bos_before, end_id, own_text, special_tokens, special_tokens_in
+from data_prep.chat.turns import TextSpan, TurnFinder
+from data_prep.chat.unknown import Unknown
 from data_prep.config import Finding, HeadSection, Note, Reasoning, Supervise
-from data_prep.contents import ContentSpan
-from data_prep.documents import Document, WeightedSpan
 from data_prep.errors import DataError
-from data_prep.heads import targets_of
+from data_prep.labels import targets_of
 from data_prep.messages import Conversation, Example, Message, PlainText, last_answer, thinks_in
-from data_prep.offsets import Encoded, Encoder, Offsets, continuation
-from data_prep.plain_specials import plain_specials
-from data_prep.render import ChatRenderer, bos_before, end_id, own_text, special_tokens, special_tokens_in
-from data_prep.report import NOTES
-from data_prep.turns import TextSpan, TurnFinder
-from data_prep.unknown import Unknown
+from data_prep.table.documents import Document, WeightedSpan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -63,7 +63,7 @@ class _Rendered:
     contents: Sequence[ContentSpan] = ()
     """Where special tokens are plain text; empty where there are none."""
     asks: Sequence[int | None] = ()
-    """Where the model would be asked for an answer of a conversation; see data_prep.turns.Found."""
+    """Where the model would be asked for an answer of a conversation; see data_prep.chat.turns.Found."""
 
 
 @dataclass(frozen=True, slots=True)

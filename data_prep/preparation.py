@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_prep.cache import obtain
-from data_prep.chat_templates import rendering_of
+from data_prep.audit.report import DataReport, report_from
+from data_prep.chat.chat_templates import rendering_of
+from data_prep.chat.tokenization import Placed
 from data_prep.config import DataSection, HeadSection, Source
-from data_prep.documents import DocumentTable, TableWriter
+from data_prep.epoch.mixture import repeats_of_shares
 from data_prep.errors import DataError
 from data_prep.files import Use
 from data_prep.formats.code import check_allowed
-from data_prep.identity import identity_of, stamps_of
-from data_prep.masks import Placed
 from data_prep.messages import Example
-from data_prep.mix import repeats_of_shares
 from data_prep.pipeline import Pipeline
-from data_prep.report import DataReport, report_from
 from data_prep.sources import source_digest, source_name
+from data_prep.table.cache import obtain
+from data_prep.table.cache_key import identity_of, stamps_of
+from data_prep.table.documents import DocumentTable, TableWriter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -76,11 +76,11 @@ def prepare(
     """Read, format and tokenise every source, and hold the evaluation rows out.
 
     `seed` draws the rows of evaluation.fraction, and which of several prompts asks: the same for the same data and seed.
-    `cache` is a folder for prepared data; without it they are in memory only. What fails an audit (data_prep.report.FINDINGS)
+    `cache` is a folder for prepared data; without it they are in memory only. What fails an audit (audit.report.FINDINGS)
     is refused, unless data.allow_findings names it; with `audit` it is only reported. `allow_code` holds the SHA-256 of files
     that format python may run. `first_rows` of each source are read, all where it is None. Of a streamed section only the
     evaluation rows are prepared, unless `first_rows` says how many to look at. With a `head` each row is its prompt, and the
-    answer's numbers (data_prep.heads).
+    answer's numbers (data_prep.labels).
 
     Raises DataError where a row is wrong, where nothing is left to train or evaluate on, and, with over_length: refuse, where
     a row is too long.

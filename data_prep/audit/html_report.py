@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.audit import Audit, AuditRow
-from data_prep.report import FINDINGS, NOTES, REASONS, DataReport, RowCounts, SourceReport, histogram_bars, left_out
+from data_prep.audit.audit import Audit, AuditRow
+from data_prep.audit.report import FINDINGS, NOTES, REASONS, DataReport, RowCounts, SourceReport, histogram_bars, left_out
 from data_prep.terminal import clean_for_terminal
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from data_prep.config import CHAT_TEMPLATES, PREPARATION
 from data_prep.disk import NOTES_BYTES, read_regular
 from data_prep.errors import DataError
-from data_prep.tokens import ids_of
+from data_prep.tokenizers.tokens import ids_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

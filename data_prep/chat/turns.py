@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from data_prep.chat_templates import template_choices
+from data_prep.chat.chat_templates import template_choices
+from data_prep.chat.contents import contents_in, place_of
+from data_prep.chat.rendering import ChatRenderer, added_texts, marker_for
 from data_prep.config import Reasoning, Supervise
-from data_prep.contents import contents_in, place_of
 from data_prep.errors import DataError
 from data_prep.messages import Conversation, Message, learned_turns, thought_of
-from data_prep.render import ChatRenderer, added_texts, marker_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

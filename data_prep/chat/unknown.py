@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_prep.text import cut
-from data_prep.tokens import reading
+from data_prep.tokenizers.tokens import reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -10,7 +10,7 @@ import random
 import re
 from typing import Literal, get_args
 
-from data_prep.order_texts import HELD_OUT, TRAIN, Priority, Texts
+from data_prep.generated.order_texts import HELD_OUT, TRAIN, Priority, Texts
 
 VERSION = 1
 """Raised whenever the same split, rows and seed would make other rows."""

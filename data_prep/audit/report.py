@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from data_prep.documents import Document
 from data_prep.errors import DataError
+from data_prep.table.documents import Document
 from data_prep.text import cut
 
 PLACES_SHOWN = 3

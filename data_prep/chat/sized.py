@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
-from data_prep.contents import ContentSpan
-from data_prep.documents import Document
-from data_prep.masks import Placed, Tokenization
-from data_prep.offsets import ANCHORS, Offsets, byte_lengths
+from data_prep.chat.contents import ContentSpan
+from data_prep.chat.offsets import ANCHORS, Offsets, byte_lengths
+from data_prep.chat.tokenization import Placed, Tokenization
+from data_prep.table.documents import Document
 
 
 class SizedTokenization(Tokenization):
@@ -48,7 +48,7 @@ class SizedTokenization(Tokenization):
         return self._encoder.read(self._encoder.encode([text]))[0]
 
     def _continued(self, text: str, ids: list[int], *, as_text: bool) -> list[int]:
-        """The bytes of the tokens of a text that goes on from another, found as data_prep.offsets.continuation finds them."""
+        """The bytes of the tokens of a text that goes on from another, as offsets.continuation finds them."""
         for anchor in (*ANCHORS, ""):
             whole = anchor + text
             found, offsets = self._read(whole, [(0, len(whole))] if as_text else [])

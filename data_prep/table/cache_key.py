@@ -5,12 +5,12 @@ from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from data_prep.cache import key_of
-from data_prep.chat_templates import rendering_of
+from data_prep.chat.chat_templates import rendering_of
 from data_prep.config import DataSection, FileSource, HeadSection, RowsSource, Source
 from data_prep.files import Use, find_files, is_pattern, left_out_files
 from data_prep.formats.code import code_sha256
 from data_prep.sources import source_name
+from data_prep.table.cache import key_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from data_prep.contents import ContentSpan
+from data_prep.chat.contents import ContentSpan
+from data_prep.chat.offsets import Offsets
+from data_prep.chat.unknown import unknown_token
 from data_prep.errors import DataError
-from data_prep.offsets import Offsets
-from data_prep.tokens import reading
-from data_prep.unknown import unknown_token
+from data_prep.tokenizers.tokens import reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -32,7 +32,7 @@ class Document:
     place: str
     """Where the row stands: "rows.json row 17"."""
     targets: tuple[float, ...] = ()
-    """What a classification head learns at the one supervised token, in place of the token (data_prep.heads)."""
+    """What a classification head learns at the one supervised token, in place of the token (data_prep.labels)."""
     repeated: int = 0
     """Tokens at its start that the piece before it ends with: read again, and counted once."""
 
@@ -124,7 +124,7 @@ class DocumentTable(Sequence[Document]):
 
     @property
     def fingerprints(self) -> np.ndarray:
-        """A number a row that equal rows share (N); see data_prep.clean.fingerprint."""
+        """A number a row that equal rows share (N); see data_prep.cleaning.clean.fingerprint."""
         return self._column("fingerprint", np.uint64)
 
     def _column(self, name: str, kind: type) -> np.ndarray:

@@ -6,7 +6,7 @@ transformers' apply_chat_template gives: where a token runs over the start of an
 
 from collections.abc import Sequence
 
-from data_prep.offsets import Encoder, Offsets
+from data_prep.chat.offsets import Encoder, Offsets
 
 LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 LONGEST_HEADER = 200

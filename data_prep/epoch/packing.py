@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.documents import Document
-from data_prep.mix import epoch_rows
+from data_prep.epoch.mixture import epoch_rows
+from data_prep.table.documents import Document
 
 PackedPiece = tuple[int, int, int]
 """A document's index, and its first token and the one after its last in this pack."""
@@ -68,7 +68,7 @@ def epoch_packs(
     epoch: int,
     overlap: int,
 ) -> Packs:
-    """The packs of an epoch of documents with these lengths and sources, as data_prep.mix draws and orders it."""
+    """The packs of an epoch of documents with these lengths and sources, as data_prep.epoch.mixture draws and orders it."""
     order = epoch_rows(sources, repeats, seed, epoch)
     return pack_documents(lengths, order, (seed, epoch), capacity_tokens=capacity_tokens, split=split, overlap=overlap)
 

@@ -10,13 +10,13 @@ from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from data_prep.boundary import asked_text
-from data_prep.chat_templates import DEFAULT, TOOL_USE, adds_bos, rendering_of, template_choices, templates_of
-from data_prep.contents import ContentSpan, contents_in, marked_places
+from data_prep.chat.boundary import asked_text
+from data_prep.chat.chat_templates import DEFAULT, TOOL_USE, adds_bos, rendering_of, template_choices, templates_of
+from data_prep.chat.contents import ContentSpan, contents_in, marked_places
+from data_prep.chat.plain_specials import plain_specials
 from data_prep.errors import DataError
 from data_prep.messages import REASONING_KEYS, THINK, THINK_END, Conversation, Example, Message, ToolCall
-from data_prep.plain_specials import plain_specials
-from data_prep.tokens import ids_of
+from data_prep.tokenizers.tokens import ids_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -44,7 +44,7 @@ class ChatRenderer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
         """Raises DataError where the tokenizer has no template."""
-        from data_prep.sandbox import chat_sandbox
+        from data_prep.jinja.sandbox import chat_sandbox
 
         self.name, self._preparation = rendering_of(tokenizer).template_name, rendering_of(tokenizer).preparation
         self._templates = {name: rendering_of(tokenizer).pin(text) for name, text in templates_of(tokenizer).items()}
@@ -70,7 +70,7 @@ class ChatRenderer:
         """The conversation as the template writes it, in transformers' sandbox, with the date pinned.
 
         Raises DataError where the template refuses the conversation, and where it takes too long or writes too much
-        (data_prep/sandbox.py).
+        (data_prep/jinja/sandbox.py).
         """
         turns = self.turns(messages, tools)
         size = sum(len(message.content) + len(message.reasoning) for message in messages)
@@ -87,7 +87,7 @@ class ChatRenderer:
         """What the template writes; `size` is how many characters it is given."""
         from jinja2 import TemplateError
 
-        from data_prep.sandbox import reason, render_limited
+        from data_prep.jinja.sandbox import reason, render_limited
 
         template = self._templates.get(TOOL_USE if tools else DEFAULT) or self._templates[DEFAULT]
         variables = self._fixed | {
@@ -137,7 +137,7 @@ class ChatRenderer:
 
     def _writes_marker(self, messages: Sequence[Message], role: str, own: bool, others: bool, tools: bool) -> bool:
         """Whether the template writes the marked text, given contents in these forms (own: of the role's), and not the form."""
-        from data_prep.limits import OutOfTime
+        from data_prep.jinja.limits import OutOfTime
 
         turns = [_turn(message, as_parts=own if message.role == role else others) for message in messages]
         try:
