@@ -135,3 +135,10 @@ def test_no_class_has_another_s_name() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
+
+
+def test_the_architecture_page_shows_the_table() -> None:
+    """Line by line, as it is enforced here."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for room, allowed in ARROWS.items():
+        assert f"| `{room}` | {', '.join(f'`{name}`' for name in sorted(allowed)) or 'nothing'} |\n" in page
