@@ -1,4 +1,4 @@
-"""Every error that is the user's to mend: the command line prints its text, without a traceback, and exits 2."""
+"""Errors that the user can fix. The command line prints their message without a traceback and exits with code 2."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

@@ -35,7 +35,7 @@ def benchmark(
         int | None, typer.Option(min=1, metavar="N", help="The first N questions of each task, to try it.")
     ] = None,
     few_shot: Annotated[int | None, typer.Option(min=0, metavar="N", help="Solved examples; else the task's number.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Prompts at once; lower it where memory ends.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Batch size; lower it if you run out of memory.")] = 8,
     base: BaseOption = None,
     compare: CompareOption = None,
     chat: Annotated[

@@ -37,8 +37,8 @@ def data(
 ) -> None:
     """Prepare and audit a recipe's data.
 
-    Counts by source and reason, lengths, what is learned. Exit code 3 where rows have no label, an answer has no end, rows
-    stand in the evaluation too, or a BOS stands twice, unless data.allow_findings names it.
+    Counts by source and reason, lengths, what is learned. Exits with code 3 if rows have no supervised tokens, answers lack
+    an EOS, training rows are in the evaluation too, or a BOS is doubled, unless data.allow_findings names it.
     """
     from finetune.errors import CheckFailed, LaunchError
 

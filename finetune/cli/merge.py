@@ -31,8 +31,8 @@ def merge(
 ) -> None:
     """Merge adapters into full weights.
 
-    Writes sharded safetensors block by block, and checks that the merged model is the base with its adapter. Exit code 3 when
-    it isn't; nothing then stands under the output's name.
+    Writes sharded safetensors block by block, and checks that the merged model is the base with its adapter. Exits with
+    code 3 if that fails; the output folder is then not created.
     """
     from finetune.errors import MergeError
 

@@ -169,9 +169,9 @@ def reproduce(
     allow_code: AllowCodeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a run again.
+    """Reproduce a run.
 
-    In a new folder, from its lock; refused where base, data, versions or code are others. On the same processor with as many
+    In a new folder, from its lock; refused if base, data, versions or code have changed. On the same processor with as many
     threads the result must be the same bit for bit: exit code 3 where it isn't.
     """
     import os

@@ -14,7 +14,7 @@ from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, 
 def train(
     recipe: Annotated[str | None, typer.Argument(help="A recipe's file, or the name of a shipped one.")] = None,
     overrides: OverridesArgument = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Resume this run folder.")] = None,
     trust_checkpoint: Annotated[
         bool, typer.Option("--trust-checkpoint", help="With --resume: load DeepSpeed checkpoints that somebody else wrote.")
     ] = False,
@@ -26,7 +26,7 @@ def train(
     node_rank: Annotated[int | None, typer.Option(min=0, help="With --nodes: which machine this is, from 0.")] = None,
     rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="With --nodes: machine 0's address.")] = None,
     max_restarts: Annotated[
-        int | None, typer.Option(min=0, help="With --launch: how often to go on after a process died; never when absent.")
+        int | None, typer.Option(min=0, help="With --launch: how often to continue after a process died; never when absent.")
     ] = None,
     timeout_minutes: Annotated[
         float | None, typer.Option(min=0.01, help="With --launch: how long to wait for other processes; 30 when absent.")
@@ -38,7 +38,7 @@ def train(
     """Train a recipe.
 
     The result, and everything about it, is in a new run folder. SIGTERM and SIGUSR1 stop it with a checkpoint, as Ctrl-C does;
-    SIGUSR2 saves one and goes on.
+    SIGUSR2 saves one and continues.
     """
     from finetune import api
     from finetune.errors import LaunchError
@@ -53,10 +53,10 @@ def train(
         if timeout_minutes is not None and patience is not None:
             raise LaunchError("--patience is the earlier name of --timeout-minutes: give one of them.")
         if recipe is None and resume is None:
-            raise LaunchError("name a recipe (finetune train RECIPE), or a run to go on with (finetune train --resume RUN).")
+            raise LaunchError("name a recipe (finetune train RECIPE), or a run to resume (finetune train --resume RUN).")
         if resume is not None and recipe is not None and "=" in recipe and not Path(recipe).exists():
             raise LaunchError(
-                f"got {recipe} with --resume: a resumed run goes on with the recipe of its lock, which no override changes; "
+                f"got {recipe} with --resume: a resumed run keeps the recipe of its lock, which no override changes; "
                 f"start a new run for another value:\n    {_new_run(resume, (recipe, *(overrides or ())))}"
             )
         if trust_checkpoint and resume is None:

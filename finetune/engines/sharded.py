@@ -1,4 +1,4 @@
-"""Weights of which each process holds a share: put together again, one at a time, and asked for more than a loss."""
+"""Sharded weights: gathered one tensor at a time, and inference on the sharded model."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -169,7 +169,7 @@ def unseen_labels(recipe: Recipe, data: PreparedData, questions: Sequence[Questi
     trained = {label for _, example in data.training_rows() for label in labels.written(last_answer(example))}
     there = Counter(label for question in questions for label in labels.of_row(question))
     return [
-        f"the label {label!r} is that of {count} evaluation rows and of no training row"
+        f"label {label!r} occurs in {count} evaluation rows but in no training row"
         for label, count in there.items()
         if label not in trained
     ]

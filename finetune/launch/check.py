@@ -37,7 +37,7 @@ def plan_launch(
     if config.engine == "cpu" and total > 1:
         raise LaunchError(f"--launch {name} is one process; for {total} take ddp, zero1 to zero3 or fsdp2.")
     if total % machines:
-        raise LaunchError(f"--processes {total} are those of all machines together, and don't divide by --nodes {machines}.")
+        raise LaunchError(f"--processes counts all machines: {total} is not divisible by --nodes {machines}.")
     if not 0 <= rank < machines:
         raise LaunchError(f"--node-rank: got {rank}, expected 0 to {machines - 1} with --nodes {machines}.")
     if machines == 1 and rendezvous is not None:

@@ -131,7 +131,7 @@ def read_finite(adapter: StoredWeights, name: str) -> torch.Tensor:
 def not_finite(adapter: StoredWeights, name: str) -> MergeError:
     """A tensor with NaN or infinity in it."""
     return MergeError(
-        f"{adapter.tensors[name].file}: {name} holds NaN or infinity; the training went wrong before it was saved."
+        f"{adapter.tensors[name].file}: {name} contains NaN or infinity: training had diverged before the adapter was saved."
     )
 
 

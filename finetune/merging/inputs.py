@@ -156,7 +156,9 @@ def _common_tokenizer(target: Target, adapters: Sequence[Adapter], base: Base) -
     known = largest.get_vocab()
     for tokenizer, adapter in zip(found, adapters, strict=True):
         if any(known.get(token) != index for token, index in tokenizer.get_vocab().items()):
-            raise MergeError(f"the tokenizer in {adapter.folder} has tokens that another adapter's lacks, or has otherwise.")
+            raise MergeError(
+                f"the adapters' tokenizers disagree: {adapter.folder} has tokens that are missing elsewhere, or have other ids."
+            )
     return largest
 
 

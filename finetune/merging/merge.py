@@ -99,8 +99,8 @@ def merge(
         if outcome.failures:
             folder.rename(failed_name(output))
             raise CheckFailed(
-                f"the merged model is not the base with its adapter: {'; '.join(outcome.failures)}. Nothing stands in "
-                f"{output}; what was written is in {failed_name(output)}, its figures in {VERIFICATION_FILE}."
+                f"verification failed: the merged model does not match base + adapter ({'; '.join(outcome.failures)}). "
+                f"{output} was not created; the files are in {failed_name(output)}, measurements in {VERIFICATION_FILE}."
             )
     return report
 

@@ -257,7 +257,7 @@ def _leakage(recipe: Recipe, given: Given) -> RuleProblem:
     if _wrong(data, "data", "evaluation", given):
         return
     if _asked_below(recipe.data.clean, "leakage") and not data.held_out:
-        message = "there are no data.evaluation.sources that rows could leak from (a fraction keeps equal rows together)"
+        message = "leakage is into data.evaluation.sources, and there are none (a fraction keeps equal rows together)"
         yield "data.clean.leakage", f"{message}; remove it"
 
 

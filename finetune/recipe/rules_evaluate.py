@@ -84,7 +84,7 @@ def sampling_fits(recipe: Recipe, given: Given) -> RuleProblem:
     if asked(recipe, given, "evaluate.temperature") and section.samples_per_prompt == 1:
         yield (
             "evaluate.temperature",
-            "one answer a prompt is the likeliest one, nothing is drawn; set samples_per_prompt, or remove",
+            "with one answer per prompt decoding is greedy, so temperature has no effect; set samples_per_prompt, or remove",
         )
     if asked(recipe, given, "evaluate.bleu_tokenizer") and "bleu" not in section.metrics:
         yield "evaluate.bleu_tokenizer", "bleu is not measured: add it to evaluate.metrics, or remove this"

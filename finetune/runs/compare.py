@@ -17,16 +17,16 @@ FINAL = "final/"
 """What stands before the names of the metrics that were measured of the result."""
 
 GROUPS = (
-    ("base", "the base's weights are others"),
-    ("data", "the data are others"),
-    ("tokenizer", "the tokenizer is another"),
-    ("template", "the chat template is another"),
-    ("recipe", "the recipe asks for something else"),
-    ("rules", "another version's rules: the same recipe is carried out otherwise"),
-    ("seed", "another seed: other batches, another start of the adapter"),
+    ("base", "different base weights"),
+    ("data", "different data"),
+    ("tokenizer", "different tokenizer"),
+    ("template", "different chat template"),
+    ("recipe", "different recipe"),
+    ("rules", "rules of different versions: the same recipe is carried out differently"),
+    ("seed", "different seed: other batches, another start of the adapter"),
     ("code", "the toolkit or the code beside it changed"),
     ("versions", "packages changed"),
-    ("device", "another machine, or another number of threads or processes: other rounding"),
+    ("device", "different machine, or number of threads or processes: different rounding"),
 )
 """What can explain a difference, most likely first."""
 

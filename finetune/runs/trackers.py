@@ -212,7 +212,7 @@ class GuardedTracker:
             call()
         except Exception as error:  # noqa: BLE001 - whatever a tracker's library raises, training goes on; it is reported once
             self.failed = True
-            logger.warning(f"the tracker failed ({type(error).__name__}: {error}); metrics.jsonl goes on")
+            logger.warning(f"the tracker failed ({type(error).__name__}: {error}); metrics.jsonl continues")
 
 
 def start_tracker(section: TrackingSection, run_id: str, recipe: dict[str, Any], *, folder: Path) -> GuardedTracker:

@@ -18,7 +18,7 @@ from finetune.recipe.schema.train import OPTIMIZERS, TrainSection
 from finetune.training.schedule import warmup_steps
 
 NEVER_STEPS = 1_000_000_000
-"""An interval that no run reaches: evaluating and saving then happen at the end only."""
+"""Larger than any run's number of steps, so that evaluating and saving happen only at the end."""
 
 
 def optimizer_name(asked: str) -> str:

@@ -124,7 +124,7 @@ def refuse_differences(group: Group, lock: Lock) -> None:
         ranks = sorted({rank for part in differing.values() for rank in part})
         mine = {name: parts[name] for name in differing if name == "versions"}
         raise LaunchError(
-            f"processes {', '.join(map(str, ranks))} have another {' and another '.join(differing)} than process 0. Give each "
+            f"processes {', '.join(map(str, ranks))} differ from process 0 in their {' and '.join(differing)}. Give each "
             f"machine the same files and packages.{f' Here: {mine}' if mine else ''}"
         )
 

@@ -89,7 +89,7 @@ def reproduce(
         if refused:
             words = " ".join(f"--despite {what}" for what in sorted({line.split(":")[0] for line in refused}))
             raise CheckpointError(
-                f"this would not be the same run: {'; '.join(refused)}. Put back what was there, or go on with {words}."
+                f"this would not be the same run: {'; '.join(refused)}. Put back what was there, or continue with {words}."
             )
 
     output = lock.recipe.output.model_copy(update={"folder": str((folder or source.path.parent).resolve())})

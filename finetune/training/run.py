@@ -111,7 +111,7 @@ def resume(
                 f"further, in a new run with a schedule of its own:\n    {command_to_train_further(run, lock)}"
             )
         if lock.rules != CURRENT_RULES:
-            logger.info(f"this run goes on by the rules of the version that started it: {lock.rules}")
+            logger.info(f"this run continues by the rules of the version that started it: {lock.rules}")
         if recipe is not None and recipe != lock.recipe:
             raise CheckpointError(
                 f"the recipe differs from the one that {run.path} was started with. Leave it out, or start a new run."

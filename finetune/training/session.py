@@ -228,7 +228,7 @@ class TrainingSession:
         if self.checkpoint is None:
             self.trainer.train()
             return
-        logger.info(f"going on from {self.checkpoint.name}")
+        logger.info(f"resuming from {self.checkpoint.name}")
         self.trainer.load_counters(self.checkpoint)
         state = read_state(self.checkpoint)
         if state.global_step >= self.trainer.args.max_steps or self.best.says_stop(state):
@@ -249,7 +249,9 @@ class TrainingSession:
             self.best.tell_verdict(state)
         elif self.recipe.train.keeps_best:
             best_by = self.recipe.train.best_by or "loss"
-            logger.warning(f"no checkpoint is the best by {best_by} (was it ever a number?): the result is the last step's")
+            logger.warning(
+                f"{best_by} was never a finite number, so there is no best checkpoint; the last step's weights are the result"
+            )
         written = write_result(self.run, self.lock, self.inputs, self.trainer, self.group)
         for line in notes_on_result(self.recipe, self.inputs):
             logger.info(line)

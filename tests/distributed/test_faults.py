@@ -147,7 +147,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     steps = {"max_steps": 40, "save_every_steps": 2, "keep_checkpoints": 30}
     full = train("--launch", "ddp", "--processes", "2", code=2, train=steps)
     assert "the disk is full" in full.stderr
-    assert "is whole; make room, and go on with --resume" in full.stderr
+    assert "is whole; make room, and continue with --resume" in full.stderr
     assert full.stderr.count("error:") == 1
     run = runs / "recipe-001"
     whole = sorted(path.parent for path in run.glob("checkpoints/*/complete.json"))

@@ -145,7 +145,7 @@ def test_a_checkpoint_on_request_and_no_orphans(train: Train, tmp_path: Path, en
     resumed = [sys.executable, "-m", "finetune", "train", "--resume", str(run.path), "--launch", engine, "--processes", "2"]
     again = subprocess.Popen(resumed, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     said = iter(again.stdout or ())
-    assert any(line.startswith(f"going on from {saved.name}") for line in said)
+    assert any(line.startswith(f"resuming from {saved.name}") for line in said)
     again.kill()
     again.communicate()
 

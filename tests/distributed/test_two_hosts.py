@@ -88,7 +88,7 @@ def test_hosts_that_differ_are_refused(train: Train, tmp_path: Path, environment
     launches = [start(rank, tmp_path / "recipe.yaml", environment, f"train.seed={rank}") for rank in (0, 1)]
     outputs = [launch.communicate(timeout=120) for launch in launches]
     assert [launch.returncode for launch in launches] == [2, 2], outputs
-    assert all("have another recipe than process 0" in stderr for _, stderr in outputs), outputs
+    assert all("differ from process 0 in their recipe" in stderr for _, stderr in outputs), outputs
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""The LM Evaluation Harness (lm-eval) as a guest: whether it is there, its view of a model, its output and its errors."""
+"""The LM Evaluation Harness (lm-eval) as an optional dependency: installed or not, its view of a model, output, errors."""
 
 import contextlib
 import importlib.util

@@ -2,7 +2,7 @@
 
 Each program gets a process, a folder and limits of its own. The kernel, not Python, keeps it from files outside its folder
 (Landlock), from other processes, the network and other system calls (seccomp), and to its time and memory (SIGKILL, rlimits);
-see `confine`. A program that fails to be confined isn't run.
+see `confine`. If confinement can't be set up, the program isn't run.
 
 What the kernel doesn't hold: a program may see that files outside exist, and their sizes and dates, though not what is in
 them; and it may use its cores, memory and folder up to its limits, which for the folder are looked at every CHECK_SECONDS.

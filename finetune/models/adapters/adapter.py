@@ -48,7 +48,7 @@ def attach(
 
 
 def trained_in_float32(model: PeftModel) -> PeftModel:
-    """Widen what is trained: the optimizer's steps are smaller than a 16-bit number's digits.
+    """Cast trained weights to float32: optimizer updates can be smaller than bf16 or fp16 can represent.
 
     peft does so for LoRA's own matrices, and not for modules_to_save.
     """

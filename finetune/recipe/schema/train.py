@@ -45,10 +45,10 @@ class TrainSection(Section):
     """Optimizer steps, in place of epochs."""
 
     global_batch_size: Annotated[int, Field(ge=1)] = 8
-    """Packs an optimizer step, over all processes; rows where packing is off."""
+    """Packs per optimizer step, over all processes; rows where packing is off."""
 
     micro_batch_size: Annotated[int, Field(ge=1)] = 1
-    """Packs (or rows) a forward pass. Accumulation is derived: global_batch_size / (micro_batch_size x processes)."""
+    """Packs (or rows) per forward pass. Accumulation is derived: global_batch_size / (micro_batch_size x processes)."""
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     """Order of the rows, initial adapter, dropout."""
@@ -61,13 +61,13 @@ class TrainSection(Section):
     be, so no step has the rate 0."""
 
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """The share of the steps in which the learning rate rises: step k of w has k/w of it (wsd: of the way from its minimum)."""
+    """Fraction of the steps used for warm-up: step k of w has k/w of the learning rate (wsd: of the way from its minimum)."""
 
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """wsd: the share of the steps in which it falls."""
+    """wsd: fraction of the steps in which it falls."""
 
     minimum_learning_rate_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """cosine_with_minimum and wsd: the lowest learning rate, as a share of learning_rate."""
+    """cosine_with_minimum and wsd: the lowest learning rate, as a fraction of learning_rate."""
 
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay."""
@@ -89,7 +89,7 @@ class TrainSection(Section):
     """With activation_checkpointing: 1 recomputes every layer, 2 every other one; more memory, and faster."""
 
     rehearsal: bool = True
-    """Take the heaviest batches forward and backward before the first step, so that memory ends there or never."""
+    """Run the heaviest batches once before step 1, so that a lack of memory shows at once."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """The base's and the arithmetic's type; the adapter and the optimizer's state stay fp32. auto: bf16 where native."""

@@ -99,7 +99,7 @@ def gone_if_disk_is_full(checkpoint: Path) -> Iterator[None]:
         written = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
         shutil.rmtree(checkpoint, ignore_errors=True)
         whole = complete_checkpoints(checkpoint.parent)
-        kept = f"{whole[-1].name} is whole; make room, and go on with --resume" if whole else "No earlier one is there"
+        kept = f"{whole[-1].name} is whole; make room, and continue with --resume" if whole else "No earlier one is there"
         raise TrainingError(
             f"the disk is full: {checkpoint} could not be written (it failed after {written / 1e6:,.1f} MB). {kept}."
         ) from error

@@ -83,9 +83,9 @@ def problems(train: str = ORDERS, more: str = "", steps: str = "") -> list[Probl
          "a stream reads each row once a pass; remove it"),
         # _leakage
         (ORDERS, "clean: {leakage: drop}", "", 4, "data.clean.leakage",
-         "there are no data.evaluation.sources that rows could leak from (a fraction keeps equal rows together); remove it"),
+         "leakage is into data.evaluation.sources, and there are none (a fraction keeps equal rows together); remove it"),
         (ORDERS, "clean: {leakage: keep}; evaluation: {fraction: 0.1}", "", 4, "data.clean.leakage",
-         "there are no data.evaluation.sources that rows could leak from (a fraction keeps equal rows together); remove it"),
+         "leakage is into data.evaluation.sources, and there are none (a fraction keeps equal rows together); remove it"),
         # _supervise
         (ORDERS, "supervise: all; reasoning: context", "", 5, "data.reasoning",
          "with data.supervise all everything is learned, thoughts too; take learn or drop, or supervise assistant"),

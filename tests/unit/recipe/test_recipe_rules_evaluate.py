@@ -40,7 +40,7 @@ LABELLED = (
         ('{evaluate: {metrics: ["pass@5"]}, ' + HELD + "}", "evaluate.metrics.0  pass@5 needs at least 5 answers a prompt"),
         ('{evaluate: {metrics: ["pass@5"], samples_per_prompt: 5, temperature: 0.5}, ' + HELD + "}", None),
         ("{evaluate: {metrics: [bleu], samples_per_prompt: 5}, " + HELD + "}", "evaluate.samples_per_prompt  only pass@k"),
-        ("evaluate: {temperature: 0.5}", "evaluate.temperature  one answer a prompt is the likeliest one"),
+        ("evaluate: {temperature: 0.5}", "evaluate.temperature  with one answer per prompt decoding is greedy"),
         ("evaluate: {seconds_per_program: 2}", "evaluate.seconds_per_program  no metric runs programs"),
         ("evaluate: {temperature: 0.8, seconds_per_program: 5.0}", None),
         (

@@ -99,7 +99,7 @@ def test_diff_show_and_plot_print_what_a_person_reads(
     first, second = make_run(tmp_path, "a", loss=1.0), make_run(tmp_path, "b", loss=2.0, learning_rate=3e-4)
     names = [str(first.path), str(second.path)]
     _, shown, _ = runs(monkeypatch, capsys, "diff", *names)
-    assert "the recipe asks for something else:\n  train.learning_rate  0.0001  0.0003" in shown
+    assert "different recipe:\n  train.learning_rate  0.0001  0.0003" in shown
     _, shown, _ = runs(monkeypatch, capsys, "diff", names[0], names[0])
     assert "nothing that is recorded differs" in shown
     assert json.loads(runs(monkeypatch, capsys, "show", names[0], "--json")[1])["summary"]["evaluation_loss"] == 1.0

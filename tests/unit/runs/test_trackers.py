@@ -123,4 +123,4 @@ def test_a_tracker_that_fails_in_mid_run_says_so_once() -> None:
             tracker.log({"train/loss": 1.0}, step)
         tracker.finish()
     assert inner.calls == 1
-    assert said == ["warning: the tracker failed (OperationalError: database or disk is full); metrics.jsonl goes on"]
+    assert said == ["warning: the tracker failed (OperationalError: database or disk is full); metrics.jsonl continues"]

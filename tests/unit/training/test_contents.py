@@ -220,7 +220,7 @@ def test_a_strange_file_is_never_resumed_from(
     said = resume(folder)
     (warning,) = (line for line in said if line.startswith("warning: ") and "Looking for an earlier" in line)
     assert f"{last}" in warning
-    assert "going on from checkpoint-2" in said
+    assert "resuming from checkpoint-2" in said
     assert_equal(adapter_of(folder), whole)
     folder.write_summary({"status": "running"})
     shutil.rmtree(last)
@@ -235,7 +235,7 @@ def test_what_was_written_is_resumed_from(kind: str, make_recipe: MakeRecipe, fi
     """A whole checkpoint of full fine-tuning, and of a stream, is taken: nothing in it is strange."""
     folder, _ = run_of(kind, make_recipe, finished, tmp_path)
     said = resume(folder)
-    assert "going on from checkpoint-4" in said
+    assert "resuming from checkpoint-4" in said
     assert not [line for line in said if line.startswith("warning")]
 
 
@@ -263,7 +263,7 @@ def test_a_checkpoint_of_new_tokens_holds_what_is_trained(
     assert not [one for one in recwarn if "save_embedding_layers" in str(one.message)]
     shutil.rmtree(last)
     folder.write_summary({"status": "running"})
-    assert "going on from checkpoint-2" in resume(folder)
+    assert "resuming from checkpoint-2" in resume(folder)
     assert_equal(adapter_of(folder), whole)
 
 
@@ -283,6 +283,6 @@ def test_a_checkpoint_that_has_the_embedding_still_loads(make_recipe: MakeRecipe
     (checkpoint / MARKER).unlink()
     mark_complete(checkpoint)
     folder.write_summary({"status": "running"})
-    assert "going on from checkpoint-2" in resume(folder)
+    assert "resuming from checkpoint-2" in resume(folder)
     assert_equal(adapter_of(folder), whole)
     assert len(PreTrainedTokenizerFast.from_pretrained(folder.adapter)) == len(inputs.tokenizer)

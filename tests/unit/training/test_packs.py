@@ -145,7 +145,7 @@ def test_a_killed_run_resumes_bit_for_bit(make_recipe: MakeRecipe, tmp_path: Pat
     said: list[str] = []
     with hearing(said.append):
         run.resume(folder.path, recipe=None)
-    assert any(line.startswith("going on from checkpoint-") for line in said)
+    assert any(line.startswith("resuming from checkpoint-") for line in said)
     assert_equal(adapter_of(folder), adapter_of(whole))
     for count in ("tokens", "supervised_tokens"):
         assert folder.read_summary()[count] == whole.read_summary()[count] > 0

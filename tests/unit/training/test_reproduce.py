@@ -62,7 +62,7 @@ def test_what_changed_is_refused_until_it_is_named(finished: RunFolder) -> None:
     refused = again(finished)
     assert refused.returncode == 2
     assert "versions: torch was 2.0.0" in refused.stderr
-    assert "go on with --despite data --despite versions" in refused.stderr
+    assert "continue with --despite data --despite versions" in refused.stderr
     assert set(finished.path.parent.iterdir()) == before
     done = again(finished, "--despite", "data", "--despite", "versions")
     assert done.returncode == 0, done.stderr

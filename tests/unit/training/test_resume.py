@@ -80,7 +80,7 @@ def test_a_torn_metrics_line_and_a_damaged_checkpoint_are_no_obstacle(make_recip
     folder.metrics_path.write_text(metrics + '{"step": 12, "train/lo')
     said = resume(folder)
     assert any("checkpoint-12/optimizer.pt is absent or differs" in line for line in said)
-    assert "going on from checkpoint-8" in said
+    assert "resuming from checkpoint-8" in said
     assert_equal(adapter_of(folder), whole)
     entries = [[json.loads(line) for line in text.splitlines()] for text in (metrics, folder.metrics_path.read_text())]
     for entry in entries[0] + entries[1]:

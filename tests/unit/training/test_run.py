@@ -77,7 +77,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(make_recipe: MakeRecipe, end: si
     resumed: list[str] = []
     with hearing(resumed.append):
         run.resume(folder.path, recipe=None)
-    assert any(line.startswith("going on from checkpoint-") for line in resumed)
+    assert any(line.startswith("resuming from checkpoint-") for line in resumed)
     assert_equal(adapter_of(folder), adapter_of(whole))
     losses = [[json.loads(line).get("train/loss") for line in f.metrics_path.read_text().splitlines()] for f in (folder, whole)]
     assert losses[0] == losses[1]

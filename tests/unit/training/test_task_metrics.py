@@ -229,7 +229,7 @@ def test_labels_that_no_training_row_has_are_said(colours: MakeRecipe, tmp_path:
     sources = {"sources": [{"path": str(held_out), "format": "classification"}]}
     evaluate = {"metrics": ["accuracy"], "labels": [*COLOURS, "white"], "max_new_tokens": 2}
     run = start(colours(train=EXACT | {"max_steps": 1}, data={"evaluation": sources}, evaluate=evaluate))
-    assert "the label 'white' is that of 1 evaluation rows and of no training row" in run.read_summary()["notes"]
+    assert "label 'white' occurs in 1 evaluation rows but in no training row" in run.read_summary()["notes"]
 
 
 def test_a_metric_that_is_no_number_is_never_the_best() -> None:
