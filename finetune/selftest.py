@@ -201,7 +201,8 @@ def compare(case: Case, reference: Path, run: Path, seconds: float) -> CaseResul
     if weights[0].keys() != weights[1].keys():
         raise FinetuneError(f"selftest: {case.name} saved other weights than the plain run.")
     flat = [torch.cat([held[name].double().flatten() for name in sorted(held)]) for held in weights]
-    return CaseResult(case, *differences, float((flat[0] - flat[1]).norm() / flat[1].norm()), seconds)
+    loss, gradient_norm = differences
+    return CaseResult(case, loss, gradient_norm, float((flat[0] - flat[1]).norm() / flat[1].norm()), seconds)
 
 
 def logged(run: Path, name: str) -> list[float]:

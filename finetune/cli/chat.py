@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -122,13 +122,13 @@ def _piped_line() -> str:
     return line.removesuffix("\n").removesuffix("\r")
 
 
-def show(pieces: Iterator[str]) -> "Message":
+def show(pieces: Generator[str, None, str | None]) -> "Message":
     """Print an answer as it comes, and return it as a turn; Ctrl-C ends it where it is."""
     from data_prep.messages import Message
 
     answer, shown, cut = "", 0, None
 
-    def told() -> Iterator[str]:
+    def told() -> Generator[str, None, None]:
         nonlocal cut
         cut = yield from pieces
 

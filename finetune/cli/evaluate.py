@@ -18,6 +18,7 @@ from finetune.cli.common import (
 from finetune.cli.generate import TargetArgument
 
 if TYPE_CHECKING:
+    from finetune.evaluation.predictions import OnProgress
     from finetune.evaluation.report import Report
     from finetune.runs.target import Target
 
@@ -96,7 +97,7 @@ def _facts(tuned: "Target", base: "Target | None", report: "Report") -> list[tup
     return [("model", tuned.description), *compared, ("seconds", seconds or "0")]
 
 
-def _progress(quiet: bool):
+def _progress(quiet: bool) -> "OnProgress | None":
     """What is told of answers as they come: a line on the terminal, on stderr, that moves; nothing elsewhere."""
     import sys
 

@@ -60,7 +60,7 @@ class Group:
             where = file or f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise PeerLost(f"process {self.rank} could not meet the others at {where}: {error}") from error
 
-    def _wait_for_all(self, store: distributed.Store, seconds: float) -> None:
+    def _wait_for_all(self, store: distributed.FileStore, seconds: float) -> None:
         """Until all processes are at the store: torch waits there too, but deaf to signals, for as long as one is missing."""
         end, ranks = time.monotonic() + seconds, [f"here/{rank}" for rank in range(self.world_size)]
         store.set(ranks[self.rank], "")

@@ -88,7 +88,7 @@ def hash_of(weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype | No
     digest = xxhash.xxh3_128()
     for name, weight in weights:
         digest.update(name.encode())
-        digest.update(weight.to(dtype or weight.dtype).flatten().view(torch.uint8).numpy())
+        digest.update(weight.to(dtype or weight.dtype).flatten().view(torch.uint8).numpy().data)
     return str(digest.hexdigest())
 
 

@@ -1,7 +1,7 @@
 """A base, its adapter and its tokenizer, ready to answer."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -99,7 +99,8 @@ def load_adapted(
         grow_embeddings(loaded, vocabulary)
     if model.head is not None:
         getattr(loaded, CLASSIFIER).float()  # as it was trained, and before the adapter brings its own
-    return (loaded if adapter is None else load_adapter(loaded, adapter)).eval()
+    adapted: Any = loaded if adapter is None else load_adapter(loaded, adapter)
+    return adapted.eval()
 
 
 def load_ready(target: ModelTarget, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -108,7 +109,7 @@ def load_ready(target: ModelTarget, *, dtype: torch.dtype) -> tuple[PreTrainedMo
     whose = target.tokenizer
     folder = base.folder if whose is None else tokenizer_folder(whose)
     tokenizer = tokenizer_for(whose or target.model, target.adapter, folder, preparation=target.preparation)
-    loaded = load_adapted(
+    loaded: Any = load_adapted(
         base, target.model, target.adapter, vocabulary=len(tokenizer), dtype=dtype, quantization=target.quantization
     )
     check_ids(tokenizer, loaded.get_input_embeddings().weight.shape[0])

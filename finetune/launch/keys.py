@@ -39,7 +39,7 @@ def one_of(*names: str) -> Callable[[Any], bool]:
 
 def at_least(low: int) -> Callable[[Any], bool]:
     """Takes whole numbers from this one."""
-    return lambda value: (as_count(value) if as_count(value) is not None else -1) >= low
+    return lambda value: (count := as_count(value)) is not None and count >= low
 
 
 def is_flag(value: Any) -> bool:

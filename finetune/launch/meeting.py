@@ -23,7 +23,7 @@ EVERY_SECONDS = 0.2
 ATTEMPT = timedelta(seconds=5)
 
 
-class Meeting(RendezvousHandler):  # type: ignore[misc]
+class Meeting(RendezvousHandler):
     """torch's agent asks it, before it starts its processes and each time that it starts them again."""
 
     def __init__(self, address: Address | None, machines: int, rank: int, *, minutes: float, stopped: threading.Event):

@@ -67,7 +67,7 @@ def combine(
     *,
     method: str,
     weights: Sequence[float],
-    base: Path | None = None,
+    base: str | Path | None = None,
     rank: int | None = None,
     density: float | None = None,
 ) -> Combination:

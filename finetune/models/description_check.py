@@ -116,8 +116,8 @@ def _tokenizer_differences(folder: Path, tokenizer: PreTrainedTokenizerFast, *, 
         mine, its = getattr(tokenizer, name), getattr(plain, name)
         if mine != its:
             yield f"{name} is {its!r}, and was {mine!r}"
-    mine, its = ([token.special for _, token in sorted(one.added_tokens_decoder.items())] for one in (tokenizer, plain))
-    if mine != its:
+    flags, those = ([token.special for _, token in sorted(one.added_tokens_decoder.items())] for one in (tokenizer, plain))
+    if flags != those:
         yield "other added tokens are special, and left out of answers, than were"
     yield from _template_differences(tokenizer, plain)
 

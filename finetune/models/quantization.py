@@ -2,15 +2,18 @@
 
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from finetune.errors import ModelError
 from finetune.models.stored_quantization import NF4_DOUBLE
 
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
 
-def bitsandbytes_config(dtype: torch.dtype, quantization: str = NF4_DOUBLE, kept: Sequence[str] = ()):
+
+def bitsandbytes_config(dtype: torch.dtype, quantization: str = NF4_DOUBLE, kept: Sequence[str] = ()) -> "BitsAndBytesConfig":
     """How a base is quantised while it loads, computed in `dtype`: by one of stored_quantization's BITSANDBYTES.
 
     Modules named in `kept` aren't quantised, as the language model's head never is. The storage type equals the compute type,

@@ -138,7 +138,7 @@ def activations(job: Job) -> float:
     """What the forward pass keeps for the backward pass."""
     shape, layers = job.shape, job.shape.layers
     layer = layer_bytes(job) * job.tokens + (0 if job.packed else 2 * job.tokens * job.row_tokens)
-    ends = job.tokens * shape.width * job.number_bytes
+    ends = float(job.tokens * shape.width * job.number_bytes)
     if job.method == "full" and job.number_bytes == 2:
         # Autocast's bf16 copies of the weights.
         ends += 2.0 * (linear_numbers(shape) + shape.vocabulary * shape.width)

@@ -121,7 +121,7 @@ class TrackioTracker:
 
         # Not self.run.finish(): that leaves the run for Trackio to finish, and to announce, again at exit.
         with contextlib.redirect_stdout(io.StringIO()):
-            trackio.finish()  # type: ignore[no-untyped-call]
+            trackio.finish()
 
 
 class WandbTracker:

@@ -47,7 +47,7 @@ class Batching:
         return self.global_batch_size // (self.micro_batch_size * self.world_size)
 
 
-class Feed(IterableDataset, ABC):
+class Feed(IterableDataset[Any], ABC):
     """The micro-batches of one process, step after step without end: for each step exactly `accumulation` of them."""
 
     def __init__(self, batching: Batching):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -166,7 +166,7 @@ def untrained_tokens(tokenizer: PreTrainedTokenizerFast, rows: int, new_tokens: 
 
 def new_token_ids(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """The ids of the tokens that the recipe adds."""
-    return [tokenizer.convert_tokens_to_ids(token) for token in recipe.model.new_tokens]
+    return list(map(cast(Any, tokenizer).convert_tokens_to_ids, recipe.model.new_tokens))
 
 
 def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:

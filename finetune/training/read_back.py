@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from data_prep.chat.chat_templates import asks_for_date, rendering_of, templates_of
 from finetune.models.adapters.alone import load_alone, read_otherwise
 from finetune.models.bases.config import load_config
-from finetune.models.bases.locate import read_config, weight_files
+from finetune.models.bases.folder import read_config, weight_files
 from finetune.models.description import (
     CONFIG,
     ModelConfig,

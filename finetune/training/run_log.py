@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from data_prep.disk import append_own, make_private
 from finetune.recipe.secrets import scrubbed
@@ -78,7 +78,7 @@ def _warnings_recorded(handler: logging.Handler) -> Iterator[None]:
         shown(message, category, *place)
         handler.handle(_record(logging.WARNING, f"{category.__name__}: {message}"))
 
-    warnings.showwarning = show
+    warnings.showwarning = cast(Any, show)
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import peft
 import torch
@@ -38,6 +38,8 @@ class ExactTrainer(Trainer):
     """Each optimizer step minimises (sum of the losses of its supervised tokens) / (their number), over all processes and
     accumulation steps, however the rows are cut into micro-batches. The model must have the loss of finetune.models.loss.
     """
+
+    model: Any
 
     def __init__(
         self,
@@ -82,11 +84,11 @@ class ExactTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """finetune.training.schedule's rates; a scheduler counts the steps that were taken, so the next one is one more."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda taken: self.rate_factor(taken + 1))
+            self.lr_scheduler = LambdaLR(cast(Any, optimizer or self.optimizer), lambda taken: self.rate_factor(taken + 1))
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """This process's micro-batches; never re-sharded by accelerate, so no row is repeated.
 
         A generator of its own: otherwise the loader would draw from the one that dropout draws from.
@@ -187,7 +189,7 @@ class ExactTrainer(Trainer):
         return metrics
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
+        folder = Path(str(self.args.output_dir))
         checkpoint = folder / f"{PREFIX}{self.state.global_step}"
         # A damaged checkpoint of this step may be there: without its marker it isn't taken for whole while it is rewritten.
         if self.group.is_main:

@@ -180,7 +180,7 @@ def save(merged: PreTrainedModel, parts: MergeInputs, folder: Path, largest_shar
     if parts.head is None:
         config.tie_word_embeddings = tied = plain.get_output_embeddings().weight is embedding
     # transformers refuses to save some generation configs that it reads; the base's own file is written afterwards.
-    merged.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    merged.generation_config = GenerationConfig()
     merged.save_pretrained(folder, max_shard_size=largest_shard)
     changes = dict[str, Any]()
     if config.num_hidden_layers != parts.trained.num_hidden_layers:  # layers that an adapter has several times over

@@ -281,7 +281,7 @@ def compare_answers(
 
 def load_plain(folder: Path, dtype: torch.dtype, kind: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """A model folder through plain transformers. Raises MergeError where weights are absent from it, or left over."""
-    own: Any = GenerationConfig()  # type: ignore[no-untyped-call]  # the folder's may be one that transformers refuses
+    own: Any = GenerationConfig()  # the folder's may be one that transformers refuses
     loaded: tuple[PreTrainedModel, dict[str, Any]] = kind.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False, generation_config=own
     )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -33,7 +34,7 @@ def attach(
     config = LoraConfig(
         task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
         r=section.rank,
-        lora_alpha=section.alpha,
+        lora_alpha=cast(int, section.alpha),  # peft takes a fraction too
         lora_dropout=section.dropout,
         target_modules=section.targets if section.targets == "all-linear" else list(section.targets),
         use_rslora=section.use_rslora,
@@ -85,7 +86,12 @@ def continue_adapter(model: PreTrainedModel, section: AdapterSection, new_token_
     found = checked_adapter_config(folder)
     if found["peft_type"] != LORA:
         raise ModelError(f"adapter.continue_from: {folder} is of type {found['peft_type']}; expected {LORA}.")
-    wanted = {"r": section.rank, "lora_alpha": section.alpha, "use_rslora": section.use_rslora, "use_dora": section.use_dora}
+    wanted: dict[str, Any] = {
+        "r": section.rank,
+        "lora_alpha": section.alpha,
+        "use_rslora": section.use_rslora,
+        "use_dora": section.use_dora,
+    }
     wanted |= {"lora_dropout": section.dropout} if section.dropout else {}
     if section.modules_to_save and set(found["modules_to_save"] or ()) != set(section.modules_to_save):
         wanted["modules_to_save"] = list(section.modules_to_save)
@@ -135,7 +141,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     with only_the_adapter(folder) as held:
         grow_embeddings(model, saved_vocabulary(held))
         with library_refusals(f"the adapter in {folder}, of type {config.get('peft_type')}, does not fit this base"):
-            empty = model.get_input_embeddings().weight.is_meta  # on which torch can put weights, but not write them
+            empty = bool(model.get_input_embeddings().weight.is_meta)  # on which torch can put weights, but not write them
             loaded = PeftModel.from_pretrained(model, str(held), is_trainable=trainable, low_cpu_mem_usage=empty)
         refuse_unread(loaded, held, f"the adapter in {folder}, of type {config.get('peft_type')}")
     if not trainable:  # what trains may be cut up by an engine, and runs soon enough
@@ -159,7 +165,7 @@ def save_adapter(
 
 def grow_embeddings(model: PreTrainedModel, vocabulary: int) -> None:
     """Make room for tokens that were added to the tokenizer. An embedding that is padded beyond the vocabulary stays."""
-    weight = model.get_input_embeddings().weight
+    weight: Any = model.get_input_embeddings().weight
     # ZeRO-3 leaves a share of the weight, and its shape beside it.
     if vocabulary > getattr(weight, "ds_shape", weight.shape)[0]:
         # What transformers draws the new rows from needs numbers, which a model without weights hasn't.

@@ -28,7 +28,7 @@ def refuse_unknown_keys(folder: Path, config: dict[str, Any]) -> None:
     """Raises ModelError where adapter_config.json asks for something that the installed peft would leave out."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(config.get("peft_type"))
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(config.get("peft_type", ""))
     if kind is None:
         return  # which peft refuses by itself
     known = inspect.signature(kind.__init__).parameters.keys() | HARMLESS

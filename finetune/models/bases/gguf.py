@@ -23,7 +23,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     source, name = str(file.resolve().parent), file.name
     with library_refusals(f"{file} could not be read as a GGUF model"):
         packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, gguf_file=name, trust_remote_code=False)
     # transformers keeps a GGUF model marked as quantised, which save_pretrained refuses: copy the weights into a plain one.
     config = {key: value for key, value in packed.config.to_dict().items() if key != "quantization_config"}
     plain = AutoModelForCausalLM.from_config(packed.config.__class__(**config), dtype=torch.bfloat16)

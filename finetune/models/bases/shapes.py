@@ -80,7 +80,7 @@ def read_shape(config: dict[str, Any]) -> Shape:
     found = check_config(config)
     heads, kind = found.num_attention_heads, found.model_type
     # Qwen 2 has these three, whatever its config says; Mistral has none.
-    biases = ("q_proj", "k_proj", "v_proj") if kind == "qwen2" else ()
+    biases: tuple[str, ...] = ("q_proj", "k_proj", "v_proj") if kind == "qwen2" else ()
     if found.attention_bias and kind not in ("qwen2", "mistral"):
         biases = ("q_proj", "k_proj", "v_proj", "o_proj")
     return Shape(
@@ -213,7 +213,10 @@ def _norm_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     names = {"input_layernorm": shape.width, "post_attention_layernorm": shape.width}
     if shape.query_key_norms:
         names |= {"self_attn.q_norm": shape.head_width, "self_attn.k_norm": shape.head_width}
-    found = {f"model.layers.{index}.{name}.weight": (size,) for index in range(shape.layers) for name, size in names.items()}
+    layers = range(shape.layers)
+    found: dict[str, tuple[int, ...]] = {
+        f"model.layers.{index}.{name}.weight": (size,) for index in layers for name, size in names.items()
+    }
     return found | {"model.norm.weight": (shape.width,)}
 
 

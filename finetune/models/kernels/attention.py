@@ -8,7 +8,7 @@ called for each document, in place of once with a mask of T x T.
 import importlib
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn import functional
@@ -85,9 +85,9 @@ def per_document_attention(
     rows = zip(*(tensor.split(list(documents), dim=2) for tensor in (query, key, value)), strict=True)
     outputs = [
         functional.scaled_dot_product_attention(
-            *row, dropout_p=dropout, is_causal=row[0].shape[2] > 1, scale=scaling, enable_gqa=groups > 1
+            q, k, v, dropout_p=dropout, is_causal=q.shape[2] > 1, scale=scaling, enable_gqa=groups > 1
         ).transpose(1, 2)
-        for row in rows
+        for q, k, v in rows
     ]
     return torch.cat(outputs, dim=1), None
 
@@ -96,7 +96,7 @@ def per_document_mask(*arguments: Any, attention_mask: torch.Tensor | None = Non
     """No mask for rows without padding: causality, and the bounds of documents, are the attention's own."""
     if attention_mask is None and options.get("q_length") == options.get("kv_length"):
         return None
-    mask: torch.Tensor | None = sdpa_mask(*arguments, attention_mask=attention_mask, **options)
+    mask: torch.Tensor | None = cast(Any, sdpa_mask)(*arguments, attention_mask=attention_mask, **options)
     return mask
 
 

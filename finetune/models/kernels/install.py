@@ -118,7 +118,9 @@ class OneInput:
     """
 
     def __init__(self, layers: list[Any]):
-        self.layers, self.x, self.outputs = layers, None, {}
+        self.layers = layers
+        self.x: torch.Tensor | None = None
+        self.outputs: dict[Any, torch.Tensor] = {}
 
     def install(self) -> None:
         """Put this before each layer's forward."""

@@ -37,7 +37,7 @@ def scale_by_document(model: nn.Module) -> None:
     if not looks_at_length(config):
         return
     for decoder in [module for module in model.modules() if hasattr(module, "rotary_emb")]:
-        rotary = decoder.rotary_emb
+        rotary: Any = decoder.rotary_emb
         if getattr(rotary, "rope_type", None) not in BY_LENGTH or not _is_like_llamas(rotary):
             raise ModelError(
                 f"{type(rotary).__name__} scales its positions by the longest row of a batch ({config.rope_parameters}), and "

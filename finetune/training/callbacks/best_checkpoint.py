@@ -23,7 +23,7 @@ class BestCheckpoint(TrainerCallback):
         self.early_stopping, self.best_by, self.rule = train.early_stopping, train.best_by or "loss", rule
         self.sign = 1 if self.best_by in LOWER_IS_BETTER else -1
 
-    def on_evaluate(
+    def on_evaluate(  # type: ignore[override]  # transformers gives the metrics by name
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
     ) -> TrainerControl:
         """Decide from the log of all evaluations, so that a resumed run decides alike."""

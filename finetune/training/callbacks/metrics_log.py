@@ -68,7 +68,7 @@ class MetricsLog(TrainerCallback):
         """The time of a checkpoint is not the next step's."""
         self.restart()
 
-    def on_log(
+    def on_log(  # type: ignore[override]  # transformers gives the logs by name
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
         """Translate, add speed and memory, and pass on."""
