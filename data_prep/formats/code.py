@@ -68,7 +68,7 @@ def load_code(path: str, allowed: Collection[str]) -> ParseRow:
     if not callable(parse):
         names = ", ".join(name for name, value in found.items() if callable(value) and not name.startswith("_"))
         raise DataError(f"code {path} has no function parse(row); it has {names or 'no functions'}")
-    return parse  # type: ignore[no-any-return]
+    return parse
 
 
 def parse_by_code(values: dict[str, Any], parse: ParseRow, order: TurnOrders = ()) -> list[Any]:

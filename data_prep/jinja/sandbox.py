@@ -116,7 +116,7 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
         self.left -= len(value)
         if self.left < 0:
             self.charge(0)
-        return value  # type: ignore[no-any-return]
+        return value
 
     def joined(self, *parts: Any) -> str:
         """What `~` makes of its parts."""
@@ -245,7 +245,7 @@ def _limited(base: Any, **options: Any) -> LimitedSandbox:
     sandbox.filters = {name: sandbox.filter_within_limits(name, function) for name, function in base.filters.items()}
     sandbox.filters["random"] = _drawn("random")
     sandbox.globals = base.globals | {"lipsum": _drawn("lipsum")}
-    return sandbox  # type: ignore[no-any-return]
+    return sandbox
 
 
 @lru_cache(maxsize=1)
