@@ -29,7 +29,7 @@ from tests.distributed.conftest import Train
         (("--launch", "ddp", "--processes", "2"), {"train": {"precision": "fp16"}}, "Take bf16"),
         (("--launch", "zero3", "--processes", "2"), {"model": {"new_tokens": ["<x>"]}}, "Take fsdp2, zero2 or ddp"),
         (("--launch", "ddp", "--processes", "2", "--nodes", "2"), {}, "--nodes needs --rendezvous HOST:PORT"),
-        (("--launch", "ddp", "--processes", "3", "--nodes", "2", "--rendezvous", "x:1"), {}, "don't divide by --nodes 2"),
+        (("--launch", "ddp", "--processes", "3", "--nodes", "2", "--rendezvous", "x:1"), {}, "is not divisible by --nodes 2"),
         (
             ("--launch", "ddp", "--processes", "2", "--nodes", "2", "--node-rank", "2", "--rendezvous", "x:1"),
             {},

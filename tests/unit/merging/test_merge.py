@@ -226,7 +226,7 @@ def test_a_damaged_adapter_is_refused(tiny_base: Path, tmp_path: Path) -> None:
     weights = load_file(path)
     weights["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"][3, 1] = float("nan")
     save_file(weights, path)
-    with pytest.raises(MergeError, match=r"model\.layers\.1\.mlp\.up_proj\.lora_B\.weight holds NaN"):
+    with pytest.raises(MergeError, match=r"model\.layers\.1\.mlp\.up_proj\.lora_B\.weight contains NaN"):
         merge(target, tmp_path / "merged")
 
 
