@@ -1,6 +1,6 @@
 """Fine-tune LLaMA-family models with LoRA: strict recipes, audited data, verified merges, reproducible runs.
 
-    run = finetune.train("quickstart", {"train.max_steps": 50})
+    run = finetune.train("quickstart", {"train.epochs": 1})
     print(run.metrics["evaluation_loss"])
     run.merge("merged")
     print(finetune.load("merged").generate(["Two pizzas, please."]))
