@@ -1,7 +1,7 @@
-"""Files in folders that others may have filled or may read: no link is followed where something is written, only regular files
-are read, and what is private is for its owner. Standard library only.
+"""Files in folders that others may have filled or may read: no link is followed when writing, only regular files are read, and
+private files are for their owner. Standard library only.
 
-Private means 0600, folders 0700. Whom the umask lets write is meant to share (0002: the group), so may read and write too.
+Private means 0600, folders 0700. Those that the umask allows to write (0002: the group) may read and write too.
 """
 
 import errno
@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import IO, Any
 
 PARTIAL = ".partial"
-"""How the names of files and folders end that are being written."""
+"""The suffix of files and folders that are being written."""
 NOTES_BYTES = 16 * 2**20
-"""No summary, no config and no note of a run or a model comes near."""
+"""Far more than any summary, config or note of a run or a model has."""
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
-    """A file's content. Raises OSError, also for a pipe, a device, a folder, and for more than so many bytes."""
+    """A file's content. Raises OSError, also for a pipe, a device, a folder, and for more than `most_bytes`."""
     with open_regular(path) as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
-        raise OSError(errno.EOVERFLOW, f"has more than {most_bytes:,} bytes, too many for what it should be", str(path))
+        raise OSError(errno.EOVERFLOW, f"has more than {most_bytes:,} bytes, too many for this kind of file", str(path))
     return content
 
 
@@ -37,24 +37,24 @@ def read_json(path: Path) -> Any:
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a file for reading. Raises OSError, also for a pipe or a device, on which reading could wait or go on for ever."""
+    """Open a file for reading. Raises OSError, also for a pipe or a device, where reading could wait or continue forever."""
     return os.fdopen(_opened(path, os.O_RDONLY), "rb")
 
 
 def open_own(path: Path, flags: int) -> int:
-    """A descriptor of a private file that is changed in place, made where there is none.
+    """A descriptor of a private file to change in place, created if there is none.
 
-    Raises OSError, also for a link of either kind: what is written would stand in another file.
+    Raises OSError, also for a link of either kind: writing would change another file.
     """
     handle = _opened(path, flags | os.O_CREAT | os.O_NOFOLLOW)
     if os.fstat(handle).st_nlink > 1:
         os.close(handle)
-        raise OSError(errno.EMLINK, "has another name elsewhere (a hard link); put a copy in its place", str(path))
+        raise OSError(errno.EMLINK, "has another name elsewhere (a hard link); replace it with a copy", str(path))
     return handle
 
 
 def _opened(path: Path, flags: int) -> int:
-    """A descriptor of a regular file. Without O_NONBLOCK, opening a pipe would wait for who is at its other end."""
+    """A descriptor of a regular file. Without O_NONBLOCK, opening a pipe would wait for its other end."""
     mode = private_mode(0o666) if flags & os.O_CREAT else 0
     try:
         handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, mode)
@@ -78,12 +78,12 @@ def _irregular(path: Path, kind: str) -> OSError:
 
 
 def append_own(path: Path) -> IO[str]:
-    """Open a private text file to add to it, line by line. Raises as open_own."""
+    """Open a private text file to append to it, line by line. Raises as open_own."""
     return os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace a private file in one step, so that no reader sees half of it; a link of its name is replaced, not followed."""
+    """Replace a private file in one step, so that no reader sees half of it; a link with its name is replaced, not followed."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, private_mode(0o666))
     try:
@@ -98,7 +98,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def make_private(folder: Path) -> None:
-    """Make a private folder where there is none, in a folder that is there. Raises OSError, also where it is a link."""
+    """Make a private folder, if there is none, in an existing folder. Raises OSError, also if it is a link."""
     try:
         folder.mkdir(mode=private_mode(0o777))
     except FileExistsError:
@@ -109,7 +109,7 @@ def make_private(folder: Path) -> None:
 
 
 def follow_umask(folder: Path) -> None:
-    """Give a folder that is meant for others, and all that is in it, the rights that the umask leaves."""
+    """Give a folder that is meant for others, and its contents, the permissions that the umask allows."""
     forbidden = umask()
     os.chmod(folder, 0o777 & ~forbidden)
     for entry in _entries_below(folder, but=""):
@@ -118,12 +118,12 @@ def follow_umask(folder: Path) -> None:
 
 
 def refuse_links(folder: Path, *, but: str = "") -> None:
-    """Raise OSError where anything below a folder, beside what lies in `but`, is a link, a pipe or a device."""
+    """Raise OSError if anything below a folder, except in `but`, is a link, a pipe or a device."""
     for entry in _entries_below(folder, but):
         if entry.is_symlink():
             raise link_error(Path(entry.path))
         if not entry.is_file() and not entry.is_dir():
-            raise OSError(errno.EINVAL, "is a pipe, a socket or a device, which no run writes; remove it", entry.path)
+            raise OSError(errno.EINVAL, "is a pipe, a socket or a device, which no run writes; remove this file", entry.path)
 
 
 def _entries_below(folder: Path, but: str) -> Iterator[os.DirEntry[str]]:
@@ -136,7 +136,7 @@ def _entries_below(folder: Path, but: str) -> Iterator[os.DirEntry[str]]:
 
 
 def private_mode(rights: int) -> int:
-    """Of the rights to a new file (0o666) or folder (0o777), those that a private one has under the process's umask."""
+    """Those permissions of a new file (0o666) or folder (0o777) that a private one has under the process's umask."""
     forbidden = umask()
     group, others = 0 if forbidden & 0o020 else 0o070, 0 if forbidden & 0o002 else 0o007
     return rights & (0o700 | group | others)
@@ -147,14 +147,14 @@ def umask() -> int:
     try:
         with open("/proc/self/status") as status:
             return next(int(line.split()[1], 8) for line in status if line.startswith("Umask:"))
-    except (OSError, StopIteration):  # no Linux: reading it is setting it
+    except (OSError, StopIteration):  # not Linux: it can only be read by setting it
         current = os.umask(0o077)
         os.umask(current)
         return current
 
 
 def link_error(path: Path) -> OSError:
-    """What is raised for a symbolic link in the place of something that is written."""
+    """The error for a symbolic link where something is to be written."""
     return OSError(
-        errno.ELOOP, f"is a link to {os.readlink(path)}, and is never written through; put what it names here", str(path)
+        errno.ELOOP, f"is a link to {os.readlink(path)}, and nothing is written through links; put its target here", str(path)
     )

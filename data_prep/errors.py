@@ -1,4 +1,4 @@
-"""The one error of this library, and what turns other libraries' errors into it."""
+"""This library's error class, and a context manager that converts other libraries' errors to it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,17 +7,17 @@ from data_prep.text import LONGEST_REASON, cut
 
 
 class DataError(Exception):
-    """Data that can't be used; the text names the file, the row and the field, and says what to change."""
+    """Data that can't be used; the message names the file, the row and the field, and says what to change."""
 
     exit_code = 2
 
 
 @contextmanager
 def library_refusals(what: str, kind: type[Exception] = DataError) -> Iterator[None]:
-    """Around one call of a library on a file of the user's: whatever it raises becomes one error, `what`: REASON.
+    """Wraps one library call on a user's file: whatever it raises becomes one error, `what`: REASON.
 
-    Libraries have no class of their own for a file that is wrong: a strange value ends in a KeyError, a TypeError, a
-    ZeroDivisionError, a RecursionError, a panic of Rust. So this is never put around code of ours. What is about memory is
+    Libraries have no error class for invalid files: an unexpected value may raise KeyError, TypeError, ZeroDivisionError,
+    RecursionError, or a Rust panic. For that reason, never wrap this package's own code with it. Out-of-memory errors are
     passed on.
     """
     try:
@@ -25,7 +25,7 @@ def library_refusals(what: str, kind: type[Exception] = DataError) -> Iterator[N
     except MemoryError:
         raise
     except Exception as error:
-        known = hasattr(error, "exit_code")  # said already
+        known = hasattr(error, "exit_code")  # already reported as one of ours
         if known or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
             raise
         raise kind(f"{what}: {_reason(error)}") from error
@@ -36,7 +36,7 @@ def library_refusals(what: str, kind: type[Exception] = DataError) -> Iterator[N
 
 
 def _reason(error: BaseException) -> str:
-    """A library's words on one line; the class goes first where the text alone says nothing."""
+    """A library's message on one line, with the class first if the text alone says too little."""
     text = " ".join(str(error).split())
     if len(text.split()) < 4:
         text = f"{type(error).__name__} {text}".strip()

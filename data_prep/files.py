@@ -1,4 +1,4 @@
-"""Which files a path of the recipe stands for: one file, a glob or a folder. Light to import: the recipe asks here too."""
+"""Which files a path in the recipe means: one file, a glob or a folder. Light to import, because the recipe uses it too."""
 
 import glob
 import re
@@ -22,24 +22,24 @@ COMPRESSIONS = (".gz", ".zst")
 EXPECTED = f"{', '.join(KINDS)}, each also followed by {' or '.join(COMPRESSIONS)}"
 
 SAVED = "state.json"
-"""What is in a folder that datasets' save_to_disk wrote, beside its Arrow files."""
+"""A file in folders that datasets' save_to_disk wrote, next to the Arrow files."""
 
 SAVED_SPLITS = "dataset_dict.json"
-"""What is in a folder of such folders, one a split."""
+"""A file in a folder of such folders, one per split."""
 
 ABOUT_DATA = frozenset({SAVED, SAVED_SPLITS, "dataset_info.json", "dataset_infos.json"})
-"""Files that say something of the data beside them, and are none."""
+"""Files that describe the data next to them, and are not data."""
 
 HELD_OUT = re.compile(
     r"(?<![a-z])(tests?|testing|valid|validation|val|evals?|evaluation|dev|hold[-_ ]?out|held[-_ ]?out)(set|split)?(?![a-z])"
 )
-"""A word by which a file's name, in small letters, says that it is not for training."""
+"""A word in a file's name, in lower case, that says that it is not for training."""
 
 GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a pointer begins: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
 
 MOST_SEARCHED = 10_000
-"""How many entries below a folder are looked at for a hint."""
+"""How many entries below a folder are searched for a hint."""
 
 Use = Literal["train", "evaluation"]
 
@@ -51,14 +51,14 @@ class DataFile:
     path: Path
 
     name: str
-    """What messages call it: "rows.jsonl"; in a folder or a glob "folder/rows.jsonl", from the part that is no pattern."""
+    """Its name in messages: "rows.jsonl"; in a folder or a glob "folder/rows.jsonl", from the part that is not a pattern."""
 
     held_out: bool = False
-    """Its name, or that of a folder on the way to it, says that it is not for training; the recipe doesn't name it itself."""
+    """Its name, or that of a folder above it, says that it is not for training, and the recipe doesn't name it explicitly."""
 
 
 def kind_of(name: str) -> str | None:
-    """The kind of a file, one of KINDS, by its name without a compression's ending; None where it can't be read."""
+    """The kind of a file, one of KINDS, by its name without a compression's ending; None if it can't be read."""
     path = PurePath(name.lower())
     suffix = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
     kind = OTHER_NAMES.get(suffix, suffix)
@@ -66,7 +66,7 @@ def kind_of(name: str) -> str | None:
 
 
 def problem_with(path: str | Path, use: Use | None = None) -> str | None:
-    """What keeps a path from being read as data for this use, as a text for the user; None where there are files to read.
+    """Why a path can't be read as data for this use, as a message; None if there are files to read.
 
     Looks at names only: a file's content is judged when it is read.
     """
@@ -80,11 +80,11 @@ def problem_with(path: str | Path, use: Use | None = None) -> str | None:
 
 
 def find_files(path: str | Path, use: Use | None = None) -> list[DataFile]:
-    """The files that a path stands for, sorted by name: the file itself, a folder's readable files, or what a glob matches.
+    """The files that a path means, sorted by name: the file itself, a folder's readable files, or what a glob matches.
 
-    To train on (`use`) are those whose names don't say that they are held out; to evaluate on those that say so, where there
-    are any; all of them where it is None. A folder's own folders are not searched (a glob with ** does that), but for those
-    that datasets' save_to_disk wrote into it; names that begin with a dot are passed over.
+    With `use` "train", those whose names don't say that they are held out; with "evaluation", those that say so, if there are
+    any; with None, all of them. Subfolders are not searched (a glob with ** does that), except those that datasets'
+    save_to_disk wrote; names that begin with a dot are skipped.
     """
     files = _all_files(Path(path))
     if use == "train":
@@ -99,7 +99,7 @@ def left_out_files(path: str | Path, use: Use | None) -> list[str]:
 
 
 def says_held_out(name: str) -> bool:
-    """Whether a name holds a word, whole, by which data are known that are not for training: test-0001.jsonl, mySet.dev.csv."""
+    """Whether a name contains a complete word that marks data not for training: test-0001.jsonl, mySet.dev.csv."""
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     return HELD_OUT.search(apart.lower()) is not None
 
@@ -130,17 +130,17 @@ def _is_splits(folder: Path) -> bool:
 
 
 def _is_marker(name: str) -> bool:
-    """Whether a file is none of data but a mark that a program such as Spark leaves beside them: _SUCCESS, a checksum."""
+    """Whether a file is not data but a marker that a program such as Spark leaves next to data: _SUCCESS, a checksum."""
     return name.endswith(".crc") or (name.startswith("_") and kind_of(name) is None)
 
 
 def _is_cache_of_datasets(path: Path) -> bool:
-    """Whether a file is a copy that `datasets` made in working with what it had saved."""
+    """Whether a file is a cache that `datasets` made while working with saved data."""
     return path.name.startswith("cache-") and path.suffix == ".arrow" and (path.parent / SAVED).is_file()
 
 
 def unread_files(path: str | Path) -> list[str]:
-    """The names in a folder that are no data that can be read: files of other kinds, and folders (with a / at the end)."""
+    """The names in a folder that can't be read as data: files of other types, and folders (with a / at the end)."""
     folder = Path(path)
     if not folder.is_dir():
         return []
@@ -189,14 +189,14 @@ def _problem_with(path: Path, use: Use | None) -> str | None:
         return _nothing_in_folder(path) if is_folder else f"no file matches the glob {path}"
     if not find_files(path, use):
         return (
-            f"every file of {path} says by its name that it is held out ({_first(file.name for file in found)}); to train on "
-            "one all the same, give its own path"
+            f"the name of every file of {path} says that it is held out ({_first(file.name for file in found)}); to train on "
+            "one anyway, give its own path"
         )
     return None
 
 
 def _split_pattern(path: Path) -> tuple[Path, str]:
-    """A glob as the folder that it starts from, which may have brackets in its name, and the pattern below it."""
+    """Split a glob into the folder that it starts from, which may have brackets in its name, and the pattern below it."""
     depth = len(path.parts) - 1
     while depth > 1 and not Path(*path.parts[:depth]).is_dir():
         depth -= 1
@@ -215,7 +215,7 @@ def _nothing_in_folder(path: Path) -> str:
 
 
 def _line_for(path: Path) -> str:
-    """What to write for a folder without data of its own: where they are in the folders below it, if they are there."""
+    """What to write for a folder without data files: the folders below it that have some, if there are any."""
     found = [file for file in islice(path.rglob("*"), MOST_SEARCHED) if kind_of(file.name) and file.is_file()]
     hidden = [file for file in found if any(part.startswith(".") for part in file.relative_to(path).parts)]
     below = [file for file in found if file.name not in ABOUT_DATA and file not in hidden]
@@ -223,7 +223,7 @@ def _line_for(path: Path) -> str:
     if not folders:
         return f"expected files that end in {EXPECTED}"
     if len(folders) == 1:
-        return f"its data are further down: write path: {folders[0]}"
+        return f"its data are in a subfolder: write path: {folders[0]}"
     ending = "".join(below[0].suffixes[-2:] if below[0].suffix in COMPRESSIONS else below[0].suffixes[-1:])
     return f"its data are in {_first(map(str, folders))}: write path: {folders[0]}, or for all of them {path}/**/*{ending}"
 

@@ -12,7 +12,7 @@ from data_prep.text import shown
 def targets_of(answer: str, head: HeadSection) -> tuple[float, ...]:
     """The label's index (single_label), a 0 or 1 for each label (multi_label), or the number (regression).
 
-    Raises DataError for an answer that is no label of the head, or no number.
+    Raises DataError for an answer that is not a label of the head, or not a number.
     """
     text = answer.strip()
     if head.problem == "regression":
@@ -23,17 +23,17 @@ def targets_of(answer: str, head: HeadSection) -> tuple[float, ...]:
     words = [text] if head.problem == "single_label" else split_labels(text)
     for word in words:
         if word not in head.labels:
-            raise DataError(f"the label is {shown(word)}, which model.head.labels doesn't name; it names {listed(head.labels)}")
+            raise DataError(f"the label is {shown(word)}, which is not in model.head.labels: {listed(head.labels)}")
     if head.problem == "single_label":
         return (float(head.labels.index(text)),)
     return tuple(float(label in words) for label in head.labels)
 
 
 def answer_of_targets(targets: Sequence[float], head: HeadSection) -> str:
-    """What targets_of read, in words again."""
+    """The answer that targets_of read, as text again."""
     if head.problem == "single_label":
         return head.labels[int(targets[0])]
-    # Above 0 is said, as of outputs.
+    # Labels above 0 are named, as for outputs.
     return answer_of(targets, head)
 
 
@@ -44,7 +44,7 @@ def split_labels(answer: str) -> list[str]:
 
 
 def answer_of(outputs: Sequence[float], head: HeadSection) -> str:
-    """What a head's outputs say of a row, in the words of its answers: the likeliest label, those above 0, or the number."""
+    """A head's outputs for a row as an answer: the likeliest label, the labels above 0, or the number."""
     if head.problem == "regression":
         return repr(float(outputs[0]))
     if head.problem == "single_label":

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 THINK, THINK_END = "<think>", "</think>"
-"""What stands around what a model thinks, in the texts of all models that think aloud."""
+"""Encloses reasoning, in the texts of all models that write it into the answer."""
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Where rows say what the assistant thinks, and templates look for it: Qwen3's and most others, some servers', gpt-oss's."""
+"""Keys that hold reasoning in rows and templates: Qwen3's and most others', some servers', gpt-oss's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Message:
     """system, user, assistant or tool (what a called tool gave back)."""
     content: str
     weight: float | None = None
-    """How much the turn's tokens count in the loss, where the recipe's `supervise` says so; None is 1; 0 is never learned."""
+    """The turn's weight in the loss, if the recipe's `supervise` includes it; None is 1; 0 is never learned."""
     tool_calls: tuple[ToolCall, ...] = ()
     """An assistant turn's calls; its content may then be empty."""
     tool_call_id: str | None = None
@@ -39,26 +39,26 @@ class Message:
 
     @property
     def loss_weight(self) -> float:
-        """How much the turn's tokens count where it is learned at all."""
+        """The weight of the turn's tokens, if the turn is learned at all."""
         return 1.0 if self.weight is None else self.weight
 
     @property
     def thought(self) -> str:
-        """What the assistant thinks, wherever the row says it, without the blanks around it."""
+        """The assistant's reasoning, from either place, without surrounding blanks."""
         return "\n\n".join(
             filter(None, [self.reasoning.strip(), thought_of(self.content)[0]] if self.role == "assistant" else [])
         )
 
     @property
     def said(self) -> str:
-        """What the content says beside what is thought, without the blanks around it."""
+        """The content without the reasoning and surrounding blanks."""
         return thought_of(self.content)[1] if self.role == "assistant" else self.content.strip()
 
 
 def thought_of(content: str) -> tuple[str, str]:
-    """A content's thought and answer, without the blanks around them.
+    """A content's thought and answer, without surrounding blanks.
 
-    A thought begins the content and ends in </think>; <think> itself may have been a part of the prompt.
+    A thought begins the content and ends in </think>; <think> itself may have been part of the prompt.
     """
     thought, end, answer = content.partition(THINK_END)
     begins = thought.lstrip().startswith(THINK) or THINK not in thought
@@ -69,8 +69,8 @@ def thought_of(content: str) -> tuple[str, str]:
 class Conversation:
     """Turns in order; an optional system message, then user and assistant in alternation, an assistant last.
 
-    Between an assistant's tool call and its next turn stand the tool's results. Assistant turns before index
-    `completion_start` are context: they have labels only where everything has.
+    The tool's results are between an assistant's tool call and its next turn. Assistant turns before index
+    `completion_start` are context: they have labels only if everything has.
     """
 
     messages: tuple[Message, ...]
@@ -78,11 +78,11 @@ class Conversation:
     tools: tuple[dict[str, Any], ...] = field(default=())
     """The tools that can be called, as JSON schemas in OpenAI's form."""
     references: tuple[str, ...] = ()
-    """Other answers that are as good as the last turn; never learned, an evaluation compares with them too."""
+    """Other answers as good as the last turn: never learned, but an evaluation compares with them too."""
     changes: tuple[str, ...] = ()
     """What was done to its turns in reading them; keys of data_prep.audit.report.NOTES."""
     tests: str = ""
-    """A program that ends without an error behind the code that the last turn holds; never learned."""
+    """A program that runs without an error after the code in the last turn, if that is correct; never learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class PlainText:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Two ways to go on after the same turns, the better one first; an assistant's turn is last in both."""
+    """Two continuations of the same turns, the better one first; both end with an assistant turn."""
 
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
@@ -108,9 +108,9 @@ Parsed = Example | Preference
 
 
 def without_reasoning(example: Example) -> Example:
-    """The example with what the assistant says, and not what it thinks before; itself where it thinks nothing.
+    """The example with the assistant's answers and without reasoning; the example itself if it has no reasoning.
 
-    A thought that never ends goes to the end of the text, so that nothing is said. A text without a prompt answers nothing.
+    A thought that never ends extends to the end of the text, so that no answer is left. A text without a prompt has no answer.
     """
     if isinstance(example, PlainText):
         thinks = bool(example.prompt) and thinks_in(example.completion)
@@ -125,14 +125,14 @@ def without_reasoning(example: Example) -> Example:
 
 
 def _said(text: str) -> str:
-    """What a text says; itself, blanks and all, where nothing is thought in it."""
+    """The answer in a text; the text itself, blanks included, if it has no reasoning."""
     if not thinks_in(text):
         return text
     return thought_of(text)[1] if THINK_END in text else ""
 
 
 def thinks_in(text: str) -> bool:
-    """Whether an answer begins with something that is thought."""
+    """Whether an answer begins with reasoning."""
     return thought_of(text)[1] != text.strip() or text.lstrip().startswith(THINK)
 
 
@@ -142,7 +142,7 @@ def last_answer(example: Example) -> str:
 
 
 def learned_turns(conversation: Conversation, supervise: str) -> list[int]:
-    """The indexes of the assistant's turns that data.supervise means, whatever their weight; all of them for "all"."""
+    """The indexes of the assistant's turns that data.supervise selects, whatever their weight; all of them for "all"."""
     messages, start = conversation.messages, conversation.completion_start
     if supervise == "completion" and start == 0:
         start = max((index for index, message in enumerate(messages) if message.role == "user"), default=0)

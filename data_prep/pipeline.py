@@ -1,4 +1,4 @@
-"""From the rows of a source to documents in a table, with a count of everything that happens on the way."""
+"""From the rows of a source to documents in a table, counting everything that happens on the way."""
 
 import gc
 from collections import deque
@@ -56,7 +56,7 @@ class Pipeline:
             self._near = NearDuplicates(section.clean.near_duplicates)
 
     def reports_of(self, use: Use) -> list[SourceReport]:
-        """The reports of the sources with this use, in their order."""
+        """The reports of the sources with this use, in order."""
         return [report for report in self.reports if report.use == use]
 
     def run(self, sources: Sequence[Source], use: Use, writer: TableWriter) -> None:
@@ -68,13 +68,13 @@ class Pipeline:
                 writer.add(TableRow(document, index, mark) for document, mark in documents)
 
     def report(self, source: Source, use: Use) -> SourceReport:
-        """A report for a source, empty as yet, among those of this pipeline."""
+        """A new report for a source, added to those of this pipeline."""
         report = self.new_report(source, use)
         self.reports.append(report)
         return report
 
     def new_report(self, source: Source, use: Use) -> SourceReport:
-        """A report that knows a source's name, and which files of a folder are not read."""
+        """A report with a source's name, and the files of a folder that are not read."""
         report = SourceReport(source_name(source), use, source.format)
         if isinstance(source, FileSource):
             report.unread_files = unread_files(source.path)
@@ -96,14 +96,14 @@ class Pipeline:
         """The same for some rows of a source."""
         section, bos = self.section, self.tokenizer.bos_token_id
         overlap = overlap_of(self.tokenizer)
-        waiting: deque[_Candidate] = deque()  # those that are being tokenised
+        waiting: deque[_Candidate] = deque()  # being tokenised
 
         def on_finding(finding: Finding | Note, place: str, message: str) -> None:
             if finding in NOTES:
                 report.note(finding, place, message)
                 return
             if not self.audit and finding not in section.allow_findings:
-                raise DataError(f"{place}: {message}. Where it is meant, name {finding} in data.allow_findings")
+                raise DataError(f"{place}: {message}. If this is intended, allow it with data.allow_findings: [{finding}]")
             report.find(finding, place, message)
 
         def examples() -> Iterator[Placed]:
@@ -123,20 +123,20 @@ class Pipeline:
         )
         for document, example in tokenization.run(examples()):
             candidate = waiting.popleft()
-            while candidate.example is not example:  # those before it could not be tokenised
+            while candidate.example is not example:  # the ones before it could not be tokenised
                 candidate = waiting.popleft()
             if not document.spans:
                 report.drop(document.place, "no_supervised_token", excerpt_of(example))
-                report.find("no_supervised_token", document.place, "it has no token that is learned")
+                report.find("no_supervised_token", document.place, "it has no supervised tokens")
                 continue
             parts = fitted(document, section.max_length_tokens, section.over_length, bos, overlap)
             self._count(document, parts, candidate, report)
             yield from ((part, candidate.fingerprint) for part in parts)
 
     def reread(self, documents: DocumentTable, use: Use) -> list[Placed]:
-        """The examples that the documents were made of, and their places, in order; the sources are read again for them."""
+        """The examples that the documents were made of, and their places, in order; the sources are read again."""
         sources = self.section.train if use == "train" else self.section.held_out or self.section.train
-        # A split document's parts name their row and their number.
+        # The parts of a split document are named by row and number.
         wanted = {document.place.partition(PART)[0] for document in documents}
         marks = set(documents.fingerprints.tolist())
         found = []
@@ -147,8 +147,8 @@ class Pipeline:
                     found.append((candidate.place, candidate.example))
         if lost := wanted - {place for place, _ in found}:
             raise DataError(
-                f"{min(lost)}: the prepared data have this row, but not as it is read now: they are of a version that reads "
-                "such rows otherwise; start a new run from the recipe"
+                f"{min(lost)}: the prepared data have this row, but it is read differently now: they were prepared by "
+                "another version; start a new run from the recipe"
             )
         return found
 
@@ -162,7 +162,7 @@ class Pipeline:
         if candidate.repeats:
             report.duplicates.add(document.place, excerpt_of(candidate.example))
         if candidate.leaks:
-            report.find("leakage", document.place, "it also stands in the evaluation rows")
+            report.find("leakage", document.place, "it is also in the evaluation rows")
         if parts != [document]:
             rows = report.split if self.section.over_length == "split" else report.truncated
             rows.add(document.place, excerpt_of(candidate.example))
@@ -170,9 +170,9 @@ class Pipeline:
             report.truncated_supervised_tokens += document.supervised_tokens - kept
 
     def _distinct(self, candidates: "Iterator[_Candidate]", report: SourceReport) -> "Iterator[_Candidate]":
-        """Those that repeat no others, where the recipe wants that; otherwise all, with what they repeat."""
+        """Those that repeat no other, if the recipe drops duplicates; otherwise all, marked as repeated or not."""
         if self.section.streaming is not None and report.use == "train" and self.first_rows is None:
-            yield from candidates  # a stream keeps nothing to compare with
+            yield from candidates  # a stream keeps no rows to compare with
             return
         clean, seen = self.section.clean, self._seen[report.use]
         held_out = self._seen["evaluation"] if report.use == "train" and clean.leakage != "keep" else set()
@@ -192,7 +192,7 @@ class Pipeline:
             yield from candidates
             return
         while batch := list(islice(candidates, BATCH_ROWS)):
-            # A system prompt that all rows share says nothing about how alike they are.
+            # A system prompt that all rows share doesn't make them similar.
             texts = [" ".join(texts_of(candidate.example, system=False)) for candidate in batch]
             like = self._near.first_like(texts, [candidate.place for candidate in batch])
             for candidate, earlier in zip(batch, like, strict=True):
@@ -210,7 +210,7 @@ class Pipeline:
     def parsed(
         self, source: Source, report: SourceReport, on_bad: OnBadRow | None, *, streaming: bool = False
     ) -> tuple[RowParser, Iterator[Row]]:
-        """A source's parser and rows as read_parsed opens them; the report learns the format."""
+        """A source's parser and rows as read_parsed opens them; the format is written to the report."""
         parser, rows = read_parsed(
             source,
             on_bad,
@@ -226,7 +226,7 @@ class Pipeline:
         return parser, rows
 
     def _examples(self, source: Source, parser: RowParser, rows: Iterator[Row], report: SourceReport) -> "Iterator[_Candidate]":
-        """The examples of rows with their places, but those whose text is a reason to drop them."""
+        """The examples of rows with their places, without those dropped because of their text."""
         prefix, pairs = place_in(source, self.section), 0
         for read in rows:
             row = replace(read, place=prefix + read.place) if prefix else read
@@ -250,11 +250,11 @@ class Pipeline:
         if pairs:
             raise DataError(
                 f"{source_name(source)}: its {pairs:,} pairs of chosen and rejected answers are valid, but training on "
-                "preferences comes in a later version; to learn the chosen answers alone, use format template or messages"
+                "preferences is not supported yet; to learn only the chosen answers, use format template or messages"
             )
 
     def _in_calls(self, example: Example) -> bool:
-        """Whether special tokens that are to be text stand in tools, calls or thoughts, where the template rewrites them."""
+        """Whether special tokens to be read as text are in tools, calls or thoughts, which the template rewrites."""
         if self.section.special_tokens_in_text != "text" or not isinstance(example, Conversation):
             return False
         messages = tuple(replace(message, content="") for message in example.messages)
@@ -270,7 +270,7 @@ class Pipeline:
                     raise DataError(f"{place}: {error}") from None
 
     def _cleaned(self, place: str, example: Example, report: SourceReport) -> "_Candidate | None":
-        """The example after data.clean; None where its text is a reason to drop it."""
+        """The example after data.clean; None if it is dropped because of its text."""
         clean = self.section.clean
         example = without_reasoning(example) if self.section.reasoning == "drop" else example
         try:
@@ -312,11 +312,11 @@ class _Candidate:
     repeats: bool = False
     """It is equal to an earlier one."""
     leaks: bool = False
-    """It also stands in the evaluation rows."""
+    """It is also in the evaluation rows."""
 
 
 def _with_mapped_columns(rows: Iterator[Row], parser: RowParser, source: Source) -> Iterator[Row]:
-    """The rows; raises DataError behind the last one where none had a column that `columns` names."""
+    """The rows; raises DataError after the last one if none had a column that `columns` names."""
     absent = set(parser.mapped_columns())
     for row in rows:
         if absent:
@@ -328,7 +328,7 @@ def _with_mapped_columns(rows: Iterator[Row], parser: RowParser, source: Source)
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Rows make no cycles (a user's own code may), and looking for some among so many objects takes a sixth of the time."""
+    """Rows make no reference cycles (a user's code may), and searching so many objects for cycles takes a sixth of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

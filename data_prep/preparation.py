@@ -1,4 +1,4 @@
-"""The whole way of the data section: sources, examples, documents, what was dropped and why."""
+"""Preparing the data section: from sources to examples to documents, and what was dropped and why."""
 
 import logging
 import random
@@ -43,22 +43,22 @@ class PreparedData:
     digests: dict[str, str]
     """What identifies each source's content (source_digest), by the source's name."""
     repeats: list[float]
-    """How often each source of data.train is seen an epoch."""
+    """How often each source of data.train is seen per epoch."""
     from_cache: bool
     reread: Callable[[DocumentTable, Use], list[Placed]]
 
     @cached_property
     def evaluation_rows(self) -> list[Placed]:
-        """What the evaluation documents were made of, and where it stands, in their order; the sources are read again."""
+        """The examples of the evaluation documents with their places, in order; the sources are read again."""
         return self.reread(self.evaluation, "evaluation")
 
     @property
     def evaluation_examples(self) -> list[Example]:
-        """The same without places."""
+        """The same, without places."""
         return [example for _, example in self.evaluation_rows]
 
     def training_rows(self) -> list[Placed]:
-        """What the training documents were made of; all of it is read again."""
+        """The examples of the training documents with their places; all sources are read again."""
         return self.reread(self.train, "train")
 
 
@@ -73,17 +73,17 @@ def prepare(
     first_rows: int | None = None,
     head: HeadSection | None = None,
 ) -> PreparedData:
-    """Read, format and tokenise every source, and hold the evaluation rows out.
+    """Read, format and tokenise every source, and hold out the evaluation rows.
 
-    `seed` draws the rows of evaluation.fraction, and which of several prompts asks: the same for the same data and seed.
-    `cache` is a folder for prepared data; without it they are in memory only. What fails an audit (audit.report.FINDINGS)
+    `seed` draws the rows of evaluation.fraction and one of several prompts per row: the same for the same data and seed.
+    `cache` is a folder for prepared data; without it they are only in memory. What fails an audit (audit.report.FINDINGS)
     is refused, unless data.allow_findings names it; with `audit` it is only reported. `allow_code` holds the SHA-256 of files
-    that format python may run. `first_rows` of each source are read, all where it is None. Of a streamed section only the
-    evaluation rows are prepared, unless `first_rows` says how many to look at. With a `head` each row is its prompt, and the
+    that format python may run. `first_rows` limits the rows read from each source; None reads all. For a streamed section
+    only the evaluation rows are prepared, unless `first_rows` is given. With a `head`, each row becomes its prompt and the
     answer's numbers (data_prep.labels).
 
-    Raises DataError where a row is wrong, where nothing is left to train or evaluate on, and, with over_length: refuse, where
-    a row is too long.
+    Raises DataError if a row is invalid, if no row is left to train or evaluate on, and, with over_length: refuse, if a row is
+    too long.
     """
     allowed = frozenset(allow_code)
     pipeline = Pipeline(section, tokenizer, seed=seed, audit=audit, allow_code=allowed, first_rows=first_rows, head=head)
@@ -95,7 +95,7 @@ def prepare(
     def make(folder: Path | None) -> tuple[DocumentTable, DocumentTable, DataReport]:
         made = _make(pipeline, section, trained, folder)
         if stamps != stamps_of(section):
-            raise DataError("a file changed while it was read; run again when it is whole")
+            raise DataError("a file changed while it was read; run again when it is complete")
         return made
 
     made_now = False
@@ -111,7 +111,7 @@ def prepare(
         key = identity_of(section, tokenizer, digests, seed=seed, first_rows=first_rows, head=head)
         folder, values = obtain(cache, key, make_entry)
         if made_now and rendering_of(tokenizer).preparation == 2:
-            logger.warning("what an earlier version prepared for this run is gone; this version reads its rows anew")
+            logger.warning("the data that an earlier version prepared for this run are gone; this version prepares them anew")
         train, evaluation = DocumentTable.open(folder / TRAIN), DocumentTable.open(folder / EVALUATION)
         report = _renamed(report_from(values), pipeline, trained, section)
     if not audit:
@@ -126,7 +126,7 @@ def prepare(
 def _make(
     pipeline: Pipeline, section: DataSection, trained: tuple[Source, ...], folder: Path | None
 ) -> tuple[DocumentTable, DocumentTable, DataReport]:
-    """Prepare every source, the evaluation's first: what leaks is known only then."""
+    """Prepare every source, the evaluation's first, because leakage is checked against them."""
     tables = []
     uses: list[tuple[Use, str, tuple[Source, ...]]]
     uses = [("evaluation", EVALUATION, section.held_out), ("train", TRAIN, trained)]
@@ -140,14 +140,14 @@ def _make(
             raise
         if sources and not len(tables[-1]):
             lines = "\n".join(DataReport(pipeline.reports_of(use), 0, 0).lines()[:-1])
-            raise DataError(f"data.{'train' if use == 'train' else 'evaluation.sources'} leaves no row:\n{lines}")
+            raise DataError(f"data.{'train' if use == 'train' else 'evaluation.sources'} leaves no rows:\n{lines}")
     evaluation, train = tables
     reports = pipeline.reports_of("train") + pipeline.reports_of("evaluation")
     return train, evaluation, DataReport(reports, len(train), len(evaluation))
 
 
 def _renamed(report: DataReport, pipeline: Pipeline, trained: tuple[Source, ...], section: DataSection) -> DataReport:
-    """The report of a cached entry with the names of now: the same files may have been moved, and others lie beside them."""
+    """The report of a cached entry with current names: the files may have been moved, and have different files next to them."""
     now = trained + section.held_out
     files = ("source", "unread_files", "left_out_files")
     fresh = [pipeline.new_report(source, then.use) for then, source in zip(report.sources, now, strict=True)]
@@ -158,19 +158,20 @@ def _renamed(report: DataReport, pipeline: Pipeline, trained: tuple[Source, ...]
 
 
 def _refuse_findings(report: DataReport, section: DataSection) -> None:
-    """Raise DataError for what would be learned wrongly; rows with nothing to learn are left out and harmless."""
+    """Raise DataError for findings that would be learned wrongly; rows with nothing to learn are left out, so harmless."""
     for finding, count in report.findings().items():
         if finding != "no_supervised_token" and finding not in section.allow_findings:
             advice = " (data.clean.leakage: drop leaves them out)" if finding == "leakage" else ""
             raise DataError(
-                f"{report.first(finding)}\n{count:,} rows in all. Mend them{advice}, or name {finding} in data.allow_findings"
+                f"{report.first(finding)}\n{count:,} rows are affected. Fix them{advice}, or allow this with "
+                f"data.allow_findings: [{finding}]"
             )
 
 
 def _hold_out(table: DocumentTable, fraction: float, seed: int) -> tuple[DocumentTable, DocumentTable]:
     """The rows split into those to train on and those to evaluate on, both in their order.
 
-    Equal rows stay together, so that none stands on both sides.
+    Equal rows stay together, so that none is on both sides.
     """
     wanted = round(len(table) * fraction)
     _, group_of = np.unique(table.fingerprints, return_inverse=True)
@@ -187,34 +188,34 @@ def _hold_out(table: DocumentTable, fraction: float, seed: int) -> tuple[Documen
     if count in (0, len(table)):
         side = "evaluate" if count == 0 else "train"
         raise DataError(
-            f"data.evaluation.fraction {fraction} of {len(table):,} rows leaves no row to {side} on; change the fraction"
+            f"data.evaluation.fraction {fraction} of {len(table):,} rows leaves no rows to {side} on; change the fraction"
         )
     held = np.isin(group_of, np.fromiter(taken, np.int64, len(taken)))
     return table.rows(np.flatnonzero(~held)), table.rows(np.flatnonzero(held))
 
 
 def _repeats(section: DataSection, train: DocumentTable, report: DataReport) -> list[float]:
-    """How often each source is seen an epoch, with a line in the report where it isn't once."""
+    """How often each source is seen per epoch, with a line in the report if it isn't once."""
     sources = section.train
     rows = np.bincount(train.sources, minlength=len(sources))
     tokens = np.bincount(train.sources, weights=train.lengths, minlength=len(sources))
     if any(source.share is not None for source in sources):
         sizes = rows if section.share_of == "rows" else tokens
         if empty := [source_name(source) for source, size in zip(sources, sizes, strict=True) if not size]:
-            raise DataError(f"{empty[0]} has a share of the mixture, but no row to train on is left of it; remove the source")
+            raise DataError(f"{empty[0]} has a share of the mixture, but no rows left to train on; remove the source")
         repeats = repeats_of_shares([source.share or 0.0 for source in sources], sizes.tolist())
     else:
         repeats = [source.repeat for source in sources]
     for source, repeat, count in zip(sources, repeats, rows.tolist(), strict=True):
         if count and round(repeat * count) == 0:
             raise DataError(
-                f"{source_name(source)}: each of its {count:,} rows is to be seen {repeat:.3g} times an epoch, less than "
-                "one row; give it a larger repeat or share, or leave it out"
+                f"{source_name(source)}: seeing each of its {count:,} rows {repeat:.3g} times per epoch is less than one "
+                "row; give it a larger repeat or share, or remove the source"
             )
     if set(repeats) != {1.0}:
         whole = float(np.dot(repeats, tokens))
         report.mixture = [
-            f"{source_name(source)}: each row {repeat:.4g} times an epoch, {repeat * size / whole:.1%} of its tokens"
+            f"{source_name(source)}: each row {repeat:.4g} times per epoch, {repeat * size / whole:.1%} of its tokens"
             for source, repeat, size in zip(sources, repeats, tokens.tolist(), strict=True)
         ]
     return repeats

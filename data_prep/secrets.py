@@ -1,15 +1,15 @@
-"""What is a secret in a text, and how it is taken out: values of the environment, well-known kinds of tokens, URLs with keys.
+"""Finding secrets in texts and replacing them: values of environment variables, well-known kinds of tokens, URLs with keys.
 
-Standard library only. Everything takes time in proportion to the text.
+Standard library only. Everything takes time linear in the text.
 """
 
 import os
 import re
 
 SECRET_NAME = re.compile(r"((TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)\d*|(^|_)PASS)(_|$)", re.IGNORECASE)
-"""A word of it that ends so, wherever it stands: APIKEY, HF_TOKEN_2 and SECRET_VALUE, not TOKENIZER_NAME."""
+"""Matches a word that ends so, anywhere in the name: APIKEY, HF_TOKEN_2 and SECRET_VALUE, not TOKENIZER_NAME."""
 SHORTEST = 8
-"""A shorter value would stand in too many harmless words."""
+"""A shorter value would be found in too many harmless words."""
 
 KNOWN = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{20,}|sk-(?=\w*\d)(?=\w*[A-Z])(?=\w*[a-z])\w{32,}|sk-ant-[\w-]{20,}|sk-(?:proj|svcacct|admin|or-v1)-[\w-]{40,}|gh[pousr]_[A-Za-z0-9]{20,}"
@@ -17,18 +17,18 @@ KNOWN = re.compile(
 )
 """Tokens of Hugging Face, OpenAI, Anthropic, GitHub, AWS, Google, GitLab, Slack and wandb."""
 
-# Looked for from the beginning of each run of its characters alone: from every place it would take the square of the time.
+# Matched only from the beginning of each run of its characters: from every position it would take quadratic time.
 WEB_TOKEN = re.compile(r"(?<![\w-])(?P<before>(?>[\w-]*?(?=\beyJ[\w-]{10})))[\w-]++\.[\w-]{10,}+\.[\w-]{5,}+")
 """JSON web tokens: three parts, the first of which is `{"` in base64."""
 
-# A path that is made of a URL has one slash where there were two, and is told as what was looked for.
+# A path made of a URL has one slash where there were two, and appears in messages about missing files.
 URL_USER = re.compile(
     r"(?<=://)(?:[^\s'\"/?#]*@"
     r"|[^\s'\"/?#@:]*+:(?!\d*+(?:[/?#\s'\"]|\Z))(?:(?!://)[^\s'\"])*@)"  # a password with a slash in it is no port
     r"|(?<=\w\w:/)(?!/)[^\s'\"/?#]*@"
 )
 URL = re.compile(r"(?:(?<=://)|(?<=\w\w:/))[^\s'\"]*+")
-"""From its scheme to its end; another URL may stand in it."""
+"""From its scheme to its end; it may contain another URL."""
 
 
 def scrubbed(text: str) -> str:

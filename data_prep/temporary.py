@@ -1,4 +1,4 @@
-"""Folders for a while, removed with all that was put in them; those of a process that was killed by the next one."""
+"""Temporary folders, removed with their contents; those of a killed process are removed by the next one."""
 
 import fcntl
 import functools
@@ -21,10 +21,10 @@ PREFIXES = (
 def temporary_folder(prefix: str, within: Path | None = None) -> Iterator[Path]:
     """A new private folder in `within` (the system's folder for temporary files), whose name begins with the prefix.
 
-    It is locked as long as it is in use, by which the next one knows what a killed process left, and removes it.
+    It is locked while it is in use, so that the next process can tell what a killed one left, and remove it.
     """
     if within is None and prefix not in PREFIXES:
-        raise ValueError(f"{prefix} is none of {', '.join(PREFIXES)}, so nobody would remove what is left")
+        raise ValueError(f"{prefix} is none of {', '.join(PREFIXES)}, so a leftover folder would never be removed")
     parent = within or Path(tempfile.gettempdir())
     sweep(parent, PREFIXES if within is None else (prefix,))
     folder, handle = _new_folder(parent, prefix)
@@ -32,14 +32,14 @@ def temporary_folder(prefix: str, within: Path | None = None) -> Iterator[Path]:
         yield folder
     finally:
         try:
-            if _is_still(folder, handle):  # else it was renamed: its name may be another's by now
+            if _is_still(folder, handle):  # else it was renamed, and its name may belong to another folder by now
                 remove_tree(folder)
         finally:
             os.close(handle)
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder with all that is in it, however deep and without rights it is: each subfolder moves up into it first.
+    """Remove a folder with its contents, however deep and whatever its permissions: each subfolder is first moved up into it.
 
     Folders can be nested deeper than recursion, open files and the length of a path allow.
     """
@@ -67,7 +67,7 @@ def _new_folder(parent: Path, prefix: str) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         try:
             handle = _locked(folder)
-        except OSError:  # no locks here (NFS): then no other process gets one either, and leaves it alone
+        except OSError:  # no locks here (NFS): no other process gets one either, so none removes it
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         if handle is not None:
             return folder, handle
@@ -75,7 +75,7 @@ def _new_folder(parent: Path, prefix: str) -> tuple[Path, int]:
 
 @functools.cache
 def sweep(parent: Path, prefixes: tuple[str, ...] = PREFIXES) -> None:
-    """Remove what processes of this user that are no more have left in a folder; once a process."""
+    """Remove what dead processes of this user have left in a folder; once per process."""
     for entry in list(os.scandir(parent)):
         if not entry.name.startswith(prefixes):
             continue
@@ -94,7 +94,7 @@ def sweep(parent: Path, prefixes: tuple[str, ...] = PREFIXES) -> None:
 
 
 def _locked(folder: Path) -> int | None:
-    """A descriptor that holds a folder's lock; None where another process has it, or the folder is gone.
+    """A descriptor that holds a folder's lock; None if another process has it or the folder is gone.
 
     Raises OSError where the file system has no locks.
     """

@@ -6,13 +6,13 @@ from data_prep.secrets import scrubbed
 from data_prep.terminal import clean_for_terminal
 
 LONGEST_SHOWN = 80
-"""Characters of a value that a message has room for."""
+"""Maximum characters of a value in a message."""
 LONGEST_REASON = 400
-"""Of a library's own words."""
+"""Maximum characters of a library's own message."""
 
 
 def cut(text: str, most: int, mark: str = "…") -> str:
-    """A text of at most so many characters. Its secrets are taken out first: nobody would know half of one as what it is."""
+    """A text of at most `most` characters. Its secrets are removed first, because half of one would not be recognised."""
     if len(text) <= most:
         return text
     text = scrubbed(text)
@@ -20,7 +20,7 @@ def cut(text: str, most: int, mark: str = "…") -> str:
 
 
 def shortened(text: str, most: int = LONGEST_SHOWN) -> str:
-    """A text, cut where it has more characters than this."""
+    """A text, cut if it has more than `most` characters."""
     return cut(text, most, "...")
 
 

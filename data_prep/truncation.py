@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PART = " part "
-"""Stands between a split row's place and a part's number."""
+"""Separates a split row's place from a part's number."""
 
 
 def overlap_of(tokenizer: "PreTrainedTokenizerFast") -> int:
-    """How many tokens a document that is cut repeats behind the cut; by preparation 2 none, and a label was lost with each."""
+    """How many tokens a document repeats after a cut; none in preparation 2, which lost a label at each cut."""
     return OVERLAP_TOKENS if rendering_of(tokenizer).preparation >= 3 else 0
 
 
 def fitted(document: Document, most: int, over_length: OverLength, bos_token_id: int | None, overlap: int) -> list[Document]:
-    """The document, or what is kept of it, as documents of at most `most` tokens; none where it is dropped.
+    """The document, or what is kept of it, as documents of at most `most` tokens; none if it is dropped.
 
-    A cut at the start keeps the BOS; of a split document every part begins with it, and goes on with the last `overlap`
-    tokens of the part before, so that every token behind a cut keeps its label. Parts without a supervised token are left
-    out. Raises DataError with over_length "refuse".
+    A cut at the start keeps the BOS; every part of a split document begins with it and continues with the last
+    `overlap` tokens of the part before, so that every token after a cut keeps its label. Parts without supervised tokens are
+    left out. Raises DataError with over_length "refuse".
     """
     length = len(document.token_ids)
     if length <= most:
@@ -49,7 +49,7 @@ def fitted(document: Document, most: int, over_length: OverLength, bos_token_id:
 
 
 def _split(document: Document, most: int, has_bos: bool, overlap: int) -> list[Document]:
-    """Parts of equal length but for the last: the first as it is, each other one behind the BOS where there is one."""
+    """Parts of equal length except the last: the first unchanged, the others after the BOS if there is one."""
     length = len(document.token_ids)
     starts = [0, *range(most, length, most - has_bos - overlap)]
     ends = [*starts[1:], length]
@@ -61,7 +61,7 @@ def _split(document: Document, most: int, has_bos: bool, overlap: int) -> list[D
 
 
 def _with_bos(document: Document, start: int, end: int, bos: bool) -> Document:
-    """A part of a document, behind the document's first token where `bos` says so."""
+    """A part of a document, with the document's first token before it if `bos` is true."""
     part = document.part(start, end)
     if not bos:
         return part

@@ -80,7 +80,8 @@ def table(result: dict[str, Any]) -> list[str]:
         f"{'':22} {'before':>10} {'after':>10}",
         f"{'exact match':22} {result['exact_match_before']:>10.3f} {result['exact_match_after']:>10.3f}"
         f"   on {result['held_out_rows']} held-out rows, by the merged model",
-        f"{'loss':22} {result['evaluation_loss_before']:>10.4f} {result['evaluation_loss']:>10.4f}   a token of their answers",
+        f"{'loss':22} {result['evaluation_loss_before']:>10.4f} {result['evaluation_loss']:>10.4f}"
+        "   per token of their answers",
         "",
         f"{'speed':22} {result['tokens_per_second']:>10,.0f} tokens/s, {result['tokens']:,} tokens in {result['steps']} steps",
         f"{'peak memory':22} {result['peak_memory_bytes'] / 1e9:>10.2f} GB",

@@ -1,4 +1,4 @@
-"""What an audit of prepared data says: the report as figures and lines, the findings that fail it, rows to look at."""
+"""An audit of prepared data: the report as figures and lines, the findings that fail it, and sample rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,12 +28,12 @@ BAR_COLUMNS = 40
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """A stretch of a document whose tokens count alike."""
+    """A span of a document whose tokens have the same weight."""
 
     text: str
     tokens: int
     weight: float
-    """0: read, and not learned."""
+    """0: read, but not learned."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +48,29 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass through data.train is."""
+    """Figures of one pass through data.train."""
 
     documents: int
     tokens: int
     rows: int
-    """Packs, or documents where packing is off: what train.global_batch_size counts."""
+    """Packs, or documents if packing is off: what train.global_batch_size counts."""
     packed: bool
     slots_used: float
-    """The share of pack_length_tokens that a pack fills; without packing, of the longest document that a row fills."""
+    """The fraction of pack_length_tokens that packs fill; without packing, that of the longest document that rows fill."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Everything that `finetune data` says."""
+    """Everything that `finetune data` reports."""
 
     report: DataReport
     failed: list[str]
-    """The findings, keys of FINDINGS, that are there and weren't allowed."""
+    """The findings, keys of FINDINGS, that were made and aren't allowed."""
     epoch: Epoch
     samples: list[AuditRow]
 
     def to_html(self, path: str | Path, *, title: str = "Audit", clean: Callable[[str], str] = clean_for_terminal) -> None:
-        """Write the audit as one page that loads nothing; every text goes through `clean` first."""
+        """Write the audit as one page that loads nothing; every text is passed through `clean` first."""
         from data_prep.audit.html_report import audit_page
 
         Path(path).write_text(audit_page(self, title, clean=clean), encoding="utf-8")
@@ -105,7 +105,7 @@ def audit_of(
 
 
 def sample_of(document: Document, tokenizer: "PreTrainedTokenizerFast", head: HeadSection | None = None) -> AuditRow:
-    """A document's text, cut where its tokens begin or cease to be learned; for a head the answer in its place."""
+    """A document's text, split where tokens start or stop being learned; for a head with the answer in place of its token."""
     pieces = []
     for weight, run in groupby(zip(document.weights, document.token_ids, strict=True), key=lambda pair: pair[0]):
         ids = [token for _, token in run]
@@ -126,7 +126,7 @@ def audit_lines(audit: Audit) -> list[str]:
     epoch = audit.epoch
     packs = f", in {counted(epoch.rows, 'pack')} that are {epoch.slots_used:.1%} full" if epoch.packed else ""
     lines.append(
-        f"an epoch: {counted(epoch.documents, 'document')}, {counted(epoch.tokens, 'token')}{packs}; "
+        f"per epoch: {counted(epoch.documents, 'document')}, {counted(epoch.tokens, 'token')}{packs}; "
         f"{counted(audit.report.evaluation_rows, 'document')} to evaluate on"
     )
     return lines
@@ -155,7 +155,7 @@ def _source_lines(source: SourceReport) -> list[str]:
     lines.append(f"  supervised: {share:.1%} of the tokens")
     if source.longest:
         lines.append("  longest: " + ", ".join(f"{place} ({tokens:,} tokens)" for place, tokens in source.longest.items()))
-    lines.append("  tokens a document:")
+    lines.append("  tokens per document:")
     return lines + [f"    {bar}" for bar in histogram_lines(source.histogram)]
 
 
@@ -188,5 +188,5 @@ def _epoch(section: DataSection, data: PreparedData, tokenizer: "PreTrainedToken
     )
     slots = len(packs) * (capacity or int(lengths.max(initial=1)))
     used = int(packs.tokens.sum()) / slots if slots else 0.0
-    documents = int((packs.starts == 0).sum())  # a piece that goes on is no further one
+    documents = int((packs.starts == 0).sum())  # the continuation of a document is not another one
     return Epoch(documents, packs.document_tokens, len(packs), capacity is not None, used)

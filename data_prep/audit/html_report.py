@@ -1,7 +1,7 @@
-"""An audit as one page of HTML. It loads nothing, runs nothing, and shows what stands in rows as text.
+"""An audit as one HTML page. It loads nothing, runs nothing, and shows the contents of rows as text.
 
-Every value goes through Jinja's escaping, and before it at least through clean_for_terminal: neither a tag in a row nor a
-control character that turns the text around changes the page.
+Every value is escaped by Jinja, and before that passed at least through clean_for_terminal: neither a tag in a row nor a
+control character that reverses the direction of text changes the page.
 """
 
 import re
@@ -24,22 +24,22 @@ OPEN_CHARACTERS = 3000
 """Samples with more text than this are folded at first."""
 
 NARROWEST_BAR = 0.004
-"""The share of the longest bar that a bar with any document has at least, so that one in a million is seen."""
+"""The minimum length of a bar with any document, relative to the longest, so that one in a million is visible."""
 
 
 @dataclass(frozen=True)
 class Fate:
-    """Rows that something was found in or done to."""
+    """Rows with the same finding or outcome."""
 
     count: int
     text: str
-    """What it was, behind the count: "longer than data.max_length_tokens"."""
+    """What it was, after the count: "longer than data.max_length_tokens"."""
     examples: list[tuple[str, str]]
     """Place and excerpt, or place and message, of the first few."""
 
     @property
     def more(self) -> int:
-        """How many rows there are besides the examples; none where no example is kept."""
+        """How many rows there are besides the examples; 0 if no example is kept."""
         return self.count - len(self.examples) if self.examples else 0
 
 
@@ -61,7 +61,7 @@ class Bar:
     """Which lengths it counts: "64 to 95"."""
     documents: int
     length: float
-    """As a share of the longest bar."""
+    """As a fraction of the longest bar."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class SourceView:
     supervised_share: float
     dropped: list[Fate]
     noted: list[Fate]
-    """Rows that are kept, and that something was done to or found in."""
+    """Rows that are kept, by what was done to them or found in them."""
     bars: list[Bar]
 
     @property
@@ -92,12 +92,12 @@ class SampleView:
     sample: AuditRow
     supervised_share: float
     hidden_characters: int
-    """Characters that the page leaves out: controls of a terminal or of the direction of text."""
+    """Characters that the page leaves out: terminal controls and controls of text direction."""
     long: bool
 
 
 def audit_page(audit: Audit, title: str, *, clean: Callable[[str], str] = clean_for_terminal) -> str:
-    """The audit as a page of its own under this title; `clean` is what each text goes through before it is escaped."""
+    """The audit as a page of its own under this title; each text is passed through `clean` before it is escaped."""
     sources = [_source(report) for report in audit.report.sources]
     return _template(clean).render(
         title=title,
@@ -140,7 +140,7 @@ def _percent(share: float) -> str:
 
 
 def _by_blanks(text: str) -> list[str]:
-    """The text cut around its newlines and tabs, which stand alone, because the page marks them."""
+    """The text split at its newlines and tabs, which are parts of their own, because the page marks them."""
     return [part for part in re.split(r"([\n\t])", text) if part]
 
 
@@ -149,7 +149,7 @@ def _findings(audit: Audit) -> list[ShownFinding]:
     for name, count in audit.report.findings().items():
         fate = Fate(count, FINDINGS[name], _finding_rows(audit.report, name))
         found.append(ShownFinding(name, name in audit.failed, fate))
-    # What fails the audit is what the reader came for.
+    # What fails the audit comes first.
     return sorted(found, key=lambda finding: not finding.failed)
 
 
@@ -171,7 +171,7 @@ def _source(report: SourceReport) -> SourceView:
 
 
 def _noted(report: SourceReport) -> list[Fate]:
-    """What became of rows that are kept; as report.source_lines says it."""
+    """What became of rows that are kept; as in report.source_lines."""
     noted = [
         _fate("cut to data.max_length_tokens", report.truncated),
         _fate("split into documents of data.max_length_tokens", report.split),

@@ -13,15 +13,15 @@ PLACES_SHOWN = 3
 """How many rows a report names for each reason."""
 
 MOST_COLUMNS = 20
-"""How many columns of a row that its format doesn't read are named."""
+"""Maximum number of unread columns of a row that are named."""
 
 EXCERPT_CHARACTERS = 100
 MESSAGE_CHARACTERS = 500
-"""How much is kept of a row's text, and of a message about it."""
+"""Maximum characters kept of a row's text, and of a message about it."""
 
 REASONS = {
     "too_long": "longer than data.max_length_tokens",
-    "no_supervised_token": "with no token that is learned",
+    "no_supervised_token": "with no supervised tokens",
     "bad_row": "that can't be read (data.on_bad_row: skip)",
     "empty_answer": "with an empty answer",
     "short_answer": "with an answer shorter than data.clean.minimum_answer_characters",
@@ -29,45 +29,45 @@ REASONS = {
     "special_tokens_in_calls": "with a special token in their tools, calls or thoughts, which can't be read as text there",
     "duplicate": "that repeat an earlier row",
     "near_duplicate": "that nearly repeat an earlier row",
-    "leakage": "that also stand in the evaluation rows",
+    "leakage": "that are also in the evaluation rows",
 }
 """Why rows are dropped."""
 
 FINDINGS = {
-    "no_supervised_token": "rows have no token that is learned; they are left out",
-    "unsupervised_end_of_turn": "rows have an answer that ends in no special token, so the model would not learn to stop",
-    "leakage": "training rows also stand in the evaluation rows",
+    "no_supervised_token": "rows have no supervised tokens; they are left out",
+    "unsupervised_end_of_turn": "rows have an answer that doesn't end in a special token, so the model would not learn to stop",
+    "leakage": "training rows are also in the evaluation rows",
     "double_bos": "rows begin with two BOS tokens",
-    "prompt_not_learned": "rows have an answer whose prompt, as the model is asked with it, is not what stands before it here",
+    "prompt_not_learned": "rows have an answer whose prompt, as the model would be asked, differs from the text before it here",
     "left_out_text": "rows have text that the chat template leaves out",
-    "unknown_token": "rows have text that the tokenizer can't write",
+    "unknown_token": "rows have text that the tokenizer can't encode",
 }
 """What fails an audit, unless data.allow_findings names it."""
 
 NOTES = {
-    "unlearned_thought": "whose earlier answers aren't learned: the chat template leaves out what was thought before them",
+    "unlearned_thought": "whose earlier answers aren't learned, because the chat template leaves out their reasoning",
     "plain_special_tokens": "with a special token in their text, which is read as plain text",
     "drop_greeting": "without the assistant's turns before the first user turn",
     "drop_unanswered": "without the turns after the last answer",
-    "merge_neighbours": "with neighbouring turns of one role put together",
-    "keep": "with turns that stand in an order of their own",
-    "tool_results": "with tool results put in the order of their calls",
+    "merge_neighbours": "with neighbouring turns of one role merged",
+    "keep": "with turns in an unusual order",
+    "tool_results": "with tool results sorted into the order of their calls",
 }
-"""What is to be known of rows that are kept; the names of data.turn_order tell what it did to their turns."""
+"""What is worth knowing about rows that are kept; the names from data.turn_order say what it did to their turns."""
 
 LENGTH_EDGES = (0, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384, 32768, 65536)
-"""Where the bars of the histogram of lengths begin, in tokens; the last one has no end."""
+"""Where the bars of the histogram of lengths begin, in tokens; the last one is open-ended."""
 
 
 @dataclass
 class RowCounts:
-    """Rows that share a fate, or a finding."""
+    """Rows with the same outcome or finding."""
 
     count: int = 0
     places: list[str] = field(default_factory=list)
     """The first few of them."""
     excerpts: list[str] = field(default_factory=list)
-    """What they say, or what is wrong with them, cut short."""
+    """Their texts, or what is wrong with them, shortened."""
 
     def add(self, place: str, excerpt: str = "", most_characters: int = EXCERPT_CHARACTERS) -> None:
         """Count one more row."""
@@ -96,7 +96,7 @@ class SourceReport:
     """Why this format, where the recipe says auto."""
     rows_read: int = 0
     examples_made: int = 0
-    """One a row in most formats; an article of SQuAD makes one a question."""
+    """One per row in most formats; an article of SQuAD makes one per question."""
     rows_kept: int = 0
     """Examples that were kept; those dropped are counted by example as well."""
     dropped: dict[str, RowCounts] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class SourceReport:
     findings: dict[str, RowCounts] = field(default_factory=dict)
     """By name, a key of FINDINGS."""
     noted: dict[str, RowCounts] = field(default_factory=dict)
-    """Rows that are kept, by what is to be known of them, a key of NOTES."""
+    """Rows that are kept, by what is worth knowing about them, a key of NOTES."""
     special_tokens_in_text: int = 0
     """Rows kept with a special token in their text."""
     cleaned: int = 0
@@ -124,9 +124,9 @@ class SourceReport:
     left_out_files: list[str] = field(default_factory=list)
     """Files of a folder or glob that are not for this use, by their names: those held out, or those to train on."""
     empty_files: list[str] = field(default_factory=list)
-    """Files of which no row came."""
+    """Files without rows."""
     documents: int = 0
-    """As many as rows kept, unless rows were split."""
+    """The same as rows_kept, unless rows were split."""
     tokens: int = 0
     supervised_tokens: int = 0
     longest_tokens: int = 0
@@ -143,7 +143,7 @@ class SourceReport:
             self.unread_columns[name] = self.unread_columns.get(name, 0) + 1
 
     def empty(self, name: str) -> None:
-        """Count one file of which no row came; a stream may come by it again."""
+        """Count one file without rows; a stream may read it again."""
         if name not in self.empty_files:
             self.empty_files.append(name)
 
@@ -161,7 +161,7 @@ class SourceReport:
         self.findings.setdefault(finding, RowCounts()).add(place, message, MESSAGE_CHARACTERS)
 
     def note(self, note: str, place: str, excerpt: str = "") -> None:
-        """Count one row that is kept, and of which something is to be known."""
+        """Count one row that is kept, with something worth knowing about it."""
         self.noted.setdefault(note, RowCounts()).add(place, excerpt)
 
     def keep(self, documents: Sequence[Document]) -> None:
@@ -187,9 +187,9 @@ class DataReport:
     train_rows: int
     evaluation_rows: int
     mixture: list[str] = field(default_factory=list)
-    """A line for each source that is not seen once an epoch."""
+    """A line for each source that is not seen once per epoch."""
     streamed: bool = False
-    """The rows to train on are read, and counted, as the training goes on."""
+    """The rows to train on are read, and counted, during training."""
 
     def findings(self) -> dict[str, int]:
         """How many rows each finding was made in, over all sources."""
@@ -205,7 +205,7 @@ class DataReport:
         return f"{rows.places[0]}: {rows.excerpts[0]}"
 
     def lines(self) -> list[str]:
-        """The report for printing, a line a finding."""
+        """The report for printing, one line per finding."""
         lines = []
         for source in self.sources:
             lines += source_lines(source)
@@ -220,7 +220,7 @@ class DataReport:
 
 
 def report_from(values: dict[str, Any]) -> DataReport:
-    """The report that as_dict made these values of. Raises pydantic's ValidationError where it did not."""
+    """The report from the values of as_dict. Raises pydantic's ValidationError for other values."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(DataReport).validate_python(values)
@@ -229,7 +229,7 @@ def report_from(values: dict[str, Any]) -> DataReport:
 def histogram_bars(counts: Sequence[int]) -> list[tuple[int, int | None, int]]:
     """A histogram over LENGTH_EDGES, from the first bar that isn't empty to the last: shortest, longest, documents.
 
-    The longest is None for the bar that has no end.
+    The longest is None for the open-ended bar.
     """
     filled = [index for index, count in enumerate(counts) if count]
     ends = [edge - 1 for edge in LENGTH_EDGES[1:]] + [None]
@@ -238,7 +238,7 @@ def histogram_bars(counts: Sequence[int]) -> list[tuple[int, int | None, int]]:
 
 
 def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
-    """What became of one source's rows, a line a finding; with `excerpts` a line for each row that is named, too."""
+    """What became of one source's rows, one line per finding; with `excerpts` also one line per named row."""
     rows = f"{source.examples_made:,} rows"
     if source.examples_made != source.rows_read:
         rows = f"{source.examples_made:,} examples (from {source.rows_read:,} rows)"
@@ -257,7 +257,7 @@ def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
             lines.append(f"  dropped {drop.count:,} {REASONS[reason]}: {drop.named()}")
     if source.truncated.count:
         lines.append(
-            f"  cut {source.truncated.count:,} to data.max_length_tokens, and with them "
+            f"  cut {source.truncated.count:,} to data.max_length_tokens, losing "
             f"{source.truncated_supervised_tokens:,} supervised tokens: {source.truncated.named()}"
         )
     if source.split.count:
@@ -286,7 +286,7 @@ def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
 
 
 def left_out(source: SourceReport) -> str:
-    """Why files of a source are left out, by their names."""
+    """Why files of a source are left out because of their names."""
     if source.use == "train":
-        return "left out, because their names say that they are held out (one is trained on where its own path is given)"
-    return "left out, because the names of others say that they are held out to evaluate on"
+        return "left out, because their names say that they are held out (to train on one, give its own path)"
+    return "left out, because other files' names say that they are held out for evaluation"

@@ -1,4 +1,4 @@
-"""Chat templates by name, and what rendering one needs beside its text."""
+"""Chat templates by name, and what rendering one needs besides its text."""
 
 import difflib
 import json
@@ -21,19 +21,19 @@ TEMPLATES = {name: Path(__file__).parent / "templates" / f"{name}.jinja" for nam
 """The chat templates that a recipe can name."""
 
 DEFAULT, TOOL_USE = "default", "tool_use"
-"""Which of a tokenizer's named templates transformers takes by itself: the second where there are tools."""
+"""The named templates that transformers chooses by itself: the second if there are tools."""
 
 DEFAULT_DATE = "26 Jul 2024"
 DATE_FORMATS = ("%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%B %d, %Y")
 
 
 PINNED = re.compile(r"\{#- pinned date: (?P<date>.+?) -#\}.*?\{#- end of pin \+#\}", re.DOTALL)
-"""What stands in front of a template that was saved with its date."""
+"""The prefix of a template that was saved with its date."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """What rendering needs beside the template itself; kept on the tokenizer, not on its template."""
+    """What rendering needs besides the template; kept on the tokenizer, not in its template."""
 
     date_string: str = DEFAULT_DATE
     template_name: str = "the tokenizer's own"
@@ -42,8 +42,8 @@ class Rendering:
     def pin(self, template: str) -> str:
         """The template with this date in it, whether it asks for `date_string` or calls `strftime_now`.
 
-        transformers binds strftime_now to today's date, and turns every function that is handed to a template into a
-        string, so the template gets a macro of that name in front of it. A date_string that is no date is given as it is.
+        transformers binds strftime_now to today's date, and turns every function that is passed to a template into a
+        string, so a macro of that name is put before the template. A date_string that is not a date is passed unchanged.
         """
         if not asks_for_date(template):
             return template
@@ -70,12 +70,12 @@ class Rendering:
 
 
 def asks_for_date(template: str) -> bool:
-    """Whether a template writes a date that it is not given in the conversation."""
+    """Whether a template writes a date that is not in the conversation."""
     return "strftime_now" in template or "date_string" in template
 
 
 def unpinned(template: str) -> tuple[str, str | None]:
-    """A template as it was before its date was pinned, and that date; None where none is."""
+    """A template as it was before its date was pinned, and that date; None if none is pinned."""
     match = PINNED.match(template)
     if match is None:
         return template, None
@@ -83,19 +83,19 @@ def unpinned(template: str) -> tuple[str, str | None]:
 
 
 def _directives(date: datetime) -> list[tuple[str, str]]:
-    """Each of strftime's codes with what it stands for on this date; %-d and its like are without the leading zero."""
+    """Each of strftime's codes with its value on this date; %-d and the like have no leading zero."""
     codes = [flag + letter for letter in "aAbBcdDeFGHIjmMpSTuUVwWxXyY" for flag in ("%-", "%")]
     return [(code, date.strftime(code)) for code in codes]
 
 
 def rendering_of(tokenizer: "PreTrainedTokenizerFast") -> Rendering:
-    """How this tokenizer's template is rendered: as load_tokenizer settled it, or the defaults."""
+    """How this tokenizer's template is rendered: as load_tokenizer set it, or the defaults."""
     rendering = getattr(tokenizer, "rendering", None)
     return rendering if isinstance(rendering, Rendering) else Rendering()
 
 
 def templates_of(tokenizer: "PreTrainedTokenizerFast") -> dict[str, str]:
-    """The tokenizer's chat templates by name; one without a name is the default. Empty where it has none."""
+    """The tokenizer's chat templates by name; an unnamed one is the default. Empty if it has none."""
     found = tokenizer.chat_template
     if found is None:
         return {}
@@ -109,13 +109,13 @@ def template_choices(own: Iterable[str] = ()) -> str:
 
 
 def adds_bos(tokenizer: "PreTrainedTokenizerFast") -> bool:
-    """Whether the tokenizer puts a token that begins a text in front of each by itself, as LLaMA's do."""
+    """Whether the tokenizer itself adds a BOS before each text, as LLaMA's do."""
     bos = tokenizer.bos_token_id
     return bos is not None and ids_of("x", tokenizer, special=True)[:1] == [bos]
 
 
 def adds_eos(tokenizer: "PreTrainedTokenizerFast") -> bool:
-    """Whether the tokenizer puts a token that ends a text behind each by itself."""
+    """Whether the tokenizer itself adds an EOS after each text."""
     eos = tokenizer.eos_token_id
     return eos is not None and ids_of("x", tokenizer, special=True)[-1:] == [eos]
 
@@ -129,7 +129,7 @@ def read_template(chat_template: str, own: Mapping[str, str]) -> str:
         close = difflib.get_close_matches(chat_template, [*TEMPLATES, *own], n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise DataError(
-            f"chat_template {chat_template!r} is no file and no known template{hint}; expected {template_choices(own)}"
+            f"chat_template {chat_template!r} is neither a file nor a known template{hint}; expected {template_choices(own)}"
         )
     try:
         return read_regular(path, NOTES_BYTES).decode().replace("\r\n", "\n").replace("\r", "\n")

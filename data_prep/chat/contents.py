@@ -1,4 +1,4 @@
-"""Where the contents of messages stand in the text that a template wrote of them."""
+"""Locates the contents of messages in the text that a template rendered."""
 
 import json
 import re
@@ -14,10 +14,10 @@ ContentSpan = tuple[int, int]
 def marked_places(
     messages: Sequence[Message], text: str, marker: str, write: Callable[[list[Message]], str]
 ) -> list[ContentSpan] | None:
-    """Where the contents stand in the text that `write` makes of the messages, by marks that it writes in their place.
+    """The contents' spans in the text that `write` renders, found by rendering markers in their place.
 
-    A content may be found that way where the template writes the same text itself: a row may say </s>. Blanks around it may
-    be gone. None where the template writes marks otherwise than these contents.
+    This finds a content even if the template itself writes the same text: a row may contain </s>. Surrounding blanks may be
+    stripped. None if the template renders markers differently than these contents.
     """
     said = {index for index, message in enumerate(messages) if message.content.strip()}
     marks = [replace(m, content=f"{marker}-{index}-") if index in said else m for index, m in enumerate(messages)]
@@ -38,9 +38,9 @@ def marked_places(
 
 
 def contents_in(messages: Sequence[Message], text: str) -> list[ContentSpan | None]:
-    """Where each message's content stands, without the blanks around it; None where it does not.
+    """The span of each message's content, without surrounding blanks; None if it is not in the text.
 
-    They follow each other, but a system message may stand anywhere: Mistral's template moves it to the last question.
+    They are in order, but a system message may be anywhere: Mistral's template moves it to the last question.
     """
     found: list[ContentSpan | None] = []
     position = 0
@@ -53,9 +53,9 @@ def contents_in(messages: Sequence[Message], text: str) -> list[ContentSpan | No
 
 
 def place_of(message: Message, text: str, start: int) -> ContentSpan | None:
-    """Where a message's content stands, from a position on.
+    """The span of a message's content at or after a position.
 
-    An answer may be written without what is thought before it, the result of a tool as a string of JSON.
+    An answer may be rendered without its reasoning, and a tool result as a JSON string.
     """
     forms = [message.content.strip(), message.said]
     if message.role == "tool":

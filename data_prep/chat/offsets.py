@@ -1,7 +1,7 @@
-"""Where each token stands in its text.
+"""The offsets of tokens in their text.
 
-Tokenizers that tell every token's place spend a sixth of their time on it. A byte-level one's tokens are nothing but the
-bytes of the text, so in an ASCII text their lengths tell as much.
+Tokenizers spend a sixth of their time on offsets. The tokens of a byte-level tokenizer are exactly the bytes of the text, so
+for ASCII text their lengths give the same offsets.
 """
 
 import json
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 ANCHORS = ("\n", "a", ".", "1")
-"""Texts to go on from: one of them grows together with no text that follows."""
+"""Prefixes to continue from: at least one of them merges with no text that follows."""
 
 
 def continuation(text: str, ids_of: Callable[[str], list[int]]) -> list[int]:
-    """The ids of a text that goes on from another: without the blank that some tokenizers put in front of a text."""
+    """The ids of a text that continues another: without the blank that some tokenizers add before a text."""
     for anchor in ANCHORS:
         before, whole = ids_of(anchor), ids_of(anchor + text)
         if whole[: len(before)] == before:
@@ -34,7 +34,7 @@ def continuation(text: str, ids_of: Callable[[str], list[int]]) -> list[int]:
 
 @dataclass(slots=True)
 class Offsets:
-    """Where each token of a text stands, in characters."""
+    """Where each token of a text starts and ends, in characters."""
 
     starts: Sequence[int]
     ends: Sequence[int]
@@ -42,7 +42,7 @@ class Offsets:
 
 
 class _Side(Sequence[int]):
-    """All starts (0) or all ends (1) of an encoding, asked for one by one: a list of all takes longer than what it is for."""
+    """All starts (0) or ends (1) of an encoding, looked up one by one: a list of all would take longer than the few lookups."""
 
     def __init__(self, encoding: Any, side: int):
         self._encoding, self._side = encoding, side
@@ -59,12 +59,12 @@ class Encoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
         self._backend = tokenizer.backend_tokenizer
-        # Settings of the tokenizer's last call (truncation, padding) must not hold here.
+        # Settings of the tokenizer's last call (truncation, padding) must not apply here.
         self._backend.no_truncation()
         self._backend.no_padding()
         self._lengths = byte_lengths(self._backend)
         self.added = {index: str(token) for index, token in tokenizer.added_tokens_decoder.items()}
-        """The texts of special and added tokens, which split a text wherever they stand in it."""
+        """The texts of special and added tokens, which split a text wherever they appear in it."""
 
     def ids_of(self, text: str) -> list[int]:
         """The ids of one text. Raises DataError."""
@@ -72,7 +72,7 @@ class Encoder:
             return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode(self, texts: Sequence[str]) -> "Encoded":
-        """Tokenise texts; special tokens in them are found, and none is added. Takes nearly no Python, and every core.
+        """Tokenise texts; special tokens in them are recognised, and none is added. Uses all cores, and the GIL hardly at all.
 
         Raises DataError.
         """
@@ -88,22 +88,22 @@ class Encoder:
                 return encode(texts, add_special_tokens=False)
         except DataError:
             for text in texts:
-                self.ids_of(text)  # raises with the text at which it fails
+                self.ids_of(text)  # raises, with the text that fails
             raise
 
     def read(self, encoded: "Encoded") -> list[tuple[list[int], Offsets]]:
-        """The ids of each text and where its tokens stand."""
+        """The ids of each text and the offsets of its tokens."""
         found = self._by_lengths(encoded)
         for index in set(range(len(encoded.texts))) - found.keys():
             encoding = encoded.by_offsets.get(index)
-            if encoding is None:  # a special token swallowed blanks, so that the lengths don't tell
+            if encoding is None:  # a special token swallowed blanks, so the lengths are not enough
                 with reading(encoded.texts[index]):
                     encoding = self._backend.encode(encoded.texts[index], add_special_tokens=False)
             found[index] = encoding.ids, Offsets(_Side(encoding, 0), _Side(encoding, 1))
         return [found[index] for index in range(len(encoded.texts))]
 
     def _by_lengths(self, encoded: "Encoded") -> dict[int, tuple[list[int], Offsets]]:
-        """Those whose tokens are all of their text, by the lengths of the tokens."""
+        """The texts that their tokens cover completely, by the lengths of the tokens."""
         if self._lengths is None or not encoded.by_lengths:
             return {}
         rows = [encoding.ids for encoding in encoded.by_lengths.values()]
@@ -125,15 +125,15 @@ class Encoded:
 
     texts: Sequence[str]
     by_lengths: dict[int, Any]
-    """Encodings that don't know where their tokens stand."""
+    """Encodings without offsets."""
     by_offsets: dict[int, Any]
 
 
 def byte_lengths(backend: Any) -> np.ndarray | None:
-    """How many bytes of a text each token of a byte-level tokenizer stands for, by id; None for any other tokenizer.
+    """The number of bytes of each token of a byte-level tokenizer, by id; None for any other tokenizer.
 
-    A byte-level vocabulary writes each byte as one character. One that changes texts before they are split, or puts a blank
-    before them, is none.
+    A byte-level vocabulary writes each byte as one character. A tokenizer that changes texts before they are split, or adds a
+    blank before them, doesn't count as one.
     """
     if backend.normalizer is not None or type(backend.model).__name__ != "BPE" or backend.model.byte_fallback:
         return None
@@ -148,9 +148,9 @@ def byte_lengths(backend: Any) -> np.ndarray | None:
 
 
 def _is_byte_level(pre_tokenizer: Any) -> bool:
-    """Whether bytes become characters last, with no blank put before them."""
+    """Whether the last step maps bytes to characters, without adding a blank before them."""
     if pre_tokenizer is None:
         return False
-    parts = json.loads(pre_tokenizer.__getstate__())  # as pickle asks; it has no other way to tell what it is made of
+    parts = json.loads(pre_tokenizer.__getstate__())  # as pickle does; there is no other way to get its parts
     last = (parts.get("pretokenizers") or [parts])[-1]
     return bool(last.get("type") == "ByteLevel" and not last["add_prefix_space"])

@@ -1,6 +1,6 @@
 """Conversations as text, through the tokenizer's chat template, in a sandbox and with the date pinned.
 
-A template writes its own BOS: rendered text is tokenised without added special tokens, so that there is never a second one.
+A template writes its own BOS: rendered text is tokenised without adding special tokens, so that there is never a second one.
 """
 
 import json
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 MARKER = "ANSWER-7d1f0c62b9"
-"""Stands where an answer will stand, to see what a template writes around it."""
+"""A placeholder for an answer, to see what a template writes around it."""
 
 
 def marker_for(messages: Sequence[Message]) -> str:
-    """MARKER, or a longer one where a message holds it."""
+    """MARKER, or a longer one if a message contains it."""
     marker = MARKER
     while any(marker in message.content for message in messages):
         marker += "0"
@@ -39,28 +39,28 @@ RESULTS = "the results of tools"
 class ChatRenderer:
     """Writes conversations with one tokenizer's chat template; template, date and special tokens are read once.
 
-    Of several named templates transformers' choice is taken: `tool_use` where a conversation has tools, else `default`.
+    Of several named templates, it uses the one that transformers would: `tool_use` if a conversation has tools, else `default`.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
-        """Raises DataError where the tokenizer has no template."""
+        """Raises DataError if the tokenizer has no template."""
         from data_prep.jinja.sandbox import chat_sandbox
 
         self.name, self._preparation = rendering_of(tokenizer).template_name, rendering_of(tokenizer).preparation
         self._templates = {name: rendering_of(tokenizer).pin(text) for name, text in templates_of(tokenizer).items()}
         if not self._templates:
             raise DataError(
-                "the tokenizer has no chat template, and the data are conversations; name one in model.chat_template: "
+                "the tokenizer has no chat template, but the data are conversations; set model.chat_template: "
                 f"{template_choices()}"
             )
         if DEFAULT not in self._templates:
             raise DataError(
-                f"the tokenizer has the chat templates {' and '.join(self._templates)}, and none of them is the default: "
-                "name the one that is meant in model.chat_template"
+                f"the tokenizer has the chat templates {' and '.join(self._templates)}, but none of them is the default: "
+                "set model.chat_template to the one to use"
             )
         self._as_parts: dict[tuple[str, bool], bool] = {}
         self._sandbox = chat_sandbox()
-        # What apply_chat_template gives to a template; a test holds the two together.
+        # What apply_chat_template passes to a template; a test keeps the two in sync.
         date = rendering_of(tokenizer).date_string
         self._fixed: dict[str, Any] = {**tokenizer.special_tokens_map, "documents": None, "date_string": date}
 
@@ -69,7 +69,7 @@ class ChatRenderer:
     ) -> str:
         """The conversation as the template writes it, in transformers' sandbox, with the date pinned.
 
-        Raises DataError where the template refuses the conversation, and where it takes too long or writes too much
+        Raises DataError if the template refuses the conversation, takes too long or writes too much
         (data_prep/jinja/sandbox.py).
         """
         turns = self.turns(messages, tools)
@@ -84,7 +84,7 @@ class ChatRenderer:
     def _write(
         self, turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], add_generation_prompt: bool, size: int
     ) -> str:
-        """What the template writes; `size` is how many characters it is given."""
+        """What the template writes; `size` is the number of characters passed to it."""
         from jinja2 import TemplateError
 
         from data_prep.jinja.sandbox import reason, render_limited
@@ -101,9 +101,9 @@ class ChatRenderer:
             raise DataError(f"the chat template ({self.name}) fails on this conversation: {reason(error)}") from error
 
     def takes_parts(self, role: str, tools: bool = False) -> bool:
-        """Whether the template reads the contents of a role as typed parts alone, and loses them as texts.
+        """Whether the template reads a role's contents only as typed parts, and ignores them as texts.
 
-        Llama Guard's does. It is found out with a marked text, once a role; a template that takes texts gets texts.
+        Llama Guard's does. It is tested with a marker, once per role; a template that takes texts gets texts.
         """
         known = self._as_parts
         if (role, tools) not in known:
@@ -125,25 +125,25 @@ class ChatRenderer:
 
     @cached_property
     def _reasoning_key(self) -> str | None:
-        """The key of a message under which the template reads what the assistant thinks; None where it reads none."""
+        """The message key from which the template reads reasoning; None if it reads none."""
         turns = [_turn(message, as_parts=self.takes_parts(message.role)) for message in _around("assistant", "a")]
         for key in REASONING_KEYS:
             try:
                 if MARKER in self._write([*turns[:-1], turns[-1] | {key: MARKER}], (), False, len(MARKER)):
                     return key
-            except DataError:  # what fails with any key is said of the first row
+            except DataError:  # what fails with any key is reported for the first row
                 continue
         return None
 
     def _writes_marker(self, messages: Sequence[Message], role: str, own: bool, others: bool, tools: bool) -> bool:
-        """Whether the template writes the marked text, given contents in these forms (own: of the role's), and not the form."""
+        """Whether the template writes the marker, given contents in these forms (own: the role's), and not the form itself."""
         from data_prep.jinja.limits import OutOfTime
 
         turns = [_turn(message, as_parts=own if message.role == role else others) for message in messages]
         try:
             text = self._write(turns, (_ANY_TOOL,) if tools else (), False, len(MARKER))
-        except DataError as error:  # a form that it does not take; what fails in any form is said of the first row
-            if isinstance(error.__cause__, OutOfTime):  # on a few words: other forms would take as long
+        except DataError as error:  # a form that it doesn't take; what fails in any form is reported for the first row
+            if isinstance(error.__cause__, OutOfTime):  # for a few words: other forms would take as long
                 raise
             return False
         return MARKER in text and not any(form in text for form in ("'type': 'text'", '"type": "text"'))
@@ -160,7 +160,7 @@ class ChatRenderer:
         return text[: self.marker_position(text, marker)].rstrip(" ")
 
     def marker_position(self, text: str, marker: str = MARKER) -> int:
-        """Where a marker stands in a rendered text. Raises DataError where the template left it out."""
+        """The position of a marker in a rendered text. Raises DataError if the template left it out."""
         position = text.find(marker)
         if position < 0:
             raise DataError(f"the chat template ({self.name}) leaves the assistant's answer out")
@@ -172,10 +172,10 @@ class ChatRenderer:
         return text[self.marker_position(text) + len(MARKER) :]
 
     def check_tools(self, example: Conversation, text: str) -> None:
-        """Raise DataError where the template leaves out what a conversation has of tools.
+        """Raise DataError if the template leaves out a conversation's tools, calls or results.
 
-        It does where marks in their place change nothing, or where one of the marks is not written: a template may write a
-        call's name alone, or the first of several calls. `text` is the conversation as it is rendered.
+        It does if markers in their place change nothing, or if one of the markers is not written: a template may write only
+        a call's name, or the first of several calls. `text` is the rendered conversation.
         """
         marks = _Marks(marker_for(example.messages))
         marked = {
@@ -192,10 +192,10 @@ class ChatRenderer:
             # A part of a result is a finding (left_out_text), as of every message's text.
             whole = self._preparation == 2 or what == RESULTS or all(mark in written for mark in marks.made)
             if not whole or written == text:
-                part = "a part of " if written != text else ""
+                part = "part of " if written != text else ""
                 raise DataError(
-                    f"the chat template ({self.name}) leaves out {part}{what}; name one that knows tools in "
-                    "model.chat_template, or remove the tools from the rows"
+                    f"the chat template ({self.name}) leaves out {part}{what}; set "
+                    "model.chat_template to one that supports tools, or remove the tools from the rows"
                 )
 
 
@@ -224,7 +224,7 @@ _ANY_TOOL = {
 
 
 def _around(role: str, content: str) -> list[Message]:
-    """A conversation in which a turn of a role says something, and the others little."""
+    """A conversation with this content in the turns of a role, and hardly any in the others."""
     system, user, answer = Message("system", "s"), Message("user", "u"), Message("assistant", "a")
     call = Message("assistant", "", tool_calls=(ToolCall("any", {}, "call00001"),))
     turns = {"system": [system, user, answer], "tool": [user, call, Message("tool", "t", tool_call_id="call00001"), answer]}
@@ -252,7 +252,7 @@ def prompt_and_reference(
 ) -> tuple[list[int], str]:
     """The token ids of everything before the last answer, and that answer's text. The ids are never empty.
 
-    `special_as_text` reads special tokens in what the row says as text, as Tokenization does.
+    `special_as_text` reads special tokens in the row's text as plain text, as Tokenization does.
     """
 
     as_text = special_as_text and bool(special_tokens_in(example, special_tokens(tokenizer), tokenizer))
@@ -272,7 +272,7 @@ def prompt_and_reference(
 def own_text(
     example: Example, text: str, tokenizer: "PreTrainedTokenizerFast", write: Callable[[list[Message]], str] | None = None
 ) -> list[ContentSpan]:
-    """Where what a row itself says stands in the text that is tokenised; `write` made it of a conversation's messages."""
+    """The spans of a row's own contents in the text that is tokenised; `write` rendered it from a conversation's messages."""
     if isinstance(example, Conversation):
         marker = marker_for(example.messages)
         if write is not None and (places := marked_places(example.messages, text, marker, write)) is not None:
@@ -284,14 +284,14 @@ def own_text(
 
 
 def special_tokens(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
-    """The texts of the tokenizer's special tokens: wherever a text holds one, it becomes that token."""
+    """The texts of the tokenizer's special tokens: wherever a text contains one, it becomes that token."""
     return [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def special_tokens_in(example: Example, special: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> list[str]:
-    """Those of the special tokens that a row's own text would become; what a template writes is not meant.
+    """The special tokens in a row's own text, without those that a template writes.
 
-    In a plain text, a BOS at the start and an end token at the end are what they should be.
+    In a plain text, a BOS at the start and an end token at the end are allowed.
     """
     if isinstance(example, Conversation):
         texts = [message.content for message in example.messages]
@@ -310,27 +310,27 @@ def special_tokens_in(example: Example, special: Sequence[str], tokenizer: "PreT
 
 @lru_cache(maxsize=8)
 def _one_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    """What finds any of the tokens in one pass; LLaMA-3 has 256 of them."""
+    """A pattern that finds any of the tokens in one pass; LLaMA-3 has 256 of them."""
     return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
 
 def end_of_turn_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     """The ids at which generation stops: the tokenizer's end token and the token that its template ends an answer with.
 
-    They differ in LLaMA-3 (<|end_of_text|>, <|eot_id|>). Raises DataError where there is neither.
+    They differ in LLaMA-3 (<|end_of_text|>, <|eot_id|>). Raises DataError if there is neither.
     """
     found = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    if DEFAULT in templates_of(tokenizer):  # without one no conversation is written, and plain texts end in the end token
+    if DEFAULT in templates_of(tokenizer):  # without one there are no conversations, and plain texts end in the end token
         after = ChatRenderer(tokenizer).after_answer()
         added = tokenizer.added_tokens_decoder
         found += [token for token in _ids(after, tokenizer) if token in added][:1]
     if not found:
-        raise DataError("the tokenizer has no end token and its chat template writes none; generation would never stop")
+        raise DataError("the tokenizer has no end token and its chat template writes none, so generation would never stop")
     return sorted(set(found))
 
 
 class _Marks:
-    """Marks in the place of what a conversation has of tools, none within another."""
+    """Replaces a conversation's tools, calls and results by markers, none of which contains another."""
 
     def __init__(self, marker: str):
         self._marker, self.made = marker, list[str]()
@@ -376,12 +376,12 @@ def added_texts(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
 
 
 def bos_before(text: str, tokenizer: "PreTrainedTokenizerFast", adds: bool) -> list[int]:
-    """The token that begins a plain text: one if the tokenizer `adds` it by itself and the text doesn't hold it already."""
+    """The BOS of a plain text, if the tokenizer `adds` one itself and the text doesn't begin with it already."""
     return [int(tokenizer.bos_token_id)] if adds and not text.startswith(tokenizer.bos_token) else []
 
 
 def end_id(tokenizer: "PreTrainedTokenizerFast") -> int:
-    """The token that ends a plain text. Raises DataError where the tokenizer has none."""
+    """The token that ends a plain text. Raises DataError if the tokenizer has none."""
     if tokenizer.eos_token_id is None:
-        raise DataError("the tokenizer has no end token, so a text could not be ended; choose a base with one")
+        raise DataError("the tokenizer has no end token, so texts can't be ended; choose a base that has one")
     return int(tokenizer.eos_token_id)

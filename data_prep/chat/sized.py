@@ -1,4 +1,4 @@
-"""How many bytes of its text each token of a document stands for."""
+"""How many bytes of the text each token of a document covers."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -10,10 +10,10 @@ from data_prep.table.documents import Document
 
 
 class SizedTokenization(Tokenization):
-    """A Tokenization that tells the bytes (UTF-8) of a row's text that each token stands for.
+    """A Tokenization that also counts the bytes (UTF-8) of a row's text that each token covers.
 
-    They add up to those of the text, also where tokens cut a letter. A blank that the tokenizer puts before a text is none of
-    it, and special tokens stand for none, but the unknown one.
+    They add up to those of the text, even if tokens split a character. A blank that the tokenizer adds before a text doesn't
+    count, and special tokens cover no bytes, except the unknown token.
     """
 
     def with_bytes(self, examples: Iterable[Placed]) -> Iterator[tuple[Document, list[int]]]:
@@ -48,7 +48,7 @@ class SizedTokenization(Tokenization):
         return self._encoder.read(self._encoder.encode([text]))[0]
 
     def _continued(self, text: str, ids: list[int], *, as_text: bool) -> list[int]:
-        """The bytes of the tokens of a text that goes on from another, as offsets.continuation finds them."""
+        """The bytes of the tokens of a text that continues another, as offsets.continuation finds them."""
         for anchor in (*ANCHORS, ""):
             whole = anchor + text
             found, offsets = self._read(whole, [(0, len(whole))] if as_text else [])
@@ -59,9 +59,9 @@ class SizedTokenization(Tokenization):
 
 
 def bytes_of(text: str, offsets: Offsets) -> list[int]:
-    """The bytes of each token by where it stands; what no token covers belongs to the next one, at the end to the last.
+    """The bytes of each token by its offsets; text that no token covers belongs to the next one, at the end to the last.
 
-    Tokens that share a letter are its bytes where there are as many; otherwise the first of them stands for it.
+    Tokens that share a character get one byte each if it has as many; otherwise the first of them gets all.
     """
     places = [(offsets.starts[index], offsets.ends[index]) for index in range(len(offsets.starts))]
     sizes, done = list[int](), 0

@@ -1,7 +1,7 @@
 """From examples to tokens and masks.
 
 The mask comes from the positions of the rendered turns (data_prep/chat/turns.py) and the offsets of the tokens, so a template
-needs no generation markers, and which token pads or ends a turn makes no difference.
+needs no generation markers, and it doesn't matter which token pads or ends a turn.
 """
 
 from bisect import bisect_left
@@ -32,36 +32,35 @@ if TYPE_CHECKING:
 
 FIRST_BATCH_ROWS, BATCH_ROWS = 128, 2048
 BATCH_CHARACTERS = 4 * 2**20
-"""Rows tokenised at once, and how long they may be together: few enough for memory. Each batch costs a wait of one thread for
-the other, so the first is small, for the cores to begin soon, and each later one twice as large."""
+"""Rows tokenised at once, and their maximum total length: few enough for memory. In each batch one thread waits for the other,
+so the first is small, to give the cores work early, and each later one is twice as large."""
 
 BATCHES_AHEAD = 3
 
 Placed = tuple[str, Example]
-"""An example and where its row stands."""
+"""The place of a row, and an example made of it."""
 
 OnBad = Callable[[DataError], None]
 OnFinding = Callable[[Finding | Note, str, str], None]
-"""Told of what is wrong with, or to be known of, a row that can be tokenised all the same: the finding, the row's place, what
-to do about it."""
+"""Called for problems of, and notes on, a row that can be tokenised anyway: the finding, the row's place, and the remedy."""
 
 
 @dataclass(slots=True)
 class _Rendered:
-    """A row as text: what stands before and after it as token ids, and which parts are supervised."""
+    """A row as text: the token ids before and after it, and which parts are supervised."""
 
     text: str
     spans: list[TextSpan]
     before: list[int]
     after: list[int]
     must_end: bool
-    """Whether each span has to end in a special token: a model that never sees one learned never stops."""
+    """Whether each span has to end in a special token, without which the model would not learn to stop."""
     targets: tuple[float, ...] = ()
     """What a classification head learns at the span."""
     prompt: str = ""
-    """What a plain text begins with and is asked by: tokenised by itself, so that its tokens are those of any prompt."""
+    """The prompt that a plain text begins with: tokenised alone, as it is when the model is asked."""
     contents: Sequence[ContentSpan] = ()
-    """Where special tokens are plain text; empty where there are none."""
+    """Where special tokens are plain text; empty if there are none."""
     asks: Sequence[int | None] = ()
     """Where the model would be asked for an answer of a conversation; see data_prep.chat.turns.Found."""
 
@@ -75,7 +74,7 @@ class _Batch:
 
 
 def refuse(finding: Finding | Note, place: str, message: str) -> None:
-    """What is done about a finding where nobody says otherwise."""
+    """The default for findings: an error, unless it is only a note."""
     if finding not in NOTES:
         raise DataError(f"{place}: {message}")
 
@@ -96,12 +95,12 @@ class Tokenization:
     Supervised are: all answers of a conversation ("assistant"), the last one ("last"), those after the last user turn
     ("completion"; after the prompt, where the row has one), or everything ("all"); each answer with its tool calls and the
     token that ends its turn, by the weight of its message. Of a plain text: the completion and the end token, with "all"
-    the prompt too. A token that straddles the start of an answer is supervised if only blanks of it stand before the answer.
+    the prompt too. A token that spans the start of an answer is supervised if only blanks of it are before the answer.
 
-    With a `head` a row is its prompt and one end token behind it, which stands in the answer's place: before it is the
-    prompt's last token, where the head reads (as transformers' LlamaForSequenceClassification does); `targets` have the
-    answer's numbers. `special_as_text` reads special tokens in what a row says as the text that they are. A row that can't be
-    tokenised (its template refuses it, say) is told to `on_bad` and left out; without one it raises DataError.
+    With a `head` a row is its prompt and an end token in place of the answer: the head reads the prompt's last token, before
+    it (as transformers' LlamaForSequenceClassification does); `targets` holds the answer's numbers. `special_as_text` reads
+    special tokens in the row's text as plain text. A row that can't be tokenised (its template refuses it, say) is reported
+    to `on_bad` and left out; without `on_bad` it raises DataError.
     """
 
     def __init__(
@@ -127,7 +126,7 @@ class Tokenization:
         self._boundary = Boundary(self._encoder)
 
     def run(self, examples: Iterable[Placed]) -> Iterator[tuple[Document, Example]]:
-        """Each example's document, in order. While one batch is encoded, which takes no Python, the next is rendered."""
+        """Each example's document, in order. While one batch is encoded, without the GIL, the next is rendered."""
         rows = iter(examples)
         waiting: deque[_Batch] = deque()
         with ThreadPoolExecutor(max_workers=1) as worker:
@@ -174,18 +173,18 @@ class Tokenization:
                 yield self._document(place, row, ids, offsets), example
 
     def _refuse(self, place: str, error: DataError) -> None:
-        """Tell of a row that can't be tokenised. Raises DataError where nobody wants to know."""
+        """Report a row that can't be tokenised. Raises DataError if there is no `on_bad`."""
         refused = DataError(f"{place}: {error}")
         if self._on_bad is None:
             raise refused from error
         self._on_bad(refused)
 
     def _as_text(self, text: str, contents: Sequence[ContentSpan]) -> tuple[list[int], Offsets]:
-        """The ids of a text whose contents hold special tokens as plain text. Raises DataError."""
+        """The ids of a text in whose contents special tokens are plain text. Raises DataError."""
         return plain_specials(self.tokenizer).encode(text, contents)
 
     def _answered(self, place: str, row: _Rendered, ids: list[int], prompt: list[int]) -> Document:
-        """A plain text with a prompt: the prompt's own tokens, then those of what goes on from it."""
+        """A plain text with a prompt: the prompt's own tokens, then those of its continuation."""
         if ids[: len(prompt)] != prompt:
             rest, whole = row.text[len(row.prompt) :], [(0, len(row.text))]
             plain = (lambda text: self._as_text(text, whole)[0]) if row.contents else self._encoder.ids_of
@@ -212,7 +211,7 @@ class Tokenization:
             self.on_finding("unsupervised_end_of_turn", place, self._no_end_of_turn(row.text, unended))
         token_ids = row.before + ids + row.after
         if row.after:
-            # A plain text's one span goes on to its end token.
+            # A plain text's one span extends to its end token.
             start, _, weight = spans[-1]
             spans[-1] = (start, len(token_ids), weight)
         self._check_tokens(place, row.text, ids, token_ids)
@@ -221,26 +220,26 @@ class Tokenization:
         return Document(token_ids, tuple(span for span in spans if span[0] < span[1]), place, row.targets)
 
     def _check_tokens(self, place: str, text: str, ids: list[int], token_ids: list[int]) -> None:
-        """What is wrong with a row's tokens as a whole: two BOS, or text that the tokenizer can't write."""
+        """Check all tokens of a row: for two BOS, and for text that the tokenizer can't encode."""
         bos = self.tokenizer.bos_token_id
         if bos is not None and token_ids[:2] == [bos, bos]:
-            self.on_finding("double_bos", place, f"it begins with {self.tokenizer.bos_token} twice; remove one of the two")
+            self.on_finding("double_bos", place, f"it begins with two {self.tokenizer.bos_token}; remove one of them")
         if (lost := self._unknown.lost(text, ids)) is not None:
             self._find("unknown_token", place, lost)
 
     def _find(self, finding: Finding | Note, place: str, message: str) -> None:
-        """Tell of a finding that earlier preparations don't make: a run of theirs goes on."""
+        """Report a finding that earlier preparations don't make, so that their runs can still resume."""
         if self._preparation > 2:
             self.on_finding(finding, place, message)
 
     def _why_not_asked(self, row: _Rendered, ids: list[int], offsets: Offsets) -> str | None:
-        """Why a prompt, as the model would be asked with it, is not how the learned text begins; None where it is."""
+        """Why a prompt, as the model would be asked with it, is not how the learned text begins; None if it is."""
         for start in row.asks:
             if start is None:
                 return (
-                    f"where the chat template ({self._template_name}) asks for an answer, it writes another text before it "
-                    "than where the answer is learned (<think> that only the generation prompt writes, say), so the model "
-                    "would be asked in a way that it never learned; name another template in model.chat_template"
+                    f"the chat template ({self._template_name}) writes different text before an answer when it asks for one "
+                    "than when the answer is learned (a <think> that only the generation prompt has, say), so the model "
+                    "would be asked in a way that it never learned; set model.chat_template to another template"
                 )
             first = _first_token(start, offsets, row.text)
             if row.contents:
@@ -250,10 +249,10 @@ class Tokenization:
                 asked = self._boundary.asked_otherwise(row.text, start, ids, offsets, first)
             if asked is not None:
                 return (
-                    f"asked alone, the prompt ends in the tokens {self._shown(asked)}, and in the row it goes on as "
-                    f"{self._shown(ids[max(0, first - 2) : first + 2])}, so the model would be asked in tokens that it never "
-                    "learned; mend answers that begin with a blank or line break, or name another template in "
-                    "model.chat_template"
+                    f"by itself, the prompt ends in the tokens {self._shown(asked)}, but in the row it continues as "
+                    f"{self._shown(ids[max(0, first - 2) : first + 2])}, so the model would be asked with tokens that it never "
+                    "learned; fix answers that begin with a blank or line break, or set model.chat_template to another "
+                    "template"
                 )
         return None
 
@@ -271,9 +270,7 @@ class Tokenization:
             self._refuse(place, error)
             return None
         if found.unlearned:
-            self._find(
-                "unlearned_thought", place, f"{found.unlearned} of its answers have thoughts that the template leaves out"
-            )
+            self._find("unlearned_thought", place, f"the template leaves out the reasoning of {found.unlearned} of its answers")
         if found.left_out is not None:
             role = example.messages[found.left_out].role
             self._find("left_out_text", place, self._left_out(found.left_out, role))
@@ -281,7 +278,7 @@ class Tokenization:
         return _Rendered(found.text, found.spans, [], [], self.supervise != "all", contents=contents, asks=found.asks)
 
     def _contents(self, example: Example, text: str, write: Callable[[list[Message]], str] | None = None) -> list[ContentSpan]:
-        """What the row itself says in a text, where a special token in it is to be plain text; see own_text."""
+        """The spans of the row's own contents in a text, if special tokens in them are to be plain text; see own_text."""
         if not self._special or not special_tokens_in(example, self._special, self.tokenizer):
             return []
         return own_text(example, text, self.tokenizer, write)
@@ -289,15 +286,15 @@ class Tokenization:
     def _left_out(self, index: int, role: str) -> str:
         advice = "put a system message's text into the first question, or " if role == "system" else ""
         return (
-            f"the chat template ({self._template_name}) leaves out the text of message {index} ({role}), or a part of it, so "
-            f"it is neither read nor learned; {advice}name another template in model.chat_template: {template_choices()}"
+            f"the chat template ({self._template_name}) leaves out the text of message {index} ({role}), or part of it, so "
+            f"it is neither read nor learned; {advice}set model.chat_template to another template: {template_choices()}"
         )
 
     def _render_plain(self, example: PlainText) -> _Rendered:
         if self._turns.reasoning == "context" and example.prompt and thinks_in(example.completion):
             raise DataError(
-                "a plain completion begins with something that is thought, and data.reasoning is context, which conversations "
-                "alone can have: learn or drop it, or write the row as messages"
+                "a plain completion begins with reasoning, and data.reasoning: context works only for conversations; learn or "
+                "drop it, or write the row as messages"
             )
         text, tokenizer = example.prompt + example.completion, self.tokenizer
         prompt = asked_text(example.prompt) if self._preparation > 2 else ""
@@ -320,10 +317,10 @@ class Tokenization:
         return _Rendered(text, [TextSpan(len(text), len(text))], before, end, False, targets, contents=contents)
 
     def _prompt(self, example: Example) -> tuple[str, list[int]]:
-        """A row's text before its last answer, and the ids before it; no template, no chat."""
+        """A row's text before its last answer, and the ids before it; as plain text if there is no template."""
         if isinstance(example, PlainText):
             if not example.prompt:
-                raise DataError("a plain text has no prompt to be classified; use a format with a prompt and an answer")
+                raise DataError("a plain text has no prompt to classify; use a format with a prompt and an answer")
             prompt = asked_text(example.prompt) if self._preparation > 2 else example.prompt
             return prompt, bos_before(prompt, self.tokenizer, self._adds_bos)
         if self._chat is not None:
@@ -337,23 +334,23 @@ class Tokenization:
         tail = text[max(span.start, span.end - 20) : span.end]
         return (
             f"the answer as the chat template ({self._template_name}) writes it ends in {tail!r}, which "
-            "is no special token of this tokenizer, so the model would not learn to stop; add the template's end-of-turn token "
-            f"to model.new_tokens, or name another model.chat_template: {template_choices()}"
+            "is not a special token of this tokenizer, so the model would not learn to stop; add the template's end-of-turn "
+            f"token to model.new_tokens, or set model.chat_template to another template: {template_choices()}"
         )
 
 
 def tokens_of(start: int, end: int, offsets: Offsets, text: str) -> tuple[int, int]:
     """The first token of a span of characters and the one after its last.
 
-    Offsets of some tokenizers include the blank before a word and those of others don't, so a token belongs to the span
-    that its first character other than a blank stands in; one of blanks only belongs where its first character stands.
+    Offsets of some tokenizers include the blank before a word and those of others don't, so a token belongs to the span of
+    its first non-blank character; a token of blanks only belongs to that of its first character.
     """
     first = _first_token(start, offsets, text)
     return first, max(first, _first_token(end, offsets, text))
 
 
 def _first_token(position: int, offsets: Offsets, text: str) -> int:
-    """The first token of what begins at a character."""
+    """The first token of a span that begins at a character."""
     starts, ends = offsets.starts, offsets.ends
     first = bisect_left(starts, position)
     if first > 0 and ends[first - 1] > position:
@@ -361,5 +358,5 @@ def _first_token(position: int, offsets: Offsets, text: str) -> int:
         if text[token_start:position].isspace() and text[position:token_end].strip():
             first -= 1
     while first < len(starts) and starts[first] == ends[first] == position and first > 0 and ends[first - 1] < position:
-        first += 1  # a blank before the position, whose trimmed offsets are empty and lie at its end
+        first += 1  # a blank before the position, whose trimmed offsets are empty and at its end
     return first

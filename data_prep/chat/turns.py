@@ -1,8 +1,8 @@
-"""Where the learned parts of an example stand in its text.
+"""Locates the learned parts of an example in its text.
 
-The general way renders a conversation up to each answer and compares; it takes any template. Most templates write fixed
-texts around the contents of the turns: those are found once for each sequence of roles (a skeleton), and a row whose text
-is its contents between the skeleton's pieces, to the character, needs no further rendering.
+The general method renders a conversation up to each answer and compares; it works with any template. Most templates write
+fixed texts around the contents of the turns: those are found once for each sequence of roles (a skeleton), and a row whose
+text is exactly its contents between the skeleton's pieces needs no further rendering.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 RARE_BLANK = "\u2009"
-"""A blank that no template writes: where it is gone from around a content, the template strips contents."""
+"""A blank that no template writes: if it is missing around a content, the template strips contents."""
 
 
 @dataclass(slots=True)
@@ -32,24 +32,24 @@ class TextSpan:
     end: int
     weight: float = 1.0
     content_end: int = 0
-    """Where an answer's own text ends; what the template writes to end the turn stands between here and `end`."""
+    """Where an answer's own text ends; what the template writes to end the turn is between here and `end`."""
     ask: int | None = None
-    """Where the model would be asked for this answer; None where it would get another prompt than what stands before it."""
+    """Where the model would be asked for this answer; None if it would get a different prompt than the text before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A conversation as text, and what is learned of it."""
+    """A conversation as text, and which parts of it are learned."""
 
     text: str
     spans: list[TextSpan]
     """The supervised parts, in order."""
     asks: list[int | None]
-    """Where answers begin that the model would be asked for; None where it would get another prompt than what stands before."""
+    """Where the model would be asked for each answer; None if it would get a different prompt than the text before it."""
     left_out: int | None = None
-    """The first message whose text, or a part of it, the template leaves out."""
+    """The first message whose text, or part of it, the template leaves out."""
     unlearned: int = 0
-    """Earlier answers that are not learned, because the template leaves out what was thought before them."""
+    """Earlier answers that are not learned, because the template leaves out their reasoning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ class Skeleton:
     stripped: tuple[bool, ...]
     """Which contents the template strips of blanks."""
     margins: dict[int, tuple[int, int, bool]]
-    """Of each assistant's turn: how many characters before its content it begins, and after it ends (the end of turn); whether
-    what stands before it is what the model would be asked with."""
+    """For each assistant turn: how many characters before its content it begins, and after it ends (the end of turn); whether
+    the text before it is what the model would be asked with."""
 
     def fit(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
-        """Where each content stands in the text; None where the text is anything but pieces and contents."""
+        """The span of each content in the text; None if the text is anything but pieces and contents."""
         contents = [m.content.strip() if strip else m.content for m, strip in zip(messages, self.stripped, strict=True)]
         places, position = [], len(self.pieces[0])
         for content, piece in zip(contents, self.pieces[1:], strict=True):
@@ -89,7 +89,7 @@ class TurnFinder:
 
     @cached_property
     def _end_token(self) -> str:
-        """The token that the template ends an answer with; empty where it writes none."""
+        """The token that the template ends an answer with; empty if it writes none."""
         after = self._renderer.after_answer().lstrip()
         return next((token for token in added_texts(self.tokenizer) if after.startswith(token)), "")
 
@@ -98,7 +98,7 @@ class TurnFinder:
         return self._renderer.render(messages, tools=tools)
 
     def find(self, example: Conversation) -> Found:
-        """A conversation's text and its supervised parts. Raises DataError where the template can't be followed."""
+        """A conversation's text and its supervised parts. Raises DataError if answers can't be located in it."""
         text = self._renderer.render(example.messages, tools=example.tools)
         if _has_tools(example):
             self._renderer.check_tools(example, text)
@@ -133,7 +133,7 @@ class TurnFinder:
         return len(prompt) if text.startswith(prompt) else None
 
     def _left_out(self, example: Conversation, text: str) -> int | None:
-        """The first message whose text is not in what the template wrote, in order and but for the blanks around it."""
+        """The first message whose text, without surrounding blanks, is not in the rendered text, in order."""
         skeleton = self._skeleton(example)
         if skeleton is not None and skeleton.fit(example.messages, text) is not None:
             return None
@@ -144,14 +144,14 @@ class TurnFinder:
         return None
 
     def _lost(self, example: Conversation) -> frozenset[int]:
-        """The messages whose contents the template leaves out wherever their roles follow each other so."""
+        """The messages whose contents the template always leaves out in this sequence of roles."""
         if _has_tools(example):
             return frozenset()
         marked, text = self._marked(tuple([message.role for message in example.messages]))
         return frozenset(index for index, message in enumerate(marked.messages) if message.content.strip() not in text)
 
     def _marked(self, roles: tuple[str, ...]) -> tuple[Conversation, str]:
-        """A conversation of these roles with a mark for each content, and what the template writes of it."""
+        """A conversation of these roles with a marker for each content, and the rendered text."""
         if roles not in self._marks:
             marks = (Message(role, f"{RARE_BLANK}TURN-{index}-5e9a{RARE_BLANK}") for index, role in enumerate(roles))
             marked = Conversation(tuple(marks))
@@ -159,13 +159,13 @@ class TurnFinder:
         return self._marks[roles]
 
     def _all_by_weight(self, example: Conversation, text: str) -> Iterator[TextSpan]:
-        """The whole text; an answer that has a weight counts by it."""
+        """All of the text, with the weights of the answers that have one."""
         messages, start = example.messages, 0
         for index, message in enumerate(messages):
             if message.weight == 0 and message.role != "assistant":
                 raise DataError(
-                    f"message {index} is a {message.role} turn of weight 0, and data.supervise is all; only the assistant's "
-                    "turns can be left out by weight there: remove the weight, or supervise assistant"
+                    f"message {index} is a {message.role} turn of weight 0, and data.supervise is all; only assistant "
+                    "turns can then be left out by weight: remove the weight, or set data.supervise: assistant"
                 )
         weighted = [i for i, m in enumerate(messages) if m.role == "assistant" and m.weight not in (None, 1)]
         for span in self._answers(example, weighted, text):
@@ -176,7 +176,7 @@ class TurnFinder:
         yield TextSpan(start, len(text), content_end=len(text))
 
     def _answers(self, example: Conversation, answers: list[int], text: str) -> list[TextSpan]:
-        """Where these answers stand, each with its end of turn and without blanks after it."""
+        """The spans of these answers, each with its end of turn and without trailing blanks."""
         messages = example.messages
         skeleton = self._skeleton(example)
         places = skeleton.fit(messages, text) if skeleton else None
@@ -199,7 +199,7 @@ class TurnFinder:
         return self._skeletons[roles]
 
     def _make_skeleton(self, roles: tuple[str, ...]) -> Skeleton | None:
-        """What the template writes around markers in the place of contents; None where that tells too little."""
+        """What the template writes around markers in place of contents; None if that is ambiguous."""
         marked, text = self._marked(roles)
         pieces, stripped, places, position = [], [], [], 0
         for message in marked.messages:
@@ -224,7 +224,7 @@ class TurnFinder:
         return Skeleton(tuple(pieces), tuple(stripped), margins)
 
     def _general(self, example: Conversation, index: int, text: str) -> TextSpan:
-        """Where an answer stands, by rendering the conversation up to it, for any template and turn."""
+        """The span of an answer, by rendering the conversation up to it, for any template and turn."""
         messages, render = example.messages, self._renderer.render
         prompt = self._renderer.render_prompt(messages[:index], example.tools)
         until = text if index == len(messages) - 1 else render(messages[: index + 1], tools=example.tools)
@@ -239,7 +239,7 @@ class TurnFinder:
         return TextSpan(start, end, messages[index].loss_weight, _own_end(messages[index], text, start, end), ask)
 
     def _by_marker(self, example: Conversation, index: int, text: str) -> tuple[int, int]:
-        """The same for a template that writes a turn differently when others follow: a marker in the answer's place."""
+        """The same for a template that writes a turn differently if more follow: with a marker in place of the answer."""
         messages, marker = example.messages, marker_for(example.messages)
         changed = [*messages[:index], replace(messages[index], content=marker, reasoning=""), *messages[index + 1 :]]
         marked = self._renderer.render(changed, tools=example.tools)
@@ -249,10 +249,10 @@ class TurnFinder:
         if text[:start] != marked[:start] or text[end:] != rest or not _is_written(messages[index], text[start:end]):
             raise DataError(
                 f"the chat template ({self._renderer.name}) writes an answer in a way that can't be located in the text, so "
-                "its tokens can't be told from the others; learn the last answers alone (data.supervise: last), or name "
-                f"another in model.chat_template: {template_choices()}"
+                "its tokens are not known; learn only the last answers (data.supervise: last), or set model.chat_template to "
+                f"another template: {template_choices()}"
             )
-        # Another token here than the one that ends a turn begins the next turn.
+        # A token other than the one that ends a turn begins the next turn.
         token = self._end_token if rest.lstrip().startswith(self._end_token) else ""
         blanks = len(rest) - len(rest.lstrip()) if token else 0
         return start, end + blanks + len(token)
@@ -265,7 +265,7 @@ def _own_end(message: Message, text: str, start: int, end: int) -> int:
 
 
 def _is_written(message: Message, written: str) -> bool:
-    """Whether a template that was given an answer may have written this: all of it, or what is said without what is thought."""
+    """Whether a template may have written this for an answer: all of it, or the answer without its reasoning."""
     if written in (message.content, message.content.strip()):
         return True
     thought, said = thought_of(written)

@@ -1,4 +1,4 @@
-"""Text that a tokenizer can't write: it becomes the unknown token, or nothing at all."""
+"""Text that a tokenizer can't encode: it becomes the unknown token, or nothing at all."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ BYTES = 256
 
 
 class Unknown:
-    """What is lost of a text on the way to one tokenizer's ids."""
+    """Finds text that is lost when one tokenizer encodes it."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
         self._backend = tokenizer.backend_tokenizer
@@ -24,12 +24,12 @@ class Unknown:
         self._drops = self._id is None and _is_lossy(self._backend)
 
     def lost(self, text: str, ids: Sequence[int]) -> str | None:
-        """What is wrong where the ids of a text don't hold all of it; None where they do. Blanks don't count."""
+        """The problem if the ids of a text don't cover all of it; None if they do. Blanks don't count."""
         if self._id is not None and (count := ids.count(self._id)) and count > text.count(str(self._token)):
             times = "once" if count == 1 else f"{count:,} times"
             return f"the tokenizer doesn't know {self._first(text)} and writes {self._token} ({times} in this row): {ADVICE}"
         if self._drops and self._is_changed(text, ids):
-            return f"the tokenizer drops characters of it, which its vocabulary doesn't have: {ADVICE}"
+            return f"the tokenizer drops characters that are not in its vocabulary: {ADVICE}"
         return None
 
     def _is_changed(self, text: str, ids: Sequence[int]) -> bool:
@@ -41,7 +41,7 @@ class Unknown:
         with reading(text):
             encoding = self._backend.encode(text, add_special_tokens=False)
         places = (place for token, place in zip(encoding.ids, encoding.offsets, strict=True) if token == self._id)
-        start, end = next(places, (0, len(text)))  # with special tokens as text it may be cut otherwise
+        start, end = next(places, (0, len(text)))  # with special tokens as text it may be split differently
         return repr(cut(text[start:end], SHOWN_CHARACTERS))
 
     def _normal(self, text: str) -> str:
@@ -49,19 +49,19 @@ class Unknown:
         return text if normalizer is None else str(normalizer.normalize_str(text))
 
 
-ADVICE = "the model would read and learn that in its place; take it out, name it in model.new_tokens, or choose another base"
+ADVICE = "the model would read and learn that instead; remove it, add it to model.new_tokens, or choose another base"
 
 
 def unknown_token(model: Any) -> str | None:
-    """The token that a tokenizer's model writes for what it doesn't know."""
+    """The token that a tokenizer's model uses for unknown text."""
     if hasattr(model, "unk_token"):
         return None if model.unk_token is None else str(model.unk_token)
-    index = json.loads(model.__getstate__()).get("unk_id")  # Unigram tells it in no other way
+    index = json.loads(model.__getstate__()).get("unk_id")  # Unigram exposes it in no other way
     return None if index is None else str(model.id_to_token(index))
 
 
 def _is_lossy(backend: Any) -> bool:
-    """Whether a BPE without an unknown token lacks bytes: what it can't write, it leaves out. Other models refuse it."""
+    """Whether a BPE without an unknown token lacks bytes: what it can't encode, it leaves out. Other models raise an error."""
     if type(backend.model).__name__ != "BPE":
         return False
     vocabulary = backend.get_vocab(with_added_tokens=False)
@@ -73,5 +73,5 @@ def _is_lossy(backend: Any) -> bool:
 
 
 def _solid(text: str) -> str:
-    """A text without blanks, and without the mark that some tokenizers write for them."""
+    """A text without blanks, and without the character that some tokenizers use for them."""
     return "".join(text.replace("\u2581", " ").split())

@@ -1,4 +1,4 @@
-"""What is done to an example before it becomes tokens, and what tells equal ones apart."""
+"""Cleaning an example before it becomes tokens, and the fingerprint by which equal ones are found."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ from data_prep.messages import Conversation, Example, Message, ToolCall, learned
 
 EXCERPT_TURNS = 4
 LONG_RUN = 64
-"""So many combining marks on one letter are in no language."""
+"""More combining marks on one letter than any language has."""
 
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """The Unicode category Cc without tab and newline; a carriage return is one of them."""
 
 
 def cleaned(example: Example, clean: CleanSection) -> Example:
-    """The example with its texts normalised as the recipe says; the example itself where nothing changes."""
+    """The example with its texts normalised as the recipe says; the example itself if nothing changes."""
     if clean.unicode is None and not clean.remove_control_characters:
         return example
     if isinstance(example, Conversation):
@@ -33,7 +33,7 @@ def cleaned(example: Example, clean: CleanSection) -> Example:
 
 
 def learned_texts(example: Example, supervise: Supervise) -> list[str]:
-    """What an example teaches to write: the answers that are learned, without their tool calls, or the completion."""
+    """The texts that an example teaches: the answers that are learned, without their tool calls, or the completion."""
     if isinstance(example, Conversation):
         answers = [example.messages[index] for index in learned_turns(example, supervise)]
         return [answer.content for answer in answers if answer.weight != 0 and not answer.tool_calls]
@@ -41,7 +41,7 @@ def learned_texts(example: Example, supervise: Supervise) -> list[str]:
 
 
 def texts_of(example: Example, *, system: bool = True) -> list[str]:
-    """Everything that an example says, part by part; without its system message where `system` is false."""
+    """All texts of an example, part by part; without its system message if `system` is false."""
     if not isinstance(example, Conversation):
         return [example.prompt, example.completion]
     parts = [json.dumps(example.tools, sort_keys=True, default=str)] if example.tools else []
@@ -53,7 +53,7 @@ def texts_of(example: Example, *, system: bool = True) -> list[str]:
 
 
 def excerpt_of(example: Example) -> str:
-    """How an example begins, for a person: what each turn says."""
+    """The beginning of an example, for a person to read."""
     if not isinstance(example, Conversation):
         return f"{example.prompt} | {example.completion}" if example.prompt else example.completion
     return " | ".join(
@@ -63,8 +63,8 @@ def excerpt_of(example: Example) -> str:
 
 
 def fingerprint(example: Example) -> int:
-    """64 bits that examples share whose texts are equal, case and white space aside; two others share them once in 10^19."""
-    # A mark between blanks keeps the parts apart, whatever blanks they begin and end with.
+    """64 bits, the same for examples with equal texts, ignoring case and white space; different texts collide once in 10^19."""
+    # A separator between blanks keeps the parts apart, whatever blanks they begin and end with.
     text = " ".join(" \0 ".join(texts_of(example)).casefold().split())
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
@@ -88,13 +88,13 @@ def _cleaned_value(value: Any, clean: CleanSection) -> Any:
 
 
 def _cleaned_text(text: str, clean: CleanSection) -> str:
-    if clean.remove_control_characters:  # first: one of them may stand between a letter and its accent
+    if clean.remove_control_characters:  # first: one of them may be between a letter and its accent
         text = CONTROL_CHARACTERS.sub("", text.replace("\r\n", "\n"))
     return text if clean.unicode is None else normalized(clean.unicode, text)
 
 
 def normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
-    """As unicodedata.normalize, which takes the square of the time for a long run of combining marks that are out of order."""
+    """unicodedata.normalize, without its quadratic time for long runs of combining marks that are out of order."""
     if unicodedata.is_normalized(form, text):
         return text
     return unicodedata.normalize(form, _long_runs(form).sub(lambda run: _in_order(form, run[0]), text))

@@ -17,28 +17,28 @@ PERMUTATIONS = 128
 SEED = 1
 """Draws the permutations; another seed gives other estimates within that error."""
 LEAST_RECALL = 0.99
-"""The least share of the pairs just at the threshold that the bands propose; of more similar pairs it is higher."""
+"""The minimum fraction of the pairs exactly at the threshold that the bands propose; it is higher for more similar pairs."""
 RECENT_ROWS = 4096
-"""Kept rows that are found by a dict, some 250 bytes a band, before they go into the index of 8 bytes a band."""
+"""Kept rows found by a dict, some 250 bytes per band, before they are moved to the index of 8 bytes per band."""
 ROW_BITS, HASH_BITS = 0x00000000_FFFFFFFF, 0xFFFFFFFF_00000000
 """The halves of an entry of the index: the number of a row, and the hash of one of its bands."""
 
 
 class NearDuplicates:
-    """Rows so far, to find those that a later row nearly repeats.
+    """The rows so far, to find whether a later row nearly repeats one.
 
-    Two texts are as alike as their sets of shingles, SHINGLE_WORDS words in a row, whatever the case and the whitespace: by
-    the Jaccard similarity J, what both have of what either has, from 0 to 1. One word changed within n words leaves at least
-    J = (n - 9) / (n + 1): 0.90 for 100 words, 0.68 for 30. A text of fewer words is one shingle, like its copies only; so
-    is one in a script without spaces.
+    The similarity of two texts is that of their sets of shingles, SHINGLE_WORDS words in a row, ignoring case and whitespace:
+    the Jaccard similarity J, intersection over union, from 0 to 1. One word changed within n words leaves at least
+    J = (n - 9) / (n + 1): 0.90 for 100 words, 0.68 for 30. A text of fewer words is one shingle, similar only to its
+    copies; so is one in a script without spaces.
 
-    Memory a kept row: 256 bytes of signature (up to 320 while the store grows), 8 bytes for each of the bands (12 of them
-    at threshold 0.9, 21 at 0.8, 42 at 0.5, never over 128), and its place. Time grows with the square of the rows where most
-    of them share much, but too little to be near duplicates: leave out of the texts what all rows have, a system prompt say.
+    Memory per kept row: 256 bytes of signature (up to 320 while the store grows), 8 bytes for each of the bands (12 of them
+    at threshold 0.9, 21 at 0.8, 42 at 0.5, never over 128), and its place. Time is quadratic in the rows if most of
+    them share much, but too little to be near duplicates: leave out of the texts what all rows have, such as a system prompt.
     """
 
     def __init__(self, threshold: float) -> None:
-        """`threshold`: the least estimated Jaccard similarity of a near duplicate, over 0 and under 1."""
+        """`threshold`: the minimum estimated Jaccard similarity of a near duplicate, over 0 and under 1."""
         import numpy as np
 
         if not 0 < threshold < 1:
@@ -52,16 +52,16 @@ class NearDuplicates:
         self._index = np.empty(0, np.uint64)
 
     def first_like(self, texts: Sequence[str], places: Sequence[str]) -> list[str | None]:
-        """For each text in order: the place of the earliest kept row that it nearly repeats; None for one that is kept.
+        """For each text in order: the place of the earliest kept row that it nearly repeats; None if it is kept.
 
-        The answers are the same in any process, and however the rows are split into batches.
+        The results are the same in any process, and however the rows are split into batches.
         """
         signatures = _signatures(texts)
         return [self._first_like(*row) for row in zip(signatures, self._keys(signatures), places, strict=True)]
 
     def _first_like(self, signature: "ndarray", keys: "ndarray", place: str) -> str | None:
         rows = self._candidates(keys)
-        if len(rows):  # they only share a band; whether they are near duplicates is for the whole signature to say
+        if len(rows):  # they only share a band; the complete signature decides whether they are near duplicates
             equal_values = (self._signatures.take(rows, axis=0) == signature).sum(axis=1, dtype="uint8")
             alike = rows[equal_values >= self._least_equal_values]
             if len(alike):
@@ -70,13 +70,13 @@ class NearDuplicates:
         return None
 
     def _keys(self, signatures: "ndarray") -> "ndarray":
-        """A hash for each band of each signature, by random multipliers; equal ones of different bands only cost time."""
+        """A hash for each band of each signature, by random multipliers; collisions between bands only cost time."""
         bands = signatures[:, : self._multipliers.size].reshape(-1, *self._multipliers.shape)
         keys: ndarray = (bands * self._multipliers).sum(axis=2) & HASH_BITS
         return keys
 
     def _candidates(self, keys: "ndarray") -> "ndarray":
-        """The numbers of the kept rows that share a band, ascending, once for each that they share."""
+        """The numbers of the kept rows that share a band, ascending, once per shared band."""
         import numpy as np
 
         starts, ends = self._index.searchsorted(keys), self._index.searchsorted(keys | ROW_BITS, side="right")
@@ -99,12 +99,12 @@ class NearDuplicates:
         known, entries = len(self._index), sorted(key | row for key, rows in self._recent.items() for row in rows)
         self._index.resize(known + len(entries), refcheck=False)
         self._index[known:] = entries
-        self._index.sort(kind="stable")  # merges two sorted runs, with little memory besides
+        self._index.sort(kind="stable")  # merges two sorted runs, with little extra memory
         self._recent.clear()
 
 
 def _bands(threshold: float) -> tuple[int, int]:
-    """How many bands of how many values: the longest bands, which have the fewest false candidates, of LEAST_RECALL."""
+    """The number of bands and their length: the longest with LEAST_RECALL, which have the fewest false candidates."""
     for values in range(PERMUTATIONS, 1, -1):
         bands = PERMUTATIONS // values
         if 1 - (1 - threshold**values) ** bands >= LEAST_RECALL:
@@ -113,9 +113,9 @@ def _bands(threshold: float) -> tuple[int, int]:
 
 
 def _signatures(texts: Sequence[str]) -> "ndarray":
-    """A row of PERMUTATIONS values a text; the chance of a value to be that of another text is their similarity.
+    """A row of PERMUTATIONS values per text; the probability that two texts share a value is their similarity.
 
-    Of 32 bits the lower 16 are kept (Li and König, "b-Bit minwise hashing", 2010): one in 65,536 is equal by accident.
+    The lower 16 of 32 bits are kept (Li and König, "b-Bit minwise hashing", 2010): one in 65,536 is equal by chance.
     """
     import numpy as np
     from rensa import RMinHash

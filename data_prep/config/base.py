@@ -5,8 +5,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict
 
 PREPARATION = 3
-"""The version of the way from rows to tokens; raising it makes every cache prepare again. A run goes on by the version that it
-was started with: by 2, prompt and completion of a plain text are tokenised as one text, the first token behind a cut
+"""The version of how rows become tokens; raising it makes every cache prepare again. A run resumes with the version that it
+was started with: in 2, prompt and completion of a plain text are tokenised as one text, the first token after a cut
 (over_length: split, pack_split) has no label, and files whose names say that they are held out are trained on."""
 
 PATH = "path"

@@ -1,4 +1,4 @@
-"""The data section: its sources, and everything that happens to rows on their way to packs of tokens."""
+"""The data section: its sources, and everything that happens to rows until they are packs of tokens."""
 
 from typing import Annotated, Literal, Self
 
@@ -17,14 +17,14 @@ Finding = Literal[
 ]  # fmt: skip
 
 Note = Literal["unlearned_thought", "plain_special_tokens", TurnOrder, "tool_results"]
-"""What is to be known of rows, and fails no audit."""
+"""What is worth knowing about rows, and doesn't fail an audit."""
 
 
 class EvaluationSplit(Section):
-    """Rows to evaluate on: a share of the training rows, or sources of their own."""
+    """Rows to evaluate on: a fraction of the training rows, or separate sources."""
 
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """The share of the training rows that is held out, drawn by train.seed (0.05 is five in a hundred)."""
+    """The fraction of the training rows that is held out, drawn with train.seed (0.05 is 5%)."""
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)] | None = None
     """Sources that are only evaluated on."""
@@ -38,98 +38,98 @@ class EvaluationSplit(Section):
 
 
 class CleanSection(Section):
-    """What is done to rows before they become tokens; each step is off by default, and counted where it is on."""
+    """How rows are cleaned before they become tokens; each step is off by default, and counted when it is on."""
 
     unicode: Literal["NFC", "NFKC"] | None = None
-    """Unicode normalisation of every text: NFC puts letters and their accents together, NFKC also replaces look-alikes."""
+    """Unicode normalisation of every text: NFC composes letters and accents, NFKC also replaces compatibility characters."""
 
     remove_control_characters: bool = False
-    """Control characters other than newline and tab are taken out of every text."""
+    """Remove control characters other than newline and tab from every text."""
 
     minimum_answer_characters: Annotated[int, Field(ge=1)] | None = None
-    """A row whose learned text is shorter is dropped (an empty one always is)."""
+    """Drop rows whose learned text is shorter (rows with an empty one are always dropped)."""
 
     duplicates: Literal["keep", "drop"] = "keep"
-    """A row equal to an earlier one of data.train (case and white space aside) is kept, or dropped."""
+    """Keep or drop rows equal to an earlier one of data.train (ignoring case and white space)."""
 
     near_duplicates: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """A row is dropped that repeats an earlier one at least this much (Jaccard similarity of word sequences; 0.8 is usual)."""
+    """Drop rows at least this similar to an earlier one (Jaccard similarity of word sequences; 0.8 is usual)."""
 
     leakage: Literal["refuse", "drop", "keep"] = "refuse"
-    """A training row that also stands in data.evaluation.sources ends the preparation, is dropped, or is kept."""
+    """A training row that is also in data.evaluation.sources is an error, is dropped, or is kept."""
 
 
 class Streaming(Section):
-    """Rows go through a buffer: read, tokenised, shuffled and packed a buffer at a time, never all at once."""
+    """Rows are read, tokenised, shuffled and packed one buffer at a time, never all at once."""
 
     buffer_rows: Annotated[int, Field(ge=1)] = 10_000
-    """Rows that are in memory at once; order and packs are drawn within them."""
+    """Rows in memory at once; shuffling and packing happen within them."""
 
 
 class DataSection(Section):
     """Where rows come from and how they become tokens."""
 
     train: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)]
-    """The sources that are trained on, all of their rows once an epoch, unless `repeat` or `share` says otherwise."""
+    """The sources to train on: each row once per epoch, unless `repeat` or `share` says otherwise."""
 
     evaluation: EvaluationSplit | None = None
     """What the evaluation loss is measured on; without it nothing is held out."""
 
     share_of: Literal["tokens", "rows"] = "tokens"
-    """What the shares of the sources are shares of."""
+    """Whether `share` is a fraction of the tokens or of the rows."""
 
     max_length_tokens: Annotated[int, Field(ge=8)] = 2048
     """The longest document, in tokens; a longer row is handled by `over_length`."""
 
     over_length: OverLength = "drop"
-    """A row over max_length_tokens is dropped, refused, cut at its end or start (dropped where nothing learned would be left),
+    """A row of more than max_length_tokens is dropped, refused, cut at its end or start (dropped if nothing learned is left),
     or split into documents of that length; counted and reported in every case."""
 
     pack_length_tokens: Annotated[int, Field(ge=8)] | None = None
-    """Documents are packed into rows of at most so many tokens; each sees only itself. Without it rows are padded."""
+    """Pack documents into rows of at most this many tokens; each attends only to itself. Without it rows are padded."""
 
     pack_split: bool = False
-    """A document may be cut where a pack is full, so that every pack is full; it goes on in the next one behind the last token
-    before the cut, so that no label is lost. Without it no document is cut."""
+    """Documents may be cut to fill every pack; a cut document continues in the next pack, which repeats the last token before
+    the cut, so that no label is lost. Without it no document is cut."""
 
     supervise: Supervise = "assistant"
     """Which tokens of a conversation have labels: all assistant turns; the last one; the completion, that is the assistant's
-    turns after the last user turn (after the prompt, where the row has one); or everything."""
+    turns after the last user turn (after the prompt, if the row has one); or everything."""
 
     reasoning: Reasoning = "learn"
-    """What the assistant thinks before it answers (a message's reasoning_content, or <think> in its content): learned as a part
-    of the answer, read without being learned, or left out of the row. Thoughts of earlier turns are written as the template
-    does; an answer whose thought it leaves out is not learned."""
+    """The assistant's reasoning before an answer (a message's reasoning_content, or <think> in its content): learned as part of
+    the answer, read without being learned, or left out of the row. The template decides about reasoning in earlier turns;
+    an answer whose reasoning it leaves out is not learned."""
 
     clean: CleanSection = CleanSection()
-    """What is done to rows before they become tokens."""
+    """How rows are cleaned before they become tokens."""
 
     on_bad_row: Literal["error", "skip"] = "error"
-    """A row that can't be read, or that its format refuses, ends the preparation, or is skipped, counted and reported."""
+    """A row that can't be read, or that its format refuses, is an error, or is skipped, counted and reported."""
 
     turn_order: Annotated[tuple[TurnOrder, ...], Field(strict=False)] = ()
-    """What is done where user and assistant don't take turns, which is refused otherwise; counted in every case. drop_greeting
-    leaves out what the assistant says before the first user turn, drop_unanswered what comes after the last answer;
-    merge_neighbours makes one turn of neighbouring ones of one role, a blank line between them; keep leaves turns as they
-    stand after that, where the chat template allows it."""
+    """How to fix conversations in which user and assistant don't take turns, which are otherwise refused; fixes are counted.
+    drop_greeting leaves out the assistant's turns before the first user turn, drop_unanswered what comes after the last
+    answer; merge_neighbours merges neighbouring turns of one role, with a blank line between them; keep leaves the turns as
+    they are after that, if the chat template allows it."""
 
     special_tokens_in_text: Literal["drop", "keep", "text"] = "drop"
-    """A row whose text holds a special token of the tokenizer (it would end a turn, say) is dropped, kept, or kept with these
-    tokens read as the text that they are; counted. In tools, calls and thoughts, which a template rewrites, they can't be
-    read as text: such a row is dropped."""
+    """A row whose text contains a special token of the tokenizer (which could end a turn, say) is dropped, kept, or kept with
+    these tokens read as plain text; counted. In tools, calls and reasoning, which a template rewrites, they can't be read as
+    text: such rows are dropped."""
 
     allow_findings: Annotated[tuple[Finding, ...], Field(strict=False)] = ()
-    """Findings of the audit that are meant to be there, and don't fail it."""
+    """Findings that are intended and don't fail the audit."""
 
     streaming: Streaming | None = None
     """For data larger than memory and disk; needs train.max_steps."""
 
     @property
     def held_out(self) -> tuple[Source, ...]:
-        """The sources that are only evaluated on; none where nothing, or a fraction, is held out."""
+        """The sources that are only evaluated on; none if nothing, or a fraction, is held out."""
         return (self.evaluation and self.evaluation.sources) or ()
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """Every source that is named, those to train on first."""
+        """All sources, those to train on first."""
         return self.train + self.held_out

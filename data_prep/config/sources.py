@@ -25,7 +25,7 @@ class Columns:
     """One or more sets of columns; a row has all of one set."""
 
     optional: tuple[str, ...] = ()
-    """What a row may have besides."""
+    """Columns that a row may have in addition."""
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -57,17 +57,17 @@ FORMAT_COLUMNS: dict[FormatName, Columns] = {
         ("input", "system"),
     ),
 }
-"""What each format reads; template and python read what they name themselves, and auto is one of these."""
+"""What each format reads; template and python read what they name themselves, and auto detects one of these."""
 
 
 class RowTemplate(Section):
-    """The user's own Jinja texts; a column of the row is a variable in them."""
+    """The user's own Jinja templates; each column of the row is a variable in them."""
 
     prompt: str
-    """What stands before the answer: "Translate to {{ language }}: {{ text }}"."""
+    """The text before the answer: "Translate to {{ language }}: {{ text }}"."""
 
     other_prompts: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Other ways to ask: each row draws one of them and `prompt`, always the same one for the same place and train.seed."""
+    """Alternative prompts: each row draws one of these and `prompt`, always the same one for the same place and train.seed."""
 
     completion: str
     """What is learned: "{{ answer }}"."""
@@ -80,36 +80,36 @@ class MixedSource(Section):
     """How much of a source is seen."""
 
     repeat: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    """How often each row is seen an epoch: 3 is three times; 0.5 is half of the rows, another half in the next epoch."""
+    """How often each row is seen per epoch: 3 is three times; 0.5 is half of the rows, the other half in the next epoch."""
 
     share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The source's share of an epoch, of all tokens or rows (data.share_of), in place of repeat; the shares sum to 1."""
+    """The source's share of an epoch, of all tokens or rows (data.share_of), instead of repeat; the shares sum to 1."""
 
 
 class RowsSource(MixedSource):
-    """What sources of rows share: how a row becomes a conversation or a text."""
+    """Common to all sources of rows: how a row becomes a conversation or a text."""
 
     format: FormatName
-    """How a row becomes a conversation or a text; auto finds out from the columns of the first rows and says why."""
+    """How a row becomes a conversation or a text; auto detects it from the columns of the first rows and says why."""
 
     columns: dict[str, str] = Field(default={})
     """The format's name of a column -> the rows' name of it, where they differ: {instruction: question}."""
 
     ignore_columns: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Columns of the rows, and keys of their messages, that are known not to count, where they would be refused for what they
-    may mean: [history]."""
+    """Columns of the rows, and keys of their messages, to ignore where they would be refused because of what they may mean:
+    [history]."""
 
     labels: dict[str, str] = Field(default={})
-    """Format classification: what stands in the column `label` (or in its list, where a row has several) -> the text that is
-    learned for it: {"0": negative}."""
+    """Format classification: a value in the column `label` (or in its list, if a row has several) -> the text that is learned
+    for it: {"0": negative}."""
 
     template: RowTemplate | None = None
-    """Format template: the texts that a row is written with."""
+    """Format template: the templates that a row is written with."""
 
     code: Annotated[str | None, PATH] = None
-    """Format python: a file with a function parse(row) that gives a row in the form of messages, prompt_completion or text,
-    or a list of such rows. It runs only where its SHA-256 is given on the command line (--allow-code); what it imports is
-    not covered by that."""
+    """Format python: a file with a function parse(row) that returns a row in format messages, prompt_completion or text, or a
+    list of such rows. It runs only if its SHA-256 is given on the command line (--allow-code), which doesn't cover what it
+    imports."""
 
     def __hash__(self) -> int:
         """Equal sources have equal hashes, although their mappings have none."""
@@ -118,10 +118,10 @@ class RowsSource(MixedSource):
     @field_validator("columns")
     @classmethod
     def known_columns(cls, columns: dict[str, str], info: ValidationInfo) -> dict[str, str]:
-        """Only columns that the format reads are mapped, and no column of the rows twice."""
+        """Only columns that the format reads can be mapped, and each column of the rows once."""
         format_name = info.data.get("format")
         if columns and format_name == "auto":
-            raise ValueError("format auto reads the columns' names, so it can't be told of others; name the format")
+            raise ValueError("format auto is detected from the column names, so they can't be mapped; set the format")
         if format_name in FORMAT_COLUMNS:
             names = FORMAT_COLUMNS[format_name].names
             for name in columns:
@@ -131,7 +131,7 @@ class RowsSource(MixedSource):
                     raise ValueError(f"format {format_name} has no column {name!r}, it reads {', '.join(names)}{hint}")
         twice = [name for name in columns.values() if list(columns.values()).count(name) > 1]
         if twice:
-            raise ValueError(f"the rows' column {twice[0]!r} is named twice")
+            raise ValueError(f"the rows' column {twice[0]!r} is mapped twice")
         return columns
 
     @field_validator("labels")
@@ -186,17 +186,17 @@ class HubSource(RowsSource):
     """The data set's name, owner/name."""
 
     config: str | None = None
-    """The configuration (subset), where the data set has several."""
+    """The configuration (subset), if the data set has several."""
 
     split: str = "train"
     """The split, in the syntax of `datasets` ("train", "train[:1000]")."""
 
     revision: str | None = None
-    """A commit, tag or branch; the commit that was used stands in the run's lock."""
+    """A commit, tag or branch; the commit that was used is in the run's lock."""
 
 
 class OrdersSource(MixedSource):
-    """Rows made by this package: free-text customer orders and the JSON that they stand for (data_prep/generated/orders.py)."""
+    """Rows generated by this package: free-text customer orders and their JSON (data_prep/generated/orders.py)."""
 
     generated: Literal["orders"]
     """The generator."""
@@ -205,10 +205,10 @@ class OrdersSource(MixedSource):
     """The two splits share no template and no slot value."""
 
     rows: Annotated[int, Field(ge=1, le=100_000)] = 900
-    """How many rows to make."""
+    """How many rows to generate."""
 
     seed: Annotated[int, Field(ge=0)] = 0
-    """The same seed makes the same rows."""
+    """The same seed generates the same rows."""
 
     format: Literal["messages"] = "messages"
     """The rows are conversations."""

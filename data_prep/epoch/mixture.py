@@ -1,7 +1,7 @@
-"""How often each source is seen, and which rows an epoch has, in which order.
+"""How often each source is seen, which rows an epoch has, and in which order.
 
-Everything follows from the seed, the number of the epoch and the sizes of the sources: nothing is kept between epochs, so
-a resumed run needs no state, and any number of processes agree.
+Everything depends only on the seed, the number of the epoch and the sizes of the sources: nothing is kept between epochs,
+so a resumed run needs no state, and any number of processes agree.
 """
 
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ import numpy as np
 
 
 def repeats_of_shares(shares: Sequence[float], sizes: Sequence[int]) -> list[float]:
-    """How often each source is seen an epoch, so that it makes up its share of it.
+    """How often each source is seen per epoch, so that it makes up its share of it.
 
-    An epoch stays as large as all sources together: a source of 10 % of the tokens with a share of 0.3 is seen three times.
-    `sizes` are tokens or rows, whichever the shares are of.
+    An epoch stays as large as all sources together: a source with 10% of the tokens and a share of 0.3 is seen three times.
+    `sizes` are tokens or rows, as for the shares.
     """
     total = sum(sizes)
     return [share * total / size for share, size in zip(shares, sizes, strict=True)]
@@ -22,8 +22,8 @@ def repeats_of_shares(shares: Sequence[float], sizes: Sequence[int]) -> list[flo
 def epoch_rows(sources: np.ndarray, repeats: Sequence[float], seed: int, epoch: int) -> np.ndarray:
     """The rows of an epoch, shuffled. `sources` (N) is the index of each row's source, `repeats` the factor of each.
 
-    A source of n rows seen r times gives round(r * n) rows. They go on where the epoch before ended, through one permutation
-    of the source after another, so no row is seen again before every other one of its source has been.
+    A source of n rows seen r times gives round(r * n) rows. They continue where the previous epoch ended, through one
+    permutation of the source after another, so no row is seen again before every other row of its source has been.
     """
     chosen = []
     for source, repeat in enumerate(repeats):
@@ -44,5 +44,5 @@ def epoch_rows(sources: np.ndarray, repeats: Sequence[float], seed: int, epoch: 
 
 
 def _draw(seed: int, source: int, number: int) -> np.random.Generator:
-    """A generator of its own for a pass through a source; source -1 is the order of an epoch."""
+    """A separate random generator for each pass through a source; source -1 is the order of an epoch."""
     return np.random.default_rng((seed, source + 1, number))

@@ -1,4 +1,4 @@
-"""Documents put together so that little of a row is empty. Shapes: N documents, P packs."""
+"""Packs documents so that little of a row is empty. Shapes: N documents, P packs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ PackedPiece = tuple[int, int, int]
 """A document's index, and its first token and the one after its last in this pack."""
 
 OVERLAP_TOKENS = 1
-"""A document that is cut goes on with so many of the tokens before the cut, so that the first one behind it has a label."""
+"""How many tokens before a cut a document repeats after it, so that the first token after the cut has a label."""
 
 
 @dataclass(frozen=True)
 class Packs(Sequence[list[PackedPiece]]):
-    """Rows of whole documents, or of pieces of them."""
+    """Rows of complete documents, or of pieces of them."""
 
     documents: np.ndarray
     """The index of each piece's document, pack after pack."""
@@ -26,7 +26,7 @@ class Packs(Sequence[list[PackedPiece]]):
     bounds: np.ndarray
     """Where each pack begins among the pieces (P + 1)."""
     overlap: int = 0
-    """Tokens that a piece which goes on with a document repeats."""
+    """Tokens that a piece repeats if it continues a document."""
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -42,17 +42,17 @@ class Packs(Sequence[list[PackedPiece]]):
 
     @property
     def document_tokens(self) -> int:
-        """The tokens of all documents, those that are repeated behind a cut counted once."""
+        """The tokens of all documents; those repeated after a cut are counted once."""
         return int((self.stops - self.starts).sum()) - self.overlap * int((self.starts > 0).sum())
 
 
 def pieces_of(documents: Sequence[Document], pieces: Sequence[PackedPiece], overlap: int) -> list[Document]:
-    """The documents of a pack, or their pieces, each of which learns what it was cut for."""
+    """The documents of a pack, or their pieces, each with its own labels."""
     return [documents[index].part(start, stop, repeated=overlap if start else 0) for index, start, stop in pieces]
 
 
 PACKING = 0x7061636B
-"""Keeps the draws of packs apart from others with the same seed."""
+"""Separates the draws of packs from others with the same seed."""
 
 Seed = int | tuple[int, ...]
 
@@ -82,7 +82,7 @@ def pack_documents(
     split: bool,
     overlap: int,
 ) -> Packs:
-    """The documents of `order` in packs: by pack, by pack_split, or without a capacity each a pack of its own."""
+    """The documents of `order` in packs: by pack, by pack_split, or, without a capacity, one document per pack."""
     if capacity_tokens is None:
         return _whole(order, lengths, np.arange(len(order) + 1))
     return pack_split(lengths, capacity_tokens, order, overlap) if split else pack(lengths, capacity_tokens, order, seed)
@@ -91,15 +91,15 @@ def pack_documents(
 def pack(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, seed: Seed) -> Packs:
     """Best-fit decreasing: each document, longest first, goes into the fullest pack that still has room for it.
 
-    `order` (N) are the documents to pack, once each or more often; the packs come in an order drawn by `seed`. No document
-    is split: each must fit into a pack. The bins of a free size are found by the lowest set bit of one whole number, so the
-    time is that of sorting, O(N log N). Johnson 1974, "Fast algorithms for bin packing".
+    `order` (N) are the documents to pack, each once or more often; the order of the packs is drawn with `seed`. No document
+    is split: each must fit into a pack. Bins with a free size are found by the lowest set bit of one integer, so the time is
+    that of sorting, O(N log N). Johnson 1974, "Fast algorithms for bin packing".
     """
     draw = np.random.default_rng([*np.atleast_1d(seed).tolist(), PACKING])
     shuffled = draw.permutation(order)
     descending = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
     bins: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(capacity_tokens + 1)]  # by free tokens: the packs that have just so many
+    with_room: list[list[int]] = [[] for _ in range(capacity_tokens + 1)]  # the packs, by their free tokens
     rooms = 0  # bit r is set where with_room[r] has a pack
     for document, length in zip(descending.tolist(), lengths[descending].tolist(), strict=True):
         fitting = rooms >> length
@@ -124,7 +124,7 @@ def pack(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, seed: See
 def pack_split(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, overlap: int) -> Packs:
     """Documents end to end in this order, cut wherever a pack is full.
 
-    Every pack but the last one is full, or has room for no more than what a cut repeats.
+    Every pack except the last is full, or has room only for what a cut repeats.
     """
     pieces = list(_cut(lengths, capacity_tokens, order, overlap))
     if not pieces:

@@ -1,4 +1,4 @@
-"""Rows that are never all in memory or on disk: read, tokenised, shuffled and packed a buffer at a time."""
+"""Rows that are never all in memory or on disk: read, tokenised, shuffled and packed one buffer at a time."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,10 +40,10 @@ class Buffer:
 
 
 class Stream:
-    """The sources of data.train, a row of each in turn, in buffers of data.streaming.buffer_rows rows.
+    """The sources of data.train, one row from each in turn, in buffers of data.streaming.buffer_rows rows.
 
-    Order and packs of a buffer depend on the seed and its position alone, so a resumed stream goes on exactly; the rows
-    before it are read again, and not tokenised. `report` counts what went through, those rows aside.
+    Order and packs of a buffer depend only on the seed and its position, so a resumed stream continues exactly; the rows
+    before it are read again, but not tokenised. `report` counts all rows except those.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Stream:
         return DataReport(list(self._reports), sum(report.documents for report in self._reports), 0)
 
     def buffers(self, start: Position) -> Iterator[Buffer]:
-        """Buffers from this position on, without end. Raises DataError, also where a whole pass leaves no document."""
+        """Buffers from this position, endlessly. Raises DataError, also if a complete pass yields no document."""
         position = start
         while True:
             kept = 0
@@ -82,12 +82,12 @@ class Stream:
                     yield Buffer(here, self._packed(documents, here))
             if kept == 0 and position.row == 0:
                 lines = "\n".join(self.report.lines()[:-1])
-                raise DataError(f"data.train leaves no row:\n{lines}")
+                raise DataError(f"data.train leaves no rows:\n{lines}")
             position = Position(position.epoch + 1, 0)
 
     def _rows(self, skip: int) -> Iterator[tuple[int, list[tuple[int, RowParser, Row]]]]:
         """The rows of each buffer, with their source's index and parser, and how many rows were read before."""
-        self._counts_bad_rows = skip == 0  # those before the position were counted when they went through
+        self._counts_bad_rows = skip == 0  # those before the position were counted when they were first read
         opened = []
         for index, source in enumerate(self.section.train):
             on_bad = self._bad_row_of(self._reports[index]) if self.section.on_bad_row == "skip" else None
@@ -138,7 +138,7 @@ def _of_source(index: int, parser: RowParser, rows: Iterator[Row]) -> Iterator[t
 
 
 def _in_turn(sources: Sequence[Iterator[tuple[int, RowParser, Row]]]) -> Iterator[tuple[int, RowParser, Row]]:
-    """A row of each source in turn, until all have ended."""
+    """One row from each source in turn, until all are exhausted."""
     while sources:
         ended = []
         for rows in sources:

@@ -1,4 +1,4 @@
-"""How a row becomes examples: one table, a name in the recipe to a function."""
+"""How a row becomes examples: a table from the names in the recipe to functions."""
 
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -35,14 +35,14 @@ from data_prep.text import shortened
 
 @dataclass(frozen=True)
 class FormatOptions:
-    """What a source says about its rows beside the format's name; see RowsSource."""
+    """What a source says about its rows besides the format's name; see RowsSource."""
 
     columns: Mapping[str, str]
     labels: Mapping[str, str]
     template: RowTemplate | None = None
     code: ParseRow | None = None
     seed: int = 0
-    """What draws one of several prompts for a row, together with its place."""
+    """Draws one of several prompts for a row, together with its place."""
     ignored: Collection[str] = ()
     turn_order: tuple[TurnOrder, ...] = ()
     """See DataSection."""
@@ -76,14 +76,14 @@ FORMATS: dict[FormatName, Callable[[dict[str, Any], FormatOptions], list[Any]]] 
     "template": _template,
     "python": _python,
 }
-"""Each makes one example or more of a row's values, under the format's own names of columns (FORMAT_COLUMNS lists them),
-and raises ValueError with a text that names the field."""
+"""Each makes one or more examples of a row's values, under the format's own column names (FORMAT_COLUMNS lists them), and
+raises ValueError with a message that names the field."""
 
 READ_ALL: frozenset[FormatName] = frozenset({"template", "python"})
 """Formats that may read any column."""
 
 LONGEST_PROBLEM = 1000
-"""Characters of what is said about a row; reports keep it too."""
+"""Maximum characters of a message about a row; reports keep it too."""
 
 FIRST_ROWS = 20
 """How many rows format auto looks at."""
@@ -96,7 +96,7 @@ class RowParser:
     format: FormatName
     options: FormatOptions
     detected: str = ""
-    """Why this format, where the recipe left it to be found out."""
+    """Why this format, where the recipe leaves it to be detected."""
 
     def parse(self, row: Row) -> list[tuple[str, Parsed]]:
         """A row's examples with their places ("rows.json row 3.2" is the second of the third row's). Raises DataError."""
@@ -128,11 +128,11 @@ class RowParser:
         return unread_columns(values, self.format, self.options.columns)
 
     def mapped_columns(self) -> list[str]:
-        """The rows' own columns that `columns` names; those of a pair inside `translation` are no columns of the row."""
+        """The rows' own columns that `columns` names; those of a pair inside `translation` are not columns of the row."""
         return [] if self.format == "translation" else list(self.options.columns.values())
 
     def _renamed(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The row under the format's names; a column that one was mapped away from doesn't stand in for it."""
+        """The row under the format's names; where a name is mapped, the row's own column of that name is not used."""
         mapping = self.options.columns
         if not mapping or (self.format == "translation" and _is_object(values.get("translation"))):
             return values
@@ -176,7 +176,7 @@ def parser_of(
     allow_code: Collection[str] = (),
     turn_order: tuple[TurnOrder, ...] = (),
 ) -> RowParser:
-    """How a source's rows are parsed; format auto is found out from the first of them. Raises DataError."""
+    """How a source's rows are parsed; format auto is detected from the first of them. Raises DataError."""
     if not isinstance(source, RowsSource):
         return RowParser(source.format, FormatOptions({}, {}))
     code = load_code(source.code, allow_code) if source.code is not None else None
@@ -188,7 +188,7 @@ def parser_of(
 
 
 def parse_row(row: Row, format_name: FormatName, options: FormatOptions | None = None) -> list[tuple[str, Parsed]]:
-    """The examples that a row stands for, with their places; raises DataError with the row's place and the field."""
+    """The examples made of a row, with their places; raises DataError with the row's place and the field."""
     return RowParser(format_name, options or FormatOptions({}, {})).parse(row)
 
 
@@ -208,7 +208,7 @@ def read_parsed(
 
     `on_bad`, `streaming`, `use` and `on_empty` are as for read_rows, `allow_code` as for prepare.
 
-    Raises DataError; so does going through the rows.
+    Raises DataError; so does iterating over the rows.
     """
     rows = islice(read_rows(source, on_bad, streaming=streaming, use=use, on_empty=on_empty), most_rows)
     first = list(islice(rows, FIRST_ROWS))
@@ -236,6 +236,6 @@ def _detect(rows: list[Row], options: FormatOptions) -> RowParser:
     there = f"the columns {listed(rows[0].values)}" if rows and rows[0].values else "a row with no columns at all"
     if fitting:
         names = " and ".join(f"{parser.format} ({', '.join(shape)})" for parser, shape in fitting)
-        raise DataError(f"{place}: format auto: {names} fit {there}; name the one that is meant in `format`")
+        raise DataError(f"{place}: format auto: {names} fit {there}; set `format` to the one that is meant")
     causes = "".join(f"\n  {cause}" for cause in failed)
-    raise DataError(f"{place}: format auto: no format fits {there}; name one in `format`, with `columns` or `template`{causes}")
+    raise DataError(f"{place}: format auto: no format fits {there}; set `format`, with `columns` or `template`{causes}")

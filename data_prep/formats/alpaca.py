@@ -7,7 +7,7 @@ from data_prep.messages import Conversation, Message
 
 
 def parse_alpaca(values: dict[str, Any]) -> list[Conversation]:
-    """One user turn (the instruction, then the input on a line of its own where there is one) and one answer."""
+    """One user turn (the instruction, then the input, if any, on its own line) and one answer."""
     user = text_column(values, "instruction")
     if context := optional_text_column(values, "input"):
         user = f"{user}\n{context}"

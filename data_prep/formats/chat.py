@@ -15,17 +15,17 @@ OPENAI, SHAREGPT = ("role", "content"), ("from", "value")
 """The keys of a message's role and text in the two forms."""
 
 OTHER_KEYS = ("tool_calls", "function_call", "tool_call_id", "name", *REASONING_KEYS)
-"""What else a message may have."""
+"""Other keys that a message may have."""
 
 _REASONING = frozenset(REASONING_KEYS)
 
 PART_ORDER = ("reasoning", "text", "tool_call")
 PART_TYPES = {"text": "text", "reasoning": "reasoning", "thinking": "reasoning", "tool_call": "tool_call"}
-"""The types of a content's parts, and what they are here; in the order in which templates write them."""
+"""The types of content parts and what they mean here, in the order in which templates write them."""
 
 
 def parse_messages(values: dict[str, Any], order: TurnOrders = ()) -> list[Conversation]:
-    """The conversation in the column `messages`; a system message may stand in the column `system`."""
+    """The conversation in the column `messages`; a system message may be in the column `system`."""
     return [_conversation(values, "messages", OPENAI, order)]
 
 
@@ -42,20 +42,20 @@ def _conversation(values: dict[str, Any], field: str, form: tuple[str, str], ord
 
 
 def with_system(turns: list[Turn], values: dict[str, Any]) -> list[Turn]:
-    """The turns behind the system message of the column `system`, where it holds one. Raises ValueError where they have one."""
+    """The turns after the system message in the column `system`, if it has one. Raises ValueError if the turns have one too."""
     system = optional_text_column(values, "system")
     if not system.strip():
         return turns
     if turns and turns[0][1].role == "system":
-        raise ValueError("system: the conversation has a system message already; remove one of the two")
+        raise ValueError("system: the conversation already has a system message; remove one of the two")
     return [("system", Message("system", system)), *turns]
 
 
 def turn_list(value: Any, field: str, form: tuple[str, str] | None = None) -> list[Turn]:
-    """Messages with their places, out of a list of objects; each in the form that it has, where none is said.
+    """Messages with their places, out of a list of objects; each in its own form where `form` is not given.
 
-    A system message without a text is left out; calls that are turns of their own and stand together are one turn's. The
-    order of the roles is not looked at here.
+    A system message without text is left out; adjacent turns that only hold calls become one turn. The order of the roles is
+    not checked here.
     """
     if not isinstance(value, list):
         raise ValueError(f"{field} is {a_json_type(value)}; a list of messages was expected")
@@ -78,7 +78,7 @@ def _only_calls(message: Message) -> bool:
 
 
 def message_of(item: Any, field: str, form: tuple[str, str] | None = None) -> Message:
-    """One message; its form is ShareGPT's where it isn't said and it has the key `from`."""
+    """One message; its form is ShareGPT's if none is given and it has the key `from`."""
     role_key, text_key = form or (SHAREGPT if isinstance(item, dict) and "from" in item else OPENAI)
     role, place = _role(item, field, role_key, text_key), f"{field}.{text_key}"
     parts = parts_of(item.get(text_key), place) if item.get(text_key) is not None or not _has_calls(item) else ContentParts()
@@ -87,13 +87,13 @@ def message_of(item: Any, field: str, form: tuple[str, str] | None = None) -> Me
         inside = as_structure(parts.text, place)
         calls, parts.text = [(place, call) for call in (inside if isinstance(inside, list) else [inside])], ""
         if not calls:
-            raise ValueError(f"{place} is an empty list; a {item[role_key]} turn holds one call or more")
+            raise ValueError(f"{place} is an empty list; a {item[role_key]} turn needs at least one call")
         role = "assistant"
     if calls and role != "assistant":
-        raise ValueError(f"{field}.tool_calls stands in a {role} turn; only the assistant calls tools")
+        raise ValueError(f"{field}.tool_calls is in a {role} turn; only the assistant calls tools")
     reasoning = _reasoning(item, parts, field)
     if reasoning and role != "assistant":
-        raise ValueError(f"{field} is a {role} turn with something that is thought; only the assistant's thoughts can be read")
+        raise ValueError(f"{field} is a {role} turn with reasoning; only assistant turns can have reasoning")
     made = tuple(_tool_call(call, where) for where, call in calls) if calls else ()
     call_id, name = _optional(item, "tool_call_id", field), _optional(item, "name", field) if role == "tool" else None
     return _checked(Message(role, parts.text, weight_of(item, field), made, call_id, name, reasoning), field)
@@ -104,7 +104,7 @@ def _has_calls(item: dict[str, Any]) -> bool:
 
 
 def _reasoning(item: dict[str, Any], parts: "ContentParts", field: str) -> str:
-    """What is thought before the content, by a key or by parts of it, and taken out of the text where that says it again.
+    """The reasoning before the content, from a key or from typed parts; removed from the text if it is repeated there.
 
     Raises ValueError where they differ.
     """
@@ -117,12 +117,12 @@ def _reasoning(item: dict[str, Any], parts: "ContentParts", field: str) -> str:
     if said and inside:
         said["<think>"], parts.text = inside, answer
     if len({thought.strip() for thought in said.values()}) > 1:
-        raise ValueError(f"{field}: its {' and '.join(said)} differ in what is thought; keep one")
+        raise ValueError(f"{field}: its {' and '.join(said)} hold different reasoning; keep one")
     return next(iter(said.values()), "")
 
 
 def _calls(item: dict[str, Any], field: str) -> list[tuple[str, Any]]:
-    """The calls beside a message's text, with their places; `function_call` is OpenAI's older way to make one."""
+    """The calls next to a message's text, with their places; `function_call` is OpenAI's older form."""
     if not _has_calls(item):
         return []
     calls, call = item.get("tool_calls") or [], item.get("function_call")
@@ -146,7 +146,7 @@ def tool_list(values: dict[str, Any]) -> tuple[dict[str, Any], ...]:
 
 @dataclass(slots=True)
 class ContentParts:
-    """What the typed parts of a content say."""
+    """The contents of the typed parts of a message."""
 
     text: str = ""
     reasoning: str = ""
@@ -155,7 +155,7 @@ class ContentParts:
 
 
 def parts_of(value: Any, place: str) -> ContentParts:
-    """A text, or a list of typed parts: [{"type": "text", "text": "..."}]; what is thought first, then text, then calls."""
+    """A text, or a list of typed parts: [{"type": "text", "text": "..."}]; reasoning first, then text, then calls."""
     if not isinstance(value, list):
         return ContentParts(as_text(value, place))
     found, last = ContentParts(), 0
@@ -170,7 +170,7 @@ def parts_of(value: Any, place: str) -> ContentParts:
         if key is None:
             raise ValueError(f"{where} has no {kind!r}; it has {listed(part)}")
         if (rank := PART_ORDER.index(kind)) < last:
-            raise ValueError(f"{where} is of type {part['type']!r} behind a {PART_ORDER[last]}; {', then '.join(PART_ORDER)}")
+            raise ValueError(f"{where} is of type {part['type']!r} after a {PART_ORDER[last]}; {', then '.join(PART_ORDER)}")
         last = rank
         if kind == "tool_call":
             found.calls.append((f"{where}.{key}", as_structure(part[key], f"{where}.{key}")))
@@ -182,7 +182,7 @@ def parts_of(value: Any, place: str) -> ContentParts:
 
 
 def _role(item: Any, field: str, role_key: str, text_key: str) -> str:
-    """What the role is, once the message is known to be one."""
+    """The role, after checking that this is a message."""
     if not isinstance(item, dict):
         raise ValueError(f"{field} is {a_json_type(item)}; an object with {role_key} and {text_key} was expected")
     for key in (role_key, text_key):
@@ -198,11 +198,11 @@ def _optional(item: dict[str, Any], key: str, field: str) -> str | None:
 
 
 def _checked(message: Message, field: str) -> Message:
-    """The message, unless its weight asks for what is never learned."""
+    """The message. Raises ValueError if a turn that is never learned has a weight."""
     if message.weight and message.role != "assistant":
         raise ValueError(
-            f"{field} is a {message.role} turn of weight {message.weight:g}; only the assistant's turns can be learned by "
-            "weight: give it 0, or none"
+            f"{field} is a {message.role} turn of weight {message.weight:g}; only assistant turns can "
+            "have a weight: set it to 0, or remove it"
         )
     return message
 

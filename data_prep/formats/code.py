@@ -1,4 +1,4 @@
-"""Rows read by a user's own Python file, which runs only where its content is named on the command line."""
+"""Rows read by a user's own Python file, which runs only if its SHA-256 is given on the command line."""
 
 import hashlib
 import sys
@@ -21,7 +21,7 @@ from data_prep.text import shown
 ParseRow = Callable[[dict[str, Any]], Any]
 
 FORMS: dict[str, FormatName] = {"messages": "messages", "prompt": "prompt_completion", "text": "text"}
-"""What parse(row) may give, by the column that tells."""
+"""What parse(row) may return, by the column that identifies it."""
 READ: dict[FormatName, Callable[[dict[str, Any], TurnOrders], list[Any]]] = {
     "messages": parse_messages,
     "prompt_completion": parse_prompt_completion,
@@ -40,13 +40,13 @@ def check_allowed(sources: Sequence[Source], allowed: Collection[str]) -> None:
     for path, sha256 in codes.items():
         if sha256 not in allowed:
             raise DataError(
-                f"format python would run {path}. Read it; if you trust it, allow just this content on the command line:\n"
+                f"format python would run {path}. Read it; if you trust it, allow exactly this content on the command line:\n"
                 f"  --allow-code {sha256}"
             )
 
 
 def load_code(path: str, allowed: Collection[str]) -> ParseRow:
-    """The function parse(row) of a Python file, which is run for it.
+    """The function parse(row) of a Python file, which is executed to define it.
 
     Raises DataError where the file's SHA-256 isn't among those that were allowed, where running it fails, and where it has
     no such function.
@@ -54,15 +54,15 @@ def load_code(path: str, allowed: Collection[str]) -> ParseRow:
     content = _content(path)
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 not in allowed:
-        raise DataError(f"code {path} was not allowed to run, or changed since: its SHA-256 is {sha256}")
+        raise DataError(f"code {path} is not allowed to run, or has changed since it was: its SHA-256 is {sha256}")
     module = types.ModuleType(f"row_code_{sha256[:16]}")
     module.__file__ = path
     sys.modules[module.__name__] = module  # dataclasses look their own module up
     try:
-        # The very bytes that were hashed, whatever becomes of the file meanwhile.
+        # Exactly the bytes that were hashed, even if the file changes meanwhile.
         exec(compile(content, path, "exec"), vars(module))  # noqa: S102 - what the flag is for
     except (Exception, SystemExit) as error:
-        raise DataError(f"code {path} fails when it is run: {type(error).__name__}: {error}") from error
+        raise DataError(f"code {path} raised an error while it was run: {type(error).__name__}: {error}") from error
     found = vars(module)
     parse = found.get("parse")
     if not callable(parse):
@@ -72,29 +72,27 @@ def load_code(path: str, allowed: Collection[str]) -> ParseRow:
 
 
 def parse_by_code(values: dict[str, Any], parse: ParseRow, order: TurnOrders = ()) -> list[Any]:
-    """The examples that a user's parse(row) makes of a row. Raises ValueError."""
+    """The examples that a user's parse(row) returns for a row. Raises ValueError."""
     try:
         made = parse(dict(values))
     except (Exception, SystemExit) as error:
-        raise ValueError(f"parse(row) fails: {type(error).__name__}: {error}") from error
+        raise ValueError(f"parse(row) raised {type(error).__name__}: {error}") from error
     rows = made if isinstance(made, list) else [made]
     return [example for number, row in enumerate(rows, start=1) for example in _examples(row, number, order)]
 
 
 def _examples(row: Any, number: int, order: TurnOrders) -> list[Any]:
     if not isinstance(row, dict):
-        raise ValueError(f"parse(row) gave {a_json_type(row)}; a row (an object) or a list of rows was expected")
+        raise ValueError(f"parse(row) returned {a_json_type(row)}; a row (an object) or a list of rows was expected")
     form = next((form for column, form in FORMS.items() if column in row), None)
     if form is None:
         keys = listed(row, "no keys")
         raise ValueError(f"row {number} of parse(row) has {keys}; expected 'messages', 'prompt' and 'completion', or 'text'")
     unread = [key for key in row if key not in FORMAT_COLUMNS[form].names]
     if unread:
-        raise ValueError(
-            f"row {number} of parse(row) has {shown(unread[0])}, which the form of {form} doesn't read; leave it out"
-        )
+        raise ValueError(f"row {number} of parse(row) has {shown(unread[0])}, which format {form} doesn't read; leave it out")
     examples = READ[form](typed(row, form, FORMAT_COLUMNS[form].names), order)
-    if has_half_character(row):  # in a call's arguments, say; what a file holds was looked at when it was read
+    if has_half_character(row):  # in a call's arguments, say; contents of files were checked when they were read
         raise ValueError(f"row {number} of parse(row): {HALF_CHARACTER}")
     return examples
 

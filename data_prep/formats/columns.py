@@ -1,4 +1,4 @@
-"""Taking a typed value out of a row, with errors that say which columns there are."""
+"""Taking a typed value out of a row, with errors that list the columns that exist."""
 
 import difflib
 from typing import Any
@@ -7,7 +7,7 @@ from data_prep.sources.rows import Unreadable, listed
 
 
 def column(values: dict[str, Any], name: str) -> Any:
-    """The value in a column that must be there."""
+    """The value in a required column."""
     if name in values:
         return values[name]
     close = difflib.get_close_matches(name, list(values), n=1)
@@ -16,12 +16,12 @@ def column(values: dict[str, Any], name: str) -> Any:
 
 
 def text_column(values: dict[str, Any], name: str) -> str:
-    """The string in a column that must be there."""
+    """The string in a required column."""
     return as_text(column(values, name), name)
 
 
 def optional_text_column(values: dict[str, Any], name: str) -> str:
-    """The string in a column, or an empty one where the column is absent or null."""
+    """The string in a column, or an empty one if the column is missing or null."""
     value = values.get(name)
     return "" if value is None else as_text(value, name)
 
@@ -42,7 +42,7 @@ def as_text(value: Any, field: str) -> str:
 
 
 def a_json_type(value: Any) -> str:
-    """What JSON calls a value's type, with its article: what is said of a value of the wrong one."""
+    """What JSON calls a value's type, with its article, for messages about wrong types."""
     kind = json_type(value)
     return kind if value is None else f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 

@@ -1,4 +1,4 @@
-"""What the keys of a message mean: roles in every tool's spelling, whether a turn is learned, and what means nothing."""
+"""What the keys of a message mean: roles in every tool's spelling, whether a turn is learned, and keys to ignore."""
 
 from collections.abc import Collection
 from typing import Any
@@ -27,7 +27,7 @@ LEARNED_WHERE_TRUE = (
     "learnable", "supervise", "supervised",
 )  # fmt: skip
 LEARNED_WHERE_FALSE = ("masked", "mask_loss", "loss_masked", "no_loss", "ignore_loss")
-"""Keys by which other tools say whether a turn is learned; `mask` alone means the one in some and the other in others."""
+"""Keys by which other tools say whether a turn is learned; `mask` alone means opposite things in different tools."""
 
 WITHOUT_MEANING = frozenset({
     "id", "message_id", "parent_id", "name", "user_id", "author", "index", "turn", "turn_id", "turn_identifier", "type",
@@ -35,7 +35,7 @@ WITHOUT_MEANING = frozenset({
     "model", "tokens", "token_count", "num_tokens", "n_tokens", "length", "meta", "metadata", "annotations", "country",
     "header", "hashed_ip", "state", "toxic", "toxicity", "redacted",
 })  # fmt: skip
-"""Keys that tell of a message what no model reads; counted, and left out."""
+"""Metadata that no model reads; counted, and left out."""
 
 MESSAGE_COLUMNS = frozenset({"messages", "conversations", "prompt", "completion", "chosen", "rejected"})
 """Columns that hold messages, in some format."""
@@ -44,7 +44,7 @@ LARGEST_WEIGHT = 1000.0
 
 
 def says_nothing(value: Any) -> bool:
-    """Whether a value is as good as none."""
+    """Whether a value is null or empty."""
     return value is None or (isinstance(value, str | list | dict) and not value)
 
 
@@ -59,20 +59,18 @@ def role_of(name: str, field: str) -> str:
 
 
 def weight_of(item: dict[str, Any], field: str) -> float | None:
-    """How much a message says that it counts; None where it says nothing. Raises ValueError where its keys disagree."""
+    """The weight that a message's keys give it; None if they give none. Raises ValueError if they disagree."""
     if _SAYS_WEIGHT.isdisjoint(item):
         return None
     if not says_nothing(item.get("mask")):
-        raise ValueError(
-            f"{field}.mask means in some tools that the turn is learned and in others that it isn't; write weight: 0 or 1"
-        )
+        raise ValueError(f"{field}.mask is ambiguous: some tools learn a masked turn and others don't; write weight: 0 or 1")
     said: dict[str, float] = {}
     for key in item.keys() & _SAYS_WEIGHT - {"mask"}:
         if (weight := _weight(item[key], key, f"{field}.{key}")) is not None:
             said[key] = weight
     if len(set(said.values())) > 1:
         keys = " and ".join(f"{key} ({item[key]!r})" for key in sorted(said))
-        raise ValueError(f"{field}: its keys {keys} differ in whether the turn is learned, or how much; keep one")
+        raise ValueError(f"{field}: its keys {keys} disagree about whether, or how much, the turn is learned; keep one")
     return next(iter(said.values()), None)
 
 
@@ -100,8 +98,8 @@ def refuse_unknown(item: dict[str, Any], known: Collection[str], field: str) -> 
     for key in item:
         if key not in known and key not in _SAYS_WEIGHT and key not in WITHOUT_MEANING and not says_nothing(item[key]):
             raise ValueError(
-                f"{field}.{shown(key)[1:-1]} is not supported: a message has {listed(known)}; where it should not count, name "
-                "it in the source's ignore_columns"
+                f"{field}.{shown(key)[1:-1]} is not supported: a message has {listed(known)}; to ignore it, add it to the "
+                "source's ignore_columns"
             )
 
 

@@ -9,7 +9,7 @@ from data_prep.messages import Conversation, Example, PlainText
 
 
 def parse_text(values: dict[str, Any]) -> list[PlainText]:
-    """The whole text in the column `text` is learned."""
+    """All of the text in the column `text` is learned."""
     text = text_column(values, "text")
     if not text.strip():
         raise ValueError("text is empty")
@@ -30,7 +30,7 @@ def parse_prompt_completion(values: dict[str, Any], order: TurnOrders = ()) -> l
                 raise ValueError(f"{name} needs a conversation; prompt and completion must then be lists of messages")
         return [PlainText(text_column(values, "prompt"), text_column(values, "completion"))]
     changes: set[str] = set()
-    # A turn of the prompt is context and one of the completion is learned, so none is made of both.
+    # The prompt's turns are context and the completion's are learned, so turns are not merged across the two.
     context = mended(with_system(turn_list(prompt, "prompt"), values), set(order) - {"drop_unanswered"}, changes)
     answer = mended(turn_list(completion, "completion"), set(order) - {"drop_greeting"}, changes)
     messages = checked(context + answer, "prompt + completion", order, changes)

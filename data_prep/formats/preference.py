@@ -1,4 +1,4 @@
-"""Pairs of answers, the chosen and the rejected one. They are parsed and checked; training on them comes later."""
+"""Pairs of a chosen and a rejected answer. They are parsed and checked; training on them is not supported yet."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from data_prep.messages import Message, Preference
 
 
 def parse_preference(values: dict[str, Any], order: TurnOrders = ()) -> list[Preference]:
-    """The turns before, and the two ways to go on: texts, messages in OpenAI's form or turns in ShareGPT's."""
+    """The turns before, and the two continuations: texts, messages in OpenAI's form or turns in ShareGPT's."""
     changes: set[str] = set()
     prompt = mended(_prompt(values), set(order) - {"drop_unanswered"}, changes)
     of_answers = set(order) - ({"drop_greeting"} if prompt else set())
     chosen, rejected = (mended(_answer(column(values, name), name), of_answers, changes) for name in ("chosen", "rejected"))
-    if not prompt:  # both hold the whole conversation
+    if not prompt:  # both hold the complete conversation
         shared = 0
         while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared][1] == rejected[shared][1]:
             shared += 1
@@ -25,7 +25,7 @@ def parse_preference(values: dict[str, Any], order: TurnOrders = ()) -> list[Pre
     ]
     before = len(prompt)
     if ways[0] == ways[1]:
-        raise ValueError("chosen and rejected are the same, so there is nothing to choose")
+        raise ValueError("chosen and rejected are identical, so there is no preference to learn")
     return [Preference(ways[0][:before], ways[0][before:], ways[1][before:])]
 
 

@@ -15,7 +15,7 @@ UNANSWERABLE = "unanswerable"
 """The answer of a question that its context doesn't answer (SQuAD 2.0)."""
 
 FENCE = "```"
-"""What stands around code in an answer, as in Markdown."""
+"""Encloses code in an answer, as in Markdown."""
 
 LANGUAGES = {
     "ar": "Arabic", "bg": "Bulgarian", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
@@ -25,7 +25,7 @@ LANGUAGES = {
     "sl": "Slovenian", "sv": "Swedish", "sw": "Swahili", "th": "Thai", "tr": "Turkish", "uk": "Ukrainian", "vi": "Vietnamese",
     "zh": "Chinese",
 }  # fmt: skip
-"""Names of languages by code; any other is written as the row names it."""
+"""Names of languages by code; any other code is written as it is in the row."""
 
 
 def ask(question: str, answer: str, *, references: tuple[str, ...] = (), tests: str = "") -> Conversation:
@@ -75,14 +75,14 @@ def _answers(value: Any, field: str) -> list[str]:
 
 
 def parse_classification(values: dict[str, Any], labels: Mapping[str, str]) -> list[Conversation]:
-    """The text is asked, its label is the answer, in the words of `labels` where there are any; so are several, in a list."""
+    """The text is the question and its label, or list of labels, the answer, in the words of `labels` if it is given."""
     text, label = text_column(values, "text"), column(values, "label")
     if not isinstance(label, list):
         return [ask(text, _label(label, labels))]
     words = [_label(one, labels) for one in label]
     split = next((word for word in words if BETWEEN_LABELS in word), None)
     if split is not None:
-        raise ValueError(f"the label {shown(split)} holds {BETWEEN_LABELS!r}, which stands between labels; name it otherwise")
+        raise ValueError(f"the label {shown(split)} holds {BETWEEN_LABELS!r}, which separates labels; rename it")
     return [ask(text, BETWEEN_LABELS.join(words) or NO_LABEL)]
 
 
@@ -103,7 +103,7 @@ def _label(label: Any, labels: Mapping[str, str]) -> str:
 
 
 def _plain_label(name: str) -> str:
-    """A label by which those are the same that only a file's kind tells apart: 1 and 1.0, true and TRUE, with blanks around."""
+    """A label in a form that doesn't depend on the file's type: 1 and 1.0 are the same, and so are true and " TRUE "."""
     text = name.strip()
     if whole := re.fullmatch(r"([+-]?\d+)\.0*", text, re.ASCII):
         return whole[1]
@@ -111,13 +111,13 @@ def _plain_label(name: str) -> str:
 
 
 def parse_regression(values: dict[str, Any]) -> list[Conversation]:
-    """The text is asked, its number is the answer."""
+    """The text is the question, its number is the answer."""
     text, value = text_column(values, "text"), as_number(column(values, "value"), "value")
     return [ask(text, f"{value:g}" if f"{value:g}" == repr(value) else repr(value))]
 
 
 def parse_translation(values: dict[str, Any], columns: Mapping[str, str]) -> list[Conversation]:
-    """From one language to another; the pair is that of the columns' names, or the two keys of `translation`, in order."""
+    """From one language to another; the languages are the columns' names, or the two keys of `translation`, in order."""
     names = {side: columns.get(side, "") for side in ("source", "target")}
     pair = values.get("translation")
     if pair is not None and values.get("source") is None:
@@ -138,7 +138,7 @@ def parse_translation(values: dict[str, Any], columns: Mapping[str, str]) -> lis
 
 
 def _language(name: str) -> str:
-    """A language's name for its code (de, de-DE, de_DE); a name that is none, as "source" or "text_1", is not a language."""
+    """A language's name for its code (de, de-DE, de_DE); empty for names such as "source" or "text_1"."""
     code = re.split(r"[-_]", name)[0]
     if code.lower() in LANGUAGES:
         return LANGUAGES[code.lower()]
@@ -146,7 +146,7 @@ def _language(name: str) -> str:
 
 
 def parse_summarisation(values: dict[str, Any]) -> list[Conversation]:
-    """A document and its summary; a document in sentences is joined, and each of several summaries is an example."""
+    """A document and its summary; a list of sentences is joined, and each of several summaries makes an example."""
     pair = ("source", "target") if values.get("document") is None and "source" in values else ("document", "summary")
     document, summary = (column(values, name) for name in pair)
     if isinstance(document, list):
@@ -160,7 +160,7 @@ def parse_summarisation(values: dict[str, Any]) -> list[Conversation]:
 
 
 def parse_solution(values: dict[str, Any]) -> list[Conversation]:
-    """A programming task and the code that solves it, as MBPP has them; the tests stand in the question, which they specify."""
+    """A programming task and the code that solves it, as MBPP has them; the tests are part of the question."""
     task, code = text_column(values, "task"), text_column(values, "code").replace("\r\n", "\n").strip("\n")
     tests = values.get("test_list") or []
     if isinstance(tests, str):

@@ -8,7 +8,7 @@ from data_prep.messages import Conversation, Message, PlainText
 
 
 def parse_template(values: dict[str, Any], template: RowTemplate) -> list[Conversation | PlainText]:
-    """One question and its answer, or a plain text, as the two texts of the recipe write the row."""
+    """One question and its answer, or a plain text, as the recipe's two templates write the row."""
     prompt, completion = (_render(getattr(template, name), values, name) for name in ("prompt", "completion"))
     if template.chat:
         return [Conversation((Message("user", prompt), Message("assistant", completion)))]
@@ -23,7 +23,7 @@ def _render(text: str, values: dict[str, Any], name: str) -> str:
     try:
         return render_limited(row_sandbox(), text, values, sum(map(len, _texts(values))))
     except TemplateSyntaxError as error:
-        raise ValueError(f"template.{name} is no valid Jinja text: {reason(error)}") from error
+        raise ValueError(f"template.{name} is not a valid Jinja template: {reason(error)}") from error
     except UndefinedError as error:
         there = ", ".join(map(repr, values)) or "no columns at all"
         raise ValueError(f"template.{name}: {reason(error)}; the row has {there}") from error

@@ -1,6 +1,6 @@
-"""What a row may give as text: CSV and TSV have nothing else, and texts of JSON and Parquet may stand for other values too.
+"""Values given as text: CSV and TSV have nothing else, and strings in JSON and Parquet may encode other values too.
 
-TEXT_VALUES is the table of columns whose text means a truth value, a number, or JSON; any other text is a text.
+TEXT_VALUES is the table of columns whose text is a truth value, a number, or JSON; any other text is only text.
 """
 
 import math
@@ -15,17 +15,17 @@ from data_prep.sources.rows import Unreadable
 from data_prep.text import shown
 
 TRUE, FALSE = frozenset({"true", "t", "yes", "y", "on", "1"}), frozenset({"false", "f", "no", "n", "off", "0"})
-"""Texts that stand for a truth value, in small letters; so do numbers equal to 1 and 0."""
+"""Texts that mean a truth value, in lower case; the numbers 1 and 0 do too."""
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 WHOLE_NUMBER = re.compile(r"[+-]?\d{1,400}", re.ASCII)
 
 STRUCTURE = re.compile(r"\s*(\[\s*[\[{\"'\]]|\{\s*[\"'}])")
-"""How a text begins that is meant as a list or an object: with a bracket, and behind it a quote or another bracket."""
+"""How a text begins that is meant as a list or an object: a bracket, then a quote or another bracket."""
 
 
 def as_truth(value: Any, field: str) -> bool | None:
-    """A truth value, or what stands for one; None for null and a blank text. Raises ValueError for anything else."""
+    """A truth value, or what encodes one; None for null and a blank text. Raises ValueError for anything else."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -51,13 +51,13 @@ def as_number(value: Any, field: str) -> int | float:
         if NUMBER.fullmatch(text):
             number = int(text) if WHOLE_NUMBER.fullmatch(text) else float(text)
     if isinstance(number, bool) or not isinstance(number, int | float) or not _is_finite(number):
-        hint = "; write the decimals behind a point, and no separator of thousands" if "," in str(value) else ""
+        hint = "; use a decimal point and no thousands separator" if "," in str(value) else ""
         raise ValueError(f"{field} is {_got(value)}; a finite number was expected{hint}")
     return number
 
 
 def as_structure(value: Any, field: str) -> Any:
-    """A list or an object; a text that begins as one must be its JSON. A blank text is null; the format judges any other."""
+    """A list or an object; a text that begins like one must be JSON. A blank text is null; the format judges any other text."""
     if not isinstance(value, str):
         return value
     if not value.strip():
@@ -66,12 +66,12 @@ def as_structure(value: Any, field: str) -> Any:
 
 
 def as_structure_or_text(value: Any, field: str) -> Any:
-    """The same where a text may also be just that: it has to be JSON only where it begins with a bracket and a quote."""
+    """The same, for a column of plain texts too: it has to be JSON only if it begins with a bracket and a quote."""
     return _json(value, field) if isinstance(value, str) and STRUCTURE.match(value) else value
 
 
 def as_answers(value: Any, field: str) -> Any:
-    """Answers: a list or an object, which may be its JSON, or one text."""
+    """Answers: a list or an object, which may be encoded as JSON, or one text."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
@@ -81,24 +81,24 @@ def as_answers(value: Any, field: str) -> Any:
 
 
 def as_answer(value: Any, field: str) -> Any:
-    """One answer: a text, or SQuAD's objects. Raises ValueError for several as JSON, which may also be meant as the answer."""
+    """One answer: a text, or SQuAD's objects. Raises ValueError for a JSON list, which could be several answers or one."""
     read = as_structure_or_text(value, field)
     if isinstance(value, str) and isinstance(read, list) and not any(isinstance(answer, dict) for answer in read):
         raise ValueError(
-            f"{field} is a list as JSON; where it holds several answers, columns: {{answers: {field}}} reads it; where the "
-            "list is the answer itself, use format template or prompt_completion"
+            f"{field} is a JSON list; if it holds several answers, use columns: {{answers: {field}}}; if the list is itself "
+            "the answer, use format template or prompt_completion"
         )
     return read
 
 
 def as_texts_or_text(value: Any, field: str) -> Any:
-    """A text, or a list of texts, which may be its JSON; any other JSON is a text."""
+    """A text, or a list of texts, which may be encoded as JSON; any other JSON is a text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             read = parse_json(value)
         except JsonError as error:
             if STRUCTURE.match(value) and "single quotes" in str(error):
-                raise ValueError(f"{field} is meant as JSON, it seems, and is none: {error}") from error
+                raise ValueError(f"{field} looks like JSON but is not valid: {error}") from error
             return value
         if read and all(isinstance(text, str) for text in read):
             return read
@@ -106,7 +106,7 @@ def as_texts_or_text(value: Any, field: str) -> Any:
 
 
 def as_turns_or_text(value: Any, field: str) -> Any:
-    """A text, or a list of messages, which may be its JSON; any other JSON is a text."""
+    """A text, or a list of messages, which may be encoded as JSON; any other JSON is a text."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
@@ -118,7 +118,7 @@ def as_turns_or_text(value: Any, field: str) -> Any:
 
 
 def as_labels(value: Any, field: str) -> Any:
-    """A label, or a list of labels, which may be its JSON."""
+    """A label, or a list of labels, which may be encoded as JSON."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -141,7 +141,7 @@ def _json(text: str, field: str) -> Any:
         return parse_json(text)
     except JsonError as error:
         place = f" (character {error.column} of line {error.line})" if error.column else ""
-        raise ValueError(f"{field} is not the JSON that it should be: {error}{place}") from error
+        raise ValueError(f"{field} is not valid JSON: {error}{place}") from error
 
 
 Reader = Callable[[Any, str], Any]
@@ -164,11 +164,11 @@ TEXT_VALUES: Mapping[FormatName, Mapping[str, Reader]] = {
     "summarisation": dict.fromkeys(("document", "summary", "source", "target"), as_texts_or_text),
     "code": {"test_list": as_structure_or_text},
 }  # fmt: skip
-"""The columns of each format whose text may stand for another value, and what reads it; of the others a text is a text."""
+"""The columns of each format whose text may encode another value, and what reads it; other columns are only text."""
 
 
 def typed(values: dict[str, Any], format_name: FormatName, read: tuple[str, ...]) -> dict[str, Any]:
-    """A row with the values that its texts stand for in the columns that its format reads. Raises ValueError."""
+    """A row with the values that its texts encode in the columns that its format reads. Raises ValueError."""
     for name in read:
         if isinstance(values.get(name), Unreadable):
             raise ValueError(values[name].problem(name))

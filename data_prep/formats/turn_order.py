@@ -1,4 +1,4 @@
-"""The order of a conversation's turns: mended as data.turn_order says, then checked; tool results stand as their calls do."""
+"""The order of a conversation's turns: fixed as data.turn_order says, then checked; tool results follow the order of calls."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -8,10 +8,10 @@ from data_prep.messages import Message, ToolCall
 from data_prep.sources.rows import listed
 
 Turn = tuple[str, Message]
-"""A message, and where in the row it stands: "messages[2]"."""
+"""A message, and its location in the row: "messages[2]"."""
 
 BETWEEN_MERGED = "\n\n"
-"""What stands between the texts of neighbouring turns of one role that become one."""
+"""Separates the texts of neighbouring turns of one role that are merged."""
 
 IN_TURN = "an optional system message comes first, then user and assistant take turns"
 SKIP = "data.on_bad_row: skip leaves such rows out"
@@ -20,7 +20,7 @@ TurnOrders = Collection[TurnOrder]
 
 
 def mended(turns: Sequence[Turn], order: TurnOrders, changes: set[str]) -> list[Turn]:
-    """The turns after what data.turn_order says; `changes` learns what was done. Raises ValueError."""
+    """The turns, fixed as data.turn_order says; what was done is added to `changes`. Raises ValueError."""
     found = list(turns)
     if "drop_greeting" in order:
         first = next((index for index, (_, message) in enumerate(found) if message.role == "user"), 0)
@@ -39,8 +39,8 @@ def mended(turns: Sequence[Turn], order: TurnOrders, changes: set[str]) -> list[
 
 
 def checked(turns: Sequence[Turn], field: str, order: TurnOrders, changes: set[str]) -> tuple[Message, ...]:
-    """The messages, results in the order of their calls. Raises ValueError, naming the message, where the order of the roles
-    is not one that can be trained on."""
+    """The messages, results in the order of their calls. Raises ValueError, naming the message, if the order of the roles is
+    not one that can be trained on."""
     if not turns:
         raise ValueError(f"{field} is empty; a conversation needs a user turn and an assistant turn")
     messages = _with_results_in_order(turns, order, changes)
@@ -59,7 +59,7 @@ def checked(turns: Sequence[Turn], field: str, order: TurnOrders, changes: set[s
 
 
 def _merged(turns: Sequence[Turn]) -> list[Turn]:
-    """Neighbouring turns of one role as one; calls wait for their results, so nothing is put behind a turn with calls."""
+    """Neighbouring turns of one role as one; nothing is merged into a turn with calls, whose results must follow it."""
     found: list[Turn] = []
     for place, message in turns:
         before = found[-1][1] if found else None
@@ -68,13 +68,11 @@ def _merged(turns: Sequence[Turn]) -> list[Turn]:
             continue
         if message.role == "assistant" and before.loss_weight != message.loss_weight:
             raise ValueError(
-                f"{place} can't be put together with the assistant's turn before it, because the two differ in weight; give "
-                "them one weight"
+                f"{place} can't be merged with the assistant's turn before it, because their weights differ; give both the "
+                "same weight"
             )
         if message.reasoning and before.content:
-            raise ValueError(
-                f"{place} can't be put together with the turn before it: what it thinks would stand after an answer"
-            )
+            raise ValueError(f"{place} can't be merged with the turn before it: its reasoning would come after an answer")
         content, reasoning = (
             BETWEEN_MERGED.join(filter(None, texts))
             for texts in ((before.content, message.content), (before.reasoning, message.reasoning))
@@ -99,16 +97,16 @@ def _problem(turns: Sequence[Turn]) -> str | None:
 
 def _way_out(before: Message | None, message: Message) -> str:
     if before is not None and before.role == message.role:
-        return "[merge_neighbours] puts neighbouring turns of one role together, [keep] keeps them as they stand"
+        return "[merge_neighbours] merges neighbouring turns of one role, [keep] keeps them as they are"
     if message.role == "assistant" and (before is None or before.role == "system"):
-        return "[drop_greeting] leaves out what the assistant says before the first user turn"
-    return "[keep] keeps turns as they stand, where the chat template allows it"
+        return "[drop_greeting] leaves out the assistant's turns before the first user turn"
+    return "[keep] keeps the turns as they are, if the chat template allows it"
 
 
 def _with_results_in_order(turns: Sequence[Turn], order: TurnOrders, changes: set[str]) -> list[Message]:
     """The messages, the results of each turn's calls in the order of the calls. Raises ValueError where one is missing.
 
-    A result behind a turn that only writes its call as text may be kept.
+    A result after a turn that writes its call only as text may be kept.
     """
     found: list[Message] = []
     index = 0
@@ -116,8 +114,8 @@ def _with_results_in_order(turns: Sequence[Turn], order: TurnOrders, changes: se
         place, message = turns[index]
         if message.role == "tool" and "keep" not in order:
             raise ValueError(
-                f"{place} is a tool's result with no tool call before it that it could answer; data.turn_order: [keep] keeps "
-                f"it, where the chat template allows it, and {SKIP}"
+                f"{place} is a tool result without a preceding tool call that it could answer; data.turn_order: [keep] keeps "
+                f"it, if the chat template allows it, and {SKIP}"
             )
         changes |= {"keep"} if message.role == "tool" else set()
         found.append(message)
@@ -134,37 +132,37 @@ def _with_results_in_order(turns: Sequence[Turn], order: TurnOrders, changes: se
 
 
 def _by_call(calling: Turn, results: Sequence[Turn], after: Sequence[Turn]) -> list[Message]:
-    """The result of each call of a turn: the one that names its id, or the next that names its tool, or none."""
+    """The result of each call of a turn: the one with its id, or the next one with its tool's name or no name."""
     place, calls = calling[0], calling[1].tool_calls
     by_id = {call.id: index for index, call in enumerate(calls) if call.id is not None}
     if len(by_id) < sum(call.id is not None for call in calls):
-        raise ValueError(f"{place}: two of its tool calls have one id; a result could not name its call")
+        raise ValueError(f"{place}: two of its tool calls have the same id; give each its own, so that results can name it")
     if not results:
         raise ValueError(f"{after[0][0]}.role is {after[0][1].role!r} where the result of a tool call ('tool') was expected")
     waiting, answered = dict(enumerate(calls)), dict[int, Message]()
     all_named = len(by_id) == len(calls)
-    # Those that name their call first: any other takes a call that is left.
+    # Results with an id first; the others take the remaining calls.
     for where, result in sorted(results, key=lambda turn: all_named and turn[1].tool_call_id is None):
         wanted = result.tool_call_id if all_named else None
         if wanted is not None and wanted not in by_id:
             raise ValueError(f"{where}.tool_call_id is {wanted!r}; the calls before it are {listed(by_id)}")
         if wanted is not None and by_id[wanted] in answered:
-            raise ValueError(f"{where}.tool_call_id is {wanted!r}, which an earlier result has answered already")
+            raise ValueError(f"{where}.tool_call_id is {wanted!r}, which an earlier result already answers")
         if not waiting:
-            raise ValueError(f"{where} is a tool's result with no tool call before it that it could answer; {SKIP}")
+            raise ValueError(f"{where} is a tool result without a preceding tool call that it could answer; {SKIP}")
         index = by_id[wanted] if wanted is not None else _first_of(waiting, result.name, where)
         answered[index] = result
         del waiting[index]
     for call in waiting.values():
         known = f"{call.name!r}" + (f" (id {call.id!r})" if call.id is not None else "")
-        raise ValueError(f"{place}: its call of {known} has no result; each call of a turn needs one, behind the turn")
+        raise ValueError(f"{place}: its call of {known} has no result; each call of a turn needs one, after the turn")
     return [answered[index] for index in range(len(calls))]
 
 
 def _first_of(waiting: dict[int, ToolCall], name: str | None, place: str) -> int:
-    """The first call that a result without an id can be of: one of its tool, where it names that."""
+    """The first call that a result without an id can answer: one of its tool, if it names one."""
     found = next((index for index, call in waiting.items() if name in (None, call.name)), None)
     if found is None:
         left = listed(call.name for call in waiting.values())
-        raise ValueError(f"{place}.name is {name!r}; the calls that have no result yet are of {left}")
+        raise ValueError(f"{place}.name is {name!r}; the calls without a result are of {left}")
     return found

@@ -26,29 +26,29 @@ OTHER_TOOLS = {
     "functions": "tools", "function": "tools", "available_tools": "tools", "tool_list": "tools",
     "context": "input", "passage": "context",
 }  # fmt: skip
-"""What other tools call a column, and the name that it has where a format reads it."""
+"""What other tools call a column, and what the formats here call it."""
 
 ASKING: frozenset[FormatName] = frozenset({"alpaca", "prompt_completion", "question_answer"})
-"""Formats that make the question of a row's columns."""
+"""Formats that build the question from a row's columns."""
 
 ASKED = frozenset({"input", "instruction", "context", "passage", "options", "choices"})
-"""Columns with a part of the question, which those formats lose where they don't read them."""
+"""Columns with a part of the question, which is lost where those formats don't read them."""
 
 MEANINGFUL = frozenset({"system", "tools", "history", "references", *OTHER_TOOLS}) - ASKED
-"""Columns that say something to the model, in every format but plain texts."""
+"""Columns that the model is meant to read, in every format but plain texts."""
 
 THOUGHTS = frozenset({*REASONING_KEYS, "chain_of_thought", "cot", "thoughts"})
-"""Columns with what is thought before the answer; messages have keys of their own for it."""
+"""Columns with the reasoning before the answer; messages have their own keys for it."""
 
 MEDIA = frozenset({"image", "images", "audio", "audios", "video", "videos"})
-"""Columns with what the texts of a dialogue speak of."""
+"""Columns with media that the texts of a dialogue may refer to."""
 
 ROW_WEIGHTS = frozenset({*WEIGHTS, "sample_weight"})
 ROW_MASKS = frozenset({*LEARNED_WHERE_TRUE, *LEARNED_WHERE_FALSE, "mask", "completion_mask", "assistant_masks"})
 """Columns that say how much of a dialogue is learned."""
 
 GOOD_OR_BAD = frozenset({"label", "kto_tag"})
-"""Columns that say whether a dialogue's answer is a good one, as KTO has them."""
+"""Columns that say whether a dialogue's answer is good, as for KTO."""
 
 
 def unread_columns(values: Mapping[str, Any], format_name: FormatName, names: Mapping[str, str]) -> list[str]:
@@ -66,22 +66,22 @@ def unread_columns(values: Mapping[str, Any], format_name: FormatName, names: Ma
 
 
 def check_columns(values: Mapping[str, Any], format_name: FormatName) -> None:
-    """Raise ValueError for a column that isn't read and may change what is learned, or that is an optional one's near miss."""
+    """Raise ValueError for an unread column that may change what is learned, or whose name is close to an optional one's."""
     columns = FORMAT_COLUMNS[format_name]
     for name in [name for name in values if name not in columns.names]:
         value = values[name]
-        if says_nothing(value) or isinstance(value, Unreadable):  # what is no text says nothing either
+        if says_nothing(value) or isinstance(value, Unreadable):  # an unreadable value carries no meaning either
             continue
         absent = [optional for optional in columns.optional if optional not in values]
         if isinstance(value, str) and (meant := _meant(name.lower(), absent)):
             raise ValueError(
-                f"the column {shown(name)} is not read; did you mean {meant!r}? Write columns: {{{meant}: {name}}}, or name it "
-                "in ignore_columns where it should not count"
+                f"the column {shown(name)} is not read; did you mean {meant!r}? Write columns: {{{meant}: {name}}}, or add it "
+                "to ignore_columns to ignore it"
             )
         if problem := _problem(name.lower(), value, format_name):
             raise ValueError(
-                f"the column {shown(name)} {problem}, and this format doesn't read it; where it should not count, name it in "
-                f"the source's ignore_columns{_hint(name.lower(), columns.names)}"
+                f"the column {shown(name)} {problem}, and this format doesn't read it; to ignore it, add it to the "
+                f"source's ignore_columns{_hint(name.lower(), columns.names)}"
             )
 
 
@@ -93,26 +93,26 @@ def _meant(name: str, absent: list[str]) -> str | None:
 
 
 def _problem(name: str, value: Any, format_name: FormatName) -> str | None:
-    """Why a column that isn't read can't be passed over; None where it can."""
+    """Why a column that isn't read can't be ignored; None if it can."""
     if name == "split" and isinstance(value, str) and says_held_out(value):
         return f"says that the row is held out ({shown(value)})"
     if name in MEANINGFUL and format_name != "text":
         return "may change what is learned"
     if name in ASKED and format_name in ASKING:
-        return "may be a part of the question"
+        return "may be part of the question"
     if name in THOUGHTS and format_name in DIALOGUES | ASKING:
-        return "may be what is thought before the answer"
+        return "may be the reasoning before the answer"
     if format_name not in DIALOGUES:
         return None
     if name in MEDIA:
-        return "may be what the texts speak of"
+        return "may be media that the texts refer to"
     if name in ROW_WEIGHTS and _truth(value) is not True:
         return f"says how much the row counts ({shown(value)})"
     if name in ROW_MASKS and _truth(value) is not True:
-        return f"says what of the row is learned ({shown(value)})"
+        return f"says which part of the row is learned ({shown(value)})"
     # A label of 0 may be any class.
     if name in GOOD_OR_BAD and _truth(value) is False and (name != "label" or str(value).strip().lower() == "false"):
-        return "says that the answer is a bad one, as in rows for KTO"
+        return "says that the answer is bad, as in rows for KTO"
     return None
 
 
@@ -127,7 +127,7 @@ def _hint(name: str, names: Collection[str]) -> str:
 
 
 def _truth(value: Any) -> bool | None:
-    """The truth value that stands in a column; None where none does."""
+    """The truth value in a column; None if there is none."""
     try:
         return as_truth(value, "")
     except ValueError:

@@ -1,7 +1,7 @@
-"""Free-text customer orders and the JSON that they stand for: a task that a base model can't do and that is quick to learn.
+"""Free-text customer orders and their JSON: a task that a base model can't do and that is quick to learn.
 
 The two splits share no template, greeting, sentence, phrase, name or product word (order_texts.py), and no quantity and
-no day of the year; check_disjoint makes sure of it before any row is made. A date is copied as the customer writes it
+no day of the year; check_disjoint verifies this before any row is made. A date is copied as the customer writes it
 ("14 March"), a quantity in words becomes a number, and the priority follows from a phrase.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from data_prep.generated.order_texts import HELD_OUT, TRAIN, Priority, Texts
 
 VERSION = 1
-"""Raised whenever the same split, rows and seed would make other rows."""
+"""Incremented whenever the same split, rows and seed would make different rows."""
 
 Split = Literal["train", "held_out"]
 SPLITS: dict[Split, Texts] = {"train": TRAIN, "held_out": HELD_OUT}
@@ -60,14 +60,14 @@ def customers(split: Split) -> list[str]:
 
 
 def check_disjoint(train: Texts = TRAIN, held_out: Texts = HELD_OUT) -> None:
-    """Raise ValueError if the splits share a text, a quantity or a date, or if a split names one twice.
+    """Raise ValueError if the splits share a text, a quantity or a date, or if a split has one twice.
 
-    Case and punctuation make no text a different one, and neither may stand inside another split's sentence.
+    Case and punctuation are ignored, and no text may be inside a sentence of the other split.
     """
     for texts in (train, held_out):
         values = [_plain(value) for value in texts.values()]
         if repeated := {value for value in values if values.count(value) > 1}:
-            raise ValueError(f"named twice in one split: {sorted(repeated)}")
+            raise ValueError(f"repeated in one split: {sorted(repeated)}")
     shared = {_plain(value) for value in train.values()} & {_plain(value) for value in held_out.values()}
     for mine, theirs in (train.sentences(), held_out.sentences()), (held_out.sentences(), train.sentences()):
         shared |= {_plain(text) for text in mine if any(f" {_plain(text)} " in f" {_plain(other)} " for other in theirs)}
@@ -82,7 +82,7 @@ def _plain(text: str) -> str:
 
 
 def order_rows(split: Split, rows: int, seed: int) -> list[dict[str, list[dict[str, str]]]]:
-    """Rows of the format `messages`: what to do, a customer's order, and its JSON in one line.
+    """Rows of the format `messages`: an instruction, a customer's order, and its JSON on one line.
 
     The same arguments make the same rows. Templates take turns, so that each occurs equally often.
     """
@@ -123,7 +123,7 @@ def _order(source: random.Random, split: Split, template: str) -> dict[str, list
 
 def _letter(source: random.Random, texts: Texts, body: str, urgency: str) -> str:
     """The order in a customer's words: greeting or none, small talk or none, the order, its urgency."""
-    signed = body[-1].isalpha()  # the customer's name, after which nothing more is said
+    signed = body[-1].isalpha()  # the customer's name ends the text
     sentences = [body[0].upper() + body[1:]]
     sentences.insert(0 if signed else source.choice((0, 1)), urgency)
     if source.random() < 0.4:

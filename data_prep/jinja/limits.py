@@ -1,9 +1,10 @@
-"""How much a template may build, and what is looked at before a filter, a method or a format does it.
+"""How much a template may build, and what is checked before a filter, a method or a format runs.
 
-Two bounds hold together. No single text, and no list with all that is in it, may be longer than the row allows
-(`most_characters`). And all that one rendering makes is counted (`left`, and `left_in_steps` for what is made by putting
-together and cutting), so that many middling values are stopped as well.
-What makes much of little in one go (widths, repeats, joins, indents) is reckoned beforehand, in CHECKS and METHOD_CHECKS.
+Two limits apply. No single text, and no list with its contents, may be longer than the row allows (`most_characters`). And
+everything that one rendering makes is counted (`left`, and `left_in_steps` for concatenation and slicing), so that many
+medium-sized values are stopped as well.
+Operations that make much from little at once (widths, repeats, joins, indents) are estimated before they run, in CHECKS and
+METHOD_CHECKS.
 """
 
 import re
@@ -16,21 +17,21 @@ from jinja2.utils import Namespace
 
 BASE_CHARACTERS = 1_000_000
 GROWTH = 16
-"""A text or list may hold BASE_CHARACTERS and GROWTH times the text that goes into the rendering."""
+"""A text or list may hold BASE_CHARACTERS plus GROWTH times the text that is passed to the rendering."""
 BASE_TOTAL = 64_000_000
-"""All that a rendering makes, from first to last, may be BASE_TOTAL and GROWTH times the text that goes in."""
+"""Everything that a rendering makes may be BASE_TOTAL plus GROWTH times the text that is passed in."""
 GROWTH_IN_STEPS = 4096
-"""What `+`, `~` and slices make is counted apart, up to BASE_TOTAL and this many times the text that goes in: a template
-that puts a long conversation together turn by turn makes each text anew with each turn, and throws the last one away."""
+"""What `+`, `~` and slices make is counted separately, up to BASE_TOTAL plus this many times the text that is passed in: a
+template that builds a long conversation turn by turn makes the complete text anew with each turn, and discards the last one."""
 LARGEST_NUMBER = 1_000_000
 """The largest width or count that a filter or method is called with."""
 LONGEST_PRETTY = 20_000
-"""pprint indents by the length of keys, so it grows with the square of what it is given."""
+"""pprint indents by the length of keys, so its output is quadratic in its input."""
 DEEPEST = 1000
-"""Lists in lists; Python prints no deeper ones."""
+"""Maximum nesting of lists; Python can't print deeper ones."""
 TOO_MUCH = "it makes too many texts and lists, or too long ones"
 ITEM, CONTAINER = 16, 64
-"""What an item, and a list or tuple made for it, count for: about their bytes."""
+"""The cost of an item, and of a list or tuple made for it: about their bytes."""
 
 TextLimits = (str, bytes, bytearray)
 Containers = (list, tuple, dict, set, frozenset, Mapping, MappingView, Namespace)
@@ -45,9 +46,9 @@ class OutOfTime(LimitExceeded):
 
 
 def measured(value: Any, most: int, each: int = 1, level: int = 0) -> int:
-    """About how long a value is as a text, with all that is in it; the count stops above `most`.
+    """The approximate length of a value as text, contents included; the count stops above `most`.
 
-    Each item counts for `each`, and `level` for each container around it, beside its own length.
+    Each item costs `each`, and `level` for each container around it, in addition to its own length.
     """
     if isinstance(value, TextLimits):
         return len(value)
@@ -88,19 +89,19 @@ class Budget:
     left_in_steps = BASE_TOTAL
 
     def fill(self, input_characters: int) -> None:
-        """Begin anew, for a rendering that this much text goes into."""
+        """Start again, for a rendering to which this much text is passed."""
         more = GROWTH * input_characters
         self.most_characters, self.left = BASE_CHARACTERS + more, BASE_TOTAL + more
         self.left_in_steps = BASE_TOTAL + GROWTH_IN_STEPS * input_characters
 
     def charge(self, size: int) -> None:
-        """Count what is made; refuse what is too much in total."""
+        """Count what is made; refuse more than the total."""
         self.left -= size
         if self.left < 0:
             raise LimitExceeded(TOO_MUCH)
 
     def charge_step(self, size: int) -> None:
-        """The same for what is put together of two, or cut from one."""
+        """The same for the results of concatenation and slicing."""
         self.left_in_steps -= size
         if self.left_in_steps < 0:
             raise LimitExceeded(TOO_MUCH)
@@ -113,10 +114,10 @@ class Budget:
     def check_number(self, number: Any) -> None:
         """Refuse a width or count that is too large."""
         if isinstance(number, int) and abs(number) > LARGEST_NUMBER:
-            raise LimitExceeded(f"it takes {number:,} for a width or count")
+            raise LimitExceeded(f"it uses a width or count of {number:,}")
 
     def check_whole(self, value: Any) -> None:
-        """Refuse a list or object that would be too long a text, or that nests itself many times over."""
+        """Refuse a list or object that is too long as text, or that contains another many times over."""
         if isinstance(value, Containers):
             self.check_size(measured(value, self.most_characters))
 
@@ -140,7 +141,7 @@ class Budget:
         return value
 
     def check_pattern(self, pattern: str, sign: str, *values: Any) -> None:
-        """What `%` or `format` would make of a pattern: its widths, and each value at each of its places."""
+        """Refuse a pattern of `%` or `format` with too long a result: its widths, and each value in each placeholder."""
         if re.search(r"%[^%]*?\*" if sign == "%" else r"\{[^{}]*\{[^{]", pattern):
             raise LimitExceeded("it takes the width of a text from another value")
         widths = sum(int(digits) for digits in re.findall(r"\d+", pattern))
@@ -153,7 +154,7 @@ Check = Callable[..., tuple[Any, ...] | None]
 
 
 def _items(value: Any) -> Any:
-    """What can be gone through twice: a generator's items as a list."""
+    """A value that can be iterated twice: a generator's items as a list."""
     return value if isinstance(value, str | list | tuple) else list(value)
 
 
@@ -204,7 +205,7 @@ def _join(budget: Budget, value: Any, d: Any = "", attribute: Any = None) -> tup
 
 def _sum(budget: Budget, iterable: Any, attribute: Any = None, start: Any = 0) -> tuple[Any, ...]:
     items = _items(iterable)
-    if isinstance(start, list | tuple):  # adding lists copies what is there each time
+    if isinstance(start, list | tuple):  # adding lists copies the previous sum each time
         get = make_attrgetter(budget, attribute) if attribute is not None else lambda item: item  # type: ignore[arg-type]
         total = len(start) + sum(len(part) for part in map(get, items) if isinstance(part, list | tuple))
         budget.check_size(total)
@@ -249,7 +250,7 @@ def _nothing(budget: Budget, *args: Any, **kwargs: Any) -> None:
 
 
 def check_texts(budget: Budget, *args: Any, **kwargs: Any) -> None:
-    """The check of all other filters, which may write what they are given as a text."""
+    """The check for all other filters, which may convert their arguments to text."""
     for value in args:
         budget.check_whole(value)
 
@@ -263,7 +264,7 @@ for _name in (
     "abs", "attr", "count", "d", "default", "dictsort", "first", "groupby", "items", "last", "length", "list", "map", "max",
     "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort", "unique",
 ):  # fmt: skip
-    CHECKS[_name] = _nothing  # these make no text of a list, and nothing longer than they are given
+    CHECKS[_name] = _nothing  # these make no text from a list, and nothing longer than their input
 
 
 def _expandtabs(budget: Budget, text: Any, tabsize: Any = 8) -> None:
@@ -283,4 +284,4 @@ METHOD_CHECKS: dict[str, Check] = {
     "center": _width, "ljust": _width, "rjust": _width, "zfill": _width, "to_bytes": _width, "expandtabs": _expandtabs,
     "replace": _replace, "join": _join_method, "translate": _translate,
 }  # fmt: skip
-"""By method of a text, of bytes, or of a whole number."""
+"""By method of a text, of bytes, or of an integer."""

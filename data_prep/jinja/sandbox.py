@@ -1,7 +1,7 @@
-"""Jinja with limits: a template that loops without end or builds huge texts is stopped, whatever it does.
+"""Jinja with limits: a template that loops endlessly or builds huge texts is stopped, whatever it does.
 
-The sandbox is transformers' own, with every extension and filter that chat templates know; limits are added to it. Each
-turn of a loop and each call looks at the clock, and all that makes texts or lists counts them (limits.py).
+The sandbox is transformers' own, with every extension and filter that chat templates use; limits are added to it. Every
+loop iteration and call checks the time limit, and everything that makes texts or lists counts them (limits.py).
 """
 
 import functools
@@ -29,13 +29,13 @@ from data_prep.jinja.limits import (
 )
 
 SECONDS = 5.0
-"""The longest that one rendering may take."""
+"""Maximum duration of one rendering."""
 LONGEST_MESSAGE = 500
-"""Characters; what an error says of a template's failure may hold a whole row."""
+"""Maximum characters: the error message of a template may contain a complete row."""
 
 
 class LimitedCode(CodeGenerator):
-    """Jinja's compiler; what makes or writes values without a call or filter goes through the sandbox as well."""
+    """Jinja's compiler; code that makes or writes values without a call or filter goes through the sandbox as well."""
 
     def visit_Call(self, node: nodes.Call, frame: Frame, forward_caller: bool = False) -> None:  # noqa: D102
         if isinstance(node.node, nodes.EnvironmentAttribute):  # a tick
@@ -98,7 +98,7 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
         self.fill(input_characters)
 
     def tick(self, written: int = 0) -> None:
-        """Stop a rendering whose time is over; count what a turn of a loop writes of the template's own text."""
+        """Stop a rendering that is out of time; count the template text that a loop iteration writes."""
         self.left -= written
         if self.left < 0:
             self.charge(0)
@@ -110,7 +110,7 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
         if type(value) is not str:
             if self.finalize is not None:
                 self.finalize(value)
-            if isinstance(value, Iterator):  # its text would be an address in memory, another one each time
+            if isinstance(value, Iterator):  # its text would be an address, different each time
                 raise TemplateRuntimeError(f"it writes a {type(value).__name__}, which has no text; add `| list` or `| join`")
             value = value if isinstance(value, str) else self.text(value)
         self.left -= len(value)
@@ -119,7 +119,7 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
         return value
 
     def joined(self, *parts: Any) -> str:
-        """What `~` makes of its parts."""
+        """The result of `~`."""
         if self.finalize is not None:
             for part in parts:
                 self.finalize(part)
@@ -134,7 +134,7 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
         return value
 
     def literal(self, value: Any) -> Any:
-        """A list, tuple or object that the template writes out: it may hold another one many times over."""
+        """A list, tuple or object literal in the template: it may contain another one many times over."""
         self.check_whole(value)
         self.charge(CONTAINER * (1 + len(value)))
         return value
@@ -160,7 +160,7 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
         return self.charged(super().call_binop(context, operator, left, right))
 
     def _added(self, left: Any, right: Any) -> Any:
-        """Two lists as one. The shorter is measured each time, the whole where it grows past a power of two."""
+        """Two lists as one. The shorter is measured each time, the complete one if it grows past a power of two."""
         size = len(left) + len(right)
         self.check_size(size)
         self.charge_step(ITEM * size + measured(min(left, right, key=len), self.most_characters))
@@ -175,7 +175,7 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
             number = right if sized[0] is left else left
             self.check_size(measured(sized[0], self.most_characters) * (number if isinstance(number, int) else 1))
         elif all(isinstance(value, int) and value.bit_length() > 5_000 for value in (left, right)):
-            raise LimitExceeded("it multiplies numbers of too many digits")
+            raise LimitExceeded("it multiplies numbers with too many digits")
 
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         self.tick()
@@ -197,7 +197,7 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
         return functools.update_wrapper(limited, wrapped)
 
     def filter_within_limits(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The filter, refusing before it what would grow too long, and counting what it makes."""
+        """The filter, after a check that its result won't be too long; its result is counted."""
         check: Check = CHECKS.get(name, check_texts)
         first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
@@ -212,7 +212,7 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
         return limited
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
-        """Compile with a look at the clock in every loop and macro."""
+        """Compile with a check of the time limit in every loop and macro."""
         repeated = [*source.find_all(nodes.For), *source.find_all(nodes.Macro), *source.find_all(nodes.CallBlock)]
         for block in cast("list[nodes.For]", repeated):
             own = nodes.Const(sum(len(data.data) for data in block.find_all(nodes.TemplateData)))
@@ -223,7 +223,7 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
 
 
 class StrictInLists(StrictUndefined):
-    """A name that the row lacks is an error inside a printed list too."""
+    """An unknown name is an error inside a printed list too."""
 
     __slots__ = ()
     __repr__ = StrictUndefined.__str__
@@ -232,8 +232,8 @@ class StrictInLists(StrictUndefined):
 def _drawn(name: str) -> Callable[..., NoReturn]:
     def refuse(*args: Any, **kwargs: Any) -> NoReturn:
         raise TemplateRuntimeError(
-            f"{name} draws anew each time, and a template must write the same text each time; "
-            "other_prompts draws by the recipe's seed"
+            f"{name} is not repeatable, but a template must write the same text each time; "
+            "other_prompts draws with the recipe's seed"
         )
 
     return refuse
@@ -264,7 +264,7 @@ def row_sandbox() -> LimitedSandbox:
 
 def _no_null(value: Any) -> Any:
     if value is None:
-        raise UndefinedError('it writes a value that is null here, which would read "None"; write {{ name or "" }}')
+        raise UndefinedError('it writes a value that is null here, which would become "None"; write {{ name or "" }}')
     return value
 
 
@@ -275,28 +275,28 @@ def _compiled(sandbox: LimitedSandbox, text: str) -> Template:
 
 
 def render_limited(sandbox: LimitedSandbox, text: str, variables: dict[str, Any], input_characters: int) -> str:
-    """A template's text. Whatever goes wrong in it is jinja2's TemplateError, LimitExceeded among them."""
+    """A template's text. Whatever fails in it is raised as jinja2's TemplateError, of which LimitExceeded is one."""
     try:
         template = _compiled(sandbox, text)
         sandbox.begin(input_characters)
-        rendered = "".join(template.generate(variables))  # `written` and `tick` have counted it
+        rendered = "".join(template.generate(variables))  # already counted by `written` and `tick`
         sandbox.check_size(len(rendered))
     except TemplateError:
         raise
     except (RecursionError, MemoryError) as error:
-        raise LimitExceeded("it is nested too deeply, calls itself without end, or needs too much memory") from error
-    except Exception as error:  # a template is a user's program: its expressions raise anything
+        raise LimitExceeded("it is nested too deeply, recurses endlessly, or needs too much memory") from error
+    except Exception as error:  # a template is a user's program: its expressions may raise anything
         raise TemplateRuntimeError(str(error) or type(error).__name__) from error
     if not rendered.isascii():
         try:
-            rendered.encode("utf-16-le")  # refuses what UTF-8 can't hold, and is the faster of the two
+            rendered.encode("utf-16-le")  # fails like UTF-8 would, but is faster
         except UnicodeEncodeError as error:
-            raise TemplateRuntimeError("it writes half of a character pair, which is no text") from error
+            raise TemplateRuntimeError("it writes half of a surrogate pair, which is not valid text") from error
     return rendered
 
 
 def reason(error: TemplateError) -> str:
-    """What a template's error says, as short as an error should be."""
+    """The message of a template's error, shortened."""
     said = str(error.message or type(error).__name__)
     said = said if len(said) <= LONGEST_MESSAGE else f"{said[:LONGEST_MESSAGE]}..."
     return f"{said} (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else said

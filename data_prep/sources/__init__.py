@@ -1,4 +1,4 @@
-"""Where rows come from: local files, data sets of the Hugging Face hub, generators of this package."""
+"""Where rows come from: local files, data sets on the Hugging Face hub, generators in this package."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ READERS: dict[str, Callable[[DataFile, Bad], Iterator[Row]]] = {
     ".arrow": read_arrow,
     ".txt": read_paragraphs,
 }
-"""What reads a file, by the kind in its name (data_prep.files.kind_of)."""
+"""What reads a file, by its type (data_prep.files.kind_of)."""
 
 
 def source_name(source: Source) -> str:
@@ -54,15 +54,15 @@ def read_rows(
     use: Use | None = None,
     on_empty: Callable[[str], None] | None = None,
 ) -> Iterator[Row]:
-    """The rows of a source, in its order; files are read in the order of their names. `streaming` reads a data set of the
-    hub from there, row by row, and keeps nothing of it on disk. `use` chooses among the files of a folder or glob
-    (find_files), of which those without a row are named to `on_empty`.
+    """The rows of a source, in its order; files are read in the order of their names. `streaming` reads a data set
+    directly from the hub, row by row, and stores nothing on disk. `use` chooses among the files of a folder or glob
+    (find_files), of which those without a row are reported to `on_empty`.
 
-    Raises DataError with the file and the row, line or byte that is wrong, and where there is no row at all. Where `on_bad`
-    is given, a row that can't be read by itself (invalid JSON in a line, another number of fields than the header, no object,
-    too long) is handed to it instead and skipped; a file that is wrong as a whole is raised all the same. Memory holds a row
-    or a batch of rows at a time, but for JSON files (up to MAX_JSON_BYTES), and Arrow files whose batches are compressed (a
-    batch).
+    Raises DataError with the file and the row, line or byte that is wrong, and if there is no row at all. If `on_bad` is
+    given, the error about a single row (invalid JSON in a line, a different number of fields than the header, not an object,
+    too long) is passed to it instead and the row is skipped; errors about a complete file are raised all the same. Memory
+    holds one row or batch of rows at a time, except for JSON files (up to MAX_JSON_BYTES) and Arrow files with compressed
+    batches (one batch).
     """
     bad = on_bad or _refuse
     if isinstance(source, FileSource):
@@ -142,7 +142,7 @@ def _read_file(file: DataFile, bad: Bad) -> Iterator[Row]:
         found = True
         yield row
     if not found and problems:
-        raise EmptyFileError(f"{file.name} holds no row that can be read; the first: {problems[0]}")
+        raise EmptyFileError(f"{file.name} holds no row that can be read; the first problem: {problems[0]}")
     if not found:
         raise EmptyFileError(f"{file.name} holds no rows")
 

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files, read a batch of rows at a time into plain Python values."""
+"""Parquet and Arrow files, read into plain Python values one batch of rows at a time."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 BATCH_ROWS = 256
-"""Rows that are turned into Python values at once: more are no faster, and long rows need memory."""
+"""Rows converted to Python values at once: more is no faster, and long rows need memory."""
 
 ARROW_FILE_MAGIC = b"ARROW1"
 
@@ -23,10 +23,10 @@ JSON_TYPE = "arrow.json"
 """The extension type by which values of any shape are stored as JSON; `datasets` writes conversations so."""
 
 MEDIA = {"bytes", "path"}
-"""The fields in which `datasets` stores an image, a sound or a film."""
+"""The fields in which `datasets` stores an image, audio or video."""
 
 Plain = Callable[[Any], Any]
-"""What makes a value that isn't null plain. Raises UnreadableError."""
+"""Converts a value that isn't null to a plain one. Raises UnreadableError."""
 
 
 class UnreadableError(Exception):
@@ -34,18 +34,18 @@ class UnreadableError(Exception):
 
 
 def read_parquet(file: DataFile, bad: Bad) -> Iterator[Row]:
-    """The rows of a Parquet file; it is read in pieces, never a whole row group."""
+    """The rows of a Parquet file; it is read in pieces, never a complete row group."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
     with on_disk(file) as path, _failures_named(file, "Parquet"):
         if path.stat().st_size == 0:
             raise EmptyFileError(f"{file.name} is empty")
-        # Buffered and not read ahead: otherwise a column of a whole row group is in memory at once.
+        # Buffered and not read ahead: otherwise a column of a complete row group is in memory at once.
         with pyarrow.OSFile(str(path)) as content:
             parquet = ParquetFile(content, buffer_size=2**18, pre_buffer=False, page_checksum_verification=True)
             schema = parquet.schema_arrow
-            # What can't be read isn't: pictures beside texts may be most of a file.
+            # Unreadable columns are skipped: images next to the texts may be most of a file.
             columns = [field.name for field in schema if not _unreadable(field.type)]
             batches = parquet.iter_batches(batch_size=BATCH_ROWS, use_threads=False, columns=columns)
             yield from rows_of_batches(batches, schema, file.name, bad)
@@ -70,7 +70,7 @@ def _pieces(reader: Any) -> "Iterator[pyarrow.RecordBatch]":
 
     is_file = isinstance(reader, pyarrow.ipc.RecordBatchFileReader)
     for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
-        # Offsets in a damaged file point anywhere: to read a value there would end the process.
+        # Offsets in a damaged file may point anywhere: reading a value there would crash the process.
         batch.validate(full=True)
         for start in range(0, batch.num_rows, BATCH_ROWS):
             yield batch.slice(start, BATCH_ROWS)
@@ -85,11 +85,11 @@ def _failures_named(file: DataFile, kind: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:
             raise DataError(f"{file.name} can't be read: {error.strerror or error}") from error
-        raise DataError(f"{file.name} is damaged or no {kind} file: {error}") from error
-    except UnicodeDecodeError as error:  # a value that is none is its row's problem
+        raise DataError(f"{file.name} is damaged or not in {kind} format: {error}") from error
+    except UnicodeDecodeError as error:  # a value that is not UTF-8 is reported with its row
         raise DataError(f"{file.name}: the name of a column is not UTF-8 ({error}); rename it") from error
     except (pyarrow.ArrowException, MemoryError, OverflowError, RecursionError) as error:
-        raise DataError(f"{file.name} is damaged or no {kind} file: {error}") from error
+        raise DataError(f"{file.name} is damaged or not in {kind} format: {error}") from error
 
 
 def rows_of_batches(
@@ -98,13 +98,13 @@ def rows_of_batches(
     """The rows of batches as plain values; `first` is the number of the first one.
 
     Times become ISO 8601 texts, decimal numbers texts, which keep every digit; a field of a struct that is null is left out,
-    because a struct has the fields of all rows: JSON would not have it. What can't be read is an Unreadable, the whole column's
-    value where it is inside one.
+    because a struct has the fields of all rows: JSON would not have it. What can't be read becomes an Unreadable, for the
+    column's complete value.
 
     Raises DataError for two columns of one name.
     """
     if (column := repeated(schema.names)) is not None:
-        raise DataError(f"{name} has two columns named {shown(column)}; every column needs a name of its own")
+        raise DataError(f"{name} has two columns named {shown(column)}; column names must be unique")
     unreadable = {field.name: Unreadable(shortened(str(field.type))) for field in schema if _unreadable(field.type)}
     read = [column for column in schema.names if column not in unreadable]
     plain = {field.name: make for field in schema if (make := _plain(field.type)) is not None}
@@ -129,7 +129,7 @@ def rows_of_batches(
 
 
 def _values(batch: "pyarrow.RecordBatch | pyarrow.Table") -> list[Any]:
-    """Each row's values; in the place of one that can't be read (a text that isn't UTF-8, say), the error."""
+    """Each row's values, or the error for a row that can't be read (a text that isn't UTF-8, say)."""
     try:
         rows: list[Any] = batch.to_pylist(maps_as_pydicts="strict")
         return rows
@@ -145,7 +145,7 @@ def _value(batch: "pyarrow.RecordBatch | pyarrow.Table") -> Any:
 
 
 def _unreadable(kind: "pyarrow.DataType") -> bool:
-    """Whether nothing of a column can be read; one with a field that can't may still have others."""
+    """Whether nothing in a column can be read; a struct with an unreadable field may have readable ones too."""
     from pyarrow import types
 
     kind = _stored(kind)
@@ -170,7 +170,7 @@ def _as_unreadable(value: Any) -> Any:
 
 
 def _plain(kind: "pyarrow.DataType") -> Plain | None:
-    """What makes the values of a type plain; None where they are."""
+    """Converts the values of a type to plain ones; None if they already are."""
     from pyarrow import types
 
     if getattr(kind, "extension_name", None) == JSON_TYPE:
@@ -208,7 +208,7 @@ def _is_list(kind: "pyarrow.DataType") -> bool:
 
 
 def _stored(kind: "pyarrow.DataType") -> "pyarrow.DataType":
-    """The type that values are stored as: of a dictionary's values, or below an extension type."""
+    """The type that values are stored as: that of a dictionary's values, or below an extension type."""
     import pyarrow
 
     while True:

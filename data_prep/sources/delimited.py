@@ -1,4 +1,4 @@
-"""CSV and TSV files: a header, then a row of fields for each record, all of them texts."""
+"""CSV and TSV files: a header, then a row of text fields for each record."""
 
 import csv
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from data_prep.sources.opening import Lines, opened
 from data_prep.sources.rows import MAX_ROW_BYTES, Bad, EmptyFileError, Row, repeated, too_long
 from data_prep.text import shown
 
-QUOTES = "a field that begins with a quote must end with one, and a quote inside is written twice"
+QUOTES = "a field that begins with a quote must end with one, and quotes inside it must be doubled"
 
 
 def read_csv(file: DataFile, bad: Bad) -> Iterator[Row]:
@@ -42,8 +42,8 @@ def _read_delimited(file: DataFile, bad: Bad, delimiter: str) -> Iterator[Row]:
 
 
 def _records(name: str, lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | DataError]]:
-    """Each record, or what is wrong with it, with the number of its first line; empty lines are passed over."""
-    # Python's own limit, 128 KiB, is less than a long text; it holds for the whole process, so it is only ever raised.
+    """Each record, or what is wrong with it, with the number of its first line; empty lines are skipped."""
+    # Python's own limit, 128 KiB, is too small for long texts; it applies to the complete process, so it is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
@@ -76,7 +76,7 @@ def _explained(place: str, error: csv.Error) -> DataError:
 
 def _header(name: str, record: tuple[int, list[str] | DataError] | None, delimiter: str) -> list[str]:
     if record is None:
-        raise EmptyFileError(f"{name} is empty; a header with the columns' names was expected")
+        raise EmptyFileError(f"{name} is empty; a header with the column names was expected")
     line, columns = record
     if isinstance(columns, DataError):
         raise columns
@@ -84,11 +84,12 @@ def _header(name: str, record: tuple[int, list[str] | DataError] | None, delimit
     if empty:
         raise DataError(f"{name}:{line}: column {empty[0]} of the header has no name; every column needs one")
     if (column := repeated(map(str.strip, columns))) is not None:
-        raise DataError(f"{name}:{line}: the header names {shown(column)} twice; every column needs a name of its own")
+        raise DataError(f"{name}:{line}: the header names {shown(column)} twice; column names must be unique")
     others = [other for other in ",;\t|" if other != delimiter and other in columns[0]]
     if len(columns) == 1 and others:
         raise DataError(
-            f"{name}:{line}: the header is the one column {shown(columns[0])}, but fields are parted by "
-            f"{'commas in a .csv' if delimiter == ',' else 'tabs in a .tsv'} file; it seems to have {others[0]!r}: convert it"
+            f"{name}:{line}: the header has a single column {shown(columns[0])}: "
+            f"{'.csv files must be comma-separated' if delimiter == ',' else '.tsv files must be tab-separated'}, "
+            f"and this one seems to use {others[0]!r}; convert it"
         )
     return columns

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub."""
+"""Data sets on the Hugging Face hub."""
 
 import os
 import re
@@ -14,53 +14,53 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def hub_name(source: HubSource) -> str:
-    """What messages and digests call the data set."""
+    """The data set's name in messages and digests."""
     name = "/".join(part for part in (source.dataset, source.config, source.split) if part)
     return f"{name}@{source.revision}" if source.revision else name
 
 
 def hub_token() -> str | bool:
-    """HF_TOKEN from the environment; False where there is none, so that no other place is looked at.
+    """HF_TOKEN from the environment; False if there is none, so that no other location is searched for one.
 
-    Raises DataError for one that can't be sent: an HTTP header is ASCII.
+    Raises DataError for a token that can't be sent: HTTP headers are ASCII.
     """
     token = os.environ.get("HF_TOKEN") or ""
     unexpected = [character for character in token.strip() if not character.isascii() or not character.isprintable()]
     if unexpected:
-        raise DataError(f"HF_TOKEN holds {unexpected[0]!r}; expected a token of ASCII letters (hf_...): copy it once more.")
+        raise DataError(f"HF_TOKEN holds {unexpected[0]!r}; expected an ASCII token (hf_...): copy it again.")
     return token or False
 
 
 def _hub_advice(source: HubSource) -> str:
     return (
-        "check its name, revision and your connection (a private data set needs HF_TOKEN in the environment); without a "
-        f"connection, name a full commit of {source.dataset} that was downloaded before as the revision, or save the rows "
-        "to a .jsonl file and give its path"
+        "check its name, revision and your connection (a private data set needs HF_TOKEN in the environment); offline, "
+        f"set revision to the full commit of a copy of {source.dataset} that was downloaded before, or save the rows to a "
+        ".jsonl file and give its path"
     )
 
 
 @lru_cache
 def hub_commit(source: HubSource) -> str:
-    """The commit that the source's revision names; a full commit is not looked up, anything else once a process."""
+    """The commit that the source's revision names; a full commit is not looked up, anything else once per process."""
     if source.revision is not None and COMMIT.fullmatch(source.revision):
         return source.revision
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 
-    # HTTPError is that of the hub's own client, whichever it is: an unreachable hub is one, and so is its every answer but 200.
+    # HTTPError is the hub client's own: raised when the hub is unreachable, and for every response other than 200.
     try:
         commit = HfApi(token=hub_token()).dataset_info(source.dataset, revision=source.revision, timeout=30).sha
     except (HFValidationError, HTTPError, OfflineModeIsEnabled, OSError) as error:
         raise DataError(
-            f"data set {source.dataset}: the hub did not give its commit ({error}); {_hub_advice(source)}"
+            f"data set {source.dataset}: its commit could not be looked up on the hub ({error}); {_hub_advice(source)}"
         ) from error
     if commit is None:
-        raise DataError(f"data set {source.dataset}: the hub names no commit for revision {source.revision!r}")
+        raise DataError(f"data set {source.dataset}: the hub has no commit for revision {source.revision!r}")
     return commit
 
 
 def read_hub(source: HubSource, bad: Bad, *, streaming: bool = False) -> Iterator[Row]:
-    """The rows of a data set at its commit, as those of Arrow files; downloaded first, or with `streaming` as they are read."""
+    """The rows of a data set at its commit, like Arrow files; downloaded first, or with `streaming` as they are read."""
     commit = hub_commit(source)
     import datasets
 

@@ -1,4 +1,4 @@
-"""JSON read strictly: a key twice in an object, NaN and half characters are errors, and each error says its cause in words."""
+"""Strict JSON: duplicate keys, NaN and unpaired surrogates are errors, and each error explains its cause."""
 
 import json
 from collections import Counter
@@ -9,27 +9,27 @@ from typing import Any
 from data_prep.sources.rows import HALF_CHARACTER, TOO_DEEP, has_escaped_half, has_half_character
 from data_prep.text import shown
 
-LONG_NUMBER = "a whole number has more digits than can be read; put it in quotes"
+LONG_NUMBER = "an integer has too many digits to be read; put it in quotes"
 ENDS_TOO_EARLY = "the text ends before the value does"
-SECOND_OBJECT = "a second object stands behind the first"
-COMMA_BEHIND = "a comma stands behind the value"
+SECOND_OBJECT = "a second object follows the first"
+COMMA_BEHIND = "a comma follows the value"
 
 PYTHON_WORDS = {"True": "true", "False": "false", "None": "null", "nan": "null", "inf": "null", "undefined": "null"}
-"""What other languages write, and what JSON writes for it."""
+"""Words of other languages, and what JSON writes for them."""
 
 
 CONTROLS = {"\t": ("a tab", r"\t"), "\n": ("a line break", r"\n"), "\r": ("a carriage return", r"\r")}
-"""Characters that a text of JSON holds as an escape only."""
+"""Characters that must be escaped in JSON strings."""
 
 CAUSES = {
-    "Unterminated string": r"the text that begins here has no closing quote; a quote inside is written \", a line break \n",
-    "Invalid \\": r"a backslash that begins no escape; a backslash in a text is written \\",
+    "Unterminated string": r"the string that begins here is never closed; write a quote inside it as \", a line break as \n",
+    "Invalid \\": r"a backslash that begins no valid escape; write a backslash in a string as \\",
     "Expecting property name": "a key in double quotes was expected",
-    "Expecting ','": r"a comma, or the end of the object or list, was expected; a quote inside a text is written \"",
-    "Expecting ':'": "a colon was expected behind the key",
-    "Expecting value": "a value was expected: a text in double quotes, a number, true, false, null, an object or a list",
+    "Expecting ','": r"a comma, or the end of the object or list, was expected; write a quote inside a string as \"",
+    "Expecting ':'": "a colon was expected after the key",
+    "Expecting value": "a value was expected: a string in double quotes, a number, true, false, null, an object or a list",
 }
-"""How the messages of Python's json begin, and what they mean."""
+"""How messages of Python's json module begin, and what they mean."""
 
 
 class JsonError(ValueError):
@@ -38,12 +38,12 @@ class JsonError(ValueError):
     def __init__(self, cause: str, *, line: int = 0, column: int = 0):
         super().__init__(cause)
         self.line, self.column = line, column
-        """Where, counted from 1; 0 for a value that can be read but isn't allowed."""
+        """The location, counted from 1; 0 for a value that can be read but isn't allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """Stands in the place of a value that isn't allowed, where a text is read to find out which row has it."""
+    """Replaces a value that isn't allowed, when a text is read to find out which row has it."""
 
     cause: str
 
@@ -60,12 +60,12 @@ def parse_json(text: str) -> Any:
 
 
 def parse_json_with_flaws(text: str) -> Any:
-    """The same with a Flaw in the place of each value that isn't allowed; see first_flaw. Raises JsonError."""
+    """The same with a Flaw in place of each value that isn't allowed; see first_flaw. Raises JsonError."""
     return _decoded(text, _LENIENT)
 
 
 def first_flaw(value: Any) -> str | None:
-    """What is wrong inside a value that parse_json_with_flaws gave; None where nothing is. Raises RecursionError."""
+    """The first problem inside a value that parse_json_with_flaws returned; None if there is none. Raises RecursionError."""
     flaw = next((found.cause for found in _below(value) if isinstance(found, Flaw)), None)
     return flaw or (HALF_CHARACTER if has_half_character(value) else None)
 
@@ -84,7 +84,7 @@ def _decoded(text: str, decoder: json.JSONDecoder) -> Any:
 
 
 def _below(value: Any) -> Iterator[Any]:
-    """A value and all that is inside it; a function that calls itself would fail on one that is nested deeply."""
+    """A value and everything inside it; not recursive, because it may be nested deeply."""
     values = [value]
     for each in values:  # it grows meanwhile
         yield each
@@ -118,12 +118,12 @@ def _whole_number_or_flaw(digits: str) -> Any:
 def _twice(pairs: list[tuple[str, Any]]) -> Flaw:
     counts = Counter(key for key, _ in pairs)
     return Flaw(
-        f"the key {shown(next(key for key, count in counts.items() if count > 1))} stands twice in one object; remove one"
+        f"the key {shown(next(key for key, count in counts.items() if count > 1))} appears twice in one object; remove one"
     )
 
 
 def _no_value(word: str) -> Flaw:
-    return Flaw(f"{word} is no value of JSON; write null, or leave the key out")
+    return Flaw(f"{word} is not a JSON value; write null, or leave the key out")
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
@@ -131,20 +131,20 @@ _LENIENT = json.JSONDecoder(object_pairs_hook=_object_or_flaw, parse_constant=_n
 
 
 def _cause(error: json.JSONDecodeError) -> str:
-    """Why a text is no JSON, and what to write instead."""
+    """Why a text is not JSON, and what to write instead."""
     here = error.doc[error.pos : error.pos + 1]
     rest, before = error.doc[error.pos :].lstrip(), error.doc[: error.pos].rstrip()
     if error.doc.lstrip().startswith("<"):
-        return "it begins as a web page or XML does; was one saved in place of the data?"
+        return "it begins like a web page or XML; was a web page saved instead of the data?"
     if error.msg.startswith("Invalid control character"):
         name, escape = CONTROLS.get(here, ("a control character", f"\\u{ord(here):04x}"))
-        return f"{name} stands raw inside a text; write it {escape}"
+        return f"{name} is unescaped inside a string; write it as {escape}"
     if not rest:
         return ENDS_TOO_EARLY
     if rest[0] in "\u201c\u201d\u201e\u2018\u2019":
-        return f"{rest[0]} is a typographic quote; JSON's texts stand between straight double quotes (\")"
+        return f'{rest[0]} is a typographic quote; JSON strings need straight double quotes (")'
     if rest[0] == "\ufeff":
-        return "a byte order mark inside the text; were files put together that begin with one? Remove it"
+        return "a byte order mark inside the text; were files that begin with one concatenated? Remove the mark"
     if error.msg == "Extra data":
         return _cause_of_more(rest)
     return _cause_of_value(error.msg, rest, before)
@@ -153,16 +153,16 @@ def _cause(error: json.JSONDecodeError) -> str:
 def _cause_of_more(rest: str) -> str:
     if rest.startswith("{"):
         return SECOND_OBJECT
-    return COMMA_BEHIND if rest.startswith(",") else f"{shown(rest[:20])} stands behind the value"
+    return COMMA_BEHIND if rest.startswith(",") else f"{shown(rest[:20])} follows the value"
 
 
 def _cause_of_value(message: str, rest: str, before: str) -> str:
     if rest[0] == "'":
-        return "single quotes, as Python prints objects; JSON's are double: write rows with json.dumps"
+        return "single quotes, as Python prints objects; JSON needs double quotes: write rows with json.dumps"
     if message.startswith("Illegal trailing comma") or (rest[0] in "}]" and before.endswith(",")):  # the first: Python 3.13
-        return f"a comma with nothing behind it before {rest.lstrip(', ')[:1]}; remove the comma"
+        return f"a trailing comma before {rest.lstrip(', ')[:1]}; remove the comma"
     if rest[0] in "/#":
-        return "a comment, which JSON doesn't have; remove it"
+        return "a comment, which JSON doesn't allow; remove the comment"
     if word := next((word for word in PYTHON_WORDS if rest.startswith(word)), None):
-        return f"{word} is no value of JSON; write {PYTHON_WORDS[word]}"
+        return f"{word} is not a JSON value; write {PYTHON_WORDS[word]}"
     return next((cause for start, cause in CAUSES.items() if message.startswith(start)), message)

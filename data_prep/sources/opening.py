@@ -1,4 +1,4 @@
-"""Opening files: compression undone on the way, text line by line, and every failure a DataError with the file's name."""
+"""Opening files: decompressed on the fly, text line by line, and every failure a DataError with the file's name."""
 
 import gzip
 import io
@@ -16,27 +16,27 @@ from data_prep.temporary import temporary_folder
 
 MAGIC = {b"\x1f\x8b": "gzip (.gz)", b"\x28\xb5\x2f\xfd": "Zstandard (.zst)", b"PAR1": "Parquet (.parquet)"}
 MAGIC |= {b"ARROW1": "Arrow (.arrow)", b"PK\x03\x04": "a ZIP archive or a spreadsheet", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
-"""How files begin that are often named as if they were text."""
+"""The first bytes of binary files that are often named like text files."""
 
 POINTERS = {
     b"version https://git-lfs.github.com/spec/": ("Git LFS", "git lfs pull"),
     b"/annex/objects/": ("git-annex", "git annex get ."),
 }
-"""How the small files begin that stand in a repository for large ones, by which tool, and what fetches the large ones."""
+"""The first bytes of pointer files, which stand for large files in a repository; the tool, and its command to fetch them."""
 
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 MOST_TIMES = 100
 ALWAYS_UNPACKED = 2**30
-"""A compressed file may unpack to this many bytes, and beyond them to MOST_TIMES its size: text and tables stay far below."""
+"""A compressed file may unpack to this many bytes or MOST_TIMES its size, whichever is more: text and tables stay far below."""
 
 MOST_BLANK_LINES = 1_000_000
-"""So many lines without text one after another are no rows and no gap between rows."""
+"""This many consecutive blank lines are not a gap between rows, but a wrong or damaged file."""
 
 
 @contextmanager
 def opened(file: DataFile) -> Iterator[IO[bytes]]:
-    """The bytes of a file, without its compression; what fails while they are read is raised as a DataError."""
+    """The uncompressed bytes of a file; failures while they are read are raised as DataError."""
     with _failures_named(file), ExitStack() as stack:
         _refuse_pointer(file)
         suffix = file.path.suffix.lower()
@@ -55,24 +55,24 @@ def opened(file: DataFile) -> Iterator[IO[bytes]]:
 
 
 class _Unpacked(io.RawIOBase):
-    """What a compressed file unpacks to. Raises DataError beyond what such a file holds: it would fill memory or disk."""
+    """What a compressed file unpacks to. Raises DataError beyond a plausible size: it would fill memory or disk."""
 
     def __init__(self, content: io.RawIOBase, file: DataFile) -> None:
         self._content, self._name, self._bytes = content, file.name, 0
         self._most = max(ALWAYS_UNPACKED, MOST_TIMES * file.path.stat().st_size)
 
     def readable(self) -> bool:
-        """It is for reading."""
+        """Always true."""
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        """Some more of it."""
+        """Read more of the unpacked bytes."""
         count = self._content.readinto(buffer)
         self._bytes += count or 0
         if self._bytes > self._most:
             raise DataError(
                 f"{self._name} unpacks to more than {MOST_TIMES} times its size, and {ALWAYS_UNPACKED / 2**30:g} GiB; "
-                "if that is meant, unpack it and name the unpacked file"
+                "if that is intended, unpack it and give the path of the unpacked file"
             )
         return count
 
@@ -81,7 +81,7 @@ class _Unpacked(io.RawIOBase):
 def on_disk(file: DataFile) -> Iterator[Path]:
     """A file's path; where it is compressed, that of an unpacked copy in the folder for temporary files, deleted after use.
 
-    For kinds that are read from their end backwards, as Parquet is.
+    For formats that are read from the end backwards, such as Parquet.
     """
     if file.path.suffix.lower() not in (".gz", ".zst"):
         with _failures_named(file):
@@ -108,22 +108,22 @@ def _failures_named(file: DataFile) -> Iterator[None]:
 
 
 def _refuse_pointer(file: DataFile) -> None:
-    """Raise DataError where a file is only a pointer: a text that says where the data are."""
+    """Raise DataError if a file is only a pointer: a text that says where the data are."""
     with file.path.open("rb") as content:
         start = content.read(max(map(len, POINTERS)))
     for beginning, (tool, command) in POINTERS.items():
         if start.startswith(beginning):
             raise DataError(
-                f"{file.name} is a pointer of {tool}: the data that it stands for were not fetched; run `{command}` in its "
+                f"{file.name} is a {tool} pointer: the data that it stands for have not been fetched; run `{command}` in its "
                 "folder, or download the file"
             )
 
 
 class Lines:
-    """The lines of a file as text, one at a time, each with its line break; a byte order mark is no part of the first.
+    """The lines of a file as text, one at a time, each with its line break; a byte order mark is not part of the first.
 
-    A line that can't be read is handed on as an empty one and leaves its problem in `problem`, so that a reader which
-    skips it can go on with the next. Raises DataError after MOST_BLANK_LINES of white space.
+    A line that can't be read is returned as an empty one and its problem is kept in `problem`, so that a reader can skip it
+    and continue with the next. Raises DataError after MOST_BLANK_LINES of white space.
     """
 
     def __init__(self, content: IO[bytes], name: str) -> None:
@@ -152,7 +152,7 @@ class Lines:
         if len(line) > MAX_ROW_BYTES:
             while line and not line.endswith(b"\n"):
                 line = self._content.readline(MAX_ROW_BYTES)
-            self.problem = self.problem or too_long(f"{self._name}:{self.number}", "are the line breaks right? Or split it")
+            self.problem = self.problem or too_long(f"{self._name}:{self.number}", "check the line breaks, or split the row")
             return "\n"
         try:
             return decode(line, self._name, self.number)
@@ -161,7 +161,7 @@ class Lines:
             return "\n"
 
     def take_problem(self) -> DataError | None:
-        """The first problem since this was last asked."""
+        """The first problem since the last call."""
         problem, self.problem = self.problem, None
         return problem
 
@@ -169,19 +169,19 @@ class Lines:
 def _refuse_other_kinds(start: bytes, name: str) -> None:
     for magic, kind in MAGIC.items():
         if start.startswith(magic):
-            raise DataError(f"{name} is no text: its content is {kind}; rename or unpack it")
+            raise DataError(f"{name} is not text: its content is {kind}; rename or unpack it")
     if start.startswith(UTF_16):
         raise DataError(f"{name} is UTF-16, not UTF-8; convert it, for example: iconv -f UTF-16 -t UTF-8 {name}")
 
 
 def decode(content: bytes, name: str, first_line: int = 1) -> str:
-    """UTF-8 as text; raises DataError with the line and the byte that is none. A byte order mark is left out of line 1."""
+    """Bytes as text; raises DataError with the line and byte that is not UTF-8. A byte order mark is removed from line 1."""
     if first_line == 1:
         _refuse_other_kinds(content, name)
     if b"\0" in content:
         line = first_line + content.count(b"\n", 0, content.index(b"\0"))
         raise DataError(
-            f"{name}:{line}: a NUL byte, which stands in no text; if the file is UTF-16, convert it, for example: "
+            f"{name}:{line}: a NUL byte, which text never contains; if the file is UTF-16, convert it, for example: "
             f"iconv -f UTF-16LE -t UTF-8 {name}"
         )
     try:

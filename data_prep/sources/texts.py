@@ -29,26 +29,26 @@ from data_prep.sources.rows import (
 )
 
 MAX_JSON_BYTES = 10**9
-"""The largest JSON file, which is read whole; JSONL has no limit."""
+"""The largest JSON file, which is read at once; JSONL has no limit."""
 
 LIST_HINT = "; a list of objects is JSON: name the file .json"
 
 LINE_HINTS = {
-    ENDS_TOO_EARLY: "; an object of JSONL stands on one line; where they go over several: jq -c . {name} > rows.jsonl",
-    SECOND_OBJECT: "; JSONL has an object a line: jq -c . {name} > rows.jsonl",
-    COMMA_BEHIND: "; in JSONL each line is an object alone: remove it",
+    ENDS_TOO_EARLY: "; in JSONL each object is on one line; if yours span several: jq -c . {name} > rows.jsonl",
+    SECOND_OBJECT: "; JSONL has one object per line: jq -c . {name} > rows.jsonl",
+    COMMA_BEHIND: "; in JSONL each line is only an object: remove the comma",
 }
 """What to do about a line of JSONL, by what is wrong with it."""
 
 TEXT_HINTS = {
-    SECOND_OBJECT: "; one object a line is JSONL: name the file .jsonl",
+    SECOND_OBJECT: "; one object per line is JSONL: name the file .jsonl",
     COMMA_BEHIND: "; put the objects between [ and ]",
 }
 """What to do about a file of JSON, by what is wrong with it."""
 
 
 def read_jsonl(file: DataFile, bad: Bad) -> Iterator[Row]:
-    """An object a line; empty lines are passed over."""
+    """One object per line; empty lines are skipped."""
     with opened(file) as content:
         lines = Lines(content, file.name)
         for line in lines:
@@ -80,15 +80,15 @@ def _parse_line(line: str, name: str, number: int) -> Row:
 def read_json(file: DataFile, bad: Bad) -> Iterator[Row]:
     """A list of objects; or one object of which exactly one value is a list of objects (as SQuAD's "data"): that list.
 
-    The file is read whole; one over MAX_JSON_BYTES, unpacked, is refused.
+    The file is read at once; one of more than MAX_JSON_BYTES, unpacked, is refused.
     """
     with opened(file) as stream:
         too_large = file.path.stat().st_size > MAX_JSON_BYTES
         content = b"" if too_large else stream.read(MAX_JSON_BYTES + 1)
         if too_large or len(content) > MAX_JSON_BYTES:
             raise DataError(
-                f"{file.name} is larger than {MAX_JSON_BYTES / 1e9:g} GB, and JSON is read whole; "
-                "make it JSONL, which is not, for example: jq -c '.[]' rows.json > rows.jsonl"
+                f"{file.name} is larger than {MAX_JSON_BYTES / 1e9:g} GB, and JSON is read into memory "
+                "at once; convert it to JSONL, which is read by line, for example: jq -c '.[]' rows.json > rows.jsonl"
             )
     text = decode(content, file.name)
     if not text.strip():
@@ -96,7 +96,7 @@ def read_json(file: DataFile, bad: Bad) -> Iterator[Row]:
     large = len(content) > MAX_ROW_BYTES
     parsed, flawed = _parse(text, file.name)
     rows = _rows_of(parsed, file.name)
-    del content, text, parsed  # as large as the rows together
+    del content, text, parsed  # as large as all rows together
     for number, values in enumerate(rows, start=1):
         place = f"{file.name} row {number}"
         try:
@@ -114,7 +114,7 @@ def read_json(file: DataFile, bad: Bad) -> Iterator[Row]:
 
 
 def _parse(text: str, name: str) -> tuple[Any, bool]:
-    """The value of a file, and whether some rows of it have flaws, which are then in it as such."""
+    """The value of a file, and whether some of its rows have flaws, which are then in it as Flaw."""
     try:
         return parse_json(text), False
     except JsonError as error:
@@ -144,7 +144,7 @@ def _is_list_of_objects(value: Any) -> bool:
 
 
 def read_paragraphs(file: DataFile, bad: Bad) -> Iterator[Row]:
-    """A row for each paragraph (lines up to an empty one), because a whole book is longer than any document may be."""
+    """A row for each paragraph (lines up to an empty one), because a complete book is longer than any document may be."""
     with opened(file) as content:
         lines = Lines(content, file.name)
         paragraph: list[str] = []

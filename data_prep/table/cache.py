@@ -1,7 +1,8 @@
-"""Prepared data on disk, so that the same rows are tokenised once.
+"""Prepared data on disk, so that the same rows are tokenised only once.
 
-An entry is a folder named by a hash of everything that decides its content. It is written beside its name and renamed when
-whole; a lock file lets the first of several processes prepare while the others wait. Entries are private (see `disk`).
+An entry is a folder named by a hash of everything that determines its content. It is written under a temporary name and
+renamed when complete; a lock file lets the first of several processes prepare while the others wait. Entries are private
+(see `disk`).
 """
 
 import errno
@@ -29,7 +30,7 @@ logger = logging.getLogger("finetune.data_prep")  # one logger for the toolkit
 
 UNFINISHED = ".unfinished"
 SUMMARY = "entry.json"
-"""Written last into an entry: the report, and the size of each other file, by which a damaged entry is known."""
+"""Written last into an entry: the report, and the sizes of the other files, to detect damaged entries."""
 KEY = re.compile(r"[0-9a-f]{32}")
 
 
@@ -53,8 +54,8 @@ def key_of(identity: dict[str, Any]) -> str:
 def obtain(cache: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
     """The entry's folder and report; `make` writes the files into a folder and returns the report, if there is none yet.
 
-    Of several processes on a host one makes it, the others wait for as long as that takes. Raises DataError where the cache
-    can't be written to, a full disk among the reasons; nothing is left behind then.
+    Of several processes on a host one makes it, while the others wait without a timeout. Raises DataError if the cache can't
+    be written to (a full disk, say); nothing is left behind then.
     """
     folder = cache / key
     if (report := _read(folder)) is not None:
@@ -83,7 +84,7 @@ def obtain(cache: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> tup
 
 
 def _sweep(cache: Path, *, own: str) -> None:
-    """Remove what processes that were killed have left: those that are at work hold the lock of their key, this one `own`."""
+    """Remove what killed processes have left: live ones hold the lock of their key, this one that of `own`."""
     from filelock import Timeout
 
     for leftover in cache.glob(f"*{UNFINISHED}"):
@@ -93,7 +94,7 @@ def _sweep(cache: Path, *, own: str) -> None:
         try:
             with nullcontext() if key == own else _lock(cache / f"{key}.lock").acquire(timeout=0):
                 shutil.rmtree(leftover, ignore_errors=True)
-        except (Timeout, OSError):  # it is being made, or another user's
+        except (Timeout, OSError):  # it is being made, or belongs to another user
             continue
 
 
@@ -110,7 +111,7 @@ def entries(cache: Path) -> list[Entry]:
 
 
 def clear(cache: Path) -> tuple[int, int]:
-    """Delete every entry that no process is making; how many there were, and their bytes. A run that reads one goes on."""
+    """Delete every entry that no process is making; how many there were, and their bytes. Runs that read one continue."""
     from filelock import Timeout
 
     count = freed = 0
@@ -123,7 +124,7 @@ def clear(cache: Path) -> tuple[int, int]:
                     count += 1
                     freed += sum(file.stat().st_size for file in folder.iterdir())
                     shutil.rmtree(folder)
-                # While it is held: another process would otherwise lock a file that is about to go.
+                # While it is held: another process would otherwise lock a file that is about to be deleted.
                 Path(lock.lock_file).unlink(missing_ok=True)
         except (Timeout, FileNotFoundError):  # being made, or just cleared, by another process
             continue
@@ -131,14 +132,14 @@ def clear(cache: Path) -> tuple[int, int]:
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    """The report of a whole entry; None where there is none, or files are not as they were written."""
+    """The report of a complete entry; None if there is none, or files differ from what was written."""
     if folder.is_symlink():
         return None
     try:
         summary = read_json(folder / SUMMARY)
         whole = all((folder / name).stat().st_size == size for name, size in summary["files"].items())
         report: dict[str, Any] = summary["report"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent, or no summary: then it is made again
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or not a summary: it is made again
         return None
     return report if whole else None
 
@@ -153,7 +154,7 @@ def _writing(cache: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise DataError(f"{error.filename} {error.strerror}") from None
-        full = error.errno == errno.ENOSPC or f"errno {errno.ENOSPC}" in str(error)  # pyarrow says it in words only
+        full = error.errno == errno.ENOSPC or f"errno {errno.ENOSPC}" in str(error)  # pyarrow gives it only in the text
         reason = os.strerror(errno.ENOSPC) if full else error.strerror or error
         raise DataError(
             f"prepared data can't be written to {cache}: {reason}; make room there, or set FINETUNE_CACHE to another folder"
@@ -161,7 +162,7 @@ def _writing(cache: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> "FileLock":
-    """The lock of a file; what waits for it writes nothing to it, and follows no link. Raises OSError where it is one."""
+    """A lock file; waiting for it writes nothing to it, and follows no link. Raises OSError if it is a link."""
     from filelock import FileLock
 
     if path.is_symlink():
@@ -171,7 +172,7 @@ def _lock(path: Path) -> "FileLock":
 
 @contextmanager
 def _locked(path: Path) -> Iterator["FileLock"]:
-    """Hold a lock; what waits for it says so, and waits without end."""
+    """Hold a lock; waiting for it is logged, and has no timeout."""
     from filelock import Timeout
 
     lock = _lock(path)

@@ -1,4 +1,4 @@
-"""What decides the content of prepared data, as plain values: the key of the cache."""
+"""Everything that determines the content of prepared data, as plain values: the cache key."""
 
 import hashlib
 from importlib.metadata import version
@@ -26,10 +26,10 @@ OPTIONS = (
     "special_tokens_in_text",
     "streaming",
 )
-"""The keys of the data section that decide documents. Packs, mixture and the held-out fraction are drawn from documents."""
+"""The keys of the data section that determine documents. Packs, mixture and the held-out fraction are drawn from documents."""
 
 UNKNOWN_TO_2 = frozenset({"reasoning", "turn_order", "ignore_columns", "files_left_out"})
-"""Keys of a section or a source that came after preparation 2, whose caches are found by a key without them."""
+"""Keys of a section or a source added after preparation 2, whose cache keys don't include them."""
 
 PACKAGES = ("tokenizers", "transformers", "jinja2", "rensa")
 
@@ -43,7 +43,7 @@ def identity_of(
     first_rows: int | None = None,
     head: HeadSection | None = None,
 ) -> str:
-    """The key of the prepared data of this section; changing anything that decides a document changes it."""
+    """The key of the prepared data of this section; it changes with anything that determines a document."""
     uses: dict[Use, tuple[Source, ...]] = {"train": section.train, "evaluation": section.held_out}
     preparation = rendering_of(tokenizer).preparation
     options = section.model_dump(mode="json", include=set(OPTIONS))
@@ -72,7 +72,7 @@ def _known_to_2(values: dict[str, Any]) -> dict[str, Any]:
 
 def tokenizer_sha256(tokenizer: "PreTrainedTokenizerFast") -> str:
     """The hash of the tokenizer: its vocabulary, merges, normalisation and added tokens."""
-    # What a call of the tokenizer left there decides nothing here.
+    # Settings left by a call of the tokenizer don't matter here.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
@@ -84,7 +84,7 @@ def template_sha256(tokenizer: "PreTrainedTokenizerFast") -> str:
 
 
 def _source(source: Source, use: Use, section: DataSection, digests: dict[str, str], seed: int) -> dict[str, Any]:
-    """A source by its content and format; of its path only what the places of rows name."""
+    """A source by its content and format; of its path only what the places of rows include."""
     values = source.model_dump(mode="json", exclude={"path", "code", "repeat", "share"})
     values |= {"digest": digests[source_name(source)], "place_in": place_in(source, section)}
     if isinstance(source, FileSource):
@@ -98,7 +98,7 @@ def _source(source: Source, use: Use, section: DataSection, digests: dict[str, s
 
 
 def place_in(source: Source, section: DataSection) -> str:
-    """What tells a file from another source's of the same name, in the places of rows: as many folders as it takes."""
+    """The prefix that distinguishes same-named files of different sources in the places of rows: as many folders as needed."""
     if not isinstance(source, FileSource) or is_pattern(source.path):
         return ""  # the files of a glob are named with its folder already
     own = PurePath(source.path)
@@ -110,7 +110,7 @@ def place_in(source: Source, section: DataSection) -> str:
 
 
 def stamps_of(section: DataSection) -> list[tuple[str, int, int]]:
-    """Size and time of change of every file that is read, by which a file is known that changes meanwhile."""
+    """Size and modification time of every file that is read, to detect files that change meanwhile."""
     files: list[Path] = []
     for source in section.sources:
         files += [file.path for file in find_files(source.path)] if isinstance(source, FileSource) else []

@@ -1,6 +1,6 @@
 """Rows as tokens: one document, and a table of them on disk or in memory.
 
-A table is an Arrow file, mapped into memory: what isn't touched takes no memory, and a million documents open at once.
+A table is a memory-mapped Arrow file: what isn't accessed takes no memory, and a million documents open instantly.
 Shapes: T tokens of a document, N documents of a table.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 BATCH_DOCUMENTS = 1024
-"""Documents that are written, and found again, as one piece."""
+"""Documents that are written and read as one record batch."""
 
 WeightedSpan = tuple[int, int, float]
 """The first token, the one after the last, and how much each counts in the loss."""
@@ -30,15 +30,15 @@ class Document:
     spans: tuple[WeightedSpan, ...]
     """The supervised tokens: in order, without overlap, no weight 0."""
     place: str
-    """Where the row stands: "rows.json row 17"."""
+    """The location of the row: "rows.json row 17"."""
     targets: tuple[float, ...] = ()
     """What a classification head learns at the one supervised token, in place of the token (data_prep.labels)."""
     repeated: int = 0
-    """Tokens at its start that the piece before it ends with: read again, and counted once."""
+    """Tokens at its start that repeat the end of the previous piece: read again, but counted once."""
 
     @property
     def weights(self) -> list[float]:
-        """How much each token counts in the loss (T); 0 where it has no label."""
+        """The weight of each token in the loss (T); 0 if it has no label."""
         weights = [0.0] * len(self.token_ids)
         for first, end, weight in self.spans:
             weights[first:end] = [weight] * (end - first)
@@ -55,14 +55,14 @@ class Document:
         return sum(end - first for first, end, _ in self.spans)
 
     def part(self, first: int, end: int, place: str | None = None, *, repeated: int = 0) -> "Document":
-        """The tokens from `first` up to `end` as a document of their own, whose first token has no label."""
+        """The tokens from `first` up to `end` as a separate document, whose first token has no label."""
         clipped = ((max(start, first + 1) - first, min(stop, end) - first, weight) for start, stop, weight in self.spans)
         spans = tuple((start, stop, weight) for start, stop, weight in clipped if start < stop)
         return Document(self.token_ids[first:end], spans, place or self.place, self.targets, repeated)
 
 
 class DocumentTable(Sequence[Document]):
-    """Documents by index, out of an Arrow file or buffer. A slice, or a choice of rows, is a view of the same file."""
+    """Documents by index, from an Arrow file or buffer. A slice or a selection of rows is a view of the same file."""
 
     def __init__(self, batches: "Sequence[pyarrow.RecordBatch]", rows: np.ndarray | None = None):
         self._batches = batches
@@ -71,7 +71,7 @@ class DocumentTable(Sequence[Document]):
 
     @classmethod
     def open(cls, path: Path) -> "DocumentTable":
-        """The table in a file; it stays mapped as long as the table lives."""
+        """The table in a file, which stays mapped as long as the table lives."""
         import pyarrow
 
         reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(path)))
@@ -98,7 +98,7 @@ class DocumentTable(Sequence[Document]):
         return Document(ids, spans, batch.column("place")[inside].as_py(), targets)
 
     def rows(self, chosen: np.ndarray) -> "DocumentTable":
-        """The documents at these indexes, in their order."""
+        """The documents at these indexes, in this order."""
         return DocumentTable(self._batches, self._rows[chosen])
 
     @property
@@ -124,7 +124,7 @@ class DocumentTable(Sequence[Document]):
 
     @property
     def fingerprints(self) -> np.ndarray:
-        """A number a row that equal rows share (N); see data_prep.cleaning.clean.fingerprint."""
+        """A number per row, the same for equal rows (N); see data_prep.cleaning.clean.fingerprint."""
         return self._column("fingerprint", np.uint64)
 
     def _column(self, name: str, kind: type) -> np.ndarray:
@@ -137,7 +137,7 @@ class DocumentTable(Sequence[Document]):
 
 @dataclass(slots=True)
 class TableRow:
-    """A document, and what the table keeps beside it."""
+    """A document, and what the table stores with it."""
 
     document: Document
     source: int
@@ -145,7 +145,7 @@ class TableRow:
 
 
 class TableWriter:
-    """Writes a table, a batch at a time, to a file or to memory."""
+    """Writes a table, one batch at a time, to a file or to memory."""
 
     def __init__(self, path: Path | None):
         import pyarrow
@@ -163,7 +163,7 @@ class TableWriter:
         self._path = path
 
     def add(self, rows: Iterable[TableRow]) -> None:
-        """Write rows behind those that are there."""
+        """Append rows."""
         for row in rows:
             self._rows.append(row)
             if len(self._rows) == BATCH_DOCUMENTS:
@@ -184,7 +184,7 @@ class TableWriter:
         return DocumentTable([reader.get_batch(index) for index in range(reader.num_record_batches)])
 
     def abandon(self) -> None:
-        """Let go of the file; what was written is of no use."""
+        """Close the file; what was written can't be used."""
         self._sink.close()
 
     def _write(self, rows: list[TableRow]) -> None:

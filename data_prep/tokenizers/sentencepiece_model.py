@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MODEL = "tokenizer.model"
 CONFIG = "tokenizer_config.json"
 KEPT = (CONFIG, "special_tokens_map.json", "chat_template.jinja", "additional_chat_templates")
-"""What else of a folder belongs to its tokenizer."""
+"""Other files of a folder that belong to its tokenizer."""
 
 UNIGRAM, BPE = 1, 2
 CONTROL, USER_DEFINED = 3, 4
@@ -29,8 +29,8 @@ CONTROL, USER_DEFINED = 3, 4
 
 @contextmanager
 def converted_folder(folder: Path) -> Iterator[Path]:
-    """A folder, while this lasts, with what belongs to the tokenizer of `folder` and a tokenizer.json made of its
-    tokenizer.model. Raises DataError where that can't be read.
+    """A temporary folder with the tokenizer files of `folder` and a tokenizer.json converted from its tokenizer.model. Raises
+    DataError if that can't be read.
     """
     with temporary_folder("finetune-tokenizer-") as made:
         for name in KEPT:
@@ -61,7 +61,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_model(path: Path) -> Any:
-    """The model's protocol buffer. Raises DataError for a file of another kind."""
+    """The model's protocol buffer. Raises DataError for a file of another type."""
     from transformers.utils import sentencepiece_model_pb2_new as proto
 
     if is_git_lfs_pointer(path):
@@ -70,25 +70,25 @@ def _read_model(path: Path) -> Any:
     try:
         model.ParseFromString(path.read_bytes())
     except Exception as error:  # noqa: BLE001 - protobuf's DecodeError, whose module depends on how protobuf was built
-        raise DataError(f"{path} is no SentencePiece model ({error}){_OTHER_KIND}") from None
+        raise DataError(f"{path} is not a SentencePiece model ({error}){_OTHER_KIND}") from None
     if not model.pieces or model.trainer_spec.model_type not in (UNIGRAM, BPE):
-        raise DataError(f"{path} is no SentencePiece model of type BPE or Unigram{_OTHER_KIND}")
+        raise DataError(f"{path} is not a SentencePiece model of type BPE or Unigram{_OTHER_KIND}")
     return model
 
 
 def pieces_of(path: Path) -> list[str] | None:
-    """The pieces of a SentencePiece model by id; None where there is none, or the file is of another kind."""
+    """The pieces of a SentencePiece model by id; None if there is none, or the file is of another type."""
     try:
         return [piece.piece for piece in _read_model(path).pieces] if path.is_file() else None
     except DataError:
         return None
 
 
-_OTHER_KIND = ": LLAMA 3's own tokenizer.model is tiktoken's, and can't be read; take the tokenizer.json of the same model."
+_OTHER_KIND = ": LLAMA 3's tokenizer.model is a tiktoken file, which can't be read; use the tokenizer.json of the same model."
 
 
 def _tokenizer(model: Any, *, legacy: bool) -> "Tokenizer":
-    """The model alone, without special tokens. `legacy`, SentencePiece's own way, begins each text with a blank where the
+    """The model alone, without special tokens. `legacy`, SentencePiece's own way, begins each text with a blank if the
     model says so; otherwise only the first text before a special token does.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -110,7 +110,7 @@ def _tokenizer(model: Any, *, legacy: bool) -> "Tokenizer":
                 unk_token=pieces[unknown][0],
                 fuse_unk=True,
                 byte_fallback=bytes_too,
-                ignore_merges=bool(symbols),  # so that a symbol, which is cut out below, is its own piece
+                ignore_merges=bool(symbols),  # so that a symbol, which is split off below, is its own piece
             )
         )
     steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
@@ -151,7 +151,7 @@ def _special_tokens(folder: Path, config: dict[str, Any], model: Any) -> dict[st
 
 
 def _add_tokens(tokenizer: "Tokenizer", model: Any, folder: Path, config: dict[str, Any]) -> None:
-    """Control pieces, and the tokens that were added. Raises DataError for ids that they can't have."""
+    """Add the control pieces and the added tokens. Raises DataError for ids that don't fit."""
     from tokenizers import AddedToken
 
     for piece in model.pieces:
@@ -163,13 +163,13 @@ def _add_tokens(tokenizer: "Tokenizer", model: Any, folder: Path, config: dict[s
         tokenizer.add_tokens([token])
         if tokenizer.token_to_id(token.content) != index:
             raise DataError(
-                f"{folder}: the added token {token.content!r} has the id {index}, and {MODEL} leaves room for "
-                f"{tokenizer.token_to_id(token.content)}: one of the files is not the other's."
+                f"{folder}: the added token {token.content!r} has the id {index}, but after {MODEL} it would be "
+                f"{tokenizer.token_to_id(token.content)}: the two files don't belong together."
             )
 
 
 def _added(folder: Path, config: dict[str, Any]) -> "dict[int, AddedToken]":
-    """Id -> token, of added_tokens.json and of the configuration's added_tokens_decoder, which knows more of each."""
+    """Id -> token, of added_tokens.json and of the configuration's added_tokens_decoder, which has more details."""
     from tokenizers import AddedToken
 
     try:
@@ -186,7 +186,7 @@ def _added(folder: Path, config: dict[str, Any]) -> "dict[int, AddedToken]":
 
 
 def _add_ends(tokenizer: "Tokenizer", special: dict[str, str], config: dict[str, Any]) -> None:
-    """Let the tokenizer write BOS before a text, and EOS after it, where the configuration says so; by itself BOS alone."""
+    """Let the tokenizer add BOS before a text and EOS after it, as the configuration says; by default only BOS."""
     from tokenizers import processors
 
     asked = {"bos_token": config.get("add_bos_token", True), "eos_token": config.get("add_eos_token", False)}
@@ -196,5 +196,5 @@ def _add_ends(tokenizer: "Tokenizer", special: dict[str, str], config: dict[str,
     single = " ".join(part for part in (ends.get("bos_token"), "$A", ends.get("eos_token")) if part)
     ids = [(text, tokenizer.token_to_id(text)) for text in ends.values()]
     if any(index is None for _, index in ids):
-        return  # said where the token is missed
+        return  # reported where the token is needed
     tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)

@@ -1,4 +1,4 @@
-"""Loading a tokenizer without importing torch, with the chat template, the date and the special tokens settled."""
+"""Loading a tokenizer without importing torch, with the chat template, the date and the special tokens set."""
 
 import json
 import os
@@ -34,12 +34,12 @@ def load_tokenizer(
 ) -> "PreTrainedTokenizerFast":
     """The fast tokenizer in a model's folder.
 
-    `chat_template` replaces the tokenizer's own: a name of TEMPLATES, one of its named ones, or a Jinja file; it writes BOS,
-    once, where the tokenizer adds one to plain text. `date_string` is the date that a template gets, whether it reads
-    `date_string` or calls `strftime_now`; when absent the one that the template was saved with, else DEFAULT_DATE. The pad
+    `chat_template` replaces the tokenizer's own: a name of TEMPLATES, one of its named ones, or a Jinja file; it writes one
+    BOS if the tokenizer adds one to plain text. `date_string` is the date that a template gets, whether it reads
+    `date_string` or calls `strftime_now`; if not given, the one that the template was saved with, else DEFAULT_DATE. The pad
     token is `pad_token`, else the tokenizer's own, else its end token. `new_tokens` are added to the vocabulary; those in
-    the shape <|name|> count as special, so they are left out of decoded answers. `preparation` is the version of the way
-    from rows to tokens. Raises DataError.
+    the shape <|name|> count as special, so they are left out of decoded answers. `preparation` is the version of how
+    rows become tokens. Raises DataError.
     """
     tokenizer = _load(Path(folder))
     if preparation > 2:
@@ -59,7 +59,7 @@ def load_tokenizer(
 
 
 def _unpin(tokenizer: "PreTrainedTokenizerFast") -> str | None:
-    """Take the date out of templates that were saved with one, and return it: it is given anew with each rendering."""
+    """Take the date out of templates that were saved with one, and return it: it is passed again at each rendering."""
     found = {name: unpinned(text) for name, text in templates_of(tokenizer).items()}
     dates = [date for _, date in found.values() if date is not None]
     if dates:
@@ -69,10 +69,10 @@ def _unpin(tokenizer: "PreTrainedTokenizerFast") -> str | None:
 
 
 def _begin_with_bos(tokenizer: "PreTrainedTokenizerFast") -> None:
-    """Let a template that writes no BOS begin with it; so the template that is saved with the model does, too."""
+    """Make a template that writes no BOS begin with it, and so the template that is saved with the model."""
     try:
         text = render([Message("user", "x"), Message("assistant", "y")], tokenizer)
-    except DataError:  # said of the first row, with its place
+    except DataError:  # reported for the first row, with its place
         return
     if not text.startswith(tokenizer.bos_token):
         tokenizer.chat_template = "{{ bos_token }}" + str(tokenizer.chat_template)
@@ -84,16 +84,13 @@ def _load(folder: Path) -> "PreTrainedTokenizerFast":
             raise DataError(f"{folder / 'tokenizer.json'} is a Git LFS pointer: run `git lfs pull`, or download it again.")
         return _read(folder, folder)
     if not (folder / MODEL).is_file():
-        raise DataError(
-            f"{folder} has no tokenizer.json, and no {MODEL} either, from which one could be made: copy the tokenizer's files "
-            "there."
-        )
+        raise DataError(f"{folder} has no tokenizer.json, and no {MODEL} to convert to one: copy the tokenizer's files there.")
     with converted_folder(folder) as made:
         return _read(made, folder)
 
 
 def _read(made: Path, folder: Path) -> "PreTrainedTokenizerFast":
-    """The tokenizer in `made`, of the model in `folder`."""
+    """The tokenizer in `made`, for the model in `folder`."""
     # AutoTokenizer would import torch, which costs seconds.
     from transformers import PreTrainedTokenizerFast
 
@@ -107,23 +104,23 @@ def _read(made: Path, folder: Path) -> "PreTrainedTokenizerFast":
 
 
 def _check_post_processor(tokenizer: "PreTrainedTokenizerFast") -> None:
-    """Raises DataError for a template that leaves a text out or repeats it, which it does without special tokens, too."""
+    """Raises DataError for a template that omits or repeats the text, which it would do even without special tokens."""
     processor = tokenizer.backend_tokenizer.post_processor
     state = {} if processor is None else json.loads(processor.__getstate__())
     for part in state.get("processors", [state]):
         texts = [piece["Sequence"]["id"] for piece in part.get("single", ()) if "Sequence" in piece]
         if part.get("type") == "TemplateProcessing" and texts != ["A"]:
             raise DataError(
-                f"the tokenizer in {tokenizer.name_or_path} has a post_processor whose template for a single text holds "
+                f"the tokenizer in {tokenizer.name_or_path} has a post_processor whose template for a single text contains "
                 f"{' and '.join(texts) or 'no text'}; expected the text, A, once."
             )
 
 
 def _follow_add_bos_token(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
-    """Let the tokenizer add the BOS, or not, as its own configuration says.
+    """Make the tokenizer add the BOS, or not, as its own configuration says.
 
-    transformers 4 and llama.cpp follow it; transformers 5 goes by tokenizer.json alone. What is saved with a model says the
-    same in both places, so every reader does as was trained.
+    transformers 4 and llama.cpp follow it; transformers 5 goes by tokenizer.json alone. What is saved with a model is the
+    same in both places, so every reader does as in training.
     """
     path = folder / "tokenizer_config.json"
     asked = json.loads(path.read_text(encoding="utf-8")).get("add_bos_token") if path.is_file() else None
@@ -152,6 +149,6 @@ def _set_pad_token(tokenizer: "PreTrainedTokenizerFast", pad_token: str | None) 
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise DataError(
-            f"the tokenizer in {tokenizer.name_or_path} has {shown(tokenizer.pad_token)} to pad with, which is not in its "
+            f"the tokenizer in {tokenizer.name_or_path} has the pad token {shown(tokenizer.pad_token)}, which is not in its "
             "vocabulary; set model.pad_token to a token that is"
         )

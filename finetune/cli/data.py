@@ -67,9 +67,7 @@ def data(
         out(f"page {html}")
     if audit.failed:
         names = ", ".join(audit.failed)
-        raise CheckFailed(
-            f"the audit fails: {names}. Mend the rows, or write data.allow_findings: [{names}] where it is meant."
-        )
+        raise CheckFailed(f"the audit fails: {names}. Fix the rows, or allow this with data.allow_findings: [{names}].")
     out("the audit holds")
 
 

@@ -55,7 +55,7 @@ def translation(language: str) -> dict[str, Any]:
 
 
 LONG = frozenset({"too_long"})
-NO_PAIRS = "pairs of chosen and rejected answers are valid, but training on preferences comes in a later version"
+NO_PAIRS = "pairs of chosen and rejected answers are valid, but training on preferences is not supported yet"
 ALPACA, SHAREGPT, QUESTIONS, TEXT = ({"format": name} for name in ("alpaca", "sharegpt", "question_answer", "text"))
 FILES = [
     File("instruct/lf_alpaca_en_demo.json", ALPACA, 999, repeated=True),
@@ -180,7 +180,7 @@ def test_turns_without_tokens_are_a_finding(audit: Callable[..., Result]) -> Non
     model = {"base": str(BASE), "chat_template": "chatml"}
     found = audit([source], code=3, model=model)
     rows = len(json.loads(Path(source["path"]).read_text()))
-    assert f"unsupervised_end_of_turn: {rows:,} rows have an answer that ends in no special token" in found.stdout
+    assert f"unsupervised_end_of_turn: {rows:,} rows have an answer that doesn't end in a special token" in found.stdout
     assert "add the template's end-of-turn token to model.new_tokens" in found.stdout
     assert "the audit fails: unsupervised_end_of_turn" in found.stderr
     audit([source], model=model | {"new_tokens": TURNS})
@@ -226,7 +226,7 @@ def test_folders_globs_and_mixtures(audit: Callable[..., Result]) -> None:
     ]
     said = json.loads(audit(sources, "--json", pack_length_tokens=4096).stdout)
     assert [source["format"] for source in said["sources"]] == ["alpaca", "question_answer", "text"]
-    assert [line.rpartition(" times an epoch, ")[2] for line in said["mixture"]] == [
+    assert [line.rpartition(" times per epoch, ")[2] for line in said["mixture"]] == [
         "50.0% of its tokens", "30.0% of its tokens", "20.0% of its tokens",
     ]  # fmt: skip
     assert said["epoch"]["slots_used"] > 0.95
@@ -238,7 +238,7 @@ def test_an_archive_is_refused(tmp_path: Path, audit: Callable[..., Result]) -> 
     content = Path(shared("sentiment/sentence_polarity.jsonl")).read_bytes()
     for name, message in (
         ("sentence_polarity.zip", "ends in '.zip', expected .json, .jsonl, .csv, .tsv, .parquet, .arrow, .txt"),
-        ("renamed.jsonl", "renamed.jsonl is no text: its content is a ZIP archive or a spreadsheet; rename or unpack it"),
+        ("renamed.jsonl", "renamed.jsonl is not text: its content is a ZIP archive or a spreadsheet; rename or unpack it"),
     ):
         with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("sentence_polarity.jsonl", content)

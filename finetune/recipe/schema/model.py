@@ -68,7 +68,7 @@ class ModelSection(Section):
     """Tokens to add to the vocabulary; their embeddings are trained and saved."""
 
     chat_template: Annotated[str | None, PATH] = None
-    """A named template (chatml, llama2, llama3, alpaca) or a Jinja file; the tokenizer's own when absent."""
+    """A named template (chatml, llama2, llama3, mistral, zephyr, alpaca) or a Jinja file; the tokenizer's own when absent."""
 
     date_string: Annotated[str, Field(min_length=1)] | None = None
     """What a template that prints today's date prints instead, so that runs can be reproduced; when absent the date that was

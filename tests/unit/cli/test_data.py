@@ -64,7 +64,7 @@ def test_the_json_and_the_text_have_the_same_figures(data: Data, recipe: Recipes
     assert max(len(bar) for _, _, bar in bars) == 40
     assert sum(filled.values()) == source["documents"] == audit["train_rows"] + audit["evaluation_rows"]
     epoch = re.search(
-        r"an epoch: ([\d,]+) documents, ([\d,]+) tokens, in ([\d,]+) packs that are ([\d.]+)% full; (\d+) documents to eval",
+        r"per epoch: ([\d,]+) documents, ([\d,]+) tokens, in ([\d,]+) packs that are ([\d.]+)% full; (\d+) documents to eval",
         text,
     )
     assert epoch
@@ -97,8 +97,8 @@ def test_several_sources(data: Data, recipe: Recipes) -> None:
         "a.jsonl (train, alpaca)", "b.jsonl (train, messages)", "c.jsonl (evaluation, messages)",
     ]  # fmt: skip
     assert "  format auto: messages, because each of the first 12 rows has 'messages'" in printed.lines
-    assert any(re.search(r"a\.jsonl: each row 1\.875 times an epoch, [\d.]+% of its tokens", line) for line in printed.lines)
-    assert any(re.search(r"b\.jsonl: each row 0\.4167 times an epoch, ", line) for line in printed.lines)
+    assert any(re.search(r"a\.jsonl: each row 1\.875 times per epoch, [\d.]+% of its tokens", line) for line in printed.lines)
+    assert any(re.search(r"b\.jsonl: each row 0\.4167 times per epoch, ", line) for line in printed.lines)
     assert (audit["epoch"]["documents"], audit["evaluation_rows"]) == (20, 1)
     assert all(line in printed.lines for line in audit["mixture"])
 

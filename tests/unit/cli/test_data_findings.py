@@ -27,28 +27,31 @@ class Found:
 
 CASES = {
     "no_supervised_token": Found(
-        [chat("q", "a"), chat("q", "b", weight=0)], "rows.jsonl:2", "it has no token that is learned", {}
+        [chat("q", "a"), chat("q", "b", weight=0)], "rows.jsonl:2", "it has no supervised tokens", {}
     ),
     "unsupervised_end_of_turn": Found(
-        [chat("q", "a")], "rows.jsonl:1", "(llama3) writes it ends in 'a<|eot_id|>', which is no special token of",
+        [chat("q", "a")], "rows.jsonl:1", "(llama3) writes it ends in 'a<|eot_id|>', which is not a special token of",
         {"chat_template": "llama3"},
     ),
     "leakage": Found(
-        [chat("q", "a"), chat("Other ", "ANSWER")], "rows.jsonl:2", "it also stands in the evaluation rows", {}, evaluation=True
+        [chat("q", "a"), chat("Other ", "ANSWER")], "rows.jsonl:2", "it is also in the evaluation rows", {}, evaluation=True
     ),
     "double_bos": Found(
-        [chat("q", "a")], "rows.jsonl:1", "it begins with <|im_start|> twice; remove one of the two",
+        [chat("q", "a")], "rows.jsonl:1", "it begins with two <|im_start|>; remove one of them",
         {"chat_template": "./double.jinja"},
     ),
     "prompt_not_learned": Found(
-        [chat("q", "a")], "rows.jsonl:1", "it writes another text before it than where the answer is learned",
+        [chat("q", "a")], "rows.jsonl:1", "writes different text before an answer when it asks for one",
         {"chat_template": "./thinks.jinja"},
     ),
     "left_out_text": Found(
-        [chat("q", "a")], "rows.jsonl:1", "leaves out the text of message 0 (user), or a part of it",
+        [chat("q", "a")], "rows.jsonl:1", "leaves out the text of message 0 (user), or part of it",
         {"chat_template": "./deaf.jinja"},
     ),
-    "unknown_token": Found([chat("q", "café")], "rows.jsonl:1", "the tokenizer drops characters of it", {"base": "./lossy"}),
+    "unknown_token": Found(
+        [chat("q", "café")], "rows.jsonl:1", "the tokenizer drops characters that are not in its vocabulary",
+        {"base": "./lossy"},
+    ),
 }  # fmt: skip
 
 
@@ -103,7 +106,7 @@ def test_a_finding_fails_the_audit(finding: str, data: Data, recipe: Recipes) ->
 def test_an_allowed_finding_fails_nothing(finding: str, data: Data, recipe: Recipes) -> None:
     """What the message of a failed audit advises to write makes the audit hold; the finding is still reported."""
     name = with_findings(recipe, finding)
-    (advised,) = re.findall(r"write (data\.allow_findings: \[.*?\])", data(name, code=3).err)
+    (advised,) = re.findall(r"with (data\.allow_findings: \[.*?\])", data(name, code=3).err)
     printed = data(name, advised.replace(": ", "=", 1))
     assert printed.lines[-1] == "the audit holds"
     assert f"{finding}: 1 {FINDINGS[finding]} (allowed by data.allow_findings)" in printed.lines
@@ -124,5 +127,5 @@ def test_leakage_can_be_dropped_or_kept(data: Data, recipe: Recipes) -> None:
     """With data.clean.leakage drop the row is dropped with its reason; with keep nothing is said; both audits hold."""
     name = with_findings(recipe, "leakage")
     dropped = data(name, "data.clean.leakage=drop")
-    assert "  dropped 1 that also stand in the evaluation rows:" in dropped.lines
+    assert "  dropped 1 that are also in the evaluation rows:" in dropped.lines
     assert data(name, "data.clean.leakage=keep", "--json").json["findings"] == {}

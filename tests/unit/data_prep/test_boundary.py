@@ -191,7 +191,7 @@ def test_a_chat_that_is_asked_otherwise_than_learned_fails_the_audit(template: s
     tokenizer = chat(tmp_path, CLOSES[template], load)
     data = section(rows_with(tmp_path, "tom", "likes"))
     assert prepare(data, tokenizer, seed=0, audit=True).report.findings() == {"prompt_not_learned": 2}
-    with pytest.raises(DataError, match=r"prompt_not_learned in data\.allow_findings"):
+    with pytest.raises(DataError, match=r"data\.allow_findings: \[prompt_not_learned\]"):
         prepare(data, tokenizer, seed=0)
     allowed = data.model_copy(update={"allow_findings": ("prompt_not_learned",)})
     made = prepare(allowed, tokenizer, seed=0).train[0]
@@ -204,7 +204,7 @@ def test_only_answers_that_grow_together_with_the_header_are_counted(load: Load,
     tokenizer = chat(tmp_path, HEADER.replace("[assistant]", "A:\n").replace("[{{ m.role }}]", "A:\n"), load)
     report = prepare(section(rows_with(tmp_path, "Ada", "\n\nAda", "Paris")), tokenizer, seed=0, audit=True).report
     assert report.findings() == {"prompt_not_learned": 1}
-    assert report.first("prompt_not_learned").startswith("rows.jsonl:2: asked alone, the prompt ends in the tokens")
+    assert report.first("prompt_not_learned").startswith("rows.jsonl:2: by itself, the prompt ends in the tokens")
 
 
 @settings(deadline=None, max_examples=80)

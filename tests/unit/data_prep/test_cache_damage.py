@@ -113,7 +113,7 @@ def test_a_file_that_changes_while_it_is_read(
     data, allowed = section(train, evaluation={"sources": [held_out]}), sha256(code.read_bytes()).hexdigest()
     for cached in (None, tmp_path / "cache"):
         write(changing, [{"text": "one"}, {"text": "two"}])
-        with pytest.raises(DataError, match=r"^a file changed while it was read; run again when it is whole$"):
+        with pytest.raises(DataError, match=r"^a file changed while it was read; run again when it is complete$"):
             prepare(data, tokenizer, seed=0, cache=cached, allow_code=[allowed])
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 

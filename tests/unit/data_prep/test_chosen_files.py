@@ -89,7 +89,7 @@ def test_nothing_left_to_train_on(tmp_path: Path) -> None:
     folder = touch(tmp_path / "data", "test.jsonl", "dev.jsonl")
     said = problem_with(folder, "train")
     assert said is not None
-    assert "says by its name that it is held out (data/dev.jsonl, data/test.jsonl)" in said
+    assert "says that it is held out (data/dev.jsonl, data/test.jsonl)" in said
     assert "give its own path" in said
     assert problem_with(folder, "evaluation") is None
 
@@ -115,7 +115,7 @@ def test_one_folder_for_both_uses(tmp_path: Path, tokenizer: PreTrainedTokenizer
         )
         lines = audit_lines(audit)
         assert any("their names say that they are held out" in line and line.endswith(": data/test.jsonl") for line in lines)
-        assert any("the names of others say that they are held out" in line and "data/train.jsonl" in line for line in lines)
+        assert any("other files' names say that they are held out" in line and "data/train.jsonl" in line for line in lines)
         sources = audit.as_dict()["sources"]
         assert [source["left_out_files"] for source in sources] == [["data/test.jsonl"], ["data/train.jsonl"]]
         page = audit_page(audit, "x")
@@ -151,7 +151,9 @@ def test_what_an_earlier_version_prepared(tmp_path: Path, base: Path) -> None:
     for _ in range(2):
         with hearing(said.append):
             prepare(section, load_tokenizer(base, preparation=2), seed=0, cache=tmp_path / "cache")
-    assert said == ["warning: what an earlier version prepared for this run is gone; this version reads its rows anew"]
+    assert said == [
+        "warning: the data that an earlier version prepared for this run are gone; this version prepares them anew",
+    ]
     with hearing(said.append):
         prepare(section, load_tokenizer(base), seed=0, cache=tmp_path / "cache")
     assert len(said) == 1
@@ -162,7 +164,7 @@ def test_rows_that_are_not_what_was_prepared(tmp_path: Path, tokenizer: PreTrain
     folder = touch(tmp_path / "data", "train.jsonl", "test.jsonl")
     data = prepared(tokenizer, folder, folder)
     write(folder / "test.jsonl", [{"instruction": "another", "output": "ho"}])
-    with pytest.raises(DataError, match=r"data/test\.jsonl:1: the prepared data have this row, but not as it is read now"):
+    with pytest.raises(DataError, match=r"data/test\.jsonl:1: the prepared data have this row, but it is read differently now"):
         _ = data.evaluation_rows
 
 

@@ -117,7 +117,7 @@ def test_json_in_a_column_that_is_none(tmp_path: Path) -> None:
     skipped: list[DataError] = []
     rows = list(read_rows(FileSource(path=str(tmp_path / "rows.parquet"), format="text"), skipped.append))
     assert [row.values for row in rows] == [{"x": {"a": 1}}]
-    assert "rows.parquet row 1 can't be read: the key 'a' stands twice" in str(skipped[0])
+    assert "rows.parquet row 1 can't be read: the key 'a' appears twice" in str(skipped[0])
 
 
 PICTURE = {"bytes": b"\x89PNG", "path": "a.png"}
@@ -156,7 +156,11 @@ def test_a_column_that_nobody_reads(name: str, kind: str, tmp_path: Path, tokeni
 @pytest.mark.parametrize(
     ("values", "source", "problem"),
     [
-        ({"instruction": [b"a"], "output": ["b"]}, {"format": "alpaca"}, "instruction holds binary, .*cast it where the file"),
+        (
+            {"instruction": [b"a"], "output": ["b"]},
+            {"format": "alpaca"},
+            "instruction holds binary, .*cast it when writing the file",
+        ),
         ({"q": [b"a"], "output": ["b"]}, {"format": "alpaca", "columns": {"instruction": "q"}}, "instruction holds binary"),
         ({"instruction": ["a"], "output": ["b"], "input": [b"c"]}, {"format": "alpaca"}, "input holds binary"),
         ({"messages": [[{"role": "user", "content": b"a"}]]}, {"format": "messages"}, "messages holds list<.*binary"),

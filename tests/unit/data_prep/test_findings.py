@@ -34,8 +34,8 @@ def found(finding: str, folders: dict[str, Path], tmp_path: Path) -> tuple[DataS
     ("finding", "count", "message"),
     [
         ("unsupervised_end_of_turn", 4, r"^a\.jsonl:1: the answer as the chat template \(.*own\.jinja\) writes it ends in"),
-        ("double_bos", 4, r"^a\.jsonl:1: it begins with <s> twice; remove one of the two"),
-        ("leakage", 2, r"^a\.jsonl:2: it also stands in the evaluation rows"),
+        ("double_bos", 4, r"^a\.jsonl:1: it begins with two <s>; remove one of them"),
+        ("leakage", 2, r"^a\.jsonl:2: it is also in the evaluation rows"),
     ],
 )
 def test_findings_are_refused_unless_they_are_allowed(
@@ -91,8 +91,9 @@ def test_leakage_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) 
         with pytest.raises(DataError) as failed:
             prepare(leaking(tmp_path), tokenizer, seed=0, cache=cache)
         assert str(failed.value) == (
-            "a.jsonl:2: it also stands in the evaluation rows\n"
-            "3 rows in all. Mend them (data.clean.leakage: drop leaves them out), or name leakage in data.allow_findings"
+            "a.jsonl:2: it is also in the evaluation rows\n"
+            "3 rows are affected. Fix them (data.clean.leakage: drop leaves them out), or allow this with "
+            "data.allow_findings: [leakage]"
         )
 
 
@@ -101,7 +102,7 @@ def test_leakage_is_reported(audit: bool, allowed: list[str], tmp_path: Path, to
     """For an audit, and where the recipe allows it, rows that leak are reported and kept."""
     data = prepare(leaking(tmp_path, allow_findings=allowed), tokenizer, seed=0, audit=audit)
     assert data.report.findings() == {"leakage": 3}
-    assert data.report.first("leakage") == "a.jsonl:2: it also stands in the evaluation rows"
+    assert data.report.first("leakage") == "a.jsonl:2: it is also in the evaluation rows"
     assert (len(data.train), len(data.evaluation)) == (5, 3)
 
 
@@ -111,8 +112,8 @@ def test_leakage_is_dropped(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) 
     assert places(data.train) == ["a.jsonl:1", "b.jsonl:2"]
     assert places(data.evaluation) == ["e.jsonl:1", "e.jsonl:2", "e.jsonl:3"]
     lines = data.report.lines()
-    assert "  dropped 2 that also stand in the evaluation rows: a.jsonl:2, a.jsonl:3" in lines
-    assert "  dropped 1 that also stand in the evaluation rows: b.jsonl:1" in lines
+    assert "  dropped 2 that are also in the evaluation rows: a.jsonl:2, a.jsonl:3" in lines
+    assert "  dropped 1 that are also in the evaluation rows: b.jsonl:1" in lines
     assert data.report.findings() == {}
 
 

@@ -83,8 +83,8 @@ def test_code_is_refused_until_its_content_is_allowed(tmp_path: Path, tokenizer:
         with pytest.raises(DataError) as refused:
             prepared(tmp_path, code, [{"a": "blue"}], tokenizer, allowed)
         assert str(refused.value) == (
-            f"format python would run {tmp_path / 'own.py'}. Read it; if you trust it, allow just this content on the command "
-            f"line:\n  --allow-code {wanted}"
+            f"format python would run {tmp_path / 'own.py'}. Read it; if you trust it, allow exactly this content on the "
+            f"command line:\n  --allow-code {wanted}"
         )
     assert not (tmp_path / "ran").exists()
     data = prepared(tmp_path, code, [{"a": "blue"}, {"a": "lamp"}], tokenizer, [sha256(b"other").hexdigest(), wanted])
@@ -144,9 +144,9 @@ def test_prepared_data_run_no_code(tmp_path: Path, tokenizer: PreTrainedTokenize
         ("", "has no function parse(row); it has no functions"),
         ("def pars(row):\n    return row\ndef _help(): ...\n", "has no function parse(row); it has pars"),
         ("parse = {'text': 'a'}\n", "has no function parse(row); it has no functions"),
-        ("def parse(row:\n", "fails when it is run: SyntaxError: "),
-        ("import no_such_module\n", "fails when it is run: ModuleNotFoundError: No module named 'no_such_module'"),
-        ("raise ValueError('not today')\n", "fails when it is run: ValueError: not today"),
+        ("def parse(row:\n", "raised an error while it was run: SyntaxError: "),
+        ("import no_such_module\n", "raised an error while it was run: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("raise ValueError('not today')\n", "raised an error while it was run: ValueError: not today"),
     ],
 )
 def test_code_that_can_not_be_used(code: str, message: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -185,14 +185,14 @@ def test_code_that_is_not_there(tmp_path: Path, tokenizer: PreTrainedTokenizerFa
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return row['b']", "parse(row) fails: KeyError: 'b'"),
-        ("raise OSError('gone')", "parse(row) fails: OSError: gone"),
-        ("return parse(row)", "parse(row) fails: RecursionError: "),
-        ("return None", "parse(row) gave null; a row (an object) or a list of rows was expected"),
-        ("return 'text'", "parse(row) gave a string; a row (an object) or a list of rows was expected"),
-        ("return 3", "parse(row) gave a number; a row (an object) or a list of rows was expected"),
-        ("yield {'text': 'a'}", "parse(row) gave a generator; a row (an object) or a list of rows was expected"),
-        ("return [{'text': 'a'}, 'b']", "parse(row) gave a string; a row (an object) or a list of rows was expected"),
+        ("return row['b']", "parse(row) raised KeyError: 'b'"),
+        ("raise OSError('gone')", "parse(row) raised OSError: gone"),
+        ("return parse(row)", "parse(row) raised RecursionError: "),
+        ("return None", "parse(row) returned null; a row (an object) or a list of rows was expected"),
+        ("return 'text'", "parse(row) returned a string; a row (an object) or a list of rows was expected"),
+        ("return 3", "parse(row) returned a number; a row (an object) or a list of rows was expected"),
+        ("yield {'text': 'a'}", "parse(row) returned a generator; a row (an object) or a list of rows was expected"),
+        ("return [{'text': 'a'}, 'b']", "parse(row) returned a string; a row (an object) or a list of rows was expected"),
         ("return {}", "row 1 of parse(row) has no keys; expected 'messages', 'prompt' and 'completion', or 'text'"),
         (
             "return [{'text': 'a'}, {'txt': 'b'}]",
@@ -225,7 +225,7 @@ def test_rows_that_parse_refuses_can_be_skipped(tmp_path: Path, tokenizer: PreTr
     assert texts(data, tokenizer) == ["blue<|im_end|>", "lamp<|im_end|>"]
     dropped = data.report.sources[0].dropped["bad_row"]
     assert dropped.count == 1
-    assert dropped.places[0].startswith("rows.jsonl:2, read as format 'python': parse(row) fails: KeyError: 'a'")
+    assert dropped.places[0].startswith("rows.jsonl:2, read as format 'python': parse(row) raised KeyError: 'a'")
 
 
 def test_the_three_forms(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -258,7 +258,7 @@ def test_a_row_may_become_several_or_none(tmp_path: Path, tokenizer: PreTrainedT
     assert [document.place for document in data.train] == ["rows.jsonl:1.1", "rows.jsonl:1.2", "rows.jsonl:3"]
     report = data.report.sources[0]
     assert (report.rows_read, report.examples_made, report.rows_kept) == (3, 3, 3)
-    with pytest.raises(DataError, match=r"^data\.train leaves no row:\n.*0 of 0 examples \(from 1 rows\) kept"):
+    with pytest.raises(DataError, match=r"^data\.train leaves no rows:\n.*0 of 0 examples \(from 1 rows\) kept"):
         prepared(tmp_path, code, [{"a": ""}], tokenizer)
 
 

@@ -86,7 +86,7 @@ def test_text_and_messages() -> None:
         ("messages", {"messages": [{"from": "human", "value": "hi"}]}, "has no 'role'; it has 'from', 'value'"),
         ("messages", {"messages": [USER, {"role": "assistant", "content": None}]}, r"messages\[1\].content is null"),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "text"}]}, ANSWER]}, r"content\[0\] has no 'text'"),
-        ("messages", {"messages": [USER, {"role": "tool", "content": "x"}]}, "a tool's result with no tool call"),
+        ("messages", {"messages": [USER, {"role": "tool", "content": "x"}]}, "a tool result without a preceding tool call"),
         ("messages", {"messages": [{"role": "critic", "content": "x"}]}, "'critic'; expected one of system, developer, user"),
         ("messages", {"messages": [USER, ANSWER | {"tool_calls": [1]}]}, r"tool_calls\[0\] is a number"),
         ("messages", {"messages": [USER, ANSWER | {"weight": -0.5}]}, "a number from 0 to 1000 was expected"),

@@ -38,7 +38,7 @@ def test_answers_are_numbers(head: HeadSection, answer: str, targets: tuple[floa
 @pytest.mark.parametrize(
     ("head", "answer", "problem"),
     [
-        (SINGLE, "goo", r"the label is 'goo', which model\.head\.labels doesn't name; it names 'bad', 'good'"),
+        (SINGLE, "goo", r"the label is 'goo', which is not in model\.head\.labels: 'bad', 'good'"),
         (SEVERAL, "red, pink", "the label is 'pink'"),
         (NUMBER, "many", r"the answer is 'many'; model\.head\.problem regression needs a number"),
         (NUMBER, "nan", "the answer is 'nan'"),
@@ -65,9 +65,9 @@ def test_outputs_are_answers() -> None:
         ({"labels": ["one"]}, "single_label needs at least 2 labels, got 1"),
         ({"problem": "multi_label"}, "multi_label needs at least 1 labels, got 0"),
         ({"problem": "regression", "labels": ["a"]}, "regression learns a number and has no labels"),
-        ({"labels": ["a", "b", "a"]}, "the label 'a' is named twice"),
+        ({"labels": ["a", "b", "a"]}, "the label 'a' appears twice"),
         ({"problem": "multi_label", "labels": ["a, b"]}, "the label 'a, b' holds ', '"),
-        ({"problem": "multi_label", "labels": ["none", "b"]}, "the label 'none' stands for no label at all"),
+        ({"problem": "multi_label", "labels": ["none", "b"]}, "the label 'none' means that a row has no label"),
     ],
 )  # fmt: skip
 def test_heads_that_make_no_sense(values: dict[str, object], problem: str) -> None:
@@ -95,7 +95,7 @@ def test_a_document_is_the_prompt_and_a_place_for_the_answer(tokenizer: PreTrain
 
 def test_a_text_without_a_prompt_cannot_be_classified(tokenizer: PreTrainedTokenizerFast) -> None:
     """Its row is named."""
-    with pytest.raises(DataError, match="row 0: a plain text has no prompt to be classified"):
+    with pytest.raises(DataError, match="row 0: a plain text has no prompt to classify"):
         documents(tokenizer, SINGLE, PlainText("", "text"))
 
 
@@ -142,7 +142,7 @@ def test_a_label_that_the_head_does_not_name_is_a_bad_row(tmp_path: Path, tokeni
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {"train": [{"path": str(path), "format": "classification"}], "max_length_tokens": 64}
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: the label is 'fair', which model\.head\.labels doesn't name"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: the label is 'fair', which is not in model\.head\.labels"):
         prepare(DataSection.model_validate(values), tokenizer, seed=0, head=SINGLE)
     data = prepare(DataSection.model_validate(values | {"on_bad_row": "skip"}), tokenizer, seed=0, head=SINGLE)
     assert [document.targets for document in data.train] == [(1.0,), (0.0,)]

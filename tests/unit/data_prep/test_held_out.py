@@ -62,7 +62,7 @@ def test_the_fraction_of_distinct_rows_is_met(
         source = file(Path(folder) / "a.jsonl", said(*((f"Say {number}.", str(number)) for number in range(count))))
         data = section(source, evaluation={"fraction": fraction})
         if wanted in (0, count):
-            with pytest.raises(DataError, match="leaves no row to"):
+            with pytest.raises(DataError, match="leaves no rows to"):
                 prepare(data, tokenizer, seed=seed)
         else:
             assert len(prepare(data, tokenizer, seed=seed).evaluation) == wanted

@@ -229,7 +229,7 @@ def test_named_templates_without_a_default_have_to_be_chosen(llama_folder: Path,
     """Conversations are refused with the names, plain texts are not concerned."""
     folder = named(tmp_path, {"chat": NAMED["default"], "rag": NAMED["tool_use"]}, llama_folder, files=False)
     tokenizer = load_tokenizer(folder)
-    with pytest.raises(DataError, match="chat templates chat and rag, and none of them is the default"):
+    with pytest.raises(DataError, match="chat templates chat and rag, but none of them is the default"):
         tokenize([("row", Conversation((ASK, SAY)))], tokenizer)
     tokenize([("row", PlainText("Who sat?", " The cat."))], tokenizer)
     assert render([ASK, SAY], load_tokenizer(folder, chat_template="chat")) == "<s>[user]Who sat?[assistant]The cat.</s>"

@@ -36,9 +36,9 @@ REFUSED = [
     ("loss", "sometimes", "loss is 'sometimes'; true or false"), ("loss_mask", [0, 1, 1], "loss_mask is a list; true or false"),
     ("weight", "4,5", "weight is '4,5'; a finite number was expected"), ("weight", [1], "weight is a list; a number was"),
     ("weight", -1, "weight is -1; a number from 0 to 1000"), ("weight", "1001", "weight is '1001'; a number from 0 to 1000"),
-    ("mask", True, "mask means in some tools that the turn is learned and in others that it isn't; write weight: 0 or 1"),
-    ("mask", 0, "mask means in some tools"), ("train_detail", [{"begin_offset": 0}], "train_detail is not supported"),
-    ("eot", False, "eot is not supported"), ("channel", "final", "channel is not supported: .*in the source's ignore_columns"),
+    ("mask", True, "mask is ambiguous: some tools learn a masked turn and others don't; write weight: 0 or 1"),
+    ("mask", 0, "mask is ambiguous: some tools"), ("train_detail", [{"begin_offset": 0}], "train_detail is not supported"),
+    ("eot", False, "eot is not supported"), ("channel", "final", "channel is not supported: .*to the source's ignore_columns"),
     ("refusal", "I won't", "refusal is not supported"), ("images", ["a.png"], "images is not supported"),
 ]  # fmt: skip
 
@@ -83,14 +83,14 @@ def test_user_turns_may_say_that_they_are_not_learned(key: str, value: Any) -> N
 @pytest.mark.parametrize(("key", "value"), [("loss", True), ("train", 1), ("weight", 0.5), ("masked", False)])
 def test_user_turns_can_not_be_learned_by_a_key(key: str, value: Any) -> None:
     """A user turn that is to be learned is refused, whatever key says so."""
-    with pytest.raises(DataError, match="only the assistant's turns can be learned by weight"):
+    with pytest.raises(DataError, match="only assistant turns can have a weight"):
         parsed({"messages": [USER | {key: value}, RIGHT]})
 
 
 def test_keys_that_disagree() -> None:
     """Two keys may say the same, and are refused where they don't."""
     assert weights({"messages": [USER, ANSWER | {"weight": 0, "loss": False, "masked": True}]}) == [None, 0.0]
-    with pytest.raises(DataError, match=r"messages\[1\]: its keys loss \(False\) and weight \(1\) differ"):
+    with pytest.raises(DataError, match=r"messages\[1\]: its keys loss \(False\) and weight \(1\) disagree"):
         parsed({"messages": [USER, ANSWER | {"weight": 1, "loss": False}]})
 
 
@@ -121,7 +121,7 @@ def test_a_column_with_the_system_message(values: dict[str, Any], format_name: F
     if format_name != "alpaca":
         role, text = ("from", "value") if format_name == "sharegpt" else ("role", "content")
         both = values | {"system": "Be brief.", column: [{role: "system", text: "Be long."}, *values[column]]}
-        with pytest.raises(DataError, match="the conversation has a system message already; remove one of the two"):
+        with pytest.raises(DataError, match="the conversation already has a system message; remove one of the two"):
             parsed(both, format_name)
 
 
@@ -132,24 +132,24 @@ MEANINGFUL: list[tuple[FormatName, dict[str, Any], dict[str, Any], str]] = [
     ("messages", CHAT, {"functions": [{"name": "f"}]}, r"'functions' may change .*columns: \{tools: functions\} reads it"),
     ("messages", CHAT, {"history": [["a", "b"]]}, "'history' may change what is learned, and this format doesn't read it"),
     ("messages", CHAT, {"references": ["a"]}, "'references' may change what is learned"),
-    ("messages", CHAT, {"images": ["a.png"]}, "'images' may be what the texts speak of"),
-    ("messages", CHAT, {"label": False}, "'label' says that the answer is a bad one, .*skip leaves the bad rows out"),
+    ("messages", CHAT, {"images": ["a.png"]}, "'images' may be media that the texts refer to"),
+    ("messages", CHAT, {"label": False}, "'label' says that the answer is bad, .*skip leaves the bad rows out"),
     ("sharegpt", {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, {"kto_tag": "false"},
-     "'kto_tag' says that the answer is a bad one"),
+     "'kto_tag' says that the answer is bad"),
     ("messages", CHAT, {"weight": 0.5}, r"'weight' says how much the row counts \(0\.5\)"),
-    ("messages", CHAT, {"mask": "User"}, "'mask' says what of the row is learned"),
-    ("messages", CHAT, {"loss_mask": [0, 1]}, "'loss_mask' says what of the row is learned"),
+    ("messages", CHAT, {"mask": "User"}, "'mask' says which part of the row is learned"),
+    ("messages", CHAT, {"loss_mask": [0, 1]}, "'loss_mask' says which part of the row is learned"),
     ("messages", CHAT, {"split": "validation"}, "'split' says that the row is held out"),
     ("prompt_completion", PLAIN, {"system": "s"}, "system needs a conversation"),
-    ("prompt_completion", PLAIN, {"label": "False"}, "'label' says that the answer is a bad one"),
+    ("prompt_completion", PLAIN, {"label": "False"}, "'label' says that the answer is bad"),
     ("alpaca", {"instruction": "a", "output": "b"}, {"tools": [{"name": "f"}]}, "'tools' may change what is learned"),
     ("alpaca", {"instruction": "a", "output": "b"}, {"system_message": "s"}, "did you mean 'system'"),
     ("alpaca", {"instruction": "a", "output": "b"}, {"context": "c"}, r"did you mean 'input'\? .*columns: \{input: context\}"),
-    ("alpaca", {"instruction": "a", "input": "", "output": "b"}, {"context": "c"}, "'context' may be a part of the question"),
-    ("alpaca", {"instruction": "a", "output": "b"}, {"reasoning": "r"}, "'reasoning' may be what is thought before the answer"),
-    ("messages", CHAT, {"reasoning_content": "r"}, "'reasoning_content' may be what is thought"),
-    ("prompt_completion", PLAIN, {"input": "c"}, "'input' may be a part of the question"),
-    ("question_answer", {"question": "a", "answer": "B"}, {"choices": ["x", "y"]}, "'choices' may be a part of the question"),
+    ("alpaca", {"instruction": "a", "input": "", "output": "b"}, {"context": "c"}, "'context' may be part of the question"),
+    ("alpaca", {"instruction": "a", "output": "b"}, {"reasoning": "r"}, "'reasoning' may be the reasoning before the answer"),
+    ("messages", CHAT, {"reasoning_content": "r"}, "'reasoning_content' may be the reasoning"),
+    ("prompt_completion", PLAIN, {"input": "c"}, "'input' may be part of the question"),
+    ("question_answer", {"question": "a", "answer": "B"}, {"choices": ["x", "y"]}, "'choices' may be part of the question"),
     ("question_answer", {"question": "a", "answer": "b"}, {"passage": "c"}, "did you mean 'context'"),
     ("classification", TASK, {"system": "s"}, "'system' may change what is learned"),
     ("classification", TASK, {"history": "s"}, "'history' may change what is learned"),
@@ -279,13 +279,15 @@ def test_thoughts_and_parts(turn: dict[str, Any], meant: Message) -> None:
 @pytest.mark.parametrize(
     ("turn", "problem"),
     [
-        ({"reasoning_content": "a", "thinking": "b", "content": "c"}, "its reasoning_content and thinking differ"),
+        ({"reasoning_content": "a", "thinking": "b", "content": "c"},
+         "its reasoning_content and thinking hold different reasoning"),
         ({"reasoning_content": "a", "content": [{"type": "reasoning", "value": "b"}, {"type": "text", "text": "c"}]},
-         "its reasoning_content and content differ in what is thought"),
+         "its reasoning_content and content hold different reasoning"),
         ({"content": [{"type": "text", "text": "a"}, {"type": "reasoning", "value": "b"}]},
-         r"content\[1\] is of type 'reasoning' behind a text; reasoning, then text, then tool_call"),
-        ({"content": [{"type": "tool_call", "value": CALL}, {"type": "text", "text": "a"}]}, "'text' behind a tool_call"),
-        ({"content": [{"type": "tool_call", "value": '{"name": "f", "name": "g"}'}]}, "value is not the JSON .* stands twice"),
+         r"content\[1\] is of type 'reasoning' after a text; reasoning, then text, then tool_call"),
+        ({"content": [{"type": "tool_call", "value": CALL}, {"type": "text", "text": "a"}]}, "'text' after a tool_call"),
+        ({"content": [{"type": "tool_call", "value": '{"name": "f", "name": "g"}'}]},
+         "value is not valid JSON.* appears twice"),
         ({"content": [{"type": "image_url"}]}, r"content\[0\]\.type is 'image_url'; only parts of type text, reasoning"),
         ({"reasoning_content": ["a"], "content": "c"}, "reasoning_content is a list; a string was expected"),
     ],
@@ -303,5 +305,5 @@ def test_a_thought_in_a_mended_conversation() -> None:
     parser = parser_of(FileSource.model_validate(options), [], turn_order=("merge_neighbours",))
     [(_, example)] = parser.parse(Row("rows.jsonl:1", {"messages": [USER, first, RIGHT]}))
     assert example.messages[1] == Message("assistant", "Apple.", reasoning="Hm.")  # type: ignore[union-attr]
-    with pytest.raises(DataError, match=r"messages\[2\] can't be put together .* what it thinks would stand after an answer"):
+    with pytest.raises(DataError, match=r"messages\[2\] can't be merged .* its reasoning would come after an answer"):
         parser.parse(Row("rows.jsonl:1", {"messages": [USER, RIGHT, RIGHT | {"reasoning": "Hm."}]}))

@@ -45,7 +45,7 @@ def test_a_shared_text_is_refused() -> None:
     within = dataclasses.replace(HELD_OUT, small_talk=("Good. I hope you are well, Sir.",))
     with pytest.raises(ValueError, match="i hope you are well"):
         check_disjoint(TRAIN, within)
-    with pytest.raises(ValueError, match="named twice"):
+    with pytest.raises(ValueError, match="repeated in one split"):
         check_disjoint(dataclasses.replace(TRAIN, things=TRAIN.things * 2))
 
 

@@ -45,7 +45,7 @@ def test_truncate_end(with_bos: PreTrainedTokenizerFast, tmp_path: Path) -> None
     assert lost > 50
     assert (report.truncated.count, report.truncated.places) == (1, ["a.jsonl:1"])
     assert report.truncated_supervised_tokens == lost
-    assert f"  cut 1 to data.max_length_tokens, and with them {lost:,} supervised tokens: a.jsonl:1" in data.report.lines()
+    assert f"  cut 1 to data.max_length_tokens, losing {lost:,} supervised tokens: a.jsonl:1" in data.report.lines()
 
 
 def test_truncate_end_with_nothing_left_to_learn(with_bos: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -91,9 +91,9 @@ def test_verdict_and_findings(data_section: DataSection, audit: Audit, page: Ele
     assert audit.failed == ["leakage"]
     assert page.of_tag("h2")[0].text == "The audit does not hold"
     (finding,) = page.of_class("finding")
-    assert finding.of_tag("h3")[0].text == "1 training rows also stand in the evaluation rows"
+    assert finding.of_tag("h3")[0].text == "1 training rows are also in the evaluation rows"
     assert "leakage, fails the audit" in finding.flat
-    assert finding.of_tag("li")[0].flat == "rows/a.jsonl:5 it also stands in the evaluation rows"
+    assert finding.of_tag("li")[0].flat == "rows/a.jsonl:5 it is also in the evaluation rows"
     allowed = page_of(audit_page(replace(audit, failed=[]), "t"))
     assert allowed.of_tag("h2")[0].text == "The audit holds"
     assert "leakage, allowed by data.allow_findings" in allowed.of_class("finding")[0].flat
@@ -195,7 +195,7 @@ def test_histograms(audit: Audit, page: Element) -> None:
         ids = (image.attributes["aria-labelledby"] or "").split()
         named = [element.text for element in image.inside if element.attributes.get("id") in ids]
         documents = "1 document" if source.documents == 1 else f"{source.documents} documents"
-        assert named[0] == f"Tokens a document: {documents}"
+        assert named[0] == f"Tokens per document: {documents}"
         assert named[1] == "; ".join(f"{label} tokens: {count}" for label, count in expected_bars(source.histogram))
 
 

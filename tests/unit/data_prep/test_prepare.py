@@ -57,7 +57,7 @@ def test_too_long(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     )
     with pytest.raises(DataError, match=r"rows.json row 2 has \d+ tokens, more than data.max_length_tokens \(100\)"):
         prepare(section(path, max_length_tokens=100, over_length="refuse"), tokenizer, seed=0)
-    with pytest.raises(DataError, match=r"data.train leaves no row:\n.*\n  dropped 10 longer"):
+    with pytest.raises(DataError, match=r"data.train leaves no rows:\n.*\n  dropped 10 longer"):
         prepare(section(path, max_length_tokens=8), tokenizer, seed=0)
 
 
@@ -145,7 +145,7 @@ def test_evaluation_examples_are_aligned(alpaca_file: Path, tokenizer: PreTraine
 @pytest.mark.parametrize(("fraction", "side"), [(0.01, "evaluate"), (0.99, "train")])
 def test_fraction_that_leaves_no_row(fraction: float, side: str, alpaca_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """A fraction that leaves nothing to evaluate or to train on is refused."""
-    with pytest.raises(DataError, match=f"data.evaluation.fraction {fraction} of 40 rows leaves no row to {side} on"):
+    with pytest.raises(DataError, match=f"data.evaluation.fraction {fraction} of 40 rows leaves no rows to {side} on"):
         prepare(section(alpaca_file, evaluation={"fraction": fraction}), tokenizer, seed=0)
 
 

@@ -65,12 +65,12 @@ def test_shares(share_of: str, evaluation: dict[str, Any] | None, tmp_path: Path
     assert sum(seen) == pytest.approx(sum(sizes))
     whole = sum(repeat * size for repeat, size in zip(data.repeats, tokens, strict=True))
     assert data.report.mixture == [
-        f"{source['path']}: each row {repeat:.4g} times an epoch, {repeat * size / whole:.1%} of its tokens"
+        f"{source['path']}: each row {repeat:.4g} times per epoch, {repeat * size / whole:.1%} of its tokens"
         for source, repeat, size in zip(sources, data.repeats, tokens, strict=True)
     ]
     assert data.report.lines()[-3:-1] == data.report.mixture
     if share_of == "tokens":
-        assert data.report.mixture[0].endswith("times an epoch, 30.0% of its tokens")
+        assert data.report.mixture[0].endswith("times per epoch, 30.0% of its tokens")
 
 
 def test_repeats(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -81,8 +81,8 @@ def test_repeats(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     tokens = sizes_of(data)[1]
     part = 2.5 * tokens[0] / (2.5 * tokens[0] + tokens[1])
     assert data.report.mixture == [
-        f"{first['path']}: each row 2.5 times an epoch, {part:.1%} of its tokens",
-        f"{second['path']}: each row 1 times an epoch, {1 - part:.1%} of its tokens",
+        f"{first['path']}: each row 2.5 times per epoch, {part:.1%} of its tokens",
+        f"{second['path']}: each row 1 times per epoch, {1 - part:.1%} of its tokens",
     ]
     plain = prepare(section(first, second), tokenizer, seed=0)
     assert (plain.repeats, plain.report.mixture) == ([1.0, 1.0], [])
@@ -92,7 +92,7 @@ def test_a_share_of_nothing_is_refused(tmp_path: Path, tokenizer: PreTrainedToke
     """A source with a share of which no row is left ends the preparation, and is named."""
     first, second = mixed(tmp_path, 3, 3)
     data = section(first | {"share": 0.5}, second | {"share": 0.5}, max_length_tokens=30)
-    with pytest.raises(DataError, match=r"long\.jsonl has a share of the mixture, but no row to train on is left of it"):
+    with pytest.raises(DataError, match=r"long\.jsonl has a share of the mixture, but no rows left to train on"):
         prepare(data, tokenizer, seed=0)
 
 

@@ -133,7 +133,7 @@ def test_what_is_thought_in_a_completion_is_never_only_read(llama_folder: Path, 
     """It has no turn to be found in: the option is refused, not passed over."""
     way = Tokenization(with_template(llama_folder, INNOCENT, tmp_path), "assistant", reasoning="context")
     assert len(list(way.run([("row 1", PlainText("q", "b"))]))) == 1
-    with pytest.raises(DataError, match=r"^row 2: a plain completion begins with something that is thought"):
+    with pytest.raises(DataError, match=r"^row 2: a plain completion begins with reasoning"):
         list(way.run([("row 2", PlainText("q", "<think>a</think>b"))]))
 
 
@@ -142,7 +142,7 @@ def test_a_thought_that_a_row_says_twice_is_one(content: str) -> None:
     """A key of the message and its content may both say it, and must say the same."""
     turn = {"role": "assistant", "content": content, "reasoning_content": "Two and three.\n"}
     assert message_of(turn, "messages[1]") == Message("assistant", "It is 5.", reasoning="Two and three.\n")
-    with pytest.raises(ValueError, match="reasoning_content and <think> differ in what is thought"):
+    with pytest.raises(ValueError, match="reasoning_content and <think> hold different reasoning"):
         message_of(turn | {"reasoning_content": "Five."}, "messages[1]")
 
 

@@ -226,7 +226,7 @@ def test_a_stream_with_no_usable_row_is_refused(start: Position, files: Files) -
     """Where a whole pass leaves no row, wherever it began, an error says what became of the rows; it doesn't go on for ever."""
     path = files.file("useless.jsonl", [{"instruction": "Say it.", "output": "x " * 200}] * 3)
     stream = Stream(files.section([path], 2), files.tokenizer, seed=0)
-    with pytest.raises(DataError, match=r"data.train leaves no row:\n.*\n  dropped \d longer than data.max_length_tokens"):
+    with pytest.raises(DataError, match=r"data.train leaves no rows:\n.*\n  dropped \d longer than data.max_length_tokens"):
         take(stream, 1, start)
 
 

@@ -109,7 +109,7 @@ def test_numbers(value: Any, meant: float) -> None:
 @pytest.mark.parametrize("value", NO_NUMBERS)
 def test_what_is_no_number(value: Any) -> None:
     """Anything else is refused; a comma gets its own advice."""
-    advice = "; write the decimals behind a point" if isinstance(value, str) and "," in value else ""
+    advice = "; use a decimal point" if isinstance(value, str) and "," in value else ""
     with pytest.raises(DataError, match=rf"value is .*; a finite number was expected{advice}"):
         one("regression", {"text": "t", "value": value})
 
@@ -152,9 +152,9 @@ def test_labels(value: Any, labels: dict[str, str], answer: str) -> None:
         ("2", BY_NUMBER, "label is '2', which labels doesn't name"), ("01", BY_NUMBER, "label is '01', which labels"),
         (True, BY_NUMBER, "label is 'true', which labels doesn't name"), ("1", BY_TRUTH, "label is '1', which labels"),
         (1, {}, "label is the number 1; say what it stands for"), ("[1]", {}, "label is the number 1; say what it stands for"),
-        ("['fun', 'short']", {}, "label is not the JSON that it should be: single quotes, as Python prints"),
-        ("['fun' 'short']", {}, "label is not the JSON that it should be: single quotes"),
-        ("[1 0]", BY_NUMBER, "label is not the JSON that it should be: a comma"), (None, {}, "label is null"),
+        ("['fun', 'short']", {}, "label is not valid JSON: single quotes, as Python prints"),
+        ("['fun' 'short']", {}, "label is not valid JSON: single quotes"),
+        ("[1 0]", BY_NUMBER, "label is not valid JSON: a comma"), (None, {}, "label is null"),
     ],
 )  # fmt: skip
 def test_what_is_no_label(value: Any, labels: dict[str, str], problem: str) -> None:
@@ -186,11 +186,11 @@ def test_answers(column: str, value: Any, answer: str) -> None:
 @pytest.mark.parametrize(
     ("column", "value", "problem"),
     [
-        ("answers", "{'text': array(['The cat'], dtype=object)}", "answers is not the JSON that it should be: single quotes"),
-        ("answers", '{"text": ["The cat"], "text": ["A dog"]}', "answers is not the JSON .*: the key 'text' stands twice"),
-        ("answers", '["The cat"', "answers is not the JSON that it should be: the text ends before the value does"),
+        ("answers", "{'text': array(['The cat'], dtype=object)}", "answers is not valid JSON: single quotes"),
+        ("answers", '{"text": ["The cat"], "text": ["A dog"]}', "answers is not valid JSON.*: the key 'text' appears twice"),
+        ("answers", '["The cat"', "answers is not valid JSON: the text ends before the value does"),
         ("answers", "[2, 3]", r"answers\[?.* is a number; a string was expected"),
-        ("answer", '["The cat", "A cat"]', r"answer is a list as JSON; .* columns: \{answers: answer\} reads it"),
+        ("answer", '["The cat", "A cat"]', r"answer is a JSON list; .* use columns: \{answers: answer\}"),
     ],
 )  # fmt: skip
 def test_what_are_no_answers(column: str, value: str, problem: str) -> None:

@@ -44,7 +44,7 @@ def test_a_weight_of_1_is_as_good_as_none() -> None:
     asked, first = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
     merged = parsed({"messages": [asked, first, first | {"weight": 1}]}, "merge_neighbours")
     assert said(merged) == "u a+a"
-    with pytest.raises(DataError, match="differ in weight"):
+    with pytest.raises(DataError, match="their weights differ"):
         parsed({"messages": [asked, first, first | {"weight": 0}]}, "merge_neighbours")
 
 
@@ -117,7 +117,7 @@ def test_any_order_can_be_mended(letters: str, system: bool) -> None:
 def test_turns_of_two_weights_are_not_put_together() -> None:
     """Neighbouring answers of which one is not learned can't be one turn."""
     row = {"messages": [*turns("uaa")[:2], turns("uaa")[2] | {"weight": 0}]}
-    with pytest.raises(DataError, match=r"messages\[2\] can't be put together .* differ in weight"):
+    with pytest.raises(DataError, match=r"messages\[2\] can't be merged .* their weights differ"):
         parsed(row, "merge_neighbours")
 
 
@@ -246,14 +246,18 @@ BROKEN = [
         [result("1", "a"), result("2", "a")],
         r"messages\[3\]\.tool_call_id is 'a', which an earlier",
     ),
-    (call(("a", "f")), [result("1", "a"), result("2")], r"messages\[3\] is a tool's result with no tool call"),
+    (call(("a", "f")), [result("1", "a"), result("2")], r"messages\[3\] is a tool result without a preceding tool call"),
     (
         call(("a", "f"), ("b", "g")),
         [result("1", "a"), result("2", "x")],
         r"messages\[3\]\.tool_call_id is 'x'; the calls before",
     ),
     (call((None, "f"), (None, "g")), [result("1", name="f"), result("2", name="h")], r"messages\[3\]\.name is 'h'; .* of 'g'"),
-    (call(("a", "f"), ("a", "g")), [result("1", "a"), result("2", "a")], r"messages\[1\]: two of its tool calls have one id"),
+    (
+        call(("a", "f"), ("a", "g")),
+        [result("1", "a"), result("2", "a")],
+        r"messages\[1\]: two of its tool calls have the same id",
+    ),
     (call(("a", "f")), [], r"messages\[2\]\.role is 'assistant' where the result of a tool call"),
 ]
 
@@ -275,7 +279,8 @@ def test_a_conversation_may_end_with_its_calls() -> None:
 def test_results_of_calls_that_are_texts() -> None:
     """A result behind a turn that only writes its call is refused, or kept where turns are."""
     row = {"messages": [*turns("ua"), {"role": "ipython", "content": "42"}, *turns("a")]}
-    with pytest.raises(DataError, match=r"messages\[2\] is a tool's result with no tool call .*data\.turn_order: \[keep\]"):
+    refused = r"messages\[2\] is a tool result without a preceding tool call .*data\.turn_order: \[keep\]"
+    with pytest.raises(DataError, match=refused):
         parsed(row)
     assert [message.role for message in parsed(row, "keep").messages] == ["user", "assistant", "tool", "assistant"]
 

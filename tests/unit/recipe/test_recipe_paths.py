@@ -44,9 +44,9 @@ def test_files_folders_and_globs(path: str, folder: Path) -> None:
         ("data/*", "notes.md ends in '.md', expected .json, "),
         ("data/notes.md", "notes.md ends in '.md', expected .json, .jsonl, .csv, .tsv, .parquet, .arrow, .txt, each also"),
         ("data/empty", "no file in the folder {folder}/data/empty can be read: it is empty; expected files that end in .json"),
-        ("data/held", "every file of {folder}/data/held says by its name that it is held out (held/test.jsonl); to train on"),
+        ("data/held", "the name of every file of {folder}/data/held says that it is held out (held/test.jsonl); to train on"),
         ("splits", "its data are in {folder}/splits/train, {folder}/splits/test: write path: {folder}/splits/train, or"),
-        ("clone", "can be read: it holds data/; its data are further down: write path: {folder}/clone/data"),
+        ("clone", "can be read: it holds data/; its data are in a subfolder: write path: {folder}/clone/data"),
         ('""', "no such file: looked at {folder}"),
     ],
 )

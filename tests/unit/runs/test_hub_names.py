@@ -107,7 +107,7 @@ def test_a_token_that_cannot_be_sent_is_one_message(
     publish(cache, "me/tiny", tiny_base)
     monkeypatch.setenv("HF_TOKEN", token)
     for look in (lambda: resolve_target("me/tiny"), lambda: resolve_base(ModelSection(base="me/tiny"))):
-        with pytest.raises((ModelError, DataError), match=r"HF_TOKEN holds .*copy it once more"):
+        with pytest.raises((ModelError, DataError), match=r"HF_TOKEN holds .*copy it again"):
             look()
 
 

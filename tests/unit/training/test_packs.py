@@ -161,4 +161,4 @@ def test_a_mixture_is_seen_in_its_shares(make_recipe: MakeRecipe, tmp_path: Path
     assert folder.read_summary()["steps"] == 18  # 70 rows are 9 steps of 8
     entries = [json.loads(line) for line in folder.metrics_path.read_text().splitlines()]
     assert [entry["train/epoch"] for entry in entries] == pytest.approx([step / 9 for step in range(1, 19)])
-    assert "small.json: each row 3 times an epoch" in folder.log_path.read_text()
+    assert "small.json: each row 3 times per epoch" in folder.log_path.read_text()

@@ -205,7 +205,7 @@ def test_rows_that_a_head_cannot_learn_are_named(colours: MakeRecipe, tiny_base:
     from data_prep.errors import DataError
 
     recipe = colours(model={"base": str(tiny_base), "head": {"labels": ["red", "green"]}})
-    with pytest.raises(DataError, match=r"colours\.jsonl:3: the label is 'blue', which model\.head\.labels doesn't name"):
+    with pytest.raises(DataError, match=r"colours\.jsonl:3: the label is 'blue', which is not in model\.head\.labels"):
         start(recipe)
 
 

@@ -84,7 +84,7 @@ def test_a_deeply_nested_row_of_a_list_is_named(inside: str, depth: int, tmp_pat
     """In a list of rows, the one with half a character or a long number deep inside is named by its number."""
     path = tmp_path / "rows.json"
     path.write_bytes(b'[{"text": "ho"},' + nested(depth, inside) + b"]")
-    with pytest.raises(DataError, match=r"^rows\.json row 2: (the JSON is nested too deeply|a whole number has more digits)"):
+    with pytest.raises(DataError, match=r"^rows\.json row 2: (the JSON is nested too deeply|an integer has too many digits)"):
         list(read_rows(FileSource(path=str(path), format="text")))
 
 
@@ -97,7 +97,7 @@ def test_a_value_that_can_be_meant_in_two_ways(row: str, kind: str, tmp_path: Pa
     path, rows = tmp_path / f"rows.{kind}", ['{"text": "ho"}', row, '{"text": "ho"}']
     path.write_text("\n".join(rows) if kind == "jsonl" else f"[{','.join(rows)}]")
     place = "rows.jsonl:2" if kind == "jsonl" else "rows.json row 2"
-    assert re.match(rf"{place}: (the key '(text|y)' stands twice|NaN is no value)", error(path, tokenizer, "text"))
+    assert re.match(rf"{place}: (the key '(text|y)' appears twice|NaN is not a JSON value)", error(path, tokenizer, "text"))
     assert bad_rows(path, tokenizer, "text", kept=2).count == 1
 
 

@@ -31,11 +31,11 @@ from tests.unit.data_prep.bad_input.outcomes import (
 HALF_ARGUMENTS = {"name": "f", "arguments": '{"x": "\\ud800"}'}
 
 ROW_PROBLEMS: list[tuple[str, Any, str]] = [
-    ("alpaca", b'{"instruction": "a", "output"}\n', r"rows\.jsonl:2:30: invalid JSON: a colon was expected behind the key"),
+    ("alpaca", b'{"instruction": "a", "output"}\n', r"rows\.jsonl:2:30: invalid JSON: a colon was expected after the key"),
     ("alpaca", b'{"instruction": "a", "output": "\xe4"}\n', r"rows\.jsonl:2: byte 0xe4 is not UTF-8; .*iconv -f WINDOWS-1252"),
     ("alpaca", b'["a", "b"]\n', r"rows\.jsonl:2 is a list; an object with named columns was expected"),
-    ("alpaca", b'{"instruction": "a", "output": ' + b"9" * 5000 + b"}\n", r"rows\.jsonl:2: a whole number has more digits"),
-    ("alpaca", b'{"instruction": "a", "output": "\\udc00"}\n', r"rows\.jsonl:2: a text holds half of a character pair"),
+    ("alpaca", b'{"instruction": "a", "output": ' + b"9" * 5000 + b"}\n", r"rows\.jsonl:2: an integer has too many digits"),
+    ("alpaca", b'{"instruction": "a", "output": "\\udc00"}\n', r"rows\.jsonl:2: a text holds half of a surrogate pair"),
     ("alpaca", jsonl({"instruction": "a", "output": "x" * (MAX_ROW_BYTES + 2_000_000)}),
      r"rows\.jsonl:2: the row is longer than 8 MiB"),
     ("alpaca", b"[" * 100_000 + b"\n", r"rows\.jsonl:2: the JSON is nested too deeply"),
@@ -48,12 +48,12 @@ ROW_PROBLEMS: list[tuple[str, Any, str]] = [
     ("messages", {"messages": [USER, ANSWER, ANSWER]}, r"messages\[2\]\.role is 'assistant' where 'user' was expected"),
     ("messages", {"messages": [USER]}, r"messages has no assistant turn, so there is nothing to learn"),
     ("messages", {"messages": [USER, ANSWER, USER]}, r"messages ends with a user turn"),
-    ("messages", {"messages": [USER, RESULT, ANSWER]}, r"messages\[1\] is a tool's result with no tool call before it"),
+    ("messages", {"messages": [USER, RESULT, ANSWER]}, r"messages\[1\] is a tool result without a preceding tool call"),
     ("messages", {"messages": [USER, {"role": "assistant", "content": None}]}, r"messages\[1\]\.content is null"),
     ("messages", {"messages": [USER, {"role": "critic", "content": "a"}]}, r"messages\[1\]\.role is 'critic'; expected"),
     ("messages", {"messages": [USER, ANSWER | {"weight": "much"}]}, r"messages\[1\]\.weight is 'much'; a finite number was"),
     ("messages", {"messages": [USER, ANSWER | {"weight": [1]}]}, r"messages\[1\]\.weight is a list; a number was expected"),
-    ("messages", {"messages": [USER, ANSWER | {"weight": float("nan")}]}, r"rows\.jsonl:2: NaN is no value of JSON; write"),
+    ("messages", {"messages": [USER, ANSWER | {"weight": float("nan")}]}, r"rows\.jsonl:2: NaN is not a JSON value; write"),
     ("messages", {"messages": [USER, ANSWER | {"weight": 10**400}]}, r"messages\[1\]\.weight is .*; a number from 0"),
     ("messages", {"messages": [USER, ANSWER | {"weight": -(10**400)}]}, r"messages\[1\]\.weight is .*; a number from 0"),
     ("messages", {"messages": [USER, CALL | {"tool_calls": [{"function": HALF_ARGUMENTS}]}, RESULT, ANSWER]},
@@ -67,12 +67,12 @@ ROW_PROBLEMS: list[tuple[str, Any, str]] = [
     ("sharegpt", {"conversations": [HUMAN, {"from": "function_call", "value": "f(x)"}, GPT]},
      r"conversations\[1\]\.value is a string; an object with a function's name and arguments was expected"),
     ("sharegpt", {"conversations": [HUMAN, {"from": "function_call", "value": "{'name': 'f'}"}, GPT]},
-     r"conversations\[1\]\.value is not the JSON that it should be: single quotes"),
+     r"conversations\[1\]\.value is not valid JSON: single quotes"),
     ("prompt_completion", {"prompt": [USER], "completion": "b"}, r"prompt is a list and completion is a string"),
     ("question_answer", {"question": "a", "answers": [{"start": 1}]}, r"answers is null; a string was expected"),
     ("classification", {"text": "a", "label": {"b": 1}}, r"label is an object; a string or a number was expected"),
     ("classification", {"text": "a", "label": [["b"]]}, r"label is a list; a string or a number was expected"),
-    ("classification", {"text": "a", "label": ["b, c"]}, r"the label 'b, c' holds ', ', which stands between labels"),
+    ("classification", {"text": "a", "label": ["b, c"]}, r"the label 'b, c' holds ', ', which separates labels"),
     ("regression", {"text": "a", "value": "3 of 5"}, r"value is '3 of 5'; a finite number was expected"),
     ("regression", {"text": "a", "value": True}, r"value is True; a finite number was expected"),
     ("code", {"task": "a", "code": "b", "test_list": 3}, r"test_list is a number; a text or a list of texts was expected"),
@@ -138,7 +138,7 @@ def test_only_bad_rows(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> No
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl({"a": 1}, {"b": 2}))
     said = error(path, tokenizer, "alpaca", on_bad_row="skip")
-    assert said.startswith("data.train leaves no row:\n")
+    assert said.startswith("data.train leaves no rows:\n")
     assert "0 of 2 rows kept" in said
     assert "dropped 2 that can't be read (data.on_bad_row: skip)" in said
 
@@ -185,4 +185,4 @@ def test_a_row_without_columns_has_no_format(tmp_path: Path, tokenizer: PreTrain
     """Format auto says of an empty object that it has no columns at all."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl({}))
-    assert "format auto: no format fits a row with no columns at all; name one" in error(path, tokenizer, "auto")
+    assert "format auto: no format fits a row with no columns at all; set `format`" in error(path, tokenizer, "auto")
