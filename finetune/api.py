@@ -1,6 +1,7 @@
 """The Python API: the command line's verbs as functions, the run and the model as objects. Nothing but calls into rooms."""
 
 import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -67,6 +68,9 @@ def audit(
     `first_rows` of each source are read, all where it is None; of a streamed one at most its buffer. `allow_code` has the
     SHA-256 of the files that format python may run. Findings that fail the audit are in `.failed`; nothing is raised for them.
     """
+    for name, value, least in (("first_rows", first_rows, 1), ("samples", samples, 0)):
+        if value is not None and value < least:
+            raise FinetuneError(f"{name} is {value}; expected a whole number from {least}.")
     loaded = load_recipe(recipe, overrides)
     section = loaded.recipe.data
 
@@ -127,7 +131,7 @@ def resume(
     return _run_of(
         start(
             None,
-            Path(_path(run)),
+            Path(_path(run)).expanduser(),
             launch=launch,
             options=options,
             allow_code=allow_code,
@@ -138,7 +142,7 @@ def resume(
 
 def _run_of(trained: "Trained | None") -> "Run":
     assert trained is not None  # noqa: S101 - these are launches of one machine
-    return Run(trained.folder, status=trained.status)
+    return Run(trained.folder)
 
 
 # --- Runs
@@ -150,9 +154,14 @@ class Run:
     Raises CheckpointError where the folder isn't one.
     """
 
-    def __init__(self, folder: str | Path, *, status: str | None = None):
+    def __init__(self, folder: str | Path):
         self._run = open_run(Path(folder).expanduser().resolve())
-        self._status = status
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and self.folder == other.folder
+
+    def __hash__(self) -> int:
+        return hash(self.folder)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, status={self.status!r})"
@@ -170,7 +179,7 @@ class Run:
     @property
     def status(self) -> str:
         """running, finished, stopped (resume it), failed, or interrupted (killed; resume it)."""
-        return self._status or str(self._run.outcome()["status"])
+        return str(self._run.outcome()["status"])
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -244,8 +253,12 @@ def list_runs(
     readable = [summary for summary in summaries if summary["status"] not in ("damaged", "unreadable")]
     found = chosen(readable, conditions, order=order, reverse=best is not None and not _lower_is_better(best))
     if best is not None:
-        found = [summary for summary in found if isinstance(value_of(summary, best), int | float)]
+        found = [summary for summary in found if _is_figure(value_of(summary, best))]
     return [Run(path / summary["name"]) for summary in found]
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _lower_is_better(metric: str) -> bool:
@@ -260,7 +273,7 @@ def merge(
     model: AnyModel,
     output: str | Path,
     *,
-    more: Sequence[str | Path] = (),
+    more: "Sequence[AnyModel]" = (),
     base: str | Path | None = None,
     dtype: str | None = None,
     max_shard_size: str = "5GB",
@@ -280,7 +293,7 @@ def merge(
     return merging.merge(
         first,
         Path(output),
-        more=choose_more([str(path) for path in more], other, first),
+        more=choose_more([str(_path(another)) for another in more], other, first),
         dtype=dtype,
         max_shard_size=max_shard_size,
         check=verify,

@@ -1,9 +1,10 @@
 """A loaded model: what finetune.load returns, to generate, chat and score with."""
 
 import logging
+import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 
 from finetune.errors import FinetuneError
 from finetune.recipe.schema.evaluate import EvaluateSection
@@ -93,6 +94,7 @@ class Model:
 
         if isinstance(prompts, str):
             raise FinetuneError("got one text where a list of prompts is expected: generate([text]).")
+        _check_options(max_new_tokens, temperature, batch_size, how)
         how = how or self.asked
         return generate(
             self._writer(),
@@ -118,6 +120,7 @@ class Model:
         """The answer to one prompt in pieces, as they come: together what `generate` gives. Returns where it was cut."""
         from finetune.generation.generate import stream
 
+        _check_options(max_new_tokens, temperature, None, how)
         return stream(
             self._writer(),
             self.tokenizer,
@@ -137,18 +140,23 @@ class Model:
             )
         return Chat(self, [] if system is None else [{"role": "system", "content": system}])
 
+    @overload
+    def score(self, items: Sequence[tuple[str, str]]) -> "list[LogLikelihood]": ...
+
+    @overload
+    def score(self, items: Sequence[str]) -> list[list[float]]: ...
+
     def score(self, items: Sequence[Any]) -> "list[LogLikelihood] | list[list[float]]":
         """Of (prompt, answer) pairs, how likely each answer is; of a classification head, its outputs (L) for each text.
 
         The prompt is asked as in `generate`; a prompt of "" leaves the answer a text of its own. Outputs are logits, or the
-        number of a regression.
+        number of a regression. Raises FinetuneError for items of the other kind, and for one with more tokens than the base has
+        positions; DataError for one that can't be tokenised.
         """
         from finetune.evaluation.text_scores import log_likelihoods, outputs_of_texts
 
         if isinstance(items, str):
-            raise FinetuneError(
-                "got one text where a list is expected: score([text]) of a head, score([(prompt, answer)]) else."
-            )
+            raise FinetuneError("got one text, expected a list: of texts for a head, of (prompt, answer) pairs otherwise.")
         head = self.target.model.head
         if head is not None:
             return outputs_of_texts(self.model, self.tokenizer, items, head, self.asked, self.options.batch_size)
@@ -186,3 +194,14 @@ class Chat:
         (answer,) = self.model.generate([asked], **options)
         self.messages = [*asked, {"role": "assistant", "content": answer}]
         return answer
+
+
+def _check_options(max_new_tokens: int | None, temperature: float, batch_size: int | None, how: str | None) -> None:
+    """Raises FinetuneError for a value that an option doesn't have."""
+    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise FinetuneError(f"{name} is {value!r}; expected a whole number from 1.")
+    if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature >= 0):
+        raise FinetuneError(f"temperature is {temperature!r}; expected a number from 0.")
+    if how not in (None, "plainly", "by the chat template"):
+        raise FinetuneError(f'how is {how!r}; expected "plainly" or "by the chat template".')

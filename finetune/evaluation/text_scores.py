@@ -8,10 +8,12 @@ from data_prep.chat.tokenization import Tokenization
 from data_prep.config import HeadSection
 from data_prep.labels import answer_of
 from data_prep.messages import Conversation, Example, Message, PlainText
+from data_prep.table.documents import Document
 from finetune.errors import FinetuneError
 from finetune.evaluation.head_predictions import classify
 from finetune.evaluation.metrics.losses import LossSum, document_losses
 from finetune.generation.asking import Asked
+from finetune.generation.generate import causal_model
 
 
 def log_likelihoods(
@@ -27,6 +29,7 @@ def log_likelihoods(
     """
     examples = [(f"item {number}", _example(pair, number, how)) for number, pair in enumerate(pairs)]
     documents = [document for document, _ in Tokenization(tokenizer, "last").run(examples)]
+    _refuse_too_long(model, documents)
     return document_losses(model, documents, batch_size)
 
 
@@ -54,5 +57,15 @@ def outputs_of_texts(
     any_answer = answer_of([0.0] * head.outputs, head)  # which the head doesn't read
     examples = [(f"item {number}", _example((text, any_answer), number, how)) for number, text in enumerate(texts)]
     documents = [document for document, _ in Tokenization(tokenizer, "last", head=head).run(examples)]
+    _refuse_too_long(model, documents)
     outputs, _ = classify(model, documents, head, batch_size)
     return outputs.tolist()
+
+
+def _refuse_too_long(model: PreTrainedModel, documents: Sequence[Document]) -> None:
+    positions = int(causal_model(model).config.max_position_embeddings)
+    for document in documents:
+        if len(document.token_ids) > positions:
+            raise FinetuneError(
+                f"{document.place} has {len(document.token_ids):,} tokens, and this base {positions:,} positions: shorten it."
+            )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep.temporary import temporary_folder
 from finetune import environment, signals
@@ -20,6 +20,9 @@ from finetune.errors import CheckFailed, FinetuneError, LaunchError
 from finetune.launch.addresses import Address, loopback
 from finetune.launch.configs import LaunchConfig
 from finetune.launch.worker import PROGRAM
+
+if TYPE_CHECKING:
+    import psutil
 
 LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
@@ -95,6 +98,7 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
         monitor_interval=0.2,
     )
     outcome: list[BaseException | None] = []
+    ended = threading.Event()
 
     def work() -> None:
         signals.hold()  # also in the processes that are started here, until they listen
@@ -104,14 +108,17 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
             outcome.append(error)
         else:
             outcome.append(None)
+        finally:
+            ended.set()
 
     with _environment(launch, run), signals.listening() as requests:
         requests.deferred = True
         # Beside the main thread the agent leaves signals alone; it would kill a process 30 seconds after one.
-        thread = threading.Thread(target=work)
-        thread.start()
-        _pass_signals_on(requests, thread, stopped)
+        threading.Thread(target=work).start()
+        killed = _pass_signals_on(requests, ended, stopped)
     (error,) = outcome
+    if killed:
+        raise KeyboardInterrupt
     if isinstance(error, ChildFailedError):
         return first_failure(error.failures)
     if requests.stop is not None and isinstance(error, LaunchError):
@@ -141,30 +148,52 @@ def _reason(error: BaseException) -> str:
     return f"the processes could not be started: {first}"
 
 
-def _pass_signals_on(requests: signals.Requests, thread: threading.Thread, stopped: threading.Event) -> None:
-    """Until the agent's thread ends: each child is told to stop once, those that are started later too."""
+def _pass_signals_on(requests: signals.Requests, ended: threading.Event, stopped: threading.Event) -> bool:
+    """Until the agent has ended: each process is told to stop once, those that are started later too.
+
+    Whether they were killed in the midst of a step, by Ctrl-C after a first signal.
+    """
+
+    def tell(workers: "list[psutil.Process]", asked: signal.Signals) -> None:
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.send_signal(asked)
+
     import psutil
 
-    def tell(children: list[psutil.Process], asked: signal.Signals) -> None:
-        for child in children:
-            with suppress(psutil.NoSuchProcess):
-                child.send_signal(asked)
-
     told: set[int] = set()
-    launcher = psutil.Process()
-    while thread.is_alive():
+    killed = False
+    while not ended.is_set():
+        # Not Thread.join, which takes a thread for ended where an exception comes in the midst of it (Python 3.11).
         try:
-            thread.join(0.2)
+            ended.wait(0.2)
+            workers = _workers()
             if requests.stop is not None:
                 stopped.set()
-                tell([child for child in launcher.children() if child.pid not in told], requests.stop)
-                told |= {child.pid for child in launcher.children()}
-            elif requests.save and launcher.children():
+                tell([worker for worker in workers if worker.pid not in told], requests.stop)
+                told |= {worker.pid for worker in workers}
+            elif requests.save and workers:
                 requests.save = False
-                tell(launcher.children(), signals.SAVE)
+                tell(workers, signals.SAVE)
         except KeyboardInterrupt:
             stopped.set()
-            tell(launcher.children(), signal.SIGKILL)
+            killed = True
+            tell(_workers(), signal.SIGKILL)
+    return killed
+
+
+def _workers() -> "list[psutil.Process]":
+    """The processes that the agent started; this process may have other children, which are none of ours."""
+    import psutil
+
+    from finetune.launch.meeting import NAME
+
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if child.environ().get(environment.AGENT) == NAME:
+                found.append(child)
+    return found
 
 
 def first_failure(failures: dict[int, Any]) -> Failure:

@@ -296,5 +296,5 @@ def list_summaries(folder: Path) -> list[dict[str, Any]]:
             summary = {"status": "damaged"}
         except OSError:
             summary = {"status": "unreadable"}
-        summaries.append({"name": path.name} | summary)
+        summaries.append(summary | {"name": path.name})
     return sorted(summaries, key=lambda summary: str(summary.get("created", "")))

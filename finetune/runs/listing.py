@@ -86,14 +86,18 @@ def chosen(
     found = [summary for summary in summaries if all(condition.holds(summary) for condition in conditions)]
     if order is None:
         return found[::-1] if reverse else found
-    have = [summary for summary in found if value_of(summary, order) not in (ABSENT, None)]
-    rest = [summary for summary in found if value_of(summary, order) in (ABSENT, None)]
+    have = [summary for summary in found if _can_be_ordered(value_of(summary, order))]
+    rest = [summary for summary in found if not _can_be_ordered(value_of(summary, order))]
 
     def sort_key(summary: dict[str, Any]) -> tuple[int, Any]:
         value = value_of(summary, order)
         return (0, value) if isinstance(value, int | float) else (1, str(value))
 
     return sorted(have, key=sort_key, reverse=reverse) + rest
+
+
+def _can_be_ordered(value: Any) -> bool:
+    return value is not ABSENT and value is not None and value == value  # NaN comes before nothing and after nothing
 
 
 def refuse_unknown(summaries: Sequence[dict[str, Any]], key: str) -> None:

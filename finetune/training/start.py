@@ -1,7 +1,9 @@
 """Train a recipe, or resume a run: in this process, or in several that are started for it. Loads no torch by itself."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
     from finetune.launch.processes import Launch
 
 logger = logging.getLogger(__name__)
+
+LEAST = {"processes": 1, "max_restarts": 0, "timeout_minutes": 0.01}
+"""The smallest value of an option."""
+
+_training = threading.Lock()
 
 
 class Trained(NamedTuple):
@@ -44,6 +51,9 @@ def start(
     """
     allowed = frozenset(sha256.lower() for sha256 in allow_code)
     words = list(arguments) if arguments is not None else _arguments(loaded, resumed, allowed, trust_checkpoint)
+    for name, value in options.items():
+        if name in LEAST and not (isinstance(value, int | float) and value >= LEAST[name]):
+            raise LaunchError(f"{name} is {value!r}; expected a number from {LEAST[name]:g}.")
     if launch is None and options:
         raise LaunchError(f"{', '.join(options)}: these are about several processes, and need launch.")
     if launch is None or environment.is_worker():
@@ -55,7 +65,19 @@ def start(
 
             folder = launched(plan, loaded, resumed, words)
             return None if folder is None else Trained(folder, str(open_run(folder).outcome()["status"]))
-    return _train_here(loaded, resumed, allowed, trust_checkpoint=trust_checkpoint, command=shell_command(*words))
+    with _alone():
+        return _train_here(loaded, resumed, allowed, trust_checkpoint=trust_checkpoint, command=shell_command(*words))
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Raises LaunchError where another thread of this process trains: generators, signals and logs are one for both."""
+    if not _training.acquire(blocking=False):
+        raise LaunchError("another training is running in this process: wait for it, or start this one in another process.")
+    try:
+        yield
+    finally:
+        _training.release()
 
 
 def _settle(loaded: LoadedRecipe | None, resumed: Path | None) -> None:

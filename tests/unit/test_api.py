@@ -7,10 +7,12 @@ import json
 import logging
 import os
 import pkgutil
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +225,72 @@ def test_two_processes_train_the_same(run: finetune.Run, recipe: Path) -> None:
         finetune.train(recipe, processes=2)
 
 
+@pytest.mark.parametrize(("ctrl_c", "statuses"), [(1, {"stopped"}), (2, {"stopped", "interrupted"})])
+def test_a_stop_reaches_the_processes_of_the_run_alone(recipe: Path, ctrl_c: int, statuses: set[str]) -> None:
+    """Ctrl-C stops two launched processes, a second one at once; another child of the program goes on."""
+    other = subprocess.Popen(["sleep", "600"])
+
+    def interrupt(folder: Path) -> None:
+        deadline = time.monotonic() + 60
+        while not any("step 0/" in log.read_text() for log in folder.glob("*/run.log")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for _ in range(ctrl_c):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.02)
+
+    folder = recipe.parent / f"stopped-{ctrl_c}"
+    overrides = {"train.micro_batch_size": 2, "train.max_steps": 100_000, "output.folder": str(folder)}
+    thread = threading.Thread(target=interrupt, args=(folder,))
+    thread.start()
+    try:
+        run = finetune.train(recipe, overrides, launch="ddp", processes=2)
+        thread.join()
+        assert run.status in statuses
+        assert other.poll() is None
+    finally:
+        other.kill()
+
+
+def test_two_trainings_at_once_are_refused(recipe: Path) -> None:
+    """One after the other is fine; beside each other they would share generators, signals and logs."""
+    refused: list[BaseException] = []
+
+    def second(line: str) -> None:
+        if line.startswith("step 2/"):
+            thread = threading.Thread(target=lambda: refused.append(caught(lambda: finetune.train(recipe))))
+            thread.start()
+            thread.join()
+
+    with hearing(second):
+        assert finetune.train(recipe).status == "finished"
+    assert "another training is running in this process" in str(refused[0])
+
+
+def caught(call: Any) -> BaseException:
+    with pytest.raises(LaunchError) as error:
+        call()
+    return error.value
+
+
+def test_a_renamed_run_and_one_without_a_figure_are_listed(run: finetune.Run, tmp_path: Path) -> None:
+    """By their folders; what has no finite figure is no best."""
+    for name, loss in (("kept", 2.0), ("lost", float("nan")), ("best", 1.0)):
+        shutil.copytree(run.folder, tmp_path / name)
+        summary = json.loads((tmp_path / name / "summary.json").read_text()) | {"evaluation_loss": loss}
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    assert {found.name for found in finetune.list_runs(tmp_path)} == {"kept", "lost", "best"}
+    assert [found.name for found in finetune.list_runs(tmp_path, best="evaluation_loss")] == ["best", "kept"]
+    assert finetune.Run(tmp_path / "kept") == finetune.Run(tmp_path / "kept") != run
+
+
+@pytest.mark.parametrize(
+    "options", [{"processes": 0}, {"processes": "2"}, {"max_restarts": -1}, {"timeout_minutes": 0}, {"timeout_minutes": -1}]
+)
+def test_a_number_that_an_option_does_not_have_is_refused(recipe: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(LaunchError, match=f"{next(iter(options))} is .*; expected a number from"):
+        finetune.train(recipe, launch="ddp", **options)
+
+
 def test_runs_are_listed_and_chosen(run: finetune.Run, recipe: Path, tmp_path: Path) -> None:
     """By conditions, and the best by a metric first."""
     worse = finetune.train(recipe, {"train.learning_rate": 1e-6, "train.max_steps": 2, "output.folder": str(tmp_path)})
@@ -305,6 +373,13 @@ def test_a_score_is_what_plain_torch_computes(tiny_base: Path) -> None:
         (lambda model: model.generate([[]]), "the conversation has no turn"),
         (lambda model: model.generate([[{"role": "user"}]]), r"messages\[0\]"),
         (lambda model: model.generate(["x"], max_new_tokens=8, system="y" * 5000), "positions"),
+        (lambda model: model.score([("x", "y" * 5000)]), "positions"),
+        (lambda model: model.generate(["x"], max_new_tokens=0), "max_new_tokens is 0"),
+        (lambda model: model.generate(["x"], batch_size=-1), "batch_size is -1"),
+        (lambda model: model.generate(["x"], temperature=float("nan")), "temperature is nan"),
+        (lambda model: model.generate(["x"], temperature=-1), "temperature is -1"),
+        (lambda model: model.generate(["x"], how="loudly"), "how is 'loudly'"),
+        (lambda model: model.stream("x", max_new_tokens=-1), "max_new_tokens is -1"),
     ],
 )
 def test_what_is_no_prompt_is_refused(tiny_base: Path, call: Any, words: str) -> None:
