@@ -82,13 +82,13 @@ def append_own(path: Path) -> IO[str]:
     return os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
-def write_private(path: Path, text: str) -> None:
+def write_private(path: Path, content: str | bytes) -> None:
     """Replace a private file in one step, so that no reader sees half of it; a link with its name is replaced, not followed."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, private_mode(0o666))
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -1,12 +1,51 @@
 """A row's answer as the numbers that a classification head learns, and back."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from data_prep.config import BETWEEN_LABELS, NO_LABEL, HeadSection
+from data_prep.encoding import RowEncoding
 from data_prep.errors import DataError
 from data_prep.formats.text_values import as_number
+from data_prep.messages import Example, Parsed, last_answer
 from data_prep.sources.rows import listed
+from data_prep.table.documents import Document
 from data_prep.text import shown
+
+if TYPE_CHECKING:
+    from data_prep.chat.tokenization import Rendered, Tokenization
+
+
+class LabelEncoding(RowEncoding):
+    """A row is its prompt and an end token in place of the answer; the answer's numbers are learned there."""
+
+    def __init__(self, head: HeadSection):
+        self.head = head
+
+    def examples(self, row: Parsed) -> tuple[Example, ...]:
+        """The row. Raises DataError if its answer is not one of the head's."""
+        found = super().examples(row)
+        for example in found:
+            targets_of(last_answer(example), self.head)
+        return found
+
+    def render(self, example: Example, tokenization: "Tokenization", place: str) -> "Rendered":
+        """The prompt, with the answer's numbers."""
+        rendered = tokenization.render_prompt(example)
+        rendered.targets = targets_of(last_answer(example), self.head)
+        return rendered
+
+    def shown_answer(self, targets: tuple[float, ...]) -> str | None:
+        """The answer."""
+        return answer_of_targets(targets, self.head) if targets else None
+
+    def longest(self, tokens: int) -> Document:
+        """One token is learned; which numbers doesn't matter."""
+        return Document([0] * tokens, ((tokens - 1, tokens, 1.0),), "longest", (0.0,) * self.head.targets)
+
+    def cache_key(self) -> dict[str, Any]:
+        """The head."""
+        return {"head": self.head.model_dump(mode="json")}
 
 
 def targets_of(answer: str, head: HeadSection) -> tuple[float, ...]:

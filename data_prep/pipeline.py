@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from data_prep.audit.report import NOTES, SourceReport
@@ -13,12 +13,12 @@ from data_prep.chat.chat_templates import rendering_of
 from data_prep.chat.rendering import special_tokens, special_tokens_in
 from data_prep.chat.tokenization import BATCH_ROWS, Placed, Tokenization
 from data_prep.cleaning.clean import cleaned, excerpt_of, fingerprint, learned_texts, texts_of
-from data_prep.config import DataSection, FileSource, Finding, HeadSection, Note, Source
+from data_prep.config import DataSection, FileSource, Finding, Note, Source
+from data_prep.encoding import ANSWERS, RowEncoding
 from data_prep.errors import DataError
 from data_prep.files import Use, left_out_files, unread_files
 from data_prep.formats import RowParser, read_parsed
-from data_prep.labels import targets_of
-from data_prep.messages import Conversation, Example, Parsed, Preference, last_answer, without_reasoning
+from data_prep.messages import Conversation, Example, Parsed, without_reasoning
 from data_prep.sources import Row, source_name
 from data_prep.table.cache_key import place_in
 from data_prep.table.documents import Document, DocumentTable, TableRow, TableWriter
@@ -42,9 +42,9 @@ class Pipeline:
         audit: bool = False,
         allow_code: frozenset[str] = frozenset(),
         first_rows: int | None = None,
-        head: HeadSection | None = None,
+        encoding: RowEncoding = ANSWERS,
     ):
-        self.section, self.tokenizer, self.head = section, tokenizer, head
+        self.section, self.tokenizer, self.encoding = section, tokenizer, encoding
         self.seed, self.audit, self.allow_code, self.first_rows = seed, audit, allow_code, first_rows
         self.reports: list[SourceReport] = []
         self._special = tuple(special_tokens(tokenizer))
@@ -94,44 +94,62 @@ class Pipeline:
         self, source: Source, parser: RowParser, rows: Iterator[Row], report: SourceReport
     ) -> Iterator[tuple[Document, int]]:
         """The same for some rows of a source."""
-        section, bos = self.section, self.tokenizer.bos_token_id
-        overlap = overlap_of(self.tokenizer)
         waiting: deque[_Candidate] = deque()  # being tokenised
+        refused: set[str] = set()
 
         def on_finding(finding: Finding | Note, place: str, message: str) -> None:
             if finding in NOTES:
                 report.note(finding, place, message)
                 return
-            if not self.audit and finding not in section.allow_findings:
+            if not self.audit and finding not in self.section.allow_findings:
                 raise DataError(f"{place}: {message}. If this is intended, allow it with data.allow_findings: [{finding}]")
             report.find(finding, place, message)
+
+        def on_bad(place: str, error: DataError) -> None:
+            if place not in refused:  # one example of a row is enough
+                report.drop(str(error), "bad_row")
+            if self.encoding.documents_per_row > 1:
+                refused.add(place)
 
         def examples() -> Iterator[Placed]:
             candidates = self._distinct(self._examples(source, parser, rows, report), report)
             for candidate in self._without_near_duplicates(candidates, report):
                 waiting.append(candidate)
-                yield candidate.place, candidate.example
+                yield from ((candidate.place, example) for example in candidate.examples)
 
         tokenization = Tokenization(
             self.tokenizer,
-            section.supervise,
+            self.section.supervise,
             on_finding,
-            self.head,
-            section.reasoning,
-            section.special_tokens_in_text == "text",
-            None if section.on_bad_row == "error" else lambda error: report.drop(str(error), "bad_row"),
+            self.encoding,
+            self.section.reasoning,
+            self.section.special_tokens_in_text == "text",
+            None if self.section.on_bad_row == "error" else on_bad,
         )
+        made: list[Document] = []
         for document, example in tokenization.run(examples()):
-            candidate = waiting.popleft()
-            while candidate.example is not example:  # the ones before it could not be tokenised
-                candidate = waiting.popleft()
-            if not document.spans:
-                report.drop(document.place, "no_supervised_token", excerpt_of(example))
-                report.find("no_supervised_token", document.place, "it has no supervised tokens")
-                continue
-            parts = fitted(document, section.max_length_tokens, section.over_length, bos, overlap)
-            self._count(document, parts, candidate, report)
-            yield from ((part, candidate.fingerprint) for part in parts)
+            while not any(example is own for own in waiting[0].examples):  # rows before it could not be tokenised
+                waiting.popleft()
+                made = []
+            made.append(document)
+            if len(made) == len(waiting[0].examples):
+                yield from self._fitted(made, waiting.popleft(), report)
+                made = []
+
+    def _fitted(
+        self, documents: list[Document], candidate: "_Candidate", report: SourceReport
+    ) -> Iterator[tuple[Document, int]]:
+        """The documents of a row, or what is kept of them; none where one of them is dropped."""
+        section, place = self.section, documents[0].place
+        if not all(document.spans for document in documents):
+            report.drop(place, "no_supervised_token", candidate.excerpt)
+            report.find("no_supervised_token", place, "it has no supervised tokens")
+            return
+        bos, overlap = self.tokenizer.bos_token_id, overlap_of(self.tokenizer)
+        parts = [fitted(document, section.max_length_tokens, section.over_length, bos, overlap) for document in documents]
+        kept = [part for parts_of_one in parts for part in parts_of_one] if all(parts) else []
+        self._count(documents, kept, candidate, report)
+        yield from ((part, candidate.fingerprint) for part in kept)
 
     def reread(self, documents: DocumentTable, use: Use) -> list[Placed]:
         """The examples that the documents were made of, and their places, in order; the sources are read again."""
@@ -143,8 +161,8 @@ class Pipeline:
         for source in sources:
             report = self.new_report(source, use)
             for candidate in self._examples(source, *self._opened(source, report), report):
-                if candidate.place in wanted and fingerprint(candidate.example) in marks:
-                    found.append((candidate.place, candidate.example))
+                if candidate.place in wanted and fingerprint(*candidate.examples) in marks:
+                    found += [(candidate.place, example) for example in candidate.examples]
         if lost := wanted - {place for place, _ in found}:
             raise DataError(
                 f"{min(lost)}: the prepared data have this row, but it is read differently now: they were prepared by "
@@ -152,22 +170,23 @@ class Pipeline:
             )
         return found
 
-    def _count(self, document: Document, parts: list[Document], candidate: "_Candidate", report: SourceReport) -> None:
+    def _count(self, documents: list[Document], kept: list[Document], candidate: "_Candidate", report: SourceReport) -> None:
         """Count a row whose tokens are known."""
-        if not parts:
-            report.drop(document.place, "too_long", excerpt_of(candidate.example))
+        place = documents[0].place
+        if not kept:
+            report.drop(place, "too_long", candidate.excerpt)
             return
-        report.keep(parts)
+        report.keep(kept)
         report.special_tokens_in_text += candidate.special and self.section.special_tokens_in_text == "keep"
         if candidate.repeats:
-            report.duplicates.add(document.place, excerpt_of(candidate.example))
+            report.duplicates.add(place, candidate.excerpt)
         if candidate.leaks:
-            report.find("leakage", document.place, "it is also in the evaluation rows")
-        if parts != [document]:
+            report.find("leakage", place, "it is also in the evaluation rows")
+        if kept != documents:
             rows = report.split if self.section.over_length == "split" else report.truncated
-            rows.add(document.place, excerpt_of(candidate.example))
-            kept = sum(part.supervised_tokens for part in parts)
-            report.truncated_supervised_tokens += document.supervised_tokens - kept
+            rows.add(place, candidate.excerpt)
+            learned = sum(document.supervised_tokens for document in documents)
+            report.truncated_supervised_tokens += learned - sum(part.supervised_tokens for part in kept)
 
     def _distinct(self, candidates: "Iterator[_Candidate]", report: SourceReport) -> "Iterator[_Candidate]":
         """Those that repeat no other, if the recipe drops duplicates; otherwise all, marked as repeated or not."""
@@ -177,12 +196,12 @@ class Pipeline:
         clean, seen = self.section.clean, self._seen[report.use]
         held_out = self._seen["evaluation"] if report.use == "train" and clean.leakage != "keep" else set()
         for candidate in candidates:
-            mark = candidate.fingerprint = fingerprint(candidate.example)
+            mark = candidate.fingerprint = fingerprint(*candidate.examples)
             candidate.leaks, candidate.repeats = mark in held_out, mark in seen
             if candidate.leaks and clean.leakage == "drop":
-                report.drop(candidate.place, "leakage", excerpt_of(candidate.example))
+                report.drop(candidate.place, "leakage", candidate.excerpt)
             elif candidate.repeats and clean.duplicates == "drop" and report.use == "train":
-                report.drop(candidate.place, "duplicate", excerpt_of(candidate.example))
+                report.drop(candidate.place, "duplicate", candidate.excerpt)
             else:
                 seen.add(mark)
                 yield candidate
@@ -193,13 +212,13 @@ class Pipeline:
             return
         while batch := list(islice(candidates, BATCH_ROWS)):
             # A system prompt that all rows share doesn't make them similar.
-            texts = [" ".join(texts_of(candidate.example, system=False)) for candidate in batch]
+            texts = [" ".join(chain(*(texts_of(own, system=False) for own in candidate.examples))) for candidate in batch]
             like = self._near.first_like(texts, [candidate.place for candidate in batch])
             for candidate, earlier in zip(batch, like, strict=True):
                 if earlier is None:
                     yield candidate
                 else:
-                    report.drop(f"{candidate.place} (like {earlier})", "near_duplicate", excerpt_of(candidate.example))
+                    report.drop(f"{candidate.place} (like {earlier})", "near_duplicate", candidate.excerpt)
 
     def _opened(self, source: Source, report: SourceReport) -> tuple[RowParser, Iterator[Row]]:
         """A source's parser and all of its rows."""
@@ -227,31 +246,28 @@ class Pipeline:
 
     def _examples(self, source: Source, parser: RowParser, rows: Iterator[Row], report: SourceReport) -> "Iterator[_Candidate]":
         """The examples of rows with their places, without those dropped because of their text."""
-        prefix, pairs = place_in(source, self.section), 0
+        prefix, unfit = place_in(source, self.section), 0
         for read in rows:
             row = replace(read, place=prefix + read.place) if prefix else read
             try:
-                examples = parser.parse(row)
-                self._check_answers(examples)
+                parsed = parser.parse(row)
+                learned = [(place, self._learned(place, example)) for place, example in parsed]
             except DataError as error:
                 if self.section.on_bad_row == "error":
                     raise
                 report.skip(error)
                 continue
-            report.read(len(examples), parser.unread_columns(row.values))
-            for place, example in examples:
-                if isinstance(example, Preference):
-                    pairs += 1
-                    continue
-                if (candidate := self._cleaned(place, example, report)) is not None:
-                    for change in example.changes if isinstance(example, Conversation) else ():
-                        report.note(change, place, excerpt_of(example))
+            report.read(len(parsed), parser.unread_columns(row.values))
+            for place, examples in learned:
+                if not examples:
+                    unfit += 1
+                elif (candidate := self._cleaned(place, examples, report)) is not None:
+                    changes = [change for own in examples if isinstance(own, Conversation) for change in own.changes]
+                    for change in dict.fromkeys(changes):
+                        report.note(change, place, excerpt_of(examples[0]))
                     yield candidate
-        if pairs:
-            raise DataError(
-                f"{source_name(source)}: its {pairs:,} pairs of chosen and rejected answers are valid, but training on "
-                "preferences is not supported yet; to learn only the chosen answers, use format template or messages"
-            )
+        if unfit:
+            raise DataError(f"{source_name(source)}: {self.encoding.refusal(unfit)}")
 
     def _in_calls(self, example: Example) -> bool:
         """Whether special tokens to be read as text are in tools, calls or thoughts, which the template rewrites."""
@@ -260,59 +276,66 @@ class Pipeline:
         messages = tuple(replace(message, content="") for message in example.messages)
         return bool(special_tokens_in(replace(example, messages=messages), self._special, self.tokenizer))
 
-    def _check_answers(self, examples: list[tuple[str, Parsed]]) -> None:
-        """Raise DataError for a row whose answer the head can't learn."""
-        for place, example in examples if self.head is not None else ():
-            if self.head is not None and not isinstance(example, Preference):
-                try:
-                    targets_of(last_answer(example), self.head)
-                except DataError as error:
-                    raise DataError(f"{place}: {error}") from None
-
-    def _cleaned(self, place: str, example: Example, report: SourceReport) -> "_Candidate | None":
-        """The example after data.clean; None if it is dropped because of its text."""
-        clean = self.section.clean
-        example = without_reasoning(example) if self.section.reasoning == "drop" else example
+    def _learned(self, place: str, row: Parsed) -> tuple[Example, ...]:
+        """The examples that the objective learns from a row. Raises DataError for an answer that it can't learn."""
         try:
-            after = cleaned(example, clean)
+            return self.encoding.examples(row)
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from None
+
+    def _cleaned(self, place: str, examples: tuple[Example, ...], report: SourceReport) -> "_Candidate | None":
+        """The examples of a row after data.clean; None if they are dropped because of their text."""
+        if self.section.reasoning == "drop":
+            examples = tuple(map(without_reasoning, examples))
+        try:
+            after = tuple(cleaned(example, self.section.clean) for example in examples)
         except RecursionError:
             error = DataError(f"{place}: its tools or calls are nested too deeply to be cleaned")
             if self.section.on_bad_row == "error":
                 raise error from None
             report.drop(str(error), "bad_row")
             return None
-        report.cleaned += after is not example
-        special = bool(special_tokens_in(after, self._special, self.tokenizer))
-        learned = without_reasoning(after) if self.section.reasoning == "context" else after
-        answers = [answer.strip() for answer in learned_texts(learned, self.section.supervise)]
-        reason = None
-        if not all(answers):
-            reason = "empty_answer"
-        elif clean.minimum_answer_characters and any(len(answer) < clean.minimum_answer_characters for answer in answers):
-            reason = "short_answer"
-        elif special and self.section.special_tokens_in_text == "drop":
-            reason = "special_tokens_in_text"
-        elif special and self._in_calls(after):
-            reason = "special_tokens_in_calls"
+        report.cleaned += any(own is not before for own, before in zip(after, examples, strict=True))
+        special = [bool(special_tokens_in(own, self._special, self.tokenizer)) for own in after]
+        reasons = (self._why_dropped(own, special=holds) for own, holds in zip(after, special, strict=True))
+        reason = next(filter(None, reasons), None)
         if reason is None:
-            return _Candidate(place, after, special)
-        report.drop(place, reason, excerpt_of(after))
+            return _Candidate(place, after, any(special))
+        report.drop(place, reason, excerpt_of(after[0]))
         return None
+
+    def _why_dropped(self, example: Example, *, special: bool) -> str | None:
+        """Why an example is dropped because of its text; None if it is kept. `special`: it holds special tokens."""
+        clean, section = self.section.clean, self.section
+        learned = without_reasoning(example) if section.reasoning == "context" else example
+        answers = [answer.strip() for answer in learned_texts(learned, section.supervise)]
+        if not all(answers):
+            return "empty_answer"
+        if clean.minimum_answer_characters and any(len(answer) < clean.minimum_answer_characters for answer in answers):
+            return "short_answer"
+        if special and section.special_tokens_in_text == "drop":
+            return "special_tokens_in_text"
+        return "special_tokens_in_calls" if special and self._in_calls(example) else None
 
 
 @dataclass(slots=True)
 class _Candidate:
-    """An example on its way to becoming a document."""
+    """The examples of a row on their way to becoming documents."""
 
     place: str
-    example: Example
+    examples: tuple[Example, ...]
     special: bool
-    """Its text holds a special token."""
+    """Their text holds a special token."""
     fingerprint: int = 0
     repeats: bool = False
     """It is equal to an earlier one."""
     leaks: bool = False
     """It is also in the evaluation rows."""
+
+    @property
+    def excerpt(self) -> str:
+        """The beginning of the row."""
+        return excerpt_of(self.examples[0])
 
 
 def _with_mapped_columns(rows: Iterator[Row], parser: RowParser, source: Source) -> Iterator[Row]:

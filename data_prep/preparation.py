@@ -4,7 +4,7 @@ import logging
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,10 @@ import numpy as np
 from data_prep.audit.report import DataReport, report_from
 from data_prep.chat.chat_templates import rendering_of
 from data_prep.chat.tokenization import Placed
-from data_prep.config import DataSection, HeadSection, Source
+from data_prep.config import DataSection, Source
+from data_prep.encoding import ANSWERS, RowEncoding
 from data_prep.epoch.mixture import repeats_of_shares
+from data_prep.epoch.packing import Packs, epoch_packs, per_row
 from data_prep.errors import DataError
 from data_prep.files import Use
 from data_prep.formats.code import check_allowed
@@ -24,6 +26,7 @@ from data_prep.sources import source_digest, source_name
 from data_prep.table.cache import obtain
 from data_prep.table.cache_key import identity_of, stamps_of
 from data_prep.table.documents import DocumentTable, TableWriter
+from data_prep.truncation import overlap_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,6 +49,9 @@ class PreparedData:
     """How often each source of data.train is seen per epoch."""
     from_cache: bool
     reread: Callable[[DocumentTable, Use], list[Placed]]
+    packs: Callable[[int], Packs]
+    """The packs of an epoch, by its number."""
+    documents_per_row: int = 1
 
     @cached_property
     def evaluation_rows(self) -> list[Placed]:
@@ -71,7 +77,7 @@ def prepare(
     audit: bool = False,
     allow_code: Collection[str] = (),
     first_rows: int | None = None,
-    head: HeadSection | None = None,
+    encoding: RowEncoding = ANSWERS,
 ) -> PreparedData:
     """Read, format and tokenise every source, and hold out the evaluation rows.
 
@@ -79,14 +85,15 @@ def prepare(
     `cache` is a folder for prepared data; without it they are only in memory. What fails an audit (audit.report.FINDINGS)
     is refused, unless data.allow_findings names it; with `audit` it is only reported. `allow_code` holds the SHA-256 of files
     that format python may run. `first_rows` limits the rows read from each source; None reads all. For a streamed section
-    only the evaluation rows are prepared, unless `first_rows` is given. With a `head`, each row becomes its prompt and the
-    answer's numbers (data_prep.labels).
+    only the evaluation rows are prepared, unless `first_rows` is given. `encoding` says what documents a row becomes.
 
     Raises DataError if a row is invalid, if no row is left to train or evaluate on, and, with over_length: refuse, if a row is
     too long.
     """
     allowed = frozenset(allow_code)
-    pipeline = Pipeline(section, tokenizer, seed=seed, audit=audit, allow_code=allowed, first_rows=first_rows, head=head)
+    pipeline = Pipeline(
+        section, tokenizer, seed=seed, audit=audit, allow_code=allowed, first_rows=first_rows, encoding=encoding
+    )
     trained = section.train if section.streaming is None or first_rows is not None else ()
     check_allowed(section.sources, allow_code)
     stamps = stamps_of(section)
@@ -108,7 +115,7 @@ def prepare(
             made_now = True
             return make(folder)[2].as_dict()
 
-        key = identity_of(section, tokenizer, digests, seed=seed, first_rows=first_rows, head=head)
+        key = identity_of(section, tokenizer, digests, seed=seed, first_rows=first_rows, encoding=encoding)
         folder, values = obtain(cache, key, make_entry)
         if made_now and rendering_of(tokenizer).preparation == 2:
             logger.warning("the data that an earlier version prepared for this run are gone; this version prepares them anew")
@@ -117,10 +124,23 @@ def prepare(
     if not audit:
         _refuse_findings(report, section)
     if section.evaluation is not None and section.evaluation.fraction is not None:
-        train, evaluation = _hold_out(train, section.evaluation.fraction, seed)
+        train, evaluation = _hold_out(train, section.evaluation.fraction, seed, encoding.documents_per_row)
     report = replace(report, train_rows=len(train), evaluation_rows=len(evaluation), streamed=not trained)
     repeats = _repeats(section, train, report) if trained else [1.0] * len(section.train)
-    return PreparedData(train, evaluation, report, digests, repeats, cache is not None and not made_now, pipeline.reread)
+    packs = partial(
+        epoch_packs,
+        per_row(train.lengths, encoding.documents_per_row),
+        train.sources[:: encoding.documents_per_row],
+        repeats,
+        capacity_tokens=section.pack_length_tokens,
+        split=section.pack_split,
+        seed=seed,
+        overlap=overlap_of(tokenizer),
+    )
+    from_cache = cache is not None and not made_now
+    return PreparedData(
+        train, evaluation, report, digests, repeats, from_cache, pipeline.reread, packs, encoding.documents_per_row
+    )
 
 
 def _make(
@@ -168,12 +188,13 @@ def _refuse_findings(report: DataReport, section: DataSection) -> None:
             )
 
 
-def _hold_out(table: DocumentTable, fraction: float, seed: int) -> tuple[DocumentTable, DocumentTable]:
+def _hold_out(table: DocumentTable, fraction: float, seed: int, documents_per_row: int) -> tuple[DocumentTable, DocumentTable]:
     """The rows split into those to train on and those to evaluate on, both in their order.
 
     Equal rows stay together, so that none is on both sides.
     """
-    wanted = round(len(table) * fraction)
+    rows = len(table) // documents_per_row
+    wanted = round(rows * fraction) * documents_per_row
     _, group_of = np.unique(table.fingerprints, return_inverse=True)
     order = list(range(len(table)))
     random.Random(seed).shuffle(order)  # noqa: S311 - a draw that can be repeated, no secret
@@ -188,7 +209,7 @@ def _hold_out(table: DocumentTable, fraction: float, seed: int) -> tuple[Documen
     if count in (0, len(table)):
         side = "evaluate" if count == 0 else "train"
         raise DataError(
-            f"data.evaluation.fraction {fraction} of {len(table):,} rows leaves no rows to {side} on; change the fraction"
+            f"data.evaluation.fraction {fraction} of {rows:,} rows leaves no rows to {side} on; change the fraction"
         )
     held = np.isin(group_of, np.fromiter(taken, np.int64, len(taken)))
     return table.rows(np.flatnonzero(~held)), table.rows(np.flatnonzero(held))

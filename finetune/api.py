@@ -77,6 +77,7 @@ def audit(
     from data_prep.audit.audit import audit_of
     from finetune.data import prepare_data, tokenizer_for
     from finetune.models.bases.locate import tokenizer_folder
+    from finetune.objectives import objective_of
 
     tokenizer = tokenizer_for(loaded.recipe.model, None, tokenizer_folder(loaded.recipe.model))
     if section.streaming is not None and first_rows is None:
@@ -86,8 +87,8 @@ def audit(
     prepared = prepare_data(loaded.recipe, tokenizer, audit=True, allow_code=_lowered(allow_code), first_rows=first_rows)
     if prepared.from_cache:
         logger.info("from the cache: these data were prepared before")
-    seed, head = loaded.recipe.train.seed, loaded.recipe.model.head
-    return audit_of(section, prepared, tokenizer, seed=seed, samples=samples, head=head)
+    seed = loaded.recipe.train.seed
+    return audit_of(section, prepared, tokenizer, seed=seed, samples=samples, encoding=objective_of(loaded.recipe).encoding)
 
 
 # --- Training

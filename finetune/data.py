@@ -9,6 +9,7 @@ from data_prep.errors import DataError
 from data_prep.preparation import PreparedData, prepare
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.models.bases.hashes import cache_folder
+from finetune.objectives import objective_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 
@@ -73,5 +74,5 @@ def prepare_data(
         audit=audit,
         allow_code=allow_code,
         first_rows=first_rows,
-        head=recipe.model.head,
+        encoding=objective_of(recipe).encoding,
     )

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep.audit.report import FINDINGS, LENGTH_EDGES, DataReport, SourceReport, histogram_bars, source_lines
-from data_prep.config import DataSection, HeadSection
-from data_prep.epoch.packing import epoch_packs
-from data_prep.labels import answer_of_targets
+from data_prep.config import DataSection
+from data_prep.encoding import ANSWERS, RowEncoding
+from data_prep.epoch.packing import per_row
 from data_prep.preparation import PreparedData
 from data_prep.table.documents import Document
 from data_prep.terminal import clean_for_terminal
 from data_prep.tokenizers.tokens import text_of
-from data_prep.truncation import overlap_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -95,23 +94,22 @@ def audit_of(
     *,
     seed: int,
     samples: int = 0,
-    head: HeadSection | None = None,
+    encoding: RowEncoding = ANSWERS,
 ) -> Audit:
     """The audit of data that were prepared with audit=True; `samples` rows of it are drawn by the seed."""
     failed = [name for name in data.report.findings() if name not in section.allow_findings]
     drawn = np.random.default_rng(seed).permutation(len(data.train))[:samples]
-    shown = [sample_of(data.train[int(index)], tokenizer, head) for index in sorted(drawn.tolist())]
-    return Audit(data.report, failed, _epoch(section, data, tokenizer, seed), shown)
+    shown = [sample_of(data.train[int(index)], tokenizer, encoding) for index in sorted(drawn.tolist())]
+    return Audit(data.report, failed, _epoch(section, data), shown)
 
 
-def sample_of(document: Document, tokenizer: "PreTrainedTokenizerFast", head: HeadSection | None = None) -> AuditRow:
+def sample_of(document: Document, tokenizer: "PreTrainedTokenizerFast", encoding: RowEncoding = ANSWERS) -> AuditRow:
     """A document's text, split where tokens start or stop being learned; for a head with the answer in place of its token."""
+    answer = encoding.shown_answer(document.targets)
     pieces = []
     for weight, run in groupby(zip(document.weights, document.token_ids, strict=True), key=lambda pair: pair[0]):
         ids = [token for _, token in run]
-        text = text_of(ids, tokenizer, special=True)
-        if head is not None and weight and document.targets:
-            text = answer_of_targets(document.targets, head)
+        text = answer if weight and answer is not None else text_of(ids, tokenizer, special=True)
         pieces.append(TokenSpan(text, len(ids), weight))
     return AuditRow(document.place, len(document.token_ids), document.supervised_tokens, pieces)
 
@@ -174,19 +172,10 @@ def histogram_lines(counts: Sequence[int]) -> list[str]:
     return lines or ["no document"]
 
 
-def _epoch(section: DataSection, data: PreparedData, tokenizer: "PreTrainedTokenizerFast", seed: int) -> Epoch:
-    lengths, capacity = data.train.lengths, section.pack_length_tokens
-    packs = epoch_packs(
-        lengths,
-        data.train.sources,
-        data.repeats,
-        capacity_tokens=capacity,
-        split=section.pack_split,
-        seed=seed,
-        epoch=0,
-        overlap=overlap_of(tokenizer),
-    )
+def _epoch(section: DataSection, data: PreparedData) -> Epoch:
+    packs, capacity = data.packs(0), section.pack_length_tokens
+    lengths = per_row(data.train.lengths, data.documents_per_row)
     slots = len(packs) * (capacity or int(lengths.max(initial=1)))
     used = int(packs.tokens.sum()) / slots if slots else 0.0
-    documents = int((packs.starts == 0).sum())  # the continuation of a document is not another one
+    documents = data.documents_per_row * int((packs.starts == 0).sum())  # the continuation of a document is not another one
     return Epoch(documents, packs.document_tokens, len(packs), capacity is not None, used)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from data_prep.audit.report import NOTES
@@ -21,10 +21,10 @@ from data_prep.chat.plain_specials import plain_specials
 from data_prep.chat.rendering import ChatRenderer, bos_before, end_id, own_text, special_tokens, special_tokens_in
 from data_prep.chat.turns import TextSpan, TurnFinder
 from data_prep.chat.unknown import Unknown
-from data_prep.config import Finding, HeadSection, Note, Reasoning, Supervise
+from data_prep.config import Finding, Note, Reasoning, Supervise
+from data_prep.encoding import ANSWERS, RowEncoding
 from data_prep.errors import DataError
-from data_prep.labels import targets_of
-from data_prep.messages import Conversation, Example, Message, PlainText, last_answer, thinks_in
+from data_prep.messages import Conversation, Example, Message, PlainText, thinks_in
 from data_prep.table.documents import Document, WeightedSpan
 
 if TYPE_CHECKING:
@@ -40,13 +40,14 @@ BATCHES_AHEAD = 3
 Placed = tuple[str, Example]
 """The place of a row, and an example made of it."""
 
-OnBad = Callable[[DataError], None]
+OnBad = Callable[[str, DataError], None]
+"""Called with the place of a row that can't be tokenised, and why."""
 OnFinding = Callable[[Finding | Note, str, str], None]
 """Called for problems of, and notes on, a row that can be tokenised anyway: the finding, the row's place, and the remedy."""
 
 
 @dataclass(slots=True)
-class _Rendered:
+class Rendered:
     """A row as text: the token ids before and after it, and which parts are supervised."""
 
     text: str
@@ -69,7 +70,7 @@ class _Rendered:
 class _Batch:
     """Rows that are being encoded."""
 
-    rows: list[tuple[str, Example, _Rendered]]
+    rows: list[tuple[str, Example, Rendered]]
     encoded: "Future[Encoded]"
 
 
@@ -97,10 +98,10 @@ class Tokenization:
     token that ends its turn, by the weight of its message. Of a plain text: the completion and the end token, with "all"
     the prompt too. A token that spans the start of an answer is supervised if only blanks of it are before the answer.
 
-    With a `head` a row is its prompt and an end token in place of the answer: the head reads the prompt's last token, before
-    it (as transformers' LlamaForSequenceClassification does); `targets` holds the answer's numbers. `special_as_text` reads
-    special tokens in the row's text as plain text. A row that can't be tokenised (its template refuses it, say) is reported
-    to `on_bad` and left out; without `on_bad` it raises DataError.
+    The `encoding` says what of a row is written and learned; that of a classification head is its prompt and an end token in
+    place of the answer: the head reads the prompt's last token, before it (as transformers' LlamaForSequenceClassification
+    does). `special_as_text` reads special tokens in the row's text as plain text. A row that can't be tokenised (its template
+    refuses it, say) is reported to `on_bad` and left out; without `on_bad` it raises DataError.
     """
 
     def __init__(
@@ -108,15 +109,14 @@ class Tokenization:
         tokenizer: "PreTrainedTokenizerFast",
         supervise: Supervise,
         on_finding: OnFinding = refuse,
-        head: HeadSection | None = None,
+        encoding: RowEncoding = ANSWERS,
         reasoning: Reasoning = "learn",
         special_as_text: bool = False,
         on_bad: OnBad | None = None,
     ):
         self.tokenizer, self.supervise, self.on_finding, self._on_bad = tokenizer, supervise, on_finding, on_bad
         self._turns = TurnFinder(tokenizer, supervise, reasoning)
-        self._head = head
-        self._chat = ChatRenderer(tokenizer) if head is not None and tokenizer.chat_template is not None else None
+        self._encoding = encoding
         rendering = rendering_of(tokenizer)
         self._template_name, self._preparation = rendering.template_name, rendering.preparation
         self._adds_bos = adds_bos(tokenizer)
@@ -142,7 +142,7 @@ class Tokenization:
             while waiting:
                 yield from self._documents(waiting.popleft())
 
-    def _next_batch(self, rows: Iterator[Placed], most: int) -> list[tuple[str, Example, _Rendered]]:
+    def _next_batch(self, rows: Iterator[Placed], most: int) -> list[tuple[str, Example, Rendered]]:
         batch, characters = [], 0
         for place, example in rows:
             row = self._render(place, example)
@@ -177,13 +177,13 @@ class Tokenization:
         refused = DataError(f"{place}: {error}")
         if self._on_bad is None:
             raise refused from error
-        self._on_bad(refused)
+        self._on_bad(place, refused)
 
     def _as_text(self, text: str, contents: Sequence[ContentSpan]) -> tuple[list[int], Offsets]:
         """The ids of a text in whose contents special tokens are plain text. Raises DataError."""
         return plain_specials(self.tokenizer).encode(text, contents)
 
-    def _answered(self, place: str, row: _Rendered, ids: list[int], prompt: list[int]) -> Document:
+    def _answered(self, place: str, row: Rendered, ids: list[int], prompt: list[int]) -> Document:
         """A plain text with a prompt: the prompt's own tokens, then those of its continuation."""
         if ids[: len(prompt)] != prompt:
             rest, whole = row.text[len(row.prompt) :], [(0, len(row.text))]
@@ -195,7 +195,7 @@ class Tokenization:
         span = (max(start, 1), len(token_ids), 1.0)
         return Document(token_ids, (span,) if span[0] < span[1] else (), place)
 
-    def _document(self, place: str, row: _Rendered, ids: list[int], offsets: Offsets) -> Document:
+    def _document(self, place: str, row: Rendered, ids: list[int], offsets: Offsets) -> Document:
         shift = len(row.before)
         spans: list[WeightedSpan] = []
         unended: TextSpan | None = None
@@ -232,7 +232,7 @@ class Tokenization:
         if self._preparation > 2:
             self.on_finding(finding, place, message)
 
-    def _why_not_asked(self, row: _Rendered, ids: list[int], offsets: Offsets) -> str | None:
+    def _why_not_asked(self, row: Rendered, ids: list[int], offsets: Offsets) -> str | None:
         """Why a prompt, as the model would be asked with it, is not how the learned text begins; None if it is."""
         for start in row.asks:
             if start is None:
@@ -259,23 +259,25 @@ class Tokenization:
     def _shown(self, ids: Sequence[int]) -> str:
         return " ".join(map(repr, self.tokenizer.convert_ids_to_tokens(list(ids[-4:]))))
 
-    def _render(self, place: str, example: Example) -> _Rendered | None:
+    def _render(self, place: str, example: Example) -> Rendered | None:
         try:
-            if self._head is not None:
-                return self._render_prompt(example, self._head)
-            if isinstance(example, PlainText):
-                return self._render_plain(example)
-            found = self._turns.find(example)
+            return self._encoding.render(example, self, place)
         except DataError as error:
             self._refuse(place, error)
             return None
+
+    def render_answers(self, example: Example, place: str) -> Rendered:
+        """An example with its answers, or a plain text. Raises DataError."""
+        if isinstance(example, PlainText):
+            return self._render_plain(example)
+        found = self._turns.find(example)
         if found.unlearned:
             self._find("unlearned_thought", place, f"the template leaves out the reasoning of {found.unlearned} of its answers")
         if found.left_out is not None:
             role = example.messages[found.left_out].role
             self._find("left_out_text", place, self._left_out(found.left_out, role))
         contents = self._contents(example, found.text, partial(self._turns.write, tools=example.tools))
-        return _Rendered(found.text, found.spans, [], [], self.supervise != "all", contents=contents, asks=found.asks)
+        return Rendered(found.text, found.spans, [], [], self.supervise != "all", contents=contents, asks=found.asks)
 
     def _contents(self, example: Example, text: str, write: Callable[[list[Message]], str] | None = None) -> list[ContentSpan]:
         """The spans of the row's own contents in a text, if special tokens in them are to be plain text; see own_text."""
@@ -290,7 +292,12 @@ class Tokenization:
             f"it is neither read nor learned; {advice}set model.chat_template to another template: {template_choices()}"
         )
 
-    def _render_plain(self, example: PlainText) -> _Rendered:
+    @cached_property
+    def _chat(self) -> ChatRenderer | None:
+        """Writes prompts; None without a template."""
+        return ChatRenderer(self.tokenizer) if self.tokenizer.chat_template is not None else None
+
+    def _render_plain(self, example: PlainText) -> Rendered:
         if self._turns.reasoning == "context" and example.prompt and thinks_in(example.completion):
             raise DataError(
                 "a plain completion begins with reasoning, and data.reasoning: context works only for conversations; learn or "
@@ -303,18 +310,18 @@ class Tokenization:
         ended = bool(tokenizer.eos_token) and text.endswith(tokenizer.eos_token)
         after = [] if ended else [end_id(tokenizer)]
         spans, contents = [TextSpan(start, len(text))], self._contents(example, text)
-        return _Rendered(text, spans, before, after, must_end=False, prompt=prompt, contents=contents)
+        return Rendered(text, spans, before, after, must_end=False, prompt=prompt, contents=contents)
 
-    def _render_prompt(self, example: Example, head: HeadSection) -> _Rendered:
+    def render_prompt(self, example: Example) -> Rendered:
+        """An example without its last answer: an end token is learned in its place. Raises DataError."""
         text, before = self._prompt(example)
-        targets = targets_of(last_answer(example), head)
         asked: Example = PlainText(text, "")
         write = None
         if isinstance(example, Conversation) and self._chat is not None:
             asked = replace(example, messages=example.messages[:-1])
             write = partial(self._chat.render_prompt, tools=example.tools)
         contents, end = self._contents(asked, text, write), [end_id(self.tokenizer)]
-        return _Rendered(text, [TextSpan(len(text), len(text))], before, end, False, targets, contents=contents)
+        return Rendered(text, [TextSpan(len(text), len(text))], before, end, must_end=False, contents=contents)
 
     def _prompt(self, example: Example) -> tuple[str, list[int]]:
         """A row's text before its last answer, and the ids before it; as plain text if there is no template."""

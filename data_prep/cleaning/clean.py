@@ -62,10 +62,10 @@ def excerpt_of(example: Example) -> str:
     )
 
 
-def fingerprint(example: Example) -> int:
-    """64 bits, the same for examples with equal texts, ignoring case and white space; different texts collide once in 10^19."""
+def fingerprint(*examples: Example) -> int:
+    """64 bits of a row's examples, the same for equal texts, ignoring case and white space; others collide once in 10^19."""
     # A separator between blanks keeps the parts apart, whatever blanks they begin and end with.
-    text = " ".join(" \0 ".join(texts_of(example)).casefold().split())
+    text = " ".join(" \0 ".join(part for example in examples for part in texts_of(example)).casefold().split())
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

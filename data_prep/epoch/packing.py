@@ -46,9 +46,19 @@ class Packs(Sequence[list[PackedPiece]]):
         return int((self.stops - self.starts).sum()) - self.overlap * int((self.starts > 0).sum())
 
 
-def pieces_of(documents: Sequence[Document], pieces: Sequence[PackedPiece], overlap: int) -> list[Document]:
-    """The documents of a pack, or their pieces, each with its own labels."""
+def pieces_of(
+    documents: Sequence[Document], pieces: Sequence[PackedPiece], overlap: int, documents_per_row: int = 1
+) -> list[Document]:
+    """The documents of a pack, or their pieces, each with its own labels. Rows of several documents are never cut."""
+    if documents_per_row > 1:
+        firsts = (index * documents_per_row for index, _, _ in pieces)
+        return [documents[number] for first in firsts for number in range(first, first + documents_per_row)]
     return [documents[index].part(start, stop, repeated=overlap if start else 0) for index, start, stop in pieces]
+
+
+def per_row(values: np.ndarray, documents_per_row: int) -> np.ndarray:
+    """The sum of the values of each row's documents, which follow one another."""
+    return values if documents_per_row == 1 else values.reshape(-1, documents_per_row).sum(axis=1)
 
 
 PACKING = 0x7061636B
@@ -61,14 +71,14 @@ def epoch_packs(
     lengths: np.ndarray,
     sources: np.ndarray,
     repeats: Sequence[float],
+    epoch: int,
     *,
     capacity_tokens: int | None,
     split: bool,
     seed: int,
-    epoch: int,
     overlap: int,
 ) -> Packs:
-    """The packs of an epoch of documents with these lengths and sources, as data_prep.epoch.mixture draws and orders it."""
+    """The packs of an epoch of rows with these lengths and sources, as data_prep.epoch.mixture draws and orders it."""
     order = epoch_rows(sources, repeats, seed, epoch)
     return pack_documents(lengths, order, (seed, epoch), capacity_tokens=capacity_tokens, split=split, overlap=overlap)
 

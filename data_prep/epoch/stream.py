@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_prep.audit.report import DataReport, SourceReport
-from data_prep.config import DataSection, HeadSection
-from data_prep.epoch.packing import pack_documents, pieces_of
+from data_prep.config import DataSection
+from data_prep.encoding import ANSWERS, RowEncoding
+from data_prep.epoch.packing import pack_documents, per_row, pieces_of
 from data_prep.errors import DataError
 from data_prep.formats import RowParser
 from data_prep.pipeline import Pipeline
@@ -53,13 +54,13 @@ class Stream:
         *,
         seed: int,
         allow_code: Collection[str] = (),
-        head: HeadSection | None = None,
+        encoding: RowEncoding = ANSWERS,
     ):
         if section.streaming is None:
             raise DataError("data.streaming is not set; prepare() reads these data")
         self.section, self.seed, self.buffer_rows = section, seed, section.streaming.buffer_rows
-        self.head = head
-        self._pipeline = Pipeline(section, tokenizer, seed=seed, allow_code=frozenset(allow_code), head=head)
+        self.encoding = encoding
+        self._pipeline = Pipeline(section, tokenizer, seed=seed, allow_code=frozenset(allow_code), encoding=encoding)
         self._overlap = overlap_of(tokenizer)
         self._counts_bad_rows = True
         self._reports = [self._pipeline.report(source, "train") for source in section.train]
@@ -118,9 +119,10 @@ class Stream:
         return found
 
     def _packed(self, documents: list[Document], position: Position) -> list[list[Document]]:
-        lengths = np.array([len(document.token_ids) for document in documents])
+        per = self.encoding.documents_per_row
+        lengths = per_row(np.array([len(document.token_ids) for document in documents]), per)
         seed = (self.seed, position.epoch, position.row)
-        order = np.random.default_rng(seed).permutation(len(documents))
+        order = np.random.default_rng(seed).permutation(len(lengths))
         packs = pack_documents(
             lengths,
             order,
@@ -129,7 +131,7 @@ class Stream:
             split=self.section.pack_split,
             overlap=self._overlap,
         )
-        return [pieces_of(documents, pieces, self._overlap) for pieces in packs]
+        return [pieces_of(documents, pieces, self._overlap, per) for pieces in packs]
 
 
 def _of_source(index: int, parser: RowParser, rows: Iterator[Row]) -> Iterator[tuple[int, RowParser, Row]]:

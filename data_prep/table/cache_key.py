@@ -6,7 +6,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from data_prep.chat.chat_templates import rendering_of
-from data_prep.config import DataSection, FileSource, HeadSection, RowsSource, Source
+from data_prep.config import DataSection, FileSource, RowsSource, Source
+from data_prep.encoding import ANSWERS, RowEncoding
 from data_prep.files import Use, find_files, is_pattern, left_out_files
 from data_prep.formats.code import code_sha256
 from data_prep.sources import source_name
@@ -41,7 +42,7 @@ def identity_of(
     *,
     seed: int,
     first_rows: int | None = None,
-    head: HeadSection | None = None,
+    encoding: RowEncoding = ANSWERS,
 ) -> str:
     """The key of the prepared data of this section; it changes with anything that determines a document."""
     uses: dict[Use, tuple[Source, ...]] = {"train": section.train, "evaluation": section.held_out}
@@ -51,7 +52,7 @@ def identity_of(
     identity = {
         "preparation": preparation,
         "first_rows": first_rows,
-        "head": head.model_dump(mode="json") if head is not None else None,
+        **encoding.cache_key(),
         "packages": {name: version(name) for name in PACKAGES},
         "options": options,
         "sources": sources,

@@ -35,6 +35,8 @@ class Document:
     """What a classification head learns at the one supervised token, in place of the token (data_prep.labels)."""
     repeated: int = 0
     """Tokens at its start that repeat the end of the previous piece: read again, but counted once."""
+    values: tuple[float, ...] = ()
+    """Numbers that an objective computed of it before the first step of a training; never stored in a table."""
 
     @property
     def weights(self) -> list[float]:

@@ -10,6 +10,7 @@ from data_prep.chat.rendering import prompt_and_reference
 from data_prep.chat.sized import SizedTokenization
 from data_prep.chat.tokenization import Placed
 from data_prep.config import DataSection, Finding, Note, Reasoning, Supervise
+from data_prep.encoding import ANSWERS
 from data_prep.messages import THINK_END, Conversation, Example, last_answer, thought_of
 from data_prep.tokenizers.tokens import text_of
 from finetune.errors import FinetuneError
@@ -150,7 +151,7 @@ def tokenization_of(data: DataSection | None, tokenizer: PreTrainedTokenizerFast
     """How rows that were prepared become tokens once more: as the recipe's data section says."""
     reasoning: Reasoning = "learn" if data is None else data.reasoning
     as_text = data is not None and data.special_tokens_in_text == "text"
-    return SizedTokenization(tokenizer, supervise, passed_over, None, reasoning, as_text)
+    return SizedTokenization(tokenizer, supervise, passed_over, ANSWERS, reasoning, as_text)
 
 
 def _learned(row: Example) -> Example:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -20,6 +20,7 @@ from finetune.evaluation.predictions import OnProgress, Prediction, answer_quest
 from finetune.evaluation.sandbox.programs import run_answers
 from finetune.generation.base_options import unused_options
 from finetune.generation.generate import cut_notes
+from finetune.objectives import objective_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import (
     BY_LIKELIHOOD,
@@ -74,9 +75,7 @@ def names_of(recipe: Recipe, rows: EvaluationSet) -> tuple[MetricName, ...]:
     """The recipe's metrics; without any loss and perplexity, and exact match where rows have a prompt."""
     if recipe.evaluate.metrics:
         return recipe.evaluate.metrics
-    if recipe.model.head is not None:
-        return ("loss",)
-    return ("loss", "perplexity", "exact_match") if rows.questions else ("loss", "perplexity")
+    return cast(tuple[MetricName, ...], objective_of(recipe).metrics_by_default(asks=bool(rows.questions)))
 
 
 def measure(
@@ -104,7 +103,7 @@ def measured_of(
 ) -> tuple[Measured, dict[str, float]]:
     """What these metrics need of a model, and the seconds that each part took; see with_programs for what is left."""
     work = _Measurement(model, tokenizer, recipe, rows, frozenset(names), progress)
-    measured = work.classified() if recipe.model.head is not None else work.generated()
+    measured = work.generated() if objective_of(recipe).writes_text else work.classified()
     return measured, work.seconds
 
 

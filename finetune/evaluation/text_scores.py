@@ -6,7 +6,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.chat.tokenization import Tokenization
 from data_prep.config import HeadSection
-from data_prep.labels import answer_of
+from data_prep.labels import LabelEncoding, answer_of
 from data_prep.messages import Conversation, Example, Message, PlainText
 from data_prep.table.documents import Document
 from finetune.errors import FinetuneError
@@ -56,7 +56,7 @@ def outputs_of_texts(
             raise FinetuneError(f"item {number} is {text!r:.80}; expected a text.")
     any_answer = answer_of([0.0] * head.outputs, head)  # which the head doesn't read
     examples = [(f"item {number}", _example((text, any_answer), number, how)) for number, text in enumerate(texts)]
-    documents = [document for document, _ in Tokenization(tokenizer, "last", head=head).run(examples)]
+    documents = [document for document, _ in Tokenization(tokenizer, "last", encoding=LabelEncoding(head)).run(examples)]
     _refuse_too_long(model, documents)
     outputs, _ = classify(model, documents, head, batch_size)
     return outputs.tolist()

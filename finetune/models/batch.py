@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import torch
 
+from finetune.models.device import widest_type
 from finetune.models.loss import IGNORE_INDEX, next_token_labels
 
 
@@ -27,13 +28,17 @@ class TokenisedRow(Protocol):
     def targets(self) -> tuple[float, ...]:
         """What a classification head learns at its supervised token; empty where the token is what is learned."""
 
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Numbers that were computed of it before step 1; empty where the objective needs none."""
+
 
 def padded_batch(documents: Sequence[TokenisedRow], pad_token_id: int) -> dict[str, torch.Tensor]:
     """A row each, padded on the right to the longest: input_ids, attention_mask, shift_labels (B x T).
 
     Labels come from the documents' own spans and never from token ids: a pad token that is also the end of turn changes
     nothing. shift_weights (B x T) are there where a token counts other than once, targets (N x L, for the N documents with a
-    label) where a classification head is learned.
+    label) where a classification head is learned, document_values (N x K) where documents have them.
     """
     longest = max(len(document.token_ids) for document in documents)
     input_ids = torch.full((len(documents), longest), pad_token_id, dtype=torch.long)
@@ -45,7 +50,7 @@ def padded_batch(documents: Sequence[TokenisedRow], pad_token_id: int) -> dict[s
         input_ids[line, :length], attention_mask[line, :length] = tokens, 1
         shift_labels[line, :length], shift_weights[line, :length] = next_token_labels(tokens, document.weights)
     batch = {"input_ids": input_ids, "attention_mask": attention_mask, "shift_labels": shift_labels}
-    return batch | _weights(shift_weights) | _targets(documents)
+    return batch | _weights(shift_weights) | _numbers(documents)
 
 
 def packed_batch(documents: Sequence[TokenisedRow]) -> dict[str, Any]:
@@ -61,7 +66,7 @@ def packed_batch(documents: Sequence[TokenisedRow]) -> dict[str, Any]:
     positions = [torch.arange(len(ids)) for ids in tokens]
     columns = {"input_ids": tokens, "position_ids": positions, "shift_labels": labels}
     batch: dict[str, Any] = {name: torch.cat(tuple(column)).unsqueeze(0) for name, column in columns.items()}
-    return batch | {"documents": list(map(len, tokens))} | _weights(torch.cat(weights).unsqueeze(0)) | _targets(documents)
+    return batch | {"documents": list(map(len, tokens))} | _weights(torch.cat(weights).unsqueeze(0)) | _numbers(documents)
 
 
 def loss_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -71,10 +76,18 @@ def loss_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return batch["shift_labels"].ne(IGNORE_INDEX).sum()
 
 
+def row_count(batch: dict[str, Any], documents_per_row: int = 1) -> torch.Tensor:
+    """A batch's rows of so many documents each; 0 for one without labels, which only fills up."""
+    documents = len(batch["documents"]) if "documents" in batch else len(batch["input_ids"])
+    return batch["shift_labels"].ne(IGNORE_INDEX).any() * (documents // documents_per_row)
+
+
 def _weights(shift_weights: torch.Tensor) -> dict[str, torch.Tensor]:
     return {} if torch.all((shift_weights == 0) | (shift_weights == 1)) else {"shift_weights": shift_weights}
 
 
-def _targets(documents: Sequence[TokenisedRow]) -> dict[str, torch.Tensor]:
-    rows = [document.targets for document in documents if document.targets and document.spans]
-    return {"targets": torch.tensor(rows)} if rows else {}
+def _numbers(documents: Sequence[TokenisedRow]) -> dict[str, torch.Tensor]:
+    targets = [document.targets for document in documents if document.targets and document.spans]
+    values = [document.values for document in documents if document.values]
+    found = {"targets": torch.tensor(targets)} if targets else {}
+    return found | ({"document_values": torch.tensor(values, dtype=widest_type())} if values else {})

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from data_prep.config import HeadSection, ProblemType
 from finetune.errors import ModelError
 from finetune.models.bases.locate import Base
-from finetune.models.loss import IGNORE_INDEX, install_loss
+from finetune.models.loss import IGNORE_INDEX, LossInputs
 from finetune.recipe.heads import described_head, head_of_config
 
 CLASSIFIER = "score"
@@ -74,27 +74,16 @@ def head_losses(
     return functional.mse_loss(outputs, targets.to(outputs), reduction="none").mean(dim=-1)
 
 
-def install_head_loss(
-    model: PreTrainedModel, head: HeadSection, label_smoothing: float = 0.0, neftune_alpha: float | None = None
-) -> None:
-    """Make the model return the sum of the head's losses over documents (see finetune.models.loss.install_loss).
+def head_loss(
+    model: Any, hidden: torch.Tensor, inputs: LossInputs, problem: ProblemType, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """The sum of the head's losses over documents, each by its weight; smoothed in training mode only.
 
-    `shift_labels` say where documents are read, `targets` have their numbers in the same order.
+    The labels of `inputs` say where documents are read, its targets have their numbers in the same order.
     """
-
-    def loss_of(
-        model: Any,
-        hidden: torch.Tensor,
-        labels: torch.Tensor,
-        weights: torch.Tensor | None,
-        targets: torch.Tensor | None,
-    ) -> torch.Tensor:
-        if targets is None:  # a row without documents: a zero that still has a gradient, as in finetune.models.loss
-            return head_outputs(model, hidden[:, 0]).sum() * 0.0
-        read = labels.ne(IGNORE_INDEX)
-        losses = head_losses(
-            head_outputs(model, hidden[read]), targets, head.problem, label_smoothing if model.training else 0.0
-        )
-        return (losses if weights is None else losses * weights[read].to(losses)).sum()
-
-    install_loss(model, loss_of, neftune_alpha)
+    if inputs.targets is None:  # a row without documents: a zero that still has a gradient, as in finetune.models.loss
+        return head_outputs(model, hidden[:, 0]).sum() * 0.0
+    read = inputs.labels.ne(IGNORE_INDEX)
+    smoothing = label_smoothing if model.training else 0.0
+    losses = head_losses(head_outputs(model, hidden[read]), inputs.targets, problem, smoothing)
+    return (losses if inputs.weights is None else losses * inputs.weights[read].to(losses)).sum()

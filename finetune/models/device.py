@@ -43,6 +43,11 @@ def choose_device() -> torch.device:
     return torch.device("cpu")
 
 
+def widest_type() -> torch.dtype:
+    """float64, but float32 on Apple's MPS, which has no wider one."""
+    return torch.float32 if choose_device().type == "mps" else torch.float64
+
+
 def choose_threads() -> int:
     """Set torch's threads, once for a run: OMP_NUM_THREADS where it is set, else this process's share of the usable cores."""
     if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):

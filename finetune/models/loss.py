@@ -11,9 +11,10 @@ The loss is computed inside the model's own forward, so that the hooks of DDP, F
 import importlib.util
 import logging
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import nn
@@ -90,6 +91,36 @@ def supervised_cross_entropy(
     if len(chunks) == 1 or not torch.is_grad_enabled():
         return torch.stack([chunk_loss(*chunk) for chunk in chunks]).sum()
     return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+
+
+def position_cross_entropy(
+    states: torch.Tensor,
+    labels: torch.Tensor,
+    head: Head,
+    most_chunks: MostChunks | None = None,
+    any_state: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The cross-entropy (N) of N x D states by their labels (N), in float32 (or float64); the head runs chunk by chunk.
+
+    `any_state` (1 x D) goes through the head where there are no states, or fewer chunks than another process has, so that all
+    processes make the same calls of it, and the result has a gradient.
+    """
+
+    def chunk_losses(part: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = head(part)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return functional.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
+
+    chunks = list(zip(states.split(CHUNK_POSITIONS), labels.split(CHUNK_POSITIONS), strict=True)) if len(labels) else []
+    least = 1 if most_chunks is None else max(1, most_chunks(len(chunks)))
+    if len(chunks) < least:
+        assert any_state is not None  # noqa: S101 - see above
+        chunks += [(any_state, labels.new_full((1,), IGNORE_INDEX))] * (least - len(chunks))
+    if torch.is_grad_enabled() and len(chunks) > 1:
+        losses = [checkpoint(chunk_losses, *chunk, use_reentrant=False) for chunk in chunks]
+    else:
+        losses = [chunk_losses(*chunk) for chunk in chunks]
+    return torch.cat(losses)[: len(labels)]
 
 
 def _is_frozen(head: Head) -> TypeGuard[nn.Linear]:
@@ -195,17 +226,64 @@ def _chunks(
     return list(zip(*parts, factors, strict=True))
 
 
-LossOf = Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor]
-"""The sum of a batch's losses, of the model, its hidden states (B x T x D), shift_labels, shift_weights and targets."""
+@dataclass(frozen=True)
+class LossInputs:
+    """What a loss is computed from beside hidden states (B x T x D). N documents; a row is one, or several end to end."""
+
+    labels: torch.Tensor
+    """The next token at supervised positions (B x T), else IGNORE_INDEX."""
+    weights: torch.Tensor | None = None
+    """What each position's loss is multiplied by (B x T); None for 1."""
+    targets: torch.Tensor | None = None
+    """A classification head's answers (N' x L), of the documents with a label; None where the tokens are the answers."""
+    lengths: Sequence[int] | None = None
+    """Tokens of the documents of one packed row (N); None where each row is a document."""
+    values: torch.Tensor | None = None
+    """What was computed of each document before step 1 (N x K)."""
+    step_sum: torch.Tensor | None = None
+    """Numbers that are summed over the complete step, known before its first loss (K)."""
+    most_chunks: MostChunks | None = None
+    """For processes that each hold a shard of the model; see supervised_cross_entropy."""
+
+    @property
+    def documents(self) -> int:
+        """N."""
+        return len(self.labels) if self.lengths is None else len(self.lengths)
+
+    def sums(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The sum over each document (N) of a number per supervised position, in the order of the positions."""
+        read = self.labels.ne(IGNORE_INDEX)
+        if self.lengths is None:
+            owner = read.nonzero()[:, 0]
+        else:
+            lengths = torch.tensor(self.lengths, device=numbers.device)
+            owner = torch.arange(len(lengths), device=numbers.device).repeat_interleave(lengths)[read[0]]
+        return numbers.new_zeros(self.documents).index_add(0, owner, numbers)
 
 
-def install_loss(model: PreTrainedModel, loss_of: LossOf, neftune_alpha: float | None = None) -> None:
+LossOf = Callable[[Any, torch.Tensor, LossInputs], torch.Tensor]
+"""Of the model, its hidden states (B x T x D) and the rest."""
+
+Part = Literal["loss", "values", "step_terms"]
+"""What a forward pass computes: an objective's function of this name (finetune.objectives.base)."""
+
+
+def install_loss(
+    model: PreTrainedModel,
+    loss_of: LossOf,
+    *,
+    neftune_alpha: float | None = None,
+    most_chunks: MostChunks | None = None,
+    parts: Mapping[Part, LossOf] | None = None,
+) -> None:
     """Make `model(input_ids=..., shift_labels=..., num_items_in_batch=...)` return a loss, and no logits.
 
-    The loss is what `loss_of` says, divided by `num_items_in_batch` where that is given. With `noise_seeds` the embeddings
-    have NEFTune's noise. Calls without `shift_labels` (generation, a classifier's own) go to the model's own forward.
+    The loss is what `loss_of` says, divided by `num_items_in_batch` where that is given. With `part` another of an objective's
+    functions is computed, and returned as logits. With `noise_seeds` the embeddings have NEFTune's noise. Calls without
+    `shift_labels` (generation, a classifier's own) go to the model's own forward.
     """
     plain_forward = model.forward
+    functions: dict[Part, LossOf] = {"loss": loss_of, **(parts or {})}
 
     def forward(
         self: PreTrainedModel,
@@ -215,8 +293,11 @@ def install_loss(model: PreTrainedModel, loss_of: LossOf, neftune_alpha: float |
         shift_labels: torch.Tensor | None = None,
         shift_weights: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
+        document_values: torch.Tensor | None = None,
+        step_sum: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         noise_seeds: Sequence[int] | None = None,
+        part: Part = "loss",
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
@@ -227,35 +308,41 @@ def install_loss(model: PreTrainedModel, loss_of: LossOf, neftune_alpha: float |
             embeddings = self.get_input_embeddings()(input_ids)
             inputs |= {"input_ids": None, "inputs_embeds": with_noise(embeddings, lengths, noise_seeds, neftune_alpha)}
         hidden = self.model(**inputs | {"use_cache": False}).last_hidden_state
-        loss = loss_of(self, hidden, shift_labels, shift_weights, targets)
+        found = functions[part](
+            self,
+            hidden,
+            LossInputs(shift_labels, shift_weights, targets, kwargs.get("documents"), document_values, step_sum, most_chunks),
+        )
+        if part != "loss":
+            return CausalLMOutputWithPast(logits=found)
         if isinstance(num_items_in_batch, torch.Tensor):
-            num_items_in_batch = num_items_in_batch.to(loss.dtype)
-        return CausalLMOutputWithPast(loss=loss if num_items_in_batch is None else loss / num_items_in_batch)
+            num_items_in_batch = num_items_in_batch.to(found.dtype)
+        return CausalLMOutputWithPast(loss=found if num_items_in_batch is None else found / num_items_in_batch)
 
     model.forward = types.MethodType(forward, model)
 
 
-def install_supervised_loss(
-    model: PreTrainedModel,
-    label_smoothing: float = 0.0,
-    most_chunks: MostChunks | None = None,
-    neftune_alpha: float | None = None,
-) -> None:
-    """Make the model return the sum of the cross-entropy over supervised positions, each by `shift_weights` (see install_loss).
+def supervised_loss(model: Any, hidden: torch.Tensor, inputs: LossInputs, label_smoothing: float = 0.0) -> torch.Tensor:
+    """The sum of the cross-entropy over supervised positions, each by its weight.
 
-    Label smoothing applies in training mode only, so that an evaluation loss is the plain cross-entropy. `most_chunks` is for
-    processes that each hold a share of the model (see supervised_cross_entropy).
-
-    Raises ModelError for a base that changes its logits after the head.
+    Label smoothing applies in training mode only, so that an evaluation loss is the plain cross-entropy.
     """
+    smoothing = label_smoothing if model.training else 0.0
+    return supervised_cross_entropy(hidden, inputs.labels, model.lm_head, smoothing, inputs.weights, inputs.most_chunks)
+
+
+def document_cross_entropy(model: Any, hidden: torch.Tensor, inputs: LossInputs) -> torch.Tensor:
+    """The sum of the cross-entropy over each document's supervised positions, by their weights (N), in at least float32.
+
+    A document without labels has 0. Logits are made a chunk at a time, and again in the backward pass.
+    """
+    read = inputs.labels.ne(IGNORE_INDEX)
+    losses = position_cross_entropy(hidden[read], inputs.labels[read], model.lm_head, inputs.most_chunks, hidden[0, :1])
+    return inputs.sums(losses if inputs.weights is None else losses * inputs.weights[read].to(losses))
+
+
+def refuse_changed_logits(model: PreTrainedModel) -> None:
+    """Raises ModelError for a base that changes its logits after the head."""
     for name in ("final_logit_softcapping", "logit_scale"):
         if getattr(model.config, name, None):
             raise ModelError(f"this base has {name} in its config.json, which the loss at supervised positions doesn't know.")
-
-    def loss_of(
-        model: Any, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, _: torch.Tensor | None
-    ) -> torch.Tensor:
-        smoothing = label_smoothing if model.training else 0.0
-        return supervised_cross_entropy(hidden, labels, model.lm_head, smoothing, weights, most_chunks)
-
-    install_loss(model, loss_of, neftune_alpha)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.epoch.packing import OVERLAP_TOKENS, epoch_packs
+from data_prep.epoch.packing import per_row
 from data_prep.errors import DataError
+from data_prep.preparation import PreparedData
 from finetune.errors import ModelError
 from finetune.recipe.schema import Recipe
 
@@ -42,22 +43,14 @@ def load_of(recipe: Recipe) -> Load:
         data = prepare_data(recipe, tokenizer)
     except (ModelError, DataError, OSError) as error:
         return assumed(recipe, f"assumed: {str(error).splitlines()[0].split(';')[0]}")
-    return measured(recipe, data.train.lengths, data.train.supervised_tokens, data.train.sources, data.repeats)
+    return measured(recipe, data)
 
 
-def measured(recipe: Recipe, lengths: np.ndarray, supervised: np.ndarray, sources: np.ndarray, repeats: list[float]) -> Load:
-    """From the tokens of each row (their lengths, learned ones, sources)."""
-    train, data = recipe.train, recipe.data
-    packs = epoch_packs(
-        lengths,
-        sources,
-        repeats,
-        capacity_tokens=data.pack_length_tokens,
-        split=data.pack_split,
-        seed=train.seed,
-        epoch=0,
-        overlap=OVERLAP_TOKENS,
-    )
+def measured(recipe: Recipe, prepared: PreparedData) -> Load:
+    """From the tokens of each row."""
+    train, data, packs = recipe.train, recipe.data, prepared.packs(0)
+    supervised = per_row(prepared.train.supervised_tokens, prepared.documents_per_row)
+    lengths = prepared.train.lengths
     tokens, micro = np.sort(packs.tokens)[::-1], train.micro_batch_size
     learned = np.sort(np.add.reduceat(supervised[packs.documents], packs.bounds[:-1]))[::-1][:micro].sum()
     heaviest = int(tokens[:micro].sum()) if data.pack_length_tokens else int(tokens[0]) * min(micro, len(tokens))

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin
 
@@ -125,6 +125,20 @@ def _one(form: Form, node: Node, prefix: Location, detail: ErrorDetails) -> Iter
         yield finding_at(node.nearest(below), location, _message(form, detail))
 
 
+def mistakes_of(form: Form, values: dict[str, Any], prefix: Location, *, beside: str) -> Iterator[tuple[str, str]]:
+    """(dotted path, message) of all that a form has against the values of the section at `prefix`, which has a key beside."""
+    try:
+        form.model_validate(values)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            below, kind = detail["loc"], detail["type"]
+            if kind == "extra_forbidden":
+                message = _unknown_key(form, prefix, below, beside=(beside,))
+            else:
+                message = f"missing{_description(form, below)}" if kind == "missing" else _message(form, detail)
+            yield dotted((*prefix, *below)), message
+
+
 def _message(form: Form, detail: ErrorDetails) -> str:
     """What was got and what was expected, for a key that exists."""
     kind, got, context = detail["type"], detail["input"], detail.get("ctx", {})
@@ -186,11 +200,11 @@ def _number_hint(got: str) -> str:
         return ""
 
 
-def _unknown_key(form: Form, prefix: Location, below: Location) -> str:
+def _unknown_key(form: Form, prefix: Location, below: Location, beside: Collection[str] = ()) -> str:
     """Why a key isn't known, with the key that was probably meant, here or in another section."""
     key = str(below[-1])
     section = _section(form, below[:-1])
-    keys = list(section.model_fields) if section else []
+    keys = [*beside, *(section.model_fields if section else ())]
     close = get_close_matches(key, keys, n=1, cutoff=0.65)
     if close:
         return f"unknown key; did you mean {close[0]}?"

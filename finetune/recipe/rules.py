@@ -8,7 +8,8 @@ from pathlib import Path, PurePath
 from data_prep.config import FileSource, Section, Source
 from data_prep.files import kind_of
 from finetune.recipe import rules_evaluate
-from finetune.recipe.rules_evaluate import Given, RuleProblem, asked
+from finetune.recipe.given import Given, RuleProblem, asked
+from finetune.recipe.rules_objective import objective_fits
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.train import OPTIMIZERS
 
@@ -322,4 +323,5 @@ RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _findings,
     _files,
     *rules_evaluate.RULES,
+    objective_fits,
 )

@@ -1,13 +1,9 @@
 """Rules for metrics and classification heads: what they need of the rest of the recipe."""
 
-from collections.abc import Iterator
-
 from data_prep.config import RowsSource
+from finetune.recipe.given import Given, RuleProblem, asked
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import BY_LIKELIHOOD, OF_LABELS, OF_NUMBERS, PASS_AT, MetricName
-
-RuleProblem = Iterator[tuple[str, str]]
-Given = set[str]
 
 LOSS: frozenset[MetricName] = frozenset({"loss"})
 OF_HEADS: dict[str, frozenset[MetricName]] = {
@@ -16,13 +12,6 @@ OF_HEADS: dict[str, frozenset[MetricName]] = {
     "regression": LOSS | OF_NUMBERS,
 }
 """What can be measured of a head, by its problem."""
-
-
-def asked(recipe: Recipe, given: Given, path: str) -> bool:
-    """Whether the user asked for more than the default: to write the default, as `check` prints it, asks for nothing."""
-    section, knob = path.split(".")
-    values = getattr(recipe, section)
-    return path in given and getattr(values, knob) != type(values).model_fields[knob].get_default(call_default_factory=True)
 
 
 def labels_of(recipe: Recipe) -> tuple[str, ...]:
@@ -111,25 +100,6 @@ def best_fits(recipe: Recipe, given: Given) -> RuleProblem:
         yield "train.best_by", f"{best} is measured at the end only: set evaluate.rows_in_training"
 
 
-def head_fits(recipe: Recipe, given: Given) -> RuleProblem:
-    """What is about text doesn't go with a classification head."""
-    head = recipe.model.head
-    if head is None:
-        return
-    if recipe.tracking.samples is not None:
-        yield "tracking.samples", "a model with model.head writes no text; remove this"
-    if asked(recipe, given, "data.supervise"):
-        yield "data.supervise", "with model.head the answer is what is learned, whatever its tokens; remove this"
-    if asked(recipe, given, "data.reasoning"):
-        yield "data.reasoning", "with model.head the answer is what is learned, and no thought before it; remove this"
-    if recipe.data.pack_split:
-        yield "data.pack_split", "a document that is cut has no place for the head to read; remove this"
-    if recipe.train.label_smoothing and head.problem != "single_label":
-        yield "train.label_smoothing", f"only a head of problem single_label has it; this one is {head.problem}"
-    if asked(recipe, given, "evaluate.max_new_tokens"):
-        yield "evaluate.max_new_tokens", "a model with model.head writes no text; remove this"
-
-
 def likelihood_fits(recipe: Recipe, given: Given) -> RuleProblem:
     """Likelihoods compare single labels."""
     named = [index for index, name in enumerate(recipe.evaluate.metrics) if name in BY_LIKELIHOOD]
@@ -137,4 +107,4 @@ def likelihood_fits(recipe: Recipe, given: Given) -> RuleProblem:
         yield f"evaluate.metrics.{named[0]}", "compares likelihoods of labels, and there is only one label"
 
 
-RULES = (metrics_fit, sampling_fits, best_fits, head_fits, likelihood_fits)
+RULES = (metrics_fit, sampling_fits, best_fits, likelihood_fits)

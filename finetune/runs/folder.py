@@ -6,6 +6,7 @@ RUN/
   checkpoints/       checkpoint-STEP/, whole when complete.json is in it
   metrics.jsonl      one line per log, {"step": ..., "train/loss": ...}
   samples.jsonl      what the model wrote to the recipe's prompts, {"step": ..., "prompt": ..., "answer": ...}
+  document_values.safetensors   what the objective computed of each document before step 1, for objectives that do
   predictions/       answers to evaluation rows, {"place": ..., "asked": ..., "references": ..., "answer": ..., "metrics": ...}
   summary.json       the outcome, for lists
   run.log            what was printed
@@ -40,11 +41,12 @@ logger = logging.getLogger(__name__)
 ADAPTER_NOTES = "finetune.json"
 """In an adapter folder: what peft's own config doesn't say of the base (RoPE scaling, new tokens, NF4), should it be moved."""
 RUNNING = ".running"
+VALUES = "document_values.safetensors"
 WANDB = "wandb"
 """wandb's own folder, in which it has links."""
 OWN_NAMES = frozenset({
     LOCK, "adapter", "adapter.failed", "model", "model.failed", "merged", "checkpoints", "metrics.jsonl", "samples.jsonl",
-    "summary.json", "run.log", "logs", WANDB, "tensorboard", "predictions", RUNNING,
+    "summary.json", "run.log", "logs", WANDB, "tensorboard", "predictions", RUNNING, VALUES,
 })  # fmt: skip
 """What may stand in a run folder; `finetune runs rm` deletes nothing else."""
 

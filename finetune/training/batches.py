@@ -6,15 +6,15 @@ nothing but speed and memory.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from data_prep.epoch.packing import PackedPiece, Packs, epoch_packs, pieces_of
+from data_prep.epoch.packing import PackedPiece, Packs, per_row, pieces_of
 from data_prep.epoch.stream import Position, Stream
 from data_prep.table.documents import Document, DocumentTable
 from finetune.models.batch import packed_batch, padded_batch
@@ -40,6 +40,8 @@ class Batching:
     pad_token_id: int
     noise_seed: int | None = None
     """What NEFTune's noise is drawn from; None without noise."""
+    documents_per_row: int = 1
+    """Documents that stay together."""
 
     @property
     def accumulation(self) -> int:
@@ -52,6 +54,8 @@ class Feed(IterableDataset[Any], ABC):
 
     def __init__(self, batching: Batching):
         self.batching = batching
+        self.fillers = [FILLER] * batching.documents_per_row
+        """What stands in for an empty micro-batch."""
         self._first_step = 0
 
     @abstractmethod
@@ -85,7 +89,7 @@ class Feed(IterableDataset[Any], ABC):
                 first = start + sizes.rank * sizes.micro_batch_size
                 mine = packs[first : first + sizes.micro_batch_size]
                 documents = [document for members in mine for document in self.documents_of(members)]
-                yield collate(documents or [FILLER], sizes, step=step)
+                yield collate(documents or self.fillers, sizes, step=step)
 
 
 class TableFeed(Feed):
@@ -96,39 +100,21 @@ class TableFeed(Feed):
     """
 
     def __init__(
-        self,
-        table: DocumentTable,
-        repeats: Sequence[float],
-        batching: Batching,
-        *,
-        pack_length_tokens: int | None,
-        pack_split: bool,
-        seed: int,
-        overlap: int,
+        self, table: DocumentTable, packs_of: Callable[[int], Packs], batching: Batching, *, overlap: int, values: int = 0
     ):
+        """`packs_of` gives an epoch's packs, whose pieces repeat `overlap` tokens; a document has `values` numbers."""
         super().__init__(batching)
-        self.table, self.repeats, self.seed = table, repeats, seed
-        self.pack_length_tokens, self.split, self.overlap = pack_length_tokens, pack_split, overlap
-        self._lengths, self._sources = table.lengths, table.sources
+        self.table, self.packs_of, self.overlap = table, packs_of, overlap
+        self.values: np.ndarray | None = np.zeros((len(table), values)) if values else None
+        """The numbers of each document (N x K), zeros until they are computed; None for an objective without."""
+        self.fillers = [replace(filler, values=(0.0,) * values) for filler in self.fillers]
         self._packs: tuple[int, Packs] | None = None
         self._steps: list[int] = []
 
     def packs(self, epoch: int) -> Packs:
         """The packs of an epoch, in the order in which they are seen."""
         if self._packs is None or self._packs[0] != epoch:
-            self._packs = (
-                epoch,
-                epoch_packs(
-                    self._lengths,
-                    self._sources,
-                    self.repeats,
-                    capacity_tokens=self.pack_length_tokens,
-                    split=self.split,
-                    seed=self.seed,
-                    epoch=epoch,
-                    overlap=self.overlap,
-                ),
-            )
+            self._packs = epoch, self.packs_of(epoch)
         return self._packs[1]
 
     def steps_of(self, epoch: int) -> int:
@@ -151,11 +137,15 @@ class TableFeed(Feed):
 
     def documents_of(self, pack: list[PackedPiece]) -> list[Document]:
         """The documents, or their pieces."""
-        return pieces_of(self.table, pack, self.overlap)
+        count = self.batching.documents_per_row
+        if self.values is None:
+            return pieces_of(self.table, pack, self.overlap, count)
+        numbers = [index * count + own for index, _, _ in pack for own in range(count)]
+        return with_values([self.table[number] for number in numbers], self.values[numbers])
 
     def heaviest(self) -> list[list[Document]]:
         """The packs of the first epoch with the longest documents, and those with the most supervised tokens."""
-        packs, supervised = self.packs(0), self.table.supervised_tokens
+        packs, supervised = self.packs(0), per_row(self.table.supervised_tokens, self.batching.documents_per_row)
         longest = np.maximum.reduceat(packs.stops - packs.starts, packs.bounds[:-1])
         # Pieces of documents count as whole ones: an upper bound.
         learned = np.add.reduceat(supervised[packs.documents], packs.bounds[:-1])
@@ -208,14 +198,10 @@ class StreamFeed(Feed):
 
     def heaviest(self) -> list[list[Document]]:
         """What no micro-batch exceeds: packs full of documents of the greatest length, all of it supervised."""
-        section = self.stream.section
+        section, encoding = self.stream.section, self.stream.encoding
         length = section.max_length_tokens
-        per_pack = max(1, (section.pack_length_tokens or length) // length)
-        head = self.stream.head
-        # With a head one token of it is supervised, and what the numbers are doesn't matter.
-        first, targets = (1, ()) if head is None else (length - 1, (0.0,) * head.targets)
-        document = Document([0] * length, ((first, length, 1.0),), place="rehearsal", targets=targets)
-        return [[document] * (per_pack * self.batching.micro_batch_size)]
+        per_pack = max(encoding.documents_per_row, (section.pack_length_tokens or length) // length)
+        return [[encoding.longest(length)] * (per_pack * self.batching.micro_batch_size)]
 
     def epoch_at(self, step: int) -> float:
         """Whole passes through the stream, whose length isn't known."""
@@ -241,24 +227,44 @@ def collate(documents: Sequence[Document], batching: Batching, *, step: int) -> 
         batch["noise_seeds"] = [
             noise_seed(batching.noise_seed, step, document.place, document.token_ids) for document in documents
         ]
-    rows = [document for document in documents if document is not FILLER]
+    rows = [document for document in documents if document.place != FILLER.place]
     tokens = sum(len(document.token_ids) - document.repeated for document in rows)
     return {**batch, "places": [document.place for document in rows], "tokens": tokens}
 
 
-def evaluation_batches(
-    documents: Sequence[Document], *, batch_size: int, max_tokens: int, pad_token_id: int, world_size: int = 1, rank: int = 0
-) -> Iterator[dict[str, torch.Tensor]]:
-    """This process's batches of the documents, longest first: at most `batch_size` rows and `max_tokens` tokens each.
+def with_values(documents: Sequence[Document], values: np.ndarray) -> list[Document]:
+    """The documents (N) with their numbers (N x K)."""
+    return [replace(document, values=tuple(own)) for document, own in zip(documents, values.tolist(), strict=True)]
 
-    Padding counts as tokens; a document that is longer than `max_tokens` is alone. The batches are the same for any number of
-    processes, which take turns; where they don't come out even, one without labels fills up.
+
+def evaluation_batches(
+    documents: Sequence[Document],
+    *,
+    batch_size: int,
+    max_tokens: int,
+    pad_token_id: int,
+    world_size: int = 1,
+    rank: int = 0,
+    documents_per_row: int = 1,
+    values: np.ndarray | None = None,
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """This process's batches of the documents, longest first, each with its documents' indexes.
+
+    A batch has at most `batch_size` rows and `max_tokens` tokens, padding included; a row that is longer is alone. The batches
+    are the same for any number of processes, which take turns; where they don't come out even, one without labels fills up.
+    `values` (N x K) go with the documents.
     """
-    lengths = [len(document.token_ids) for document in documents]
-    order = sorted(range(len(documents)), key=lambda row: (-lengths[row], row))
+    per_row, lengths = documents_per_row, [len(document.token_ids) for document in documents]
+    longest = [max(lengths[first : first + per_row]) for first in range(0, len(lengths), per_row)]
+    order = sorted(range(len(longest)), key=lambda row: (-longest[row], row))
     bounds = [0]
     while bounds[-1] < len(order):
-        bounds.append(bounds[-1] + max(1, min(batch_size, max_tokens // lengths[order[bounds[-1]]])))
+        room = max_tokens // (per_row * longest[order[bounds[-1]]])
+        bounds.append(bounds[-1] + max(1, min(batch_size, room)))
     for turn in range(rank, -(-(len(bounds) - 1) // world_size) * world_size, world_size):
-        chosen = order[bounds[turn] : bounds[turn + 1]] if turn + 1 < len(bounds) else []
-        yield padded_batch([documents[row] for row in chosen] or [FILLER], pad_token_id)
+        rows = order[bounds[turn] : bounds[turn + 1]] if turn + 1 < len(bounds) else []
+        chosen = [row * per_row + own for row in rows for own in range(per_row)]
+        found = [documents[index] for index in chosen] or [FILLER] * per_row
+        if values is not None:
+            found = with_values(found, values[chosen] if chosen else np.zeros((per_row, values.shape[1])))
+        yield chosen, padded_batch(found, pad_token_id)

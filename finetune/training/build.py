@@ -35,16 +35,15 @@ from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import read_config, read_json
 from finetune.models.bases.locate import LLAMA_FAMILY, Base, resolve_base
 from finetune.models.bases.shapes import check_weights
-from finetune.models.classify import install_head_loss
 from finetune.models.deepspeed_loading import sharded_while_loading
 from finetune.models.device import Precision, choose_device, choose_precision
 from finetune.models.gradient_checkpointing import checkpoint_activations
 from finetune.models.kernels.attention import choose_attention
 from finetune.models.kernels.install import install_fast_path
 from finetune.models.load import load_model, skeleton
-from finetune.models.loss import install_supervised_loss
 from finetune.models.quantization import is_quantized
 from finetune.models.stored_quantization import NF4_DOUBLE, check_trainable
+from finetune.objectives import Objective, objective_of
 from finetune.recipe.lock import CURRENT_RULES, Rules
 from finetune.recipe.rules_engines import engine_problem
 from finetune.recipe.schema import Recipe
@@ -67,6 +66,7 @@ class Inputs:
     tokenizer: PreTrainedTokenizerFast
     data: PreparedData
     precision: Precision
+    objective: Objective
     allow_code: frozenset[str] = frozenset()
     """SHA-256 of files that format python may run; from the command line only."""
     rules: Rules = CURRENT_RULES
@@ -120,7 +120,7 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
     if recipe.adapter.continue_from is not None:
         _check_continued(recipe, base, described, tokenizer)
     data = prepare_data(recipe, tokenizer, allow_code=allow_code)
-    return Inputs(base, tokenizer, data, precision, frozenset(allow_code), rules)
+    return Inputs(base, tokenizer, data, precision, objective_of(recipe), frozenset(allow_code), rules)
 
 
 def _check_stored(recipe: Recipe, base: Base) -> None:
@@ -189,12 +189,8 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
             rope_by_document=inputs.rules.training >= 2,
         )
         grow_embeddings(model, len(inputs.tokenizer))
-        if head is not None:
-            model.config.pad_token_id = pad_token_id(inputs.tokenizer)  # transformers reads the last token that is none
-            install_head_loss(model, head, recipe.train.label_smoothing, recipe.train.neftune_alpha)
-        else:
-            most_chunks = this_group().most if holds_shares() else None
-            install_supervised_loss(model, recipe.train.label_smoothing, most_chunks, recipe.train.neftune_alpha)
+        inputs.objective.prepare_model(model, pad_token_id(inputs.tokenizer))
+        inputs.objective.install(model, most_chunks=this_group().most if holds_shares() else None)
         trained: torch.nn.Module = model
         if method != "full":
             # The seed again: the adapter's start doesn't depend on what loading the base drew.
@@ -237,6 +233,7 @@ def build_trainer(
     trainer = ExactTrainer(
         model,
         arguments,
+        objective=inputs.objective,
         feed=feed,
         rate_factor=partial(rate_factor, train, total_steps, rule=inputs.rules.schedule),
         evaluation=data.evaluation[: recipe.evaluate.max_rows],
@@ -259,19 +256,33 @@ def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
     packed = section.pack_length_tokens is not None
     pad = pad_token_id(inputs.tokenizer)
     noise = train.seed if train.neftune_alpha is not None and inputs.rules.training >= 2 else None
-    batching = Batching(train.global_batch_size, train.micro_batch_size, group.world_size, group.rank, packed, pad, noise)
+    batching = Batching(
+        train.global_batch_size,
+        train.micro_batch_size,
+        group.world_size,
+        group.rank,
+        packed,
+        pad,
+        noise,
+        documents_per_row=inputs.objective.encoding.documents_per_row,
+    )
     if section.streaming is not None:
         return StreamFeed(
-            Stream(section, inputs.tokenizer, seed=train.seed, allow_code=inputs.allow_code, head=recipe.model.head), batching
+            Stream(
+                section,
+                inputs.tokenizer,
+                seed=train.seed,
+                allow_code=inputs.allow_code,
+                encoding=inputs.objective.encoding,
+            ),
+            batching,
         )
     return TableFeed(
         inputs.data.train,
-        inputs.data.repeats,
+        inputs.data.packs,
         batching,
-        pack_length_tokens=section.pack_length_tokens,
-        pack_split=section.pack_split,
-        seed=train.seed,
         overlap=overlap_of(inputs.tokenizer),
+        values=inputs.objective.values_per_document,
     )
 
 

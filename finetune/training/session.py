@@ -23,12 +23,13 @@ from finetune.recipe.schema.tracking import TrackingSection
 from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
 from finetune.runs.commands import shell_command
 from finetune.runs.compare import is_metric
-from finetune.runs.folder import RunFolder
+from finetune.runs.folder import VALUES, RunFolder
 from finetune.runs.trackers import GuardedTracker, start_tracker
 from finetune.training import build
 from finetune.training.batches import StreamFeed
 from finetune.training.build import Inputs
 from finetune.training.callbacks.best_checkpoint import BestCheckpoint
+from finetune.training.callbacks.document_values import DocumentValues
 from finetune.training.callbacks.graceful_stop import GracefulStop
 from finetune.training.callbacks.integrations import Integration, add_integration
 from finetune.training.callbacks.memory_check import MemoryCheck
@@ -63,11 +64,13 @@ def open_session(
     checkpoint = None if checkpoint is None else _that_fits(checkpoint, run, trainer)
     refuse_other_engine(trainer, group)
     metrics = TaskMetrics(recipe, inputs, trainer, group) if recipe.evaluate.metrics else None
-    how = asked(recipe, inputs.tokenizer, allow_code=inputs.allow_code) if recipe.model.head is None else None
+    how = asked(recipe, inputs.tokenizer, allow_code=inputs.allow_code) if inputs.objective.writes_text else None
     trainer.add_callback(StartHash(trainer, written_type(recipe, inputs)))
     if recipe.train.rehearsal and not trainer.is_deepspeed_enabled:
         # DeepSpeed reduces gradients while it goes backward, and has no way to take that back.
         trainer.add_callback(MemoryCheck(trainer, recipe))
+    if inputs.objective.values_per_document:
+        trainer.add_callback(DocumentValues(trainer, run.path / VALUES))
     # Last, because they are seen from outside: a tracker's run and a moving line, for a run that can start.
     tracking = TrackingSection.model_validate(scrubbed_values(recipe.tracking.model_dump(mode="json")))
     if not group.is_main:

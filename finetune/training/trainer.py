@@ -5,13 +5,14 @@ batches, the loss, the evaluation, and the refusal of steps that are not finite.
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import peft
 import torch
 from peft import PeftModel
@@ -23,8 +24,9 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from data_prep.table.documents import Document
 from finetune.engines.group import Group
 from finetune.errors import TrainingError
-from finetune.models.batch import loss_weight
+from finetune.models.device import widest_type
 from finetune.models.loss import IGNORE_INDEX
+from finetune.objectives import Objective
 from finetune.runs.checkpoint import MARKER, PREFIX
 from finetune.training.batches import Feed, evaluation_batches
 from finetune.training.checkpoints.contents import COUNTERS, read_counters, read_state
@@ -35,8 +37,8 @@ SKIPPED_STEPS_LIMIT = 20
 
 
 class ExactTrainer(Trainer):
-    """Each optimizer step minimises (sum of the losses of its supervised tokens) / (their number), over all processes and
-    accumulation steps, however the rows are cut into micro-batches. The model must have the loss of finetune.models.loss.
+    """Each optimizer step minimises (sum of its losses) / (sum of its weights), over all processes and accumulation steps,
+    however the rows are cut into micro-batches. The model must have the loss of its objective (Objective.install).
     """
 
     model: Any
@@ -46,6 +48,7 @@ class ExactTrainer(Trainer):
         model: torch.nn.Module,
         args: TrainingArguments,
         *,
+        objective: Objective,
         feed: Feed,
         rate_factor: Callable[[int], float],
         evaluation: Sequence[Document],
@@ -59,7 +62,9 @@ class ExactTrainer(Trainer):
         super().__init__(model=model, args=args, train_dataset=feed, eval_dataset=held_out, **options)
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
+        self.objective: Objective = objective
         self.feed, self.evaluation, self.keep_checkpoints = feed, evaluation, keep_checkpoints
+        self.evaluation_values: np.ndarray | None = None
         self.rate_factor = rate_factor
         self.evaluation_tokens, self.group = evaluation_tokens, group
         self.describe: Callable[[Path], None] = lambda checkpoint: None
@@ -70,15 +75,15 @@ class ExactTrainer(Trainer):
         self.step_losses: list[tuple[torch.Tensor, list[str]]] = []
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As transformers does; and FSDP2 adds gradients up in float32, and leaves a loss as exact as it was computed.
+        """As transformers does; and FSDP2 adds gradients up in float32, and leaves losses, weights and targets as they are.
 
-        accelerate's own policy rounds both to bf16, which tells 2.30 from 2.31 only.
+        accelerate's own policy rounds them to bf16, which tells 2.30 from 2.31 only.
         """
         super().create_accelerator_and_postprocess()
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if plugin is not None and plugin.mixed_precision_policy is not None:
             plugin.mixed_precision_policy = replace(
-                plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+                plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=False
             )
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
@@ -98,16 +103,45 @@ class ExactTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         self.step_losses = []
-        weight = torch.stack([loss_weight(batch) for batch in batch_samples]).sum().double()
+        if self.objective.step_values:
+            total = self._step_sum((batch["places"], batch) for batch in batch_samples).to(widest_type())
+            for batch in batch_samples:
+                batch["step_sum"] = total
+        weight = torch.stack([self.objective.weight(batch) for batch in batch_samples]).sum().double()
         tokens = sum(batch["tokens"] for batch in batch_samples)
         supervised = sum(int(batch["shift_labels"].ne(IGNORE_INDEX).sum()) for batch in batch_samples)
         counts = torch.stack([weight, torch.tensor(tokens).double(), torch.tensor(supervised).double()])
-        if self.group.world_size > 1:
-            counts = self.accelerator.reduce(counts.to(device)).cpu()
+        counts = self.reduced(counts)
         self.tokens_seen += int(counts[1])
         self.supervised_tokens_seen += int(counts[2])
-        # Apple's MPS has no float64.
-        return counts[0].to(device, torch.float32 if device.type == "mps" else torch.float64)
+        return counts[0].to(device, widest_type())
+
+    @torch.no_grad()
+    def _step_sum(self, batches: Iterable[tuple[Sequence[Any], dict[str, Any]]]) -> torch.Tensor:
+        """The objective's step_terms over the batches of all processes, by the model in evaluation mode, without noise.
+
+        Each batch comes with its rows; what one without rows has doesn't count.
+        """
+        self.model_wrapped.eval()
+        total = torch.zeros(self.objective.step_values, dtype=torch.float64)
+        for rows, batch in batches:
+            total += self.computed("step_terms", batch).cpu().double() * bool(rows)
+        self.model_wrapped.train()
+        return self.reduced(total)
+
+    def computed(self, part: str, batch: dict[str, Any]) -> torch.Tensor:
+        """An objective's function of a batch, through the wrapped model's forward."""
+        left_out = ("places", "tokens", "noise_seeds", "step_sum")
+        inputs = self._prepare_inputs({name: value for name, value in batch.items() if name not in left_out})
+        with self.compute_loss_context_manager(), self.accelerator.autocast():
+            found: torch.Tensor = self.model_wrapped(**inputs, part=part).logits
+        return found
+
+    def reduced(self, total: torch.Tensor) -> torch.Tensor:
+        """The sum of the processes' tensors, on the host."""
+        if self.group.world_size == 1:
+            return total
+        return cast(torch.Tensor, self.accelerator.reduce(total.to(self.args.device, widest_type()))).cpu()
 
     def compute_loss(
         self,
@@ -119,6 +153,7 @@ class ExactTrainer(Trainer):
         """The micro-batch's part of the step's mean loss."""
         places, _ = inputs.pop("places"), inputs.pop("tokens")
         loss: torch.Tensor = model(**inputs, num_items_in_batch=num_items_in_batch).loss
+        loss = loss if places else loss * 0.0  # what fills up teaches nothing, whatever its loss is
         self.step_losses.append((loss.detach(), places))
         # DeepSpeed takes its step inside the backward pass, so there each loss is asked about before it.
         if self.is_deepspeed_enabled and self.group.any(not torch.isfinite(loss)):
@@ -155,38 +190,53 @@ class ExactTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """The exact mean loss over all supervised tokens of the evaluation documents, over all processes.
+        """The exact mean loss of the evaluation documents, over all processes.
 
         With `task_metrics` what they measure too, each under its own name.
         """
         model = self.model_wrapped if self.is_in_train else self.accelerator.unwrap_model(self.model)
         model.eval()
-        total = torch.zeros(2, dtype=torch.float64)
-        for batch in evaluation_batches(
-            self.evaluation,
-            batch_size=self.args.per_device_eval_batch_size,
-            max_tokens=self.evaluation_tokens,
-            pad_token_id=self.feed.batching.pad_token_id,
-            world_size=self.args.world_size,
-            rank=self.args.process_index,
-        ):
-            weight = loss_weight(batch)
-            inputs = self._prepare_inputs(batch)
+        total, step_sum = torch.zeros(2, dtype=torch.float64), None
+        if self.objective.step_values:
+            step_sum = self._step_sum(self.evaluation_batches()).to(widest_type())
+            model.eval()
+        for rows, batch in self.evaluation_batches():
+            weight = self.objective.weight(batch)
+            inputs = self._prepare_inputs(batch if step_sum is None else batch | {"step_sum": step_sum})
             with self.compute_loss_context_manager(), self.accelerator.autocast():
                 # To the host first: Apple's MPS has no float64.
-                total += torch.stack([model(**inputs).loss.cpu().double(), weight.double()])
-        if self.args.world_size > 1:
-            total = self.accelerator.reduce(total.to(self.args.device)).cpu()
+                loss = model(**inputs).loss.cpu().double()
+            total += torch.stack([loss if rows else loss * 0.0, weight.double()])
+        total = self.reduced(total)
         model.train()
-        loss = float(total[0] / total[1])
-        metrics = {f"{metric_key_prefix}_loss": loss}
-        if not self.evaluation[0].targets:  # a classification head's loss has no perplexity
-            metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(loss, 700.0))
+        mean = float(total[0] / total[1])
+        metrics = {f"{metric_key_prefix}_loss": mean}
+        if self.objective.has_perplexity:
+            metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(mean, 700.0))
         if self.task_metrics is not None:
             metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.task_metrics().items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def evaluation_batches(self) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+        """This process's batches of the evaluation documents, each with their indexes."""
+        return self.batches_of(self.evaluation, self.evaluation_values)
+
+    def batches_of(
+        self, documents: Sequence[Document], values: np.ndarray | None = None
+    ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+        """This process's padded batches of documents, each with their indexes; `values` go with the documents."""
+        return evaluation_batches(
+            documents,
+            batch_size=self.args.per_device_eval_batch_size,
+            max_tokens=self.evaluation_tokens,
+            pad_token_id=self.feed.batching.pad_token_id,
+            world_size=self.args.world_size,
+            rank=self.args.process_index,
+            documents_per_row=self.feed.batching.documents_per_row,
+            values=values,
+        )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir))

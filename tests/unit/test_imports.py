@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
     "cli", "recipe", "engines", "models", "data", "generation", "training", "launch", "evaluation", "merging", "runs",
-    "planning", "quickstart", "selftest",
+    "planning", "quickstart", "selftest", "objectives",
     "data_prep",
 })  # fmt: skip
 
@@ -31,17 +31,20 @@ ARROWS: dict[str, frozenset[str]] = {
     "errors": frozenset({"data_prep.errors", "data_prep.text"}),
     "environment": frozenset(),
     "signals": frozenset(),
-    "recipe": DISK | {"data_prep.config", "data_prep.files"},
+    "recipe": DISK | {"data_prep.config", "data_prep.files", "objectives"},
+    "objectives": frozenset({"data_prep", "recipe.given", "recipe.schema", "models.batch", "models.loss", "models.classify"}),
     "models": DISK | {"recipe", "data_prep"},
     "runs": DISK | {"recipe", "models", "data_prep.config"},
-    "data": frozenset({"models", "recipe", "data_prep"}),
+    "data": frozenset({"models", "objectives", "recipe", "data_prep"}),
     "generation": frozenset({"models", "data", "recipe", "data_prep"}),
-    "evaluation": frozenset({"models", "data", "generation", "recipe", "data_prep"}),
+    "evaluation": frozenset({"models", "objectives", "data", "generation", "recipe", "data_prep"}),
     "planning": frozenset({"recipe", "launch", "models", "data", "data_prep"}),
     "engines": frozenset({"launch.allocator", "models.device"}),
     "launch": DISK | {"recipe", "runs", "models.device"},
-    "training": frozenset({"engines", "models", "data", "generation", "launch", "evaluation", "runs", "recipe", "data_prep"}),
-    "merging": frozenset({"models", "data", "generation", "runs", "recipe", "data_prep"}),
+    "training": frozenset(
+        {"engines", "models", "objectives", "data", "generation", "launch", "evaluation", "runs", "recipe", "data_prep"}
+    ),
+    "merging": frozenset({"models", "objectives", "data", "generation", "runs", "recipe", "data_prep"}),
     "data_prep": frozenset(),
 }
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate")

@@ -15,6 +15,7 @@ from data_prep.table.documents import Document
 from data_prep.tokenizers.tokens import ids_of
 from finetune.data import prepare_data
 from finetune.errors import MergeError
+from finetune.objectives import objective_of
 from finetune.recipe.schema import Recipe
 
 ROWS = 8
@@ -98,7 +99,7 @@ def _documents(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, rows: int) ->
         held_out = prepare_data(recipe, tokenizer).evaluation
         if len(held_out):
             return held_out[:rows]
-    tokenization = Tokenization(tokenizer, recipe.data.supervise, head=recipe.model.head)
+    tokenization = Tokenization(tokenizer, recipe.data.supervise, encoding=objective_of(recipe).encoding)
     return [document for document, _ in tokenization.run(islice(_examples(recipe), rows))]
 
 

@@ -6,6 +6,7 @@ from data_prep.config import DataSection, Section
 from finetune.recipe.schema.adapter import AdapterSection
 from finetune.recipe.schema.evaluate import EvaluateSection
 from finetune.recipe.schema.model import ModelSection
+from finetune.recipe.schema.objective import ObjectiveSection
 from finetune.recipe.schema.output import OutputSection
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.recipe.schema.train import TrainSection
@@ -16,6 +17,7 @@ class Recipe(Section):
 
     model: ModelSection
     adapter: AdapterSection = Field(default_factory=AdapterSection)
+    objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
     data: DataSection
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)

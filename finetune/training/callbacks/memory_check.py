@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from data_prep.table.documents import Document
 from finetune.engines.memory import peak_memory_bytes
 from finetune.errors import TrainingError
-from finetune.models.device import is_out_of_memory
+from finetune.models.device import is_out_of_memory, widest_type
 from finetune.models.sizes import state_bytes
 from finetune.recipe.schema import Recipe
 from finetune.training.batches import collate
@@ -54,6 +54,8 @@ class MemoryCheck(TrainerCallback):
     def _batch(self, documents: list[Document]) -> dict[str, Any]:
         batch = collate(documents, self.trainer.feed.batching, step=0)
         del batch["places"], batch["tokens"]
+        if self.trainer.objective.step_values:
+            batch["step_sum"] = torch.zeros(self.trainer.objective.step_values, dtype=widest_type())
         return batch
 
     def _fits(self, documents: list[Document]) -> bool:

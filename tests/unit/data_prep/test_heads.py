@@ -13,7 +13,7 @@ from data_prep.chat.tokenization import Tokenization
 from data_prep.config import DataSection, HeadSection
 from data_prep.epoch.stream import Position, Stream
 from data_prep.errors import DataError
-from data_prep.labels import answer_of, targets_of
+from data_prep.labels import LabelEncoding, answer_of, targets_of
 from data_prep.messages import Conversation, Message, PlainText
 from data_prep.preparation import prepare
 from data_prep.table.documents import Document
@@ -78,7 +78,7 @@ def test_heads_that_make_no_sense(values: dict[str, object], problem: str) -> No
 
 def documents(tokenizer: PreTrainedTokenizerFast, head: HeadSection, *examples: Conversation | PlainText) -> list[Document]:
     placed = ((f"row {number}", example) for number, example in enumerate(examples))
-    return [document for document, _ in Tokenization(tokenizer, "assistant", head=head).run(placed)]
+    return [document for document, _ in Tokenization(tokenizer, "assistant", encoding=LabelEncoding(head)).run(placed)]
 
 
 def test_a_document_is_the_prompt_and_a_place_for_the_answer(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -108,15 +108,15 @@ def test_targets_go_through_cache_and_stream(tmp_path: Path, tokenizer: PreTrain
     section = DataSection.model_validate(values)
     expected = [(float(n % 3 > 0), 0.0, float(n % 3 > 1)) for n in range(9)]
     for from_cache in (False, True):
-        data = prepare(section, tokenizer, seed=0, cache=tmp_path / "cache", head=SEVERAL)
+        data = prepare(section, tokenizer, seed=0, cache=tmp_path / "cache", encoding=LabelEncoding(SEVERAL))
         assert data.from_cache is from_cache
         assert [document.targets for document in data.train] == expected
     other = HeadSection(problem="multi_label", labels=("blue", "red"))
-    data = prepare(section, tokenizer, seed=0, cache=tmp_path / "cache", head=other)
+    data = prepare(section, tokenizer, seed=0, cache=tmp_path / "cache", encoding=LabelEncoding(other))
     assert (data.from_cache, data.train[2].targets) == (False, (1.0, 1.0))
     assert prepare(section, tokenizer, seed=0, cache=tmp_path / "cache").train[0].targets == ()
     streaming = DataSection.model_validate(values | {"streaming": {"buffer_rows": 9}})
-    buffer = next(Stream(streaming, tokenizer, seed=0, head=SEVERAL).buffers(Position()))
+    buffer = next(Stream(streaming, tokenizer, seed=0, encoding=LabelEncoding(SEVERAL)).buffers(Position()))
     assert sorted(document.targets for pack in buffer.packs for document in pack) == sorted(expected)
 
 
@@ -143,7 +143,9 @@ def test_a_label_that_the_head_does_not_name_is_a_bad_row(tmp_path: Path, tokeni
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {"train": [{"path": str(path), "format": "classification"}], "max_length_tokens": 64}
     with pytest.raises(DataError, match=r"rows\.jsonl:2: the label is 'fair', which is not in model\.head\.labels"):
-        prepare(DataSection.model_validate(values), tokenizer, seed=0, head=SINGLE)
-    data = prepare(DataSection.model_validate(values | {"on_bad_row": "skip"}), tokenizer, seed=0, head=SINGLE)
+        prepare(DataSection.model_validate(values), tokenizer, seed=0, encoding=LabelEncoding(SINGLE))
+    data = prepare(
+        DataSection.model_validate(values | {"on_bad_row": "skip"}), tokenizer, seed=0, encoding=LabelEncoding(SINGLE)
+    )
     assert [document.targets for document in data.train] == [(1.0,), (0.0,)]
     assert data.report.sources[0].dropped["bad_row"].count == 1

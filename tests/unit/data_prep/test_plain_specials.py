@@ -14,6 +14,7 @@ from data_prep.chat.plain_specials import PlainSpecials
 from data_prep.chat.rendering import prompt_and_reference, special_tokens
 from data_prep.chat.tokenization import Tokenization
 from data_prep.config import HeadSection
+from data_prep.labels import LabelEncoding
 from data_prep.messages import Example, PlainText
 from data_prep.preparation import prepare
 from tests.unit.data_prep.rows import file, said, section, write
@@ -81,7 +82,7 @@ def test_a_heads_prompt_has_no_special_token_of_its_text(llama_folder: Path) -> 
     """What a classification head reads is cut as a language model's prompt is, with a chat template and without one."""
     for template in ("llama2", None):
         tokenizer = load_tokenizer(llama_folder, chat_template=template)
-        way = Tokenization(tokenizer, "last", head=HeadSection(labels=("bad", "good")), special_as_text=True)
+        way = Tokenization(tokenizer, "last", encoding=LabelEncoding(HeadSection(labels=("bad", "good"))), special_as_text=True)
         rows = [("row", Conversation((Message("user", text), Message("assistant", "good")))) for text in (HTML, "old price")]
         rows += [("row", PlainText(text, "good")) for text in (HTML, "old price")]
         special = [[i for i in d.token_ids if i in tokenizer.all_special_ids] for d, _ in way.run(rows)]

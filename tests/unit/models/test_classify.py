@@ -11,16 +11,18 @@ from transformers import AutoModelForSequenceClassification, LlamaForSequenceCla
 
 from data_prep.chat.tokenization import tokenize
 from data_prep.config import HeadSection
+from data_prep.labels import LabelEncoding
 from data_prep.table.documents import Document
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.errors import ModelError
 from finetune.evaluation.head_predictions import classify
 from finetune.models.bases.locate import resolve_base
 from finetune.models.batch import packed_batch, padded_batch
-from finetune.models.classify import head_losses, install_head_loss
+from finetune.models.classify import head_losses
 from finetune.models.load import load_model
 from finetune.recipe.heads import head_of_config
 from finetune.recipe.schema.model import ModelSection
+from tests.support.losses import install_head_loss
 from tests.unit.models.heads import HEADS, placed_rows
 
 
@@ -36,7 +38,7 @@ def loaded(folder: Path, head: HeadSection) -> LlamaForSequenceClassification:
 def documents(folder: Path, head: HeadSection) -> list[Document]:
     from data_prep.chat.tokenization import Tokenization
 
-    made = Tokenization(load_tokenizer(folder), "assistant", head=head).run(placed_rows(head))
+    made = Tokenization(load_tokenizer(folder), "assistant", encoding=LabelEncoding(head)).run(placed_rows(head))
     return [document for document, _ in made]
 
 

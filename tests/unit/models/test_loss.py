@@ -12,7 +12,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from finetune.models import loss as loss_module
-from finetune.models.loss import IGNORE_INDEX, install_supervised_loss, next_token_labels, supervised_cross_entropy
+from finetune.models.loss import IGNORE_INDEX, next_token_labels, supervised_cross_entropy
+from tests.support.losses import install_supervised_loss
 
 
 def plain_loss(model: torch.nn.Module, ids: torch.Tensor, shift_labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:

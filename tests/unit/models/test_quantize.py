@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 from finetune.models.adapters.adapter import attach, count_parameters
 from finetune.models.bases.locate import Base
 from finetune.models.load import load_model
-from finetune.models.loss import install_supervised_loss
 from finetune.models.quantization import bitsandbytes_config
 from finetune.models.stored_quantization import BITSANDBYTES
 from finetune.recipe.schema.adapter import AdapterSection
+from tests.support.losses import install_supervised_loss
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 

@@ -94,7 +94,7 @@ extra: 1
         "the nearest that is: 6 or 8",
         "r.yaml:23:3  train.early_stopping  needs train.evaluate_every_steps: it judges by the evaluation loss during training",
         "r.yaml:24:11  tracking  got 4, expected a section (a mapping of keys)",
-        "r.yaml:25:1  extra  unknown key; a recipe has model, adapter, data, train, evaluate, tracking, output",
+        "r.yaml:25:1  extra  unknown key; a recipe has model, adapter, objective, data, train, evaluate, tracking, output",
     ]
 
 

@@ -28,11 +28,11 @@ from finetune.models.kernels.attention import PER_DOCUMENT
 from finetune.models.kernels.noise import noise_seed, with_noise
 from finetune.models.kernels.rope import BY_LENGTH, looks_at_length, scale_by_document
 from finetune.models.load import load_model
-from finetune.models.loss import install_supervised_loss
 from finetune.recipe.lock import Rules
 from finetune.training import build
 from finetune.training.batches import evaluation_batches
 from tests.conftest import save_tiny_llama
+from tests.support.losses import install_supervised_loss
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import trained_weights, trainer_of
 
@@ -154,7 +154,7 @@ def test_an_evaluation_measures_each_document_alone(name: str, lengths: list[int
             assert torch.allclose(row, own.float(), atol=1e-6)
         install_supervised_loss(model)
         batches = evaluation_batches(documents, batch_size=batch_size, max_tokens=200, pad_token_id=0)
-        assert sum(model(**batch).loss.item() for batch in batches) == pytest.approx(sum(expected), rel=1e-11)
+        assert sum(model(**batch).loss.item() for _, batch in batches) == pytest.approx(sum(expected), rel=1e-11)
 
 
 @pytest.mark.parametrize("name", BY_LENGTH)

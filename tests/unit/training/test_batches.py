@@ -1,5 +1,6 @@
 """Batches: every row once, the same global batches for any split, whether rows are packed or padded."""
 
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.epoch.packing import epoch_packs
 from data_prep.table.documents import Document, DocumentTable, TableRow, TableWriter
 from finetune.models.loss import IGNORE_INDEX
 from finetune.training.batches import FILLER, Batching, TableFeed, collate, evaluation_batches
@@ -37,7 +39,11 @@ def feed(
     """A feed of global batches of 8 over documents of 10 to 16 tokens."""
     documents = [Document([row % 300] * (10 + row % 7), ((1, 10 + row % 7, 1.0),), f"row {row}") for row in range(rows)]
     batching = Batching(8, micro, world, rank, pack is not None, pad_token_id=0)
-    return TableFeed(table_of(documents), [repeat], batching, pack_length_tokens=pack, pack_split=split, seed=seed, overlap=1)
+    table = table_of(documents)
+    packs = partial(
+        epoch_packs, table.lengths, table.sources, [repeat], capacity_tokens=pack, split=split, seed=seed, overlap=1
+    )
+    return TableFeed(table, packs, batching, overlap=1)
 
 
 def first_epoch(feed: TableFeed) -> list[list[str]]:
@@ -153,7 +159,7 @@ def test_evaluation_covers_each_document_once(world: int) -> None:
     seen = [
         int(row[0])
         for rank in range(world)
-        for batch in evaluation_batches(documents, batch_size=4, max_tokens=100, pad_token_id=0, world_size=world, rank=rank)
+        for _, batch in evaluation_batches(documents, batch_size=4, max_tokens=100, pad_token_id=0, world_size=world, rank=rank)
         for row in batch["input_ids"]
     ]
     assert sorted(seen) == list(range(1, 12))
@@ -163,7 +169,7 @@ def test_evaluation_covers_each_document_once(world: int) -> None:
 def test_evaluation_batches_are_bounded(lengths: list[int], size: int, most: int) -> None:
     """No batch has more rows or more tokens, padding included, than allowed; a document that is too long is alone."""
     documents = [document([number + 1] * length, [1.0] * length) for number, length in enumerate(lengths)]
-    batches = list(evaluation_batches(documents, batch_size=size, max_tokens=most, pad_token_id=0))
+    batches = [batch for _, batch in evaluation_batches(documents, batch_size=size, max_tokens=most, pad_token_id=0)]
     assert sorted(int(row[0]) for batch in batches for row in batch["input_ids"]) == [n + 1 for n in range(len(lengths))]
     for batch in batches:
         rows, width = batch["input_ids"].shape

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 from data_prep.table.documents import Document
 from finetune.models.batch import packed_batch, padded_batch
 from finetune.models.kernels.attention import PER_DOCUMENT
-from finetune.models.loss import install_supervised_loss
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
 from finetune.training import run
+from tests.support.losses import install_supervised_loss
 from tests.support.messages import hearing
 from tests.unit.training.conftest import MakeRecipe
 from tests.unit.training.processes import EXACT, adapter_of, assert_equal, launch, start, trained_weights, trainer_of, wait_for

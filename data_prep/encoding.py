@@ -1,0 +1,53 @@
+"""How the rows of an objective become documents. A language model's way is the default; labels.py has a classifier's."""
+
+from typing import TYPE_CHECKING, Any
+
+from data_prep.messages import Example, Parsed, Preference
+from data_prep.table.documents import Document
+
+if TYPE_CHECKING:
+    from data_prep.chat.tokenization import Rendered, Tokenization
+
+
+class RowEncoding:
+    """A row is one document, in which the answers (or the text) are learned.
+
+    Another objective overrides what differs for it. The documents of one row stay together: held out, dropped, packed and
+    trained on as one.
+    """
+
+    documents_per_row = 1
+
+    def examples(self, row: Parsed) -> tuple[Example, ...]:
+        """The examples that a row's documents are made of, as many as documents_per_row; none if the row has no such form.
+
+        Raises DataError for a row whose answer can't be learned.
+        """
+        return () if isinstance(row, Preference) else (row,)
+
+    def refusal(self, rows: int) -> str:
+        """Why a source is refused of which so many rows have another form."""
+        return (
+            f"its {rows:,} pairs of chosen and rejected answers are valid, but training on preferences is not supported yet; "
+            "to learn only the chosen answers, use format template or messages"
+        )
+
+    def render(self, example: Example, tokenization: "Tokenization", place: str) -> "Rendered":
+        """An example as text, and what of it is learned. Raises DataError if it can't be written."""
+        return tokenization.render_answers(example, place)
+
+    def shown_answer(self, targets: tuple[float, ...]) -> str | None:
+        """What an audit shows in place of the learned token of a document with these targets; None if the token itself."""
+        return None
+
+    def longest(self, tokens: int) -> Document:
+        """A document that needs the most memory of all with so many tokens."""
+        return Document([0] * tokens, ((1, tokens, 1.0),), place="longest")
+
+    def cache_key(self) -> dict[str, Any]:
+        """What of this determines documents, as plain values."""
+        return {"head": None}
+
+
+ANSWERS = RowEncoding()
+"""A language model's."""

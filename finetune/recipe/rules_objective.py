@@ -1,0 +1,26 @@
+"""Rules for the objective section: each kind has its own keys, and its own needs of the rest of the recipe."""
+
+from difflib import get_close_matches
+
+from finetune import objectives
+from finetune.recipe.explain import either, mistakes_of
+from finetune.recipe.given import Given, RuleProblem
+from finetune.recipe.schema import Recipe
+
+
+def objective_fits(recipe: Recipe, given: Given) -> RuleProblem:
+    """The kind is known and fits the model, its keys are its own, and the rest of the recipe goes with it."""
+    kind, known = recipe.objective.kind, {objective.kind: objective for objective in objectives.OBJECTIVES}
+    if kind not in known:
+        close = get_close_matches(kind, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        yield "objective.kind", f"got {kind!r}, expected {either(list(known))}{hint}"
+        return
+    fitting = [objective for objective in objectives.OBJECTIVES if objective.kind == kind and objective.fits(recipe.model)]
+    if not fitting:
+        yield "model.head", f"objective {kind} learns from a model that predicts tokens; remove this key"
+        return
+    mistakes = list(mistakes_of(fitting[0].section, recipe.objective.options, ("objective",), beside="kind"))
+    yield from mistakes
+    if not mistakes:
+        yield from fitting[0](recipe).problems(given)

@@ -1,0 +1,22 @@
+"""The objective section: what is learned from a row."""
+
+from typing import Any
+
+from pydantic import ConfigDict
+
+from data_prep.config import Section
+
+
+class ObjectiveSection(Section):
+    """What is learned from a row. Each kind has keys of its own (finetune/objectives)."""
+
+    # A kind's own keys are checked by its section, with the rules: the schema lies below the objectives.
+    model_config = ConfigDict(extra="allow")
+
+    kind: str = "supervised"
+    """supervised: the answers of the rows, or with model.head their labels or numbers."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The kind's own keys."""
+        return dict(self.model_extra or {})
