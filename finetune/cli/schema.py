@@ -16,6 +16,21 @@ def schema() -> None:
     print_json(recipe_schema())
 
 
+def _objectives(sections: dict[str, Any]) -> dict[str, Any]:
+    """The objective section: that of each kind."""
+    from finetune.objectives import OBJECTIVES
+
+    kind = sections["ObjectiveSection"]["properties"]["kind"]
+    forms = []
+    for name, section in {objective.kind: objective.section for objective in OBJECTIVES}.items():
+        own = section.model_json_schema()
+        sections |= own.pop("$defs", {})
+        required = [key for key in ("kind", *own.get("required", ())) if key != "kind" or name != kind["default"]]
+        properties = {"kind": kind | {"const": name}, **own.get("properties", {})}
+        forms.append({"properties": properties, "required": required, "additionalProperties": False})
+    return {"properties": {"kind": kind}, "additionalProperties": True, "anyOf": forms}
+
+
 def recipe_schema() -> dict[str, Any]:
     """The JSON schema of a recipe's file: that of the resolved recipe, and `extends`."""
     from finetune.recipe.schema import Recipe
@@ -27,6 +42,7 @@ def recipe_schema() -> dict[str, Any]:
     # What a recipe extends may hold what is required, so only a recipe that extends nothing must have it.
     required = {name: sections[name].pop("required") for name in ("ModelSection", "DataSection")}
     sections["RopeScaling"].pop("required")
+    sections["ObjectiveSection"] |= _objectives(sections)
     whole = {
         "required": recipe.pop("required"),
         "properties": {

@@ -133,7 +133,7 @@ def test_a_preview_shows_the_answer_in_its_place(tokenizer: PreTrainedTokenizerF
     """What is learned is the label, not the token that holds its place."""
     for head, answer in ((SINGLE, "good"), (SEVERAL, "red, blue"), (SEVERAL, "none"), (NUMBER, "2.5")):
         (document,) = documents(tokenizer, head, PlainText("a b", answer))
-        assert [piece.text for piece in sample_of(document, tokenizer, head).pieces] == ["a b", answer]
+        assert [piece.text for piece in sample_of(document, tokenizer, LabelEncoding(head)).pieces] == ["a b", answer]
 
 
 def test_a_label_that_the_head_does_not_name_is_a_bad_row(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
