@@ -17,14 +17,14 @@ from finetune.data import tokenizer_for
 from finetune.errors import MergeError, ModelError
 from finetune.generation.loading import unchanged_base
 from finetune.merging.adapter import Adapter
-from finetune.merging.heads import MergedHead, exchange_heads, read_head
+from finetune.merging.heads import TokenHead, read_head
 from finetune.merging.verification.rows import goes_through_template, verification_documents
 from finetune.merging.verification.tensors import TensorCheck
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import read_config, read_json
 from finetune.models.bases.locate import Base
 from finetune.models.bases.shapes import check_weights
-from finetune.models.description import ModelConfig, head_values
+from finetune.models.description import ModelConfig
 from finetune.models.safetensors import StoredWeights
 from finetune.models.stored_quantization import stored_quantization
 from finetune.recipe.lock import read_lock, tokenizer_facts
@@ -87,8 +87,8 @@ class MergeInputs:
     """The base's config.json, with the head in it."""
     trained: PretrainedConfig
     """The configuration of the base as the adapter was trained on it: with the recipe's RoPE scaling."""
-    head: MergedHead | None
-    """The classification head; None where the model predicts tokens."""
+    head: TokenHead
+    """The head that the merged model gets."""
     dtype: torch.dtype
     """What most of the weights will be stored in."""
     asked_dtype: torch.dtype | None
@@ -96,7 +96,7 @@ class MergeInputs:
     @cached_property
     def documents(self) -> tuple[list[Document], str]:
         """What to verify on, and where it comes from; read once, though the base may be chosen by it, too."""
-        return verification_documents(self.target.recipe, self.tokenizer, classifies=self.head is not None)
+        return verification_documents(self.target.recipe, self.tokenizer, classifies=self.head.classifies)
 
     @property
     def tokenizer_sources(self) -> list[Path]:
@@ -107,9 +107,7 @@ class MergeInputs:
         """The configuration of the merged model; `tied` is None where it has a classification head."""
         values = {"vocab_size": vocabulary, "dtype": self.dtype} | changes
         values |= {} if tied is None else {"tie_word_embeddings": tied}
-        if self.head is not None:
-            values |= {key: self.config[key] for key in (*self.head.described, "architectures", "pad_token_id")}
-        return ModelConfig(self.config, self.trained, values)
+        return ModelConfig(self.config, self.trained, values | self.head.kept(self.config))
 
     @cached_property
     def templated(self) -> bool:
@@ -135,13 +133,11 @@ def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> Merge
     kind = _refuse_quantised(base.folder, stored)
     config = read_config(base.folder)
     head = read_head(target, config, stored, adapters)
-    check_weights(base.folder, config, predicts=head is None)
+    check_weights(base.folder, config, predicts=not head.classifies)
     tokenizer = _common_tokenizer(target, adapters, base)
     asked = NAMED_DTYPES[dtype] if dtype is not None else None
-    if head is not None:
-        exchange_heads(stored, adapters[0])
-        kept = {key: value for key, value in config.items() if key not in ("num_labels", "problem_type")}
-        config = kept | head_values(head.described, str(config.get("model_type")), tokenizer.pad_token_id)
+    head.put_in(stored, adapters[0])
+    config = head.in_config(config, tokenizer.pad_token_id)
     trained = load_config(base, target.model.rope_scaling)
     return MergeInputs(target, base, stored, adapters, tokenizer, config, trained, head, asked or kind, asked)
 

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import CheckFailed, MergeError
-from finetune.merging.heads import SCORE_WEIGHT, how_it_reads
 from finetune.merging.inputs import NAMED_DTYPES, MergeInputs, MergeOptions, MergeResult, read_parts
 from finetune.merging.merged_weights import Updates
 from finetune.merging.output import VERIFICATION_FILE, failed_name, refuse_existing, unfinished, write_card
 from finetune.merging.strategies.streaming import merge_streamed
-from finetune.merging.verification.description import hashes_beside, notes_beside
+from finetune.merging.verification.description import hashes_beside
 from finetune.models.adapters.fit import HARMLESS
 from finetune.models.bases.folder import ADAPTER_WEIGHTS
 from finetune.models.bases.hashes import file_sha256
@@ -147,22 +146,12 @@ def _report(parts: MergeInputs, folder: Path, output: Path, outcome: MergeResult
         parameters=written.parameters,
         seconds=round(time.perf_counter() - started, 1),
         check_seconds=round(outcome.check_seconds, 1),
-        notes=(*outcome.notes, *notes_beside(parts), *_head_notes(parts), *_ignored(parts)),
+        notes=(*outcome.notes, *parts.head.notes(parts.base.folder, templated=parts.templated), *_ignored(parts)),
         tensors=outcome.tensors,
         verification=outcome.verification,
         described=None if outcome.description is None else not outcome.description.failures,
         qlora=outcome.qlora,
     )
-
-
-def _head_notes(parts: MergeInputs) -> list[str]:
-    """What is to be known of a classification head's outputs, and of its texts."""
-    if parts.head is None:
-        return []
-    named = [parts.head.note] if parts.head.note else []
-    if not parts.templated:
-        return named
-    return [*named, "texts go through the chat template before the head reads them: README.md in the output shows the call"]
 
 
 def _ignored(parts: MergeInputs) -> list[str]:
@@ -188,14 +177,12 @@ def _write_verification(folder: Path, parts: MergeInputs, report: MergeReport, o
     }
     (folder / VERIFICATION_FILE).write_text(json.dumps(record, indent=1) + "\n")
     facts = {"base": report.base, "adapter": ", ".join(report.adapters), "dtype": report.dtype}
-    if parts.head is not None:
-        own = str(parts.asked_dtype or parts.stored.dtype(SCORE_WEIGHT)).removeprefix("torch.")
-        facts["head"] = f"{parts.head.words} ({SCORE_WEIGHT} in {own})"
+    for name in parts.head.brought:
+        facts |= parts.head.facts(str(parts.asked_dtype or parts.stored.dtype(name)).removeprefix("torch."))
     lock = parts.adapters[0].folder.parent / LOCK
     if lock.is_file():
         facts["recipe.lock.yaml"] = f"SHA-256 {hashlib.sha256(lock.read_bytes()).hexdigest()}"
-    reading = "" if parts.head is None else how_it_reads(templated=parts.templated)
-    write_card(folder, facts, verdicts_of(report), reading=reading)
+    write_card(folder, facts, verdicts_of(report), reading=parts.head.reading(templated=parts.templated))
 
 
 def verdicts_of(report: MergeReport) -> list[str]:

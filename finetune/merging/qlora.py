@@ -7,22 +7,22 @@ which merge is closer to NF4 base + adapter depends on the adapter, so both are 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import PretrainedConfig
 
-from data_prep.config import HeadSection
 from data_prep.table.documents import Document
 from finetune.errors import MergeError
 from finetune.merging.heads import LM_HEAD, SCORE_WEIGHT
 from finetune.merging.merged_weights import EMBEDDING, MergedWeights, Updates
-from finetune.merging.verification.distance import distance, logits_of, loss_of
-from finetune.merging.verification.head_outputs import mean_kl, mean_loss, outputs_of, prompts_of
-from finetune.merging.verification.lazy_model import STREAMED_ROWS, STREAMED_TOKENS, fits_in_memory, model_of
-from finetune.merging.verification.rows import last_part
+from finetune.merging.verification.lazy_model import STREAMED_ROWS, fits_in_memory, model_of
+from finetune.merging.verification.verifiers import verifier_of
 from finetune.models.safetensors import StoredWeights, Weights, ranges
 from finetune.models.stored_quantization import NF4_DOUBLE
+
+if TYPE_CHECKING:
+    from finetune.merging.inputs import MergeInputs
 
 Choice = Literal["16bit", "nf4"]
 
@@ -58,48 +58,32 @@ class BaseChoice:
 
 
 def choose_base(
-    base: StoredWeights,
-    updates: Updates,
-    config: PretrainedConfig,
-    documents: Sequence[Document],
-    dtype: torch.dtype | None,
-    *,
-    asked: str,
-    quantization: str,
-    head: HeadSection | None,
+    parts: "MergeInputs", updates: Updates, config: PretrainedConfig, *, asked: str, quantization: str
 ) -> BaseChoice:
     """Score both bases and take the closer one by KL, or the one that is asked for. Raises MergeError without bitsandbytes.
 
-    `quantization` is how the base was in NF4: nf4 or nf4-double.
+    `config` is that of the merged model, `quantization` how the base was in NF4: nf4 or nf4-double.
     """
     refuse_without_bitsandbytes()
-    streamed = not fits_in_memory(base)
+    base, verifier, streamed = parts.stored, verifier_of(parts), not fits_in_memory(parts.stored)
+    documents: Sequence[Document] = verifier.documents
     if streamed:
-        documents = [_shortened(document, head) for document in documents[:STREAMED_ROWS]]
+        documents = list(map(verifier.shortened, documents[:STREAMED_ROWS]))
 
     def predictions(weights: Weights) -> list[torch.Tensor]:
-        model = model_of(weights, config, streamed=streamed)
-        if head is not None:
-            return [outputs_of(model, prompts_of(documents), int(config.pad_token_id))]
-        return logits_of(model, [document.token_ids for document in documents])
+        return verifier.predictions(model_of(weights, config, streamed=streamed), documents)
 
     def score(found: list[torch.Tensor]) -> CandidateLoss:
-        if head is not None:
-            return CandidateLoss(mean_loss(documents, found[0], head), mean_kl(trained[0], found[0], head))
-        return CandidateLoss(loss_of(documents, found), distance(trained, found).mean_kl)
+        return CandidateLoss(*verifier.loss_and_kl(documents, trained, found))
 
     trained = predictions(MergedWeights(Nf4Weights(base, quantization), updates, torch.float32))
     scores = {}
     sources: dict[str, Callable[[], Weights]] = {"16bit": lambda: base, "nf4": lambda: Nf4Weights(base, quantization)}
     for name, source in sources.items():
-        scores[name] = score(predictions(MergedWeights(source(), updates, dtype)))
+        scores[name] = score(predictions(MergedWeights(source(), updates, parts.asked_dtype)))
     closer: Choice = "16bit" if scores["16bit"].kl < scores["nf4"].kl else "nf4"
     taken: Choice = closer if asked == "auto" else "nf4" if asked == "nf4" else "16bit"
     return BaseChoice(len(documents), score(trained).loss, scores, taken, forced=asked != "auto")
-
-
-def _shortened(document: Document, head: HeadSection | None) -> Document:
-    return document.part(0, STREAMED_TOKENS) if head is None else last_part(document, STREAMED_TOKENS)
 
 
 def refuse_without_bitsandbytes() -> None:

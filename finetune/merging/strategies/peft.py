@@ -16,14 +16,14 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 
 from finetune.errors import MergeError, ModelError, library_refusals
 from finetune.generation.loading import load_adapted
-from finetune.merging.heads import LM_HEAD, SCORE_WEIGHT
+from finetune.merging.heads import LM_HEAD
 from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.merged_weights import DEAD, EMBEDDING, are_alike, finite
 from finetune.merging.output import refuse_small_disk
 from finetune.merging.strategies.streaming import quantization_notes
 from finetune.merging.verification.description import check_beside, write_beside
-from finetune.merging.verification.heads import HeadBefore, HeadVerification, head_before, verify_head
-from finetune.merging.verification.predictions import Before, Verification, before_by_peft, quiet_peft, verify
+from finetune.merging.verification.predictions import quiet_peft
+from finetune.merging.verification.verifiers import verifier_of
 from finetune.models.adapters.adapter import load_adapter
 from finetune.models.bases.folder import read_adapter_config
 from finetune.models.bases.locate import Base
@@ -43,22 +43,21 @@ def merge_through_peft(parts: MergeInputs, reason: str, folder: Path, output: Pa
     note = f"merged by peft, the whole model in memory: {reason}"
     logger.info(note)
     refuse_small_disk(output, sum(math.prod(tensor.shape) for tensor in parts.stored.tensors.values()) * parts.dtype.itemsize)
-    section = parts.target.model
-    if parts.head is not None:
-        section = section.model_copy(update={"head": parts.head.section})
+    section = parts.head.in_model(parts.target.model)
     adapted = load_in_float32(parts.base, section, [adapter.folder for adapter in parts.adapters], parts.tokenizer)
-    if parts.head is not None:
-        cast(Any, adapted.get_base_model()).config.pad_token_id = parts.config["pad_token_id"]
+    parts.head.prepare(cast(Any, adapted.get_base_model()).config, parts.config)
     refuse_unmergeable(adapted)
-    before, exact, spent = None, None, 0.0
+    verifier = before = exact = None
+    spent = 0.0
     if options.check == "full":
         began = time.perf_counter()
-        before = _before(parts, adapted)
+        verifier = verifier_of(parts)
+        before = verifier.before(adapted)
         spent = time.perf_counter() - began
     merged = merge_in_float32(adapted)
     if before is not None:
         exact = before.as_measured_of(merged)
-    dead = (DEAD,) if parts.head is None and _changes_nothing(merged, parts.stored) else ()
+    dead = (DEAD,) if not parts.head.classifies and _changes_nothing(merged, parts.stored) else ()
     drawn = tuple(_rows_of_nobody(merged, parts))
     config = save(merged, parts, folder, options.largest_shard)
     del merged, adapted
@@ -66,8 +65,8 @@ def merge_through_peft(parts: MergeInputs, reason: str, folder: Path, output: Pa
     description = verification = None
     if options.check != "none":
         description = check_beside(parts, folder, config)
-    if before is not None:
-        verification = _verify(parts, before, exact, folder)
+    if verifier is not None:
+        verification = verifier.verify(before, exact, folder, parts.dtype)
     spent += time.perf_counter() - began
     hashes = hashes_of(StoredWeights.of_folder(folder), choose_threads())
     notes = (note, *dead, *drawn, *quantization_notes(parts.target, "it is stored"))
@@ -94,22 +93,6 @@ def _rows_of_nobody(merged: PreTrainedModel, parts: MergeInputs) -> Iterator[str
         known, rows = parts.stored.shape(found)[0], plain.get_submodule(module).weight.shape[0]
         if rows > known and not any(f".{module}." in f".{name}" and "lora_" not in name for name in saved):
             yield f"the rows {known} to {rows - 1} of {module} are in no file: transformers has drawn them"
-
-
-def _before(parts: MergeInputs, adapted: PeftModel) -> Before | HeadBefore:
-    documents, _ = parts.documents
-    if parts.head is None:
-        return before_by_peft(adapted, parts.tokenizer, documents)
-    with quiet_peft():
-        return head_before(adapted, documents, parts.config["pad_token_id"])
-
-
-def _verify(parts: MergeInputs, before: Before | HeadBefore, exact: Any, folder: Path) -> Verification | HeadVerification:
-    _, texts = parts.documents
-    if isinstance(before, Before):
-        return verify(before, exact, folder, parts.tokenizer, texts=texts, dtype=parts.dtype)
-    assert parts.head is not None  # noqa: S101 - so it was measured
-    return verify_head(before, exact, folder, parts.head.section, texts=texts, dtype=parts.dtype)
 
 
 def load_in_float32(
@@ -168,17 +151,17 @@ def save(merged: PreTrainedModel, parts: MergeInputs, folder: Path, largest_shar
 
     Raises MergeError where a number isn't finite.
     """
-    dtype, head = parts.dtype, merged.get_parameter(SCORE_WEIGHT).detach() if parts.head is not None else None
-    torch.nn.Module.to(merged, dtype)  # transformers' own `to` only adds checks for quantised models
-    if head is not None and parts.asked_dtype is None:
+    brought = {name: merged.get_parameter(name).detach() for name in parts.head.brought}
+    torch.nn.Module.to(merged, parts.dtype)  # transformers' own `to` only adds checks for quantised models
+    for name, weight in brought.items() if parts.asked_dtype is None else ():
         # As a streamed merge keeps it.
-        merged.get_parameter(SCORE_WEIGHT).data = head.to(parts.stored.dtype(SCORE_WEIGHT))
+        merged.get_parameter(name).data = weight.to(parts.stored.dtype(name))
     for name, parameter in merged.named_parameters():
         finite(name, parameter.detach())
     plain: Any = merged
-    config, embedding, tied = plain.config, plain.get_input_embeddings().weight, None
-    if parts.head is None:
-        config.tie_word_embeddings = tied = plain.get_output_embeddings().weight is embedding
+    config, embedding, tied = plain.config, plain.get_input_embeddings().weight, parts.head.is_tied(plain)
+    if tied is not None:
+        config.tie_word_embeddings = tied
     # transformers refuses to save some generation configs that it reads; the base's own file is written afterwards.
     merged.generation_config = GenerationConfig()
     merged.save_pretrained(folder, max_shard_size=largest_shard)

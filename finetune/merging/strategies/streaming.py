@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.errors import MergeError
-from finetune.merging.heads import SCORE_WEIGHT
 from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.merged_weights import DEAD, MergedWeights, Updates
 from finetune.merging.output import refuse_small_disk
@@ -55,7 +54,7 @@ def merge_streamed(parts: MergeInputs, updates: Updates, folder: Path, output: P
         tensors = check_tensors(folder, merged, written.xxh3_128, seed=SEED, workers=choose_threads())
     verification = verify_streamed(parts, merged, folder, config.expected(), options) if options.check == "full" else None
     notes = quantization_notes(parts.target, "NF4, dequantised" if isinstance(base, Nf4Weights) else "it is stored")
-    if parts.head is None and MergedWeights(base, updates, torch.float32).changes_nothing():
+    if not parts.head.classifies and MergedWeights(base, updates, torch.float32).changes_nothing():
         notes = (DEAD, *notes)
     return MergeResult(written.xxh3_128, time.perf_counter() - began, tensors, verification, description, comparison, notes)
 
@@ -81,12 +80,7 @@ def _choose_qlora_base(
     if options.qlora_base == "16bit" and importlib.util.find_spec("bitsandbytes") is None:
         return parts.stored, None  # there is nothing to compare with, and nothing to choose
     logger.info("scoring both bases of the QLoRA adapter: the stored one, and NF4 dequantised")
-    documents, _ = parts.documents
-    head = parts.head.section if parts.head is not None else None
-    asked = options.qlora_base
-    comparison = choose_base(
-        parts.stored, updates, config, documents, parts.asked_dtype, asked=asked, quantization=quantization, head=head
-    )
+    comparison = choose_base(parts, updates, config, asked=options.qlora_base, quantization=quantization)
     for line in comparison.lines():
         logger.info(line)
     return (Nf4Weights(parts.stored, quantization) if comparison.taken == "nf4" else parts.stored), comparison
@@ -100,44 +94,20 @@ def verify_streamed(
     `config` is what the merged model's configuration has to be; the model in `folder` goes by the one that stands there.
     """
     from finetune.merging.verification.lazy_model import fits_in_memory, model_of
-    from finetune.merging.verification.predictions import before_by_peft, before_from_disk, quiet_peft, verify
+    from finetune.merging.verification.predictions import quiet_peft
+    from finetune.merging.verification.verifiers import verifier_of
 
-    documents, texts = parts.documents
-    exact = None
-    in_memory, wide = fits_in_memory(merged), MergedWeights(merged.base, merged.updates, torch.float32)
-    if in_memory:
+    verifier, exact = verifier_of(parts), None
+    wide = MergedWeights(merged.base, merged.updates, torch.float32)
+    if fits_in_memory(merged):
         logger.info("verifying: base + adapter beside the merged model, on real rows")
+        with quiet_peft():
+            before = verifier.before(_unmerged(parts, merged))
+        exact = before.as_measured_of(model_of(wide, config))
     else:
         logger.info("verifying layer by layer: the model in float32 is larger than the free memory")
-    if parts.head is not None:
-        return _verify_head_streamed(parts, wide, folder, config, coarsest_type(merged), in_memory=in_memory)
-    if in_memory:
-        with quiet_peft():
-            before = before_by_peft(_unmerged(parts, merged), parts.tokenizer, documents)
-        exact = before.as_measured_of(model_of(wide, config))
-    else:
-        before = before_from_disk(merged.base, merged.updates, config, documents)
-    return verify(before, exact, folder, parts.tokenizer, texts=texts, dtype=coarsest_type(merged))
-
-
-def _verify_head_streamed(
-    parts: MergeInputs, wide: MergedWeights, folder: Path, config: "PretrainedConfig", dtype: torch.dtype, *, in_memory: bool
-) -> "HeadVerification":
-    """The same for a classification head; `wide` is the merge in float32."""
-    from finetune.merging.verification.heads import head_before, verify_head
-    from finetune.merging.verification.lazy_model import STREAMED_ROWS, STREAMED_TOKENS, model_of
-    from finetune.merging.verification.rows import last_part
-
-    assert parts.head is not None  # noqa: S101 - the caller looked
-    documents, texts = parts.documents
-    pad, exact = int(config.pad_token_id), None
-    if in_memory:
-        before = head_before(_unmerged(parts, wide), documents, pad)
-        exact = before.as_measured_of(model_of(wide, config))
-    else:
-        documents = [last_part(document, STREAMED_TOKENS) for document in documents[:STREAMED_ROWS]]
-        before = head_before(model_of(wide, config, streamed=True), documents, pad)
-    return verify_head(before, exact, folder, parts.head.section, texts=texts, dtype=dtype)
+        before = verifier.before_from_disk(wide, config)
+    return verifier.verify(before, exact, folder, coarsest_type(merged))
 
 
 def _unmerged(parts: MergeInputs, merged: MergedWeights) -> "PeftModel":
@@ -151,8 +121,8 @@ def _unmerged(parts: MergeInputs, merged: MergedWeights) -> "PeftModel":
     plain = model_of(MergedWeights(merged.base, earlier, torch.float32), beneath)
     if earlier.vocabulary != merged.updates.vocabulary:
         plain.resize_token_embeddings(merged.updates.vocabulary)  # its new rows are the adapter's
-    if parts.head is not None:
-        torch.nn.init.zeros_(plain.get_parameter(SCORE_WEIGHT))  # peft has to bring the adapter's by itself
+    for name in parts.head.brought:
+        torch.nn.init.zeros_(plain.get_parameter(name))  # peft has to bring the adapter's by itself
     with quiet_peft():
         return load_adapter(plain, parts.adapters[-1].folder).eval()
 

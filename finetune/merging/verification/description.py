@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.merging.inputs import MergeInputs
-from finetune.models.description import ModelConfig, generation_notes, read_generation_config, write_description
+from finetune.models.description import ModelConfig, write_description
 from finetune.models.description_check import differences
 
 DESCRIBING = (
@@ -32,13 +32,8 @@ class DescriptionCheck:
 
 def write_beside(parts: MergeInputs, folder: Path, config: ModelConfig) -> None:
     """Config, generation config and tokenizer."""
-    generation = read_generation_config(parts.base.folder) if parts.head is None else None
+    generation = parts.head.generation_of(parts.base.folder)
     write_description(folder, parts.tokenizer, parts.tokenizer_sources, config=config, generation=generation)
-
-
-def notes_beside(parts: MergeInputs) -> tuple[str, ...]:
-    """What is to be said of it."""
-    return generation_notes(parts.base.folder) if parts.head is None else ()
 
 
 def check_beside(parts: MergeInputs, folder: Path, config: ModelConfig, *, for_version_4: bool = True) -> DescriptionCheck:
