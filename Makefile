@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full bench-data bench-train bench-launch bench-merge bench-plan bench-runs bench-texts bench-fuzz bench-tasks check format clean
+.PHONY: help quickstart test test-full bench-data bench-train bench-launch bench-merge bench-plan bench-runs bench-texts bench-fuzz bench-tasks docs check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,10 @@ bench-fuzz: $(VENV)/.installed-dev  ## 2,000 changed models, adapters and runs t
 bench-tasks: $(VENV)/.installed-dev  ## what minutes of training bring for each task on small real data, and how fast answers are
 	$(BIN)/python benchmarks/bench_evaluate.py
 	$(BIN)/python benchmarks/bench_tasks.py
+
+docs: $(VENV)/.installed-dev  ## the pages made from the recipe's schema
+	$(BIN)/finetune schema > recipes/recipe.schema.json
+	$(BIN)/finetune schema --markdown > docs/recipe_reference.md
 
 check: $(VENV)/.installed-dev  ## style, types, import arrows, every recipe
 	$(BIN)/ruff format --check .

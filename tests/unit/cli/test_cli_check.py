@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 
 from finetune.cli.app import VERBS
 from finetune.cli.check import resolved_lines, yaml_value
-from finetune.cli.schema import recipe_schema
 from finetune.recipe.load import load_recipe
+from finetune.recipe.reference import recipe_reference, recipe_schema
 from finetune.recipe.shipped import recipes_folder, shipped_recipes
 from finetune.recipe.tree import RecipeFile
 from finetune.recipe.yaml_tree import read_yaml
@@ -216,6 +217,14 @@ def test_every_verb_of_the_table_has_its_command() -> None:
 def test_the_shipped_schema_is_current() -> None:
     """recipes/recipe.schema.json is what `finetune schema` prints."""
     assert json.loads((recipes_folder() / "recipe.schema.json").read_text()) == recipe_schema()
+
+
+def test_the_reference_of_keys_is_current() -> None:
+    """docs/recipe_reference.md is what `finetune schema --markdown` prints, and has a row for every key of the schema."""
+    page = (ROOT / "docs" / "recipe_reference.md").read_text()
+    assert page == recipe_reference()
+    sections = [recipe_schema()["$defs"][name]["properties"] for name in recipe_schema()["$defs"]]
+    assert sum(map(len, sections)) + 1 == len(re.findall(r"^\| `", page, re.M))  # one more: `extends`
 
 
 def test_every_property_of_the_schema_has_a_description() -> None:
