@@ -18,7 +18,7 @@ EVERYTHING = frozenset({
 # Parts of data_prep that need the standard library only.
 DISK = frozenset({"data_prep.disk", "data_prep.secrets", "data_prep.temporary", "data_prep.text"})
 
-EVERYBODYS = ("errors", "environment", "signals")
+EVERYBODYS = ("errors", "environment", "extras", "signals")
 
 # Room -> the rooms that it may import; anyone may import its own and those of everybody. Imports inside functions count too.
 ARROWS: dict[str, frozenset[str]] = {
@@ -30,6 +30,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
     "errors": frozenset({"data_prep.errors", "data_prep.text"}),
     "environment": frozenset(),
+    "extras": frozenset(),
     "signals": frozenset(),
     "recipe": DISK | {"data_prep.config", "data_prep.files"},
     "models": DISK | {"recipe", "data_prep"},

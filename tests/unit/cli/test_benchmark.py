@@ -152,5 +152,5 @@ def test_wrong_input_is_one_message_and_exit_code_2(
     assert (code, printed) == (2, "")
     assert (
         errors
-        == 'error: benchmarks need the package lm-eval, which is not installed: pip install "llama-finetune[benchmarks]".\n'
+        == 'error: a benchmark needs lm-eval, which is not installed: pip install "llama-finetune[benchmarks]".\n'
     )
