@@ -16,6 +16,7 @@ from finetune.recipe.reference import recipe_reference, recipe_schema
 from finetune.recipe.shipped import recipes_folder, shipped_recipes
 from finetune.recipe.tree import RecipeFile
 from finetune.recipe.yaml_tree import read_yaml
+from tests.support.cli import run_process
 
 ROOT = Path(__file__).resolve().parents[3]
 GOOD = "model: {base: owner/name}\ndata: {train: [{generated: orders}]}\n"
@@ -23,9 +24,7 @@ GOOD = "model: {base: owner/name}\ndata: {train: [{generated: orders}]}\n"
 
 def finetune(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would."""
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-m", "finetune", *arguments]
-    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False, timeout=60)
+    return run_process(*arguments, cwd=cwd, environment=environment, timeout=60)
 
 
 def test_check_prints_every_value_with_its_origin(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from data_prep.errors import DataError
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.models.batch import packed_batch
 from finetune.models.loss import IGNORE_INDEX
-from tests.unit.data_prep.conftest import trained_bpe
+from tests.support.models import trained_bpe
 from tests.unit.data_prep.rows import allowing
 
 END, HEADER = "<|im_end|>", "{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}"
