@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.support.cli import Finetune, FinetuneHere, Result, run_here, run_process
 from tests.support.models import save_tiny_llama
@@ -24,6 +25,17 @@ os.environ["TRACKIO_DIR"] = str(Path(tempfile.mkdtemp(prefix="finetune-trackio-"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A suite that is started in the background of a script ignores Ctrl-C, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=20)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What asks for a model loads torch."""
+    for item in items:
+        if "tiny_base" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.torch)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -119,6 +119,7 @@ def test_no_hub_id_that_the_hub_refuses(tmp_path: Path, name: str) -> None:
         load_recipe(path)
 
 
+@pytest.mark.torch
 def test_no_optimizer_of_transformers_is_a_near_miss() -> None:
     """Every name of transformers' OptimizerNames passes through, however like one of ours it looks."""
     from transformers.training_args import OptimizerNames
