@@ -5,14 +5,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full bench-data bench-train bench-launch bench-merge bench-plan bench-runs bench-texts bench-fuzz bench-tasks check format clean
+.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-launch bench-merge bench-plan bench-runs bench-texts bench-fuzz bench-tasks docs check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	$(PIP) --editable '.[all]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -28,6 +28,11 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 # Drawn inputs: the same ones on every run of a commit here, new ones in test-full, which is where to look for more.
 test: $(VENV)/.installed-dev  ## the test suite, about 12 minutes on 2 cores
 	$(PYTEST) --hypothesis-profile=ci -m "not long"
+
+# What most changes break first: recipes, data, who imports whom. None of them loads torch, which is seen to.
+test-quick: $(VENV)/.installed-dev  ## the tests that need no torch, in a minute
+	$(PYTEST) -p tests.support.torch_free --hypothesis-profile=quick -m "not long and not torch" \
+		tests/unit/recipe tests/unit/data_prep tests/unit/test_imports.py tests/unit/test_signals.py tests/unit/cli/test_cli_check.py
 
 test-full: $(VENV)/.installed-dev  ## the test suite and the long tests
 	$(PYTEST) --hypothesis-profile=default
@@ -59,6 +64,11 @@ bench-fuzz: $(VENV)/.installed-dev  ## 2,000 changed models, adapters and runs t
 bench-tasks: $(VENV)/.installed-dev  ## what minutes of training bring for each task on small real data, and how fast answers are
 	$(BIN)/python benchmarks/bench_evaluate.py
 	$(BIN)/python benchmarks/bench_tasks.py
+
+docs: $(VENV)/.installed-dev  ## the pages made from the recipe's schema, and the manual as a site: site/index.html
+	$(BIN)/finetune schema > recipes/recipe.schema.json
+	$(BIN)/finetune schema --markdown > docs/recipe_reference.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 check: $(VENV)/.installed-dev  ## style, types, import arrows, every recipe
 	$(BIN)/ruff format --check .

@@ -1,13 +1,19 @@
-"""Shared parts of the tests: a tiny random LLaMA with a real byte-level tokenizer, and a small data set."""
+"""Fixtures of all tests: a tiny random LLaMA, a small data set, the command line."""
 
 import json
 import os
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
+
+from tests.support.cli import Finetune, FinetuneHere, Result, run_here, run_process
+from tests.support.models import save_tiny_llama
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -20,56 +26,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A suite that is started in the background of a script ignores Ctrl-C, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SHARED = Path(os.environ.get("FINETUNE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-CORPUS = [
-    "Please send two brass lamps to Ada before Friday.",
-    "Der Himmel ist blau, 3 + 4 = 7; what is the capital of France?",
-    '{"customer": "Ada", "product": "brass lamp", "quantity": 2}',
-]
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=20)
 
 
-def save_tiny_tokenizer(folder: Path) -> None:
-    """A byte-level BPE tokenizer with ChatML turns, as transformers saves one."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|im_start|>",  # noqa: S106
-        eos_token="<|im_end|>",  # noqa: S106
-        pad_token="<|im_end|>",  # noqa: S106
-    )
-    fast.chat_template = CHATML
-    fast.save_pretrained(folder)
-
-
-def save_tiny_llama(folder: Path, **changes: object) -> None:
-    """A random LLaMA (2 layers, width 64, 4 heads, 2 key-value heads, float32) and its tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    save_tiny_tokenizer(folder)
-    vocabulary = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
-    options: dict[str, object] = {
-        "vocab_size": vocabulary, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
-        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "tie_word_embeddings": False,
-    }  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**(options | changes))).save_pretrained(folder)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What asks for a model loads torch."""
+    for item in items:
+        if "tiny_base" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.torch)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -109,3 +75,33 @@ def alpaca_file(tmp_path: Path) -> Path:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows))
     return path
+
+
+@pytest.fixture
+def finetune(tmp_path: Path) -> Finetune:
+    """finetune("train", "recipe.yaml", code=0) runs the command as a user does, in tmp_path, and checks its exit code."""
+
+    def run(*arguments: str, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+        # A user has every core; one thread is for the tiny matrices inside the tests' own process.
+        variables = {"TRACKIO_DIR": str(tmp_path / "trackio"), "OMP_NUM_THREADS": None}
+        result = run_process(*arguments, cwd=tmp_path, environment=variables, **options)
+        assert result.returncode == code, f"{arguments} gave {result.returncode}:\n{result.stdout}\n{result.stderr}"
+        assert "Traceback" not in result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture
+def finetune_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> FinetuneHere:
+    """The same inside the test's process."""
+
+    def run(*arguments: str, code: int = 0) -> Result:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+        result = run_here(monkeypatch, capsys, *arguments)
+        assert result.code == code, f"{arguments} gave {result.code}:\n{result.stdout}\n{result.stderr}"
+        assert "Traceback" not in result.stderr
+        return result
+
+    return run

@@ -26,8 +26,10 @@ def check(
     Static unless --deep: no torch, no network.
     """
     from finetune.recipe.load import load_recipe
+    from finetune.recipe.packages import check_packages
 
     loaded = load_recipe(recipe, overrides or [])
+    check_packages(loaded.recipe)
     if launch is not None:
         from finetune.launch.check import check_launch, plan_launch
 

@@ -15,8 +15,8 @@ import typer
 
 from finetune import __version__
 from finetune.cli.common import JsonOption, out, print_json
+from finetune.extras import DISTRIBUTION, EXTRAS, is_installed
 
-DISTRIBUTION = "llama-finetune"
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 OPTIONAL = {
     "bitsandbytes": "adapter.method qlora and train.optimizer adamw_8bit are refused without it",
@@ -170,8 +170,12 @@ def version_of(package: str) -> str | None:
 def extras() -> Iterator[Fact]:
     """What is there only on some machines, and what is refused without it."""
     for name, consequence in OPTIONAL.items():
-        there = util.find_spec(name) is not None
+        there = is_installed(name)
         yield Fact("extras", name, "present" if there else "absent", "" if there else consequence)
+    for extra, modules in EXTRAS.items():
+        missing = [package for module, package in modules.items() if not is_installed(module)]
+        consequence = f'pip install "{DISTRIBUTION}[{extra}]" adds {", ".join(missing)}' if missing else ""
+        yield Fact("extras", extra, "absent" if missing else "present", consequence)
     for tool in BUILD_TOOLS:
         path = shutil.which(tool)
         yield Fact(

@@ -11,16 +11,21 @@ from finetune.evaluation.predictions import OnProgress
 from finetune.evaluation.report import Report, measure
 from finetune.generation.loading import ModelTarget, load_ready
 from finetune.models.device import Precision
+from finetune.recipe.packages import check_metric_packages
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 
 
 class Evaluation:
-    """The recipe's metrics of models, each loaded in its turn and let go."""
+    """The recipe's metrics of models, each loaded in its turn and let go.
+
+    Raises FinetuneError at once where a package that computes one of the metrics is not installed.
+    """
 
     def __init__(
         self, recipe: Recipe, precision: Precision, *, allow_code: Collection[str] = (), progress: OnProgress | None = None
     ):
+        check_metric_packages(recipe.evaluate.metrics)
         self.recipe, self.precision, self.allow_code, self.progress = recipe, precision, allow_code, progress
 
     def of(self, target: ModelTarget) -> Report:

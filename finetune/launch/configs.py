@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML, AliasEvent, YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from data_prep.disk import read_regular
 from finetune.environment import OF_ACCELERATE
 from finetune.errors import LaunchError
 from finetune.launch.keys import as_count, as_flag, as_norm, flat, is_nothing, problems_of
 from finetune.recipe.shipped import shipped_folder
-from finetune.recipe.yaml_tree import MAX_BYTES
+from finetune.recipe.yaml_tree import MAX_BYTES, MAX_DEPTH
 
 FOLDER = "accelerate_configs"
 
@@ -66,8 +67,13 @@ def _read(path: Path) -> Any:
     """A file's plain values, within a recipe's bounds. Raises YAMLError, ValueError, RecursionError, OSError."""
     text = read_regular(path, MAX_BYTES).decode("utf-8-sig")
     yaml = YAML(typ="safe", pure=True)
-    if any(isinstance(event, AliasEvent) for event in yaml.parse(text)):  # a few of them stand for gigabytes
-        raise ValueError("it has an alias (*NAME); write the value itself")
+    depth = 0
+    for event in yaml.parse(text):
+        if isinstance(event, AliasEvent):  # a few of them stand for gigabytes
+            raise ValueError("it has an alias (*NAME); write the value itself")
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:  # the parser's time is quadratic in it
+            raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
     yaml = YAML(typ="safe", pure=True)
     yaml.version = (1, 1)  # as accelerate reads it: no is false
     return yaml.load(text)

@@ -1,12 +1,12 @@
 """Curves of runs: as a PNG through matplotlib, or in the terminal through plotext."""
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import CheckpointError
+from finetune.extras import refuse_without
 from finetune.runs.folder import RunFolder, whole_entries
 
 PLOTTED = ("train/loss", "eval/loss", "train/learning_rate", "train/gradient_norm", "train/tokens_per_second")
@@ -52,11 +52,10 @@ def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def save_png(curves: dict[str, list[Curve]], path: Path) -> None:
-    """One picture, a panel for each metric. Raises CheckpointError where matplotlib is not installed."""
+    """One picture, a panel for each metric. Raises FinetuneError where matplotlib is not installed."""
     if path.suffix.lower() != ".png":
         raise CheckpointError(f"--output is {path}; expected a name that ends in .png.")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise CheckpointError("a PNG needs matplotlib: pip install matplotlib; without --output the curves go to the terminal.")
+    refuse_without("matplotlib", "a PNG")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -76,7 +75,11 @@ def save_png(curves: dict[str, list[Curve]], path: Path) -> None:
 
 
 def draw(curves: dict[str, list[Curve]], width: int, height: int, *, colours: bool) -> str:
-    """The same in characters, one metric below the other; without colours each run has a mark of its own."""
+    """The same in characters, one metric below the other; without colours each run has a mark of its own.
+
+    Raises FinetuneError where plotext is not installed.
+    """
+    refuse_without("plotext", "a plot in the terminal")
     import plotext
 
     pictures = []

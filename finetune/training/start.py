@@ -11,6 +11,7 @@ from finetune import environment
 from finetune.errors import LaunchError
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.lock import read_lock
+from finetune.recipe.packages import check_packages
 from finetune.recipe.schema import Recipe
 from finetune.runs.commands import shell_command
 from finetune.runs.folder import is_run, open_run
@@ -56,6 +57,8 @@ def start(
             raise LaunchError(f"{name} is {value!r}; expected a number from {LEAST[name]:g}.")
     if launch is None and options:
         raise LaunchError(f"{', '.join(options)}: these are about several processes, and need launch.")
+    if not environment.is_worker():
+        check_packages(_recipe_of(loaded, resumed))
     if launch is None or environment.is_worker():
         _settle(loaded, resumed)
     else:

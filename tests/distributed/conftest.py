@@ -1,59 +1,17 @@
 """Real launches: `finetune train --launch` in processes of its own, on the tiny base."""
 
-import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from ruamel.yaml import YAML
-from safetensors.torch import load_file
 
-from finetune.launch.configs import find_config
-
-NO_COMPILER = shutil.which("g++") is None or shutil.which("ninja") is None
-"""DeepSpeed compiles an extension at its first run; without these `finetune train --launch zero...` is refused."""
+from tests.distributed.launches import NO_COMPILER, Launched, Train
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass
-class Launched:
-    """A launch that ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-    run: Path | None
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """What was trained."""
-        assert self.run is not None
-        folder, name = (
-            (self.run / "adapter", "adapter_model") if (self.run / "adapter").is_dir() else (self.run / "model", "model")
-        )
-        return load_file(folder / f"{name}.safetensors")
-
-    def losses(self, name: str = "train/loss") -> list[float]:
-        """The logged losses, in order."""
-        assert self.run is not None
-        entries = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
-        return [entry[name] for entry in entries if name in entry]
-
-    def summary(self) -> dict[str, Any]:
-        """The run's outcome."""
-        assert self.run is not None
-        found: dict[str, Any] = json.loads((self.run / "summary.json").read_text())
-        return found
-
-
-Train = Callable[..., Launched]
 
 
 @pytest.fixture
@@ -99,16 +57,3 @@ def train(tiny_base: Path, alpaca_file: Path, tmp_path: Path, environment: dict[
         return found
 
     return run
-
-
-def accelerate_launch(engine: str) -> list[str]:
-    """The command by which accelerate itself starts two processes with a shipped file."""
-    config = str(find_config(engine).path)
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", "0"]
-
-
-def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """Relative L2 of all weights together."""
-    assert one.keys() == other.keys()
-    flat = [torch.cat([weights[name].double().flatten() for name in sorted(weights)]) for weights in (one, other)]
-    return float((flat[0] - flat[1]).norm() / flat[1].norm())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune.launch.matrix import ENGINES, METHODS, refusal
-from tests.distributed.conftest import Train, accelerate_launch, difference
+from tests.distributed.launches import Train, accelerate_launch, difference
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
 """Of the trained weights after 4 steps of Adam at 1e-2, relative L2: Adam divides by the root of tiny squares, and so

@@ -11,25 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.distributed.conftest import Train, difference
+from tests.distributed.launches import Train, difference, start_launch
+from tests.support.processes import wait_for
 
 STEPS = {"max_steps": 150, "save_every_steps": 25}
-
-
-def wait_for(path: Path, launch: subprocess.Popen[str], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert launch.poll() is None, launch.communicate()
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.01)
-
-
-def start(recipe: Path, environment: dict[str, str], *options: str) -> subprocess.Popen[str]:
-    """A launch of two processes that goes on by itself."""
-    command = [sys.executable, "-m", "finetune", "train", str(recipe), "--launch", "ddp", "--processes", "2", *options]
-    return subprocess.Popen(
-        command, env=environment, cwd=recipe.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
 
 
 def worker(launch: subprocess.Popen[str], rank: int) -> psutil.Process:
@@ -53,7 +38,7 @@ def test_a_killed_process_ends_the_launch_and_restarting_it_loses_nothing(
     evaluations = {"evaluate_every_steps": 25} if moment == "evaluation" else {}
     sections: dict[str, dict[str, object]] = {"train": STEPS | evaluations, "data": {"evaluation": {"fraction": 0.5}}}
     whole = train("--launch", "ddp", "--processes", "2", **sections)
-    launch = start(tmp_path / "recipe.yaml", environment, "--max-restarts", "1")
+    launch = start_launch(tmp_path / "recipe.yaml", environment, "--max-restarts", "1")
     run = tmp_path / "runs" / "recipe-002"
     draw = random.Random(seed)  # noqa: S311 - when to kill, not a secret
     wait_for(run / "checkpoints" / "checkpoint-25" / "complete.json", launch)
@@ -83,7 +68,7 @@ def test_without_restarts_it_says_which_process_died(train: Train, tmp_path: Pat
     """The launch ends within a minute with one message and keeps its checkpoints, from which one process goes on."""
     # A small learning rate: at a large one 150 steps make much of the last digit.
     whole = train(train=STEPS | {"learning_rate": 1e-4})
-    launch = start(tmp_path / "recipe.yaml", environment)
+    launch = start_launch(tmp_path / "recipe.yaml", environment)
     run = tmp_path / "runs" / "recipe-002"
     wait_for(run / "checkpoints" / "checkpoint-25" / "complete.json", launch)
     worker(launch, 1).kill()
@@ -103,7 +88,7 @@ def test_without_restarts_it_says_which_process_died(train: Train, tmp_path: Pat
 def test_a_signal_saves_all_processes_at_one_step(train: Train, tmp_path: Path, environment: dict[str, str], name: str) -> None:
     """The launch saves a checkpoint and ends with 130; resumed, with two processes, it ends in the uninterrupted adapter."""
     whole = train("--launch", "ddp", "--processes", "2", train=STEPS)
-    launch = start(tmp_path / "recipe.yaml", environment)
+    launch = start_launch(tmp_path / "recipe.yaml", environment)
     run = tmp_path / "runs" / "recipe-002"
     wait_for(run / "checkpoints" / "checkpoint-25" / "complete.json", launch)
     os.kill(launch.pid, getattr(signal, name))
@@ -122,7 +107,7 @@ def test_two_launches_into_one_run(train: Train, tmp_path: Path, environment: di
     """While one launch trains a run, another that resumes it is refused."""
     train(train={"max_steps": 1})
     (tmp_path / "recipe.yaml").write_text((tmp_path / "recipe.yaml").read_text().replace("max_steps: 1", "max_steps: 5000"))
-    launch = start(tmp_path / "recipe.yaml", environment)
+    launch = start_launch(tmp_path / "recipe.yaml", environment)
     run = tmp_path / "runs" / "recipe-002"
     wait_for(run / "summary.json", launch)
     command = [sys.executable, "-m", "finetune", "train", "--resume", str(run), "--launch", "ddp", "--processes", "2"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.conftest import Train, accelerate_launch, difference
+from tests.distributed.launches import Train, accelerate_launch, difference
 
 SCRIPT = """
 from finetune import objectives

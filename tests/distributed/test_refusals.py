@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.conftest import Train
+from tests.distributed.launches import Train
 
 
 @pytest.mark.parametrize(

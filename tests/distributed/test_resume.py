@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.conftest import Launched, Train, accelerate_launch, difference
+from tests.distributed.launches import Launched, Train, accelerate_launch, difference
 
 INTERRUPT = """
 import sys

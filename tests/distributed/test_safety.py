@@ -18,8 +18,8 @@ import pytest
 from torch.distributed import DistError, TCPStore
 
 from finetune.runs.folder import RunFolder, list_summaries
-from tests.distributed.conftest import NO_COMPILER, Train
-from tests.distributed.test_faults import start, wait_for
+from tests.distributed.launches import NO_COMPILER, Train, start_launch
+from tests.support.processes import wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends processes with their launcher on Linux only")
 ENDLESS = {"max_steps": 100_000, "learning_rate": 1e-5, "log_every_steps": 20}
@@ -173,7 +173,7 @@ def test_a_signal_before_the_first_step_leaves_nothing(
     train: Train, tmp_path: Path, environment: dict[str, str], name: str, seconds: float
 ) -> None:
     """Whenever it comes, the launch ends with 130, and leaves no run folder that has no checkpoint."""
-    launch = start(recipe_of(train, tmp_path, 100_000), environment)
+    launch = start_launch(recipe_of(train, tmp_path, 100_000), environment)
     time.sleep(seconds)
     launch.send_signal(getattr(signal, name))
     stdout, stderr = launch.communicate(timeout=60)

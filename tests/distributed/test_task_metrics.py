@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.conftest import Train, difference
+from tests.distributed.launches import Train, difference
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="launches are shown on Linux only")
 

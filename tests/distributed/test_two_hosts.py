@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.conftest import NO_COMPILER, Launched, Train, difference
+from tests.distributed.launches import NO_COMPILER, Launched, Train, difference
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None,

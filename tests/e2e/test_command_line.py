@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import save_tiny_llama
-from tests.e2e.conftest import Finetune
+from tests.support.cli import Finetune
+from tests.support.models import save_tiny_llama
 
 RECIPE = """\
 model: {{base: {base}}}

@@ -3,7 +3,10 @@
 import ast
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,14 @@ def test_the_readme_is_short() -> None:
 def test_every_page_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name})" not in readme] == []
+
+
+def test_the_manual_is_a_site(tmp_path: Path) -> None:
+    """mkdocs builds it without a warning: no link that leads nowhere, no page outside the menu (mkdocs.yml is strict)."""
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def texts_of_the_code() -> Iterator[str]:

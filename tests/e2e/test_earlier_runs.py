@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.recipe.lock import read_lock
-from tests.e2e.conftest import Finetune
+from tests.support.cli import Finetune
 
 ARCHIVES = sorted((Path(__file__).parents[1] / "golden").glob("runs_*.tar.gz"))
 

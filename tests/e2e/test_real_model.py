@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Finetune
+from tests.support.cli import Finetune
 
 RECIPE = """\
 extends: {quickstart}

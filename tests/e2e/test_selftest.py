@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.conftest import Result
+from tests.support.cli import Result
 
 
 @pytest.mark.long

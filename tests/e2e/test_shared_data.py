@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SHARED
-from tests.e2e.conftest import Result
+from tests.support.cli import Result
+from tests.support.models import SHARED
 
 DATA = SHARED / "data"
 BASE = SHARED / "models" / "stories260k"

@@ -13,7 +13,7 @@ from finetune.models.device import choose_precision
 from finetune.recipe.load import load_recipe
 from finetune.recipe.shipped import recipes_folder
 from finetune.runs.target import resolve_target
-from tests.unit.training.processes import start
+from tests.support.processes import start
 
 CONTEXT = "The brass lamp was sent to Ada on Friday."
 MBPP = {"test_list": ["assert f(1) == 2"], "test_setup_code": "", "challenge_test_list": []}

@@ -21,8 +21,7 @@ from finetune.models.bases.tokenizer_files import PROBES
 from finetune.recipe.schema import Recipe
 from finetune.runs.target import resolve_target
 from finetune.training import run as training
-from tests.conftest import CHATML, save_tiny_llama
-from tests.unit.data_prep.test_sentencepiece import train as train_sentencepiece
+from tests.support.models import CHATML, save_tiny_llama, train_sentencepiece
 
 pytestmark = pytest.mark.long
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import CHATML, CORPUS, save_tiny_llama
+from tests.support.models import CHATML, CORPUS, save_tiny_llama
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 BASES = (*FAMILIES, "sharded", "nf4", "unigram", "pieces")

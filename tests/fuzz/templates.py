@@ -2,7 +2,7 @@
 
 from random import Random
 
-from tests.conftest import CHATML
+from tests.support.models import CHATML
 
 PIECES = [
     "{% for i in range(10**9) %}x{% endfor %}",

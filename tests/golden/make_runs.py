@@ -41,7 +41,7 @@ def write_base(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from tests.conftest import save_tiny_tokenizer
+    from tests.support.models import save_tiny_tokenizer
 
     save_tiny_tokenizer(folder)
     vocabulary = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])

@@ -2,8 +2,6 @@
 
 import itertools
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +9,9 @@ import pytest
 
 from finetune import environment
 from finetune.errors import LaunchError
-from tests.unit.training.conftest import MakeRecipe, make_recipe  # noqa: F401 - a fixture
-from tests.unit.training.processes import EXACT, start
+from tests.support.cli import run_process
+from tests.support.processes import EXACT, start
+from tests.support.recipes import MakeRecipe
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
@@ -130,7 +129,7 @@ def test_a_launcher_starts_no_launcher() -> None:
     assert environment.AGENT not in os.environ
 
 
-def test_a_run_of_one_process_under_a_launcher(make_recipe: MakeRecipe) -> None:  # noqa: F811
+def test_a_run_of_one_process_under_a_launcher(make_recipe: MakeRecipe) -> None:
     """With what torchrun or Kubeflow set for one process the run trains, as one process, to its end."""
     os.environ.update(WHOLE | {"RANK": "0", "WORLD_SIZE": "1", environment.AGENT: "run", "ACCELERATE_USE_FSDP": "true"})
     done = start(make_recipe(train=EXACT | {"max_steps": 1}))
@@ -141,9 +140,7 @@ def test_a_run_of_one_process_under_a_launcher(make_recipe: MakeRecipe) -> None:
 def test_other_verbs_run_whatever_is_left_over(verb: list[str], tmp_path: Path) -> None:
     """A shell of a cluster's job is one in which recipes can be checked and runs listed."""
     os.environ.update(WHOLE | {"LOCAL_RANK": "x", "WORLD_SIZE": "two"})
-    done = subprocess.run(
-        [sys.executable, "-m", "finetune", *verb], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
-    )
+    done = run_process(*verb, cwd=tmp_path, timeout=60)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,12 +1,12 @@
 """The arrows of the house: who may import whom, and what stays light to import."""
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.imports import HEAVY, loaded_by
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
@@ -18,7 +18,7 @@ EVERYTHING = frozenset({
 # Parts of data_prep that need the standard library only.
 DISK = frozenset({"data_prep.disk", "data_prep.secrets", "data_prep.temporary", "data_prep.text"})
 
-EVERYBODYS = ("errors", "environment", "signals")
+EVERYBODYS = ("errors", "environment", "extras", "signals")
 
 # Room -> the rooms that it may import; anyone may import its own and those of everybody. Imports inside functions count too.
 ARROWS: dict[str, frozenset[str]] = {
@@ -30,6 +30,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
     "errors": frozenset({"data_prep.errors", "data_prep.text"}),
     "environment": frozenset(),
+    "extras": frozenset(),
     "signals": frozenset(),
     "recipe": DISK | {"data_prep.config", "data_prep.files", "objectives"},
     "objectives": frozenset({"data_prep", "recipe.given", "recipe.schema", "models.batch", "models.loss", "models.classify"}),
@@ -47,7 +48,6 @@ ARROWS: dict[str, frozenset[str]] = {
     "merging": frozenset({"models", "objectives", "data", "generation", "runs", "recipe", "data_prep"}),
     "data_prep": frozenset(),
 }
-HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate")
 
 
 def imports_of(path: Path) -> Iterator[tuple[int, str]]:
@@ -121,15 +121,6 @@ def test_check_loads_no_torch() -> None:
     assert loaded_by(check, HEAVY) == []
 
 
-def loaded_by(code: str, packages: tuple[str, ...]) -> list[str]:
-    """Which of the packages a fresh interpreter has loaded after some code."""
-    tail = f"\nimport sys\nprint([name for name in {packages!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code + tail], cwd=ROOT, capture_output=True, text=True, check=True)
-    found = ast.literal_eval(done.stdout.splitlines()[-1])
-    assert isinstance(found, list)
-    return found
-
-
 def test_no_class_has_another_s_name() -> None:
     """A search for a class finds one."""
     found: dict[str, list[str]] = {}
@@ -145,3 +136,14 @@ def test_the_architecture_page_shows_the_table() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     for room, allowed in ARROWS.items():
         assert f"| `{room}` | {', '.join(f'`{name}`' for name in sorted(allowed)) or 'nothing'} |\n" in page
+
+
+def test_no_test_module_imports_another() -> None:
+    """What tests share is in tests/support, or in a module beside them that is none; fixtures come from a conftest alone."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for line, name in imports_of(path)
+        if name.startswith("tests.") and any(part.startswith("test_") or part == "conftest" for part in name.split("."))
+    ]
+    assert not wrong

@@ -1,7 +1,6 @@
 """The LM Evaluation Harness (lm-eval) as an optional dependency: installed or not, its view of a model, output, errors."""
 
 import contextlib
-import importlib.util
 import logging
 import os
 import traceback
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.text import one_line
 from finetune.errors import FinetuneError
+from finetune.extras import refuse_without
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 def check_installed() -> None:
     """Raises FinetuneError where lm-eval is not installed."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise FinetuneError(
-            'benchmarks need the package lm-eval, which is not installed: pip install "llama-finetune[benchmarks]".'
-        )
+    refuse_without("lm_eval", "a benchmark")
 
 
 @contextlib.contextmanager

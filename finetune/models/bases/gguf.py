@@ -7,13 +7,15 @@ from typing import Any
 import torch
 
 from finetune.errors import ModelError, library_refusals
+from finetune.extras import refuse_without
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
     """Dequantise a GGUF file of a LLaMA-family model into `folder`: config, bf16 safetensors, tokenizer, chat template.
 
-    Raises ModelError where the file can't be read as such a model.
+    Raises ModelError where the file can't be read as such a model, and FinetuneError where gguf is not installed.
     """
+    refuse_without("gguf", f"{file}: a GGUF file")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from finetune.models.description import CONFIG, ModelConfig, read_generation_config, write_description

@@ -15,7 +15,7 @@ class AdapterSection(Section):
     """lora, qlora (the base in 4-bit NF4, double quantised), or full."""
 
     rank: Annotated[int, Field(ge=1, le=4096)] = 16
-    """R, the adapter's rank."""
+    """The rank of the adapter's update."""
 
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """The update is scaled by alpha / rank (alpha / sqrt(rank) with use_rslora)."""

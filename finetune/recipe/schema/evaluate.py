@@ -29,6 +29,13 @@ OF_NUMBERS: frozenset[MetricName] = frozenset({"mean_squared_error", "mean_absol
 PASS_AT: dict[MetricName, int] = {"pass@1": 1, "pass@5": 5, "pass@10": 10}
 """Metrics that run the code of so many answers."""
 
+MODULES: dict[MetricName, str] = {
+    "bleu": "sacrebleu", "chrf": "sacrebleu", "rouge1": "rouge_score", "rouge2": "rouge_score", "rougeL": "rouge_score",
+    "f1_macro": "sklearn", "f1_micro": "sklearn", "matthews": "sklearn", "likelihood_f1_macro": "sklearn",
+    "likelihood_matthews": "sklearn",
+}  # fmt: skip
+"""What computes a metric that isn't computed here: a module of finetune/extras.py."""
+
 LOWER_IS_BETTER: frozenset[MetricName] = LOSSES | {"mean_squared_error", "mean_absolute_error"}
 """Of all others, higher is better."""
 

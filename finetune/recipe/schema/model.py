@@ -43,10 +43,10 @@ class RopeScaling(Section):
     """yarn and llama3: the context length before scaling; the base's own when absent."""
 
     low_frequency_factor: Annotated[float, Field(gt=0)] | None = None
-    """llama3 only."""
+    """llama3: rotary dimensions that turn fewer times than this within original_max_length_tokens are slowed by factor."""
 
     high_frequency_factor: Annotated[float, Field(gt=0)] | None = None
-    """llama3 only."""
+    """llama3: rotary dimensions that turn more often than this stay as they are; those between the two are blended."""
 
 
 class ModelSection(Section):
@@ -56,7 +56,7 @@ class ModelSection(Section):
     """A hub id (owner/name), a folder, {gguf: FILE} or {wheel: NAME==VERSION, file: PATH, sha256: HEX}."""
 
     revision: str | None = None
-    """A hub id's commit, tag or branch; the commit that was used stands in the run's lock."""
+    """A hub id's commit, tag or branch; the commit that was used is in the run's lock."""
 
     allow_untested: bool = False
     """Use a base that is not of the LLaMA family (llama, mistral, qwen2, qwen3)."""

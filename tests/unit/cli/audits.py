@@ -1,30 +1,9 @@
 """What tests of finetune data write, run and read."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-
-@dataclass
-class Printed:
-    """What a command printed."""
-
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-    @property
-    def json(self) -> Any:
-        """Standard output as the one JSON document that it is."""
-        return json.loads(self.out)
-
-
-Data = Callable[..., Printed]
 
 
 @dataclass

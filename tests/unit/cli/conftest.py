@@ -1,31 +1,26 @@
 """The verb `data`, and recipes to run it on."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.audits import Data, Printed, Recipes
+from tests.support.cli import FinetuneHere, Result, run_here
+from tests.unit.cli.audits import Recipes
 
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Data:
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> FinetuneHere:
     """data("recipe.yaml", code=0) runs the verb in tmp_path, with a cache of its own, and checks its exit code."""
-    from finetune.cli.app import run as run_command
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
 
-    def run(*arguments: str, code: int = 0) -> Printed:
-        monkeypatch.setattr(sys, "argv", ["finetune", "data", *arguments])
-        capsys.readouterr()
-        found = run_command()
-        printed = Printed(*capsys.readouterr())
-        assert found == code, f"{arguments} gave {found}:\n{printed.out}\n{printed.err}"
-        assert "Traceback" not in printed.err
-        return printed
+    def run(*arguments: str, code: int = 0) -> Result:
+        result = run_here(monkeypatch, capsys, "data", *arguments)
+        assert result.code == code, f"{arguments} gave {result.code}:\n{result.stdout}\n{result.stderr}"
+        assert "Traceback" not in result.stderr
+        return result
 
     return run
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from finetune.cli.app import run as run_command
 from finetune.models.adapters.adapter import attach, save_adapter
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.adapter import AdapterSection
+from tests.support.cli import run_here
 
 pytest.importorskip("lm_eval", reason='lm-eval is not installed: pip install "llama-finetune[benchmarks]"')
 
@@ -48,12 +48,9 @@ def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.Cap
 
     def call(*arguments: str) -> tuple[int, str, str]:
         given = [*arguments] if "--task" in arguments else [*arguments, "--task", "lamps", "--task-folder", str(folder)]
-        monkeypatch.setattr(sys, "argv", ["finetune", "benchmark", *given])
-        capfd.readouterr()
-        code = run_command()
-        printed, errors = capfd.readouterr()
+        done = run_here(monkeypatch, capfd, "benchmark", *given)
         # transformers' bar is kept off before its import, which was long ago here.
-        return code, printed, re.sub(r"\rLoading weights.*\n", "", errors)
+        return done.code, done.stdout, re.sub(r"\rLoading weights.*\n", "", done.stderr)
 
     return call
 
@@ -150,7 +147,4 @@ def test_wrong_input_is_one_message_and_exit_code_2(
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     code, printed, errors = benchmark(str(tmp_path / "nothing"))
     assert (code, printed) == (2, "")
-    assert (
-        errors
-        == 'error: benchmarks need the package lm-eval, which is not installed: pip install "llama-finetune[benchmarks]".\n'
-    )
+    assert errors == 'error: a benchmark needs lm-eval, which is not installed: pip install "llama-finetune[benchmarks]".\n'

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,12 @@ import pytest
 
 from finetune.cli.app import VERBS
 from finetune.cli.check import resolved_lines, yaml_value
-from finetune.cli.schema import recipe_schema
 from finetune.recipe.load import load_recipe
+from finetune.recipe.reference import recipe_reference, recipe_schema
 from finetune.recipe.shipped import recipes_folder, shipped_recipes
 from finetune.recipe.tree import RecipeFile
 from finetune.recipe.yaml_tree import read_yaml
+from tests.support.cli import run_process
 
 ROOT = Path(__file__).resolve().parents[3]
 GOOD = "model: {base: owner/name}\ndata: {train: [{generated: orders}]}\n"
@@ -22,9 +24,7 @@ GOOD = "model: {base: owner/name}\ndata: {train: [{generated: orders}]}\n"
 
 def finetune(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would."""
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-m", "finetune", *arguments]
-    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False, timeout=60)
+    return run_process(*arguments, cwd=cwd, environment=environment, timeout=60)
 
 
 def test_check_prints_every_value_with_its_origin(tmp_path: Path) -> None:
@@ -216,6 +216,14 @@ def test_every_verb_of_the_table_has_its_command() -> None:
 def test_the_shipped_schema_is_current() -> None:
     """recipes/recipe.schema.json is what `finetune schema` prints."""
     assert json.loads((recipes_folder() / "recipe.schema.json").read_text()) == recipe_schema()
+
+
+def test_the_reference_of_keys_is_current() -> None:
+    """docs/recipe_reference.md is what `finetune schema --markdown` prints, and has a row for every key of the schema."""
+    page = (ROOT / "docs" / "recipe_reference.md").read_text()
+    assert page == recipe_reference()
+    sections = [recipe_schema()["$defs"][name]["properties"] for name in recipe_schema()["$defs"]]
+    assert sum(map(len, sections)) + 1 == len(re.findall(r"^\| `", page, re.M))  # one more: `extends`
 
 
 def test_every_property_of_the_schema_has_a_description() -> None:

@@ -5,22 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.audits import MIXED, Data, Recipes, alpaca, mixed
+from tests.support.cli import FinetuneHere
+from tests.unit.cli.audits import MIXED, Recipes, alpaca, mixed
 
 
-def test_prepared_data_are_found_again(data: Data, recipe: Recipes) -> None:
+def test_prepared_data_are_found_again(data: FinetuneHere, recipe: Recipes) -> None:
     """A second audit of the same rows comes from the cache, says so, and says the same; a changed row is prepared anew."""
     name = mixed(recipe)
     first, second = data(name), data(name)
     assert second.lines == ["from the cache: these data were prepared before", *first.lines]
     as_json = data(name, "--json")
-    assert as_json.err == "from the cache: these data were prepared before\n"
+    assert as_json.stderr == "from the cache: these data were prepared before\n"
     assert as_json.json["ok"]
     recipe.rows("rows.jsonl", [*MIXED, alpaca(1)[0]])
     assert "10 of 14 rows kept" in data(name).lines[0]
 
 
-def test_the_cache_is_listed_and_cleared(data: Data, recipe: Recipes) -> None:
+def test_the_cache_is_listed_and_cleared(data: FinetuneHere, recipe: Recipes) -> None:
     """--cache list names each entry with its documents and sources, newest first; clear deletes them and nothing else."""
     listed = data("--cache", "list")
     assert listed.lines[-1].startswith("0 prepared data sets, ")
@@ -58,15 +59,15 @@ def test_the_cache_is_listed_and_cleared(data: Data, recipe: Recipes) -> None:
         ("--json",),
     ],
 )
-def test_a_cache_or_a_recipe(arguments: tuple[str, ...], data: Data, recipe: Recipes) -> None:
+def test_a_cache_or_a_recipe(arguments: tuple[str, ...], data: FinetuneHere, recipe: Recipes) -> None:
     """A wrong word for --cache, one beside a recipe, and neither of the two end with 2 and the words that are expected."""
     mixed(recipe)
     printed = data(*arguments, code=2)
-    assert "finetune data --cache list" in printed.out + printed.err
+    assert "finetune data --cache list" in printed.stdout + printed.stderr
     assert not (recipe.folder / "cache").exists()
 
 
 @pytest.mark.parametrize("options", [("--rows", "3"), ("--preview", "2"), ("--html", "audit.html"), ("--allow-code", "0" * 64)])
-def test_an_option_beside_the_cache(options: tuple[str, ...], data: Data, recipe: Recipes) -> None:
+def test_an_option_beside_the_cache(options: tuple[str, ...], data: FinetuneHere, recipe: Recipes) -> None:
     """An option that --cache has no use for is refused, not ignored."""
-    assert options[0] in data("--cache", "list", *options, code=2).err
+    assert options[0] in data("--cache", "list", *options, code=2).stderr

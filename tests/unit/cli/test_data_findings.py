@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from data_prep.audit.report import FINDINGS
-from tests.conftest import CHATML
-from tests.unit.cli.audits import Data, Recipes, chat
+from tests.support.cli import FinetuneHere
+from tests.support.models import CHATML
+from tests.unit.cli.audits import Recipes, chat
 
 
 @dataclass
@@ -86,27 +87,27 @@ def test_every_finding_has_its_case() -> None:
 
 
 @pytest.mark.parametrize("finding", FINDINGS)
-def test_a_finding_fails_the_audit(finding: str, data: Data, recipe: Recipes) -> None:
+def test_a_finding_fails_the_audit(finding: str, data: FinetuneHere, recipe: Recipes) -> None:
     """The audit ends with 3 and says which finding, in how many rows, and where; --json says the same in one document."""
     name, case = with_findings(recipe, finding), CASES[finding]
     printed = data(name, code=3)
     index = printed.lines.index(f"{finding}: 1 {FINDINGS[finding]} (fails the audit)")
     assert printed.lines[index + 1].startswith(f"  {case.place}: ")
     assert case.says in printed.lines[index + 1]
-    assert "the audit holds" not in printed.out
-    assert printed.err.startswith(f"error: the audit fails: {finding}. ")
+    assert "the audit holds" not in printed.stdout
+    assert printed.stderr.startswith(f"error: the audit fails: {finding}. ")
     as_json = data(name, "--json", code=3)
     audit = as_json.json
     assert (audit["ok"], audit["failed"], audit["findings"]) == (False, [finding], {finding: 1})
     assert sum(finding in source["findings"] for source in audit["sources"]) == 1
-    assert "error" not in as_json.err
+    assert "error" not in as_json.stderr
 
 
 @pytest.mark.parametrize("finding", FINDINGS)
-def test_an_allowed_finding_fails_nothing(finding: str, data: Data, recipe: Recipes) -> None:
+def test_an_allowed_finding_fails_nothing(finding: str, data: FinetuneHere, recipe: Recipes) -> None:
     """What the message of a failed audit advises to write makes the audit hold; the finding is still reported."""
     name = with_findings(recipe, finding)
-    (advised,) = re.findall(r"with (data\.allow_findings: \[.*?\])", data(name, code=3).err)
+    (advised,) = re.findall(r"with (data\.allow_findings: \[.*?\])", data(name, code=3).stderr)
     printed = data(name, advised.replace(": ", "=", 1))
     assert printed.lines[-1] == "the audit holds"
     assert f"{finding}: 1 {FINDINGS[finding]} (allowed by data.allow_findings)" in printed.lines
@@ -114,7 +115,7 @@ def test_an_allowed_finding_fails_nothing(finding: str, data: Data, recipe: Reci
     assert (audit["ok"], audit["failed"], audit["findings"]) == (True, [], {finding: 1})
 
 
-def test_every_finding_at_once(data: Data, recipe: Recipes) -> None:
+def test_every_finding_at_once(data: FinetuneHere, recipe: Recipes) -> None:
     """All findings of an audit are named, and one that is left when the others are allowed still fails it."""
     name = with_findings(recipe, "no_supervised_token", "leakage", "double_bos")
     assert set(data(name, "--json", code=3).json["failed"]) == {"no_supervised_token", "leakage", "double_bos"}
@@ -123,7 +124,7 @@ def test_every_finding_at_once(data: Data, recipe: Recipes) -> None:
     assert set(audit["findings"]) == {"no_supervised_token", "leakage", "double_bos"}
 
 
-def test_leakage_can_be_dropped_or_kept(data: Data, recipe: Recipes) -> None:
+def test_leakage_can_be_dropped_or_kept(data: FinetuneHere, recipe: Recipes) -> None:
     """With data.clean.leakage drop the row is dropped with its reason; with keep nothing is said; both audits hold."""
     name = with_findings(recipe, "leakage")
     dropped = data(name, "data.clean.leakage=drop")

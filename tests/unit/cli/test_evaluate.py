@@ -12,7 +12,7 @@ from finetune.evaluation import dataset as evaluation_rows
 from finetune.evaluation.sandbox.runner import why_no_sandbox
 from finetune.recipe.load import load_recipe
 from finetune.runs.folder import RunFolder
-from tests.unit.training.processes import start
+from tests.support.processes import start
 
 RECIPE = """
 model: {{base: {base}}}

@@ -12,7 +12,7 @@ from finetune.cli.chat import chat
 from finetune.cli.evaluate import evaluate
 from finetune.cli.generate import generate, read_prompts
 from finetune.errors import FinetuneError
-from tests.conftest import save_tiny_llama
+from tests.support.models import save_tiny_llama
 
 RECIPE = """
 model: {{base: {base}}}

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from finetune.cli.app import run as run_command
 from finetune.recipe.schema import Recipe
 from finetune.runs.commands import shell_command
 from finetune.runs.folder import RunFolder
 from finetune.training import run
+from tests.support.cli import run_here
 from tests.support.messages import hearing
 
 ODD = "my récipe (1) 'x' $HOME; & #"
@@ -43,12 +43,9 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     """call("finetune ...") runs a command as a shell would read it; what it printed."""
 
     def work(line: str) -> tuple[str, str]:
-        monkeypatch.setattr(sys, "argv", ["finetune", *as_a_shell_reads(line)])
-        capsys.readouterr()
-        code = run_command()
-        printed = capsys.readouterr()
-        assert code == 0, printed.err
-        return printed.out, printed.err
+        done = run_here(monkeypatch, capsys, *as_a_shell_reads(line))
+        assert done.code == 0, done.stderr
+        return done.stdout, done.stderr
 
     return work
 

@@ -1,35 +1,19 @@
 """Tokenizers, one of them with every special token that the shipped templates write; rows; the golden masks' conversation."""
 
 # ruff: noqa: S106 - tokens of a vocabulary are no secrets
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.messages import Conversation, Message
 from data_prep.tokenizers.tokenizer import load_tokenizer
-from tests.conftest import save_tiny_tokenizer
+from tests.support.models import save_tiny_tokenizer, trained_bpe
 from tests.unit.data_prep.rows import LABELLED, OTHER_ROWS, ROWS, write
+from tests.unit.data_prep.tokenizer_kinds import SPECIAL, UNKNOWN, Load, trained
 
 CORPUS = ["Please send two brass lamps to Ada before Friday.", "Der Himmel ist blau, 3 + 4 = 7; is it?"]
-SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-
-
-def trained_bpe(texts: Sequence[str], vocabulary: int) -> Tokenizer:
-    """A byte-level tokenizer of these texts that knows the special tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +66,20 @@ def conversation() -> Conversation:
             Message("assistant", "Der Himmel 🙂"),
         )
     )
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    """The tokenizer of a kind, as it is loaded from a folder."""
+    made: dict[str, PreTrainedTokenizerFast] = {}
+
+    def loaded(kind: str) -> PreTrainedTokenizerFast:
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            unknown: dict[str, str] = {} if kind == "byte-level" else {"unk_token": UNKNOWN}
+            fast = PreTrainedTokenizerFast(tokenizer_object=trained(kind), **SPECIAL, **unknown)
+            fast.save_pretrained(folder)
+            made[kind] = load_tokenizer(folder)
+        return made[kind]
+
+    return loaded

@@ -1,13 +1,10 @@
 """The prompt that is asked is the prompt that was learned, for every tokenizer; where it can't be, the audit says so."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from data_prep import Conversation, Message, load_tokenizer, tokenize
@@ -17,72 +14,7 @@ from data_prep.messages import PlainText
 from data_prep.preparation import prepare
 from data_prep.table.documents import Document
 from tests.unit.data_prep.rows import file, section, write
-
-TEXTS = [
-    "Paris is the capital: yes ",
-    "the cat is called: tom  and he\n\n\n likes fish. ",
-    "Answer:\n12345 (Ada) äöü 日本",
-] * 20
-
-
-UNKNOWN = "<unk>"
-
-
-def trained(kind: str) -> Tokenizer:
-    """A tokenizer of each family: byte-level BPE, SentencePiece's two ways of blanks, Unigram."""
-    if kind == "byte-level":
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=420, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-        )
-    elif kind == "unigram":
-        tokenizer = Tokenizer(models.Unigram())
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-        tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
-        trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=["<s>", "</s>", UNKNOWN], unk_token=UNKNOWN)
-    else:
-        tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN, byte_fallback=True))
-        if kind == "prepended":  # LLaMA-2's: a blank before every text, whatever it begins with
-            tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        else:
-            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-        fallback = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        tokenizer.decoder = decoders.Sequence(fallback)
-        trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=["<s>", "</s>", UNKNOWN])
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    return with_bytes(tokenizer) if kind in ("prepended", "first") else tokenizer
-
-
-def with_bytes(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with a token for each byte, as SentencePiece's byte fallback has them."""
-    state = json.loads(tokenizer.to_str())
-    vocabulary = state["model"]["vocab"]
-    state["model"]["vocab"] = vocabulary | {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
-    return Tokenizer.from_str(json.dumps(state))
-
-
-SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
-Load = Callable[[str], PreTrainedTokenizerFast]
-KINDS = ["byte-level", "prepended", "first", "unigram"]
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    """The tokenizer of a kind, as it is loaded from a folder."""
-    made: dict[str, PreTrainedTokenizerFast] = {}
-
-    def loaded(kind: str) -> PreTrainedTokenizerFast:
-        if kind not in made:
-            folder = tmp_path_factory.mktemp(kind)
-            unknown: dict[str, str] = {} if kind == "byte-level" else {"unk_token": UNKNOWN}
-            fast = PreTrainedTokenizerFast(tokenizer_object=trained(kind), **SPECIAL, **unknown)
-            fast.save_pretrained(folder)
-            made[kind] = load_tokenizer(folder)
-        return made[kind]
-
-    return loaded
+from tests.unit.data_prep.tokenizer_kinds import KINDS, Load
 
 
 def one(example: PlainText | Conversation, tokenizer: PreTrainedTokenizerFast) -> Document:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from data_prep.config import CleanSection, DataSection, EvaluationSplit, FileSource, RowTemplate
 from data_prep.preparation import PreparedData, prepare
 from data_prep.tokenizers.tokenizer import load_tokenizer
-from tests.conftest import CHATML
+from tests.support.models import CHATML
 from tests.unit.data_prep.rows import same, section, whole_entries, write
 
 

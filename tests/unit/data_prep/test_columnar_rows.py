@@ -194,7 +194,7 @@ def test_other_values_inside_structs(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "rows.parquet")[0].values == {"x": [{"day": "2024-01-02", "price": "1.10"}]}
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("streaming", [False, pytest.param(True, marks=pytest.mark.torch)])
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_rows_of_the_hub(kind: str, streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A data set's rows are those of its files, nulls of structs and pictures included, downloaded or streamed."""

@@ -1,9 +1,7 @@
 """Format python: a user's own file reads the rows, and runs only where its very content was allowed."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Collection, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +15,8 @@ from data_prep.errors import DataError
 from data_prep.messages import Conversation, Message
 from data_prep.preparation import PreparedData, prepare
 from data_prep.tokenizers.tokenizer import load_tokenizer
-from tests.conftest import save_tiny_tokenizer
+from tests.support.cli import run_process
+from tests.support.models import save_tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
 RAN = "from pathlib import Path\nwith Path(__file__).with_name('ran').open('a') as file:\n    file.write('x')\n"
@@ -305,9 +304,7 @@ def recipe(tmp_path: Path, base: Path) -> Path:
 
 def finetune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would, with a cache of its own."""
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "FINETUNE_CACHE": str(cwd / "cache")}
-    command = [sys.executable, "-m", "finetune", *arguments]
-    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False, timeout=120)
+    return run_process(*arguments, cwd=cwd, environment={"FINETUNE_CACHE": str(cwd / "cache")}, timeout=120)
 
 
 @pytest.mark.parametrize("more", [[], ["--json"], ["--allow-code", "DIGEST"]])

@@ -10,7 +10,7 @@ from data_prep.config import FileSource
 from data_prep.formats import parser_of
 from data_prep.messages import Conversation, PlainText, Preference
 from data_prep.sources import Row
-from tests.conftest import SHARED
+from tests.support.models import SHARED
 
 FILES = [
     ("chat/fastchat_dummy_conversation.json", {"format": "sharegpt"}, 500),

@@ -18,7 +18,7 @@ from data_prep.epoch import packing as pack_module
 from data_prep.epoch.packing import Packs, pack, pack_documents, pack_split
 from data_prep.preparation import prepare
 from data_prep.tokenizers.tokenizer import load_tokenizer
-from tests.conftest import SHARED
+from tests.support.models import SHARED
 
 CAPACITY = 32
 LENGTHS = st.lists(st.integers(1, CAPACITY), min_size=1, max_size=80)

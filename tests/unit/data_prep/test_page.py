@@ -21,7 +21,7 @@ from data_prep.config import DataSection
 from data_prep.preparation import prepare
 from data_prep.terminal import clean_for_terminal
 from data_prep.tokenizers.tokenizer import load_tokenizer
-from tests.browser import needs_browser, open_page
+from tests.support.browser import needs_browser, open_page
 from tests.unit.data_prep.page_elements import Element, page_of
 
 NO_EPOCH = Epoch(0, 0, 0, packed=False, slots_used=0.0)

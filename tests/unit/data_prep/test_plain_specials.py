@@ -18,9 +18,7 @@ from data_prep.labels import LabelEncoding
 from data_prep.messages import Example, PlainText
 from data_prep.preparation import prepare
 from tests.unit.data_prep.rows import file, said, section, write
-from tests.unit.data_prep.test_boundary import KINDS, Load, load
-
-__all__ = ["load"]
+from tests.unit.data_prep.tokenizer_kinds import KINDS, Load
 
 HTML = "<s>old price</s> 12"
 

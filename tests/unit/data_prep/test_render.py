@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
-from data_prep import TEMPLATES, Document, tokenize
+from data_prep import TEMPLATES, tokenize
 from data_prep.chat.rendering import (
     end_of_turn_ids,
     prompt_and_reference,
@@ -19,6 +18,7 @@ from data_prep.chat.rendering import (
 from data_prep.errors import DataError
 from data_prep.messages import Conversation, Message, PlainText
 from data_prep.tokenizers.tokenizer import load_tokenizer
+from tests.unit.data_prep.rendered import one, supervised_texts
 from tests.unit.data_prep.rows import allowing
 
 GOLDEN = {
@@ -63,23 +63,6 @@ LAST_HEADER = {
     "zephyr": "<|assistant|>\n",
     "alpaca": "### Response:\n",
 }
-
-
-def supervised_texts(document: Document, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """The decoded runs of supervised tokens."""
-    runs: list[list[int]] = []
-    before = False
-    for token, flag in zip(document.token_ids, document.supervised, strict=True):
-        if flag and not before:
-            runs.append([])
-        if flag:
-            runs[-1].append(token)
-        before = flag
-    return [tokenizer.decode(run, clean_up_tokenization_spaces=False) for run in runs]
-
-
-def one(example: Conversation | PlainText, tokenizer: PreTrainedTokenizerFast, supervise: str = "assistant") -> Document:
-    return tokenize([("rows.json row 1", example)], tokenizer, supervise)[0]
 
 
 def test_golden_covers_every_template() -> None:

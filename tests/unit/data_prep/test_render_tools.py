@@ -13,8 +13,8 @@ from data_prep.errors import DataError
 from data_prep.messages import Conversation, Message, ToolCall
 from data_prep.preparation import prepare
 from data_prep.tokenizers.tokenizer import load_tokenizer
-from tests.conftest import SHARED
-from tests.unit.data_prep.test_render import one, supervised_texts
+from tests.support.models import SHARED
+from tests.unit.data_prep.rendered import one, supervised_texts
 
 TOOLS_TEMPLATE = (
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.errors import DataError
 from data_prep.tokenizers.tokenizer import load_tokenizer
-from tests.conftest import CORPUS, SHARED
+from tests.support.models import CORPUS, SHARED, train_sentencepiece
 
 sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
 
@@ -25,19 +25,6 @@ def texts() -> list[str]:
     draw = random.Random(7)  # noqa: S311 - texts, not secrets
     drawn = ["".join(draw.choice("aeb th \n\té😀0<>▁") for _ in range(draw.randrange(60))) for _ in range(300)]
     return [*NASTY, *CORPUS, *drawn]
-
-
-def train(folder: Path, **options: Any) -> Path:
-    """A model of 400 pieces, as SentencePiece writes it."""
-    folder.mkdir(exist_ok=True)
-    (folder / "corpus.txt").write_text("\n".join(CORPUS * 5) + "\n" + "the cat sat on the mat\n" * 20)
-    settings: dict[str, Any] = {
-        "vocab_size": 340, "model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
-        "remove_extra_whitespaces": False, "hard_vocab_limit": False, "minloglevel": 2,
-    }  # fmt: skip
-    prefix = str(folder / "tokenizer")
-    sentencepiece.SentencePieceTrainer.train(input=str(folder / "corpus.txt"), model_prefix=prefix, **(settings | options))
-    return folder
 
 
 LLAMA: dict[str, Any] = {}
@@ -57,7 +44,7 @@ OTHERS = {"byte_fallback": False, "normalization_rule_name": "nmt_nfkc", "remove
 )
 def test_the_ids_are_sentencepieces(options: dict[str, Any], tmp_path: Path) -> None:
     """On blanks, line ends, scripts, emoji, pieces as text and 300 drawn texts; and they decode to the same text."""
-    folder = train(tmp_path / "model", **options)
+    folder = train_sentencepiece(tmp_path / "model", **options)
     own, ours = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")), load_tokenizer(folder)
     for text in [*texts(), "a <tool> b##c"]:
         ids = own.encode(text)
@@ -78,7 +65,7 @@ def test_a_real_llamas_model_gives_the_ids_of_its_tokenizer_json(tmp_path: Path)
 
 def test_special_and_added_tokens_keep_their_ids(tmp_path: Path) -> None:
     """As a slow tokenizer of transformers 4 left them: added_tokens.json, added_tokens_decoder, a template, its own EOS."""
-    folder = train(tmp_path / "model")
+    folder = train_sentencepiece(tmp_path / "model")
     size = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).get_piece_size()
     (folder / "added_tokens.json").write_text(json.dumps({"<|im_end|>": size + 1, "<|im_start|>": size}))
     described = {

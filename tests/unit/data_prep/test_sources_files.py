@@ -23,7 +23,7 @@ from data_prep.config import FileSource
 from data_prep.errors import DataError
 from data_prep.files import KINDS, kind_of, unread_files
 from data_prep.sources import MAX_JSON_BYTES, READERS, Row, opening, read_rows, source_digest
-from tests.conftest import SHARED
+from tests.support.models import SHARED
 
 ROWS = [
     {"text": 'Zoë said, "hi"\nand left', "label": "ß"},

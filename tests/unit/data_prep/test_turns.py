@@ -22,9 +22,7 @@ from data_prep.config import Supervise
 from data_prep.epoch.packing import OVERLAP_TOKENS, pack_documents, pieces_of
 from data_prep.errors import DataError
 from data_prep.tokenizers.tokenizer import load_tokenizer
-from finetune.models.batch import packed_batch
-from finetune.models.loss import IGNORE_INDEX
-from tests.unit.data_prep.conftest import trained_bpe
+from tests.support.models import trained_bpe
 from tests.unit.data_prep.rows import allowing
 
 END, HEADER = "<|im_end|>", "{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}"
@@ -336,6 +334,7 @@ def test_an_answer_that_the_template_rewrites_is_refused(load: Load) -> None:
         tokenize([("row 3", Conversation(turns))], load(ANSWER_MARKED, "trims"))
 
 
+@pytest.mark.torch
 @settings(deadline=None, max_examples=60)
 @given(
     examples=st.lists(conversations(), min_size=1, max_size=6),
@@ -350,6 +349,9 @@ def test_a_pack_holds_the_tokens_of_its_documents(
     """As tensors, a pack is its documents' tokens end to end, with positions of their own, and each position's label is the
     document's next token where that is supervised, by its weight; the last position of a document has none.
     """
+    from finetune.models.batch import packed_batch
+    from finetune.models.loss import IGNORE_INDEX
+
     rows = [("row", example) for example in examples]
     documents = [document for document, _ in tokenization(load(template, "joins"), mode).run(rows)]
     lengths = np.array([len(document.token_ids) for document in documents])

@@ -1,12 +1,13 @@
 """The models that the tests of this room share."""
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
+
+from tests.support.models import MEMORISED, learn
 
 
 @pytest.fixture
@@ -18,35 +19,6 @@ def model(tiny_base: Path) -> LlamaForCausalLM:
             if parameter.ndim == 2:
                 parameter.mul_(6.0)
     return model
-
-
-def learn(folder: Path, rows: Sequence[tuple[list[int], list[int]]], steps: int = 150) -> None:
-    """Make the model in a folder know rows (prompt, answer) by heart, with plain torch."""
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
-    ids, labels = torch.zeros(len(rows), longest, dtype=torch.long), torch.full((len(rows), longest), -100)
-    for index, (prompt, answer) in enumerate(rows):
-        whole = torch.tensor(prompt + answer)
-        ids[index, : len(whole)] = whole
-        labels[index, len(prompt) : len(whole)] = torch.tensor(answer)
-    for _ in range(steps):
-        loss = model(input_ids=ids, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if loss.item() < 0.005:
-            break
-    assert loss.item() < 0.02, f"the model has not learned its rows: {loss.item()}"
-    model.save_pretrained(folder)
-
-
-MEMORISED = {
-    "Name a lamp.": "A brass lamp, a brass lamp and another brass lamp.",
-    "What is blue?": "The sky is blue.",
-    "Count.": "1, 2, 3, 4, 5",
-}
-"""What the memorised model answers."""
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from finetune.generation.generate import conversation_ids, generate, stream
 from finetune.models.bases.locate import resolve_base
 from finetune.models.load import load_model
 from finetune.recipe.schema.model import ModelSection
-from tests.unit.evaluation.conftest import MEMORISED
+from tests.support.models import MEMORISED
 
 A, END = 66, 2  # a letter that answers hold, and the end of turn
 WATERMARK = {"greenlist_ratio": 0.25, "bias": 20.0, "hashing_key": 15485863, "seeding_scheme": "lefthash", "context_width": 1}

@@ -22,8 +22,7 @@ from finetune.models.bases.locate import resolve_base
 from finetune.models.load import load_model
 from finetune.recipe.schema.adapter import AdapterSection
 from finetune.recipe.schema.model import ModelSection
-from tests.conftest import save_tiny_llama
-from tests.unit.evaluation.conftest import MEMORISED
+from tests.support.models import MEMORISED, save_tiny_llama
 
 pytest.importorskip("lm_eval", reason='lm-eval is not installed: pip install "llama-finetune[benchmarks]"')
 

@@ -3,7 +3,7 @@
 import pytest
 
 from finetune.evaluation.sandbox.runner import run_program, why_no_sandbox
-from tests.unit.evaluation.test_sandbox import PASSED, SECONDS, each, reason_of
+from tests.unit.evaluation.programs import PASSED, SECONDS, each, reason_of
 
 pytestmark = pytest.mark.skipif(why_no_sandbox() is not None, reason=f"no sandbox here: {why_no_sandbox()}")
 

@@ -21,7 +21,7 @@ from finetune.evaluation.report_tables import predictions
 from finetune.models.device import choose_precision
 from finetune.recipe.load import load_recipe
 from finetune.runs.target import resolve_target
-from tests.unit.evaluation.conftest import learn
+from tests.support.models import learn
 from tests.unit.evaluation.kinds import KINDS, save_kind
 
 ROWS = {

@@ -10,20 +10,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from finetune.errors import FinetuneError
 from finetune.evaluation.sandbox.runner import Verdict, confine, pass_at_k, run_program, run_programs, why_no_sandbox
+from tests.unit.evaluation.programs import PASSED, SECONDS, each, reason_of
 
 pytestmark = pytest.mark.skipif(why_no_sandbox() is not None, reason=f"no sandbox here: {why_no_sandbox()}")
 REPOSITORY = Path(__file__).resolve().parents[3]
-PASSED = Verdict(True, "")
 OVERFULL = "left more than 64 MB or 1000 files in its folder"
-SECONDS = 20.0
-"""For programs that end by themselves, so that a busy machine fails no test."""
 
 
 @pytest.fixture(autouse=True)
@@ -45,19 +43,6 @@ def processes_of(folder: Path) -> list[int]:
         except OSError:
             continue
     return found
-
-
-def each(programs: Mapping[str, str]) -> pytest.MarkDecorator:
-    """A test for each program, by its name."""
-    return pytest.mark.parametrize("program", list(programs.values()), ids=list(programs))
-
-
-def reason_of(program: str, *, seconds: float = SECONDS, memory_bytes: int = 512 * 2**20) -> str:
-    """Why the program failed; it must fail."""
-    verdict = run_program(program, seconds=seconds, memory_bytes=memory_bytes)
-    assert not verdict.passed
-    assert verdict.reason
-    return verdict.reason
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -20,10 +20,9 @@ from finetune.merging.strategies import streaming as streamed
 from finetune.merging.verification.reverify import verify_again
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
-from tests.conftest import CHATML, save_tiny_llama
+from tests.support.adapters import make_adapter, merged_logits
 from tests.support.messages import hearing
-from tests.unit.data_prep.test_sentencepiece import train
-from tests.unit.merging.test_merge import make_adapter, merged_logits
+from tests.support.models import CHATML, save_tiny_llama, train_sentencepiece
 
 sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
 
@@ -34,7 +33,7 @@ TURNS = ["<|im_start|>", "<|im_end|>"]
 def pieces(tmp_path: Path) -> list[str]:
     """The pieces of the SentencePiece model that is the only tokenizer of a base."""
     base = tmp_path / "base"
-    train(base)
+    train_sentencepiece(base)
     model = sentencepiece.SentencePieceProcessor(model_file=str(base / "tokenizer.model"))
     save_tiny_llama(base, vocab_size=model.get_piece_size(), eos_token_id=2, bos_token_id=1, pad_token_id=None)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):

@@ -19,8 +19,9 @@ from finetune.merging.merge import MergeReport, merge
 from finetune.merging.verification.tensors import largest_error
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
-from tests.conftest import save_tiny_llama
-from tests.unit.merging.test_merge import make_adapter
+from tests.support.adapters import make_adapter
+from tests.support.cli import FinetuneHere
+from tests.support.models import save_tiny_llama
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -242,7 +243,9 @@ def test_a_killed_merge_leaves_nothing_and_the_next_one_ends_right(tiny_base: Pa
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["merged"]
 
 
-def test_a_disk_that_is_too_small_in_the_end(tiny_base: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_disk_that_is_too_small_in_the_end(
+    tiny_base: Path, tmp_path: Path, request: pytest.FixtureRequest, finetune_here: FinetuneHere
+) -> None:
     """A disk that fills up while the weights are written is one message, and nothing is left on it."""
     small = tmp_path / "small"
     small.mkdir()
@@ -252,9 +255,7 @@ def test_a_disk_that_is_too_small_in_the_end(tiny_base: Path, tmp_path: Path, re
     request.addfinalizer(lambda: subprocess.run(["umount", "-l", str(small)], check=True))
     make_adapter(tiny_base, tmp_path / "adapter")
     words = ["merge", str(tmp_path / "adapter"), "--base", str(tiny_base), "--output", str(small / "merged")]
-    done = subprocess.run([sys.executable, "-m", "finetune", *words], check=False, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert "GB free" in done.stderr
+    assert "GB free" in finetune_here(*words, code=2).stderr
     # The check before the work aside, as where another process takes the room meanwhile.
     program = (
         "import sys\n"

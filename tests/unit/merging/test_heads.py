@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,9 +41,10 @@ from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import Target, resolve_target
-from tests.conftest import save_tiny_llama
-from tests.unit.merging.test_merge import make_adapter
-from tests.unit.training.processes import start
+from tests.support.adapters import make_adapter
+from tests.support.cli import FinetuneHere
+from tests.support.models import save_tiny_llama
+from tests.support.processes import start
 
 LABELS = ("refund", "delivery", "praise")
 PROBLEMS = {
@@ -566,10 +565,9 @@ def test_one_after_the_other_is_the_way_to_two_adapters(base_of: Callable[[bool]
     torch.testing.assert_close(found, unmerged(target), rtol=0, atol=1e-5)
 
 
-def test_the_command_merges_a_run_with_a_head(run_of: Runs, tmp_path: Path) -> None:
+def test_the_command_merges_a_run_with_a_head(run_of: Runs, tmp_path: Path, finetune_here: FinetuneHere) -> None:
     """`finetune merge RUN --output DIR` says what it checked of the outputs, and of the labels."""
     run, _ = run_of("single_label")
-    words = [sys.executable, "-m", "finetune", "merge", str(run.path), "--output", str(tmp_path / "merged")]
-    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    done = finetune_here("merge", str(run.path), "--output", str(tmp_path / "merged"))
     assert "holds, on 18 rows (the run's data)" in done.stdout
     assert "same label in 18 of 18" in done.stdout

@@ -2,14 +2,12 @@
 
 import json
 import os
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
@@ -24,43 +22,8 @@ from finetune.merging.targets import choose_target
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
-from tests.conftest import save_tiny_llama
-
-MakeAdapter = Callable[..., Target]
-TOKENS = torch.arange(3, 43)[None]
-
-
-def make_adapter(base: Path, folder: Path, *, new_tokens: tuple[str, ...] = (), **options: Any) -> Target:
-    """Train nothing: a LoRA adapter with random A and B, saved by plain peft beside its tokenizer."""
-    tokenizer = load_tokenizer(base, new_tokens=new_tokens)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-    if new_tokens:
-        model.resize_token_embeddings(len(tokenizer))
-    settings = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | options
-    torch.manual_seed(7)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        adapted = get_peft_model(model, LoraConfig(**settings))
-        with torch.no_grad():
-            for name, parameter in adapted.named_parameters():
-                if parameter.requires_grad:
-                    parameter.add_(torch.randn_like(parameter) * (0.05 if "lora_B" in name else 0.02))
-        adapted.save_pretrained(folder, save_embedding_layers=False)
-    tokenizer.save_pretrained(folder)
-    return Target(ModelSection(base=str(base)), folder, None, "a test's adapter")
-
-
-def unmerged_logits(target: Target, vocabulary: int) -> torch.Tensor:
-    model = AutoModelForCausalLM.from_pretrained(target.model.base, dtype=torch.float32)
-    if vocabulary > model.config.vocab_size:
-        model.resize_token_embeddings(vocabulary)
-    with torch.no_grad():
-        return PeftModel.from_pretrained(model, str(target.adapter)).eval()(TOKENS).logits
-
-
-def merged_logits(folder: Path) -> torch.Tensor:
-    with torch.no_grad():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(TOKENS).logits
+from tests.support.adapters import make_adapter, merged_logits, unmerged_logits
+from tests.support.models import save_tiny_llama
 
 
 @pytest.fixture

@@ -31,9 +31,10 @@ from finetune.models.safetensors import StoredWeights
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
-from tests.conftest import save_tiny_llama
+from tests.support.adapters import make_adapter, unmerged_logits
+from tests.support.cli import FinetuneHere
 from tests.support.messages import hearing
-from tests.unit.merging.test_merge import make_adapter, unmerged_logits
+from tests.support.models import save_tiny_llama
 
 ROWS = [list(range(3, 43))]
 
@@ -157,13 +158,11 @@ def test_the_dequantised_base_is_the_one_that_bitsandbytes_computes_with(qlora: 
         assert rounded.is_rounded(f"{name}.weight") is (state is not None) if hasattr(module, "weight") else True
 
 
-def test_verifying_again_finds_a_flipped_bit(tiny_base: Path, tmp_path: Path) -> None:
+def test_verifying_again_finds_a_flipped_bit(tiny_base: Path, tmp_path: Path, finetune_here: FinetuneHere) -> None:
     """`finetune verify` repeats the checks on a sample of its own; a flipped bit is found by its tensor's name, exit 3."""
     make_adapter(tiny_base, tmp_path / "adapter")
     merged = tmp_path / "merged"
-    words = [sys.executable, "-m", "finetune"]
-    options = ["merge", str(tmp_path / "adapter"), "--base", str(tiny_base), "--output", str(merged)]
-    assert subprocess.run([*words, *options], check=False).returncode == 0
+    finetune_here("merge", str(tmp_path / "adapter"), "--base", str(tiny_base), "--output", str(merged))
     whole = verify_again(merged, seed=5)
     assert (whole.failures, whole.left_out, whole.tensors) == ([], None, 21)
     assert whole.check is not None
@@ -172,8 +171,7 @@ def test_verifying_again_finds_a_flipped_bit(tiny_base: Path, tmp_path: Path) ->
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    done = subprocess.run([*words, "verify", str(merged)], check=False, capture_output=True, text=True)
-    assert done.returncode == 3, done.stderr
+    done = finetune_here("verify", str(merged), code=3)
     assert "is not what was written" in done.stderr
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     gone = verify_again(merged, seed=5)

@@ -16,8 +16,8 @@ from finetune.errors import FinetuneError, MergeError
 from finetune.merging.merge import merge
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
-from tests.conftest import save_tiny_llama
-from tests.unit.merging.test_merge import TOKENS, make_adapter, merged_logits
+from tests.support.adapters import TOKENS, make_adapter, merged_logits
+from tests.support.models import save_tiny_llama
 
 KINDS = {kind.value: config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -19,8 +19,8 @@ from finetune.merging.strategies import streaming as streamed
 from finetune.merging.verification.reverify import verify_again
 from finetune.recipe.schema.model import ModelSection, RopeScaling
 from finetune.runs.target import Target
-from tests.conftest import CHATML, save_tiny_llama
-from tests.unit.merging.test_merge import TOKENS, make_adapter, merged_logits
+from tests.support.adapters import TOKENS, make_adapter, merged_logits
+from tests.support.models import CHATML, save_tiny_llama
 
 Sabotage = Callable[[Path], None]
 DATED = "{{ 'Today is ' + strftime_now('%d %B %Y') + '. ' }}" + CHATML

@@ -19,8 +19,8 @@ from finetune.merging import writer as stream
 from finetune.merging.merge import merge
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
-from tests.conftest import save_tiny_llama
-from tests.unit.merging.test_merge import make_adapter, merged_logits, unmerged_logits
+from tests.support.adapters import make_adapter, merged_logits, unmerged_logits
+from tests.support.models import save_tiny_llama
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from finetune.merging.verification.distance import Distance, logits_of
 from finetune.merging.verification.predictions import failures_of, load_plain
 from finetune.merging.verification.rows import ROWS, TEXTS, TOKENS_A_ROW, verification_documents
 from finetune.recipe.schema import Recipe
-from tests.conftest import save_tiny_llama
+from tests.support.models import save_tiny_llama
 
 
 def distance_of(expected: torch.Tensor, found: torch.Tensor) -> Distance:

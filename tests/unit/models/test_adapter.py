@@ -81,7 +81,7 @@ def randomised(model: PeftModel) -> PeftModel:
 @pytest.mark.parametrize("tied", [False, True])
 def test_new_tokens_are_trained_saved_and_loaded_by_plain_peft(tmp_path: Path, tied: bool) -> None:
     """Only the rows of new tokens train; plain peft on a resized base gives the same logits."""
-    from tests.conftest import save_tiny_llama
+    from tests.support.models import save_tiny_llama
 
     folder = tmp_path / "base"
     folder.mkdir()

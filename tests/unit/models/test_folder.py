@@ -20,7 +20,7 @@ from finetune.models.bases.shapes import read_stored
 from finetune.models.load import load_model
 from finetune.models.safetensors import StoredWeights
 from finetune.recipe.schema.model import ModelSection
-from tests.conftest import save_tiny_llama
+from tests.support.models import save_tiny_llama
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
 

@@ -15,7 +15,7 @@ from finetune.errors import ModelError
 from finetune.models.bases import shapes as inspect
 from finetune.recipe.schema.adapter import AdapterSection
 from finetune.recipe.schema.model import ModelSection, RopeScaling
-from tests.conftest import save_tiny_llama
+from tests.support.models import save_tiny_llama
 
 SMALL: dict[str, Any] = {
     "vocab_size": 128, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from tests.conftest import SHARED
+from tests.support.models import SHARED
 
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
 STORIES = SHARED / "models" / "stories260k"

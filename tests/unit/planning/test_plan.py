@@ -17,8 +17,8 @@ from finetune.planning.data import assumed, load_of
 from finetune.planning.memory import Job, activations, memory_of
 from finetune.planning.plan import job_of
 from finetune.recipe.schema import Recipe
-from tests.unit.training.conftest import MakeRecipe, make_recipe  # noqa: F401
-from tests.unit.training.processes import trainer_of
+from tests.support.processes import trainer_of
+from tests.support.recipes import MakeRecipe
 
 LLAMA_70B = {
     "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "vocab_size": 128256,
@@ -63,7 +63,7 @@ def kept_by_torch(recipe: Recipe, folder: Path) -> tuple[float, int]:
     ],
     ids=str,
 )
-def test_the_closed_form_is_what_torch_keeps(sections: dict[str, Any], make_recipe: MakeRecipe, tmp_path: Path) -> None:  # noqa: F811
+def test_the_closed_form_is_what_torch_keeps(sections: dict[str, Any], make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """Activations are within a tenth of the storages that autograd saves, loss aside, for each kind of training."""
     base = {"data": {"pack_length_tokens": 128}, "adapter": {"rank": 4}, "train": {"micro_batch_size": 1}}
     merged = {name: base.get(name, {}) | sections.get(name, {}) for name in base | sections}
@@ -140,7 +140,7 @@ def test_what_can_not_be_planned_is_refused(
     assert expected in error
 
 
-def test_sharding_divides_what_it_says(make_recipe: MakeRecipe) -> None:  # noqa: F811
+def test_sharding_divides_what_it_says(make_recipe: MakeRecipe) -> None:
     """ZeRO-1 divides states, ZeRO-2 gradients too, FSDP2 weights as well; checkpointing leaves one stream a layer."""
     recipe = make_recipe(data={"pack_length_tokens": 128}, train={"micro_batch_size": 1})
     one = job_for(recipe)

@@ -3,26 +3,9 @@
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
 from finetune.recipe.load import load_recipe
-from finetune.recipe.rules import problems_of
-from finetune.recipe.schema import Recipe
-
-
-def found(text: str) -> list[str]:
-    """The rules' problems with a recipe in flow style; a hub base and orders unless it says otherwise."""
-    values = YAML(typ="safe", pure=True).load(text) or {}
-    values.setdefault("model", {}).setdefault("base", "owner/name")
-    values.setdefault("data", {}).setdefault("train", [{"generated": "orders"}])
-    return [f"{path}  {message}" for path, message in problems_of(Recipe.model_validate(values), set(_paths(values)))]
-
-
-def _paths(value: object, path: str = "") -> list[str]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    below = [inner for key, item in items for inner in _paths(item, f"{path}.{key}".lstrip("."))]
-    return [path, *below] if value is not None else []
-
+from tests.support.recipes import found
 
 EVALUATION = "data: {evaluation: {fraction: 0.1}}"
 FILE = "{data: {train: [{path: %s, format: %s}]}}"
@@ -136,6 +119,7 @@ def test_no_hub_id_that_the_hub_refuses(tmp_path: Path, name: str) -> None:
         load_recipe(path)
 
 
+@pytest.mark.torch
 def test_no_optimizer_of_transformers_is_a_near_miss() -> None:
     """Every name of transformers' OptimizerNames passes through, however like one of ours it looks."""
     from transformers.training_args import OptimizerNames

@@ -6,7 +6,7 @@ from ruamel.yaml import YAML
 from finetune.recipe.rules_engines import engine_problem
 from finetune.recipe.rules_evaluate import labels_of
 from finetune.recipe.schema import Recipe
-from tests.unit.recipe.test_recipe_rules import found
+from tests.support.recipes import found
 
 HELD = "data: {evaluation: {fraction: 0.1}}"
 TRAIN = "train: {evaluate_every_steps: 5}"

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.browser import needs_browser, take_picture
+from tests.support.browser import needs_browser, take_picture
 
 SCRIPT = """
 from pathlib import Path

@@ -2,9 +2,7 @@
 
 import json
 import sqlite3
-import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from finetune.recipe.schema.tracking import TrackingSection
 from finetune.runs.trackers import GuardedTracker, start_tracker
 from finetune.runs.wandb_settings import wandb_mode
 from tests.support.messages import hearing
+from tests.unit.runs.wandb_files import wandb_records
 
 
 def test_trackio_has_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,21 +45,6 @@ def test_a_folder_that_trackio_can_not_write_to_is_said(tmp_path: Path, monkeypa
     tracker.finish()
     assert len(said) == 1
     assert "a file/trackio (File exists), so this run is not tracked" in said[0]
-
-
-def wandb_records(data: bytes) -> Iterator[bytes]:
-    """The records of a .wandb file: LevelDB's log format (32 KiB blocks; CRC, length and type before each part)."""
-    position, parts = 7, b""
-    while position + 7 <= len(data):
-        if (left := 32768 - position % 32768) < 7:
-            position += left
-            continue
-        length, kind = struct.unpack_from("<HB", data, position + 4)
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):
-            yield parts
-            parts = b""
 
 
 def wandb_history(path: Path) -> dict[str, float]:

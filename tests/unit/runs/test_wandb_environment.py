@@ -19,9 +19,9 @@ from finetune.recipe.schema.tracking import TrackingSection
 from finetune.runs.trackers import TrackioTracker, start_tracker
 from finetune.runs.wandb_settings import wandb_mode
 from tests.support.messages import hearing
-from tests.unit.runs.test_trackers import wandb_records
-from tests.unit.training.conftest import MakeRecipe, make_recipe  # noqa: F401 - a fixture
-from tests.unit.training.processes import EXACT, start
+from tests.support.processes import EXACT, start
+from tests.support.recipes import MakeRecipe
+from tests.unit.runs.wandb_files import wandb_records
 
 KEY = "a" * 40
 
@@ -81,7 +81,7 @@ def test_the_recipe_goes_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (run.project, list(run.tags), run.notes) == ("mine", ["my-tag"], "its notes")
 
 
-def test_the_lock_holds_what_the_environment_said(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_lock_holds_what_the_environment_said(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's lock has the project and the id that it went by, so that it resumes there."""
     monkeypatch.setenv("WANDB_PROJECT", "its-project")
     monkeypatch.setenv("WANDB_RUN_ID", "its-id")

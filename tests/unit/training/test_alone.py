@@ -31,10 +31,10 @@ from finetune.models.load import load_model
 from finetune.recipe.lock import Rules
 from finetune.training import build
 from finetune.training.batches import evaluation_batches
-from tests.conftest import save_tiny_llama
 from tests.support.losses import install_supervised_loss
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import trained_weights, trainer_of
+from tests.support.models import save_tiny_llama
+from tests.support.processes import trained_weights, trainer_of
+from tests.support.recipes import MakeRecipe
 
 WIDTH = 16
 """Of a head of the tiny base."""

@@ -19,7 +19,7 @@ from finetune.runs.folder import RunFolder
 from finetune.runs.target import base_of, resolve_target
 from finetune.training.run import start
 from tests.support.messages import hearing
-from tests.unit.training.conftest import MakeRecipe
+from tests.support.recipes import MakeRecipe
 
 STEPS = {"max_steps": 2, "save_every_steps": 1, "keep_checkpoints": 2, "global_batch_size": 2, "rehearsal": False}
 TOKENS = torch.arange(3, 43)[None]

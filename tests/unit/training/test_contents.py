@@ -21,8 +21,8 @@ from finetune.training.checkpoints.contents import check_fit
 from finetune.training.checkpoints.store import MARKER, check_checkpoint, mark_complete
 from finetune.training.trainer import ExactTrainer
 from tests.support.messages import hearing
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import EXACT, adapter_of, assert_equal, start, trainer_of
+from tests.support.processes import EXACT, adapter_of, assert_equal, start, trainer_of
+from tests.support.recipes import MakeRecipe
 
 NEW_TOKENS = ["<order>", "<end of order>"]
 

@@ -9,8 +9,8 @@ from transformers import TrainerState
 from finetune.recipe.schema.train import TrainSection
 from finetune.training.callbacks.best_checkpoint import BestCheckpoint
 from tests.support.messages import hearing
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import adapter_of, assert_equal, start
+from tests.support.processes import adapter_of, assert_equal, start
+from tests.support.recipes import MakeRecipe
 
 NAN = float("nan")
 

@@ -12,7 +12,7 @@ import pytest
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
 from finetune.training import run
-from tests.e2e.conftest import Result
+from tests.support.cli import Result
 
 Command = Callable[..., Result]
 

@@ -22,8 +22,8 @@ from finetune.recipe.shipped import shipped_recipes
 from finetune.runs.folder import RunFolder
 from finetune.runs.further import command_to_train_further
 from finetune.training import build, run
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import start
+from tests.support.processes import start
+from tests.support.recipes import MakeRecipe
 
 SHORT = {"micro_batch_size": 4, "precision": "fp32", "learning_rate": 1e-2, "max_steps": 2, "rehearsal": False}
 NEW = ["<order>"]

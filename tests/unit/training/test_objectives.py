@@ -24,8 +24,8 @@ from finetune.runs.folder import VALUES, RunFolder
 from finetune.training import run as training
 from tests.support import pairwise
 from tests.support.pairwise import Pairwise
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import EXACT, adapter_of, assert_equal, start
+from tests.support.processes import EXACT, adapter_of, assert_equal, start
+from tests.support.recipes import MakeRecipe
 
 
 @pytest.fixture(autouse=True)

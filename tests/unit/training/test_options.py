@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from finetune.errors import ModelError
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import trained_weights, trainer_of
+from tests.support.processes import trained_weights, trainer_of
+from tests.support.recipes import MakeRecipe
 
 PLAIN = {"precision": "fp32", "micro_batch_size": 8, "learning_rate": 1e-2, "max_steps": 3, "warmup_fraction": 0.0}
 

@@ -18,8 +18,8 @@ from finetune.runs.folder import RunFolder
 from finetune.training import run
 from tests.support.losses import install_supervised_loss
 from tests.support.messages import hearing
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import EXACT, adapter_of, assert_equal, launch, start, trained_weights, trainer_of, wait_for
+from tests.support.processes import EXACT, adapter_of, assert_equal, launch, start, trained_weights, trainer_of, wait_for
+from tests.support.recipes import MakeRecipe
 
 PACKED = {"pack_length_tokens": 200, "max_length_tokens": 100}
 

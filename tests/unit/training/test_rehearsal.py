@@ -10,8 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune.training import build
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import adapter_of, assert_equal, start
+from tests.support.processes import adapter_of, assert_equal, start
+from tests.support.recipes import MakeRecipe
 
 CROWDED_SCRIPT = """
 import resource, sys

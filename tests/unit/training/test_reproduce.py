@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,10 @@ from finetune.recipe.lock import read_lock
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
 from finetune.training.reproduce import reproduce
+from tests.support.cli import run_process
 from tests.support.messages import hearing
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import EXACT, start
+from tests.support.processes import EXACT, start
+from tests.support.recipes import MakeRecipe
 
 
 @pytest.fixture
@@ -31,8 +31,7 @@ def finished(recipe: Recipe) -> RunFolder:
 
 def again(run: RunFolder, *options: str) -> subprocess.CompletedProcess[str]:
     """`finetune runs reproduce` in a process of its own."""
-    words = [sys.executable, "-m", "finetune", "runs", "reproduce", str(run.path), *options]
-    return subprocess.run(words, check=False, capture_output=True, text=True)
+    return run_process("runs", "reproduce", str(run.path), *options)
 
 
 def test_a_run_is_reproduced_bit_for_bit(finished: RunFolder) -> None:

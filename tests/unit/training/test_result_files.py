@@ -17,9 +17,9 @@ from finetune.merging.merge import merge
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import resolve_target
 from finetune.training import outputs as result
-from tests.conftest import CHATML, save_tiny_llama
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import start
+from tests.support.models import CHATML, save_tiny_llama
+from tests.support.processes import start
+from tests.support.recipes import MakeRecipe
 
 SHORT: dict[str, Any] = {
     "micro_batch_size": 4, "precision": "fp32", "learning_rate": 1e-2, "max_steps": 1, "rehearsal": False,

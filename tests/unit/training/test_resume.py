@@ -17,8 +17,8 @@ from finetune.runs.folder import RunFolder
 from finetune.training import run
 from finetune.training.provenance import inexact_because, refuse_changes
 from tests.support.messages import hearing
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import EXACT, adapter_of, assert_equal, start
+from tests.support.processes import EXACT, adapter_of, assert_equal, start
+from tests.support.recipes import MakeRecipe
 
 pytestmark = pytest.mark.usefixtures("hangup_heard")
 

@@ -19,8 +19,8 @@ from finetune.runs.target import resolve_target
 from finetune.training import run
 from finetune.training.checkpoints.store import complete_checkpoints
 from tests.support.messages import hearing
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import EXACT, adapter_of, assert_equal, launch, start, wait_for
+from tests.support.processes import EXACT, adapter_of, assert_equal, launch, start, wait_for
+from tests.support.recipes import MakeRecipe
 
 
 def test_the_run_folder_holds_what_it_says(make_recipe: MakeRecipe, tiny_base: Path) -> None:

@@ -14,8 +14,8 @@ from finetune.recipe.schema.train import TrainSection
 from finetune.runs.folder import RunFolder
 from finetune.training import build
 from finetune.training.schedule import ceil_product, decay_steps, rate_factor, warmup_steps
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import start, trainer_of
+from tests.support.processes import start, trainer_of
+from tests.support.recipes import MakeRecipe
 
 SCHEDULES = ("constant", "linear", "cosine", "cosine_with_minimum", "wsd")
 

@@ -13,8 +13,8 @@ from finetune.runs.folder import RunFolder
 from finetune.training import build, run
 from finetune.training.checkpoints.store import complete_checkpoints
 from tests.support.messages import hearing
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import EXACT, adapter_of, assert_equal, start
+from tests.support.processes import EXACT, adapter_of, assert_equal, start
+from tests.support.recipes import MakeRecipe
 
 pytestmark = pytest.mark.usefixtures("hangup_heard")
 

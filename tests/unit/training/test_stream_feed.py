@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data_prep import load_tokenizer
 from finetune.training.batches import FILLER, Batching, StreamFeed
-from tests.conftest import save_tiny_tokenizer
+from tests.support.models import save_tiny_tokenizer
 from tests.unit.data_prep.streams import BUFFER_ROWS, PACKING, SIZES, Files, in_turn
 
 

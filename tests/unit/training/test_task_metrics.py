@@ -23,8 +23,8 @@ from finetune.runs.target import base_of, resolve_target
 from finetune.training.callbacks.best_checkpoint import BestCheckpoint
 from finetune.training.callbacks.task_metrics import TaskMetrics
 from finetune.training.outputs import write_metrics
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import EXACT, adapter_of, assert_equal, start
+from tests.support.processes import EXACT, adapter_of, assert_equal, start
+from tests.support.recipes import MakeRecipe
 
 COLOURS = ("red", "green", "blue")
 SECTIONS: dict[str, dict[str, Any]] = {

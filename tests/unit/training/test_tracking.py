@@ -13,8 +13,8 @@ from finetune.errors import RecipeError, TrackerError
 from finetune.recipe.lock import read_lock
 from finetune.runs.folder import RunFolder
 from finetune.training import run
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import EXACT, adapter_of, assert_equal, launch, start, wait_for
+from tests.support.processes import EXACT, adapter_of, assert_equal, launch, start, wait_for
+from tests.support.recipes import MakeRecipe
 
 SAMPLES = {"prompts": ["Say blue.", "Count to two."], "every_steps": 2, "max_new_tokens": 5}
 STEPS = EXACT | {"max_steps": 5}

@@ -22,8 +22,8 @@ from finetune.training import build, run
 from finetune.training.arguments import optimizer_name
 from finetune.training.callbacks.metrics_log import MetricsLog
 from tests.support.messages import hearing
-from tests.unit.training.conftest import MakeRecipe
-from tests.unit.training.processes import trained_weights, trainer_of
+from tests.support.processes import trained_weights, trainer_of
+from tests.support.recipes import MakeRecipe
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])

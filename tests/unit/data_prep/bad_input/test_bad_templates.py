@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.errors import DataError
 from data_prep.tokenizers.tokenizer import load_tokenizer
-from tests.conftest import CHATML
+from tests.support.models import CHATML
 from tests.unit.data_prep.bad_input.outcomes import (
     LONGEST_MESSAGE,
     MESSAGES,

@@ -1,15 +1,12 @@
-"""A small run on the tiny base: recipe, inputs and trainer."""
+"""A small recipe on the tiny base."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune.recipe.schema import Recipe
-from tests.e2e.conftest import finetune_here  # noqa: F401 - the command line inside the test's process
-
-MakeRecipe = Callable[..., Recipe]
+from tests.support.recipes import MakeRecipe
 
 
 @pytest.fixture

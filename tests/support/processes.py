@@ -53,7 +53,7 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -
 
 def launch(recipe: Recipe) -> subprocess.Popen[str]:
     """Train the recipe in a process of its own, in the run folder killed-001."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     return subprocess.Popen(
         [sys.executable, "-c", RUN_SCRIPT, recipe.model_dump_json()],
         stdout=subprocess.PIPE,

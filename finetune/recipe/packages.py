@@ -1,0 +1,22 @@
+"""Packages beyond the core that a recipe needs, known before anything is trained. Loads none of them."""
+
+from collections.abc import Iterable
+
+from finetune.extras import refuse_without
+from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.evaluate import MODULES, MetricName
+from finetune.recipe.schema.model import GgufBase, WheelBase
+
+
+def check_packages(recipe: Recipe) -> None:
+    """Raises FinetuneError where a package that training a recipe needs is not installed."""
+    check_metric_packages(recipe.evaluate.metrics)
+    if isinstance(recipe.model.base, GgufBase | WheelBase):
+        refuse_without("gguf", "model.base: a GGUF file")
+
+
+def check_metric_packages(metrics: Iterable[MetricName]) -> None:
+    """Raises FinetuneError where a package that computes one of the metrics is not installed."""
+    for name in metrics:
+        if name in MODULES:
+            refuse_without(MODULES[name], f"evaluate.metrics: {name}")

@@ -1,0 +1,91 @@
+"""Without the packages of an extra: one message that names it, before anything is trained."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from finetune.errors import FinetuneError
+from finetune.extras import DISTRIBUTION, EXTRAS
+from finetune.recipe.schema.evaluate import MODULES
+from finetune.runs.plot import draw, save_png
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = """
+model: {base: owner/name}
+data: {train: [{generated: orders}], evaluation: {fraction: 0.1}}
+evaluate: {labels: [a, b], metrics: [loss, accuracy, METRIC]}
+"""
+HIDING = """
+import importlib.machinery, sys
+class Hiding(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition('.')[0] in HIDDEN else super().find_spec(name, path, target)
+HIDDEN = set(sys.argv.pop(1).split(','))
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Hiding
+from finetune.cli.app import run
+code = run()
+assert not HIDDEN & set(sys.modules)
+sys.exit(code)
+"""
+
+
+def without(modules: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line where some modules are not installed: nothing finds them."""
+    command = [sys.executable, "-c", HIDING, modules, *arguments]
+    return subprocess.run(command, cwd=cwd, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+
+
+def test_the_extras_are_those_of_pyproject() -> None:
+    """finetune/extras.py has the packages of each extra, and `all` is these extras."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extra, modules in EXTRAS.items():
+        assert [Requirement(line).name for line in declared[extra]] == list(modules.values())
+    assert Requirement(declared["all"][0]).extras == set(EXTRAS)
+
+
+@pytest.mark.parametrize("verb", ["check", "train"])
+@pytest.mark.parametrize("metric", ["bleu", "rougeL", "f1_macro"])
+def test_a_metric_s_package_is_asked_for_before_training(tmp_path: Path, verb: str, metric: str) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("METRIC", metric))
+    done = without("sacrebleu,sklearn,rouge_score", verb, "r.yaml", cwd=tmp_path)
+    package = EXTRAS["metrics"][MODULES[metric]]
+    assert done.stderr == (
+        f'error: evaluate.metrics: {metric} needs {package}, which is not installed: pip install "{DISTRIBUTION}[metrics]".\n'
+    )
+    assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (2, "", [tmp_path / "r.yaml"])
+
+
+def test_other_metrics_need_none_of_them(tmp_path: Path) -> None:
+    """A recipe whose metrics are computed here is valid without the extra."""
+    own = ["perplexity", "bits_per_byte", "exact_match", "squad_exact_match", "squad_f1", "likelihood_accuracy", "pass@1"]
+    assert not MODULES.keys() & set(own)
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("METRIC", ", ".join(own)))
+    done = without("sacrebleu,sklearn,rouge_score,nltk", "check", "r.yaml", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_gguf_base_needs_gguf(tmp_path: Path) -> None:
+    """Said before a wheel with 100 MB is fetched."""
+    done = without("gguf", "check", "quickstart", cwd=tmp_path)
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == f'error: model.base: a GGUF file needs gguf, which is not installed: pip install "{DISTRIBUTION}[gguf]".\n'
+    )
+
+
+def test_curves_need_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the terminal one package, for a file another."""
+    monkeypatch.setitem(sys.modules, "plotext", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    asked = re.escape(f'which is not installed: pip install "{DISTRIBUTION}[plots]".')
+    with pytest.raises(FinetuneError, match=f"a plot in the terminal needs plotext, {asked}"):
+        draw({}, 80, 20, colours=False)
+    with pytest.raises(FinetuneError, match=f"a PNG needs matplotlib, {asked}"):
+        save_png({}, tmp_path / "curves.png")
