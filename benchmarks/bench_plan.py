@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from finetune.launch.configs import find_config
+from finetune.engines.launch.configs import find_config
 from finetune.models.bases.locate import read_config
 from finetune.models.bases.shapes import find_description, read_shape
 from finetune.planning.data import load_of

@@ -29,7 +29,7 @@ def check(
 
     loaded = load_recipe(recipe, overrides or [])
     if launch is not None:
-        from finetune.launch.check import check_launch, plan_launch
+        from finetune.engines.launch.check import check_launch, plan_launch
 
         check_launch(plan_launch(launch, processes=processes), loaded.recipe)
     _check_local_base(loaded)

@@ -71,7 +71,7 @@ def examine() -> Iterator[Fact]:
 
 def use() -> Iterator[Fact]:
     """What a run with precision auto takes."""
-    from finetune.launch.allocator import allocator
+    from finetune.engines.launch.allocator import allocator
     from finetune.models.device import choose_device, choose_precision
 
     device, precision = choose_device(), choose_precision("auto")
@@ -212,8 +212,8 @@ def accounts() -> Iterator[Fact]:
 
 
 def print_matrix(as_json: bool) -> None:
-    """The table of finetune.launch.matrix; reasons stand below it."""
-    from finetune.launch.matrix import ENGINES, FP16, METHODS, refusal
+    """The table of finetune.engines.launch.matrix; reasons stand below it."""
+    from finetune.engines.launch.matrix import ENGINES, FP16, METHODS, refusal
 
     found = {method: {engine: refusal(method, engine, "bf16") for engine in ENGINES} for method in METHODS}
     if as_json:

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from finetune.engines.launch.matrix import ENGINES, method_of, refusal
 from finetune.errors import ModelError
-from finetune.launch.matrix import ENGINES, method_of, refusal
 from finetune.models.bases.folder import read_config
 from finetune.models.bases.shapes import Shape, count_parameters, find_description, read_shape, trainable_shapes
 from finetune.models.stored_quantization import check_trainable

@@ -1,4 +1,4 @@
-"""What a recipe asks for that a way of sharding can't do; finetune/launch/matrix.py has methods and precisions."""
+"""What a recipe asks for that a way of sharding can't do; finetune/engines/launch/matrix.py has methods and precisions."""
 
 from finetune.recipe.schema import Recipe
 

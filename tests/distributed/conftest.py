@@ -15,7 +15,7 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from finetune.launch.configs import find_config
+from finetune.engines.launch.configs import find_config
 
 NO_COMPILER = shutil.which("g++") is None or shutil.which("ninja") is None
 """DeepSpeed compiles an extension at its first run; without these `finetune train --launch zero...` is refused."""

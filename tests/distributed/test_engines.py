@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.launch.matrix import ENGINES, METHODS, refusal
+from finetune.engines.launch.matrix import ENGINES, METHODS, refusal
 from tests.distributed.conftest import Train, accelerate_launch, difference
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}

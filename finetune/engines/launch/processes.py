@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.temporary import temporary_folder
 from finetune import environment, signals
+from finetune.engines.launch.addresses import Address, loopback
+from finetune.engines.launch.configs import LaunchConfig
+from finetune.engines.launch.worker import PROGRAM
 from finetune.errors import CheckFailed, FinetuneError, LaunchError
-from finetune.launch.addresses import Address, loopback
-from finetune.launch.configs import LaunchConfig
-from finetune.launch.worker import PROGRAM
 
 if TYPE_CHECKING:
     import psutil
@@ -80,7 +80,7 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
     from torch.distributed.launcher.api import LaunchConfig as AgentConfig
     from torch.distributed.launcher.api import elastic_launch
 
-    from finetune.launch.meeting import NAME, Meeting
+    from finetune.engines.launch.meeting import NAME, Meeting
 
     # What the agent logs is told to the person in one message at the end.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -186,7 +186,7 @@ def _workers() -> "list[psutil.Process]":
     """The processes that the agent started; this process may have other children, which are none of ours."""
     import psutil
 
-    from finetune.launch.meeting import NAME
+    from finetune.engines.launch.meeting import NAME
 
     found = []
     for child in psutil.Process().children():

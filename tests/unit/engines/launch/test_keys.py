@@ -14,11 +14,11 @@ from accelerate.commands.launch import launch_command_parser
 from ruamel.yaml import YAML
 
 from finetune import environment
+from finetune.engines.launch.check import check_launch, plan_launch
+from finetune.engines.launch.configs import config_of_environment, find_config, shipped
+from finetune.engines.launch.keys import KEYS, SECTIONS
+from finetune.engines.launch.processes import of_accelerate
 from finetune.errors import LaunchError
-from finetune.launch.check import check_launch, plan_launch
-from finetune.launch.configs import config_of_environment, find_config, shipped
-from finetune.launch.keys import KEYS, SECTIONS
-from finetune.launch.processes import of_accelerate
 from finetune.recipe.schema import Recipe
 
 ONE_KEY = ("fp8_config", "megatron_lm_config", "parallelism_config", "mpirun_config")
@@ -162,7 +162,7 @@ def test_a_file_and_its_recipe_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], train: dict[str, Any], wrong: str | None
 ) -> None:
     """What both say of learning is refused where the two disagree, before any process starts, and in one message."""
-    monkeypatch.setattr("finetune.launch.check.refuse_without_deepspeed", lambda engine: None)
+    monkeypatch.setattr("finetune.engines.launch.check.refuse_without_deepspeed", lambda engine: None)
     top = {name: value for name, value in values.items() if "gradient" not in name}
     inner = {name: value for name, value in values.items() if "gradient" in name}
     tree = {"distributed_type": "DEEPSPEED", "num_processes": 2, "deepspeed_config": {"zero_stage": 2} | inner} | top

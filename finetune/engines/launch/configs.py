@@ -9,9 +9,9 @@ from typing import Any
 from ruamel.yaml import YAML, AliasEvent, YAMLError
 
 from data_prep.disk import read_regular
+from finetune.engines.launch.keys import as_count, as_flag, as_norm, flat, is_nothing, problems_of
 from finetune.environment import OF_ACCELERATE
 from finetune.errors import LaunchError
-from finetune.launch.keys import as_count, as_flag, as_norm, flat, is_nothing, problems_of
 from finetune.recipe.shipped import shipped_folder
 from finetune.recipe.yaml_tree import MAX_BYTES
 
@@ -25,7 +25,7 @@ class LaunchConfig:
     name: str
     path: Path
     engine: str
-    """cpu, or one of finetune.launch.matrix.ENGINES."""
+    """cpu, or one of finetune.engines.launch.matrix.ENGINES."""
     processes: int = 1
     """As many as the file says, on all machines together."""
     machines: int = 1

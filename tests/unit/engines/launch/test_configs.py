@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from finetune.engines.launch.addresses import loopback, parse_address
+from finetune.engines.launch.check import remove_stale_builds
+from finetune.engines.launch.configs import find_config, shipped
+from finetune.engines.launch.matrix import ENGINES, METHODS, method_of, refusal
+from finetune.engines.launch.processes import first_failure
+from finetune.engines.launch.worker import ERROR_FILE, tell_launcher
 from finetune.errors import LaunchError
-from finetune.launch.addresses import loopback, parse_address
-from finetune.launch.check import remove_stale_builds
-from finetune.launch.configs import find_config, shipped
-from finetune.launch.matrix import ENGINES, METHODS, method_of, refusal
-from finetune.launch.processes import first_failure
-from finetune.launch.worker import ERROR_FILE, tell_launcher
 
 
 def test_every_engine_of_the_matrix_has_a_file() -> None:

@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
+from finetune.engines.launch.check import check_launch, refuse_more_than_devices, remove_stale_builds
+from finetune.engines.launch.processes import Launch, import_torch_quietly, run_processes
 from finetune.errors import LaunchFailed
-from finetune.launch.check import check_launch, refuse_more_than_devices, remove_stale_builds
-from finetune.launch.processes import Launch, import_torch_quietly, run_processes
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.lock import read_lock
 from finetune.runs.folder import RunFolder, create_run, open_run

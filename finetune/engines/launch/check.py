@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from finetune import environment
+from finetune.engines.launch.addresses import parse_address
+from finetune.engines.launch.configs import LaunchConfig, config_of_environment, find_config
+from finetune.engines.launch.matrix import method_of, refusal
+from finetune.engines.launch.processes import Launch
 from finetune.errors import LaunchError
-from finetune.launch.addresses import parse_address
-from finetune.launch.configs import LaunchConfig, config_of_environment, find_config
-from finetune.launch.matrix import method_of, refusal
-from finetune.launch.processes import Launch
 from finetune.recipe.rules_engines import engine_problem
 from finetune.recipe.schema import Recipe
 
