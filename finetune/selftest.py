@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from data_prep.temporary import temporary_folder
+from finetune.engines import registry
 from finetune.engines.launch.check import check_launch, plan_launch
 from finetune.engines.launch.worker import PROGRAM
 from finetune.errors import FinetuneError, LaunchError
@@ -28,7 +29,7 @@ from finetune.training.build import versions
 
 logger = logging.getLogger(__name__)
 
-ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+ENGINES = tuple(engine.name for engine in registry.of_several() if not engine.offloads)
 SECONDS = 300
 """No run of the tiny model takes as long."""
 

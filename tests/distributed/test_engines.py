@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.engines.launch.matrix import ENGINES, METHODS, refusal
+from finetune.engines.base import METHODS
+from finetune.engines.registry import of_several
 from tests.distributed.conftest import Train, accelerate_launch, difference
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
@@ -16,12 +17,15 @@ magnifies differences of rounding. DeepSpeed in bf16 rounds the adapter before i
 EACH_ONCE = {("lora", "ddp"), ("lora", "zero2"), ("qlora", "zero3")}
 CELLS = [
     pytest.param(
-        method, engine, precision, marks=[] if (method, engine) in EACH_ONCE and precision == "fp32" else pytest.mark.long
+        method,
+        engine.name,
+        precision,
+        marks=[] if (method, engine.name) in EACH_ONCE and precision == "fp32" else pytest.mark.long,
     )
     for method in METHODS
-    for engine in ENGINES
+    for engine in of_several()
     for precision in ("fp32", "bf16")
-    if refusal(method, engine, precision) is None
+    if engine.refusal(method, precision) is None
 ]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bitsandbytes and DeepSpeed are installed on Linux only")

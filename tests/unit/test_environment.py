@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from finetune import environment
+from finetune.engines.registry import current
 from finetune.errors import LaunchError
 from tests.unit.training.conftest import MakeRecipe, make_recipe  # noqa: F401 - a fixture
 from tests.unit.training.processes import EXACT, start
@@ -68,7 +69,7 @@ def test_what_torchs_agent_says(absent: str | None, how: str) -> None:
     if absent is None:
         environment.settle_training()
         assert environment.world() == environment.World(1, 2, 0, 2)
-        assert environment.engine() == "ddp"
+        assert current().name == "ddp"
         with pytest.raises(LaunchError, match="finetune merge is one process"):
             environment.settle_alone("merge")
         return

@@ -244,21 +244,15 @@ def _environment(launch: Launch, run: Path | None) -> Iterator[None]:
 def of_accelerate(config: LaunchConfig) -> dict[str, str]:
     """The variables by which accelerate tells each process about its engine, as `accelerate launch` sets them."""
     from accelerate.commands.launch import launch_command_parser
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     words = (
         "--num_processes 1 --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no --module finetune"
     )
     arguments = launch_command_parser().parse_args(words.split())
-    arguments.use_fsdp = config.engine == "fsdp2"
     arguments.gpu_ids, arguments.debug = config.gpu_ids, config.debug
     for name, value in config.settings.items():
         setattr(arguments, name, value)
-    if config.engine.startswith("zero"):
-        arguments.deepspeed_fields_from_accelerate_config = ",".join(config.settings)
-        found: dict[str, str] = prepare_deepspeed_cmd_env(arguments)[1]
-    else:
-        found = prepare_multi_gpu_env(arguments)
+    found = config.engine.variables(arguments, config.settings)
     # Of what else it would set, PYTHONPATH would put the working folder before this program.
     said = {name: value for name, value in found.items() if name in environment.OF_ACCELERATE or name == "CUDA_VISIBLE_DEVICES"}
     return said | ({"ACCELERATE_USE_CPU": "true"} if config.use_cpu else {})
