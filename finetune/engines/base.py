@@ -97,7 +97,7 @@ class Engine:
     kinds: ClassVar[tuple[str, ...]] = ()
     """accelerate's names of it, in distributed_type."""
     switch: ClassVar[str] = ""
-    """The variable by which accelerate's launcher tells a process to use it; empty for plain processes."""
+    """The variable that is "true" in its processes, accelerate's or one of its own; empty for plain processes."""
     section: ClassVar[FileSection | None] = None
     """Its section of an accelerate file."""
     packages: ClassVar[tuple[Requirement, ...]] = ()

@@ -254,7 +254,8 @@ def of_accelerate(config: LaunchConfig) -> dict[str, str]:
         setattr(arguments, name, value)
     found = config.engine.variables(arguments, config.settings)
     # Of what else it would set, PYTHONPATH would put the working folder before this program.
-    said = {name: value for name, value in found.items() if name in environment.OF_ACCELERATE or name == "CUDA_VISIBLE_DEVICES"}
+    kept = {*environment.OF_ACCELERATE, "CUDA_VISIBLE_DEVICES", config.engine.switch}
+    said = {name: value for name, value in found.items() if name in kept}
     return said | ({"ACCELERATE_USE_CPU": "true"} if config.use_cpu else {})
 
 
