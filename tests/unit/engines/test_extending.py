@@ -84,12 +84,12 @@ def of_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Engine
     code, file = (re.search(rf"```{kind}\n(.*?)```", PAGE.read_text(), re.DOTALL) for kind in ("python", "yaml"))
     assert code is not None
     assert file is not None
-    made: dict[str, Any] = {"__name__": "ddp_bf16"}
+    made: dict[str, Any] = {"__name__": "ddp_fp16"}
     exec(compile(code[1], str(PAGE), "exec"), made)  # noqa: S102 - the manual's own
-    add(monkeypatch, made["DDP_BF16"])
-    path = tmp_path / "ddp_bf16.yaml"
+    add(monkeypatch, made["DDP_FP16"])
+    path = tmp_path / "ddp_fp16.yaml"
     path.write_text(file[1])
-    return made["DDP_BF16"], str(path)
+    return made["DDP_FP16"], str(path)
 
 
 def test_the_pages_engine_is_one(of_the_page: tuple[Engine, str], says: Says) -> None:
@@ -98,16 +98,16 @@ def test_the_pages_engine_is_one(of_the_page: tuple[Engine, str], says: Says) ->
     config = find_config(path)
     assert config.engine is engine
     assert find_config("ddp").engine is DDP
-    assert of_accelerate(config)["FINETUNE_DDP_BF16"] == "true"
-    assert "`ddp_bf16`" in guide_table()
-    code, shown = says("check", "quickstart", "--launch", path, "adapter.method=qlora")
+    assert of_accelerate(config)["FINETUNE_DDP_FP16"] == "true"
+    assert "`ddp_fp16`" in guide_table()
+    code, shown = says("check", "quickstart", "--launch", path, "train.micro_batch_size=4", "adapter.method=full")
     assert code == 2
-    assert "qlora with --launch ddp_bf16: QLoRA's gradients are few" in shown
-    assert "ddp_bf16" in says("plan", "quickstart", "--gpus", "2")[1]
+    assert "full with --launch ddp_fp16: gradients of all weights were never shown" in shown
+    assert "ddp_fp16" in says("plan", "quickstart", "--gpus", "2")[1]
     Path(path).write_text("distributed_type: MULTI_GPU\ngradients_config: {travel_in: fp8}\n")
     code, shown = says("check", "quickstart", "--launch", path)
     assert code == 2
-    assert "gradients_config.travel_in is fp8; set it to bf16" in shown
+    assert "gradients_config.travel_in is fp8; set it to fp16" in shown
 
 
 def test_the_page_names_what_an_engine_says() -> None:
