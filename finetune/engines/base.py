@@ -83,7 +83,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine whose processes each hold a whole, plain torch model; the others say in what they differ."""
+    """An engine whose processes each hold the full model, as plain torch has it; other engines say how they differ."""
 
     name: str
     """In --launch, in a run's lock, and in tables."""
@@ -120,7 +120,7 @@ class Engine:
 
     @property
     def shards_weights(self) -> bool:
-        """Whether no process holds a whole model, so that all must make the same calls of it."""
+        """Whether no process holds the full model, so that all must make the same calls of it."""
         return "weights" in self.shards
 
     @property
@@ -140,11 +140,11 @@ class Engine:
     # What it refuses
 
     def refusal(self, method: Method, precision: str) -> Refusal | None:
-        """Why a method and a precision aren't offered; None where they are, and a test shows it (tests/distributed)."""
+        """Why a method in a precision isn't offered; None where it is, and tests/distributed shows it."""
         return FP16 if precision == "fp16" else None
 
     def problem(self, recipe: Recipe) -> str | None:
-        """What else of a recipe it can't do, and what to do; None where there is nothing."""
+        """What else in a recipe it can't do, and what to do; None where there is nothing."""
         return None
 
     def check_installed(self) -> None:
@@ -184,15 +184,15 @@ class Engine:
     # How a model is trained
 
     def loading(self, precision: str) -> AbstractContextManager[None]:
-        """While this lasts a base is loaded as it needs it; the group of processes must have been formed."""
+        """While this lasts a base is loaded as the engine needs it; the group of processes must have been formed."""
         return nullcontext()
 
     def cuts_up_while_loading(self) -> bool:
         """Whether a base that is loaded now is shared out by transformers, so that it is put on no device."""
         return False
 
-    def building_whole(self) -> AbstractContextManager[None]:
-        """A model that is built meanwhile is this process's own."""
+    def building_unsharded(self) -> AbstractContextManager[None]:
+        """While this lasts a model that is built is this process's own, in full."""
         return nullcontext()
 
     def place(self, model: "torch.nn.Module", device: "torch.device") -> "torch.nn.Module":
@@ -216,15 +216,15 @@ class Engine:
     # Weights
 
     def full_weight(self, parameter: "torch.nn.Parameter") -> "torch.Tensor":
-        """A trained weight, whole, in the precision of the optimizer, on the host. All processes must call this."""
+        """A trained weight, gathered, in the precision of the optimizer, on the host. All processes must call this."""
         return parameter.detach().cpu().clone()
 
     def full_shape(self, parameter: "torch.nn.Parameter") -> tuple[int, ...]:
-        """The shape of which a process may hold a share."""
+        """The parameter's shape, of which this process may hold a share."""
         return tuple(parameter.shape)
 
     def full_count(self, parameter: "torch.nn.Parameter") -> int:
-        """How many numbers it has in all."""
+        """How many elements the parameter has, over all processes."""
         return parameter.numel()
 
     def unfusable(self, weight: "torch.Tensor") -> str | None:
@@ -238,7 +238,7 @@ class Engine:
         return not self.takes_over and not then.takes_over
 
     def gathered(self, total: Total) -> float:
-        """Bytes of weights that are whole at once, beside the share of all."""
+        """Bytes of weights that are gathered at once, beside the share that a process keeps."""
         return 0.0
 
     def memory(self, total: Total, processes: int) -> Held:

@@ -176,17 +176,17 @@ class DeepSpeed(Engine):
         remove_stale_builds()
 
     def loading(self, precision: str) -> AbstractContextManager[None]:
-        """With stage 3 transformers cuts weights up meanwhile, so that no process ever holds a whole model."""
+        """With stage 3 transformers cuts weights up meanwhile, so that no process ever holds the full model."""
         return _cutting_up(precision) if self.shards_weights else nullcontext()
 
     def cuts_up_while_loading(self) -> bool:
-        """With stage 3, unless a model is built whole meanwhile."""
+        """With stage 3, unless a model is built in full meanwhile."""
         from transformers.integrations import is_deepspeed_zero3_enabled
 
         return bool(is_deepspeed_zero3_enabled())
 
     @contextmanager
-    def building_whole(self) -> Iterator[None]:
+    def building_unsharded(self) -> Iterator[None]:
         """transformers would share it out among all processes."""
         from transformers.integrations import deepspeed
 
@@ -221,7 +221,7 @@ class DeepSpeed(Engine):
         return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
     def full_count(self, parameter: "torch.nn.Parameter") -> int:
-        """The same of its numbers."""
+        """The same for its number of elements."""
         return int(getattr(parameter, "ds_numel", parameter.numel()))
 
     def unfusable(self, weight: "torch.Tensor") -> str | None:
@@ -247,7 +247,7 @@ class DeepSpeed(Engine):
 def remove_stale_builds(minutes: float = 10.0) -> None:
     """Remove the locks of DeepSpeed's builds in whose folders nothing was written for so long.
 
-    torch's lock is a file that stands until its maker deletes it: one that was killed lets all others wait for ever.
+    torch's lock is a file that stands until its maker deletes it: one that was killed lets all others wait forever.
     """
     from torch.utils.cpp_extension import get_default_build_root
 
@@ -266,7 +266,7 @@ def _offloaded(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 @contextmanager
 def _cutting_up(precision: str) -> Iterator[None]:
-    """A group of one process, where the processes hadn't met, would be taken for the whole."""
+    """Where the processes hadn't met, DeepSpeed would take one for all of them."""
     import deepspeed
     from accelerate.utils import DeepSpeedPlugin
 

@@ -76,7 +76,7 @@ class Fsdp2(Engine):
         return super().variables(arguments, settings)
 
     def trainer_options(self, *, on_cpu: bool) -> dict[str, Any]:
-        """Gradients are reduced after each micro-batch: FSDP2 would hold whole ones until the last of a step."""
+        """Gradients are reduced after each micro-batch: FSDP2 would hold unsharded ones until the last of a step."""
         accumulation = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
         return super().trainer_options(on_cpu=on_cpu) | {"accelerator_config": accumulation}
 
@@ -113,7 +113,7 @@ class Fsdp2(Engine):
         return (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu().clone()
 
     def resumes(self, then: Engine) -> bool:
-        """Its checkpoints are whole: any number of its processes loads them."""
+        """Its checkpoints are not cut up by process: any number of processes loads them."""
         return then.name == self.name
 
     def gathered(self, total: Total) -> float:
@@ -123,7 +123,7 @@ class Fsdp2(Engine):
 
 @contextmanager
 def _gathered_beside_the_layers(model: Any) -> Iterator[None]:
-    """FSDP2 gathers a decoder layer where that is called, but what stands in the root only in a forward of the whole model.
+    """FSDP2 gathers a decoder layer where that is called, but what is in the root only in a forward of the whole model.
 
     So a forward that computes nothing begins; without a step in between the root would also not be known for the root.
     """
@@ -135,7 +135,7 @@ def _gathered_beside_the_layers(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        # Norm and head, which were called apart from the layers, would stay whole otherwise, and couldn't be loaded or saved.
+        # Norm and head, called apart from the layers, would stay gathered otherwise, and couldn't be loaded or saved.
         model.reset_iter_state()
 
 

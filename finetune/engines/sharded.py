@@ -29,8 +29,8 @@ def evaluable(trainer: Trains) -> Iterator[Any]:
         yield model
 
 
-def whole_weights(trainer: Trains) -> dict[str, torch.Tensor]:
-    """What is trained, whole, in the precision of the optimizer, on the host; all processes must call this.
+def gathered_weights(trainer: Trains) -> dict[str, torch.Tensor]:
+    """What is trained, gathered, in the precision of the optimizer, on the host; all processes must call this.
 
     Names are those of the model without what an engine wraps around it.
     """

@@ -68,7 +68,7 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {"matrix": matrix_table, "guide": guide_table, "memory": memory_table}
-"""The name in a page's marks -> what stands between them."""
+"""The name in a page's marks -> what is between them."""
 MARKS = re.compile(r"(<!-- engines: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
