@@ -13,7 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from finetune.launch.configs import find_config
+from finetune.engines.launch.configs import find_config
+from finetune.engines.single import SINGLE
 from finetune.models.bases.locate import read_config
 from finetune.models.bases.shapes import find_description, read_shape
 from finetune.planning.data import load_of
@@ -61,7 +62,13 @@ def predict(overrides: tuple[str, ...], engine: str | None) -> Memory:
     shape = read_shape(read_config(find_description(recipe.model)[0]))
     processes = 1 if engine is None else 2
     job = job_of(
-        recipe, shape, load_of(recipe), recipe.train.precision, gpus=processes, device="cpu", engine=engine or "single"
+        recipe,
+        shape,
+        load_of(recipe),
+        recipe.train.precision,
+        gpus=processes,
+        device="cpu",
+        engine=SINGLE if engine is None else find_config(engine).engine,
     )
     return memory_of(job)
 

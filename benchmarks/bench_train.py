@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from finetune.launch.allocator import find_jemalloc
+from finetune.engines.launch.allocator import find_jemalloc
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -1,4 +1,5 @@
-"""What launchers say in the environment: which process this is, among how many, and how they shard. The only reader of it.
+"""What launchers say in the environment: which process this is, and among how many. The only reader of it, but for what
+finetune/engines reads of sharding.
 
 torch's variables count where torch's own agent set them (finetune train --launch, torchrun, accelerate launch). Left over in a
 shell, or set by a scheduler that starts no process itself, they are refused or taken away: torch and accelerate would wait for
@@ -143,15 +144,6 @@ def world() -> World:
     if rank >= size or local_rank > rank:
         raise LaunchError(f"RANK is {rank}, LOCAL_RANK {local_rank} and WORLD_SIZE {size} in the environment: they contradict.")
     return World(rank, size, local_rank, _number("LOCAL_WORLD_SIZE") or size)
-
-
-def engine() -> str:
-    """What the launcher asks for: single, ddp, fsdp2, or zero1 to zero3."""
-    if world().size == 1:
-        return "single"
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
-    return "fsdp2" if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else "ddp"
 
 
 def settle_training(machines: int | None = None) -> None:

@@ -19,16 +19,17 @@ import torch
 from safetensors.torch import load_file
 
 from data_prep.temporary import temporary_folder
+from finetune.engines import registry
+from finetune.engines.launch.check import check_launch, plan_launch
+from finetune.engines.launch.worker import PROGRAM
 from finetune.errors import FinetuneError, LaunchError
-from finetune.launch.check import check_launch, plan_launch
-from finetune.launch.worker import PROGRAM
 from finetune.models.device import cpu_has_native_bf16
 from finetune.recipe.load import load_recipe
 from finetune.training.build import versions
 
 logger = logging.getLogger(__name__)
 
-ENGINES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+ENGINES = tuple(engine.name for engine in registry.of_several() if not engine.offloads)
 SECONDS = 300
 """No run of the tiny model takes as long."""
 

@@ -15,9 +15,9 @@ from typer.core import TyperGroup
 
 from data_prep.errors import DataError
 from finetune import environment, signals
+from finetune.engines.launch.worker import end_with_launcher, leave_terminal, tell_launcher
 from finetune.environment import is_worker
 from finetune.errors import FinetuneError, PeerLost, RecipeError
-from finetune.launch.worker import end_with_launcher, leave_terminal, tell_launcher
 
 # Verb -> its module in finetune/cli, which has a function of the same name, or, for a verb with verbs of its own, `app`.
 VERBS: dict[str, str] = {
@@ -106,7 +106,7 @@ def main() -> None:
         end_with_launcher()
         leave_terminal()
     if sys.argv[1:2] and sys.argv[1] in TRAINING_VERBS and not {"--help", "-h"} & set(sys.argv):
-        from finetune.launch.allocator import restart_with_jemalloc
+        from finetune.engines.launch.allocator import restart_with_jemalloc
 
         signals.hold()  # over the restart: a signal in between would kill
         restart_with_jemalloc()

@@ -31,7 +31,7 @@ def check(
     loaded = load_recipe(recipe, overrides or [])
     check_packages(loaded.recipe)
     if launch is not None:
-        from finetune.launch.check import check_launch, plan_launch
+        from finetune.engines.launch.check import check_launch, plan_launch
 
         check_launch(plan_launch(launch, processes=processes), loaded.recipe)
     _check_local_base(loaded)

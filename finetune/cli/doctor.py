@@ -20,11 +20,9 @@ from finetune.extras import DISTRIBUTION, EXTRAS, is_installed
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 OPTIONAL = {
     "bitsandbytes": "adapter.method qlora and train.optimizer adamw_8bit are refused without it",
-    "deepspeed": "ZeRO sharding over several devices is refused without it",
     "trackio": "tracking.tracker trackio is refused without it",
     "wandb": "tracking.tracker wandb is refused without it",
 }
-BUILD_TOOLS = ("g++", "ninja")
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def examine() -> Iterator[Fact]:
 
 def use() -> Iterator[Fact]:
     """What a run with precision auto takes."""
-    from finetune.launch.allocator import allocator
+    from finetune.engines.launch.allocator import allocator
     from finetune.models.device import choose_device, choose_precision
 
     device, precision = choose_device(), choose_precision("auto")
@@ -169,18 +167,20 @@ def version_of(package: str) -> str | None:
 
 def extras() -> Iterator[Fact]:
     """What is there only on some machines, and what is refused without it."""
-    for name, consequence in OPTIONAL.items():
+    from finetune.engines import registry
+
+    packages = {package.name: package.without for engine in registry.ENGINES for package in engine.packages}
+    programs = {program.name: program.without for engine in registry.ENGINES for program in engine.programs}
+    for name, consequence in (OPTIONAL | packages).items():
         there = is_installed(name)
         yield Fact("extras", name, "present" if there else "absent", "" if there else consequence)
     for extra, modules in EXTRAS.items():
         missing = [package for module, package in modules.items() if not is_installed(module)]
         consequence = f'pip install "{DISTRIBUTION}[{extra}]" adds {", ".join(missing)}' if missing else ""
         yield Fact("extras", extra, "absent" if missing else "present", consequence)
-    for tool in BUILD_TOOLS:
-        path = shutil.which(tool)
-        yield Fact(
-            "extras", tool, "present" if path else "absent", "" if path else "deepspeed can't compile its extension without it"
-        )
+    for name, consequence in programs.items():
+        path = shutil.which(name)
+        yield Fact("extras", name, "present" if path else "absent", "" if path else consequence)
 
 
 def disks() -> Iterator[Fact]:
@@ -216,10 +216,10 @@ def accounts() -> Iterator[Fact]:
 
 
 def print_matrix(as_json: bool) -> None:
-    """The table of finetune.launch.matrix; reasons stand below it."""
-    from finetune.launch.matrix import ENGINES, FP16, METHODS, refusal
+    """The engines' own words; reasons stand below the table."""
+    from finetune.engines.tables import matrix, reasons
 
-    found = {method: {engine: refusal(method, engine, "bf16") for engine in ENGINES} for method in METHODS}
+    found = matrix()
     if as_json:
         cells = {
             method: {engine: "works" if why is None else f"{why.reason}; take {why.nearest}" for engine, why in row.items()}
@@ -227,12 +227,11 @@ def print_matrix(as_json: bool) -> None:
         }
         print_json(cells)
         return
-    out("method  " + "  ".join(ENGINES))
+    out("method  " + "  ".join(next(iter(found.values()))))
     for method, row in found.items():
-        words = ["works" if why is None else "-" for why in row.values()]
-        out(f"{method:7} " + "  ".join(word.ljust(len(engine)) for word, engine in zip(words, ENGINES, strict=True)).rstrip())
-    reasons = dict.fromkeys(why.reason for row in found.values() for why in row.values() if why is not None)
-    for reason in (*reasons, FP16.reason):
+        words = [("works" if why is None else "-").ljust(len(engine)) for engine, why in row.items()]
+        out(f"{method:7} " + "  ".join(words).rstrip())
+    for reason in reasons():
         out(f"-  {reason}")
     out("in fp32 and bf16; each cell that works is run by tests/distributed, with two processes on the CPU")
 

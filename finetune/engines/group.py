@@ -144,11 +144,6 @@ def contact(group: Group) -> Iterator[None]:
         ) from error
 
 
-def holds_shares() -> bool:
-    """Whether no process holds a whole model, so that all must make the same calls of it."""
-    return environment.engine() in ("zero3", "fsdp2")
-
-
 def this_group() -> Group:
     """What the launcher says in the environment; a group of one without a launcher."""
     world = environment.world()

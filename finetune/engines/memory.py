@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from finetune.engines.launch.allocator import find_jemalloc
 from finetune.errors import TrainingError
-from finetune.launch.allocator import find_jemalloc
 from finetune.models.device import is_out_of_memory
 
 logger = logging.getLogger(__name__)

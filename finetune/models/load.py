@@ -10,9 +10,10 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from data_prep.config import HeadSection
+from finetune.engines.base import Engine
+from finetune.engines.single import SINGLE
 from finetune.errors import ModelError, library_refusals
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import CONFIG, only_the_model
@@ -34,6 +35,7 @@ def load_model(
     attention: str = "sdpa",
     head: HeadSection | None = None,
     rope_by_document: bool = True,
+    engine: Engine = SINGLE,
 ) -> PreTrainedModel:
     """The base's weights in `dtype`, or quantised with arithmetic in `dtype`, on the device that training will use.
 
@@ -50,7 +52,7 @@ def load_model(
         config.quantization_config = stored | {"bnb_4bit_compute_dtype": str(dtype).removeprefix("torch.")}
     elif not stored and quantization in BITSANDBYTES:
         options["quantization_config"] = bitsandbytes_config(dtype, quantization, kept=() if head is None else (CLASSIFIER,))
-    if (stored or quantization in BITSANDBYTES) and not is_deepspeed_zero3_enabled():  # which places each share by itself
+    if (stored or quantization in BITSANDBYTES) and not engine.cuts_up_while_loading():  # which places each share by itself
         options["device_map"] = {"": choose_device()}
     with library_refusals(f"the weights in {base.folder} could not be loaded"), only_the_model(base.folder) as folder:
         # In place of the base's generation_config.json: answers don't follow it, and transformers refuses some that are about.

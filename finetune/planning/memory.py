@@ -10,14 +10,13 @@ arXiv:1604.06174.
 import math
 from dataclasses import dataclass, fields
 
+from finetune.engines.base import Engine, Total
+from finetune.engines.single import SINGLE
 from finetune.models.bases.shapes import Shape, count_parameters, linear_shapes
 from finetune.models.sizes import CHUNK_POSITIONS, Sizes, state_bytes
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A weight in NF4: half a byte, an 8-bit scale for 64 weights, a float32 scale for 256 of those scales."""
-
-LIVE_WEIGHTS = 1e9
-"""How many weights DeepSpeed keeps gathered under ZeRO-3, by default."""
 
 OVERHEAD_BYTES = {"cpu": 0.95e9, "gpu": 1.2e9}
 """The interpreter and its libraries on the CPU; CUDA's context, its libraries' workspaces and fragmentation on a GPU."""
@@ -46,7 +45,7 @@ class Job:
     checkpoint_every: int = 0
     """0 keeps all activations; k recomputes every k-th layer."""
     optimizer: str = "adamw"
-    engine: str = "single"
+    engine: Engine = SINGLE
     processes: int = 1
     device: str = "gpu"
     outputs: int = 0
@@ -84,24 +83,20 @@ class Memory:
 def memory_of(job: Job) -> Memory:
     """The peak of one process: it stands where the backward pass begins."""
     base, trained = _weights(job)
-    shares_weights = job.engine.startswith(("zero3", "fsdp2"))
-    shares_gradients = shares_weights or job.engine.startswith("zero2")
-    shares_states = shares_gradients or job.engine == "zero1"
-    count = job.processes
-    held = (base + trained) / count + _gathered(job) if shares_weights and count > 1 else base + trained
-    states = state_bytes(job.optimizer, job.trained_shapes) / (count if shares_states else 1)
-    if job.engine.startswith("zero") and job.number_bytes == 2:
-        states += 4 * job.trained / count  # DeepSpeed's float32 copies
-    if job.engine.endswith("_offload"):
-        states = 0.0
-        held = held if not shares_weights else _gathered(job)
-    gradients = 4 * job.trained / (count if shares_gradients else 1)
-    part = trained / (base + trained)
+    total = Total(
+        weights=base + trained,
+        gradients=4 * job.trained,
+        states=state_bytes(job.optimizer, job.trained_shapes),
+        weight_bytes=4 if job.method == "full" else job.number_bytes,
+        largest_layer=_largest_layer(job),
+        half=job.number_bytes == 2,
+    )
+    held, part = job.engine.memory(total, job.processes), trained / total.weights
     return Memory(
-        weights=held * (1 - part),
-        adapter=held * part,
-        gradients=gradients,
-        optimizer=states,
+        weights=held.weights * (1 - part),
+        adapter=held.weights * part,
+        gradients=held.gradients,
+        optimizer=held.states,
         activations=activations(job),
         logits=logits(job),
         overhead=OVERHEAD_BYTES[job.device],
@@ -124,12 +119,9 @@ def linear_numbers(shape: Shape) -> int:
     return sum(inputs * outputs for name, (inputs, outputs) in linear_shapes(shape).items() if name != "lm_head")
 
 
-def _gathered(job: Job) -> float:
-    """What is gathered at once: a decoder layer, or the embedding where that is larger; ZeRO-3 lets go of no more than it must
-    to hold a billion weights (DeepSpeed's stage3_max_live_parameters)."""
+def _largest_layer(job: Job) -> float:
+    """Bytes of a decoder layer, or of the embedding where that is larger."""
     number = 4 if job.method == "full" else job.number_bytes
-    if job.engine.startswith("zero3"):
-        return min(sum(_weights(job)), LIVE_WEIGHTS * number)
     layer = linear_numbers(job.shape) / job.shape.layers * (NF4_BYTES if job.method == "qlora" else number)
     return max(layer, job.shape.vocabulary * job.shape.width * number)
 
@@ -170,7 +162,7 @@ def layer_bytes(job: Job) -> float:
         numbers = (5 if c == 2 else 6) * width + attention + 4 * forward
         # In bf16 the rotated queries and keys are float32, and narrowed for the attention.
         return numbers * c + wide + norms
-    if job.engine.startswith("zero3"):
+    if not job.engine.fuses_lora:
         wide = 2 * 4 * width if c == 2 else 0
         return ((5 if c == 2 else 4) * width + attention + 4 * forward + low) * c + wide + norms
     if job.dropout:

@@ -4,28 +4,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from finetune.engines import registry
+from finetune.engines.base import Engine, method_of
+from finetune.engines.single import SINGLE
 from finetune.errors import ModelError
-from finetune.launch.matrix import ENGINES, method_of, refusal
 from finetune.models.bases.folder import read_config
 from finetune.models.bases.shapes import Shape, count_parameters, find_description, read_shape, trainable_shapes
 from finetune.models.stored_quantization import check_trainable
 from finetune.planning.data import Load, load_of
 from finetune.planning.memory import Job, Memory, memory_of
-from finetune.recipe.rules_engines import engine_problem
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.adapter import AdapterSection
 
-SPEED = {
-    "single": 1.0,
-    "ddp": 1.0,
-    "zero1": 1.0,
-    "zero2": 1.05,
-    "fsdp2": 1.2,
-    "zero3": 1.5,
-    "zero2_offload": 2.0,
-    "zero3_offload": 3.0,
-}
-"""How much longer a step takes, roughly: the order in which ways are preferred. Not measured on GPUs."""
 CHECKPOINTING = 1.33
 """A forward pass more in three."""
 
@@ -108,20 +98,22 @@ def plan(
     precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
     load = load_of(recipe)
     job = job_of(recipe, shape, load, precision, gpus=gpus, device=device)
-    allowed = list(_engines(recipe, precision, gpus))
-    asked = engine or allowed[0]
-    if asked not in allowed:
-        raise ModelError(f"--launch {asked} does not go with this recipe on {gpus} GPUs; expected one of {', '.join(allowed)}.")
+    allowed = {way.name: way for way in _engines(recipe, precision, gpus)}
+    asked = next(iter(allowed.values())) if engine is None else allowed.get(engine)
+    if asked is None:
+        raise ModelError(
+            f"--launch {engine} does not go with this recipe on {gpus} GPUs; expected one of {', '.join(allowed)}."
+        )
     ways = [
-        _way(replace(job, engine=name, checkpoint_every=every), gpu_memory)
-        for name in allowed
+        _way(replace(job, engine=way, checkpoint_every=every), gpu_memory)
+        for way in allowed.values()
         for every in (0, job.checkpoint_every or 1)
     ]
     ours = replace(job, engine=asked)
     change = None
     if gpu_memory is not None and memory_of(ours).total > gpu_memory:
-        change = cheapest_change(ours, allowed, gpu_memory)
-    states = sum((memory_of(ours).optimizer, 4.0 * job.trained)) if asked in ("single", "ddp") else 12.0 * job.trained
+        change = cheapest_change(ours, list(allowed.values()), gpu_memory)
+    states = 12.0 * job.trained if asked.takes_over else memory_of(ours).optimizer + 4.0 * job.trained
     return Plan(
         base=recipe.model.name,
         parameters=count_parameters(shape),
@@ -131,7 +123,7 @@ def plan(
         gpus=gpus,
         gpu_memory=gpu_memory,
         ways=ways,
-        asked=asked,
+        asked=asked.name,
         change=change,
         tokens_per_second=tokens_per_second,
         seconds=load.tokens / tokens_per_second if load.tokens and tokens_per_second else None,
@@ -147,7 +139,7 @@ def _on_stored(recipe: Recipe, stored: str) -> Recipe:
     return recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"method": "qlora"})})
 
 
-def job_of(recipe: Recipe, shape: Shape, load: Load, precision: str, *, gpus: int, device: str, engine: str = "single") -> Job:
+def job_of(recipe: Recipe, shape: Shape, load: Load, precision: str, *, gpus: int, device: str, engine: Engine = SINGLE) -> Job:
     """What the memory of one process follows from."""
     train, adapter = recipe.train, recipe.adapter
     return Job(
@@ -170,22 +162,26 @@ def job_of(recipe: Recipe, shape: Shape, load: Load, precision: str, *, gpus: in
     )
 
 
-def _engines(recipe: Recipe, precision: str, gpus: int) -> Iterator[str]:
+def _engines(recipe: Recipe, precision: str, gpus: int) -> Iterator[Engine]:
     method = method_of(recipe.adapter.method, recipe.adapter.use_dora)
-    for name in ("single",) if gpus == 1 else ENGINES:
-        if refusal(method, name, precision) is None and engine_problem(recipe, name) is None:
-            yield name
+    for engine in (SINGLE,) if gpus == 1 else registry.of_several():
+        if engine.refusal(method, precision) is None and engine.problem(recipe) is None:
+            yield engine
 
 
 def _way(job: Job, gpu_memory: int | None) -> Way:
     memory = memory_of(job)
-    slowness = SPEED[job.engine] * (CHECKPOINTING if job.checkpoint_every else 1.0)
+    slowness = job.engine.slowness * (CHECKPOINTING if job.checkpoint_every else 1.0)
     return Way(
-        job.engine, bool(job.checkpoint_every), memory, None if gpu_memory is None else memory.total <= gpu_memory, slowness
+        job.engine.name,
+        bool(job.checkpoint_every),
+        memory,
+        None if gpu_memory is None else memory.total <= gpu_memory,
+        slowness,
     )
 
 
-def cheapest_change(job: Job, allowed: Sequence[str], gpu_memory: int) -> Change | None:
+def cheapest_change(job: Job, allowed: Sequence[Engine], gpu_memory: int) -> Change | None:
     """The first of these that fits, the cheapest (in speed, or in what is learned) first; None where none does."""
     for what, changed in _changes(job, allowed):
         total = memory_of(changed).total
@@ -194,7 +190,7 @@ def cheapest_change(job: Job, allowed: Sequence[str], gpu_memory: int) -> Change
     return None
 
 
-def _changes(job: Job, allowed: Sequence[str]) -> Iterator[tuple[str, Job]]:
+def _changes(job: Job, allowed: Sequence[Engine]) -> Iterator[tuple[str, Job]]:
     checkpointed = job
     if job.tokens > job.row_tokens and not job.packed:
         rows = job.tokens // job.row_tokens
@@ -209,10 +205,10 @@ def _changes(job: Job, allowed: Sequence[str]) -> Iterator[tuple[str, Job]]:
             "train.optimizer: adamw_8bit, and activation_checkpointing: true",
             replace(checkpointed, optimizer="adamw_8bit"),
         )
-    for name in sorted(allowed, key=lambda name: SPEED[name]):
-        if SPEED[name] > SPEED[job.engine]:
-            yield f"--launch {name}", replace(job, engine=name)
-            yield f"--launch {name}, and train.activation_checkpointing: true", replace(checkpointed, engine=name)
+    for engine in sorted(allowed, key=lambda engine: engine.slowness):
+        if engine.slowness > job.engine.slowness:
+            yield f"--launch {engine.name}", replace(job, engine=engine)
+            yield f"--launch {engine.name}, and train.activation_checkpointing: true", replace(checkpointed, engine=engine)
     if job.packed:
         tokens = job.tokens
         while tokens > job.row_tokens:
@@ -223,7 +219,8 @@ def _changes(job: Job, allowed: Sequence[str]) -> Iterator[tuple[str, Job]]:
     if job.method == "full":
         shapes = tuple(trainable_shapes(job.shape, AdapterSection(rank=job.rank), head_outputs=job.outputs))
         yield "adapter.method: lora (another way of learning)", replace(job, method="lora", trained_shapes=shapes)
+    sharding = min((one for one in registry.ENGINES if one.shards_weights), key=lambda one: one.slowness)
     for factor in (2, 4, 8, 16, 32):
-        if "fsdp2" in allowed or job.processes == 1:
-            count = job.processes * factor
-            yield f"{count} GPUs with --launch fsdp2, checkpointed", replace(checkpointed, engine="fsdp2", processes=count)
+        if sharding in allowed or job.processes == 1:
+            more = replace(checkpointed, engine=sharding, processes=job.processes * factor)
+            yield f"{more.processes} GPUs with --launch {sharding.name}, checkpointed", more

@@ -4,12 +4,10 @@ import os
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from finetune import environment
+from finetune.engines.base import Engine
 from finetune.errors import ModelError
 from finetune.models.device import Precision
 from finetune.recipe.lock import Rules
@@ -44,6 +42,7 @@ SCHEDULES = {"constant": "constant_with_warmup", "cosine_with_minimum": "cosine_
 def training_arguments(
     train: TrainSection,
     *,
+    engine: Engine,
     precision: Precision,
     total_steps: int,
     accumulation: int,
@@ -55,9 +54,8 @@ def training_arguments(
 ) -> TrainingArguments:
     """Everything that transformers' Trainer is told. What it must not do itself (report, filter NaN, rotate) is off."""
     on_cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
-    # On the CPU use_cpu would silently turn DeepSpeed off; without it transformers refuses bf16, so that accelerate is told.
+    own = {"bf16": precision.name == "bf16"} | engine.trainer_options(on_cpu=on_cpu)
     # The launcher's own word on precision never counts: the recipe's does.
-    deepspeed_on_cpu = on_cpu and environment.engine().startswith("zero")
     os.environ["ACCELERATE_MIXED_PRECISION"] = {"fp32": "no"}.get(precision.name, precision.name)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -72,10 +70,7 @@ def training_arguments(
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_gradient_norm or 0.0,
         neftune_noise_alpha=train.neftune_alpha if rules.training == 1 else None,  # later it is finetune.models.kernels.noise's
-        bf16=precision.name == "bf16" and not deepspeed_on_cpu,
         fp16=precision.name == "fp16",
-        use_cpu=on_cpu and not deepspeed_on_cpu,
-        ddp_backend="gloo" if deepspeed_on_cpu else None,
         ddp_find_unused_parameters=False,
         seed=train.seed,
         logging_steps=train.log_every_steps,
@@ -93,13 +88,10 @@ def training_arguments(
         remove_unused_columns=False,
         ignore_data_skip=True,  # a resumed feed begins at its step by itself
         label_names=["shift_labels"],
-        # FSDP2 would hold whole gradients until the last micro-batch of a step.
-        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": environment.engine() == "fsdp2"}},
+        **own,
     )
     arguments.bf16 = precision.name == "bf16"
-    if on_cpu and environment.engine() == "fsdp2":
-        # accelerate offers FSDP to GPUs only, though torch shards on the CPU as well.
-        PartialState().distributed_type = DistributedType.MULTI_GPU
+    engine.settle_accelerate(on_cpu=on_cpu)
     # With several GPUs and no launcher the Trainer would wrap the model in nn.DataParallel, which splits each micro-batch
     # and averages losses that are already shares of the step's mean. One device is used.
     arguments._n_gpu = min(arguments.n_gpu, 1)

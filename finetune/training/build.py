@@ -18,9 +18,10 @@ from data_prep.epoch.stream import Stream
 from data_prep.preparation import PreparedData
 from data_prep.tokenizers.tokens import check_ids
 from data_prep.truncation import overlap_of
-from finetune import environment
 from finetune.data import prepare_data, tokenizer_for
-from finetune.engines.group import holds_shares, this_group
+from finetune.engines import registry
+from finetune.engines.group import this_group
+from finetune.engines.registry import current
 from finetune.errors import ModelError
 from finetune.evaluation.dataset import read_rows
 from finetune.models.adapters.adapter import (
@@ -35,7 +36,6 @@ from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import read_config, read_json
 from finetune.models.bases.locate import LLAMA_FAMILY, Base, resolve_base
 from finetune.models.bases.shapes import check_weights
-from finetune.models.deepspeed_loading import sharded_while_loading
 from finetune.models.device import Precision, choose_device, choose_precision
 from finetune.models.gradient_checkpointing import checkpoint_activations
 from finetune.models.kernels.attention import choose_attention
@@ -45,7 +45,6 @@ from finetune.models.quantization import is_quantized
 from finetune.models.stored_quantization import NF4_DOUBLE, check_trainable
 from finetune.objectives import Objective, objective_of
 from finetune.recipe.lock import CURRENT_RULES, Rules
-from finetune.recipe.rules_engines import engine_problem
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import ADAPTER_NOTES
 from finetune.training.arguments import optimizer_name, training_arguments
@@ -55,7 +54,7 @@ from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes", "deepspeed")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes")
 
 
 @dataclass(frozen=True)
@@ -84,12 +83,13 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
     """Base, tokenizer and prepared data. Raises ModelError or DataError where the recipe can't be honoured."""
     rules = rules or CURRENT_RULES
     optimizer_name(recipe.train.optimizer)
-    uneven = recipe.train.uneven_over(this_group().world_size)
+    engine = current()
+    uneven = recipe.train.uneven_over(engine.data_parallel(this_group().world_size))
     if uneven is not None:
         raise ModelError(uneven)
-    problem = engine_problem(recipe, environment.engine())
+    problem = engine.problem(recipe)
     if problem is not None:
-        raise ModelError(f"{environment.engine()} can't be used with {problem}")
+        raise ModelError(f"{engine.name} can't be used with {problem}")
     precision = choose_precision(recipe.train.precision)
     base = resolve_base(recipe.model)
     config = load_config(base, recipe.model.rope_scaling)
@@ -131,10 +131,10 @@ def _check_stored(recipe: Recipe, base: Base) -> None:
     stored = check_trainable(config, recipe.adapter.method, base.identity.get("name", str(base.folder)))
     if stored is None:
         return
-    engine = environment.engine()
-    if engine not in ("single", "ddp"):
+    engine = current()
+    if engine.takes_over:
         raise ModelError(
-            f"model.base {base.identity['name']} is stored quantised ({stored}), and {engine} can't cut up weights "
+            f"model.base {base.identity['name']} is stored quantised ({stored}), and {engine.name} can't cut up weights "
             "that are stored so: take the unquantised base with adapter.method: qlora, or --launch ddp."
         )
     logger.info(f"the base is stored in {stored} by bitsandbytes: the adapter is trained beside it as it is (QLoRA)")
@@ -171,13 +171,13 @@ def new_token_ids(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[in
 
 def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     """The base with the recipe's adapter (or all of its weights) ready to train, on its device."""
-    method = recipe.adapter.method
+    method, engine = recipe.adapter.method, current()
     seed_everything(recipe.train.seed)
     # Weights that are all trained need float32 for the optimizer's small steps; autocast still computes in bf16.
     dtype = torch.float32 if method == "full" else inputs.precision.dtype
     scaling = recipe.model.rope_scaling
     attention = choose_attention(choose_device(), load_config(inputs.base, scaling), recipe.data.max_length_tokens)
-    with sharded_while_loading(inputs.precision.name):
+    with engine.loading(inputs.precision.name):
         quantization, head = NF4_DOUBLE if method == "qlora" else None, recipe.model.head
         model = load_model(
             inputs.base,
@@ -187,22 +187,22 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
             attention=attention,
             head=head,
             rope_by_document=inputs.rules.training >= 2,
+            engine=engine,
         )
-        grow_embeddings(model, len(inputs.tokenizer))
+        grow_embeddings(model, len(inputs.tokenizer), engine)
         inputs.objective.prepare_model(model, pad_token_id(inputs.tokenizer))
-        inputs.objective.install(model, most_chunks=this_group().most if holds_shares() else None)
+        inputs.objective.install(model, most_chunks=this_group().most if engine.shards_weights else None)
         trained: torch.nn.Module = model
         if method != "full":
             # The seed again: the adapter's start doesn't depend on what loading the base drew.
             seed_everything(recipe.train.seed)
             new_ids = new_token_ids(recipe, inputs.tokenizer)
-            trained = attach(model, recipe.adapter, new_ids, classifies=head is not None)
-            install_fast_path(trained)
+            trained = attach(model, recipe.adapter, new_ids, classifies=head is not None, engine=engine)
+            install_fast_path(trained, engine)
     if recipe.train.activation_checkpointing:
         checkpoint_activations(trained, recipe.train.activation_checkpointing_every_layers)
-    # Engines that cut weights up put them where they belong by themselves.
-    if not is_quantized(model) and environment.engine() in ("single", "ddp"):
-        trained = trained.to(choose_device())
+    if not is_quantized(model):
+        trained = engine.place(trained, choose_device())
     return trained
 
 
@@ -221,6 +221,7 @@ def build_trainer(
     total_steps = train.max_steps or _steps_for(train.epochs or 1.0, feed)
     arguments = training_arguments(
         train,
+        engine=current(),
         precision=inputs.precision,
         total_steps=total_steps,
         accumulation=feed.batching.accumulation,
@@ -241,6 +242,7 @@ def build_trainer(
         # Evaluating never needs more memory than training did.
         evaluation_tokens=train.micro_batch_size * recipe.data.max_length_tokens,
         group=this_group(),
+        engine=current(),
         callbacks=callbacks,
     )
     try:
@@ -252,15 +254,16 @@ def build_trainer(
 
 def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
     """This process's share of the batches."""
-    train, section, group = recipe.train, recipe.data, this_group()
+    train, section, group, engine = recipe.train, recipe.data, this_group(), current()
     packed = section.pack_length_tokens is not None
     pad = pad_token_id(inputs.tokenizer)
     noise = train.seed if train.neftune_alpha is not None and inputs.rules.training >= 2 else None
+    readers, reader = engine.data_parallel(group.world_size), group.rank // engine.processes_per_row
     batching = Batching(
         train.global_batch_size,
         train.micro_batch_size,
-        group.world_size,
-        group.rank,
+        readers,
+        reader,
         packed,
         pad,
         noise,
@@ -303,7 +306,8 @@ def pad_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
 def versions() -> dict[str, str]:
     """Versions of Python, this toolkit and the packages that decide what a run computes."""
     found = {"python": platform.python_version(), "finetune": _version("llama-finetune")}
-    return found | {name: version for name in PACKAGES if (version := _version(name))}
+    engines = dict.fromkeys(package.name for engine in registry.ENGINES for package in engine.packages)
+    return found | {name: version for name in (*PACKAGES, *engines) if (version := _version(name))}
 
 
 def _version(package: str) -> str:
@@ -323,7 +327,7 @@ def device_facts(precision: Precision) -> dict[str, Any]:
         "precision": precision.name,
         "threads": torch.get_num_threads(),
         "processes": this_group().world_size,
-        "engine": environment.engine(),
+        "engine": current().name,
     }
 
 
@@ -344,7 +348,7 @@ def deep_check(recipe: Recipe, *, allow_code: Collection[str] = ()) -> list[str]
         positions = load_config(inputs.base, recipe.model.rope_scaling).max_position_embeddings
         read_rows(recipe, inputs.data, inputs.tokenizer, positions=positions, most=recipe.evaluate.max_rows)
     model = build_model(recipe, inputs)
-    trainable, total = count_parameters(model)
+    trainable, total = count_parameters(model, current())
     return [
         f"base       {inputs.base.identity['name']}",
         f"precision  {inputs.precision.name} ({inputs.precision.reason})",

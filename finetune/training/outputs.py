@@ -11,7 +11,7 @@ from data_prep.disk import PARTIAL, follow_umask
 from data_prep.temporary import remove_tree
 from finetune.engines.group import Group
 from finetune.engines.memory import peak_memory_bytes
-from finetune.engines.sharded import building_whole, hash_of, whole_weights
+from finetune.engines.sharded import gathered_weights, hash_of
 from finetune.errors import CheckFailed
 from finetune.evaluation.report import Report
 from finetune.evaluation.report_tables import as_dict, predictions
@@ -38,7 +38,7 @@ def write_result(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrain
     The folder appears whole. One that is there from an interrupted end of this run is replaced. All processes gather what
     each holds a share of; the main one writes.
     """
-    weights = whole_weights(trainer)
+    weights = gathered_weights(trainer)
     if group.is_main:
         _write(run, lock, inputs, trainer, weights)
     group.wait()
@@ -68,7 +68,7 @@ def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, we
         notes |= {"tokenizer": tokenizer_facts(lock)}
         (partial / ADAPTER_NOTES).write_text(json.dumps(notes, indent=2) + "\n")
     write_beside(partial, lock.recipe, inputs, config if full else None)
-    with building_whole():
+    with trainer.engine.building_unsharded():
         wrong = read_back(partial, lock.recipe, inputs, trainer, weights, config)
     follow_umask(partial)
     sync_files(partial)
@@ -118,7 +118,7 @@ def summary_of(
         entry["eval_loss"] for entry in state.log_history if entry["step"] == state.best_global_step and "eval_loss" in entry
     ]
     keeps_best = recipe.train.keeps_best and bool(at_best)
-    trainable, total = count_parameters(trainer.model)
+    trainable, total = count_parameters(trainer.model, trainer.engine)
     counters = trainer.counters()
     return {
         "status": status,

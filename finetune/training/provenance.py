@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from torch import distributed
-from transformers import Trainer
 
 from data_prep.table.cache_key import template_sha256, tokenizer_sha256
-from finetune import environment
+from finetune.engines import registry
+from finetune.engines.base import Engine
 from finetune.engines.group import Group
+from finetune.engines.single import SINGLE
 from finetune.errors import CheckpointError, LaunchError
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
 from finetune.training import build
 from finetune.training.build import Inputs
 from finetune.training.checkpoints.store import is_foreign
+from finetune.training.trainer import ExactTrainer
 
 
 def make_lock(recipe: Recipe, inputs: Inputs, command: str, tracker_id: str, origins: dict[str, str] | None = None) -> Lock:
@@ -83,9 +85,10 @@ def _differences(before: dict[str, str] | str, after: dict[str, str] | str) -> s
 
 def refuse_another_engine_than(then: Lock, now: Lock) -> None:
     """Raises CheckpointError where the checkpoints are cut up for another engine, or another number of processes."""
-    before, after = ((lock.device.get("engine", "single"), lock.device.get("processes", 1)) for lock in (then, now))
-    alike = {"single", "ddp"}  # which save the same files
-    if before == after or {before[0], after[0]} <= alike or (before[0] == after[0] == "fsdp2"):
+    own = SINGLE.name
+    before, after = ((lock.device.get("engine", own), lock.device.get("processes", 1)) for lock in (then, now))
+    saved, loads = registry.named(before[0]), registry.named(after[0])
+    if before == after or (saved is not None and loads is not None and loads.resumes(saved)):
         return
     raise CheckpointError(
         f"this run was started with {before[0]} and {before[1]} processes, and its checkpoints are cut up for them; "
@@ -93,12 +96,12 @@ def refuse_another_engine_than(then: Lock, now: Lock) -> None:
     )
 
 
-def refuse_foreign_pickles(checkpoint: Path, group: Group) -> None:
+def refuse_foreign_pickles(checkpoint: Path, engine: Engine, group: Group) -> None:
     """Raises CheckpointError where DeepSpeed would load pickles that this user didn't write: they can run code.
 
     The main process's word counts: the key lies on its machine.
     """
-    if environment.engine().startswith("zero") and group.any(group.is_main and is_foreign(checkpoint)):
+    if engine.checkpoints_hold_pickles and group.any(group.is_main and is_foreign(checkpoint)):
         raise CheckpointError(
             f"{checkpoint} was written by another user, or on another machine: its signature is not made with your key. "
             "DeepSpeed's checkpoints hold pickles, which can run any code. Give --trust-checkpoint if you know who wrote it."
@@ -129,7 +132,7 @@ def refuse_differences(group: Group, lock: Lock) -> None:
         )
 
 
-def refuse_other_engine(trainer: Trainer, group: Group) -> None:
+def refuse_other_engine(trainer: ExactTrainer, group: Group) -> None:
     """Raises LaunchError unless launcher, transformers, accelerate and torch agree on the engine and the number of processes.
 
     Each of them falls back to less by itself, and silently: the run would train something else.
@@ -143,7 +146,6 @@ def refuse_other_engine(trainer: Trainer, group: Group) -> None:
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise LaunchError(f"the number of processes is not agreed on: {found}. Start with finetune train --launch.")
-    asked, got = environment.engine(), trainer.accelerator.distributed_type.value
-    expected = {"fsdp2": ("FSDP",), "ddp": ("MULTI_GPU", "MULTI_CPU"), "single": ("NO",)}.get(asked, ("DEEPSPEED",))
-    if got not in expected:
-        raise LaunchError(f"the launcher asks for {asked}, and accelerate runs {got}: nothing was trained.")
+    asked, got = trainer.engine, trainer.accelerator.distributed_type.value
+    if got not in asked.kinds:
+        raise LaunchError(f"the launcher asks for {asked.name}, and accelerate runs {got}: nothing was trained.")

@@ -13,6 +13,7 @@ from data_prep.disk import write_private
 from data_prep.temporary import sweep
 from finetune import environment, signals
 from finetune.engines.group import Group, contact, this_group
+from finetune.engines.registry import current
 from finetune.errors import CheckpointError
 from finetune.recipe.lock import CURRENT_RULES, Lock, Rules, read_lock
 from finetune.recipe.schema import Recipe
@@ -99,8 +100,8 @@ def resume(
     doesn't allow it; LaunchError where another process trains it; KeyboardInterrupt where `start` does.
     """
     environment.settle_training()
-    group = this_group()
-    if trust_checkpoint and not environment.engine().startswith("zero"):
+    group, engine = this_group(), current()
+    if trust_checkpoint and not engine.checkpoints_hold_pickles:
         raise CheckpointError("--trust-checkpoint is about DeepSpeed's checkpoints, and this is not DeepSpeed: leave it out.")
     run = open_run(path)
     with signals.listening() as requests, _claimed(run, group), journal(run.log_of(group.rank)):
@@ -130,7 +131,7 @@ def resume(
         group.wait()
         checkpoint = latest_checkpoint(run.checkpoints, check_checkpoint)
         if checkpoint is not None and not trust_checkpoint:
-            refuse_foreign_pickles(checkpoint, group)
+            refuse_foreign_pickles(checkpoint, engine, group)
         session = open_session(run, lock, inputs, group=group, checkpoint=checkpoint, requests=requests)
         with _deferring(requests, group):
             summary = session.train()

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.disk import write_private
-from finetune import environment, signals
-from finetune.engines.group import Group, contact, holds_shares
+from finetune import signals
+from finetune.engines.group import Group, contact
 from finetune.engines.memory import allocator_name, memory_advice, say_without_jemalloc
+from finetune.engines.registry import current
 from finetune.errors import FinetuneError
 from finetune.evaluation.report import Report
 from finetune.evaluation.report_tables import score_lines
@@ -66,15 +67,14 @@ def open_session(
     metrics = TaskMetrics(recipe, inputs, trainer, group) if recipe.evaluate.metrics else None
     how = asked(recipe, inputs.tokenizer, allow_code=inputs.allow_code) if inputs.objective.writes_text else None
     trainer.add_callback(StartHash(trainer, written_type(recipe, inputs)))
-    if recipe.train.rehearsal and not trainer.is_deepspeed_enabled:
-        # DeepSpeed reduces gradients while it goes backward, and has no way to take that back.
+    if recipe.train.rehearsal and not trainer.engine.steps_in_backward:
         trainer.add_callback(MemoryCheck(trainer, recipe))
     if inputs.objective.values_per_document:
         trainer.add_callback(DocumentValues(trainer, run.path / VALUES))
     # Last, because they are seen from outside: a tracker's run and a moving line, for a run that can start.
     tracking = TrackingSection.model_validate(scrubbed_values(recipe.tracking.model_dump(mode="json")))
     if not group.is_main:
-        tracking = TrackingSection(tracker="none", samples=tracking.samples if holds_shares() else None)
+        tracking = TrackingSection(tracker="none", samples=tracking.samples if trainer.engine.shards_weights else None)
     config = scrubbed_recipe(recipe.model_dump(mode="json"))
     tracker = start_tracker(tracking, lock.tracker_id, config, folder=run.path)
     progress = Progress()
@@ -99,7 +99,7 @@ def _trainer(run: RunFolder, lock: Lock, inputs: Inputs, *, callbacks: list[Any]
     if device.type == "cpu":
         say_without_jemalloc()
     model = build.build_model(recipe, inputs)
-    trainable, total = count_parameters(model)
+    trainable, total = count_parameters(model, current())
     precision = inputs.precision
     logger.info(
         f"{trainable:,} of {total:,} parameters train ({trainable / total:.2%}), in {precision.name}: {precision.reason}"
@@ -201,7 +201,7 @@ class TrainingSession:
         return "finished" if self._complete else "stopped"
 
     def _resume_command(self) -> str:
-        engine, allowed = environment.engine(), sorted(self.inputs.allow_code)
+        engine, allowed = self.trainer.engine.name, sorted(self.inputs.allow_code)
         launch = ["--launch", engine, "--processes", str(self.group.world_size)] if self.group.world_size > 1 else []
         code = [word for sha256 in allowed for word in ("--allow-code", sha256)]
         return shell_command("train", "--resume", self.run.path, *launch, *code)

@@ -17,7 +17,7 @@ from finetune.runs.commands import shell_command
 from finetune.runs.folder import is_run, open_run
 
 if TYPE_CHECKING:
-    from finetune.launch.processes import Launch
+    from finetune.engines.launch.processes import Launch
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ def start(
 ) -> Trained | None:
     """Train a recipe, or resume a run, here or in processes of their own; None on a machine beside the first.
 
-    `options` are those of finetune.launch.check.plan_launch. `arguments` are the words behind `finetune` that say this on a
-    command line, for the lock and for processes to be started with; made from the rest where they are None.
+    `options` are those of finetune.engines.launch.check.plan_launch. `arguments` are the words behind `finetune` that say
+    this on a command line, for the lock and for processes to be started with; made from the rest where they are None.
     """
     allowed = frozenset(sha256.lower() for sha256 in allow_code)
     words = list(arguments) if arguments is not None else _arguments(loaded, resumed, allowed, trust_checkpoint)
@@ -64,7 +64,7 @@ def start(
     else:
         plan = _planned(launch, options, loaded, resumed)
         if plan is not None:
-            from finetune.launch.start import launched
+            from finetune.engines.launch.start import launched
 
             folder = launched(plan, loaded, resumed, words)
             return None if folder is None else Trained(folder, str(open_run(folder).outcome()["status"]))
@@ -85,7 +85,7 @@ def _alone() -> Iterator[None]:
 
 def _settle(loaded: LoadedRecipe | None, resumed: Path | None) -> None:
     """See to it that what launchers left in the environment fits this training."""
-    from finetune.launch.check import check_environment
+    from finetune.engines.launch.check import check_environment
 
     if not environment.is_worker():
         check_environment(_recipe_of(loaded, resumed))
@@ -94,7 +94,7 @@ def _settle(loaded: LoadedRecipe | None, resumed: Path | None) -> None:
 
 def _planned(launch: str, options: Mapping[str, Any], loaded: LoadedRecipe | None, resumed: Path | None) -> "Launch | None":
     """The launch; None where it is one process, which is this one then."""
-    from finetune.launch.check import check_alone, plan_launch
+    from finetune.engines.launch.check import check_alone, plan_launch
 
     plan = plan_launch(launch, **{"processes": None, **options})
     environment.settle_training(plan.nodes)

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from data_prep.table.documents import Document
+from finetune.engines.base import Engine
 from finetune.engines.group import Group
 from finetune.errors import TrainingError
 from finetune.models.device import widest_type
@@ -55,8 +55,10 @@ class ExactTrainer(Trainer):
         keep_checkpoints: int,
         evaluation_tokens: int,
         group: Group,
+        engine: Engine,
         **options: Any,
     ):
+        self.engine = engine
         # The Trainer only wants to know that there is something to evaluate on; see evaluate.
         held_out: Any = evaluation if len(evaluation) else None
         super().__init__(model=model, args=args, train_dataset=feed, eval_dataset=held_out, **options)
@@ -75,16 +77,9 @@ class ExactTrainer(Trainer):
         self.step_losses: list[tuple[torch.Tensor, list[str]]] = []
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As transformers does; and FSDP2 adds gradients up in float32, and leaves losses, weights and targets as they are.
-
-        accelerate's own policy rounds them to bf16, which tells 2.30 from 2.31 only.
-        """
+        """As transformers does, and as the engine needs it."""
         super().create_accelerator_and_postprocess()
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if plugin is not None and plugin.mixed_precision_policy is not None:
-            plugin.mixed_precision_policy = replace(
-                plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=False
-            )
+        self.engine.adapt(self.accelerator)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """finetune.training.schedule's rates; a scheduler counts the steps that were taken, so the next one is one more."""
@@ -155,8 +150,7 @@ class ExactTrainer(Trainer):
         loss: torch.Tensor = model(**inputs, num_items_in_batch=num_items_in_batch).loss
         loss = loss if places else loss * 0.0  # what fills up teaches nothing, whatever its loss is
         self.step_losses.append((loss.detach(), places))
-        # DeepSpeed takes its step inside the backward pass, so there each loss is asked about before it.
-        if self.is_deepspeed_enabled and self.group.any(not torch.isfinite(loss)):
+        if self.engine.steps_in_backward and self.group.any(not torch.isfinite(loss)):
             raise TrainingError(self._not_finite("loss", loss.item(), places))
         # DDP and ZeRO average gradients over processes; the sum is wanted.
         return loss * self.args.world_size
@@ -294,7 +288,7 @@ class ExactTrainer(Trainer):
 
         train() would take one: transformers' loop looks at the number of steps only after each step.
         """
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # what holds the weights is made there
+        if self.engine.takes_over:  # what holds the weights is made there
             self._prepare_for_training(self.args.max_steps, self.get_train_dataloader(), str(checkpoint))
         else:
             self._load_from_checkpoint(str(checkpoint))

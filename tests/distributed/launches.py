@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from finetune.launch.configs import find_config
+from finetune.engines.launch.configs import find_config
 
 NO_COMPILER = shutil.which("g++") is None or shutil.which("ninja") is None
 """DeepSpeed compiles an extension at its first run; without these `finetune train --launch zero...` is refused."""

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune.launch.matrix import ENGINES, METHODS, refusal
+from finetune.engines.base import METHODS
+from finetune.engines.registry import of_several
+from finetune.recipe.lock import read_lock
+from finetune.recipe.paths import LOCK
 from tests.distributed.launches import Train, accelerate_launch, difference
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
@@ -16,12 +19,15 @@ magnifies differences of rounding. DeepSpeed in bf16 rounds the adapter before i
 EACH_ONCE = {("lora", "ddp"), ("lora", "zero2"), ("qlora", "zero3")}
 CELLS = [
     pytest.param(
-        method, engine, precision, marks=[] if (method, engine) in EACH_ONCE and precision == "fp32" else pytest.mark.long
+        method,
+        engine.name,
+        precision,
+        marks=[] if (method, engine.name) in EACH_ONCE and precision == "fp32" else pytest.mark.long,
     )
     for method in METHODS
-    for engine in ENGINES
+    for engine in of_several()
     for precision in ("fp32", "bf16")
-    if refusal(method, engine, precision) is None
+    if engine.refusal(method, precision) is None
 ]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bitsandbytes and DeepSpeed are installed on Linux only")
@@ -132,3 +138,31 @@ def test_the_head_is_called_as_often_in_each_process(
     assert difference(shared.weights(), alone.weights()) < 1e-4
     assert shared.losses() == pytest.approx(alone.losses(), rel=1e-4)
     assert shared.losses("eval/loss") == pytest.approx(alone.losses("eval/loss"), rel=1e-4)
+
+
+OF_THE_PAGE = """
+import re
+from pathlib import Path
+from finetune.engines import registry
+
+page = Path(registry.__file__).parents[2] / "docs" / "extending_engines.md"
+made = {"__name__": "ddp_fp16"}
+exec(re.search(r"```python\\n(.*?)```", page.read_text(), re.DOTALL)[1], made)
+registry.ENGINES = (made["DDP_FP16"], *registry.ENGINES)
+from finetune.cli.app import main
+main()
+"""
+
+
+@pytest.mark.long
+def test_the_manuals_engine_trains(train: Train, tmp_path: Path, environment: dict[str, str]) -> None:
+    """Two processes of docs/extending_engines.md's engine train what ddp does, but for gradients that were rounded to fp16."""
+    script = tmp_path / "of_the_page.py"
+    script.write_text(OF_THE_PAGE)
+    plain = train(command=[*accelerate_launch("ddp"), "-m", "finetune"])
+    environment["FINETUNE_DDP_FP16"] = "true"
+    rounded = train(command=[*accelerate_launch("ddp"), str(script)])
+    assert rounded.run is not None
+    assert read_lock(rounded.run / LOCK).device["engine"] == "ddp_fp16"
+    assert 0 < difference(rounded.weights(), plain.weights()) < TOLERANCES["bf16"]
+    assert rounded.losses() == pytest.approx(plain.losses(), rel=2e-2)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from finetune import environment
+from finetune.engines.registry import current
 from finetune.errors import LaunchError
 from tests.support.cli import run_process
 from tests.support.processes import EXACT, start
@@ -67,7 +68,7 @@ def test_what_torchs_agent_says(absent: str | None, how: str) -> None:
     if absent is None:
         environment.settle_training()
         assert environment.world() == environment.World(1, 2, 0, 2)
-        assert environment.engine() == "ddp"
+        assert current().name == "ddp"
         with pytest.raises(LaunchError, match="finetune merge is one process"):
             environment.settle_alone("merge")
         return

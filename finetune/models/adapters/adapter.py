@@ -10,6 +10,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from finetune.engines.base import Engine
+from finetune.engines.single import SINGLE
 from finetune.errors import ModelError, library_refusals
 from finetune.models.adapters.config_file import LORA, check_adapter_config, checked_adapter_config, is_target, only_the_adapter
 from finetune.models.adapters.fit import refuse_unknown_keys, refuse_unread, refuse_wrapped, saved_vocabulary
@@ -20,7 +22,12 @@ from finetune.recipe.schema.adapter import AdapterSection
 
 
 def attach(
-    model: PreTrainedModel, section: AdapterSection, new_token_ids: Sequence[int] = (), *, classifies: bool = False
+    model: PreTrainedModel,
+    section: AdapterSection,
+    new_token_ids: Sequence[int] = (),
+    *,
+    classifies: bool = False,
+    engine: Engine = SINGLE,
 ) -> PeftModel:
     """The base with a fresh adapter, or with the one that `continue_from` names; only the adapter's weights train.
 
@@ -30,7 +37,7 @@ def attach(
     """
     check_targets(model, section)
     if section.continue_from is not None:
-        return continue_adapter(model, section, new_token_ids)
+        return continue_adapter(model, section, new_token_ids, engine=engine)
     config = LoraConfig(
         task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
         r=section.rank,
@@ -77,7 +84,9 @@ def check_targets(model: nn.Module, section: AdapterSection) -> None:
                 raise ModelError(f"adapter.{key}: {target!r} matches no module of this base. It has: {', '.join(held)}.")
 
 
-def continue_adapter(model: PreTrainedModel, section: AdapterSection, new_token_ids: Sequence[int] = ()) -> PeftModel:
+def continue_adapter(
+    model: PreTrainedModel, section: AdapterSection, new_token_ids: Sequence[int] = (), *, engine: Engine = SINGLE
+) -> PeftModel:
     """The base with an existing adapter, to be trained on. Raises ModelError where its shape isn't the recipe's.
 
     Where the recipe says nothing of dropout and modules to save, the adapter's own are kept.
@@ -106,7 +115,7 @@ def continue_adapter(model: PreTrainedModel, section: AdapterSection, new_token_
             f"has {len(new_token_ids)} ({sorted(new_token_ids)[:5]}): name the tokens that it was trained with, in their order."
         )
     targets = linear_names(model) if section.targets == "all-linear" else {name.rsplit(".", 1)[-1] for name in section.targets}
-    loaded = load_adapter(model, folder, trainable=True)
+    loaded = load_adapter(model, folder, trainable=True, engine=engine)
     # As peft reads them: names, a regular expression, all-linear, some of the layers.
     names = {name.rsplit(".", 1)[-1] for name in loaded.targeted_module_names}
     if names != targets:
@@ -132,14 +141,14 @@ def linear_names(model: PreTrainedModel) -> set[str]:
     }
 
 
-def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False, engine: Engine = SINGLE) -> PeftModel:
     """The base with the adapter in `folder`. Raises ModelError where the two don't fit together."""
     config = read_adapter_config(folder)
     check_adapter_config(config, [name for name, _ in model.named_modules()], folder)
     refuse_unknown_keys(folder, config)
     refuse_wrapped(folder / ADAPTER_WEIGHTS, read_header(folder / ADAPTER_WEIGHTS))
     with only_the_adapter(folder) as held:
-        grow_embeddings(model, saved_vocabulary(held))
+        grow_embeddings(model, saved_vocabulary(held), engine)
         with library_refusals(f"the adapter in {folder}, of type {config.get('peft_type')}, does not fit this base"):
             empty = bool(model.get_input_embeddings().weight.is_meta)  # on which torch can put weights, but not write them
             loaded = PeftModel.from_pretrained(model, str(held), is_trainable=trainable, low_cpu_mem_usage=empty)
@@ -163,22 +172,20 @@ def save_adapter(
     model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
 
 
-def grow_embeddings(model: PreTrainedModel, vocabulary: int) -> None:
+def grow_embeddings(model: PreTrainedModel, vocabulary: int, engine: Engine = SINGLE) -> None:
     """Make room for tokens that were added to the tokenizer. An embedding that is padded beyond the vocabulary stays."""
     weight: Any = model.get_input_embeddings().weight
-    # ZeRO-3 leaves a share of the weight, and its shape beside it.
-    if vocabulary > getattr(weight, "ds_shape", weight.shape)[0]:
+    if vocabulary > engine.full_shape(weight)[0]:
         # What transformers draws the new rows from needs numbers, which a model without weights hasn't.
         model.resize_token_embeddings(vocabulary, mean_resizing=not weight.is_meta)
 
 
-def count_parameters(model: nn.Module) -> tuple[int, int]:
+def count_parameters(model: nn.Module, engine: Engine = SINGLE) -> tuple[int, int]:
     """(trainable, all) parameters; NF4 weights, stored several to a number, count by what they stand for, shares as wholes."""
     trainable = total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
-        held = getattr(parameter, "ds_numel", parameter.numel())
-        count = held if state is None else torch.Size(state.shape).numel()
+        count = engine.full_count(parameter) if state is None else torch.Size(state.shape).numel()
         total += count
         trainable += count if parameter.requires_grad else 0
     return trainable, total

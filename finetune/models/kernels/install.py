@@ -12,6 +12,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from finetune.engines.base import Engine
+from finetune.engines.single import SINGLE
 from finetune.models.kernels.lora import FusedLora, FusedMlp, Layer, quantisation
 from finetune.models.kernels.rms_norm import FrozenRmsNorm
 
@@ -21,7 +23,7 @@ RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 """transformers' classes that compute w * x / rms(x) in float32; others of that kind add one to w, or round elsewhere."""
 
 
-def install_fast_path(model: nn.Module) -> int:
+def install_fast_path(model: nn.Module, engine: Engine = SINGLE) -> int:
     """Let the layers of a peft model compute in fewer and leaner steps; how many LoRA layers do.
 
     Layers that are not supported (DoRA, an embedding, several adapters, weights that ZeRO-3 cuts up) keep peft's own forward,
@@ -31,32 +33,32 @@ def install_fast_path(model: nn.Module) -> int:
     fused, kept = 0, Counter[str]()
     for module in list(model.modules()):
         if isinstance(module, LoraLayer):
-            reason = unsupported(module)
+            reason = unsupported(module, engine)
             if reason is None:
-                module.forward = types.MethodType(_one_layer(module.forward), module)
+                module.forward = types.MethodType(_one_layer(module.forward, engine), module)
                 fused += 1
             else:
                 kept[reason] += 1
-        elif type(module).__name__ in RMS_NORMS and not (module.weight.requires_grad or hasattr(module.weight, "ds_id")):
+        elif type(module).__name__ in RMS_NORMS and _is_frozen_here(module.weight, engine):
             module.forward = types.MethodType(_norm(module.forward), module)
     for module in list(model.modules()):
-        if _all_fusable(module, "q_proj", "k_proj", "v_proj"):
-            OneInput([module.q_proj, module.k_proj, module.v_proj]).install()
-        if _all_fusable(module, "gate_proj", "up_proj", "down_proj") and _is_silu(getattr(module, "act_fn", None)):
-            module.forward = types.MethodType(_gated_mlp(module.forward), module)
+        if _all_fusable(module, engine, "q_proj", "k_proj", "v_proj"):
+            OneInput([module.q_proj, module.k_proj, module.v_proj], engine).install()
+        if _all_fusable(module, engine, "gate_proj", "up_proj", "down_proj") and _is_silu(getattr(module, "act_fn", None)):
+            module.forward = types.MethodType(_gated_mlp(module.forward, engine), module)
     for reason, count in kept.items():
         logger.info("%d LoRA layers keep peft's own forward: %s", count, reason)
     return fused
 
 
-def unsupported(layer: LoraLayer) -> str | None:
+def unsupported(layer: LoraLayer, engine: Engine) -> str | None:
     """Why a layer can't be fused; None where it can."""
     base: Any = layer.get_base_layer()
     if type(base).__name__ not in ("Linear", "Linear4bit"):
         return f"it stands around a {type(base).__name__}"
-    if hasattr(base.weight, "ds_id"):
-        # They may be there in the forward pass, by chance of what ZeRO-3 has not let go yet, and gone in the backward pass.
-        return "ZeRO-3 cuts its weights up"
+    kept = engine.unfusable(base.weight)
+    if kept is not None:
+        return kept
     if layer.lora_variant:
         return f"it is {type(next(iter(layer.lora_variant.values()))).__name__.removesuffix('Variant')}"
     if list(layer.lora_A) != ["default"] or len(layer.active_adapters) != 1:
@@ -68,9 +70,13 @@ def unsupported(layer: LoraLayer) -> str | None:
     return None
 
 
-def _all_fusable(module: nn.Module, *names: str) -> bool:
+def _is_frozen_here(weight: Any, engine: Engine) -> bool:
+    return not weight.requires_grad and engine.unfusable(weight) is None
+
+
+def _all_fusable(module: nn.Module, engine: Engine, *names: str) -> bool:
     layers = [getattr(module, name, None) for name in names]
-    return all(isinstance(layer, LoraLayer) and unsupported(layer) is None for layer in layers)
+    return all(isinstance(layer, LoraLayer) and unsupported(layer, engine) is None for layer in layers)
 
 
 def _is_silu(activation: Any) -> bool:
@@ -87,9 +93,9 @@ def _norm(own_forward: Any) -> Any:
     return forward
 
 
-def _one_layer(own_forward: Any) -> Any:
+def _one_layer(own_forward: Any, engine: Engine) -> Any:
     def forward(self: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
-        dtype = None if arguments or options else _compute_type([self], x)
+        dtype = None if arguments or options else _compute_type([self], x, engine)
         if dtype is None:
             output: torch.Tensor = own_forward(x, *arguments, **options)
             return output
@@ -98,10 +104,10 @@ def _one_layer(own_forward: Any) -> Any:
     return forward
 
 
-def _gated_mlp(own_forward: Any) -> Any:
+def _gated_mlp(own_forward: Any, engine: Engine) -> Any:
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         layers = [self.gate_proj, self.up_proj, self.down_proj]
-        dtype = None if any(map(_dropout, layers)) else _compute_type(layers, x)
+        dtype = None if any(map(_dropout, layers)) else _compute_type(layers, x, engine)
         if dtype is None:
             own: torch.Tensor = own_forward(x)
             return own
@@ -117,8 +123,8 @@ class OneInput:
     An attention's own forward, whichever family's, calls q, k and v so.
     """
 
-    def __init__(self, layers: list[Any]):
-        self.layers = layers
+    def __init__(self, layers: list[Any], engine: Engine):
+        self.layers, self.engine = layers, engine
         self.x: torch.Tensor | None = None
         self.outputs: dict[Any, torch.Tensor] = {}
 
@@ -131,7 +137,9 @@ class OneInput:
         def forward(layer: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
             if x is self.x and layer in self.outputs:
                 return self._take(layer)
-            dtype = None if arguments or options or any(map(_dropout, self.layers)) else _compute_type(self.layers, x)
+            dtype = (
+                None if arguments or options or any(map(_dropout, self.layers)) else _compute_type(self.layers, x, self.engine)
+            )
             if dtype is None:
                 output: torch.Tensor = own_forward(x, *arguments, **options)
                 return output
@@ -165,12 +173,12 @@ def _dropout(layer: Any) -> float:
     return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
 
-def _compute_type(layers: list[Any], x: torch.Tensor) -> torch.dtype | None:
+def _compute_type(layers: list[Any], x: torch.Tensor, engine: Engine) -> torch.dtype | None:
     """The type in which peft would multiply; None where these layers' call can't be fused."""
     if any(layer.disable_adapters or layer.merged for layer in layers):
         return None
     bases, matrices = [layer.get_base_layer() for layer in layers], _matrices(layers)
-    if any(hasattr(base.weight, "ds_id") for base in bases):  # NF4 is cut up after it was loaded; see unsupported
+    if any(engine.unfusable(base.weight) is not None for base in bases):  # NF4 is cut up after it was loaded; see unsupported
         return None
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerContro
 
 from data_prep.disk import append_own, write_private
 from data_prep.text import one_line
-from finetune.engines.group import Group, holds_shares
+from finetune.engines.group import Group
 from finetune.engines.sharded import evaluable
 from finetune.generation.asking import Asked, prompt_ids
 from finetune.generation.base_options import unused_options
@@ -55,7 +55,7 @@ class Samples(TrainerCallback):
         """Before the first step; texts of steps that are taken again go, and a line that a kill cut short."""
         if self.group.is_main and self.path.exists():
             self._keep_up_to(state.global_step)
-        if holds_shares():
+        if self.trainer.engine.shards_weights:
             self.last = int(self.group.text_of_main(str(self.last)))
         if state.global_step == 0 or (self._is_due(state.global_step) and self.last < state.global_step):
             self._write(state.global_step)

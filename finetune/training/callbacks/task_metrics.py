@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from finetune.engines.group import Group, holds_shares
+from finetune.engines.group import Group
 from finetune.engines.sharded import evaluable
 from finetune.evaluation.dataset import EvaluationSet, read_rows
 from finetune.evaluation.metrics.base import Measured
@@ -50,14 +50,14 @@ class TaskMetrics:
         return self._report(self.rows, self.names, intervals=True)
 
     def _report(self, rows: EvaluationSet, names: Sequence[MetricName], *, intervals: bool) -> Report:
-        rank, size = self.group.rank, self.group.world_size
+        rank, size, shared = self.group.rank, self.group.world_size, self.trainer.engine.shards_weights
         mine = replace(
             rows, documents=rows.documents[rank::size], bytes=rows.bytes[rank::size], questions=rows.questions[rank::size]
         )
         with evaluable(self.trainer) as model:
-            asked = rows if holds_shares() else mine
+            asked = rows if shared else mine
             measured, seconds = measured_of(model, self.inputs.tokenizer, self.recipe, asked, names)
-        if holds_shares():
+        if shared:
             measured = replace(
                 measured, **{part: getattr(measured, part)[rank::size] for part in ("losses", "bytes", "answers")}
             )

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from finetune.cli import app as command_line
+from finetune.engines import registry
 from finetune.models.bases.locate import read_config
 from finetune.models.bases.shapes import read_shape
 from finetune.planning.data import assumed, load_of
@@ -144,7 +145,8 @@ def test_sharding_divides_what_it_says(make_recipe: MakeRecipe) -> None:
     """ZeRO-1 divides states, ZeRO-2 gradients too, FSDP2 weights as well; checkpointing leaves one stream a layer."""
     recipe = make_recipe(data={"pack_length_tokens": 128}, train={"micro_batch_size": 1})
     one = job_for(recipe)
-    several = {name: memory_of(replace(one, engine=name, processes=4)) for name in ("ddp", "zero1", "zero2", "fsdp2")}
+    engines = {engine.name: engine for engine in registry.of_several()}
+    several = {name: memory_of(replace(one, engine=engine, processes=4)) for name, engine in engines.items()}
     alone = memory_of(one)
     assert several["ddp"] == alone
     assert several["zero1"].optimizer == pytest.approx(alone.optimizer / 4)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune.engines.launch.configs import find_config
 from finetune.errors import LaunchError, RecipeError
-from finetune.launch.configs import find_config
 from finetune.recipe import yaml_tree
 from finetune.recipe.load import load_recipe
 from finetune.recipe.lock import Lock, read_lock

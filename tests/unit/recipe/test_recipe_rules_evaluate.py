@@ -3,7 +3,7 @@
 import pytest
 from ruamel.yaml import YAML
 
-from finetune.recipe.rules_engines import engine_problem
+from finetune.engines.registry import ENGINES
 from finetune.recipe.rules_evaluate import labels_of
 from finetune.recipe.schema import Recipe
 from tests.support.recipes import found
@@ -121,7 +121,6 @@ def test_engines_refuse_what_they_cannot_do(text: str, refused: set[str]) -> Non
     values.setdefault("model", {})["base"] = "owner/name"
     values.setdefault("data", {})["train"] = [{"generated": "orders"}]
     recipe = Recipe.model_validate(values)
-    engines = ("single", "cpu", "ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2")
-    said = {engine: problem for engine in engines if (problem := engine_problem(recipe, engine)) is not None}
+    said = {engine.name: problem for engine in ENGINES if (problem := engine.problem(recipe)) is not None}
     assert set(said) == refused
     assert all("Take " in problem for problem in said.values())

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.temporary import temporary_folder
 from finetune import environment, signals
+from finetune.engines.launch.addresses import Address, loopback
+from finetune.engines.launch.configs import LaunchConfig
+from finetune.engines.launch.worker import PROGRAM
 from finetune.errors import CheckFailed, FinetuneError, LaunchError
-from finetune.launch.addresses import Address, loopback
-from finetune.launch.configs import LaunchConfig
-from finetune.launch.worker import PROGRAM
 
 if TYPE_CHECKING:
     import psutil
@@ -80,7 +80,7 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
     from torch.distributed.launcher.api import LaunchConfig as AgentConfig
     from torch.distributed.launcher.api import elastic_launch
 
-    from finetune.launch.meeting import NAME, Meeting
+    from finetune.engines.launch.meeting import NAME, Meeting
 
     # What the agent logs is told to the person in one message at the end.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -186,7 +186,7 @@ def _workers() -> "list[psutil.Process]":
     """The processes that the agent started; this process may have other children, which are none of ours."""
     import psutil
 
-    from finetune.launch.meeting import NAME
+    from finetune.engines.launch.meeting import NAME
 
     found = []
     for child in psutil.Process().children():
@@ -244,23 +244,18 @@ def _environment(launch: Launch, run: Path | None) -> Iterator[None]:
 def of_accelerate(config: LaunchConfig) -> dict[str, str]:
     """The variables by which accelerate tells each process about its engine, as `accelerate launch` sets them."""
     from accelerate.commands.launch import launch_command_parser
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     words = (
         "--num_processes 1 --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no --module finetune"
     )
     arguments = launch_command_parser().parse_args(words.split())
-    arguments.use_fsdp = config.engine == "fsdp2"
     arguments.gpu_ids, arguments.debug = config.gpu_ids, config.debug
     for name, value in config.settings.items():
         setattr(arguments, name, value)
-    if config.engine.startswith("zero"):
-        arguments.deepspeed_fields_from_accelerate_config = ",".join(config.settings)
-        found: dict[str, str] = prepare_deepspeed_cmd_env(arguments)[1]
-    else:
-        found = prepare_multi_gpu_env(arguments)
+    found = config.engine.variables(arguments, config.settings)
     # Of what else it would set, PYTHONPATH would put the working folder before this program.
-    said = {name: value for name, value in found.items() if name in environment.OF_ACCELERATE or name == "CUDA_VISIBLE_DEVICES"}
+    kept = {*environment.OF_ACCELERATE, "CUDA_VISIBLE_DEVICES", config.engine.switch}
+    said = {name: value for name, value in found.items() if name in kept}
     return said | ({"ACCELERATE_USE_CPU": "true"} if config.use_cpu else {})
 
 

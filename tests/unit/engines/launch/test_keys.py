@@ -14,13 +14,15 @@ from accelerate.commands.launch import launch_command_parser
 from ruamel.yaml import YAML
 
 from finetune import environment
+from finetune.engines.launch.check import check_launch, plan_launch
+from finetune.engines.launch.configs import config_of_environment, find_config, shipped
+from finetune.engines.launch.keys import known_keys, sections
+from finetune.engines.launch.processes import of_accelerate
 from finetune.errors import LaunchError
-from finetune.launch.check import check_launch, plan_launch
-from finetune.launch.configs import config_of_environment, find_config, shipped
-from finetune.launch.keys import KEYS, SECTIONS
-from finetune.launch.processes import of_accelerate
 from finetune.recipe.schema import Recipe
 
+KEYS = known_keys()
+SECTIONS = {name: section.prefix for name, section in sections().items()}
 ONE_KEY = ("fp8_config", "megatron_lm_config", "parallelism_config", "mpirun_config")
 """Sections that are refused whole."""
 ZERO = "distributed_type: DEEPSPEED\ndeepspeed_config:"
@@ -162,7 +164,7 @@ def test_a_file_and_its_recipe_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], train: dict[str, Any], wrong: str | None
 ) -> None:
     """What both say of learning is refused where the two disagree, before any process starts, and in one message."""
-    monkeypatch.setattr("finetune.launch.check.refuse_without_deepspeed", lambda engine: None)
+    monkeypatch.setattr("finetune.engines.deepspeed.DeepSpeed.check_installed", lambda engine: None)
     top = {name: value for name, value in values.items() if "gradient" not in name}
     inner = {name: value for name, value in values.items() if "gradient" in name}
     tree = {"distributed_type": "DEEPSPEED", "num_processes": 2, "deepspeed_config": {"zero_stage": 2} | inner} | top
@@ -220,9 +222,9 @@ def test_yaml_as_accelerate_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("distributed_type: NO\nuse_cpu: yes\ndebug: off\nmixed_precision: no\nnum_processes: '1'\n")
     config = find_config(str(path))
-    assert (config.engine, config.use_cpu, config.debug, config.processes) == ("cpu", True, False, 1)
+    assert (config.engine.name, config.use_cpu, config.debug, config.processes) == ("single", True, False, 1)
     path.write_text('{"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": "2"}, "num_processes": 2}')
-    assert find_config(str(path)).engine == "zero2"
+    assert find_config(str(path)).engine.name == "zero2"
 
 
 @pytest.mark.parametrize("name", [name for name in shipped() if name != "cpu"])

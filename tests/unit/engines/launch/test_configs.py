@@ -9,20 +9,24 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from finetune.engines import registry
+from finetune.engines.base import METHODS, method_of
+from finetune.engines.ddp import DDP
+from finetune.engines.deepspeed import remove_stale_builds
+from finetune.engines.launch.addresses import loopback, parse_address
+from finetune.engines.launch.configs import find_config, shipped
+from finetune.engines.launch.processes import first_failure
+from finetune.engines.launch.worker import ERROR_FILE, tell_launcher
+from finetune.engines.single import SINGLE
 from finetune.errors import LaunchError
-from finetune.launch.addresses import loopback, parse_address
-from finetune.launch.check import remove_stale_builds
-from finetune.launch.configs import find_config, shipped
-from finetune.launch.matrix import ENGINES, METHODS, method_of, refusal
-from finetune.launch.processes import first_failure
-from finetune.launch.worker import ERROR_FILE, tell_launcher
 
 
 def test_every_engine_of_the_matrix_has_a_file() -> None:
     """Each shipped file names the engine that its name promises, and each engine has one."""
     engines = {name: find_config(name).engine for name in shipped()}
-    assert set(engines.values()) == {"cpu", *ENGINES}
-    assert all(name.startswith(engine) for name, engine in engines.items())
+    assert set(engines.values()) == set(registry.ENGINES)
+    assert engines.pop("cpu") == SINGLE
+    assert all(name.startswith(engine.name) for name, engine in engines.items())
 
 
 @pytest.mark.parametrize(
@@ -45,9 +49,9 @@ def test_files_that_can_not_be_used(tmp_path: Path, text: str, expected: str) ->
 def test_the_matrix_gives_reasons() -> None:
     """Each combination either works or has a reason and a way that works."""
     for method in METHODS:
-        assert refusal(method, "ddp", "bf16") is None
-        for engine in ENGINES:
-            why = refusal(method, engine, "fp32")
+        assert DDP.refusal(method, "bf16") is None
+        for engine in registry.of_several():
+            why = engine.refusal(method, "fp32")
             assert why is None or (why.reason and why.nearest)
     assert method_of("lora", use_dora=True) == "dora"
 

@@ -3,9 +3,9 @@
 import shutil
 from pathlib import Path
 
+from finetune.engines.launch.check import check_launch, refuse_more_than_devices
+from finetune.engines.launch.processes import Launch, import_torch_quietly, run_processes
 from finetune.errors import LaunchFailed
-from finetune.launch.check import check_launch, refuse_more_than_devices, remove_stale_builds
-from finetune.launch.processes import Launch, import_torch_quietly, run_processes
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.lock import read_lock
 from finetune.runs.folder import RunFolder, create_run, open_run
@@ -30,8 +30,7 @@ def launched(launch: Launch, loaded: LoadedRecipe | None, resume: Path | None, a
         recipe = loaded.recipe
     check_launch(launch, recipe)
     refuse_more_than_devices(launch)
-    if launch.config.engine.startswith("zero"):
-        remove_stale_builds()
+    launch.config.engine.prepare_launch()
     try:
         if run is None and loaded is not None and launch.node_rank == 0:
             run = create_run(Path(recipe.output.folder).resolve(), recipe.output.name or loaded.name)

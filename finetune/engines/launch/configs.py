@@ -10,9 +10,12 @@ from ruamel.yaml import YAML, AliasEvent, YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
 from data_prep.disk import read_regular
+from finetune.engines import registry
+from finetune.engines.base import Engine
+from finetune.engines.keys import as_flag, as_norm, count_of, flag_of, is_nothing, text_of
+from finetune.engines.launch.keys import flat, problems_of
 from finetune.environment import OF_ACCELERATE
 from finetune.errors import LaunchError
-from finetune.launch.keys import as_count, as_flag, as_norm, flat, is_nothing, problems_of
 from finetune.recipe.shipped import shipped_folder
 from finetune.recipe.yaml_tree import MAX_BYTES, MAX_DEPTH
 
@@ -25,8 +28,7 @@ class LaunchConfig:
 
     name: str
     path: Path
-    engine: str
-    """cpu, or one of finetune.launch.matrix.ENGINES."""
+    engine: Engine
     processes: int = 1
     """As many as the file says, on all machines together."""
     machines: int = 1
@@ -91,19 +93,19 @@ def config_of(values: dict[str, Any], name: str, path: Path, refusal: str) -> La
         name,
         path,
         engine,
-        processes=_count(values, "num_processes", 1),
-        machines=_count(values, "num_machines", 1),
-        machine_rank=_count(values, "machine_rank", 0),
+        processes=count_of(values, "num_processes", 1),
+        machines=count_of(values, "num_machines", 1),
+        machine_rank=count_of(values, "machine_rank", 0),
         meeting=f"{host}:{port}" if not is_nothing(host) and not is_nothing(port) else None,
-        use_cpu=_flag(values, "use_cpu"),
+        use_cpu=flag_of(values, "use_cpu"),
         gpu_ids="all" if is_nothing(values.get("gpu_ids")) else str(values["gpu_ids"]),
-        debug=_flag(values, "debug"),
-        settings=_settings(engine, values),
+        debug=flag_of(values, "debug"),
+        settings=engine.settings(values),
         learning={
-            "mixed_precision": "fp16" if half else _text(values, "mixed_precision", "no"),
+            "mixed_precision": "fp16" if half else text_of(values, "mixed_precision", "no"),
             "gradient_accumulation_steps": _learning(values, "gradient_accumulation_steps"),
             "gradient_clipping": _learning(values, "gradient_clipping"),
-            "activation_checkpointing": _flag(values, "fsdp_config.fsdp_activation_checkpointing"),
+            "activation_checkpointing": flag_of(values, "fsdp_config.fsdp_activation_checkpointing"),
         },
     )
 
@@ -116,85 +118,25 @@ def config_of_environment() -> LaunchConfig | None:
     values = {key: os.environ[variable] for variable, key in OF_ACCELERATE.items() if key and os.environ.get(variable)}
     if values.keys() <= {"mixed_precision"}:  # which a run before in this process may have left
         return None
-    for engine, variable in (("DEEPSPEED", "ACCELERATE_USE_DEEPSPEED"), ("FSDP", "ACCELERATE_USE_FSDP")):
-        if as_flag(os.environ.get(variable)):
-            values["distributed_type"] = engine
+    for engine in registry.ENGINES:
+        if engine.switch and as_flag(os.environ.get(engine.switch)):
+            values["distributed_type"] = engine.kinds[0]
     values.setdefault("distributed_type", "MULTI_GPU")
     own = values["distributed_type"].lower()
     values = {key: value for key, value in values.items() if not key.startswith(("deepspeed", "fsdp")) or key.startswith(own)}
     return config_of(values, "accelerate launch", Path("."), "accelerate launch was told what can't be honoured")
 
 
-def engine_of(values: dict[str, Any]) -> str:
-    """The engine that a configuration asks for."""
-    kind = _text(values, "distributed_type", "no").upper()
-    if kind != "DEEPSPEED":
-        return {"NO": "cpu", "FSDP": "fsdp2"}.get(kind, "ddp")
-    return f"zero{values['deepspeed_config.zero_stage']}{'_offload' if _offloads(values) else ''}"
+def engine_of(values: dict[str, Any]) -> Engine:
+    """The engine that a configuration without contradictions asks for: the first, where it fits several."""
+    return next(engine for engine in registry.ENGINES if engine.is_asked_for(values))
 
 
 def _contradictions(values: dict[str, Any]) -> list[str]:
     """What each key may say, and not all of them together."""
-    found = []
-    kind, stage = _text(values, "distributed_type", "no").upper(), values.get("deepspeed_config.zero_stage")
-    if kind == "DEEPSPEED" and is_nothing(stage):
-        found.append(f"deepspeed_config.zero_stage is {stage}, expected 1, 2 or 3 in the file itself")
-    if kind == "DEEPSPEED" and str(stage) == "1" and _offloads(values):
-        found.append("zero_stage 1 with an offload device: take zero_stage 2 or 3, or set the device to none")
-    if kind == "DEEPSPEED" and str(stage) == "2" and "param" in _offloads(values):
-        found.append(
-            "offload_param_device is cpu with zero_stage 2: only zero_stage 3 shards parameters, and so can offload them"
-        )
-    if kind == "FSDP" and is_nothing(values.get("fsdp_config.fsdp_version")):
-        found.append(
-            "fsdp_config.fsdp_version is not set, which is 1; set it to 2 (FSDP1 can't shard an adapter beside its base)"
-        )
-    if _flag(values, "fsdp_config.fsdp_cpu_ram_efficient_loading") and not _flag(
-        values, "fsdp_config.fsdp_sync_module_states", default=True
-    ):
-        found.append("fsdp_cpu_ram_efficient_loading needs fsdp_sync_module_states: true")
-    return found
-
-
-def _settings(engine: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The engine's section for accelerate; what the recipe decides, and what is harmless, is left out."""
-    if engine == "fsdp2":
-        flags = ("reshard_after_forward", "cpu_ram_efficient_loading", "activation_checkpointing")
-        asked = {f"fsdp_{name}": _flag(values, f"fsdp_config.fsdp_{name}", default=name == flags[0]) for name in flags}
-        kept = _text(values, "fsdp_config.fsdp_state_dict_type", "FULL_STATE_DICT").upper()
-        return {"fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "fsdp_state_dict_type": kept, **asked}
-    if not engine.startswith("zero"):
-        return {}
-    stage, offloads = int(engine[4]), _offloads(values)
-    return {
-        "zero_stage": stage,
-        "offload_optimizer_device": "cpu" if "optimizer" in offloads else "none",
-        "offload_param_device": "cpu" if "param" in offloads else "none",
-        "zero3_init_flag": stage == 3 and _flag(values, "deepspeed_config.zero3_init_flag", default=True),
-        "zero3_save_16bit_model": stage == 3,
-    }
-
-
-def _offloads(values: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(
-        part for part in ("optimizer", "param") if not is_nothing(values.get(f"deepspeed_config.offload_{part}_device"))
-    )
+    return list(dict.fromkeys(line for engine in registry.ENGINES for line in engine.contradictions(values)))
 
 
 def _learning(values: dict[str, Any], name: str) -> float | None:
     value = values.get(f"deepspeed_config.{name}")
     return None if is_nothing(value) or str(value).lower() == "auto" else as_norm(value)
-
-
-def _text(values: dict[str, Any], name: str, default: str) -> str:
-    return default if is_nothing(values.get(name)) else str(values[name]).strip().lower()
-
-
-def _count(values: dict[str, Any], name: str, default: int) -> int:
-    found = as_count(values.get(name))
-    return default if found is None else found
-
-
-def _flag(values: dict[str, Any], name: str, *, default: bool = False) -> bool:
-    found = as_flag(values.get(name))
-    return default if found is None else found

@@ -14,8 +14,8 @@ from typing import Any
 from torch.distributed import DistError, HashStore, PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
+from finetune.engines.launch.addresses import Address
 from finetune.errors import LaunchError
-from finetune.launch.addresses import Address
 
 NAME = "finetune"
 JOINED = "machines"

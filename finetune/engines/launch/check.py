@@ -1,19 +1,13 @@
 """Whether a launch can work, before any process starts. Torch-free but for the number of GPUs."""
 
-import importlib.util
 import os
-import shutil
-import time
-from contextlib import suppress
-from pathlib import Path
 
 from finetune import environment
+from finetune.engines.base import method_of
+from finetune.engines.launch.addresses import parse_address
+from finetune.engines.launch.configs import LaunchConfig, config_of_environment, find_config
+from finetune.engines.launch.processes import Launch
 from finetune.errors import LaunchError
-from finetune.launch.addresses import parse_address
-from finetune.launch.configs import LaunchConfig, config_of_environment, find_config
-from finetune.launch.matrix import method_of, refusal
-from finetune.launch.processes import Launch
-from finetune.recipe.rules_engines import engine_problem
 from finetune.recipe.schema import Recipe
 
 
@@ -34,7 +28,7 @@ def plan_launch(
     config = find_config(name)
     total, machines = processes or config.processes, nodes or config.machines
     rank = config.machine_rank if node_rank is None else node_rank
-    if config.engine == "cpu" and total > 1:
+    if not config.engine.several and total > 1:
         raise LaunchError(f"--launch {name} is one process; for {total} take ddp, zero1 to zero3 or fsdp2.")
     if total % machines:
         raise LaunchError(f"--processes counts all machines: {total} is not divisible by --nodes {machines}.")
@@ -60,18 +54,18 @@ def check_launch(launch: Launch, recipe: Recipe) -> None:
     """Raises LaunchError where this recipe can't be trained so, with the reason and the nearest way that can."""
     engine, train = launch.config.engine, recipe.train
     method = method_of(recipe.adapter.method, recipe.adapter.use_dora)
-    why = refusal(method, engine, train.precision)
+    why = engine.refusal(method, train.precision)
     if why is not None:
         raise LaunchError(f"{method} with --launch {launch.config.name}: {why.reason}. Take {why.nearest}.")
-    problem = engine_problem(recipe, engine)
+    problem = engine.problem(recipe)
     if problem is not None:
         raise LaunchError(f"--launch {launch.config.name} can't be used with {problem}")
-    uneven = train.uneven_over(launch.processes)
+    readers = engine.data_parallel(launch.processes)
+    uneven = train.uneven_over(readers)
     if uneven is not None:
         raise LaunchError(uneven)
-    refuse_otherwise(launch.config, recipe, launch.processes, launch.config.name)
-    if engine.startswith("zero"):
-        refuse_without_deepspeed(engine)
+    refuse_otherwise(launch.config, recipe, readers, launch.config.name)
+    engine.check_installed()
 
 
 def refuse_otherwise(config: LaunchConfig, recipe: Recipe, processes: int, where: str) -> None:
@@ -100,11 +94,11 @@ def check_alone(config: LaunchConfig, recipe: Recipe) -> list[str]:
     """Notes on a launch of one process, which is a plain run. Raises LaunchError where that is not what is asked for."""
     if config.use_cpu:
         hide_devices()
-    if config.engine.endswith("_offload"):
+    if config.engine.offloads:
         raise LaunchError(f"{config.name} with one process: a plain run offloads nothing. Take more processes.")
     refuse_otherwise(config, recipe, 1, config.name)
-    sharded = config.engine not in ("cpu", "ddp")
-    return [f"note: {config.name} with one process is a plain run: there is nothing to shard"] if sharded else []
+    note = f"note: {config.name} with one process is a plain run: there is nothing to shard"
+    return [note] if config.engine.takes_over else []
 
 
 def resolved_precision(asked: str) -> str:
@@ -125,40 +119,13 @@ def check_environment(recipe: Recipe) -> None:
     if processes == 1:
         check_alone(config, recipe)
     else:
-        refuse_otherwise(config, recipe, processes, config.name)
-    if config.engine.startswith("zero3"):
-        # Without it a checkpoint would hold shares only.
-        os.environ["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] = "true"
+        refuse_otherwise(config, recipe, config.engine.data_parallel(processes), config.name)
+    config.engine.settle_environment()
 
 
 def hide_devices() -> None:
     """use_cpu: before torch is imported, so that it finds no GPU."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-
-def refuse_without_deepspeed(engine: str) -> None:
-    """Raises LaunchError where DeepSpeed isn't installed, or can't build the part of it that offloading needs."""
-    if importlib.util.find_spec("deepspeed") is None:
-        raise LaunchError(f"--launch {engine} needs deepspeed, which is not installed: pip install deepspeed, or take fsdp2.")
-    absent = [tool for tool in ("g++", "ninja") if shutil.which(tool) is None]
-    if absent:
-        raise LaunchError(
-            f"DeepSpeed compiles an extension and needs {' and '.join(absent)}, which is not here; or take fsdp2."
-        )
-
-
-def remove_stale_builds(minutes: float = 10.0) -> None:
-    """Remove the locks of DeepSpeed's builds in whose folders nothing was written for so long.
-
-    torch's lock is a file that stands until its maker deletes it: one that was killed lets all others wait for ever.
-    """
-    from torch.utils.cpp_extension import get_default_build_root
-
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    for lock in root.glob("**/deepspeed_*/lock"):
-        with suppress(FileNotFoundError):  # a build that has just ended
-            if time.time() - max(path.stat().st_mtime for path in lock.parent.iterdir()) > 60 * minutes:
-                lock.unlink()
 
 
 def refuse_more_than_devices(launch: Launch) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune.launch import allocator
+from finetune.engines.launch import allocator
 
-RESTARTING = "from finetune.launch.allocator import restart_with_jemalloc; restart_with_jemalloc()\n"
+RESTARTING = "from finetune.engines.launch.allocator import restart_with_jemalloc; restart_with_jemalloc()\n"
 LOADED = "print('jemalloc' in open('/proc/self/maps').read(), __import__('sys').argv[1:])"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jemalloc is preloaded on Linux only")
 
@@ -19,7 +19,7 @@ def run(tmp_path: Path, **environment: str) -> str:
     script = tmp_path / "program.py"
     script.write_text(RESTARTING + LOADED)
     known = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    root = str(Path(__file__).resolve().parents[3])
+    root = str(Path(__file__).resolve().parents[4])
     command = [sys.executable, str(script), "--steps", "two words"]
     done = subprocess.run(
         command, env=known | {"PYTHONPATH": root} | environment, capture_output=True, text=True, check=True, timeout=60

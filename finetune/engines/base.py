@@ -1,0 +1,259 @@
+"""An engine: how processes share one training. All that the toolkit knows of one is declared in its own file. Torch-free.
+
+registry.py has the tuple of engines and says which one runs here. Methods that need torch, transformers or accelerate import
+them when they are called.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from finetune.engines.keys import FileSection, text_of
+from finetune.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+Method = Literal["lora", "dora", "qlora", "full"]
+METHODS: tuple[Method, ...] = ("lora", "dora", "qlora", "full")
+PRECISIONS = ("fp32", "bf16", "fp16")
+Part = Literal["states", "gradients", "weights"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a combination isn't offered."""
+
+    reason: str
+    nearest: str
+    """What to choose in its place."""
+
+
+FP16 = Refusal("fp16 scales its loss, which is shown in one process on CUDA only", "bf16, or fp32 where there is no bf16")
+
+
+@dataclass(frozen=True)
+class Guide:
+    """When to take a shipped file of accelerate_configs."""
+
+    file: str
+    when: str
+    not_for: str
+    """What it can't do; continues "it can't"."""
+    remark: str = ""
+    """On what is sharded."""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A package or a program that an engine needs."""
+
+    name: str
+    without: str
+    """What is refused, or fails, without it."""
+
+
+@dataclass(frozen=True)
+class Total:
+    """What a training holds besides activations and the loss, in bytes, before it is shared out."""
+
+    weights: float
+    """The base's, and those that train."""
+    gradients: float
+    """In float32: 4 for each weight that trains."""
+    states: float
+    """The optimizer's."""
+    weight_bytes: int
+    """Of one weight of the base."""
+    largest_layer: float
+    """Of a decoder layer, or of the embedding where that is larger."""
+    half: bool
+    """Whether the arithmetic is in bf16 or fp16."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one process holds of it, in bytes."""
+
+    weights: float
+    gradients: float
+    states: float
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine whose processes each hold the full model, as plain torch has it; other engines say how they differ."""
+
+    name: str
+    """In --launch, in a run's lock, and in tables."""
+    slowness: float = 1.0
+    """How many times longer a step takes than one of ddp's, roughly: the order of preference. Not measured on GPUs."""
+    guides: tuple[Guide, ...] = ()
+    """A line for each of its shipped files."""
+
+    several: ClassVar[bool] = True
+    """Whether it is one of several processes."""
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """accelerate's names of it, in distributed_type."""
+    switch: ClassVar[str] = ""
+    """The variable that is "true" in its processes, accelerate's or one of its own; empty for plain processes."""
+    section: ClassVar[FileSection | None] = None
+    """Its section of an accelerate file."""
+    packages: ClassVar[tuple[Requirement, ...]] = ()
+    programs: ClassVar[tuple[Requirement, ...]] = ()
+    processes_per_row: ClassVar[int] = 1
+    """How many processes share one row of a batch."""
+    takes_over: ClassVar[bool] = False
+    """Whether a library of its own moves, saves and loads the weights, in a form of its own."""
+    steps_in_backward: ClassVar[bool] = False
+    """Whether the backward pass reduces gradients and takes the step, so that nothing can be refused or undone after it."""
+    checkpoints_hold_pickles: ClassVar[bool] = False
+    """Whether loading its checkpoints can run code."""
+    gathered_words: ClassVar[str] = ""
+    """What `gathered` counts, for the table of memory."""
+
+    @property
+    def shards(self) -> frozenset[Part]:
+        """What each process holds a share of."""
+        return frozenset()
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether no process holds the full model, so that all must make the same calls of it."""
+        return "weights" in self.shards
+
+    @property
+    def offloads(self) -> bool:
+        """Whether the optimizer's state is in the host's memory."""
+        return False
+
+    @property
+    def fuses_lora(self) -> bool:
+        """Whether LoRA layers compute by finetune.models.kernels; peft's own forward, which keeps more, otherwise."""
+        return True
+
+    def data_parallel(self, processes: int) -> int:
+        """How many of the processes have rows of their own."""
+        return processes // self.processes_per_row
+
+    # What it refuses
+
+    def refusal(self, method: Method, precision: str) -> Refusal | None:
+        """Why a method in a precision isn't offered; None where it is, and tests/distributed shows it."""
+        return FP16 if precision == "fp16" else None
+
+    def problem(self, recipe: Recipe) -> str | None:
+        """What else in a recipe it can't do, and what to do; None where there is nothing."""
+        return None
+
+    def check_installed(self) -> None:
+        """Raises LaunchError where what it needs isn't installed."""
+
+    # How accelerate is told
+
+    def is_asked_for(self, values: Mapping[str, Any]) -> bool:
+        """Whether the keys of an accelerate file ask for it."""
+        return text_of(values, "distributed_type", "no").upper() in self.kinds
+
+    def runs_here(self, environment: Mapping[str, str]) -> bool:
+        """Whether a launcher of several processes told this one to use it."""
+        return environment.get(self.switch, "").lower() == "true"
+
+    def contradictions(self, values: Mapping[str, Any]) -> Iterator[str]:
+        """What is wrong with keys of its kind that are right one by one, a line each."""
+        yield from ()
+
+    def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Its section for accelerate; what the recipe decides, and what is harmless, is left out."""
+        return {}
+
+    def variables(self, arguments: Any, settings: Mapping[str, Any]) -> dict[str, str]:
+        """The environment of its processes; `arguments` are those of accelerate's launcher, with the settings among them."""
+        from accelerate.utils.launch import prepare_multi_gpu_env
+
+        found: dict[str, str] = prepare_multi_gpu_env(arguments)
+        return found
+
+    def settle_environment(self) -> None:
+        """What a process sets that `accelerate launch` started."""
+
+    def prepare_launch(self) -> None:
+        """What is done once, before the first process starts."""
+
+    # How a model is trained
+
+    def loading(self, precision: str) -> AbstractContextManager[None]:
+        """While this lasts a base is loaded as the engine needs it; the group of processes must have been formed."""
+        return nullcontext()
+
+    def cuts_up_while_loading(self) -> bool:
+        """Whether a base that is loaded now is shared out by transformers, so that it is put on no device."""
+        return False
+
+    def building_unsharded(self) -> AbstractContextManager[None]:
+        """While this lasts a model that is built is this process's own, in full."""
+        return nullcontext()
+
+    def place(self, model: "torch.nn.Module", device: "torch.device") -> "torch.nn.Module":
+        """The model where it computes."""
+        return model if self.takes_over else model.to(device)
+
+    def trainer_options(self, *, on_cpu: bool) -> dict[str, Any]:
+        """Of transformers' TrainingArguments, those that it decides."""
+        return {"use_cpu": on_cpu, "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": False}}}
+
+    def settle_accelerate(self, *, on_cpu: bool) -> None:
+        """What accelerate must be told after the arguments were made."""
+
+    def adapt(self, accelerator: Any) -> None:
+        """Change what accelerate chose for it, before the model is prepared."""
+
+    def inference(self, trainer: Any, model: Any) -> AbstractContextManager[None]:
+        """While this lasts, between two steps, the unwrapped model can be asked for answers and hidden states."""
+        return nullcontext()
+
+    # Weights
+
+    def full_weight(self, parameter: "torch.nn.Parameter") -> "torch.Tensor":
+        """A trained weight, gathered, in the precision of the optimizer, on the host. All processes must call this."""
+        return parameter.detach().cpu().clone()
+
+    def full_shape(self, parameter: "torch.nn.Parameter") -> tuple[int, ...]:
+        """The parameter's shape, of which this process may hold a share."""
+        return tuple(parameter.shape)
+
+    def full_count(self, parameter: "torch.nn.Parameter") -> int:
+        """How many elements the parameter has, over all processes."""
+        return parameter.numel()
+
+    def unfusable(self, weight: "torch.Tensor") -> str | None:
+        """Why finetune.models.kernels can't compute with a layer's weight; None where they can."""
+        return None
+
+    # Checkpoints and memory
+
+    def resumes(self, then: "Engine") -> bool:
+        """Whether it loads the checkpoints of another engine, or of another number of its own processes."""
+        return not self.takes_over and not then.takes_over
+
+    def gathered(self, total: Total) -> float:
+        """Bytes of weights that are gathered at once, beside the share that a process keeps."""
+        return 0.0
+
+    def memory(self, total: Total, processes: int) -> Held:
+        """What one of so many processes holds. Rajbhandari et al. 2020, arXiv:1910.02054."""
+        shared = self.shards_weights and processes > 1
+        return Held(
+            weights=total.weights / processes + self.gathered(total) if shared else total.weights,
+            gradients=total.gradients / (processes if "gradients" in self.shards else 1),
+            states=total.states / (processes if "states" in self.shards else 1),
+        )
+
+
+def method_of(method: str, use_dora: bool) -> Method:
+    """The tables' name for the recipe's adapter section."""
+    if method == "lora" and use_dora:
+        return "dora"
+    found: Method = next(known for known in METHODS if known == method)
+    return found

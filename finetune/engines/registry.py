@@ -1,0 +1,30 @@
+"""The engines there are, and which one runs here. A new one is a file and a word in ENGINES. Torch-free."""
+
+import os
+
+from finetune import environment
+from finetune.engines.base import Engine
+from finetune.engines.ddp import DDP
+from finetune.engines.deepspeed import STAGES
+from finetune.engines.fsdp2 import FSDP2
+from finetune.engines.single import SINGLE
+
+ENGINES: tuple[Engine, ...] = (SINGLE, DDP, *STAGES, FSDP2)
+"""In the order of the tables."""
+
+
+def of_several() -> tuple[Engine, ...]:
+    """The engines of several processes."""
+    return tuple(engine for engine in ENGINES if engine.several)
+
+
+def named(name: str) -> Engine | None:
+    """The engine of that name."""
+    return next((engine for engine in ENGINES if engine.name == name), None)
+
+
+def current() -> Engine:
+    """The engine that the launcher asks for. The only reader of what it says of one. Raises LaunchError as `world` does."""
+    if environment.world().size == 1:
+        return SINGLE
+    return next((engine for engine in of_several() if engine.runs_here(os.environ)), DDP)
