@@ -54,18 +54,24 @@ def targets_of(answer: str, head: HeadSection) -> tuple[float, ...]:
     Raises DataError for an answer that is not a label of the head, or not a number.
     """
     text = answer.strip()
-    if head.problem == "regression":
-        try:
-            return (float(as_number(text, "the answer")),)
-        except (ValueError, OverflowError) as error:
-            raise DataError(f"the answer is {shown(text)}; model.head.problem regression needs a number") from error
-    words = [text] if head.problem == "single_label" else split_labels(text)
-    for word in words:
-        if word not in head.labels:
-            raise DataError(f"the label is {shown(word)}, which is not in model.head.labels: {listed(head.labels)}")
-    if head.problem == "single_label":
-        return (float(head.labels.index(text)),)
-    return tuple(float(label in words) for label in head.labels)
+    match head.problem:
+        case "regression":
+            try:
+                return (float(as_number(text, "the answer")),)
+            except (ValueError, OverflowError) as error:
+                raise DataError(f"the answer is {shown(text)}; model.head.problem regression needs a number") from error
+        case "single_label":
+            return (float(head.labels.index(_known(text, head))),)
+        case "multi_label":
+            words = [_known(word, head) for word in split_labels(text)]
+            return tuple(float(label in words) for label in head.labels)
+
+
+def _known(word: str, head: HeadSection) -> str:
+    """A label of the head. Raises DataError for another word."""
+    if word not in head.labels:
+        raise DataError(f"the label is {shown(word)}, which is not in model.head.labels: {listed(head.labels)}")
+    return word
 
 
 def answer_of_targets(targets: Sequence[float], head: HeadSection) -> str:
@@ -84,9 +90,11 @@ def split_labels(answer: str) -> list[str]:
 
 def answer_of(outputs: Sequence[float], head: HeadSection) -> str:
     """A head's outputs for a row as an answer: the likeliest label, the labels above 0, or the number."""
-    if head.problem == "regression":
-        return repr(float(outputs[0]))
-    if head.problem == "single_label":
-        return head.labels[max(range(len(outputs)), key=lambda index: outputs[index])]
-    chosen = [label for label, output in zip(head.labels, outputs, strict=True) if output > 0]
-    return BETWEEN_LABELS.join(chosen) or NO_LABEL
+    match head.problem:
+        case "regression":
+            return repr(float(outputs[0]))
+        case "single_label":
+            return head.labels[max(range(len(outputs)), key=lambda index: outputs[index])]
+        case "multi_label":
+            chosen = [label for label, output in zip(head.labels, outputs, strict=True) if output > 0]
+            return BETWEEN_LABELS.join(chosen) or NO_LABEL

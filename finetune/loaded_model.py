@@ -157,14 +157,13 @@ class Model:
 
         if isinstance(items, str):
             raise FinetuneError("got one text, expected a list: of texts for a head, of (prompt, answer) pairs otherwise.")
-        head = self.target.model.head
-        if head is not None:
+        if head := self.target.model.head:
             return outputs_of_texts(self.model, self.tokenizer, items, head, self.asked, self.options.batch_size)
         sums = log_likelihoods(self.model, self.tokenizer, items, self.asked, self.options.batch_size)
         return [LogLikelihood(-loss.loss_sum, loss.tokens) for loss in sums]
 
     def _writer(self) -> "PreTrainedModel":
-        if self.target.model.head is not None:
+        if self.target.model.classifies:
             raise FinetuneError(
                 f"{self.target.description} has a classification head and writes no text: use score or evaluate."
             )

@@ -105,7 +105,7 @@ def _refuse_heads(targets: "list[Target]") -> None:
     from finetune.errors import ModelError
 
     for found in targets:
-        if found.model.head is not None:
+        if found.model.classifies:
             raise ModelError(f"{found.description} has a classification head and predicts no text, as benchmark tasks need.")
 
 

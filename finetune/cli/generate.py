@@ -106,7 +106,7 @@ def refuse_head(target: str, base: str | None) -> str:
     from finetune.runs.target import resolve_target
 
     found = resolve_target(target, base)
-    if found.model.head is not None:
+    if found.model.classifies:
         scores = shell_command("evaluate", Path(target), *([] if found.recipe is not None else ["RECIPE"]))
         raise FinetuneError(f"{found.description} has a classification head and writes no text: {scores} scores it.")
     return target

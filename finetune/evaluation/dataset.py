@@ -18,6 +18,7 @@ from finetune.evaluation.metrics.text_bytes import supervised_bytes
 from finetune.evaluation.predictions import Question, answered_rows, questions_of, read_back, with_answer, without_thought
 from finetune.evaluation.sandbox.programs import exit_in
 from finetune.evaluation.sandbox.runner import why_no_sandbox
+from finetune.objectives import Objective, objective_of
 from finetune.recipe.rules_evaluate import labels_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import BY_LIKELIHOOD, LOSSES, OF_LABELS, PASS_AT, MetricName
@@ -55,9 +56,9 @@ def read_rows(
         )
     metrics, names = set(recipe.evaluate.metrics), labels_of(recipe)
     asking = sorted(metrics - LOSSES)
-    documents, head = list(data.evaluation[:most]), recipe.model.head
+    documents, objective = list(data.evaluation[:most]), objective_of(recipe)
     questions = list[Question]()
-    if head is not None:
+    if not objective.writes_text:
         questions = answered_rows(data.evaluation_rows[:most])
     elif asking or not metrics:
         # Labels are counted row by row, as everywhere.
@@ -71,14 +72,15 @@ def read_rows(
     if "bleu" in metrics and recipe.evaluate.bleu_tokenizer != "auto":
         sacrebleu_metric(recipe.evaluate.bleu_tokenizer)
     notes = list[str]()
-    if head is None:
+    if objective.writes_text:
         questions, notes = _that_fit(questions, positions - longest_label(names, tokenizer))
         notes += _changed(questions)
-    labels = Labels(names, several=_several(recipe, questions, names))
+    labels = Labels(names, several=_several(objective, questions, names))
     if metrics & OF_LABELS:
         _refuse_unfit_labels(metrics, questions, labels)
         notes += unseen_labels(recipe, data, questions, labels)
-        labels = replace(labels, readings=_readings(recipe, names, questions, tokenizer) if head is None else ())
+        if objective.writes_text:
+            labels = replace(labels, readings=_readings(recipe, names, questions, tokenizer))
     sizes = []
     if "bits_per_byte" in metrics:
         sizes = supervised_bytes(documents, data.evaluation_rows, recipe.data, tokenizer)
@@ -111,9 +113,9 @@ def _readings(
     return readings
 
 
-def _several(recipe: Recipe, questions: Sequence[Question], names: Sequence[str]) -> bool:
-    head = recipe.model.head
-    return has_several(questions, names) if head is None else head.problem == "multi_label"
+def _several(objective: Objective, questions: Sequence[Question], names: Sequence[str]) -> bool:
+    known = objective.several_labels
+    return has_several(questions, names) if known is None else known
 
 
 def longest_label(names: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> int:

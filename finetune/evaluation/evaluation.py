@@ -50,7 +50,7 @@ class Evaluation:
 
 
 def _head(model: ModelSection) -> str:
-    head = model.head
-    if head is None:
+    if not (head := model.head):
         return "no classification head"
-    return f"a head of problem {head.problem}" + (f" with the labels {', '.join(head.labels)}" if head.labels else "")
+    labels = f" with the labels {', '.join(head.labels)}" if head.labels else ""
+    return f"a head of problem {head.problem}{labels}"

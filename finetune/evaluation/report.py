@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from data_prep.config import HeadSection
 from data_prep.labels import answer_of
 from finetune.evaluation.bootstrap import Interval, interval_of, resampled
 from finetune.evaluation.dataset import EvaluationSet
@@ -193,8 +194,7 @@ class _Measurement:
 
     def classified(self) -> Measured:
         """Of a model with a classification head: its outputs, in the words of the rows' answers."""
-        head, documents = self.recipe.model.head, self.rows.documents
-        assert head is not None  # noqa: S101 - the caller looked
+        head, documents = cast(HeadSection, self.recipe.model.head), self.rows.documents
         outputs, losses = self._timed("answers", lambda: classify(self.model, documents, head, self.section.batch_size))
         said = ((answer_of(row, head),) for row in outputs.tolist())
         answers = [Prediction(*pair) for pair in zip(self.rows.questions, said, strict=True)]

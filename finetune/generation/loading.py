@@ -97,7 +97,7 @@ def load_adapted(
         torch.manual_seed(0)
         loaded = load_model(base, dtype=dtype, quantization=quantization, rope_scaling=model.rope_scaling, head=model.head)
         grow_embeddings(loaded, vocabulary)
-    if model.head is not None:
+    if model.classifies:
         getattr(loaded, CLASSIFIER).float()  # as it was trained, and before the adapter brings its own
     adapted: Any = loaded if adapter is None else load_adapter(loaded, adapter)
     return adapted.eval()

@@ -155,7 +155,7 @@ def _refuse_unlike(parts: Sequence[Target], folders: Sequence[Path]) -> None:
             )
         adapter = Adapter(folder)
         config = adapter.config
-        if part.model.head is not None or score_name(adapter.weights.names()) is not None:
+        if part.model.classifies or score_name(adapter.weights.names()) is not None:
             raise MergeError(
                 f"the adapter in {folder} has a classification head, which belongs to its own update alone: heads can't be "
                 "combined. Merge it by itself."

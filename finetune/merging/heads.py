@@ -158,7 +158,7 @@ def read_head(target: Target, config: dict[str, Any], stored: "StoredWeights", a
 
     Raises MergeError where the adapters, the base and what is known of the head contradict each other.
     """
-    if target.model.head is None and not any(map(_has_head, adapters)):
+    if not target.model.classifies and not any(map(_has_head, adapters)):
         if classifies(config):
             raise MergeError(
                 f"the base {target.model.name} is a model with a classification head, and the adapter in "
@@ -259,5 +259,6 @@ def _plain_head(adapter: "Adapter", config: dict[str, Any], own: HeadSection | N
 
 
 def _words(head: HeadSection | None) -> str:
-    assert head is not None  # noqa: S101 - the caller looked
-    return f"of problem {head.problem} with {head.outputs} outputs" + (f" ({', '.join(head.labels)})" if head.labels else "")
+    assert head  # noqa: S101 - the caller looked
+    named = f" ({', '.join(head.labels)})" if head.labels else ""
+    return f"of problem {head.problem} with {head.outputs} outputs{named}"

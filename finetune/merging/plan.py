@@ -92,11 +92,11 @@ def plan_merge(text: str, *, base: str | Path | None, dtype: str | None, output:
         parameters, origin = count_parameters(read_shape(config)), "from config.json: the weights are not on this machine"
         read = parameters * BYTES_OF.get(str(config.get("dtype") or config.get("torch_dtype")), 2)
     header = read_header(target.adapter / ADAPTER_WEIGHTS)
-    head = score_name(header)
-    if head is not None:
+    brought = score_name(header)
+    if brought is not None:
         left_out, its_bytes = _heads_of_base(folder, config, read / parameters, fetched=fetched)
-        start, end = header[head]["data_offsets"]
-        parameters, read = parameters - left_out + math.prod(header[head]["shape"]), read - its_bytes + end - start
+        start, end = header[brought]["data_offsets"]
+        parameters, read = parameters - left_out + math.prod(header[brought]["shape"]), read - its_bytes + end - start
     written = parameters * BYTES_OF[dtype] if dtype is not None else read
     largest = max((math.prod(tensor["shape"]) for tensor in header.values()), default=0)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -40,10 +40,9 @@ def refuse_other_head(base: Base, config: PretrainedConfig, head: HeadSection | 
         )
 
 
-def widen_head(model: Any) -> None:
+def widen_linear(head: Any) -> None:
     """Let the head compute in float32 (or float64): engines that shard keep its weight in bf16 while it computes."""
-    score = getattr(model, CLASSIFIER)
-    score.forward = types.MethodType(_wide_linear, score)
+    head.forward = types.MethodType(_wide_linear, head)
 
 
 def _wide_linear(self: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from finetune.errors import ModelError, library_refusals
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import CONFIG, only_the_model
 from finetune.models.bases.locate import Base
-from finetune.models.classify import CLASSIFIER, add_head_to_config, refuse_other_head, widen_head
+from finetune.models.classify import CLASSIFIER, add_head_to_config, refuse_other_head, widen_linear
 from finetune.models.device import choose_device
 from finetune.models.kernels.rope import scale_by_document
 from finetune.models.quantization import bitsandbytes_config, is_quantized, keep_differentiable
@@ -44,14 +44,14 @@ def load_model(
     torch's generator. Positions are scaled by each document's own length, unless an earlier version's run goes on without
     `rope_by_document`. Raises ModelError where the weights can't be read or don't fit config.json.
     """
-    config, kind = _description(base, rope_scaling, head)
+    config, kind, drawn = _description(base, rope_scaling, head)
     options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True}
     options["attn_implementation"] = attention
     stored = getattr(config, "quantization_config", None)
     if isinstance(stored, dict) and stored.get("load_in_4bit"):
         config.quantization_config = stored | {"bnb_4bit_compute_dtype": str(dtype).removeprefix("torch.")}
     elif not stored and quantization in BITSANDBYTES:
-        options["quantization_config"] = bitsandbytes_config(dtype, quantization, kept=() if head is None else (CLASSIFIER,))
+        options["quantization_config"] = bitsandbytes_config(dtype, quantization, kept=drawn)
     if (stored or quantization in BITSANDBYTES) and not engine.cuts_up_while_loading():  # which places each share by itself
         options["device_map"] = {"": choose_device()}
     with library_refusals(f"the weights in {base.folder} could not be loaded"), only_the_model(base.folder) as folder:
@@ -59,7 +59,7 @@ def load_model(
         options["generation_config"] = GenerationConfig.from_model_config(config)
         model, info = kind.from_pretrained(folder, output_loading_info=True, trust_remote_code=False, **options)
     model.name_or_path = model.config.name_or_path = str(base.folder)
-    absent = sorted(name for name in info["missing_keys"] if head is None or name != f"{CLASSIFIER}.weight")
+    absent = sorted(name for name in info["missing_keys"] if name.removesuffix(".weight") not in drawn)
     if absent:
         raise ModelError(
             f"{base.folder} lacks {len(absent)} weights that its config.json asks for, the first {absent[0]}: "
@@ -67,8 +67,8 @@ def load_model(
         )
     if is_quantized(model):
         keep_differentiable(model)
-    if head is not None:
-        widen_head(model)
+    for name in drawn:
+        widen_linear(model.get_submodule(name))
     if rope_by_document:
         scale_by_document(model)
     return model
@@ -79,17 +79,19 @@ def skeleton(base: Base, *, rope_scaling: RopeScaling | None = None, head: HeadS
 
     Raises ModelError where transformers can't build it.
     """
-    config, kind = _description(base, rope_scaling, head)
+    config, kind, _ = _description(base, rope_scaling, head)
     with library_refusals(f"transformers can't build the model that {base.folder / CONFIG} describes"), torch.device("meta"):
         model: PreTrainedModel = kind.from_config(config, trust_remote_code=False)
     return model
 
 
-def _description(base: Base, rope_scaling: RopeScaling | None, head: HeadSection | None) -> tuple[PretrainedConfig, Any]:
-    """The configuration with the head in it, and what builds a model from it."""
+def _description(
+    base: Base, rope_scaling: RopeScaling | None, head: HeadSection | None
+) -> tuple[PretrainedConfig, Any, tuple[str, ...]]:
+    """The configuration with the head in it, what builds a model from it, and the modules that the base need not have."""
     config = load_config(base, rope_scaling)
     refuse_other_head(base, config, head)
-    if head is None:
-        return config, AutoModelForCausalLM
+    if not head:
+        return config, AutoModelForCausalLM, ()
     add_head_to_config(config, head)
-    return config, AutoModelForSequenceClassification
+    return config, AutoModelForSequenceClassification, (CLASSIFIER,)

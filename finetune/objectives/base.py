@@ -34,6 +34,8 @@ class Objective:
     """Whether the model predicts tokens, so that it can be asked for answers."""
     has_perplexity: ClassVar[bool] = False
     """Whether e to the power of its loss is one."""
+    several_labels: bool | None = None
+    """Whether a row may have several labels; None where its answer says so."""
     values_per_document: ClassVar[int] = 0
     """Numbers that `values` computes of each document before step 1; they are kept with the run."""
     step_values: ClassVar[int] = 0
@@ -46,7 +48,7 @@ class Objective:
     @classmethod
     def fits(cls, model: "ModelSection") -> bool:
         """Whether this is the objective of the kind for such a model: one that predicts tokens."""
-        return model.head is None
+        return not model.classifies
 
     def problems(self, given: Given) -> RuleProblem:
         """What of the recipe doesn't fit the objective, as (dotted path, message); `given` is what the user wrote."""

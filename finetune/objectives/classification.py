@@ -1,6 +1,6 @@
 """Classification and regression: a head that reads a prompt's last token in place of the one that predicts tokens."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from data_prep.labels import LabelEncoding
 from finetune.objectives.base import Objective
@@ -23,14 +23,14 @@ class Classification(Objective):
 
     def __init__(self, recipe: "Recipe"):
         super().__init__(recipe)
-        assert recipe.model.head is not None  # noqa: S101 - see fits
-        self.head: HeadSection = recipe.model.head
+        self.head = cast("HeadSection", recipe.model.head)  # see fits
         self.encoding = LabelEncoding(self.head)
+        self.several_labels = self.head.problem == "multi_label"
 
     @classmethod
     def fits(cls, model: "ModelSection") -> bool:
         """Where the model has a head."""
-        return model.head is not None
+        return model.classifies
 
     def problems(self, given: Given) -> RuleProblem:
         """What is about text doesn't go with a head."""

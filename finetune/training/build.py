@@ -127,7 +127,7 @@ def _check_stored(recipe: Recipe, base: Base) -> None:
     """Raises ModelError where the base's weights don't fit its config.json, or can't be trained on as they are stored."""
     config = read_config(base.folder)
     if config.get("model_type") in LLAMA_FAMILY:
-        check_weights(base.folder, config, predicts=recipe.model.head is None)
+        check_weights(base.folder, config, predicts=not recipe.model.classifies)
     stored = check_trainable(config, recipe.adapter.method, base.identity.get("name", str(base.folder)))
     if stored is None:
         return
@@ -197,7 +197,7 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
             # The seed again: the adapter's start doesn't depend on what loading the base drew.
             seed_everything(recipe.train.seed)
             new_ids = new_token_ids(recipe, inputs.tokenizer)
-            trained = attach(model, recipe.adapter, new_ids, classifies=head is not None, engine=engine)
+            trained = attach(model, recipe.adapter, new_ids, classifies=recipe.model.classifies, engine=engine)
             install_fast_path(trained, engine)
     if recipe.train.activation_checkpointing:
         checkpoint_activations(trained, recipe.train.activation_checkpointing_every_layers)

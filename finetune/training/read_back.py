@@ -36,7 +36,7 @@ def described(recipe: Recipe, inputs: Inputs, model: Any, dtype: torch.dtype) ->
     """The configuration of the model that was trained, its weights stored in `dtype`."""
     own, trained = read_config(inputs.base.folder), load_config(inputs.base, recipe.model.rope_scaling)
     changes: dict[str, Any] = {"vocab_size": model.config.vocab_size, "dtype": dtype}
-    if recipe.model.head is not None:
+    if recipe.model.head:
         head = described_head(recipe.model.head)
         changes |= head_values(head, str(own.get("model_type")), inputs.tokenizer.pad_token_id)
     return ModelConfig(own, trained, changes)
@@ -44,7 +44,7 @@ def described(recipe: Recipe, inputs: Inputs, model: Any, dtype: torch.dtype) ->
 
 def write_beside(folder: Path, recipe: Recipe, inputs: Inputs, config: ModelConfig | None) -> None:
     """The tokenizer, and where the folder is a model's its configurations."""
-    generates = config is not None and recipe.model.head is None
+    generates = config is not None and not recipe.model.classifies
     generation = read_generation_config(inputs.base.folder) if generates else None
     write_description(folder, inputs.tokenizer, [inputs.base.folder], config=config, generation=generation)
 
@@ -58,7 +58,7 @@ def read_back(
     config: ModelConfig,
 ) -> list[str]:
     """What is read from the folder otherwise than it was trained, in words; `config` is that of the model."""
-    classifies = recipe.model.head is not None
+    classifies = recipe.model.classifies
     if recipe.adapter.method == "full":
         wrong = differences(folder, inputs.tokenizer, config.expected())
         return wrong + list(_other_weights(folder, weights, classifies=classifies))
@@ -76,7 +76,7 @@ def describe_checkpoint(checkpoint: Path, recipe: Recipe, inputs: Inputs, model:
 def notes_on_result(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
     """What is to be known of the folder before somebody else serves it."""
     tokenizer = inputs.tokenizer
-    if recipe.adapter.method == "full" and recipe.model.head is None:
+    if recipe.adapter.method == "full" and not recipe.model.classifies:
         yield from (f"note: {line}" for line in generation_notes(inputs.base.folder))
     if any(map(asks_for_date, templates_of(tokenizer).values())):
         yield (

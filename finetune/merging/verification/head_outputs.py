@@ -34,12 +34,14 @@ def outputs_of(model: torch.nn.Module, prompts: Sequence[Sequence[int]], pad_tok
 
 def decisions_of(outputs: torch.Tensor, head: HeadSection) -> tuple[torch.Tensor, torch.Tensor]:
     """What is decided, and by what margin: the label of each row, yes or no for each label, or nothing for a number."""
-    if head.problem == "regression":
-        return torch.empty(0), torch.empty(0)
-    if head.problem == "multi_label":
-        return (outputs > 0).flatten(), outputs.abs().flatten()
-    best = outputs.topk(2, dim=-1)
-    return best.indices[:, 0], best.values[:, 0] - best.values[:, 1]
+    match head.problem:
+        case "regression":
+            return torch.empty(0), torch.empty(0)
+        case "multi_label":
+            return (outputs > 0).flatten(), outputs.abs().flatten()
+        case "single_label":
+            best = outputs.topk(2, dim=-1)
+            return best.indices[:, 0], best.values[:, 0] - best.values[:, 1]
 
 
 def mean_kl(expected: torch.Tensor, found: torch.Tensor, head: HeadSection) -> float:

@@ -81,9 +81,14 @@ class ModelSection(Section):
     """A classification head in place of the one that predicts tokens: it is trained, and saved with the adapter."""
 
     @property
+    def classifies(self) -> bool:
+        """Whether the model has a classification head, and predicts no tokens."""
+        return self.head is not None
+
+    @property
     def head_outputs(self) -> int:
         """How many numbers a classification head gives for a row; 0 without one."""
-        return self.head.outputs if self.head is not None else 0
+        return self.head.outputs if self.head else 0
 
     @property
     def name(self) -> str:
