@@ -10,6 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.distributed.launches import NO_COMPILER, Launched, Train
+from tests.support.cli import run_here
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,8 +22,18 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def train(tiny_base: Path, alpaca_file: Path, tmp_path: Path, environment: dict[str, str]) -> Train:
-    """train("--launch", "ddp", ..., adapter={...}) -> how `finetune train` with these options and sections ended."""
+def train(
+    tiny_base: Path,
+    alpaca_file: Path,
+    tmp_path: Path,
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Train:
+    """train("--launch", "ddp", ..., adapter={...}) -> how `finetune train` with these options and sections ended.
+
+    Without options it is one process's training, and runs inside the test's.
+    """
 
     def run(
         *options: str, seconds: float = 300, code: int | None = 0, command: list[str] | None = None, **sections: Any
@@ -48,12 +59,19 @@ def train(tiny_base: Path, alpaca_file: Path, tmp_path: Path, environment: dict[
             pytest.skip("DeepSpeed needs g++ and ninja")
         before = set((tmp_path / "runs").glob("*")) if (tmp_path / "runs").is_dir() else set()
         words = [*(command or [sys.executable, "-m", "finetune"]), "train", str(recipe), *options]
-        done = subprocess.run(
-            words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=seconds
-        )
+        if options or command:
+            done = subprocess.run(
+                words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=seconds
+            )
+            ended, printed = done.returncode, (done.stdout, done.stderr)
+        else:
+            with monkeypatch.context() as here:
+                here.chdir(tmp_path)
+                here.setenv("TRACKIO_DIR", environment["TRACKIO_DIR"])
+                result = run_here(here, capsys, "train", str(recipe))
+            ended, printed = result.code, (result.stdout, result.stderr)
         new = sorted(set((tmp_path / "runs").glob("*")) - before) if (tmp_path / "runs").is_dir() else []
-        found = Launched(done.returncode, done.stdout, done.stderr, new[0] if new else None)
-        assert code is None or done.returncode == code, f"{words} gave {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        return found
+        assert code is None or ended == code, f"{words} gave {ended}:\n{printed[0]}\n{printed[1]}"
+        return Launched(ended, *printed, new[0] if new else None)
 
     return run

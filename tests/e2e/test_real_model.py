@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cli import Finetune
+from tests.support.cli import Finetune, FinetuneHere
 
 RECIPE = """\
 extends: {quickstart}
@@ -26,7 +26,7 @@ QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "quickstart.yaml"
     ("method", "steps", "dtype"), [("lora", 6, "bfloat16"), pytest.param("qlora", 3, "float32", marks=pytest.mark.long)]
 )
 def test_the_real_model_learns_merges_and_answers(
-    finetune: Finetune, tmp_path: Path, method: str, steps: int, dtype: str
+    finetune: Finetune, finetune_here: FinetuneHere, tmp_path: Path, method: str, steps: int, dtype: str
 ) -> None:
     """After a few steps the held-out loss is lower, the merge is verified, the run scores as in training, and the merged
     model answers. (After 3 steps the update is too small for bf16 numbers; the verification says so, hence float32.)
@@ -37,11 +37,11 @@ def test_the_real_model_learns_merges_and_answers(
     assert summary["trainable_parameters"] == 4_884_480
     run = summary["run"]
 
-    report = json.loads(finetune("merge", run, "--output", "merged", "--dtype", dtype, "--json").stdout)
+    report = json.loads(finetune_here("merge", run, "--output", "merged", "--dtype", dtype, "--json").stdout)
     assert report["verification"]["holds"] is True
-    answer = finetune("generate", "merged", "--prompt", "What is the capital of France?", "--max-new-tokens", "12").stdout
+    answer = finetune_here("generate", "merged", "--prompt", "What is the capital of France?", "--max-new-tokens", "12").stdout
     assert answer.strip()
-    scores = json.loads(finetune("evaluate", run, "real.yaml", "--json").stdout)
+    scores = json.loads(finetune_here("evaluate", run, "real.yaml", "--json").stdout)
     assert scores["metrics"]["loss"]["value"] == pytest.approx(summary["evaluation_loss"], abs=0.02)
 
 
