@@ -15,6 +15,7 @@ from data_prep.table.cache_key import template_sha256, tokenizer_sha256
 from data_prep.table.documents import Document
 from finetune.data import tokenizer_for
 from finetune.errors import MergeError, ModelError
+from finetune.export.base import Description
 from finetune.generation.loading import unchanged_base
 from finetune.merging.adapter import Adapter
 from finetune.merging.heads import TokenHead, read_head
@@ -108,6 +109,10 @@ class MergeInputs:
         values = {"vocab_size": vocabulary, "dtype": self.dtype} | changes
         values |= {} if tied is None else {"tie_word_embeddings": tied}
         return ModelConfig(self.config, self.trained, values | self.head.kept(self.config))
+
+    def description(self, config: ModelConfig) -> Description:
+        """By what a merged model of this configuration is read."""
+        return Description(config, self.tokenizer, self.tokenizer_sources, self.head.generation_of(self.base.folder))
 
     @cached_property
     def templated(self) -> bool:

@@ -11,7 +11,7 @@ from tests.support.imports import HEAVY, loaded_by
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
     "cli", "recipe", "engines", "models", "data", "generation", "training", "engines.launch", "evaluation", "merging", "runs",
-    "planning", "quickstart", "selftest", "objectives",
+    "planning", "quickstart", "selftest", "objectives", "export",
     "data_prep",
 })  # fmt: skip
 
@@ -44,7 +44,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "engines.launch": DISK | {"engines", "recipe", "runs", "models.device"},
     "training": frozenset({"engines", "engines.launch", "models", "objectives", "data", "generation"})
     | {"evaluation", "runs", "recipe", "data_prep"},
-    "merging": frozenset({"models", "objectives", "data", "generation", "runs", "recipe", "data_prep"}),
+    "export": frozenset({"models"}),
+    "merging": frozenset({"export", "models", "objectives", "data", "generation", "runs", "recipe", "data_prep"}),
     "data_prep": frozenset(),
 }
 ROOMS_WITHIN = ("engines.launch",)

@@ -20,8 +20,8 @@ from finetune.merging.heads import LM_HEAD
 from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.merged_weights import DEAD, EMBEDDING, are_alike, finite
 from finetune.merging.output import refuse_small_disk
-from finetune.merging.strategies.streaming import quantization_notes
-from finetune.merging.verification.description import check_beside, write_beside
+from finetune.merging.strategies.streaming import FORMAT, quantization_notes
+from finetune.merging.verification.description import check_beside
 from finetune.merging.verification.predictions import quiet_peft
 from finetune.merging.verification.verifiers import verifier_of
 from finetune.models.adapters.adapter import load_adapter
@@ -64,7 +64,7 @@ def merge_through_peft(parts: MergeInputs, reason: str, folder: Path, output: Pa
     began = time.perf_counter()
     description = verification = None
     if options.check != "none":
-        description = check_beside(parts, folder, config)
+        description = check_beside(parts, folder, config, FORMAT)
     if verifier is not None:
         verification = verifier.verify(before, exact, folder, parts.dtype)
     spent += time.perf_counter() - began
@@ -169,7 +169,7 @@ def save(merged: PreTrainedModel, parts: MergeInputs, folder: Path, largest_shar
     if config.num_hidden_layers != parts.trained.num_hidden_layers:  # layers that an adapter has several times over
         changes = _layers(config, parts.adapters[-1].config["layer_replication"])
     described = parts.merged_config(vocabulary=embedding.shape[0], tied=tied, **changes)
-    write_beside(parts, folder, described)
+    FORMAT.describe(parts.description(described), folder)
     return described
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.errors import MergeError
+from finetune.export import Safetensors
 from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.merged_weights import DEAD, MergedWeights, Updates
 from finetune.merging.output import refuse_small_disk
 from finetune.merging.qlora import Nf4Weights
-from finetune.merging.verification.description import check_beside, write_beside
+from finetune.merging.verification.description import check_beside
 from finetune.merging.verification.tensors import check_tensors
-from finetune.merging.writer import write_weights
 from finetune.models.device import choose_threads
 from finetune.models.safetensors import Weights
 from finetune.runs.target import Target
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FORMAT = Safetensors()
+"""The format of a merged model."""
 SEED = 0
 """Of the sample of numbers that is recomputed."""
 
@@ -42,15 +44,16 @@ def merge_streamed(parts: MergeInputs, updates: Updates, folder: Path, output: P
     """
     tied = updates.stays_tied if updates.predicts else None
     config = parts.merged_config(vocabulary=updates.vocabulary, tied=tied)
-    write_beside(parts, folder, config)
     base, comparison = _choose_qlora_base(parts, updates, config.expected(), options)
     merged = MergedWeights(base, updates, parts.asked_dtype)
     refuse_small_disk(output, sum(math.prod(merged.shape(name)) * merged.dtype(name).itemsize for name in merged.names()))
-    written = write_weights(merged, folder, options.largest_shard, choose_threads())
+    written = FORMAT.write(
+        merged, parts.description(config), folder, largest_file=options.largest_shard, workers=choose_threads()
+    )
     began = time.perf_counter()
     tensors = description = None
     if options.check != "none":
-        description = check_beside(parts, folder, config)
+        description = check_beside(parts, folder, config, FORMAT)
         tensors = check_tensors(folder, merged, written.xxh3_128, seed=SEED, workers=choose_threads())
     verification = verify_streamed(parts, merged, folder, config.expected(), options) if options.check == "full" else None
     notes = quantization_notes(parts.target, "NF4, dequantised" if isinstance(base, Nf4Weights) else "it is stored")

@@ -1,12 +1,12 @@
-"""What a merge writes beside the weights, and whether it says what was trained."""
+"""Whether what a merge wrote beside the weights says what was trained."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.export import Exporter
 from finetune.merging.inputs import MergeInputs
-from finetune.models.description import ModelConfig, write_description
-from finetune.models.description_check import differences
+from finetune.models.description import ModelConfig
 
 DESCRIBING = (
     "*.jinja",
@@ -30,15 +30,11 @@ class DescriptionCheck:
     """What plain transformers reads otherwise than it was trained, in words."""
 
 
-def write_beside(parts: MergeInputs, folder: Path, config: ModelConfig) -> None:
-    """Config, generation config and tokenizer."""
-    generation = parts.head.generation_of(parts.base.folder)
-    write_description(folder, parts.tokenizer, parts.tokenizer_sources, config=config, generation=generation)
-
-
-def check_beside(parts: MergeInputs, folder: Path, config: ModelConfig, *, for_version_4: bool = True) -> DescriptionCheck:
-    """Read it back, and compare it with the tokenizer and the configuration that were trained with; see differences."""
-    found = differences(folder, parts.tokenizer, config.expected(), for_version_4=for_version_4)
+def check_beside(
+    parts: MergeInputs, folder: Path, config: ModelConfig, exporter: Exporter, *, for_version_4: bool = True
+) -> DescriptionCheck:
+    """Read back by the format's own check, and compared with what was trained."""
+    found = exporter.check(parts.description(config), folder, for_version_4=for_version_4)
     return DescriptionCheck(hashes_beside(folder), tuple(found))
 
 

@@ -15,8 +15,9 @@ from data_prep.errors import DataError
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.cli.merge import lines_of
 from finetune.errors import CheckFailed, FinetuneError
+from finetune.export import Safetensors
+from finetune.export.base import Description
 from finetune.merging.merge import merge
-from finetune.merging.strategies import streaming as streamed
 from finetune.merging.verification.reverify import verify_again
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
@@ -94,13 +95,13 @@ def test_added_tokens_that_readers_of_sentencepiece_would_miss_fail(
     found = verify_again(tmp_path / "merged", seed=1)
     assert found.changed == ("added_tokens.json",)
     assert any("added_tokens.json does not name the 2 tokens" in failure for failure in found.failures)
-    honest = streamed.write_beside
+    honest = Safetensors.describe
 
-    def careless(parts: object, folder: Path, config: object) -> None:
-        honest(parts, folder, config)  # type: ignore[arg-type]
+    def careless(self: Safetensors, description: Description, folder: Path) -> None:
+        honest(self, description, folder)
         spoil(folder / "added_tokens.json")
 
-    monkeypatch.setattr(streamed, "write_beside", careless)
+    monkeypatch.setattr(Safetensors, "describe", careless)
     with pytest.raises(CheckFailed, match="does not name the 2 tokens"):
         merge(slow, tmp_path / "again", check="tensors")
 

@@ -21,13 +21,12 @@ from finetune.cli.merge import lines_of
 from finetune.data import prepare_data
 from finetune.errors import CheckFailed, MergeError
 from finetune.evaluation.evaluation import Evaluation
+from finetune.export import safetensors as stream
 from finetune.merging import merged_weights as adapted
-from finetune.merging import writer as stream
 from finetune.merging.combine import combine
 from finetune.merging.merge import merge
 from finetune.merging.merged_weights import MergedWeights
 from finetune.merging.plan import plan_merge
-from finetune.merging.strategies import streaming as streamed
 from finetune.merging.targets import choose_target
 from finetune.merging.verification import heads as verify_heads
 from finetune.merging.verification import lazy_model as models
@@ -463,7 +462,7 @@ def test_a_model_larger_than_the_memory_is_verified_layer_by_layer(
     _, found = merged(run, tmp_path / "merged", dtype="float32")
     assert (found.layer_by_layer, found.rows, found.float32_largest_difference) == (True, 2, None)
     assert found.holds
-    honest = streamed.write_weights
+    honest = stream.write_weights
 
     def careless(weights: MergedWeights, folder: Path, largest: int, workers: int) -> object:
         written = honest(weights, folder, largest, workers)
@@ -472,7 +471,7 @@ def test_a_model_larger_than_the_memory_is_verified_layer_by_layer(
         save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
         return written
 
-    monkeypatch.setattr(streamed, "write_weights", careless)
+    monkeypatch.setattr(stream, "write_weights", careless)
     with pytest.raises(CheckFailed, match="the stored model's outputs differ"):
         merged(run, tmp_path / "wrong", dtype="float32")
 

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from finetune.errors import CheckFailed, MergeError
+from finetune.export import safetensors
 from finetune.merging.adapter import Adapter
 from finetune.merging.combine import combine
 from finetune.merging.merge import merge
 from finetune.merging.merged_weights import MergedWeights, Updates
 from finetune.merging.plan import plan_merge
 from finetune.merging.qlora import Nf4Weights
-from finetune.merging.strategies import streaming as streamed
 from finetune.merging.verification import lazy_model as models
 from finetune.merging.verification.distance import logits_of
 from finetune.merging.verification.lazy_model import model_of
@@ -79,7 +79,7 @@ def test_a_model_larger_than_the_memory_is_verified_layer_by_layer(
     assert report.verification.layer_by_layer
     assert report.verification.holds
     assert report.verification.mean_kl < 1e-3
-    honest = streamed.write_weights
+    honest = safetensors.write_weights
 
     def careless(weights: MergedWeights, folder: Path, largest: int, workers: int) -> object:
         other = AutoModelForCausalLM.from_pretrained(tiny_base)
@@ -88,7 +88,7 @@ def test_a_model_larger_than_the_memory_is_verified_layer_by_layer(
         other.save_pretrained(folder)
         return written
 
-    monkeypatch.setattr(streamed, "write_weights", careless)
+    monkeypatch.setattr(safetensors, "write_weights", careless)
     with pytest.raises(CheckFailed, match="logits differ"):
         merge(target, tmp_path / "wrong")
 

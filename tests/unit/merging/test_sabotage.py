@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.errors import CheckFailed
+from finetune.export import Safetensors
+from finetune.export.base import Description
 from finetune.merging.merge import merge
-from finetune.merging.strategies import streaming as streamed
 from finetune.merging.verification.reverify import verify_again
 from finetune.recipe.schema.model import ModelSection, RopeScaling
 from finetune.runs.target import Target
@@ -195,13 +196,13 @@ def test_what_is_written_otherwise_fails(
     assert found.description is not None
     assert any(re.search(words, failure) for failure in found.description.failures), found.description.failures
 
-    write = streamed.write_beside
+    write = Safetensors.describe
 
-    def careless(parts: Any, folder: Path, config: Any) -> None:
-        write(parts, folder, config)
+    def careless(self: Safetensors, description: Description, folder: Path) -> None:
+        write(self, description, folder)
         sabotage(folder)
 
-    monkeypatch.setattr(streamed, "write_beside", careless)
+    monkeypatch.setattr(Safetensors, "describe", careless)
     with pytest.raises(CheckFailed, match="does not match base \\+ adapter"):
         merge(target, tmp_path / "merged", check="tensors")
     assert not (tmp_path / "merged").exists()

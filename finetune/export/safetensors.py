@@ -1,24 +1,47 @@
-"""Write weights that are computed while they are read: reading, computing, hashing and writing overlap, tensor by tensor."""
+"""safetensors and what transformers reads beside them: the format of a merged model.
+
+Weights are computed while they are read: reading, computing, hashing and writing overlap, tensor by tensor.
+"""
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import xxhash
 
+from finetune.export.base import Description, Exporter, Written
+from finetune.models.description import write_description
+from finetune.models.description_check import differences
 from finetune.models.safetensors import ShardSlot, Weights, bytes_of, plan_shards, write_index
 
 
-@dataclass(frozen=True)
-class Written:
-    """What was written."""
+class Safetensors(Exporter):
+    """A folder that plain transformers loads."""
 
-    files: int
-    bytes: int
-    xxh3_128: dict[str, str]
-    """Of each tensor's bytes."""
+    name: ClassVar[str] = "safetensors"
+
+    def write(  # noqa: D102 - see Exporter
+        self, weights: Weights, description: Description, folder: Path, *, largest_file: int, workers: int
+    ) -> Written:
+        self.describe(description, folder)
+        return write_weights(weights, folder, largest_file, workers)
+
+    def describe(self, description: Description, folder: Path) -> None:
+        """Write config, generation config and tokenizer alone."""
+        write_description(
+            folder,
+            description.tokenizer,
+            description.tokenizer_sources,
+            config=description.config,
+            generation=description.generation,
+        )
+
+    def check(self, description: Description, folder: Path, *, for_version_4: bool = True) -> list[str]:
+        """Read config, tokenizer and end of turn back by plain transformers, and compare them with those that were trained."""
+        expected = description.config.expected()
+        return differences(folder, description.tokenizer, expected, for_version_4=for_version_4)
 
 
 def write_weights(weights: Weights, folder: Path, largest_shard: int, workers: int) -> Written:
