@@ -15,7 +15,7 @@ from data_prep.chat.tokenization import tokenize
 from data_prep.table.documents import Document
 from finetune.data import prepare_data
 from finetune.evaluation.label_likelihood import label_likelihoods
-from finetune.evaluation.metrics.losses import document_losses
+from finetune.evaluation.losses import document_losses
 from finetune.evaluation.predictions import questions_of, with_answer
 from finetune.generation.generate import generate
 from finetune.generation.loading import load_ready

@@ -13,11 +13,12 @@ from finetune.recipe.load import load_recipe as _load_recipe
 from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.overrides import as_overrides
 from finetune.recipe.schema import Recipe
-from finetune.recipe.schema.evaluate import LOWER_IS_BETTER, EvaluateSection
+from finetune.recipe.schema.evaluate import EvaluateSection
 from finetune.runs.compare import is_metric
 from finetune.runs.folder import list_summaries, open_run
 from finetune.runs.listing import chosen, parse_condition, value_of
 from finetune.runs.target import Target, resolve_target
+from finetune.scoring.metrics import lower_is_better
 from finetune.training.start import Trained, start
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ def _is_figure(value: Any) -> bool:
 
 def _lower_is_better(metric: str) -> bool:
     name = metric.rpartition("/")[2]
-    return name in LOWER_IS_BETTER or "loss" in name or name in ("seconds", "peak_memory_bytes")
+    return lower_is_better(name) or "loss" in name or name in ("seconds", "peak_memory_bytes")
 
 
 # --- Merging and evaluation

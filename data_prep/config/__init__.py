@@ -1,6 +1,6 @@
 """The data section of a recipe: where rows come from and how they become tokens. Pure data; imports no torch."""
 
-from data_prep.config.base import PATH, PREPARATION, Section, sections_in
+from data_prep.config.base import NAMES, PATH, PREPARATION, Section, sections_in
 from data_prep.config.head import BETWEEN_LABELS, NO_LABEL, HeadSection, ProblemType
 from data_prep.config.section import (
     CleanSection,
@@ -31,6 +31,7 @@ __all__ = [
     "BETWEEN_LABELS",
     "CHAT_TEMPLATES",
     "FORMAT_COLUMNS",
+    "NAMES",
     "NO_LABEL",
     "PATH",
     "PREPARATION",

@@ -13,6 +13,11 @@ PATH = "path"
 """Marks a field that holds a path: Annotated[str, PATH]."""
 
 
+NAMES = "names_of"
+"""Marks a text that is a name of a registry, in a field's JSON schema: json_schema_extra={NAMES: "metrics"}. What lists a recipe's
+keys puts the registry's names in its place (finetune/recipe/reference.py)."""
+
+
 class Section(BaseModel):
     """A part of a recipe: frozen, strict about types, and unknown keys are errors."""
 

@@ -12,16 +12,16 @@ from data_prep.table.documents import Document
 from data_prep.text import shown
 from data_prep.tokenizers.tokens import ids_of
 from finetune.errors import FinetuneError
-from finetune.evaluation.metrics.labels import Labels, has_several
-from finetune.evaluation.metrics.text import sacrebleu_metric
-from finetune.evaluation.metrics.text_bytes import supervised_bytes
-from finetune.evaluation.predictions import Question, answered_rows, questions_of, read_back, with_answer, without_thought
+from finetune.evaluation.predictions import answered_rows, questions_of, read_back, with_answer
 from finetune.evaluation.sandbox.programs import exit_in
 from finetune.evaluation.sandbox.runner import why_no_sandbox
+from finetune.evaluation.text_bytes import supervised_bytes
 from finetune.objectives import Objective, objective_of
 from finetune.recipe.rules_evaluate import labels_of
 from finetune.recipe.schema import Recipe
-from finetune.recipe.schema.evaluate import BY_LIKELIHOOD, LOSSES, OF_LABELS, PASS_AT, MetricName
+from finetune.scoring.labels import Labels, has_several
+from finetune.scoring.measured import Question, without_thought
+from finetune.scoring.metrics import Metric, known
 
 
 @dataclass(frozen=True)
@@ -54,35 +54,37 @@ def read_rows(
         raise FinetuneError(
             "this recipe has no data.evaluation, so there is nothing to score on: add data.evaluation.fraction or .sources."
         )
-    metrics, names = set(recipe.evaluate.metrics), labels_of(recipe)
-    asking = sorted(metrics - LOSSES)
+    metrics, names = known(recipe.evaluate.metrics), labels_of(recipe)
+    asking = sorted(metric.name for metric in metrics if metric.of != "losses")
+    about_labels = any("labels" in metric.needs for metric in metrics)
     documents, objective = list(data.evaluation[:most]), objective_of(recipe)
     questions = list[Question]()
     if not objective.writes_text:
         questions = answered_rows(data.evaluation_rows[:most])
     elif asking or not metrics:
         # Labels are counted row by row, as everywhere.
-        questions = questions_of(data.evaluation_rows[:most], tokenizer, recipe.data, merged=not metrics & OF_LABELS)
+        questions = questions_of(data.evaluation_rows[:most], tokenizer, recipe.data, merged=not about_labels)
     if asking and not questions:
         raise FinetuneError(
             f"the metric {asking[0]} compares answers, and no evaluation row has a prompt: take loss, or bits_per_byte."
         )
-    if metrics & PASS_AT.keys():
+    if any(metric.of == "programs" for metric in metrics):
         _refuse_untested(questions)
-    if "bleu" in metrics and recipe.evaluate.bleu_tokenizer != "auto":
-        sacrebleu_metric(recipe.evaluate.bleu_tokenizer)
+    for metric in metrics:
+        if metric.check is not None:
+            metric.check(recipe.evaluate)
     notes = list[str]()
     if objective.writes_text:
         questions, notes = _that_fit(questions, positions - longest_label(names, tokenizer))
         notes += _changed(questions)
     labels = Labels(names, several=_several(objective, questions, names))
-    if metrics & OF_LABELS:
+    if about_labels:
         _refuse_unfit_labels(metrics, questions, labels)
         notes += unseen_labels(recipe, data, questions, labels)
         if objective.writes_text:
             labels = replace(labels, readings=_readings(recipe, names, questions, tokenizer))
     sizes = []
-    if "bits_per_byte" in metrics:
+    if any("bytes" in metric.needs for metric in metrics):
         sizes = supervised_bytes(documents, data.evaluation_rows, recipe.data, tokenizer)
     return EvaluationSet(documents, questions, labels, sizes, tuple(notes))
 
@@ -134,11 +136,11 @@ def _that_fit(questions: Sequence[Question], most: int) -> tuple[list[Question],
     return fitting, [f"{left:,} rows are left out: their prompts leave no position to answer"] if left else []
 
 
-def _refuse_unfit_labels(metrics: set[MetricName], questions: Sequence[Question], labels: Labels) -> None:
+def _refuse_unfit_labels(metrics: Sequence[Metric], questions: Sequence[Question], labels: Labels) -> None:
     """Raises FinetuneError for a row whose label isn't named, and for a metric that needs one label a row."""
     for question in questions:
         labels.of_row(question)
-    single = sorted(metrics & (BY_LIKELIHOOD | {"matthews"}))
+    single = sorted(metric.name for metric in metrics if "one_label" in metric.needs)
     if labels.several and single:
         raise FinetuneError(
             f"the metric {single[0]} needs one label a row, and these rows have several: take accuracy, f1_macro or f1_micro."

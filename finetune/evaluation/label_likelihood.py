@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTra
 from data_prep.chat.tokenization import Placed
 from data_prep.config import DataSection
 from data_prep.table.documents import Document
-from finetune.evaluation.metrics.losses import document_losses
+from finetune.evaluation.losses import document_losses
 from finetune.evaluation.predictions import tokenization_of, with_answer
 from finetune.generation.generate import causal_model, evaluating
 from finetune.models.kernels.rope import looks_at_length

@@ -1,7 +1,7 @@
 """The questions of evaluation rows, and a model's answers to them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -11,75 +11,15 @@ from data_prep.chat.sized import SizedTokenization
 from data_prep.chat.tokenization import Placed
 from data_prep.config import DataSection, Finding, Note, Reasoning, Supervise
 from data_prep.encoding import ANSWERS
-from data_prep.messages import THINK_END, Conversation, Example, last_answer, thought_of
+from data_prep.messages import Conversation, Example, last_answer
 from data_prep.tokenizers.tokens import text_of
 from finetune.errors import FinetuneError
 from finetune.generation.generate import generate
 from finetune.recipe.schema.evaluate import EvaluateSection
+from finetune.scoring.measured import Prediction, Question
 
 OnProgress = Callable[[int, int], None]
 """Told how many answers are there, and of how many."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What rows with the same prompt ask: the answers of all of them count as right."""
-
-    place: str
-    """Where its first row stands."""
-    example: Example
-    prompt_ids: tuple[int, ...]
-    references: tuple[str, ...]
-    """The answers of the rows, as they are written there."""
-    tests: str = ""
-    """A program that the code of a right answer comes through."""
-    readings: tuple[str, ...] = ()
-    """What the tokens of each reference read back as, which is how a model writes it; empty where no token is generated."""
-
-    @property
-    def text(self) -> str:
-        """What the user wrote last."""
-        example = self.example
-        return example.messages[-2].content if isinstance(example, Conversation) else example.prompt
-
-    @property
-    def expected(self) -> tuple[str, ...]:
-        """What an answer is compared with, thoughts aside."""
-        return tuple(map(without_thought, self.readings or self.references))
-
-    @property
-    def changed(self) -> tuple[str, str] | None:
-        """The first reference that reads back otherwise, and as what; blanks around them aside."""
-        pairs = zip(map(without_thought, self.references), self.expected, strict=True)
-        return next((pair for pair in pairs if pair[0].strip() != pair[1].strip()), None)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A question, and what a model says to it."""
-
-    question: Question
-    texts: tuple[str, ...]
-    """Several where they are drawn, for pass@k; of a classification head, what its outputs say."""
-    likelihoods: tuple[float, ...] = field(default=(), repr=False)
-    """log p(label | prompt) in nats, for each label, where that was measured."""
-    cuts: tuple[str | None, ...] = ()
-    """Where each text was cut before the end of its turn; empty where nothing was generated."""
-
-    @property
-    def text(self) -> str:
-        """The answer."""
-        return self.texts[0]
-
-    @property
-    def said(self) -> str:
-        """The answer without what was thought before it."""
-        return without_thought(self.text)
-
-
-def without_thought(text: str) -> str:
-    """What a text says, without what the model thinks before it."""
-    return thought_of(text)[1] if THINK_END in text else text
 
 
 def questions_of(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -14,33 +14,28 @@ from finetune.evaluation.bootstrap import Interval, interval_of, resampled
 from finetune.evaluation.dataset import EvaluationSet
 from finetune.evaluation.head_predictions import classify
 from finetune.evaluation.label_likelihood import label_likelihoods
-from finetune.evaluation.metrics.base import METRICS, Measured
-from finetune.evaluation.metrics.labels import unlike_any
-from finetune.evaluation.metrics.losses import LossSum, document_losses
-from finetune.evaluation.predictions import OnProgress, Prediction, answer_questions
+from finetune.evaluation.losses import document_losses
+from finetune.evaluation.predictions import OnProgress, answer_questions
 from finetune.evaluation.sandbox.programs import run_answers
 from finetune.generation.base_options import unused_options
 from finetune.generation.generate import cut_notes
 from finetune.objectives import objective_of
 from finetune.recipe.schema import Recipe
-from finetune.recipe.schema.evaluate import (
-    BY_LIKELIHOOD,
-    LOSSES,
-    LOWER_IS_BETTER,
-    OF_LABELS,
-    PASS_AT,
-    EvaluateSection,
-    MetricName,
-)
+from finetune.recipe.schema.evaluate import EvaluateSection
+from finetune.scoring.labels import unlike_any
+from finetune.scoring.measured import LossSum, Measured, Of, Prediction
+from finetune.scoring.metrics import known, lower_is_better, metric_of
 
 T = TypeVar("T")
+ANSWERS: tuple[Of, ...] = ("answers", "programs")
+"""What is computed from generated texts."""
 
 
 @dataclass(frozen=True)
 class Score:
     """A metric's value on rows, with its interval."""
 
-    name: MetricName
+    name: str
     interval: Interval
     rows: int
     samples: np.ndarray = field(repr=False)
@@ -60,23 +55,23 @@ class Score:
 class Report:
     """What was measured of one model."""
 
-    scores: dict[MetricName, Score]
+    scores: dict[str, Score]
     measured: Measured
     notes: tuple[str, ...]
     seconds: dict[str, float]
     """For losses, answers, likelihoods and programs."""
 
     @property
-    def values(self) -> dict[MetricName, float]:
+    def values(self) -> dict[str, float]:
         """The metrics alone."""
         return {name: score.value for name, score in self.scores.items()}
 
 
-def names_of(recipe: Recipe, rows: EvaluationSet) -> tuple[MetricName, ...]:
+def names_of(recipe: Recipe, rows: EvaluationSet) -> tuple[str, ...]:
     """The recipe's metrics; without any loss and perplexity, and exact match where rows have a prompt."""
     if recipe.evaluate.metrics:
         return recipe.evaluate.metrics
-    return cast(tuple[MetricName, ...], objective_of(recipe).metrics_by_default(asks=bool(rows.questions)))
+    return objective_of(recipe).metrics_by_default(asks=bool(rows.questions))
 
 
 def measure(
@@ -99,7 +94,7 @@ def measured_of(
     tokenizer: PreTrainedTokenizerFast,
     recipe: Recipe,
     rows: EvaluationSet,
-    names: Sequence[MetricName],
+    names: Sequence[str],
     progress: OnProgress | None = None,
 ) -> tuple[Measured, dict[str, float]]:
     """What these metrics need of a model, and the seconds that each part took; see with_programs for what is left."""
@@ -109,10 +104,10 @@ def measured_of(
 
 
 def with_programs(
-    measured: Measured, names: Sequence[MetricName], section: EvaluateSection, seconds: dict[str, float]
+    measured: Measured, names: Sequence[str], section: EvaluateSection, seconds: dict[str, float]
 ) -> tuple[Measured, dict[str, float]]:
     """The same with what became of the answers' programs, where a metric needs that; it takes no model."""
-    if PASS_AT.keys().isdisjoint(names):
+    if all(metric.of != "programs" for metric in known(names)):
         return measured, seconds
     started = time.perf_counter()
     programs = run_answers(measured.answers, seconds=section.seconds_per_program)
@@ -121,7 +116,7 @@ def with_programs(
 
 def report_of(
     measured: Measured,
-    names: Sequence[MetricName],
+    names: Sequence[str],
     *,
     notes: tuple[str, ...] = (),
     seconds: dict[str, float] | None = None,
@@ -132,8 +127,8 @@ def report_of(
     return Report(scores, measured, (*notes, *measured.notes, *_notes(measured, names)), seconds or {})
 
 
-def _score(name: MetricName, measured: Measured, intervals: bool) -> Score:
-    metric = METRICS[name]
+def _score(name: str, measured: Measured, intervals: bool) -> Score:
+    metric = metric_of(name)
     scorer, count = metric.scorer(measured), measured.count(metric.of)
     value = scorer(np.ones(count, dtype=np.int64))
     samples = resampled(scorer, count) if intervals else np.empty(0)
@@ -141,15 +136,15 @@ def _score(name: MetricName, measured: Measured, intervals: bool) -> Score:
     return Score(name, interval_of(value, samples), count, samples, tuple(measured.places_of(metric.of)), signature)
 
 
-def by_row(name: MetricName, measured: Measured) -> list[float] | None:
+def by_row(name: str, measured: Measured) -> list[float] | None:
     """The metric on each row alone; None for one that says nothing of a single row, as a correlation."""
-    values = METRICS[name].by_row
+    values = metric_of(name).by_row
     return None if values is None else values(measured)
 
 
-def worst_first(name: MetricName, measured: Measured) -> list[tuple[int, float]]:
+def worst_first(name: str, measured: Measured) -> list[tuple[int, float]]:
     """Each row's index and the metric on it alone, the worst first."""
-    sign = -1 if name in LOWER_IS_BETTER else 1
+    sign = -1 if lower_is_better(name) else 1
     return sorted(enumerate(by_row(name, measured) or []), key=lambda pair: (sign * pair[1], pair[0]))
 
 
@@ -160,16 +155,17 @@ def difference(base: Score, tuned: Score) -> Interval | None:
     return interval_of(tuned.value - base.value, tuned.samples - base.samples)
 
 
-def _notes(measured: Measured, names: Sequence[MetricName]) -> tuple[str, ...]:
+def _notes(measured: Measured, names: Sequence[str]) -> tuple[str, ...]:
     """What a person should know of the answers."""
     answers = measured.answers
-    if not any(METRICS[name].of != "losses" and name not in BY_LIKELIHOOD for name in names):
+    reading = [metric for metric in known(names) if metric.of in ANSWERS]
+    if not reading:
         return ()
     found = cut_notes([cut for answer in answers for cut in answer.cuts])
     empty = sum(not text.strip() for answer in answers for text in answer.texts)
     if empty:
         found.append(f"{empty:,} of {sum(len(answer.texts) for answer in answers):,} answers are empty")
-    if set(names) & (OF_LABELS - BY_LIKELIHOOD):
+    if any("labels" in metric.needs for metric in reading):
         unlike = unlike_any(answers, measured.labels)
         if unlike:
             found.append(f"{unlike:,} of {len(answers):,} answers begin with none of the labels: they count as wrong")
@@ -185,11 +181,12 @@ class _Measurement:
         tokenizer: PreTrainedTokenizerFast,
         recipe: Recipe,
         rows: EvaluationSet,
-        asked: frozenset[MetricName],
+        asked: frozenset[str],
         progress: OnProgress | None,
     ):
         self.model, self.tokenizer, self.recipe, self.rows = model, tokenizer, recipe, rows
-        self.section, self.asked, self.progress = recipe.evaluate, asked, progress
+        self.section, self.progress = recipe.evaluate, progress
+        self.asked = {metric.of for metric in known(asked)}
         self.seconds: dict[str, float] = {}
 
     def classified(self) -> Measured:
@@ -203,12 +200,12 @@ class _Measurement:
     def generated(self) -> Measured:
         """Of a model that predicts tokens."""
         questions = self.rows.questions
-        losses = self._losses() if self.asked & LOSSES else []
+        losses = self._losses() if "losses" in self.asked else []
         answers, notes = [Prediction(question, ("",)) for question in questions], list[str]()
-        if self.asked - LOSSES - BY_LIKELIHOOD:
+        if not self.asked.isdisjoint(ANSWERS):
             answers = self._timed("answers", self._answers)
             notes = unused_options(self.model, self.tokenizer)
-        if self.asked & BY_LIKELIHOOD:
+        if "likelihoods" in self.asked:
             likelihoods = self._timed("likelihoods", self._likelihoods)
             answers = [replace(answer, likelihoods=row) for answer, row in zip(answers, likelihoods, strict=True)]
         return Measured(

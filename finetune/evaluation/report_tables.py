@@ -6,10 +6,9 @@ from typing import Any
 
 from data_prep.text import one_line
 from finetune.evaluation.bootstrap import Interval
-from finetune.evaluation.metrics.base import METRICS, Measured
-from finetune.evaluation.predictions import Prediction
-from finetune.evaluation.report import Report, by_row, difference, worst_first
-from finetune.recipe.schema.evaluate import BY_LIKELIHOOD, LOWER_IS_BETTER, MetricName
+from finetune.evaluation.report import ANSWERS, Report, by_row, difference, worst_first
+from finetune.scoring.measured import Measured, Prediction
+from finetune.scoring.metrics import known, lower_is_better, metric_of
 
 WIDTH = 160
 """Characters of a question or an answer that are shown."""
@@ -40,10 +39,10 @@ def _signatures(report: Report) -> Iterator[str]:
             yield f"{'signature':<20} {name}: {score.signature}"
 
 
-def _verdict(name: MetricName, change: Interval) -> str:
+def _verdict(name: str, change: Interval) -> str:
     if not change.excludes_zero:
         return "  (no clear difference)"
-    return "" if (change.value < 0) == (name in LOWER_IS_BETTER) else "  (worse)"
+    return "" if (change.value < 0) == lower_is_better(name) else "  (worse)"
 
 
 def _between(interval: Interval, sign: str = "") -> str:
@@ -57,9 +56,10 @@ def _number(value: float, sign: str = "") -> str:
     return f"{value:{sign},.{digits}f}"
 
 
-def worst_metric(report: Report) -> MetricName | None:
+def worst_metric(report: Report) -> str | None:
     """The metric by which answers are called bad: the first that looks at generated ones."""
-    return next((name for name in report.scores if METRICS[name].by_row is not None and name not in BY_LIKELIHOOD), None)
+    found = (metric.name for metric in known(report.scores) if metric.by_row is not None and metric.of in ANSWERS)
+    return next(found, None)
 
 
 def worst_lines(report: Report, count: int) -> Iterator[str]:
@@ -68,7 +68,7 @@ def worst_lines(report: Report, count: int) -> Iterator[str]:
     if name is None or not count:
         return
     ordered = worst_first(name, report.measured)
-    perfect = 0.0 if name in LOWER_IS_BETTER else 100.0 if name in ("bleu", "chrf") else 1.0
+    perfect = metric_of(name).best
     chosen = [(index, value) for index, value in ordered if value != perfect][:count]
     if not chosen:
         yield f"each of {len(ordered):,} answers has {name} {_number(perfect)}"

@@ -11,9 +11,10 @@ from data_prep.messages import Conversation, Example, Message, PlainText
 from data_prep.table.documents import Document
 from finetune.errors import FinetuneError
 from finetune.evaluation.head_predictions import classify
-from finetune.evaluation.metrics.losses import LossSum, document_losses
+from finetune.evaluation.losses import document_losses
 from finetune.generation.asking import Asked
 from finetune.generation.generate import causal_model
+from finetune.scoring.measured import LossSum
 
 
 def log_likelihoods(

@@ -278,6 +278,12 @@ def _number(value: float) -> str:
     return repr(value)
 
 
+def not_among(got: str, names: list[str]) -> str:
+    """What is said of a name that isn't in a registry, with the one that was probably meant."""
+    close = get_close_matches(got, names, n=1)
+    return f"got {shorten(repr(got))}, expected {either(names)}{f'; did you mean {close[0]}?' if close else ''}"
+
+
 def either(choices: list[str]) -> str:
     """Choices in a sentence: "a, b or c"."""
     return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else "".join(choices)

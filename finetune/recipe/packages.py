@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from finetune.extras import refuse_without
 from finetune.recipe.schema import Recipe
-from finetune.recipe.schema.evaluate import MODULES, MetricName
 from finetune.recipe.schema.model import GgufBase, WheelBase
+from finetune.scoring import metrics
 
 
 def check_packages(recipe: Recipe) -> None:
@@ -15,8 +15,8 @@ def check_packages(recipe: Recipe) -> None:
         refuse_without("gguf", "model.base: a GGUF file")
 
 
-def check_metric_packages(metrics: Iterable[MetricName]) -> None:
+def check_metric_packages(names: Iterable[str]) -> None:
     """Raises FinetuneError where a package that computes one of the metrics is not installed."""
-    for name in metrics:
-        if name in MODULES:
-            refuse_without(MODULES[name], f"evaluate.metrics: {name}")
+    for metric in metrics.known(names):
+        if metric.module is not None:
+            refuse_without(metric.module, f"evaluate.metrics: {metric.name}")

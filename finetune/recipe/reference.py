@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep.config import Section
+from data_prep.config import NAMES, Section
 from finetune.objectives import OBJECTIVES
 from finetune.recipe.schema import Recipe
+from finetune.scoring import metrics
 
 EXTENDS = {
     "type": "string",
@@ -27,7 +28,7 @@ Schema = dict[str, Any]
 
 def recipe_schema() -> Schema:
     """The JSON schema of a recipe's file: that of the resolved recipe, and `extends`."""
-    recipe = Recipe.model_json_schema()
+    recipe = _with_names(Recipe.model_json_schema())
     sections: Schema = recipe["$defs"]
     for section in recipe["properties"].values():
         section["description"] = sections[_refs(section)[0]]["description"]
@@ -51,6 +52,17 @@ def recipe_schema() -> Schema:
     }
 
 
+def _with_names(schema: Any) -> Any:
+    """A schema with the names of each registry where it asks for one of them."""
+    registries = {"metrics": lambda: [metric.name for metric in metrics.METRICS]}
+    if isinstance(schema, list):
+        return [_with_names(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    plain = {key: _with_names(value) for key, value in schema.items() if key != NAMES}
+    return {"enum": registries[schema[NAMES]](), **plain} if NAMES in schema else plain
+
+
 def _objective_forms(sections: Schema) -> Schema:
     """The objective section: what all kinds share, and a form for each kind."""
     kind = sections["ObjectiveSection"]["properties"]["kind"]
@@ -71,7 +83,7 @@ def _objectives() -> dict[str, type[Section]]:
 
 def recipe_reference() -> str:
     """docs/recipe_reference.md: each section of a recipe as a table of its keys, with type, bound, default and meaning."""
-    recipe = Recipe.model_json_schema()
+    recipe = _with_names(Recipe.model_json_schema())
     sections: Schema = recipe["$defs"]
     titles: dict[str, str] = {}
     for name, title in _titles(recipe, "", sections):

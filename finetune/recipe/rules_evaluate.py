@@ -1,17 +1,10 @@
 """Rules for metrics and classification heads: what they need of the rest of the recipe."""
 
 from data_prep.config import RowsSource
+from finetune.recipe.explain import not_among
 from finetune.recipe.given import Given, RuleProblem, asked
 from finetune.recipe.schema import Recipe
-from finetune.recipe.schema.evaluate import BY_LIKELIHOOD, OF_LABELS, OF_NUMBERS, PASS_AT, MetricName
-
-LOSS: frozenset[MetricName] = frozenset({"loss"})
-OF_HEADS: dict[str, frozenset[MetricName]] = {
-    "single_label": frozenset({"loss", "accuracy", "f1_macro", "f1_micro", "matthews"}),
-    "multi_label": frozenset({"loss", "accuracy", "f1_macro", "f1_micro"}),
-    "regression": LOSS | OF_NUMBERS,
-}
-"""What can be measured of a head, by its problem."""
+from finetune.scoring import metrics
 
 
 def labels_of(recipe: Recipe) -> tuple[str, ...]:
@@ -25,23 +18,34 @@ def labels_of(recipe: Recipe) -> tuple[str, ...]:
 
 
 def metrics_fit(recipe: Recipe, given: Given) -> RuleProblem:
-    """Each metric has what it needs: labels, a head, samples."""
-    section, head = recipe.evaluate, recipe.model.head
-    labels = labels_of(recipe)
-    for index, name in enumerate(section.metrics):
+    """Each metric is known, and has what it needs: labels, a head, samples."""
+    names = recipe.evaluate.metrics
+    for index, name in enumerate(names):
         path = f"evaluate.metrics.{index}"
-        if name in section.metrics[:index]:
+        if not metrics.known([name]):
+            yield path, not_among(name, [metric.name for metric in metrics.METRICS])
+        elif name in names[:index]:
             yield path, f"{name} is named twice"
-        elif head is not None and name not in OF_HEADS[head.problem]:
-            fitting = ", ".join(sorted(OF_HEADS[head.problem]))
-            yield path, f"{name} doesn't fit a head of problem {head.problem}; such a head has {fitting}"
-        elif head is None and name in OF_NUMBERS:
-            yield path, f"{name} needs numbers, which model.head with problem regression gives; this recipe predicts text"
-        elif name in OF_LABELS and not labels:
-            yield path, f"{name} needs the labels: name them in evaluate.labels, or in the `labels` of format classification"
-        elif section.samples_per_prompt < PASS_AT.get(name, 1):
-            yield path, f"{name} needs at least {PASS_AT[name]} answers a prompt; set evaluate.samples_per_prompt"
+        elif (why := _why_unfit(metrics.metric_of(name), recipe)) is not None:
+            yield path, why
     yield from _labels(recipe)
+
+
+def _why_unfit(metric: metrics.Metric, recipe: Recipe) -> str | None:
+    """Why a metric can't be measured of the recipe's model; None where it can."""
+    head, name = recipe.model.head, metric.name
+    if head is not None and head.problem not in metric.fits:
+        fitting = ", ".join(sorted(other.name for other in metrics.METRICS if head.problem in other.fits))
+        return f"{name} doesn't fit a head of problem {head.problem}; such a head has {fitting}"
+    if head is None and "text" not in metric.fits:
+        what = "numbers" if metric.fits == ("regression",) else "a head's outputs"
+        problems = " or ".join(metric.fits)
+        return f"{name} needs {what}, which model.head with problem {problems} gives; this recipe predicts text"
+    if "labels" in metric.needs and not labels_of(recipe):
+        return f"{name} needs the labels: name them in evaluate.labels, or in the `labels` of format classification"
+    if recipe.evaluate.samples_per_prompt < metric.samples:
+        return f"{name} needs at least {metric.samples} answers a prompt; set evaluate.samples_per_prompt"
+    return None
 
 
 def _labels(recipe: Recipe) -> RuleProblem:
@@ -50,7 +54,7 @@ def _labels(recipe: Recipe) -> RuleProblem:
         return
     if recipe.model.head is not None:
         yield "evaluate.labels", "the labels of model.head are what counts; remove these"
-    elif not OF_LABELS & set(recipe.evaluate.metrics):
+    elif not any("labels" in metric.needs for metric in metrics.known(recipe.evaluate.metrics)):
         yield (
             "evaluate.labels",
             "no metric of evaluate.metrics is about labels (accuracy, f1_macro ...); add one, or remove this",
@@ -63,8 +67,8 @@ def _labels(recipe: Recipe) -> RuleProblem:
 
 def sampling_fits(recipe: Recipe, given: Given) -> RuleProblem:
     """Options of answers that are drawn, or run, need metrics that look at them."""
-    section = recipe.evaluate
-    runs_code = bool(PASS_AT.keys() & set(section.metrics))
+    section, asked_for = recipe.evaluate, metrics.known(recipe.evaluate.metrics)
+    runs_code = any(metric.of == "programs" for metric in asked_for)
     if section.samples_per_prompt > 1 and not runs_code:
         yield (
             "evaluate.samples_per_prompt",
@@ -75,8 +79,10 @@ def sampling_fits(recipe: Recipe, given: Given) -> RuleProblem:
             "evaluate.temperature",
             "with one answer per prompt decoding is greedy, so temperature has no effect; set samples_per_prompt, or remove",
         )
-    if asked(recipe, given, "evaluate.bleu_tokenizer") and "bleu" not in section.metrics:
-        yield "evaluate.bleu_tokenizer", "bleu is not measured: add it to evaluate.metrics, or remove this"
+    for key in sorted({key for metric in metrics.METRICS for key in metric.keys}):
+        if asked(recipe, given, f"evaluate.{key}") and not any(key in metric.keys for metric in asked_for):
+            readers = " or ".join(metric.name for metric in metrics.METRICS if key in metric.keys)
+            yield f"evaluate.{key}", f"{readers} is not measured: add it to evaluate.metrics, or remove this"
     if asked(recipe, given, "evaluate.seconds_per_program") and not runs_code:
         yield "evaluate.seconds_per_program", "no metric runs programs (pass@1 ...); add one, or remove this"
     if section.rows_in_training is not None and not section.metrics:
@@ -90,6 +96,9 @@ def best_fits(recipe: Recipe, given: Given) -> RuleProblem:
     best, section = recipe.train.best_by, recipe.evaluate
     if best is None:
         return
+    if not metrics.known([best]):
+        yield "train.best_by", not_among(best, [metric.name for metric in metrics.METRICS])
+        return
     if recipe.train.evaluate_every_steps is None:
         yield "train.best_by", "needs train.evaluate_every_steps: checkpoints are compared at evaluations"
     if best == "loss" or (best == "perplexity" and recipe.model.head is None):
@@ -102,7 +111,8 @@ def best_fits(recipe: Recipe, given: Given) -> RuleProblem:
 
 def likelihood_fits(recipe: Recipe, given: Given) -> RuleProblem:
     """Likelihoods compare single labels."""
-    named = [index for index, name in enumerate(recipe.evaluate.metrics) if name in BY_LIKELIHOOD]
+    by_likelihood = {metric.name for metric in metrics.METRICS if metric.of == "likelihoods"}
+    named = [index for index, name in enumerate(recipe.evaluate.metrics) if name in by_likelihood]
     if named and len(labels_of(recipe)) == 1:
         yield f"evaluate.metrics.{named[0]}", "compares likelihoods of labels, and there is only one label"
 

@@ -1,9 +1,7 @@
 """Rules for the objective section: each kind has its own keys, and its own needs of the rest of the recipe."""
 
-from difflib import get_close_matches
-
 from finetune import objectives
-from finetune.recipe.explain import either, mistakes_of
+from finetune.recipe.explain import mistakes_of, not_among
 from finetune.recipe.given import Given, RuleProblem
 from finetune.recipe.schema import Recipe
 
@@ -12,9 +10,7 @@ def objective_fits(recipe: Recipe, given: Given) -> RuleProblem:
     """The kind is known and fits the model, its keys are its own, and the rest of the recipe goes with it."""
     kind, known = recipe.objective.kind, {objective.kind: objective for objective in objectives.OBJECTIVES}
     if kind not in known:
-        close = get_close_matches(kind, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        yield "objective.kind", f"got {kind!r}, expected {either(list(known))}{hint}"
+        yield "objective.kind", not_among(kind, list(known))
         return
     fitting = [objective for objective in objectives.OBJECTIVES if objective.kind == kind and objective.fits(recipe.model)]
     if not fitting:

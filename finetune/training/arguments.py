@@ -11,8 +11,8 @@ from finetune.engines.base import Engine
 from finetune.errors import ModelError
 from finetune.models.device import Precision
 from finetune.recipe.lock import Rules
-from finetune.recipe.schema.evaluate import LOWER_IS_BETTER
 from finetune.recipe.schema.train import OPTIMIZERS, TrainSection
+from finetune.scoring.metrics import lower_is_better
 from finetune.training.schedule import warmup_steps
 
 NEVER_STEPS = 1_000_000_000
@@ -82,7 +82,7 @@ def training_arguments(
         save_steps=train.save_every_steps or NEVER_STEPS,
         save_total_limit=None,
         metric_for_best_model=f"eval_{train.best_by or 'loss'}" if evaluates else None,
-        greater_is_better=(train.best_by or "loss") not in LOWER_IS_BETTER if evaluates else None,
+        greater_is_better=not lower_is_better(train.best_by or "loss") if evaluates else None,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,

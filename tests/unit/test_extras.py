@@ -11,8 +11,8 @@ from packaging.requirements import Requirement
 
 from finetune.errors import FinetuneError
 from finetune.extras import DISTRIBUTION, EXTRAS
-from finetune.recipe.schema.evaluate import MODULES
 from finetune.runs.plot import draw, save_png
+from finetune.scoring.metrics import known, metric_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """
@@ -54,7 +54,7 @@ def test_the_extras_are_those_of_pyproject() -> None:
 def test_a_metric_s_package_is_asked_for_before_training(tmp_path: Path, verb: str, metric: str) -> None:
     (tmp_path / "r.yaml").write_text(RECIPE.replace("METRIC", metric))
     done = without("sacrebleu,sklearn,rouge_score", verb, "r.yaml", cwd=tmp_path)
-    package = EXTRAS["metrics"][MODULES[metric]]
+    package = EXTRAS["metrics"][str(metric_of(metric).module)]
     assert done.stderr == (
         f'error: evaluate.metrics: {metric} needs {package}, which is not installed: pip install "{DISTRIBUTION}[metrics]".\n'
     )
@@ -64,7 +64,7 @@ def test_a_metric_s_package_is_asked_for_before_training(tmp_path: Path, verb: s
 def test_other_metrics_need_none_of_them(tmp_path: Path) -> None:
     """A recipe whose metrics are computed here is valid without the extra."""
     own = ["perplexity", "bits_per_byte", "exact_match", "squad_exact_match", "squad_f1", "likelihood_accuracy", "pass@1"]
-    assert not MODULES.keys() & set(own)
+    assert [metric.module for metric in known(own)] == [None] * len(own)
     (tmp_path / "r.yaml").write_text(RECIPE.replace("METRIC", ", ".join(own)))
     done = without("sacrebleu,sklearn,rouge_score,nltk", "check", "r.yaml", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

@@ -11,7 +11,7 @@ from tests.support.imports import HEAVY, loaded_by
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
     "cli", "recipe", "engines", "models", "data", "generation", "training", "engines.launch", "evaluation", "merging", "runs",
-    "planning", "quickstart", "selftest", "objectives", "export",
+    "planning", "quickstart", "scoring", "selftest", "objectives", "export",
     "data_prep",
 })  # fmt: skip
 
@@ -32,18 +32,19 @@ ARROWS: dict[str, frozenset[str]] = {
     "environment": frozenset(),
     "extras": frozenset(),
     "signals": frozenset(),
-    "recipe": DISK | {"data_prep.config", "data_prep.files", "objectives"},
+    "recipe": DISK | {"data_prep.config", "data_prep.files", "objectives", "scoring"},
+    "scoring": frozenset({"data_prep", "recipe.schema"}),
     "objectives": frozenset({"data_prep", "recipe.given", "recipe.schema", "models.batch", "models.loss", "models.classify"}),
     "models": DISK | {"engines", "recipe", "data_prep"},
     "runs": DISK | {"recipe", "models", "data_prep.config"},
     "data": frozenset({"models", "objectives", "recipe", "data_prep"}),
     "generation": frozenset({"models", "data", "recipe", "data_prep"}),
-    "evaluation": frozenset({"models", "objectives", "data", "generation", "recipe", "data_prep"}),
+    "evaluation": frozenset({"models", "objectives", "data", "generation", "scoring", "recipe", "data_prep"}),
     "planning": frozenset({"recipe", "engines", "models", "data", "data_prep"}),
     "engines": frozenset({"engines.launch.allocator", "models.device", "recipe.schema"}),
     "engines.launch": DISK | {"engines", "recipe", "runs", "models.device"},
     "training": frozenset({"engines", "engines.launch", "models", "objectives", "data", "generation"})
-    | {"evaluation", "runs", "recipe", "data_prep"},
+    | {"evaluation", "runs", "scoring", "recipe", "data_prep"},
     "export": frozenset({"models"}),
     "merging": frozenset({"export", "models", "objectives", "data", "generation", "runs", "recipe", "data_prep"}),
     "data_prep": frozenset(),
@@ -108,7 +109,7 @@ def test_imports_follow_the_arrows() -> None:
         "finetune", "finetune.api", "finetune.cli.app", "finetune.recipe.load", "finetune.recipe.lock",
         "finetune.engines.registry", "finetune.engines.base", "finetune.engines.single", "finetune.engines.ddp",
         "finetune.engines.deepspeed", "finetune.engines.fsdp2", "finetune.engines.tables", "finetune.engines.launch.start",
-        "finetune.planning.plan", "data_prep", "data_prep.config",
+        "finetune.planning.plan", "finetune.scoring.metrics", "data_prep", "data_prep.config",
     ],
 )  # fmt: skip
 def test_a_light_module_loads_nothing_heavy(module: str) -> None:

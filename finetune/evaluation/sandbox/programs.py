@@ -4,8 +4,8 @@ import ast
 import re
 from collections.abc import Sequence
 
-from finetune.evaluation.predictions import Prediction, without_thought
-from finetune.evaluation.sandbox.runner import Verdict, run_programs
+from finetune.evaluation.sandbox.runner import run_programs
+from finetune.scoring.measured import Prediction, Verdict, without_thought
 
 FENCED = re.compile(r"```[ \t]*+(?:[Pp]ython|py)?[ \t]*+\r?\n(.*?)(?:```|\Z)", re.DOTALL)
 """The first block of code in a text, as Markdown marks it; one that was cut short goes on to the end."""

@@ -30,12 +30,12 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 
 from data_prep.temporary import temporary_folder
 from finetune.errors import FinetuneError
 from finetune.evaluation.sandbox import confine
 from finetune.evaluation.sandbox.expected import Exchange, kept_back
+from finetune.scoring.measured import Verdict
 
 FOLDER_BYTES = 64 * 2**20
 FOLDER_ENTRIES = 1000
@@ -45,14 +45,6 @@ CHECK_SECONDS = 0.02
 PYTHON_OPTIONS = ("-s", "-S", "-P", "-B", "-X", "utf8")
 LEAST_MEMORY = 64 * 2**20
 """Python itself takes half of it."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a program passed, and why not ("" where it did)."""
-
-    passed: bool
-    reason: str
 
 
 def run_program(program: str, *, seconds: float = 5.0, memory_bytes: int = 512 * 2**20) -> Verdict:
@@ -95,16 +87,6 @@ def why_no_sandbox() -> str | None:
         return f"generated programs run in a sandbox of the Linux kernel only; this is {sys.platform}."
     verdict = _run("import json, math", 30.0, 512 * 2**20, threading.Event())
     return None if verdict.passed else f"generated programs run in a sandbox only, and there is none here: {verdict.reason}."
-
-
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """The chance that one of k samples is correct, estimated without bias from n samples of which c are correct.
-
-    1 - C(n-c, k) / C(n, k): Chen et al. 2021, arXiv:2107.03374. Raises FinetuneError where there are fewer than k samples.
-    """
-    if not 1 <= k <= samples or not 0 <= correct <= samples:
-        raise FinetuneError(f"pass@{k} of {samples} samples, {correct} correct, is undefined: k goes from 1 to the samples.")
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
 def _run(program: str, seconds: float, memory_bytes: int, stopped: threading.Event) -> Verdict:

@@ -4,40 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data_prep.config import Section
+from data_prep.config import NAMES, Section
 
-MetricName = Literal[
-    "loss", "perplexity", "bits_per_byte", "exact_match", "squad_exact_match", "squad_f1", "bleu", "chrf", "rouge1", "rouge2",
-    "rougeL", "accuracy", "f1_macro", "f1_micro", "matthews", "likelihood_accuracy", "likelihood_f1_macro",
-    "likelihood_matthews", "mean_squared_error", "mean_absolute_error", "pearson", "pass@1", "pass@5", "pass@10",
-]  # fmt: skip
-"""The metrics; finetune/evaluation/metrics/base.py says what each is."""
+MetricName = Annotated[str, Field(json_schema_extra={NAMES: "metrics"})]
+"""A metric of finetune/scoring/metrics, which the rules look up: the schema is below the registry."""
 
 BleuTokenizer = Literal["auto", "13a", "intl", "zh", "char", "ja-mecab", "ko-mecab", "flores200"]
 """sacrebleu's tokenizers."""
-
-LOSSES: frozenset[MetricName] = frozenset({"loss", "perplexity", "bits_per_byte"})
-"""Metrics of the likelihood of the rows' own tokens: nothing is generated for them."""
-
-BY_LIKELIHOOD: frozenset[MetricName] = frozenset({"likelihood_accuracy", "likelihood_f1_macro", "likelihood_matthews"})
-OF_LABELS: frozenset[MetricName] = BY_LIKELIHOOD | {"accuracy", "f1_macro", "f1_micro", "matthews"}
-"""Metrics that need to know the labels."""
-
-OF_NUMBERS: frozenset[MetricName] = frozenset({"mean_squared_error", "mean_absolute_error", "pearson"})
-"""Metrics of a head that learns a number."""
-
-PASS_AT: dict[MetricName, int] = {"pass@1": 1, "pass@5": 5, "pass@10": 10}
-"""Metrics that run the code of so many answers."""
-
-MODULES: dict[MetricName, str] = {
-    "bleu": "sacrebleu", "chrf": "sacrebleu", "rouge1": "rouge_score", "rouge2": "rouge_score", "rougeL": "rouge_score",
-    "f1_macro": "sklearn", "f1_micro": "sklearn", "matthews": "sklearn", "likelihood_f1_macro": "sklearn",
-    "likelihood_matthews": "sklearn",
-}  # fmt: skip
-"""What computes a metric that isn't computed here: a module of finetune/extras.py."""
-
-LOWER_IS_BETTER: frozenset[MetricName] = LOSSES | {"mean_squared_error", "mean_absolute_error"}
-"""Of all others, higher is better."""
 
 
 class EvaluateSection(Section):

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune.recipe.schema.evaluate import LOWER_IS_BETTER
 from finetune.recipe.schema.train import EarlyStopping, TrainSection
+from finetune.scoring.metrics import lower_is_better
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class BestCheckpoint(TrainerCallback):
 
     def __init__(self, train: TrainSection, rule: int):
         self.early_stopping, self.best_by, self.rule = train.early_stopping, train.best_by or "loss", rule
-        self.sign = 1 if self.best_by in LOWER_IS_BETTER else -1
+        self.sign = 1 if lower_is_better(self.best_by) else -1
 
     def on_evaluate(  # type: ignore[override]  # transformers gives the metrics by name
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any

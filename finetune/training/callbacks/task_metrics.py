@@ -13,13 +13,9 @@ from typing import Any
 from finetune.engines.group import Group
 from finetune.engines.sharded import evaluable
 from finetune.evaluation.dataset import EvaluationSet, read_rows
-from finetune.evaluation.metrics.base import Measured
-from finetune.evaluation.metrics.losses import LossSum
-from finetune.evaluation.predictions import Prediction
 from finetune.evaluation.report import Report, measured_of, names_of, report_of, with_programs
-from finetune.evaluation.sandbox.runner import Verdict
 from finetune.recipe.schema import Recipe
-from finetune.recipe.schema.evaluate import MetricName
+from finetune.scoring.measured import LossSum, Measured, Prediction, Verdict
 from finetune.training.build import Inputs
 from finetune.training.trainer import ExactTrainer
 
@@ -49,7 +45,7 @@ class TaskMetrics:
         """On all rows, with intervals."""
         return self._report(self.rows, self.names, intervals=True)
 
-    def _report(self, rows: EvaluationSet, names: Sequence[MetricName], *, intervals: bool) -> Report:
+    def _report(self, rows: EvaluationSet, names: Sequence[str], *, intervals: bool) -> Report:
         rank, size, shared = self.group.rank, self.group.world_size, self.trainer.engine.shards_weights
         mine = replace(
             rows, documents=rows.documents[rank::size], bytes=rows.bytes[rank::size], questions=rows.questions[rank::size]

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from finetune.evaluation.sandbox.runner import Verdict, run_program
+from finetune.evaluation.sandbox.runner import run_program
+from finetune.scoring.measured import Verdict
 
 PASSED = Verdict(True, "")
 SECONDS = 20.0

@@ -9,12 +9,12 @@ from data_prep.chat.tokenization import tokenize
 from data_prep.messages import Conversation, Message, PlainText, ToolCall
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
-from finetune.evaluation.metrics.base import Measured
-from finetune.evaluation.predictions import Prediction, Question, answer_questions, questions_of
+from finetune.evaluation.predictions import answer_questions, questions_of
 from finetune.evaluation.report import by_row, report_of
 from finetune.evaluation.sandbox.programs import code_in, program_of, run_answers
 from finetune.evaluation.sandbox.runner import why_no_sandbox
 from finetune.recipe.schema.evaluate import EvaluateSection
+from finetune.scoring.measured import Measured, Prediction, Question
 
 
 def chat(question: str, answer: str, *references: str, tests: str = "") -> Conversation:

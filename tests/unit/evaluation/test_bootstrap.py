@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from finetune.evaluation.bootstrap import Interval, interval_of, resampled
-from finetune.evaluation.metrics.text import mean_of
+from finetune.scoring.metrics.base import mean_of
 
 
 def test_the_interval_of_a_mean_is_the_normal_one() -> None:

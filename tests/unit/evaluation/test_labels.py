@@ -4,11 +4,10 @@ import pytest
 
 from data_prep.messages import Conversation, Message
 from finetune.errors import FinetuneError
-from finetune.evaluation.metrics.base import Measured
-from finetune.evaluation.metrics.labels import Labels, by_text, has_several, label_in
-from finetune.evaluation.predictions import Prediction, Question
 from finetune.evaluation.report import report_of
-from finetune.recipe.schema.evaluate import MetricName
+from finetune.scoring.labels import Labels, has_several, label_in
+from finetune.scoring.measured import Measured, Prediction, Question
+from finetune.scoring.metrics.labels import by_text
 
 
 def answer(text: str, reference: str) -> Prediction:
@@ -16,7 +15,7 @@ def answer(text: str, reference: str) -> Prediction:
     return Prediction(Question("rows.json:7", example, (1,), (reference,)), (text,))
 
 
-def values(measured: Measured, name: MetricName) -> float:
+def values(measured: Measured, name: str) -> float:
     return report_of(measured, [name], intervals=False).values[name]
 
 

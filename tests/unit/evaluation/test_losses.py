@@ -12,7 +12,8 @@ from transformers import LlamaForCausalLM
 
 from data_prep.table.documents import Document
 from finetune.errors import FinetuneError
-from finetune.evaluation.metrics.losses import LossSum, document_losses, token_loss
+from finetune.evaluation.losses import document_losses, token_loss
+from finetune.scoring.measured import LossSum
 
 
 @pytest.fixture

@@ -2,22 +2,20 @@
 
 import math
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 import pytest
 
 from data_prep.messages import Conversation, Message
 from finetune.errors import FinetuneError
-from finetune.evaluation.metrics.base import METRICS, Measured
-from finetune.evaluation.metrics.labels import Labels
-from finetune.evaluation.metrics.losses import LossSum
-from finetune.evaluation.metrics.text import squad_exact_match, squad_f1
-from finetune.evaluation.predictions import Prediction, Question
 from finetune.evaluation.report import by_row, difference, report_of, worst_first
 from finetune.evaluation.sandbox.programs import exit_in
-from finetune.evaluation.sandbox.runner import Verdict
-from finetune.recipe.schema.evaluate import LOWER_IS_BETTER, MetricName
+from finetune.recipe.reference import recipe_schema
+from finetune.scoring.labels import Labels
+from finetune.scoring.measured import LossSum, Measured, Prediction, Question, Verdict
+from finetune.scoring.metrics import METRICS, metric_of
+from finetune.scoring.metrics.matches import squad_exact_match, squad_f1
+from finetune.scoring.metrics.numbers import numbers as number_pairs
 
 TEXTS = (
     ("The cat sat on the mat.", ("The cat sat on a mat.", "A cat was sitting on the mat.")),
@@ -59,17 +57,17 @@ def programs() -> Measured:
     return Measured(programs=[tuple(Verdict(ok, "") for ok in row) for row in passed])
 
 
-def measured_for(name: MetricName) -> Measured:
-    if METRICS[name].of == "losses":
+def measured_for(name: str) -> Measured:
+    if metric_of(name).of == "losses":
         return losses()
-    if METRICS[name].of == "programs":
+    if metric_of(name).of == "programs":
         return programs()
     if name in ("mean_squared_error", "mean_absolute_error", "pearson"):
         return numbers()
     return labels() if name.removeprefix("likelihood_") in ("accuracy", "f1_macro", "f1_micro", "matthews") else texts()
 
 
-def value(name: MetricName, measured: Measured) -> float:
+def value(name: str, measured: Measured) -> float:
     return report_of(measured, [name], intervals=False).scores[name].value
 
 
@@ -87,23 +85,26 @@ def repeated(measured: Measured, weights: list[int]) -> Measured:
 
 def test_the_table_has_every_name_of_the_recipe() -> None:
     """No metric can be named in a recipe that isn't computed, and none is computed that can't be named."""
-    assert set(METRICS) == set(get_args(MetricName))
-    assert set(METRICS) >= LOWER_IS_BETTER
+    names = [metric.name for metric in METRICS]
+    sections = recipe_schema()["$defs"]
+    assert sections["EvaluateSection"]["properties"]["metrics"]["items"]["enum"] == names
+    assert sections["TrainSection"]["properties"]["best_by"]["anyOf"][0]["enum"] == names
+    assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_a_weighted_metric_is_that_of_repeated_rows(name: MetricName) -> None:
+@pytest.mark.parametrize("name", [metric.name for metric in METRICS])
+def test_a_weighted_metric_is_that_of_repeated_rows(name: str) -> None:
     """Counting a row twice gives what the metric gives where the row stands there twice; so resamples are right."""
     measured = measured_for(name)
-    rows = measured.count(METRICS[name].of)
+    rows = measured.count(metric_of(name).of)
     weights = [(3 * index + 1) % 4 for index in range(rows)]
-    weighted = METRICS[name].scorer(measured)(np.array(weights))
+    weighted = metric_of(name).scorer(measured)(np.array(weights))
     assert weighted == pytest.approx(value(name, repeated(measured, weights)), rel=1e-9)
     assert weighted != pytest.approx(value(name, measured), rel=1e-9) or name == "exact_match"
 
 
 @pytest.mark.parametrize(("name", "scale"), [("bleu", 100), ("chrf", 100)])
-def test_corpus_metrics_are_sacrebleus(name: MetricName, scale: int) -> None:
+def test_corpus_metrics_are_sacrebleus(name: str, scale: int) -> None:
     """BLEU and chrF equal sacrebleu's corpus_score, with a different number of references for each row."""
     from sacrebleu.metrics import BLEU, CHRF
 
@@ -115,7 +116,7 @@ def test_corpus_metrics_are_sacrebleus(name: MetricName, scale: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["rouge1", "rouge2", "rougeL"])
-def test_rouge_is_rouge_scores(name: MetricName) -> None:
+def test_rouge_is_rouge_scores(name: str) -> None:
     """The mean over rows of rouge-score's F with the reference that fits best; an empty answer is 0."""
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -160,7 +161,7 @@ def test_losses() -> None:
 
 def test_numbers() -> None:
     """Squared and absolute error, and Pearson's correlation, by numpy; a constant has no correlation."""
-    right, said = numbers().numbers
+    right, said = number_pairs(numbers())
     assert value("mean_squared_error", numbers()) == pytest.approx(np.mean((right - said) ** 2))
     assert value("mean_absolute_error", numbers()) == pytest.approx(np.mean(abs(right - said)))
     assert value("pearson", numbers()) == pytest.approx(np.corrcoef(right, said)[0, 1])

@@ -13,14 +13,14 @@ from data_prep.messages import Conversation, Message
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.data import prepare_data, tokenizer_for
 from finetune.evaluation.evaluation import Evaluation
-from finetune.evaluation.metrics.base import Measured
-from finetune.evaluation.metrics.labels import Labels
-from finetune.evaluation.predictions import Prediction, questions_of
+from finetune.evaluation.predictions import questions_of
 from finetune.evaluation.report import Report, by_row
 from finetune.evaluation.report_tables import predictions
 from finetune.models.device import choose_precision
 from finetune.recipe.load import load_recipe
 from finetune.runs.target import resolve_target
+from finetune.scoring.labels import Labels
+from finetune.scoring.measured import Measured, Prediction
 from tests.support.models import learn
 from tests.unit.evaluation.kinds import KINDS, save_kind
 

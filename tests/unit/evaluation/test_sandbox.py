@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import FinetuneError
-from finetune.evaluation.sandbox.runner import Verdict, confine, pass_at_k, run_program, run_programs, why_no_sandbox
+from finetune.evaluation.sandbox.runner import confine, run_program, run_programs, why_no_sandbox
+from finetune.scoring.measured import Verdict
+from finetune.scoring.metrics.programs import pass_at_k
 from tests.unit.evaluation.programs import PASSED, SECONDS, each, reason_of
 
 pytestmark = pytest.mark.skipif(why_no_sandbox() is not None, reason=f"no sandbox here: {why_no_sandbox()}")

@@ -13,13 +13,12 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from data_prep.messages import Conversation, Message
 from finetune.errors import FinetuneError
-from finetune.evaluation.metrics.base import Measured
-from finetune.evaluation.metrics.labels import label_in
-from finetune.evaluation.metrics.text import bleu_tokenizer, sacrebleu_metric, squad_exact_match, squad_f1
-from finetune.evaluation.metrics.words import words
-from finetune.evaluation.predictions import Prediction, Question
 from finetune.evaluation.report import by_row, report_of
-from finetune.recipe.schema.evaluate import MetricName
+from finetune.scoring.labels import label_in
+from finetune.scoring.measured import Measured, Prediction, Question
+from finetune.scoring.metrics.matches import squad_exact_match, squad_f1
+from finetune.scoring.metrics.sacrebleu import bleu_tokenizer, sacrebleu_metric
+from finetune.scoring.words import words
 
 SCRIPTS = {
     "Latin": "Die Größe der Straße ist naïvement übertrieben.", "Cyrillic": "Кот сыт и доволен.", "Greek": "Η γάτα κοιμάται.",
@@ -44,7 +43,7 @@ def answer(text: str, *references: str) -> Prediction:
     return Prediction(Question("rows.json:1", example, (1, 2), references), (text,))
 
 
-def value(name: MetricName, *answers: Prediction) -> float:
+def value(name: str, *answers: Prediction) -> float:
     return report_of(Measured(answers=list(answers)), [name], intervals=False).values[name]
 
 

@@ -12,7 +12,7 @@ from data_prep import DataSection
 from data_prep.preparation import PreparedData, prepare
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.cli.evaluate import evaluate
-from finetune.evaluation.metrics.text_bytes import supervised_bytes
+from finetune.evaluation.text_bytes import supervised_bytes
 from tests.unit.evaluation.kinds import KINDS, save_kind
 
 TEXTS = [

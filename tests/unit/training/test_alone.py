@@ -19,7 +19,7 @@ from data_prep.table.documents import Document
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.errors import ModelError
 from finetune.evaluation.label_likelihood import label_likelihoods
-from finetune.evaluation.metrics.losses import document_losses
+from finetune.evaluation.losses import document_losses
 from finetune.generation.generate import generate_ids
 from finetune.merging.verification.distance import logits_of
 from finetune.models.bases.locate import Base

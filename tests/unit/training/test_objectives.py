@@ -14,7 +14,7 @@ from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune import objectives
 from finetune.data import prepare_data
 from finetune.errors import CheckpointError, RecipeError
-from finetune.evaluation.metrics.losses import document_losses
+from finetune.evaluation.losses import document_losses
 from finetune.models.bases.locate import resolve_base
 from finetune.models.load import load_model
 from finetune.recipe.load import load_recipe

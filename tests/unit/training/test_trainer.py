@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from finetune.engines.memory import memory_advice
 from finetune.errors import ModelError, TrainingError
-from finetune.evaluation.metrics.losses import token_loss
+from finetune.evaluation.losses import token_loss
 from finetune.models.batch import padded_batch
 from finetune.models.loss import IGNORE_INDEX
 from finetune.recipe.schema import Recipe

@@ -5,7 +5,6 @@ Shapes: B rows, T tokens, D model width, N supervised positions.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,38 +17,7 @@ from finetune.generation.generate import causal_model, evaluating
 from finetune.models.batch import padded_batch
 from finetune.models.loss import IGNORE_INDEX
 from finetune.models.sizes import CHUNK_POSITIONS
-
-
-@dataclass(frozen=True)
-class LossSum:
-    """Cross-entropy over supervised tokens, summed: of a document, or of several."""
-
-    loss_sum: float
-    """In nats."""
-    tokens: int
-    """Supervised tokens that the sum is over."""
-    weight: float
-    """The same, each by its weight: what the sum is divided by for the mean."""
-
-    @property
-    def mean(self) -> float:
-        """Nats a token. Raises FinetuneError where there was no supervised token."""
-        if self.tokens == 0:
-            raise FinetuneError("these documents have no supervised token, so there is no loss to average.")
-        return self.loss_sum / self.weight
-
-    @property
-    def perplexity(self) -> float:
-        """exp(mean); infinite where that overflows."""
-        return exponential(self.mean)
-
-
-def exponential(value: float) -> float:
-    """e to the power of a value; infinite where that overflows."""
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
+from finetune.scoring.measured import LossSum
 
 
 def token_loss(model: PreTrainedModel, documents: Sequence[Document], batch_size: int) -> LossSum:

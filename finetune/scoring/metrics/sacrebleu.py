@@ -1,73 +1,16 @@
-"""How near generated texts come to their references, by the libraries that the field compares with.
+"""BLEU and chrF by sacrebleu, over all answers together."""
 
-A metric of the whole looks at all answers once and gives a Scorer: the metric for any weighting of them
-(finetune.evaluation.bootstrap). The others are means of a value for each answer.
-"""
-
-import collections
-import re
-import string
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from data_prep.text import one_line
 from finetune.errors import FinetuneError
-from finetune.evaluation.bootstrap import Scorer
-from finetune.evaluation.metrics.words import apart, composed, is_ideograph, is_unspaced, words
-from finetune.evaluation.predictions import Prediction
-from finetune.recipe.schema.evaluate import BleuTokenizer
-
-
-def mean_of(values: Sequence[float]) -> Scorer:
-    """The mean of a value for each row."""
-    array = np.asarray(values, dtype=np.float64)
-    return lambda weights: float(weights @ array / weights.sum())
-
-
-def best_over_references(score: Callable[[str, str], float], answers: Sequence[Prediction]) -> list[float]:
-    """The score of each answer with the reference that it fits best."""
-    return [max(score(answer.said, other) for other in answer.question.expected) for answer in answers]
-
-
-def exact_match(answer: str, reference: str) -> float:
-    """1 where the two are equal, blanks around both aside."""
-    return float(answer.strip() == reference.strip())
-
-
-def squad_normalised(text: str) -> str:
-    """Lower case, without punctuation, articles and extra blanks (Rajpurkar et al. 2016, arXiv:1606.05250).
-
-    Punctuation is that of all scripts, as in MLQA (Lewis et al. 2020, arXiv:1910.07475).
-    """
-    bare = "".join(character for character in composed(text).lower() if not _is_punctuation(character))
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
-
-
-def _is_punctuation(character: str) -> bool:
-    return character in string.punctuation or unicodedata.category(character)[0] == "P"
-
-
-def squad_exact_match(answer: str, reference: str) -> float:
-    """1 where the two are equal as SQuAD reads them."""
-    return float(squad_normalised(answer) == squad_normalised(reference))
-
-
-def squad_f1(answer: str, reference: str) -> float:
-    """The F1 of the words that the two share, as SQuAD reads them; of two that have none, 1 where both are empty.
-
-    A letter counts as a word where its script has no blanks between words, as MLQA counts Chinese.
-    """
-    given, wanted = (apart(squad_normalised(text)).split() for text in (answer, reference))
-    shared = sum((collections.Counter(given) & collections.Counter(wanted)).values())
-    if not given or not wanted:
-        return float(given == wanted)
-    if not shared:
-        return 0.0
-    precision, recall = shared / len(given), shared / len(wanted)
-    return 2 * precision * recall / (precision + recall)
+from finetune.recipe.schema.evaluate import BleuTokenizer, EvaluateSection
+from finetune.scoring.measured import Measured, Prediction
+from finetune.scoring.metrics.base import Metric, Scorer
+from finetune.scoring.words import is_ideograph, is_unspaced
 
 
 class Bleu:
@@ -180,30 +123,38 @@ def _scorer(metric: Any, counts: Sequence[Sequence[float]]) -> Scorer:
     return lambda weights: float(metric._compute_score_from_stats((weights @ array).tolist()).score)
 
 
-class _Words:
-    """rouge-score's tokenizer for words of any script: those of ASCII letters are what its own gives."""
-
-    def __init__(self) -> None:
-        from nltk.stem import porter
-
-        self._stemmer = porter.PorterStemmer()
-
-    def tokenize(self, text: str) -> list[str]:
-        """The words in lower case; English ones of more than three letters stemmed, as rouge-score stems them."""
-        return [self._stemmer.stem(word) if len(word) > 3 and word.isascii() else word for word in words(text.lower())]
+def _bleu(measured: Measured) -> Bleu:
+    return Bleu(measured.answers, measured.bleu_tokenizer)
 
 
-def rouge(name: str, answers: Sequence[Prediction]) -> list[float]:
-    """The F1 of rouge1, rouge2 or rougeL (Lin 2004) with the best reference, stemmed, by Google's rouge-score.
+def _check_tokenizer(section: EvaluateSection) -> None:
+    if section.bleu_tokenizer != "auto":
+        sacrebleu_metric(section.bleu_tokenizer)
 
-    Its own tokenizer knows the letters a to z alone; words here are those of any script. Equal texts have 1, also those
-    that are too short for a pair of words, or have none.
-    """
-    from rouge_score.rouge_scorer import RougeScorer
 
-    measure = RougeScorer([name], tokenizer=_Words())
-
-    def score(answer: str, reference: str) -> float:
-        return exact_match(answer, reference) or float(measure.score(reference, answer)[name].fmeasure)
-
-    return best_over_references(score, answers)
+BLEU = Metric(
+    "bleu",
+    "answers",
+    lambda measured: measured.once(_bleu).corpus(),
+    "generated answers together, with all references",
+    scale="0 to 100",
+    by="Papineni et al. 2002, by sacrebleu, whose signature is printed",
+    by_row=lambda measured: measured.once(_bleu).sentences(),
+    signature=lambda measured: measured.once(_bleu).signature(),
+    best=100.0,
+    module="sacrebleu",
+    keys=("bleu_tokenizer",),
+    check=_check_tokenizer,
+)
+CHRF = Metric(
+    "chrf",
+    "answers",
+    lambda measured: chrf(measured.answers),
+    "generated answers together, with all references",
+    scale="0 to 100",
+    by="Popović 2015, by sacrebleu, whose signature is printed",
+    by_row=lambda measured: sentence_chrf(measured.answers),
+    signature=lambda _: chrf_signature(),
+    best=100.0,
+    module="sacrebleu",
+)

@@ -1,0 +1,63 @@
+"""The likelihood of the rows' own tokens: nothing is generated."""
+
+import math
+
+import numpy as np
+
+from finetune.errors import FinetuneError
+from finetune.scoring.measured import Measured, exponential
+from finetune.scoring.metrics.base import Metric, Scorer
+
+
+def _mean_loss(measured: Measured) -> Scorer:
+    if not any(loss.tokens for loss in measured.losses):
+        raise FinetuneError("these documents have no supervised token, so there is no loss to measure.")
+    sums = np.array([loss.loss_sum for loss in measured.losses])
+    weights = np.array([loss.weight for loss in measured.losses])
+    return lambda rows: float(rows @ sums / total) if (total := rows @ weights) else math.nan
+
+
+def _perplexity(measured: Measured) -> Scorer:
+    mean = _mean_loss(measured)
+    return lambda rows: exponential(mean(rows))
+
+
+def _bits_per_byte(measured: Measured) -> Scorer:
+    sums, sizes = np.array([loss.loss_sum for loss in measured.losses]), np.array(measured.bytes)
+    if not sizes.sum():
+        raise FinetuneError("the metric bits_per_byte needs text, and the supervised tokens stand for none: take loss.")
+    return lambda rows: float(rows @ sums / np.log(2) / total) if (total := rows @ sizes) else math.nan
+
+
+LOSS = Metric(
+    "loss",
+    "losses",
+    _mean_loss,
+    "the rows' own supervised tokens; of a head, its loss",
+    scale="nats per token (of a head: per row)",
+    by="exact sums",
+    higher_is_better=False,
+    best=0.0,
+    fits=("text", "single_label", "multi_label", "regression"),
+)
+PERPLEXITY = Metric(
+    "perplexity",
+    "losses",
+    _perplexity,
+    "the same",
+    scale="e to the power of loss",
+    by="exact sums",
+    higher_is_better=False,
+    best=1.0,
+)
+BITS_PER_BYTE = Metric(
+    "bits_per_byte",
+    "losses",
+    _bits_per_byte,
+    "their text, wherever documents are cut",
+    scale="bits per byte of UTF-8",
+    by="exact sums",
+    higher_is_better=False,
+    best=0.0,
+    needs=("bytes",),
+)
