@@ -35,7 +35,8 @@ class OneOf:
         choices = list(self.names())
         if isinstance(value, str) and value in choices:
             return value
-        raise PydanticCustomError("literal_error", "Input should be one of {choices}", {"choices": choices})
+        expected = " or ".join([", ".join(map(repr, choices[:-1])), repr(choices[-1])])
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected, "choices": choices})
 
 
 class Section(BaseModel):
