@@ -13,11 +13,11 @@ from data_prep.chat.chat_templates import rendering_of
 from data_prep.chat.rendering import special_tokens, special_tokens_in
 from data_prep.chat.tokenization import BATCH_ROWS, Placed, Tokenization
 from data_prep.cleaning.clean import cleaned, excerpt_of, fingerprint, learned_texts, texts_of
-from data_prep.config import DataSection, FileSource, Finding, Note, Source
+from data_prep.config import DataSection, FileSource, Finding, Note, RowsSource, Source
 from data_prep.encoding import ANSWERS, RowEncoding
 from data_prep.errors import DataError
 from data_prep.files import Use, left_out_files, unread_files
-from data_prep.formats import RowParser, read_parsed
+from data_prep.formats.parser import RowParser, read_parsed
 from data_prep.messages import Conversation, Example, Parsed, without_reasoning
 from data_prep.sources import Row, source_name
 from data_prep.table.cache_key import place_in
@@ -61,7 +61,7 @@ class Pipeline:
 
     def run(self, sources: Sequence[Source], use: Use, writer: TableWriter) -> None:
         """Write the documents of these sources. Raises DataError."""
-        own_code = any(source.format == "python" for source in sources)
+        own_code = any(isinstance(source, RowsSource) and source.code is not None for source in sources)
         with nullcontext() if own_code else _no_garbage_collection():
             for index, source in enumerate(sources):
                 documents = self.documents(source, self.report(source, use))
@@ -241,7 +241,7 @@ class Pipeline:
             use=self.choice(report.use),
             on_empty=report.empty,
         )
-        report.format, report.detected = parser.format, parser.detected
+        report.format, report.detected = parser.format.name, parser.detected
         return parser, rows
 
     def _examples(self, source: Source, parser: RowParser, rows: Iterator[Row], report: SourceReport) -> "Iterator[_Candidate]":

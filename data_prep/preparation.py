@@ -19,7 +19,7 @@ from data_prep.epoch.mixture import repeats_of_shares
 from data_prep.epoch.packing import Packs, epoch_packs, per_row
 from data_prep.errors import DataError
 from data_prep.files import Use
-from data_prep.formats.code import check_allowed
+from data_prep.formats.python import check_allowed
 from data_prep.messages import Example
 from data_prep.pipeline import Pipeline
 from data_prep.sources import source_digest, source_name

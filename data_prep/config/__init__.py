@@ -1,6 +1,6 @@
 """The data section of a recipe: where rows come from and how they become tokens. Pure data; imports no torch."""
 
-from data_prep.config.base import NAMES, PATH, PREPARATION, Section, sections_in
+from data_prep.config.base import NAMES, PATH, PREPARATION, OneOf, Section, sections_in
 from data_prep.config.head import BETWEEN_LABELS, NO_LABEL, HeadSection, ProblemType
 from data_prep.config.section import (
     CleanSection,
@@ -16,8 +16,6 @@ from data_prep.config.section import (
 )
 from data_prep.config.sources import (
     CHAT_TEMPLATES,
-    FORMAT_COLUMNS,
-    Columns,
     FileSource,
     FormatName,
     HubSource,
@@ -30,13 +28,11 @@ from data_prep.config.sources import (
 __all__ = [
     "BETWEEN_LABELS",
     "CHAT_TEMPLATES",
-    "FORMAT_COLUMNS",
     "NAMES",
     "NO_LABEL",
     "PATH",
     "PREPARATION",
     "CleanSection",
-    "Columns",
     "DataSection",
     "EvaluationSplit",
     "FileSource",
@@ -45,6 +41,7 @@ __all__ = [
     "HeadSection",
     "HubSource",
     "Note",
+    "OneOf",
     "OrdersSource",
     "OverLength",
     "ProblemType",

@@ -1,8 +1,11 @@
 """What every section of a recipe shares."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import PydanticCustomError, core_schema
 
 PREPARATION = 3
 """The version of how rows become tokens; raising it makes every cache prepare again. A run resumes with the version that it
@@ -16,6 +19,29 @@ PATH = "path"
 NAMES = "names_of"
 """Marks a text that is a name of a registry, in a field's JSON schema: json_schema_extra={NAMES: "metrics"}. What lists a recipe's
 keys puts the registry's names in its place (finetune/recipe/reference.py)."""
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a name that is in a registry: Annotated[str, OneOf(names)]. It is looked up when a section is validated.
+
+    Another value is refused as one of a Literal is: as a literal_error, which holds the choices.
+    """
+
+    names: Callable[[], Sequence[str]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._checked, serialization=core_schema.str_schema())
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": list(self.names()), "type": "string"}
+
+    def _checked(self, value: Any) -> str:
+        choices = list(self.names())
+        if isinstance(value, str) and value in choices:
+            return value
+        expected = " or ".join([", ".join(map(repr, choices[:-1])), repr(choices[-1])])
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected, "choices": choices})
 
 
 class Section(BaseModel):

@@ -1,63 +1,27 @@
-"""Where rows come from and what they mean: a source's keys, the formats and the columns that they read."""
+"""Where rows come from and what they mean: a source's keys."""
 
-from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from data_prep.config.base import PATH, Section
+from data_prep.config.base import PATH, OneOf, Section
 
-FormatName = Literal[
-    "auto", "alpaca", "prompt_completion", "messages", "sharegpt", "text", "question_answer", "classification", "regression",
-    "translation", "summarisation", "code", "preference", "template", "python",
-]  # fmt: skip
+if TYPE_CHECKING:
+    from data_prep.formats.base import Format
+
+
+def _formats() -> "tuple[Format, ...]":
+    from data_prep import formats  # formats import this package
+
+    return formats.FORMATS
+
+
+FormatName = Annotated[str, OneOf(lambda: ("auto", *(form.name for form in _formats())))]
+"""A format of data_prep.formats.FORMATS, or auto, which detects one of those that name their columns."""
+
 CHAT_TEMPLATES = ("alpaca", "chatml", "llama2", "llama3", "mistral", "zephyr")
 """The chat templates that a recipe can name: files of data_prep/chat/templates."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns that a format reads."""
-
-    required: tuple[tuple[str, ...], ...]
-    """One or more sets of columns; a row has all of one set."""
-
-    optional: tuple[str, ...] = ()
-    """Columns that a row may have in addition."""
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Every column that the format reads, once."""
-        return tuple(dict.fromkeys(name for names in (*self.required, self.optional) for name in names))
-
-
-FORMAT_COLUMNS: dict[FormatName, Columns] = {
-    "alpaca": Columns((("instruction", "output"),), ("input", "system")),
-    "prompt_completion": Columns((("prompt", "completion"),), ("system", "tools")),
-    "messages": Columns((("messages",),), ("system", "tools")),
-    "sharegpt": Columns((("conversations",),), ("system", "tools")),
-    "text": Columns((("text",),)),
-    "question_answer": Columns(
-        (("paragraphs",), ("question", "answers"), ("question", "answer")), ("context", "is_impossible")
-    ),
-    "classification": Columns((("text", "label"),)),
-    "regression": Columns((("text", "value"),)),
-    "translation": Columns((("translation",), ("source", "target")), ("source_language", "target_language")),
-    "summarisation": Columns((("document", "summary"), ("source", "target"))),
-    "code": Columns((("task", "code"),), ("test_list", "test_setup_code")),
-    "preference": Columns(
-        (
-            ("conversations", "chosen", "rejected"),
-            ("instruction", "chosen", "rejected"),
-            ("prompt", "chosen", "rejected"),
-            ("chosen", "rejected"),
-        ),
-        ("input", "system"),
-    ),
-}
-"""What each format reads; template and python read what they name themselves, and auto detects one of these."""
 
 
 class RowTemplate(Section):
@@ -119,56 +83,45 @@ class RowsSource(MixedSource):
     @classmethod
     def known_columns(cls, columns: dict[str, str], info: ValidationInfo) -> dict[str, str]:
         """Only columns that the format reads can be mapped, and each column of the rows once."""
-        format_name = info.data.get("format")
-        if columns and format_name == "auto":
+        form = _format(info)
+        if columns and info.data.get("format") == "auto":
             raise ValueError("format auto is detected from the column names, so they can't be mapped; set the format")
-        if format_name in FORMAT_COLUMNS:
-            names = FORMAT_COLUMNS[format_name].names
+        if form is not None and not form.reads_all:
+            names = form.columns.names
             for name in columns:
                 if name not in names:
                     close = get_close_matches(name, names, n=1)
                     hint = f"; did you mean {close[0]}?" if close else ""
-                    raise ValueError(f"format {format_name} has no column {name!r}, it reads {', '.join(names)}{hint}")
+                    raise ValueError(f"format {form.name} has no column {name!r}, it reads {', '.join(names)}{hint}")
         twice = [name for name in columns.values() if list(columns.values()).count(name) > 1]
         if twice:
             raise ValueError(f"the rows' column {twice[0]!r} is mapped twice")
         return columns
 
-    @field_validator("labels")
+    @field_validator("labels", "template", "code")
     @classmethod
-    def labels_fit(cls, labels: dict[str, str], info: ValidationInfo) -> dict[str, str]:
-        """Only classification has labels."""
-        format_name = info.data.get("format")
-        if labels and format_name not in (None, "classification"):
-            raise ValueError(f"only format classification has labels; this one is {format_name}")
-        return labels
-
-    @field_validator("template")
-    @classmethod
-    def template_fits(cls, template: RowTemplate | None, info: ValidationInfo) -> RowTemplate | None:
-        """Only format template has a template."""
-        format_name = info.data.get("format")
-        if template is not None and format_name not in (None, "template"):
-            raise ValueError(f"only format template has one; this one is {format_name}")
-        return template
-
-    @field_validator("code")
-    @classmethod
-    def code_fits(cls, code: str | None, info: ValidationInfo) -> str | None:
-        """Only format python has code."""
-        format_name = info.data.get("format")
-        if code is not None and format_name not in (None, "python"):
-            raise ValueError(f"only format python has code; this one is {format_name}")
-        return code
+    def format_has_the_option(cls, value: Any, info: ValidationInfo) -> Any:
+        """A key that only some formats have is set for those only."""
+        key, name = str(info.field_name), info.data.get("format")
+        having = [form.name for form in _formats() if form.has(key)]
+        if name is None or value in (None, {}) or name in having:
+            return value
+        some, have = ("formats", "have") if len(having) > 1 else ("format", "has")
+        what = "one" if key == "template" else key
+        raise ValueError(f"only {some} {' and '.join(having)} {have} {what}; this one is {name}")
 
     @model_validator(mode="after")
     def given_what_it_needs(self) -> Self:
-        """Format template has its texts, format python its file."""
-        if self.format == "template" and self.template is None:
-            raise ValueError("format template needs `template: {prompt: ..., completion: ...}`")
-        if self.format == "python" and self.code is None:
-            raise ValueError("format python needs `code: FILE`, a Python file with a function parse(row)")
+        """What the format can't do without is set."""
+        for option in [option for form in _formats() if form.name == self.format for option in form.options]:
+            if option.needed and getattr(self, option.key) is None:
+                raise ValueError(f"format {self.format} needs {option.needed}")
         return self
+
+
+def _format(info: ValidationInfo) -> "Format | None":
+    """The format of the source that is being validated; None for auto, and where it is wrong."""
+    return next((form for form in _formats() if form.name == info.data.get("format")), None)
 
 
 class FileSource(RowsSource):

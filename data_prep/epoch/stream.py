@@ -12,7 +12,7 @@ from data_prep.config import DataSection
 from data_prep.encoding import ANSWERS, RowEncoding
 from data_prep.epoch.packing import pack_documents, per_row, pieces_of
 from data_prep.errors import DataError
-from data_prep.formats import RowParser
+from data_prep.formats.parser import RowParser
 from data_prep.pipeline import Pipeline
 from data_prep.sources import Row
 from data_prep.table.documents import Document

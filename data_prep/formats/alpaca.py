@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from data_prep.formats.base import Columns, Format, FormatOptions
 from data_prep.formats.columns import optional_text_column, text_column
 from data_prep.messages import Conversation, Message
 
 
-def parse_alpaca(values: dict[str, Any]) -> list[Conversation]:
+def parse_alpaca(values: dict[str, Any], options: FormatOptions) -> list[Conversation]:
     """One user turn (the instruction, then the input, if any, on its own line) and one answer."""
     user = text_column(values, "instruction")
     if context := optional_text_column(values, "input"):
@@ -15,3 +16,13 @@ def parse_alpaca(values: dict[str, Any]) -> list[Conversation]:
     if (system := optional_text_column(values, "system")).strip():
         messages.insert(0, Message("system", system))
     return [Conversation(tuple(messages))]
+
+
+FORMAT = Format(
+    "alpaca",
+    row="""`{"instruction": ..., "input": ..., "output": ...}`""",
+    columns=Columns((("instruction", "output"),), ("input", "system")),
+    parse=parse_alpaca,
+    dialogue=True,
+    asks=True,
+)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from data_prep.formats.base import Columns, Format, FormatOptions
 from data_prep.formats.columns import a_json_type, as_text, column, optional_text_column
 from data_prep.formats.message_keys import refuse_unknown, role_of, says_nothing, weight_of
 from data_prep.formats.text_values import as_structure
@@ -11,7 +12,7 @@ from data_prep.messages import REASONING_KEYS, Conversation, Message, ToolCall, 
 from data_prep.sources.rows import listed
 from data_prep.text import shown
 
-OPENAI, SHAREGPT = ("role", "content"), ("from", "value")
+OPENAI_KEYS, SHAREGPT_KEYS = ("role", "content"), ("from", "value")
 """The keys of a message's role and text in the two forms."""
 
 OTHER_KEYS = ("tool_calls", "function_call", "tool_call_id", "name", *REASONING_KEYS)
@@ -24,14 +25,14 @@ PART_TYPES = {"text": "text", "reasoning": "reasoning", "thinking": "reasoning",
 """The types of content parts and what they mean here, in the order in which templates write them."""
 
 
-def parse_messages(values: dict[str, Any], order: TurnOrders = ()) -> list[Conversation]:
+def parse_messages(values: dict[str, Any], options: FormatOptions) -> list[Conversation]:
     """The conversation in the column `messages`; a system message may be in the column `system`."""
-    return [_conversation(values, "messages", OPENAI, order)]
+    return [_conversation(values, "messages", OPENAI_KEYS, options.turn_order)]
 
 
-def parse_sharegpt(values: dict[str, Any], order: TurnOrders = ()) -> list[Conversation]:
+def parse_sharegpt(values: dict[str, Any], options: FormatOptions) -> list[Conversation]:
     """The same in the column `conversations`, in ShareGPT's form."""
-    return [_conversation(values, "conversations", SHAREGPT, order)]
+    return [_conversation(values, "conversations", SHAREGPT_KEYS, options.turn_order)]
 
 
 def _conversation(values: dict[str, Any], field: str, form: tuple[str, str], order: TurnOrders) -> Conversation:
@@ -79,7 +80,7 @@ def _only_calls(message: Message) -> bool:
 
 def message_of(item: Any, field: str, form: tuple[str, str] | None = None) -> Message:
     """One message; its form is ShareGPT's if none is given and it has the key `from`."""
-    role_key, text_key = form or (SHAREGPT if isinstance(item, dict) and "from" in item else OPENAI)
+    role_key, text_key = form or (SHAREGPT_KEYS if isinstance(item, dict) and "from" in item else OPENAI_KEYS)
     role, place = _role(item, field, role_key, text_key), f"{field}.{text_key}"
     parts = parts_of(item.get(text_key), place) if item.get(text_key) is not None or not _has_calls(item) else ContentParts()
     calls = _calls(item, field) + parts.calls
@@ -229,3 +230,24 @@ def _tool(item: Any, field: str) -> dict[str, Any]:
     if not isinstance(tool["function"], dict) or not isinstance(tool["function"].get("name"), str):
         raise ValueError(f"{field} names no function; expected {{'name': ..., 'description': ..., 'parameters': ...}}")
     return tool
+
+
+MESSAGES = Format(
+    "messages",
+    row="""`{"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}`; tool calls, typed \
+parts, a column `system`, and a `weight` per message too (or `loss: false`, `train: false`, `masked: true`, as other \
+tools write it)""",
+    columns=Columns((("messages",),), ("system", "tools")),
+    parse=parse_messages,
+    readers={"messages": as_structure, "tools": as_structure},
+    dialogue=True,
+)
+SHAREGPT = Format(
+    "sharegpt",
+    row="""`{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}`, tools too""",
+    columns=Columns((("conversations",),), ("system", "tools")),
+    parse=parse_sharegpt,
+    readers={"conversations": as_structure, "tools": as_structure},
+    dialogue=True,
+)
+FORMATS = (MESSAGES, SHAREGPT)

@@ -1,104 +1,36 @@
-"""Rows read by a user's own Python file, which runs only if its SHA-256 is given on the command line."""
+"""Programming tasks, the code that solves them and their tests, as in MBPP (https://arxiv.org/abs/2108.07732)."""
 
-import hashlib
-import sys
-import types
-from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 from typing import Any
 
-from data_prep.config import FORMAT_COLUMNS, FormatName, RowsSource, Source
-from data_prep.disk import NOTES_BYTES, read_regular
-from data_prep.errors import DataError
-from data_prep.formats.chat import parse_messages
-from data_prep.formats.columns import a_json_type
-from data_prep.formats.plain import parse_prompt_completion, parse_text
-from data_prep.formats.text_values import typed
-from data_prep.formats.turn_order import TurnOrders
-from data_prep.sources.rows import HALF_CHARACTER, has_half_character, listed
-from data_prep.text import shown
+from data_prep.formats.base import Columns, Format, FormatOptions, ask
+from data_prep.formats.columns import a_json_type, as_text, optional_text_column, text_column
+from data_prep.formats.text_values import as_structure_or_text
+from data_prep.messages import Conversation
 
-ParseRow = Callable[[dict[str, Any]], Any]
-
-FORMS: dict[str, FormatName] = {"messages": "messages", "prompt": "prompt_completion", "text": "text"}
-"""What parse(row) may return, by the column that identifies it."""
-READ: dict[FormatName, Callable[[dict[str, Any], TurnOrders], list[Any]]] = {
-    "messages": parse_messages,
-    "prompt_completion": parse_prompt_completion,
-    "text": lambda values, order: parse_text(values),
-}
+FENCE = "```"
+"""Encloses code in an answer, as in Markdown."""
 
 
-def code_sha256(path: str) -> str:
-    """The SHA-256 of a file with code. Raises DataError where it can't be read."""
-    return hashlib.sha256(_content(path)).hexdigest()
+def parse_code(values: dict[str, Any], options: FormatOptions) -> list[Conversation]:
+    """A programming task and the code that solves it; the tests are part of the question."""
+    task, code = text_column(values, "task"), text_column(values, "code").replace("\r\n", "\n").strip("\n")
+    tests = values.get("test_list") or []
+    if isinstance(tests, str):
+        tests = [tests]
+    if not isinstance(tests, list):
+        raise ValueError(f"test_list is {a_json_type(tests)}; a text or a list of texts was expected")
+    lines = [as_text(test, f"test_list[{index}]") for index, test in enumerate(tests)]
+    setup = optional_text_column(values, "test_setup_code") or ""
+    shown_tests = "\n\nIt has to pass these tests:\n\n" + "\n".join(lines) if lines else ""
+    question = f"{task}{shown_tests}"
+    program = "\n".join([*([setup] if setup else []), *lines]) if lines else ""
+    return [ask(question, f"{FENCE}python\n{code}\n{FENCE}", tests=program)]
 
 
-def check_allowed(sources: Sequence[Source], allowed: Collection[str]) -> None:
-    """Raise DataError for code that wasn't allowed on the command line."""
-    codes = {source.code: code_sha256(source.code) for source in sources if isinstance(source, RowsSource) and source.code}
-    for path, sha256 in codes.items():
-        if sha256 not in allowed:
-            raise DataError(
-                f"format python would run {path}. Read it; if you trust it, allow exactly this content on the command line:\n"
-                f"  --allow-code {sha256}"
-            )
-
-
-def load_code(path: str, allowed: Collection[str]) -> ParseRow:
-    """The function parse(row) of a Python file, which is executed to define it.
-
-    Raises DataError where the file's SHA-256 isn't among those that were allowed, where running it fails, and where it has
-    no such function.
-    """
-    content = _content(path)
-    sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 not in allowed:
-        raise DataError(f"code {path} is not allowed to run, or has changed since it was: its SHA-256 is {sha256}")
-    module = types.ModuleType(f"row_code_{sha256[:16]}")
-    module.__file__ = path
-    sys.modules[module.__name__] = module  # dataclasses look their own module up
-    try:
-        # Exactly the bytes that were hashed, even if the file changes meanwhile.
-        exec(compile(content, path, "exec"), vars(module))  # noqa: S102 - what the flag is for
-    except (Exception, SystemExit) as error:
-        raise DataError(f"code {path} raised an error while it was run: {type(error).__name__}: {error}") from error
-    found = vars(module)
-    parse = found.get("parse")
-    if not callable(parse):
-        names = ", ".join(name for name, value in found.items() if callable(value) and not name.startswith("_"))
-        raise DataError(f"code {path} has no function parse(row); it has {names or 'no functions'}")
-    return parse
-
-
-def parse_by_code(values: dict[str, Any], parse: ParseRow, order: TurnOrders = ()) -> list[Any]:
-    """The examples that a user's parse(row) returns for a row. Raises ValueError."""
-    try:
-        made = parse(dict(values))
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"parse(row) raised {type(error).__name__}: {error}") from error
-    rows = made if isinstance(made, list) else [made]
-    return [example for number, row in enumerate(rows, start=1) for example in _examples(row, number, order)]
-
-
-def _examples(row: Any, number: int, order: TurnOrders) -> list[Any]:
-    if not isinstance(row, dict):
-        raise ValueError(f"parse(row) returned {a_json_type(row)}; a row (an object) or a list of rows was expected")
-    form = next((form for column, form in FORMS.items() if column in row), None)
-    if form is None:
-        keys = listed(row, "no keys")
-        raise ValueError(f"row {number} of parse(row) has {keys}; expected 'messages', 'prompt' and 'completion', or 'text'")
-    unread = [key for key in row if key not in FORMAT_COLUMNS[form].names]
-    if unread:
-        raise ValueError(f"row {number} of parse(row) has {shown(unread[0])}, which format {form} doesn't read; leave it out")
-    examples = READ[form](typed(row, form, FORMAT_COLUMNS[form].names), order)
-    if has_half_character(row):  # in a call's arguments, say; contents of files were checked when they were read
-        raise ValueError(f"row {number} of parse(row): {HALF_CHARACTER}")
-    return examples
-
-
-def _content(path: str) -> bytes:
-    try:
-        return read_regular(Path(path), NOTES_BYTES)
-    except OSError as error:
-        raise DataError(f"code {path} can't be read: {error.strerror or error}") from error
+FORMAT = Format(
+    "code",
+    row="""`{"task": ..., "code": ..., "test_list": [...]}`""",
+    columns=Columns((("task", "code"),), ("test_list", "test_setup_code")),
+    parse=parse_code,
+    readers={"test_list": as_structure_or_text},
+)

@@ -2,14 +2,17 @@
 
 from typing import Any
 
-from data_prep.formats.chat import SHAREGPT, turn_list, with_system
+from data_prep.formats.base import Columns, Format, FormatOptions
+from data_prep.formats.chat import SHAREGPT_KEYS, turn_list, with_system
 from data_prep.formats.columns import as_text, column, optional_text_column, text_column
-from data_prep.formats.turn_order import Turn, TurnOrders, checked, mended
+from data_prep.formats.text_values import as_structure, as_turns_or_text
+from data_prep.formats.turn_order import Turn, checked, mended
 from data_prep.messages import Message, Preference
 
 
-def parse_preference(values: dict[str, Any], order: TurnOrders = ()) -> list[Preference]:
+def parse_preference(values: dict[str, Any], options: FormatOptions) -> list[Preference]:
     """The turns before, and the two continuations: texts, messages in OpenAI's form or turns in ShareGPT's."""
+    order = options.turn_order
     changes: set[str] = set()
     prompt = mended(_prompt(values), set(order) - {"drop_unanswered"}, changes)
     of_answers = set(order) - ({"drop_greeting"} if prompt else set())
@@ -31,7 +34,7 @@ def parse_preference(values: dict[str, Any], order: TurnOrders = ()) -> list[Pre
 
 def _prompt(values: dict[str, Any]) -> list[Turn]:
     if values.get("conversations") is not None:
-        return with_system(turn_list(values["conversations"], "conversations", SHAREGPT), values)
+        return with_system(turn_list(values["conversations"], "conversations", SHAREGPT_KEYS), values)
     if values.get("instruction") is not None:
         context = optional_text_column(values, "input")
         instruction = text_column(values, "instruction")
@@ -48,3 +51,20 @@ def _answer(value: Any, field: str) -> list[Turn]:
     if isinstance(value, dict | list):
         return turn_list([value] if isinstance(value, dict) else value, field)
     return [(field, Message("assistant", as_text(value, field)))]
+
+
+FORMAT = Format(
+    "preference",
+    row="""`{"prompt": ..., "chosen": ..., "rejected": ...}`; read and checked, but not trained on yet""",
+    columns=Columns(
+        (
+            ("conversations", "chosen", "rejected"),
+            ("instruction", "chosen", "rejected"),
+            ("prompt", "chosen", "rejected"),
+            ("chosen", "rejected"),
+        ),
+        ("input", "system"),
+    ),
+    parse=parse_preference,
+    readers={"conversations": as_structure, **dict.fromkeys(("prompt", "chosen", "rejected"), as_turns_or_text)},
+)

@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep.config import RowTemplate
+from data_prep.formats.base import Columns, Format, FormatOptions, Option
 from data_prep.messages import Conversation, Message, PlainText
 
 
-def parse_template(values: dict[str, Any], template: RowTemplate) -> list[Conversation | PlainText]:
+def parse_template(values: dict[str, Any], options: FormatOptions) -> list[Conversation | PlainText]:
     """One question and its answer, or a plain text, as the recipe's two templates write the row."""
+    template = options.template
+    if template is None:
+        raise ValueError("format template needs its texts")
     prompt, completion = (_render(getattr(template, name), values, name) for name in ("prompt", "completion"))
     if template.chat:
         return [Conversation((Message("user", prompt), Message("assistant", completion)))]
@@ -38,3 +41,14 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _texts(item)
+
+
+FORMAT = Format(
+    "template",
+    row="""any row, written by your own texts: `template: {prompt: "{{ question }}", completion: "{{ reply }}"}`; with \
+`other_prompts` each row draws one""",
+    columns=Columns(),
+    parse=parse_template,
+    options=(Option("template", needed="`template: {prompt: ..., completion: ...}`"),),
+    makes="either",
+)

@@ -1,17 +1,14 @@
 """Values given as text: CSV and TSV have nothing else, and strings in JSON and Parquet may encode other values too.
 
-TEXT_VALUES is the table of columns whose text is a truth value, a number, or JSON; any other text is only text.
+A format declares which of its columns these read (Format.readers); any other text is only text.
 """
 
 import math
 import re
-from collections.abc import Callable, Mapping
 from typing import Any
 
-from data_prep.config import FormatName
 from data_prep.formats.columns import a_json_type
 from data_prep.sources.json_text import JsonError, parse_json
-from data_prep.sources.rows import Unreadable
 from data_prep.text import shown
 
 TRUE, FALSE = frozenset({"true", "t", "yes", "y", "on", "1"}), frozenset({"false", "f", "no", "n", "off", "0"})
@@ -142,36 +139,3 @@ def _json(text: str, field: str) -> Any:
     except JsonError as error:
         place = f" (character {error.column} of line {error.line})" if error.column else ""
         raise ValueError(f"{field} is not valid JSON: {error}{place}") from error
-
-
-Reader = Callable[[Any, str], Any]
-
-_TURNS: Mapping[str, Reader] = {"tools": as_structure}
-
-TEXT_VALUES: Mapping[FormatName, Mapping[str, Reader]] = {
-    "messages": {"messages": as_structure, **_TURNS},
-    "sharegpt": {"conversations": as_structure, **_TURNS},
-    "prompt_completion": {"prompt": as_turns_or_text, "completion": as_turns_or_text, **_TURNS},
-    "preference": {
-        "prompt": as_turns_or_text, "chosen": as_turns_or_text, "rejected": as_turns_or_text, "conversations": as_structure,
-    },
-    "question_answer": {
-        "paragraphs": as_structure, "answers": as_answers, "answer": as_answer, "is_impossible": as_truth,
-    },
-    "classification": {"label": as_labels},
-    "regression": {"value": as_number},
-    "translation": {"translation": as_structure},
-    "summarisation": dict.fromkeys(("document", "summary", "source", "target"), as_texts_or_text),
-    "code": {"test_list": as_structure_or_text},
-}  # fmt: skip
-"""The columns of each format whose text may encode another value, and what reads it; other columns are only text."""
-
-
-def typed(values: dict[str, Any], format_name: FormatName, read: tuple[str, ...]) -> dict[str, Any]:
-    """A row with the values that its texts encode in the columns that its format reads. Raises ValueError."""
-    for name in read:
-        if isinstance(values.get(name), Unreadable):
-            raise ValueError(values[name].problem(name))
-    readers = TEXT_VALUES.get(format_name, {})
-    found = {name: reader(values[name], name) for name, reader in readers.items() if name in values}
-    return values | found if found else values

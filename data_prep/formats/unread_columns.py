@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from data_prep.config import FORMAT_COLUMNS, FormatName
 from data_prep.files import says_held_out
+from data_prep.formats.base import Format
 from data_prep.formats.message_keys import (
     LEARNED_WHERE_FALSE,
     LEARNED_WHERE_TRUE,
@@ -19,8 +19,6 @@ from data_prep.messages import REASONING_KEYS
 from data_prep.sources.rows import Unreadable
 from data_prep.text import shown
 
-DIALOGUES: frozenset[FormatName] = frozenset({"alpaca", "messages", "sharegpt", "prompt_completion"})
-
 OTHER_TOOLS = {
     "system_prompt": "system", "system_message": "system", "system_instruction": "system", "sys_prompt": "system",
     "functions": "tools", "function": "tools", "available_tools": "tools", "tool_list": "tools",
@@ -28,11 +26,8 @@ OTHER_TOOLS = {
 }  # fmt: skip
 """What other tools call a column, and what the formats here call it."""
 
-ASKING: frozenset[FormatName] = frozenset({"alpaca", "prompt_completion", "question_answer"})
-"""Formats that build the question from a row's columns."""
-
 ASKED = frozenset({"input", "instruction", "context", "passage", "options", "choices"})
-"""Columns with a part of the question, which is lost where those formats don't read them."""
+"""Columns with a part of the question, which is lost where a format that asks (Format.asks) doesn't read them."""
 
 MEANINGFUL = frozenset({"system", "tools", "history", "references", *OTHER_TOOLS}) - ASKED
 """Columns that the model is meant to read, in every format but plain texts."""
@@ -51,23 +46,23 @@ GOOD_OR_BAD = frozenset({"label", "kto_tag"})
 """Columns that say whether a dialogue's answer is good, as for KTO."""
 
 
-def unread_columns(values: Mapping[str, Any], format_name: FormatName, names: Mapping[str, str]) -> list[str]:
+def unread_columns(values: Mapping[str, Any], form: Format, names: Mapping[str, str]) -> list[str]:
     """The columns of a row that its format doesn't read, and the keys of its messages: "messages.id".
 
     `names` maps the format's names of columns to the row's, where they differ.
     """
-    read = {names.get(name, name) for name in FORMAT_COLUMNS[format_name].names}
+    read = {names.get(name, name) for name in form.columns.names}
     unread = [name for name in values if name not in read]
-    for name in MESSAGE_COLUMNS.intersection(FORMAT_COLUMNS[format_name].names):
+    for name in MESSAGE_COLUMNS.intersection(form.columns.names):
         messages = as_turns_or_text(values.get(names.get(name, name)), name)
         keys = (key for message in (messages if isinstance(messages, list) else ()) for key in unread_keys(message))
         unread += [f"{names.get(name, name)}.{key}" for key in dict.fromkeys(keys)]
     return unread
 
 
-def check_columns(values: Mapping[str, Any], format_name: FormatName) -> None:
+def check_columns(values: Mapping[str, Any], form: Format) -> None:
     """Raise ValueError for an unread column that may change what is learned, or whose name is close to an optional one's."""
-    columns = FORMAT_COLUMNS[format_name]
+    columns = form.columns
     for name in [name for name in values if name not in columns.names]:
         value = values[name]
         if says_nothing(value) or isinstance(value, Unreadable):  # an unreadable value carries no meaning either
@@ -78,7 +73,7 @@ def check_columns(values: Mapping[str, Any], format_name: FormatName) -> None:
                 f"the column {shown(name)} is not read; did you mean {meant!r}? Write columns: {{{meant}: {name}}}, or add it "
                 "to ignore_columns to ignore it"
             )
-        if problem := _problem(name.lower(), value, format_name):
+        if problem := _problem(name.lower(), value, form):
             raise ValueError(
                 f"the column {shown(name)} {problem}, and this format doesn't read it; to ignore it, add it to the "
                 f"source's ignore_columns{_hint(name.lower(), columns.names)}"
@@ -92,17 +87,17 @@ def _meant(name: str, absent: list[str]) -> str | None:
     return next(iter(close or [optional for optional in absent if name.startswith(f"{optional}_")]), None)
 
 
-def _problem(name: str, value: Any, format_name: FormatName) -> str | None:
+def _problem(name: str, value: Any, form: Format) -> str | None:
     """Why a column that isn't read can't be ignored; None if it can."""
     if name == "split" and isinstance(value, str) and says_held_out(value):
         return f"says that the row is held out ({shown(value)})"
-    if name in MEANINGFUL and format_name != "text":
+    if name in MEANINGFUL and form.makes != "texts":
         return "may change what is learned"
-    if name in ASKED and format_name in ASKING:
+    if name in ASKED and form.asks:
         return "may be part of the question"
-    if name in THOUGHTS and format_name in DIALOGUES | ASKING:
+    if name in THOUGHTS and (form.dialogue or form.asks):
         return "may be the reasoning before the answer"
-    if format_name not in DIALOGUES:
+    if not form.dialogue:
         return None
     if name in MEDIA:
         return "may be media that the texts refer to"

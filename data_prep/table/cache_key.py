@@ -9,7 +9,7 @@ from data_prep.chat.chat_templates import rendering_of
 from data_prep.config import DataSection, FileSource, RowsSource, Source
 from data_prep.encoding import ANSWERS, RowEncoding
 from data_prep.files import Use, find_files, is_pattern, left_out_files
-from data_prep.formats.code import code_sha256
+from data_prep.formats.python import code_sha256
 from data_prep.sources import source_name
 from data_prep.table.cache import key_of
 

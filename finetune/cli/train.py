@@ -133,7 +133,7 @@ def closing_lines(folder: Path, summary: dict[str, Any]) -> list[str]:
 
 def _code_options(recipe: dict[str, Any]) -> list[str]:
     """What lets format python run again."""
-    from data_prep.formats.code import code_sha256
+    from data_prep.formats.python import code_sha256
 
     sources = [*recipe["data"]["train"], *(recipe["data"]["evaluation"]["sources"] or ())]
     codes = sorted({code_sha256(source["code"]) for source in sources if source.get("code")})

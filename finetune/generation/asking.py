@@ -5,10 +5,11 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerFast
 
+from data_prep import formats
 from data_prep.config import RowsSource, Source
 from data_prep.errors import DataError
-from data_prep.formats import read_parsed
 from data_prep.formats.chat import message_of
+from data_prep.formats.parser import read_parsed
 from data_prep.messages import Message, Parsed, PlainText
 from finetune.errors import FinetuneError
 from finetune.generation.generate import conversation_ids, plain_ids
@@ -54,12 +55,11 @@ def turns_of(messages: Sequence[Mapping[str, Any] | Message]) -> list[Message]:
 def _is_plain(source: Source, recipe: Recipe, allow_code: Collection[str]) -> bool:
     if not isinstance(source, RowsSource):
         return False
-    if source.format == "text":
-        return True
-    if source.format == "template":
-        return source.template is not None and not source.template.chat
-    if source.format not in ("prompt_completion", "auto", "python"):
-        return False
+    if source.template is not None:
+        return not source.template.chat
+    makes = "either" if source.format == "auto" else formats.named(source.format).makes
+    if makes != "either":
+        return makes == "texts"
     return isinstance(_first_example(source, recipe, allow_code), PlainText)
 
 

@@ -148,7 +148,7 @@ def _message(form: Form, detail: ErrorDetails) -> str:
         name, words = BOUNDS[kind]
         return f"got {show(got)}, expected {words} {_number(context[name])}"
     if kind == "literal_error":
-        return _choice(form, detail["loc"], got)
+        return _choice(context.get("choices") or _choices(_annotation(form, detail["loc"])), detail["loc"], got)
     if kind in KINDS:
         return f"got {show(got)}, expected {KINDS[kind]}{_hint(kind, got)}"
     if kind == "too_short":
@@ -160,8 +160,7 @@ def _message(form: Form, detail: ErrorDetails) -> str:
     return f"got {show(got)}: {detail['msg']}"
 
 
-def _choice(form: Form, location: Location, got: Any) -> str:
-    choices = _choices(_annotation(form, location))
+def _choice(choices: list[str], location: Location, got: Any) -> str:
     close = get_close_matches(got, choices, n=1) if isinstance(got, str) else []
     also = " or a list of names" if location == ("adapter", "targets") else ""
     hint = f"; did you mean {close[0]}?" if close else "; write a list: [" + got + "]" if also and isinstance(got, str) else ""

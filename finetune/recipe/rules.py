@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from pathlib import Path, PurePath
 
+from data_prep import formats
 from data_prep.config import FileSource, Section, Source
 from data_prep.files import kind_of
 from finetune.recipe import rules_evaluate
@@ -20,8 +21,6 @@ LINEAR_LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", 
 MODULES = (*sorted(LINEAR_LAYERS), "lm_head", "embed_tokens")
 VOCABULARY = frozenset({"lm_head", "embed_tokens"})
 SHARES_TOLERANCE = 1e-6
-TEXT_FORMATS: frozenset[str] = frozenset({"text", "template", "python", "auto"})
-"""The formats that rows with nothing but a text can have."""
 
 
 def problems_of(recipe: Recipe, given: set[str]) -> list[tuple[str, str]]:
@@ -296,7 +295,8 @@ def _files(recipe: Recipe, given: Given) -> RuleProblem:
         for index, source in enumerate(sources):
             if not isinstance(source, FileSource):
                 continue
-            if kind_of(PurePath(source.path).name) == ".txt" and source.format not in TEXT_FORMATS:
+            fits = source.format == "auto" or formats.named(source.format).reads(("text",))
+            if kind_of(PurePath(source.path).name) == ".txt" and not fits:
                 yield f"{path}.{index}.format", f"a .txt file has format text (or template, or auto); got {source.format}"
 
 

@@ -32,7 +32,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "environment": frozenset(),
     "extras": frozenset(),
     "signals": frozenset(),
-    "recipe": DISK | {"data_prep.config", "data_prep.files", "objectives", "scoring"},
+    "recipe": DISK | {"data_prep.config", "data_prep.files", "data_prep.formats", "objectives", "scoring"},
     "scoring": frozenset({"data_prep", "recipe.schema"}),
     "objectives": frozenset({"data_prep", "recipe.given", "recipe.schema", "models.batch", "models.loss", "models.classify"}),
     "models": DISK | {"engines", "recipe", "data_prep"},

@@ -9,7 +9,7 @@ from data_prep.chat.rendering import end_id
 from data_prep.chat.tokenization import Tokenization
 from data_prep.errors import DataError
 from data_prep.files import Use
-from data_prep.formats import read_parsed
+from data_prep.formats.parser import read_parsed
 from data_prep.messages import Example, PlainText, Preference
 from data_prep.table.documents import Document
 from data_prep.tokenizers.tokens import ids_of

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from data_prep.audit.report import LENGTH_EDGES
-from data_prep.formats.code import code_sha256
+from data_prep.formats.python import code_sha256
 from tests.support.cli import FinetuneHere
 from tests.support.imports import HEAVY, loaded_by
 from tests.unit.cli.audits import Recipes, alpaca, chat, mixed

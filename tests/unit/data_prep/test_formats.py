@@ -1,12 +1,13 @@
 """Rows to examples."""
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
-from data_prep.config import FORMAT_COLUMNS, FormatName
+from data_prep.config import FileSource, FormatName
 from data_prep.errors import DataError
-from data_prep.formats import FORMATS, parse_row
+from data_prep.formats import FORMATS
+from data_prep.formats.parser import parse_row
 from data_prep.messages import Conversation, Message, PlainText
 from data_prep.sources import Row
 
@@ -21,7 +22,10 @@ def parse(format_name: FormatName, values: dict[str, Any]) -> object:
 
 def test_every_format_is_in_the_table() -> None:
     """The table and the recipe's schema name the same formats."""
-    assert set(FORMATS) == set(get_args(FormatName)) - {"auto"} == set(FORMAT_COLUMNS) | {"template", "python"}
+    names, schema = [form.name for form in FORMATS], FileSource.model_json_schema()["properties"]["format"]
+    assert ["auto", *names] == schema["enum"]
+    assert len(set(names)) == len(names)
+    assert {form.name for form in FORMATS if form.reads_all} == {"template", "python"}
 
 
 @pytest.mark.parametrize("context", [{}, {"input": ""}, {"input": None}])

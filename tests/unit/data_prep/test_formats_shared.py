@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from data_prep.config import FileSource
-from data_prep.formats import parser_of
+from data_prep.formats.parser import parser_of
 from data_prep.messages import Conversation, PlainText, Preference
 from data_prep.sources import Row
 from tests.support.models import SHARED
@@ -76,7 +76,7 @@ def test_every_row_is_read(name: str, options: dict[str, Any], count: int | None
 @pytest.mark.parametrize("name", AUTO)
 def test_auto_finds_the_format(name: str) -> None:
     """Format auto finds the format of files whose columns leave no doubt."""
-    assert parser_of(FileSource(path=name, format="auto"), rows_of(name)[:20]).format == AUTO[name]
+    assert parser_of(FileSource(path=name, format="auto"), rows_of(name)[:20]).format.name == AUTO[name]
 
 
 def test_tools_are_kept() -> None:

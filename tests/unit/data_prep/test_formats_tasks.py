@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from data_prep.config import FileSource, FormatName
 from data_prep.errors import DataError
-from data_prep.formats import parser_of
+from data_prep.formats.parser import parser_of
 from data_prep.messages import Conversation, Message, Parsed, PlainText, Preference, ToolCall
 from data_prep.sources import Row
 
@@ -264,7 +264,7 @@ def test_auto(values: dict[str, Any], expected: str) -> None:
     """Format auto is the one whose columns all first rows have, and says so."""
     source = FileSource(path="rows.json", format="auto")
     parser = parser_of(source, [Row("a:1", values), Row("a:2", values)])
-    assert parser.format == expected
+    assert parser.format.name == expected
     assert parser.detected.startswith("each of the first 2 rows has '")
 
 

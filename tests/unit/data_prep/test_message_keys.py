@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from data_prep.audit.audit import audit_lines, audit_of
 from data_prep.config import FileSource, FormatName
 from data_prep.errors import DataError
-from data_prep.formats import parser_of
+from data_prep.formats.parser import parser_of
 from data_prep.messages import Conversation, Message, ToolCall
 from data_prep.preparation import prepare
 from data_prep.sources import Row

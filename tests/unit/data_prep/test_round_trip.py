@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import Conversation, Message, Preference, ToolCall, parse_row
-from data_prep.config import FORMAT_COLUMNS, FormatName
+from data_prep import Conversation, Message, Preference, ToolCall, formats, parse_row
+from data_prep.config import FormatName
 from data_prep.formats.message_keys import ROLES
 from data_prep.sources import Row
 
@@ -188,4 +188,4 @@ def test_a_conversation_is_the_same_in_both_forms(example: Conversation, name: F
     tools = tools_of(data.draw, example.tools)
     assert_same(parsed("messages", openai | tools), parsed("sharegpt", sharegpt | tools))
     values = {"messages": openai, "sharegpt": sharegpt}[name] | tools
-    assert set(values) <= set(FORMAT_COLUMNS[name].names)
+    assert set(values) <= set(formats.named(name).columns.names)

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.config import FORMAT_COLUMNS, FileSource, FormatName
+from data_prep.config import FileSource, FormatName
 from data_prep.errors import DataError
-from data_prep.formats import FormatOptions, parse_row, parser_of
-from data_prep.formats.text_values import TEXT_VALUES, as_number, as_truth
+from data_prep.formats import FORMATS
+from data_prep.formats.base import FormatOptions
+from data_prep.formats.parser import parse_row, parser_of
+from data_prep.formats.text_values import as_number, as_truth
 from data_prep.messages import Conversation, Message
 from data_prep.sources import Row, read_rows
 
@@ -237,8 +239,8 @@ def test_json_that_is_meant_as_a_text() -> None:
 
 def test_the_table_names_columns_that_are_read() -> None:
     """Every column whose text may stand for another value is one that its format reads."""
-    for format_name, readers in TEXT_VALUES.items():
-        assert set(readers) <= set(FORMAT_COLUMNS[format_name].names), format_name
+    for form in FORMATS:
+        assert set(form.readers) <= set(form.columns.names), form.name
 
 
 def test_an_empty_system_text_is_left_out_in_every_format() -> None:

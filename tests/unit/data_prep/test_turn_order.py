@@ -14,7 +14,7 @@ from data_prep.audit.html_report import audit_page
 from data_prep.audit.report import NOTES
 from data_prep.config import CHAT_TEMPLATES, DataSection, FileSource, TurnOrder
 from data_prep.errors import DataError
-from data_prep.formats import parser_of
+from data_prep.formats.parser import parser_of
 from data_prep.messages import Conversation, Message, Preference, learned_turns
 from data_prep.preparation import PreparedData, prepare
 from data_prep.sources import Row

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.config import FORMAT_COLUMNS, FileSource
+from data_prep.config import FileSource
 from data_prep.errors import DataError
+from data_prep.formats import FORMATS
 from data_prep.sources import read_rows
 from tests.unit.data_prep.bad_input.outcomes import ANSWER, HUMAN, LONGEST_MESSAGE, ROWS, USER, jsonl, prepared
 
@@ -114,7 +115,7 @@ STRANGE = [
     "\ud800",
 ]  # fmt: skip
 NAMES = [
-    *sorted({name for columns in FORMAT_COLUMNS.values() for name in columns.names}),
+    *sorted({name for form in FORMATS for name in form.columns.names}),
     "role", "content", "from", "value", "weight", "loss_weight", "tool_calls", "tool_call_id", "function", "name", "arguments",
     "type", "id", "history", "qas", "functions", "",
 ]  # fmt: skip

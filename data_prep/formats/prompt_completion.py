@@ -1,23 +1,18 @@
-"""Rows with no chat template around them: a text, or a prompt and its completion."""
+"""A prompt and its completion, of which only the completion is learned: two texts, or two lists of messages."""
 
 from typing import Any
 
+from data_prep.formats.base import Columns, Format, FormatOptions
 from data_prep.formats.chat import tool_list, turn_list, with_system
 from data_prep.formats.columns import a_json_type, column, optional_text_column, text_column
-from data_prep.formats.turn_order import TurnOrders, checked, mended
+from data_prep.formats.text_values import as_structure, as_turns_or_text
+from data_prep.formats.turn_order import checked, mended
 from data_prep.messages import Conversation, Example, PlainText
 
 
-def parse_text(values: dict[str, Any]) -> list[PlainText]:
-    """All of the text in the column `text` is learned."""
-    text = text_column(values, "text")
-    if not text.strip():
-        raise ValueError("text is empty")
-    return [PlainText("", text)]
-
-
-def parse_prompt_completion(values: dict[str, Any], order: TurnOrders = ()) -> list[Example]:
+def parse_prompt_completion(values: dict[str, Any], options: FormatOptions) -> list[Example]:
     """Two strings are a plain text; two lists of messages are a conversation, in which only the completion is learned."""
+    order = options.turn_order
     prompt, completion = column(values, "prompt"), column(values, "completion")
     if isinstance(prompt, list) != isinstance(completion, list):
         raise ValueError(
@@ -39,3 +34,15 @@ def parse_prompt_completion(values: dict[str, Any], order: TurnOrders = ()) -> l
     return [
         Conversation(messages, completion_start=len(context), tools=tool_list(values), changes=tuple(sorted(changes))),
     ]
+
+
+FORMAT = Format(
+    "prompt_completion",
+    row="""`{"prompt": ..., "completion": ...}`""",
+    columns=Columns((("prompt", "completion"),), ("system", "tools")),
+    parse=parse_prompt_completion,
+    readers={"prompt": as_turns_or_text, "completion": as_turns_or_text, "tools": as_structure},
+    makes="either",
+    dialogue=True,
+    asks=True,
+)
