@@ -15,10 +15,9 @@ was started with: in 2, prompt and completion of a plain text are tokenised as o
 PATH = "path"
 """Marks a field that holds a path: Annotated[str, PATH]."""
 
-
 NAMES = "names_of"
-"""Marks a text that is a name of a registry, in a field's JSON schema: json_schema_extra={NAMES: "metrics"}. What lists a recipe's
-keys puts the registry's names in its place (finetune/recipe/reference.py)."""
+"""Marks a text that is a name of a registry above the schema, in a field's JSON schema: json_schema_extra={NAMES: "metrics"}. What
+lists a recipe's keys puts the registry's names in its place (finetune/recipe/reference.py)."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.engines.base import Engine, Guide, Part, Total
 from finetune.engines.keys import FileSection, flag_of, harmless, honoured, is_flag, is_nothing, one_of, refused, text_of
+from finetune.models import architectures
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,7 @@ SECTION = FileSection("fsdp_config", "fsdp_", {
     "fsdp_offload_params": refused("never shown to work here: set it to false, or take zero3_offload"),
     "fsdp_auto_wrap_policy": honoured(one_of("TRANSFORMER_BASED_WRAP"), "TRANSFORMER_BASED_WRAP"),
     "fsdp_transformer_layer_cls_to_wrap": honoured(
-        one_of(*(f"{family}DecoderLayer" for family in ("Llama", "Mistral", "Qwen2", "Qwen3"))),
+        lambda value: str(value) in {family.decoder_layer for family in architectures.FAMILIES},
         "the decoder layer of the base, such as LlamaDecoderLayer, or leave it out",
     ),
     "fsdp_min_num_params": harmless("TRANSFORMER_BASED_WRAP, which alone is taken, asks for no size"),

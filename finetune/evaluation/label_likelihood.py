@@ -20,6 +20,7 @@ from finetune.evaluation.losses import document_losses
 from finetune.evaluation.predictions import tokenization_of, with_answer
 from finetune.generation.generate import causal_model, evaluating
 from finetune.models.kernels.rope import looks_at_length
+from finetune.models.logits import head_of, states_of, widened
 
 
 def label_likelihoods(
@@ -85,8 +86,8 @@ def _batch(model: PreTrainedModel, rows: Sequence[Sequence[Document]], prefixes:
         mask[index, longest - prefix :] = 1
     prompts, mask = prompts.to(device), mask.to(device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    output = causal.model(input_ids=prompts, attention_mask=mask, position_ids=positions, use_cache=True)
-    last, cache = output.last_hidden_state[:, -1:], output.past_key_values
+    hidden, cache = states_of(causal, input_ids=prompts, attention_mask=mask, position_ids=positions, use_cache=True)
+    last = hidden[:, -1:]
     columns = []
     for label in range(len(rows[0])):
         documents = [row[label] for row in rows]
@@ -123,12 +124,10 @@ def _continuation(
         given = tokens[:, :-1]
         positions = before + torch.arange(length - 1, device=device)
         whole = torch.cat([mask, torch.ones_like(given)], dim=1)
-        output = causal.model(
-            input_ids=given, attention_mask=whole, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        hidden = torch.cat([last, output.last_hidden_state], dim=1)
-    logits = causal.lm_head(hidden)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+        options = {"position_ids": positions, "past_key_values": cache, "use_cache": True}
+        hidden, _ = states_of(causal, input_ids=given, attention_mask=whole, **options)
+        hidden = torch.cat([last, hidden], dim=1)
+    logits = widened(head_of(causal)(hidden))
     chosen = logits.log_softmax(dim=-1).gather(2, tokens[:, :, None]).squeeze(2)
     likelihoods: np.ndarray = (chosen.cpu().double() * scored).sum(dim=1).numpy()
     return likelihoods

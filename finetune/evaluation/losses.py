@@ -15,6 +15,7 @@ from data_prep.table.documents import Document
 from finetune.errors import FinetuneError
 from finetune.generation.generate import causal_model, evaluating
 from finetune.models.batch import padded_batch
+from finetune.models.logits import head_of, states_of, widened
 from finetune.models.loss import IGNORE_INDEX
 from finetune.models.sizes import CHUNK_POSITIONS
 from finetune.scoring.measured import LossSum
@@ -63,12 +64,11 @@ def _row_losses(causal: Any, batch: dict[str, torch.Tensor]) -> list[LossSum]:
     counts = read.sum(dim=1).tolist()
     sums = torch.zeros(len(labels), dtype=torch.float64)
     if any(counts):
-        hidden = causal.model(**batch, use_cache=False).last_hidden_state[read]
+        hidden, head = states_of(causal, **batch, use_cache=False)[0][read], head_of(causal)
         rows, targets, factor = read.nonzero()[:, 0].cpu(), labels[read], factors[read.cpu()]
         for start in range(0, len(targets), CHUNK_POSITIONS):
             here = slice(start, start + CHUNK_POSITIONS)
-            logits = causal.lm_head(hidden[here])
-            logits = logits if logits.dtype == torch.float64 else logits.float()
+            logits = widened(head(hidden[here]))
             losses = functional.cross_entropy(logits, targets[here], reduction="none")
             # On the host: Apple's MPS has no float64.
             sums.index_add_(0, rows[here], losses.cpu().double() * factor[here])

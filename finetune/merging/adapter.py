@@ -7,9 +7,10 @@ from typing import Any
 
 from finetune.errors import MergeError
 from finetune.merging.deltas import parts_of
-from finetune.merging.heads import LM_HEAD, SCORE
+from finetune.merging.heads import SCORE
 from finetune.models.adapters.config_file import LORA, check_adapter_config, checked_adapter_config, frozen_copies, is_target
 from finetune.models.adapters.fit import HARMLESS, refuse_unknown_keys, refuse_wrapped
+from finetune.models.architectures.base import EMBEDDING, LM_HEAD, last_part
 from finetune.models.bases.folder import ADAPTER_WEIGHTS
 from finetune.models.safetensors import StoredWeights
 from finetune.recipe.heads import ABSENT_MODULE, CLASSIFIES
@@ -30,7 +31,7 @@ KEEPS_BASE = (True, False, "true", "gaussian", "eva", "orthogonal")
 
 ALL_LINEAR = "all-linear"
 """peft's word for every linear layer but the head."""
-NOT_LINEAR = frozenset({"embed_tokens", LM_HEAD, SCORE})
+NOT_LINEAR = frozenset({last_part(EMBEDDING), LM_HEAD, SCORE})
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from data_prep.config import HeadSection
 from finetune.errors import MergeError
+from finetune.models.architectures.base import LM_HEAD
 from finetune.recipe.heads import CLASSIFIER, CLASSIFIES, classifies, described_head, head_of_config, named_outputs
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from finetune.merging.adapter import Adapter
     from finetune.models.safetensors import StoredWeights
 
-SCORE, LM_HEAD = "score", "lm_head"
+SCORE = "score"
 SCORE_WEIGHT, LM_HEAD_WEIGHT = f"{SCORE}.weight", f"{LM_HEAD}.weight"
 SAVED = re.compile(r"(base_model\.model\.)?score(\.(modules_to_save|default))*\.weight")
 """How peft names the head in an adapter's file."""

@@ -8,12 +8,12 @@ import torch
 from finetune.errors import MergeError
 from finetune.merging.adapter import Adapter, matches
 from finetune.merging.deltas import AddedBias, LowRank, Operation, Replaced, TokenRows, Update, scale_of
-from finetune.merging.heads import LM_HEAD, SCORE
+from finetune.merging.heads import SCORE
+from finetune.models.architectures.base import DECODER, EMBEDDING, LM_HEAD, last_part
 from finetune.models.bases.shapes import stored_name
 from finetune.models.safetensors import StoredWeights, Weights, hash_of, ranges
 from finetune.recipe.heads import classifies
 
-EMBEDDING = "model.embed_tokens"
 NOTHING = 1e-6
 """A change of so large a share of the largest number is none."""
 DEAD = (
@@ -125,7 +125,7 @@ class Updates:
     def _put_tokens(self, adapter: Adapter, module: str, name: str) -> None:
         indices = adapter.config["trainable_token_indices"] or {}
         if isinstance(indices, list):
-            indices = {"embed_tokens": indices}
+            indices = {last_part(EMBEDDING): indices}
         tokens = next((found for key, found in indices.items() if matches(module, [key])), None)
         held = adapter.weights.shape(name)
         if tokens is None or len(held) != 2 or len(tokens) != held[0] or len(set(tokens)) != len(tokens):
@@ -179,7 +179,9 @@ class Updates:
         held = {module for module, names in parts.items() if any(part.startswith("lora_") for part in names)}
         matrices = (name for name in self.base.names() if name.endswith(".weight") and len(self.base.shape(name)) == 2)
         modules = {name.removesuffix(".weight") for name in matrices}
-        modules = {module if module.startswith(("model.", LM_HEAD, SCORE)) else f"model.{module}" for module in modules}
+        modules = {
+            module if module.startswith((f"{DECODER}.", LM_HEAD, SCORE)) else f"{DECODER}.{module}" for module in modules
+        }
         absent = sorted(module for module in modules - held if adapter.targets(module))
         if absent:
             raise MergeError(
@@ -252,7 +254,7 @@ class MergedWeights:
 
     def update(self, name: str) -> Update | None:
         """What happens to a tensor of the merged model."""
-        return self.updates.by_name.get(name) or self.updates.by_name.get(f"model.{name}")
+        return self.updates.by_name.get(name) or self.updates.by_name.get(f"{DECODER}.{name}")
 
     def changes_nothing(self) -> bool:
         """Whether every tensor is the base's, but for rounding: the adapter was not trained, or not saved. Asked in float32."""

@@ -14,10 +14,11 @@ from transformers import PretrainedConfig
 
 from data_prep.table.documents import Document
 from finetune.errors import MergeError
-from finetune.merging.heads import LM_HEAD, SCORE_WEIGHT
-from finetune.merging.merged_weights import EMBEDDING, MergedWeights, Updates
+from finetune.merging.heads import SCORE_WEIGHT
+from finetune.merging.merged_weights import MergedWeights, Updates
 from finetune.merging.verification.lazy_model import STREAMED_ROWS, fits_in_memory, model_of
 from finetune.merging.verification.verifiers import verifier_of
+from finetune.models.architectures.base import EMBEDDING, LM_HEAD, last_part
 from finetune.models.safetensors import StoredWeights, Weights, ranges
 from finetune.models.stored_quantization import NF4_DOUBLE
 
@@ -113,7 +114,7 @@ class Nf4Weights:
 
     def is_rounded(self, name: str) -> bool:
         """Whether transformers quantises this tensor: those of linear layers, the head aside."""
-        outer = (f"{EMBEDDING}.weight", f"{EMBEDDING.removeprefix('model.')}.weight", f"{LM_HEAD}.weight", SCORE_WEIGHT)
+        outer = (f"{EMBEDDING}.weight", f"{last_part(EMBEDDING)}.weight", f"{LM_HEAD}.weight", SCORE_WEIGHT)
         return len(self.shape(name)) == 2 and name not in outer
 
     def blocks(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:

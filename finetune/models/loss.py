@@ -23,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from finetune.errors import ModelError
 from finetune.models.kernels.noise import with_noise
+from finetune.models.logits import ChangedHead, Head, head_of, states_of, widened
 from finetune.models.sizes import CHUNK_POSITIONS
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 IGNORE_INDEX = -100
 """The label of a position without supervision, as everywhere in the field."""
 
-Head = Callable[[torch.Tensor], torch.Tensor]
 MostChunks = Callable[[int], int]
 """Of this process's number of chunks: that of the process with the most."""
 
@@ -72,13 +71,13 @@ def supervised_cross_entropy(
     weights = None if shift_weights is None else shift_weights[positions]
     if most_chunks is None and weights is None and prefers_liger(head, chosen.device):
         return liger_loss(chosen, head, labels, label_smoothing)
-    if most_chunks is None and torch.is_grad_enabled() and _is_frozen(head):
-        loss: torch.Tensor = FrozenHeadLoss.apply(chosen, head.weight, labels, weights, label_smoothing)
+    matrix, change = (head.matrix, head.change) if isinstance(head, ChangedHead) else (head, None)
+    if most_chunks is None and torch.is_grad_enabled() and _is_frozen(matrix):
+        loss: torch.Tensor = FrozenHeadLoss.apply(chosen, matrix.weight, labels, weights, label_smoothing, change)
         return loss
 
     def chunk_loss(states: torch.Tensor, targets: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
-        logits = head(states)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = widened(head(states))
         if factors is None:
             return functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
         losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
@@ -107,8 +106,7 @@ def position_cross_entropy(
     """
 
     def chunk_losses(part: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = head(part)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = widened(head(part))
         return functional.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
 
     chunks = list(zip(states.split(CHUNK_POSITIONS), labels.split(CHUNK_POSITIONS), strict=True)) if len(labels) else []
@@ -167,7 +165,8 @@ class FrozenHeadLoss(torch.autograd.Function):
 
     The gradient of a sum of losses is known up to its factor as soon as the logits are, so they are made once, turned into
     their gradient where they stand, and multiplied back: two matrix products in place of three, and one chunk's logits in
-    memory. As in Liger's fused linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989), for a head that isn't trained.
+    memory. As in Liger's fused linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989), for a head that isn't trained. What a
+    family does behind its head (`change`) is autograd's to turn back.
     """
 
     @staticmethod
@@ -178,6 +177,7 @@ class FrozenHeadLoss(torch.autograd.Function):
         labels: torch.Tensor,
         factors: torch.Tensor | None,
         label_smoothing: float,
+        change: Head | None = None,
     ) -> torch.Tensor:
         gradient = torch.empty_like(states)
         wide = torch.float64 if states.dtype == torch.float64 else torch.float32
@@ -187,15 +187,22 @@ class FrozenHeadLoss(torch.autograd.Function):
                 here = slice(start, start + CHUNK_POSITIONS)
                 logits = (states[here].to(weight.dtype) @ weight.T).to(wide)
                 chunk = None if factors is None else factors[here].to(wide)
+                if change is not None:
+                    with torch.enable_grad():
+                        before = logits.requires_grad_()
+                        after = change(before)
+                    logits = after.detach().clone()
                 total += _loss_to_gradient(logits, labels[here], chunk, label_smoothing)
+                if change is not None:
+                    (logits,) = torch.autograd.grad(after, before, logits)
                 gradient[here] = logits.to(weight.dtype) @ weight
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:  # noqa: D102
+    def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
         (gradient,) = ctx.saved_tensors
-        return gradient * factor.to(gradient.dtype), None, None, None, None
+        return gradient * factor.to(gradient.dtype), None, None, None, None, None
 
 
 def _loss_to_gradient(
@@ -307,7 +314,7 @@ def install_loss(
             lengths = kwargs["documents"] if attention_mask is None else attention_mask.sum(dim=1).tolist()
             embeddings = self.get_input_embeddings()(input_ids)
             inputs |= {"input_ids": None, "inputs_embeds": with_noise(embeddings, lengths, noise_seeds, neftune_alpha)}
-        hidden = self.model(**inputs | {"use_cache": False}).last_hidden_state
+        hidden, _ = states_of(self, **inputs | {"use_cache": False})
         found = functions[part](
             self,
             hidden,
@@ -328,7 +335,7 @@ def supervised_loss(model: Any, hidden: torch.Tensor, inputs: LossInputs, label_
     Label smoothing applies in training mode only, so that an evaluation loss is the plain cross-entropy.
     """
     smoothing = label_smoothing if model.training else 0.0
-    return supervised_cross_entropy(hidden, inputs.labels, model.lm_head, smoothing, inputs.weights, inputs.most_chunks)
+    return supervised_cross_entropy(hidden, inputs.labels, head_of(model), smoothing, inputs.weights, inputs.most_chunks)
 
 
 def document_cross_entropy(model: Any, hidden: torch.Tensor, inputs: LossInputs) -> torch.Tensor:
@@ -337,12 +344,5 @@ def document_cross_entropy(model: Any, hidden: torch.Tensor, inputs: LossInputs)
     A document without labels has 0. Logits are made a chunk at a time, and again in the backward pass.
     """
     read = inputs.labels.ne(IGNORE_INDEX)
-    losses = position_cross_entropy(hidden[read], inputs.labels[read], model.lm_head, inputs.most_chunks, hidden[0, :1])
+    losses = position_cross_entropy(hidden[read], inputs.labels[read], head_of(model), inputs.most_chunks, hidden[0, :1])
     return inputs.sums(losses if inputs.weights is None else losses * inputs.weights[read].to(losses))
-
-
-def refuse_changed_logits(model: PreTrainedModel) -> None:
-    """Raises ModelError for a base that changes its logits after the head."""
-    for name in ("final_logit_softcapping", "logit_scale"):
-        if getattr(model.config, name, None):
-            raise ModelError(f"this base has {name} in its config.json, which the loss at supervised positions doesn't know.")

@@ -71,9 +71,6 @@ class Objective:
 
     def prepare_model(self, model: Any, pad_token_id: int) -> None:
         """Called with the loaded base, before its adapter is attached. Raises ModelError for one that can't be trained."""
-        from finetune.models.loss import refuse_changed_logits
-
-        refuse_changed_logits(model)
 
     def install(self, model: Any, *, most_chunks: "MostChunks | None" = None) -> None:
         """Let the model's forward return the loss (finetune.models.loss.install_loss)."""

@@ -12,7 +12,9 @@ from dataclasses import dataclass, fields
 
 from finetune.engines.base import Engine, Total
 from finetune.engines.single import SINGLE
-from finetune.models.bases.shapes import Shape, count_parameters, linear_shapes
+from finetune.models.architectures import family_of
+from finetune.models.architectures.llama import LLAMA
+from finetune.models.bases.shapes import Shape, count_parameters
 from finetune.models.sizes import CHUNK_POSITIONS, Sizes, state_bytes
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -116,7 +118,7 @@ def _weights(job: Job) -> tuple[float, float]:
 
 def linear_numbers(shape: Shape) -> int:
     """Weights of the decoder's linear layers, which NF4 rounds; the head is not among them."""
-    return sum(inputs * outputs for name, (inputs, outputs) in linear_shapes(shape).items() if name != "lm_head")
+    return shape.layers * sum(layer.inputs * layer.outputs for layer in shape.decoder_layer.linear.values())
 
 
 def _largest_layer(job: Job) -> float:
@@ -149,14 +151,18 @@ def layer_bytes(job: Job) -> float:
     LoRA as it is fused here keeps h, its norm, q, k, v, the attention's output (twice where it is put together from documents),
     h', its norm, gate and up: 4 D + 3 H E + 2 K E + 2 F numbers, and 7 R of the adapters; with padding k and v are widened to
     all heads (4 D + 4 H E + 2 F). With dropout each projection keeps its own input and mask, and the MLP is not fused. ZeRO-3
-    leaves LoRA to peft, which keeps more. All weights trained: see unfused.
+    leaves LoRA to peft, which keeps more. All weights trained: see unfused. An MLP that isn't fused keeps 4 F; where q, k and v
+    are one layer's output, what positions don't rotate is kept beside what they do: H E + K E more.
     """
     shape, c = job.shape, job.number_bytes
     width, inner, forward = shape.width, shape.heads * shape.head_width, shape.feed_forward_width
     shared = shape.key_value_heads * shape.head_width
     attention = 3 * inner + 2 * shared if job.packed else 4 * inner
+    family = family_of(shape.model_type) or LLAMA
+    if family.packs_projections:
+        attention += inner + shared
     norms = 2 * 4 + 4 * shape.heads
-    low = 7 * job.rank
+    low = len(shape.decoder_layer.linear) * job.rank
     if job.method == "full":
         wide = 4 * 4 * width if c == 2 else 0
         numbers = (5 if c == 2 else 6) * width + attention + 4 * forward
@@ -168,7 +174,7 @@ def layer_bytes(job: Job) -> float:
     if job.dropout:
         masks = 5 * width + inner + forward
         return (7 * width + attention + 4 * forward + low) * c + masks + norms
-    return (4 * width + attention + 2 * forward + low) * c + norms
+    return (4 * width + attention + (2 if family.fused_mlps else 4) * forward + low) * c + norms
 
 
 def logits(job: Job) -> float:
@@ -177,4 +183,6 @@ def logits(job: Job) -> float:
     if job.outputs:
         return 2.0 * job.supervised * (shape.width + job.outputs) * 4  # the head computes in float32
     states = 2 * job.supervised * shape.width * job.number_bytes
-    return states + chunk * shape.vocabulary * (job.number_bytes + 4)
+    family = family_of(shape.model_type)
+    changed = 4 if family is not None and family.change_logits is not None else 0  # a copy in float32
+    return states + chunk * shape.vocabulary * (job.number_bytes + 4 + changed)

@@ -8,6 +8,8 @@ from pathlib import Path, PurePath
 from data_prep import formats
 from data_prep.config import FileSource, Section, Source
 from data_prep.files import kind_of
+from finetune.models.architectures import last_part, linear_layers
+from finetune.models.architectures.base import EMBEDDING, LM_HEAD
 from finetune.recipe import rules_evaluate
 from finetune.recipe.given import Given, RuleProblem, asked
 from finetune.recipe.rules_objective import objective_fits
@@ -17,9 +19,7 @@ from finetune.recipe.schema.train import OPTIMIZERS
 LORA_ONLY = (
     "rank", "alpha", "targets", "dropout", "use_rslora", "use_dora", "init", "modules_to_save", "continue_from",
 )  # fmt: skip
-LINEAR_LAYERS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
-MODULES = (*sorted(LINEAR_LAYERS), "lm_head", "embed_tokens")
-VOCABULARY = frozenset({"lm_head", "embed_tokens"})
+VOCABULARY = frozenset({LM_HEAD, last_part(EMBEDDING)})
 SHARES_TOLERANCE = 1e-6
 
 
@@ -87,7 +87,8 @@ def _adapter(recipe: Recipe, given: Given) -> RuleProblem:
     if whole and recipe.model.new_tokens:
         message = f"model.new_tokens trains rows of the embedding, {' and '.join(whole)} would train all; remove one of the two"
         yield "adapter.modules_to_save", message
-    targets = LINEAR_LAYERS if adapter.targets == "all-linear" else adapter.targets
+    known = linear_layers()
+    targets = known if adapter.targets == "all-linear" else adapter.targets
     both = sorted(set(adapter.modules_to_save) & set(targets))
     if both:
         message = f"{', '.join(both)} can't be trained in full and have an adapter; remove from here or from adapter.targets"
@@ -97,9 +98,9 @@ def _adapter(recipe: Recipe, given: Given) -> RuleProblem:
         if repeated:
             yield f"adapter.{knob}", f"named twice: {', '.join(repeated)}"
         for index, name in enumerate(() if recipe.model.allow_untested else names):
-            close = _near(name.rpartition(".")[2], MODULES)
+            close = _near(last_part(name), (*sorted(known), *sorted(VOCABULARY)))
             if close:
-                yield f"adapter.{knob}.{index}", f"no LLaMA has a module {name!r}; did you mean {close}?"
+                yield f"adapter.{knob}.{index}", f"no supported model has a module {name!r}; did you mean {close}?"
         if any(not name.strip() for name in names):
             yield f"adapter.{knob}", "got an empty name"
 

@@ -32,9 +32,10 @@ from finetune.models.adapters.adapter import (
     count_parameters,
     grow_embeddings,
 )
+from finetune.models.architectures import family_of
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import read_config, read_json
-from finetune.models.bases.locate import LLAMA_FAMILY, Base, resolve_base
+from finetune.models.bases.locate import Base, resolve_base
 from finetune.models.bases.shapes import check_weights
 from finetune.models.device import Precision, choose_device, choose_precision
 from finetune.models.gradient_checkpointing import checkpoint_activations
@@ -126,7 +127,7 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
 def _check_stored(recipe: Recipe, base: Base) -> None:
     """Raises ModelError where the base's weights don't fit its config.json, or can't be trained on as they are stored."""
     config = read_config(base.folder)
-    if config.get("model_type") in LLAMA_FAMILY:
+    if family_of(config.get("model_type")) is not None:
         check_weights(base.folder, config, predicts=not recipe.model.classifies)
     stored = check_trainable(config, recipe.adapter.method, base.identity.get("name", str(base.folder)))
     if stored is None:

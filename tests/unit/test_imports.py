@@ -32,7 +32,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "environment": frozenset(),
     "extras": frozenset(),
     "signals": frozenset(),
-    "recipe": DISK | {"data_prep.config", "data_prep.files", "data_prep.formats", "objectives", "scoring"},
+    "recipe": DISK
+    | {"data_prep.config", "data_prep.files", "data_prep.formats", "models.architectures", "objectives", "scoring"},
     "scoring": frozenset({"data_prep", "recipe.schema"}),
     "objectives": frozenset({"data_prep", "recipe.given", "recipe.schema", "models.batch", "models.loss", "models.classify"}),
     "models": DISK | {"engines", "recipe", "data_prep"},
@@ -41,7 +42,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "generation": frozenset({"models", "data", "recipe", "data_prep"}),
     "evaluation": frozenset({"models", "objectives", "data", "generation", "scoring", "recipe", "data_prep"}),
     "planning": frozenset({"recipe", "engines", "models", "data", "data_prep"}),
-    "engines": frozenset({"engines.launch.allocator", "models.device", "recipe.schema"}),
+    "engines": frozenset({"engines.launch.allocator", "models.architectures", "models.device", "recipe.schema"}),
     "engines.launch": DISK | {"engines", "recipe", "runs", "models.device"},
     "training": frozenset({"engines", "engines.launch", "models", "objectives", "data", "generation"})
     | {"evaluation", "runs", "scoring", "recipe", "data_prep"},
@@ -109,7 +110,8 @@ def test_imports_follow_the_arrows() -> None:
         "finetune", "finetune.api", "finetune.cli.app", "finetune.recipe.load", "finetune.recipe.lock",
         "finetune.engines.registry", "finetune.engines.base", "finetune.engines.single", "finetune.engines.ddp",
         "finetune.engines.deepspeed", "finetune.engines.fsdp2", "finetune.engines.tables", "finetune.engines.launch.start",
-        "finetune.planning.plan", "finetune.scoring.metrics", "data_prep", "data_prep.config",
+        "finetune.models.architectures", "finetune.planning.plan", "finetune.scoring.metrics", "data_prep",
+        "data_prep.config",
     ],
 )  # fmt: skip
 def test_a_light_module_loads_nothing_heavy(module: str) -> None:

@@ -16,15 +16,15 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 
 from finetune.errors import MergeError, ModelError, library_refusals
 from finetune.generation.loading import load_adapted
-from finetune.merging.heads import LM_HEAD
 from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
-from finetune.merging.merged_weights import DEAD, EMBEDDING, are_alike, finite
+from finetune.merging.merged_weights import DEAD, are_alike, finite
 from finetune.merging.output import refuse_small_disk
 from finetune.merging.strategies.streaming import FORMAT, quantization_notes
 from finetune.merging.verification.description import check_beside
 from finetune.merging.verification.predictions import quiet_peft
 from finetune.merging.verification.verifiers import verifier_of
 from finetune.models.adapters.adapter import load_adapter
+from finetune.models.architectures.base import EMBEDDING, LM_HEAD
 from finetune.models.bases.folder import read_adapter_config
 from finetune.models.bases.locate import Base
 from finetune.models.bases.shapes import stored_name

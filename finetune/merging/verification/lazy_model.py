@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from finetune.errors import MergeError, library_refusals
 from finetune.merging.deltas import LowRank, read_finite
-from finetune.merging.heads import LM_HEAD
-from finetune.merging.merged_weights import EMBEDDING, MergedWeights
+from finetune.merging.merged_weights import MergedWeights
+from finetune.models.architectures.base import EMBEDDING, LM_HEAD
 from finetune.models.bases.shapes import stored_name
 from finetune.models.kernels.rope import scale_by_document
 from finetune.models.safetensors import Weights

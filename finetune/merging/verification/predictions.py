@@ -34,9 +34,10 @@ from data_prep.table.documents import Document
 from data_prep.tokenizers.tokens import text_of
 from finetune.errors import MergeError
 from finetune.generation.generate import generate_ids
-from finetune.merging.merged_weights import EMBEDDING, MergedWeights, Updates
+from finetune.merging.merged_weights import MergedWeights, Updates
 from finetune.merging.verification.distance import Distance, distance, logits_of
 from finetune.merging.verification.lazy_model import STREAMED_ROWS, STREAMED_TOKENS, model_of
+from finetune.models.architectures.base import EMBEDDING
 from finetune.models.kernels.rope import scale_by_document
 from finetune.models.safetensors import StoredWeights, Weights
 

@@ -15,6 +15,7 @@ from finetune.engines.single import SINGLE
 from finetune.errors import ModelError, library_refusals
 from finetune.models.adapters.config_file import LORA, check_adapter_config, checked_adapter_config, is_target, only_the_adapter
 from finetune.models.adapters.fit import refuse_unknown_keys, refuse_unread, refuse_wrapped, saved_vocabulary
+from finetune.models.architectures.base import EMBEDDING, LM_HEAD, last_part
 from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_adapter_config, read_header
 from finetune.models.bases.hub import adapter_snapshot, is_hub_id
 from finetune.models.classify import CLASSIFIER
@@ -70,7 +71,7 @@ def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[in
     if not ids:
         return None
     one = model.config.tie_word_embeddings or model.get_output_embeddings() is None
-    return {"embed_tokens": list(ids)} if one else {"embed_tokens": list(ids), "lm_head": list(ids)}
+    return {name: list(ids) for name in ((last_part(EMBEDDING),) if one else (last_part(EMBEDDING), LM_HEAD))}
 
 
 def check_targets(model: nn.Module, section: AdapterSection) -> None:

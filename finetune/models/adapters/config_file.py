@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from data_prep.temporary import temporary_folder
 from finetune.errors import ModelError, first_wrong
+from finetune.models.architectures.base import EMBEDDING, last_part
 from finetune.models.bases.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINT_MARKER, read_adapter_config, read_header
 
 LARGEST_SIZE = 65_536
@@ -123,7 +124,7 @@ def frozen_copies(config: dict[str, Any], names: Iterable[str], folder: Path) ->
     if not (folder / CHECKPOINT_MARKER).is_file():
         return set()
     trained = config.get("trainable_token_indices")
-    modules = trained if isinstance(trained, dict) else {"embed_tokens": trained}
+    modules = trained if isinstance(trained, dict) else {last_part(EMBEDDING): trained}
     found = {name: TOKEN_ROWS.search(name) for name in names}
     return {
         name

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import ModelError
+from finetune.models.architectures.base import EMBEDDING, LM_HEAD, last_part
 from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_header
 
 if TYPE_CHECKING:
@@ -18,9 +19,11 @@ HARMLESS = frozenset({"unsloth_fixed", "merge_weights", "transformers_version", 
 
 WRAPPER = re.compile(r"_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module|^module(?=\.)")
 """What torch.compile, activation checkpointing, FSDP, DeepSpeed and DDP put into the names of weights."""
-VOCABULARY = re.compile(r"(embed_tokens|lm_head)(\.(token_adapter|base_layer|modules_to_save|original_module))*\.weight$")
+VOCABULARY = re.compile(
+    rf"({last_part(EMBEDDING)}|{LM_HEAD})(\.(token_adapter|base_layer|modules_to_save|original_module))*\.weight$"
+)
 """The embedding and the head, saved whole."""
-TIED_ROWS = re.compile(r"lm_head\.token_adapter\.trainable_tokens_\w+$")
+TIED_ROWS = re.compile(rf"{LM_HEAD}\.token_adapter\.trainable_tokens_\w+$")
 """Rows of a tied head, which are the embedding's."""
 
 

@@ -1,11 +1,15 @@
-"""What is gone by in the config.json of a LLaMA-family model, and its bounds: checked before anything is built from it."""
+"""What is gone by in the config.json of a supported family, and its bounds: checked before anything is built from it."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from data_prep.text import shown
 from finetune.errors import ModelError, first_wrong
+from finetune.models.architectures import family_of
+from finetune.models.architectures.base import ROPE_TYPES
 
 MOST_LAYERS = 2_000
 """Each is a Python object, and a dozen names: the deepest known have 126."""
@@ -15,21 +19,27 @@ LARGEST_SIZE = 10_000_000
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
 
-ABSENT: dict[str, dict[str, int]] = {
-    "mistral": {"num_key_value_heads": 8},
-    "qwen2": {"num_key_value_heads": 32},
-    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
-}
-"""What transformers takes where a file says nothing, and a LLaMA's would be something else."""
-
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
-"""Those of transformers that turn a whole head, as a LLaMA does."""
-
 Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
 Positions = Annotated[int, Field(ge=1, le=2**40)]
 Positive = Annotated[float, Field(gt=0, lt=1e30, allow_inf_nan=False)]
-WholeHead = Annotated[float, Field(ge=1, le=1)]
-"""The share of a head that is turned."""
+
+
+def _fits_family(value: float, info: ValidationInfo) -> float:
+    if value != 1 and not (info.context and info.context.partial_rope):
+        raise ValueError("expected 1, because this family rotates complete heads")
+    return value
+
+
+def _is_rope_type(value: str, info: ValidationInfo) -> str:
+    known = info.context.rope_types if info.context else ROPE_TYPES
+    if value not in known:
+        raise ValueError(f"expected one of {', '.join(known)}")
+    return value
+
+
+HeadPart = Annotated[float, Field(gt=0, le=1), AfterValidator(_fits_family)]
+"""The share of a head that is rotated."""
+RopeType = Annotated[str, AfterValidator(_is_rope_type)]
 
 
 class RopeValues(BaseModel):
@@ -37,10 +47,10 @@ class RopeValues(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    rope_type: str | None = None
-    type: str | None = None
+    rope_type: RopeType | None = None
+    type: RopeType | None = None
     rope_theta: Positive | None = None
-    partial_rotary_factor: WholeHead | None = None
+    partial_rotary_factor: HeadPart | None = None
     factor: Positive | None = None
     original_max_position_embeddings: Positions | None = None
     attention_factor: Positive | None = None
@@ -52,13 +62,6 @@ class RopeValues(BaseModel):
     long_factor: list[Positive] | None = None
     mscale: Annotated[float, Field(ge=0, lt=1e30)] | None = None
     mscale_all_dim: Annotated[float, Field(ge=0, lt=1e30)] | None = None
-
-    @field_validator("rope_type", "type")
-    @classmethod
-    def _is_known(cls, value: str | None) -> str | None:
-        if value is not None and value not in ROPE_TYPES:
-            raise ValueError(f"expected one of {', '.join(ROPE_TYPES)}")
-        return value
 
 
 class ConfigFile(BaseModel):
@@ -82,7 +85,7 @@ class ConfigFile(BaseModel):
     mlp_bias: bool | None = None
     rms_norm_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     rope_theta: Positive | None = None
-    partial_rotary_factor: WholeHead | None = None
+    partial_rotary_factor: HeadPart | None = None
     rope_scaling: RopeValues | None = None
     rope_parameters: RopeValues | None = None
     dtype: str | None = None
@@ -99,10 +102,9 @@ class ConfigFile(BaseModel):
 
 def check_config(config: dict[str, Any], path: Path | str = "config.json") -> ConfigFile:
     """The checked values of a config.json. Raises ModelError where one is absent, of another type or out of bounds."""
-    kind = config.get("model_type")
-    absent = ABSENT.get(kind, {}) if isinstance(kind, str) else {}
+    family = family_of(config.get("model_type"))
     try:
-        found = ConfigFile.model_validate(absent | config)
+        found = ConfigFile.model_validate({**(family.defaults if family else {}), **config}, context=family)
     except ValidationError as error:
         raise ModelError(f"{path}: {first_wrong(error)}.") from None
     heads, groups = found.num_attention_heads, found.num_key_value_heads or found.num_attention_heads
@@ -110,4 +112,8 @@ def check_config(config: dict[str, Any], path: Path | str = "config.json") -> Co
         raise ModelError(f"{path}: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}.")
     if found.head_dim is None and found.hidden_size % heads:
         raise ModelError(f"{path}: hidden_size {found.hidden_size} is no multiple of num_attention_heads {heads}.")
+    for key in family.multipliers if family else ():
+        value = config.get(key, 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ModelError(f"{path}: {key} is {shown(value)}; expected a finite number above 0.")
     return found

@@ -20,6 +20,7 @@ from typing import Any
 from data_prep.temporary import temporary_folder
 from data_prep.text import shown
 from finetune.errors import ModelError
+from finetune.models.architectures import family_names, family_of
 from finetune.models.bases.config_file import check_config
 from finetune.models.bases.folder import (
     ADAPTER_CONFIG,
@@ -36,9 +37,6 @@ from finetune.models.stored_quantization import stored_quantization
 from finetune.recipe.schema.model import GgufBase, ModelSection, WheelBase
 
 logger = logging.getLogger(__name__)
-
-LLAMA_FAMILY = ("llama", "mistral", "qwen2", "qwen3")
-"""Values of config.json's model_type whose blocks are LLaMA's: RMSNorm, RoPE, gated MLP, grouped-query attention."""
 
 CONVERSION = "3"
 """The version of the GGUF conversion; raising it makes the cache convert again."""
@@ -73,8 +71,8 @@ class BaseNotFound(ModelError):
 def resolve_base(model: ModelSection, *, named_in: str = "model.base") -> Base:
     """The base that the recipe names, as a folder with config.json, safetensors and tokenizer; fetched where necessary.
 
-    `named_in` is where the user finds the name. Raises ModelError where it can't be found, read or verified, isn't of the
-    LLaMA family, or its weights aren't those that its config.json describes.
+    `named_in` is where the user finds the name. Raises ModelError where it can't be found, read or verified, isn't of a
+    supported family, or its weights aren't those that its config.json describes.
     """
     if isinstance(model.base, WheelBase):
         base = _from_wheel(model.base)
@@ -93,14 +91,22 @@ def resolve_base(model: ModelSection, *, named_in: str = "model.base") -> Base:
 
 
 def check_base(folder: Path, model: ModelSection, *, fetched: bool = True) -> None:
-    """Raises ModelError where a base's folder is not of the LLaMA family, or its config.json and weights contradict each other.
+    """Raises ModelError where a base's folder is not of a supported family, its family can't scale its positions as the recipe
+    asks, or its config.json and weights contradict each other.
 
     Weights that weren't `fetched` are not asked for.
     """
     config = read_config(folder)
     check_architecture(config, allow_untested=model.allow_untested)
-    if config.get("model_type") in LLAMA_FAMILY:
+    family = family_of(config.get("model_type"))
+    if family is not None:
         check_config(config, folder / CONFIG)
+        if model.rope_scaling is not None and model.rope_scaling.type not in family.rope_types:
+            raise ModelError(
+                f"model.rope_scaling.type is {model.rope_scaling.type}, and transformers doesn't scale the positions of "
+                f"{family.model_type} so (it has {', '.join(family.rope_types)}): remove model.rope_scaling, or choose a base "
+                "of another family."
+            )
         check_weights(folder, config, fetched=fetched)
     stored_quantization(config, folder / CONFIG)
     _leave_adapter_out(folder)
@@ -128,12 +134,12 @@ def tokenizer_folder(model: ModelSection) -> Path:
 
 
 def check_architecture(config: dict[str, Any], *, allow_untested: bool) -> None:
-    """Raises ModelError for a model_type outside LLAMA_FAMILY, unless the recipe allows it."""
+    """Raises ModelError for a model_type outside FAMILIES, unless the recipe allows it."""
     kind = config.get("model_type")
-    if kind in LLAMA_FAMILY or allow_untested:
+    if family_of(kind) is not None or allow_untested:
         return
     raise ModelError(
-        f"model.base is of architecture {shown(kind)}; tested are {', '.join(LLAMA_FAMILY)}. "
+        f"model.base is of architecture {shown(kind)}; tested are {family_names()}. "
         "Choose such a base, or set model.allow_untested: true to try it all the same."
     )
 

@@ -1,4 +1,4 @@
-"""What a LLaMA is, from its config.json and the headers of its safetensors: no weights are loaded, and no torch is imported.
+"""What a model is made of, from its config.json and its safetensors' headers: no weights are loaded, and no torch is imported.
 
 Symbols: L layers, D model width, F feed-forward width, H heads, K key-value heads, E head width, V vocabulary, R rank.
 """
@@ -11,6 +11,18 @@ from typing import Any
 
 from finetune.errors import ModelError
 from finetune.models.adapters.config_file import is_target
+from finetune.models.architectures import family_of, last_part
+from finetune.models.architectures.base import (
+    DECODER,
+    EMBEDDING,
+    FINAL_NORM,
+    LAYERS,
+    LM_HEAD,
+    DecoderLayer,
+    Dimensions,
+    LinearLayer,
+)
+from finetune.models.architectures.llama import LLAMA
 from finetune.models.bases.config_file import check_config
 from finetune.models.bases.folder import CONFIG, read_config, read_header, weight_files
 from finetune.models.bases.hub import description_of, is_hub_id
@@ -22,24 +34,14 @@ CACHE_BYTES_PER_NUMBER = 2
 """Keys and values are cached in 16 bit."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The numbers of config.json that decide every size."""
+@dataclass(frozen=True, kw_only=True)
+class Shape(Dimensions):
+    """What config.json says of every size."""
 
     architecture: str
     model_type: str
-    layers: int
-    width: int
-    feed_forward_width: int
-    heads: int
-    key_value_heads: int
-    head_width: int
-    vocabulary: int
     tied_head: bool
-    attention_biases: tuple[str, ...]
-    """Projections of the attention that have a bias."""
-    feed_forward_bias: bool
-    query_key_norms: bool
+    decoder_layer: DecoderLayer
 
     @property
     def queries_per_key_value_head(self) -> int:
@@ -49,7 +51,7 @@ class Shape:
     @property
     def cache_bytes_per_token(self) -> int:
         """Keys and values of one token in 16 bit: 2 x L x K x E x 2 bytes."""
-        return 2 * self.layers * self.key_value_heads * self.head_width * CACHE_BYTES_PER_NUMBER
+        return 2 * self.layers * self.key_width * CACHE_BYTES_PER_NUMBER
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,13 @@ class StoredWeightsSize:
 
 
 def read_shape(config: dict[str, Any]) -> Shape:
-    """The sizes in a config.json. Raises ModelError where one is absent or impossible."""
+    """The sizes in a config.json; of a family that isn't supported, as if it were LLaMA's.
+
+    Raises ModelError where one is absent or impossible.
+    """
     found = check_config(config)
-    heads, kind = found.num_attention_heads, found.model_type
-    # Qwen 2 has these three, whatever its config says; Mistral has none.
-    biases: tuple[str, ...] = ("q_proj", "k_proj", "v_proj") if kind == "qwen2" else ()
-    if found.attention_bias and kind not in ("qwen2", "mistral"):
-        biases = ("q_proj", "k_proj", "v_proj", "o_proj")
-    return Shape(
-        architecture=", ".join(found.architectures or ["unknown"]),
-        model_type=kind,
+    heads = found.num_attention_heads
+    sizes = Dimensions(
         layers=found.num_hidden_layers,
         width=found.hidden_size,
         feed_forward_width=found.intermediate_size,
@@ -93,10 +92,14 @@ def read_shape(config: dict[str, Any]) -> Shape:
         key_value_heads=found.num_key_value_heads or heads,
         head_width=found.head_dim or found.hidden_size // heads,
         vocabulary=found.vocab_size,
+    )
+    family = family_of(found.model_type) or LLAMA
+    return Shape(
+        architecture=", ".join(found.architectures or ["unknown"]),
+        model_type=found.model_type,
         tied_head=bool(found.tie_word_embeddings),
-        attention_biases=biases,
-        feed_forward_bias=bool(found.mlp_bias) and kind == "llama",
-        query_key_norms=kind == "qwen3",
+        decoder_layer=family.parameters(sizes, config),
+        **asdict(sizes),
     )
 
 
@@ -122,26 +125,16 @@ def context_tokens(config: dict[str, Any], scaling: RopeScaling | None = None) -
     return int((scaling.original_max_length_tokens or positions) * scaling.factor)
 
 
-def linear_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
-    """Every linear layer, the head included, by name, with (inputs, outputs)."""
-    width, inner, feed_forward = shape.width, shape.heads * shape.head_width, shape.feed_forward_width
-    shared = shape.key_value_heads * shape.head_width
-    block = {
-        "self_attn.q_proj": (width, inner),
-        "self_attn.k_proj": (width, shared),
-        "self_attn.v_proj": (width, shared),
-        "self_attn.o_proj": (inner, width),
-        "mlp.gate_proj": (width, feed_forward),
-        "mlp.up_proj": (width, feed_forward),
-        "mlp.down_proj": (feed_forward, width),
-    }
-    layers = {f"model.layers.{index}.{name}": sizes for index in range(shape.layers) for name, sizes in block.items()}
-    return layers | {"lm_head": (width, shape.vocabulary)}
+def linear_layers(shape: Shape) -> dict[str, LinearLayer]:
+    """Every linear layer, the head included, by name."""
+    block = shape.decoder_layer.linear
+    layers = {f"{LAYERS}.{index}.{name}": layer for index in range(shape.layers) for name, layer in block.items()}
+    return layers | {LM_HEAD: LinearLayer(shape.width, shape.vocabulary)}
 
 
 def stored_name(held: Container[str], name: str) -> str | None:
     """The name under which a file has a parameter: some files leave `model.` out. None where it has neither."""
-    return next((found for found in (name, name.removeprefix("model.")) if found in held), None)
+    return next((found for found in (name, name.removeprefix(f"{DECODER}.")) if found in held), None)
 
 
 SCALES = (".absmax", ".SCB")
@@ -159,11 +152,11 @@ def check_weights(folder: Path, config: dict[str, Any], *, fetched: bool = True,
     held = {name: tuple(tensor["shape"]) for header in headers for name, tensor in header.items()}
     shape = read_shape(config)
     matrices = _matrix_shapes(shape)
-    wanted = _norm_shapes(shape) | {"model.embed_tokens.weight": (shape.vocabulary, shape.width)}
+    wanted = _norm_shapes(shape) | {f"{EMBEDDING}.weight": (shape.vocabulary, shape.width)}
     if not config.get("quantization_config"):
         wanted |= matrices
-    if shape.tied_head or (not predicts and "lm_head.weight" not in held):
-        wanted.pop("lm_head.weight", None)
+    if shape.tied_head or (not predicts and f"{LM_HEAD}.weight" not in held):
+        wanted.pop(f"{LM_HEAD}.weight", None)
     for name, expected in wanted.items() if headers else ():
         found = stored_name(held, name)
         if found is None or held[found] != expected:
@@ -180,8 +173,8 @@ def check_weights(folder: Path, config: dict[str, Any], *, fetched: bool = True,
         )
     modules = {name.rsplit(".", 1)[0] for name in matrices} if config.get("quantization_config") else set()
     for name in held:
-        full = f"model.{name.removeprefix('model.')}"
-        strange = full.startswith("model.layers.") and full not in wanted and not full.endswith("rotary_emb.inv_freq")
+        full = f"{DECODER}.{name.removeprefix(f'{DECODER}.')}"
+        strange = full.startswith(f"{LAYERS}.") and full not in wanted and not full.endswith("rotary_emb.inv_freq")
         if strange and not _prefixes(full) & modules:
             raise ModelError(
                 f"{folder}: the weights hold {name}, for which its config.json has no place: one of the two files is not the "
@@ -198,40 +191,30 @@ def _prefixes(name: str) -> set[str]:
 def _matrix_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Weights and biases of the linear layers, by name."""
     found: dict[str, tuple[int, ...]] = {}
-    for name, (inputs, outputs) in linear_shapes(shape).items():
-        found[f"{name}.weight"] = (outputs, inputs)
-        if _has_bias(shape, name):
-            found[f"{name}.bias"] = (outputs,)
+    for name, layer in linear_layers(shape).items():
+        found[f"{name}.weight"] = (layer.outputs, layer.inputs)
+        if layer.bias:
+            found[f"{name}.bias"] = (layer.outputs,)
     return found
 
 
-def _has_bias(shape: Shape, name: str) -> bool:
-    return name.rsplit(".", 1)[-1] in shape.attention_biases or (".mlp." in name and shape.feed_forward_bias)
-
-
 def _norm_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
-    names = {"input_layernorm": shape.width, "post_attention_layernorm": shape.width}
-    if shape.query_key_norms:
-        names |= {"self_attn.q_norm": shape.head_width, "self_attn.k_norm": shape.head_width}
-    layers = range(shape.layers)
+    widths, layers = shape.decoder_layer.norms, range(shape.layers)
     found: dict[str, tuple[int, ...]] = {
-        f"model.layers.{index}.{name}.weight": (size,) for index in layers for name, size in names.items()
+        f"{LAYERS}.{index}.{name}.weight": (width,) for index in layers for name, width in widths.items()
     }
-    return found | {"model.norm.weight": (shape.width,)}
+    return found | {f"{FINAL_NORM}.weight": (shape.width,)}
 
 
 def count_parameters(shape: Shape) -> int:
-    """All parameters in closed form: V D + L (2 D H E + 2 D K E + 3 D F + 2 D) + D, and V D once more for an untied head.
+    """All parameters, from the sizes alone: the embedding, the layers' matrices, biases and norms, the final norm, and a head
+    that isn't tied to the embedding.
 
-    To that come biases, where the architecture has them, and 2 E a layer for Qwen 3's norms of queries and keys.
+    Of a LLaMA without biases V D + L (2 D H E + 2 D K E + 3 D F + 2 D) + D, and V D once more for the head.
     """
-    total = shape.vocabulary * shape.width + shape.width
-    for name, (inputs, outputs) in linear_shapes(shape).items():
-        leaf = name.rsplit(".", 1)[-1]
-        if leaf != "lm_head" or not shape.tied_head:
-            total += inputs * outputs + (outputs if _has_bias(shape, name) else 0)
-    norms = 2 * shape.width + (2 * shape.head_width if shape.query_key_norms else 0)
-    return total + shape.layers * norms
+    embedding = shape.vocabulary * shape.width
+    matrices = sum(map(math.prod, _matrix_shapes(shape).values())) - (embedding if shape.tied_head else 0)
+    return embedding + matrices + sum(map(math.prod, _norm_shapes(shape).values()))
 
 
 def trainable_shapes(
@@ -246,12 +229,13 @@ def trainable_shapes(
     """
     if head_outputs:
         yield head_outputs, shape.width
-    sizes = linear_shapes(shape) | {"model.embed_tokens": (shape.vocabulary, shape.width)}
+    sizes = {name: (layer.inputs, layer.outputs) for name, layer in linear_layers(shape).items()}
+    sizes[EMBEDDING] = shape.vocabulary, shape.width
     if adapter.method == "full":
         yield shape.vocabulary, shape.width
         yield from _norm_shapes(shape).values()
         own_head = not shape.tied_head and not head_outputs
-        yield from (size for name, size in _matrix_shapes(shape).items() if own_head or name != "lm_head.weight")
+        yield from (size for name, size in _matrix_shapes(shape).items() if own_head or name != f"{LM_HEAD}.weight")
         return
     for name in _targets(adapter, sizes):
         inputs, outputs = sizes[name]
@@ -272,7 +256,7 @@ def count_trainable(shape: Shape, adapter: AdapterSection, new_tokens: int = 0, 
 
 def _targets(adapter: AdapterSection, names: Iterable[str]) -> set[str]:
     if adapter.targets == "all-linear":
-        return {name for name in names if name not in ("lm_head", "model.embed_tokens")}
+        return {name for name in names if name not in (LM_HEAD, EMBEDDING)}
     return {name for target in adapter.targets for name in _matches(target, names, "targets")}
 
 
@@ -280,7 +264,7 @@ def _matches(target: str, names: Iterable[str], key: str) -> set[str]:
     known = list(names)
     found = {name for name in known if is_target(name, target)}
     if not found:
-        leaves = sorted({name.rsplit(".", 1)[-1] for name in known})
+        leaves = sorted(set(map(last_part, known)))
         raise ModelError(f"adapter.{key}: {target!r} matches no module of this base. It has: {', '.join(leaves)}.")
     return found
 
@@ -328,7 +312,7 @@ def describe(model: ModelSection, adapter: AdapterSection | None = None) -> dict
     folder, fetched = find_description(model)
     config = read_config(folder)
     shape, stored = read_shape(config), read_stored(folder, fetched=fetched)
-    computed = count_parameters(shape)
+    computed, family = count_parameters(shape), family_of(shape.model_type)
     context = context_tokens(config, model.rope_scaling)
     quantization, origin = stored_quantization(config), "config.json, in closed form"
     if stored is not None:
@@ -338,13 +322,14 @@ def describe(model: ModelSection, adapter: AdapterSection | None = None) -> dict
     facts: dict[str, Any] = {
         "base": model.base if isinstance(model.base, str) else model.base.model_dump(exclude_none=True),
         "folder": str(folder),
-        **asdict(shape),
+        **_sizes(shape),
         "queries_per_key_value_head": shape.queries_per_key_value_head,
         "cache_bytes_per_token": shape.cache_bytes_per_token,
         "cache_bytes_full_context": shape.cache_bytes_per_token * context,
         "context_tokens": context,
         "rope": asdict(read_rope(config, model.rope_scaling)),
         "rms_norm_eps": config.get("rms_norm_eps"),
+        "multipliers": {key: config[key] for key in family.multipliers if key in config} if family else {},
         "parameters": computed,
         "parameters_from": origin,
         "stored": asdict(stored) if stored else None,
@@ -352,6 +337,19 @@ def describe(model: ModelSection, adapter: AdapterSection | None = None) -> dict
         "quantization": quantization,
     }
     return facts if adapter is None else facts | _trainable_facts(shape, computed, model, adapter)
+
+
+def _sizes(shape: Shape) -> dict[str, Any]:
+    """A shape as plain values."""
+    found = asdict(shape)
+    del found["decoder_layer"]
+    linear, norms = shape.decoder_layer.linear, shape.decoder_layer.norms
+    attention = {name: layer for name, layer in linear.items() if name.startswith("self_attn.")}
+    return found | {
+        "attention_biases": [last_part(name) for name, layer in attention.items() if layer.bias],
+        "feed_forward_bias": any(layer.bias for name, layer in linear.items() if name not in attention),
+        "query_key_norms": any(name.startswith("self_attn.") for name in norms),
+    }
 
 
 def _trainable_facts(shape: Shape, parameters: int, model: ModelSection, adapter: AdapterSection) -> dict[str, Any]:

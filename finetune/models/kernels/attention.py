@@ -17,6 +17,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
+from finetune.models.architectures import family_of
+
 logger = logging.getLogger(__name__)
 
 PER_DOCUMENT = "per_document"
@@ -27,6 +29,8 @@ def choose_attention(device: torch.device, config: PretrainedConfig, max_length_
     """transformers' name of the attention to train with: documents of at most so many tokens, on this device."""
     if device.type == "cuda" and is_flash_attn_2_available() and _flash_attn_loads():
         return "flash_attention_2"
+    if family_of(config.model_type) is None:  # whose attention may ask for more than is computed here
+        return "sdpa"
     # A window that a document reaches beyond needs a mask.
     window = getattr(config, "sliding_window", None)
     return "sdpa" if window and window < max_length_tokens else PER_DOCUMENT

@@ -14,13 +14,11 @@ from torch import nn
 
 from finetune.engines.base import Engine
 from finetune.engines.single import SINGLE
+from finetune.models.architectures import family_of
 from finetune.models.kernels.lora import FusedLora, FusedMlp, Layer, quantisation
 from finetune.models.kernels.rms_norm import FrozenRmsNorm
 
 logger = logging.getLogger(__name__)
-
-RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
-"""transformers' classes that compute w * x / rms(x) in float32; others of that kind add one to w, or round elsewhere."""
 
 
 def install_fast_path(model: nn.Module, engine: Engine = SINGLE) -> int:
@@ -28,9 +26,13 @@ def install_fast_path(model: nn.Module, engine: Engine = SINGLE) -> int:
 
     Layers that are not supported (DoRA, an embedding, several adapters, weights that ZeRO-3 cuts up) keep peft's own forward,
     and one line of the log says how many and why. So does any layer for a call that isn't supported: adapters merged or
-    switched off, other types than those of training.
+    switched off, other types than those of training. Norms, MLPs and layers of one input are those that the model's family
+    declares; other families have them computed by transformers.
     """
     fused, kept = 0, Counter[str]()
+    config: Any = model.config
+    family = family_of(config.model_type)
+    norms, mlps, groups = (family.fused_norms, family.fused_mlps, family.shared_inputs) if family else ((), (), ())
     for module in list(model.modules()):
         if isinstance(module, LoraLayer):
             reason = unsupported(module, engine)
@@ -39,13 +41,18 @@ def install_fast_path(model: nn.Module, engine: Engine = SINGLE) -> int:
                 fused += 1
             else:
                 kept[reason] += 1
-        elif type(module).__name__ in RMS_NORMS and _is_frozen_here(module.weight, engine):
+        elif type(module).__name__ in norms and _is_frozen_here(module.weight, engine):
             module.forward = types.MethodType(_norm(module.forward), module)
     for module in list(model.modules()):
-        if _all_fusable(module, engine, "q_proj", "k_proj", "v_proj"):
-            OneInput([module.q_proj, module.k_proj, module.v_proj], engine).install()
-        if _all_fusable(module, engine, "gate_proj", "up_proj", "down_proj") and _is_silu(getattr(module, "act_fn", None)):
+        for group in groups:
+            if _all_fusable(module, engine, *group):
+                OneInput([getattr(module, name) for name in group], engine).install()
+        gated = type(module).__name__ in mlps and _is_silu(module.act_fn)
+        if gated and _all_fusable(module, engine, "gate_proj", "up_proj", "down_proj"):
             module.forward = types.MethodType(_gated_mlp(module.forward, engine), module)
+    left = [what for what, classes in (("norms", norms), ("MLPs", mlps)) if not classes]
+    if left:
+        logger.info("the %s of %s are computed by transformers' own forward", " and ".join(left), config.model_type)
     for reason, count in kept.items():
         logger.info("%d LoRA layers keep peft's own forward: %s", count, reason)
     return fused

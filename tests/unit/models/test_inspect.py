@@ -193,10 +193,13 @@ def test_inspecting_imports_no_torch(tiny_base: Path) -> None:
 
 def test_the_recipe_s_rules_know_the_linear_layers(tiny_base: Path) -> None:
     """The names that a recipe's targets are checked against are those of the model's own modules."""
-    from finetune.recipe.rules import LINEAR_LAYERS
+    from finetune.models.architectures import family_of, linear_layers
 
-    names = {name.rsplit(".", 1)[-1] for name in inspect.linear_shapes(inspect.read_shape(inspect.read_config(tiny_base)))}
-    assert names - {"lm_head"} == LINEAR_LAYERS
+    names = {name.rsplit(".", 1)[-1] for name in inspect.linear_layers(inspect.read_shape(inspect.read_config(tiny_base)))}
+    llama = family_of("llama")
+    assert llama is not None
+    assert names - {"lm_head"} == set(llama.linear_layers)
+    assert names - {"lm_head"} <= linear_layers()
 
 
 def test_the_schema_names_the_default_date() -> None:

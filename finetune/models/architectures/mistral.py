@@ -1,0 +1,28 @@
+"""Mistral: LLaMA's layers, with a sliding window. Jiang et al. 2023, arXiv:2310.06825."""
+
+from finetune.models.architectures.base import (
+    ArchitectureSpec,
+    Config,
+    DecoderLayer,
+    Dimensions,
+    attention,
+    gated_mlp,
+    norms_before,
+)
+
+
+def parameters(sizes: Dimensions, config: Config) -> DecoderLayer:
+    """No biases, whatever the config says."""
+    return DecoderLayer(attention(sizes) | gated_mlp(sizes), norms_before(sizes))
+
+
+MISTRAL = ArchitectureSpec(
+    model_type="mistral",
+    examples="Mistral 7B, Mistral Nemo",
+    decoder_layer="MistralDecoderLayer",
+    parameters=parameters,
+    gguf_name="llama",
+    fused_norms=("MistralRMSNorm",),
+    fused_mlps=("MistralMLP",),
+    defaults={"num_key_value_heads": 8},
+)

@@ -1,0 +1,30 @@
+"""Qwen 3: a norm on the queries and on the keys of each head. Yang et al. 2025, arXiv:2505.09388."""
+
+from finetune.models.architectures.base import (
+    ArchitectureSpec,
+    Config,
+    DecoderLayer,
+    Dimensions,
+    attention,
+    gated_mlp,
+    norms_before,
+)
+
+
+def parameters(sizes: Dimensions, config: Config) -> DecoderLayer:
+    """Biases of the attention are an option of the config."""
+    bias = bool(config.get("attention_bias"))
+    norms = norms_before(sizes) | {"self_attn.q_norm": sizes.head_width, "self_attn.k_norm": sizes.head_width}
+    return DecoderLayer(attention(sizes, input_bias=bias, output_bias=bias) | gated_mlp(sizes), norms)
+
+
+QWEN3 = ArchitectureSpec(
+    model_type="qwen3",
+    examples="Qwen3 without experts",
+    decoder_layer="Qwen3DecoderLayer",
+    parameters=parameters,
+    gguf_name="qwen3",
+    fused_norms=("Qwen3RMSNorm",),
+    fused_mlps=("Qwen3MLP",),
+    defaults={"num_key_value_heads": 32, "head_dim": 128},
+)

@@ -1,0 +1,296 @@
+"""Each family as the toolkit computes it is what plain transformers computes, with every option of its config in use."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.gemma2.modeling_gemma2 import Gemma2ForCausalLM
+
+from finetune.errors import ModelError
+from finetune.models import architectures
+from finetune.models.adapters.adapter import attach
+from finetune.models.architectures.base import DECODER, EMBEDDING, FINAL_NORM, LAYERS, LM_HEAD, ArchitectureSpec, last_part
+from finetune.models.bases.config import load_config
+from finetune.models.bases.locate import Base, check_architecture, check_base
+from finetune.models.bases.shapes import count_parameters, read_shape
+from finetune.models.batch import packed_batch, padded_batch
+from finetune.models.gradient_checkpointing import checkpoint_activations
+from finetune.models.kernels.attention import PER_DOCUMENT, choose_attention
+from finetune.models.kernels.install import install_fast_path
+from finetune.models.load import load_model
+from finetune.models.logits import head_of, states_of
+from finetune.recipe.schema.adapter import AdapterSection
+from finetune.recipe.schema.model import ModelSection, RopeScaling
+from tests.support.families import (
+    NO_OPTIONS,
+    OF_ALL,
+    OPTIONS,
+    WINDOWED,
+    option_defaults,
+    save_tiny_family,
+    tiny_config,
+    tiny_model,
+)
+from tests.support.losses import install_supervised_loss
+
+FAMILIES = [family.model_type for family in architectures.FAMILIES]
+LENGTHS = (9, 17, 5, 12)
+NO_DROPOUT = {"attention_dropout": 0.0}
+
+
+@dataclass
+class Row:
+    """A document with a prompt of a third of its tokens, as batches take one."""
+
+    token_ids: list[int]
+    targets: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
+
+    @property
+    def weights(self) -> list[float]:
+        prompt = len(self.token_ids) // 3
+        return [0.0] * prompt + [1.0] * (len(self.token_ids) - prompt)
+
+    @property
+    def spans(self) -> tuple[int, ...]:
+        return (1,)
+
+
+def rows() -> list[Row]:
+    generator = torch.Generator().manual_seed(1)
+    return [Row(torch.randint(3, 250, (length,), generator=generator).tolist()) for length in LENGTHS]
+
+
+def plain_loss(model: Any) -> torch.Tensor:
+    """transformers' own loss of each row by itself, summed."""
+    losses = []
+    for row in rows():
+        ids = torch.tensor([row.token_ids])
+        labels = torch.where(torch.tensor([row.weights]) > 0, ids, -100)
+        losses.append(model(input_ids=ids, labels=labels, num_items_in_batch=1).loss)
+    return torch.stack(losses).sum()
+
+
+def loaded(folder: Path, longest: int = max(LENGTHS)) -> PreTrainedModel:
+    """The base as training loads it, with the loss in its forward."""
+    base = Base(folder, {"kind": "folder", "name": "tiny"})
+    attention = choose_attention(torch.device("cpu"), load_config(base), longest)
+    model = load_model(base, dtype=torch.float32, attention=attention)
+    install_supervised_loss(model)
+    return model.eval()
+
+
+def with_adapter(model: PreTrainedModel) -> Any:
+    adapted = attach(model, AdapterSection(rank=4)).eval()
+    for number, (name, parameter) in enumerate(adapted.named_parameters()):
+        if "lora_" in name:
+            drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            parameter.data = drawn * 0.1
+    return adapted
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(ours: Any, theirs: Any, batch: dict[str, Any]) -> None:
+    """Loss and every gradient, to 1e-5."""
+    ours.zero_grad()
+    theirs.zero_grad()
+    got, expected = ours(**batch).loss, plain_loss(theirs)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
+    got.backward()
+    expected.backward()
+    mine, its = gradients(ours), gradients(theirs)
+    assert mine.keys() == its.keys()
+    assert mine
+    largest = max(float(gradient.norm()) for gradient in its.values())
+    for name, gradient in its.items():
+        assert float((mine[name] - gradient).norm()) <= 1e-5 * max(float(gradient.norm()), 1e-2 * largest), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_table_has_every_option_of_the_config(family: str) -> None:
+    """Each option of the family's config class is in it, at another value than its default, and nothing else is."""
+    options, defaults = OF_ALL | OPTIONS[family], option_defaults(family)
+    assert options.keys() == defaults.keys()
+    config = tiny_config(family)
+    for name, default in defaults.items():
+        assert getattr(config, name) != default, name
+    assert not NO_OPTIONS & options.keys()
+
+
+@pytest.mark.parametrize("batched", ["packed", "padded"])
+@pytest.mark.parametrize("trained", ["all weights", "LoRA"])
+@pytest.mark.parametrize("changes", [{}, {"hidden_act": "silu"}, {"hidden_act": "silu", "tie_word_embeddings": False}], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_are_transformers(
+    family: str, changes: dict[str, Any], trained: str, batched: str, tmp_path: Path
+) -> None:
+    """With every option in use, loss and all gradients of rows in one batch are plain transformers' of each row by itself."""
+    folder = save_tiny_family(tmp_path / "base", family, **changes)
+    ours, theirs = loaded(folder), AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    if trained == "LoRA":
+        ours, theirs = with_adapter(ours), with_adapter(theirs)
+        assert install_fast_path(ours) == 2 * len(architectures.family_of(family).linear_layers)  # type: ignore[union-attr]
+    assert_same(ours, theirs, packed_batch(rows()) if batched == "packed" else padded_batch(rows(), pad_token_id=2))
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_a_window_beyond_the_documents_needs_no_mask(family: str, tmp_path: Path) -> None:
+    """Then each document is attended to by itself, to the same gradients; a shorter window is in the mask."""
+    folder = save_tiny_family(tmp_path / "base", family, sliding_window=64, hidden_act="silu")
+    config = load_config(Base(folder, {"kind": "folder", "name": "tiny"}))
+    assert choose_attention(torch.device("cpu"), config, max(LENGTHS)) == PER_DOCUMENT
+    assert choose_attention(torch.device("cpu"), config, 65) == "sdpa"
+    theirs = with_adapter(AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval())
+    ours = with_adapter(loaded(folder))
+    install_fast_path(ours)
+    assert_same(ours, theirs, packed_batch(rows()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activation_checkpointing_changes_nothing(family: str, tmp_path: Path) -> None:
+    """Layers that are computed again give the same gradients."""
+    off = NO_DROPOUT | {name: 0.0 for name in OPTIONS[family] if name.endswith("_pdrop")}
+    folder = save_tiny_family(tmp_path / "base", family, hidden_act="silu", **off)
+    theirs = with_adapter(AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval())
+    ours = with_adapter(loaded(folder)).train()
+    install_fast_path(ours)
+    checkpoint_activations(ours, 1)
+    assert_same(ours, theirs, packed_batch(rows()))
+
+
+def own_logits(model: PreTrainedModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of the family's own forward, and those that the loss is computed from."""
+    with torch.no_grad():
+        return model(input_ids=ids).logits, head_of(model)(states_of(model, input_ids=ids)[0])
+
+
+IDS = torch.arange(3, 33).view(2, 15)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_family_does_to_its_logits_is_declared(family: str) -> None:
+    """With every option in use, the logits that the loss is computed from are those of the family's own forward."""
+    own, ours = own_logits(tiny_model(tiny_config(family)), IDS)
+    assert torch.allclose(ours, own, rtol=1e-6, atol=1e-6)
+
+
+def test_a_family_that_does_not_declare_it_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Granite without its declaration fails the comparison: the test above can fail."""
+    silent = tuple(replace(family, change_logits=None) for family in architectures.FAMILIES)
+    monkeypatch.setattr(architectures, "FAMILIES", silent)
+    own, ours = own_logits(tiny_model(tiny_config("granite")), IDS)
+    assert not torch.allclose(ours, own, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("gemma2", {"final_logit_softcapping": 0.5}), ("cohere", {"logit_scale": 3.0})]
+)
+def test_the_loss_of_another_family_is_its_own_forwards(
+    family: str, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a family that isn't supported (allow_untested) the logits are those of its own forward, and the log says so once."""
+    ours, theirs = (tiny_model(tiny_config(family, defaults=True, **changes)) for _ in range(2))
+    own, used = own_logits(ours, IDS)
+    assert torch.equal(used, own)
+    if isinstance(ours, Gemma2ForCausalLM):
+        assert float(own.abs().max()) <= 0.5, "the softcap has no effect"
+    install_supervised_loss(ours)
+    assert_same(ours, theirs, padded_batch(rows(), pad_token_id=2))
+    assert sum(f"{family} isn't among the supported families" in message for message in caplog.messages) <= 1
+
+
+def test_another_family_is_refused_with_the_names_of_ours() -> None:
+    """The message lists the registry."""
+    with pytest.raises(
+        ModelError, match=f"architecture 'gemma2'; tested are {', '.join(FAMILIES)}. Choose such a base, or set"
+    ):
+        check_architecture({"model_type": "gemma2"}, allow_untested=False)
+
+
+@pytest.mark.parametrize("family", architectures.FAMILIES, ids=FAMILIES)
+def test_a_family_says_what_its_model_is(family: ArchitectureSpec) -> None:
+    """Parameters with their shapes, linear layers, classes, embedding and head are those of transformers' model."""
+    for changes in ({}, {"defaults": True}):
+        config = tiny_config(family.model_type, **changes)
+        model = tiny_model(config)
+        shape = read_shape(config.to_dict())
+        assert count_parameters(shape) == sum(parameter.numel() for parameter in model.parameters())
+        layer = model.get_submodule(f"{LAYERS}.0")
+        wanted = {f"{name}.weight": (linear.outputs, linear.inputs) for name, linear in shape.decoder_layer.linear.items()}
+        wanted |= {f"{name}.bias": (linear.outputs,) for name, linear in shape.decoder_layer.linear.items() if linear.bias}
+        norms = {f"{name}.weight": (width,) for name, width in shape.decoder_layer.norms.items()}
+        assert {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()} == wanted | norms
+        assert type(layer).__name__ == family.decoder_layer
+        classes = {type(module).__name__ for module in model.modules()}
+        assert {*family.fused_norms, *family.fused_mlps} <= classes
+        assert model.get_submodule(EMBEDDING) is model.get_input_embeddings()
+        assert model.get_submodule(LM_HEAD) is model.get_output_embeddings()
+        assert model.get_submodule(FINAL_NORM).weight.shape == (64,)
+        assert model.base_model_prefix == DECODER
+        linear = {last_part(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        assert linear - {LM_HEAD} == set(family.linear_layers)
+        for group in family.shared_inputs:
+            assert set(group) <= linear
+
+
+@pytest.mark.parametrize("family", architectures.FAMILIES, ids=FAMILIES)
+def test_fused_norms_round_as_their_own(family: ArchitectureSpec) -> None:
+    """In bf16 a fused norm's output is bit for bit that of the family's own class."""
+    from finetune.models.kernels.rms_norm import FrozenRmsNorm
+
+    model = tiny_model(tiny_config(family.model_type)).to(torch.bfloat16)  # type: ignore[arg-type]
+    norms: list[Any] = [module for module in model.modules() if type(module).__name__ in family.fused_norms]
+    for norm in norms:
+        x = torch.randn(3, 7, norm.weight.shape[0], generator=torch.Generator().manual_seed(0)).bfloat16()
+        assert torch.equal(FrozenRmsNorm.apply(x, norm.weight, norm.variance_epsilon), norm(x))
+    assert bool(norms) == bool(family.fused_norms)
+
+
+def test_a_family_without_fused_norms_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One line of the log says what transformers computes."""
+    caplog.set_level("INFO", logger="finetune")
+    install_fast_path(with_adapter(loaded(save_tiny_family(tmp_path / "base", "olmo2"))))
+    assert [message for message in caplog.messages if "own forward" in message] == [
+        "the norms of olmo2 are computed by transformers' own forward"
+    ]
+
+
+def test_layers_without_a_family_are_not_fused_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another family an MLP with the usual names may multiply by more: only its LoRA layers are fused, each by itself."""
+    monkeypatch.setattr(architectures, "FAMILIES", ())
+    theirs, ours = (with_adapter(tiny_model(tiny_config("granite", hidden_act="silu"))) for _ in range(2))
+    assert install_fast_path(ours) == 14
+    assert not any("forward" in vars(module) for module in ours.modules() if type(module).__name__ == "GraniteMLP")
+    assert torch.allclose(ours(input_ids=IDS).logits, theirs(input_ids=IDS).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "expected"),
+    [
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5: expected 1"),
+        ("phi3", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "expected one of default, longrope"),
+        ("phi3", {"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5"),
+        ("granite", {"logits_scaling": 0}, "logits_scaling is 0; expected a finite number above 0"),
+        ("granite", {"residual_multiplier": "big"}, "residual_multiplier is 'big'; expected a finite number above 0"),
+    ],
+)
+def test_a_config_that_its_family_can_not_have_is_refused(family: str, changes: dict[str, Any], expected: str) -> None:
+    """One message, before anything is built from it."""
+    config = tiny_config(family, defaults=True).to_dict()
+    with pytest.raises(ModelError, match=expected):
+        read_shape(config | changes)
+
+
+def test_a_way_to_scale_positions_that_a_family_lacks_is_refused(tmp_path: Path) -> None:
+    """transformers reads yarn as longrope for Phi 3: the recipe's scaling would become another."""
+    folder = save_tiny_family(tmp_path / "base", "phi3")
+    section = ModelSection(base=str(folder), rope_scaling=RopeScaling(type="yarn", factor=2.0))
+    with pytest.raises(ModelError, match="rope_scaling.type is yarn, and transformers doesn't scale the positions of phi3 so"):
+        check_base(folder, section)
