@@ -16,8 +16,8 @@ PATH = "path"
 """Marks a field that holds a path: Annotated[str, PATH]."""
 
 NAMES = "names_of"
-"""Marks a text that is a name of a registry above the schema, in a field's JSON schema: json_schema_extra={NAMES: "metrics"}. What
-lists a recipe's keys puts the registry's names in its place (finetune/recipe/reference.py)."""
+"""Marks a text that is a name of a registry above the schema, in a field's JSON schema: json_schema_extra={NAMES: "metrics"}.
+What lists a recipe's keys puts the registry's names in its place (finetune/recipe/reference.py)."""
 
 
 @dataclass(frozen=True)

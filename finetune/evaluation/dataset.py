@@ -58,6 +58,8 @@ def read_rows(
     asking = sorted(metric.name for metric in metrics if metric.of != "losses")
     about_labels = any("labels" in metric.needs for metric in metrics)
     documents, objective = list(data.evaluation[:most]), objective_of(recipe)
+    if not metrics and not objective.metrics_by_default(asks=True):
+        raise FinetuneError(f"objective {objective.kind} has no metrics; its evaluation loss is in the run's metrics.jsonl.")
     questions = list[Question]()
     if not objective.writes_text:
         questions = answered_rows(data.evaluation_rows[:most])

@@ -13,14 +13,20 @@ from finetune.objectives.language_modeling import LanguageModeling
 if TYPE_CHECKING:
     from finetune.recipe.schema import Recipe
 
-__all__ = ["OBJECTIVES", "Classification", "LanguageModeling", "Objective", "objective_of"]
+__all__ = ["OBJECTIVES", "Classification", "LanguageModeling", "Objective", "kind_of", "objective_of"]
 
 OBJECTIVES: tuple[type[Objective], ...] = (LanguageModeling, Classification)
 
 
+def kind_of(recipe: "Recipe") -> type[Objective] | None:
+    """The objective that the recipe names; None where none has its kind, or is for such a model."""
+    kind = recipe.objective.kind
+    return next((found for found in OBJECTIVES if found.kind == kind and found.fits(recipe.model)), None)
+
+
 def objective_of(recipe: "Recipe") -> Objective:
-    """The recipe's objective. Raises LookupError for a kind that isn't in OBJECTIVES, which the recipe's rules refuse."""
-    for objective in OBJECTIVES:
-        if objective.kind == recipe.objective.kind and objective.fits(recipe.model):
-            return objective(recipe)
-    raise LookupError(f"no objective is called {recipe.objective.kind!r}")
+    """The recipe's objective. Raises LookupError where there is none, which the recipe's rules refuse."""
+    found = kind_of(recipe)
+    if found is None:
+        raise LookupError(f"no objective is called {recipe.objective.kind!r}")
+    return found(recipe)

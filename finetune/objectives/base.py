@@ -46,6 +46,11 @@ class Objective:
         self.options: Any = self.section.model_validate(recipe.objective.options)
 
     @classmethod
+    def outcome(cls, model: "ModelSection") -> str:
+        """What metrics are about, by the word that a metric's `fits` has: "text", a head's problem, or this kind alone."""
+        return cls.kind
+
+    @classmethod
     def fits(cls, model: "ModelSection") -> bool:
         """Whether this is the objective of the kind for such a model: one that predicts tokens."""
         return not model.classifies
@@ -104,4 +109,4 @@ class Objective:
 
     def metrics_by_default(self, *, asks: bool) -> tuple[str, ...]:
         """What is measured where the recipe names no metric; `asks`: rows have prompts."""
-        return ("loss",)
+        return ()

@@ -28,6 +28,11 @@ class Classification(Objective):
         self.several_labels = self.head.problem == "multi_label"
 
     @classmethod
+    def outcome(cls, model: "ModelSection") -> str:
+        """The head's problem."""
+        return cast("HeadSection", model.head).problem
+
+    @classmethod
     def fits(cls, model: "ModelSection") -> bool:
         """Where the model has a head."""
         return model.classifies
@@ -57,3 +62,7 @@ class Classification(Objective):
         from finetune.models.classify import head_loss
 
         return head_loss(model, hidden, inputs, self.head.problem, self.recipe.train.label_smoothing)
+
+    def metrics_by_default(self, *, asks: bool) -> tuple[str, ...]:
+        """The loss."""
+        return ("loss",)

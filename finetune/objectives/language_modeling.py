@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     import torch
 
     from finetune.models.loss import LossInputs
+    from finetune.recipe.schema.model import ModelSection
 
 
 class LanguageModeling(Objective):
@@ -15,6 +16,11 @@ class LanguageModeling(Objective):
 
     kind: ClassVar[str] = "supervised"
     has_perplexity: ClassVar[bool] = True
+
+    @classmethod
+    def outcome(cls, model: "ModelSection") -> str:
+        """Text, whose likelihood is measured too."""
+        return "text"
 
     def loss(self, model: Any, hidden: "torch.Tensor", inputs: "LossInputs") -> "torch.Tensor":
         """The sum of the cross-entropy; smoothed in training only, so that an evaluation loss is the plain cross-entropy."""

@@ -1,6 +1,7 @@
 """Rules for metrics and classification heads: what they need of the rest of the recipe."""
 
 from data_prep.config import RowsSource
+from finetune.objectives import kind_of
 from finetune.recipe.explain import not_among
 from finetune.recipe.given import Given, RuleProblem, asked
 from finetune.recipe.schema import Recipe
@@ -9,7 +10,7 @@ from finetune.scoring import metrics
 
 def labels_of(recipe: Recipe) -> tuple[str, ...]:
     """What label metrics tell apart: the head's labels, else evaluate.labels, else those that the sources' `labels` name."""
-    if recipe.model.head is not None:
+    if recipe.model.head:
         return recipe.model.head.labels
     if recipe.evaluate.labels:
         return recipe.evaluate.labels
@@ -33,11 +34,16 @@ def metrics_fit(recipe: Recipe, given: Given) -> RuleProblem:
 
 def _why_unfit(metric: metrics.Metric, recipe: Recipe) -> str | None:
     """Why a metric can't be measured of the recipe's model; None where it can."""
-    head, name = recipe.model.head, metric.name
-    if head is not None and head.problem not in metric.fits:
-        fitting = ", ".join(sorted(other.name for other in metrics.METRICS if head.problem in other.fits))
-        return f"{name} doesn't fit a head of problem {head.problem}; such a head has {fitting}"
-    if head is None and "text" not in metric.fits:
+    found, name = kind_of(recipe), metric.name
+    if found is None:
+        return None  # which is refused already
+    outcome = found.outcome(recipe.model)
+    if outcome != "text" and outcome not in metric.fits:
+        fitting = ", ".join(sorted(other.name for other in metrics.METRICS if outcome in other.fits))
+        if recipe.model.classifies:
+            return f"{name} doesn't fit a head of problem {outcome}; such a head has {fitting}"
+        return f"{name} doesn't fit objective {found.kind}, which has {fitting or 'none: its evaluation loss is logged'}"
+    if outcome not in metric.fits:
         what = "numbers" if metric.fits == ("regression",) else "a head's outputs"
         problems = " or ".join(metric.fits)
         return f"{name} needs {what}, which model.head with problem {problems} gives; this recipe predicts text"
@@ -52,7 +58,7 @@ def _labels(recipe: Recipe) -> RuleProblem:
     labels = recipe.evaluate.labels
     if not labels:
         return
-    if recipe.model.head is not None:
+    if recipe.model.classifies:
         yield "evaluate.labels", "the labels of model.head are what counts; remove these"
     elif not any("labels" in metric.needs for metric in metrics.known(recipe.evaluate.metrics)):
         yield (
@@ -101,7 +107,8 @@ def best_fits(recipe: Recipe, given: Given) -> RuleProblem:
         return
     if recipe.train.evaluate_every_steps is None:
         yield "train.best_by", "needs train.evaluate_every_steps: checkpoints are compared at evaluations"
-    if best == "loss" or (best == "perplexity" and recipe.model.head is None):
+    found = kind_of(recipe)
+    if found is None or best == "loss" or (best == "perplexity" and found.has_perplexity):
         return
     if best not in section.metrics:
         yield "train.best_by", f"{best} is not measured: add it to evaluate.metrics"

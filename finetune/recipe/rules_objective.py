@@ -12,11 +12,11 @@ def objective_fits(recipe: Recipe, given: Given) -> RuleProblem:
     if kind not in known:
         yield "objective.kind", not_among(kind, list(known))
         return
-    fitting = [objective for objective in objectives.OBJECTIVES if objective.kind == kind and objective.fits(recipe.model)]
-    if not fitting:
+    found = objectives.kind_of(recipe)
+    if found is None:
         yield "model.head", f"objective {kind} learns from a model that predicts tokens; remove this key"
         return
-    mistakes = list(mistakes_of(fitting[0].section, recipe.objective.options, ("objective",), beside="kind"))
+    mistakes = list(mistakes_of(found.section, recipe.objective.options, ("objective",), beside="kind"))
     yield from mistakes
     if not mistakes:
-        yield from fitting[0](recipe).problems(given)
+        yield from found(recipe).problems(given)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+import finetune
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune import objectives
 from finetune.data import prepare_data
-from finetune.errors import CheckpointError, RecipeError
+from finetune.errors import CheckpointError, FinetuneError, RecipeError
 from finetune.evaluation.losses import document_losses
 from finetune.models.bases.locate import resolve_base
 from finetune.models.load import load_model
@@ -137,6 +138,7 @@ def test_it_resumes_bit_for_bit(pairs: MakeRecipe) -> None:
         (["data.pack_length_tokens=100"], "set at least 192"),
         (["data.over_length=split"], "use drop or truncate_end"),
         (["data.streaming.buffer_rows=10", "train.max_steps=3"], "computes numbers of every row before step 1"),
+        (["evaluate.metrics=[exact_match]"], "doesn't fit objective pairwise"),
         (["model.head.problem=regression"], "learns from a model that predicts tokens"),
     ],
 )
@@ -151,6 +153,13 @@ def test_what_does_not_fit_is_refused(pairs: MakeRecipe, tmp_path: Path, overrid
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, overrides)
     assert message in str(caught.value)
+
+
+def test_it_is_not_scored_as_text(pairs: MakeRecipe) -> None:
+    """The likelihood of both answers of a pair is no loss of it."""
+    recipe = pairs(train={"max_steps": 1, "save_every_steps": None})
+    with pytest.raises(FinetuneError, match="objective pairwise has no metrics"):
+        finetune.evaluate(start(recipe).path)
 
 
 def test_other_rows_are_refused(pairs: MakeRecipe, alpaca_file: Path, tiny_base: Path) -> None:
