@@ -14,8 +14,8 @@ PATH = "path"
 
 
 NAMES = "names_of"
-"""Marks a text that is a name of a registry, in a field's JSON schema: json_schema_extra={NAMES: "metrics"}. What lists a recipe's
-keys puts the registry's names in its place (finetune/recipe/reference.py)."""
+"""Marks a text that is a name of a registry, in a field's JSON schema: json_schema_extra={NAMES: "metrics"}.
+finetune/recipe/reference.py puts the registry's names in its place."""
 
 
 class Section(BaseModel):
