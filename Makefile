@@ -65,9 +65,10 @@ bench-tasks: $(VENV)/.installed-dev  ## what minutes of training bring for each 
 	$(BIN)/python benchmarks/bench_evaluate.py
 	$(BIN)/python benchmarks/bench_tasks.py
 
-docs: $(VENV)/.installed-dev  ## the pages made from the recipe's schema, and the manual as a site: site/index.html
+docs: $(VENV)/.installed-dev  ## the pages and tables made from the code, and the manual as a site: site/index.html
 	$(BIN)/finetune schema > recipes/recipe.schema.json
 	$(BIN)/finetune schema --markdown > docs/recipe_reference.md
+	$(BIN)/python -m finetune.manual accelerate_configs/README.md docs/*.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 check: $(VENV)/.installed-dev  ## style, types, import arrows, every recipe

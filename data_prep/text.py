@@ -1,5 +1,6 @@
 """Texts and values for messages: short, on one line, safe for a terminal. Standard library only."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from data_prep.secrets import scrubbed
@@ -32,3 +33,9 @@ def shown(value: Any) -> str:
 def one_line(text: str, most: int = LONGEST_REASON) -> str:
     """A text from data, a model or a library on one line, safe for a terminal."""
     return cut(" ".join(clean_for_terminal(text).split()), most)
+
+
+def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown has it, without a last line break."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines).replace("|  |", "| |")

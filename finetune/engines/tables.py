@@ -1,15 +1,11 @@
 """Tables about the engines, for people: what `finetune doctor --matrix` prints, and those of the manual.
 
-    python -m finetune.engines.tables FILE.md ...    # write the manual's again, between their marks
-
-Torch-free.
+Torch-free; finetune/manual.py writes those of the manual.
 """
 
-import re
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
+from data_prep.text import markdown_table
 from finetune.engines import registry
 from finetune.engines.base import FP16, METHODS, Engine, Method, Refusal
 
@@ -31,7 +27,7 @@ def reasons() -> list[str]:
 def matrix_table() -> str:
     """The matrix, with its reasons below."""
     rows = [[method, *("works" if why is None else "-" for why in row.values())] for method, row in matrix().items()]
-    table = _table(["", *(f"`{engine.name}`" for engine in registry.of_several())], rows)
+    table = markdown_table(["", *(f"`{engine.name}`" for engine in registry.of_several())], rows)
     return "\n".join([table, "", *(f"- {reason}" for reason in reasons())])
 
 
@@ -42,7 +38,7 @@ def guide_table() -> str:
         for engine in registry.ENGINES
         for guide in engine.guides
     ]
-    return _table(["", "sharded", "take it when", "it can't"], rows)
+    return markdown_table(["", "sharded", "take it when", "it can't"], rows)
 
 
 def memory_table() -> str:
@@ -54,7 +50,7 @@ def memory_table() -> str:
         weights = f"(b P + 4 A) / N + {engine.gathered_words}" if engine.shards_weights else "b P + 4 A"
         gradients, states = ("gradients" in engine.shards, "states" in engine.shards)
         rows.append([engine.name, weights, f"4 A{' / N' * gradients}", f"8 A{' / N' * states}", "X"])
-    return _table(["", "weights", "gradients", "optimizer (AdamW)", "activations"], rows)
+    return markdown_table(["", "weights", "gradients", "optimizer (AdamW)", "activations"], rows)
 
 
 def _sharded(engine: Engine, remark: str) -> str:
@@ -62,21 +58,5 @@ def _sharded(engine: Engine, remark: str) -> str:
     return f"{parts}; {remark}" if remark else parts
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines).replace("|  |", "| |")
-
-
 TABLES: dict[str, Callable[[], str]] = {"matrix": matrix_table, "guide": guide_table, "memory": memory_table}
 """The name in a page's marks -> what is between them."""
-MARKS = re.compile(r"(<!-- engines: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def with_tables(page: str) -> str:
-    """A page of the manual with its tables as they are now."""
-    return MARKS.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", page)
-
-
-if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(with_tables(path.read_text()))

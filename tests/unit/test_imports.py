@@ -28,6 +28,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "quickstart": EVERYTHING,
     "selftest": EVERYTHING,
     "__main__": frozenset({"cli"}),
+    "manual": frozenset({"data_prep", "engines", "scoring"}),
     "errors": frozenset({"data_prep.errors", "data_prep.text"}),
     "environment": frozenset(),
     "extras": frozenset(),
@@ -42,7 +43,15 @@ ARROWS: dict[str, frozenset[str]] = {
     "generation": frozenset({"models", "data", "recipe", "data_prep"}),
     "evaluation": frozenset({"models", "objectives", "data", "generation", "scoring", "recipe", "data_prep"}),
     "planning": frozenset({"recipe", "engines", "models", "data", "data_prep"}),
-    "engines": frozenset({"engines.launch.allocator", "models.architectures", "models.device", "recipe.schema"}),
+    "engines": frozenset(
+        {
+            "engines.launch.allocator",
+            "models.architectures",
+            "models.device",
+            "recipe.schema",
+            "data_prep.text",
+        }
+    ),
     "engines.launch": DISK | {"engines", "recipe", "runs", "models.device"},
     "training": frozenset({"engines", "engines.launch", "models", "objectives", "data", "generation"})
     | {"evaluation", "runs", "scoring", "recipe", "data_prep"},
@@ -110,8 +119,8 @@ def test_imports_follow_the_arrows() -> None:
         "finetune", "finetune.api", "finetune.cli.app", "finetune.recipe.load", "finetune.recipe.lock",
         "finetune.engines.registry", "finetune.engines.base", "finetune.engines.single", "finetune.engines.ddp",
         "finetune.engines.deepspeed", "finetune.engines.fsdp2", "finetune.engines.tables", "finetune.engines.launch.start",
-        "finetune.models.architectures", "finetune.planning.plan", "finetune.scoring.metrics", "data_prep",
-        "data_prep.config",
+        "finetune.models.architectures", "finetune.planning.plan", "finetune.scoring.metrics", "finetune.manual",
+        "data_prep", "data_prep.config",
     ],
 )  # fmt: skip
 def test_a_light_module_loads_nothing_heavy(module: str) -> None:

@@ -1,4 +1,4 @@
-"""The engines: which one runs, who may name one, and the tables that are made of them."""
+"""The engines: which one runs, and who may name one."""
 
 import ast
 import os
@@ -12,14 +12,12 @@ from finetune import environment
 from finetune.engines import registry
 from finetune.engines.registry import current, named
 from finetune.engines.single import SINGLE
-from finetune.engines.tables import MARKS, TABLES, with_tables
 
 ROOT = Path(__file__).resolve().parents[3]
 ASKED = {"is_deepspeed_enabled", "is_fsdp_enabled", "is_deepspeed_zero3_enabled", "ds_id", "ds_shape", "ds_numel"}
 """How libraries are asked which engine runs, or whether one has cut a weight up."""
 WHO_NAMES_ONE = {"finetune/cli/train.py", "finetune/environment.py", "finetune/training/build.py"}
 """Files that name one to a person, as what to type."""
-PAGES = ("accelerate_configs/README.md", "docs/distributed.md")
 
 
 def spelled(path: Path) -> Iterator[tuple[str, bool]]:
@@ -96,15 +94,3 @@ def test_names_are_found() -> None:
     """Each engine by its own name; a name that is none's is nobody."""
     assert [named(engine.name) for engine in registry.ENGINES] == list(registry.ENGINES)
     assert named("zero4") is None
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_the_manual_has_the_tables_as_they_are(page: str) -> None:
-    """python -m finetune.engines.tables writes them again."""
-    text = (ROOT / page).read_text()
-    assert with_tables(text) == text
-
-
-def test_each_table_is_on_a_page() -> None:
-    """None is made for nobody."""
-    assert {found[2] for page in PAGES for found in MARKS.finditer((ROOT / page).read_text())} == set(TABLES)
