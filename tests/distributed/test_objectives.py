@@ -11,9 +11,9 @@ from tests.distributed.launches import Train, accelerate_launch, difference
 SCRIPT = """
 from finetune import objectives
 from finetune.cli.app import run
-from tests.support.pairwise import Pairwise
+from tests.support.manual import module_of
 
-objectives.OBJECTIVES += (Pairwise,)
+objectives.OBJECTIVES += (module_of("extending_objectives").Pairwise,)
 raise SystemExit(run())
 """
 
