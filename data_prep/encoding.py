@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from data_prep.messages import Example, Parsed, Preference
-from data_prep.table.documents import Document
 
 if TYPE_CHECKING:
     from data_prep.chat.tokenization import Rendered, Tokenization
+    from data_prep.table.documents import Document
 
 
 class RowEncoding:
@@ -40,8 +40,10 @@ class RowEncoding:
         """What an audit shows in place of the learned token of a document with these targets; None if the token itself."""
         return None
 
-    def longest(self, tokens: int) -> Document:
+    def longest(self, tokens: int) -> "Document":
         """A document that needs the most memory of all with so many tokens."""
+        from data_prep.table.documents import Document
+
         return Document([0] * tokens, ((1, tokens, 1.0),), place="longest")
 
     def cache_key(self) -> dict[str, Any]:

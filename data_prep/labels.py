@@ -9,11 +9,11 @@ from data_prep.errors import DataError
 from data_prep.formats.text_values import as_number
 from data_prep.messages import Example, Parsed, last_answer
 from data_prep.sources.rows import listed
-from data_prep.table.documents import Document
 from data_prep.text import shown
 
 if TYPE_CHECKING:
     from data_prep.chat.tokenization import Rendered, Tokenization
+    from data_prep.table.documents import Document
 
 
 class LabelEncoding(RowEncoding):
@@ -39,8 +39,10 @@ class LabelEncoding(RowEncoding):
         """The answer."""
         return answer_of_targets(targets, self.head) if targets else None
 
-    def longest(self, tokens: int) -> Document:
+    def longest(self, tokens: int) -> "Document":
         """One token is learned; which numbers doesn't matter."""
+        from data_prep.table.documents import Document
+
         return Document([0] * tokens, ((tokens - 1, tokens, 1.0),), "longest", (0.0,) * self.head.targets)
 
     def cache_key(self) -> dict[str, Any]:

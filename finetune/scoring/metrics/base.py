@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from data_prep.config import ProblemType
 from finetune.recipe.schema.evaluate import EvaluateSection
 from finetune.scoring.measured import Measured, Of, Prediction
 
-Scorer = Callable[[np.ndarray], float]
+if TYPE_CHECKING:
+    import numpy as np
+
+Scorer = Callable[["np.ndarray"], float]
 """A metric over some rows, each counted so often (N); nan where it isn't defined on them."""
 
 Model = Literal["text", ProblemType]
@@ -61,6 +62,8 @@ class Metric:
 
 def mean_of(values: Sequence[float]) -> Scorer:
     """The mean of a value for each row."""
+    import numpy as np
+
     array = np.asarray(values, dtype=np.float64)
     return lambda weights: float(weights @ array / weights.sum())
 

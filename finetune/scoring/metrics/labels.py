@@ -6,21 +6,22 @@ Shapes: N answers, L labels.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from finetune.scoring.labels import Labels
 from finetune.scoring.measured import Measured, Prediction
 from finetune.scoring.metrics.base import Metric, Model, Need, Scorer, mean_over
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
 class Labelled:
     """What is right, and what was said: label indexes (N), L where no label was named; or N x L of 0 and 1."""
 
-    right: np.ndarray
-    said: np.ndarray
+    right: "np.ndarray"
+    said: "np.ndarray"
     labels: Labels
 
     def agreement(self) -> list[float]:
@@ -36,10 +37,14 @@ def by_text(answers: Sequence[Prediction], labels: Labels) -> Labelled:
 
 def by_likelihood(answers: Sequence[Prediction], labels: Labels) -> Labelled:
     """The likeliest labels."""
+    import numpy as np
+
     return _labelled(answers, labels, [[labels.names[int(np.argmax(answer.likelihoods))]] for answer in answers])
 
 
 def _labelled(answers: Sequence[Prediction], labels: Labels, said: list[list[str]]) -> Labelled:
+    import numpy as np
+
     right = [labels.of_row(answer.question) for answer in answers]
     if labels.several:
         return Labelled(_indicator(right, labels.names), _indicator(said, labels.names), labels)
@@ -48,7 +53,9 @@ def _labelled(answers: Sequence[Prediction], labels: Labels, said: list[list[str
     return Labelled(np.array([index[words[0]] for words in right]), np.array(named), labels)
 
 
-def _indicator(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> np.ndarray:
+def _indicator(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> "np.ndarray":
+    import numpy as np
+
     return np.array([[int(label in words) for label in labels] for words in rows]).reshape(len(rows), len(labels))
 
 
@@ -72,7 +79,7 @@ def matthews(found: Labelled) -> Scorer:
     """Matthews' correlation."""
     from sklearn.metrics import matthews_corrcoef
 
-    def score(weights: np.ndarray) -> float:
+    def score(weights: "np.ndarray") -> float:
         with warnings.catch_warnings():
             # scikit-learn warns where a draw has one label alone, and says 0: that is meant.
             warnings.simplefilter("ignore", UserWarning)

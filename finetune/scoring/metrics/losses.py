@@ -1,17 +1,21 @@
 """The likelihood of the rows' own tokens: nothing is generated."""
 
 import math
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from finetune.errors import FinetuneError
 from finetune.scoring.measured import Measured, exponential
 from finetune.scoring.metrics.base import Metric, Scorer
 
+if TYPE_CHECKING:
+    pass
+
 
 def _mean_loss(measured: Measured) -> Scorer:
     if not any(loss.tokens for loss in measured.losses):
         raise FinetuneError("these documents have no supervised token, so there is no loss to measure.")
+    import numpy as np
+
     sums = np.array([loss.loss_sum for loss in measured.losses])
     weights = np.array([loss.weight for loss in measured.losses])
     return lambda rows: float(rows @ sums / total) if (total := rows @ weights) else math.nan
@@ -23,6 +27,8 @@ def _perplexity(measured: Measured) -> Scorer:
 
 
 def _bits_per_byte(measured: Measured) -> Scorer:
+    import numpy as np
+
     sums, sizes = np.array([loss.loss_sum for loss in measured.losses]), np.array(measured.bytes)
     if not sizes.sum():
         raise FinetuneError("the metric bits_per_byte needs text, and the supervised tokens stand for none: take loss.")

@@ -2,20 +2,24 @@
 
 import math
 from collections.abc import Callable
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from finetune.scoring.measured import Measured
 from finetune.scoring.metrics.base import Metric, Scorer, mean_over
 
+if TYPE_CHECKING:
+    import numpy as np
 
-def numbers(measured: Measured) -> tuple[np.ndarray, np.ndarray]:
+
+def numbers(measured: Measured) -> tuple["np.ndarray", "np.ndarray"]:
     """The right numbers and those that the head gave (N, N)."""
+    import numpy as np
+
     right = [float(answer.question.references[0]) for answer in measured.answers]
     return np.array(right), np.array([float(answer.text) for answer in measured.answers])
 
 
-def _error(name: str, distance: Callable[[np.ndarray], np.ndarray], scale: str) -> Metric:
+def _error(name: str, distance: Callable[["np.ndarray"], "np.ndarray"], scale: str) -> Metric:
     """The mean of a distance between the two numbers."""
 
     def errors(measured: Measured) -> list[float]:
@@ -37,9 +41,11 @@ def _error(name: str, distance: Callable[[np.ndarray], np.ndarray], scale: str) 
 
 
 def _pearson(measured: Measured) -> Scorer:
+    import numpy as np
+
     right, said = measured.once(numbers)
 
-    def correlation(rows: np.ndarray) -> float:
+    def correlation(rows: "np.ndarray") -> float:
         if rows.sum() < 2:
             return math.nan
         (a, both), (_, b) = np.cov(right, said, fweights=rows.astype(int))
@@ -48,8 +54,8 @@ def _pearson(measured: Measured) -> Scorer:
     return correlation
 
 
-MEAN_SQUARED_ERROR = _error("mean_squared_error", np.square, "the number's unit, squared")
-MEAN_ABSOLUTE_ERROR = _error("mean_absolute_error", np.abs, "the number's unit")
+MEAN_SQUARED_ERROR = _error("mean_squared_error", lambda values: values * values, "the number's unit, squared")
+MEAN_ABSOLUTE_ERROR = _error("mean_absolute_error", abs, "the number's unit")
 PEARSON = Metric(
     "pearson", "answers", _pearson, "a regression head's number", scale="-1 to 1", by="numpy", fits=("regression",)
 )

@@ -1,9 +1,7 @@
 """BLEU and chrF by sacrebleu, over all answers together."""
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from data_prep.text import one_line
 from finetune.errors import FinetuneError
@@ -11,6 +9,9 @@ from finetune.recipe.schema.evaluate import BleuTokenizer, EvaluateSection
 from finetune.scoring.measured import Measured, Prediction
 from finetune.scoring.metrics.base import Metric, Scorer
 from finetune.scoring.words import is_ideograph, is_unspaced
+
+if TYPE_CHECKING:
+    pass
 
 
 class Bleu:
@@ -119,6 +120,8 @@ def _counts(metric: Any, answer: Prediction) -> list[float]:
 
 
 def _scorer(metric: Any, counts: Sequence[Sequence[float]]) -> Scorer:
+    import numpy as np
+
     array = np.array(counts, dtype=np.float64)
     return lambda weights: float(metric._compute_score_from_stats((weights @ array).tolist()).score)
 
