@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from tests.support.models import save_tiny_tokenizer
 
@@ -68,6 +68,7 @@ def tiny_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.dim() == 1 else 0.05))
+        model.get_input_embeddings().weight.mul_(4)  # or biases drown the tokens
     return model.eval()
 
 
@@ -77,4 +78,6 @@ def save_tiny_family(folder: Path, family: str, **changes: Any) -> Path:
     save_tiny_tokenizer(folder)
     vocabulary = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
     tiny_model(tiny_config(family, **({"vocab_size": vocabulary} | changes))).save_pretrained(folder)
+    # As transformers reads it: beside a model of some families it takes a class of its own, with other rules for digits.
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
     return folder

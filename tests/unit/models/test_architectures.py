@@ -189,7 +189,9 @@ def test_a_family_that_does_not_declare_it_is_found(monkeypatch: pytest.MonkeyPa
     assert not torch.allclose(ours, own, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize(("family", "changes"), [("gemma2", {"final_logit_softcapping": 0.5}), ("cohere", {"logit_scale": 3.0})])
+@pytest.mark.parametrize(
+    ("family", "changes"), [("gemma2", {"final_logit_softcapping": 0.5}), ("cohere", {"logit_scale": 3.0})]
+)
 def test_the_loss_of_another_family_is_its_own_forwards(
     family: str, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -206,7 +208,9 @@ def test_the_loss_of_another_family_is_its_own_forwards(
 
 def test_another_family_is_refused_with_the_names_of_ours() -> None:
     """The message lists the registry."""
-    with pytest.raises(ModelError, match=f"architecture 'gemma2'; tested are {', '.join(FAMILIES)}. Choose such a base, or set"):
+    with pytest.raises(
+        ModelError, match=f"architecture 'gemma2'; tested are {', '.join(FAMILIES)}. Choose such a base, or set"
+    ):
         check_architecture({"model_type": "gemma2"}, allow_untested=False)
 
 
@@ -288,5 +292,5 @@ def test_a_way_to_scale_positions_that_a_family_lacks_is_refused(tmp_path: Path)
     """transformers reads yarn as longrope for Phi 3: the recipe's scaling would become another."""
     folder = save_tiny_family(tmp_path / "base", "phi3")
     section = ModelSection(base=str(folder), rope_scaling=RopeScaling(type="yarn", factor=2.0))
-    with pytest.raises(ModelError, match="rope_scaling.type is yarn, and transformers doesn't scale the positions of phi3 so"):
+    with pytest.raises(ModelError, match=r"rope_scaling\.type is yarn, and transformers doesn't scale the positions of phi3 so"):
         check_base(folder, section)

@@ -57,7 +57,10 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
         ("adapter: {init: orthogonal, rank: 5}", "adapter.init  orthogonal splits the rank in two halves, and rank 5 is odd"),
         ("adapter: {init: orthogonal, rank: 6}", None),
         ("{adapter: {modules_to_save: [embed_tokens]}, model: {new_tokens: [a]}}", "adapter.modules_to_save  model.new_tokens"),
-        ("adapter: {targets: [k_proj, q_prj]}", "adapter.targets.1  no supported model has a module 'q_prj'; did you mean q_proj?"),
+        (
+            "adapter: {targets: [k_proj, q_prj]}",
+            "adapter.targets.1  no supported model has a module 'q_prj'; did you mean q_proj?",
+        ),
         ("adapter: {targets: [self_attn.vproj]}", "adapter.targets.0  no supported model has a module 'self_attn.vproj'"),
         ("adapter: {modules_to_save: [lm_heads]}", "adapter.modules_to_save.0  no supported model has a module 'lm_heads'"),
         ("{adapter: {targets: [c_proj]}, model: {allow_untested: true}}", None),
