@@ -19,6 +19,7 @@ from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import CONFIG, only_the_model
 from finetune.models.bases.locate import Base
 from finetune.models.classify import CLASSIFIER, add_head_to_config, refuse_other_head, widen_head
+from finetune.models.description import classifier_class
 from finetune.models.device import choose_device
 from finetune.models.kernels.rope import scale_by_document
 from finetune.models.quantization import bitsandbytes_config, is_quantized, keep_differentiable
@@ -91,5 +92,6 @@ def _description(base: Base, rope_scaling: RopeScaling | None, head: HeadSection
     refuse_other_head(base, config, head)
     if head is None:
         return config, AutoModelForCausalLM
+    classifier_class(config.model_type)
     add_head_to_config(config, head)
     return config, AutoModelForSequenceClassification

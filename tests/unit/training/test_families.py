@@ -20,7 +20,7 @@ from finetune.recipe.schema import Recipe
 from finetune.runs.target import resolve_target
 from tests.support.adapters import make_adapter, merged_logits, unmerged_logits
 from tests.support.cli import FinetuneHere
-from tests.support.families import save_tiny_family
+from tests.support.families import LONGROPE, save_tiny_family
 from tests.support.processes import EXACT, adapter_of, start
 from tests.support.recipes import MakeRecipe
 
@@ -102,10 +102,10 @@ def test_fused_layers_are_targets_by_their_names(make_recipe: MakeRecipe, tmp_pa
     assert report.verification.holds
 
 
-@each_family
-def test_answers_are_those_of_transformers(family: ArchitectureSpec, tmp_path: Path) -> None:
-    """Greedy answers in a padded batch are plain transformers' to each prompt alone, beyond windows and first lengths."""
-    base = save_tiny_family(tmp_path / "base", family.model_type, tie_word_embeddings=False)
+@pytest.mark.parametrize(("family", "changes"), [*((name, {}) for name in NAMES), ("phi3", LONGROPE)])
+def test_answers_are_those_of_transformers(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    """Greedy answers in a batch are plain transformers' to each prompt alone, beyond windows and where scaling changes."""
+    base = save_tiny_family(tmp_path / "base", family, tie_word_embeddings=False, **changes)
     tokenizer = load_tokenizer(base)
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randint(3, 250, (length,), generator=generator).tolist() for length in (4, 21, 11)]
@@ -117,6 +117,14 @@ def test_answers_are_those_of_transformers(family: ArchitectureSpec, tmp_path: P
         whole = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=2)
         assert answer == whole[0, len(prompt) :].tolist()
     assert len({tuple(answer) for answer in got}) > 1
+
+
+def test_a_head_that_transformers_lacks_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Granite has no class with a classification head: one message, before data are prepared."""
+    base = save_tiny_family(tmp_path / "base", "granite")
+    head = {"labels": ["yes", "no"], "problem": "single_label"}
+    with pytest.raises(ModelError, match="no model of architecture granite with a classification head: remove model"):
+        start(make_recipe(model={"base": str(base), "head": head}, train=SHORT))
 
 
 @each_family
