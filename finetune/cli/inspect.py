@@ -70,6 +70,7 @@ def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("context", f"{facts['context_tokens']:,} tokens"),
         ("RoPE", f"{rope['kind']}, theta {rope['theta']:,.0f}{scaling}"),
         ("RMSNorm eps", f"{facts['rms_norm_eps']:g}" if facts["rms_norm_eps"] is not None else "not given"),
+        *([("multipliers", _multipliers(facts["multipliers"]))] if facts["multipliers"] else []),
         ("vocabulary", f"{facts['vocabulary']:,}"),
         ("head", "tied to the embedding" if facts["tied_head"] else "its own weights"),
         ("stored", _stored(facts)),
@@ -94,6 +95,10 @@ def _attention(facts: dict[str, Any]) -> str:
     if size == 1:
         return f"{heads} heads, each with its own keys and values (multi-head)"
     return f"{heads} heads share {groups} key-value heads, {size} each (grouped-query)"
+
+
+def _multipliers(found: dict[str, float]) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in found.items())
 
 
 def _stored(facts: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ SECTION = FileSection("fsdp_config", "fsdp_", {
     "fsdp_offload_params": refused("never shown to work here: set it to false, or take zero3_offload"),
     "fsdp_auto_wrap_policy": honoured(one_of("TRANSFORMER_BASED_WRAP"), "TRANSFORMER_BASED_WRAP"),
     "fsdp_transformer_layer_cls_to_wrap": honoured(
-        lambda value: str(value) in {family.decoder_layer for family in architectures.FAMILIES},
+        lambda value: one_of(*(family.decoder_layer for family in architectures.FAMILIES))(value),
         "the decoder layer of the base, such as LlamaDecoderLayer, or leave it out",
     ),
     "fsdp_min_num_params": harmless("TRANSFORMER_BASED_WRAP, which alone is taken, asks for no size"),

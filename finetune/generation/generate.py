@@ -4,6 +4,7 @@ Shapes: B prompts, T tokens.
 """
 
 import contextlib
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -27,6 +28,7 @@ from data_prep.messages import Message, PlainText
 from data_prep.tokenizers.tokens import ids_of, text_of
 from finetune.errors import FinetuneError
 from finetune.models.kernels.noise import seed_of
+from finetune.models.kernels.rope import looks_at_length
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,12 @@ def generate_ids(
     leaves no position for an answer.
     """
     room = [_room(model, prompt, max_new_tokens) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     answers: list[list[int]] = [[] for _ in prompts]
     ends, pad = set(end_of_turn_ids(tokenizer)), int(tokenizer.pad_token_id)
     seeds = _seeds(prompts, seed)
     with evaluating(model), _our_options_alone(model) as model_itself:
-        for first in range(0, len(order), batch_size):
-            indices = order[first : first + batch_size]
+        done = 0
+        for indices in _batches(prompts, batch_size, same_length=looks_at_length(model.config)):
             options = _options(tokenizer, max(room[index] for index in indices))
             tokens, mask = _left_padded([prompts[index] for index in indices], pad, model.device)
             made = model_itself.generate(
@@ -122,7 +123,8 @@ def generate_ids(
                 end = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
                 answers[index] = ids[: min(end, room[index])]
             if progress is not None:
-                progress(first + len(indices), len(order))
+                done += len(indices)
+                progress(done, len(prompts))
     return answers
 
 
@@ -270,6 +272,18 @@ def _our_options_alone(model: PreTrainedModel) -> Iterator[Any]:
         yield model_itself
     finally:
         model_itself.generation_config = own
+
+
+def _batches(prompts: Sequence[Sequence[int]], batch_size: int, *, same_length: bool) -> Iterator[list[int]]:
+    """The prompts' indices, longest first.
+
+    Where positions are scaled by a length, transformers begins anew with the keys of a whole batch once it is as long as the
+    scaling changes: then only prompts of the `same_length` go together.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    for _, group in itertools.groupby(order, lambda index: len(prompts[index]) if same_length else 0):
+        indices = list(group)
+        yield from (indices[first : first + batch_size] for first in range(0, len(indices), batch_size))
 
 
 def _left_padded(

@@ -10,6 +10,7 @@ from typing import Any
 from finetune.errors import MergeError
 from finetune.merging.heads import LM_HEAD_WEIGHT, SCORE_WEIGHT, score_name
 from finetune.merging.targets import choose_target
+from finetune.models.architectures import last_part, linear_layers
 from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_config, read_header, weight_files
 from finetune.models.bases.shapes import count_parameters, find_description, read_shape, read_stored
 
@@ -134,8 +135,10 @@ def _heads_of_base(folder: Path, config: dict[str, Any], bytes_a_number: float, 
 
 
 def _matrices(folder: Path) -> list[tuple[int, ...]]:
-    headers = [read_header(path) for path in weight_files(folder)]
-    return [tuple(tensor["shape"]) for header in headers for name, tensor in header.items() if "_proj" in name] or [(0,)]
+    """The shapes of the linear layers' weights."""
+    held = (item for path in weight_files(folder) for item in read_header(path).items())
+    known = linear_layers()
+    return [tuple(tensor["shape"]) for name, tensor in held if last_part(name.removesuffix(".weight")) in known] or [(0,)]
 
 
 def _free(output: Path) -> int:

@@ -58,11 +58,20 @@ def head_values(described: dict[str, Any], model_type: str, pad_token_id: int | 
     `described` names its outputs. transformers reads a row at its last token that is not the padding token, so the
     configuration has to name that.
     """
+    return {"architectures": [classifier_class(model_type)], "pad_token_id": pad_token_id} | described
+
+
+def classifier_class(model_type: str) -> str:
+    """transformers' class of a family with a classification head. Raises ModelError where it has none."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN
 
     if model_type not in KNOWN:
-        raise ModelError(f"transformers has no model of architecture {model_type} with a classification head to write.")
-    return {"architectures": [KNOWN[model_type]], "pad_token_id": pad_token_id} | described
+        raise ModelError(
+            f"transformers has no model of architecture {model_type} with a classification head: remove model.head, or choose "
+            "a base of another family."
+        )
+    found: str = KNOWN[model_type]
+    return found
 
 
 def write_description(

@@ -19,6 +19,7 @@ from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import CONFIG, only_the_model
 from finetune.models.bases.locate import Base
 from finetune.models.classify import CLASSIFIER, add_head_to_config, refuse_other_head, widen_linear
+from finetune.models.description import classifier_class
 from finetune.models.device import choose_device
 from finetune.models.kernels.rope import scale_by_document
 from finetune.models.quantization import bitsandbytes_config, is_quantized, keep_differentiable
@@ -93,5 +94,6 @@ def _description(
     refuse_other_head(base, config, head)
     if not head:
         return config, AutoModelForCausalLM, ()
+    classifier_class(config.model_type)
     add_head_to_config(config, head)
     return config, AutoModelForSequenceClassification, (CLASSIFIER,)

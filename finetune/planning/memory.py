@@ -152,28 +152,31 @@ def layer_bytes(job: Job) -> float:
     h', its norm, gate and up: 4 D + 3 H E + 2 K E + 2 F numbers, and 7 R of the adapters; with padding k and v are widened to
     all heads (4 D + 4 H E + 2 F). With dropout each projection keeps its own input and mask, and the MLP is not fused. ZeRO-3
     leaves LoRA to peft, which keeps more. All weights trained: see unfused. An MLP that isn't fused keeps 4 F; where q, k and v
-    are one layer's output, what positions don't rotate is kept beside what they do: H E + K E more.
+    are one layer's output, what positions don't rotate is kept beside what they do: H E + K E more. Norms of queries and keys
+    keep what they read, in float32 where they aren't fused, and twice where all weights train.
     """
     shape, c = job.shape, job.number_bytes
-    width, inner, forward = shape.width, shape.heads * shape.head_width, shape.feed_forward_width
-    shared = shape.key_value_heads * shape.head_width
+    width, inner, forward, shared = shape.width, shape.query_width, shape.feed_forward_width, shape.key_width
+    family, layer = family_of(shape.model_type) or LLAMA, shape.decoder_layer
     attention = 3 * inner + 2 * shared if job.packed else 4 * inner
-    family = family_of(shape.model_type) or LLAMA
     if family.packs_projections:
         attention += inner + shared
+    normed = inner + shared if any(name.startswith("self_attn.") for name in layer.norms) else 0
     norms = 2 * 4 + 4 * shape.heads
-    low = len(shape.decoder_layer.linear) * job.rank
+    low = len(layer.linear) * job.rank
     if job.method == "full":
         wide = 4 * 4 * width if c == 2 else 0
         numbers = (5 if c == 2 else 6) * width + attention + 4 * forward
         # In bf16 the rotated queries and keys are float32, and narrowed for the attention.
-        return numbers * c + wide + norms
+        return numbers * c + wide + norms + 8 * normed
     if not job.engine.fuses_lora:
         wide = 2 * 4 * width if c == 2 else 0
-        return ((5 if c == 2 else 4) * width + attention + 4 * forward + low) * c + wide + norms
+        return ((5 if c == 2 else 4) * width + attention + 4 * forward + low) * c + wide + norms + 4 * normed
+    norms += (c if family.fused_norms else 4) * normed + (0 if family.fused_norms else 2 * (4 - c) * width)
     if job.dropout:
-        masks = 5 * width + inner + forward
-        return (7 * width + attention + 4 * forward + low) * c + masks + norms
+        masks = sum(linear.inputs for linear in layer.linear.values())
+        own_inputs = masks - inner - forward
+        return (2 * width + own_inputs + attention + 4 * forward + low) * c + masks + norms
     return (4 * width + attention + (2 if family.fused_mlps else 4) * forward + low) * c + norms
 
 
@@ -184,5 +187,6 @@ def logits(job: Job) -> float:
         return 2.0 * job.supervised * (shape.width + job.outputs) * 4  # the head computes in float32
     states = 2 * job.supervised * shape.width * job.number_bytes
     family = family_of(shape.model_type)
-    changed = 4 if family is not None and family.change_logits is not None else 0  # a copy in float32
+    # What goes in and comes out of the change, and two gradients, in float32.
+    changed = 12 if family is not None and family.change_logits is not None else 0
     return states + chunk * shape.vocabulary * (job.number_bytes + 4 + changed)

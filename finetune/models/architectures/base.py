@@ -52,8 +52,8 @@ class DecoderLayer:
     """The parameters of one decoder layer, by their names inside it."""
 
     linear: Mapping[str, LinearLayer]
-    norms: Mapping[str, int]
-    """The width of each norm, which has a weight and no bias."""
+    norms: Mapping[str, tuple[int, ...]]
+    """The shape of each norm's weight; none has a bias."""
 
 
 Config = Mapping[str, Any]
@@ -131,6 +131,6 @@ def gated_mlp(sizes: Dimensions, *, bias: bool = False) -> dict[str, LinearLayer
     }
 
 
-def norms_before(sizes: Dimensions) -> dict[str, int]:
+def norms_before(sizes: Dimensions) -> dict[str, tuple[int, ...]]:
     """A norm before the attention and one before the MLP, as LLaMA has them."""
-    return {"input_layernorm": sizes.width, "post_attention_layernorm": sizes.width}
+    return {"input_layernorm": (sizes.width,), "post_attention_layernorm": (sizes.width,)}

@@ -7,10 +7,10 @@ def parameters(sizes: Dimensions, config: Config) -> DecoderLayer:
     """Biases of the attention are an option of the config."""
     bias = bool(config.get("attention_bias"))
     norms = {
-        "self_attn.q_norm": sizes.query_width,
-        "self_attn.k_norm": sizes.key_width,
-        "post_attention_layernorm": sizes.width,
-        "post_feedforward_layernorm": sizes.width,
+        "self_attn.q_norm": (sizes.query_width,),
+        "self_attn.k_norm": (sizes.key_width,),
+        "post_attention_layernorm": (sizes.width,),
+        "post_feedforward_layernorm": (sizes.width,),
     }
     return DecoderLayer(attention(sizes, input_bias=bias, output_bias=bias) | gated_mlp(sizes), norms)
 

@@ -14,7 +14,8 @@ from finetune.models.architectures.base import (
 def parameters(sizes: Dimensions, config: Config) -> DecoderLayer:
     """Biases of the attention are an option of the config."""
     bias = bool(config.get("attention_bias"))
-    norms = norms_before(sizes) | {"self_attn.q_norm": sizes.head_width, "self_attn.k_norm": sizes.head_width}
+    each_head = (sizes.head_width,)
+    norms = norms_before(sizes) | {"self_attn.q_norm": each_head, "self_attn.k_norm": each_head}
     return DecoderLayer(attention(sizes, input_bias=bias, output_bias=bias) | gated_mlp(sizes), norms)
 
 

@@ -199,10 +199,8 @@ def _matrix_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 
 def _norm_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
-    widths, layers = shape.decoder_layer.norms, range(shape.layers)
-    found: dict[str, tuple[int, ...]] = {
-        f"{LAYERS}.{index}.{name}.weight": (width,) for index in layers for name, width in widths.items()
-    }
+    norms, layers = shape.decoder_layer.norms, range(shape.layers)
+    found = {f"{LAYERS}.{index}.{name}.weight": size for index in layers for name, size in norms.items()}
     return found | {f"{FINAL_NORM}.weight": (shape.width,)}
 
 

@@ -59,7 +59,7 @@ class ModelSection(Section):
     """A hub id's commit, tag or branch; the commit that was used is in the run's lock."""
 
     allow_untested: bool = False
-    """Use a base that is not of the LLaMA family (llama, mistral, qwen2, qwen3)."""
+    """Use a base of a model family that is not among the supported ones, which are named where one is refused."""
 
     rope_scaling: RopeScaling | None = None
     """Scale the rotary positions; the base's own when absent."""

@@ -1,9 +1,10 @@
 """Each family as the toolkit computes it is what plain transformers computes, with every option of its config in use."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,6 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2ForCausalLM
 
 from finetune.errors import ModelError
 from finetune.models import architectures
-from finetune.models.adapters.adapter import attach
 from finetune.models.architectures.base import DECODER, EMBEDDING, FINAL_NORM, LAYERS, LM_HEAD, ArchitectureSpec, last_part
 from finetune.models.bases.config import load_config
 from finetune.models.bases.locate import Base, check_architecture, check_base
@@ -21,96 +21,30 @@ from finetune.models.batch import packed_batch, padded_batch
 from finetune.models.gradient_checkpointing import checkpoint_activations
 from finetune.models.kernels.attention import PER_DOCUMENT, choose_attention
 from finetune.models.kernels.install import install_fast_path
-from finetune.models.load import load_model
+from finetune.models.kernels.rms_norm import FrozenRmsNorm
 from finetune.models.logits import head_of, states_of
-from finetune.recipe.schema.adapter import AdapterSection
 from finetune.recipe.schema.model import ModelSection, RopeScaling
 from tests.support.families import (
+    LENGTHS,
+    LONGROPE,
     NO_OPTIONS,
     OF_ALL,
     OPTIONS,
     WINDOWED,
+    assert_same,
+    loaded,
     option_defaults,
+    rows,
     save_tiny_family,
     tiny_config,
     tiny_model,
+    with_adapter,
 )
 from tests.support.losses import install_supervised_loss
 
+ROOT = Path(__file__).resolve().parents[3]
 FAMILIES = [family.model_type for family in architectures.FAMILIES]
-LENGTHS = (9, 17, 5, 12)
 NO_DROPOUT = {"attention_dropout": 0.0}
-
-
-@dataclass
-class Row:
-    """A document with a prompt of a third of its tokens, as batches take one."""
-
-    token_ids: list[int]
-    targets: tuple[float, ...] = ()
-    values: tuple[float, ...] = ()
-
-    @property
-    def weights(self) -> list[float]:
-        prompt = len(self.token_ids) // 3
-        return [0.0] * prompt + [1.0] * (len(self.token_ids) - prompt)
-
-    @property
-    def spans(self) -> tuple[int, ...]:
-        return (1,)
-
-
-def rows() -> list[Row]:
-    generator = torch.Generator().manual_seed(1)
-    return [Row(torch.randint(3, 250, (length,), generator=generator).tolist()) for length in LENGTHS]
-
-
-def plain_loss(model: Any) -> torch.Tensor:
-    """transformers' own loss of each row by itself, summed."""
-    losses = []
-    for row in rows():
-        ids = torch.tensor([row.token_ids])
-        labels = torch.where(torch.tensor([row.weights]) > 0, ids, -100)
-        losses.append(model(input_ids=ids, labels=labels, num_items_in_batch=1).loss)
-    return torch.stack(losses).sum()
-
-
-def loaded(folder: Path, longest: int = max(LENGTHS)) -> PreTrainedModel:
-    """The base as training loads it, with the loss in its forward."""
-    base = Base(folder, {"kind": "folder", "name": "tiny"})
-    attention = choose_attention(torch.device("cpu"), load_config(base), longest)
-    model = load_model(base, dtype=torch.float32, attention=attention)
-    install_supervised_loss(model)
-    return model.eval()
-
-
-def with_adapter(model: PreTrainedModel) -> Any:
-    adapted = attach(model, AdapterSection(rank=4)).eval()
-    for number, (name, parameter) in enumerate(adapted.named_parameters()):
-        if "lora_" in name:
-            drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
-            parameter.data = drawn * 0.1
-    return adapted
-
-
-def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same(ours: Any, theirs: Any, batch: dict[str, Any]) -> None:
-    """Loss and every gradient, to 1e-5."""
-    ours.zero_grad()
-    theirs.zero_grad()
-    got, expected = ours(**batch).loss, plain_loss(theirs)
-    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
-    got.backward()
-    expected.backward()
-    mine, its = gradients(ours), gradients(theirs)
-    assert mine.keys() == its.keys()
-    assert mine
-    largest = max(float(gradient.norm()) for gradient in its.values())
-    for name, gradient in its.items():
-        assert float((mine[name] - gradient).norm()) <= 1e-5 * max(float(gradient.norm()), 1e-2 * largest), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -151,6 +85,17 @@ def test_a_window_beyond_the_documents_needs_no_mask(family: str, tmp_path: Path
     ours = with_adapter(loaded(folder))
     install_fast_path(ours)
     assert_same(ours, theirs, packed_batch(rows()))
+
+
+@pytest.mark.parametrize("batched", ["packed", "padded"])
+def test_longrope_scales_each_document_by_its_own_length(batched: str, tmp_path: Path) -> None:
+    """Phi 3's two sets of frequencies in one batch: loss and gradients are those of each row by itself."""
+    folder = save_tiny_family(tmp_path / "base", "phi3", hidden_act="silu", **LONGROPE)
+    theirs = with_adapter(AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval())
+    ours = with_adapter(loaded(folder))
+    install_fast_path(ours)
+    assert min(LENGTHS) < LONGROPE["original_max_position_embeddings"] < max(LENGTHS)
+    assert_same(ours, theirs, packed_batch(rows()) if batched == "packed" else padded_batch(rows(), pad_token_id=2))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -214,6 +159,13 @@ def test_another_family_is_refused_with_the_names_of_ours() -> None:
         check_architecture({"model_type": "gemma2"}, allow_untested=False)
 
 
+def test_the_manual_lists_the_registry() -> None:
+    """Its table is what families_table() prints, and no other page or message has a list of its own."""
+    assert architectures.families_table() in (ROOT / "docs" / "recipe.md").read_text()
+    pages = [*ROOT.glob("docs/*.md"), ROOT / "README.md", *(ROOT / "finetune").rglob("*.py"), *ROOT.glob("recipes/**/*.json")]
+    assert [str(page) for page in pages if "mistral, qwen2" in page.read_text()] == []
+
+
 @pytest.mark.parametrize("family", architectures.FAMILIES, ids=FAMILIES)
 def test_a_family_says_what_its_model_is(family: ArchitectureSpec) -> None:
     """Parameters with their shapes, linear layers, classes, embedding and head are those of transformers' model."""
@@ -225,7 +177,7 @@ def test_a_family_says_what_its_model_is(family: ArchitectureSpec) -> None:
         layer = model.get_submodule(f"{LAYERS}.0")
         wanted = {f"{name}.weight": (linear.outputs, linear.inputs) for name, linear in shape.decoder_layer.linear.items()}
         wanted |= {f"{name}.bias": (linear.outputs,) for name, linear in shape.decoder_layer.linear.items() if linear.bias}
-        norms = {f"{name}.weight": (width,) for name, width in shape.decoder_layer.norms.items()}
+        norms = {f"{name}.weight": size for name, size in shape.decoder_layer.norms.items()}
         assert {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()} == wanted | norms
         assert type(layer).__name__ == family.decoder_layer
         classes = {type(module).__name__ for module in model.modules()}
@@ -238,13 +190,12 @@ def test_a_family_says_what_its_model_is(family: ArchitectureSpec) -> None:
         assert linear - {LM_HEAD} == set(family.linear_layers)
         for group in family.shared_inputs:
             assert set(group) <= linear
+    assert family.gguf_name in gguf.MODEL_ARCH_NAMES.values()
 
 
 @pytest.mark.parametrize("family", architectures.FAMILIES, ids=FAMILIES)
 def test_fused_norms_round_as_their_own(family: ArchitectureSpec) -> None:
     """In bf16 a fused norm's output is bit for bit that of the family's own class."""
-    from finetune.models.kernels.rms_norm import FrozenRmsNorm
-
     model = tiny_model(tiny_config(family.model_type)).to(torch.bfloat16)  # type: ignore[arg-type]
     norms: list[Any] = [module for module in model.modules() if type(module).__name__ in family.fused_norms]
     for norm in norms:
@@ -292,5 +243,7 @@ def test_a_way_to_scale_positions_that_a_family_lacks_is_refused(tmp_path: Path)
     """transformers reads yarn as longrope for Phi 3: the recipe's scaling would become another."""
     folder = save_tiny_family(tmp_path / "base", "phi3")
     section = ModelSection(base=str(folder), rope_scaling=RopeScaling(type="yarn", factor=2.0))
-    with pytest.raises(ModelError, match=r"is yarn, and transformers doesn't scale the positions of phi3 so"):
+    with pytest.raises(
+        ModelError, match=r"rope_scaling\.type is yarn, and transformers doesn't scale the positions of phi3 so"
+    ):
         check_base(folder, section)

@@ -18,6 +18,7 @@ from finetune.planning.data import assumed, load_of
 from finetune.planning.memory import Job, activations, memory_of
 from finetune.planning.plan import job_of
 from finetune.recipe.schema import Recipe
+from tests.support.families import save_tiny_family
 from tests.support.processes import trainer_of
 from tests.support.recipes import MakeRecipe
 
@@ -69,6 +70,27 @@ def test_the_closed_form_is_what_torch_keeps(sections: dict[str, Any], make_reci
     base = {"data": {"pack_length_tokens": 128}, "adapter": {"rank": 4}, "train": {"micro_batch_size": 1}}
     merged = {name: base.get(name, {}) | sections.get(name, {}) for name in base | sections}
     recipe = make_recipe(**merged)
+    job = job_for(recipe)
+    kept, tokens = kept_by_torch(recipe, tmp_path / "checkpoints")
+    assert job.tokens == tokens
+    loss = 4 * job.supervised * (job.shape.vocabulary if job.method == "full" else job.shape.width)
+    assert activations(job) == pytest.approx(kept - loss, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [{}, {"adapter": {"dropout": 0.1}}, {"adapter": {"method": "full"}}, {"data": {"pack_length_tokens": None}}],
+    ids=str,
+)
+@pytest.mark.parametrize("family", ["qwen3", "phi3", "granite", "olmo2"])
+def test_the_closed_form_of_a_family_is_what_torch_keeps(
+    family: str, sections: dict[str, Any], make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Within a tenth, where norms of heads and packed projections keep more."""
+    folder = save_tiny_family(tmp_path / "base", family, defaults=True)
+    base = {"model": {"base": str(folder)}, "data": {"pack_length_tokens": 128}, "adapter": {"rank": 4}}
+    merged = {name: base.get(name, {}) | sections.get(name, {}) for name in base | sections}
+    recipe = make_recipe(train={"micro_batch_size": 1 if merged["data"]["pack_length_tokens"] else 4}, **merged)
     job = job_for(recipe)
     kept, tokens = kept_by_torch(recipe, tmp_path / "checkpoints")
     assert job.tokens == tokens
