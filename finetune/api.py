@@ -11,7 +11,7 @@ from finetune.loaded_model import Chat, LogLikelihood, Model
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.load import load_recipe as _load_recipe
 from finetune.recipe.lock import Lock, read_lock
-from finetune.recipe.overrides import as_overrides
+from finetune.recipe.reading.overrides import as_overrides
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import EvaluateSection
 from finetune.runs.compare import is_metric

@@ -26,7 +26,7 @@ def check(
     Static unless --deep: no torch, no network.
     """
     from finetune.recipe.load import load_recipe
-    from finetune.recipe.packages import check_packages
+    from finetune.recipe.rules.packages import check_packages
 
     loaded = load_recipe(recipe, overrides or [])
     check_packages(loaded.recipe)
@@ -105,7 +105,7 @@ def yaml_value(value: Any) -> str:
 
 def _is_plain(text: str) -> bool:
     """Whether YAML reads the unquoted text as this very text, in a list too."""
-    from finetune.recipe.yaml_tree import plain_scalar
+    from finetune.recipe.reading.yaml_tree import plain_scalar
 
     safe = all(character.isalnum() or character in "_/.-+=~ " for character in text) and text.isascii()
     if not safe or text != text.strip() or text.startswith(("-", "=", "~")):

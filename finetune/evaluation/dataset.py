@@ -17,7 +17,7 @@ from finetune.evaluation.sandbox.programs import exit_in
 from finetune.evaluation.sandbox.runner import why_no_sandbox
 from finetune.evaluation.text_bytes import supervised_bytes
 from finetune.objectives import Objective, objective_of
-from finetune.recipe.rules_evaluate import labels_of
+from finetune.recipe.rules.evaluation import labels_of
 from finetune.recipe.schema import Recipe
 from finetune.scoring.labels import Labels, has_several
 from finetune.scoring.measured import Question, without_thought

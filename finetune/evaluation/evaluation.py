@@ -11,7 +11,7 @@ from finetune.evaluation.predictions import OnProgress
 from finetune.evaluation.report import Report, measure
 from finetune.generation.loading import ModelTarget, load_ready
 from finetune.models.device import Precision
-from finetune.recipe.packages import check_metric_packages
+from finetune.recipe.rules.packages import check_metric_packages
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 

@@ -10,14 +10,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune.errors import Problem, RecipeError
-from finetune.recipe.explain import findings_of
-from finetune.recipe.layers import STAND_IN_BASE, STAND_IN_SOURCE, Layers, read_layers
 from finetune.recipe.paths import LOCK, absolute, resolve_paths
+from finetune.recipe.reading.explain import findings_of
+from finetune.recipe.reading.layers import STAND_IN_BASE, STAND_IN_SOURCE, Layers, read_layers
+from finetune.recipe.reading.tree import Diagnostic, Location, Node, SourceLocation, as_problems, dotted, finding_at
 from finetune.recipe.rules import problems_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.shipped import shipped_recipes
 from finetune.recipe.tracking import said_by_environment, tracked
-from finetune.recipe.tree import Diagnostic, Location, Node, SourceLocation, as_problems, dotted, finding_at
 
 
 @dataclass(frozen=True)

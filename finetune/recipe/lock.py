@@ -11,9 +11,9 @@ from ruamel.yaml import YAML
 from data_prep.config import PREPARATION
 from data_prep.text import shown
 from finetune.errors import Problem, RecipeError, first_wrong
+from finetune.recipe.reading.yaml_tree import read_plain_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
-from finetune.recipe.yaml_tree import read_plain_lock
 
 LOCK_VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)

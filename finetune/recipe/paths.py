@@ -10,8 +10,8 @@ from pathlib import Path
 
 from data_prep.config import CHAT_TEMPLATES
 from data_prep.files import Use, problem_with
-from finetune.recipe.tree import Diagnostic, Location, Node, finding_at
-from finetune.recipe.variables import expanded
+from finetune.recipe.reading.tree import Diagnostic, Location, Node, finding_at
+from finetune.recipe.reading.variables import expanded
 
 # What the hub takes: no name ends in a dot or hyphen or is longer than 96; no two hyphens or dots meet; none ends in .git.
 LOCK = "recipe.lock.yaml"

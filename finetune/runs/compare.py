@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune.recipe.load import leaves
 from finetune.recipe.lock import Lock
-from finetune.recipe.tree import dotted
+from finetune.recipe.reading.tree import dotted
 
 METRICS = (
     "evaluation_loss", "evaluation_loss_before", "train_loss", "best_step", "steps", "tokens", "supervised_tokens", "seconds",

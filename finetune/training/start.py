@@ -11,7 +11,7 @@ from finetune import environment
 from finetune.errors import LaunchError
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.lock import read_lock
-from finetune.recipe.packages import check_packages
+from finetune.recipe.rules.packages import check_packages
 from finetune.recipe.schema import Recipe
 from finetune.runs.commands import shell_command
 from finetune.runs.folder import is_run, open_run

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 import finetune
 from finetune.errors import CheckpointError, FinetuneError, LaunchError, RecipeError
-from finetune.recipe.overrides import as_overrides
+from finetune.recipe.reading.overrides import as_overrides
 from tests.support.messages import hearing
 
 REPOSITORY = Path(__file__).resolve().parents[2]

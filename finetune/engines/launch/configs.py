@@ -16,8 +16,8 @@ from finetune.engines.keys import as_flag, as_norm, count_of, flag_of, is_nothin
 from finetune.engines.launch.keys import flat, problems_of
 from finetune.environment import OF_ACCELERATE
 from finetune.errors import LaunchError
+from finetune.recipe.reading.yaml_tree import MAX_BYTES, MAX_DEPTH
 from finetune.recipe.shipped import shipped_folder
-from finetune.recipe.yaml_tree import MAX_BYTES, MAX_DEPTH
 
 FOLDER = "accelerate_configs"
 

@@ -12,10 +12,10 @@ import pytest
 from finetune.cli.app import VERBS
 from finetune.cli.check import resolved_lines, yaml_value
 from finetune.recipe.load import load_recipe
+from finetune.recipe.reading.tree import RecipeFile
+from finetune.recipe.reading.yaml_tree import read_yaml
 from finetune.recipe.reference import recipe_reference, recipe_schema
 from finetune.recipe.shipped import recipes_folder, shipped_recipes
-from finetune.recipe.tree import RecipeFile
-from finetune.recipe.yaml_tree import read_yaml
 from tests.support.cli import run_process
 
 ROOT = Path(__file__).resolve().parents[3]

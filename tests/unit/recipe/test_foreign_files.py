@@ -8,9 +8,9 @@ import pytest
 
 from finetune.engines.launch.configs import find_config
 from finetune.errors import LaunchError, RecipeError
-from finetune.recipe import yaml_tree
 from finetune.recipe.load import load_recipe
 from finetune.recipe.lock import Lock, read_lock
+from finetune.recipe.reading import yaml_tree
 from finetune.recipe.schema import Recipe
 
 RECIPE = "extends: %s\nmodel: {base: owner/name}\ndata: {train: [{generated: orders}]}\n"

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from data_prep.config import CHAT_TEMPLATES, FileSource, HubSource
 from finetune.errors import RecipeError
-from finetune.recipe.explain import BASE_FORMS, SOURCE_FORMS
 from finetune.recipe.load import load_recipe
+from finetune.recipe.reading.explain import BASE_FORMS, SOURCE_FORMS
 from finetune.recipe.schema import Recipe
 
 GOOD = """\

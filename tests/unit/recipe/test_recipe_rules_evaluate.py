@@ -4,7 +4,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from finetune.engines.registry import ENGINES
-from finetune.recipe.rules_evaluate import labels_of
+from finetune.recipe.rules.evaluation import labels_of
 from finetune.recipe.schema import Recipe
 from tests.support.recipes import found
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.recipe.tree import Node, RecipeFile
-from finetune.recipe.yaml_tree import MAX_BYTES, plain_scalar, read_yaml
+from finetune.recipe.reading.tree import Node, RecipeFile
+from finetune.recipe.reading.yaml_tree import MAX_BYTES, plain_scalar, read_yaml
 
 SOURCE = RecipeFile("r.yaml", Path("/"), Path("/r.yaml"))
 

@@ -1,8 +1,8 @@
 """Rules for the objective section: each kind has its own keys, and its own needs of the rest of the recipe."""
 
 from finetune import objectives
-from finetune.recipe.explain import mistakes_of, not_among
 from finetune.recipe.given import Given, RuleProblem
+from finetune.recipe.reading.explain import mistakes_of, not_among
 from finetune.recipe.schema import Recipe
 
 

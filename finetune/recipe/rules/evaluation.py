@@ -2,8 +2,8 @@
 
 from data_prep.config import RowsSource
 from finetune.objectives import kind_of
-from finetune.recipe.explain import not_among
 from finetune.recipe.given import Given, RuleProblem, asked
+from finetune.recipe.reading.explain import not_among
 from finetune.recipe.schema import Recipe
 from finetune.scoring import metrics
 

@@ -25,7 +25,7 @@ from ruamel.yaml.reader import ReaderError
 
 from data_prep.disk import read_regular
 from data_prep.text import cut
-from finetune.recipe.tree import Diagnostic, Location, Node, RecipeFile, Scalar, SourceLocation, finding_at
+from finetune.recipe.reading.tree import Diagnostic, Location, Node, RecipeFile, Scalar, SourceLocation, finding_at
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 10_000  # after aliases are expanded: a recipe has about a hundred

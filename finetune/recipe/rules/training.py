@@ -1,18 +1,13 @@
-"""Rules that tie keys together. Each is a small function; RULES lists them. Pure: no file is looked at."""
+"""Rules for the model, the adapter, training and tracking. Each is a small function; RULES lists them. No file is looked at."""
 
 import re
 from collections.abc import Callable, Collection
 from difflib import get_close_matches
-from pathlib import Path, PurePath
+from pathlib import Path
 
-from data_prep import formats
-from data_prep.config import FileSource, Section, Source
-from data_prep.files import kind_of
 from finetune.models.architectures import last_part, linear_layers
 from finetune.models.architectures.base import EMBEDDING, LM_HEAD
-from finetune.recipe import rules_evaluate
 from finetune.recipe.given import Given, RuleProblem, asked
-from finetune.recipe.rules_objective import objective_fits
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.train import OPTIMIZERS
 
@@ -20,16 +15,6 @@ LORA_ONLY = (
     "rank", "alpha", "targets", "dropout", "use_rslora", "use_dora", "init", "modules_to_save", "continue_from",
 )  # fmt: skip
 VOCABULARY = frozenset({LM_HEAD, last_part(EMBEDDING)})
-SHARES_TOLERANCE = 1e-6
-
-
-def problems_of(recipe: Recipe, given: set[str]) -> list[tuple[str, str]]:
-    """Everything that the rules have against a recipe, as (dotted path, message).
-
-    `given` holds the dotted paths that the user wrote: a knob that can't be honoured is only refused where someone asked for
-    it. A path in `given` counts as set even where the recipe holds no value for it (it was wrong and is reported already).
-    """
-    return [problem for rule in RULES for problem in rule(recipe, given)]
 
 
 def _needs_evaluation(recipe: Recipe, given: Given) -> RuleProblem:
@@ -186,121 +171,6 @@ def _tracking(recipe: Recipe, given: Given) -> RuleProblem:
         yield "tracking.upload_adapter", "adapter.method full trains all weights: there is no adapter to upload"
 
 
-def _supervise(recipe: Recipe, given: Given) -> RuleProblem:
-    data = recipe.data
-    if data.supervise != "assistant" and all(source.format == "text" for source in data.train):
-        message = f"every source of data.train has format text, whose rows are learned whole; {data.supervise} changes nothing"
-        yield "data.supervise", message
-    if data.supervise == "all" and data.reasoning == "context":
-        yield (
-            "data.reasoning",
-            "with data.supervise all everything is learned, thoughts too; take learn or drop, or supervise assistant",
-        )
-
-
-def _packs(recipe: Recipe, given: Given) -> RuleProblem:
-    data = recipe.data
-    if any(_wrong(data, "data", knob, given) for knob in ("pack_length_tokens", "max_length_tokens", "pack_split")):
-        return
-    if data.pack_length_tokens is not None and data.pack_length_tokens < data.max_length_tokens and not data.pack_split:
-        path = "data.pack_length_tokens" if "data.pack_length_tokens" in given else "data.max_length_tokens"
-        message = f"a pack of {data.pack_length_tokens} tokens can't hold a document of max_length_tokens "
-        yield path, f"{message}({data.max_length_tokens}); make them equal, or set data.pack_split: true"
-    if data.pack_split and data.pack_length_tokens is None:
-        yield "data.pack_split", "needs data.pack_length_tokens: without packs nothing is cut where one is full"
-
-
-def _mixture(recipe: Recipe, given: Given) -> RuleProblem:
-    sources = recipe.data.train
-    if recipe.data.streaming is not None:
-        return  # _streaming says what a stream can't have
-    shares = [source.share for source in sources]
-    if all(share is None for share in shares):
-        if asked(recipe, given, "data.share_of"):
-            yield "data.share_of", "no source of data.train has a share; give each one, or remove this"
-        return
-    for index, source in enumerate(sources):
-        if source.share is None and f"data.train.{index}.share" not in given:
-            yield f"data.train.{index}", "has no share, and another source has one; give each source one"
-        elif source.repeat != 1:
-            yield f"data.train.{index}.repeat", "repeat and share exclude each other: the share decides how often rows are seen"
-    whole = sum(share or 0 for share in shares)
-    if None not in shares and abs(whole - 1) > SHARES_TOLERANCE:
-        yield "data.train", f"the shares of the sources sum to {whole:g}, expected 1"
-
-
-def _streaming(recipe: Recipe, given: Given) -> RuleProblem:
-    """What needs all rows at once, or their number, can't work in a stream."""
-    data, clean = recipe.data, recipe.data.clean
-    if data.streaming is None:
-        return
-    if recipe.train.max_steps is None and "train.max_steps" not in given:
-        yield "data.streaming", "a stream has no known length; set train.max_steps"
-    if data.evaluation and data.evaluation.fraction is not None:
-        message = "a share of a stream can't be held out, its length isn't known; use data.evaluation.sources"
-        yield "data.evaluation.fraction", message
-    if clean.near_duplicates is not None:
-        yield "data.clean.near_duplicates", "near duplicates can't be found in a stream, whose rows aren't all kept; remove it"
-    if clean.duplicates == "drop":
-        yield "data.clean.duplicates", "duplicates can't be found in a stream, whose rows aren't all kept; remove it"
-    if data.held_out and clean.leakage != "keep":
-        message = "a stream can't be checked for rows of the evaluation before it is trained on; set data.clean.leakage: keep"
-        yield "data.clean.leakage" if "data.clean.leakage" in given else "data.streaming", message
-    for index, source in enumerate(data.train):
-        if source.share is not None:
-            yield f"data.train.{index}.share", "a stream has no exact shares: its sources are read a row in turn; remove it"
-        if source.repeat != 1:
-            yield f"data.train.{index}.repeat", "a stream reads each row once a pass; remove it"
-
-
-def _leakage(recipe: Recipe, given: Given) -> RuleProblem:
-    data = recipe.data
-    if _wrong(data, "data", "evaluation", given):
-        return
-    if _asked_below(recipe.data.clean, "leakage") and not data.held_out:
-        message = "leakage is into data.evaluation.sources, and there are none (a fraction keeps equal rows together)"
-        yield "data.clean.leakage", f"{message}; remove it"
-
-
-def _evaluated_once(recipe: Recipe, given: Given) -> RuleProblem:
-    for index, source in enumerate(recipe.data.held_out):
-        for knob, changed in (("repeat", source.repeat != 1), ("share", source.share is not None)):
-            if changed:
-                path = f"data.evaluation.sources.{index}.{knob}"
-                yield path, "evaluation rows are seen once each; repeat and share are for data.train"
-
-
-def _wrong(section: Section, path: str, knob: str, given: Given) -> bool:
-    """Whether a knob was written, but with a value that is wrong and reported already."""
-    return f"{path}.{knob}" in given and knob not in section.model_fields_set
-
-
-def _asked_below(section: Section, knob: str) -> bool:
-    """What `asked` says, for a section inside a section."""
-    return bool(getattr(section, knob) != type(section).model_fields[knob].get_default(call_default_factory=True))
-
-
-def _findings(recipe: Recipe, given: Given) -> RuleProblem:
-    findings = recipe.data.allow_findings
-    repeated = sorted({name for name in findings if findings.count(name) > 1})
-    if repeated:
-        yield "data.allow_findings", f"named twice: {', '.join(repeated)}"
-
-
-def _files(recipe: Recipe, given: Given) -> RuleProblem:
-    evaluation = recipe.data.evaluation
-    groups: dict[str, tuple[Source, ...]] = {"data.train": recipe.data.train}
-    if evaluation and evaluation.sources:
-        groups["data.evaluation.sources"] = evaluation.sources
-    for path, sources in groups.items():
-        for index, source in enumerate(sources):
-            if not isinstance(source, FileSource):
-                continue
-            fits = source.format == "auto" or formats.named(source.format).reads(("text",))
-            if kind_of(PurePath(source.path).name) == ".txt" and not fits:
-                yield f"{path}.{index}.format", f"a .txt file has format text (or template, or auto); got {source.format}"
-
-
 RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _needs_evaluation,
     _early_stopping,
@@ -315,14 +185,4 @@ RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _rope_scaling,
     _new_tokens,
     _tracking,
-    _supervise,
-    _packs,
-    _mixture,
-    _streaming,
-    _leakage,
-    _evaluated_once,
-    _findings,
-    _files,
-    *rules_evaluate.RULES,
-    objective_fits,
 )

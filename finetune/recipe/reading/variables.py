@@ -3,7 +3,7 @@
 import os
 import re
 
-from finetune.recipe.yaml_tree import shorten
+from finetune.recipe.reading.yaml_tree import shorten
 
 VARIABLE = re.compile(r"\$\{([^}]*)\}?")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)

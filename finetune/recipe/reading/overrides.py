@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from finetune.errors import Problem, RecipeError
+from finetune.recipe.reading.tree import ATOMIC, Diagnostic, Location, Node, RecipeFile, SourceLocation, dotted, merge
+from finetune.recipe.reading.yaml_tree import NULLS, read_value, shorten
 from finetune.recipe.schema import Recipe
-from finetune.recipe.tree import ATOMIC, Diagnostic, Location, Node, RecipeFile, SourceLocation, dotted, merge
-from finetune.recipe.yaml_tree import NULLS, read_value, shorten
 
 SURROGATES = re.compile(r"\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})")
 """How JSON escapes what is beyond 16 bits."""

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from data_prep.config import FileSource, HubSource, OrdersSource, sections_in
+from finetune.recipe.reading.tree import Diagnostic, Location, Node, dotted, finding_at
+from finetune.recipe.reading.yaml_tree import plain_scalar, shorten
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import GgufBase, WheelBase
-from finetune.recipe.tree import Diagnostic, Location, Node, dotted, finding_at
-from finetune.recipe.yaml_tree import plain_scalar, shorten
 
 Form = type[BaseModel]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.disk import open_regular
-from finetune.recipe.overrides import with_override
 from finetune.recipe.paths import LOCK, absolute
+from finetune.recipe.reading.overrides import with_override
+from finetune.recipe.reading.tree import Diagnostic, Node, RecipeFile, SourceLocation, finding_at, merge
+from finetune.recipe.reading.variables import expanded
+from finetune.recipe.reading.yaml_tree import LOCK_BYTES, MAX_BYTES, read_lock_yaml, read_yaml
 from finetune.recipe.schema import Recipe
 from finetune.recipe.shipped import shipped_recipes
-from finetune.recipe.tree import Diagnostic, Node, RecipeFile, SourceLocation, finding_at, merge
-from finetune.recipe.variables import expanded
-from finetune.recipe.yaml_tree import LOCK_BYTES, MAX_BYTES, read_lock_yaml, read_yaml
 
 # Stand in for what is missing or wrong while the rest is looked at; nothing has anything against them.
 STAND_IN_BASE = "stand-in/base"
