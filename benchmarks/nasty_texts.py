@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from data_prep.cleaning.clean import normalized
 from data_prep.jinja.sandbox import render_limited, row_sandbox
-from data_prep.terminal import clean_for_terminal
+from data_prep.text import clean_for_terminal
 from finetune.evaluation.sandbox.canonical import canonical
 from finetune.evaluation.sandbox.programs import code_in
 from finetune.recipe.secrets import scrubbed

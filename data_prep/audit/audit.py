@@ -14,7 +14,7 @@ from data_prep.encoding import ANSWERS, RowEncoding
 from data_prep.epoch.packing import per_row
 from data_prep.preparation import PreparedData
 from data_prep.table.documents import Document
-from data_prep.terminal import clean_for_terminal
+from data_prep.text import clean_for_terminal
 from data_prep.tokenizers.tokens import text_of
 
 if TYPE_CHECKING:

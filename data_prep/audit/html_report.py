@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.audit.audit import Audit, AuditRow
 from data_prep.audit.report import FINDINGS, NOTES, REASONS, DataReport, RowCounts, SourceReport, histogram_bars, left_out
-from data_prep.terminal import clean_for_terminal
+from data_prep.text import clean_for_terminal
 
 if TYPE_CHECKING:
     from jinja2 import Template

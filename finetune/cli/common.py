@@ -11,7 +11,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from data_prep.terminal import clean_for_terminal
+from data_prep.text import clean_for_terminal
 from finetune.recipe.secrets import scrubbed, scrubbed_recipe
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's file, or the name of a shipped one.")]

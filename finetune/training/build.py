@@ -38,10 +38,9 @@ from finetune.models.bases.folder import read_config, read_json
 from finetune.models.bases.locate import Base, resolve_base
 from finetune.models.bases.shapes import check_weights
 from finetune.models.device import Precision, choose_device, choose_precision
-from finetune.models.gradient_checkpointing import checkpoint_activations
 from finetune.models.kernels.attention import choose_attention
 from finetune.models.kernels.install import install_fast_path
-from finetune.models.load import load_model, skeleton
+from finetune.models.load import checkpoint_activations, load_model, skeleton
 from finetune.models.quantization import is_quantized
 from finetune.models.stored_quantization import NF4_DOUBLE, check_trainable
 from finetune.objectives import Objective, objective_of

@@ -41,9 +41,16 @@ from finetune.training.callbacks.start_hash import StartHash
 from finetune.training.callbacks.task_metrics import TaskMetrics
 from finetune.training.checkpoints.contents import check_fit, read_state
 from finetune.training.checkpoints.store import check_checkpoint, latest_checkpoint
-from finetune.training.outputs import best_checkpoint, summary_of, write_metrics, write_result, written_type
+from finetune.training.outputs import (
+    best_checkpoint,
+    describe_checkpoint,
+    notes_on_result,
+    summary_of,
+    write_metrics,
+    write_result,
+    written_type,
+)
 from finetune.training.provenance import refuse_other_engine
-from finetune.training.read_back import describe_checkpoint, notes_on_result
 from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)

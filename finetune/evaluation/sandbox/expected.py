@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from data_prep.terminal import clean_for_terminal
+from data_prep.text import clean_for_terminal
 from finetune.evaluation.sandbox.canonical import LONGEST, canonical
 from finetune.evaluation.sandbox.confine import EXPECTED
 

@@ -37,7 +37,7 @@ def test_one_prompt_prints_its_answer_alone(tiny_base: Path, capsys: pytest.Capt
     generate(str(tiny_base), prompt=["Hi"], max_new_tokens=6, as_json=True)
     (answer,) = json.loads(capsys.readouterr().out)
     generate(str(tiny_base), prompt=["Hi"], max_new_tokens=6)
-    from data_prep.terminal import clean_for_terminal
+    from data_prep.text import clean_for_terminal
 
     assert capsys.readouterr().out == clean_for_terminal(answer["answer"]) + "\n"
 

@@ -19,7 +19,7 @@ from data_prep.audit.html_report import audit_page, bars
 from data_prep.audit.report import LENGTH_EDGES, DataReport, RowCounts, SourceReport
 from data_prep.config import DataSection
 from data_prep.preparation import prepare
-from data_prep.terminal import clean_for_terminal
+from data_prep.text import clean_for_terminal
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.support.browser import needs_browser, open_page
 from tests.unit.data_prep.page_elements import Element, page_of

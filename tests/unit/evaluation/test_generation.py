@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data_prep.chat.rendering import render_prompt
 from data_prep.messages import Message
-from data_prep.terminal import clean_for_terminal
+from data_prep.text import clean_for_terminal
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
 from finetune.generation.generate import Generated, cut_notes, generate, generate_ids, stream

@@ -18,10 +18,10 @@ from finetune.models.bases.config import load_config
 from finetune.models.bases.locate import Base, check_architecture, check_base
 from finetune.models.bases.shapes import count_parameters, read_shape
 from finetune.models.batch import packed_batch, padded_batch
-from finetune.models.gradient_checkpointing import checkpoint_activations
 from finetune.models.kernels.attention import PER_DOCUMENT, choose_attention
 from finetune.models.kernels.install import install_fast_path
 from finetune.models.kernels.rms_norm import FrozenRmsNorm
+from finetune.models.load import checkpoint_activations
 from finetune.models.logits import head_of, states_of
 from finetune.recipe.schema.model import ModelSection, RopeScaling
 from tests.support.families import (
