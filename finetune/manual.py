@@ -8,10 +8,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from data_prep.formats import tables as format_tables
 from finetune.engines import tables as engine_tables
 from finetune.scoring.metrics import tables as metric_tables
 
-TABLES: dict[str, dict[str, Callable[[], str]]] = {"engines": engine_tables.TABLES, "scoring": metric_tables.TABLES}
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "data": format_tables.TABLES,
+    "engines": engine_tables.TABLES,
+    "scoring": metric_tables.TABLES,
+}
 """The two names in a page's marks -> what is between them."""
 
 MARKS = re.compile(r"(<!-- (\w+): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

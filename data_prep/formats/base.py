@@ -89,6 +89,9 @@ class Format:
     nested: str | None = None
     """A column that may hold an object; what a source's `columns` names is then in that object."""
 
+    version: int = 0
+    """Part of the key of prepared data unless it is 0: raised when `parse` changes. Released formats go by PREPARATION."""
+
     @property
     def reads_all(self) -> bool:
         """Whether it may read any column."""

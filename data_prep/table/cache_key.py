@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from data_prep import formats
 from data_prep.chat.chat_templates import rendering_of
 from data_prep.config import DataSection, FileSource, RowsSource, Source
 from data_prep.encoding import ANSWERS, RowEncoding
@@ -93,6 +94,9 @@ def _source(source: Source, use: Use, section: DataSection, digests: dict[str, s
         values["files_left_out"] = left_out_files(source.path, use)
     if isinstance(source, RowsSource) and source.code is not None:
         values["code"] = code_sha256(source.code)
+    versions = {form.name: form.version for form in formats.FORMATS if form.version and source.format in (form.name, "auto")}
+    if versions:
+        values["formats"] = versions
     if isinstance(source, RowsSource) and source.template is not None and source.template.other_prompts:
         values["seed"] = seed
     return values

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from data_prep import formats
 from data_prep.config import DataSection, FileSource
 from data_prep.errors import DataError
 from data_prep.formats.base import Format, Option
-from data_prep.formats.table import format_table
+from data_prep.formats.tables import column_table, format_table
 from data_prep.preparation import PreparedData, prepare
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -135,11 +135,32 @@ def test_the_recipe_knows_it(added: Format, tmp_path: Path) -> None:
         load_recipe(recipe)
     assert "multiple_choice" in FileSource.model_json_schema()["properties"]["format"]["enum"]
     assert f"| `multiple_choice` | {added.row} |" in format_table()
+    assert "| `multiple_choice` | `question` + `choices` + `answer` | |" in column_table()
 
 
-def test_the_manual_has_the_table() -> None:
-    """docs/data.md lists the formats as they are: python -m data_prep.formats.table prints its table."""
+def test_the_manual_has_the_tables() -> None:
+    """docs/data.md lists the formats and their columns as they are: finetune/manual.py writes them."""
     assert format_table() in (DOCS / "data.md").read_text()
+    assert column_table() in (DOCS / "data.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["multiple_choice", "auto"])
+def test_no_row_of_another_version_is_taken_from_the_cache(
+    name: str, added: Format, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A format that is raised to another version prepares its rows again, and other formats' stay cached."""
+    path, cache = written(tmp_path, ROWS), tmp_path / "cache"
+    plain = tmp_path / "plain.json"
+    plain.write_text(json.dumps([{"text": "a b c"}]))
+    section, other = (
+        DataSection.model_validate({"train": [{"path": str(file), "format": format_name}]})
+        for file, format_name in ((path, name), (plain, "text"))
+    )
+    for one in (section, other):
+        assert [prepare(one, tokenizer, seed=0, cache=cache).from_cache for _ in range(2)] == [False, True]
+    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS[:-1], replace(added, version=1)))
+    assert [prepare(section, tokenizer, seed=0, cache=cache).from_cache for _ in range(2)] == [False, True]
+    assert prepare(other, tokenizer, seed=0, cache=cache).from_cache
 
 
 def test_the_page_names_what_a_format_says() -> None:
