@@ -62,6 +62,6 @@ def test_a_flash_attn_that_does_not_load(
     (tmp_path / "flash_attn.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: True)
-    chosen = choose_attention(torch.device("cuda"), type("Config", (), {})(), 512)
+    chosen = choose_attention(torch.device("cuda"), type("Config", (), {"model_type": "llama"})(), 512)
     assert chosen == PER_DOCUMENT
     assert "undefined symbol" in caplog.text
