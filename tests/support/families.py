@@ -52,10 +52,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Family -> its options beside OF_ALL, each at another value than its default."""
 LONGROPE: dict[str, Any] = {
-    "original_max_position_embeddings": 10,
+    "original_max_position_embeddings": 10, "sliding_window": None,
     "rope_parameters": {
         "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
-        "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 2.2, 2.4, 2.6],
+        "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [4.0, 8.0, 16.0, 32.0],
     },
 }  # fmt: skip
 """Of phi3: other frequencies beyond 10 tokens."""
