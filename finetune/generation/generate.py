@@ -27,6 +27,7 @@ from data_prep.chat.rendering import end_of_turn_ids, prompt_and_reference, rend
 from data_prep.messages import Message, PlainText
 from data_prep.tokenizers.tokens import ids_of, text_of
 from finetune.errors import FinetuneError
+from finetune.models.architectures import family_of
 from finetune.models.kernels.noise import seed_of
 from finetune.models.kernels.rope import looks_at_length
 
@@ -108,7 +109,9 @@ def generate_ids(
     seeds = _seeds(prompts, seed)
     with evaluating(model), _our_options_alone(model) as model_itself:
         done = 0
-        for indices in _batches(prompts, batch_size, same_length=looks_at_length(model.config)):
+        family = family_of(model.config.model_type)
+        switches = family is not None and family.recomputes_keys and looks_at_length(model.config)
+        for indices in _batches(prompts, batch_size, same_length=switches):
             options = _options(tokenizer, max(room[index] for index in indices))
             tokens, mask = _left_padded([prompts[index] for index in indices], pad, model.device)
             made = model_itself.generate(
@@ -275,10 +278,8 @@ def _our_options_alone(model: PreTrainedModel) -> Iterator[Any]:
 
 
 def _batches(prompts: Sequence[Sequence[int]], batch_size: int, *, same_length: bool) -> Iterator[list[int]]:
-    """The prompts' indices, longest first.
-
-    Where positions are scaled by a length, transformers begins anew with the keys of a whole batch once it is as long as the
-    scaling changes: then only prompts of the `same_length` go together.
+    """The prompts' indices, longest first; only prompts of the `same_length` go together where that is asked for, so that
+    they reach together the length at which keys are computed again.
     """
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     for _, group in itertools.groupby(order, lambda index: len(prompts[index]) if same_length else 0):

@@ -28,7 +28,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "quickstart": EVERYTHING,
     "selftest": EVERYTHING,
     "__main__": frozenset({"cli"}),
-    "manual": frozenset({"data_prep", "engines", "scoring"}),
+    "manual": frozenset({"data_prep", "engines", "models.architectures", "scoring"}),
     "errors": frozenset({"data_prep.errors", "data_prep.text"}),
     "environment": frozenset(),
     "extras": frozenset(),

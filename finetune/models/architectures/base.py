@@ -88,6 +88,8 @@ class ArchitectureSpec:
     """The ways to scale positions that transformers computes for the family."""
     partial_rope: bool = False
     """Whether positions may rotate a part of each head only (partial_rotary_factor)."""
+    recomputes_keys: bool = False
+    """Whether generation computes the keys of a whole batch again where it becomes as long as the scaling changes."""
     multipliers: tuple[str, ...] = ()
     """Keys of config.json whose number multiplies or divides embeddings, attention scores, residuals or logits."""
     change_logits: ChangeLogits | None = None

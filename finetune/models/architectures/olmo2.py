@@ -23,4 +23,6 @@ OLMO2 = ArchitectureSpec(
     parameters=parameters,
     gguf_name="olmo2",
     fused_mlps=("Olmo2MLP",),
+    # Its sines and cosines stay in float32; those of kernels/rope.py, for scalings that look at a length, are rounded.
+    rope_types=("default", "linear", "yarn", "llama3"),
 )

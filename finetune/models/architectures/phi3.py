@@ -22,6 +22,7 @@ PHI3 = ArchitectureSpec(
     gguf_name="phi3",
     shared_inputs=(),
     fused_norms=("Phi3RMSNorm",),
-    rope_types=("default", "longrope"),
+    rope_types=("default", "longrope", "su"),  # which was longrope's first name
     partial_rope=True,
+    recomputes_keys=True,
 )

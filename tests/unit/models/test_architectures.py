@@ -1,5 +1,6 @@
 """Each family as the toolkit computes it is what plain transformers computes, with every option of its config in use."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,16 @@ def test_longrope_scales_each_document_by_its_own_length(batched: str, tmp_path:
     assert_same(ours, theirs, packed_batch(rows()) if batched == "packed" else padded_batch(rows(), pad_token_id=2))
 
 
+def test_the_first_name_of_longrope_is_read(tmp_path: Path) -> None:
+    """su in an early file of Phi 3 is longrope."""
+    folder = save_tiny_family(tmp_path / "base", "phi3", **LONGROPE)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["rope_type"] = "su"
+    (folder / "config.json").write_text(json.dumps(config))
+    check_base(folder, ModelSection(base=str(folder)))
+    assert load_config(Base(folder, {"kind": "folder", "name": "tiny"})).rope_parameters["rope_type"] == "longrope"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_activation_checkpointing_changes_nothing(family: str, tmp_path: Path) -> None:
     """Layers that are computed again give the same gradients."""
@@ -160,8 +171,8 @@ def test_another_family_is_refused_with_the_names_of_ours() -> None:
 
 
 def test_the_manual_lists_the_registry() -> None:
-    """Its table is what families_table() prints, and no other page or message has a list of its own."""
-    assert architectures.families_table() in (ROOT / "docs" / "recipe.md").read_text()
+    """Its table has each family (tests/unit/test_manual.py), and no other page or message has a list of its own."""
+    assert f"<!-- models: families -->\n{architectures.families_table()}\n<!-- end -->" in (ROOT / "docs/recipe.md").read_text()
     pages = [*ROOT.glob("docs/*.md"), ROOT / "README.md", *(ROOT / "finetune").rglob("*.py"), *ROOT.glob("recipes/**/*.json")]
     assert [str(page) for page in pages if "mistral, qwen2" in page.read_text()] == []
 
@@ -226,7 +237,12 @@ def test_layers_without_a_family_are_not_fused_together(monkeypatch: pytest.Monk
     ("family", "changes", "expected"),
     [
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5: expected 1"),
-        ("phi3", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "expected one of default, longrope"),
+        ("phi3", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "expected one of default, longrope, su"),
+        (
+            "olmo2",
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+            "expected one of default, linear, yarn, llama3",
+        ),
         ("phi3", {"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5"),
         ("granite", {"logits_scaling": 0}, "logits_scaling is 0; expected a finite number above 0"),
         ("granite", {"residual_multiplier": "big"}, "residual_multiplier is 'big'; expected a finite number above 0"),
