@@ -4,8 +4,9 @@
     python benchmarks/bench_data.py --trl VENV --rows FILE  # beside TRL's preparation, in turns in one run
     python benchmarks/bench_data.py --million               # 1,000,000 generated rows, about 1 GB of JSONL
 
-Each measurement is a process of its own; imports and the loading of the tokenizer and of TRL's model are left out on both
-sides, reading the file is in on both. FILE is a JSON list of alpaca rows; they are taken ten times over.
+Each measurement is a process of its own; imports and the loading of the tokenizer and of TRL's model are left
+out on both sides, reading the file is in on both. FILE is a JSON list of alpaca rows; they are taken ten
+times over.
 """
 
 import argparse
@@ -28,18 +29,26 @@ MOST_TOKENS = 512
 
 def main() -> None:
     """Measure what the arguments ask for, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trl", type=Path, help="a virtual environment with TRL")
     parser.add_argument("--rows", type=Path, default=SHARED_ROWS, help="a JSON list of alpaca rows")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--million", action="store_true", help="also prepare 1,000,000 generated rows")
     parser.add_argument("--generated", type=int, default=1_000_000, help="how many rows --million makes")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # one measurement, in the process that this one starts
+    parser.add_argument(
+        "--measure", help=argparse.SUPPRESS
+    )  # one measurement, in the process that this one starts
     parser.add_argument("--base", help=argparse.SUPPRESS)
     parser.add_argument("--cache", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.measure:
-        print(json.dumps(measure(Path(asked.measure), Path(asked.base), Path(asked.cache) if asked.cache else None)))
+        print(
+            json.dumps(
+                measure(Path(asked.measure), Path(asked.base), Path(asked.cache) if asked.cache else None)
+            )
+        )
         return
     base = base_folder()
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +103,13 @@ def run(rows: Path, base: Path, cache: Path | None = None) -> dict[str, Any]:
 
 def run_trl(python: Path, rows: Path, base: Path) -> dict[str, Any]:
     """TRL's preparation of the same rows, in its own environment."""
-    command = [str(python), str(Path(__file__).parent / "trl_data.py"), str(rows), str(base), str(MOST_TOKENS)]
+    command = [
+        str(python),
+        str(Path(__file__).parent / "trl_data.py"),
+        str(rows),
+        str(base),
+        str(MOST_TOKENS),
+    ]
     return output_of(command, os.environ | {"HF_HUB_OFFLINE": "1"})
 
 
@@ -123,11 +138,16 @@ def compare(asked: argparse.Namespace, base: Path, folder: Path) -> None:
     show("ours", ours)
     if theirs:
         show("TRL", theirs)
-        ratio = statistics.median(x["seconds"] for x in theirs) / statistics.median(x["seconds"] for x in ours)
+        ratio = statistics.median(x["seconds"] for x in theirs) / statistics.median(
+            x["seconds"] for x in ours
+        )
         print(f"{'ratio':<16} {ratio:.2f}")
     first, again = (run(rows, base, folder / "cache") for _ in range(2))
     print(f"{'into the cache':<16} {first['seconds']:.2f} s")
-    print(f"{'from the cache':<16} {again['seconds']:.2f} s ({'really' if again['from_cache'] else 'NOT'} from the cache)")
+    print(
+        f"{'from the cache':<16} {again['seconds']:.2f} s ({'really' if again['from_cache'] else 'NOT'} from "
+        "the cache)"
+    )
 
 
 def show(name: str, found: list[dict[str, Any]]) -> None:
@@ -150,7 +170,10 @@ def million(count: int, base: Path, folder: Path) -> None:
     for name in ("prepared", "from the cache"):
         found = run(rows, base, folder / "cache")
         speed = f"{found['rows'] / found['seconds']:,.0f} rows/s"
-        print(f"{name:<16} {found['seconds']:.1f} s, {speed}, peak memory {found['peak_bytes'] / 1e9:.2f} GB, one process")
+        print(
+            f"{name:<16} {found['seconds']:.1f} s, {speed}, peak memory {found['peak_bytes'] / 1e9:.2f} GB, "
+            "one process"
+        )
 
 
 def generated_row(draw: random.Random) -> dict[str, str]:
@@ -161,7 +184,11 @@ def generated_row(draw: random.Random) -> dict[str, str]:
 
 
 WORDS = [
-    "".join(random.Random(number).choices("aeiou", k=1) + random.Random(number + 1).choices("bcdfglmnprst", k=n) + ["e"])
+    "".join(
+        random.Random(number).choices("aeiou", k=1)
+        + random.Random(number + 1).choices("bcdfglmnprst", k=n)
+        + ["e"]
+    )
     for number in range(3000)
     for n in (1, 2, 3)
 ]

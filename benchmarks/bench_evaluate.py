@@ -2,9 +2,10 @@
 
     python benchmarks/bench_evaluate.py [--rows 60]
 
-The base of the shipped recipes (SmolLM2-135M) on generated orders, greedily, to the end of a turn: `generate` in batches of 32
-(sorted by length, padded on the left), beside the same rows one by one; then the likelihoods of four labels after each prompt
-(the prompt once, the labels behind its keys and values), beside a whole row for each label. In turns, the best of two rounds.
+The base of the shipped recipes (SmolLM2-135M) on generated orders, greedily, to the end of a turn: `generate`
+in batches of 32 (sorted by length, padded on the left), beside the same rows one by one; then the likelihoods
+of four labels after each prompt (the prompt once, the labels behind its keys and values), beside a whole row
+for each label. In turns, the best of two rounds.
 """
 
 import argparse
@@ -29,11 +30,15 @@ BATCH, NEW_TOKENS, ROUNDS = 32, 64, 2
 
 def main() -> None:
     """Two lines, each with the seconds of both ways."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=60, help="how many orders")
     arguments = parser.parse_args()
     recipe = load_recipe("quickstart", [f"data.evaluation.sources.0.rows={arguments.rows}"]).recipe
-    model, tokenizer = load_ready(Target(recipe.model, None, recipe, "the base"), dtype=choose_precision("auto").dtype)
+    model, tokenizer = load_ready(
+        Target(recipe.model, None, recipe, "the base"), dtype=choose_precision("auto").dtype
+    )
     questions = questions_of(prepare_data(recipe, tokenizer).evaluation_rows, tokenizer)
     prompts = [question.prompt_ids for question in questions]
     placed = [(question.place, question.example) for question in questions]
@@ -42,7 +47,9 @@ def main() -> None:
         return generate(model, tokenizer, prompts, max_new_tokens=NEW_TOKENS, batch_size=batch_size)
 
     def whole_rows() -> None:
-        rows: list[Document] = tokenize([(p, with_answer(e, label)) for p, e in placed for label in LABELS], tokenizer, "last")
+        rows: list[Document] = tokenize(
+            [(p, with_answer(e, label)) for p, e in placed for label in LABELS], tokenizer, "last"
+        )
         document_losses(model, rows, BATCH)
 
     def likelihoods() -> object:
@@ -53,7 +60,9 @@ def main() -> None:
     compare(f"{len(LABELS)} labels", "a row each", whole_rows, "prompt once", likelihoods)
 
 
-def compare(what: str, first: str, one: Callable[[], object], second: str, other: Callable[[], object]) -> None:
+def compare(
+    what: str, first: str, one: Callable[[], object], second: str, other: Callable[[], object]
+) -> None:
     """Both in turns; the best of each."""
     seconds: dict[str, list[float]] = {first: [], second: []}
     for _ in range(ROUNDS):

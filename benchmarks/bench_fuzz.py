@@ -1,11 +1,12 @@
-"""Changed models, adapters and runs through the command line: exit 0, 2 or 3, never a traceback, never a hang.
+"""Changed models, adapters and runs through the command line: exit 0, 2 or 3, never a traceback, never a
+hang.
 
     python benchmarks/bench_fuzz.py                    # 2,000 cases, and their tally
     python benchmarks/bench_fuzz.py --first 5000 --cases 300
     python benchmarks/bench_fuzz.py --case 1234        # one, with all that it printed
 
-Ends with exit code 1 where a case failed. Weaknesses are messages that are too long, empty, about nothing that the user has, or
-late, and cases that take long.
+Ends with exit code 1 where a case failed. Weaknesses are messages that are too long, empty, about nothing
+that the user has, or late, and cases that take long.
 """
 
 import argparse
@@ -26,7 +27,9 @@ AGAIN = ".venv/bin/python benchmarks/bench_fuzz.py --case"
 
 def main() -> int:
     """Run the cases; print failures as they come, and the tally."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--cases", type=int, default=2_000)
     parser.add_argument("--case", type=int)
@@ -77,7 +80,10 @@ def tally(outcomes: list[Outcome], seconds: float) -> Iterable[str]:
         for kind, outcome in groups:
             kinds[kind].append(outcome.seed)
         for kind, seeds in sorted(kinds.items(), key=lambda item: -len(item[1])):
-            yield f"{len(seeds):6,}  {kind}  (cases {', '.join(map(str, seeds[:5]))}{' ...' if len(seeds) > 5 else ''})"
+            yield (
+                f"{len(seeds):6,}  {kind}  (cases "
+                f"{', '.join(map(str, seeds[:5]))}{' ...' if len(seeds) > 5 else ''})"
+            )
     slowest = sorted(outcomes, key=lambda outcome: -outcome.seconds)[:3]
     yield "\nslowest: " + ", ".join(f"{outcome.seconds:.1f} s (case {outcome.seed})" for outcome in slowest)
 

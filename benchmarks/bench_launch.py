@@ -1,10 +1,12 @@
-"""One process with one thread beside two with one thread each, same global batches: tokens/s, memory, time to the first step.
+"""One process with one thread beside two with one thread each, same global batches: tokens/s, memory, time to
+the first step.
 
     python benchmarks/bench_launch.py [--engines ddp zero2 zero3 fsdp2] [--rounds 3]
-    python benchmarks/bench_launch.py --memory [--maker make_llama.py]      # at a 1.1B shape, beside the formula
+    python benchmarks/bench_launch.py --memory [--maker make_llama.py]   # at a 1.1B shape, beside the formula
 
-SmolLM2-135M, LoRA of rank 16, packs of 1,024 tokens, bf16; rows of the quickstart's generator. Each engine in turn, with one
-process before each. The memory is the main process's peak. --maker makes a base of that shape with random weights.
+SmolLM2-135M, LoRA of rank 16, packs of 1,024 tokens, bf16; rows of the quickstart's generator. Each engine in
+turn, with one process before each. The memory is the main process's peak. --maker makes a base of that shape
+with random weights.
 """
 
 import argparse
@@ -28,7 +30,9 @@ WARM_UP_STEPS = 2
 
 def main() -> None:
     """Measure in turns, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engines", nargs="+", default=["ddp", "zero2", "zero3", "fsdp2"])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=6)
@@ -38,7 +42,10 @@ def main() -> None:
     if asked.memory:
         memory(asked.engines, asked.maker)
         return
-    print(f"{'':8} {'1 process':>10} {'2 processes':>12} {'ratio':>7} {'memory, 1':>10} {'memory, 2':>10} {'first step':>11}")
+    print(
+        f"{'':8} {'1 process':>10} {'2 processes':>12} {'ratio':>7} {'memory, 1':>10} {'memory, 2':>10} "
+        f"{'first step':>11}"
+    )
     for engine in asked.engines:
         alone, shared = [], []
         for _ in range(asked.rounds):
@@ -47,30 +54,46 @@ def main() -> None:
         one, two = (statistics.median(run["speed"] for run in runs) for runs in (alone, shared))
         memories = (f"{max(run['memory'] for run in runs) / 1e9:7.2f} GB" for runs in (alone, shared))
         first = statistics.median(run["first"] for run in shared)
-        print(f"{engine:8} {one:10.0f} {two:12.0f} {two / one:6.2f}x {' '.join(memories)} {first:9.1f} s", flush=True)
+        print(
+            f"{engine:8} {one:10.0f} {two:12.0f} {two / one:6.2f}x {' '.join(memories)} {first:9.1f} s",
+            flush=True,
+        )
 
 
 def memory(engines: list[str], maker: Path) -> None:
     """Peak memory of the main of two processes at a 1.1B shape, and what accelerate_configs/README.md says.
 
-    What the formula leaves open (activations, one layer, the interpreter and its libraries) is taken from one process.
+    What the formula leaves open (activations, one layer, the interpreter and its libraries) is taken from one
+    process.
     """
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
-        subprocess.run([sys.executable, str(maker), "--shape", "1.1b", str(base)], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, str(maker), "--shape", "1.1b", str(base)], check=True, capture_output=True
+        )
         for path in (maker.parents[1] / "models" / "stories260k").glob("tokenizer*"):
             (base / path.name).write_bytes(path.read_bytes())
         options = (f"model.base={base}", "model.chat_template=llama2", "train.global_batch_size=2")
-        weights, trained = bytes_of(base), bytes_of(Path(f"{base}-lora")) / 2  # its file holds two bytes a weight
+        weights, trained = (
+            bytes_of(base),
+            bytes_of(Path(f"{base}-lora")) / 2,
+        )  # its file holds two bytes a weight
         alone = measure(1, *options)["memory"]
         rest = alone - weights - 16 * trained
-        print(f"one process {gb(alone)}: base {gb(weights)}, adapter and its states {gb(16 * trained)}, the rest {gb(rest)}")
+        print(
+            f"one process {gb(alone)}: base {gb(weights)}, adapter and its states {gb(16 * trained)}, the "
+            f"rest {gb(rest)}"
+        )
         print(f"{'':8} {'measured':>10} {'formula':>10}")
         for engine in engines:
             found = measure(1, *options, "--launch", engine, "--processes", "2")["memory"]
             held = 1 if engine in ("ddp", "zero1", "zero2") else 1 / 2
             states = {"ddp": 12.0, "zero1": 8.0}.get(engine, 6.0)
-            print(f"{engine:8} {gb(found):>10} {gb(held * (weights + 4 * trained) + states * trained + rest):>10}", flush=True)
+            print(
+                f"{engine:8} {gb(found):>10} "
+                f"{gb(held * (weights + 4 * trained) + states * trained + rest):>10}",
+                flush=True,
+            )
 
 
 def bytes_of(folder: Path) -> float:
@@ -84,7 +107,8 @@ def gb(size: float) -> str:
 
 
 def measure(steps: int, *options: str) -> dict[str, float]:
-    """Tokens/s over the steps after the warm-up, the main process's memory, and seconds until the first step was logged."""
+    """Tokens/s over the steps after the warm-up, the main process's memory, and seconds until the first step
+    was logged."""
     with tempfile.TemporaryDirectory() as folder:
         words = [
             "train",
@@ -97,7 +121,11 @@ def measure(steps: int, *options: str) -> dict[str, float]:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         started = time.time()
         done = subprocess.run(
-            [sys.executable, "-m", "finetune", *words], env=environment, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "finetune", *words],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             sys.exit(f"{' '.join(words)} failed:\n{done.stdout}\n{done.stderr}")

@@ -2,9 +2,10 @@
 
     python benchmarks/bench_merge.py [--shapes 1.1b 8b] [--rounds 3]
 
-A LLaMA of that shape with random bf16 weights and a random LoRA adapter (rank 16, every linear layer). Each command ends with
-everything on the disk (sync), and is a process of its own, imports included. Memory is the peak of anonymous pages: files that
-are cached or mapped don't count. PEFT, whose memory is the model's, is left out at 8b.
+A LLaMA of that shape with random bf16 weights and a random LoRA adapter (rank 16, every linear layer). Each
+command ends with everything on the disk (sync), and is a process of its own, imports included. Memory is the
+peak of anonymous pages: files that are cached or mapped don't count. PEFT, whose memory is the model's, is
+left out at 8b.
 """
 
 import argparse
@@ -35,10 +36,14 @@ class Runs:
 
 def main() -> None:
     """Measure each shape, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", nargs="+", default=["1.1b"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scripts", type=Path, default=SHARED / "bench", help="the folder of make_llama.py and the peer")
+    parser.add_argument(
+        "--scripts", type=Path, default=SHARED / "bench", help="the folder of make_llama.py and the peer"
+    )
     parser.add_argument("--tokenizer", type=Path, default=SHARED / "models" / "stories260k")
     asked = parser.parse_args()
     for shape in asked.shapes:
@@ -50,7 +55,9 @@ def measure(shape: str, folder: Path, asked: argparse.Namespace) -> None:
     """One shape, in turns."""
     base, adapter = folder / "base", folder / "base-lora"
     subprocess.run(
-        [sys.executable, str(asked.scripts / "make_llama.py"), "--shape", shape, str(base)], check=True, capture_output=True
+        [sys.executable, str(asked.scripts / "make_llama.py"), "--shape", shape, str(base)],
+        check=True,
+        capture_output=True,
     )
     for path in asked.tokenizer.glob("tokenizer*"):
         shutil.copyfile(path, base / path.name)
@@ -73,16 +80,23 @@ def measure(shape: str, folder: Path, asked: argparse.Namespace) -> None:
             seconds, anonymous = timed([*command, str(folder / "output")], folder)
             found[name].seconds.append(seconds)
             found[name].anonymous.append(anonymous)
-    print(f"\n{shape}, {size / 1e9:.2f} GB in bf16\n{'':24} {'seconds':>8} {'over cp':>8} {'anonymous':>10}   each run")
+    print(
+        f"\n{shape}, {size / 1e9:.2f} GB in bf16\n{'':24} {'seconds':>8} {'over cp':>8} {'anonymous':>10}   "
+        "each run"
+    )
     copy = statistics.median(found["cp"].seconds)
     for name, runs in found.items():
         median = statistics.median(runs.seconds)
         each = ", ".join(f"{seconds:.1f}" for seconds in runs.seconds)
-        print(f"{name:24} {median:8.1f} {median / copy:7.2f}x {max(runs.anonymous) / 1e9:7.2f} GB   {each}", flush=True)
+        print(
+            f"{name:24} {median:8.1f} {median / copy:7.2f}x {max(runs.anonymous) / 1e9:7.2f} GB   {each}",
+            flush=True,
+        )
 
 
 def timed(command: list[str], folder: Path) -> tuple[float, int]:
-    """Seconds until a command's output is on the disk, and its peak of anonymous bytes; the output is deleted."""
+    """Seconds until a command's output is on the disk, and its peak of anonymous bytes; the output is
+    deleted."""
     os.sync()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     with (folder / "log").open("w") as log:

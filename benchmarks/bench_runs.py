@@ -2,8 +2,9 @@
 
     python benchmarks/bench_runs.py
 
-A log of nine metrics to metrics.jsonl and each tracker, in milliseconds of the training's own thread; `finetune runs list` over
-1,000 run folders, and `finetune plan` of a 70B shape with nothing but config.json, as whole commands (the median of five).
+A log of nine metrics to metrics.jsonl and each tracker, in milliseconds of the training's own thread;
+`finetune runs list` over 1,000 run folders, and `finetune plan` of a 70B shape with nothing but config.json,
+as whole commands (the median of five).
 """
 
 import json
@@ -24,10 +25,14 @@ from finetune.runs.trackers import start_tracker
 
 NAMES = ("loss", "gradient_norm", "learning_rate", "tokens_per_second", "supervised_tokens", "epoch")
 LOGS = 200
-RECIPE: dict[str, Any] = {"model": {"base": "/bases/x"}, "data": {"train": [{"path": "/rows.jsonl", "format": "alpaca"}]}}
+RECIPE: dict[str, Any] = {
+    "model": {"base": "/bases/x"},
+    "data": {"train": [{"path": "/rows.jsonl", "format": "alpaca"}]},
+}
 LLAMA_70B = {
-    "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "vocab_size": 128256,
-    "num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 8192, "torch_dtype": "bfloat16",
+    "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+    "vocab_size": 128256, "num_attention_heads": 64, "num_key_value_heads": 8,
+    "max_position_embeddings": 8192, "torch_dtype": "bfloat16",
 }  # fmt: skip
 
 
@@ -35,14 +40,18 @@ def main() -> None:
     """Each figure, a line."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        os.environ |= {"TRACKIO_DIR": str(folder / "trackio"), "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+        os.environ |= {
+            "TRACKIO_DIR": str(folder / "trackio"),
+            "WANDB_MODE": "offline",
+            "WANDB_SILENT": "true",
+        }
         os.environ.pop("WANDB_API_KEY", None)
         for tracker in ("none", "trackio", "wandb"):
             print(f"a log, {tracker:8} {log_milliseconds(tracker, folder):8.3f} ms")
-        print(f"runs list, 1,000  {command_seconds(['runs', 'list', str(many_runs(folder / 'runs'))]):8.2f} s")
         print(
-            f"plan, 70B         {command_seconds(['plan', str(large(folder)), '--gpus', '8', '--gpu-memory', '80GiB']):8.2f} s"
+            f"runs list, 1,000  {command_seconds(['runs', 'list', str(many_runs(folder / 'runs'))]):8.2f} s"
         )
+        print(f"plan, 70B         {command_seconds(['plan', str(large(folder)), *GPUS]):8.2f} s")
 
 
 def log_milliseconds(name: str, folder: Path) -> float:
@@ -68,7 +77,14 @@ def many_runs(folder: Path) -> Path:
     for number in range(1000):
         run = create_run(folder, f"run{number}")
         run.lock_path.write_text(lock)
-        run.write_summary({"status": "finished", "name": run.name, "steps": number, "recipe": recipe.model_dump(mode="json")})
+        run.write_summary(
+            {
+                "status": "finished",
+                "name": run.name,
+                "steps": number,
+                "recipe": recipe.model_dump(mode="json"),
+            }
+        )
     return folder
 
 
@@ -84,6 +100,9 @@ def large(folder: Path) -> Path:
         f"data: {{train: [{{path: {folder / 'rows.jsonl'}, format: messages}}], pack_length_tokens: 4096}}\n"
     )
     return path
+
+
+GPUS = ("--gpus", "8", "--gpu-memory", "80GiB")
 
 
 def command_seconds(words: list[str]) -> float:

@@ -2,9 +2,10 @@
 
     python benchmarks/bench_tasks.py [--tasks sentiment code ...] [--shared FOLDER] [--keep FOLDER]
 
-A shipped recipe with local rows in place of its hub data set; `finetune train`, then `finetune evaluate RUN RECIPE --compare
-base` on rows that were held out. A line a metric: base, tuned with its 95 % interval, the difference with its own, the minutes
-of training and the tokens/s. The rows lie in the folder data of --shared; each task's comes from where its `rows` says.
+A shipped recipe with local rows in place of its hub data set; `finetune train`, then `finetune evaluate RUN
+RECIPE --compare base` on rows that were held out. A line a metric: base, tuned with its 95 % interval, the
+difference with its own, the minutes of training and the tokens/s. The rows lie in the folder data of
+--shared; each task's comes from where its `rows` says.
 """
 
 import argparse
@@ -25,7 +26,8 @@ from ruamel.yaml import YAML
 SHARED = Path(os.environ.get("FINETUNE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 Rows = list[dict[str, Any]]
 OPERATIONS = {"addition": "+", "subtraction": "-", "multiplication": "*", "division": "/"}
-"""The labels of the multi-label task: which operations a problem of GSM8K takes, by its solution's own annotations."""
+"""The labels of the multi-label task: which operations a problem of GSM8K takes, by its solution's own
+annotations."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,10 @@ def polarity(data: Path) -> tuple[Rows, Rows]:
 
 def sentences(data: Path) -> tuple[Rows, Rows]:
     """The same under SST-2's names."""
-    named = [[{"sentence": row["text"], "label": int(row["label"] == "positive")} for row in rows] for rows in polarity(data)]
+    named = [
+        [{"sentence": row["text"], "label": int(row["label"] == "positive")} for row in rows]
+        for rows in polarity(data)
+    ]
     return named[0], named[1]
 
 
@@ -70,7 +75,9 @@ def operations(data: Path) -> tuple[Rows, Rows]:
     rows: Rows = []
     for row in lines_of(data / "math" / "gsm8k_test.jsonl"):
         sums = " ".join(re.findall(r"<<(.*?)=", row["answer"]))
-        rows.append({"text": row["question"], "label": [name for name, sign in OPERATIONS.items() if sign in sums]})
+        rows.append(
+            {"text": row["question"], "label": [name for name, sign in OPERATIONS.items() if sign in sums]}
+        )
     return rows[:1019], rows[1019:]
 
 
@@ -92,7 +99,8 @@ def translations(data: Path) -> tuple[Rows, Rows]:
 
 
 def abstracts(data: Path) -> tuple[Rows, Rows]:
-    """SciTLDR: abstracts and their summaries in a sentence; the first of them is learned, each of the held-out ones counts."""
+    """SciTLDR: abstracts and their summaries in a sentence; the first of them is learned, each of the
+    held-out ones counts."""
     rows = lines_of(data / "summarisation" / "scitldr_A_dev.jsonl")
     train = [{"source": row["source"], "target": row["target"][0]} for row in rows[:519]]
     return train, [{"source": row["source"], "target": row["target"]} for row in rows[519:]]
@@ -133,7 +141,9 @@ TASKS: dict[str, Task] = {
         {"model.head": {"problem": "multi_label", "labels": list(OPERATIONS)}},
     ),
     "regression": Task(step_counts, {"format": "regression"}, {"train.epochs": 1}),
-    "translation": Task(translations, {"format": "translation", "columns": {"source": "en", "target": "es"}}, {}),
+    "translation": Task(
+        translations, {"format": "translation", "columns": {"source": "en", "target": "es"}}, {}
+    ),
     "summarisation": Task(abstracts, {"format": "summarisation"}, {}),
     "code": Task(functions, {"format": "code", "columns": {"task": "text"}}, {"train.epochs": 1}),
     "question_answering": Task(articles, {"format": "question_answer"}, {}),
@@ -144,14 +154,21 @@ TASKS: dict[str, Task] = {
 
 def main() -> None:
     """A line a task and metric."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="which; all when absent")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="which; all when absent"
+    )
     parser.add_argument("--shared", type=Path, default=SHARED, help="the folder that holds data/")
     parser.add_argument("--keep", type=Path, help="keep rows, recipes and runs in this folder")
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE for every recipe")
     arguments = parser.parse_args()
     if not (arguments.shared / "data").is_dir():
-        sys.exit(f"bench_tasks: there is no {arguments.shared / 'data'}; name the folder of the small data sets with --shared")
+        sys.exit(
+            f"bench_tasks: there is no {arguments.shared / 'data'}; name the folder of the small data sets "
+            "with --shared"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.keep or Path(temporary)).resolve()
         print(row("task", "metric", "base", "tuned", "95 %", "difference", "95 %", "minutes", "tokens/s"))
@@ -163,7 +180,8 @@ def main() -> None:
 def run(name: str, folder: Path, data: Path, overrides: list[str]) -> list[str]:
     """Train and evaluate one task; a line a metric."""
     recipe = write_recipe(name, folder, data)
-    # What is measured afterwards, with the base beside it, needn't be measured when the training ends as well.
+    # What is measured afterwards, with the base beside it, needn't be measured when the training ends as
+    # well.
     trained = folder / f"{name}-training.yaml"
     trained.write_text(f"extends: {recipe.name}\nevaluate: {{metrics: [], labels: []}}\n")
     summary = finetune(folder, "train", trained.name, *overrides)
@@ -174,7 +192,10 @@ def run(name: str, folder: Path, data: Path, overrides: list[str]) -> list[str]:
     for metric, found in figures["metrics"].items():
         change = found["difference"]
         tuned, base = f"{found['value']:.4f}", f"{found['base']['value']:.4f}"
-        ranges = f"{found['low']:.4f} to {found['high']:.4f}", f"{change['low']:+.4f} to {change['high']:+.4f}"
+        ranges = (
+            f"{found['low']:.4f} to {found['high']:.4f}",
+            f"{change['low']:+.4f} to {change['high']:+.4f}",
+        )
         lines.append(row(name, metric, base, tuned, ranges[0], f"{change['value']:+.4f}", ranges[1], *speed))
     return [*lines, *(f"{name:<22} note: {note}" for note in figures["notes"])]
 
@@ -183,7 +204,8 @@ def row(*cells: str) -> str:
     """A line of the table."""
     widths = (22, 20, -9, -9, 20, -10, 22, -7, -8)
     return "  ".join(
-        f"{cell:>{-width}}" if width < 0 else f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)
+        f"{cell:>{-width}}" if width < 0 else f"{cell:<{width}}"
+        for cell, width in zip(cells, widths, strict=True)
     )
 
 
@@ -217,7 +239,9 @@ def finetune(folder: Path, *words: str) -> dict[str, Any]:
     """What a command says in JSON."""
     command = [sys.executable, "-m", "finetune", *words, "--json"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode:
         sys.exit(f"bench_tasks: {' '.join(command)} ended with {done.returncode}\n{done.stdout}")
     found: dict[str, Any] = json.loads(done.stdout)

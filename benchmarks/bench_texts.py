@@ -1,4 +1,5 @@
-"""How long a megabyte of each nasty text takes to be scrubbed, cleaned and searched: each under half a second.
+"""How long a megabyte of each nasty text takes to be scrubbed, cleaned and searched: each under half a
+second.
 
 python benchmarks/bench_texts.py
 """

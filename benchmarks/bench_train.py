@@ -1,11 +1,13 @@
-"""Training speed, memory and loss beside a plain peft loop on identical packs, TRL and LLaMA-Factory, in turns in one run.
+"""Training speed, memory and loss beside a plain peft loop on identical packs, TRL and LLaMA-Factory, in
+turns in one run.
 
     python benchmarks/bench_train.py                       # ours and the plain loop
     python benchmarks/bench_train.py --peers VENVS         # and the peers
     python benchmarks/bench_train.py --parts qlora memory  # some of the parts
 
-Tokens are real ones, padding aside. Each measurement is a process of its own. VENVS holds the peers' virtual environments
-(VENVS/trl, VENVS/llamafactory), --scripts the programs that run them (peer_trl.py, peer_llamafactory.py: a line of JSON each).
+Tokens are real ones, padding aside. Each measurement is a process of its own. VENVS holds the peers' virtual
+environments (VENVS/trl, VENVS/llamafactory), --scripts the programs that run them (peer_trl.py,
+peer_llamafactory.py: a line of JSON each).
 """
 
 import argparse
@@ -27,12 +29,16 @@ Runs = dict[str, list[dict[str, Any]]]
 
 def main() -> None:
     """Measure the parts that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=Path, default=SHARED / "data" / "instruct" / "lf_alpaca_en_demo.json")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of one pack")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", type=Path, help="the folder of the peers' virtual environments")
-    parser.add_argument("--scripts", type=Path, default=SHARED / "bench", help="the folder of the peers' scripts")
+    parser.add_argument(
+        "--scripts", type=Path, default=SHARED / "bench", help="the folder of the peers' scripts"
+    )
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     asked = parser.parse_args()
     for part in asked.parts:
@@ -40,7 +46,8 @@ def main() -> None:
 
 
 def speed(asked: argparse.Namespace) -> None:
-    """SmolLM2-135M, documents of at most 512 tokens, packs of 2,048, bf16; all with the same allocator, if it is there."""
+    """SmolLM2-135M, documents of at most 512 tokens, packs of 2,048, bf16; all with the same allocator, if it
+    is there."""
     title("135M, LoRA, bf16, all with the same allocator")
     found: Runs = {}
     for _ in range(asked.rounds):
@@ -57,7 +64,8 @@ def defaults(asked: argparse.Namespace) -> None:
 
 
 def measure_each(found: Runs, asked: argparse.Namespace, *, preload: Path | None) -> None:
-    """One round: ours, the plain loop and the peers, with and without activation checkpointing where that is cheap."""
+    """One round: ours, the plain loop and the peers, with and without activation checkpointing where that is
+    cheap."""
     ours_preload = preload or find_jemalloc()
     keep(found, "ours", work(asked, "ours", preload=ours_preload))
     keep(found, "plain loop", work(asked, "plain", preload=preload))
@@ -66,7 +74,11 @@ def measure_each(found: Runs, asked: argparse.Namespace, *, preload: Path | None
     steps = ["--steps", str(asked.steps + 3), "--warmup", "3"]
     base = ["--model", str(base_folder()), "--data", str(asked.rows), *steps]
     trl = [str(asked.peers / "trl" / "bin" / "python"), str(asked.scripts / "peer_trl.py"), *base]
-    factory = [str(asked.peers / "llamafactory" / "bin" / "python"), str(asked.scripts / "peer_llamafactory.py"), *base]
+    factory = [
+        str(asked.peers / "llamafactory" / "bin" / "python"),
+        str(asked.scripts / "peer_llamafactory.py"),
+        *base,
+    ]
     keep(found, "TRL", output_of(trl, preload))
     keep(found, "TRL, packing", output_of([*trl, "--packing", "--batch", "4"], preload))
     keep(found, "LLaMA-Factory", output_of(factory, preload))
@@ -79,7 +91,9 @@ def checkpointed(asked: argparse.Namespace) -> None:
     few, preload = argparse.Namespace(**vars(asked) | {"steps": min(asked.steps, 6)}), find_jemalloc()
     keep(found, "ours", work(few, "ours", "--checkpointing", preload=preload))
     keep(found, "plain loop", work(few, "plain", "--checkpointing", preload=preload))
-    for name, script in (("trl", "peer_trl.py"), ("llamafactory", "peer_llamafactory.py")) if asked.peers else ():
+    for name, script in (
+        (("trl", "peer_trl.py"), ("llamafactory", "peer_llamafactory.py")) if asked.peers else ()
+    ):
         command = [str(asked.peers / name / "bin" / "python"), str(asked.scripts / script), "--checkpointing"]
         command += ["--model", str(base_folder()), "--data", str(asked.rows), "--steps", str(few.steps + 3)]
         keep(found, {"trl": "TRL", "llamafactory": "LLaMA-Factory"}[name], output_of(command, preload))
@@ -107,7 +121,9 @@ def large(asked: argparse.Namespace) -> None:
     few = argparse.Namespace(**vars(asked) | {"steps": 3})
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
-        subprocess.run([sys.executable, str(maker), "--shape", "1.1b", str(base)], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, str(maker), "--shape", "1.1b", str(base)], check=True, capture_output=True
+        )
         # Its vocabulary is smaller than SmolLM2's, so it gets the tokenizer of the other small base.
         for path in (asked.scripts.parent / "models" / "stories260k").glob("tokenizer*"):
             (base / path.name).write_bytes(path.read_bytes())
@@ -128,7 +144,11 @@ def memory(asked: argparse.Namespace) -> None:
             few.rows = rows
             size = ["--pack", str(tokens), "--document", str(tokens)]
             peak = work(few, "ours", *size, preload=find_jemalloc())["peak_gb"]
-            grown = "" if before is None else f"  {(peak - before[1]) / (tokens - before[0]) * 1e6:.0f} kB a token more"
+            grown = (
+                ""
+                if before is None
+                else f"  {(peak - before[1]) / (tokens - before[0]) * 1e6:.0f} kB a token more"
+            )
             print(f"{tokens:6,} tokens {peak:6.2f} GB{grown}", flush=True)
             before = (tokens, peak)
 
@@ -138,7 +158,10 @@ def products(asked: argparse.Namespace) -> None:
     title("matrix products back to back, over the step's time")
     found = work(argparse.Namespace(**vars(asked) | {"steps": 2}), "ours", "--gemms", preload=find_jemalloc())
     rate = found["gemm_tflops"] / found["step_seconds"] * 1000
-    print(f"{found['gemm_share']:.1%} of {found['step_seconds']:.2f} s; {found['gemm_tflops']:.2f} TFLOP, {rate:.0f} GFLOP/s")
+    print(
+        f"{found['gemm_share']:.1%} of {found['step_seconds']:.2f} s; {found['gemm_tflops']:.2f} TFLOP, "
+        f"{rate:.0f} GFLOP/s"
+    )
 
 
 def losses(asked: argparse.Namespace) -> None:
@@ -147,15 +170,20 @@ def losses(asked: argparse.Namespace) -> None:
     few = argparse.Namespace(**vars(asked) | {"steps": 58})
     for precision in ("bf16", "fp32"):
         size = ["--pack", "256", "--document", "256", "--precision", precision]
-        ours, plain = (work(few, kind, *size, preload=find_jemalloc())["losses"] for kind in ("ours", "plain"))
+        ours, plain = (
+            work(few, kind, *size, preload=find_jemalloc())["losses"] for kind in ("ours", "plain")
+        )
         worst = max(abs(one - other) / other for one, other in zip(ours, plain, strict=True))
         mean = abs(sum(ours) - sum(plain)) / sum(plain)
-        print(f"{precision}: largest relative difference of a step {worst:.1e}, of the mean {mean:.1e}", flush=True)
+        print(
+            f"{precision}: largest relative difference of a step {worst:.1e}, of the mean {mean:.1e}",
+            flush=True,
+        )
 
 
 PARTS = {
-    "speed": speed, "defaults": defaults, "checkpointed": checkpointed, "qlora": qlora, "large": large, "memory": memory,
-    "products": products, "losses": losses,
+    "speed": speed, "defaults": defaults, "checkpointed": checkpointed, "qlora": qlora, "large": large,
+    "memory": memory, "products": products, "losses": losses,
 }  # fmt: skip
 
 
@@ -176,14 +204,31 @@ def table(found: Runs) -> None:
     print(f"{'':14} {'tokens/s':>9} {'ours is':>9} {'memory':>9} {'ours is':>8}   each run")
     for name in found:
         median = statistics.median(speeds[name])
-        ratios = f"{statistics.median(speeds['ours']) / median:8.2f}x {peaks[name]:6.2f} GB {peaks['ours'] / peaks[name]:7.2f}x"
-        print(f"{name:14} {median:9.0f} {ratios}   {', '.join(f'{speed:.0f}' for speed in speeds[name])}", flush=True)
+        ratios = (
+            f"{statistics.median(speeds['ours']) / median:8.2f}x {peaks[name]:6.2f} GB "
+            f"{peaks['ours'] / peaks[name]:7.2f}x"
+        )
+        print(
+            f"{name:14} {median:9.0f} {ratios}   {', '.join(f'{speed:.0f}' for speed in speeds[name])}",
+            flush=True,
+        )
 
 
-def work(asked: argparse.Namespace, kind: str, *options: str, base: Path | None = None, preload: Path | None) -> dict[str, Any]:
+def work(
+    asked: argparse.Namespace, kind: str, *options: str, base: Path | None = None, preload: Path | None
+) -> dict[str, Any]:
     """What train_work.py finds."""
     script = Path(__file__).with_name("train_work.py")
-    command = [sys.executable, str(script), "--kind", kind, "--base", str(base or base_folder()), "--rows", str(asked.rows)]
+    command = [
+        sys.executable,
+        str(script),
+        "--kind",
+        kind,
+        "--base",
+        str(base or base_folder()),
+        "--rows",
+        str(asked.rows),
+    ]
     return output_of([*command, "--steps", str(asked.steps), *options], preload)
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/plan_work.py train RECIPE ...      # or through accelerate launch
 
-Weights, gradients and optimizer states are the tensors' own sizes; activations are the storages that autograd saves, as
-torch.autograd.graph.saved_tensors_hooks shows them, weights and inputs aside.
+Weights, gradients and optimizer states are the tensors' own sizes; activations are the storages that autograd
+saves, as torch.autograd.graph.saved_tensors_hooks shows them, weights and inputs aside.
 """
 
 import json
@@ -30,11 +30,17 @@ def size(tensor: torch.Tensor) -> int:
     """Bytes of a process's share, with the scales of a weight in NF4."""
     held = local(tensor)
     state = getattr(tensor, "quant_state", None)
-    scales = 0 if state is None else state.absmax.nbytes + (state.state2.absmax.nbytes if state.state2 is not None else 0)
+    scales = (
+        0
+        if state is None
+        else state.absmax.nbytes + (state.state2.absmax.nbytes if state.state2 is not None else 0)
+    )
     return held.numel() * held.element_size() + scales
 
 
-def compute_loss(self: ExactTrainer, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> torch.Tensor:
+def compute_loss(
+    self: ExactTrainer, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any
+) -> torch.Tensor:
     """The loss, while what autograd saves is counted."""
     known = {parameter.untyped_storage().data_ptr() for parameter in (*model.parameters(), *model.buffers())}
     held: dict[int, int] = {}
@@ -60,11 +66,15 @@ class Weigh(callbacks.GracefulStop):
         """Gradients are there now."""
         found["gradients"] = float(sum(size(p.grad) for p in model.parameters() if p.grad is not None))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any) -> Any:
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> Any:
         """Weights and states."""
         inner = getattr(optimizer, "optimizer", optimizer)
         inner = getattr(inner, "optimizer", inner)
-        states = [value for entry in inner.state.values() for value in entry.values() if torch.is_tensor(value)]
+        states = [
+            value for entry in inner.state.values() for value in entry.values() if torch.is_tensor(value)
+        ]
         found["weights"] = float(sum(size(parameter) for parameter in model.parameters()))
         found["optimizer"] = float(sum(size(value) for value in states))
         if os.environ.get("RANK", "0") == "0":

@@ -2,7 +2,8 @@
 
     python benchmarks/train_work.py --kind ours --base FOLDER --rows FILE --steps 20
 
-Kinds: `ours`, and `plain`: transformers' model with peft's adapter and cross-entropy over all logits, on the very same packs.
+Kinds: `ours`, and `plain`: transformers' model with peft's adapter and cross-entropy over all logits, on the
+very same packs.
 """
 
 import argparse
@@ -30,7 +31,9 @@ PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addm
 
 def main() -> None:
     """Measure what the options say."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kind", choices=["ours", "plain"], required=True)
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--rows", type=Path, required=True)
@@ -41,7 +44,9 @@ def main() -> None:
     parser.add_argument("--document", type=int, default=512, help="tokens of a document at most")
     parser.add_argument("--template", help="a chat template by name, for a tokenizer without one")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
-    parser.add_argument("--gemms", action="store_true", help="and time the matrix products of a step back to back")
+    parser.add_argument(
+        "--gemms", action="store_true", help="and time the matrix products of a step back to back"
+    )
     asked = parser.parse_args()
     quiet_libraries()
     print(json.dumps(measure(asked)))
@@ -51,7 +56,11 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     """Steps of one pack each."""
     recipe = recipe_of(asked)
     inputs = build.build_inputs(recipe)
-    model = build.build_model(recipe, inputs) if asked.kind == "ours" else plain_model(recipe, inputs.precision.dtype)
+    model = (
+        build.build_model(recipe, inputs)
+        if asked.kind == "ours"
+        else plain_model(recipe, inputs.precision.dtype)
+    )
     trainer = build.build_trainer(
         recipe, inputs, model, checkpoints=Path(tempfile.mkdtemp()), evaluate_first=False, callbacks=[]
     )
@@ -109,8 +118,12 @@ def plain_model(recipe: Recipe, dtype: torch.dtype) -> Any:
 
     from finetune.models.quantization import bitsandbytes_config, keep_differentiable
 
-    options: dict[str, Any] = {"quantization_config": bitsandbytes_config(dtype)} if recipe.adapter.method == "qlora" else {}
-    base = AutoModelForCausalLM.from_pretrained(recipe.model.base, dtype=dtype, attn_implementation="sdpa", **options)
+    options: dict[str, Any] = (
+        {"quantization_config": bitsandbytes_config(dtype)} if recipe.adapter.method == "qlora" else {}
+    )
+    base = AutoModelForCausalLM.from_pretrained(
+        recipe.model.base, dtype=dtype, attn_implementation="sdpa", **options
+    )
     if options:
         keep_differentiable(base)
     build.seed_everything(recipe.train.seed)
@@ -119,9 +132,13 @@ def plain_model(recipe: Recipe, dtype: torch.dtype) -> Any:
         base.activation_checkpointing_enable({"use_reentrant": False})
     own_forward = base.forward
 
-    def forward(self: Any, input_ids: Any, position_ids: Any, shift_labels: Any, num_items_in_batch: int, **_: Any) -> Any:
+    def forward(
+        self: Any, input_ids: Any, position_ids: Any, shift_labels: Any, num_items_in_batch: int, **_: Any
+    ) -> Any:
         logits = own_forward(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits.float()
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), shift_labels.flatten(), reduction="sum")
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), shift_labels.flatten(), reduction="sum"
+        )
         return types.SimpleNamespace(loss=loss / num_items_in_batch)
 
     base.forward = types.MethodType(forward, base)
@@ -137,13 +154,16 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.name in PRODUCTS:
-            operands = tuple((tuple(t.shape), t.stride(), t.dtype) for t in args if isinstance(t, torch.Tensor))
+            operands = tuple(
+                (tuple(t.shape), t.stride(), t.dtype) for t in args if isinstance(t, torch.Tensor)
+            )
             self.found[func, operands] += 1
         return func(*args, **(kwargs or {}))
 
 
 def share_of_products(step: Callable[[], float]) -> dict[str, float]:
-    """The time that a step's matrix products take when they are run back to back, over the step's own time."""
+    """The time that a step's matrix products take when they are run back to back, over the step's own
+    time."""
     with Products() as products:
         step()
     times = []
@@ -153,7 +173,9 @@ def share_of_products(step: Callable[[], float]) -> dict[str, float]:
         times.append(time.perf_counter() - started)
     total = flops = 0.0
     for (function, operands), count in products.found.items():
-        tensors = [torch.empty_strided(shape, stride, dtype=dtype).normal_() for shape, stride, dtype in operands]
+        tensors = [
+            torch.empty_strided(shape, stride, dtype=dtype).normal_() for shape, stride, dtype in operands
+        ]
         function(*tensors)
         started = time.perf_counter()
         for _ in range(count):

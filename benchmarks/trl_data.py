@@ -18,8 +18,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype="bfloat16")
     config = SFTConfig(
-        output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=True, max_length=most_tokens, report_to=[], max_steps=1,
-        completion_only_loss=True, disable_tqdm=True,
+        output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=True, max_length=most_tokens, report_to=[],
+        max_steps=1, completion_only_loss=True, disable_tqdm=True,
     )  # fmt: skip
     preparation = SFTTrainer._prepare_dataset
     seconds = 0.0

@@ -11,7 +11,8 @@ from typing import Any
 _HOMES = {
     "chat.chat_templates": ("TEMPLATES",),
     "config": (
-        "CleanSection", "DataSection", "EvaluationSplit", "FileSource", "HubSource", "OrdersSource", "RowTemplate", "Source",
+        "CleanSection", "DataSection", "EvaluationSplit", "FileSource", "HubSource", "OrdersSource",
+        "RowTemplate", "Source",
         "Streaming",
     ),
     "table.documents": ("Document", "DocumentTable"),

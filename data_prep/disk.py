@@ -1,7 +1,8 @@
-"""Files in folders that others may have filled or may read: no link is followed when writing, only regular files are read, and
-private files are for their owner. Standard library only.
+"""Files in folders that others may have filled or may read: no link is followed when writing, only regular
+files are read, and private files are for their owner. Standard library only.
 
-Private means 0600, folders 0700. Those that the umask allows to write (0002: the group) may read and write too.
+Private means 0600, folders 0700. Those that the umask allows to write (0002: the group) may read and write
+too.
 """
 
 import errno
@@ -20,16 +21,20 @@ NOTES_BYTES = 16 * 2**20
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
-    """A file's content. Raises OSError, also for a pipe, a device, a folder, and for more than `most_bytes`."""
+    """A file's content. Raises OSError, also for a pipe, a device, a folder, and for more than
+    `most_bytes`."""
     with open_regular(path) as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
-        raise OSError(errno.EOVERFLOW, f"has more than {most_bytes:,} bytes, too many for this kind of file", str(path))
+        raise OSError(
+            errno.EOVERFLOW, f"has more than {most_bytes:,} bytes, too many for this kind of file", str(path)
+        )
     return content
 
 
 def read_json(path: Path) -> Any:
-    """The value of a small JSON file. Raises OSError as read_regular, ValueError where it is not JSON, or nested too deeply."""
+    """The value of a small JSON file. Raises OSError as read_regular, ValueError where it is not JSON, or
+    nested too deeply."""
     try:
         return json.loads(read_regular(path, NOTES_BYTES))
     except RecursionError:
@@ -37,7 +42,8 @@ def read_json(path: Path) -> Any:
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a file for reading. Raises OSError, also for a pipe or a device, where reading could wait or continue forever."""
+    """Open a file for reading. Raises OSError, also for a pipe or a device, where reading could wait or
+    continue forever."""
     return os.fdopen(_opened(path, os.O_RDONLY), "rb")
 
 
@@ -49,7 +55,9 @@ def open_own(path: Path, flags: int) -> int:
     handle = _opened(path, flags | os.O_CREAT | os.O_NOFOLLOW)
     if os.fstat(handle).st_nlink > 1:
         os.close(handle)
-        raise OSError(errno.EMLINK, "has another name elsewhere (a hard link); replace it with a copy", str(path))
+        raise OSError(
+            errno.EMLINK, "has another name elsewhere (a hard link); replace it with a copy", str(path)
+        )
     return handle
 
 
@@ -79,11 +87,18 @@ def _irregular(path: Path, kind: str) -> OSError:
 
 def append_own(path: Path) -> IO[str]:
     """Open a private text file to append to it, line by line. Raises as open_own."""
-    return os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8", errors="backslashreplace", buffering=1)
+    return os.fdopen(
+        open_own(path, os.O_WRONLY | os.O_APPEND),
+        "a",
+        encoding="utf-8",
+        errors="backslashreplace",
+        buffering=1,
+    )
 
 
 def write_private(path: Path, content: str | bytes) -> None:
-    """Replace a private file in one step, so that no reader sees half of it; a link with its name is replaced, not followed."""
+    """Replace a private file in one step, so that no reader sees half of it; a link with its name is
+    replaced, not followed."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, private_mode(0o666))
     try:
@@ -98,7 +113,8 @@ def write_private(path: Path, content: str | bytes) -> None:
 
 
 def make_private(folder: Path) -> None:
-    """Make a private folder, if there is none, in an existing folder. Raises OSError, also if it is a link."""
+    """Make a private folder, if there is none, in an existing folder. Raises OSError, also if it is a
+    link."""
     try:
         folder.mkdir(mode=private_mode(0o777))
     except FileExistsError:
@@ -123,7 +139,11 @@ def refuse_links(folder: Path, *, but: str = "") -> None:
         if entry.is_symlink():
             raise link_error(Path(entry.path))
         if not entry.is_file() and not entry.is_dir():
-            raise OSError(errno.EINVAL, "is a pipe, a socket or a device, which no run writes; remove this file", entry.path)
+            raise OSError(
+                errno.EINVAL,
+                "is a pipe, a socket or a device, which no run writes; remove this file",
+                entry.path,
+            )
 
 
 def _entries_below(folder: Path, but: str) -> Iterator[os.DirEntry[str]]:
@@ -136,7 +156,8 @@ def _entries_below(folder: Path, but: str) -> Iterator[os.DirEntry[str]]:
 
 
 def private_mode(rights: int) -> int:
-    """Those permissions of a new file (0o666) or folder (0o777) that a private one has under the process's umask."""
+    """Those permissions of a new file (0o666) or folder (0o777) that a private one has under the process's
+    umask."""
     forbidden = umask()
     group, others = 0 if forbidden & 0o020 else 0o070, 0 if forbidden & 0o002 else 0o007
     return rights & (0o700 | group | others)
@@ -156,5 +177,7 @@ def umask() -> int:
 def link_error(path: Path) -> OSError:
     """The error for a symbolic link where something is to be written."""
     return OSError(
-        errno.ELOOP, f"is a link to {os.readlink(path)}, and nothing is written through links; put its target here", str(path)
+        errno.ELOOP,
+        f"is a link to {os.readlink(path)}, and nothing is written through links; put its target here",
+        str(path),
     )

@@ -1,4 +1,5 @@
-"""How the rows of an objective become documents. A language model's way is the default; labels.py has a classifier's."""
+"""How the rows of an objective become documents. A language model's way is the default; labels.py has a
+classifier's."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,15 @@ if TYPE_CHECKING:
 class RowEncoding:
     """A row is one document, in which the answers (or the text) are learned.
 
-    Another objective overrides what differs for it. The documents of one row stay together: held out, dropped, packed and
-    trained on as one.
+    Another objective overrides what differs for it. The documents of one row stay together: held out,
+    dropped, packed and trained on as one.
     """
 
     documents_per_row = 1
 
     def examples(self, row: Parsed) -> tuple[Example, ...]:
-        """The examples that a row's documents are made of, as many as documents_per_row; none if the row has no such form.
+        """The examples that a row's documents are made of, as many as documents_per_row; none if the row has
+        no such form.
 
         Raises DataError for a row whose answer can't be learned.
         """
@@ -28,7 +30,8 @@ class RowEncoding:
     def refusal(self, rows: int) -> str:
         """Why a source is refused of which so many rows have another form."""
         return (
-            f"its {rows:,} pairs of chosen and rejected answers are valid, but training on preferences is not supported yet; "
+            f"its {rows:,} pairs of chosen and rejected answers are valid, but training on preferences is "
+            "not supported yet; "
             "to learn only the chosen answers, use format template or messages"
         )
 
@@ -37,7 +40,8 @@ class RowEncoding:
         return tokenization.render_answers(example, place)
 
     def shown_answer(self, targets: tuple[float, ...]) -> str | None:
-        """What an audit shows in place of the learned token of a document with these targets; None if the token itself."""
+        """What an audit shows in place of the learned token of a document with these targets; None if the
+        token itself."""
         return None
 
     def longest(self, tokens: int) -> "Document":

@@ -16,9 +16,9 @@ class DataError(Exception):
 def library_refusals(what: str, kind: type[Exception] = DataError) -> Iterator[None]:
     """Wraps one library call on a user's file: whatever it raises becomes one error, `what`: REASON.
 
-    Libraries have no error class for invalid files: an unexpected value may raise KeyError, TypeError, ZeroDivisionError,
-    RecursionError, or a Rust panic. For that reason, never wrap this package's own code with it. Out-of-memory errors are
-    passed on.
+    Libraries have no error class for invalid files: an unexpected value may raise KeyError, TypeError,
+    ZeroDivisionError, RecursionError, or a Rust panic. For that reason, never wrap this package's own code
+    with it. Out-of-memory errors are passed on.
     """
     try:
         yield

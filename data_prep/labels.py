@@ -61,7 +61,9 @@ def targets_of(answer: str, head: HeadSection) -> tuple[float, ...]:
             try:
                 return (float(as_number(text, "the answer")),)
             except (ValueError, OverflowError) as error:
-                raise DataError(f"the answer is {shown(text)}; model.head.problem regression needs a number") from error
+                raise DataError(
+                    f"the answer is {shown(text)}; model.head.problem regression needs a number"
+                ) from error
         case "single_label":
             return (float(head.labels.index(_known(text, head))),)
         case "multi_label":
@@ -72,7 +74,9 @@ def targets_of(answer: str, head: HeadSection) -> tuple[float, ...]:
 def _known(word: str, head: HeadSection) -> str:
     """A label of the head. Raises DataError for another word."""
     if word not in head.labels:
-        raise DataError(f"the label is {shown(word)}, which is not in model.head.labels: {listed(head.labels)}")
+        raise DataError(
+            f"the label is {shown(word)}, which is not in model.head.labels: {listed(head.labels)}"
+        )
     return word
 
 

@@ -1,4 +1,5 @@
-"""What a row becomes before it is text: a conversation, a plain text with an optional prompt, or a pair to choose from."""
+"""What a row becomes before it is text: a conversation, a plain text with an optional prompt, or a pair to
+choose from."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,7 +28,8 @@ class Message:
     """system, user, assistant or tool (what a called tool gave back)."""
     content: str
     weight: float | None = None
-    """The turn's weight in the loss, if the recipe's `supervise` includes it; None is 1; 0 is never learned."""
+    """The turn's weight in the loss, if the recipe's `supervise` includes it; None is 1; 0 is never
+    learned."""
     tool_calls: tuple[ToolCall, ...] = ()
     """An assistant turn's calls; its content may then be empty."""
     tool_call_id: str | None = None
@@ -35,7 +37,8 @@ class Message:
     name: str | None = None
     """In a tool's turn, the tool's name."""
     reasoning: str = ""
-    """What the assistant thinks before it writes the content; a content may also hold it itself, between <think> tags."""
+    """What the assistant thinks before it writes the content; a content may also hold it itself, between
+    <think> tags."""
 
     @property
     def loss_weight(self) -> float:
@@ -46,7 +49,10 @@ class Message:
     def thought(self) -> str:
         """The assistant's reasoning, from either place, without surrounding blanks."""
         return "\n\n".join(
-            filter(None, [self.reasoning.strip(), thought_of(self.content)[0]] if self.role == "assistant" else [])
+            filter(
+                None,
+                [self.reasoning.strip(), thought_of(self.content)[0]] if self.role == "assistant" else [],
+            )
         )
 
     @property
@@ -62,7 +68,11 @@ def thought_of(content: str) -> tuple[str, str]:
     """
     thought, end, answer = content.partition(THINK_END)
     begins = thought.lstrip().startswith(THINK) or THINK not in thought
-    return (thought.strip().removeprefix(THINK).strip(), answer.strip()) if end and begins else ("", content.strip())
+    return (
+        (thought.strip().removeprefix(THINK).strip(), answer.strip())
+        if end and begins
+        else ("", content.strip())
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +92,8 @@ class Conversation:
     changes: tuple[str, ...] = ()
     """What was done to its turns in reading them; keys of data_prep.audit.report.NOTES."""
     tests: str = ""
-    """A program that runs without an error after the code in the last turn, if that is correct; never learned."""
+    """A program that runs without an error after the code in the last turn, if that is correct; never
+    learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +119,25 @@ Parsed = Example | Preference
 
 
 def without_reasoning(example: Example) -> Example:
-    """The example with the assistant's answers and without reasoning; the example itself if it has no reasoning.
+    """The example with the assistant's answers and without reasoning; the example itself if it has no
+    reasoning.
 
-    A thought that never ends extends to the end of the text, so that no answer is left. A text without a prompt has no answer.
+    A thought that never ends extends to the end of the text, so that no answer is left. A text without a
+    prompt has no answer.
     """
     if isinstance(example, PlainText):
         thinks = bool(example.prompt) and thinks_in(example.completion)
         return replace(example, completion=_said(example.completion)) if thinks else example
-    if not any(message.reasoning or thinks_in(message.content) for message in example.messages if message.role == "assistant"):
+    if not any(
+        message.reasoning or thinks_in(message.content)
+        for message in example.messages
+        if message.role == "assistant"
+    ):
         return example
     messages = (
-        replace(message, content=_said(message.content), reasoning="") if message.role == "assistant" else message
+        replace(message, content=_said(message.content), reasoning="")
+        if message.role == "assistant"
+        else message
         for message in example.messages
     )
     return replace(example, messages=tuple(messages))
@@ -142,11 +161,14 @@ def last_answer(example: Example) -> str:
 
 
 def learned_turns(conversation: Conversation, supervise: str) -> list[int]:
-    """The indexes of the assistant's turns that data.supervise selects, whatever their weight; all of them for "all"."""
+    """The indexes of the assistant's turns that data.supervise selects, whatever their weight; all of them
+    for "all"."""
     messages, start = conversation.messages, conversation.completion_start
     if supervise == "completion" and start == 0:
         start = max((index for index, message in enumerate(messages) if message.role == "user"), default=0)
     if supervise == "all":
         start = 0
-    answers = [index for index, message in enumerate(messages) if message.role == "assistant" and index >= start]
+    answers = [
+        index for index, message in enumerate(messages) if message.role == "assistant" and index >= start
+    ]
     return answers[-1:] if supervise == "last" else answers

@@ -102,7 +102,9 @@ class Pipeline:
                 report.note(finding, place, message)
                 return
             if not self.audit and finding not in self.section.allow_findings:
-                raise DataError(f"{place}: {message}. If this is intended, allow it with data.allow_findings: [{finding}]")
+                raise DataError(
+                    f"{place}: {message}. If this is intended, allow it with data.allow_findings: [{finding}]"
+                )
             report.find(finding, place, message)
 
         def on_bad(place: str, error: DataError) -> None:
@@ -128,7 +130,9 @@ class Pipeline:
         )
         made: list[Document] = []
         for document, example in tokenization.run(examples()):
-            while not any(example is own for own in waiting[0].examples):  # rows before it could not be tokenised
+            while not any(
+                example is own for own in waiting[0].examples
+            ):  # rows before it could not be tokenised
                 waiting.popleft()
                 made = []
             made.append(document)
@@ -146,13 +150,17 @@ class Pipeline:
             report.find("no_supervised_token", place, "it has no supervised tokens")
             return
         bos, overlap = self.tokenizer.bos_token_id, overlap_of(self.tokenizer)
-        parts = [fitted(document, section.max_length_tokens, section.over_length, bos, overlap) for document in documents]
+        parts = [
+            fitted(document, section.max_length_tokens, section.over_length, bos, overlap)
+            for document in documents
+        ]
         kept = [part for parts_of_one in parts for part in parts_of_one] if all(parts) else []
         self._count(documents, kept, candidate, report)
         yield from ((part, candidate.fingerprint) for part in kept)
 
     def reread(self, documents: DocumentTable, use: Use) -> list[Placed]:
-        """The examples that the documents were made of, and their places, in order; the sources are read again."""
+        """The examples that the documents were made of, and their places, in order; the sources are read
+        again."""
         sources = self.section.train if use == "train" else self.section.held_out or self.section.train
         # The parts of a split document are named by row and number.
         wanted = {document.place.partition(PART)[0] for document in documents}
@@ -165,12 +173,15 @@ class Pipeline:
                     found += [(candidate.place, example) for example in candidate.examples]
         if lost := wanted - {place for place, _ in found}:
             raise DataError(
-                f"{min(lost)}: the prepared data have this row, but it is read differently now: they were prepared by "
+                f"{min(lost)}: the prepared data have this row, but it is read differently now: they were "
+                "prepared by "
                 "another version; start a new run from the recipe"
             )
         return found
 
-    def _count(self, documents: list[Document], kept: list[Document], candidate: "_Candidate", report: SourceReport) -> None:
+    def _count(
+        self, documents: list[Document], kept: list[Document], candidate: "_Candidate", report: SourceReport
+    ) -> None:
         """Count a row whose tokens are known."""
         place = documents[0].place
         if not kept:
@@ -189,7 +200,8 @@ class Pipeline:
             report.truncated_supervised_tokens += learned - sum(part.supervised_tokens for part in kept)
 
     def _distinct(self, candidates: "Iterator[_Candidate]", report: SourceReport) -> "Iterator[_Candidate]":
-        """Those that repeat no other, if the recipe drops duplicates; otherwise all, marked as repeated or not."""
+        """Those that repeat no other, if the recipe drops duplicates; otherwise all, marked as repeated or
+        not."""
         if self.section.streaming is not None and report.use == "train" and self.first_rows is None:
             yield from candidates  # a stream keeps no rows to compare with
             return
@@ -206,13 +218,18 @@ class Pipeline:
                 seen.add(mark)
                 yield candidate
 
-    def _without_near_duplicates(self, candidates: "Iterator[_Candidate]", report: SourceReport) -> "Iterator[_Candidate]":
+    def _without_near_duplicates(
+        self, candidates: "Iterator[_Candidate]", report: SourceReport
+    ) -> "Iterator[_Candidate]":
         if self._near is None or report.use == "evaluation":
             yield from candidates
             return
         while batch := list(islice(candidates, BATCH_ROWS)):
             # A system prompt that all rows share doesn't make them similar.
-            texts = [" ".join(chain(*(texts_of(own, system=False) for own in candidate.examples))) for candidate in batch]
+            texts = [
+                " ".join(chain(*(texts_of(own, system=False) for own in candidate.examples)))
+                for candidate in batch
+            ]
             like = self._near.first_like(texts, [candidate.place for candidate in batch])
             for candidate, earlier in zip(batch, like, strict=True):
                 if earlier is None:
@@ -244,7 +261,9 @@ class Pipeline:
         report.format, report.detected = parser.format.name, parser.detected
         return parser, rows
 
-    def _examples(self, source: Source, parser: RowParser, rows: Iterator[Row], report: SourceReport) -> "Iterator[_Candidate]":
+    def _examples(
+        self, source: Source, parser: RowParser, rows: Iterator[Row], report: SourceReport
+    ) -> "Iterator[_Candidate]":
         """The examples of rows with their places, without those dropped because of their text."""
         prefix, unfit = place_in(source, self.section), 0
         for read in rows:
@@ -262,7 +281,9 @@ class Pipeline:
                 if not examples:
                     unfit += 1
                 elif (candidate := self._cleaned(place, examples, report)) is not None:
-                    changes = [change for own in examples if isinstance(own, Conversation) for change in own.changes]
+                    changes = [
+                        change for own in examples if isinstance(own, Conversation) for change in own.changes
+                    ]
                     for change in dict.fromkeys(changes):
                         report.note(change, place, excerpt_of(examples[0]))
                     yield candidate
@@ -270,20 +291,24 @@ class Pipeline:
             raise DataError(f"{source_name(source)}: {self.encoding.refusal(unfit)}")
 
     def _in_calls(self, example: Example) -> bool:
-        """Whether special tokens to be read as text are in tools, calls or thoughts, which the template rewrites."""
+        """Whether special tokens to be read as text are in tools, calls or thoughts, which the template
+        rewrites."""
         if self.section.special_tokens_in_text != "text" or not isinstance(example, Conversation):
             return False
         messages = tuple(replace(message, content="") for message in example.messages)
         return bool(special_tokens_in(replace(example, messages=messages), self._special, self.tokenizer))
 
     def _learned(self, place: str, row: Parsed) -> tuple[Example, ...]:
-        """The examples that the objective learns from a row. Raises DataError for an answer that it can't learn."""
+        """The examples that the objective learns from a row. Raises DataError for an answer that it can't
+        learn."""
         try:
             return self.encoding.examples(row)
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
 
-    def _cleaned(self, place: str, examples: tuple[Example, ...], report: SourceReport) -> "_Candidate | None":
+    def _cleaned(
+        self, place: str, examples: tuple[Example, ...], report: SourceReport
+    ) -> "_Candidate | None":
         """The examples of a row after data.clean; None if they are dropped because of their text."""
         if self.section.reasoning == "drop":
             examples = tuple(map(without_reasoning, examples))
@@ -305,13 +330,16 @@ class Pipeline:
         return None
 
     def _why_dropped(self, example: Example, *, special: bool) -> str | None:
-        """Why an example is dropped because of its text; None if it is kept. `special`: it holds special tokens."""
+        """Why an example is dropped because of its text; None if it is kept. `special`: it holds special
+        tokens."""
         clean, section = self.section.clean, self.section
         learned = without_reasoning(example) if section.reasoning == "context" else example
         answers = [answer.strip() for answer in learned_texts(learned, section.supervise)]
         if not all(answers):
             return "empty_answer"
-        if clean.minimum_answer_characters and any(len(answer) < clean.minimum_answer_characters for answer in answers):
+        if clean.minimum_answer_characters and any(
+            len(answer) < clean.minimum_answer_characters for answer in answers
+        ):
             return "short_answer"
         if special and section.special_tokens_in_text == "drop":
             return "special_tokens_in_text"
@@ -346,12 +374,16 @@ def _with_mapped_columns(rows: Iterator[Row], parser: RowParser, source: Source)
             absent -= row.values.keys()
         yield row
     if absent:
-        raise DataError(f"{source_name(source)}: no row has the column {sorted(absent)[0]!r} that `columns` names; correct it")
+        raise DataError(
+            f"{source_name(source)}: no row has the column {sorted(absent)[0]!r} that `columns` names; "
+            "correct it"
+        )
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Rows make no reference cycles (a user's code may), and searching so many objects for cycles takes a sixth of the time."""
+    """Rows make no reference cycles (a user's code may), and searching so many objects for cycles takes a
+    sixth of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -55,7 +55,8 @@ class PreparedData:
 
     @cached_property
     def evaluation_rows(self) -> list[Placed]:
-        """The examples of the evaluation documents with their places, in order; the sources are read again."""
+        """The examples of the evaluation documents with their places, in order; the sources are read
+        again."""
         return self.reread(self.evaluation, "evaluation")
 
     @property
@@ -81,18 +82,25 @@ def prepare(
 ) -> PreparedData:
     """Read, format and tokenise every source, and hold out the evaluation rows.
 
-    `seed` draws the rows of evaluation.fraction and one of several prompts per row: the same for the same data and seed.
-    `cache` is a folder for prepared data; without it they are only in memory. What fails an audit (audit.report.FINDINGS)
-    is refused, unless data.allow_findings names it; with `audit` it is only reported. `allow_code` holds the SHA-256 of files
-    that format python may run. `first_rows` limits the rows read from each source; None reads all. For a streamed section
-    only the evaluation rows are prepared, unless `first_rows` is given. `encoding` says what documents a row becomes.
+    `seed` draws the rows of evaluation.fraction and one of several prompts per row: the same for the same
+    data and seed. `cache` is a folder for prepared data; without it they are only in memory. What fails an
+    audit (audit.report.FINDINGS) is refused, unless data.allow_findings names it; with `audit` it is only
+    reported. `allow_code` holds the SHA-256 of files that format python may run. `first_rows` limits the rows
+    read from each source; None reads all. For a streamed section only the evaluation rows are prepared,
+    unless `first_rows` is given. `encoding` says what documents a row becomes.
 
-    Raises DataError if a row is invalid, if no row is left to train or evaluate on, and, with over_length: refuse, if a row is
-    too long.
+    Raises DataError if a row is invalid, if no row is left to train or evaluate on, and, with over_length:
+    refuse, if a row is too long.
     """
     allowed = frozenset(allow_code)
     pipeline = Pipeline(
-        section, tokenizer, seed=seed, audit=audit, allow_code=allowed, first_rows=first_rows, encoding=encoding
+        section,
+        tokenizer,
+        seed=seed,
+        audit=audit,
+        allow_code=allowed,
+        first_rows=first_rows,
+        encoding=encoding,
     )
     trained = section.train if section.streaming is None or first_rows is not None else ()
     check_allowed(section.sources, allow_code)
@@ -118,7 +126,10 @@ def prepare(
         key = identity_of(section, tokenizer, digests, seed=seed, first_rows=first_rows, encoding=encoding)
         folder, values = obtain(cache, key, make_entry)
         if made_now and rendering_of(tokenizer).preparation == 2:
-            logger.warning("the data that an earlier version prepared for this run are gone; this version prepares them anew")
+            logger.warning(
+                "the data that an earlier version prepared for this run are gone; this version prepares them "
+                "anew"
+            )
         train, evaluation = DocumentTable.open(folder / TRAIN), DocumentTable.open(folder / EVALUATION)
         report = _renamed(report_from(values), pipeline, trained, section)
     if not audit:
@@ -139,7 +150,15 @@ def prepare(
     )
     from_cache = cache is not None and not made_now
     return PreparedData(
-        train, evaluation, report, digests, repeats, from_cache, pipeline.reread, packs, encoding.documents_per_row
+        train,
+        evaluation,
+        report,
+        digests,
+        repeats,
+        from_cache,
+        pipeline.reread,
+        packs,
+        encoding.documents_per_row,
     )
 
 
@@ -160,25 +179,32 @@ def _make(
             raise
         if sources and not len(tables[-1]):
             lines = "\n".join(DataReport(pipeline.reports_of(use), 0, 0).lines()[:-1])
-            raise DataError(f"data.{'train' if use == 'train' else 'evaluation.sources'} leaves no rows:\n{lines}")
+            raise DataError(
+                f"data.{'train' if use == 'train' else 'evaluation.sources'} leaves no rows:\n{lines}"
+            )
     evaluation, train = tables
     reports = pipeline.reports_of("train") + pipeline.reports_of("evaluation")
     return train, evaluation, DataReport(reports, len(train), len(evaluation))
 
 
-def _renamed(report: DataReport, pipeline: Pipeline, trained: tuple[Source, ...], section: DataSection) -> DataReport:
-    """The report of a cached entry with current names: the files may have been moved, and have different files next to them."""
+def _renamed(
+    report: DataReport, pipeline: Pipeline, trained: tuple[Source, ...], section: DataSection
+) -> DataReport:
+    """The report of a cached entry with current names: the files may have been moved, and have different
+    files next to them."""
     now = trained + section.held_out
     files = ("source", "unread_files", "left_out_files")
     fresh = [pipeline.new_report(source, then.use) for then, source in zip(report.sources, now, strict=True)]
     sources = [
-        replace(then, **{name: getattr(new, name) for name in files}) for then, new in zip(report.sources, fresh, strict=True)
+        replace(then, **{name: getattr(new, name) for name in files})
+        for then, new in zip(report.sources, fresh, strict=True)
     ]
     return replace(report, sources=sources)
 
 
 def _refuse_findings(report: DataReport, section: DataSection) -> None:
-    """Raise DataError for findings that would be learned wrongly; rows with nothing to learn are left out, so harmless."""
+    """Raise DataError for findings that would be learned wrongly; rows with nothing to learn are left out, so
+    harmless."""
     for finding, count in report.findings().items():
         if finding != "no_supervised_token" and finding not in section.allow_findings:
             advice = " (data.clean.leakage: drop leaves them out)" if finding == "leakage" else ""
@@ -188,7 +214,9 @@ def _refuse_findings(report: DataReport, section: DataSection) -> None:
             )
 
 
-def _hold_out(table: DocumentTable, fraction: float, seed: int, documents_per_row: int) -> tuple[DocumentTable, DocumentTable]:
+def _hold_out(
+    table: DocumentTable, fraction: float, seed: int, documents_per_row: int
+) -> tuple[DocumentTable, DocumentTable]:
     """The rows split into those to train on and those to evaluate on, both in their order.
 
     Equal rows stay together, so that none is on both sides.
@@ -209,7 +237,8 @@ def _hold_out(table: DocumentTable, fraction: float, seed: int, documents_per_ro
     if count in (0, len(table)):
         side = "evaluate" if count == 0 else "train"
         raise DataError(
-            f"data.evaluation.fraction {fraction} of {rows:,} rows leaves no rows to {side} on; change the fraction"
+            f"data.evaluation.fraction {fraction} of {rows:,} rows leaves no rows to {side} on; change the "
+            "fraction"
         )
     held = np.isin(group_of, np.fromiter(taken, np.int64, len(taken)))
     return table.rows(np.flatnonzero(~held)), table.rows(np.flatnonzero(held))
@@ -223,20 +252,24 @@ def _repeats(section: DataSection, train: DocumentTable, report: DataReport) -> 
     if any(source.share is not None for source in sources):
         sizes = rows if section.share_of == "rows" else tokens
         if empty := [source_name(source) for source, size in zip(sources, sizes, strict=True) if not size]:
-            raise DataError(f"{empty[0]} has a share of the mixture, but no rows left to train on; remove the source")
+            raise DataError(
+                f"{empty[0]} has a share of the mixture, but no rows left to train on; remove the source"
+            )
         repeats = repeats_of_shares([source.share or 0.0 for source in sources], sizes.tolist())
     else:
         repeats = [source.repeat for source in sources]
     for source, repeat, count in zip(sources, repeats, rows.tolist(), strict=True):
         if count and round(repeat * count) == 0:
             raise DataError(
-                f"{source_name(source)}: seeing each of its {count:,} rows {repeat:.3g} times per epoch is less than one "
+                f"{source_name(source)}: seeing each of its {count:,} rows {repeat:.3g} times per epoch is "
+                "less than one "
                 "row; give it a larger repeat or share, or remove the source"
             )
     if set(repeats) != {1.0}:
         whole = float(np.dot(repeats, tokens))
         report.mixture = [
-            f"{source_name(source)}: each row {repeat:.4g} times per epoch, {repeat * size / whole:.1%} of its tokens"
+            f"{source_name(source)}: each row {repeat:.4g} times per epoch, {repeat * size / whole:.1%} of "
+            "its tokens"
             for source, repeat, size in zip(sources, repeats, tokens.tolist(), strict=True)
         ]
     return repeats

@@ -1,4 +1,5 @@
-"""Finding secrets in texts and replacing them: values of environment variables, well-known kinds of tokens, URLs with keys.
+"""Finding secrets in texts and replacing them: values of environment variables, well-known kinds of tokens,
+URLs with keys.
 
 Standard library only. Everything takes time linear in the text.
 """
@@ -6,8 +7,11 @@ Standard library only. Everything takes time linear in the text.
 import os
 import re
 
-SECRET_NAME = re.compile(r"((TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)\d*|(^|_)PASS)(_|$)", re.IGNORECASE)
-"""Matches a word that ends so, anywhere in the name: APIKEY, HF_TOKEN_2 and SECRET_VALUE, not TOKENIZER_NAME."""
+SECRET_NAME = re.compile(
+    r"((TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)\d*|(^|_)PASS)(_|$)", re.IGNORECASE
+)
+"""Matches a word that ends so, anywhere in the name: APIKEY, HF_TOKEN_2 and SECRET_VALUE, not
+TOKENIZER_NAME."""
 SHORTEST = 8
 """A shorter value would be found in too many harmless words."""
 
@@ -17,14 +21,16 @@ KNOWN = re.compile(
 )
 """Tokens of Hugging Face, OpenAI, Anthropic, GitHub, AWS, Google, GitLab, Slack and wandb."""
 
-# Matched only from the beginning of each run of its characters: from every position it would take quadratic time.
+# Matched only from the beginning of each run of its characters: from every position it would take quadratic
+# time.
 WEB_TOKEN = re.compile(r"(?<![\w-])(?P<before>(?>[\w-]*?(?=\beyJ[\w-]{10})))[\w-]++\.[\w-]{10,}+\.[\w-]{5,}+")
 """JSON web tokens: three parts, the first of which is `{"` in base64."""
 
 # A path made of a URL has one slash where there were two, and appears in messages about missing files.
 URL_USER = re.compile(
     r"(?<=://)(?:[^\s'\"/?#]*@"
-    r"|[^\s'\"/?#@:]*+:(?!\d*+(?:[/?#\s'\"]|\Z))(?:(?!://)[^\s'\"])*@)"  # a password with a slash in it is no port
+    # a password with a slash in it is no port
+    r"|[^\s'\"/?#@:]*+:(?!\d*+(?:[/?#\s'\"]|\Z))(?:(?!://)[^\s'\"])*@)"
     r"|(?<=\w\w:/)(?!/)[^\s'\"/?#]*@"
 )
 URL = re.compile(r"(?:(?<=://)|(?<=\w\w:/))[^\s'\"]*+")
@@ -32,10 +38,18 @@ URL = re.compile(r"(?:(?<=://)|(?<=\w\w:/))[^\s'\"]*+")
 
 
 def scrubbed(text: str) -> str:
-    """The text with secrets replaced by what they were: <HF_TOKEN>, <token>, or a URL without its user and its query."""
+    """The text with secrets replaced by what they were: <HF_TOKEN>, <token>, or a URL without its user and
+    its query."""
     # The longest first: one value may be the beginning of another.
-    for name, value in sorted(os.environ.items(), key=lambda item: -len(item[1])) if len(text) >= SHORTEST else ():
-        if len(value) >= SHORTEST and value in text and SECRET_NAME.search(name) and not os.path.exists(value):
+    for name, value in (
+        sorted(os.environ.items(), key=lambda item: -len(item[1])) if len(text) >= SHORTEST else ()
+    ):
+        if (
+            len(value) >= SHORTEST
+            and value in text
+            and SECRET_NAME.search(name)
+            and not os.path.exists(value)
+        ):
             text = text.replace(value, f"<{name}>")
     if "eyJ" in text:
         text = WEB_TOKEN.sub(r"\g<before><token>", text)

@@ -11,20 +11,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PREFIXES = (
-    "data_prep-", "finetune-adapter-", "finetune-launch-", "finetune-model-", "finetune-program-", "finetune-selftest-",
-    "finetune-tokenizer-", "finetune-wheel-",
+    "data_prep-", "finetune-adapter-", "finetune-launch-", "finetune-model-", "finetune-program-",
+    "finetune-selftest-", "finetune-tokenizer-", "finetune-wheel-",
 )  # fmt: skip
 """How the names of folders in the system's folder for temporary files begin, by what they are for."""
 
 
 @contextmanager
 def temporary_folder(prefix: str, within: Path | None = None) -> Iterator[Path]:
-    """A new private folder in `within` (the system's folder for temporary files), whose name begins with the prefix.
+    """A new private folder in `within` (the system's folder for temporary files), whose name begins with the
+    prefix.
 
     It is locked while it is in use, so that the next process can tell what a killed one left, and remove it.
     """
     if within is None and prefix not in PREFIXES:
-        raise ValueError(f"{prefix} is none of {', '.join(PREFIXES)}, so a leftover folder would never be removed")
+        raise ValueError(
+            f"{prefix} is none of {', '.join(PREFIXES)}, so a leftover folder would never be removed"
+        )
     parent = within or Path(tempfile.gettempdir())
     sweep(parent, PREFIXES if within is None else (prefix,))
     folder, handle = _new_folder(parent, prefix)
@@ -32,14 +35,17 @@ def temporary_folder(prefix: str, within: Path | None = None) -> Iterator[Path]:
         yield folder
     finally:
         try:
-            if _is_still(folder, handle):  # else it was renamed, and its name may belong to another folder by now
+            if _is_still(
+                folder, handle
+            ):  # else it was renamed, and its name may belong to another folder by now
                 remove_tree(folder)
         finally:
             os.close(handle)
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder with its contents, however deep and whatever its permissions: each subfolder is first moved up into it.
+    """Remove a folder with its contents, however deep and whatever its permissions: each subfolder is first
+    moved up into it.
 
     Folders can be nested deeper than recursion, open files and the length of a path allow.
     """

@@ -17,16 +17,19 @@ PART = " part "
 
 
 def overlap_of(tokenizer: "PreTrainedTokenizerFast") -> int:
-    """How many tokens a document repeats after a cut; none in preparation 2, which lost a label at each cut."""
+    """How many tokens a document repeats after a cut; none in preparation 2, which lost a label at each
+    cut."""
     return OVERLAP_TOKENS if rendering_of(tokenizer).preparation >= 3 else 0
 
 
-def fitted(document: Document, most: int, over_length: OverLength, bos_token_id: int | None, overlap: int) -> list[Document]:
+def fitted(
+    document: Document, most: int, over_length: OverLength, bos_token_id: int | None, overlap: int
+) -> list[Document]:
     """The document, or what is kept of it, as documents of at most `most` tokens; none if it is dropped.
 
-    A cut at the start keeps the BOS; every part of a split document begins with it and continues with the last
-    `overlap` tokens of the part before, so that every token after a cut keeps its label. Parts without supervised tokens are
-    left out. Raises DataError with over_length "refuse".
+    A cut at the start keeps the BOS; every part of a split document begins with it and continues with the
+    last `overlap` tokens of the part before, so that every token after a cut keeps its label. Parts without
+    supervised tokens are left out. Raises DataError with over_length "refuse".
     """
     length = len(document.token_ids)
     if length <= most:
@@ -34,7 +37,8 @@ def fitted(document: Document, most: int, over_length: OverLength, bos_token_id:
     if over_length == "refuse":
         raise DataError(
             f"{document.place} has {length:,} tokens, more than data.max_length_tokens ({most:,}); "
-            "raise it, shorten the row, or choose another data.over_length: drop, truncate_end, truncate_start or split"
+            "raise it, shorten the row, or choose another data.over_length: drop, truncate_end, "
+            "truncate_start or split"
         )
     has_bos = document.token_ids[0] == bos_token_id
     if over_length == "truncate_end":
@@ -49,7 +53,8 @@ def fitted(document: Document, most: int, over_length: OverLength, bos_token_id:
 
 
 def _split(document: Document, most: int, has_bos: bool, overlap: int) -> list[Document]:
-    """Parts of equal length except the last: the first unchanged, the others after the BOS if there is one."""
+    """Parts of equal length except the last: the first unchanged, the others after the BOS if there is
+    one."""
     length = len(document.token_ids)
     starts = [0, *range(most, length, most - has_bos - overlap)]
     ends = [*starts[1:], length]
@@ -57,7 +62,9 @@ def _split(document: Document, most: int, has_bos: bool, overlap: int) -> list[D
         _with_bos(document, max(0, start - overlap), end, has_bos and start > 0)
         for start, end in zip(starts, ends, strict=True)
     ]
-    return [replace(part, place=f"{document.place}{PART}{number}") for number, part in enumerate(parts, start=1)]
+    return [
+        replace(part, place=f"{document.place}{PART}{number}") for number, part in enumerate(parts, start=1)
+    ]
 
 
 def _with_bos(document: Document, start: int, end: int, bos: bool) -> Document:

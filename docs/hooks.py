@@ -1,7 +1,9 @@
-"""What `mkdocs build` needs beside the pages: a site is docs/ and what its pages link to elsewhere in the repository.
+"""What `mkdocs build` needs beside the pages: a site is docs/ and what its pages link to elsewhere in the
+repository.
 
-Links are written for the repository, where a page of docs/ names ../README.md. In the site docs/ is the top, and README.md, the
-examples and the like keep their paths, so a link is written anew for where its two ends are there.
+Links are written for the repository, where a page of docs/ names ../README.md. In the site docs/ is the top,
+and README.md, the examples and the like keep their paths, so a link is written anew for where its two ends
+are there.
 """
 
 import posixpath
@@ -20,7 +22,11 @@ LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages of OUTSIDE, and each file that a page links to."""
     pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / path for path in OUTSIDE)]
-    linked = {_target(page.relative_to(ROOT).as_posix(), link) for page in pages for link in LINK.findall(page.read_text())}
+    linked = {
+        _target(page.relative_to(ROOT).as_posix(), link)
+        for page in pages
+        for link in LINK.findall(page.read_text())
+    }
     for path in sorted({*OUTSIDE, *linked}):
         if files.get_file_from_path(_in_site(path)) is None and (ROOT / path).is_file():
             files.append(File.generated(config, _in_site(path), abs_src_path=str(ROOT / path)))

@@ -1,4 +1,5 @@
-"""Train a classification head and score texts with it: python examples/classify.py [RECIPE] [KEY=VALUE ...]"""
+"""Train a classification head and score texts with it: python examples/classify.py [RECIPE] [KEY=VALUE
+...]"""
 
 import logging
 import sys
@@ -15,11 +16,15 @@ def main(recipe: str = "tasks/sentiment_head", *overrides: str) -> None:
         return
     report = run.evaluate()
     for name, score in report.scores.items():
-        print(f"{name} {score.value:.4f}, 95 % interval {score.interval.low:.4f} to {score.interval.high:.4f}")
+        print(
+            f"{name} {score.value:.4f}, 95 % interval {score.interval.low:.4f} to {score.interval.high:.4f}"
+        )
     model, labels = run.load(), run.recipe.model.head.labels
     for text, outputs in zip(TEXTS, model.score(TEXTS), strict=True):
         label = labels[outputs.index(max(outputs))]
-        print(f"{label:10} {dict(zip(labels, (round(output, 2) for output in outputs), strict=True))}  {text}")
+        print(
+            f"{label:10} {dict(zip(labels, (round(output, 2) for output in outputs), strict=True))}  {text}"
+        )
 
 
 if __name__ == "__main__":

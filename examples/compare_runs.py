@@ -1,4 +1,5 @@
-"""Train a recipe with several values of one key, and compare: python examples/compare_runs.py RECIPE KEY VALUE VALUE ..."""
+"""Train a recipe with several values of one key, and compare: python examples/compare_runs.py RECIPE KEY
+VALUE VALUE ..."""
 
 import logging
 import sys
@@ -18,7 +19,10 @@ def main(recipe: str, key: str, *values: str) -> None:
         best, next_best = ranked[:2]
         compared = compare(best.lock, next_best.lock, (best.summary, next_best.summary))
         for difference in compared.differences:
-            print(f"{difference.name}: {difference.first} in {best.name}, {difference.second} in {next_best.name}")
+            print(
+                f"{difference.name}: {difference.first} in {best.name}, {difference.second} in "
+                f"{next_best.name}"
+            )
 
 
 if __name__ == "__main__":

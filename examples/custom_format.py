@@ -1,6 +1,8 @@
-"""Rows of a form that no format reads, by a function of your own: python examples/custom_format.py [RECIPE] [KEY=VALUE ...]
+"""Rows of a form that no format reads, by a function of your own: python examples/custom_format.py [RECIPE]
+[KEY=VALUE ...]
 
-The function is in a file, whose SHA-256 has to be named: code that comes with data runs only where somebody allowed it.
+The function is in a file, whose SHA-256 has to be named: code that comes with data runs only where somebody
+allowed it.
 """
 
 import hashlib
@@ -11,7 +13,10 @@ from pathlib import Path
 
 import finetune
 
-ROWS = [{"city": city, "country": country} for city, country in [("Paris", "France"), ("Rome", "Italy"), ("Oslo", "Norway")]]
+ROWS = [
+    {"city": city, "country": country}
+    for city, country in [("Paris", "France"), ("Rome", "Italy"), ("Oslo", "Norway")]
+]
 PARSE = """
 def parse(row):
     return {"prompt": f"Where is {row['city']}? ", "completion": f"In {row['country']}."}
@@ -24,7 +29,9 @@ def main(recipe: str = "quickstart", *overrides: str, folder: str = "custom_form
     (here / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in ROWS))
     (here / "parse.py").write_text(PARSE)
     source = {"path": str(here / "rows.jsonl"), "format": "python", "code": str(here / "parse.py")}
-    own = finetune.load_recipe(recipe, {"data.train": [source], "data.evaluation": None, "evaluate.metrics": []})
+    own = finetune.load_recipe(
+        recipe, {"data.train": [source], "data.evaluation": None, "evaluate.metrics": []}
+    )
     loaded = finetune.load_recipe(own, overrides)
     allowed = [hashlib.sha256(PARSE.encode()).hexdigest()]
     for sample in finetune.audit(loaded, samples=3, allow_code=allowed).samples:

@@ -1,4 +1,5 @@
-"""Merge a run, check that the merged model is the run's, and ask it: python examples/merge_and_generate.py RUN [PROMPT ...]"""
+"""Merge a run, check that the merged model is the run's, and ask it: python examples/merge_and_generate.py
+RUN [PROMPT ...]"""
 
 import logging
 import sys
@@ -15,7 +16,9 @@ def main(folder: str, *prompts: str) -> None:
     texts = list(prompts) or ["Two pizzas, please."]
     for text, answer, before in zip(texts, merged.generate(texts), tuned.generate(texts), strict=True):
         print(f"> {text}\n{answer}" + ("" if answer == before else f"\n(base + adapter: {before})"))
-    for piece in merged.stream([{"role": "system", "content": "Be brief."}, {"role": "user", "content": texts[0]}]):
+    for piece in merged.stream(
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": texts[0]}]
+    ):
         print(piece, end="", flush=True)
     print()
 

@@ -5,8 +5,9 @@
     run.merge("merged")
     print(finetune.load("merged").generate(["Two pizzas, please."]))
 
-Importing it loads neither torch nor pydantic; what a function needs is loaded when it is first used. Messages go to
-`logging.getLogger("finetune")`: `logging.basicConfig(level="INFO")` shows them. Errors are those of `finetune.errors`.
+Importing it loads neither torch nor pydantic; what a function needs is loaded when it is first used. Messages
+go to `logging.getLogger("finetune")`: `logging.basicConfig(level="INFO")` shows them. Errors are those of
+`finetune.errors`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "evaluate", "list_runs", "load", "load_recipe", "merge",
-    "resume", "train",
+    "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "evaluate", "list_runs", "load",
+    "load_recipe", "merge", "resume", "train",
 ]  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""The Python API: the command line's verbs as functions, the run and the model as objects. Nothing but calls into rooms."""
+"""The Python API: the command line's verbs as functions, the run and the model as objects. Nothing but calls
+into rooms."""
 
 import logging
 import math
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from finetune.merging.merge import MergeReport
 
 __all__ = [
-    "Chat", "LogLikelihood", "Model", "Run", "audit", "evaluate", "list_runs", "load", "load_recipe", "merge", "resume",
-    "train",
+    "Chat", "LogLikelihood", "Model", "Run", "audit", "evaluate", "list_runs", "load", "load_recipe", "merge",
+    "resume", "train",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ AnyModel: TypeAlias = "str | Path | Run"
 
 
 def load_recipe(recipe: AnyRecipe, overrides: Overrides = ()) -> LoadedRecipe:
-    """Load a recipe, with overrides on top. Its values are in `.recipe`, and where each was written in `.origins`.
+    """Load a recipe, with overrides on top. Its values are in `.recipe`, and where each was written in
+    `.origins`.
 
     Raises RecipeError with every problem that was found.
     """
@@ -64,10 +66,12 @@ def audit(
     samples: int = 0,
     allow_code: Collection[str] = (),
 ) -> "Audit":
-    """Prepare a recipe's data and say what becomes of every row: figures, findings, and `samples` documents to look at.
+    """Prepare a recipe's data and say what becomes of every row: figures, findings, and `samples` documents
+    to look at.
 
-    `first_rows` of each source are read, all where it is None; of a streamed one at most its buffer. `allow_code` has the
-    SHA-256 of the files that format python may run. Findings that fail the audit are in `.failed`; nothing is raised for them.
+    `first_rows` of each source are read, all where it is None; of a streamed one at most its buffer.
+    `allow_code` has the SHA-256 of the files that format python may run. Findings that fail the audit are in
+    `.failed`; nothing is raised for them.
     """
     for name, value, least in (("first_rows", first_rows, 1), ("samples", samples, 0)):
         if value is not None and value < least:
@@ -85,11 +89,20 @@ def audit(
         first_rows = section.streaming.buffer_rows
     if first_rows is not None:
         logger.info(f"only the first {first_rows:,} rows of each source are read")
-    prepared = prepare_data(loaded.recipe, tokenizer, audit=True, allow_code=_lowered(allow_code), first_rows=first_rows)
+    prepared = prepare_data(
+        loaded.recipe, tokenizer, audit=True, allow_code=_lowered(allow_code), first_rows=first_rows
+    )
     if prepared.from_cache:
         logger.info("from the cache: these data were prepared before")
     seed = loaded.recipe.train.seed
-    return audit_of(section, prepared, tokenizer, seed=seed, samples=samples, encoding=objective_of(loaded.recipe).encoding)
+    return audit_of(
+        section,
+        prepared,
+        tokenizer,
+        seed=seed,
+        samples=samples,
+        encoding=objective_of(loaded.recipe).encoding,
+    )
 
 
 # --- Training
@@ -105,10 +118,12 @@ def train(
     timeout_minutes: float | None = None,
     allow_code: Collection[str] = (),
 ) -> "Run":
-    """Train a recipe in this process, or in several with `launch` (ddp, zero2, zero3, fsdp2 ..., or an accelerate file).
+    """Train a recipe in this process, or in several with `launch` (ddp, zero2, zero3, fsdp2 ..., or an
+    accelerate file).
 
-    Returns the run, finished or, after Ctrl-C or a signal, stopped with a checkpoint. Raises KeyboardInterrupt only where
-    there is nothing yet to resume, and the errors of finetune.errors and data_prep.errors.
+    Returns the run, finished or, after Ctrl-C or a signal, stopped with a checkpoint. Raises
+    KeyboardInterrupt only where there is nothing yet to resume, and the errors of finetune.errors and
+    data_prep.errors.
     """
     options = _given(processes=processes, max_restarts=max_restarts, timeout_minutes=timeout_minutes)
     loaded = load_recipe(recipe, overrides)
@@ -212,7 +227,8 @@ class Run:
 
     @property
     def adapter(self) -> Path:
-        """The folder of the trained adapter, which peft loads; of a run that trained all weights there is `model/`."""
+        """The folder of the trained adapter, which peft loads; of a run that trained all weights there is
+        `model/`."""
         return self._run.adapter
 
     def merge(self, output: str | Path | None = None, **options: Any) -> "MergeReport":
@@ -233,13 +249,18 @@ class Run:
 
 
 def list_runs(
-    folder: str | Path = "runs", *, where: str | Sequence[str] = (), best: str | None = None, sort: str | None = None
+    folder: str | Path = "runs",
+    *,
+    where: str | Sequence[str] = (),
+    best: str | None = None,
+    sort: str | None = None,
 ) -> list[Run]:
-    """The runs in a folder that fulfil all conditions ("status=finished", "train.learning_rate>=1e-4"), the oldest first.
+    """The runs in a folder that fulfil all conditions ("status=finished", "train.learning_rate>=1e-4"), the
+    oldest first.
 
-    With `best` those that have this metric, the best first; with `sort` by any metric or recipe value, upwards. Runs whose
-    files are damaged are left out, with a warning. Raises CheckpointError for a folder that is none, and for a condition or
-    metric that no run knows.
+    With `best` those that have this metric, the best first; with `sort` by any metric or recipe value,
+    upwards. Runs whose files are damaged are left out, with a warning. Raises CheckpointError for a folder
+    that is none, and for a condition or metric that no run knows.
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
@@ -282,10 +303,11 @@ def merge(
     verify: str = "full",
     qlora_base: str = "auto",
 ) -> "MergeReport":
-    """Merge an adapter, and then those in `more`, into its base's weights, and check the result against base + adapter.
+    """Merge an adapter, and then those in `more`, into its base's weights, and check the result against base
+    + adapter.
 
-    See finetune.merging.merge.merge for the options. Raises MergeError where they can't be merged, and CheckFailed where the
-    merged model isn't the base with its adapter.
+    See finetune.merging.merge.merge for the options. Raises MergeError where they can't be merged, and
+    CheckFailed where the merged model isn't the base with its adapter.
     """
     from finetune.merging import merge as merging
     from finetune.merging.targets import choose_more, choose_target
@@ -312,7 +334,8 @@ def evaluate(
     allow_code: Collection[str] = (),
     progress: "OnProgress | None" = None,
 ) -> "Report":
-    """A model's metrics on a recipe's evaluation rows, with their 95 % intervals; on its own recipe's where none is given.
+    """A model's metrics on a recipe's evaluation rows, with their 95 % intervals; on its own recipe's where
+    none is given.
 
     `.values` has the metrics alone, `.scores` them with their intervals, `.measured` each row's answer.
     Raises FinetuneError where the model has no recipe, or it, the recipe and its rows don't fit together.
@@ -328,20 +351,30 @@ def evaluate(
     scored = given or own_recipe(target)
     precision = choose_precision(scored.train.precision)
     evaluation = Evaluation(scored, precision, allow_code=_lowered(allow_code), progress=progress)
-    return evaluation.of_loaded(target, model.model, model.tokenizer) if isinstance(model, Model) else evaluation.of(target)
+    return (
+        evaluation.of_loaded(target, model.model, model.tokenizer)
+        if isinstance(model, Model)
+        else evaluation.of(target)
+    )
 
 
 def own_recipe(target: Target) -> Recipe:
-    """The recipe of a model's run. Raises FinetuneError where it has none, or no evaluation rows are in it."""
+    """The recipe of a model's run. Raises FinetuneError where it has none, or no evaluation rows are in
+    it."""
     if target.recipe is None:
-        raise FinetuneError(f"{target.description} has no recipe of its own: name one (finetune evaluate MODEL_OR_RUN RECIPE).")
+        raise FinetuneError(
+            f"{target.description} has no recipe of its own: name one (finetune evaluate MODEL_OR_RUN "
+            "RECIPE)."
+        )
     return with_evaluation(target.recipe, target.description)
 
 
 def with_evaluation(recipe: Recipe, name: str | Path) -> Recipe:
     """The recipe. Raises FinetuneError where it has no evaluation rows."""
     if recipe.data.evaluation is None:
-        raise FinetuneError(f"{name} has no data.evaluation, so there is nothing to score on: add a fraction or sources.")
+        raise FinetuneError(
+            f"{name} has no data.evaluation, so there is nothing to score on: add a fraction or sources."
+        )
     return recipe
 
 
@@ -351,8 +384,8 @@ def with_evaluation(recipe: Recipe, name: str | Path) -> Recipe:
 def load(model: AnyModel, *, base: str | Path | None = None) -> "Model":
     """Load a run, a checkpoint, an adapter or a model, on the device, to generate or to score with.
 
-    `base` takes the place of the base that an adapter names. Raises ModelError, CheckpointError or DataError where it can't be
-    loaded.
+    `base` takes the place of the base that an adapter names. Raises ModelError, CheckpointError or DataError
+    where it can't be loaded.
     """
     target = resolve_target(str(_path(model)), base)
 

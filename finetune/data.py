@@ -1,4 +1,5 @@
-"""A recipe's rows as tokens, with its tokenizer, out of the cache where they were prepared before. Loads no torch."""
+"""A recipe's rows as tokens, with its tokenizer, out of the cache where they were prepared before. Loads no
+torch."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -32,10 +33,11 @@ def data_cache() -> Path:
 def tokenizer_for(
     model: ModelSection, adapter: Path | None, base_folder: Path, *, preparation: int = PREPARATION
 ) -> "PreTrainedTokenizerFast":
-    """The tokenizer that was saved with the adapter, else the base's with the recipe's template, tokens and date.
+    """The tokenizer that was saved with the adapter, else the base's with the recipe's template, tokens and
+    date.
 
-    `preparation` is the version of the way from rows to tokens. Raises DataError where it can't be loaded, and where an
-    adapter's folder describes a tokenizer and lacks its vocabulary.
+    `preparation` is the version of the way from rows to tokens. Raises DataError where it can't be loaded,
+    and where an adapter's folder describes a tokenizer and lacks its vocabulary.
     """
     own = set() if adapter is None else {path.name for path in adapter.iterdir()}
     if adapter is not None and own & VOCABULARIES:
@@ -44,7 +46,8 @@ def tokenizer_for(
     if adapter is not None and own & DESCRIPTIONS:
         raise DataError(
             f"{adapter} has {min(own & DESCRIPTIONS)}, and lacks the vocabulary that belongs to it "
-            f"({' or '.join(sorted(VOCABULARIES))}): copy it there too, or remove what is there to use the base's tokenizer."
+            f"({' or '.join(sorted(VOCABULARIES))}): copy it there too, or remove what is there to use the "
+            "base's tokenizer."
         )
     template = str(adapter / TEMPLATE) if adapter is not None and TEMPLATE in own else model.chat_template
     return load_tokenizer(

@@ -1,9 +1,9 @@
-"""What launchers say in the environment: which process this is, and among how many. The only reader of it, but for what
-finetune/engines reads of sharding.
+"""What launchers say in the environment: which process this is, and among how many. The only reader of it,
+but for what finetune/engines reads of sharding.
 
-torch's variables count where torch's own agent set them (finetune train --launch, torchrun, accelerate launch). Left over in a
-shell, or set by a scheduler that starts no process itself, they are refused or taken away: torch and accelerate would wait for
-processes that nobody starts. Torch-free.
+torch's variables count where torch's own agent set them (finetune train --launch, torchrun, accelerate
+launch). Left over in a shell, or set by a scheduler that starts no process itself, they are refused or taken
+away: torch and accelerate would wait for processes that nobody starts. Torch-free.
 """
 
 import os
@@ -25,9 +25,9 @@ STORE = "FINETUNE_STORE"
 AGENT = "TORCHELASTIC_RUN_ID"
 """torch's agent sets it in each process that it starts."""
 OF_TORCH = (
-    AGENT, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME",
-    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS",
-    "TORCHELASTIC_USE_AGENT_STORE",
+    AGENT, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
+    "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT",
+    "TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_USE_AGENT_STORE",
 )  # fmt: skip
 OF_ACCELERATE = {
     "ACCELERATE_USE_DEEPSPEED": "",
@@ -104,13 +104,15 @@ def run_folder() -> Path | None:
 
 
 def store_file() -> Path | None:
-    """The file in which the processes of one machine leave their addresses; None where they meet at MASTER_ADDR."""
+    """The file in which the processes of one machine leave their addresses; None where they meet at
+    MASTER_ADDR."""
     folder = os.environ.get(STORE) if is_worker() else None
     return Path(folder, f"store-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}") if folder else None
 
 
 def timeout_minutes() -> float:
-    """How long a process waits for the others in one operation, as the launcher says it; 30 minutes otherwise."""
+    """How long a process waits for the others in one operation, as the launcher says it; 30 minutes
+    otherwise."""
     return float(os.environ[TIMEOUT]) if is_worker() else 30.0
 
 
@@ -120,42 +122,53 @@ def has_company() -> bool:
 
 
 def world() -> World:
-    """What the launcher says. Raises LaunchError where that is no whole: a number that is none, one that is absent or too
-    large, or several processes that nobody started."""
+    """What the launcher says. Raises LaunchError where that is no whole: a number that is none, one that is
+    absent or too large, or several processes that nobody started."""
     size = _number("WORLD_SIZE")
     if size == 0:
-        raise LaunchError("WORLD_SIZE is 0 in the environment; expected how many processes there are. Unset it.")
+        raise LaunchError(
+            "WORLD_SIZE is 0 in the environment; expected how many processes there are. Unset it."
+        )
     size = size or 1
     names = ("RANK", "LOCAL_RANK")
     if size == 1:
         wrong = [f"{name} is {os.environ[name]}" for name in names if _number(name)]
         if wrong:
             raise LaunchError(
-                f"{' and '.join(wrong)} in the environment, but WORLD_SIZE says that there is one process. Unset "
-                f"{' and '.join(name for name in names if _number(name))}, or start with finetune train --launch."
+                f"{' and '.join(wrong)} in the environment, but WORLD_SIZE says that there is one process. "
+                "Unset "
+                f"{' and '.join(name for name in names if _number(name))}, or start with finetune train "
+                "--launch."
             )
         return World()
     if not os.environ.get(AGENT):
         raise LaunchError(_left_over(size))
     absent = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if absent:
-        raise LaunchError(f"WORLD_SIZE is {size} in the environment, but {' and '.join(absent)} is not set there.")
+        raise LaunchError(
+            f"WORLD_SIZE is {size} in the environment, but {' and '.join(absent)} is not set there."
+        )
     rank, local_rank = (_number(name) or 0 for name in names)
     if rank >= size or local_rank > rank:
-        raise LaunchError(f"RANK is {rank}, LOCAL_RANK {local_rank} and WORLD_SIZE {size} in the environment: they contradict.")
+        raise LaunchError(
+            f"RANK is {rank}, LOCAL_RANK {local_rank} and WORLD_SIZE {size} in the environment: they "
+            "contradict."
+        )
     return World(rank, size, local_rank, _number("LOCAL_WORLD_SIZE") or size)
 
 
 def settle_training(machines: int | None = None) -> None:
-    """Let a training see what its launcher said and nothing that others left; `machines` of a launch that is to begin.
+    """Let a training see what its launcher said and nothing that others left; `machines` of a launch that is
+    to begin.
 
-    Raises LaunchError as `world` does, where another program started several processes that would each train by itself, and
-    where a launcher started a launcher.
+    Raises LaunchError as `world` does, where another program started several processes that would each train
+    by itself, and where a launcher started a launcher.
     """
     if os.environ.get(LAUNCHER):
         if not is_worker():
             raise LaunchError(
-                f"process {os.environ[LAUNCHER]}, which launched this one, is gone; start again with finetune train --resume. "
+                f"process {os.environ[LAUNCHER]}, which launched this one, is gone; start again with "
+                "finetune train --resume. "
                 f"(In a shell of your own: unset {LAUNCHER}.)"
             )
         world()
@@ -163,13 +176,17 @@ def settle_training(machines: int | None = None) -> None:
     if not os.environ.get(AGENT):
         _refuse_started_by_others(machines or 1)
     if machines is not None and has_company():
-        raise LaunchError("torchrun or accelerate started this process, and --launch would start more: leave one of them out.")
+        raise LaunchError(
+            "torchrun or accelerate started this process, and --launch would start more: leave one of them "
+            "out."
+        )
     if machines is not None or world().size == 1:
         forget()
 
 
 def settle_alone(verb: str) -> None:
-    """The same for a verb that is one process, whatever is left in the environment. Raises LaunchError where it isn't one."""
+    """The same for a verb that is one process, whatever is left in the environment. Raises LaunchError where
+    it isn't one."""
     if has_company():
         raise LaunchError(f"finetune {verb} is one process: start it without torchrun or accelerate launch.")
     forget()
@@ -186,19 +203,25 @@ def _refuse_started_by_others(machines: int) -> None:
         count = _number(name) or 1
         if count not in (1, machines):
             raise LaunchError(
-                f"{program} started {count} processes ({name}), each of which would train by itself. Start one on each "
-                f"machine, with finetune train RECIPE --launch NAME --processes {count}; for a run in each, unset {name}."
+                f"{program} started {count} processes ({name}), each of which would train by itself. Start "
+                "one on each "
+                f"machine, with finetune train RECIPE --launch NAME --processes {count}; for a run in each, "
+                f"unset {name}."
             )
 
 
 def _left_over(size: int) -> str:
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     several = (
-        f" --nodes {size} --node-rank {os.environ.get('RANK') or 'N'} --rendezvous {address}:{port}" if address and port else ""
+        f" --nodes {size} --node-rank {os.environ.get('RANK') or 'N'} --rendezvous {address}:{port}"
+        if address and port
+        else ""
     )
     return (
-        f"WORLD_SIZE is {size} in the environment, but no launcher started this process. Unset it to train in one process (env "
-        f"-u WORLD_SIZE finetune train RECIPE), or start {size} with finetune train RECIPE --launch ddp --processes {size}"
+        f"WORLD_SIZE is {size} in the environment, but no launcher started this process. Unset it to train "
+        "in one process (env "
+        f"-u WORLD_SIZE finetune train RECIPE), or start {size} with finetune train RECIPE --launch ddp "
+        f"--processes {size}"
         f"{f' (on {size} machines:{several})' if several else ''}, torchrun, or accelerate launch."
     )
 
@@ -209,5 +232,7 @@ def _number(name: str) -> int | None:
     if not text:
         return None
     if not re.fullmatch("[0-9]{1,9}", text):
-        raise LaunchError(f"{name} is {text!r} in the environment, expected a whole number; unset it, or mend it.")
+        raise LaunchError(
+            f"{name} is {text!r} in the environment, expected a whole number; unset it, or mend it."
+        )
     return int(text)

@@ -1,4 +1,5 @@
-"""Errors that the user can fix. The command line prints their message without a traceback and exits with code 2."""
+"""Errors that the user can fix. The command line prints their message without a traceback and exits with code
+2."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 
 
 class FinetuneError(Exception):
-    """Something outside this program is wrong; the text says what was got, what was expected and what to change."""
+    """Something outside this program is wrong; the text says what was got, what was expected and what to
+    change."""
 
     exit_code = 2
 
@@ -21,7 +23,8 @@ class FinetuneError(Exception):
 class Problem:
     """One thing wrong in a recipe, and where it stands.
 
-    `place` is "FILE:LINE:COLUMN", or "command line" for an override; `path` is dotted ("train.learning_rate").
+    `place` is "FILE:LINE:COLUMN", or "command line" for an override; `path` is dotted
+    ("train.learning_rate").
     """
 
     place: str
@@ -49,7 +52,8 @@ class CheckpointError(FinetuneError):
 
 
 class TrainingError(FinetuneError):
-    """Training that had to stop: a loss or gradient that is not finite, or a device that can't do what was asked."""
+    """Training that had to stop: a loss or gradient that is not finite, or a device that can't do what was
+    asked."""
 
 
 class TrackerError(FinetuneError):
@@ -77,7 +81,8 @@ class LaunchFailed(FinetuneError):
 
 
 class CheckFailed(FinetuneError):
-    """A check that the user asked for did not hold (a merge outside its tolerance, an audit with findings)."""
+    """A check that the user asked for did not hold (a merge outside its tolerance, an audit with
+    findings)."""
 
     exit_code = 3
 

@@ -23,5 +23,9 @@ def refuse_without(module: str, what: str) -> None:
     """Raises FinetuneError where a module of EXTRAS that `what` needs is not installed."""
     if is_installed(module):
         return
-    extra, package = next((extra, packages[module]) for extra, packages in EXTRAS.items() if module in packages)
-    raise FinetuneError(f'{what} needs {package}, which is not installed: pip install "{DISTRIBUTION}[{extra}]".')
+    extra, package = next(
+        (extra, packages[module]) for extra, packages in EXTRAS.items() if module in packages
+    )
+    raise FinetuneError(
+        f'{what} needs {package}, which is not installed: pip install "{DISTRIBUTION}[{extra}]".'
+    )

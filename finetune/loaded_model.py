@@ -50,7 +50,8 @@ class Model:
 
     @property
     def asked(self) -> "Asked":
-        """How texts are asked: as the run's rows were written; a model of which that isn't known, by its chat template."""
+        """How texts are asked: as the run's rows were written; a model of which that isn't known, by its chat
+        template."""
         from data_prep.errors import DataError
         from finetune.generation.asking import asked
 
@@ -86,9 +87,10 @@ class Model:
     ) -> "list[Generated]":
         """An answer to each text or conversation, and where it was cut.
 
-        Temperature 0 takes the likeliest token each time; above, tokens are drawn from `seed`. `how` asks texts "plainly" or
-        "by the chat template", as the run's rows were written where it is None. Raises FinetuneError for a classification
-        head, a conversation without a chat template, and prompts that leave no position for an answer.
+        Temperature 0 takes the likeliest token each time; above, tokens are drawn from `seed`. `how` asks
+        texts "plainly" or "by the chat template", as the run's rows were written where it is None. Raises
+        FinetuneError for a classification head, a conversation without a chat template, and prompts that
+        leave no position for an answer.
         """
         from finetune.generation.generate import generate
 
@@ -117,7 +119,8 @@ class Model:
         seed: int = 0,
         how: "Asked | None" = None,
     ) -> Generator[str, None, str | None]:
-        """The answer to one prompt in pieces, as they come: together what `generate` gives. Returns where it was cut."""
+        """The answer to one prompt in pieces, as they come: together what `generate` gives. Returns where it
+        was cut."""
         from finetune.generation.generate import stream
 
         _check_options(max_new_tokens, temperature, None, how)
@@ -131,11 +134,13 @@ class Model:
         )
 
     def chat(self, system: str | None = None) -> "Chat":
-        """A conversation that remembers its turns. Raises FinetuneError where the tokenizer has no chat template."""
+        """A conversation that remembers its turns. Raises FinetuneError where the tokenizer has no chat
+        template."""
         self._writer()
         if self.tokenizer.chat_template is None:
             raise FinetuneError(
-                "this model's tokenizer has no chat template, so it can't hold a conversation: name one in the recipe's "
+                "this model's tokenizer has no chat template, so it can't hold a conversation: name one in "
+                "the recipe's "
                 "model.chat_template before training, or let it continue a text."
             )
         return Chat(self, [] if system is None else [{"role": "system", "content": system}])
@@ -147,25 +152,31 @@ class Model:
     def score(self, items: Sequence[str]) -> list[list[float]]: ...
 
     def score(self, items: Sequence[Any]) -> "list[LogLikelihood] | list[list[float]]":
-        """Of (prompt, answer) pairs, how likely each answer is; of a classification head, its outputs (L) for each text.
+        """Of (prompt, answer) pairs, how likely each answer is; of a classification head, its outputs (L) for
+        each text.
 
-        The prompt is asked as in `generate`; a prompt of "" leaves the answer a text of its own. Outputs are logits, or the
-        number of a regression. Raises FinetuneError for items of the other kind, and for one with more tokens than the base has
-        positions; DataError for one that can't be tokenised.
+        The prompt is asked as in `generate`; a prompt of "" leaves the answer a text of its own. Outputs are
+        logits, or the number of a regression. Raises FinetuneError for items of the other kind, and for one
+        with more tokens than the base has positions; DataError for one that can't be tokenised.
         """
         from finetune.evaluation.text_scores import log_likelihoods, outputs_of_texts
 
         if isinstance(items, str):
-            raise FinetuneError("got one text, expected a list: of texts for a head, of (prompt, answer) pairs otherwise.")
+            raise FinetuneError(
+                "got one text, expected a list: of texts for a head, of (prompt, answer) pairs otherwise."
+            )
         if head := self.target.model.head:
-            return outputs_of_texts(self.model, self.tokenizer, items, head, self.asked, self.options.batch_size)
+            return outputs_of_texts(
+                self.model, self.tokenizer, items, head, self.asked, self.options.batch_size
+            )
         sums = log_likelihoods(self.model, self.tokenizer, items, self.asked, self.options.batch_size)
         return [LogLikelihood(-loss.loss_sum, loss.tokens) for loss in sums]
 
     def _writer(self) -> "PreTrainedModel":
         if self.target.model.classifies:
             raise FinetuneError(
-                f"{self.target.description} has a classification head and writes no text: use score or evaluate."
+                f"{self.target.description} has a classification head and writes no text: use score or "
+                "evaluate."
             )
         return self.model
 
@@ -195,7 +206,9 @@ class Chat:
         return answer
 
 
-def _check_options(max_new_tokens: int | None, temperature: float, batch_size: int | None, how: str | None) -> None:
+def _check_options(
+    max_new_tokens: int | None, temperature: float, batch_size: int | None, how: str | None
+) -> None:
     """Raises FinetuneError for a value that an option doesn't have."""
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value is not None and (not isinstance(value, int) or value < 1):

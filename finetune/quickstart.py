@@ -1,4 +1,5 @@
-"""The whole way on a real model: score the base, train, merge, verify, score the merged model, and say what it brought."""
+"""The whole way on a real model: score the base, train, merge, verify, score the merged model, and say what
+it brought."""
 
 import logging
 import time
@@ -29,7 +30,8 @@ def walk(recipe: Recipe) -> dict[str, Any]:
     """
     if recipe.data.evaluation is None or recipe.adapter.method == "full":
         raise FinetuneError(
-            "the quickstart scores held-out rows and merges an adapter: keep data.evaluation, and adapter.method lora or qlora."
+            "the quickstart scores held-out rows and merges an adapter: keep data.evaluation, and "
+            "adapter.method lora or qlora."
         )
     started = time.perf_counter()
     logger.info("scoring the base on held-out rows")
@@ -49,14 +51,26 @@ def walk(recipe: Recipe) -> dict[str, Any]:
         "exact_match_before": before.values["exact_match"],
         "exact_match_after": after.values["exact_match"],
         "held_out_rows": len(pairs),
-        "notes": [f"{when}: {note}" for when, found in (("before", before), ("after", after)) for note in found.notes],
-        **{key: summary[key] for key in ("evaluation_loss_before", "evaluation_loss", "tokens", "tokens_per_second", "steps")},
+        "notes": [
+            f"{when}: {note}"
+            for when, found in (("before", before), ("after", after))
+            for note in found.notes
+        ],
+        **{
+            key: summary[key]
+            for key in ("evaluation_loss_before", "evaluation_loss", "tokens", "tokens_per_second", "steps")
+        },
         "training_minutes": summary["seconds"] / 60,
         "total_minutes": (time.perf_counter() - started) / 60,
         "peak_memory_bytes": summary["peak_memory_bytes"],
         "verification": report.verification.as_dict() if report.verification else None,
         "samples": [
-            {"prompt": new.question.text, "expected": new.question.references[0], "before": old.text, "after": new.text}
+            {
+                "prompt": new.question.text,
+                "expected": new.question.references[0],
+                "before": old.text,
+                "after": new.text,
+            }
             for old, new in pairs[:SAMPLES]
         ],
         "run": str(folder),
@@ -83,15 +97,19 @@ def table(result: dict[str, Any]) -> list[str]:
         f"{'loss':22} {result['evaluation_loss_before']:>10.4f} {result['evaluation_loss']:>10.4f}"
         "   per token of their answers",
         "",
-        f"{'speed':22} {result['tokens_per_second']:>10,.0f} tokens/s, {result['tokens']:,} tokens in {result['steps']} steps",
+        f"{'speed':22} {result['tokens_per_second']:>10,.0f} tokens/s, {result['tokens']:,} tokens in "
+        f"{result['steps']} steps",
         f"{'peak memory':22} {result['peak_memory_bytes'] / 1e9:>10.2f} GB",
-        f"{'time':22} {result['training_minutes']:>10.1f} minutes of training, {result['total_minutes']:.1f} in all",
+        f"{'time':22} {result['training_minutes']:>10.1f} minutes of training, {result['total_minutes']:.1f} "
+        "in all",
         f"{'merge':22} {verification['verdict']}",
         *(f"{'note':22} {note}" for note in result["notes"]),
     ]
     for number, sample in enumerate(result["samples"], start=1):
         lines += ["", f"sample {number}"]
-        lines += [f"  {name:9} {one_line(sample[name], 200)}" for name in ("prompt", "before", "after", "expected")]
+        lines += [
+            f"  {name:9} {one_line(sample[name], 200)}" for name in ("prompt", "before", "after", "expected")
+        ]
     lines += ["", *(f"{name:22} {result[name]}" for name in ("run", "adapter", "merged"))]
     lines += [f"{'try it':22} {shell_command('chat', Path(result['merged']))}"]
     return lines

@@ -1,7 +1,7 @@
 """A tiny model through every way of training that this machine has, each compared with one plain process.
 
-The model is random and its data are made here: nothing is downloaded, and nothing is learned but whether this installation
-computes what it should.
+The model is random and its data are made here: nothing is downloaded, and nothing is learned but whether this
+installation computes what it should.
 """
 
 import json
@@ -90,7 +90,8 @@ KILLED = Case("killed and resumed", tolerance=0.0)
 
 
 def selftest() -> dict[str, Any]:
-    """Run every case that this machine has; the report. Raises FinetuneError where the plain run itself fails."""
+    """Run every case that this machine has; the report. Raises FinetuneError where the plain run itself
+    fails."""
     outcomes, left_out = [], {}
     started = time.perf_counter()
     with temporary_folder("finetune-selftest-") as folder:
@@ -111,7 +112,12 @@ def selftest() -> dict[str, Any]:
             logger.info(line_of(outcomes[-1]))
         began = time.perf_counter()
         outcomes.append(
-            compare(KILLED, references[()], killed_and_resumed(folder / "killed", recipe), time.perf_counter() - began)
+            compare(
+                KILLED,
+                references[()],
+                killed_and_resumed(folder / "killed", recipe),
+                time.perf_counter() - began,
+            )
         )
         logger.info(line_of(outcomes[-1]))
     return {
@@ -136,8 +142,14 @@ def native_bf16() -> bool:
 
 def line_of(outcome: CaseResult) -> str:
     """A row of the table."""
-    cells = f"{outcome.loss:9.1e} {outcome.gradient_norm:9.1e} {outcome.weights:9.1e} {outcome.case.tolerance:9.0e}"
-    return f"{outcome.case.name:24} {cells}  {'holds' if outcome.holds else 'DOES NOT HOLD'} ({outcome.seconds:.0f} s)"
+    cells = (
+        f"{outcome.loss:9.1e} {outcome.gradient_norm:9.1e} {outcome.weights:9.1e} "
+        f"{outcome.case.tolerance:9.0e}"
+    )
+    return (
+        f"{outcome.case.name:24} {cells}  {'holds' if outcome.holds else 'DOES NOT HOLD'} "
+        f"({outcome.seconds:.0f} s)"
+    )
 
 
 def unavailable(case: Case, recipe: Path) -> str | None:
@@ -156,10 +168,17 @@ def unavailable(case: Case, recipe: Path) -> str | None:
 def train(output: Path, recipe: Path, *arguments: str) -> Path:
     """A run of its own process; its folder."""
     done = subprocess.run(
-        command_of(output, recipe, *arguments), env=environment(), capture_output=True, text=True, check=False, timeout=SECONDS
+        command_of(output, recipe, *arguments),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=SECONDS,
     )
     if done.returncode:
-        raise FinetuneError(f"selftest: {' '.join(arguments) or 'the plain run'} failed: {done.stderr.strip()[-2000:]}")
+        raise FinetuneError(
+            f"selftest: {' '.join(arguments) or 'the plain run'} failed: {done.stderr.strip()[-2000:]}"
+        )
     return max(output.iterdir(), key=lambda path: path.name)
 
 
@@ -179,7 +198,11 @@ def killed_and_resumed(output: Path, recipe: Path) -> Path:
         command_of(output, recipe), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + SECONDS
-    while process.poll() is None and not list(output.glob("*/checkpoints/*/complete.json")) and time.monotonic() < deadline:
+    while (
+        process.poll() is None
+        and not list(output.glob("*/checkpoints/*/complete.json"))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -191,7 +214,8 @@ def killed_and_resumed(output: Path, recipe: Path) -> Path:
 
 
 def compare(case: Case, reference: Path, run: Path, seconds: float) -> CaseResult:
-    """The largest relative differences of losses and gradient norms, and the relative L2 of the trained weights."""
+    """The largest relative differences of losses and gradient norms, and the relative L2 of the trained
+    weights."""
     differences = []
     for name in ("train/loss", "train/gradient_norm"):
         one, other = (logged(folder, name) for folder in (run, reference))
@@ -224,15 +248,16 @@ def save_tiny_base(folder: Path) -> Path:
     tokenizer.add_special_tokens(tokens[-2:])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=tokens[-1], pad_token=tokens[-1])
     fast.chat_template = (
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] "
+        "}}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokens), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, eos_token_id=len(tokens) - 1, pad_token_id=len(tokens) - 1,
-        bos_token_id=None,
+        vocab_size=len(tokens), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024,
+        eos_token_id=len(tokens) - 1, pad_token_id=len(tokens) - 1, bos_token_id=None,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder

@@ -1,4 +1,5 @@
-"""What signals ask of a training: to stop, or to save a checkpoint and go on. Torch-free, to listen from the first moment."""
+"""What signals ask of a training: to stop, or to save a checkpoint and go on. Torch-free, to listen from the
+first moment."""
 
 import logging
 import signal
@@ -19,8 +20,9 @@ NOTHING, SAVING, STOPPING = range(3)
 class Requests:
     """What was asked of this process so far.
 
-    Before there is anything to save a request to stop is a KeyboardInterrupt; with `deferred` it waits until it is looked at.
-    Asking twice is asking once, because schedulers and launchers repeat each other; Ctrl-C after a request stops at once.
+    Before there is anything to save a request to stop is a KeyboardInterrupt; with `deferred` it waits until
+    it is looked at. Asking twice is asking once, because schedulers and launchers repeat each other; Ctrl-C
+    after a request stops at once.
     """
 
     def __init__(self) -> None:
@@ -29,7 +31,8 @@ class Requests:
         self.deferred = False
 
     def take(self) -> int:
-        """What is to be done now: NOTHING, SAVING (once a request) or STOPPING; the largest of several processes' counts."""
+        """What is to be done now: NOTHING, SAVING (once a request) or STOPPING; the largest of several
+        processes' counts."""
         if self.stop is not None:
             return STOPPING
         saving, self.save = self.save, False
@@ -44,7 +47,9 @@ class Requests:
             return
         self.stop = before or asked
         if before is None and self.deferred:
-            logger.info(f"{asked.name}: finishing this step and saving a checkpoint (Ctrl-C again to stop at once)")
+            logger.info(
+                f"{asked.name}: finishing this step and saving a checkpoint (Ctrl-C again to stop at once)"
+            )
         elif before is None or asked is signal.SIGINT:
             raise KeyboardInterrupt
 
@@ -54,8 +59,9 @@ _listening: Requests | None = None
 
 @contextmanager
 def listening() -> Iterator[Requests]:
-    """Take the signals over while this lasts; inside another one, the same requests. What is ignored (nohup ignores SIGHUP)
-    stays ignored. Outside the main thread, where Python takes no signals, nothing is ever asked.
+    """Take the signals over while this lasts; inside another one, the same requests. What is ignored (nohup
+    ignores SIGHUP) stays ignored. Outside the main thread, where Python takes no signals, nothing is ever
+    asked.
     """
     global _listening
     if _listening is not None or threading.current_thread() is not threading.main_thread():
@@ -74,7 +80,8 @@ def listening() -> Iterator[Requests]:
 
 
 def hold() -> None:
-    """Let this thread, and the processes that it starts, keep signals for when somebody listens: until then they would kill."""
+    """Let this thread, and the processes that it starts, keep signals for when somebody listens: until then
+    they would kill."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP, SAVE))
 
 

@@ -23,7 +23,8 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="finetune-state-")
 os.environ["TRACKIO_DIR"] = str(Path(tempfile.mkdtemp(prefix="finetune-trackio-")) / "trackio")
 # On matrices this small a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A suite that is started in the background of a script ignores Ctrl-C, and so would every process that a test starts.
+# A suite that is started in the background of a script ignores Ctrl-C, and so would every process that a test
+# starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -59,7 +60,8 @@ def hangup_heard() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny random LLaMA (untied head, float32) and its ChatML tokenizer. Never write to it."""
+    """A folder with a tiny random LLaMA (untied head, float32) and its ChatML tokenizer. Never write to
+    it."""
     folder = tmp_path_factory.mktemp("tiny-base")
     save_tiny_llama(folder)
     return folder
@@ -79,13 +81,16 @@ def alpaca_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def finetune(tmp_path: Path) -> Finetune:
-    """finetune("train", "recipe.yaml", code=0) runs the command as a user does, in tmp_path, and checks its exit code."""
+    """finetune("train", "recipe.yaml", code=0) runs the command as a user does, in tmp_path, and checks its
+    exit code."""
 
     def run(*arguments: str, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
         # A user has every core; one thread is for the tiny matrices inside the tests' own process.
         variables = {"TRACKIO_DIR": str(tmp_path / "trackio"), "OMP_NUM_THREADS": None}
         result = run_process(*arguments, cwd=tmp_path, environment=variables, **options)
-        assert result.returncode == code, f"{arguments} gave {result.returncode}:\n{result.stdout}\n{result.stderr}"
+        assert result.returncode == code, (
+            f"{arguments} gave {result.returncode}:\n{result.stdout}\n{result.stderr}"
+        )
         assert "Traceback" not in result.stderr
         return result
 
@@ -93,7 +98,9 @@ def finetune(tmp_path: Path) -> Finetune:
 
 
 @pytest.fixture
-def finetune_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> FinetuneHere:
+def finetune_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> FinetuneHere:
     """The same inside the test's process."""
 
     def run(*arguments: str, code: int = 0) -> Result:

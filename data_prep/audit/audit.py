@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_prep.audit.report import FINDINGS, LENGTH_EDGES, DataReport, SourceReport, histogram_bars, source_lines
+from data_prep.audit.report import (
+    FINDINGS,
+    LENGTH_EDGES,
+    DataReport,
+    SourceReport,
+    histogram_bars,
+    source_lines,
+)
 from data_prep.config import DataSection
 from data_prep.encoding import ANSWERS, RowEncoding
 from data_prep.epoch.packing import per_row
@@ -55,7 +62,8 @@ class Epoch:
     """Packs, or documents if packing is off: what train.global_batch_size counts."""
     packed: bool
     slots_used: float
-    """The fraction of pack_length_tokens that packs fill; without packing, that of the longest document that rows fill."""
+    """The fraction of pack_length_tokens that packs fill; without packing, that of the longest document that
+    rows fill."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,9 @@ class Audit:
     epoch: Epoch
     samples: list[AuditRow]
 
-    def to_html(self, path: str | Path, *, title: str = "Audit", clean: Callable[[str], str] = clean_for_terminal) -> None:
+    def to_html(
+        self, path: str | Path, *, title: str = "Audit", clean: Callable[[str], str] = clean_for_terminal
+    ) -> None:
         """Write the audit as one page that loads nothing; every text is passed through `clean` first."""
         from data_prep.audit.html_report import audit_page
 
@@ -103,11 +113,16 @@ def audit_of(
     return Audit(data.report, failed, _epoch(section, data), shown)
 
 
-def sample_of(document: Document, tokenizer: "PreTrainedTokenizerFast", encoding: RowEncoding = ANSWERS) -> AuditRow:
-    """A document's text, split where tokens start or stop being learned; for a head with the answer in place of its token."""
+def sample_of(
+    document: Document, tokenizer: "PreTrainedTokenizerFast", encoding: RowEncoding = ANSWERS
+) -> AuditRow:
+    """A document's text, split where tokens start or stop being learned; for a head with the answer in place
+    of its token."""
     answer = encoding.shown_answer(document.targets)
     pieces = []
-    for weight, run in groupby(zip(document.weights, document.token_ids, strict=True), key=lambda pair: pair[0]):
+    for weight, run in groupby(
+        zip(document.weights, document.token_ids, strict=True), key=lambda pair: pair[0]
+    ):
         ids = [token for _, token in run]
         text = answer if weight and answer is not None else text_of(ids, tokenizer, special=True)
         pieces.append(TokenSpan(text, len(ids), weight))
@@ -152,7 +167,10 @@ def _source_lines(source: SourceReport) -> list[str]:
     share = source.supervised_tokens / source.tokens if source.tokens else 0.0
     lines.append(f"  supervised: {share:.1%} of the tokens")
     if source.longest:
-        lines.append("  longest: " + ", ".join(f"{place} ({tokens:,} tokens)" for place, tokens in source.longest.items()))
+        lines.append(
+            "  longest: "
+            + ", ".join(f"{place} ({tokens:,} tokens)" for place, tokens in source.longest.items())
+        )
     lines.append("  tokens per document:")
     return lines + [f"    {bar}" for bar in histogram_lines(source.histogram)]
 
@@ -177,5 +195,7 @@ def _epoch(section: DataSection, data: PreparedData) -> Epoch:
     lengths = per_row(data.train.lengths, data.documents_per_row)
     slots = len(packs) * (capacity or int(lengths.max(initial=1)))
     used = int(packs.tokens.sum()) / slots if slots else 0.0
-    documents = data.documents_per_row * int((packs.starts == 0).sum())  # the continuation of a document is not another one
+    documents = data.documents_per_row * int(
+        (packs.starts == 0).sum()
+    )  # the continuation of a document is not another one
     return Epoch(documents, packs.document_tokens, len(packs), capacity is not None, used)

@@ -1,7 +1,7 @@
 """An audit as one HTML page. It loads nothing, runs nothing, and shows the contents of rows as text.
 
-Every value is escaped by Jinja, and before that passed at least through clean_for_terminal: neither a tag in a row nor a
-control character that reverses the direction of text changes the page.
+Every value is escaped by Jinja, and before that passed at least through clean_for_terminal: neither a tag in
+a row nor a control character that reverses the direction of text changes the page.
 """
 
 import re
@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.audit.audit import Audit, AuditRow
-from data_prep.audit.report import FINDINGS, NOTES, REASONS, DataReport, RowCounts, SourceReport, histogram_bars, left_out
+from data_prep.audit.report import (
+    FINDINGS,
+    NOTES,
+    REASONS,
+    DataReport,
+    RowCounts,
+    SourceReport,
+    histogram_bars,
+    left_out,
+)
 from data_prep.text import clean_for_terminal
 
 if TYPE_CHECKING:
@@ -24,7 +33,8 @@ OPEN_CHARACTERS = 3000
 """Samples with more text than this are folded at first."""
 
 NARROWEST_BAR = 0.004
-"""The minimum length of a bar with any document, relative to the longest, so that one in a million is visible."""
+"""The minimum length of a bar with any document, relative to the longest, so that one in a million is
+visible."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,8 @@ class SampleView:
 
 
 def audit_page(audit: Audit, title: str, *, clean: Callable[[str], str] = clean_for_terminal) -> str:
-    """The audit as a page of its own under this title; each text is passed through `clean` before it is escaped."""
+    """The audit as a page of its own under this title; each text is passed through `clean` before it is
+    escaped."""
     sources = [_source(report) for report in audit.report.sources]
     return _template(clean).render(
         title=title,
@@ -154,7 +165,12 @@ def _findings(audit: Audit) -> list[ShownFinding]:
 
 
 def _finding_rows(report: DataReport, name: str) -> list[tuple[str, str]]:
-    return [row for source in report.sources if name in source.findings for row in source.findings[name].examples()]
+    return [
+        row
+        for source in report.sources
+        if name in source.findings
+        for row in source.findings[name].examples()
+    ]
 
 
 def _source(report: SourceReport) -> SourceView:
@@ -192,7 +208,9 @@ def bars(counts: Sequence[int]) -> list[Bar]:
     made = []
     for shortest, longest, count in histogram_bars(counts):
         until = "and more" if longest is None else f"to {longest:,}"
-        made.append(Bar(f"{shortest:,} {until}", count, max(NARROWEST_BAR, count / max(counts)) if count else 0.0))
+        made.append(
+            Bar(f"{shortest:,} {until}", count, max(NARROWEST_BAR, count / max(counts)) if count else 0.0)
+        )
     return made
 
 

@@ -25,8 +25,12 @@ REASONS = {
     "bad_row": "that can't be read (data.on_bad_row: skip)",
     "empty_answer": "with an empty answer",
     "short_answer": "with an answer shorter than data.clean.minimum_answer_characters",
-    "special_tokens_in_text": "with a special token in their text (data.special_tokens_in_text: text reads them as text)",
-    "special_tokens_in_calls": "with a special token in their tools, calls or thoughts, which can't be read as text there",
+    "special_tokens_in_text": (
+        "with a special token in their text (data.special_tokens_in_text: text reads them as text)"
+    ),
+    "special_tokens_in_calls": (
+        "with a special token in their tools, calls or thoughts, which can't be read as text there"
+    ),
     "duplicate": "that repeat an earlier row",
     "near_duplicate": "that nearly repeat an earlier row",
     "leakage": "that are also in the evaluation rows",
@@ -35,17 +39,23 @@ REASONS = {
 
 FINDINGS = {
     "no_supervised_token": "rows have no supervised tokens; they are left out",
-    "unsupervised_end_of_turn": "rows have an answer that doesn't end in a special token, so the model would not learn to stop",
+    "unsupervised_end_of_turn": (
+        "rows have an answer that doesn't end in a special token, so the model would not learn to stop"
+    ),
     "leakage": "training rows are also in the evaluation rows",
     "double_bos": "rows begin with two BOS tokens",
-    "prompt_not_learned": "rows have an answer whose prompt, as the model would be asked, differs from the text before it here",
+    "prompt_not_learned": (
+        "rows have an answer whose prompt, as the model would be asked, differs from the text before it here"
+    ),
     "left_out_text": "rows have text that the chat template leaves out",
     "unknown_token": "rows have text that the tokenizer can't encode",
 }
 """What fails an audit, unless data.allow_findings names it."""
 
 NOTES = {
-    "unlearned_thought": "whose earlier answers aren't learned, because the chat template leaves out their reasoning",
+    "unlearned_thought": (
+        "whose earlier answers aren't learned, because the chat template leaves out their reasoning"
+    ),
     "plain_special_tokens": "with a special token in their text, which is read as plain text",
     "drop_greeting": "without the assistant's turns before the first user turn",
     "drop_unanswered": "without the turns after the last answer",
@@ -53,9 +63,31 @@ NOTES = {
     "keep": "with turns in an unusual order",
     "tool_results": "with tool results sorted into the order of their calls",
 }
-"""What is worth knowing about rows that are kept; the names from data.turn_order say what it did to their turns."""
+"""What is worth knowing about rows that are kept; the names from data.turn_order say what it did to their
+turns."""
 
-LENGTH_EDGES = (0, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 16384, 32768, 65536)
+LENGTH_EDGES = (
+    0,
+    16,
+    32,
+    64,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+    768,
+    1024,
+    1536,
+    2048,
+    3072,
+    4096,
+    8192,
+    16384,
+    32768,
+    65536,
+)
 """Where the bars of the histogram of lengths begin, in tokens; the last one is open-ended."""
 
 
@@ -122,7 +154,8 @@ class SourceReport:
     unread_files: list[str] = field(default_factory=list)
     """What a folder holds besides the files that can be read."""
     left_out_files: list[str] = field(default_factory=list)
-    """Files of a folder or glob that are not for this use, by their names: those held out, or those to train on."""
+    """Files of a folder or glob that are not for this use, by their names: those held out, or those to train
+    on."""
     empty_files: list[str] = field(default_factory=list)
     """Files without rows."""
     documents: int = 0
@@ -210,7 +243,9 @@ class DataReport:
         for source in self.sources:
             lines += source_lines(source)
         lines += self.mixture
-        train = "the rows to train on are streamed" if self.streamed else f"{self.train_rows:,} rows to train on"
+        train = (
+            "the rows to train on are streamed" if self.streamed else f"{self.train_rows:,} rows to train on"
+        )
         lines.append(f"{train}, {self.evaluation_rows:,} to evaluate on")
         return lines
 
@@ -227,7 +262,8 @@ def report_from(values: dict[str, Any]) -> DataReport:
 
 
 def histogram_bars(counts: Sequence[int]) -> list[tuple[int, int | None, int]]:
-    """A histogram over LENGTH_EDGES, from the first bar that isn't empty to the last: shortest, longest, documents.
+    """A histogram over LENGTH_EDGES, from the first bar that isn't empty to the last: shortest, longest,
+    documents.
 
     The longest is None for the open-ended bar.
     """
@@ -270,7 +306,9 @@ def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
     if source.cleaned:
         lines.append(f"  changed the text of {source.cleaned:,} by data.clean")
     if source.duplicates.count:
-        lines.append(f"  kept {source.duplicates.count:,} that repeat an earlier row: {source.duplicates.named()}")
+        lines.append(
+            f"  kept {source.duplicates.count:,} that repeat an earlier row: {source.duplicates.named()}"
+        )
     if source.special_tokens_in_text:
         lines.append(f"  kept {source.special_tokens_in_text:,} with a special token in their text")
     if source.unread_columns:

@@ -1,7 +1,9 @@
-"""Checks that a prompt is learned as it is asked: its tokens, when tokenised alone, begin those of prompt and answer.
+"""Checks that a prompt is learned as it is asked: its tokens, when tokenised alone, begin those of prompt and
+answer.
 
-The parts of a plain text are tokenised separately and joined, so this always holds. A conversation keeps the ids of
-transformers' apply_chat_template: if a token spans the start of an answer, it doesn't hold, which is detected here.
+The parts of a plain text are tokenised separately and joined, so this always holds. A conversation keeps the
+ids of transformers' apply_chat_template: if a token spans the start of an answer, it doesn't hold, which is
+detected here.
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,8 @@ LONGEST_HEADER = 200
 
 
 def asked_text(prompt: str) -> str:
-    """A plain prompt as it is asked: without trailing blanks, which belong to the first token of what follows.
+    """A plain prompt as it is asked: without trailing blanks, which belong to the first token of what
+    follows.
 
     Line breaks stay: they are separate tokens, and an answer below a heading begins on its own line.
     """
@@ -31,8 +34,11 @@ class Boundary:
         self._encoder = encoder
         self._known: dict[tuple[int, str], list[int]] = {}
 
-    def asked_otherwise(self, text: str, start: int, ids: Sequence[int], offsets: Offsets, first: int) -> list[int] | None:
-        """The last tokens of text[:start] alone, if they differ from those before the answer's `first` token; else None.
+    def asked_otherwise(
+        self, text: str, start: int, ids: Sequence[int], offsets: Offsets, first: int
+    ) -> list[int] | None:
+        """The last tokens of text[:start] alone, if they differ from those before the answer's `first` token;
+        else None.
 
         An added token splits a text, so everything before the last one is the same in both.
         """

@@ -42,14 +42,17 @@ class Rendering:
     def pin(self, template: str) -> str:
         """The template with this date in it, whether it asks for `date_string` or calls `strftime_now`.
 
-        transformers binds strftime_now to today's date, and turns every function that is passed to a template into a
-        string, so a macro of that name is put before the template. A date_string that is not a date is passed unchanged.
+        transformers binds strftime_now to today's date, and turns every function that is passed to a template
+        into a string, so a macro of that name is put before the template. A date_string that is not a date is
+        passed unchanged.
         """
         if not asks_for_date(template):
             return template
         body = "date_string"
         if (date := self._date()) is not None:
-            body = "format" + "".join(f" | replace({json.dumps(code)}, {json.dumps(text)})" for code, text in _directives(date))
+            body = "format" + "".join(
+                f" | replace({json.dumps(code)}, {json.dumps(text)})" for code, text in _directives(date)
+            )
         in_comment = json.dumps(self.date_string).replace("#}", r"#\u007d")
         literal = json.dumps(self.date_string, ensure_ascii=False)
         return (
@@ -99,7 +102,11 @@ def templates_of(tokenizer: "PreTrainedTokenizerFast") -> dict[str, str]:
     found = tokenizer.chat_template
     if found is None:
         return {}
-    return {str(name): str(text) for name, text in found.items()} if isinstance(found, dict) else {DEFAULT: str(found)}
+    return (
+        {str(name): str(text) for name, text in found.items()}
+        if isinstance(found, dict)
+        else {DEFAULT: str(found)}
+    )
 
 
 def template_choices(own: Iterable[str] = ()) -> str:
@@ -121,7 +128,8 @@ def adds_eos(tokenizer: "PreTrainedTokenizerFast") -> bool:
 
 
 def read_template(chat_template: str, own: Mapping[str, str]) -> str:
-    """The text of a template that a recipe names: one of TEMPLATES, of the tokenizer's `own`, or a file. Raises DataError."""
+    """The text of a template that a recipe names: one of TEMPLATES, of the tokenizer's `own`, or a file.
+    Raises DataError."""
     if chat_template in own and chat_template not in TEMPLATES:
         return own[chat_template]
     path = TEMPLATES.get(chat_template) or Path(chat_template).expanduser()
@@ -129,7 +137,8 @@ def read_template(chat_template: str, own: Mapping[str, str]) -> str:
         close = difflib.get_close_matches(chat_template, [*TEMPLATES, *own], n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise DataError(
-            f"chat_template {chat_template!r} is neither a file nor a known template{hint}; expected {template_choices(own)}"
+            f"chat_template {chat_template!r} is neither a file nor a known template{hint}; expected "
+            f"{template_choices(own)}"
         )
     try:
         return read_regular(path, NOTES_BYTES).decode().replace("\r\n", "\n").replace("\r", "\n")

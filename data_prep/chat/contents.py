@@ -16,11 +16,13 @@ def marked_places(
 ) -> list[ContentSpan] | None:
     """The contents' spans in the text that `write` renders, found by rendering markers in their place.
 
-    This finds a content even if the template itself writes the same text: a row may contain </s>. Surrounding blanks may be
-    stripped. None if the template renders markers differently than these contents.
+    This finds a content even if the template itself writes the same text: a row may contain </s>. Surrounding
+    blanks may be stripped. None if the template renders markers differently than these contents.
     """
     said = {index for index, message in enumerate(messages) if message.content.strip()}
-    marks = [replace(m, content=f"{marker}-{index}-") if index in said else m for index, m in enumerate(messages)]
+    marks = [
+        replace(m, content=f"{marker}-{index}-") if index in said else m for index, m in enumerate(messages)
+    ]
     pieces = re.split(rf"{re.escape(marker)}-(\d+)-", write(marks))
     found: list[ContentSpan] = []
     position = len(pieces[0])
@@ -59,6 +61,8 @@ def place_of(message: Message, text: str, start: int) -> ContentSpan | None:
     """
     forms = [message.content.strip(), message.said]
     if message.role == "tool":
-        forms += [json.dumps(message.content.strip(), ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)]
+        forms += [
+            json.dumps(message.content.strip(), ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)
+        ]
     places = ((text.find(form, start), len(form)) for form in forms)
     return next(((place, place + length) for place, length in places if place >= 0), None)

@@ -1,7 +1,7 @@
 """The offsets of tokens in their text.
 
-Tokenizers spend a sixth of their time on offsets. The tokens of a byte-level tokenizer are exactly the bytes of the text, so
-for ASCII text their lengths give the same offsets.
+Tokenizers spend a sixth of their time on offsets. The tokens of a byte-level tokenizer are exactly the bytes
+of the text, so for ASCII text their lengths give the same offsets.
 """
 
 import json
@@ -42,7 +42,8 @@ class Offsets:
 
 
 class _Side(Sequence[int]):
-    """All starts (0) or ends (1) of an encoding, looked up one by one: a list of all would take longer than the few lookups."""
+    """All starts (0) or ends (1) of an encoding, looked up one by one: a list of all would take longer than
+    the few lookups."""
 
     def __init__(self, encoding: Any, side: int):
         self._encoding, self._side = encoding, side
@@ -72,7 +73,8 @@ class Encoder:
             return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode(self, texts: Sequence[str]) -> "Encoded":
-        """Tokenise texts; special tokens in them are recognised, and none is added. Uses all cores, and the GIL hardly at all.
+        """Tokenise texts; special tokens in them are recognised, and none is added. Uses all cores, and the
+        GIL hardly at all.
 
         Raises DataError.
         """
@@ -80,7 +82,9 @@ class Encoder:
         by_lengths = self._all(self._backend.encode_batch_fast, [texts[index] for index in plain])
         rest = sorted(set(range(len(texts))) - set(plain))
         by_offsets = self._all(self._backend.encode_batch, [texts[index] for index in rest])
-        return Encoded(texts, dict(zip(plain, by_lengths, strict=True)), dict(zip(rest, by_offsets, strict=True)))
+        return Encoded(
+            texts, dict(zip(plain, by_lengths, strict=True)), dict(zip(rest, by_offsets, strict=True))
+        )
 
     def _all(self, encode: Callable[..., list[Any]], texts: Sequence[str]) -> list[Any]:
         try:
@@ -132,8 +136,8 @@ class Encoded:
 def byte_lengths(backend: Any) -> np.ndarray | None:
     """The number of bytes of each token of a byte-level tokenizer, by id; None for any other tokenizer.
 
-    A byte-level vocabulary writes each byte as one character. A tokenizer that changes texts before they are split, or adds a
-    blank before them, doesn't count as one.
+    A byte-level vocabulary writes each byte as one character. A tokenizer that changes texts before they are
+    split, or adds a blank before them, doesn't count as one.
     """
     if backend.normalizer is not None or type(backend.model).__name__ != "BPE" or backend.model.byte_fallback:
         return None
@@ -141,7 +145,9 @@ def byte_lengths(backend: Any) -> np.ndarray | None:
         return None
     vocabulary = backend.get_vocab(with_added_tokens=True)
     lengths = np.zeros(max(vocabulary.values()) + 1, np.int64)
-    lengths[np.fromiter(vocabulary.values(), np.int64, len(vocabulary))] = np.fromiter(map(len, vocabulary), np.int64)
+    lengths[np.fromiter(vocabulary.values(), np.int64, len(vocabulary))] = np.fromiter(
+        map(len, vocabulary), np.int64
+    )
     for index, token in backend.get_added_tokens_decoder().items():
         lengths[index] = len(token.content.encode())
     return lengths

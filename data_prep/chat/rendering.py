@@ -1,6 +1,7 @@
 """Conversations as text, through the tokenizer's chat template, in a sandbox and with the date pinned.
 
-A template writes its own BOS: rendered text is tokenised without adding special tokens, so that there is never a second one.
+A template writes its own BOS: rendered text is tokenised without adding special tokens, so that there is
+never a second one.
 """
 
 import json
@@ -11,7 +12,14 @@ from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from data_prep.chat.boundary import asked_text
-from data_prep.chat.chat_templates import DEFAULT, TOOL_USE, adds_bos, rendering_of, template_choices, templates_of
+from data_prep.chat.chat_templates import (
+    DEFAULT,
+    TOOL_USE,
+    adds_bos,
+    rendering_of,
+    template_choices,
+    templates_of,
+)
 from data_prep.chat.contents import ContentSpan, contents_in, marked_places
 from data_prep.chat.plain_specials import plain_specials
 from data_prep.errors import DataError
@@ -37,25 +45,34 @@ RESULTS = "the results of tools"
 
 
 class ChatRenderer:
-    """Writes conversations with one tokenizer's chat template; template, date and special tokens are read once.
+    """Writes conversations with one tokenizer's chat template; template, date and special tokens are read
+    once.
 
-    Of several named templates, it uses the one that transformers would: `tool_use` if a conversation has tools, else `default`.
+    Of several named templates, it uses the one that transformers would: `tool_use` if a conversation has
+    tools, else `default`.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
         """Raises DataError if the tokenizer has no template."""
         from data_prep.jinja.sandbox import chat_sandbox
 
-        self.name, self._preparation = rendering_of(tokenizer).template_name, rendering_of(tokenizer).preparation
-        self._templates = {name: rendering_of(tokenizer).pin(text) for name, text in templates_of(tokenizer).items()}
+        self.name, self._preparation = (
+            rendering_of(tokenizer).template_name,
+            rendering_of(tokenizer).preparation,
+        )
+        self._templates = {
+            name: rendering_of(tokenizer).pin(text) for name, text in templates_of(tokenizer).items()
+        }
         if not self._templates:
             raise DataError(
-                "the tokenizer has no chat template, but the data are conversations; set model.chat_template: "
+                "the tokenizer has no chat template, but the data are conversations; set "
+                "model.chat_template: "
                 f"{template_choices()}"
             )
         if DEFAULT not in self._templates:
             raise DataError(
-                f"the tokenizer has the chat templates {' and '.join(self._templates)}, but none of them is the default: "
+                f"the tokenizer has the chat templates {' and '.join(self._templates)}, but none of them is "
+                "the default: "
                 "set model.chat_template to the one to use"
             )
         self._as_parts: dict[tuple[str, bool], bool] = {}
@@ -65,7 +82,11 @@ class ChatRenderer:
         self._fixed: dict[str, Any] = {**tokenizer.special_tokens_map, "documents": None, "date_string": date}
 
     def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = False, tools: Sequence[dict[str, Any]] = ()
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[dict[str, Any]] = (),
     ) -> str:
         """The conversation as the template writes it, in transformers' sandbox, with the date pinned.
 
@@ -77,12 +98,20 @@ class ChatRenderer:
         size += sum(len(str(message.tool_calls)) for message in messages if message.tool_calls)
         return self._write(turns, tools, add_generation_prompt, size + (len(str(tools)) if tools else 0))
 
-    def turns(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    def turns(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
+    ) -> list[dict[str, Any]]:
         """The messages in the form that the template reads, as apply_chat_template takes them."""
-        return [self._turn(message, as_parts=self.takes_parts(message.role, bool(tools))) for message in messages]
+        return [
+            self._turn(message, as_parts=self.takes_parts(message.role, bool(tools))) for message in messages
+        ]
 
     def _write(
-        self, turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], add_generation_prompt: bool, size: int
+        self,
+        turns: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]],
+        add_generation_prompt: bool,
+        size: int,
     ) -> str:
         """What the template writes; `size` is the number of characters passed to it."""
         from jinja2 import TemplateError
@@ -98,7 +127,9 @@ class ChatRenderer:
         try:
             return render_limited(self._sandbox, template, variables, size)
         except TemplateError as error:
-            raise DataError(f"the chat template ({self.name}) fails on this conversation: {reason(error)}") from error
+            raise DataError(
+                f"the chat template ({self.name}) fails on this conversation: {reason(error)}"
+            ) from error
 
     def takes_parts(self, role: str, tools: bool = False) -> bool:
         """Whether the template reads a role's contents only as typed parts, and ignores them as texts.
@@ -115,7 +146,8 @@ class ChatRenderer:
         return known[role, tools]
 
     def _turn(self, message: Message, *, as_parts: bool) -> dict[str, Any]:
-        """A message for the template; reasoning goes under the template's own key, else before the content, between tags."""
+        """A message for the template; reasoning goes under the template's own key, else before the content,
+        between tags."""
         if not message.reasoning:
             return _turn(message, as_parts=as_parts)
         if self._reasoning_key is not None:
@@ -126,7 +158,9 @@ class ChatRenderer:
     @cached_property
     def _reasoning_key(self) -> str | None:
         """The message key from which the template reads reasoning; None if it reads none."""
-        turns = [_turn(message, as_parts=self.takes_parts(message.role)) for message in _around("assistant", "a")]
+        turns = [
+            _turn(message, as_parts=self.takes_parts(message.role)) for message in _around("assistant", "a")
+        ]
         for key in REASONING_KEYS:
             try:
                 if MARKER in self._write([*turns[:-1], turns[-1] | {key: MARKER}], (), False, len(MARKER)):
@@ -135,14 +169,19 @@ class ChatRenderer:
                 continue
         return None
 
-    def _writes_marker(self, messages: Sequence[Message], role: str, own: bool, others: bool, tools: bool) -> bool:
-        """Whether the template writes the marker, given contents in these forms (own: the role's), and not the form itself."""
+    def _writes_marker(
+        self, messages: Sequence[Message], role: str, own: bool, others: bool, tools: bool
+    ) -> bool:
+        """Whether the template writes the marker, given contents in these forms (own: the role's), and not
+        the form itself."""
         from data_prep.jinja.limits import OutOfTime
 
         turns = [_turn(message, as_parts=own if message.role == role else others) for message in messages]
         try:
             text = self._write(turns, (_ANY_TOOL,) if tools else (), False, len(MARKER))
-        except DataError as error:  # a form that it doesn't take; what fails in any form is reported for the first row
+        except (
+            DataError
+        ) as error:  # a form that it doesn't take; what fails in any form is reported for the first row
             if isinstance(error.__cause__, OutOfTime):  # for a few words: other forms would take as long
                 raise
             return False
@@ -153,8 +192,8 @@ class ChatRenderer:
         with_header = self.render(messages, add_generation_prompt=True, tools=tools)
         if with_header != self.render(messages, tools=tools):
             return with_header
-        # This template writes no header by itself, whether or not it mentions add_generation_prompt. LLaMA-2's puts a space
-        # before the answer: it belongs to the answer's first token.
+        # This template writes no header by itself, whether or not it mentions add_generation_prompt.
+        # LLaMA-2's puts a space before the answer: it belongs to the answer's first token.
         marker = marker_for(messages)
         text = self.render([*messages, Message("assistant", marker)], tools=tools)
         return text[: self.marker_position(text, marker)].rstrip(" ")
@@ -174,8 +213,8 @@ class ChatRenderer:
     def check_tools(self, example: Conversation, text: str) -> None:
         """Raise DataError if the template leaves out a conversation's tools, calls or results.
 
-        It does if markers in their place change nothing, or if one of the markers is not written: a template may write only
-        a call's name, or the first of several calls. `text` is the rendered conversation.
+        It does if markers in their place change nothing, or if one of the markers is not written: a template
+        may write only a call's name, or the first of several calls. `text` is the rendered conversation.
         """
         marks = _Marks(marker_for(example.messages))
         marked = {
@@ -227,8 +266,14 @@ def _around(role: str, content: str) -> list[Message]:
     """A conversation with this content in the turns of a role, and hardly any in the others."""
     system, user, answer = Message("system", "s"), Message("user", "u"), Message("assistant", "a")
     call = Message("assistant", "", tool_calls=(ToolCall("any", {}, "call00001"),))
-    turns = {"system": [system, user, answer], "tool": [user, call, Message("tool", "t", tool_call_id="call00001"), answer]}
-    return [replace(turn, content=content) if turn.role == role else turn for turn in turns.get(role, [user, answer])]
+    turns = {
+        "system": [system, user, answer],
+        "tool": [user, call, Message("tool", "t", tool_call_id="call00001"), answer],
+    }
+    return [
+        replace(turn, content=content) if turn.role == role else turn
+        for turn in turns.get(role, [user, answer])
+    ]
 
 
 def _turn(message: Message, *, as_parts: bool = False) -> dict[str, Any]:
@@ -270,14 +315,22 @@ def prompt_and_reference(
 
 
 def own_text(
-    example: Example, text: str, tokenizer: "PreTrainedTokenizerFast", write: Callable[[list[Message]], str] | None = None
+    example: Example,
+    text: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    write: Callable[[list[Message]], str] | None = None,
 ) -> list[ContentSpan]:
-    """The spans of a row's own contents in the text that is tokenised; `write` rendered it from a conversation's messages."""
+    """The spans of a row's own contents in the text that is tokenised; `write` rendered it from a
+    conversation's messages."""
     if isinstance(example, Conversation):
         marker = marker_for(example.messages)
         if write is not None and (places := marked_places(example.messages, text, marker, write)) is not None:
             return places
-        return [place for place in contents_in(example.messages, text) if place is not None and place[0] < place[1]]
+        return [
+            place
+            for place in contents_in(example.messages, text)
+            if place is not None and place[0] < place[1]
+        ]
     bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
     start = len(bos) if text.startswith(bos) else 0
     return [(start, len(text) - len(eos) if eos and text.endswith(eos) else len(text))]
@@ -288,7 +341,9 @@ def special_tokens(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
     return [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
-def special_tokens_in(example: Example, special: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> list[str]:
+def special_tokens_in(
+    example: Example, special: Sequence[str], tokenizer: "PreTrainedTokenizerFast"
+) -> list[str]:
     """The special tokens in a row's own text, without those that a template writes.
 
     In a plain text, a BOS at the start and an end token at the end are allowed.
@@ -297,7 +352,9 @@ def special_tokens_in(example: Example, special: Sequence[str], tokenizer: "PreT
         texts = [message.content for message in example.messages]
         texts += [message.reasoning for message in example.messages if message.reasoning]
         texts += [
-            json.dumps(_turn(message), ensure_ascii=False, default=str) for message in example.messages if message.tool_calls
+            json.dumps(_turn(message), ensure_ascii=False, default=str)
+            for message in example.messages
+            if message.tool_calls
         ]
         texts += [json.dumps(example.tools, ensure_ascii=False, default=str)] if example.tools else []
     else:
@@ -315,17 +372,22 @@ def _one_of(tokens: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def end_of_turn_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
-    """The ids at which generation stops: the tokenizer's end token and the token that its template ends an answer with.
+    """The ids at which generation stops: the tokenizer's end token and the token that its template ends an
+    answer with.
 
     They differ in LLaMA-3 (<|end_of_text|>, <|eot_id|>). Raises DataError if there is neither.
     """
     found = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    if DEFAULT in templates_of(tokenizer):  # without one there are no conversations, and plain texts end in the end token
+    if DEFAULT in templates_of(
+        tokenizer
+    ):  # without one there are no conversations, and plain texts end in the end token
         after = ChatRenderer(tokenizer).after_answer()
         added = tokenizer.added_tokens_decoder
         found += [token for token in _ids(after, tokenizer) if token in added][:1]
     if not found:
-        raise DataError("the tokenizer has no end token and its chat template writes none, so generation would never stop")
+        raise DataError(
+            "the tokenizer has no end token and its chat template writes none, so generation would never stop"
+        )
     return sorted(set(found))
 
 
@@ -344,11 +406,15 @@ class _Marks:
         return replace(example, tools=tuple(named))
 
     def on_calls(self, example: Conversation) -> Conversation:
-        calling = (replace(turn, tool_calls=tuple(map(self._on_call, turn.tool_calls))) for turn in example.messages)
+        calling = (
+            replace(turn, tool_calls=tuple(map(self._on_call, turn.tool_calls))) for turn in example.messages
+        )
         return replace(example, messages=tuple(calling))
 
     def on_results(self, example: Conversation) -> Conversation:
-        told = (replace(turn, content=self._new()) if turn.role == "tool" else turn for turn in example.messages)
+        told = (
+            replace(turn, content=self._new()) if turn.role == "tool" else turn for turn in example.messages
+        )
         return replace(example, messages=tuple(told))
 
     def _on_call(self, call: ToolCall) -> ToolCall:
@@ -371,12 +437,14 @@ def _ids(text: str, tokenizer: "PreTrainedTokenizerFast", contents: Sequence[Con
 
 
 def added_texts(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
-    """The texts of special and added tokens, longest first, so that none is taken for one that it begins with."""
+    """The texts of special and added tokens, longest first, so that none is taken for one that it begins
+    with."""
     return sorted((str(token) for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
 
 
 def bos_before(text: str, tokenizer: "PreTrainedTokenizerFast", adds: bool) -> list[int]:
-    """The BOS of a plain text, if the tokenizer `adds` one itself and the text doesn't begin with it already."""
+    """The BOS of a plain text, if the tokenizer `adds` one itself and the text doesn't begin with it
+    already."""
     return [int(tokenizer.bos_token_id)] if adds and not text.startswith(tokenizer.bos_token) else []
 
 

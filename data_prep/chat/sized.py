@@ -12,8 +12,8 @@ from data_prep.table.documents import Document
 class SizedTokenization(Tokenization):
     """A Tokenization that also counts the bytes (UTF-8) of a row's text that each token covers.
 
-    They add up to those of the text, even if tokens split a character. A blank that the tokenizer adds before a text doesn't
-    count, and special tokens cover no bytes, except the unknown token.
+    They add up to those of the text, even if tokens split a character. A blank that the tokenizer adds before
+    a text doesn't count, and special tokens cover no bytes, except the unknown token.
     """
 
     def with_bytes(self, examples: Iterable[Placed]) -> Iterator[tuple[Document, list[int]]]:
@@ -32,7 +32,9 @@ class SizedTokenization(Tokenization):
             else:
                 prompt, prompt_offsets = self._read(row.prompt, row.contents)
                 document = self._answered(place, row, ids, prompt)
-                rest = document.token_ids[len(row.before) + len(prompt) : len(document.token_ids) - len(row.after)]
+                rest = document.token_ids[
+                    len(row.before) + len(prompt) : len(document.token_ids) - len(row.after)
+                ]
                 if ids != prompt + rest:
                     ids = prompt + rest
                     after = self._continued(row.text[len(row.prompt) :], rest, as_text=bool(row.contents))
@@ -59,7 +61,8 @@ class SizedTokenization(Tokenization):
 
 
 def bytes_of(text: str, offsets: Offsets) -> list[int]:
-    """The bytes of each token by its offsets; text that no token covers belongs to the next one, at the end to the last.
+    """The bytes of each token by its offsets; text that no token covers belongs to the next one, at the end
+    to the last.
 
     Tokens that share a character get one byte each if it has as many; otherwise the first of them gets all.
     """

@@ -1,7 +1,7 @@
 """From examples to tokens and masks.
 
-The mask comes from the positions of the rendered turns (data_prep/chat/turns.py) and the offsets of the tokens, so a template
-needs no generation markers, and it doesn't matter which token pads or ends a turn.
+The mask comes from the positions of the rendered turns (data_prep/chat/turns.py) and the offsets of the
+tokens, so a template needs no generation markers, and it doesn't matter which token pads or ends a turn.
 """
 
 from bisect import bisect_left
@@ -18,7 +18,14 @@ from data_prep.chat.chat_templates import adds_bos, rendering_of, template_choic
 from data_prep.chat.contents import ContentSpan
 from data_prep.chat.offsets import Encoded, Encoder, Offsets, continuation
 from data_prep.chat.plain_specials import plain_specials
-from data_prep.chat.rendering import ChatRenderer, bos_before, end_id, own_text, special_tokens, special_tokens_in
+from data_prep.chat.rendering import (
+    ChatRenderer,
+    bos_before,
+    end_id,
+    own_text,
+    special_tokens,
+    special_tokens_in,
+)
 from data_prep.chat.turns import TextSpan, TurnFinder
 from data_prep.chat.unknown import Unknown
 from data_prep.config import Finding, Note, Reasoning, Supervise
@@ -32,8 +39,9 @@ if TYPE_CHECKING:
 
 FIRST_BATCH_ROWS, BATCH_ROWS = 128, 2048
 BATCH_CHARACTERS = 4 * 2**20
-"""Rows tokenised at once, and their maximum total length: few enough for memory. In each batch one thread waits for the other,
-so the first is small, to give the cores work early, and each later one is twice as large."""
+"""Rows tokenised at once, and their maximum total length: few enough for memory. In each batch one thread
+waits for the other, so the first is small, to give the cores work early, and each later one is twice as
+large."""
 
 BATCHES_AHEAD = 3
 
@@ -43,7 +51,8 @@ Placed = tuple[str, Example]
 OnBad = Callable[[str, DataError], None]
 """Called with the place of a row that can't be tokenised, and why."""
 OnFinding = Callable[[Finding | Note, str, str], None]
-"""Called for problems of, and notes on, a row that can be tokenised anyway: the finding, the row's place, and the remedy."""
+"""Called for problems of, and notes on, a row that can be tokenised anyway: the finding, the row's place, and
+the remedy."""
 
 
 @dataclass(slots=True)
@@ -93,15 +102,17 @@ def tokenize(
 class Tokenization:
     """Tokenises examples with one tokenizer.
 
-    Supervised are: all answers of a conversation ("assistant"), the last one ("last"), those after the last user turn
-    ("completion"; after the prompt, where the row has one), or everything ("all"); each answer with its tool calls and the
-    token that ends its turn, by the weight of its message. Of a plain text: the completion and the end token, with "all"
-    the prompt too. A token that spans the start of an answer is supervised if only blanks of it are before the answer.
+    Supervised are: all answers of a conversation ("assistant"), the last one ("last"), those after the last
+    user turn ("completion"; after the prompt, where the row has one), or everything ("all"); each answer with
+    its tool calls and the token that ends its turn, by the weight of its message. Of a plain text: the
+    completion and the end token, with "all" the prompt too. A token that spans the start of an answer is
+    supervised if only blanks of it are before the answer.
 
-    The `encoding` says what of a row is written and learned; that of a classification head is its prompt and an end token in
-    place of the answer: the head reads the prompt's last token, before it (as transformers' LlamaForSequenceClassification
-    does). `special_as_text` reads special tokens in the row's text as plain text. A row that can't be tokenised (its template
-    refuses it, say) is reported to `on_bad` and left out; without `on_bad` it raises DataError.
+    The `encoding` says what of a row is written and learned; that of a classification head is its prompt and
+    an end token in place of the answer: the head reads the prompt's last token, before it (as transformers'
+    LlamaForSequenceClassification does). `special_as_text` reads special tokens in the row's text as plain
+    text. A row that can't be tokenised (its template refuses it, say) is reported to `on_bad` and left out;
+    without `on_bad` it raises DataError.
     """
 
     def __init__(
@@ -114,7 +125,12 @@ class Tokenization:
         special_as_text: bool = False,
         on_bad: OnBad | None = None,
     ):
-        self.tokenizer, self.supervise, self.on_finding, self._on_bad = tokenizer, supervise, on_finding, on_bad
+        self.tokenizer, self.supervise, self.on_finding, self._on_bad = (
+            tokenizer,
+            supervise,
+            on_finding,
+            on_bad,
+        )
         self._turns = TurnFinder(tokenizer, supervise, reasoning)
         self._encoding = encoding
         rendering = rendering_of(tokenizer)
@@ -126,7 +142,8 @@ class Tokenization:
         self._boundary = Boundary(self._encoder)
 
     def run(self, examples: Iterable[Placed]) -> Iterator[tuple[Document, Example]]:
-        """Each example's document, in order. While one batch is encoded, without the GIL, the next is rendered."""
+        """Each example's document, in order. While one batch is encoded, without the GIL, the next is
+        rendered."""
         rows = iter(examples)
         waiting: deque[_Batch] = deque()
         with ThreadPoolExecutor(max_workers=1) as worker:
@@ -202,7 +219,9 @@ class Tokenization:
         for span in row.spans:
             first, last = tokens_of(span.start, span.end, offsets, row.text)
             if row.must_end and not (
-                last > first and ids[last - 1] in self._encoder.added and offsets.starts[last - 1] >= span.content_end
+                last > first
+                and ids[last - 1] in self._encoder.added
+                and offsets.starts[last - 1] >= span.content_end
             ):
                 unended = unended or span
             # Nothing predicts a document's first token.
@@ -223,7 +242,9 @@ class Tokenization:
         """Check all tokens of a row: for two BOS, and for text that the tokenizer can't encode."""
         bos = self.tokenizer.bos_token_id
         if bos is not None and token_ids[:2] == [bos, bos]:
-            self.on_finding("double_bos", place, f"it begins with two {self.tokenizer.bos_token}; remove one of them")
+            self.on_finding(
+                "double_bos", place, f"it begins with two {self.tokenizer.bos_token}; remove one of them"
+            )
         if (lost := self._unknown.lost(text, ids)) is not None:
             self._find("unknown_token", place, lost)
 
@@ -233,13 +254,17 @@ class Tokenization:
             self.on_finding(finding, place, message)
 
     def _why_not_asked(self, row: Rendered, ids: list[int], offsets: Offsets) -> str | None:
-        """Why a prompt, as the model would be asked with it, is not how the learned text begins; None if it is."""
+        """Why a prompt, as the model would be asked with it, is not how the learned text begins; None if it
+        is."""
         for start in row.asks:
             if start is None:
                 return (
-                    f"the chat template ({self._template_name}) writes different text before an answer when it asks for one "
-                    "than when the answer is learned (a <think> that only the generation prompt has, say), so the model "
-                    "would be asked in a way that it never learned; set model.chat_template to another template"
+                    f"the chat template ({self._template_name}) writes different text before an answer when "
+                    "it asks for one "
+                    "than when the answer is learned (a <think> that only the generation prompt has, say), "
+                    "so the model "
+                    "would be asked in a way that it never learned; set model.chat_template to another "
+                    "template"
                 )
             first = _first_token(start, offsets, row.text)
             if row.contents:
@@ -249,9 +274,12 @@ class Tokenization:
                 asked = self._boundary.asked_otherwise(row.text, start, ids, offsets, first)
             if asked is not None:
                 return (
-                    f"by itself, the prompt ends in the tokens {self._shown(asked)}, but in the row it continues as "
-                    f"{self._shown(ids[max(0, first - 2) : first + 2])}, so the model would be asked with tokens that it never "
-                    "learned; fix answers that begin with a blank or line break, or set model.chat_template to another "
+                    f"by itself, the prompt ends in the tokens {self._shown(asked)}, but in the row it "
+                    "continues as "
+                    f"{self._shown(ids[max(0, first - 2) : first + 2])}, so the model would be asked with "
+                    "tokens that it never "
+                    "learned; fix answers that begin with a blank or line break, or set model.chat_template "
+                    "to another "
                     "template"
                 )
         return None
@@ -272,15 +300,24 @@ class Tokenization:
             return self._render_plain(example)
         found = self._turns.find(example)
         if found.unlearned:
-            self._find("unlearned_thought", place, f"the template leaves out the reasoning of {found.unlearned} of its answers")
+            self._find(
+                "unlearned_thought",
+                place,
+                f"the template leaves out the reasoning of {found.unlearned} of its answers",
+            )
         if found.left_out is not None:
             role = example.messages[found.left_out].role
             self._find("left_out_text", place, self._left_out(found.left_out, role))
         contents = self._contents(example, found.text, partial(self._turns.write, tools=example.tools))
-        return Rendered(found.text, found.spans, [], [], self.supervise != "all", contents=contents, asks=found.asks)
+        return Rendered(
+            found.text, found.spans, [], [], self.supervise != "all", contents=contents, asks=found.asks
+        )
 
-    def _contents(self, example: Example, text: str, write: Callable[[list[Message]], str] | None = None) -> list[ContentSpan]:
-        """The spans of the row's own contents in a text, if special tokens in them are to be plain text; see own_text."""
+    def _contents(
+        self, example: Example, text: str, write: Callable[[list[Message]], str] | None = None
+    ) -> list[ContentSpan]:
+        """The spans of the row's own contents in a text, if special tokens in them are to be plain text; see
+        own_text."""
         if not self._special or not special_tokens_in(example, self._special, self.tokenizer):
             return []
         return own_text(example, text, self.tokenizer, write)
@@ -288,8 +325,10 @@ class Tokenization:
     def _left_out(self, index: int, role: str) -> str:
         advice = "put a system message's text into the first question, or " if role == "system" else ""
         return (
-            f"the chat template ({self._template_name}) leaves out the text of message {index} ({role}), or part of it, so "
-            f"it is neither read nor learned; {advice}set model.chat_template to another template: {template_choices()}"
+            f"the chat template ({self._template_name}) leaves out the text of message {index} ({role}), or "
+            "part of it, so "
+            f"it is neither read nor learned; {advice}set model.chat_template to another template: "
+            f"{template_choices()}"
         )
 
     @cached_property
@@ -300,7 +339,8 @@ class Tokenization:
     def _render_plain(self, example: PlainText) -> Rendered:
         if self._turns.reasoning == "context" and example.prompt and thinks_in(example.completion):
             raise DataError(
-                "a plain completion begins with reasoning, and data.reasoning: context works only for conversations; learn or "
+                "a plain completion begins with reasoning, and data.reasoning: context works only for "
+                "conversations; learn or "
                 "drop it, or write the row as messages"
             )
         text, tokenizer = example.prompt + example.completion, self.tokenizer
@@ -321,19 +361,27 @@ class Tokenization:
             asked = replace(example, messages=example.messages[:-1])
             write = partial(self._chat.render_prompt, tools=example.tools)
         contents, end = self._contents(asked, text, write), [end_id(self.tokenizer)]
-        return Rendered(text, [TextSpan(len(text), len(text))], before, end, must_end=False, contents=contents)
+        return Rendered(
+            text, [TextSpan(len(text), len(text))], before, end, must_end=False, contents=contents
+        )
 
     def _prompt(self, example: Example) -> tuple[str, list[int]]:
-        """A row's text before its last answer, and the ids before it; as plain text if there is no template."""
+        """A row's text before its last answer, and the ids before it; as plain text if there is no
+        template."""
         if isinstance(example, PlainText):
             if not example.prompt:
-                raise DataError("a plain text has no prompt to classify; use a format with a prompt and an answer")
+                raise DataError(
+                    "a plain text has no prompt to classify; use a format with a prompt and an answer"
+                )
             prompt = asked_text(example.prompt) if self._preparation > 2 else example.prompt
             return prompt, bos_before(prompt, self.tokenizer, self._adds_bos)
         if self._chat is not None:
             return self._chat.render_prompt(example.messages[:-1], example.tools), []
         if len(example.messages) != 2:
-            raise DataError("the tokenizer has no chat template for a conversation of several turns; see model.chat_template")
+            raise DataError(
+                "the tokenizer has no chat template for a conversation of several turns; see "
+                "model.chat_template"
+            )
         question = example.messages[0].content
         return question, bos_before(question, self.tokenizer, self._adds_bos)
 
@@ -341,7 +389,8 @@ class Tokenization:
         tail = text[max(span.start, span.end - 20) : span.end]
         return (
             f"the answer as the chat template ({self._template_name}) writes it ends in {tail!r}, which "
-            "is not a special token of this tokenizer, so the model would not learn to stop; add the template's end-of-turn "
+            "is not a special token of this tokenizer, so the model would not learn to stop; add the "
+            "template's end-of-turn "
             f"token to model.new_tokens, or set model.chat_template to another template: {template_choices()}"
         )
 
@@ -349,8 +398,9 @@ class Tokenization:
 def tokens_of(start: int, end: int, offsets: Offsets, text: str) -> tuple[int, int]:
     """The first token of a span of characters and the one after its last.
 
-    Offsets of some tokenizers include the blank before a word and those of others don't, so a token belongs to the span of
-    its first non-blank character; a token of blanks only belongs to that of its first character.
+    Offsets of some tokenizers include the blank before a word and those of others don't, so a token belongs
+    to the span of its first non-blank character; a token of blanks only belongs to that of its first
+    character.
     """
     first = _first_token(start, offsets, text)
     return first, max(first, _first_token(end, offsets, text))
@@ -364,6 +414,11 @@ def _first_token(position: int, offsets: Offsets, text: str) -> int:
         token_start, token_end = starts[first - 1], ends[first - 1]
         if text[token_start:position].isspace() and text[position:token_end].strip():
             first -= 1
-    while first < len(starts) and starts[first] == ends[first] == position and first > 0 and ends[first - 1] < position:
+    while (
+        first < len(starts)
+        and starts[first] == ends[first] == position
+        and first > 0
+        and ends[first - 1] < position
+    ):
         first += 1  # a blank before the position, whose trimmed offsets are empty and at its end
     return first

@@ -1,8 +1,9 @@
 """Locates the learned parts of an example in its text.
 
-The general method renders a conversation up to each answer and compares; it works with any template. Most templates write
-fixed texts around the contents of the turns: those are found once for each sequence of roles (a skeleton), and a row whose
-text is exactly its contents between the skeleton's pieces needs no further rendering.
+The general method renders a conversation up to each answer and compares; it works with any template. Most
+templates write fixed texts around the contents of the turns: those are found once for each sequence of roles
+(a skeleton), and a row whose text is exactly its contents between the skeleton's pieces needs no further
+rendering.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,8 @@ class TextSpan:
     content_end: int = 0
     """Where an answer's own text ends; what the template writes to end the turn is between here and `end`."""
     ask: int | None = None
-    """Where the model would be asked for this answer; None if it would get a different prompt than the text before it."""
+    """Where the model would be asked for this answer; None if it would get a different prompt than the text
+    before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class Found:
     spans: list[TextSpan]
     """The supervised parts, in order."""
     asks: list[int | None]
-    """Where the model would be asked for each answer; None if it would get a different prompt than the text before it."""
+    """Where the model would be asked for each answer; None if it would get a different prompt than the text
+    before it."""
     left_out: int | None = None
     """The first message whose text, or part of it, the template leaves out."""
     unlearned: int = 0
@@ -61,12 +64,15 @@ class Skeleton:
     stripped: tuple[bool, ...]
     """Which contents the template strips of blanks."""
     margins: dict[int, tuple[int, int, bool]]
-    """For each assistant turn: how many characters before its content it begins, and after it ends (the end of turn); whether
-    the text before it is what the model would be asked with."""
+    """For each assistant turn: how many characters before its content it begins, and after it ends (the end
+    of turn); whether the text before it is what the model would be asked with."""
 
     def fit(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]] | None:
         """The span of each content in the text; None if the text is anything but pieces and contents."""
-        contents = [m.content.strip() if strip else m.content for m, strip in zip(messages, self.stripped, strict=True)]
+        contents = [
+            m.content.strip() if strip else m.content
+            for m, strip in zip(messages, self.stripped, strict=True)
+        ]
         places, position = [], len(self.pieces[0])
         for content, piece in zip(contents, self.pieces[1:], strict=True):
             places.append((position, position + len(content)))
@@ -78,7 +84,9 @@ class Skeleton:
 class TurnFinder:
     """Renders conversations of one tokenizer and finds their answers."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", supervise: Supervise, reasoning: Reasoning = "learn"):
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerFast", supervise: Supervise, reasoning: Reasoning = "learn"
+    ):
         self.tokenizer, self.supervise, self.reasoning = tokenizer, supervise, reasoning
         self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
         self._marks: dict[tuple[str, ...], tuple[Conversation, str]] = {}
@@ -98,16 +106,23 @@ class TurnFinder:
         return self._renderer.render(messages, tools=tools)
 
     def find(self, example: Conversation) -> Found:
-        """A conversation's text and its supervised parts. Raises DataError if answers can't be located in it."""
+        """A conversation's text and its supervised parts. Raises DataError if answers can't be located in
+        it."""
         text = self._renderer.render(example.messages, tools=example.tools)
         if _has_tools(example):
             self._renderer.check_tools(example, text)
         left_out = self._left_out(example, text)
         if self.supervise == "all":
-            return Found(text, list(self._all_by_weight(example, text)), [self._last_ask(example, text)], left_out)
-        learned = [index for index in learned_turns(example, self.supervise) if example.messages[index].weight != 0]
+            return Found(
+                text, list(self._all_by_weight(example, text)), [self._last_ask(example, text)], left_out
+            )
+        learned = [
+            index for index in learned_turns(example, self.supervise) if example.messages[index].weight != 0
+        ]
         spans: list[TextSpan] = []
-        last_question = max((index for index, message in enumerate(example.messages) if message.role == "user"), default=0)
+        last_question = max(
+            (index for index, message in enumerate(example.messages) if message.role == "user"), default=0
+        )
         unlearned = 0
         for index, span in zip(learned, self._answers(example, learned, text), strict=True):
             thought = example.messages[index].thought
@@ -119,7 +134,8 @@ class TurnFinder:
                 left_out = index
             if thought and self.reasoning == "context":
                 span.start = max(
-                    span.start, text.find(example.messages[index].said, max(there, span.start) + len(thought), span.end)
+                    span.start,
+                    text.find(example.messages[index].said, max(there, span.start) + len(thought), span.end),
                 )
             spans.append(span)
         return Found(text, spans, [span.ask for span in spans], left_out, unlearned)
@@ -138,7 +154,9 @@ class TurnFinder:
         if skeleton is not None and skeleton.fit(example.messages, text) is not None:
             return None
         lost = self._lost(example)
-        for index, (message, place) in enumerate(zip(example.messages, contents_in(example.messages, text), strict=True)):
+        for index, (message, place) in enumerate(
+            zip(example.messages, contents_in(example.messages, text), strict=True)
+        ):
             if message.content.strip() and (place is None or index in lost):
                 return index
         return None
@@ -148,12 +166,17 @@ class TurnFinder:
         if _has_tools(example):
             return frozenset()
         marked, text = self._marked(tuple([message.role for message in example.messages]))
-        return frozenset(index for index, message in enumerate(marked.messages) if message.content.strip() not in text)
+        return frozenset(
+            index for index, message in enumerate(marked.messages) if message.content.strip() not in text
+        )
 
     def _marked(self, roles: tuple[str, ...]) -> tuple[Conversation, str]:
         """A conversation of these roles with a marker for each content, and the rendered text."""
         if roles not in self._marks:
-            marks = (Message(role, f"{RARE_BLANK}TURN-{index}-5e9a{RARE_BLANK}") for index, role in enumerate(roles))
+            marks = (
+                Message(role, f"{RARE_BLANK}TURN-{index}-5e9a{RARE_BLANK}")
+                for index, role in enumerate(roles)
+            )
             marked = Conversation(tuple(marks))
             self._marks[roles] = marked, self._renderer.render(marked.messages)
         return self._marks[roles]
@@ -164,8 +187,10 @@ class TurnFinder:
         for index, message in enumerate(messages):
             if message.weight == 0 and message.role != "assistant":
                 raise DataError(
-                    f"message {index} is a {message.role} turn of weight 0, and data.supervise is all; only assistant "
-                    "turns can then be left out by weight: remove the weight, or set data.supervise: assistant"
+                    f"message {index} is a {message.role} turn of weight 0, and data.supervise is all; only "
+                    "assistant "
+                    "turns can then be left out by weight: remove the weight, or set data.supervise: "
+                    "assistant"
                 )
         weighted = [i for i, m in enumerate(messages) if m.role == "assistant" and m.weight not in (None, 1)]
         for span in self._answers(example, weighted, text):
@@ -206,7 +231,10 @@ class TurnFinder:
             own = message.content if message.content in text else message.content.strip()
             if text.count(own) != 1 or (start := text.find(own)) < position:
                 return None
-            if own != message.content and RARE_BLANK in text[start - 1 : start] + text[start + len(own) :][:1]:
+            if (
+                own != message.content
+                and RARE_BLANK in text[start - 1 : start] + text[start + len(own) :][:1]
+            ):
                 return None  # stripped on one side only
             pieces.append(text[position:start])
             stripped.append(own != message.content)
@@ -236,20 +264,33 @@ class TurnFinder:
             if text.startswith(prompt) and len(prompt) <= start:
                 start = len(prompt)
         ask = start if start == len(prompt) and text.startswith(prompt) else None
-        return TextSpan(start, end, messages[index].loss_weight, _own_end(messages[index], text, start, end), ask)
+        return TextSpan(
+            start, end, messages[index].loss_weight, _own_end(messages[index], text, start, end), ask
+        )
 
     def _by_marker(self, example: Conversation, index: int, text: str) -> tuple[int, int]:
-        """The same for a template that writes a turn differently if more follow: with a marker in place of the answer."""
+        """The same for a template that writes a turn differently if more follow: with a marker in place of
+        the answer."""
         messages, marker = example.messages, marker_for(example.messages)
-        changed = [*messages[:index], replace(messages[index], content=marker, reasoning=""), *messages[index + 1 :]]
+        changed = [
+            *messages[:index],
+            replace(messages[index], content=marker, reasoning=""),
+            *messages[index + 1 :],
+        ]
         marked = self._renderer.render(changed, tools=example.tools)
         start = self._renderer.marker_position(marked, marker)
         rest = marked[start + len(marker) :]
         end = len(text) - len(rest)
-        if text[:start] != marked[:start] or text[end:] != rest or not _is_written(messages[index], text[start:end]):
+        if (
+            text[:start] != marked[:start]
+            or text[end:] != rest
+            or not _is_written(messages[index], text[start:end])
+        ):
             raise DataError(
-                f"the chat template ({self._renderer.name}) writes an answer in a way that can't be located in the text, so "
-                "its tokens are not known; learn only the last answers (data.supervise: last), or set model.chat_template to "
+                f"the chat template ({self._renderer.name}) writes an answer in a way that can't be located "
+                "in the text, so "
+                "its tokens are not known; learn only the last answers (data.supervise: last), or set "
+                "model.chat_template to "
                 f"another template: {template_choices()}"
             )
         # A token other than the one that ends a turn begins the next turn.
@@ -265,7 +306,8 @@ def _own_end(message: Message, text: str, start: int, end: int) -> int:
 
 
 def _is_written(message: Message, written: str) -> bool:
-    """Whether a template may have written this for an answer: all of it, or the answer without its reasoning."""
+    """Whether a template may have written this for an answer: all of it, or the answer without its
+    reasoning."""
     if written in (message.content, message.content.strip()):
         return True
     thought, said = thought_of(written)
@@ -273,4 +315,6 @@ def _is_written(message: Message, written: str) -> bool:
 
 
 def _has_tools(example: Conversation) -> bool:
-    return bool(example.tools) or any(message.tool_calls or message.role == "tool" for message in example.messages)
+    return bool(example.tools) or any(
+        message.tool_calls or message.role == "tool" for message in example.messages
+    )

@@ -27,20 +27,27 @@ class Unknown:
         """The problem if the ids of a text don't cover all of it; None if they do. Blanks don't count."""
         if self._id is not None and (count := ids.count(self._id)) and count > text.count(str(self._token)):
             times = "once" if count == 1 else f"{count:,} times"
-            return f"the tokenizer doesn't know {self._first(text)} and writes {self._token} ({times} in this row): {ADVICE}"
+            return (
+                f"the tokenizer doesn't know {self._first(text)} and writes {self._token} ({times} in this "
+                f"row): {ADVICE}"
+            )
         if self._drops and self._is_changed(text, ids):
             return f"the tokenizer drops characters that are not in its vocabulary: {ADVICE}"
         return None
 
     def _is_changed(self, text: str, ids: Sequence[int]) -> bool:
         with reading(text):
-            return _solid(self._backend.decode(list(ids), skip_special_tokens=False)) != _solid(self._normal(text))
+            return _solid(self._backend.decode(list(ids), skip_special_tokens=False)) != _solid(
+                self._normal(text)
+            )
 
     def _first(self, text: str) -> str:
         """The first piece of the text that is unknown."""
         with reading(text):
             encoding = self._backend.encode(text, add_special_tokens=False)
-        places = (place for token, place in zip(encoding.ids, encoding.offsets, strict=True) if token == self._id)
+        places = (
+            place for token, place in zip(encoding.ids, encoding.offsets, strict=True) if token == self._id
+        )
         start, end = next(places, (0, len(text)))  # with special tokens as text it may be split differently
         return repr(cut(text[start:end], SHOWN_CHARACTERS))
 
@@ -49,7 +56,10 @@ class Unknown:
         return text if normalizer is None else str(normalizer.normalize_str(text))
 
 
-ADVICE = "the model would read and learn that instead; remove it, add it to model.new_tokens, or choose another base"
+ADVICE = (
+    "the model would read and learn that instead; remove it, add it to model.new_tokens, or choose another "
+    "base"
+)
 
 
 def unknown_token(model: Any) -> str | None:
@@ -61,7 +71,8 @@ def unknown_token(model: Any) -> str | None:
 
 
 def _is_lossy(backend: Any) -> bool:
-    """Whether a BPE without an unknown token lacks bytes: what it can't encode, it leaves out. Other models raise an error."""
+    """Whether a BPE without an unknown token lacks bytes: what it can't encode, it leaves out. Other models
+    raise an error."""
     if type(backend.model).__name__ != "BPE":
         return False
     vocabulary = backend.get_vocab(with_added_tokens=False)

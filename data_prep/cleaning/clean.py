@@ -29,11 +29,16 @@ def cleaned(example: Example, clean: CleanSection) -> Example:
         same = messages == example.messages and tools == example.tools
         return example if same else replace(example, messages=messages, tools=tools)
     texts = {name: _cleaned_text(getattr(example, name), clean) for name in ("prompt", "completion")}
-    return replace(example, **texts) if texts != {"prompt": example.prompt, "completion": example.completion} else example
+    return (
+        replace(example, **texts)
+        if texts != {"prompt": example.prompt, "completion": example.completion}
+        else example
+    )
 
 
 def learned_texts(example: Example, supervise: Supervise) -> list[str]:
-    """The texts that an example teaches: the answers that are learned, without their tool calls, or the completion."""
+    """The texts that an example teaches: the answers that are learned, without their tool calls, or the
+    completion."""
     if isinstance(example, Conversation):
         answers = [example.messages[index] for index in learned_turns(example, supervise)]
         return [answer.content for answer in answers if answer.weight != 0 and not answer.tool_calls]
@@ -48,7 +53,10 @@ def texts_of(example: Example, *, system: bool = True) -> list[str]:
     for message in example.messages:
         if system or message.role != "system":
             parts += [message.role, message.content, *([message.reasoning] if message.reasoning else [])]
-            parts += [json.dumps([call.name, call.arguments], sort_keys=True, default=str) for call in message.tool_calls]
+            parts += [
+                json.dumps([call.name, call.arguments], sort_keys=True, default=str)
+                for call in message.tool_calls
+            ]
     return parts
 
 
@@ -63,14 +71,19 @@ def excerpt_of(example: Example) -> str:
 
 
 def fingerprint(*examples: Example) -> int:
-    """64 bits of a row's examples, the same for equal texts, ignoring case and white space; others collide once in 10^19."""
+    """64 bits of a row's examples, the same for equal texts, ignoring case and white space; others collide
+    once in 10^19."""
     # A separator between blanks keeps the parts apart, whatever blanks they begin and end with.
-    text = " ".join(" \0 ".join(part for example in examples for part in texts_of(example)).casefold().split())
+    text = " ".join(
+        " \0 ".join(part for example in examples for part in texts_of(example)).casefold().split()
+    )
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _cleaned_message(message: Message, clean: CleanSection) -> Message:
-    calls = tuple(ToolCall(call.name, _cleaned_value(call.arguments, clean), call.id) for call in message.tool_calls)
+    calls = tuple(
+        ToolCall(call.name, _cleaned_value(call.arguments, clean), call.id) for call in message.tool_calls
+    )
     return replace(
         message,
         content=_cleaned_text(message.content, clean),
@@ -94,7 +107,8 @@ def _cleaned_text(text: str, clean: CleanSection) -> str:
 
 
 def normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
-    """unicodedata.normalize, without its quadratic time for long runs of combining marks that are out of order."""
+    """unicodedata.normalize, without its quadratic time for long runs of combining marks that are out of
+    order."""
     if unicodedata.is_normalized(form, text):
         return text
     return unicodedata.normalize(form, _long_runs(form).sub(lambda run: _in_order(form, run[0]), text))
@@ -102,7 +116,11 @@ def normalized(form: Literal["NFC", "NFKC"], text: str) -> str:
 
 @cache
 def _long_runs(form: str) -> re.Pattern[str]:
-    marks = [mark for mark in map(chr, range(0x300, 0x20000)) if all(map(unicodedata.combining, _decomposed(form, mark)))]
+    marks = [
+        mark
+        for mark in map(chr, range(0x300, 0x20000))
+        if all(map(unicodedata.combining, _decomposed(form, mark)))
+    ]
     return re.compile(f"[{''.join(marks)}]{{{LONG_RUN},}}")
 
 

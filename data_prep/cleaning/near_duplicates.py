@@ -1,7 +1,9 @@
-"""Rows that nearly repeat an earlier one: MinHash signatures of word shingles, found by locality-sensitive hashing.
+"""Rows that nearly repeat an earlier one: MinHash signatures of word shingles, found by locality-sensitive
+hashing.
 
-MinHash: Broder, "On the resemblance and containment of documents" (1997). Bands: Indyk and Motwani, "Approximate nearest
-neighbors" (1998), as in Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3.
+MinHash: Broder, "On the resemblance and containment of documents" (1997). Bands: Indyk and Motwani,
+"Approximate nearest neighbors" (1998), as in Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets",
+chapter 3.
 """
 
 from collections.abc import Sequence
@@ -13,13 +15,16 @@ if TYPE_CHECKING:
 SHINGLE_WORDS = 5
 """Words in a shingle, as in Lee et al., "Deduplicating Training Data Makes Language Models Better" (2022)."""
 PERMUTATIONS = 128
-"""Values in a signature; an estimate of J has a standard error of at most sqrt(J (1 - J) / 128), 0.035 at J = 0.8."""
+"""Values in a signature; an estimate of J has a standard error of at most sqrt(J (1 - J) / 128), 0.035 at J =
+0.8."""
 SEED = 1
 """Draws the permutations; another seed gives other estimates within that error."""
 LEAST_RECALL = 0.99
-"""The minimum fraction of the pairs exactly at the threshold that the bands propose; it is higher for more similar pairs."""
+"""The minimum fraction of the pairs exactly at the threshold that the bands propose; it is higher for more
+similar pairs."""
 RECENT_ROWS = 4096
-"""Kept rows found by a dict, some 250 bytes per band, before they are moved to the index of 8 bytes per band."""
+"""Kept rows found by a dict, some 250 bytes per band, before they are moved to the index of 8 bytes per
+band."""
 ROW_BITS, HASH_BITS = 0x00000000_FFFFFFFF, 0xFFFFFFFF_00000000
 """The halves of an entry of the index: the number of a row, and the hash of one of its bands."""
 
@@ -27,14 +32,15 @@ ROW_BITS, HASH_BITS = 0x00000000_FFFFFFFF, 0xFFFFFFFF_00000000
 class NearDuplicates:
     """The rows so far, to find whether a later row nearly repeats one.
 
-    The similarity of two texts is that of their sets of shingles, SHINGLE_WORDS words in a row, ignoring case and whitespace:
-    the Jaccard similarity J, intersection over union, from 0 to 1. One word changed within n words leaves at least
-    J = (n - 9) / (n + 1): 0.90 for 100 words, 0.68 for 30. A text of fewer words is one shingle, similar only to its
-    copies; so is one in a script without spaces.
+    The similarity of two texts is that of their sets of shingles, SHINGLE_WORDS words in a row, ignoring case
+    and whitespace: the Jaccard similarity J, intersection over union, from 0 to 1. One word changed within n
+    words leaves at least J = (n - 9) / (n + 1): 0.90 for 100 words, 0.68 for 30. A text of fewer words is one
+    shingle, similar only to its copies; so is one in a script without spaces.
 
-    Memory per kept row: 256 bytes of signature (up to 320 while the store grows), 8 bytes for each of the bands (12 of them
-    at threshold 0.9, 21 at 0.8, 42 at 0.5, never over 128), and its place. Time is quadratic in the rows if most of
-    them share much, but too little to be near duplicates: leave out of the texts what all rows have, such as a system prompt.
+    Memory per kept row: 256 bytes of signature (up to 320 while the store grows), 8 bytes for each of the
+    bands (12 of them at threshold 0.9, 21 at 0.8, 42 at 0.5, never over 128), and its place. Time is
+    quadratic in the rows if most of them share much, but too little to be near duplicates: leave out of the
+    texts what all rows have, such as a system prompt.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -42,7 +48,9 @@ class NearDuplicates:
         import numpy as np
 
         if not 0 < threshold < 1:
-            raise ValueError(f"the threshold of near duplicates is {threshold}; give a number over 0 and under 1")
+            raise ValueError(
+                f"the threshold of near duplicates is {threshold}; give a number over 0 and under 1"
+            )
         self._least_equal_values = threshold * PERMUTATIONS
         shape = _bands(threshold)
         self._multipliers = np.random.default_rng(SEED).integers(2**64, size=shape, dtype=np.uint64)
@@ -52,16 +60,21 @@ class NearDuplicates:
         self._index = np.empty(0, np.uint64)
 
     def first_like(self, texts: Sequence[str], places: Sequence[str]) -> list[str | None]:
-        """For each text in order: the place of the earliest kept row that it nearly repeats; None if it is kept.
+        """For each text in order: the place of the earliest kept row that it nearly repeats; None if it is
+        kept.
 
         The results are the same in any process, and however the rows are split into batches.
         """
         signatures = _signatures(texts)
-        return [self._first_like(*row) for row in zip(signatures, self._keys(signatures), places, strict=True)]
+        return [
+            self._first_like(*row) for row in zip(signatures, self._keys(signatures), places, strict=True)
+        ]
 
     def _first_like(self, signature: "ndarray", keys: "ndarray", place: str) -> str | None:
         rows = self._candidates(keys)
-        if len(rows):  # they only share a band; the complete signature decides whether they are near duplicates
+        if len(
+            rows
+        ):  # they only share a band; the complete signature decides whether they are near duplicates
             equal_values = (self._signatures.take(rows, axis=0) == signature).sum(axis=1, dtype="uint8")
             alike = rows[equal_values >= self._least_equal_values]
             if len(alike):
@@ -70,7 +83,8 @@ class NearDuplicates:
         return None
 
     def _keys(self, signatures: "ndarray") -> "ndarray":
-        """A hash for each band of each signature, by random multipliers; collisions between bands only cost time."""
+        """A hash for each band of each signature, by random multipliers; collisions between bands only cost
+        time."""
         bands = signatures[:, : self._multipliers.size].reshape(-1, *self._multipliers.shape)
         keys: ndarray = (bands * self._multipliers).sum(axis=2) & HASH_BITS
         return keys
@@ -96,7 +110,10 @@ class NearDuplicates:
             self._index_recent()
 
     def _index_recent(self) -> None:
-        known, entries = len(self._index), sorted(key | row for key, rows in self._recent.items() for row in rows)
+        known, entries = (
+            len(self._index),
+            sorted(key | row for key, rows in self._recent.items() for row in rows),
+        )
         self._index.resize(known + len(entries), refcheck=False)
         self._index[known:] = entries
         self._index.sort(kind="stable")  # merges two sorted runs, with little extra memory
@@ -104,7 +121,8 @@ class NearDuplicates:
 
 
 def _bands(threshold: float) -> tuple[int, int]:
-    """The number of bands and their length: the longest with LEAST_RECALL, which have the fewest false candidates."""
+    """The number of bands and their length: the longest with LEAST_RECALL, which have the fewest false
+    candidates."""
     for values in range(PERMUTATIONS, 1, -1):
         bands = PERMUTATIONS // values
         if 1 - (1 - threshold**values) ** bands >= LEAST_RECALL:
@@ -113,9 +131,11 @@ def _bands(threshold: float) -> tuple[int, int]:
 
 
 def _signatures(texts: Sequence[str]) -> "ndarray":
-    """A row of PERMUTATIONS values per text; the probability that two texts share a value is their similarity.
+    """A row of PERMUTATIONS values per text; the probability that two texts share a value is their
+    similarity.
 
-    The lower 16 of 32 bits are kept (Li and König, "b-Bit minwise hashing", 2010): one in 65,536 is equal by chance.
+    The lower 16 of 32 bits are kept (Li and König, "b-Bit minwise hashing", 2010): one in 65,536 is equal by
+    chance.
     """
     import numpy as np
     from rensa import RMinHash

@@ -1,4 +1,5 @@
-"""The data section of a recipe: where rows come from and how they become tokens. Pure data; imports no torch."""
+"""The data section of a recipe: where rows come from and how they become tokens. Pure data; imports no
+torch."""
 
 from data_prep.config.base import NAMES, PATH, PREPARATION, OneOf, Section, sections_in
 from data_prep.config.head import BETWEEN_LABELS, NO_LABEL, HeadSection, ProblemType

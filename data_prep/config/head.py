@@ -19,8 +19,8 @@ class HeadSection(Section):
     """A head that reads the last token of a row's prompt and replaces the one that predicts tokens."""
 
     problem: ProblemType = "single_label"
-    """single_label (one of the labels, cross-entropy), multi_label (each label by itself, binary cross-entropy; a row has a
-    list of them) or regression (a number, squared error)."""
+    """single_label (one of the labels, cross-entropy), multi_label (each label by itself, binary
+    cross-entropy; a row has a list of them) or regression (a number, squared error)."""
 
     labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = ()
     """The labels, as the rows' answers name them, in the order of the head's outputs; regression has none."""
@@ -47,7 +47,8 @@ class HeadSection(Section):
 
     @property
     def targets(self) -> int:
-        """How many numbers make up a row's answer: a label's index, a number for each label, or one number."""
+        """How many numbers make up a row's answer: a label's index, a number for each label, or one
+        number."""
         return len(self.labels) if self.problem == "multi_label" else 1
 
 

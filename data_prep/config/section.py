@@ -12,8 +12,8 @@ Reasoning = Literal["learn", "context", "drop"]
 OverLength = Literal["drop", "refuse", "truncate_end", "truncate_start", "split"]
 TurnOrder = Literal["drop_greeting", "drop_unanswered", "merge_neighbours", "keep"]
 Finding = Literal[
-    "no_supervised_token", "unsupervised_end_of_turn", "leakage", "double_bos", "prompt_not_learned", "left_out_text",
-    "unknown_token",
+    "no_supervised_token", "unsupervised_end_of_turn", "leakage", "double_bos", "prompt_not_learned",
+    "left_out_text", "unknown_token",
 ]  # fmt: skip
 
 Note = Literal["unlearned_thought", "plain_special_tokens", TurnOrder, "tool_results"]
@@ -38,10 +38,12 @@ class EvaluationSplit(Section):
 
 
 class CleanSection(Section):
-    """How rows are cleaned before they become tokens; each step is off by default, and counted when it is on."""
+    """How rows are cleaned before they become tokens; each step is off by default, and counted when it is
+    on."""
 
     unicode: Literal["NFC", "NFKC"] | None = None
-    """Unicode normalisation of every text: NFC composes letters and accents, NFKC also replaces compatibility characters."""
+    """Unicode normalisation of every text: NFC composes letters and accents, NFKC also replaces compatibility
+    characters."""
 
     remove_control_characters: bool = False
     """Remove control characters other than newline and tab from every text."""
@@ -53,7 +55,8 @@ class CleanSection(Section):
     """Keep or drop rows equal to an earlier one of data.train (ignoring case and white space)."""
 
     near_duplicates: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Drop rows at least this similar to an earlier one (Jaccard similarity of word sequences; 0.8 is usual)."""
+    """Drop rows at least this similar to an earlier one (Jaccard similarity of word sequences; 0.8 is
+    usual)."""
 
     leakage: Literal["refuse", "drop", "keep"] = "refuse"
     """A training row that is also in data.evaluation.sources is an error, is dropped, or is kept."""
@@ -82,41 +85,44 @@ class DataSection(Section):
     """The longest document, in tokens; a longer row is handled by `over_length`."""
 
     over_length: OverLength = "drop"
-    """A row of more than max_length_tokens is dropped, refused, cut at its end or start (dropped if nothing learned is left),
-    or split into documents of that length; counted and reported in every case."""
+    """A row of more than max_length_tokens is dropped, refused, cut at its end or start (dropped if nothing
+    learned is left), or split into documents of that length; counted and reported in every case."""
 
     pack_length_tokens: Annotated[int, Field(ge=8)] | None = None
-    """Pack documents into rows of at most this many tokens; each attends only to itself. Without it rows are padded."""
+    """Pack documents into rows of at most this many tokens; each attends only to itself. Without it rows are
+    padded."""
 
     pack_split: bool = False
-    """Documents may be cut to fill every pack; a cut document continues in the next pack, which repeats the last token before
-    the cut, so that no label is lost. Without it no document is cut."""
+    """Documents may be cut to fill every pack; a cut document continues in the next pack, which repeats the
+    last token before the cut, so that no label is lost. Without it no document is cut."""
 
     supervise: Supervise = "assistant"
-    """Which tokens of a conversation have labels: all assistant turns; the last one; the completion, that is the assistant's
-    turns after the last user turn (after the prompt, if the row has one); or everything."""
+    """Which tokens of a conversation have labels: all assistant turns; the last one; the completion, that is
+    the assistant's turns after the last user turn (after the prompt, if the row has one); or everything."""
 
     reasoning: Reasoning = "learn"
-    """The assistant's reasoning before an answer (a message's reasoning_content, or <think> in its content): learned as part of
-    the answer, read without being learned, or left out of the row. The template decides about reasoning in earlier turns;
-    an answer whose reasoning it leaves out is not learned."""
+    """The assistant's reasoning before an answer (a message's reasoning_content, or <think> in its content):
+    learned as part of the answer, read without being learned, or left out of the row. The template decides
+    about reasoning in earlier turns; an answer whose reasoning it leaves out is not learned."""
 
     clean: CleanSection = CleanSection()
     """How rows are cleaned before they become tokens."""
 
     on_bad_row: Literal["error", "skip"] = "error"
-    """A row that can't be read, or that its format refuses, is an error, or is skipped, counted and reported."""
+    """A row that can't be read, or that its format refuses, is an error, or is skipped, counted and
+    reported."""
 
     turn_order: Annotated[tuple[TurnOrder, ...], Field(strict=False)] = ()
-    """How to fix conversations in which user and assistant don't take turns, which are otherwise refused; fixes are counted.
-    drop_greeting leaves out the assistant's turns before the first user turn, drop_unanswered what comes after the last
-    answer; merge_neighbours merges neighbouring turns of one role, with a blank line between them; keep leaves the turns as
-    they are after that, if the chat template allows it."""
+    """How to fix conversations in which user and assistant don't take turns, which are otherwise refused;
+    fixes are counted. drop_greeting leaves out the assistant's turns before the first user turn,
+    drop_unanswered what comes after the last answer; merge_neighbours merges neighbouring turns of one role,
+    with a blank line between them; keep leaves the turns as they are after that, if the chat template allows
+    it."""
 
     special_tokens_in_text: Literal["drop", "keep", "text"] = "drop"
-    """A row whose text contains a special token of the tokenizer (which could end a turn, say) is dropped, kept, or kept with
-    these tokens read as plain text; counted. In tools, calls and reasoning, which a template rewrites, they can't be read as
-    text: such rows are dropped."""
+    """A row whose text contains a special token of the tokenizer (which could end a turn, say) is dropped,
+    kept, or kept with these tokens read as plain text; counted. In tools, calls and reasoning, which a
+    template rewrites, they can't be read as text: such rows are dropped."""
 
     allow_findings: Annotated[tuple[Finding, ...], Field(strict=False)] = ()
     """Findings that are intended and don't fail the audit."""

@@ -31,49 +31,54 @@ class RowTemplate(Section):
     """The text before the answer: "Translate to {{ language }}: {{ text }}"."""
 
     other_prompts: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Alternative prompts: each row draws one of these and `prompt`, always the same one for the same place and train.seed."""
+    """Alternative prompts: each row draws one of these and `prompt`, always the same one for the same place
+    and train.seed."""
 
     completion: str
     """What is learned: "{{ answer }}"."""
 
     chat: bool = True
-    """The two are a user turn and its answer, written by the chat template; with false they are a plain text."""
+    """The two are a user turn and its answer, written by the chat template; with false they are a plain
+    text."""
 
 
 class MixedSource(Section):
     """How much of a source is seen."""
 
     repeat: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    """How often each row is seen per epoch: 3 is three times; 0.5 is half of the rows, the other half in the next epoch."""
+    """How often each row is seen per epoch: 3 is three times; 0.5 is half of the rows, the other half in the
+    next epoch."""
 
     share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The source's share of an epoch, of all tokens or rows (data.share_of), instead of repeat; the shares sum to 1."""
+    """The source's share of an epoch, of all tokens or rows (data.share_of), instead of repeat; the shares
+    sum to 1."""
 
 
 class RowsSource(MixedSource):
     """Common to all sources of rows: how a row becomes a conversation or a text."""
 
     format: FormatName
-    """How a row becomes a conversation or a text; auto detects it from the columns of the first rows and says why."""
+    """How a row becomes a conversation or a text; auto detects it from the columns of the first rows and says
+    why."""
 
     columns: dict[str, str] = Field(default={})
     """The format's name of a column -> the rows' name of it, where they differ: {instruction: question}."""
 
     ignore_columns: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Columns of the rows, and keys of their messages, to ignore where they would be refused because of what they may mean:
-    [history]."""
+    """Columns of the rows, and keys of their messages, to ignore where they would be refused because of what
+    they may mean: [history]."""
 
     labels: dict[str, str] = Field(default={})
-    """Format classification: a value in the column `label` (or in its list, if a row has several) -> the text that is learned
-    for it: {"0": negative}."""
+    """Format classification: a value in the column `label` (or in its list, if a row has several) -> the text
+    that is learned for it: {"0": negative}."""
 
     template: RowTemplate | None = None
     """Format template: the templates that a row is written with."""
 
     code: Annotated[str | None, PATH] = None
-    """Format python: a file with a function parse(row) that returns a row in format messages, prompt_completion or text, or a
-    list of such rows. It runs only if its SHA-256 is given on the command line (--allow-code), which doesn't cover what it
-    imports."""
+    """Format python: a file with a function parse(row) that returns a row in format messages,
+    prompt_completion or text, or a list of such rows. It runs only if its SHA-256 is given on the command
+    line (--allow-code), which doesn't cover what it imports."""
 
     def __hash__(self) -> int:
         """Equal sources have equal hashes, although their mappings have none."""
@@ -85,14 +90,18 @@ class RowsSource(MixedSource):
         """Only columns that the format reads can be mapped, and each column of the rows once."""
         form = _format(info)
         if columns and info.data.get("format") == "auto":
-            raise ValueError("format auto is detected from the column names, so they can't be mapped; set the format")
+            raise ValueError(
+                "format auto is detected from the column names, so they can't be mapped; set the format"
+            )
         if form is not None and not form.reads_all:
             names = form.columns.names
             for name in columns:
                 if name not in names:
                     close = get_close_matches(name, names, n=1)
                     hint = f"; did you mean {close[0]}?" if close else ""
-                    raise ValueError(f"format {form.name} has no column {name!r}, it reads {', '.join(names)}{hint}")
+                    raise ValueError(
+                        f"format {form.name} has no column {name!r}, it reads {', '.join(names)}{hint}"
+                    )
         twice = [name for name in columns.values() if list(columns.values()).count(name) > 1]
         if twice:
             raise ValueError(f"the rows' column {twice[0]!r} is mapped twice")
@@ -128,8 +137,8 @@ class FileSource(RowsSource):
     """Rows in local files."""
 
     path: Annotated[str, PATH]
-    """A .json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt file, each also as .gz or .zst; a folder of such files; or a
-    glob of them (data/*.jsonl, data/**/*.csv). Relative to the recipe file that names it."""
+    """A .json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt file, each also as .gz or .zst; a folder of such
+    files; or a glob of them (data/*.jsonl, data/**/*.csv). Relative to the recipe file that names it."""
 
 
 class HubSource(RowsSource):
@@ -149,7 +158,8 @@ class HubSource(RowsSource):
 
 
 class OrdersSource(MixedSource):
-    """Rows generated by this package: free-text customer orders and their JSON (data_prep/generated/orders.py)."""
+    """Rows generated by this package: free-text customer orders and their JSON
+    (data_prep/generated/orders.py)."""
 
     generated: Literal["orders"]
     """The generator."""

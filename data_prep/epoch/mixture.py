@@ -1,7 +1,7 @@
 """How often each source is seen, which rows an epoch has, and in which order.
 
-Everything depends only on the seed, the number of the epoch and the sizes of the sources: nothing is kept between epochs,
-so a resumed run needs no state, and any number of processes agree.
+Everything depends only on the seed, the number of the epoch and the sizes of the sources: nothing is kept
+between epochs, so a resumed run needs no state, and any number of processes agree.
 """
 
 from collections.abc import Sequence
@@ -12,18 +12,20 @@ import numpy as np
 def repeats_of_shares(shares: Sequence[float], sizes: Sequence[int]) -> list[float]:
     """How often each source is seen per epoch, so that it makes up its share of it.
 
-    An epoch stays as large as all sources together: a source with 10% of the tokens and a share of 0.3 is seen three times.
-    `sizes` are tokens or rows, as for the shares.
+    An epoch stays as large as all sources together: a source with 10% of the tokens and a share of 0.3 is
+    seen three times. `sizes` are tokens or rows, as for the shares.
     """
     total = sum(sizes)
     return [share * total / size for share, size in zip(shares, sizes, strict=True)]
 
 
 def epoch_rows(sources: np.ndarray, repeats: Sequence[float], seed: int, epoch: int) -> np.ndarray:
-    """The rows of an epoch, shuffled. `sources` (N) is the index of each row's source, `repeats` the factor of each.
+    """The rows of an epoch, shuffled. `sources` (N) is the index of each row's source, `repeats` the factor
+    of each.
 
-    A source of n rows seen r times gives round(r * n) rows. They continue where the previous epoch ended, through one
-    permutation of the source after another, so no row is seen again before every other row of its source has been.
+    A source of n rows seen r times gives round(r * n) rows. They continue where the previous epoch ended,
+    through one permutation of the source after another, so no row is seen again before every other row of its
+    source has been.
     """
     chosen = []
     for source, repeat in enumerate(repeats):

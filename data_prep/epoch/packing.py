@@ -12,7 +12,8 @@ PackedPiece = tuple[int, int, int]
 """A document's index, and its first token and the one after its last in this pack."""
 
 OVERLAP_TOKENS = 1
-"""How many tokens before a cut a document repeats after it, so that the first token after the cut has a label."""
+"""How many tokens before a cut a document repeats after it, so that the first token after the cut has a
+label."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,14 @@ class Packs(Sequence[list[PackedPiece]]):
 
     def __getitem__(self, index: int) -> list[PackedPiece]:  # type: ignore[override]
         here = slice(self.bounds[index], self.bounds[index + 1])
-        return list(zip(self.documents[here].tolist(), self.starts[here].tolist(), self.stops[here].tolist(), strict=True))
+        return list(
+            zip(
+                self.documents[here].tolist(),
+                self.starts[here].tolist(),
+                self.stops[here].tolist(),
+                strict=True,
+            )
+        )
 
     @property
     def tokens(self) -> np.ndarray:
@@ -49,11 +57,14 @@ class Packs(Sequence[list[PackedPiece]]):
 def pieces_of(
     documents: Sequence[Document], pieces: Sequence[PackedPiece], overlap: int, documents_per_row: int = 1
 ) -> list[Document]:
-    """The documents of a pack, or their pieces, each with its own labels. Rows of several documents are never cut."""
+    """The documents of a pack, or their pieces, each with its own labels. Rows of several documents are never
+    cut."""
     if documents_per_row > 1:
         firsts = (index * documents_per_row for index, _, _ in pieces)
         return [documents[number] for first in firsts for number in range(first, first + documents_per_row)]
-    return [documents[index].part(start, stop, repeated=overlap if start else 0) for index, start, stop in pieces]
+    return [
+        documents[index].part(start, stop, repeated=overlap if start else 0) for index, start, stop in pieces
+    ]
 
 
 def per_row(values: np.ndarray, documents_per_row: int) -> np.ndarray:
@@ -78,9 +89,12 @@ def epoch_packs(
     seed: int,
     overlap: int,
 ) -> Packs:
-    """The packs of an epoch of rows with these lengths and sources, as data_prep.epoch.mixture draws and orders it."""
+    """The packs of an epoch of rows with these lengths and sources, as data_prep.epoch.mixture draws and
+    orders it."""
     order = epoch_rows(sources, repeats, seed, epoch)
-    return pack_documents(lengths, order, (seed, epoch), capacity_tokens=capacity_tokens, split=split, overlap=overlap)
+    return pack_documents(
+        lengths, order, (seed, epoch), capacity_tokens=capacity_tokens, split=split, overlap=overlap
+    )
 
 
 def pack_documents(
@@ -92,18 +106,25 @@ def pack_documents(
     split: bool,
     overlap: int,
 ) -> Packs:
-    """The documents of `order` in packs: by pack, by pack_split, or, without a capacity, one document per pack."""
+    """The documents of `order` in packs: by pack, by pack_split, or, without a capacity, one document per
+    pack."""
     if capacity_tokens is None:
         return _whole(order, lengths, np.arange(len(order) + 1))
-    return pack_split(lengths, capacity_tokens, order, overlap) if split else pack(lengths, capacity_tokens, order, seed)
+    return (
+        pack_split(lengths, capacity_tokens, order, overlap)
+        if split
+        else pack(lengths, capacity_tokens, order, seed)
+    )
 
 
 def pack(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, seed: Seed) -> Packs:
-    """Best-fit decreasing: each document, longest first, goes into the fullest pack that still has room for it.
+    """Best-fit decreasing: each document, longest first, goes into the fullest pack that still has room for
+    it.
 
-    `order` (N) are the documents to pack, each once or more often; the order of the packs is drawn with `seed`. No document
-    is split: each must fit into a pack. Bins with a free size are found by the lowest set bit of one integer, so the time is
-    that of sorting, O(N log N). Johnson 1974, "Fast algorithms for bin packing".
+    `order` (N) are the documents to pack, each once or more often; the order of the packs is drawn with
+    `seed`. No document is split: each must fit into a pack. Bins with a free size are found by the lowest set
+    bit of one integer, so the time is that of sorting, O(N log N). Johnson 1974, "Fast algorithms for bin
+    packing".
     """
     draw = np.random.default_rng([*np.atleast_1d(seed).tolist(), PACKING])
     shuffled = draw.permutation(order)
@@ -148,7 +169,9 @@ def _whole(documents: np.ndarray, lengths: np.ndarray, bounds: np.ndarray) -> Pa
     return Packs(documents, np.zeros(len(documents), np.int64), lengths[documents], bounds)
 
 
-def _cut(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, overlap: int) -> Iterator[tuple[int, int, int, int]]:
+def _cut(
+    lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, overlap: int
+) -> Iterator[tuple[int, int, int, int]]:
     """Document, start, stop and number of the pack of each piece."""
     number, used = 0, 0
     for document in order.tolist():

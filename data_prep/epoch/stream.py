@@ -43,8 +43,8 @@ class Buffer:
 class Stream:
     """The sources of data.train, one row from each in turn, in buffers of data.streaming.buffer_rows rows.
 
-    Order and packs of a buffer depend only on the seed and its position, so a resumed stream continues exactly; the rows
-    before it are read again, but not tokenised. `report` counts all rows except those.
+    Order and packs of a buffer depend only on the seed and its position, so a resumed stream continues
+    exactly; the rows before it are read again, but not tokenised. `report` counts all rows except those.
     """
 
     def __init__(
@@ -60,7 +60,9 @@ class Stream:
             raise DataError("data.streaming is not set; prepare() reads these data")
         self.section, self.seed, self.buffer_rows = section, seed, section.streaming.buffer_rows
         self.encoding = encoding
-        self._pipeline = Pipeline(section, tokenizer, seed=seed, allow_code=frozenset(allow_code), encoding=encoding)
+        self._pipeline = Pipeline(
+            section, tokenizer, seed=seed, allow_code=frozenset(allow_code), encoding=encoding
+        )
         self._overlap = overlap_of(tokenizer)
         self._counts_bad_rows = True
         self._reports = [self._pipeline.report(source, "train") for source in section.train]
@@ -71,7 +73,8 @@ class Stream:
         return DataReport(list(self._reports), sum(report.documents for report in self._reports), 0)
 
     def buffers(self, start: Position) -> Iterator[Buffer]:
-        """Buffers from this position, endlessly. Raises DataError, also if a complete pass yields no document."""
+        """Buffers from this position, endlessly. Raises DataError, also if a complete pass yields no
+        document."""
         position = start
         while True:
             kept = 0
@@ -87,7 +90,8 @@ class Stream:
             position = Position(position.epoch + 1, 0)
 
     def _rows(self, skip: int) -> Iterator[tuple[int, list[tuple[int, RowParser, Row]]]]:
-        """The rows of each buffer, with their source's index and parser, and how many rows were read before."""
+        """The rows of each buffer, with their source's index and parser, and how many rows were read
+        before."""
         self._counts_bad_rows = skip == 0  # those before the position were counted when they were first read
         opened = []
         for index, source in enumerate(self.section.train):
@@ -114,7 +118,9 @@ class Stream:
         for index, source in enumerate(self.section.train):
             own = [(parser, row) for of, parser, row in rows if of == index]
             if own:
-                made = self._pipeline.documents_of(source, own[0][0], (row for _, row in own), self._reports[index])
+                made = self._pipeline.documents_of(
+                    source, own[0][0], (row for _, row in own), self._reports[index]
+                )
                 found += [document for document, _ in made]
         return found
 

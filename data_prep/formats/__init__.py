@@ -1,7 +1,7 @@
 """What a row means: the formats, a file each.
 
-To add one is to write its file and name it here, or to extend the tuple: `formats.FORMATS += (MINE,)` before a recipe is
-loaded, in each process that loads it.
+To add one is to write its file and name it here, or to extend the tuple: `formats.FORMATS += (MINE,)` before
+a recipe is loaded, in each process that loads it.
 """
 
 from data_prep.formats import (

@@ -13,7 +13,8 @@ ParseRow = Callable[[dict[str, Any]], Any]
 """A user's own function: a row, or a list of rows, of format messages, prompt_completion or text."""
 
 Reader = Callable[[Any, str], Any]
-"""(value, its place) -> the value that a text encodes. Raises ValueError for a text that encodes none; see text_values."""
+"""(value, its place) -> the value that a text encodes. Raises ValueError for a text that encodes none; see
+text_values."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,16 @@ class Format:
 
     columns: Columns
     parse: Callable[[dict[str, Any], FormatOptions], list[Any]]
-    """One or more examples (data_prep.messages.Parsed) of a row's values, under the format's own column names.
+    """One or more examples (data_prep.messages.Parsed) of a row's values, under the format's own column
+    names.
 
     Raises ValueError with a message that names the column.
     """
 
     options: tuple[Option, ...] = ()
     readers: Mapping[str, Reader] = field(default_factory=dict)
-    """The columns whose text may encode another value, and what reads it; the text of the others is only text."""
+    """The columns whose text may encode another value, and what reads it; the text of the others is only
+    text."""
 
     makes: Literal["conversations", "texts", "either"] = "conversations"
     """What the examples are; a model that learned only texts is asked without a chat template."""
@@ -90,7 +93,8 @@ class Format:
     """A column that may hold an object; what a source's `columns` names is then in that object."""
 
     version: int = 0
-    """Part of the key of prepared data unless it is 0: raised when `parse` changes. Released formats go by PREPARATION."""
+    """Part of the key of prepared data unless it is 0: raised when `parse` changes. Released formats go by
+    PREPARATION."""
 
     @property
     def reads_all(self) -> bool:
@@ -116,4 +120,6 @@ class Format:
 
 def ask(question: str, answer: str, *, references: tuple[str, ...] = (), tests: str = "") -> Conversation:
     """One user turn and its answer."""
-    return Conversation((Message("user", question), Message("assistant", answer)), references=references, tests=tests)
+    return Conversation(
+        (Message("user", question), Message("assistant", answer)), references=references, tests=tests
+    )

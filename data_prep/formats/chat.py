@@ -1,4 +1,5 @@
-"""Conversations: OpenAI's {"messages": [{"role": ..., "content": ...}]} and ShareGPT's {"conversations": [{"from": ...}]}."""
+"""Conversations: OpenAI's {"messages": [{"role": ..., "content": ...}]} and ShareGPT's {"conversations":
+[{"from": ...}]}."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,7 +36,9 @@ def parse_sharegpt(values: dict[str, Any], options: FormatOptions) -> list[Conve
     return [_conversation(values, "conversations", SHAREGPT_KEYS, options.turn_order)]
 
 
-def _conversation(values: dict[str, Any], field: str, form: tuple[str, str], order: TurnOrders) -> Conversation:
+def _conversation(
+    values: dict[str, Any], field: str, form: tuple[str, str], order: TurnOrders
+) -> Conversation:
     changes: set[str] = set()
     turns = mended(with_system(turn_list(column(values, field), field, form), values), order, changes)
     messages = checked(turns, field, order, changes)
@@ -43,7 +46,8 @@ def _conversation(values: dict[str, Any], field: str, form: tuple[str, str], ord
 
 
 def with_system(turns: list[Turn], values: dict[str, Any]) -> list[Turn]:
-    """The turns after the system message in the column `system`, if it has one. Raises ValueError if the turns have one too."""
+    """The turns after the system message in the column `system`, if it has one. Raises ValueError if the
+    turns have one too."""
     system = optional_text_column(values, "system")
     if not system.strip():
         return turns
@@ -55,8 +59,8 @@ def with_system(turns: list[Turn], values: dict[str, Any]) -> list[Turn]:
 def turn_list(value: Any, field: str, form: tuple[str, str] | None = None) -> list[Turn]:
     """Messages with their places, out of a list of objects; each in its own form where `form` is not given.
 
-    A system message without text is left out; adjacent turns that only hold calls become one turn. The order of the roles is
-    not checked here.
+    A system message without text is left out; adjacent turns that only hold calls become one turn. The order
+    of the roles is not checked here.
     """
     if not isinstance(value, list):
         raise ValueError(f"{field} is {a_json_type(value)}; a list of messages was expected")
@@ -67,7 +71,12 @@ def turn_list(value: Any, field: str, form: tuple[str, str] | None = None) -> li
         if message.role == "system" and not message.content.strip():
             continue
         before = turns[-1][1] if turns else None
-        if before is not None and before.tool_calls and _only_calls(message) and before.loss_weight == message.loss_weight:
+        if (
+            before is not None
+            and before.tool_calls
+            and _only_calls(message)
+            and before.loss_weight == message.loss_weight
+        ):
             turns[-1] = (turns[-1][0], replace(before, tool_calls=before.tool_calls + message.tool_calls))
         else:
             turns.append((place, message))
@@ -82,7 +91,11 @@ def message_of(item: Any, field: str, form: tuple[str, str] | None = None) -> Me
     """One message; its form is ShareGPT's if none is given and it has the key `from`."""
     role_key, text_key = form or (SHAREGPT_KEYS if isinstance(item, dict) and "from" in item else OPENAI_KEYS)
     role, place = _role(item, field, role_key, text_key), f"{field}.{text_key}"
-    parts = parts_of(item.get(text_key), place) if item.get(text_key) is not None or not _has_calls(item) else ContentParts()
+    parts = (
+        parts_of(item.get(text_key), place)
+        if item.get(text_key) is not None or not _has_calls(item)
+        else ContentParts()
+    )
     calls = _calls(item, field) + parts.calls
     if role == "function_call":
         inside = as_structure(parts.text, place)
@@ -96,7 +109,10 @@ def message_of(item: Any, field: str, form: tuple[str, str] | None = None) -> Me
     if reasoning and role != "assistant":
         raise ValueError(f"{field} is a {role} turn with reasoning; only assistant turns can have reasoning")
     made = tuple(_tool_call(call, where) for where, call in calls) if calls else ()
-    call_id, name = _optional(item, "tool_call_id", field), _optional(item, "name", field) if role == "tool" else None
+    call_id, name = (
+        _optional(item, "tool_call_id", field),
+        _optional(item, "name", field) if role == "tool" else None,
+    )
     return _checked(Message(role, parts.text, weight_of(item, field), made, call_id, name, reasoning), field)
 
 
@@ -105,13 +121,16 @@ def _has_calls(item: dict[str, Any]) -> bool:
 
 
 def _reasoning(item: dict[str, Any], parts: "ContentParts", field: str) -> str:
-    """The reasoning before the content, from a key or from typed parts; removed from the text if it is repeated there.
+    """The reasoning before the content, from a key or from typed parts; removed from the text if it is
+    repeated there.
 
     Raises ValueError where they differ.
     """
     if not parts.reasoning and _REASONING.isdisjoint(item):
         return ""
-    said = {key: as_text(item[key], f"{field}.{key}") for key in REASONING_KEYS if not says_nothing(item.get(key))}
+    said = {
+        key: as_text(item[key], f"{field}.{key}") for key in REASONING_KEYS if not says_nothing(item.get(key))
+    }
     if parts.reasoning:
         said["content"] = parts.reasoning
     inside, answer = thought_of(parts.text)
@@ -156,7 +175,8 @@ class ContentParts:
 
 
 def parts_of(value: Any, place: str) -> ContentParts:
-    """A text, or a list of typed parts: [{"type": "text", "text": "..."}]; reasoning first, then text, then calls."""
+    """A text, or a list of typed parts: [{"type": "text", "text": "..."}]; reasoning first, then text, then
+    calls."""
     if not isinstance(value, list):
         return ContentParts(as_text(value, place))
     found, last = ContentParts(), 0
@@ -166,12 +186,18 @@ def parts_of(value: Any, place: str) -> ContentParts:
             raise ValueError(f"{where} is {a_json_type(part)}; a part with a type was expected")
         kind = PART_TYPES.get(part["type"]) if isinstance(part["type"], str) else None
         if kind is None:
-            raise ValueError(f"{where}.type is {shown(part['type'])}; only parts of type {', '.join(PART_TYPES)} can be read")
+            raise ValueError(
+                f"{where}.type is {shown(part['type'])}; only parts of type {', '.join(PART_TYPES)} can be "
+                "read"
+            )
         key = next((key for key in (kind, part["type"], "text", "value") if part.get(key) is not None), None)
         if key is None:
             raise ValueError(f"{where} has no {kind!r}; it has {listed(part)}")
         if (rank := PART_ORDER.index(kind)) < last:
-            raise ValueError(f"{where} is of type {part['type']!r} after a {PART_ORDER[last]}; {', then '.join(PART_ORDER)}")
+            raise ValueError(
+                f"{where} is of type {part['type']!r} after a {PART_ORDER[last]}; "
+                f"{', then '.join(PART_ORDER)}"
+            )
         last = rank
         if kind == "tool_call":
             found.calls.append((f"{where}.{key}", as_structure(part[key], f"{where}.{key}")))
@@ -185,7 +211,9 @@ def parts_of(value: Any, place: str) -> ContentParts:
 def _role(item: Any, field: str, role_key: str, text_key: str) -> str:
     """The role, after checking that this is a message."""
     if not isinstance(item, dict):
-        raise ValueError(f"{field} is {a_json_type(item)}; an object with {role_key} and {text_key} was expected")
+        raise ValueError(
+            f"{field} is {a_json_type(item)}; an object with {role_key} and {text_key} was expected"
+        )
     for key in (role_key, text_key):
         if key not in item and not (key == text_key and _has_calls(item)):
             raise ValueError(f"{field} has no {key!r}; it has {listed(item, 'no keys')}")
@@ -211,7 +239,9 @@ def _checked(message: Message, field: str) -> Message:
 def _tool_call(value: Any, field: str) -> ToolCall:
     """A call in OpenAI's form, {"id": ..., "function": {"name", "arguments"}}, or its inner part alone."""
     if not isinstance(value, dict):
-        raise ValueError(f"{field} is {a_json_type(value)}; an object with a function's name and arguments was expected")
+        raise ValueError(
+            f"{field} is {a_json_type(value)}; an object with a function's name and arguments was expected"
+        )
     inner = value.get("function", value)
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
         raise ValueError(f"{field} names no function; expected {{'name': ..., 'arguments': ...}}")
@@ -219,7 +249,9 @@ def _tool_call(value: Any, field: str) -> ToolCall:
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
-        raise ValueError(f"{field}.arguments is {a_json_type(arguments)}; an object, or an object as JSON, was expected")
+        raise ValueError(
+            f"{field}.arguments is {a_json_type(arguments)}; an object, or an object as JSON, was expected"
+        )
     return ToolCall(as_text(inner["name"], f"{field}.name"), arguments, _optional(value, "id", field))
 
 
@@ -228,7 +260,9 @@ def _tool(item: Any, field: str) -> dict[str, Any]:
         raise ValueError(f"{field} is {a_json_type(item)}; an object that describes a tool was expected")
     tool = item if "function" in item else {"type": "function", "function": item}
     if not isinstance(tool["function"], dict) or not isinstance(tool["function"].get("name"), str):
-        raise ValueError(f"{field} names no function; expected {{'name': ..., 'description': ..., 'parameters': ...}}")
+        raise ValueError(
+            f"{field} names no function; expected {{'name': ..., 'description': ..., 'parameters': ...}}"
+        )
     return tool
 
 

@@ -14,7 +14,8 @@ from data_prep.text import shortened, shown
 
 
 def parse_classification(values: dict[str, Any], options: FormatOptions) -> list[Conversation]:
-    """The text is the question and its label, or list of labels, the answer, in the words of the source's `labels`, if any."""
+    """The text is the question and its label, or list of labels, the answer, in the words of the source's
+    `labels`, if any."""
     labels = options.labels
     text, label = text_column(values, "text"), column(values, "label")
     if not isinstance(label, list):
@@ -22,7 +23,9 @@ def parse_classification(values: dict[str, Any], options: FormatOptions) -> list
     words = [_label(one, labels) for one in label]
     split = next((word for word in words if BETWEEN_LABELS in word), None)
     if split is not None:
-        raise ValueError(f"the label {shown(split)} holds {BETWEEN_LABELS!r}, which separates labels; rename it")
+        raise ValueError(
+            f"the label {shown(split)} holds {BETWEEN_LABELS!r}, which separates labels; rename it"
+        )
     return [ask(text, BETWEEN_LABELS.join(words) or NO_LABEL)]
 
 
@@ -32,7 +35,8 @@ def _label(label: Any, labels: Mapping[str, str]) -> str:
     raw = str(label).lower() if isinstance(label, bool) else str(label)
     if not labels and not isinstance(label, str):
         raise ValueError(
-            f"label is the {json_type(label)} {shortened(raw)}; say what it stands for: labels: {{{shown(raw)}: ...}}"
+            f"label is the {json_type(label)} {shortened(raw)}; say what it stands for: labels: "
+            f"{{{shown(raw)}: ...}}"
         )
     if not labels or raw in labels:
         return labels.get(raw, raw)
@@ -43,7 +47,8 @@ def _label(label: Any, labels: Mapping[str, str]) -> str:
 
 
 def _plain_label(name: str) -> str:
-    """A label in a form that doesn't depend on the file's type: 1 and 1.0 are the same, and so are true and " TRUE "."""
+    """A label in a form that doesn't depend on the file's type: 1 and 1.0 are the same, and so are true and "
+    TRUE "."""
     text = name.strip()
     if whole := re.fullmatch(r"([+-]?\d+)\.0*", text, re.ASCII):
         return whole[1]

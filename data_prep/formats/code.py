@@ -1,4 +1,5 @@
-"""Programming tasks, the code that solves them and their tests, as in MBPP (https://arxiv.org/abs/2108.07732)."""
+"""Programming tasks, the code that solves them and their tests, as in MBPP
+(https://arxiv.org/abs/2108.07732)."""
 
 from typing import Any
 

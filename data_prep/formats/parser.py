@@ -1,4 +1,5 @@
-"""Rows to examples: the parser of a source, and how its format is found where the recipe leaves it to be detected."""
+"""Rows to examples: the parser of a source, and how its format is found where the recipe leaves it to be
+detected."""
 
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -37,14 +38,19 @@ class RowParser:
     """Why this format, where the recipe leaves it to be detected."""
 
     def parse(self, row: Row) -> list[tuple[str, Parsed]]:
-        """A row's examples with their places ("rows.json row 3.2" is the second of the third row's). Raises DataError."""
+        """A row's examples with their places ("rows.json row 3.2" is the second of the third row's). Raises
+        DataError."""
         try:
             values = self._values(row)
             examples = self.format.parse(values, self._options_for(row))
             if not self.format.reads_all:
                 check_columns(values, self.format)
         except (ValueError, RecursionError) as error:
-            problem = f"a value is {TOO_DEEP}" if isinstance(error, RecursionError) else shortened(str(error), LONGEST_PROBLEM)
+            problem = (
+                f"a value is {TOO_DEEP}"
+                if isinstance(error, RecursionError)
+                else shortened(str(error), LONGEST_PROBLEM)
+            )
             raise DataError(f"{row.place}, read as format {self.format.name!r}: {problem}") from error
         if len(examples) == 1:
             return [(row.place, examples[0])]
@@ -60,17 +66,20 @@ class RowParser:
         return replace(self.options, template=template.model_copy(update={"prompt": prompt}))
 
     def unread_columns(self, values: Mapping[str, Any]) -> list[str]:
-        """The columns of a row that its format doesn't read, by the row's names, and keys of its messages: "messages.id"."""
+        """The columns of a row that its format doesn't read, by the row's names, and keys of its messages:
+        "messages.id"."""
         if self.format.reads_all:
             return []
         return unread_columns(values, self.format, self.options.columns)
 
     def mapped_columns(self) -> list[str]:
-        """The rows' own columns that `columns` names; what an object inside a row may have is no column of the row."""
+        """The rows' own columns that `columns` names; what an object inside a row may have is no column of
+        the row."""
         return [] if self.format.nested is not None else list(self.options.columns.values())
 
     def _renamed(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The row under the format's names; where a name is mapped, the row's own column of that name is not used."""
+        """The row under the format's names; where a name is mapped, the row's own column of that name is not
+        used."""
         mapping = self.options.columns
         nested = self.format.nested
         if not mapping or (nested is not None and _is_object(values.get(nested))):
@@ -80,8 +89,14 @@ class RowParser:
             if wanted not in values and (name in needed or self.format.reads_all):
                 close = get_close_matches(wanted[:100], list(values), n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"no column {wanted!r}, which columns.{name} names; the row has {listed(values)}{hint}")
-        kept = {name: value for name, value in values.items() if name not in mapping and name not in mapping.values()}
+                raise ValueError(
+                    f"no column {wanted!r}, which columns.{name} names; the row has {listed(values)}{hint}"
+                )
+        kept = {
+            name: value
+            for name, value in values.items()
+            if name not in mapping and name not in mapping.values()
+        }
         return kept | {name: values[wanted] for name, wanted in mapping.items() if wanted in values}
 
     def _values(self, row: Row) -> dict[str, Any]:
@@ -91,8 +106,14 @@ class RowParser:
         kept = {name: value for name, value in renamed.items() if name not in ignored} if ignored else renamed
         values = self.format.typed(kept)
         if ignored:
-            there = {name: values[name] for name in MESSAGE_COLUMNS & values.keys() if isinstance(values[name], list)}
-            values |= {name: [_without(message, ignored) for message in messages] for name, messages in there.items()}
+            there = {
+                name: values[name]
+                for name in MESSAGE_COLUMNS & values.keys()
+                if isinstance(values[name], list)
+            }
+            values |= {
+                name: [_without(message, ignored) for message in messages] for name, messages in there.items()
+            }
         return values
 
 
@@ -101,7 +122,11 @@ def _is_object(value: Any) -> bool:
 
 
 def _without(message: Any, ignored: Collection[str]) -> Any:
-    return {key: value for key, value in message.items() if key not in ignored} if isinstance(message, dict) else message
+    return (
+        {key: value for key, value in message.items() if key not in ignored}
+        if isinstance(message, dict)
+        else message
+    )
 
 
 def parser_of(
@@ -148,7 +173,9 @@ def read_parsed(
     """
     rows = islice(read_rows(source, on_bad, streaming=streaming, use=use, on_empty=on_empty), most_rows)
     first = list(islice(rows, FIRST_ROWS))
-    return parser_of(source, first, seed=seed, allow_code=allow_code, turn_order=turn_order), chain(first, rows)
+    return parser_of(source, first, seed=seed, allow_code=allow_code, turn_order=turn_order), chain(
+        first, rows
+    )
 
 
 def _detect(rows: list[Row], options: FormatOptions) -> RowParser:
@@ -157,7 +184,9 @@ def _detect(rows: list[Row], options: FormatOptions) -> RowParser:
     failed: list[str] = []
     for candidate in formats.FORMATS:
         required = candidate.columns.required
-        shape = next((shape for shape in required if all(set(shape) <= set(row.values) for row in rows)), None)
+        shape = next(
+            (shape for shape in required if all(set(shape) <= set(row.values) for row in rows)), None
+        )
         if shape is None or not rows:
             continue
         why = f"each of the first {len(rows)} rows has {' and '.join(map(repr, shape))}"
@@ -170,9 +199,13 @@ def _detect(rows: list[Row], options: FormatOptions) -> RowParser:
     if len(fitting) == 1:
         return fitting[0][0]
     place = rows[0].place if rows else "no row"
-    there = f"the columns {listed(rows[0].values)}" if rows and rows[0].values else "a row with no columns at all"
+    there = (
+        f"the columns {listed(rows[0].values)}" if rows and rows[0].values else "a row with no columns at all"
+    )
     if fitting:
         names = " and ".join(f"{parser.format.name} ({', '.join(shape)})" for parser, shape in fitting)
         raise DataError(f"{place}: format auto: {names} fit {there}; set `format` to the one that is meant")
     causes = "".join(f"\n  {cause}" for cause in failed)
-    raise DataError(f"{place}: format auto: no format fits {there}; set `format`, with `columns` or `template`{causes}")
+    raise DataError(
+        f"{place}: format auto: no format fits {there}; set `format`, with `columns` or `template`{causes}"
+    )

@@ -1,4 +1,5 @@
-"""Pairs of a chosen and a rejected answer. They are parsed and checked; training on them is not supported yet."""
+"""Pairs of a chosen and a rejected answer. They are parsed and checked; training on them is not supported
+yet."""
 
 from typing import Any
 
@@ -11,12 +12,15 @@ from data_prep.messages import Message, Preference
 
 
 def parse_preference(values: dict[str, Any], options: FormatOptions) -> list[Preference]:
-    """The turns before, and the two continuations: texts, messages in OpenAI's form or turns in ShareGPT's."""
+    """The turns before, and the two continuations: texts, messages in OpenAI's form or turns in
+    ShareGPT's."""
     order = options.turn_order
     changes: set[str] = set()
     prompt = mended(_prompt(values), set(order) - {"drop_unanswered"}, changes)
     of_answers = set(order) - ({"drop_greeting"} if prompt else set())
-    chosen, rejected = (mended(_answer(column(values, name), name), of_answers, changes) for name in ("chosen", "rejected"))
+    chosen, rejected = (
+        mended(_answer(column(values, name), name), of_answers, changes) for name in ("chosen", "rejected")
+    )
     if not prompt:  # both hold the complete conversation
         shared = 0
         while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared][1] == rejected[shared][1]:
@@ -38,7 +42,10 @@ def _prompt(values: dict[str, Any]) -> list[Turn]:
     if values.get("instruction") is not None:
         context = optional_text_column(values, "input")
         instruction = text_column(values, "instruction")
-        return with_system([("instruction", Message("user", f"{instruction}\n{context}" if context else instruction))], values)
+        return with_system(
+            [("instruction", Message("user", f"{instruction}\n{context}" if context else instruction))],
+            values,
+        )
     prompt = values.get("prompt")
     if prompt is None:
         return with_system([], values)
@@ -66,5 +73,8 @@ FORMAT = Format(
         ("input", "system"),
     ),
     parse=parse_preference,
-    readers={"conversations": as_structure, **dict.fromkeys(("prompt", "chosen", "rejected"), as_turns_or_text)},
+    readers={
+        "conversations": as_structure,
+        **dict.fromkeys(("prompt", "chosen", "rejected"), as_turns_or_text),
+    },
 )

@@ -1,4 +1,5 @@
-"""A prompt and its completion, of which only the completion is learned: two texts, or two lists of messages."""
+"""A prompt and its completion, of which only the completion is learned: two texts, or two lists of
+messages."""
 
 from typing import Any
 
@@ -11,7 +12,8 @@ from data_prep.messages import Conversation, Example, PlainText
 
 
 def parse_prompt_completion(values: dict[str, Any], options: FormatOptions) -> list[Example]:
-    """Two strings are a plain text; two lists of messages are a conversation, in which only the completion is learned."""
+    """Two strings are a plain text; two lists of messages are a conversation, in which only the completion is
+    learned."""
     order = options.turn_order
     prompt, completion = column(values, "prompt"), column(values, "completion")
     if isinstance(prompt, list) != isinstance(completion, list):
@@ -20,19 +22,28 @@ def parse_prompt_completion(values: dict[str, Any], options: FormatOptions) -> l
             "both must be strings, or both lists of messages"
         )
     if not isinstance(prompt, list):
-        for name, holds in (("tools", tool_list(values)), ("system", optional_text_column(values, "system").strip())):
+        for name, holds in (
+            ("tools", tool_list(values)),
+            ("system", optional_text_column(values, "system").strip()),
+        ):
             if holds:
-                raise ValueError(f"{name} needs a conversation; prompt and completion must then be lists of messages")
+                raise ValueError(
+                    f"{name} needs a conversation; prompt and completion must then be lists of messages"
+                )
         return [PlainText(text_column(values, "prompt"), text_column(values, "completion"))]
     changes: set[str] = set()
     # The prompt's turns are context and the completion's are learned, so turns are not merged across the two.
-    context = mended(with_system(turn_list(prompt, "prompt"), values), set(order) - {"drop_unanswered"}, changes)
+    context = mended(
+        with_system(turn_list(prompt, "prompt"), values), set(order) - {"drop_unanswered"}, changes
+    )
     answer = mended(turn_list(completion, "completion"), set(order) - {"drop_greeting"}, changes)
     messages = checked(context + answer, "prompt + completion", order, changes)
     if not any(message.role == "assistant" for message in messages[len(context) :]):
         raise ValueError("completion has no assistant turn, so there is nothing to learn")
     return [
-        Conversation(messages, completion_start=len(context), tools=tool_list(values), changes=tuple(sorted(changes))),
+        Conversation(
+            messages, completion_start=len(context), tools=tool_list(values), changes=tuple(sorted(changes))
+        ),
     ]
 
 

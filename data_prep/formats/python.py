@@ -29,11 +29,16 @@ def code_sha256(path: str) -> str:
 
 def check_allowed(sources: Sequence[Source], allowed: Collection[str]) -> None:
     """Raise DataError for code that wasn't allowed on the command line."""
-    codes = {source.code: code_sha256(source.code) for source in sources if isinstance(source, RowsSource) and source.code}
+    codes = {
+        source.code: code_sha256(source.code)
+        for source in sources
+        if isinstance(source, RowsSource) and source.code
+    }
     for path, sha256 in codes.items():
         if sha256 not in allowed:
             raise DataError(
-                f"format python would run {path}. Read it; if you trust it, allow exactly this content on the command line:\n"
+                f"format python would run {path}. Read it; if you trust it, allow exactly this content on "
+                "the command line:\n"
                 f"  --allow-code {sha256}"
             )
 
@@ -41,13 +46,15 @@ def check_allowed(sources: Sequence[Source], allowed: Collection[str]) -> None:
 def load_code(path: str, allowed: Collection[str]) -> ParseRow:
     """The function parse(row) of a Python file, which is executed to define it.
 
-    Raises DataError where the file's SHA-256 isn't among those that were allowed, where running it fails, and where it has
-    no such function.
+    Raises DataError where the file's SHA-256 isn't among those that were allowed, where running it fails, and
+    where it has no such function.
     """
     content = _content(path)
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 not in allowed:
-        raise DataError(f"code {path} is not allowed to run, or has changed since it was: its SHA-256 is {sha256}")
+        raise DataError(
+            f"code {path} is not allowed to run, or has changed since it was: its SHA-256 is {sha256}"
+        )
     module = types.ModuleType(f"row_code_{sha256[:16]}")
     module.__file__ = path
     sys.modules[module.__name__] = module  # dataclasses look their own module up
@@ -55,11 +62,15 @@ def load_code(path: str, allowed: Collection[str]) -> ParseRow:
         # Exactly the bytes that were hashed, even if the file changes meanwhile.
         exec(compile(content, path, "exec"), vars(module))  # noqa: S102 - what the flag is for
     except (Exception, SystemExit) as error:
-        raise DataError(f"code {path} raised an error while it was run: {type(error).__name__}: {error}") from error
+        raise DataError(
+            f"code {path} raised an error while it was run: {type(error).__name__}: {error}"
+        ) from error
     found = vars(module)
     parse = found.get("parse")
     if not callable(parse):
-        names = ", ".join(name for name, value in found.items() if callable(value) and not name.startswith("_"))
+        names = ", ".join(
+            name for name, value in found.items() if callable(value) and not name.startswith("_")
+        )
         raise DataError(f"code {path} has no function parse(row); it has {names or 'no functions'}")
     return parse
 
@@ -73,23 +84,33 @@ def parse_by_code(values: dict[str, Any], options: FormatOptions) -> list[Any]:
     except (Exception, SystemExit) as error:
         raise ValueError(f"parse(row) raised {type(error).__name__}: {error}") from error
     rows = made if isinstance(made, list) else [made]
-    return [example for number, row in enumerate(rows, start=1) for example in _examples(row, number, options)]
+    return [
+        example for number, row in enumerate(rows, start=1) for example in _examples(row, number, options)
+    ]
 
 
 def _examples(row: Any, number: int, options: FormatOptions) -> list[Any]:
     if not isinstance(row, dict):
-        raise ValueError(f"parse(row) returned {a_json_type(row)}; a row (an object) or a list of rows was expected")
+        raise ValueError(
+            f"parse(row) returned {a_json_type(row)}; a row (an object) or a list of rows was expected"
+        )
     form = next((form for column, form in FORMS.items() if column in row), None)
     if form is None:
         keys = listed(row, "no keys")
-        raise ValueError(f"row {number} of parse(row) has {keys}; expected 'messages', 'prompt' and 'completion', or 'text'")
+        raise ValueError(
+            f"row {number} of parse(row) has {keys}; expected 'messages', 'prompt' and 'completion', or "
+            "'text'"
+        )
     unread = [key for key in row if key not in form.columns.names]
     if unread:
         raise ValueError(
-            f"row {number} of parse(row) has {shown(unread[0])}, which format {form.name} doesn't read; leave it out"
+            f"row {number} of parse(row) has {shown(unread[0])}, which format {form.name} doesn't read; "
+            "leave it out"
         )
     examples = form.parse(form.typed(row), options)
-    if has_half_character(row):  # in a call's arguments, say; contents of files were checked when they were read
+    if has_half_character(
+        row
+    ):  # in a call's arguments, say; contents of files were checked when they were read
         raise ValueError(f"row {number} of parse(row): {HALF_CHARACTER}")
     return examples
 

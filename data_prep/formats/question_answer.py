@@ -1,4 +1,5 @@
-"""Questions with their answers, about a context or not; SQuAD's articles too (https://arxiv.org/abs/1806.03822)."""
+"""Questions with their answers, about a context or not; SQuAD's articles too
+(https://arxiv.org/abs/1806.03822)."""
 
 from typing import Any
 
@@ -12,7 +13,8 @@ UNANSWERABLE = "unanswerable"
 
 
 def parse_question_answer(values: dict[str, Any], options: FormatOptions) -> list[Conversation]:
-    """One question with its answer, or an article of SQuAD with all of its questions; the first answer is learned."""
+    """One question with its answer, or an article of SQuAD with all of its questions; the first answer is
+    learned."""
     if values.get("paragraphs") is None:
         return [_question(values, "")]
     examples = []
@@ -55,8 +57,15 @@ def _answers(value: Any, field: str) -> list[str]:
 FORMAT = Format(
     "question_answer",
     row="""`{"question": ..., "answer": ..., "context": ...}`, or SQuAD's articles""",
-    columns=Columns((("paragraphs",), ("question", "answers"), ("question", "answer")), ("context", "is_impossible")),
+    columns=Columns(
+        (("paragraphs",), ("question", "answers"), ("question", "answer")), ("context", "is_impossible")
+    ),
     parse=parse_question_answer,
-    readers={"paragraphs": as_structure, "answers": as_answers, "answer": as_answer, "is_impossible": as_truth},
+    readers={
+        "paragraphs": as_structure,
+        "answers": as_answers,
+        "answer": as_answer,
+        "is_impossible": as_truth,
+    },
     asks=True,
 )

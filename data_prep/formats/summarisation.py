@@ -9,8 +9,13 @@ from data_prep.messages import Conversation
 
 
 def parse_summarisation(values: dict[str, Any], options: FormatOptions) -> list[Conversation]:
-    """A document and its summary; a list of sentences is joined, and each of several summaries makes an example."""
-    pair = ("source", "target") if values.get("document") is None and "source" in values else ("document", "summary")
+    """A document and its summary; a list of sentences is joined, and each of several summaries makes an
+    example."""
+    pair = (
+        ("source", "target")
+        if values.get("document") is None and "source" in values
+        else ("document", "summary")
+    )
     document, summary = (column(values, name) for name in pair)
     if isinstance(document, list):
         document = " ".join(as_text(part, f"{pair[0]}[{index}]") for index, part in enumerate(document))

@@ -9,13 +9,19 @@ from data_prep.text import markdown_table
 def format_table() -> str:
     """A row of each format."""
     rows = [[f"`{form.name}`", form.row] for form in formats.FORMATS]
-    return markdown_table(["format", "a row"], [*rows, ["`auto`", "finds out which of these it is, and says why"]])
+    return markdown_table(
+        ["format", "a row"], [*rows, ["`auto`", "finds out which of these it is, and says why"]]
+    )
 
 
 def column_table() -> str:
     """The columns of the formats that name theirs."""
     rows = [
-        [f"`{form.name}`", " or ".join(map(_together, form.columns.required)), ", ".join(map(_code, form.columns.optional))]
+        [
+            f"`{form.name}`",
+            " or ".join(map(_together, form.columns.required)),
+            ", ".join(map(_code, form.columns.optional)),
+        ]
         for form in formats.FORMATS
         if not form.reads_all
     ]

@@ -1,4 +1,5 @@
-"""Values given as text: CSV and TSV have nothing else, and strings in JSON and Parquet may encode other values too.
+"""Values given as text: CSV and TSV have nothing else, and strings in JSON and Parquet may encode other
+values too.
 
 A format declares which of its columns these read (Format.readers); any other text is only text.
 """
@@ -11,7 +12,10 @@ from data_prep.formats.columns import a_json_type
 from data_prep.sources.json_text import JsonError, parse_json
 from data_prep.text import shown
 
-TRUE, FALSE = frozenset({"true", "t", "yes", "y", "on", "1"}), frozenset({"false", "f", "no", "n", "off", "0"})
+TRUE, FALSE = (
+    frozenset({"true", "t", "yes", "y", "on", "1"}),
+    frozenset({"false", "f", "no", "n", "off", "0"}),
+)
 """Texts that mean a truth value, in lower case; the numbers 1 and 0 do too."""
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -22,7 +26,8 @@ STRUCTURE = re.compile(r"\s*(\[\s*[\[{\"'\]]|\{\s*[\"'}])")
 
 
 def as_truth(value: Any, field: str) -> bool | None:
-    """A truth value, or what encodes one; None for null and a blank text. Raises ValueError for anything else."""
+    """A truth value, or what encodes one; None for null and a blank text. Raises ValueError for anything
+    else."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -35,7 +40,9 @@ def as_truth(value: Any, field: str) -> bool | None:
     else:
         number = value if isinstance(value, int | float) else None
     if number is None or number not in (0, 1):
-        raise ValueError(f"{field} is {_got(value)}; true or false was expected (yes and no, 1 and 0 mean the same)")
+        raise ValueError(
+            f"{field} is {_got(value)}; true or false was expected (yes and no, 1 and 0 mean the same)"
+        )
     return bool(number)
 
 
@@ -54,7 +61,8 @@ def as_number(value: Any, field: str) -> int | float:
 
 
 def as_structure(value: Any, field: str) -> Any:
-    """A list or an object; a text that begins like one must be JSON. A blank text is null; the format judges any other text."""
+    """A list or an object; a text that begins like one must be JSON. A blank text is null; the format judges
+    any other text."""
     if not isinstance(value, str):
         return value
     if not value.strip():
@@ -63,7 +71,8 @@ def as_structure(value: Any, field: str) -> Any:
 
 
 def as_structure_or_text(value: Any, field: str) -> Any:
-    """The same, for a column of plain texts too: it has to be JSON only if it begins with a bracket and a quote."""
+    """The same, for a column of plain texts too: it has to be JSON only if it begins with a bracket and a
+    quote."""
     return _json(value, field) if isinstance(value, str) and STRUCTURE.match(value) else value
 
 
@@ -78,11 +87,17 @@ def as_answers(value: Any, field: str) -> Any:
 
 
 def as_answer(value: Any, field: str) -> Any:
-    """One answer: a text, or SQuAD's objects. Raises ValueError for a JSON list, which could be several answers or one."""
+    """One answer: a text, or SQuAD's objects. Raises ValueError for a JSON list, which could be several
+    answers or one."""
     read = as_structure_or_text(value, field)
-    if isinstance(value, str) and isinstance(read, list) and not any(isinstance(answer, dict) for answer in read):
+    if (
+        isinstance(value, str)
+        and isinstance(read, list)
+        and not any(isinstance(answer, dict) for answer in read)
+    ):
         raise ValueError(
-            f"{field} is a JSON list; if it holds several answers, use columns: {{answers: {field}}}; if the list is itself "
+            f"{field} is a JSON list; if it holds several answers, use columns: {{answers: {field}}}; if the "
+            "list is itself "
             "the answer, use format template or prompt_completion"
         )
     return read

@@ -1,4 +1,5 @@
-"""The order of a conversation's turns: fixed as data.turn_order says, then checked; tool results follow the order of calls."""
+"""The order of a conversation's turns: fixed as data.turn_order says, then checked; tool results follow the
+order of calls."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -28,7 +29,10 @@ def mended(turns: Sequence[Turn], order: TurnOrders, changes: set[str]) -> list[
         changes |= {"drop_greeting"} if len(before) < first else set()
         found = before + found[first:]
     if "drop_unanswered" in order:
-        last = max((index for index, (_, message) in enumerate(found) if message.role == "assistant"), default=len(found))
+        last = max(
+            (index for index, (_, message) in enumerate(found) if message.role == "assistant"),
+            default=len(found),
+        )
         changes |= {"drop_unanswered"} if found[last + 1 :] else set()
         found = found[: last + 1]
     if "merge_neighbours" in order:
@@ -39,8 +43,8 @@ def mended(turns: Sequence[Turn], order: TurnOrders, changes: set[str]) -> list[
 
 
 def checked(turns: Sequence[Turn], field: str, order: TurnOrders, changes: set[str]) -> tuple[Message, ...]:
-    """The messages, results in the order of their calls. Raises ValueError, naming the message, if the order of the roles is
-    not one that can be trained on."""
+    """The messages, results in the order of their calls. Raises ValueError, naming the message, if the order
+    of the roles is not one that can be trained on."""
     if not turns:
         raise ValueError(f"{field} is empty; a conversation needs a user turn and an assistant turn")
     messages = _with_results_in_order(turns, order, changes)
@@ -52,14 +56,16 @@ def checked(turns: Sequence[Turn], field: str, order: TurnOrders, changes: set[s
         raise ValueError(f"{field} has no assistant turn, so there is nothing to learn")
     if messages[-1].role != "assistant":
         raise ValueError(
-            f"{field} ends with a {messages[-1].role} turn; the last turn must be the assistant's: data.turn_order: "
+            f"{field} ends with a {messages[-1].role} turn; the last turn must be the assistant's: "
+            "data.turn_order: "
             f"[drop_unanswered] leaves out what comes after it, and {SKIP}"
         )
     return tuple(messages)
 
 
 def _merged(turns: Sequence[Turn]) -> list[Turn]:
-    """Neighbouring turns of one role as one; nothing is merged into a turn with calls, whose results must follow it."""
+    """Neighbouring turns of one role as one; nothing is merged into a turn with calls, whose results must
+    follow it."""
     found: list[Turn] = []
     for place, message in turns:
         before = found[-1][1] if found else None
@@ -68,22 +74,28 @@ def _merged(turns: Sequence[Turn]) -> list[Turn]:
             continue
         if message.role == "assistant" and before.loss_weight != message.loss_weight:
             raise ValueError(
-                f"{place} can't be merged with the assistant's turn before it, because their weights differ; give both the "
+                f"{place} can't be merged with the assistant's turn before it, because their weights differ; "
+                "give both the "
                 "same weight"
             )
         if message.reasoning and before.content:
-            raise ValueError(f"{place} can't be merged with the turn before it: its reasoning would come after an answer")
+            raise ValueError(
+                f"{place} can't be merged with the turn before it: its reasoning would come after an answer"
+            )
         content, reasoning = (
             BETWEEN_MERGED.join(filter(None, texts))
             for texts in ((before.content, message.content), (before.reasoning, message.reasoning))
         )
-        found[-1] = (found[-1][0], replace(message, content=content, reasoning=reasoning, weight=before.weight))
+        found[-1] = (
+            found[-1][0],
+            replace(message, content=content, reasoning=reasoning, weight=before.weight),
+        )
     return found
 
 
 def _problem(turns: Sequence[Turn]) -> str | None:
-    """What is wrong with the order of the roles, and what data.turn_order can do; None where system, if there is one, comes
-    first, and user and assistant take turns."""
+    """What is wrong with the order of the roles, and what data.turn_order can do; None where system, if there
+    is one, comes first, and user and assistant take turns."""
     before: Message | None = None
     for index, (place, message) in enumerate(turns):
         if message.role != "tool" and not (index == 0 and message.role == "system"):
@@ -104,7 +116,8 @@ def _way_out(before: Message | None, message: Message) -> str:
 
 
 def _with_results_in_order(turns: Sequence[Turn], order: TurnOrders, changes: set[str]) -> list[Message]:
-    """The messages, the results of each turn's calls in the order of the calls. Raises ValueError where one is missing.
+    """The messages, the results of each turn's calls in the order of the calls. Raises ValueError where one
+    is missing.
 
     A result after a turn that writes its call only as text may be kept.
     """
@@ -114,7 +127,8 @@ def _with_results_in_order(turns: Sequence[Turn], order: TurnOrders, changes: se
         place, message = turns[index]
         if message.role == "tool" and "keep" not in order:
             raise ValueError(
-                f"{place} is a tool result without a preceding tool call that it could answer; data.turn_order: [keep] keeps "
+                f"{place} is a tool result without a preceding tool call that it could answer; "
+                "data.turn_order: [keep] keeps "
                 f"it, if the chat template allows it, and {SKIP}"
             )
         changes |= {"keep"} if message.role == "tool" else set()
@@ -132,13 +146,19 @@ def _with_results_in_order(turns: Sequence[Turn], order: TurnOrders, changes: se
 
 
 def _by_call(calling: Turn, results: Sequence[Turn], after: Sequence[Turn]) -> list[Message]:
-    """The result of each call of a turn: the one with its id, or the next one with its tool's name or no name."""
+    """The result of each call of a turn: the one with its id, or the next one with its tool's name or no
+    name."""
     place, calls = calling[0], calling[1].tool_calls
     by_id = {call.id: index for index, call in enumerate(calls) if call.id is not None}
     if len(by_id) < sum(call.id is not None for call in calls):
-        raise ValueError(f"{place}: two of its tool calls have the same id; give each its own, so that results can name it")
+        raise ValueError(
+            f"{place}: two of its tool calls have the same id; give each its own, so that results can name it"
+        )
     if not results:
-        raise ValueError(f"{after[0][0]}.role is {after[0][1].role!r} where the result of a tool call ('tool') was expected")
+        raise ValueError(
+            f"{after[0][0]}.role is {after[0][1].role!r} where the result of a tool call ('tool') was "
+            "expected"
+        )
     waiting, answered = dict(enumerate(calls)), dict[int, Message]()
     all_named = len(by_id) == len(calls)
     # Results with an id first; the others take the remaining calls.
@@ -149,13 +169,17 @@ def _by_call(calling: Turn, results: Sequence[Turn], after: Sequence[Turn]) -> l
         if wanted is not None and by_id[wanted] in answered:
             raise ValueError(f"{where}.tool_call_id is {wanted!r}, which an earlier result already answers")
         if not waiting:
-            raise ValueError(f"{where} is a tool result without a preceding tool call that it could answer; {SKIP}")
+            raise ValueError(
+                f"{where} is a tool result without a preceding tool call that it could answer; {SKIP}"
+            )
         index = by_id[wanted] if wanted is not None else _first_of(waiting, result.name, where)
         answered[index] = result
         del waiting[index]
     for call in waiting.values():
         known = f"{call.name!r}" + (f" (id {call.id!r})" if call.id is not None else "")
-        raise ValueError(f"{place}: its call of {known} has no result; each call of a turn needs one, after the turn")
+        raise ValueError(
+            f"{place}: its call of {known} has no result; each call of a turn needs one, after the turn"
+        )
     return [answered[index] for index in range(len(calls))]
 
 

@@ -1,4 +1,5 @@
-"""Columns that a format doesn't read: those that may change what is learned are refused, the others are only counted."""
+"""Columns that a format doesn't read: those that may change what is learned are refused, the others are only
+counted."""
 
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
@@ -20,14 +21,15 @@ from data_prep.sources.rows import Unreadable
 from data_prep.text import shown
 
 OTHER_TOOLS = {
-    "system_prompt": "system", "system_message": "system", "system_instruction": "system", "sys_prompt": "system",
-    "functions": "tools", "function": "tools", "available_tools": "tools", "tool_list": "tools",
-    "context": "input", "passage": "context",
+    "system_prompt": "system", "system_message": "system", "system_instruction": "system",
+    "sys_prompt": "system", "functions": "tools", "function": "tools", "available_tools": "tools",
+    "tool_list": "tools", "context": "input", "passage": "context",
 }  # fmt: skip
 """What other tools call a column, and what the formats here call it."""
 
 ASKED = frozenset({"input", "instruction", "context", "passage", "options", "choices"})
-"""Columns with a part of the question, which is lost where a format that asks (Format.asks) doesn't read them."""
+"""Columns with a part of the question, which is lost where a format that asks (Format.asks) doesn't read
+them."""
 
 MEANINGFUL = frozenset({"system", "tools", "history", "references", *OTHER_TOOLS}) - ASKED
 """Columns that the model is meant to read, in every format but plain texts."""
@@ -39,7 +41,9 @@ MEDIA = frozenset({"image", "images", "audio", "audios", "video", "videos"})
 """Columns with media that the texts of a dialogue may refer to."""
 
 ROW_WEIGHTS = frozenset({*WEIGHTS, "sample_weight"})
-ROW_MASKS = frozenset({*LEARNED_WHERE_TRUE, *LEARNED_WHERE_FALSE, "mask", "completion_mask", "assistant_masks"})
+ROW_MASKS = frozenset(
+    {*LEARNED_WHERE_TRUE, *LEARNED_WHERE_FALSE, "mask", "completion_mask", "assistant_masks"}
+)
 """Columns that say how much of a dialogue is learned."""
 
 GOOD_OR_BAD = frozenset({"label", "kto_tag"})
@@ -55,27 +59,36 @@ def unread_columns(values: Mapping[str, Any], form: Format, names: Mapping[str, 
     unread = [name for name in values if name not in read]
     for name in MESSAGE_COLUMNS.intersection(form.columns.names):
         messages = as_turns_or_text(values.get(names.get(name, name)), name)
-        keys = (key for message in (messages if isinstance(messages, list) else ()) for key in unread_keys(message))
+        keys = (
+            key
+            for message in (messages if isinstance(messages, list) else ())
+            for key in unread_keys(message)
+        )
         unread += [f"{names.get(name, name)}.{key}" for key in dict.fromkeys(keys)]
     return unread
 
 
 def check_columns(values: Mapping[str, Any], form: Format) -> None:
-    """Raise ValueError for an unread column that may change what is learned, or whose name is close to an optional one's."""
+    """Raise ValueError for an unread column that may change what is learned, or whose name is close to an
+    optional one's."""
     columns = form.columns
     for name in [name for name in values if name not in columns.names]:
         value = values[name]
-        if says_nothing(value) or isinstance(value, Unreadable):  # an unreadable value carries no meaning either
+        if says_nothing(value) or isinstance(
+            value, Unreadable
+        ):  # an unreadable value carries no meaning either
             continue
         absent = [optional for optional in columns.optional if optional not in values]
         if isinstance(value, str) and (meant := _meant(name.lower(), absent)):
             raise ValueError(
-                f"the column {shown(name)} is not read; did you mean {meant!r}? Write columns: {{{meant}: {name}}}, or add it "
+                f"the column {shown(name)} is not read; did you mean {meant!r}? Write columns: {{{meant}: "
+                f"{name}}}, or add it "
                 "to ignore_columns to ignore it"
             )
         if problem := _problem(name.lower(), value, form):
             raise ValueError(
-                f"the column {shown(name)} {problem}, and this format doesn't read it; to ignore it, add it to the "
+                f"the column {shown(name)} {problem}, and this format doesn't read it; to ignore it, add it "
+                "to the "
                 f"source's ignore_columns{_hint(name.lower(), columns.names)}"
             )
 
@@ -106,7 +119,11 @@ def _problem(name: str, value: Any, form: Format) -> str | None:
     if name in ROW_MASKS and _truth(value) is not True:
         return f"says which part of the row is learned ({shown(value)})"
     # A label of 0 may be any class.
-    if name in GOOD_OR_BAD and _truth(value) is False and (name != "label" or str(value).strip().lower() == "false"):
+    if (
+        name in GOOD_OR_BAD
+        and _truth(value) is False
+        and (name != "label" or str(value).strip().lower() == "false")
+    ):
         return "says that the answer is bad, as in rows for KTO"
     return None
 

@@ -1,7 +1,8 @@
 """What the order generator puts together: sentences and slot values, each belonging to one split only.
 
-A template holds {quantity}, {product}, {date} and {customer}; greeting, urgency and small talk are sentences of their own.
-The words are common ones with one spelling, so that a small model copies them rather than respells them.
+A template holds {quantity}, {product}, {date} and {customer}; greeting, urgency and small talk are sentences
+of their own. The words are common ones with one spelling, so that a small model copies them rather than
+respells them.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,11 @@ class Texts:
 
     def sentences(self) -> list[str]:
         """Templates, small talk and phrases of urgency."""
-        return [*self.templates, *self.small_talk, *(phrase for group in self.urgency.values() for phrase in group)]
+        return [
+            *self.templates,
+            *self.small_talk,
+            *(phrase for group in self.urgency.values() for phrase in group),
+        ]
 
     def values(self) -> list[str]:
         """Every text of the split, for the check that no two splits share one."""
@@ -70,19 +75,25 @@ TRAIN = Texts(
     ),
     small_talk=(
         "I hope you are well.", "It has been raining here all week.", "Your shop is my favorite.",
-        "My neighbor told me about you.", "Thank you for the quick answer last time.", "I love your new website.",
+        "My neighbor told me about "
+        "you.", "Thank you for the quick answer last time.", "I love your new website.",
         "The last delivery was perfect.", "We just moved to a new office.", "Sorry for writing so late.",
         "My phone is almost empty.", "Our garden is full of flowers.", "You can leave the box at the door.",
-        "The dog is friendly, by the way.", "Please send the bill by mail.", "The last box came after three days.",
+        "The dog is friendly, by the "
+        "way.", "Please send the bill by mail.", "The last box came after three days.",
         "I have been a customer for 7 years.",
     ),
     urgency={
         "low": (
             "There is no rush.", "Take your time.", "It is not urgent.", "No hurry at all.", "This can wait.",
-            "It is fine if it takes longer.", "Do it whenever you can.", "We are not in a hurry.", "A delay is no problem.",
-            "It does not matter if it is late.", "We have time.", "Any time later is fine.", "Send it when you have a moment.",
-            "It does not have to be now.", "There is no need for speed.", "Slow delivery is fine.", "There is time enough.",
-            "No pressure from our side.", "It is no problem to wait.", "Whenever you like.", "We will gladly wait.",
+            "It is fine if it takes "
+            "longer.", "Do it whenever you can.", "We are not in a hurry.", "A delay is no problem.",
+            "It does not matter if it is "
+            "late.", "We have time.", "Any time later is fine.", "Send it when you have a moment.",
+            "It does not have to be "
+            "now.", "There is no need for speed.", "Slow delivery is fine.", "There is time enough.",
+            "No pressure from our "
+            "side.", "It is no problem to wait.", "Whenever you like.", "We will gladly wait.",
         ),
         "normal": (
             "Normal delivery is fine.", "The usual delivery, please.", "Please handle it as usual.",
@@ -98,7 +109,8 @@ TRAIN = Texts(
             "It can not wait.", "This is an emergency.", "Please rush this order.", "We are in a great hurry.",
             "It must not be late.", "Send it immediately.", "It has to be fast.", "There is no time to lose.",
             "We need it now.", "Every hour counts.", "Do it right away, please.", "Time is running out.",
-            "As fast as you can, please.", "The matter is critical.", "Please act at once.", "We need this very soon.",
+            "As fast as you can, "
+            "please.", "The matter is critical.", "Please act at once.", "We need this very soon.",
         ),
     },
     first_names=(

@@ -1,8 +1,8 @@
 """Free-text customer orders and their JSON: a task that a base model can't do and that is quick to learn.
 
-The two splits share no template, greeting, sentence, phrase, name or product word (order_texts.py), and no quantity and
-no day of the year; check_disjoint verifies this before any row is made. A date is copied as the customer writes it
-("14 March"), a quantity in words becomes a number, and the priority follows from a phrase.
+The two splits share no template, greeting, sentence, phrase, name or product word (order_texts.py), and no
+quantity and no day of the year; check_disjoint verifies this before any row is made. A date is copied as the
+customer writes it ("14 March"), a quantity in words becomes a number, and the priority follows from a phrase.
 """
 
 import json
@@ -25,7 +25,8 @@ WORDS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
 )  # fmt: skip
 MONTHS = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December",
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+    "November", "December",
 )  # fmt: skip
 LARGEST_QUANTITY = 60
 DAYS_A_MONTH = 28
@@ -70,7 +71,11 @@ def check_disjoint(train: Texts = TRAIN, held_out: Texts = HELD_OUT) -> None:
             raise ValueError(f"repeated in one split: {sorted(repeated)}")
     shared = {_plain(value) for value in train.values()} & {_plain(value) for value in held_out.values()}
     for mine, theirs in (train.sentences(), held_out.sentences()), (held_out.sentences(), train.sentences()):
-        shared |= {_plain(text) for text in mine if any(f" {_plain(text)} " in f" {_plain(other)} " for other in theirs)}
+        shared |= {
+            _plain(text)
+            for text in mine
+            if any(f" {_plain(text)} " in f" {_plain(other)} " for other in theirs)
+        }
     shared |= {str(n) for n in set(quantities("train")) & set(quantities("held_out"))}
     shared |= set(dates("train")) & set(dates("held_out"))
     if shared:

@@ -1,9 +1,9 @@
 """How much a template may build, and what is checked before a filter, a method or a format runs.
 
-Two limits apply. No single text, and no list with its contents, may be longer than the row allows (`most_characters`). And
-everything that one rendering makes is counted (`left`, and `left_in_steps` for concatenation and slicing), so that many
-medium-sized values are stopped as well.
-Operations that make much from little at once (widths, repeats, joins, indents) are estimated before they run, in CHECKS and
+Two limits apply. No single text, and no list with its contents, may be longer than the row allows
+(`most_characters`). And everything that one rendering makes is counted (`left`, and `left_in_steps` for
+concatenation and slicing), so that many medium-sized values are stopped as well. Operations that make much
+from little at once (widths, repeats, joins, indents) are estimated before they run, in CHECKS and
 METHOD_CHECKS.
 """
 
@@ -21,8 +21,9 @@ GROWTH = 16
 BASE_TOTAL = 64_000_000
 """Everything that a rendering makes may be BASE_TOTAL plus GROWTH times the text that is passed in."""
 GROWTH_IN_STEPS = 4096
-"""What `+`, `~` and slices make is counted separately, up to BASE_TOTAL plus this many times the text that is passed in: a
-template that builds a long conversation turn by turn makes the complete text anew with each turn, and discards the last one."""
+"""What `+`, `~` and slices make is counted separately, up to BASE_TOTAL plus this many times the text that is
+passed in: a template that builds a long conversation turn by turn makes the complete text anew with each
+turn, and discards the last one."""
 LARGEST_NUMBER = 1_000_000
 """The largest width or count that a filter or method is called with."""
 LONGEST_PRETTY = 20_000
@@ -141,7 +142,8 @@ class Budget:
         return value
 
     def check_pattern(self, pattern: str, sign: str, *values: Any) -> None:
-        """Refuse a pattern of `%` or `format` with too long a result: its widths, and each value in each placeholder."""
+        """Refuse a pattern of `%` or `format` with too long a result: its widths, and each value in each
+        placeholder."""
         if re.search(r"%[^%]*?\*" if sign == "%" else r"\{[^{}]*\{[^{]", pattern):
             raise LimitExceeded("it takes the width of a text from another value")
         widths = sum(int(digits) for digits in re.findall(r"\d+", pattern))
@@ -217,13 +219,17 @@ def _tojson(budget: Budget, value: Any, *others: Any, **options: Any) -> None:
     added = [*others, *options.values()]  # an indent, or separators
     for number in added:
         budget.check_number(number)
-    spaces = sum(number if isinstance(number, int) else measured(number, LARGEST_NUMBER) for number in added if number)
+    spaces = sum(
+        number if isinstance(number, int) else measured(number, LARGEST_NUMBER) for number in added if number
+    )
     budget.check_size(measured(value, budget.most_characters, each=1 + spaces, level=spaces))
 
 
 def _pprint(budget: Budget, value: Any) -> None:
     if measured(value, LONGEST_PRETTY) > LONGEST_PRETTY:
-        raise LimitExceeded(f"it calls pprint with more than {LONGEST_PRETTY:,} characters; tojson takes more")
+        raise LimitExceeded(
+            f"it calls pprint with more than {LONGEST_PRETTY:,} characters; tojson takes more"
+        )
 
 
 def _format(budget: Budget, value: Any, *args: Any, **kwargs: Any) -> None:
@@ -256,13 +262,14 @@ def check_texts(budget: Budget, *args: Any, **kwargs: Any) -> None:
 
 
 CHECKS: dict[str, Check] = {
-    "center": _width, "indent": _indent, "wordwrap": _wordwrap, "urlize": _urlize, "replace": _replace, "join": _join,
-    "sum": _sum, "tojson": _tojson, "pprint": _pprint, "format": _format, "batch": _batch, "slice": _slice, "round": _round,
+    "center": _width, "indent": _indent, "wordwrap": _wordwrap, "urlize": _urlize, "replace": _replace,
+    "join": _join, "sum": _sum, "tojson": _tojson, "pprint": _pprint, "format": _format, "batch": _batch,
+    "slice": _slice, "round": _round,
 }  # fmt: skip
 """By filter."""
 for _name in (
-    "abs", "attr", "count", "d", "default", "dictsort", "first", "groupby", "items", "last", "length", "list", "map", "max",
-    "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort", "unique",
+    "abs", "attr", "count", "d", "default", "dictsort", "first", "groupby", "items", "last", "length", "list",
+    "map", "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort", "unique",
 ):  # fmt: skip
     CHECKS[_name] = _nothing  # these make no text from a list, and nothing longer than their input
 
@@ -273,7 +280,9 @@ def _expandtabs(budget: Budget, text: Any, tabsize: Any = 8) -> None:
 
 def _translate(budget: Budget, text: Any, table: Any, *others: Any) -> None:
     values: Iterable[Any] = table.values() if isinstance(table, dict) else _items(table)
-    budget.check_size(len(text) * max((len(value) for value in values if isinstance(value, TextLimits)), default=1))
+    budget.check_size(
+        len(text) * max((len(value) for value in values if isinstance(value, TextLimits)), default=1)
+    )
 
 
 def _join_method(budget: Budget, separator: Any, value: Any) -> tuple[Any, ...]:
@@ -281,7 +290,7 @@ def _join_method(budget: Budget, separator: Any, value: Any) -> tuple[Any, ...]:
 
 
 METHOD_CHECKS: dict[str, Check] = {
-    "center": _width, "ljust": _width, "rjust": _width, "zfill": _width, "to_bytes": _width, "expandtabs": _expandtabs,
-    "replace": _replace, "join": _join_method, "translate": _translate,
+    "center": _width, "ljust": _width, "rjust": _width, "zfill": _width, "to_bytes": _width,
+    "expandtabs": _expandtabs, "replace": _replace, "join": _join_method, "translate": _translate,
 }  # fmt: skip
 """By method of a text, of bytes, or of an integer."""

@@ -1,7 +1,8 @@
 """Jinja with limits: a template that loops endlessly or builds huge texts is stopped, whatever it does.
 
-The sandbox is transformers' own, with every extension and filter that chat templates use; limits are added to it. Every
-loop iteration and call checks the time limit, and everything that makes texts or lists counts them (limits.py).
+The sandbox is transformers' own, with every extension and filter that chat templates use; limits are added to
+it. Every loop iteration and call checks the time limit, and everything that makes texts or lists counts them
+(limits.py).
 """
 
 import functools
@@ -10,7 +11,15 @@ from functools import lru_cache
 from time import monotonic
 from typing import Any, NoReturn, cast
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateRuntimeError, TemplateSyntaxError, UndefinedError, nodes
+from jinja2 import (
+    StrictUndefined,
+    Template,
+    TemplateError,
+    TemplateRuntimeError,
+    TemplateSyntaxError,
+    UndefinedError,
+    nodes,
+)
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -35,7 +44,8 @@ LONGEST_MESSAGE = 500
 
 
 class LimitedCode(CodeGenerator):
-    """Jinja's compiler; code that makes or writes values without a call or filter goes through the sandbox as well."""
+    """Jinja's compiler; code that makes or writes values without a call or filter goes through the sandbox as
+    well."""
 
     def visit_Call(self, node: nodes.Call, frame: Frame, forward_caller: bool = False) -> None:  # noqa: D102
         if isinstance(node.node, nodes.EnvironmentAttribute):  # a tick
@@ -47,13 +57,17 @@ class LimitedCode(CodeGenerator):
         self._through("joined", node.nodes, frame)
 
     def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: D102
-        self._around("sliced" if isinstance(node.arg, nodes.Slice) else "", super().visit_Getitem, node, frame)
+        self._around(
+            "sliced" if isinstance(node.arg, nodes.Slice) else "", super().visit_Getitem, node, frame
+        )
 
     def visit_List(self, node: nodes.List, frame: Frame) -> None:  # noqa: D102
         self._around("literal" if _varies(node.items) else "", super().visit_List, node, frame)
 
     def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:  # noqa: D102
-        self._around("literal" if node.ctx == "load" and _varies(node.items) else "", super().visit_Tuple, node, frame)
+        self._around(
+            "literal" if node.ctx == "load" and _varies(node.items) else "", super().visit_Tuple, node, frame
+        )
 
     def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:  # noqa: D102
         self._around("literal" if node.items else "", super().visit_Dict, node, frame)
@@ -111,7 +125,9 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
             if self.finalize is not None:
                 self.finalize(value)
             if isinstance(value, Iterator):  # its text would be an address, different each time
-                raise TemplateRuntimeError(f"it writes a {type(value).__name__}, which has no text; add `| list` or `| join`")
+                raise TemplateRuntimeError(
+                    f"it writes a {type(value).__name__}, which has no text; add `| list` or `| join`"
+                )
             value = value if isinstance(value, str) else self.text(value)
         self.left -= len(value)
         if self.left < 0:
@@ -160,7 +176,8 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
         return self.charged(super().call_binop(context, operator, left, right))
 
     def _added(self, left: Any, right: Any) -> Any:
-        """Two lists as one. The shorter is measured each time, the complete one if it grows past a power of two."""
+        """Two lists as one. The shorter is measured each time, the complete one if it grows past a power of
+        two."""
         size = len(left) + len(right)
         self.check_size(size)
         self.charge_step(ITEM * size + measured(min(left, right, key=len), self.most_characters))
@@ -173,14 +190,20 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
         sized = [value for value in (left, right) if isinstance(value, (*TextLimits, list, tuple))]
         if sized:
             number = right if sized[0] is left else left
-            self.check_size(measured(sized[0], self.most_characters) * (number if isinstance(number, int) else 1))
+            self.check_size(
+                measured(sized[0], self.most_characters) * (number if isinstance(number, int) else 1)
+            )
         elif all(isinstance(value, int) and value.bit_length() > 5_000 for value in (left, right)):
             raise LimitExceeded("it multiplies numbers with too many digits")
 
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         self.tick()
         owner = getattr(function, "__self__", None)
-        check = METHOD_CHECKS.get(getattr(function, "__name__", "")) if isinstance(owner, (*TextLimits, int)) else None
+        check = (
+            METHOD_CHECKS.get(getattr(function, "__name__", ""))
+            if isinstance(owner, (*TextLimits, int))
+            else None
+        )
         if check is not None:
             args = check(self, owner, *args, **kwargs) or args
         return self.charged(super().call(context, function, *args, **kwargs))
@@ -213,7 +236,11 @@ class LimitedSandbox(Budget, ImmutableSandboxedEnvironment):
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
         """Compile with a check of the time limit in every loop and macro."""
-        repeated = [*source.find_all(nodes.For), *source.find_all(nodes.Macro), *source.find_all(nodes.CallBlock)]
+        repeated = [
+            *source.find_all(nodes.For),
+            *source.find_all(nodes.Macro),
+            *source.find_all(nodes.CallBlock),
+        ]
         for block in cast("list[nodes.For]", repeated):
             own = nodes.Const(sum(len(data.data) for data in block.find_all(nodes.TemplateData)))
             tick = nodes.Call(nodes.EnvironmentAttribute("tick"), [own], [], None, None)
@@ -242,7 +269,9 @@ def _drawn(name: str) -> Callable[..., NoReturn]:
 def _limited(base: Any, **options: Any) -> LimitedSandbox:
     sandbox = base.overlay(**options)
     sandbox.__class__ = LimitedSandbox
-    sandbox.filters = {name: sandbox.filter_within_limits(name, function) for name, function in base.filters.items()}
+    sandbox.filters = {
+        name: sandbox.filter_within_limits(name, function) for name, function in base.filters.items()
+    }
     sandbox.filters["random"] = _drawn("random")
     sandbox.globals = base.globals | {"lipsum": _drawn("lipsum")}
     return sandbox
@@ -258,13 +287,18 @@ def chat_sandbox() -> LimitedSandbox:
 
 @lru_cache(maxsize=1)
 def row_sandbox() -> LimitedSandbox:
-    """The sandbox for a user's own texts in format template: a name that the row lacks, or a null, is an error."""
-    return _limited(ImmutableSandboxedEnvironment(undefined=StrictInLists, keep_trailing_newline=True, finalize=_no_null))
+    """The sandbox for a user's own texts in format template: a name that the row lacks, or a null, is an
+    error."""
+    return _limited(
+        ImmutableSandboxedEnvironment(undefined=StrictInLists, keep_trailing_newline=True, finalize=_no_null)
+    )
 
 
 def _no_null(value: Any) -> Any:
     if value is None:
-        raise UndefinedError('it writes a value that is null here, which would become "None"; write {{ name or "" }}')
+        raise UndefinedError(
+            'it writes a value that is null here, which would become "None"; write {{ name or "" }}'
+        )
     return value
 
 
@@ -274,8 +308,11 @@ def _compiled(sandbox: LimitedSandbox, text: str) -> Template:
     return sandbox.from_string(text)
 
 
-def render_limited(sandbox: LimitedSandbox, text: str, variables: dict[str, Any], input_characters: int) -> str:
-    """A template's text. Whatever fails in it is raised as jinja2's TemplateError, of which LimitExceeded is one."""
+def render_limited(
+    sandbox: LimitedSandbox, text: str, variables: dict[str, Any], input_characters: int
+) -> str:
+    """A template's text. Whatever fails in it is raised as jinja2's TemplateError, of which LimitExceeded is
+    one."""
     try:
         template = _compiled(sandbox, text)
         sandbox.begin(input_characters)
@@ -284,14 +321,18 @@ def render_limited(sandbox: LimitedSandbox, text: str, variables: dict[str, Any]
     except TemplateError:
         raise
     except (RecursionError, MemoryError) as error:
-        raise LimitExceeded("it is nested too deeply, recurses endlessly, or needs too much memory") from error
+        raise LimitExceeded(
+            "it is nested too deeply, recurses endlessly, or needs too much memory"
+        ) from error
     except Exception as error:  # a template is a user's program: its expressions may raise anything
         raise TemplateRuntimeError(str(error) or type(error).__name__) from error
     if not rendered.isascii():
         try:
             rendered.encode("utf-16-le")  # fails like UTF-8 would, but is faster
         except UnicodeEncodeError as error:
-            raise TemplateRuntimeError("it writes half of a surrogate pair, which is not valid text") from error
+            raise TemplateRuntimeError(
+                "it writes half of a surrogate pair, which is not valid text"
+            ) from error
     return rendered
 
 

@@ -54,15 +54,15 @@ def read_rows(
     use: Use | None = None,
     on_empty: Callable[[str], None] | None = None,
 ) -> Iterator[Row]:
-    """The rows of a source, in its order; files are read in the order of their names. `streaming` reads a data set
-    directly from the hub, row by row, and stores nothing on disk. `use` chooses among the files of a folder or glob
-    (find_files), of which those without a row are reported to `on_empty`.
+    """The rows of a source, in its order; files are read in the order of their names. `streaming` reads a
+    data set directly from the hub, row by row, and stores nothing on disk. `use` chooses among the files of a
+    folder or glob (find_files), of which those without a row are reported to `on_empty`.
 
-    Raises DataError with the file and the row, line or byte that is wrong, and if there is no row at all. If `on_bad` is
-    given, the error about a single row (invalid JSON in a line, a different number of fields than the header, not an object,
-    too long) is passed to it instead and the row is skipped; errors about a complete file are raised all the same. Memory
-    holds one row or batch of rows at a time, except for JSON files (up to MAX_JSON_BYTES) and Arrow files with compressed
-    batches (one batch).
+    Raises DataError with the file and the row, line or byte that is wrong, and if there is no row at all. If
+    `on_bad` is given, the error about a single row (invalid JSON in a line, a different number of fields than
+    the header, not an object, too long) is passed to it instead and the row is skipped; errors about a
+    complete file are raised all the same. Memory holds one row or batch of rows at a time, except for JSON
+    files (up to MAX_JSON_BYTES) and Arrow files with compressed batches (one batch).
     """
     bad = on_bad or _refuse
     if isinstance(source, FileSource):
@@ -75,9 +75,9 @@ def read_rows(
 def source_digest(source: Source) -> str:
     """What identifies a source's content.
 
-    A file: the sha256 of its bytes. A glob or a folder: the sha256 of its files' names and bytes, sorted by name. A
-    generator: the sha256 of its name, version and options. A hub data set: "revision:COMMIT", because a commit of the hub
-    fixes its content.
+    A file: the sha256 of its bytes. A glob or a folder: the sha256 of its files' names and bytes, sorted by
+    name. A generator: the sha256 of its name, version and options. A hub data set: "revision:COMMIT", because
+    a commit of the hub fixes its content.
     """
     if isinstance(source, HubSource):
         return f"revision:{hub_commit(source)}"
@@ -111,7 +111,9 @@ def _files_of(source: FileSource, use: Use | None = None) -> list[DataFile]:
     return find_files(source.path, use)
 
 
-def _read_files(source: FileSource, use: Use | None, bad: Bad, on_empty: Callable[[str], None] | None) -> Iterator[Row]:
+def _read_files(
+    source: FileSource, use: Use | None, bad: Bad, on_empty: Callable[[str], None] | None
+) -> Iterator[Row]:
     empty: list[EmptyFileError] = []
     files = _files_of(source, use)
     for file in files:

@@ -8,7 +8,16 @@ from data_prep.errors import DataError
 from data_prep.files import DataFile
 from data_prep.sources.json_text import JsonError, parse_json
 from data_prep.sources.opening import on_disk
-from data_prep.sources.rows import MAX_ROW_BYTES, Bad, EmptyFileError, Row, Unreadable, repeated, text_length, too_long
+from data_prep.sources.rows import (
+    MAX_ROW_BYTES,
+    Bad,
+    EmptyFileError,
+    Row,
+    Unreadable,
+    repeated,
+    text_length,
+    too_long,
+)
 from data_prep.text import shortened, shown
 
 if TYPE_CHECKING:
@@ -43,7 +52,9 @@ def read_parquet(file: DataFile, bad: Bad) -> Iterator[Row]:
             raise EmptyFileError(f"{file.name} is empty")
         # Buffered and not read ahead: otherwise a column of a complete row group is in memory at once.
         with pyarrow.OSFile(str(path)) as content:
-            parquet = ParquetFile(content, buffer_size=2**18, pre_buffer=False, page_checksum_verification=True)
+            parquet = ParquetFile(
+                content, buffer_size=2**18, pre_buffer=False, page_checksum_verification=True
+            )
             schema = parquet.schema_arrow
             # Unreadable columns are skipped: images next to the texts may be most of a file.
             columns = [field.name for field in schema if not _unreadable(field.type)]
@@ -52,7 +63,8 @@ def read_parquet(file: DataFile, bad: Bad) -> Iterator[Row]:
 
 
 def read_arrow(file: DataFile, bad: Bad) -> Iterator[Row]:
-    """The rows of an Arrow file, in either of its two forms (file and stream), mapped into memory and not read ahead."""
+    """The rows of an Arrow file, in either of its two forms (file and stream), mapped into memory and not
+    read ahead."""
     import pyarrow
 
     with on_disk(file) as path, _failures_named(file, "Arrow"):
@@ -93,19 +105,26 @@ def _failures_named(file: DataFile, kind: str) -> Iterator[None]:
 
 
 def rows_of_batches(
-    batches: "Iterable[pyarrow.RecordBatch | pyarrow.Table]", schema: "pyarrow.Schema", name: str, bad: Bad, *, first: int = 1
+    batches: "Iterable[pyarrow.RecordBatch | pyarrow.Table]",
+    schema: "pyarrow.Schema",
+    name: str,
+    bad: Bad,
+    *,
+    first: int = 1,
 ) -> Iterator[Row]:
     """The rows of batches as plain values; `first` is the number of the first one.
 
-    Times become ISO 8601 texts, decimal numbers texts, which keep every digit; a field of a struct that is null is left out,
-    because a struct has the fields of all rows: JSON would not have it. What can't be read becomes an Unreadable, for the
-    column's complete value.
+    Times become ISO 8601 texts, decimal numbers texts, which keep every digit; a field of a struct that is
+    null is left out, because a struct has the fields of all rows: JSON would not have it. What can't be read
+    becomes an Unreadable, for the column's complete value.
 
     Raises DataError for two columns of one name.
     """
     if (column := repeated(schema.names)) is not None:
         raise DataError(f"{name} has two columns named {shown(column)}; column names must be unique")
-    unreadable = {field.name: Unreadable(shortened(str(field.type))) for field in schema if _unreadable(field.type)}
+    unreadable = {
+        field.name: Unreadable(shortened(str(field.type))) for field in schema if _unreadable(field.type)
+    }
     read = [column for column in schema.names if column not in unreadable]
     plain = {field.name: make for field in schema if (make := _plain(field.type)) is not None}
     for batch in batches:
@@ -120,7 +139,9 @@ def rows_of_batches(
                 try:
                     for column, make in plain.items():
                         if values.get(column) is not None:
-                            values[column] = _plain_or_unreadable(make, values[column], schema.field(column).type)
+                            values[column] = _plain_or_unreadable(
+                                make, values[column], schema.field(column).type
+                            )
                 except JsonError as error:
                     bad(DataError(f"{place} can't be read: {error}"))
                 else:
@@ -145,7 +166,8 @@ def _value(batch: "pyarrow.RecordBatch | pyarrow.Table") -> Any:
 
 
 def _unreadable(kind: "pyarrow.DataType") -> bool:
-    """Whether nothing in a column can be read; a struct with an unreadable field may have readable ones too."""
+    """Whether nothing in a column can be read; a struct with an unreadable field may have readable ones
+    too."""
     from pyarrow import types
 
     kind = _stored(kind)
@@ -177,15 +199,22 @@ def _plain(kind: "pyarrow.DataType") -> Plain | None:
         return parse_json
     kind = _stored(kind)
     if types.is_struct(kind):
-        return _plain_struct({kind.field(index).name: _plain(kind.field(index).type) for index in range(kind.num_fields)})
+        return _plain_struct(
+            {kind.field(index).name: _plain(kind.field(index).type) for index in range(kind.num_fields)}
+        )
     if _is_list(kind):
         item = _plain(kind.value_type)
         return item and (lambda values: [None if value is None else item(value) for value in values])
     if types.is_map(kind) and types.is_string(kind.key_type):
         value_of = _plain(kind.item_type)
-        return value_of and (lambda values: {key: None if value is None else value_of(value) for key, value in values.items()})
+        return value_of and (
+            lambda values: {key: None if value is None else value_of(value) for key, value in values.items()}
+        )
     texts = (types.is_string, types.is_large_string, types.is_string_view)
-    if any(is_type(kind) for is_type in (types.is_null, types.is_boolean, types.is_integer, types.is_floating, *texts)):
+    if any(
+        is_type(kind)
+        for is_type in (types.is_null, types.is_boolean, types.is_integer, types.is_floating, *texts)
+    ):
         return None
     if any(is_type(kind) for is_type in (types.is_timestamp, types.is_date, types.is_time)):
         return lambda value: value.isoformat()
@@ -195,7 +224,9 @@ def _plain(kind: "pyarrow.DataType") -> Plain | None:
 def _plain_struct(fields: dict[str, Plain | None]) -> Plain:
     def plain(values: dict[str, Any]) -> dict[str, Any]:
         there = {name: value for name, value in values.items() if value is not None}
-        return {name: value if (make := fields[name]) is None else make(value) for name, value in there.items()}
+        return {
+            name: value if (make := fields[name]) is None else make(value) for name, value in there.items()
+        }
 
     return plain
 
@@ -204,7 +235,9 @@ def _is_list(kind: "pyarrow.DataType") -> bool:
     from pyarrow import types
 
     views = (types.is_list_view, types.is_large_list_view)
-    return any(is_type(kind) for is_type in (types.is_list, types.is_large_list, types.is_fixed_size_list, *views))
+    return any(
+        is_type(kind) for is_type in (types.is_list, types.is_large_list, types.is_fixed_size_list, *views)
+    )
 
 
 def _stored(kind: "pyarrow.DataType") -> "pyarrow.DataType":

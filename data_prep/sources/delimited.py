@@ -43,7 +43,8 @@ def _read_delimited(file: DataFile, bad: Bad, delimiter: str) -> Iterator[Row]:
 
 def _records(name: str, lines: Lines, delimiter: str) -> Iterator[tuple[int, list[str] | DataError]]:
     """Each record, or what is wrong with it, with the number of its first line; empty lines are skipped."""
-    # Python's own limit, 128 KiB, is too small for long texts; it applies to the complete process, so it is only ever raised.
+    # Python's own limit, 128 KiB, is too small for long texts; it applies to the complete process, so it is
+    # only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
@@ -89,7 +90,7 @@ def _header(name: str, record: tuple[int, list[str] | DataError] | None, delimit
     if len(columns) == 1 and others:
         raise DataError(
             f"{name}:{line}: the header has a single column {shown(columns[0])}: "
-            f"{'.csv files must be comma-separated' if delimiter == ',' else '.tsv files must be tab-separated'}, "
+            f"{'.csv files must be comma' if delimiter == ',' else '.tsv files must be tab'}-separated, "
             f"and this one seems to use {others[0]!r}; convert it"
         )
     return columns

@@ -25,7 +25,9 @@ def hub_token() -> str | bool:
     Raises DataError for a token that can't be sent: HTTP headers are ASCII.
     """
     token = os.environ.get("HF_TOKEN") or ""
-    unexpected = [character for character in token.strip() if not character.isascii() or not character.isprintable()]
+    unexpected = [
+        character for character in token.strip() if not character.isascii() or not character.isprintable()
+    ]
     if unexpected:
         raise DataError(f"HF_TOKEN holds {unexpected[0]!r}; expected an ASCII token (hf_...): copy it again.")
     return token or False
@@ -33,26 +35,33 @@ def hub_token() -> str | bool:
 
 def _hub_advice(source: HubSource) -> str:
     return (
-        "check its name, revision and your connection (a private data set needs HF_TOKEN in the environment); offline, "
-        f"set revision to the full commit of a copy of {source.dataset} that was downloaded before, or save the rows to a "
+        "check its name, revision and your connection (a private data set needs HF_TOKEN in the "
+        "environment); offline, "
+        f"set revision to the full commit of a copy of {source.dataset} that was downloaded before, or save "
+        "the rows to a "
         ".jsonl file and give its path"
     )
 
 
 @lru_cache
 def hub_commit(source: HubSource) -> str:
-    """The commit that the source's revision names; a full commit is not looked up, anything else once per process."""
+    """The commit that the source's revision names; a full commit is not looked up, anything else once per
+    process."""
     if source.revision is not None and COMMIT.fullmatch(source.revision):
         return source.revision
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 
-    # HTTPError is the hub client's own: raised when the hub is unreachable, and for every response other than 200.
+    # HTTPError is the hub client's own: raised when the hub is unreachable, and for every response other than
+    # 200.
     try:
-        commit = HfApi(token=hub_token()).dataset_info(source.dataset, revision=source.revision, timeout=30).sha
+        commit = (
+            HfApi(token=hub_token()).dataset_info(source.dataset, revision=source.revision, timeout=30).sha
+        )
     except (HFValidationError, HTTPError, OfflineModeIsEnabled, OSError) as error:
         raise DataError(
-            f"data set {source.dataset}: its commit could not be looked up on the hub ({error}); {_hub_advice(source)}"
+            f"data set {source.dataset}: its commit could not be looked up on the hub ({error}); "
+            f"{_hub_advice(source)}"
         ) from error
     if commit is None:
         raise DataError(f"data set {source.dataset}: the hub has no commit for revision {source.revision!r}")
@@ -60,16 +69,24 @@ def hub_commit(source: HubSource) -> str:
 
 
 def read_hub(source: HubSource, bad: Bad, *, streaming: bool = False) -> Iterator[Row]:
-    """The rows of a data set at its commit, like Arrow files; downloaded first, or with `streaming` as they are read."""
+    """The rows of a data set at its commit, like Arrow files; downloaded first, or with `streaming` as they
+    are read."""
     commit = hub_commit(source)
     import datasets
 
     try:
         rows = datasets.load_dataset(
-            source.dataset, source.config, split=source.split, revision=commit, token=hub_token(), streaming=streaming
+            source.dataset,
+            source.config,
+            split=source.split,
+            revision=commit,
+            token=hub_token(),
+            streaming=streaming,
         )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"data set {hub_name(source)} could not be loaded: {error}; {_hub_advice(source)}") from error
+        raise DataError(
+            f"data set {hub_name(source)} could not be loaded: {error}; {_hub_advice(source)}"
+        ) from error
     first = 1
     for table in rows.with_format("arrow").iter(BATCH_ROWS):
         yield from rows_of_batches([table], table.schema, hub_name(source), bad, first=first)

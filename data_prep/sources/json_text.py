@@ -14,7 +14,14 @@ ENDS_TOO_EARLY = "the text ends before the value does"
 SECOND_OBJECT = "a second object follows the first"
 COMMA_BEHIND = "a comma follows the value"
 
-PYTHON_WORDS = {"True": "true", "False": "false", "None": "null", "nan": "null", "inf": "null", "undefined": "null"}
+PYTHON_WORDS = {
+    "True": "true",
+    "False": "false",
+    "None": "null",
+    "nan": "null",
+    "inf": "null",
+    "undefined": "null",
+}
 """Words of other languages, and what JSON writes for them."""
 
 
@@ -22,12 +29,18 @@ CONTROLS = {"\t": ("a tab", r"\t"), "\n": ("a line break", r"\n"), "\r": ("a car
 """Characters that must be escaped in JSON strings."""
 
 CAUSES = {
-    "Unterminated string": r"the string that begins here is never closed; write a quote inside it as \", a line break as \n",
+    "Unterminated string": (
+        r"the string that begins here is never closed; write a quote inside it as \", a line break as \n"
+    ),
     "Invalid \\": r"a backslash that begins no valid escape; write a backslash in a string as \\",
     "Expecting property name": "a key in double quotes was expected",
-    "Expecting ','": r"a comma, or the end of the object or list, was expected; write a quote inside a string as \"",
+    "Expecting ','": (
+        r"a comma, or the end of the object or list, was expected; write a quote inside a string as \""
+    ),
     "Expecting ':'": "a colon was expected after the key",
-    "Expecting value": "a value was expected: a string in double quotes, a number, true, false, null, an object or a list",
+    "Expecting value": (
+        "a value was expected: a string in double quotes, a number, true, false, null, an object or a list"
+    ),
 }
 """How messages of Python's json module begin, and what they mean."""
 
@@ -65,7 +78,8 @@ def parse_json_with_flaws(text: str) -> Any:
 
 
 def first_flaw(value: Any) -> str | None:
-    """The first problem inside a value that parse_json_with_flaws returned; None if there is none. Raises RecursionError."""
+    """The first problem inside a value that parse_json_with_flaws returned; None if there is none. Raises
+    RecursionError."""
     flaw = next((found.cause for found in _below(value) if isinstance(found, Flaw)), None)
     return flaw or (HALF_CHARACTER if has_half_character(value) else None)
 
@@ -118,7 +132,8 @@ def _whole_number_or_flaw(digits: str) -> Any:
 def _twice(pairs: list[tuple[str, Any]]) -> Flaw:
     counts = Counter(key for key, _ in pairs)
     return Flaw(
-        f"the key {shown(next(key for key, count in counts.items() if count > 1))} appears twice in one object; remove one"
+        f"the key {shown(next(key for key, count in counts.items() if count > 1))} appears twice in one "
+        "object; remove one"
     )
 
 
@@ -127,7 +142,9 @@ def _no_value(word: str) -> Flaw:
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
-_LENIENT = json.JSONDecoder(object_pairs_hook=_object_or_flaw, parse_constant=_no_value, parse_int=_whole_number_or_flaw)
+_LENIENT = json.JSONDecoder(
+    object_pairs_hook=_object_or_flaw, parse_constant=_no_value, parse_int=_whole_number_or_flaw
+)
 
 
 def _cause(error: json.JSONDecodeError) -> str:
@@ -144,7 +161,9 @@ def _cause(error: json.JSONDecodeError) -> str:
     if rest[0] in "\u201c\u201d\u201e\u2018\u2019":
         return f'{rest[0]} is a typographic quote; JSON strings need straight double quotes (")'
     if rest[0] == "\ufeff":
-        return "a byte order mark inside the text; were files that begin with one concatenated? Remove the mark"
+        return (
+            "a byte order mark inside the text; were files that begin with one concatenated? Remove the mark"
+        )
     if error.msg == "Extra data":
         return _cause_of_more(rest)
     return _cause_of_value(error.msg, rest, before)
@@ -159,7 +178,9 @@ def _cause_of_more(rest: str) -> str:
 def _cause_of_value(message: str, rest: str, before: str) -> str:
     if rest[0] == "'":
         return "single quotes, as Python prints objects; JSON needs double quotes: write rows with json.dumps"
-    if message.startswith("Illegal trailing comma") or (rest[0] in "}]" and before.endswith(",")):  # the first: Python 3.13
+    if message.startswith("Illegal trailing comma") or (
+        rest[0] in "}]" and before.endswith(",")
+    ):  # the first: Python 3.13
         return f"a trailing comma before {rest.lstrip(', ')[:1]}; remove the comma"
     if rest[0] in "/#":
         return "a comment, which JSON doesn't allow; remove the comment"

@@ -1,4 +1,5 @@
-"""Opening files: decompressed on the fly, text line by line, and every failure a DataError with the file's name."""
+"""Opening files: decompressed on the fly, text line by line, and every failure a DataError with the file's
+name."""
 
 import gzip
 import io
@@ -15,20 +16,27 @@ from data_prep.sources.rows import MAX_ROW_BYTES, too_long
 from data_prep.temporary import temporary_folder
 
 MAGIC = {b"\x1f\x8b": "gzip (.gz)", b"\x28\xb5\x2f\xfd": "Zstandard (.zst)", b"PAR1": "Parquet (.parquet)"}
-MAGIC |= {b"ARROW1": "Arrow (.arrow)", b"PK\x03\x04": "a ZIP archive or a spreadsheet", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+MAGIC |= {
+    b"ARROW1": "Arrow (.arrow)",
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+}
 """The first bytes of binary files that are often named like text files."""
 
 POINTERS = {
     b"version https://git-lfs.github.com/spec/": ("Git LFS", "git lfs pull"),
     b"/annex/objects/": ("git-annex", "git annex get ."),
 }
-"""The first bytes of pointer files, which stand for large files in a repository; the tool, and its command to fetch them."""
+"""The first bytes of pointer files, which stand for large files in a repository; the tool, and its command to
+fetch them."""
 
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 MOST_TIMES = 100
 ALWAYS_UNPACKED = 2**30
-"""A compressed file may unpack to this many bytes or MOST_TIMES its size, whichever is more: text and tables stay far below."""
+"""A compressed file may unpack to this many bytes or MOST_TIMES its size, whichever is more: text and tables
+stay far below."""
 
 MOST_BLANK_LINES = 1_000_000
 """This many consecutive blank lines are not a gap between rows, but a wrong or damaged file."""
@@ -55,7 +63,8 @@ def opened(file: DataFile) -> Iterator[IO[bytes]]:
 
 
 class _Unpacked(io.RawIOBase):
-    """What a compressed file unpacks to. Raises DataError beyond a plausible size: it would fill memory or disk."""
+    """What a compressed file unpacks to. Raises DataError beyond a plausible size: it would fill memory or
+    disk."""
 
     def __init__(self, content: io.RawIOBase, file: DataFile) -> None:
         self._content, self._name, self._bytes = content, file.name, 0
@@ -71,7 +80,8 @@ class _Unpacked(io.RawIOBase):
         self._bytes += count or 0
         if self._bytes > self._most:
             raise DataError(
-                f"{self._name} unpacks to more than {MOST_TIMES} times its size, and {ALWAYS_UNPACKED / 2**30:g} GiB; "
+                f"{self._name} unpacks to more than {MOST_TIMES} times its size, and "
+                f"{ALWAYS_UNPACKED / 2**30:g} GiB; "
                 "if that is intended, unpack it and give the path of the unpacked file"
             )
         return count
@@ -79,7 +89,8 @@ class _Unpacked(io.RawIOBase):
 
 @contextmanager
 def on_disk(file: DataFile) -> Iterator[Path]:
-    """A file's path; where it is compressed, that of an unpacked copy in the folder for temporary files, deleted after use.
+    """A file's path; where it is compressed, that of an unpacked copy in the folder for temporary files,
+    deleted after use.
 
     For formats that are read from the end backwards, such as Parquet.
     """
@@ -114,16 +125,18 @@ def _refuse_pointer(file: DataFile) -> None:
     for beginning, (tool, command) in POINTERS.items():
         if start.startswith(beginning):
             raise DataError(
-                f"{file.name} is a {tool} pointer: the data that it stands for have not been fetched; run `{command}` in its "
+                f"{file.name} is a {tool} pointer: the data that it stands for have not been fetched; run "
+                f"`{command}` in its "
                 "folder, or download the file"
             )
 
 
 class Lines:
-    """The lines of a file as text, one at a time, each with its line break; a byte order mark is not part of the first.
+    """The lines of a file as text, one at a time, each with its line break; a byte order mark is not part of
+    the first.
 
-    A line that can't be read is returned as an empty one and its problem is kept in `problem`, so that a reader can skip it
-    and continue with the next. Raises DataError after MOST_BLANK_LINES of white space.
+    A line that can't be read is returned as an empty one and its problem is kept in `problem`, so that a
+    reader can skip it and continue with the next. Raises DataError after MOST_BLANK_LINES of white space.
     """
 
     def __init__(self, content: IO[bytes], name: str) -> None:
@@ -147,12 +160,15 @@ class Lines:
         if self._blank > MOST_BLANK_LINES:
             first = self.number - MOST_BLANK_LINES
             raise DataError(
-                f"{self._name}:{first}: {MOST_BLANK_LINES:,} lines without text from here on; is it the right file?"
+                f"{self._name}:{first}: {MOST_BLANK_LINES:,} lines without text from here on; is it the "
+                "right file?"
             )
         if len(line) > MAX_ROW_BYTES:
             while line and not line.endswith(b"\n"):
                 line = self._content.readline(MAX_ROW_BYTES)
-            self.problem = self.problem or too_long(f"{self._name}:{self.number}", "check the line breaks, or split the row")
+            self.problem = self.problem or too_long(
+                f"{self._name}:{self.number}", "check the line breaks, or split the row"
+            )
             return "\n"
         try:
             return decode(line, self._name, self.number)
@@ -171,17 +187,21 @@ def _refuse_other_kinds(start: bytes, name: str) -> None:
         if start.startswith(magic):
             raise DataError(f"{name} is not text: its content is {kind}; rename or unpack it")
     if start.startswith(UTF_16):
-        raise DataError(f"{name} is UTF-16, not UTF-8; convert it, for example: iconv -f UTF-16 -t UTF-8 {name}")
+        raise DataError(
+            f"{name} is UTF-16, not UTF-8; convert it, for example: iconv -f UTF-16 -t UTF-8 {name}"
+        )
 
 
 def decode(content: bytes, name: str, first_line: int = 1) -> str:
-    """Bytes as text; raises DataError with the line and byte that is not UTF-8. A byte order mark is removed from line 1."""
+    """Bytes as text; raises DataError with the line and byte that is not UTF-8. A byte order mark is removed
+    from line 1."""
     if first_line == 1:
         _refuse_other_kinds(content, name)
     if b"\0" in content:
         line = first_line + content.count(b"\n", 0, content.index(b"\0"))
         raise DataError(
-            f"{name}:{line}: a NUL byte, which text never contains; if the file is UTF-16, convert it, for example: "
+            f"{name}:{line}: a NUL byte, which text never contains; if the file is UTF-16, convert it, for "
+            "example: "
             f"iconv -f UTF-16LE -t UTF-8 {name}"
         )
     try:

@@ -11,16 +11,21 @@ from data_prep.errors import DataError
 from data_prep.text import shown
 
 MAX_ROW_BYTES = 8 * 2**20
-"""The longest row. No document is that long, but a row in a file with wrong line breaks or quotes easily is."""
+"""The longest row. No document is that long, but a row in a file with wrong line breaks or quotes easily
+is."""
 
 MOST_LISTED = 10
 """Maximum number of column or key names in a message."""
 
 TOO_DEEP = "nested too deeply to be read"
-HALF_CHARACTER = r"a text holds half of a surrogate pair (\ud800 to \udfff), which is not valid Unicode; remove this character"
+HALF_CHARACTER = (
+    r"a text holds half of a surrogate pair (\ud800 to \udfff), which is not valid Unicode; remove this "
+    r"character"
+)
 
 Bad = Callable[[DataError], None]
-"""Called for a row that can't be read: either raises the error, or counts it and returns, so that the row is skipped."""
+"""Called for a row that can't be read: either raises the error, or counts it and returns, so that the row is
+skipped."""
 
 
 class EmptyFileError(DataError):
@@ -49,7 +54,10 @@ class Unreadable:
 
     def problem(self, field: str) -> str:
         """The message for reading a field with this value."""
-        return f"{field} holds {self.kind}, which is not text; cast it when writing the file (pyarrow: column.cast('string'))"
+        return (
+            f"{field} holds {self.kind}, which is not text; cast it when writing the file (pyarrow: "
+            "column.cast('string'))"
+        )
 
 
 def checked_row(place: str, values: Any) -> Row:
@@ -82,7 +90,9 @@ def too_long(place: str, hint: str) -> DataError:
     return DataError(f"{place}: the row is longer than {MAX_ROW_BYTES // 2**20} MiB; {hint}")
 
 
-ESCAPED_HALF = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]")
+ESCAPED_HALF = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
+)
 """A high surrogate without a low one after it, or a low surrogate without a high one before it."""
 
 
@@ -104,7 +114,8 @@ def has_escaped_half(text: str) -> bool:
 
 
 def has_half_character(values: Any) -> bool:
-    r"""Whether a text holds half of a surrogate pair ("\ud83d" alone), which is not valid Unicode and can't be tokenised."""
+    r"""Whether a text holds half of a surrogate pair ("\ud83d" alone), which is not valid Unicode and can't
+    be tokenised."""
     if isinstance(values, dict):
         return any(has_half_character(key) or has_half_character(below) for key, below in values.items())
     if isinstance(values, list):

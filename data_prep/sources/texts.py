@@ -34,7 +34,9 @@ MAX_JSON_BYTES = 10**9
 LIST_HINT = "; a list of objects is JSON: name the file .json"
 
 LINE_HINTS = {
-    ENDS_TOO_EARLY: "; in JSONL each object is on one line; if yours span several: jq -c . {name} > rows.jsonl",
+    ENDS_TOO_EARLY: (
+        "; in JSONL each object is on one line; if yours span several: jq -c . {name} > rows.jsonl"
+    ),
     SECOND_OBJECT: "; JSONL has one object per line: jq -c . {name} > rows.jsonl",
     COMMA_BEHIND: "; in JSONL each line is only an object: remove the comma",
 }
@@ -70,7 +72,9 @@ def _parse_line(line: str, name: str, number: int) -> Row:
     except JsonError as error:
         if not error.column:
             raise DataError(f"{place}: {error}") from error
-        hint = LIST_HINT if line.lstrip().startswith("[") else LINE_HINTS.get(str(error), "").format(name=name)
+        hint = (
+            LIST_HINT if line.lstrip().startswith("[") else LINE_HINTS.get(str(error), "").format(name=name)
+        )
         raise DataError(f"{place}:{error.column}: invalid JSON: {error}{hint}") from error
     if isinstance(values, list) and values and isinstance(values[0], dict):
         raise DataError(f"{place} is a list; an object with named columns was expected{LIST_HINT}")
@@ -78,7 +82,8 @@ def _parse_line(line: str, name: str, number: int) -> Row:
 
 
 def read_json(file: DataFile, bad: Bad) -> Iterator[Row]:
-    """A list of objects; or one object of which exactly one value is a list of objects (as SQuAD's "data"): that list.
+    """A list of objects; or one object of which exactly one value is a list of objects (as SQuAD's "data"):
+    that list.
 
     The file is read at once; one of more than MAX_JSON_BYTES, unpacked, is refused.
     """
@@ -88,7 +93,8 @@ def read_json(file: DataFile, bad: Bad) -> Iterator[Row]:
         if too_large or len(content) > MAX_JSON_BYTES:
             raise DataError(
                 f"{file.name} is larger than {MAX_JSON_BYTES / 1e9:g} GB, and JSON is read into memory "
-                "at once; convert it to JSONL, which is read by line, for example: jq -c '.[]' rows.json > rows.jsonl"
+                "at once; convert it to JSONL, which is read by line, for example: jq -c '.[]' rows.json > "
+                "rows.jsonl"
             )
     text = decode(content, file.name)
     if not text.strip():
@@ -136,7 +142,10 @@ def _rows_of(parsed: Any, name: str) -> list[Any]:
         if len(lists) == 1:
             rows: list[Any] = lists[0]
             return rows
-    raise DataError(f"{name} holds {described(parsed)}; a list of objects was expected, or an object with one such list inside")
+    raise DataError(
+        f"{name} holds {described(parsed)}; a list of objects was expected, or an object with one such list "
+        "inside"
+    )
 
 
 def _is_list_of_objects(value: Any) -> bool:
@@ -144,7 +153,8 @@ def _is_list_of_objects(value: Any) -> bool:
 
 
 def read_paragraphs(file: DataFile, bad: Bad) -> Iterator[Row]:
-    """A row for each paragraph (lines up to an empty one), because a complete book is longer than any document may be."""
+    """A row for each paragraph (lines up to an empty one), because a complete book is longer than any
+    document may be."""
     with opened(file) as content:
         lines = Lines(content, file.name)
         paragraph: list[str] = []
@@ -158,7 +168,9 @@ def read_paragraphs(file: DataFile, bad: Bad) -> Iterator[Row]:
                     first, length = lines.number, 0
                 length += len(line)
                 if length > MAX_ROW_BYTES:
-                    problem = problem or too_long(f"{file.name}:{first}", "put empty lines between paragraphs")
+                    problem = problem or too_long(
+                        f"{file.name}:{first}", "put empty lines between paragraphs"
+                    )
                 if problem is None:
                     paragraph.append(stripped)
             elif problem is not None:

@@ -1,8 +1,8 @@
 """Prepared data on disk, so that the same rows are tokenised only once.
 
-An entry is a folder named by a hash of everything that determines its content. It is written under a temporary name and
-renamed when complete; a lock file lets the first of several processes prepare while the others wait. Entries are private
-(see `disk`).
+An entry is a folder named by a hash of everything that determines its content. It is written under a
+temporary name and renamed when complete; a lock file lets the first of several processes prepare while the
+others wait. Entries are private (see `disk`).
 """
 
 import errno
@@ -52,10 +52,11 @@ def key_of(identity: dict[str, Any]) -> str:
 
 
 def obtain(cache: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
-    """The entry's folder and report; `make` writes the files into a folder and returns the report, if there is none yet.
+    """The entry's folder and report; `make` writes the files into a folder and returns the report, if there
+    is none yet.
 
-    Of several processes on a host one makes it, while the others wait without a timeout. Raises DataError if the cache can't
-    be written to (a full disk, say); nothing is left behind then.
+    Of several processes on a host one makes it, while the others wait without a timeout. Raises DataError if
+    the cache can't be written to (a full disk, say); nothing is left behind then.
     """
     folder = cache / key
     if (report := _read(folder)) is not None:
@@ -84,7 +85,8 @@ def obtain(cache: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> tup
 
 
 def _sweep(cache: Path, *, own: str) -> None:
-    """Remove what killed processes have left: live ones hold the lock of their key, this one that of `own`."""
+    """Remove what killed processes have left: live ones hold the lock of their key, this one that of
+    `own`."""
     from filelock import Timeout
 
     for leftover in cache.glob(f"*{UNFINISHED}"):
@@ -106,12 +108,21 @@ def entries(cache: Path) -> list[Entry]:
         if report is not None:
             sources = [source["source"] for source in report["sources"]]
             size = sum(file.stat().st_size for file in folder.iterdir())
-            found.append(Entry(folder, folder.stat().st_mtime, size, sources, report["train_rows"] + report["evaluation_rows"]))
+            found.append(
+                Entry(
+                    folder,
+                    folder.stat().st_mtime,
+                    size,
+                    sources,
+                    report["train_rows"] + report["evaluation_rows"],
+                )
+            )
     return sorted(found, key=lambda entry: -entry.made)
 
 
 def clear(cache: Path) -> tuple[int, int]:
-    """Delete every entry that no process is making; how many there were, and their bytes. Runs that read one continue."""
+    """Delete every entry that no process is making; how many there were, and their bytes. Runs that read one
+    continue."""
     from filelock import Timeout
 
     count = freed = 0
@@ -120,7 +131,9 @@ def clear(cache: Path) -> tuple[int, int]:
         lock = _lock(cache / f"{key}.lock")
         try:
             with lock.acquire(timeout=0):
-                for folder in (path for path in cache.glob(f"{key}*") if path.is_dir() and not path.is_symlink()):
+                for folder in (
+                    path for path in cache.glob(f"{key}*") if path.is_dir() and not path.is_symlink()
+                ):
                     count += 1
                     freed += sum(file.stat().st_size for file in folder.iterdir())
                     shutil.rmtree(folder)
@@ -139,7 +152,13 @@ def _read(folder: Path) -> dict[str, Any] | None:
         summary = read_json(folder / SUMMARY)
         whole = all((folder / name).stat().st_size == size for name, size in summary["files"].items())
         report: dict[str, Any] = summary["report"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or not a summary: it is made again
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # missing, or not a summary: it is made again
         return None
     return report if whole else None
 
@@ -154,15 +173,19 @@ def _writing(cache: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise DataError(f"{error.filename} {error.strerror}") from None
-        full = error.errno == errno.ENOSPC or f"errno {errno.ENOSPC}" in str(error)  # pyarrow gives it only in the text
+        full = error.errno == errno.ENOSPC or f"errno {errno.ENOSPC}" in str(
+            error
+        )  # pyarrow gives it only in the text
         reason = os.strerror(errno.ENOSPC) if full else error.strerror or error
         raise DataError(
-            f"prepared data can't be written to {cache}: {reason}; make room there, or set FINETUNE_CACHE to another folder"
+            f"prepared data can't be written to {cache}: {reason}; make room there, or set FINETUNE_CACHE to "
+            "another folder"
         ) from error
 
 
 def _lock(path: Path) -> "FileLock":
-    """A lock file; waiting for it writes nothing to it, and follows no link. Raises OSError if it is a link."""
+    """A lock file; waiting for it writes nothing to it, and follows no link. Raises OSError if it is a
+    link."""
     from filelock import FileLock
 
     if path.is_symlink():

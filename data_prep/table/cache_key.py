@@ -28,7 +28,8 @@ OPTIONS = (
     "special_tokens_in_text",
     "streaming",
 )
-"""The keys of the data section that determine documents. Packs, mixture and the held-out fraction are drawn from documents."""
+"""The keys of the data section that determine documents. Packs, mixture and the held-out fraction are drawn
+from documents."""
 
 UNKNOWN_TO_2 = frozenset({"reasoning", "turn_order", "ignore_columns", "files_left_out"})
 """Keys of a section or a source added after preparation 2, whose cache keys don't include them."""
@@ -49,7 +50,9 @@ def identity_of(
     uses: dict[Use, tuple[Source, ...]] = {"train": section.train, "evaluation": section.held_out}
     preparation = rendering_of(tokenizer).preparation
     options = section.model_dump(mode="json", include=set(OPTIONS))
-    sources = {use: [_source(source, use, section, digests, seed) for source in used] for use, used in uses.items()}
+    sources = {
+        use: [_source(source, use, section, digests, seed) for source in used] for use, used in uses.items()
+    }
     identity = {
         "preparation": preparation,
         "first_rows": first_rows,
@@ -85,7 +88,9 @@ def template_sha256(tokenizer: "PreTrainedTokenizerFast") -> str:
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
 
 
-def _source(source: Source, use: Use, section: DataSection, digests: dict[str, str], seed: int) -> dict[str, Any]:
+def _source(
+    source: Source, use: Use, section: DataSection, digests: dict[str, str], seed: int
+) -> dict[str, Any]:
     """A source by its content and format; of its path only what the places of rows include."""
     values = source.model_dump(mode="json", exclude={"path", "code", "repeat", "share"})
     values |= {"digest": digests[source_name(source)], "place_in": place_in(source, section)}
@@ -94,7 +99,11 @@ def _source(source: Source, use: Use, section: DataSection, digests: dict[str, s
         values["files_left_out"] = left_out_files(source.path, use)
     if isinstance(source, RowsSource) and source.code is not None:
         values["code"] = code_sha256(source.code)
-    versions = {form.name: form.version for form in formats.FORMATS if form.version and source.format in (form.name, "auto")}
+    versions = {
+        form.name: form.version
+        for form in formats.FORMATS
+        if form.version and source.format in (form.name, "auto")
+    }
     if versions:
         values["formats"] = versions
     if isinstance(source, RowsSource) and source.template is not None and source.template.other_prompts:
@@ -103,7 +112,8 @@ def _source(source: Source, use: Use, section: DataSection, digests: dict[str, s
 
 
 def place_in(source: Source, section: DataSection) -> str:
-    """The prefix that distinguishes same-named files of different sources in the places of rows: as many folders as needed."""
+    """The prefix that distinguishes same-named files of different sources in the places of rows: as many
+    folders as needed."""
     if not isinstance(source, FileSource) or is_pattern(source.path):
         return ""  # the files of a glob are named with its folder already
     own = PurePath(source.path)

@@ -1,7 +1,7 @@
 """Rows as tokens: one document, and a table of them on disk or in memory.
 
-A table is a memory-mapped Arrow file: what isn't accessed takes no memory, and a million documents open instantly.
-Shapes: T tokens of a document, N documents of a table.
+A table is a memory-mapped Arrow file: what isn't accessed takes no memory, and a million documents open
+instantly. Shapes: T tokens of a document, N documents of a table.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,11 +32,13 @@ class Document:
     place: str
     """The location of the row: "rows.json row 17"."""
     targets: tuple[float, ...] = ()
-    """What a classification head learns at the one supervised token, in place of the token (data_prep.labels)."""
+    """What a classification head learns at the one supervised token, in place of the token
+    (data_prep.labels)."""
     repeated: int = 0
     """Tokens at its start that repeat the end of the previous piece: read again, but counted once."""
     values: tuple[float, ...] = ()
-    """Numbers that an objective computed of it before the first step of a training; never stored in a table."""
+    """Numbers that an objective computed of it before the first step of a training; never stored in a
+    table."""
 
     @property
     def weights(self) -> list[float]:
@@ -58,13 +60,17 @@ class Document:
 
     def part(self, first: int, end: int, place: str | None = None, *, repeated: int = 0) -> "Document":
         """The tokens from `first` up to `end` as a separate document, whose first token has no label."""
-        clipped = ((max(start, first + 1) - first, min(stop, end) - first, weight) for start, stop, weight in self.spans)
+        clipped = (
+            (max(start, first + 1) - first, min(stop, end) - first, weight)
+            for start, stop, weight in self.spans
+        )
         spans = tuple((start, stop, weight) for start, stop, weight in clipped if start < stop)
         return Document(self.token_ids[first:end], spans, place or self.place, self.targets, repeated)
 
 
 class DocumentTable(Sequence[Document]):
-    """Documents by index, from an Arrow file or buffer. A slice or a selection of rows is a view of the same file."""
+    """Documents by index, from an Arrow file or buffer. A slice or a selection of rows is a view of the same
+    file."""
 
     def __init__(self, batches: "Sequence[pyarrow.RecordBatch]", rows: np.ndarray | None = None):
         self._batches = batches
@@ -114,7 +120,10 @@ class DocumentTable(Sequence[Document]):
         """The number of supervised tokens of each document (N)."""
         found = []
         for batch in self._batches:
-            bounds, offsets = batch.column("span_bounds").values.to_numpy(), batch.column("span_bounds").offsets.to_numpy()
+            bounds, offsets = (
+                batch.column("span_bounds").values.to_numpy(),
+                batch.column("span_bounds").offsets.to_numpy(),
+            )
             before = np.concatenate([[0], np.cumsum(bounds[1::2] - bounds[::2])])
             found.append(np.diff(before[offsets // 2]))
         return self._chosen(found, np.int64)
@@ -155,9 +164,11 @@ class TableWriter:
         self._rows: list[TableRow] = []
         self._schema = pyarrow.schema(
             [
-                ("token_ids", pyarrow.list_(pyarrow.int32())), ("span_bounds", pyarrow.list_(pyarrow.int32())),
+                ("token_ids", pyarrow.list_(pyarrow.int32())),
+                ("span_bounds", pyarrow.list_(pyarrow.int32())),
                 ("span_weights", pyarrow.list_(pyarrow.float64())), ("place", pyarrow.string()),
-                ("source", pyarrow.int16()), ("fingerprint", pyarrow.uint64()), ("targets", pyarrow.list_(pyarrow.float64())),
+                ("source", pyarrow.int16()), ("fingerprint", pyarrow.uint64()),
+                ("targets", pyarrow.list_(pyarrow.float64())),
             ]
         )  # fmt: skip
         self._sink: Any = pyarrow.BufferOutputStream() if path is None else pyarrow.OSFile(str(path), "wb")
@@ -195,7 +206,9 @@ class TableWriter:
         documents = [row.document for row in rows]
         columns = [
             _list_array([document.token_ids for document in documents], np.int32),
-            _list_array([[bound for span in document.spans for bound in span[:2]] for document in documents], np.int32),
+            _list_array(
+                [[bound for span in document.spans for bound in span[:2]] for document in documents], np.int32
+            ),
             _list_array([[weight for _, _, weight in document.spans] for document in documents], np.float64),
             pyarrow.array([document.place for document in documents], pyarrow.string()),
             pyarrow.array([row.source for row in rows], pyarrow.int16()),

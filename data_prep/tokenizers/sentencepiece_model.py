@@ -1,5 +1,5 @@
-"""A SentencePiece tokenizer.model as a fast tokenizer: the same ids as SentencePiece itself, for models that come without a
-tokenizer.json (LLaMA 1 and 2, Mistral, TinyLlama and their like).
+"""A SentencePiece tokenizer.model as a fast tokenizer: the same ids as SentencePiece itself, for models that
+come without a tokenizer.json (LLaMA 1 and 2, Mistral, TinyLlama and their like).
 """
 
 import json
@@ -29,8 +29,8 @@ CONTROL, USER_DEFINED = 3, 4
 
 @contextmanager
 def converted_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder with the tokenizer files of `folder` and a tokenizer.json converted from its tokenizer.model. Raises
-    DataError if that can't be read.
+    """A temporary folder with the tokenizer files of `folder` and a tokenizer.json converted from its
+    tokenizer.model. Raises DataError if that can't be read.
     """
     with temporary_folder("finetune-tokenizer-") as made:
         for name in KEPT:
@@ -65,7 +65,9 @@ def _read_model(path: Path) -> Any:
     from transformers.utils import sentencepiece_model_pb2_new as proto
 
     if is_git_lfs_pointer(path):
-        raise DataError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`, or download it again.")
+        raise DataError(
+            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`, or download it again."
+        )
     model = proto.ModelProto()  # type: ignore[attr-defined]
     try:
         model.ParseFromString(path.read_bytes())
@@ -84,12 +86,15 @@ def pieces_of(path: Path) -> list[str] | None:
         return None
 
 
-_OTHER_KIND = ": LLAMA 3's tokenizer.model is a tiktoken file, which can't be read; use the tokenizer.json of the same model."
+_OTHER_KIND = (
+    ": LLAMA 3's tokenizer.model is a tiktoken file, which can't be read; use the tokenizer.json of the same "
+    "model."
+)
 
 
 def _tokenizer(model: Any, *, legacy: bool) -> "Tokenizer":
-    """The model alone, without special tokens. `legacy`, SentencePiece's own way, begins each text with a blank if the
-    model says so; otherwise only the first text before a special token does.
+    """The model alone, without special tokens. `legacy`, SentencePiece's own way, begins each text with a
+    blank if the model says so; otherwise only the first text before a special token does.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers.convert_slow_tokenizer import generate_merges
@@ -97,7 +102,9 @@ def _tokenizer(model: Any, *, legacy: bool) -> "Tokenizer":
     pieces = [(piece.piece, piece.score) for piece in model.pieces]
     unknown, spec = int(model.trainer_spec.unk_id), model.normalizer_spec
     bytes_too = bool(model.trainer_spec.byte_fallback)
-    symbols = sorted((piece.piece for piece in model.pieces if piece.type == USER_DEFINED), key=len, reverse=True)
+    symbols = sorted(
+        (piece.piece for piece in model.pieces if piece.type == USER_DEFINED), key=len, reverse=True
+    )
     if model.trainer_spec.model_type == UNIGRAM:
         tokenizer = Tokenizer(models.Unigram(pieces, unk_id=unknown, byte_fallback=bytes_too))
     else:
@@ -113,7 +120,9 @@ def _tokenizer(model: Any, *, legacy: bool) -> "Tokenizer":
                 ignore_merges=bool(symbols),  # so that a symbol, which is split off below, is its own piece
             )
         )
-    steps: list[Any] = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
+    steps: list[Any] = (
+        [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
+    )
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.add_dummy_prefix and legacy:
@@ -132,7 +141,9 @@ def _tokenizer(model: Any, *, legacy: bool) -> "Tokenizer":
     if steps:
         tokenizer.normalizer = normalizers.Sequence(steps)
     decoding: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence(decoding + [decoders.Strip(content=" ", left=1)] * bool(spec.add_dummy_prefix))
+    tokenizer.decoder = decoders.Sequence(
+        decoding + [decoders.Strip(content=" ", left=1)] * bool(spec.add_dummy_prefix)
+    )
     return tokenizer
 
 
@@ -163,13 +174,15 @@ def _add_tokens(tokenizer: "Tokenizer", model: Any, folder: Path, config: dict[s
         tokenizer.add_tokens([token])
         if tokenizer.token_to_id(token.content) != index:
             raise DataError(
-                f"{folder}: the added token {token.content!r} has the id {index}, but after {MODEL} it would be "
+                f"{folder}: the added token {token.content!r} has the id {index}, but after {MODEL} it would "
+                "be "
                 f"{tokenizer.token_to_id(token.content)}: the two files don't belong together."
             )
 
 
 def _added(folder: Path, config: dict[str, Any]) -> "dict[int, AddedToken]":
-    """Id -> token, of added_tokens.json and of the configuration's added_tokens_decoder, which has more details."""
+    """Id -> token, of added_tokens.json and of the configuration's added_tokens_decoder, which has more
+    details."""
     from tokenizers import AddedToken
 
     try:
@@ -178,15 +191,21 @@ def _added(folder: Path, config: dict[str, Any]) -> "dict[int, AddedToken]":
             for text, index in _read_json(folder / "added_tokens.json").items()
         }
         for index, described in (config.get("added_tokens_decoder") or {}).items():
-            options = {name: bool(described.get(name)) for name in ("lstrip", "rstrip", "normalized", "single_word", "special")}
+            options = {
+                name: bool(described.get(name))
+                for name in ("lstrip", "rstrip", "normalized", "single_word", "special")
+            }
             found[int(index)] = AddedToken(str(described["content"]), **options)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{folder}: its added tokens can't be read ({type(error).__name__}: {error}).") from None
+        raise DataError(
+            f"{folder}: its added tokens can't be read ({type(error).__name__}: {error})."
+        ) from None
     return found
 
 
 def _add_ends(tokenizer: "Tokenizer", special: dict[str, str], config: dict[str, Any]) -> None:
-    """Let the tokenizer add BOS before a text and EOS after it, as the configuration says; by default only BOS."""
+    """Let the tokenizer add BOS before a text and EOS after it, as the configuration says; by default only
+    BOS."""
     from tokenizers import processors
 
     asked = {"bos_token": config.get("add_bos_token", True), "eos_token": config.get("add_eos_token", False)}

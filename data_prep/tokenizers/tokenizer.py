@@ -1,4 +1,5 @@
-"""Loading a tokenizer without importing torch, with the chat template, the date and the special tokens set."""
+"""Loading a tokenizer without importing torch, with the chat template, the date and the special tokens
+set."""
 
 import json
 import os
@@ -7,7 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.chat.chat_templates import DEFAULT_DATE, Rendering, adds_bos, read_template, templates_of, unpinned
+from data_prep.chat.chat_templates import (
+    DEFAULT_DATE,
+    Rendering,
+    adds_bos,
+    read_template,
+    templates_of,
+    unpinned,
+)
 from data_prep.chat.rendering import render
 from data_prep.config import PREPARATION
 from data_prep.errors import DataError, library_refusals
@@ -34,12 +42,12 @@ def load_tokenizer(
 ) -> "PreTrainedTokenizerFast":
     """The fast tokenizer in a model's folder.
 
-    `chat_template` replaces the tokenizer's own: a name of TEMPLATES, one of its named ones, or a Jinja file; it writes one
-    BOS if the tokenizer adds one to plain text. `date_string` is the date that a template gets, whether it reads
-    `date_string` or calls `strftime_now`; if not given, the one that the template was saved with, else DEFAULT_DATE. The pad
-    token is `pad_token`, else the tokenizer's own, else its end token. `new_tokens` are added to the vocabulary; those in
-    the shape <|name|> count as special, so they are left out of decoded answers. `preparation` is the version of how
-    rows become tokens. Raises DataError.
+    `chat_template` replaces the tokenizer's own: a name of TEMPLATES, one of its named ones, or a Jinja file;
+    it writes one BOS if the tokenizer adds one to plain text. `date_string` is the date that a template gets,
+    whether it reads `date_string` or calls `strftime_now`; if not given, the one that the template was saved
+    with, else DEFAULT_DATE. The pad token is `pad_token`, else the tokenizer's own, else its end token.
+    `new_tokens` are added to the vocabulary; those in the shape <|name|> count as special, so they are left
+    out of decoded answers. `preparation` is the version of how rows become tokens. Raises DataError.
     """
     tokenizer = _load(Path(folder))
     if preparation > 2:
@@ -59,12 +67,15 @@ def load_tokenizer(
 
 
 def _unpin(tokenizer: "PreTrainedTokenizerFast") -> str | None:
-    """Take the date out of templates that were saved with one, and return it: it is passed again at each rendering."""
+    """Take the date out of templates that were saved with one, and return it: it is passed again at each
+    rendering."""
     found = {name: unpinned(text) for name, text in templates_of(tokenizer).items()}
     dates = [date for _, date in found.values() if date is not None]
     if dates:
         texts = {name: text for name, (text, _) in found.items()}
-        tokenizer.chat_template = texts if isinstance(tokenizer.chat_template, dict) else next(iter(texts.values()))
+        tokenizer.chat_template = (
+            texts if isinstance(tokenizer.chat_template, dict) else next(iter(texts.values()))
+        )
     return dates[0] if dates else None
 
 
@@ -81,10 +92,15 @@ def _begin_with_bos(tokenizer: "PreTrainedTokenizerFast") -> None:
 def _load(folder: Path) -> "PreTrainedTokenizerFast":
     if (folder / "tokenizer.json").is_file():
         if is_git_lfs_pointer(folder / "tokenizer.json"):
-            raise DataError(f"{folder / 'tokenizer.json'} is a Git LFS pointer: run `git lfs pull`, or download it again.")
+            raise DataError(
+                f"{folder / 'tokenizer.json'} is a Git LFS pointer: run `git lfs pull`, or download it again."
+            )
         return _read(folder, folder)
     if not (folder / MODEL).is_file():
-        raise DataError(f"{folder} has no tokenizer.json, and no {MODEL} to convert to one: copy the tokenizer's files there.")
+        raise DataError(
+            f"{folder} has no tokenizer.json, and no {MODEL} to convert to one: copy the tokenizer's files "
+            "there."
+        )
     with converted_folder(folder) as made:
         return _read(made, folder)
 
@@ -95,23 +111,29 @@ def _read(made: Path, folder: Path) -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     with library_refusals(f"the tokenizer in {folder} can't be loaded"):
-        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(os.fspath(made), local_files_only=True)
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
+            os.fspath(made), local_files_only=True
+        )
     tokenizer.name_or_path = os.fspath(folder)
     _check_post_processor(tokenizer)
     if not isinstance(most := tokenizer.model_max_length, int | float) or isinstance(most, bool):
-        raise DataError(f"{folder / 'tokenizer_config.json'}: model_max_length is {shown(most)}; expected a number.")
+        raise DataError(
+            f"{folder / 'tokenizer_config.json'}: model_max_length is {shown(most)}; expected a number."
+        )
     return tokenizer
 
 
 def _check_post_processor(tokenizer: "PreTrainedTokenizerFast") -> None:
-    """Raises DataError for a template that omits or repeats the text, which it would do even without special tokens."""
+    """Raises DataError for a template that omits or repeats the text, which it would do even without special
+    tokens."""
     processor = tokenizer.backend_tokenizer.post_processor
     state = {} if processor is None else json.loads(processor.__getstate__())
     for part in state.get("processors", [state]):
         texts = [piece["Sequence"]["id"] for piece in part.get("single", ()) if "Sequence" in piece]
         if part.get("type") == "TemplateProcessing" and texts != ["A"]:
             raise DataError(
-                f"the tokenizer in {tokenizer.name_or_path} has a post_processor whose template for a single text contains "
+                f"the tokenizer in {tokenizer.name_or_path} has a post_processor whose template for a single "
+                "text contains "
                 f"{' and '.join(texts) or 'no text'}; expected the text, A, once."
             )
 
@@ -119,8 +141,8 @@ def _check_post_processor(tokenizer: "PreTrainedTokenizerFast") -> None:
 def _follow_add_bos_token(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
     """Make the tokenizer add the BOS, or not, as its own configuration says.
 
-    transformers 4 and llama.cpp follow it; transformers 5 goes by tokenizer.json alone. What is saved with a model is the
-    same in both places, so every reader does as in training.
+    transformers 4 and llama.cpp follow it; transformers 5 goes by tokenizer.json alone. What is saved with a
+    model is the same in both places, so every reader does as in training.
     """
     path = folder / "tokenizer_config.json"
     asked = json.loads(path.read_text(encoding="utf-8")).get("add_bos_token") if path.is_file() else None
@@ -132,7 +154,10 @@ def _add_tokens(tokenizer: "PreTrainedTokenizerFast", new_tokens: Sequence[str])
     from tokenizers import AddedToken
 
     tokenizer.add_tokens(
-        [AddedToken(token, normalized=False, special=CONTROL_TOKEN.fullmatch(token) is not None) for token in new_tokens]
+        [
+            AddedToken(token, normalized=False, special=CONTROL_TOKEN.fullmatch(token) is not None)
+            for token in new_tokens
+        ]
     )
 
 
@@ -140,7 +165,8 @@ def _set_pad_token(tokenizer: "PreTrainedTokenizerFast", pad_token: str | None) 
     if pad_token is not None:
         if pad_token not in tokenizer.get_vocab():
             raise DataError(
-                f"pad_token {pad_token!r} is not in the vocabulary; name one that is, or add it to model.new_tokens"
+                f"pad_token {pad_token!r} is not in the vocabulary; name one that is, or add it to "
+                "model.new_tokens"
             )
         tokenizer.pad_token = pad_token
     elif tokenizer.pad_token is None:
@@ -149,6 +175,7 @@ def _set_pad_token(tokenizer: "PreTrainedTokenizerFast", pad_token: str | None) 
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         raise DataError(
-            f"the tokenizer in {tokenizer.name_or_path} has the pad token {shown(tokenizer.pad_token)}, which is not in its "
+            f"the tokenizer in {tokenizer.name_or_path} has the pad token {shown(tokenizer.pad_token)}, "
+            "which is not in its "
             "vocabulary; set model.pad_token to a token that is"
         )

@@ -1,4 +1,5 @@
-"""The command line: one table of verbs, and what an error becomes. A verb's module is imported only when it is needed."""
+"""The command line: one table of verbs, and what an error becomes. A verb's module is imported only when it
+is needed."""
 
 import errno
 import gc
@@ -19,7 +20,8 @@ from finetune.engines.launch.worker import end_with_launcher, leave_terminal, te
 from finetune.environment import is_worker
 from finetune.errors import FinetuneError, PeerLost, RecipeError
 
-# Verb -> its module in finetune/cli, which has a function of the same name, or, for a verb with verbs of its own, `app`.
+# Verb -> its module in finetune/cli, which has a function of the same name, or, for a verb with verbs of its
+# own, `app`.
 VERBS: dict[str, str] = {
     "quickstart": "quickstart",
     "check": "check",
@@ -93,14 +95,17 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def finetune(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    """Fine-tune LLaMA-family models with LoRA: strict recipes, audited data, verified merges, reproducible runs."""
+    """Fine-tune LLaMA-family models with LoRA: strict recipes, audited data, verified merges, reproducible
+    runs."""
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 2 wrong input, 3 a check failed, 130 interrupted, 1 a bug of ours."""
+    """Run the command line and exit: 0 done, 2 wrong input, 3 a check failed, 130 interrupted, 1 a bug of
+    ours."""
     company = is_worker() or environment.has_company()
     if company:
         end_with_launcher()
@@ -114,22 +119,25 @@ def main() -> None:
         code = run()
         sys.stdout.flush()
     except BrokenPipeError:
-        # What is still buffered has no reader either; without this the interpreter's last flush would complain.
+        # What is still buffered has no reader either; without this the interpreter's last flush would
+        # complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = BROKEN_PIPE
     if company:
-        # One of several processes: threads of torch's communication can abort it while the interpreter ends, after its work
-        # is done and written, and its exit code would be lost.
+        # One of several processes: threads of torch's communication can abort it while the interpreter ends,
+        # after its work is done and written, and its exit code would be lost.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    # The interpreter's last collections would go through all of torch once more: a third of a second for nothing.
+    # The interpreter's last collections would go through all of torch once more: a third of a second for
+    # nothing.
     gc.freeze()
     sys.exit(code)
 
 
 def run() -> int:
-    """Run the command line of sys.argv; the exit code. Raises BrokenPipeError when nobody reads the output any more."""
+    """Run the command line of sys.argv; the exit code. Raises BrokenPipeError when nobody reads the output
+    any more."""
     from finetune.cli.common import messages_shown
 
     with messages_shown():
@@ -174,7 +182,11 @@ def _run() -> int:
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            _tell(f"the disk is full{f': {error.filename}' if error.filename else ''}; make room there", [], as_json=as_json)
+            _tell(
+                f"the disk is full{f': {error.filename}' if error.filename else ''}; make room there",
+                [],
+                as_json=as_json,
+            )
             return FinetuneError.exit_code
         if error.filename is None:  # not about a file that the user named
             return _bug()
@@ -208,9 +220,13 @@ def _tell(message: str, problems: list[dict[str, str]], *, as_json: bool, lost: 
 
 
 def _cut(text: str) -> str:
-    """The text, of long lines their beginning and their end: a value of the user's may be as long as a book."""
+    """The text, of long lines their beginning and their end: a value of the user's may be as long as a
+    book."""
     half = LONGEST_LINE // 2
-    return "\n".join(line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}" for line in text.split("\n"))
+    return "\n".join(
+        line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
+        for line in text.split("\n")
+    )
 
 
 def _bug() -> int:

@@ -25,32 +25,43 @@ LONGEST_NAME = 100
 def benchmark(
     target: TargetArgument,
     task: Annotated[
-        list[str], typer.Option(metavar="NAME", help="A task, group or tag of lm-eval; may be given several times.")
+        list[str],
+        typer.Option(metavar="NAME", help="A task, group or tag of lm-eval; may be given several times."),
     ],
     task_folder: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Your own task files (lm-eval's YAML). Functions that they name are run: read them."),
+        typer.Option(
+            metavar="DIR",
+            help="Your own task files (lm-eval's YAML). Functions that they name are run: read them.",
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="The first N questions of each task, to try it.")
     ] = None,
-    few_shot: Annotated[int | None, typer.Option(min=0, metavar="N", help="Solved examples; else the task's number.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Batch size; lower it if you run out of memory.")] = 8,
+    few_shot: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Solved examples; else the task's number.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Batch size; lower it if you run out of memory.")
+    ] = 8,
     base: BaseOption = None,
     compare: CompareOption = None,
     chat: Annotated[
         bool,
         typer.Option(
             "--chat/--no-chat",
-            help="Put prompts into the model's chat template. Off, as in lm-eval, so that figures compare with published ones.",
+            help=(
+                "Put prompts into the model's chat template. Off, as in lm-eval, so that figures compare "
+                "with published ones."
+            ),
         ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run benchmark tasks.
 
-    Tasks of the LM Evaluation Harness, with a run's adapter on its base, not merged; a run keeps the result in predictions/.
-    A task's data come from the hub, unless its file names local ones.
+    Tasks of the LM Evaluation Harness, with a run's adapter on its base, not merged; a run keeps the result
+    in predictions/. A task's data come from the hub, unless its file names local ones.
 
     Needs lm-eval: pip install "llama-finetune[benchmarks]"
     """
@@ -74,7 +85,17 @@ def benchmark(
     scores = []
     for found in targets:
         logger.info(f"asking {found.description}")
-        scores.append(_scores(found, precision, tasks, batch_size=batch_size, limit=limit, chat=chat, paired=len(targets) > 1))
+        scores.append(
+            _scores(
+                found,
+                precision,
+                tasks,
+                batch_size=batch_size,
+                limit=limit,
+                chat=chat,
+                paired=len(targets) > 1,
+            )
+        )
     differences = benchmarks.compare(*scores) if len(scores) > 1 else []
     notes = [*tasks.notes, *_run_notes(targets, scores)]
     result = {
@@ -86,7 +107,8 @@ def benchmark(
         "few_shot": few_shot,
         "chat": chat,
         **benchmarks.settings(),
-        "figures": [pair.as_dict() for pair in differences] or [figure.as_dict() for figure in scores[-1].figures],
+        "figures": [pair.as_dict() for pair in differences]
+        or [figure.as_dict() for figure in scores[-1].figures],
         "notes": notes,
         "seconds": sum(each.seconds for each in scores),
     }
@@ -106,18 +128,30 @@ def _refuse_heads(targets: "list[Target]") -> None:
 
     for found in targets:
         if found.model.classifies:
-            raise ModelError(f"{found.description} has a classification head and predicts no text, as benchmark tasks need.")
+            raise ModelError(
+                f"{found.description} has a classification head and predicts no text, as benchmark tasks "
+                "need."
+            )
 
 
 def _scores(
-    found: "Target", precision: "Precision", tasks: "Tasks", *, batch_size: int, limit: int | None, chat: bool, paired: bool
+    found: "Target",
+    precision: "Precision",
+    tasks: "Tasks",
+    *,
+    batch_size: int,
+    limit: int | None,
+    chat: bool,
+    paired: bool,
 ) -> "Scores":
     """One model's figures; it is loaded for this alone, so that two need no room together."""
     from finetune.evaluation.harness.tasks import run_tasks
     from finetune.generation.loading import load_ready
 
     model, tokenizer = load_ready(found, dtype=precision.dtype)
-    return run_tasks(tasks, model, tokenizer, batch_size=batch_size, limit=limit, chat=chat, keep_questions=paired)
+    return run_tasks(
+        tasks, model, tokenizer, batch_size=batch_size, limit=limit, chat=chat, keep_questions=paired
+    )
 
 
 def _run_notes(targets: "list[Target]", scores: "list[Scores]") -> list[str]:
@@ -130,7 +164,8 @@ def _run_notes(targets: "list[Target]", scores: "list[Scores]") -> list[str]:
 
 
 def _kept_file(found: "Target", tasks: "Tasks") -> Path | None:
-    """Where a run keeps the result, the folder made now, while nothing is lost by failing; None for a target that is no run."""
+    """Where a run keeps the result, the folder made now, while nothing is lost by failing; None for a target
+    that is no run."""
     from finetune.runs.folder import RunFolder
 
     if found.run is None:
@@ -145,7 +180,9 @@ def _file_name(names: list[str]) -> str:
     return plain if plain == joined else f"{plain}-{hashlib.sha256(joined.encode()).hexdigest()[:8]}"
 
 
-def _print(result: dict[str, Any], figures: "list[Figure]", differences: "list[ScoreDelta]", precision: str) -> None:
+def _print(
+    result: dict[str, Any], figures: "list[Figure]", differences: "list[ScoreDelta]", precision: str
+) -> None:
     from finetune.cli.runs import print_table
 
     facts = [("model", result["model"]), ("precision", precision), ("seconds", f"{result['seconds']:.1f}")]
@@ -161,7 +198,14 @@ def _print(result: dict[str, Any], figures: "list[Figure]", differences: "list[S
         rows = [[*heads, "base", "std. error", "tuned", "std. error", "difference", "std. error"]]
         for pair in differences:
             numbers = [pair.base.value, pair.base.standard_error, pair.tuned.value, pair.tuned.standard_error]
-            rows.append([*_what(pair.tuned), *map(_cell, numbers), _cell(pair.difference, "+"), _cell(pair.standard_error)])
+            rows.append(
+                [
+                    *_what(pair.tuned),
+                    *map(_cell, numbers),
+                    _cell(pair.difference, "+"),
+                    _cell(pair.standard_error),
+                ]
+            )
     else:
         rows = [[*heads, "value", "std. error"]]
         rows += [[*_what(figure), _cell(figure.value), _cell(figure.standard_error)] for figure in figures]

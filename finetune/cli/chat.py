@@ -60,7 +60,9 @@ def chat(
             continue
         asked = [*messages, Message("user", line)]
         try:
-            pieces = model.stream(asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed + len(asked))
+            pieces = model.stream(
+                asked, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed + len(asked)
+            )
             messages = [*asked, show(pieces)]
         except FinetuneError as error:
             if not interactive:
@@ -76,15 +78,20 @@ def _check_template(target: str, model: "Model") -> None:
     plain = shell_command("generate", Path(target), "--raw", "--prompt")
     if model.tokenizer.chat_template is None:
         raise FinetuneError(
-            "this model's tokenizer has no chat template, so it can't hold a conversation: name one in the recipe's "
+            "this model's tokenizer has no chat template, so it can't hold a conversation: name one in the "
+            "recipe's "
             f'model.chat_template before training, or let it continue a text: {plain} "..."'
         )
     if model.asked == "plainly":
-        note(f'this run learned plain texts, and a chat asks by the chat template; as it learned asks {plain} "..."')
+        note(
+            f"this run learned plain texts, and a chat asks by the chat template; as it learned asks {plain} "
+            '"..."'
+        )
 
 
 def questions(interactive: bool) -> Iterator[str]:
-    """What the user writes, line by line, until /exit or the end of the input; blank lines are passed over."""
+    """What the user writes, line by line, until /exit or the end of the input; blank lines are passed
+    over."""
     from finetune.errors import FinetuneError
 
     if interactive:
@@ -101,7 +108,9 @@ def questions(interactive: bool) -> Iterator[str]:
                 print()
             return
         except UnicodeDecodeError as error:
-            raise FinetuneError(f"the input is not text in {error.encoding}: byte {error.object[error.start]:#04x}.") from error
+            raise FinetuneError(
+                f"the input is not text in {error.encoding}: byte {error.object[error.start]:#04x}."
+            ) from error
         except KeyboardInterrupt:
             if not interactive:
                 raise

@@ -4,7 +4,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, RecipeArgument, allowed_code, out, print_json
+from finetune.cli.common import (
+    AllowCodeOption,
+    JsonOption,
+    OverridesArgument,
+    RecipeArgument,
+    allowed_code,
+    out,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from finetune.recipe.load import LoadedRecipe
@@ -16,9 +24,13 @@ def check(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     json_output: JsonOption = False,
-    launch: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="Also whether it can be trained so.")] = None,
+    launch: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Also whether it can be trained so.")
+    ] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="With --launch: how many.")] = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Also do what needs the model or the data; slower.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also do what needs the model or the data; slower.")
+    ] = False,
     allow_code: AllowCodeOption = None,
 ) -> None:
     """Check a recipe, and show each value's origin.
@@ -51,7 +63,8 @@ def check(
 
 
 def _check_local_base(loaded: "LoadedRecipe") -> None:
-    """What can be known of a base whose folder is here, from its config.json and headers. Raises ModelError."""
+    """What can be known of a base whose folder is here, from its config.json and headers. Raises
+    ModelError."""
     from pathlib import Path
 
     recipe = loaded.recipe
@@ -71,7 +84,9 @@ def _deep(loaded: "LoadedRecipe", allow_code: frozenset[str]) -> list[str]:
     return deep_check(loaded.recipe, allow_code=allow_code)
 
 
-def resolved_lines(value: dict[str, Any], origins: dict[str, str], path: str = "", indent: str = "") -> list[tuple[str, str]]:
+def resolved_lines(
+    value: dict[str, Any], origins: dict[str, str], path: str = "", indent: str = ""
+) -> list[tuple[str, str]]:
     """A resolved recipe as lines of YAML, each with its origin ("" for the line of a section)."""
     lines: list[tuple[str, str]] = []
     for key, below in value.items():

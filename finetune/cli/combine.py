@@ -9,12 +9,20 @@ from finetune.cli.common import BaseOption, JsonOption, out, print_json
 
 
 def combine(
-    adapters: Annotated[list[str], typer.Argument(metavar="RUN_OR_ADAPTER...", help="Two or more, of one base.")],
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="RUN_OR_ADAPTER...", help="Two or more, of one base.")
+    ],
     output: Annotated[Path, typer.Option(help="The adapter folder to write; it must not exist.")],
     weights: Annotated[str, typer.Option(help="A weight for each, such as 0.7,0.3; negative ones subtract.")],
-    method: Annotated[str, typer.Option(help="cat (exact), svd (exact up to its rank), linear or ties.")] = "cat",
-    rank: Annotated[int | None, typer.Option(min=1, help="With svd: the rank; the largest of the parts' when absent.")] = None,
-    density: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="With ties: the share that is kept.")] = None,
+    method: Annotated[
+        str, typer.Option(help="cat (exact), svd (exact up to its rank), linear or ties.")
+    ] = "cat",
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="With svd: the rank; the largest of the parts' when absent.")
+    ] = None,
+    density: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="With ties: the share that is kept.")
+    ] = None,
     base: BaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -30,8 +38,12 @@ def combine(
     try:
         numbers = [float(weight) for weight in weights.split(",")]
     except ValueError:
-        raise MergeError(f"--weights is {weights!r}; expected numbers with commas between them, such as 0.7,0.3.") from None
-    found = combining.combine(adapters, output, method=method, weights=numbers, base=base, rank=rank, density=density)
+        raise MergeError(
+            f"--weights is {weights!r}; expected numbers with commas between them, such as 0.7,0.3."
+        ) from None
+    found = combining.combine(
+        adapters, output, method=method, weights=numbers, base=base, rank=rank, density=density
+    )
     if as_json:
         print_json(asdict(found))
         return

@@ -14,24 +14,35 @@ import typer
 from data_prep.text import clean_for_terminal
 from finetune.recipe.secrets import scrubbed, scrubbed_recipe
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's file, or the name of a shipped one.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe's file, or the name of a shipped one.")
+]
 OverridesArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides: train.learning_rate=1e-4, data.train.0.path=x.json."),
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Overrides: train.learning_rate=1e-4, data.train.0.path=x.json."
+    ),
 ]
 AllowCodeOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="SHA256", help="Let format python run the file with this SHA-256; may be given more than once."),
+    typer.Option(
+        metavar="SHA256",
+        help="Let format python run the file with this SHA-256; may be given more than once.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 BaseOption = Annotated[
     str | None,
-    typer.Option(metavar="BASE", help="The adapter's base: a folder, a hub id or a GGUF file, in place of the one it names."),
+    typer.Option(
+        metavar="BASE",
+        help="The adapter's base: a folder, a hub id or a GGUF file, in place of the one it names.",
+    ),
 ]
 CompareOption = Annotated[
     str | None,
     typer.Option(
-        metavar="BASE", help="Measure another model or run too, and the difference; `base` is MODEL_OR_RUN's own base."
+        metavar="BASE",
+        help="Measure another model or run too, and the difference; `base` is MODEL_OR_RUN's own base.",
     ),
 ]
 
@@ -42,7 +53,8 @@ def allowed_code(options: list[str] | None) -> frozenset[str]:
 
 
 def colour_wanted(stream: TextIO) -> bool:
-    """Whether a stream is a terminal that shows colour (NO_COLOR and TERM=dumb say no; FORCE_COLOR says yes)."""
+    """Whether a stream is a terminal that shows colour (NO_COLOR and TERM=dumb say no; FORCE_COLOR says
+    yes)."""
     if os.environ.get("NO_COLOR"):
         return False
     return bool(os.environ.get("FORCE_COLOR")) or (stream.isatty() and os.environ.get("TERM") != "dumb")
@@ -70,7 +82,8 @@ def note(text: str) -> None:
 
 
 class Messages(logging.Handler):
-    """Prints what the toolkit logs: warnings on standard error, and all messages where a verb tells them as it works."""
+    """Prints what the toolkit logs: warnings on standard error, and all messages where a verb tells them as
+    it works."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -111,20 +124,26 @@ def messages_shown() -> Iterator[None]:
 
 
 def tell_messages(as_json: bool) -> None:
-    """Print all messages of a long job from now on: on standard output, or on standard error where that belongs to JSON."""
+    """Print all messages of a long job from now on: on standard output, or on standard error where that
+    belongs to JSON."""
     _messages.setLevel(logging.INFO)
     _messages.as_json = as_json
 
 
 def print_json(value: Any) -> None:
-    """Print a value as indented JSON in printable ASCII on standard output, without secrets; what is not finite is null."""
+    """Print a value as indented JSON in printable ASCII on standard output, without secrets; what is not
+    finite is null."""
     print(json.dumps(_for_others(value), indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
 
 
 def _for_others(value: Any) -> Any:
-    """The value without secrets in its texts; paths of a recipe, and of what is there, stay: scripts go on with them."""
+    """The value without secrets in its texts; paths of a recipe, and of what is there, stay: scripts go on
+    with them."""
     if isinstance(value, dict):
-        return {key: scrubbed_recipe(below) if key == "recipe" else _for_others(below) for key, below in value.items()}
+        return {
+            key: scrubbed_recipe(below) if key == "recipe" else _for_others(below)
+            for key, below in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_for_others(below) for below in value]
     if isinstance(value, str):
@@ -149,7 +168,8 @@ def print_failure(message: str, problems: list[dict[str, str]], *, as_json: bool
 
 
 def never_fail_to_print() -> None:
-    """Let standard output and error write what their encoding lacks as escapes: an ASCII locale loses no line."""
+    """Let standard output and error write what their encoding lacks as escapes: an ASCII locale loses no
+    line."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

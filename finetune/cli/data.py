@@ -26,28 +26,47 @@ LEARNED, READ = "\x1b[1;32m", "\x1b[2m"
 
 
 def data(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe's file, or the name of a shipped one.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe's file, or the name of a shipped one.")
+    ] = None,
     overrides: OverridesArgument = None,
-    preview: Annotated[int, typer.Option(min=0, metavar="N", help="Show N documents, what is learned in colour.")] = 0,
-    rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Read only the first N rows of each source.")] = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the audit as one page.")] = None,
+    preview: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Show N documents, what is learned in colour.")
+    ] = 0,
+    rows: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Read only the first N rows of each source.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the audit as one page.")
+    ] = None,
     allow_code: AllowCodeOption = None,
-    cache: Annotated[str | None, typer.Option(metavar="list|clear", help="Show or delete prepared data.")] = None,
+    cache: Annotated[
+        str | None, typer.Option(metavar="list|clear", help="Show or delete prepared data.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Prepare and audit a recipe's data.
 
-    Counts by source and reason, lengths, what is learned. Exits with code 3 if rows have no supervised tokens, answers lack
-    an EOS, training rows are in the evaluation too, or a BOS is doubled, unless data.allow_findings names it.
+    Counts by source and reason, lengths, what is learned. Exits with code 3 if rows have no supervised
+    tokens, answers lack an EOS, training rows are in the evaluation too, or a BOS is doubled, unless
+    data.allow_findings names it.
     """
     from finetune.errors import CheckFailed, LaunchError
 
     if cache is not None:
-        others = {"a recipe": recipe, "--preview": preview, "--rows": rows, "--html": html, "--allow-code": allow_code}
+        others = {
+            "a recipe": recipe,
+            "--preview": preview,
+            "--rows": rows,
+            "--html": html,
+            "--allow-code": allow_code,
+        }
         beside = [name for name, value in others.items() if value]
         if beside or cache not in ("list", "clear"):
             shown = f"{cache} with {' and '.join(beside)}" if beside else cache
-            raise LaunchError(f"got --cache {shown}; expected `finetune data --cache list` or `--cache clear` alone.")
+            raise LaunchError(
+                f"got --cache {shown}; expected `finetune data --cache list` or `--cache clear` alone."
+            )
         _cache("list" if cache == "list" else "clear", as_json=as_json)
         return
     if recipe is None:
@@ -67,7 +86,9 @@ def data(
         out(f"page {html}")
     if audit.failed:
         names = ", ".join(audit.failed)
-        raise CheckFailed(f"the audit fails: {names}. Fix the rows, or allow this with data.allow_findings: [{names}].")
+        raise CheckFailed(
+            f"the audit fails: {names}. Fix the rows, or allow this with data.allow_findings: [{names}]."
+        )
     out("the audit holds")
 
 
@@ -119,7 +140,9 @@ def _cache(verb: Literal["list", "clear"], *, as_json: bool) -> None:
     if verb == "clear":
         count, freed = clear(folder)
         cleared: dict[str, Any] = {"folder": str(folder), "deleted": count, "bytes": freed}
-        print_json(cleared) if as_json else out(f"deleted {count} prepared data sets, {freed / 1e6:,.1f} MB, from {folder}")
+        print_json(cleared) if as_json else out(
+            f"deleted {count} prepared data sets, {freed / 1e6:,.1f} MB, from {folder}"
+        )
         return
     found = entries(folder)
     if as_json:

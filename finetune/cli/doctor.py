@@ -37,7 +37,9 @@ class Fact:
 
 
 def doctor(
-    matrix: Annotated[bool, typer.Option("--matrix", help="Show which method trains under which way of sharding.")] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Show which method trains under which way of sharding.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what this machine offers.
@@ -96,7 +98,10 @@ def processor() -> Iterator[Fact]:
         found = [flag for flag in CPU_FLAGS if flag in flags]
         native = any(flag in ("avx512_bf16", "amx_bf16") for flag in found)
         yield Fact(
-            "processor", "instructions", ", ".join(found) or "none of note", "bf16 natively" if native else "no native bf16"
+            "processor",
+            "instructions",
+            ", ".join(found) or "none of note",
+            "bf16 natively" if native else "no native bf16",
         )
     memory = psutil.virtual_memory()
     yield Fact("processor", "memory", f"{memory.total / 1e9:.1f} GB", f"{memory.available / 1e9:.1f} GB free")
@@ -123,11 +128,20 @@ def devices() -> Iterator[Fact]:
             kind = f"compute capability {found.major}.{found.minor}"
             yield Fact("devices", f"cuda:{index}", found.name, f"{found.total_memory / 1e9:.1f} GB, {kind}")
     else:
-        reason = "this torch was built without it" if torch.version.cuda is None else "no device or driver was found"
+        reason = (
+            "this torch was built without it"
+            if torch.version.cuda is None
+            else "no device or driver was found"
+        )
         yield Fact("devices", "CUDA", "none", reason)
     if platform.system() == "Darwin":
         there = torch.backends.mps.is_available()
-        yield Fact("devices", "MPS", "present" if there else "none", "fp32 unless the recipe says otherwise" if there else "")
+        yield Fact(
+            "devices",
+            "MPS",
+            "present" if there else "none",
+            "fp32 unless the recipe says otherwise" if there else "",
+        )
 
 
 def packages() -> Iterator[Fact]:
@@ -137,13 +151,19 @@ def packages() -> Iterator[Fact]:
     yield Fact("packages", "finetune", __version__, f"at {Path(__file__).parents[1]}")
     yield Fact("packages", "python", platform.python_version(), f"at {sys.executable}")
     for requirement in map(Requirement, requirements()):
-        if "extra" in str(requirement.marker or "") or (requirement.marker and not requirement.marker.evaluate()):
+        if "extra" in str(requirement.marker or "") or (
+            requirement.marker and not requirement.marker.evaluate()
+        ):
             continue
         there = version_of(requirement.name)
         if there is None:
-            yield Fact("packages", requirement.name, "absent", f"MISSING: {requirement.specifier} is asked for")
+            yield Fact(
+                "packages", requirement.name, "absent", f"MISSING: {requirement.specifier} is asked for"
+            )
         elif not requirement.specifier.contains(there, prereleases=True):
-            yield Fact("packages", requirement.name, there, f"OUTSIDE the tested range {requirement.specifier}")
+            yield Fact(
+                "packages", requirement.name, there, f"OUTSIDE the tested range {requirement.specifier}"
+            )
         else:
             yield Fact("packages", requirement.name, there, f"within {requirement.specifier}")
 
@@ -187,7 +207,11 @@ def disks() -> Iterator[Fact]:
     """Free space where bases and runs go."""
     from finetune.models.bases.hashes import cache_folder
 
-    for name, folder in (("converted bases", cache_folder()), ("hub cache", hub_cache()), ("runs", Path("runs").resolve())):
+    for name, folder in (
+        ("converted bases", cache_folder()),
+        ("hub cache", hub_cache()),
+        ("runs", Path("runs").resolve()),
+    ):
         there = next(path for path in (folder, *folder.parents) if path.exists())
         yield Fact("disk", name, f"{shutil.disk_usage(there).free / 1e9:,.1f} GB free", str(folder))
 
@@ -205,14 +229,27 @@ def accounts() -> Iterator[Fact]:
 
     token = bool(os.environ.get("HF_TOKEN"))
     yield Fact(
-        "accounts", "hub token", "set" if token else "not set", "" if token else "gated bases (HF_TOKEN) can't be fetched"
+        "accounts",
+        "hub token",
+        "set" if token else "not set",
+        "" if token else "gated bases (HF_TOKEN) can't be fetched",
     )
-    yield Fact("accounts", "hub", "offline" if HF_HUB_OFFLINE else "online", "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "")
+    yield Fact(
+        "accounts",
+        "hub",
+        "offline" if HF_HUB_OFFLINE else "online",
+        "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "",
+    )
     if util.find_spec("wandb") is not None:
         from finetune.runs.wandb_settings import NO_ACCOUNT, has_account
 
         found = has_account()
-        yield Fact("accounts", "wandb key", "set" if found else "not set", "" if found else f"{NO_ACCOUNT}: runs are offline")
+        yield Fact(
+            "accounts",
+            "wandb key",
+            "set" if found else "not set",
+            "" if found else f"{NO_ACCOUNT}: runs are offline",
+        )
 
 
 def print_matrix(as_json: bool) -> None:
@@ -222,7 +259,10 @@ def print_matrix(as_json: bool) -> None:
     found = matrix()
     if as_json:
         cells = {
-            method: {engine: "works" if why is None else f"{why.reason}; take {why.nearest}" for engine, why in row.items()}
+            method: {
+                engine: "works" if why is None else f"{why.reason}; take {why.nearest}"
+                for engine, why in row.items()
+            }
             for method, row in found.items()
         }
         print_json(cells)
@@ -256,7 +296,14 @@ def print_table(findings: list[Fact]) -> None:
 
 def print_plain(findings: list[Fact]) -> None:
     """Aligned text for everything else."""
-    widths = [max(len(getattr(finding, field)) for finding in findings) for field in ("topic", "name", "value")]
+    widths = [
+        max(len(getattr(finding, field)) for finding in findings) for field in ("topic", "name", "value")
+    ]
     for finding in findings:
-        cells = (finding.topic.ljust(widths[0]), finding.name.ljust(widths[1]), finding.value.ljust(widths[2]), finding.remark)
+        cells = (
+            finding.topic.ljust(widths[0]),
+            finding.name.ljust(widths[1]),
+            finding.value.ljust(widths[2]),
+            finding.remark,
+        )
         out("  ".join(cells).rstrip())

@@ -33,7 +33,9 @@ def evaluate(
     target: TargetArgument,
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="[RECIPE]", help="A recipe's file, or a shipped one's name; a run's own when absent."),
+        typer.Argument(
+            metavar="[RECIPE]", help="A recipe's file, or a shipped one's name; a run's own when absent."
+        ),
     ] = None,
     overrides: OverridesArgument = None,
     base: BaseOption = None,
@@ -54,9 +56,14 @@ def evaluate(
 
     if recipe is not None and "=" in recipe and not Path(recipe).exists():
         raise FinetuneError(
-            f"got {recipe} in place of a recipe: an override needs one (finetune evaluate RUN RECIPE KEY=VALUE)."
+            f"got {recipe} in place of a recipe: an override needs one (finetune evaluate RUN RECIPE "
+            "KEY=VALUE)."
         )
-    given = None if recipe is None else api.with_evaluation(api.load_recipe(recipe, overrides or []).recipe, recipe)
+    given = (
+        None
+        if recipe is None
+        else api.with_evaluation(api.load_recipe(recipe, overrides or []).recipe, recipe)
+    )
     tuned = resolve_target(target, base)
     scored = given or api.own_recipe(tuned)
     compared = None if compare is None else compared_with(tuned, compare)
@@ -69,19 +76,28 @@ def evaluate(
         _make(output)  # before minutes are spent
     folder = output or (RunFolder(tuned.run).make_predictions() if tuned.run is not None else None)
     precision = choose_precision(scored.train.precision)
-    evaluation = Evaluation(scored, precision, allow_code=allowed_code(allow_code), progress=_progress(as_json))
+    evaluation = Evaluation(
+        scored, precision, allow_code=allowed_code(allow_code), progress=_progress(as_json)
+    )
     before = None if compared is None else evaluation.of(compared)
     report = evaluation.of(tuned)
     kept = [] if folder is None else _keep(folder, Path(recipe or target).stem, report, before)
     if as_json:
-        facts = {"model": tuned.description, "base": compared.description if compared else None, "precision": precision.name}
+        facts = {
+            "model": tuned.description,
+            "base": compared.description if compared else None,
+            "precision": precision.name,
+        }
         print_json(facts | as_dict(report, before) | {"files": kept})
         return
     for name, value in _facts(tuned, compared, report):
         out(f"{name:<12} {value}")
     out(f"{'precision':<12} {precision.name} ({precision.reason})")
     if supervised_tokens(report.measured):
-        out(f"{'tokens':<12} {supervised_tokens(report.measured):,} supervised in {len(report.measured.losses):,} rows")
+        out(
+            f"{'tokens':<12} {supervised_tokens(report.measured):,} supervised in "
+            f"{len(report.measured.losses):,} rows"
+        )
     notes = [*report.notes, *(f"base: {note}" for note in (before.notes if before is not None else ()))]
     for line in ("", *score_lines(report, before), "", *(f"note: {note}" for note in notes)):
         out(line)
@@ -98,7 +114,8 @@ def _facts(tuned: "Target", base: "Target | None", report: "Report") -> list[tup
 
 
 def _progress(quiet: bool) -> "OnProgress | None":
-    """What is told of answers as they come: a line on the terminal, on stderr, that moves; nothing elsewhere."""
+    """What is told of answers as they come: a line on the terminal, on stderr, that moves; nothing
+    elsewhere."""
     import sys
 
     if quiet or not sys.stderr.isatty():

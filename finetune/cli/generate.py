@@ -11,11 +11,18 @@ MAX_FILE_BYTES = 2**30
 """The largest file of prompts."""
 
 TargetArgument = Annotated[
-    str, typer.Argument(metavar="MODEL_OR_RUN", help="A run, a checkpoint of one, an adapter, a model, or a hub id.")
+    str,
+    typer.Argument(
+        metavar="MODEL_OR_RUN", help="A run, a checkpoint of one, an adapter, a model, or a hub id."
+    ),
 ]
 SystemOption = Annotated[str | None, typer.Option(help="A system message that goes first.")]
-TokensOption = Annotated[int | None, typer.Option(min=1, help="The longest answer; the run's own, else 256, when absent.")]
-TemperatureOption = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token; above, tokens are drawn.")]
+TokensOption = Annotated[
+    int | None, typer.Option(min=1, help="The longest answer; the run's own, else 256, when absent.")
+]
+TemperatureOption = Annotated[
+    float, typer.Option(min=0.0, help="0 takes the likeliest token; above, tokens are drawn.")
+]
 
 
 def generate(
@@ -29,7 +36,10 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="What tokens are drawn from.")] = 0,
     raw: Annotated[
         bool | None,
-        typer.Option("--raw/--chat", help="Plain text, or the chat template; when absent as the run's rows were written."),
+        typer.Option(
+            "--raw/--chat",
+            help="Plain text, or the chat template; when absent as the run's rows were written.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -46,9 +56,13 @@ def generate(
 
     model = api.load(refuse_head(target, base), base=base)
     how = model.asked if raw is None else "plainly" if raw else "by the chat template"
-    answers = model.answers(prompts, system=system, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, how=how)
+    answers = model.answers(
+        prompts, system=system, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, how=how
+    )
     if as_json:
-        print_json([{"prompt": p, "answer": a.text, "cut": a.cut} for p, a in zip(prompts, answers, strict=True)])
+        print_json(
+            [{"prompt": p, "answer": a.text, "cut": a.cut} for p, a in zip(prompts, answers, strict=True)]
+        )
     else:
         for number, (text, answer) in enumerate(zip(prompts, answers, strict=True)):
             if len(prompts) > 1:
@@ -56,7 +70,10 @@ def generate(
             out(answer.text)
     if raw is None and how == "plainly" and model.tokenizer.chat_template is not None:
         note("asked plainly, as the run's rows are written; --chat asks by the chat template")
-    for line in [*unused_options(model.model, model.tokenizer), *cut_notes([answer.cut for answer in answers])]:
+    for line in [
+        *unused_options(model.model, model.tokenizer),
+        *cut_notes([answer.cut for answer in answers]),
+    ]:
         note(line)
 
 
@@ -74,7 +91,8 @@ def read_prompts(prompts: list[str], file: Path | None) -> list[str]:
 
 
 def read_lines(file: Path) -> list[str]:
-    r"""The lines of a file of prompts: \n or \r\n ends one, and nothing else that Unicode knows as a line's end."""
+    r"""The lines of a file of prompts: \n or \r\n ends one, and nothing else that Unicode knows as a line's
+    end."""
     from data_prep.disk import read_regular
     from finetune.errors import FinetuneError
 
@@ -84,7 +102,8 @@ def read_lines(file: Path) -> list[str]:
         raise FinetuneError(f"--file {file} can't be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise FinetuneError(
-            f"--file {file} is not UTF-8: byte {error.start + 1} is {error.object[error.start]:#04x}. Save it as UTF-8."
+            f"--file {file} is not UTF-8: byte {error.start + 1} is {error.object[error.start]:#04x}. Save "
+            "it as UTF-8."
         ) from error
     return [line.removesuffix("\r") for line in text.split("\n")]
 
@@ -96,7 +115,9 @@ def check_text(option: str, text: str | None) -> None:
     try:
         (text or "").encode()
     except UnicodeEncodeError as error:
-        raise FinetuneError(f"{option} is not valid text at character {error.start + 1}: expected UTF-8.") from error
+        raise FinetuneError(
+            f"{option} is not valid text at character {error.start + 1}: expected UTF-8."
+        ) from error
 
 
 def refuse_head(target: str, base: str | None) -> str:
@@ -108,5 +129,7 @@ def refuse_head(target: str, base: str | None) -> str:
     found = resolve_target(target, base)
     if found.model.classifies:
         scores = shell_command("evaluate", Path(target), *([] if found.recipe is not None else ["RECIPE"]))
-        raise FinetuneError(f"{found.description} has a classification head and writes no text: {scores} scores it.")
+        raise FinetuneError(
+            f"{found.description} has a classification head and writes no text: {scores} scores it."
+        )
     return target

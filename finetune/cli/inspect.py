@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    target: Annotated[str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A recipe, a model folder, a hub id or a run.")],
+    target: Annotated[
+        str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A recipe, a model folder, a hub id or a run.")
+    ],
     overrides: OverridesArgument = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -82,7 +84,9 @@ def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
             if facts["rank"] is None
             else f"{facts['method']}, rank {facts['rank']}, {_targets(facts['targets'])}"
         )
-        lines.append(("trainable", f"{facts['trainable_parameters']:,} ({facts['trainable_fraction']:.3%}; {how})"))
+        lines.append(
+            ("trainable", f"{facts['trainable_parameters']:,} ({facts['trainable_fraction']:.3%}; {how})")
+        )
     return lines
 
 
@@ -105,7 +109,9 @@ def _stored(facts: dict[str, Any]) -> str:
     stored = facts["stored"]
     if stored is None:
         return f"no weights on this machine; config.json says {facts['dtype'] or 'nothing about their type'}"
-    types = ", ".join(f"{name} ({count / stored['parameters']:.1%})" for name, count in stored["dtypes"].items())
+    types = ", ".join(
+        f"{name} ({count / stored['parameters']:.1%})" for name, count in stored["dtypes"].items()
+    )
     return f"{stored['bytes'] / 1e9:,.2f} GB in {stored['files']} file{'s' * (stored['files'] != 1)}: {types}"
 
 

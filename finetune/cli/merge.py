@@ -15,24 +15,34 @@ DESCRIBED = "config, tokenizer, chat template and end of turn are read back as t
 
 
 def merge(
-    target: Annotated[str, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run, a checkpoint of one, or an adapter.")],
-    more: Annotated[list[str] | None, typer.Argument(metavar="[RUN_OR_ADAPTER]...", help="Further ones, in order.")] = None,
+    target: Annotated[
+        str, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run, a checkpoint of one, or an adapter.")
+    ],
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN_OR_ADAPTER]...", help="Further ones, in order.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="The folder to write; it must not exist.")] = None,
     base: BaseOption = None,
     max_shard_size: Annotated[str, typer.Option(help="The largest safetensors file: 5GB, 500MB.")] = "5GB",
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32, bfloat16 or float16; when absent the base's own (a trained head stays float32)."),
+        typer.Option(
+            help="float32, bfloat16 or float16; when absent the base's own (a trained head stays float32)."
+        ),
     ] = None,
-    qlora_base: Annotated[str, typer.Option(help="Of a QLoRA adapter: auto (measured), 16bit or nf4.")] = "auto",
+    qlora_base: Annotated[
+        str, typer.Option(help="Of a QLoRA adapter: auto (measured), 16bit or nf4.")
+    ] = "auto",
     verify: Annotated[str, typer.Option(help="full (tensors, predictions, text), tensors or none.")] = "full",
-    plan: Annotated[bool, typer.Option("--plan", help="Print time, disk and memory, from headers; write nothing.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print time, disk and memory, from headers; write nothing.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge adapters into full weights.
 
-    Writes sharded safetensors block by block, and checks that the merged model is the base with its adapter. Exits with
-    code 3 if that fails; the output folder is then not created.
+    Writes sharded safetensors block by block, and checks that the merged model is the base with its adapter.
+    Exits with code 3 if that fails; the output folder is then not created.
     """
     from finetune.errors import MergeError
 
@@ -47,7 +57,9 @@ def merge(
                 out(f"{name:<13} {value}")
         return
     if output is None:
-        raise MergeError("--output is missing: name the folder to write, or --plan to see what it would take.")
+        raise MergeError(
+            "--output is missing: name the folder to write, or --plan to see what it would take."
+        )
     from finetune import api
 
     tell_messages(as_json)
@@ -86,7 +98,8 @@ def lines_of(report: "MergeReport") -> list[tuple[str, str]]:
         lines.append(
             (
                 "tensors",
-                f"{tensors.identical} of {tensors.tensors} are the base's; of the others {tensors.sampled_numbers:,} numbers "
+                f"{tensors.identical} of {tensors.tensors} are the base's; of the others "
+                f"{tensors.sampled_numbers:,} numbers "
                 f"recomputed in float64, at most {tensors.largest_error_ulps:.3f} ulp off",
             )
         )
@@ -95,4 +108,6 @@ def lines_of(report: "MergeReport") -> list[tuple[str, str]]:
     left_out = [("verification", "predictions were left out (--verify)")]
     lines += report.verification.lines() if report.verification is not None else left_out
     warned = "warning: "
-    return lines + [("warning" if note.startswith(warned) else "note", note.removeprefix(warned)) for note in report.notes]
+    return lines + [
+        ("warning" if note.startswith(warned) else "note", note.removeprefix(warned)) for note in report.notes
+    ]

@@ -17,7 +17,9 @@ def plan(
     overrides: OverridesArgument = None,
     gpus: Annotated[int, typer.Option(min=1, help="How many, over all machines.")] = 1,
     gpu_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Of one GPU: 80GiB, 24GB.")] = None,
-    launch: Annotated[str | None, typer.Option(metavar="NAME", help="The way of sharding that is asked for.")] = None,
+    launch: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The way of sharding that is asked for.")
+    ] = None,
     tokens_per_second: Annotated[
         float | None, typer.Option(min=0.1, help="Of all GPUs; else as a run of this base measured it.")
     ] = None,
@@ -26,7 +28,8 @@ def plan(
 ) -> None:
     """Plan a run.
 
-    Memory of a GPU for every way of sharding, what fits, what to change, steps, time and disk; from headers and lengths alone.
+    Memory of a GPU for every way of sharding, what fits, what to change, steps, time and disk; from headers
+    and lengths alone.
     """
     from finetune.models.sizes import parse_size
     from finetune.planning.plan import plan as make
@@ -69,7 +72,10 @@ def measured_speed(recipe: "Recipe") -> float | None:
     same = {"model": recipe.model.model_dump(mode="json"), "method": recipe.adapter.method}
     for summary in reversed(list_summaries(Path(recipe.output.folder))):
         known = summary.get("recipe") or {}
-        if summary["status"] == "finished" and {"model": known.get("model"), "method": summary.get("method")} == same:
+        if (
+            summary["status"] == "finished"
+            and {"model": known.get("model"), "method": summary.get("method")} == same
+        ):
             return float(summary["tokens_per_second"]) or None
     return None
 
@@ -78,8 +84,10 @@ def heading(found: "Plan") -> list[str]:
     """What is planned."""
     load = found.load
     return [
-        f"base      {found.base}: {found.parameters:,} parameters, of which {found.trained:,} train, in {found.precision}",
-        f"data      {load.micro_batch_tokens:,} tokens in the heaviest micro-batch, {load.supervised_tokens:,} of them learned "
+        f"base      {found.base}: {found.parameters:,} parameters, of which {found.trained:,} train, in "
+        f"{found.precision}",
+        f"data      {load.micro_batch_tokens:,} tokens in the heaviest micro-batch, "
+        f"{load.supervised_tokens:,} of them learned "
         f"({load.origin})",
         "",
     ]
@@ -90,14 +98,21 @@ def closing(found: "Plan") -> list[str]:
     load, lines = found.load, [""]
     if found.gpu_memory is not None:
         fastest = found.fastest
-        lines.append(f"fastest that fits   {fastest.name}" if fastest else "fastest that fits   none of these")
+        lines.append(
+            f"fastest that fits   {fastest.name}" if fastest else "fastest that fits   none of these"
+        )
         if found.change is not None:
-            lines.append(f"{found.asked} fits with      {found.change.what}: {found.change.total / 1e9:.2f} GB")
+            lines.append(
+                f"{found.asked} fits with      {found.change.what}: {found.change.total / 1e9:.2f} GB"
+            )
     steps = f"{load.steps:,}" if load.steps else "not known: the data are not here"
     tokens = f", {load.tokens:,} tokens" if load.tokens else ""
     lines.append(f"steps               {steps}{tokens}")
     if found.seconds is not None:
-        lines.append(f"time                {found.seconds / 3600:,.2f} hours at {found.tokens_per_second:,.0f} tokens/s")
+        lines.append(
+            f"time                {found.seconds / 3600:,.2f} hours at {found.tokens_per_second:,.0f} "
+            "tokens/s"
+        )
     else:
         lines.append("time                give --tokens-per-second, as another run measured it")
     merged = f"; merged {found.merged_bytes / 1e9:,.2f} GB" if found.merged_bytes else ""

@@ -7,7 +7,8 @@ from finetune.cli.common import JsonOption, OverridesArgument, out, print_json, 
 def quickstart(overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
     """Train, merge and score a real model.
 
-    Fine-tunes a 135M LLaMA on a task that it can't do, merges the adapter, and compares answers before and after.
+    Fine-tunes a 135M LLaMA on a task that it can't do, merges the adapter, and compares answers before and
+    after.
     """
     from finetune.recipe.load import load_recipe
 

@@ -1,4 +1,5 @@
-"""Libraries kept quiet, so that a verb's output is its own. Torch-free: it acts before any library is imported."""
+"""Libraries kept quiet, so that a verb's output is its own. Torch-free: it acts before any library is
+imported."""
 
 import logging
 import os
@@ -11,7 +12,8 @@ GPU_DEVICES = ("nvidia[0-9]*", "nvidiactl", "kfd", "dxg")
 
 
 def quiet_libraries() -> None:
-    """Keep what libraries say about themselves out of the output; progress bars stay where standard error is a terminal.
+    """Keep what libraries say about themselves out of the output; progress bars stay where standard error is
+    a terminal.
 
     What the user sets in the environment goes first.
     """
@@ -20,7 +22,8 @@ def quiet_libraries() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
     if not any(match for name in GPU_DEVICES for match in Path("/dev").glob(name)):
-        # Else DeepSpeed, which peft and accelerate import, says on standard output, amid our JSON, that it took the CPU.
+        # Else DeepSpeed, which peft and accelerate import, says on standard output, amid our JSON, that it
+        # took the CPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # It says that it found no package `kernels`, which would fetch code from a hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

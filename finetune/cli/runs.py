@@ -22,21 +22,26 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder."
 
 @app.command("list")
 def list_runs(
-    folder: Annotated[Path | None, typer.Argument(help="The folder that holds run folders; runs when absent.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="The folder that holds run folders; runs when absent.")
+    ] = None,
     where: Annotated[
-        list[str] | None, typer.Option(metavar="CONDITION", help="train.learning_rate>=1e-4, status=finished, base~SmolLM2.")
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help="train.learning_rate>=1e-4, status=finished, base~SmolLM2."),
     ] = None,
     sort: Annotated[
         str | None, typer.Option(metavar="VALUE", help="By a metric or a recipe's value; else oldest first.")
     ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
-    columns: Annotated[str, typer.Option(help="Metrics and recipe values, with commas between them.")] = COLUMNS,
+    columns: Annotated[
+        str, typer.Option(help="Metrics and recipe values, with commas between them.")
+    ] = COLUMNS,
     as_json: JsonOption = False,
 ) -> None:
     """List the runs in a folder.
 
-    Any metric of a run and any value of its recipe can be a column, a condition or the order; damaged runs are listed so, and
-    those that were killed as interrupted.
+    Any metric of a run and any value of its recipe can be a column, a condition or the order; damaged runs
+    are listed so, and those that were killed as interrupted.
     """
     from finetune.errors import CheckpointError
     from finetune.runs import listing
@@ -126,11 +131,23 @@ def diff(
     if as_json:
         print_json(found.as_dict())
         return
-    print_table([["", runs[0].name, runs[1].name], *([name, _cell(a), _cell(b)] for name, (a, b) in found.metrics.items())])
+    print_table(
+        [
+            ["", runs[0].name, runs[1].name],
+            *([name, _cell(a), _cell(b)] for name, (a, b) in found.metrics.items()),
+        ]
+    )
     if not found.differences:
-        out("\nnothing that is recorded differs: base, data, template, recipe, code, packages and machine are the same")
+        out(
+            "\nnothing that is recorded differs: base, data, template, recipe, code, packages and machine "
+            "are the same"
+        )
     for group, meaning in GROUPS:
-        rows = [[f"  {line.name}", _cell(line.first), _cell(line.second)] for line in found.differences if line.group == group]
+        rows = [
+            [f"  {line.name}", _cell(line.first), _cell(line.second)]
+            for line in found.differences
+            if line.group == group
+        ]
         if rows:
             out(f"\n{meaning}:")
             print_table(rows)
@@ -142,7 +159,9 @@ def plot(
     metrics: Annotated[
         str | None, typer.Option(help="Names of metrics.jsonl with commas; else loss, evaluation, rate ...")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="A PNG to write, in place of drawing in the terminal.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="A PNG to write, in place of drawing in the terminal.")
+    ] = None,
 ) -> None:
     """Plot the metrics of runs, in the terminal or as a PNG."""
     import shutil
@@ -150,7 +169,9 @@ def plot(
     from finetune.runs.folder import open_run
     from finetune.runs.plot import PLOTTED, draw, read_curves, save_png
 
-    curves = read_curves([open_run(run.resolve()) for run in runs], metrics.split(",") if metrics else PLOTTED)
+    curves = read_curves(
+        [open_run(run.resolve()) for run in runs], metrics.split(",") if metrics else PLOTTED
+    )
     if output is not None:
         save_png(curves, output)
         out(str(output))
@@ -163,16 +184,19 @@ def plot(
 def reproduce(
     run: RunArgument,
     despite: Annotated[
-        list[str] | None, typer.Option(metavar="WHAT", help="Go on although this differs: base, data, versions or code.")
+        list[str] | None,
+        typer.Option(metavar="WHAT", help="Go on although this differs: base, data, versions or code."),
     ] = None,
-    folder: Annotated[Path | None, typer.Option(help="Where the new run goes; beside the old one when absent.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the new run goes; beside the old one when absent.")
+    ] = None,
     allow_code: AllowCodeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Reproduce a run.
 
-    In a new folder, from its lock; refused if base, data, versions or code have changed. On the same processor with as many
-    threads the result must be the same bit for bit: exit code 3 where it isn't.
+    In a new folder, from its lock; refused if base, data, versions or code have changed. On the same
+    processor with as many threads the result must be the same bit for bit: exit code 3 where it isn't.
     """
     import os
 
@@ -209,12 +233,16 @@ def remove(
     folders = [open_run(path) for path in dict.fromkeys(run.resolve() for run in runs)]
     for folder in folders:
         read_lock(folder.lock_path)  # a folder with an empty file of that name is no run
-    sizes = [sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file()) for folder in folders]
+    sizes = [
+        sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file()) for folder in folders
+    ]
     for folder, size in zip(folders, sizes, strict=True):
         out(f"{folder.path}  {size / 1e6:,.1f} MB")
     if not yes:
         if not sys.stdin.isatty():
-            raise CheckpointError("finetune runs rm asks before it deletes, and there is nobody to ask: give --yes.")
+            raise CheckpointError(
+                "finetune runs rm asks before it deletes, and there is nobody to ask: give --yes."
+            )
         if not typer.confirm(f"Delete {len(folders)} run{'s' * (len(folders) != 1)} for good?"):
             out("nothing was deleted")
             return
@@ -225,13 +253,19 @@ def remove(
 @app.command("ui")
 def ui(
     project: Annotated[str, typer.Option(help="The project, as tracking.project names it.")] = "finetune",
-    port: Annotated[int | None, typer.Option(help="The port; the next free one from 7860 when absent.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="The port; the next free one from 7860 when absent.")
+    ] = None,
 ) -> None:
-    """Open Trackio's dashboard on this machine (127.0.0.1), for who has the address that is printed; Ctrl-C ends it."""
+    """Open Trackio's dashboard on this machine (127.0.0.1), for who has the address that is printed; Ctrl-C
+    ends it."""
     from finetune.runs.dashboard import start_dashboard
 
     address, thread = start_dashboard(project, port)
     # With its token, which `out` would take out.
-    print(f"{address}\nThe address lets whoever has it read and change runs. Ctrl-C ends the dashboard.", flush=True)
+    print(
+        f"{address}\nThe address lets whoever has it read and change runs. Ctrl-C ends the dashboard.",
+        flush=True,
+    )
     with contextlib.suppress(KeyboardInterrupt):
         thread.join()

@@ -23,6 +23,8 @@ def selftest(as_json: JsonOption = False) -> None:
     cases = report["cases"]
     failed = [case["name"] for case in cases if not case["holds"]]
     if failed:
-        raise CheckFailed(f"selftest: {', '.join(failed)} {'differs' if len(failed) == 1 else 'differ'} from the plain run.")
+        raise CheckFailed(
+            f"selftest: {', '.join(failed)} {'differs' if len(failed) == 1 else 'differ'} from the plain run."
+        )
     if not as_json:
         out(f"selftest: all {len(cases)} ways agree with one plain process, in {report['seconds']:.0f} s")

@@ -12,24 +12,41 @@ from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, 
 
 
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe's file, or the name of a shipped one.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe's file, or the name of a shipped one.")
+    ] = None,
     overrides: OverridesArgument = None,
     resume: Annotated[Path | None, typer.Option(help="Resume this run folder.")] = None,
     trust_checkpoint: Annotated[
-        bool, typer.Option("--trust-checkpoint", help="With --resume: load DeepSpeed checkpoints that somebody else wrote.")
+        bool,
+        typer.Option(
+            "--trust-checkpoint", help="With --resume: load DeepSpeed checkpoints that somebody else wrote."
+        ),
     ] = False,
     launch: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="How to shard: ddp, zero3, fsdp2 ... or a file.")
     ] = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="With --launch: processes, of all machines together.")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="With --launch: machines; one, or as a file says.")] = None,
-    node_rank: Annotated[int | None, typer.Option(min=0, help="With --nodes: which machine this is, from 0.")] = None,
-    rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="With --nodes: machine 0's address.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="With --launch: processes, of all machines together.")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="With --launch: machines; one, or as a file says.")
+    ] = None,
+    node_rank: Annotated[
+        int | None, typer.Option(min=0, help="With --nodes: which machine this is, from 0.")
+    ] = None,
+    rendezvous: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="With --nodes: machine 0's address.")
+    ] = None,
     max_restarts: Annotated[
-        int | None, typer.Option(min=0, help="With --launch: how often to continue after a process died; never when absent.")
+        int | None,
+        typer.Option(
+            min=0, help="With --launch: how often to continue after a process died; never when absent."
+        ),
     ] = None,
     timeout_minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="With --launch: how long to wait for other processes; 30 when absent.")
+        float | None,
+        typer.Option(min=0.01, help="With --launch: how long to wait for other processes; 30 when absent."),
     ] = None,
     patience: Annotated[float | None, typer.Option("--patience", min=0.01, hidden=True)] = None,
     allow_code: AllowCodeOption = None,
@@ -37,33 +54,37 @@ def train(
 ) -> None:
     """Train a recipe.
 
-    The result, and everything about it, is in a new run folder. SIGTERM and SIGUSR1 stop it with a checkpoint, as Ctrl-C does;
-    SIGUSR2 saves one and continues.
+    The result, and everything about it, is in a new run folder. SIGTERM and SIGUSR1 stop it with a
+    checkpoint, as Ctrl-C does; SIGUSR2 saves one and continues.
     """
     from finetune import api
     from finetune.errors import LaunchError
     from finetune.training.start import start
 
     asked: dict[str, Any] = {
-        "processes": processes, "nodes": nodes, "node_rank": node_rank, "rendezvous": rendezvous, "max_restarts": max_restarts,
-        "timeout_minutes": timeout_minutes or patience,
+        "processes": processes, "nodes": nodes, "node_rank": node_rank, "rendezvous": rendezvous,
+        "max_restarts": max_restarts, "timeout_minutes": timeout_minutes or patience,
     }  # fmt: skip
     asked = {name: value for name, value in asked.items() if value is not None}
     with signals.listening():
         if timeout_minutes is not None and patience is not None:
             raise LaunchError("--patience is the earlier name of --timeout-minutes: give one of them.")
         if recipe is None and resume is None:
-            raise LaunchError("name a recipe (finetune train RECIPE), or a run to resume (finetune train --resume RUN).")
+            raise LaunchError(
+                "name a recipe (finetune train RECIPE), or a run to resume (finetune train --resume RUN)."
+            )
         if resume is not None and recipe is not None and "=" in recipe and not Path(recipe).exists():
             raise LaunchError(
-                f"got {recipe} with --resume: a resumed run keeps the recipe of its lock, which no override changes; "
+                f"got {recipe} with --resume: a resumed run keeps the recipe of its lock, which no override "
+                "changes; "
                 f"start a new run for another value:\n    {_new_run(resume, (recipe, *(overrides or ())))}"
             )
         if trust_checkpoint and resume is None:
             raise LaunchError("--trust-checkpoint is about the checkpoints of a run: it needs --resume RUN.")
         if launch is None and asked:
             raise LaunchError(
-                "--processes, --nodes, --node-rank, --rendezvous, --max-restarts and --timeout-minutes need --launch NAME."
+                "--processes, --nodes, --node-rank, --rendezvous, --max-restarts and --timeout-minutes need "
+                "--launch NAME."
             )
         loaded = api.load_recipe(recipe, overrides or []) if recipe is not None else None
         if not environment.is_worker() or environment.world().rank == 0:
@@ -86,7 +107,8 @@ def train(
 
 
 def _new_run(resume: Path, overrides: tuple[str, ...]) -> str:
-    """The command for a new run with other values: from the result of one that is finished, else from the beginning."""
+    """The command for a new run with other values: from the result of one that is finished, else from the
+    beginning."""
     from finetune.recipe.lock import read_lock
     from finetune.runs.folder import open_run
     from finetune.runs.further import command_to_train_further
@@ -119,7 +141,10 @@ def closing_lines(folder: Path, summary: dict[str, Any]) -> list[str]:
         f"{summary['tokens_per_second']:,} tokens/s, {float(str(summary['peak_memory_bytes'])) / 1e9:.1f} GB"
     ]
     if summary["evaluation_loss"] is not None:
-        lines.append(f"evaluation loss {summary['evaluation_loss_before']:.4f} before, {summary['evaluation_loss']:.4f} after")
+        lines.append(
+            f"evaluation loss {summary['evaluation_loss_before']:.4f} before, "
+            f"{summary['evaluation_loss']:.4f} after"
+        )
     lines.append(f"result   {folder}")
     recipe = dict(summary["recipe"])
     if recipe["adapter"]["method"] != "full":
@@ -127,7 +152,9 @@ def closing_lines(folder: Path, summary: dict[str, Any]) -> list[str]:
     if recipe["model"]["head"] is None:
         lines.append(f'generate {shell_command("generate", folder)} --prompt "..."')
     elif recipe["data"]["evaluation"] is not None:
-        lines.append(f"evaluate {shell_command('evaluate', folder, '--compare', 'base', *_code_options(recipe))}")
+        lines.append(
+            f"evaluate {shell_command('evaluate', folder, '--compare', 'base', *_code_options(recipe))}"
+        )
     return lines
 
 

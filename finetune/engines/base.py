@@ -1,7 +1,8 @@
-"""An engine: how processes share one training. All that the toolkit knows of one is declared in its own file. Torch-free.
+"""An engine: how processes share one training. All that the toolkit knows of one is declared in its own file.
+Torch-free.
 
-registry.py has the tuple of engines and says which one runs here. Methods that need torch, transformers or accelerate import
-them when they are called.
+registry.py has the tuple of engines and says which one runs here. Methods that need torch, transformers or
+accelerate import them when they are called.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,9 @@ class Refusal:
     """What to choose in its place."""
 
 
-FP16 = Refusal("fp16 scales its loss, which is shown in one process on CUDA only", "bf16, or fp32 where there is no bf16")
+FP16 = Refusal(
+    "fp16 scales its loss, which is shown in one process on CUDA only", "bf16, or fp32 where there is no bf16"
+)
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,14 @@ class Held:
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine whose processes each hold the full model, as plain torch has it; other engines say how they differ."""
+    """An engine whose processes each hold the full model, as plain torch has it; other engines say how they
+    differ."""
 
     name: str
     """In --launch, in a run's lock, and in tables."""
     slowness: float = 1.0
-    """How many times longer a step takes than one of ddp's, roughly: the order of preference. Not measured on GPUs."""
+    """How many times longer a step takes than one of ddp's, roughly: the order of preference. Not measured on
+    GPUs."""
     guides: tuple[Guide, ...] = ()
     """A line for each of its shipped files."""
 
@@ -97,7 +102,8 @@ class Engine:
     kinds: ClassVar[tuple[str, ...]] = ()
     """accelerate's names of it, in distributed_type."""
     switch: ClassVar[str] = ""
-    """The variable that is "true" in its processes, accelerate's or one of its own; empty for plain processes."""
+    """The variable that is "true" in its processes, accelerate's or one of its own; empty for plain
+    processes."""
     section: ClassVar[FileSection | None] = None
     """Its section of an accelerate file."""
     packages: ClassVar[tuple[Requirement, ...]] = ()
@@ -107,7 +113,8 @@ class Engine:
     takes_over: ClassVar[bool] = False
     """Whether a library of its own moves, saves and loads the weights, in a form of its own."""
     steps_in_backward: ClassVar[bool] = False
-    """Whether the backward pass reduces gradients and takes the step, so that nothing can be refused or undone after it."""
+    """Whether the backward pass reduces gradients and takes the step, so that nothing can be refused or
+    undone after it."""
     checkpoints_hold_pickles: ClassVar[bool] = False
     """Whether loading its checkpoints can run code."""
     gathered_words: ClassVar[str] = ""
@@ -130,7 +137,8 @@ class Engine:
 
     @property
     def fuses_lora(self) -> bool:
-        """Whether LoRA layers compute by finetune.models.kernels; peft's own forward, which keeps more, otherwise."""
+        """Whether LoRA layers compute by finetune.models.kernels; peft's own forward, which keeps more,
+        otherwise."""
         return True
 
     def data_parallel(self, processes: int) -> int:
@@ -169,7 +177,8 @@ class Engine:
         return {}
 
     def variables(self, arguments: Any, settings: Mapping[str, Any]) -> dict[str, str]:
-        """The environment of its processes; `arguments` are those of accelerate's launcher, with the settings among them."""
+        """The environment of its processes; `arguments` are those of accelerate's launcher, with the settings
+        among them."""
         from accelerate.utils.launch import prepare_multi_gpu_env
 
         found: dict[str, str] = prepare_multi_gpu_env(arguments)
@@ -184,7 +193,8 @@ class Engine:
     # How a model is trained
 
     def loading(self, precision: str) -> AbstractContextManager[None]:
-        """While this lasts a base is loaded as the engine needs it; the group of processes must have been formed."""
+        """While this lasts a base is loaded as the engine needs it; the group of processes must have been
+        formed."""
         return nullcontext()
 
     def cuts_up_while_loading(self) -> bool:
@@ -201,7 +211,10 @@ class Engine:
 
     def trainer_options(self, *, on_cpu: bool) -> dict[str, Any]:
         """Of transformers' TrainingArguments, those that it decides."""
-        return {"use_cpu": on_cpu, "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": False}}}
+        return {
+            "use_cpu": on_cpu,
+            "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": False}},
+        }
 
     def settle_accelerate(self, *, on_cpu: bool) -> None:
         """What accelerate must be told after the arguments were made."""
@@ -210,13 +223,15 @@ class Engine:
         """Change what accelerate chose for it, before the model is prepared."""
 
     def inference(self, trainer: Any, model: Any) -> AbstractContextManager[None]:
-        """While this lasts, between two steps, the unwrapped model can be asked for answers and hidden states."""
+        """While this lasts, between two steps, the unwrapped model can be asked for answers and hidden
+        states."""
         return nullcontext()
 
     # Weights
 
     def full_weight(self, parameter: "torch.nn.Parameter") -> "torch.Tensor":
-        """A trained weight, gathered, in the precision of the optimizer, on the host. All processes must call this."""
+        """A trained weight, gathered, in the precision of the optimizer, on the host. All processes must call
+        this."""
         return parameter.detach().cpu().clone()
 
     def full_shape(self, parameter: "torch.nn.Parameter") -> tuple[int, ...]:

@@ -1,4 +1,5 @@
-"""Distributed data parallel: each process has the whole model, and gradients are averaged. Li et al. 2020, arXiv:2006.15704."""
+"""Distributed data parallel: each process has the whole model, and gradients are averaged. Li et al. 2020,
+arXiv:2006.15704."""
 
 from finetune.engines.base import Engine, Guide
 

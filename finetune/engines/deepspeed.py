@@ -48,19 +48,16 @@ DEVICE = honoured(one_of("none", "cpu"), "none or cpu")
 SECTION = FileSection("deepspeed_config", "", {
     "deepspeed_config_file": refused("write zero_stage and what else it holds into this file"),
     "zero_stage": honoured(one_of("1", "2", "3"), "1, 2 or 3 in the file itself"),
-    "offload_optimizer_device": DEVICE,
-    "offload_param_device": DEVICE,
+    "offload_optimizer_device": DEVICE, "offload_param_device": DEVICE,
     "offload_optimizer_nvme_path": refused("nothing is kept on NVMe; take cpu"),
     "offload_param_nvme_path": refused("nothing is kept on NVMe; take cpu"),
-    "gradient_accumulation_steps": honoured(lambda value: str(value).lower() == "auto" or at_least(1)(value), "auto"),
-    "gradient_clipping": honoured(lambda value: str(value).lower() == "auto" or as_norm(value) is not None, "auto"),
+    "gradient_accumulation_steps": honoured(lambda value: is_auto(value) or at_least(1)(value), "auto"),
+    "gradient_clipping": honoured(lambda value: is_auto(value) or as_norm(value) is not None, "auto"),
     "zero3_init_flag": honoured(is_flag, "true or false"),
     "zero3_save_16bit_model": harmless("checkpoints and results are whole in any case"),
     "deepspeed_moe_layer_cls_names": refused("mixtures of experts are not trained here"),
     "deepspeed_multinode_launcher": honoured(one_of("standard"), "standard (no process is started over ssh)"),
-    "deepspeed_hostfile": NO_SSH,
-    "deepspeed_exclusion_filter": NO_SSH,
-    "deepspeed_inclusion_filter": NO_SSH,
+    "deepspeed_hostfile": NO_SSH, "deepspeed_exclusion_filter": NO_SSH, "deepspeed_inclusion_filter": NO_SSH,
 })  # fmt: skip
 
 
@@ -76,7 +73,9 @@ class DeepSpeed(Engine):
     switch = "ACCELERATE_USE_DEEPSPEED"
     section = SECTION
     packages = (Requirement("deepspeed", "ZeRO sharding over several devices is refused without it"),)
-    programs = tuple(Requirement(name, "deepspeed can't compile its extension without it") for name in ("g++", "ninja"))
+    programs = tuple(
+        Requirement(name, "deepspeed can't compile its extension without it") for name in ("g++", "ninja")
+    )
     takes_over = True
     steps_in_backward = True
     checkpoints_hold_pickles = True
@@ -109,31 +108,43 @@ class DeepSpeed(Engine):
         """New tokens, where weights are cut up."""
         if recipe.model.new_tokens and self.shards_weights:
             return (
-                "model.new_tokens: peft gathers an embedding's rows under ZeRO-3 with CUDA's calls alone, which was never "
+                "model.new_tokens: peft gathers an embedding's rows under ZeRO-3 with CUDA's calls alone, "
+                "which was never "
                 "shown to work here. Take fsdp2, zero2 or ddp."
             )
         return None
 
     def check_installed(self) -> None:
-        """Raises LaunchError where DeepSpeed isn't installed, or can't build the part of it that offloading needs."""
+        """Raises LaunchError where DeepSpeed isn't installed, or can't build the part of it that offloading
+        needs."""
         if importlib.util.find_spec("deepspeed") is None:
             raise LaunchError(
-                f"--launch {self.name} needs deepspeed, which is not installed: pip install deepspeed, or take fsdp2."
+                f"--launch {self.name} needs deepspeed, which is not installed: pip install deepspeed, or "
+                "take fsdp2."
             )
         absent = [program.name for program in self.programs if shutil.which(program.name) is None]
         if absent:
             raise LaunchError(
-                f"DeepSpeed compiles an extension and needs {' and '.join(absent)}, which is not here; or take fsdp2."
+                f"DeepSpeed compiles an extension and needs {' and '.join(absent)}, which is not here; or "
+                "take fsdp2."
             )
 
     def is_asked_for(self, values: Mapping[str, Any]) -> bool:
         """By stage, and by whether something is offloaded."""
         stage = str(values.get("deepspeed_config.zero_stage")).strip()
-        return super().is_asked_for(values) and stage == str(self.stage) and bool(_offloaded(values)) == self.offloads
+        return (
+            super().is_asked_for(values)
+            and stage == str(self.stage)
+            and bool(_offloaded(values)) == self.offloads
+        )
 
     def runs_here(self, environment: Mapping[str, str]) -> bool:
         """By its stage; a process needs not know that it offloads, and a run's lock doesn't say."""
-        return super().runs_here(environment) and environment.get(STAGE, "2") == str(self.stage) and not self.offloads
+        return (
+            super().runs_here(environment)
+            and environment.get(STAGE, "2") == str(self.stage)
+            and not self.offloads
+        )
 
     def contradictions(self, values: Mapping[str, Any]) -> Iterator[str]:
         """A stage that is missing, or that can't offload what it is asked to."""
@@ -145,7 +156,10 @@ class DeepSpeed(Engine):
         if str(stage) == "1" and offloaded:
             yield "zero_stage 1 with an offload device: take zero_stage 2 or 3, or set the device to none"
         if str(stage) == "2" and "param" in offloaded:
-            yield "offload_param_device is cpu with zero_stage 2: only zero_stage 3 shards parameters, and so can offload them"
+            yield (
+                "offload_param_device is cpu with zero_stage 2: only zero_stage 3 shards parameters, and so "
+                "can offload them"
+            )
 
     def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Stage and offloading."""
@@ -154,7 +168,8 @@ class DeepSpeed(Engine):
             "zero_stage": self.stage,
             "offload_optimizer_device": "cpu" if "optimizer" in offloaded else "none",
             "offload_param_device": "cpu" if "param" in offloaded else "none",
-            "zero3_init_flag": self.stage == 3 and flag_of(values, "deepspeed_config.zero3_init_flag", default=True),
+            "zero3_init_flag": self.stage == 3
+            and flag_of(values, "deepspeed_config.zero3_init_flag", default=True),
             "zero3_save_16bit_model": self.stage == 3,
         }
 
@@ -176,7 +191,8 @@ class DeepSpeed(Engine):
         remove_stale_builds()
 
     def loading(self, precision: str) -> AbstractContextManager[None]:
-        """With stage 3 transformers cuts weights up meanwhile, so that no process ever holds the full model."""
+        """With stage 3 transformers cuts weights up meanwhile, so that no process ever holds the full
+        model."""
         return _cutting_up(precision) if self.shards_weights else nullcontext()
 
     def cuts_up_while_loading(self) -> bool:
@@ -198,7 +214,8 @@ class DeepSpeed(Engine):
             deepspeed._hf_deepspeed_config_weak_ref = held
 
     def trainer_options(self, *, on_cpu: bool) -> dict[str, Any]:
-        """On the CPU use_cpu would silently turn DeepSpeed off; without it transformers refuses bf16, so accelerate is told."""
+        """On the CPU use_cpu would silently turn DeepSpeed off; without it transformers refuses bf16, so
+        accelerate is told."""
         found = super().trainer_options(on_cpu=on_cpu)
         return found | {"use_cpu": False, "bf16": False, "ddp_backend": "gloo"} if on_cpu else found
 
@@ -225,7 +242,8 @@ class DeepSpeed(Engine):
         return int(getattr(parameter, "ds_numel", parameter.numel()))
 
     def unfusable(self, weight: "torch.Tensor") -> str | None:
-        """It may be there in the forward pass, by chance of what ZeRO-3 has not let go yet, and gone in the backward pass."""
+        """It may be there in the forward pass, by chance of what ZeRO-3 has not let go yet, and gone in the
+        backward pass."""
         return "ZeRO-3 cuts its weights up" if hasattr(weight, "ds_id") else None
 
     def resumes(self, then: Engine) -> bool:
@@ -237,17 +255,26 @@ class DeepSpeed(Engine):
         return min(total.weights, LIVE_WEIGHTS * total.weight_bytes)
 
     def memory(self, total: Total, processes: int) -> Held:
-        """With float32 copies of what trains in bf16; offloaded, the host has the state, and with stage 3 the weights."""
+        """With float32 copies of what trains in bf16; offloaded, the host has the state, and with stage 3 the
+        weights."""
         held = super().memory(total, processes)
         if self.offloads:
-            return replace(held, states=0.0, weights=self.gathered(total) if self.shards_weights else held.weights)
+            return replace(
+                held, states=0.0, weights=self.gathered(total) if self.shards_weights else held.weights
+            )
         return replace(held, states=held.states + total.gradients / processes) if total.half else held
+
+
+def is_auto(value: Any) -> bool:
+    """Whether accelerate fills a key in."""
+    return str(value).lower() == "auto"
 
 
 def remove_stale_builds(minutes: float = 10.0) -> None:
     """Remove the locks of DeepSpeed's builds in whose folders nothing was written for so long.
 
-    torch's lock is a file that stands until its maker deletes it: one that was killed lets all others wait forever.
+    torch's lock is a file that stands until its maker deletes it: one that was killed lets all others wait
+    forever.
     """
     from torch.utils.cpp_extension import get_default_build_root
 
@@ -260,7 +287,9 @@ def remove_stale_builds(minutes: float = 10.0) -> None:
 
 def _offloaded(values: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
-        part for part in ("optimizer", "param") if not is_nothing(values.get(f"deepspeed_config.offload_{part}_device"))
+        part
+        for part in ("optimizer", "param")
+        if not is_nothing(values.get(f"deepspeed_config.offload_{part}_device"))
     )
 
 
@@ -279,7 +308,8 @@ def _cutting_up(precision: str) -> Iterator[None]:
 
 
 def _forget_recorded_calls(engine: Any) -> None:
-    """DeepSpeed records the calls of one step to fetch weights ahead in the next; those of an evaluation aren't a step's."""
+    """DeepSpeed records the calls of one step to fetch weights ahead in the next; those of an evaluation
+    aren't a step's."""
     if engine is None:
         return
     coordinator = engine.optimizer.parameter_offload.get_param_coordinator()
@@ -298,7 +328,9 @@ ZERO1 = DeepSpeed(
     ),
     stage=1,
 )
-ZERO2 = DeepSpeed("zero2", 1.05, (Guide("zero2", "as zero1, and gradients don't fit either", "help LoRA much"),), stage=2)
+ZERO2 = DeepSpeed(
+    "zero2", 1.05, (Guide("zero2", "as zero1, and gradients don't fit either", "help LoRA much"),), stage=2
+)
 ZERO2_OFFLOAD = DeepSpeed(
     "zero2_offload",
     2.0,
@@ -328,7 +360,14 @@ ZERO3 = DeepSpeed(
 ZERO3_OFFLOAD = DeepSpeed(
     "zero3_offload",
     3.0,
-    (Guide("zero3_offload", "nothing else fits", "be fast; it is offered for lora", "state and weights in the host's memory"),),
+    (
+        Guide(
+            "zero3_offload",
+            "nothing else fits",
+            "be fast; it is offered for lora",
+            "state and weights in the host's memory",
+        ),
+    ),
     stage=3,
     in_host_memory=True,
 )

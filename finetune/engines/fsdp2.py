@@ -1,4 +1,5 @@
-"""Fully sharded data parallel, torch's second one: each process holds a share of every tensor, gathered a layer at a time.
+"""Fully sharded data parallel, torch's second one: each process holds a share of every tensor, gathered a
+layer at a time.
 
 Zhao et al. 2023, arXiv:2304.11277.
 """
@@ -9,7 +10,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from finetune.engines.base import Engine, Guide, Part, Total
-from finetune.engines.keys import FileSection, flag_of, harmless, honoured, is_flag, is_nothing, one_of, refused, text_of
+from finetune.engines.keys import (
+    FileSection,
+    flag_of,
+    harmless,
+    honoured,
+    is_flag,
+    is_nothing,
+    one_of,
+    refused,
+    text_of,
+)
 from finetune.models import architectures
 
 if TYPE_CHECKING:
@@ -35,7 +46,9 @@ SECTION = FileSection("fsdp_config", "fsdp_", {
     "fsdp_activation_checkpointing": honoured(is_flag, "true or false"),
     "fsdp_activation_checkpointing_offload": refused("activations are not kept in the host's memory"),
     "fsdp_ignored_modules": refused("every module is sharded"),
-    "fsdp_sharding_strategy": honoured(one_of("FULL_SHARD", "1"), "FULL_SHARD, or fsdp_reshard_after_forward"),
+    "fsdp_sharding_strategy": honoured(
+        one_of("FULL_SHARD", "1"), "FULL_SHARD, or fsdp_reshard_after_forward"
+    ),
     "fsdp_backward_prefetch": FSDP1,
     "fsdp_forward_prefetch": FSDP1,
     "fsdp_use_orig_params": FSDP1,
@@ -59,7 +72,10 @@ class Fsdp2(Engine):
     def contradictions(self, values: Mapping[str, Any]) -> Iterator[str]:
         """FSDP1, and weights of the main process that the others would never get."""
         if self.is_asked_for(values) and is_nothing(values.get("fsdp_config.fsdp_version")):
-            yield "fsdp_config.fsdp_version is not set, which is 1; set it to 2 (FSDP1 can't shard an adapter beside its base)"
+            yield (
+                "fsdp_config.fsdp_version is not set, which is 1; set it to 2 (FSDP1 can't shard an adapter "
+                "beside its base)"
+            )
         efficient = flag_of(values, "fsdp_config.fsdp_cpu_ram_efficient_loading")
         if efficient and not flag_of(values, "fsdp_config.fsdp_sync_module_states", default=True):
             yield "fsdp_cpu_ram_efficient_loading needs fsdp_sync_module_states: true"
@@ -67,9 +83,17 @@ class Fsdp2(Engine):
     def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """FSDP2 by decoder layers, with what a file may choose."""
         flags = ("reshard_after_forward", "cpu_ram_efficient_loading", "activation_checkpointing")
-        asked = {f"fsdp_{name}": flag_of(values, f"fsdp_config.fsdp_{name}", default=name == flags[0]) for name in flags}
+        asked = {
+            f"fsdp_{name}": flag_of(values, f"fsdp_config.fsdp_{name}", default=name == flags[0])
+            for name in flags
+        }
         kept = text_of(values, "fsdp_config.fsdp_state_dict_type", "FULL_STATE_DICT").upper()
-        return {"fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "fsdp_state_dict_type": kept, **asked}
+        return {
+            "fsdp_version": 2,
+            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "fsdp_state_dict_type": kept,
+            **asked,
+        }
 
     def variables(self, arguments: Any, settings: Mapping[str, Any]) -> dict[str, str]:
         """accelerate's of FSDP."""
@@ -77,7 +101,8 @@ class Fsdp2(Engine):
         return super().variables(arguments, settings)
 
     def trainer_options(self, *, on_cpu: bool) -> dict[str, Any]:
-        """Gradients are reduced after each micro-batch: FSDP2 would hold unsharded ones until the last of a step."""
+        """Gradients are reduced after each micro-batch: FSDP2 would hold unsharded ones until the last of a
+        step."""
         accumulation = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
         return super().trainer_options(on_cpu=on_cpu) | {"accelerator_config": accumulation}
 
@@ -99,7 +124,10 @@ class Fsdp2(Engine):
         plugin = getattr(accelerator.state, "fsdp_plugin", None)
         if plugin is not None and plugin.mixed_precision_policy is not None:
             plugin.mixed_precision_policy = replace(
-                plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=False
+                plugin.mixed_precision_policy,
+                reduce_dtype=torch.float32,
+                output_dtype=None,
+                cast_forward_inputs=False,
             )
 
     def inference(self, trainer: Any, model: Any) -> AbstractContextManager[None]:
@@ -124,9 +152,11 @@ class Fsdp2(Engine):
 
 @contextmanager
 def _gathered_beside_the_layers(model: Any) -> Iterator[None]:
-    """FSDP2 gathers a decoder layer where that is called, but what is in the root only in a forward of the whole model.
+    """FSDP2 gathers a decoder layer where that is called, but what is in the root only in a forward of the
+    whole model.
 
-    So a forward that computes nothing begins; without a step in between the root would also not be known for the root.
+    So a forward that computes nothing begins; without a step in between the root would also not be known for
+    the root.
     """
     from torch.distributed.fsdp import register_fsdp_forward_method
 
@@ -136,7 +166,8 @@ def _gathered_beside_the_layers(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        # Norm and head, called apart from the layers, would stay gathered otherwise, and couldn't be loaded or saved.
+        # Norm and head, called apart from the layers, would stay gathered otherwise, and couldn't be loaded
+        # or saved.
         model.reset_iter_state()
 
 

@@ -1,4 +1,5 @@
-"""The processes of a run: which one this is, and what they agree on. Only tensors travel, never pickled objects."""
+"""The processes of a run: which one this is, and what they agree on. Only tensors travel, never pickled
+objects."""
 
 import os
 import time
@@ -38,7 +39,8 @@ class Group:
         if torch.cuda.is_available():
             if self.local_rank >= torch.cuda.device_count():
                 raise LaunchError(
-                    f"process {self.local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}. "
+                    f"process {self.local_rank} of this machine has no GPU: there are "
+                    f"{torch.cuda.device_count()}. "
                     "Start at most one process for each (--processes)."
                 )
             torch.cuda.set_device(self.local_rank)
@@ -61,16 +63,20 @@ class Group:
             raise PeerLost(f"process {self.rank} could not meet the others at {where}: {error}") from error
 
     def _wait_for_all(self, store: distributed.FileStore, seconds: float) -> None:
-        """Until all processes are at the store: torch waits there too, but deaf to signals, for as long as one is missing."""
+        """Until all processes are at the store: torch waits there too, but deaf to signals, for as long as
+        one is missing."""
         end, ranks = time.monotonic() + seconds, [f"here/{rank}" for rank in range(self.world_size)]
         store.set(ranks[self.rank], "")
         while not store.check(ranks):
             if time.monotonic() > end:
-                raise PeerLost(f"process {self.rank} waited {seconds / 60:g} minutes for the others, which didn't come.")
+                raise PeerLost(
+                    f"process {self.rank} waited {seconds / 60:g} minutes for the others, which didn't come."
+                )
             time.sleep(EVERY_SECONDS)
 
     def leave(self) -> None:
-        """Part from the others, all at once: a connection that is left to the interpreter's end can abort the process."""
+        """Part from the others, all at once: a connection that is left to the interpreter's end can abort the
+        process."""
         if distributed.is_initialized():
             self.wait()
             distributed.destroy_process_group()
@@ -98,7 +104,11 @@ class Group:
         content = torch.tensor(list(text.encode()), dtype=torch.uint8)
         size = torch.tensor(len(content), device=_device())
         distributed.broadcast(size, 0)
-        buffer = content.to(_device()) if self.is_main else torch.empty(int(size), dtype=torch.uint8, device=_device())
+        buffer = (
+            content.to(_device())
+            if self.is_main
+            else torch.empty(int(size), dtype=torch.uint8, device=_device())
+        )
         distributed.broadcast(buffer, 0)
         return bytes(buffer.tolist()).decode()
 
@@ -136,10 +146,13 @@ def contact(group: Group) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if group.world_size == 1 or not (isinstance(error, distributed.DistError) or any(text in str(error) for text in LOST)):
+        if group.world_size == 1 or not (
+            isinstance(error, distributed.DistError) or any(text in str(error) for text in LOST)
+        ):
             raise
         raise PeerLost(
-            f"process {group.rank} lost the others: {str(error).splitlines()[0]} One of them ended, or the network between "
+            f"process {group.rank} lost the others: {str(error).splitlines()[0]} One of them ended, or the "
+            "network between "
             "them; go on from the last whole checkpoint with finetune train --resume."
         ) from error
 

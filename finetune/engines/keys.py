@@ -14,7 +14,9 @@ def is_nothing(value: Any) -> bool:
 
 def as_flag(value: Any) -> bool | None:
     """What a switch says, as YAML or the environment writes it; None for what is no switch."""
-    return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(str(value).strip().lower())
+    return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(
+        str(value).strip().lower()
+    )
 
 
 def as_count(value: Any) -> int | None:

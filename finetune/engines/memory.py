@@ -33,11 +33,13 @@ def allocator_name() -> str:
 
 @functools.cache
 def say_without_jemalloc() -> None:
-    """Say, once a process, that a program of the user's was not started with the allocator that `finetune train` takes."""
+    """Say, once a process, that a program of the user's was not started with the allocator that `finetune
+    train` takes."""
     if sys.platform == "linux" and "LD_PRELOAD" not in os.environ and (path := find_jemalloc()) is not None:
         logger.info(
             f"jemalloc is installed ({path}) and not loaded, which only the start of a program can do: with "
-            f"LD_PRELOAD={path} before it, as `finetune train` sees to by itself, training on the CPU takes less memory"
+            f"LD_PRELOAD={path} before it, as `finetune train` sees to by itself, training on the CPU takes "
+            "less memory"
         )
 
 
@@ -50,6 +52,7 @@ def memory_advice() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch_size or data.max_length_tokens, "
+            f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch_size or "
+            "data.max_length_tokens, "
             "set train.activation_checkpointing: true, or set adapter.method: qlora."
         ) from error

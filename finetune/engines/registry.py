@@ -24,7 +24,8 @@ def named(name: str) -> Engine | None:
 
 
 def current() -> Engine:
-    """The engine that the launcher asks for. The only reader of what it says of one. Raises LaunchError as `world` does."""
+    """The engine that the launcher asks for. The only reader of what it says of one. Raises LaunchError as
+    `world` does."""
     if environment.world().size == 1:
         return SINGLE
     return next((engine for engine in of_several() if engine.runs_here(os.environ)), DDP)

@@ -1,4 +1,5 @@
-"""A model in training, however it is sharded: asked for answers, and its trained weights, gathered one tensor at a time."""
+"""A model in training, however it is sharded: asked for answers, and its trained weights, gathered one tensor
+at a time."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ class Trains(Protocol):
 
 @contextmanager
 def evaluable(trainer: Trains) -> Iterator[Any]:
-    """The model in training without what an engine wraps around it, to be asked for answers and hidden states.
+    """The model in training without what an engine wraps around it, to be asked for answers and hidden
+    states.
 
     Between two steps only.
     """
@@ -30,7 +32,8 @@ def evaluable(trainer: Trains) -> Iterator[Any]:
 
 
 def gathered_weights(trainer: Trains) -> dict[str, torch.Tensor]:
-    """What is trained, gathered, in the precision of the optimizer, on the host; all processes must call this.
+    """What is trained, gathered, in the precision of the optimizer, on the host; all processes must call
+    this.
 
     Names are those of the model without what an engine wraps around it.
     """

@@ -13,7 +13,8 @@ PARTS = {"states": "optimizer state", "gradients": "gradients", "weights": "weig
 
 
 def matrix() -> dict[Method, dict[str, Refusal | None]]:
-    """Method -> engine of several processes -> why the two don't go together in fp32 and bf16; None where they do."""
+    """Method -> engine of several processes -> why the two don't go together in fp32 and bf16; None where
+    they do."""
     engines = registry.of_several()
     return {method: {engine.name: engine.refusal(method, "bf16") for engine in engines} for method in METHODS}
 
@@ -26,7 +27,10 @@ def reasons() -> list[str]:
 
 def matrix_table() -> str:
     """The matrix, with its reasons below."""
-    rows = [[method, *("works" if why is None else "-" for why in row.values())] for method, row in matrix().items()]
+    rows = [
+        [method, *("works" if why is None else "-" for why in row.values())]
+        for method, row in matrix().items()
+    ]
     table = markdown_table(["", *(f"`{engine.name}`" for engine in registry.of_several())], rows)
     return "\n".join([table, "", *(f"- {reason}" for reason in reasons())])
 

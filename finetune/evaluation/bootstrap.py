@@ -1,4 +1,5 @@
-"""How sure a figure is: percentile bootstrap over the rows (Efron 1979; Koehn 2004, aclanthology.org/W04-3250, for pairs).
+"""How sure a figure is: percentile bootstrap over the rows (Efron 1979; Koehn 2004,
+aclanthology.org/W04-3250, for pairs).
 
 The same rows are drawn for the same number of rows, so the resamples of two models can be paired.
 """
@@ -38,7 +39,8 @@ def resampled(scorer: Scorer, rows: int) -> np.ndarray:
 
 
 def interval_of(value: float, samples: np.ndarray) -> Interval:
-    """A value with the middle CONFIDENCE of the samples; draws on which a metric isn't defined don't count."""
+    """A value with the middle CONFIDENCE of the samples; draws on which a metric isn't defined don't
+    count."""
     finite = samples[np.isfinite(samples)]
     if not len(finite):
         return Interval(value, math.nan, math.nan)

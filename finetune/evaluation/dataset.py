@@ -44,7 +44,12 @@ class EvaluationSet:
 
 
 def read_rows(
-    recipe: Recipe, data: PreparedData, tokenizer: PreTrainedTokenizerFast, *, positions: int, most: int | None = None
+    recipe: Recipe,
+    data: PreparedData,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    positions: int,
+    most: int | None = None,
 ) -> EvaluationSet:
     """The first `most` evaluation rows (all where it is None), for a base with so many positions.
 
@@ -52,14 +57,17 @@ def read_rows(
     """
     if not len(data.evaluation):
         raise FinetuneError(
-            "this recipe has no data.evaluation, so there is nothing to score on: add data.evaluation.fraction or .sources."
+            "this recipe has no data.evaluation, so there is nothing to score on: add "
+            "data.evaluation.fraction or .sources."
         )
     metrics, names = known(recipe.evaluate.metrics), labels_of(recipe)
     asking = sorted(metric.name for metric in metrics if metric.of != "losses")
     about_labels = any("labels" in metric.needs for metric in metrics)
     documents, objective = list(data.evaluation[:most]), objective_of(recipe)
     if not metrics and not objective.metrics_by_default(asks=True):
-        raise FinetuneError(f"objective {objective.kind} has no metrics; its evaluation loss is in the run's metrics.jsonl.")
+        raise FinetuneError(
+            f"objective {objective.kind} has no metrics; its evaluation loss is in the run's metrics.jsonl."
+        )
     questions = list[Question]()
     if not objective.writes_text:
         questions = answered_rows(data.evaluation_rows[:most])
@@ -68,7 +76,8 @@ def read_rows(
         questions = questions_of(data.evaluation_rows[:most], tokenizer, recipe.data, merged=not about_labels)
     if asking and not questions:
         raise FinetuneError(
-            f"the metric {asking[0]} compares answers, and no evaluation row has a prompt: take loss, or bits_per_byte."
+            f"the metric {asking[0]} compares answers, and no evaluation row has a prompt: take loss, or "
+            "bits_per_byte."
         )
     if any(metric.of == "programs" for metric in metrics):
         _refuse_untested(questions)
@@ -98,7 +107,8 @@ def _changed(questions: Sequence[Question]) -> list[str]:
         return []
     place, (written, read) = changed[0]
     return [
-        f"{len(changed):,} of {len(questions):,} references are compared as their tokens read back, which is not as they are "
+        f"{len(changed):,} of {len(questions):,} references are compared as their tokens read back, which is "
+        "not as they are "
         f"written (the first, {place}: {shown(written)} reads {shown(read)})"
     ]
 
@@ -106,14 +116,18 @@ def _changed(questions: Sequence[Question]) -> list[str]:
 def _readings(
     recipe: Recipe, names: Sequence[str], questions: Sequence[Question], tokenizer: PreTrainedTokenizerFast
 ) -> tuple[str, ...]:
-    """What the labels' tokens read back as behind a prompt. Raises FinetuneError for two that can't be told apart."""
+    """What the labels' tokens read back as behind a prompt. Raises FinetuneError for two that can't be told
+    apart."""
     first = questions[0]
     answered = [(first.place, with_answer(first.example, name)) for name in names]
     readings = tuple(without_thought(text).strip() for text in read_back(answered, tokenizer, recipe.data))
     for index, reading in enumerate(readings):
         if reading in readings[:index]:
             other = names[readings.index(reading)]
-            raise FinetuneError(f"the labels {other!r} and {names[index]!r} are the same tokens to this tokenizer: rename one.")
+            raise FinetuneError(
+                f"the labels {other!r} and {names[index]!r} are the same tokens to this tokenizer: rename "
+                "one."
+            )
     return readings
 
 
@@ -128,12 +142,14 @@ def longest_label(names: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> i
 
 
 def _that_fit(questions: Sequence[Question], most: int) -> tuple[list[Question], list[str]]:
-    """The questions that leave room for an answer, and what is to be said of the others. Raises FinetuneError for none."""
+    """The questions that leave room for an answer, and what is to be said of the others. Raises FinetuneError
+    for none."""
     fitting = [question for question in questions if len(question.prompt_ids) <= most]
     left = len(questions) - len(fitting)
     if questions and not fitting:
         raise FinetuneError(
-            f"the prompts of all evaluation rows have more than {most:,} tokens, which leaves no position to answer."
+            f"the prompts of all evaluation rows have more than {most:,} tokens, which leaves no position to "
+            "answer."
         )
     return fitting, [f"{left:,} rows are left out: their prompts leave no position to answer"] if left else []
 
@@ -145,31 +161,40 @@ def _refuse_unfit_labels(metrics: Sequence[Metric], questions: Sequence[Question
     single = sorted(metric.name for metric in metrics if "one_label" in metric.needs)
     if labels.several and single:
         raise FinetuneError(
-            f"the metric {single[0]} needs one label a row, and these rows have several: take accuracy, f1_macro or f1_micro."
+            f"the metric {single[0]} needs one label a row, and these rows have several: take accuracy, "
+            "f1_macro or f1_micro."
         )
 
 
 def _refuse_untested(questions: Sequence[Question]) -> None:
-    """Raises FinetuneError where pass@k can't be measured: no sandbox on this machine, or rows without tests."""
+    """Raises FinetuneError where pass@k can't be measured: no sandbox on this machine, or rows without
+    tests."""
     why = why_no_sandbox()
     if why is not None:
-        raise FinetuneError(f"pass@k runs generated code, and this machine can't confine it: {why}. Take another metric.")
+        raise FinetuneError(
+            f"pass@k runs generated code, and this machine can't confine it: {why}. Take another metric."
+        )
     untested = [question.place for question in questions if not question.tests]
     if untested:
         raise FinetuneError(
-            f"pass@k runs the tests of a row, and {len(untested):,} of {len(questions):,} rows have none (the first: "
+            f"pass@k runs the tests of a row, and {len(untested):,} of {len(questions):,} rows have none "
+            "(the first: "
             f"{untested[0]}): take format code with test_list, or another metric."
         )
     for question in questions:
         if (call := exit_in(question.tests)) is not None:
             raise FinetuneError(
-                f"{question.place}: its tests call {call}, which ends a program before it is known whether it passes: leave "
+                f"{question.place}: its tests call {call}, which ends a program before it is known whether "
+                "it passes: leave "
                 "the call out, and assert what the tests are to find."
             )
 
 
-def unseen_labels(recipe: Recipe, data: PreparedData, questions: Sequence[Question], labels: Labels) -> list[str]:
-    """What is to be said of labels that evaluation rows have and no training row has; the training rows are read for it."""
+def unseen_labels(
+    recipe: Recipe, data: PreparedData, questions: Sequence[Question], labels: Labels
+) -> list[str]:
+    """What is to be said of labels that evaluation rows have and no training row has; the training rows are
+    read for it."""
     if recipe.data.streaming is not None:
         return []  # whose training rows are never all read
     trained = {label for _, example in data.training_rows() for label in labels.written(last_answer(example))}

@@ -1,7 +1,8 @@
-"""Which label is the likeliest answer: each label's log-likelihood after the prompt, its end of turn included.
+"""Which label is the likeliest answer: each label's log-likelihood after the prompt, its end of turn
+included.
 
-Shapes: B rows, L labels, P tokens of the longest prompt, C tokens of the longest continuation.
-A row's prompt goes through the model once; each label's few tokens follow from its keys and values. With the end of turn
+Shapes: B rows, L labels, P tokens of the longest prompt, C tokens of the longest continuation. A row's prompt
+goes through the model once; each label's few tokens follow from its keys and values. With the end of turn
 counted, a label that another one begins with doesn't gain from it.
 """
 
@@ -53,7 +54,9 @@ def label_likelihoods(
     with torch.no_grad(), evaluating(model):
         for first in range(0, len(order), batch_size):
             indices = order[first : first + batch_size]
-            found[indices] = _batch(model, [rows[index] for index in indices], [prefixes[index] for index in indices])
+            found[indices] = _batch(
+                model, [rows[index] for index in indices], [prefixes[index] for index in indices]
+            )
     return found
 
 
@@ -67,11 +70,20 @@ def _prefix(row: Sequence[Document]) -> int:
     return next((place for place in range(most) if len({tokens[place] for tokens in ids}) > 1), most) or 1
 
 
-def _is_forgotten(config: PreTrainedConfig, rows: Sequence[Sequence[Document]], prefixes: Sequence[int]) -> bool:
-    """Whether keys of a prompt leave the window of a layer while an answer follows: no other answer could be tried then."""
+def _is_forgotten(
+    config: PreTrainedConfig, rows: Sequence[Sequence[Document]], prefixes: Sequence[int]
+) -> bool:
+    """Whether keys of a prompt leave the window of a layer while an answer follows: no other answer could be
+    tried then."""
     if not any(DynamicCache(config=config).is_sliding):
         return False
-    longest = max((len(document.token_ids) - prefix for row, prefix in zip(rows, prefixes, strict=True) for document in row))
+    longest = max(
+        (
+            len(document.token_ids) - prefix
+            for row, prefix in zip(rows, prefixes, strict=True)
+            for document in row
+        )
+    )
     return max(prefixes) + longest >= int(config.sliding_window)
 
 
@@ -86,7 +98,9 @@ def _batch(model: PreTrainedModel, rows: Sequence[Sequence[Document]], prefixes:
         mask[index, longest - prefix :] = 1
     prompts, mask = prompts.to(device), mask.to(device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    hidden, cache = states_of(causal, input_ids=prompts, attention_mask=mask, position_ids=positions, use_cache=True)
+    hidden, cache = states_of(
+        causal, input_ids=prompts, attention_mask=mask, position_ids=positions, use_cache=True
+    )
     last = hidden[:, -1:]
     columns = []
     for label in range(len(rows[0])):
@@ -106,11 +120,15 @@ def _continuation(
     cache: Any,
     mask: torch.Tensor,
 ) -> np.ndarray:
-    """The likelihood of what follows the prompt in each document (B); `last` are the prompts' last hidden states."""
+    """The likelihood of what follows the prompt in each document (B); `last` are the prompts' last hidden
+    states."""
     device = last.device
     # A template may write something behind the end of the turn.
     ends = [document.spans[-1][1] for document in documents]
-    pieces = [document.token_ids[prefix:end] for document, prefix, end in zip(documents, prefixes, ends, strict=True)]
+    pieces = [
+        document.token_ids[prefix:end]
+        for document, prefix, end in zip(documents, prefixes, ends, strict=True)
+    ]
     length = max(map(len, pieces))
     tokens = torch.zeros(len(pieces), length, dtype=torch.long)
     scored = torch.zeros(len(pieces), length, dtype=torch.float64)

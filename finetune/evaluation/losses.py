@@ -22,7 +22,8 @@ from finetune.scoring.measured import LossSum
 
 
 def token_loss(model: PreTrainedModel, documents: Sequence[Document], batch_size: int) -> LossSum:
-    """The exact sum of the cross-entropy over all supervised tokens, each by its weight, however rows are batched.
+    """The exact sum of the cross-entropy over all supervised tokens, each by its weight, however rows are
+    batched.
 
     Raises FinetuneError where nothing is supervised.
     """
@@ -30,11 +31,14 @@ def token_loss(model: PreTrainedModel, documents: Sequence[Document], batch_size
     tokens = sum(loss.tokens for loss in losses)
     if tokens == 0:
         raise FinetuneError("these documents have no supervised token, so there is no loss to measure.")
-    return LossSum(math.fsum(loss.loss_sum for loss in losses), tokens, math.fsum(loss.weight for loss in losses))
+    return LossSum(
+        math.fsum(loss.loss_sum for loss in losses), tokens, math.fsum(loss.weight for loss in losses)
+    )
 
 
 def document_losses(model: PreTrainedModel, documents: Sequence[Document], batch_size: int) -> list[LossSum]:
-    """The loss of each document, in their order. The head runs at supervised positions only, a chunk of them at a time."""
+    """The loss of each document, in their order. The head runs at supervised positions only, a chunk of them
+    at a time."""
     causal = causal_model(model)
     sums: list[LossSum] = [LossSum(0.0, 0, 0.0)] * len(documents)
     with torch.no_grad(), evaluating(model):
@@ -72,4 +76,6 @@ def _row_losses(causal: Any, batch: dict[str, torch.Tensor]) -> list[LossSum]:
             losses = functional.cross_entropy(logits, targets[here], reduction="none")
             # On the host: Apple's MPS has no float64.
             sums.index_add_(0, rows[here], losses.cpu().double() * factor[here])
-    return [LossSum(*values) for values in zip(sums.tolist(), counts, factors.sum(dim=1).tolist(), strict=True)]
+    return [
+        LossSum(*values) for values in zip(sums.tolist(), counts, factors.sum(dim=1).tolist(), strict=True)
+    ]

@@ -23,18 +23,27 @@ OnProgress = Callable[[int, int], None]
 
 
 def questions_of(
-    rows: Sequence[Placed], tokenizer: PreTrainedTokenizerFast, data: DataSection | None = None, *, merged: bool = True
+    rows: Sequence[Placed],
+    tokenizer: PreTrainedTokenizerFast,
+    data: DataSection | None = None,
+    *,
+    merged: bool = True,
 ) -> list[Question]:
-    """The questions of rows that have a prompt, in their order; rows that ask the same are one where they are `merged`.
+    """The questions of rows that have a prompt, in their order; rows that ask the same are one where they are
+    `merged`.
 
     `data` says how the rows become tokens. Raises FinetuneError for a row without an answer to compare with.
     """
-    rows = [(place, row) for place, row in rows if isinstance(row, Conversation) or row.prompt]  # a plain text asks nothing
+    rows = [
+        (place, row) for place, row in rows if isinstance(row, Conversation) or row.prompt
+    ]  # a plain text asks nothing
     as_text = data is not None and data.special_tokens_in_text == "text"
     asked = [prompt_and_reference(row, tokenizer, special_as_text=as_text) for _, row in rows]
     for (place, _), (_, reference) in zip(rows, asked, strict=True):
         if not reference.strip():
-            raise FinetuneError(f"{place} has no answer to compare with: give it one, or take the row out of the evaluation.")
+            raise FinetuneError(
+                f"{place} has no answer to compare with: give it one, or take the row out of the evaluation."
+            )
     answered = list[Placed]()
     for place, row in rows:
         answered += [(place, row), *((place, with_answer(row, other)) for other in _others(row))]
@@ -42,7 +51,9 @@ def questions_of(
     found: dict[tuple[int, ...] | str, Question] = {}
     for (place, row), (ids, reference) in zip(rows, asked, strict=True):
         references = (reference, *_others(row))
-        mine = Question(place, row, tuple(ids), references, _tests(row), tuple(islice(readings, len(references))))
+        mine = Question(
+            place, row, tuple(ids), references, _tests(row), tuple(islice(readings, len(references)))
+        )
         key = tuple(ids) if merged else place
         found[key] = _together(found[key], mine) if key in found else mine
     return list(found.values())
@@ -56,7 +67,9 @@ def answered_rows(rows: Sequence[Placed]) -> list[Question]:
 def _together(first: Question, second: Question) -> Question:
     """One question with the references of both, each once."""
     pairs = dict(zip(first.references + second.references, first.readings + second.readings, strict=True))
-    return replace(first, references=tuple(pairs), readings=tuple(pairs.values()), tests=first.tests or second.tests)
+    return replace(
+        first, references=tuple(pairs), readings=tuple(pairs.values()), tests=first.tests or second.tests
+    )
 
 
 def _others(row: Example) -> tuple[str, ...]:
@@ -76,18 +89,25 @@ def with_answer(example: Example, answer: str) -> Example:
     return replace(example, completion=f"{before}{answer}{after}")
 
 
-def read_back(answered: Sequence[Placed], tokenizer: PreTrainedTokenizerFast, data: DataSection | None = None) -> list[str]:
+def read_back(
+    answered: Sequence[Placed], tokenizer: PreTrainedTokenizerFast, data: DataSection | None = None
+) -> list[str]:
     """Each row's last answer as its learned tokens read back: as `generate` gives it.
 
     A text doesn't always survive its tokens: a new token swallows a blank, a normaliser changes letters.
     """
     learned = [(place, _learned(row)) for place, row in answered]
     documents = (document for document, _ in tokenization_of(data, tokenizer, "last").run(learned))
-    spans = ((document.token_ids, *document.spans[-1]) if document.spans else ([], 0, 0, 0.0) for document in documents)
+    spans = (
+        (document.token_ids, *document.spans[-1]) if document.spans else ([], 0, 0, 0.0)
+        for document in documents
+    )
     return [text_of(ids[first:end], tokenizer) for ids, first, end, _ in spans]
 
 
-def tokenization_of(data: DataSection | None, tokenizer: PreTrainedTokenizerFast, supervise: Supervise) -> SizedTokenization:
+def tokenization_of(
+    data: DataSection | None, tokenizer: PreTrainedTokenizerFast, supervise: Supervise
+) -> SizedTokenization:
     """How rows that were prepared become tokens once more: as the recipe's data section says."""
     reasoning: Reasoning = "learn" if data is None else data.reasoning
     as_text = data is not None and data.special_tokens_in_text == "text"
@@ -129,5 +149,7 @@ def answer_questions(
     answers = []
     for index, question in enumerate(questions):
         mine = made[index * count : (index + 1) * count]
-        answers.append(Prediction(question, tuple(one.text for one in mine), cuts=tuple(one.cut for one in mine)))
+        answers.append(
+            Prediction(question, tuple(one.text for one in mine), cuts=tuple(one.cut for one in mine))
+        )
     return answers

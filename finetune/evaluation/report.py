@@ -82,7 +82,8 @@ def measure(
     *,
     progress: OnProgress | None = None,
 ) -> Report:
-    """The recipe's metrics of a model, with intervals. Raises FinetuneError where one doesn't fit the rows."""
+    """The recipe's metrics of a model, with intervals. Raises FinetuneError where one doesn't fit the
+    rows."""
     names = names_of(recipe, rows)
     measured, seconds = measured_of(model, tokenizer, recipe, rows, names, progress)
     measured, seconds = with_programs(measured, names, recipe.evaluate, seconds)
@@ -97,7 +98,8 @@ def measured_of(
     names: Sequence[str],
     progress: OnProgress | None = None,
 ) -> tuple[Measured, dict[str, float]]:
-    """What these metrics need of a model, and the seconds that each part took; see with_programs for what is left."""
+    """What these metrics need of a model, and the seconds that each part took; see with_programs for what is
+    left."""
     work = _Measurement(model, tokenizer, recipe, rows, frozenset(names), progress)
     measured = work.generated() if objective_of(recipe).writes_text else work.classified()
     return measured, work.seconds
@@ -111,7 +113,9 @@ def with_programs(
         return measured, seconds
     started = time.perf_counter()
     programs = run_answers(measured.answers, seconds=section.seconds_per_program)
-    return replace(measured, programs=programs), seconds | {"programs": round(time.perf_counter() - started, 2)}
+    return replace(measured, programs=programs), seconds | {
+        "programs": round(time.perf_counter() - started, 2)
+    }
 
 
 def report_of(
@@ -133,7 +137,9 @@ def _score(name: str, measured: Measured, intervals: bool) -> Score:
     value = scorer(np.ones(count, dtype=np.int64))
     samples = resampled(scorer, count) if intervals else np.empty(0)
     signature = metric.signature(measured) if metric.signature is not None else ""
-    return Score(name, interval_of(value, samples), count, samples, tuple(measured.places_of(metric.of)), signature)
+    return Score(
+        name, interval_of(value, samples), count, samples, tuple(measured.places_of(metric.of)), signature
+    )
 
 
 def by_row(name: str, measured: Measured) -> list[float] | None:
@@ -168,7 +174,9 @@ def _notes(measured: Measured, names: Sequence[str]) -> tuple[str, ...]:
     if any("labels" in metric.needs for metric in reading):
         unlike = unlike_any(answers, measured.labels)
         if unlike:
-            found.append(f"{unlike:,} of {len(answers):,} answers begin with none of the labels: they count as wrong")
+            found.append(
+                f"{unlike:,} of {len(answers):,} answers begin with none of the labels: they count as wrong"
+            )
     return tuple(found)
 
 
@@ -192,7 +200,9 @@ class _Measurement:
     def classified(self) -> Measured:
         """Of a model with a classification head: its outputs, in the words of the rows' answers."""
         head, documents = cast(HeadSection, self.recipe.model.head), self.rows.documents
-        outputs, losses = self._timed("answers", lambda: classify(self.model, documents, head, self.section.batch_size))
+        outputs, losses = self._timed(
+            "answers", lambda: classify(self.model, documents, head, self.section.batch_size)
+        )
         said = ((answer_of(row, head),) for row in outputs.tolist())
         answers = [Prediction(*pair) for pair in zip(self.rows.questions, said, strict=True)]
         return Measured(losses, self.rows.places, answers=answers, labels=self.rows.labels)
@@ -207,7 +217,9 @@ class _Measurement:
             notes = unused_options(self.model, self.tokenizer)
         if "likelihoods" in self.asked:
             likelihoods = self._timed("likelihoods", self._likelihoods)
-            answers = [replace(answer, likelihoods=row) for answer, row in zip(answers, likelihoods, strict=True)]
+            answers = [
+                replace(answer, likelihoods=row) for answer, row in zip(answers, likelihoods, strict=True)
+            ]
         return Measured(
             losses,
             self.rows.places,

@@ -15,17 +15,24 @@ WIDTH = 160
 
 
 def score_lines(tuned: Report, base: Report | None) -> Iterator[str]:
-    """A line a metric: its value with its 95 % interval; beside a base's the difference, row by row, with its own."""
+    """A line a metric: its value with its 95 % interval; beside a base's the difference, row by row, with its
+    own."""
     if base is None:
         yield f"{'metric':<20} {'value':>10}   {'95 % interval':<24} rows"
         for name, score in tuned.scores.items():
             yield f"{name:<20} {_number(score.value):>10}   {_between(score.interval):<24} {score.rows:,}"
         yield from _signatures(tuned)
         return
-    yield f"{'metric':<20} {'base':>10} {'tuned':>10}   {'95 % interval':<24} {'difference':>10}   95 % interval"
+    yield (
+        f"{'metric':<20} {'base':>10} {'tuned':>10}   {'95 % interval':<24} {'difference':>10}   95 % "
+        "interval"
+    )
     for name, score in tuned.scores.items():
         before, change = base.scores[name], difference(base.scores[name], score)
-        row = f"{name:<20} {_number(before.value):>10} {_number(score.value):>10}   {_between(score.interval):<24} "
+        row = (
+            f"{name:<20} {_number(before.value):>10} {_number(score.value):>10}   "
+            f"{_between(score.interval):<24} "
+        )
         if change is None:
             yield f"{row}(over other rows)"
         else:
@@ -58,7 +65,9 @@ def _number(value: float, sign: str = "") -> str:
 
 def worst_metric(report: Report) -> str | None:
     """The metric by which answers are called bad: the first that looks at generated ones."""
-    found = (metric.name for metric in known(report.scores) if metric.by_row is not None and metric.of in ANSWERS)
+    found = (
+        metric.name for metric in known(report.scores) if metric.by_row is not None and metric.of in ANSWERS
+    )
     return next(found, None)
 
 
@@ -118,7 +127,8 @@ def _finite(value: float) -> float | None:
 
 
 def predictions(report: Report) -> Iterator[dict[str, Any]]:
-    """An entry an answer: where its row stands, what was asked, the references, what was said, each metric on it alone."""
+    """An entry an answer: where its row stands, what was asked, the references, what was said, each metric on
+    it alone."""
     measured = report.measured
     values = {name: found for name in report.scores if (found := by_row(name, measured)) is not None}
     for index, answer in enumerate(measured.answers):

@@ -24,7 +24,8 @@ def log_likelihoods(
     how: Asked,
     batch_size: int,
 ) -> list[LossSum]:
-    """The cross-entropy of each (prompt, answer)'s answer, its end of turn included; an empty prompt leaves a plain text.
+    """The cross-entropy of each (prompt, answer)'s answer, its end of turn included; an empty prompt leaves a
+    plain text.
 
     Raises FinetuneError for an item that is no pair of texts, DataError for one that can't be tokenised.
     """
@@ -35,7 +36,9 @@ def log_likelihoods(
 
 
 def _example(pair: tuple[str, str], number: int, how: Asked) -> Example:
-    if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+    if not (
+        isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+    ):
         raise FinetuneError(f"item {number} is {pair!r:.80}; expected a pair of texts, (prompt, answer).")
     prompt, answer = pair
     if how == "plainly" or not prompt:
@@ -51,13 +54,19 @@ def outputs_of_texts(
     how: Asked,
     batch_size: int,
 ) -> list[list[float]]:
-    """A head's outputs (N x L) for N texts, each read as its rows were. Raises FinetuneError for an item that is no text."""
+    """A head's outputs (N x L) for N texts, each read as its rows were. Raises FinetuneError for an item that
+    is no text."""
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise FinetuneError(f"item {number} is {text!r:.80}; expected a text.")
     any_answer = answer_of([0.0] * head.outputs, head)  # which the head doesn't read
-    examples = [(f"item {number}", _example((text, any_answer), number, how)) for number, text in enumerate(texts)]
-    documents = [document for document, _ in Tokenization(tokenizer, "last", encoding=LabelEncoding(head)).run(examples)]
+    examples = [
+        (f"item {number}", _example((text, any_answer), number, how)) for number, text in enumerate(texts)
+    ]
+    documents = [
+        document
+        for document, _ in Tokenization(tokenizer, "last", encoding=LabelEncoding(head)).run(examples)
+    ]
     _refuse_too_long(model, documents)
     outputs, _ = classify(model, documents, head, batch_size)
     return outputs.tolist()
@@ -68,5 +77,6 @@ def _refuse_too_long(model: PreTrainedModel, documents: Sequence[Document]) -> N
     for document in documents:
         if len(document.token_ids) > positions:
             raise FinetuneError(
-                f"{document.place} has {len(document.token_ids):,} tokens, and this base {positions:,} positions: shorten it."
+                f"{document.place} has {len(document.token_ids):,} tokens, and this base {positions:,} "
+                "positions: shorten it."
             )

@@ -35,20 +35,27 @@ class Written:
 
 
 class Exporter(ABC):
-    """A format. It reads weights tensor by tensor, in blocks of rows (Weights): no model is ever held in memory for it."""
+    """A format. It reads weights tensor by tensor, in blocks of rows (Weights): no model is ever held in
+    memory for it."""
 
     name: ClassVar[str]
 
     @abstractmethod
-    def write(self, weights: Weights, description: Description, folder: Path, *, largest_file: int, workers: int) -> Written:
-        """Write the model into an empty folder, in files of at most `largest_file` bytes of tensors, by so many threads.
+    def write(
+        self, weights: Weights, description: Description, folder: Path, *, largest_file: int, workers: int
+    ) -> Written:
+        """Write the model into an empty folder, in files of at most `largest_file` bytes of tensors, by so
+        many threads.
 
-        All is on the disk on return. Raises MergeError where a number is not finite, OSError where the disk is full.
+        All is on the disk on return. Raises MergeError where a number is not finite, OSError where the disk
+        is full.
         """
 
     @abstractmethod
     def check(self, description: Description, folder: Path, *, for_version_4: bool = True) -> list[str]:
-        """What a reader of the format finds otherwise than it is, in words; the numbers aside, which a merge compares itself.
+        """What a reader of the format finds otherwise than it is, in words; the numbers aside, which a merge
+        compares itself.
 
-        `for_version_4` is whether transformers 4 must find what it looks for, which earlier versions didn't write.
+        `for_version_4` is whether transformers 4 must find what it looks for, which earlier versions didn't
+        write.
         """

@@ -39,16 +39,18 @@ class Safetensors(Exporter):
         )
 
     def check(self, description: Description, folder: Path, *, for_version_4: bool = True) -> list[str]:
-        """Read config, tokenizer and end of turn back by plain transformers, and compare them with those that were trained."""
+        """Read config, tokenizer and end of turn back by plain transformers, and compare them with those that
+        were trained."""
         expected = description.config.expected()
         return differences(folder, description.tokenizer, expected, for_version_4=for_version_4)
 
 
 def write_weights(weights: Weights, folder: Path, largest_shard: int, workers: int) -> Written:
-    """Write safetensors of at most `largest_shard` bytes into a folder, and their index; all is on the disk on return.
+    """Write safetensors of at most `largest_shard` bytes into a folder, and their index; all is on the disk
+    on return.
 
-    Each of `workers` threads has a tensor in hand, a block at a time. Raises MergeError where a number is not finite, and
-    OSError where the disk is full, before anything is computed if it can be known.
+    Each of `workers` threads has a tensor in hand, a block at a time. Raises MergeError where a number is not
+    finite, and OSError where the disk is full, before anything is computed if it can be known.
     """
     shards, places = plan_shards(weights, largest_shard)
     left = {shard.name: sum(place.file == shard.name for place in places.values()) for shard in shards}
@@ -62,10 +64,12 @@ def write_weights(weights: Weights, folder: Path, largest_shard: int, workers: i
             if hasattr(os, "posix_fallocate"):  # not on macOS
                 os.posix_fallocate(descriptors[shard.name], 0, shard.size)
             os.pwrite(descriptors[shard.name], shard.header, 0)
-        # Shard after shard, the largest tensors first: cores end together, and early shards reach the disk meanwhile.
+        # Shard after shard, the largest tensors first: cores end together, and early shards reach the disk
+        # meanwhile.
         order = sorted(places, key=lambda name: (places[name].file, -places[name].bytes))
         tasks = {
-            name: pool.submit(_write_tensor, weights, name, places[name], descriptors[places[name].file]) for name in order
+            name: pool.submit(_write_tensor, weights, name, places[name], descriptors[places[name].file])
+            for name in order
         }
         hashes, syncs = {}, list[Future[None]]()
         for name in order:

@@ -1,4 +1,5 @@
-"""How a model is asked: as the rows were that it learned, plain texts plainly, conversations by the chat template."""
+"""How a model is asked: as the rows were that it learned, plain texts plainly, conversations by the chat
+template."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
@@ -21,14 +22,20 @@ Asked = Literal["plainly", "by the chat template"]
 def asked(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, *, allow_code: Collection[str] = ()) -> Asked:
     """How a run's model is asked: plainly where all of its sources are plain texts, or there is no template.
 
-    Where the format's name doesn't tell, the source's first row does. Raises DataError where that can't be read.
+    Where the format's name doesn't tell, the source's first row does. Raises DataError where that can't be
+    read.
     """
-    plain = tokenizer.chat_template is None or all(_is_plain(source, recipe, allow_code) for source in recipe.data.train)
+    plain = tokenizer.chat_template is None or all(
+        _is_plain(source, recipe, allow_code) for source in recipe.data.train
+    )
     return "plainly" if plain else "by the chat template"
 
 
-def prompt_ids(prompt: str, tokenizer: PreTrainedTokenizerFast, how: Asked, system: str | None = None) -> list[int]:
-    """The token ids of a prompt, behind a system message where there is one. Raises FinetuneError where a template lacks."""
+def prompt_ids(
+    prompt: str, tokenizer: PreTrainedTokenizerFast, how: Asked, system: str | None = None
+) -> list[int]:
+    """The token ids of a prompt, behind a system message where there is one. Raises FinetuneError where a
+    template lacks."""
     if how == "plainly":
         return plain_ids((system or "") + prompt, tokenizer)
     before = [Message("system", system)] if system is not None else []
@@ -43,12 +50,16 @@ def turns_of(messages: Sequence[Mapping[str, Any] | Message]) -> list[Message]:
     turns = []
     for number, message in enumerate(messages):
         try:
-            turns.append(message if isinstance(message, Message) else message_of(message, f"messages[{number}]"))
+            turns.append(
+                message if isinstance(message, Message) else message_of(message, f"messages[{number}]")
+            )
         except ValueError as error:
             raise FinetuneError(f"{error}.") from None
     if not turns or turns[-1].role not in ("user", "tool"):
         last = f"ends with a turn of the {turns[-1].role}" if turns else "has no turn"
-        raise FinetuneError(f"the conversation {last}; expected one of the user, or a tool's result, to be answered.")
+        raise FinetuneError(
+            f"the conversation {last}; expected one of the user, or a tool's result, to be answered."
+        )
     return turns
 
 

@@ -14,14 +14,17 @@ from finetune.generation.generate import causal_model
 from finetune.models.bases.folder import read_json
 
 FILE = "generation_config.json"
-NO_OPTIONS = frozenset({"transformers_version", "_from_model_config", "_commit_hash", "bos_token_id", "pad_token_id"})
+NO_OPTIONS = frozenset(
+    {"transformers_version", "_from_model_config", "_commit_hash", "bos_token_id", "pad_token_id"}
+)
 """Where the file comes from, and tokens that are the tokenizer's in any case."""
 
 VALUE_CHARACTERS = 40
 
 
 def unused_options(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """What is to be said of the options that the model's folder asks for and that its answers don't follow."""
+    """What is to be said of the options that the model's folder asks for and that its answers don't
+    follow."""
     try:
         options = read_json(Path(causal_model(model).name_or_path) / FILE)
     except FileNotFoundError:
@@ -38,6 +41,8 @@ def _asked(options: dict[str, Any], ends: list[int]) -> Iterator[str]:
     for name, value in options.items():
         if name in NO_OPTIONS or value in (None, usual.get(name)) or (value is False and not usual.get(name)):
             continue
-        if name == "eos_token_id" and all(token in ends for token in (value if isinstance(value, list) else [value])):
+        if name == "eos_token_id" and all(
+            token in ends for token in (value if isinstance(value, list) else [value])
+        ):
             continue
         yield f"{name} {cut(json.dumps(value, ensure_ascii=False), VALUE_CHARACTERS)}"

@@ -96,12 +96,12 @@ def generate_ids(
 ) -> list[list[int]]:
     """The token ids of an answer for each prompt, the end of its turn included, in the prompts' order.
 
-    Prompts of like length go through the model together, padded on the left, longest first. Temperature 0 takes the
-    likeliest token each time; otherwise tokens are drawn, from `seed` and the prompt, whatever is beside it. An answer ends
-    at the end of its turn, after max_new_tokens, or where the base has no more positions; the base's own
-    generation_config.json has no say.
-    `progress` is told after each batch how many of them are there. Raises FinetuneError for a prompt that is empty or that
-    leaves no position for an answer.
+    Prompts of like length go through the model together, padded on the left, longest first. Temperature 0
+    takes the likeliest token each time; otherwise tokens are drawn, from `seed` and the prompt, whatever is
+    beside it. An answer ends at the end of its turn, after max_new_tokens, or where the base has no more
+    positions; the base's own generation_config.json has no say. `progress` is told after each batch how many
+    of them are there. Raises FinetuneError for a prompt that is empty or that leaves no position for an
+    answer.
     """
     room = [_room(model, prompt, max_new_tokens) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in prompts]
@@ -121,8 +121,8 @@ def generate_ids(
                 logits_processor=_drawing(temperature, [seeds[index] for index in indices], model.device),
             )
             for index, ids in zip(indices, made[:, tokens.shape[1] :].tolist(), strict=True):
-                # What follows the end of an answer is padding, up to the longest of the batch; what goes beyond the base's
-                # positions, because another prompt was shorter, is nobody's.
+                # What follows the end of an answer is padding, up to the longest of the batch; what goes
+                # beyond the base's positions, because another prompt was shorter, is nobody's.
                 end = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
                 answers[index] = ids[: min(end, room[index])]
             if progress is not None:
@@ -140,14 +140,18 @@ def stream(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Generator[str, None, str | None]:
-    """The answer to one prompt (token ids) in pieces, as they come, and where it was cut: together, what `generate` gives.
+    """The answer to one prompt (token ids) in pieces, as they come, and where it was cut: together, what
+    `generate` gives.
 
-    Closing the generator ends the generation. Raises what `generate` raises; an error in the model is raised here too.
+    Closing the generator ends the generation. Raises what `generate` raises; an error in the model is raised
+    here too.
     """
     options = _options(tokenizer, _room(model, prompt, max_new_tokens))
     ends = set(end_of_turn_ids(tokenizer))
     tokens = torch.tensor([list(prompt)], device=model.device)
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    streamer = TextIteratorStreamer(
+        tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
     abandoned = threading.Event()
     failures: list[BaseException] = []
     made: list[int] = []
@@ -184,16 +188,19 @@ def stream(
 
 
 def conversation_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """The token ids of a conversation up to where the next answer begins. Raises FinetuneError without a chat template."""
+    """The token ids of a conversation up to where the next answer begins. Raises FinetuneError without a chat
+    template."""
     if tokenizer.chat_template is None:
         raise FinetuneError(
-            "this model's tokenizer has no chat template, so it can't hold a conversation: give plain text (--raw)."
+            "this model's tokenizer has no chat template, so it can't hold a conversation: give plain text "
+            "(--raw)."
         )
     return ids_of(render_prompt(messages, tokenizer), tokenizer)
 
 
 def plain_ids(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """The token ids of a text to be continued, with the token that begins a text where the tokenizer has one."""
+    """The token ids of a text to be continued, with the token that begins a text where the tokenizer has
+    one."""
     return prompt_and_reference(PlainText(text, ""), tokenizer)[0]
 
 
@@ -204,7 +211,9 @@ class _Abandoned(StoppingCriteria):
         self.abandoned = abandoned
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self.abandoned.is_set(), dtype=torch.bool, device=input_ids.device)
+        return torch.full(
+            (input_ids.shape[0],), self.abandoned.is_set(), dtype=torch.bool, device=input_ids.device
+        )
 
 
 def _positions(model: PreTrainedModel) -> int:
@@ -217,21 +226,27 @@ def _room(model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int) ->
     if not prompt:
         raise FinetuneError("a prompt is empty: expected at least one token.")
     if len(prompt) >= positions:
-        raise FinetuneError(f"a prompt has {len(prompt):,} tokens, and this base has {positions:,} positions: shorten it.")
+        raise FinetuneError(
+            f"a prompt has {len(prompt):,} tokens, and this base has {positions:,} positions: shorten it."
+        )
     return min(max_new_tokens, positions - len(prompt))
 
 
 def _options(tokenizer: PreTrainedTokenizerFast, max_new_tokens: int) -> GenerationConfig:
     """All that decides an answer, but what is drawn: see _Drawn."""
     return GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=end_of_turn_ids(tokenizer), pad_token_id=tokenizer.pad_token_id
+        max_new_tokens=max_new_tokens,
+        eos_token_id=end_of_turn_ids(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
     )
 
 
 class _Drawn(LogitsProcessor):
-    """Scores (B x V) of which the likeliest token is one drawn at a temperature: Gumbel noise is added to them.
+    """Scores (B x V) of which the likeliest token is one drawn at a temperature: Gumbel noise is added to
+    them.
 
-    transformers' own sampling takes the draws of a whole batch from one generator, so that each answer depends on the others.
+    transformers' own sampling takes the draws of a whole batch from one generator, so that each answer
+    depends on the others.
     """
 
     def __init__(self, temperature: float, generators: Sequence[torch.Generator]):
@@ -241,7 +256,8 @@ class _Drawn(LogitsProcessor):
         drawn = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
         for row, generator in zip(drawn, self.generators, strict=True):
             row.exponential_(generator=generator)
-        # The likeliest of scores / temperature - log(drawn), in numbers that stay finite at every temperature.
+        # The likeliest of scores / temperature - log(drawn), in numbers that stay finite at every
+        # temperature.
         return scores.float() / max(self.temperature, 1.0) - drawn.log() * min(self.temperature, 1.0)
 
 
@@ -249,7 +265,9 @@ def _drawing(temperature: float, seeds: Sequence[int], device: torch.device) -> 
     """What draws tokens, each row from its seed; nothing at temperature 0."""
     if temperature == 0:
         return LogitsProcessorList()
-    return LogitsProcessorList([_Drawn(temperature, [torch.Generator(device).manual_seed(seed) for seed in seeds])])
+    return LogitsProcessorList(
+        [_Drawn(temperature, [torch.Generator(device).manual_seed(seed) for seed in seeds])]
+    )
 
 
 def _seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
@@ -266,7 +284,8 @@ def _seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
 def _our_options_alone(model: PreTrainedModel) -> Iterator[Any]:
     """The model without its adapter's wrapper and, while this lasts, without generation options of its own.
 
-    transformers takes whatever a call doesn't name from the model's generation_config, which is the base's file.
+    transformers takes whatever a call doesn't name from the model's generation_config, which is the base's
+    file.
     """
     model_itself = causal_model(model)
     own = model_itself.generation_config
@@ -278,8 +297,8 @@ def _our_options_alone(model: PreTrainedModel) -> Iterator[Any]:
 
 
 def _batches(prompts: Sequence[Sequence[int]], batch_size: int, *, same_length: bool) -> Iterator[list[int]]:
-    """The prompts' indices, longest first; only prompts of the `same_length` go together where that is asked for, so that
-    they reach together the length at which keys are computed again.
+    """The prompts' indices, longest first; only prompts of the `same_length` go together where that is asked
+    for, so that they reach together the length at which keys are computed again.
     """
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     for _, group in itertools.groupby(order, lambda index: len(prompts[index]) if same_length else 0):
@@ -290,7 +309,8 @@ def _batches(prompts: Sequence[Sequence[int]], batch_size: int, *, same_length: 
 def _left_padded(
     prompts: Sequence[Sequence[int]], pad_token_id: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask (B x T). Position ids follow from the mask, inside transformers' generate."""
+    """Token ids and attention mask (B x T). Position ids follow from the mask, inside transformers'
+    generate."""
     longest = max(len(prompt) for prompt in prompts)
     tokens = torch.full((len(prompts), longest), pad_token_id, dtype=torch.long)
     mask = torch.zeros_like(tokens)

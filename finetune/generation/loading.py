@@ -63,7 +63,8 @@ def unchanged_base(target: ModelTarget) -> Base:
     expected = target.base_sha256
     if expected is not None and not base.holds(expected):
         raise ModelError(
-            f"the base in {base.folder} is not what {target.description} was trained on: its SHA-256 was {expected}, and is "
+            f"the base in {base.folder} is not what {target.description} was trained on: its SHA-256 was "
+            f"{expected}, and is "
             f"{base.fingerprint()['sha256']}. Put the base back, or name the one that you mean with --base."
         )
     return base
@@ -75,7 +76,9 @@ def _found_base(target: ModelTarget) -> Base:
     except BaseNotFound as error:
         if target.adapter is None or target.named_in == "--base":
             raise
-        raise ModelError(f"{error} If the base of {target.description} is elsewhere now, name it with --base.") from None
+        raise ModelError(
+            f"{error} If the base of {target.description} is elsewhere now, name it with --base."
+        ) from None
 
 
 def load_adapted(
@@ -87,15 +90,19 @@ def load_adapted(
     dtype: torch.dtype,
     quantization: str | None = None,
 ) -> PreTrainedModel:
-    """The base with its adapter where there is one, in eval mode; embeddings grow to `vocabulary`, the tokenizer's size.
+    """The base with its adapter where there is one, in eval mode; embeddings grow to `vocabulary`, the
+    tokenizer's size.
 
     `quantization` is how the base was quantised that the adapter was trained on.
 
-    Rows of added tokens, and a head, that neither holds are drawn from a fixed seed: loading twice gives the same model.
+    Rows of added tokens, and a head, that neither holds are drawn from a fixed seed: loading twice gives the
+    same model.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        loaded = load_model(base, dtype=dtype, quantization=quantization, rope_scaling=model.rope_scaling, head=model.head)
+        loaded = load_model(
+            base, dtype=dtype, quantization=quantization, rope_scaling=model.rope_scaling, head=model.head
+        )
         grow_embeddings(loaded, vocabulary)
     if model.classifies:
         getattr(loaded, CLASSIFIER).float()  # as it was trained, and before the adapter brings its own
@@ -104,13 +111,19 @@ def load_adapted(
 
 
 def load_ready(target: ModelTarget, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Model and tokenizer on the device, to generate with. Raises ModelError or DataError where a part can't be loaded."""
+    """Model and tokenizer on the device, to generate with. Raises ModelError or DataError where a part can't
+    be loaded."""
     base = unchanged_base(target)
     whose = target.tokenizer
     folder = base.folder if whose is None else tokenizer_folder(whose)
     tokenizer = tokenizer_for(whose or target.model, target.adapter, folder, preparation=target.preparation)
     loaded: Any = load_adapted(
-        base, target.model, target.adapter, vocabulary=len(tokenizer), dtype=dtype, quantization=target.quantization
+        base,
+        target.model,
+        target.adapter,
+        vocabulary=len(tokenizer),
+        dtype=dtype,
+        quantization=target.quantization,
     )
     check_ids(tokenizer, loaded.get_input_embeddings().weight.shape[0])
     return (loaded if is_quantized(loaded) else loaded.to(choose_device())), tokenizer

@@ -1,7 +1,7 @@
 """Several adapters of one base to one adapter, by peft's own add_weighted_adapter.
 
-cat and svd give the weighted sum of the updates (svd as far as its rank reaches); linear adds A's and B's apart, a rough
-approximation; ties: Yadav et al. 2023, arXiv:2306.01708.
+cat and svd give the weighted sum of the updates (svd as far as its rank reaches); linear adds A's and B's
+apart, a rough approximation; ties: Yadav et al. 2023, arXiv:2306.01708.
 """
 
 import json
@@ -39,11 +39,13 @@ from finetune.runs.target import Target
 METHODS = ("linear", "cat", "svd", "ties")
 COMBINED = "combined"
 BEYOND_COMBINING = (
-    "modules_to_save", "trainable_token_indices", "use_dora", "lora_bias", "layers_to_transform", "exclude_modules",
+    "modules_to_save", "trainable_token_indices", "use_dora", "lora_bias", "layers_to_transform",
+    "exclude_modules",
 )  # fmt: skip
 """What peft takes from the first adapter, or leaves out."""
 WHOLE = ("weight", "bias")
-"""Parts of an adapter that are no low-rank update; peft saves an embedding whole where it is adapted, or grew."""
+"""Parts of an adapter that are no low-rank update; peft saves an embedding whole where it is adapted, or
+grew."""
 CAT_BOUND = 1e-4
 
 
@@ -81,31 +83,46 @@ def combine(
     found = unchanged_base(parts[0])
     config = load_config(found, parts[0].model.rope_scaling)
     for folder in folders:
-        Updates(StoredWeights.of_folder(found.folder), config.to_dict(), [Adapter(folder)])  # refuses what doesn't fit
+        Updates(
+            StoredWeights.of_folder(found.folder), config.to_dict(), [Adapter(folder)]
+        )  # refuses what doesn't fit
     model = _load(config, folders)
     options: dict[str, Any] = {"svd_rank": rank} if method == "svd" and rank is not None else {}
     names = [_name(index) for index in range(len(folders))]
     narrowest = min(min(layer.in_features, layer.out_features) for layer in _layers(model).values())
     if rank is not None and rank > narrowest:
-        raise MergeError(f"--rank is {rank}, and the narrowest of the adapted matrices has {narrowest} rows or columns.")
+        raise MergeError(
+            f"--rank is {rank}, and the narrowest of the adapted matrices has {narrowest} rows or columns."
+        )
     for name in names:  # peft makes room for the rank in general, and not for what rank_pattern has above it
         cast(LoraConfig, model.peft_config[name]).r = max(_ranks(model, name).values())
-    # The weights that peft computes have scale 1 in them; with rsLoRA's rule the result would be scaled again.
+    # The weights that peft computes have scale 1 in them; with rsLoRA's rule the result would be scaled
+    # again.
     cast(LoraConfig, model.peft_config[names[0]]).use_rslora = False
     try:
         with quiet_peft():
             model.add_weighted_adapter(
-                names, list(weights), COMBINED, combination_type=method, svd_full_matrices=False, density=density, **options
+                names,
+                list(weights),
+                COMBINED,
+                combination_type=method,
+                svd_full_matrices=False,
+                density=density,
+                **options,
             )
     except (ValueError, RuntimeError) as error:
         raise MergeError(
-            f"peft can't combine these adapters with {method}: {' '.join(str(error).split())}. Where their ranks differ, cat "
+            f"peft can't combine these adapters with {method}: {' '.join(str(error).split())}. Where their "
+            "ranks differ, cat "
             "and svd can."
         ) from error
     _name_ranks(model)
     distance, changes_nothing = _distance(model, names, weights)
     if method == "cat" and distance > CAT_BOUND:
-        raise MergeError(f"the combination is {distance:.1e} from the weighted sum, and cat must be exact: it was not written.")
+        raise MergeError(
+            f"the combination is {distance:.1e} from the weighted sum, and cat must be exact: it was not "
+            "written."
+        )
     with unfinished(output) as folder:
         model.save_pretrained(str(folder), selected_adapters=[COMBINED], save_embedding_layers=False)
         for path in (folder / COMBINED).iterdir():
@@ -116,7 +133,10 @@ def combine(
         write_description(folder, tokenizer, [folders[0], found.folder])
         wrong = [*_read_otherwise(model, _load(config, [folder])), *differences(folder, tokenizer, None)]
         if wrong:
-            raise MergeError(f"what was written is not the combination: {'; '.join(wrong[:3])}. Nothing stands in {output}.")
+            raise MergeError(
+                f"what was written is not the combination: {'; '.join(wrong[:3])}. Nothing stands in "
+                f"{output}."
+            )
     rank = cast(LoraConfig, model.peft_config[COMBINED]).r
     return Combination(str(output), method, tuple(weights), rank, distance, changes_nothing)
 
@@ -132,7 +152,8 @@ def _refuse_bad_options(
         raise MergeError(f"--method is {method!r}; expected one of {', '.join(METHODS)}.")
     if len(targets) < 2 or len(weights) != len(targets):
         raise MergeError(
-            f"got {len(targets)} adapters and {len(weights)} weights; expected two or more, and a weight for each."
+            f"got {len(targets)} adapters and {len(weights)} weights; expected two or more, and a weight for "
+            "each."
         )
     if not all(map(math.isfinite, weights)):
         raise MergeError(f"--weights are {', '.join(map(str, weights))}; expected finite numbers.")
@@ -140,7 +161,8 @@ def _refuse_bad_options(
         raise MergeError(f"--rank is for --method svd; with {method} the parts' ranks decide.")
     if (density is None) == (method == "ties"):
         raise MergeError(
-            "--density (the share of numbers that is kept, such as 0.5) belongs to --method ties, and ties needs it."
+            "--density (the share of numbers that is kept, such as 0.5) belongs to --method ties, and ties "
+            "needs it."
         )
 
 
@@ -150,23 +172,30 @@ def _refuse_unlike(parts: Sequence[Target], folders: Sequence[Path]) -> None:
     for part, folder in zip(parts, folders, strict=True):
         if (part.model.base, part.base_sha256) != (first.model.base, first.base_sha256):
             raise MergeError(
-                f"{part.description} has the base {part.model.base}, {first.description} the base {first.model.base}: adapters "
+                f"{part.description} has the base {part.model.base}, {first.description} the base "
+                f"{first.model.base}: adapters "
                 "of different bases can't be combined; name the one that both fit with --base."
             )
         adapter = Adapter(folder)
         config = adapter.config
         if part.model.classifies or score_name(adapter.weights.names()) is not None:
             raise MergeError(
-                f"the adapter in {folder} has a classification head, which belongs to its own update alone: heads can't be "
+                f"the adapter in {folder} has a classification head, which belongs to its own update alone: "
+                "heads can't be "
                 "combined. Merge it by itself."
             )
-        beyond = [key for key in BEYOND_COMBINING if config.get(key)] + (["bias"] if config["bias"] != "none" else [])
-        whole = sorted(f"{module}.{part}" for module, held in adapter.parts().items() for part in held if part in WHOLE)
+        beyond = [key for key in BEYOND_COMBINING if config.get(key)] + (
+            ["bias"] if config["bias"] != "none" else []
+        )
+        whole = sorted(
+            f"{module}.{part}" for module, held in adapter.parts().items() for part in held if part in WHOLE
+        )
         reason = f"it uses {', '.join(beyond)}" if beyond else adapter.why_not_streamed()
         reason = f"it holds {whole[0]} whole" if reason is None and whole else reason
         if reason is not None:
             raise MergeError(
-                f"the adapter in {folder}: {reason}, which peft's combination would leave out. Merge it by itself."
+                f"the adapter in {folder}: {reason}, which peft's combination would leave out. Merge it by "
+                "itself."
             )
 
 
@@ -181,7 +210,11 @@ def _load(config: PretrainedConfig, folders: Sequence[Path]) -> PeftModel:
 
 def _layers(model: PeftModel) -> dict[str, Any]:
     """The layers that have LoRA, by name."""
-    return {name: module for name, module in model.get_base_model().named_modules() if isinstance(module, LoraLayer)}
+    return {
+        name: module
+        for name, module in model.get_base_model().named_modules()
+        if isinstance(module, LoraLayer)
+    }
 
 
 def _ranks(model: PeftModel, adapter: str) -> dict[str, int]:
@@ -196,11 +229,14 @@ def _ranks(model: PeftModel, adapter: str) -> dict[str, int]:
 
 
 def _name_ranks(model: PeftModel) -> None:
-    """Write into the combination's config what rank each layer got; peft knows of one rank, and scales by it."""
+    """Write into the combination's config what rank each layer got; peft knows of one rank, and scales by
+    it."""
     ranks, config = _ranks(model, COMBINED), cast(LoraConfig, model.peft_config[COMBINED])
     config.r = config.lora_alpha = max(ranks.values())
     leaves = {name: name.rpartition(".")[2] for name in ranks}
-    alike = {leaf for leaf in leaves.values() if len({ranks[name] for name in ranks if leaves[name] == leaf}) == 1}
+    alike = {
+        leaf for leaf in leaves.values() if len({ranks[name] for name in ranks if leaves[name] == leaf}) == 1
+    }
     named = {leaves[name] if leaves[name] in alike else name: rank for name, rank in ranks.items()}
     config.rank_pattern = {name: rank for name, rank in named.items() if rank != config.r}
     config.alpha_pattern = dict(config.rank_pattern)  # so that each layer's scale is 1
@@ -216,7 +252,9 @@ def _distance(model: PeftModel, names: Sequence[str], weights: Sequence[float]) 
     apart = whole = size = parted = 0.0
     for layer in _layers(model).values():
         parts = [
-            weight * delta for name, weight in zip(names, weights, strict=True) if (delta := _delta(layer, name)) is not None
+            weight * delta
+            for name, weight in zip(names, weights, strict=True)
+            if (delta := _delta(layer, name)) is not None
         ]
         if not parts:
             continue
@@ -250,7 +288,9 @@ def _describe(
     path = folder / "adapter_config.json"
     assert first.adapter is not None  # noqa: S101 - choose_target refuses others
     own = read_adapter_config(first.adapter)
-    config = json.loads(path.read_text()) | {name: own.get(name) for name in ("base_model_name_or_path", "revision")}
+    config = json.loads(path.read_text()) | {
+        name: own.get(name) for name in ("base_model_name_or_path", "revision")
+    }
     path.write_text(json.dumps(config, indent=2) + "\n")
     if (first.adapter / ADAPTER_NOTES).is_file():
         shutil.copyfile(first.adapter / ADAPTER_NOTES, folder / ADAPTER_NOTES)

@@ -1,7 +1,8 @@
-"""What an adapter changes in each tensor of its base, read from its config and its header; the numbers are read when used.
+"""What an adapter changes in each tensor of its base, read from its config and its header; the numbers are
+read when used.
 
-LoRA: Hu et al. 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732; DoRA: Liu et al. 2024, arXiv:2402.09353.
-Shapes: a base weight has N rows (outputs, or tokens) and M columns; R is the rank.
+LoRA: Hu et al. 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732; DoRA: Liu et al. 2024,
+arXiv:2402.09353. Shapes: a base weight has N rows (outputs, or tokens) and M columns; R is the rank.
 """
 
 import math
@@ -16,11 +17,13 @@ from finetune.errors import MergeError
 from finetune.models.safetensors import StoredWeights, hash_of
 
 WeightChange = Callable[[torch.Tensor, int], torch.Tensor]
-"""(rows in a wide type, number of the first) -> the rows as the adapter has them; the rows given may be overwritten."""
+"""(rows in a wide type, number of the first) -> the rows as the adapter has them; the rows given may be
+overwritten."""
 
 
 class Operation(Protocol):
-    """One change of one tensor. All of them change each row by itself, so a tensor can go through block by block."""
+    """One change of one tensor. All of them change each row by itself, so a tensor can go through block by
+    block."""
 
     def ready(self) -> WeightChange:
         """Read what is needed. Raises MergeError where a number isn't finite."""
@@ -131,7 +134,8 @@ def read_finite(adapter: StoredWeights, name: str) -> torch.Tensor:
 def not_finite(adapter: StoredWeights, name: str) -> MergeError:
     """A tensor with NaN or infinity in it."""
     return MergeError(
-        f"{adapter.tensors[name].file}: {name} contains NaN or infinity: training had diverged before the adapter was saved."
+        f"{adapter.tensors[name].file}: {name} contains NaN or infinity: training had diverged before the "
+        "adapter was saved."
     )
 
 
@@ -157,7 +161,9 @@ class Update:
     @property
     def is_plain_lora(self) -> bool:
         """Whether all of it can be computed beside the base's output: W x + scale B (A x)."""
-        return all(isinstance(op, LowRank) and op.magnitude is None and not op.embedding for op in self.operations)
+        return all(
+            isinstance(op, LowRank) and op.magnitude is None and not op.embedding for op in self.operations
+        )
 
     @property
     def replaced(self) -> bool:
@@ -177,7 +183,8 @@ UNTRAINED = re.compile(r"\.original_module\.")
 
 
 def parts_of(adapter: StoredWeights) -> dict[str, dict[str, str]]:
-    """Module -> part -> name in the file. Raises MergeError for names that mean nothing here, or one thing in two ways."""
+    """Module -> part -> name in the file. Raises MergeError for names that mean nothing here, or one thing in
+    two ways."""
     found: dict[str, dict[str, str]] = {}
     strange = []
     for name in adapter.names():
@@ -196,7 +203,8 @@ def parts_of(adapter: StoredWeights) -> dict[str, dict[str, str]]:
             strange.append(name)
     if strange:
         raise MergeError(
-            f"{adapter.tensors[strange[0]].file} holds {len(strange)} tensors of unknown meaning, the first {strange[0]}: "
+            f"{adapter.tensors[strange[0]].file} holds {len(strange)} tensors of unknown meaning, the first "
+            f"{strange[0]}: "
             "a merge that left them out would not be the adapter's model."
         )
     return found
@@ -210,12 +218,15 @@ def scale_of(config: dict[str, Any], module: str, rank: int) -> float:
     said = _by_pattern(config["rank_pattern"], module, config["r"])
     alpha = _by_pattern(config["alpha_pattern"], module, config["lora_alpha"])
     if said != rank:
-        raise MergeError(f"adapter_config.json says that {module} has rank {said}, and its weights have rank {rank}.")
+        raise MergeError(
+            f"adapter_config.json says that {module} has rank {said}, and its weights have rank {rank}."
+        )
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _by_pattern(patterns: dict[str, float] | None, module: str, otherwise: float) -> float:
-    """peft's rule: the first pattern that is the module's name, or its end after a dot, as a regular expression."""
+    """peft's rule: the first pattern that is the module's name, or its end after a dot, as a regular
+    expression."""
     for pattern, value in (patterns or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
             return value

@@ -1,4 +1,5 @@
-"""A classification head in a merge: the adapter brings it whole, and it takes the place of the head that predicts tokens.
+"""A classification head in a merge: the adapter brings it whole, and it takes the place of the head that
+predicts tokens.
 
 Loads no torch: plans ask here as well.
 """
@@ -12,7 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from data_prep.config import HeadSection
 from finetune.errors import MergeError
 from finetune.models.architectures.base import LM_HEAD
-from finetune.recipe.heads import CLASSIFIER, CLASSIFIES, classifies, described_head, head_of_config, named_outputs
+from finetune.recipe.heads import (
+    CLASSIFIER,
+    CLASSIFIES,
+    classifies,
+    described_head,
+    head_of_config,
+    named_outputs,
+)
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
 
@@ -29,12 +37,14 @@ SHOWN_LABELS = 20
 
 
 class TokenHead:
-    """The head of a merged model that predicts tokens: it is the base's, with the adapter's update where it has one."""
+    """The head of a merged model that predicts tokens: it is the base's, with the adapter's update where it
+    has one."""
 
     section: HeadSection | None = None
     classifies: ClassVar[bool] = False
     brought: ClassVar[tuple[str, ...]] = ()
-    """Tensors that the adapter brings whole; they stay in the type in which they were trained where no other is asked for."""
+    """Tensors that the adapter brings whole; they stay in the type in which they were trained where no other
+    is asked for."""
 
     def put_in(self, stored: "StoredWeights", adapter: "Adapter") -> None:
         """Let the base's tensors be those that the adapter's updates are for."""
@@ -93,7 +103,8 @@ class ClassifierHead(TokenHead):
     def put_in(self, stored: "StoredWeights", adapter: "Adapter") -> None:
         """Put the adapter's head among the base's tensors, in place of the one that predicts tokens.
 
-        It stays in the type in which it was trained, float32, where --dtype names no other: it is small, and nothing is lost.
+        It stays in the type in which it was trained, float32, where --dtype names no other: it is small, and
+        nothing is lost.
         """
         stored.tensors.pop(LM_HEAD_WEIGHT, None)
         name = score_name(adapter.weights.names())
@@ -130,7 +141,10 @@ class ClassifierHead(TokenHead):
     def notes(self, base: Path, *, templated: bool) -> tuple[str, ...]:
         """Of its outputs, and of its texts."""
         named = (self.note,) if self.note else ()
-        reads = "texts go through the chat template before the head reads them: README.md in the output shows the call"
+        reads = (
+            "texts go through the chat template before the head reads them: README.md in the output shows "
+            "the call"
+        )
         return (*named, reads) if templated else named
 
     def facts(self, dtype: str) -> dict[str, str]:
@@ -154,7 +168,9 @@ def score_name(names: Iterable[str]) -> str | None:
     return next((name for name in names if SAVED.fullmatch(name)), None)
 
 
-def read_head(target: Target, config: dict[str, Any], stored: "StoredWeights", adapters: Sequence["Adapter"]) -> TokenHead:
+def read_head(
+    target: Target, config: dict[str, Any], stored: "StoredWeights", adapters: Sequence["Adapter"]
+) -> TokenHead:
     """The head of the merged model.
 
     Raises MergeError where the adapters, the base and what is known of the head contradict each other.
@@ -163,12 +179,14 @@ def read_head(target: Target, config: dict[str, Any], stored: "StoredWeights", a
         if classifies(config):
             raise MergeError(
                 f"the base {target.model.name} is a model with a classification head, and the adapter in "
-                f"{adapters[0].folder} brings none: it belongs to a base that predicts tokens; name that one with --base."
+                f"{adapters[0].folder} brings none: it belongs to a base that predicts tokens; name that one "
+                "with --base."
             )
         return TokenHead()
     if len(adapters) > 1:
         raise MergeError(
-            "several adapters can't go in at once where one has a classification head, which was trained with that adapter "
+            "several adapters can't go in at once where one has a classification head, which was trained "
+            "with that adapter "
             "alone: merge them one at a time, each into what the one before gave (--base)."
         )
     outputs = _outputs(adapters[0], config, stored)
@@ -178,7 +196,11 @@ def read_head(target: Target, config: dict[str, Any], stored: "StoredWeights", a
     if named.outputs != outputs or own not in (None, named):
         raise MergeError(
             f"the head of {target.description} contradicts itself: by its notes it is {_words(named)}, by "
-            + (f"its weights it has {outputs} outputs." if own in (None, named) else f"its base {_words(own)}.")
+            + (
+                f"its weights it has {outputs} outputs."
+                if own in (None, named)
+                else f"its base {_words(own)}."
+            )
         )
     return ClassifierHead(named, described_head(named))
 
@@ -186,15 +208,20 @@ def read_head(target: Target, config: dict[str, Any], stored: "StoredWeights", a
 def how_it_reads(*, templated: bool) -> str:
     """For the card: what a text goes through before the head reads it, and a program that does it."""
     through = (
-        "Each text went through the chat template, as a user's turn with the header of the answer behind it. A "
+        "Each text went through the chat template, as a user's turn with the header of the answer behind it. "
+        "A "
         '`pipeline("text-classification")` gives the model the bare text, which it was not trained on.'
     )
     call = (
-        'inputs = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True,\n'
+        'inputs = tokenizer.apply_chat_template([{"role": "user", "content": text}], '
+        "add_generation_prompt=True,\n"
         '                                       return_dict=True, return_tensors="pt")'
     )
     if not templated:
-        through, call = "Texts are read as they are, without a template.", 'inputs = tokenizer(text, return_tensors="pt")'
+        through, call = (
+            "Texts are read as they are, without a template.",
+            'inputs = tokenizer(text, return_tensors="pt")',
+        )
     return f"""{through}
 
 ```python
@@ -216,7 +243,9 @@ def _head_of_base(config: dict[str, Any]) -> HeadSection | None:
     try:
         return head_of_config(config)
     except (ValueError, AttributeError) as error:
-        raise MergeError(f"the base's config.json is damaged: id2label is {config.get('id2label')}: {error}") from None
+        raise MergeError(
+            f"the base's config.json is damaged: id2label is {config.get('id2label')}: {error}"
+        ) from None
 
 
 def _outputs(adapter: "Adapter", config: dict[str, Any], stored: "StoredWeights") -> int:
@@ -224,13 +253,16 @@ def _outputs(adapter: "Adapter", config: dict[str, Any], stored: "StoredWeights"
     name = score_name(adapter.weights.names())
     if name is None:
         raise MergeError(
-            f"the adapter in {adapter.folder} belongs to a model with a classification head, and its file holds no "
-            f"{SCORE_WEIGHT}: the head that it was trained with is lost. peft saves it where modules_to_save names score."
+            f"the adapter in {adapter.folder} belongs to a model with a classification head, and its file "
+            "holds no "
+            f"{SCORE_WEIGHT}: the head that it was trained with is lost. peft saves it where modules_to_save "
+            "names score."
         )
     task = adapter.config.get("task_type")
     if task not in (CLASSIFIES, None):
         raise MergeError(
-            f"the adapter in {adapter.folder} has a head, and is of task_type {task}; expected {CLASSIFIES}, one answer for a "
+            f"the adapter in {adapter.folder} has a head, and is of task_type {task}; expected {CLASSIFIES}, "
+            "one answer for a "
             "whole row."
         )
     shape, width = adapter.weights.shape(name), config.get("hidden_size")
@@ -238,14 +270,18 @@ def _outputs(adapter: "Adapter", config: dict[str, Any], stored: "StoredWeights"
     if len(shape) != 2 or not shape[0] or shape[1] != width or shape != own:
         there = f"a width of {width}" if shape == own else f"a head of shape {own}"
         raise MergeError(
-            f"the adapter in {adapter.folder} does not fit the base: size mismatch, its head is of shape {shape}, and the base "
+            f"the adapter in {adapter.folder} does not fit the base: size mismatch, its head is of shape "
+            f"{shape}, and the base "
             f"has {there}; name the right one with --base."
         )
     return shape[0]
 
 
-def _plain_head(adapter: "Adapter", config: dict[str, Any], own: HeadSection | None, outputs: int) -> ClassifierHead:
-    """Of an adapter that says nothing of its labels: the base's where it has such a head, else transformers' own names."""
+def _plain_head(
+    adapter: "Adapter", config: dict[str, Any], own: HeadSection | None, outputs: int
+) -> ClassifierHead:
+    """Of an adapter that says nothing of its labels: the base's where it has such a head, else transformers'
+    own names."""
     described = named_outputs([f"LABEL_{index}" for index in range(outputs)])
     if own is not None and own.outputs == outputs:
         kept = ("id2label", "label2id", "problem_type")
@@ -253,7 +289,8 @@ def _plain_head(adapter: "Adapter", config: dict[str, Any], own: HeadSection | N
     section = head_of_config(described | {"architectures": [CLASSIFIER]})
     assert section is not None  # noqa: S101 - the architecture says so
     note = (
-        f"nothing in {adapter.folder} names the head's outputs: they are LABEL_0 and so on, as transformers calls them, "
+        f"nothing in {adapter.folder} names the head's outputs: they are LABEL_0 and so on, as transformers "
+        "calls them, "
         "until id2label and label2id in config.json say otherwise"
     )
     return ClassifierHead(section, described, note)

@@ -1,4 +1,5 @@
-"""What a merge is made of: base, adapters and tokenizer, read from configs and headers; and what comes of it."""
+"""What a merge is made of: base, adapters and tokenizer, read from configs and headers; and what comes of
+it."""
 
 import math
 from collections.abc import Sequence
@@ -112,7 +113,9 @@ class MergeInputs:
 
     def description(self, config: ModelConfig) -> Description:
         """By what a merged model of this configuration is read."""
-        return Description(config, self.tokenizer, self.tokenizer_sources, self.head.generation_of(self.base.folder))
+        return Description(
+            config, self.tokenizer, self.tokenizer_sources, self.head.generation_of(self.base.folder)
+        )
 
     @cached_property
     def templated(self) -> bool:
@@ -129,7 +132,8 @@ class MergeInputs:
 
 
 def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> MergeInputs:
-    """Base, adapters and tokenizer, from configs and headers. Raises MergeError where they can't be merged."""
+    """Base, adapters and tokenizer, from configs and headers. Raises MergeError where they can't be
+    merged."""
     if target.adapter is None:
         raise MergeError(f"{target.description} has no adapter to merge.")
     adapters = [Adapter(folder) for folder in (target.adapter, *more)]
@@ -148,9 +152,12 @@ def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> Merge
 
 
 def _common_tokenizer(target: Target, adapters: Sequence[Adapter], base: Base) -> PreTrainedTokenizerFast:
-    """The one of the last adapter that knows all tokens. Raises MergeError where the adapters' tokens contradict each other."""
+    """The one of the last adapter that knows all tokens. Raises MergeError where the adapters' tokens
+    contradict each other."""
     rules = target.preparation
-    found = [tokenizer_for(target.model, adapter.folder, base.folder, preparation=rules) for adapter in adapters]
+    found = [
+        tokenizer_for(target.model, adapter.folder, base.folder, preparation=rules) for adapter in adapters
+    ]
     for tokenizer, adapter in zip(found, adapters, strict=True):
         _refuse_other_tokenizer(adapter.folder, tokenizer)
     largest = max(reversed(found), key=len)
@@ -158,13 +165,15 @@ def _common_tokenizer(target: Target, adapters: Sequence[Adapter], base: Base) -
     for tokenizer, adapter in zip(found, adapters, strict=True):
         if any(known.get(token) != index for token, index in tokenizer.get_vocab().items()):
             raise MergeError(
-                f"the adapters' tokenizers disagree: {adapter.folder} has tokens that are missing elsewhere, or have other ids."
+                f"the adapters' tokenizers disagree: {adapter.folder} has tokens that are missing elsewhere, "
+                "or have other ids."
             )
     return largest
 
 
 def _refuse_other_tokenizer(adapter: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raises MergeError where the tokenizer or the chat template beside an adapter of ours is not what it was trained with."""
+    """Raises MergeError where the tokenizer or the chat template beside an adapter of ours is not what it was
+    trained with."""
     trained = _trained_tokenizer(adapter)
     now = {"sha256": tokenizer_sha256(tokenizer), "template_sha256": template_sha256(tokenizer)}
     if trained.get("version") != version("tokenizers"):
@@ -172,7 +181,8 @@ def _refuse_other_tokenizer(adapter: Path, tokenizer: PreTrainedTokenizerFast) -
     for key, what in (("template_sha256", "chat template"), ("sha256", "tokenizer")):
         if trained.get(key) and key in now and trained[key] != now[key]:
             raise MergeError(
-                f"the {what} in {adapter} is not the one that the adapter was trained with: its SHA-256 was {trained[key]}, "
+                f"the {what} in {adapter} is not the one that the adapter was trained with: its SHA-256 was "
+                f"{trained[key]}, "
                 f"and is {now[key]}. Put it back; a merged model can be given another afterwards."
             )
 
@@ -195,10 +205,13 @@ def _refuse_quantised(folder: Path, stored: StoredWeights) -> torch.dtype:
     for tensor in stored.tensors.values():
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + math.prod(tensor.shape)
     kind = max(counts, key=lambda name: counts[name], default="nothing")
-    how = stored_quantization(read_config(folder)) or (kind if kind not in (*FLOATS, "F64", "nothing") else None)
+    how = stored_quantization(read_config(folder)) or (
+        kind if kind not in (*FLOATS, "F64", "nothing") else None
+    )
     if how is not None:
         raise MergeError(
-            f"{folder} is stored quantised ({how}): merge into the unquantised base that it was made of, with --base."
+            f"{folder} is stored quantised ({how}): merge into the unquantised base that it was made of, "
+            "with --base."
         )
     if kind not in FLOATS:
         raise MergeError(f"{folder} holds {kind}; expected weights in one of {', '.join(FLOATS)}.")

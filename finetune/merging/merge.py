@@ -1,6 +1,7 @@
 """Base and adapters to full weights: added in float32, rounded once, verified, and in place only when whole.
 
-peft's checked merge (safe_merge) rounds the update to the base's type, and then the sum again: a tenth of the numbers differ.
+peft's checked merge (safe_merge) rounds the update to the base's type, and then the sum again: a tenth of the
+numbers differ.
 """
 
 import hashlib
@@ -57,7 +58,8 @@ class MergeReport:
     tensors: "TensorCheck | None"
     verification: "Verification | HeadVerification | None"
     described: bool | None
-    """Whether config, tokenizer and template were read back as they were trained; None where nobody looked."""
+    """Whether config, tokenizer and template were read back as they were trained; None where nobody
+    looked."""
     qlora: "BaseChoice | None"
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,14 +78,15 @@ def merge(
     check: str = "full",
     qlora_base: str = "auto",
 ) -> MergeReport:
-    """Merge the target's adapter, and then the adapters in `more`, into its base: `output`, which plain transformers loads.
+    """Merge the target's adapter, and then the adapters in `more`, into its base: `output`, which plain
+    transformers loads.
 
-    The weights are stored in `dtype` (float32, bfloat16, float16), each in the base's own type where it is None, a
-    classification head then in the one that it was trained in. `check` is full (tensors and predictions), tensors or none.
-    `qlora_base` is which base an adapter goes into that was trained in NF4.
-    The folder is written beside its final name and renamed when it is whole and checked; after an error nothing is left.
-    Raises MergeError where base and adapter can't be merged, and CheckFailed where the merged model is not the base with its
-    adapter: it then lies in OUTPUT.failed, to look at.
+    The weights are stored in `dtype` (float32, bfloat16, float16), each in the base's own type where it is
+    None, a classification head then in the one that it was trained in. `check` is full (tensors and
+    predictions), tensors or none. `qlora_base` is which base an adapter goes into that was trained in NF4.
+    The folder is written beside its final name and renamed when it is whole and checked; after an error
+    nothing is left. Raises MergeError where base and adapter can't be merged, and CheckFailed where the
+    merged model is not the base with its adapter: it then lies in OUTPUT.failed, to look at.
     """
     started = time.perf_counter()
     output = Path(os.path.abspath(output.expanduser()))
@@ -98,14 +101,17 @@ def merge(
         if outcome.failures:
             folder.rename(failed_name(output))
             raise CheckFailed(
-                f"verification failed: the merged model does not match base + adapter ({'; '.join(outcome.failures)}). "
-                f"{output} was not created; the files are in {failed_name(output)}, measurements in {VERIFICATION_FILE}."
+                "verification failed: the merged model does not match base + adapter "
+                f"({'; '.join(outcome.failures)}). "
+                f"{output} was not created; the files are in {failed_name(output)}, measurements in "
+                f"{VERIFICATION_FILE}."
             )
     return report
 
 
 def _as_asked(target: Target, qlora_base: str) -> Target:
-    """The target, its base in NF4 where the user says so of an adapter of which nothing else says how it was trained."""
+    """The target, its base in NF4 where the user says so of an adapter of which nothing else says how it was
+    trained."""
     unknown = target.quantization is None and target.recipe is None and target.method is None
     return replace(target, stored=NF4_DOUBLE) if unknown and qlora_base == "nf4" else target
 
@@ -133,7 +139,9 @@ def refuse_bad_options(dtype: str | None, check: str, qlora_base: str) -> None:
             raise MergeError(f"{option} is {value!r}; expected one of {', '.join(known)}.")
 
 
-def _report(parts: MergeInputs, folder: Path, output: Path, outcome: MergeResult, started: float) -> MergeReport:
+def _report(
+    parts: MergeInputs, folder: Path, output: Path, outcome: MergeResult, started: float
+) -> MergeReport:
     written = read_stored(folder)
     assert written is not None  # noqa: S101 - it was just written
     return MergeReport(
@@ -146,7 +154,11 @@ def _report(parts: MergeInputs, folder: Path, output: Path, outcome: MergeResult
         parameters=written.parameters,
         seconds=round(time.perf_counter() - started, 1),
         check_seconds=round(outcome.check_seconds, 1),
-        notes=(*outcome.notes, *parts.head.notes(parts.base.folder, templated=parts.templated), *_ignored(parts)),
+        notes=(
+            *outcome.notes,
+            *parts.head.notes(parts.base.folder, templated=parts.templated),
+            *_ignored(parts),
+        ),
         tensors=outcome.tensors,
         verification=outcome.verification,
         described=None if outcome.description is None else not outcome.description.failures,
@@ -157,7 +169,11 @@ def _report(parts: MergeInputs, folder: Path, output: Path, outcome: MergeResult
 def _ignored(parts: MergeInputs) -> list[str]:
     """Keys of an adapter's config that other tools wrote, and nobody needs."""
     found = sorted({key for adapter in parts.adapters for key in HARMLESS if adapter.config.get(key)})
-    return [f"ignored in adapter_config.json, where it says nothing of the weights: {', '.join(found)}"] if found else []
+    return (
+        [f"ignored in adapter_config.json, where it says nothing of the weights: {', '.join(found)}"]
+        if found
+        else []
+    )
 
 
 def _write_verification(folder: Path, parts: MergeInputs, report: MergeReport, outcome: MergeResult) -> None:
@@ -168,7 +184,9 @@ def _write_verification(folder: Path, parts: MergeInputs, report: MergeReport, o
         "model": scrubbed_recipe(parts.target.model.model_dump(mode="json"), "model"),
         "method": "qlora" if parts.target.quantized else "lora",
         "stored": parts.target.stored,
-        "recipe": scrubbed_recipe(parts.target.recipe.model_dump(mode="json")) if parts.target.recipe is not None else None,
+        "recipe": scrubbed_recipe(parts.target.recipe.model_dump(mode="json"))
+        if parts.target.recipe is not None
+        else None,
         "adapter_sha256": [file_sha256(adapter.folder / ADAPTER_WEIGHTS) for adapter in parts.adapters],
         "base_sha256": parts.target.base_sha256,
         "asked_dtype": report.dtype if parts.asked_dtype is not None else None,
@@ -194,11 +212,13 @@ def verdicts_of(report: MergeReport) -> list[str]:
         check = report.tensors
         found.append(
             f"tensors: {check.identical} of {check.tensors} are the base's, byte for byte; of the others "
-            f"{check.sampled_numbers:,} numbers were recomputed in float64: largest error {check.largest_error_ulps:.3f} ulp"
+            f"{check.sampled_numbers:,} numbers were recomputed in float64: largest error "
+            f"{check.largest_error_ulps:.3f} ulp"
         )
     if report.described:
         found.append(
-            "description: plain transformers reads config, tokenizer, chat template and end of turn as they were trained"
+            "description: plain transformers reads config, tokenizer, chat template and end of turn as they "
+            "were trained"
         )
     if report.verification is not None:
         found += report.verification.sentences()

@@ -1,4 +1,5 @@
-"""Base and adapters -> the merged weights, tensor by tensor, as something that is read: nothing is computed before."""
+"""Base and adapters -> the merged weights, tensor by tensor, as something that is read: nothing is computed
+before."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,7 +18,8 @@ from finetune.recipe.heads import classifies
 NOTHING = 1e-6
 """A change of so large a share of the largest number is none."""
 DEAD = (
-    "warning: the adapter changes no weight of the base: all its updates are 0. It was not trained, or was saved before it was "
+    "warning: the adapter changes no weight of the base: all its updates are 0. It was not trained, or was "
+    "saved before it was "
     "(or without its weights)"
 )
 
@@ -30,7 +32,11 @@ class Updates:
         self.base = base
         # A classification head is nobody's twin, and its rows are no tokens.
         self.predicts = not classifies(config)
-        self.tied = self.predicts and bool(config.get("tie_word_embeddings", False)) and not _stores_another_head(base)
+        self.tied = (
+            self.predicts
+            and bool(config.get("tie_word_embeddings", False))
+            and not _stores_another_head(base)
+        )
         self.stays_tied = self.tied
         self.by_name: dict[str, Update] = {}
         for adapter in adapters:
@@ -40,7 +46,8 @@ class Updates:
         self.vocabulary = self._check_vocabulary()
 
     def source(self, name: str) -> str:
-        """The base's tensor that a tensor of the merged model begins as: a tied head begins as the embedding."""
+        """The base's tensor that a tensor of the merged model begins as: a tied head begins as the
+        embedding."""
         if self.tied and name == f"{LM_HEAD}.weight":
             name = f"{EMBEDDING}.weight"
         found = stored_name(self.base.tensors, name)
@@ -49,28 +56,40 @@ class Updates:
         return found
 
     def _without_twins(self, adapter: Adapter, parts: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-        """What was saved of a tied head beside the same of the embedding, or in its place, is the embedding's."""
+        """What was saved of a tied head beside the same of the embedding, or in its place, is the
+        embedding's."""
         if not self.stays_tied:
             return parts
         embedding, head = dict(parts.get(EMBEDDING, {})), dict(parts.get(LM_HEAD, {}))
-        trained_apart = any(matches(module, adapter.config["modules_to_save"]) for module in (EMBEDDING, LM_HEAD))
+        trained_apart = any(
+            matches(module, adapter.config["modules_to_save"]) for module in (EMBEDDING, LM_HEAD)
+        )
         for part in ("trainable_tokens_delta", *(() if trained_apart else ("weight",))):
             if part == "weight" and part in head and part not in embedding:
                 embedding[part] = head.pop(part)
             elif part in head and part in embedding:
                 same = hash_of(adapter.weights, embedding[part]) == hash_of(adapter.weights, head[part])
                 head = {name: held for name, held in head.items() if name != part or not same}
-        return parts | {module: held for module, held in ((EMBEDDING, embedding), (LM_HEAD, head)) if held or module in parts}
+        return parts | {
+            module: held
+            for module, held in ((EMBEDDING, embedding), (LM_HEAD, head))
+            if held or module in parts
+        }
 
     def _put_adapter(self, adapter: Adapter, parts: dict[str, dict[str, str]]) -> None:
         """All of an adapter: what a tied head has too first, then what gives the head weights of its own."""
-        # Saved whole because the vocabulary grew, and not because it was trained: rows and updates are on top of it.
+        # Saved whole because the vocabulary grew, and not because it was trained: rows and updates are on top
+        # of it.
         grown = {
             module: parts[module]["weight"]
             for module in (EMBEDDING, LM_HEAD)
             if "weight" in parts.get(module, {}) and not matches(module, adapter.config["modules_to_save"])
         }
-        rows = {module: names["trainable_tokens_delta"] for module, names in parts.items() if "trainable_tokens_delta" in names}
+        rows = {
+            module: names["trainable_tokens_delta"]
+            for module, names in parts.items()
+            if "trainable_tokens_delta" in names
+        }
         if EMBEDDING in grown:
             self._put_whole(adapter, EMBEDDING, "weight", grown[EMBEDDING])
         if LM_HEAD in rows:  # which are not the embedding's: peft then keeps each side's to itself
@@ -84,10 +103,13 @@ class Updates:
         if LM_HEAD in rows:
             self._put_tokens(adapter, LM_HEAD, rows[LM_HEAD])
         for module, names in parts.items():
-            self._put_module(adapter, module, {part: name for part, name in names.items() if name != grown.get(module)})
+            self._put_module(
+                adapter, module, {part: name for part, name in names.items() if name != grown.get(module)}
+            )
 
     def _part_head(self) -> None:
-        """Let a tied head have weights of its own: what happened to the embedding so far happened to it as well."""
+        """Let a tied head have weights of its own: what happened to the embedding so far happened to it as
+        well."""
         if self.stays_tied:
             self.stays_tied = False
             if (before := self.by_name.get(f"{EMBEDDING}.weight")) is not None:
@@ -108,16 +130,29 @@ class Updates:
     def _put_low_rank(self, adapter: Adapter, module: str, names: dict[str, str], a: str, b: str) -> None:
         weights, embedding = adapter.weights, a == "lora_embedding_A"
         if a not in names or b not in names:
-            raise MergeError(f"the adapter in {adapter.folder} holds only one of {module}'s two matrices: it is damaged.")
+            raise MergeError(
+                f"the adapter in {adapter.folder} holds only one of {module}'s two matrices: it is damaged."
+            )
         first, second = weights.shape(names[a]), weights.shape(names[b])
         if len(first) != 2 or len(second) != 2 or first[0] != second[1] or not first[0]:
-            raise MergeError(f"the adapter in {adapter.folder}: {module} has an A of shape {first} and a B of shape {second}.")
+            raise MergeError(
+                f"the adapter in {adapter.folder}: {module} has an A of shape {first} and a B of shape "
+                f"{second}."
+            )
         scale, magnitude = scale_of(adapter.config, module, first[0]), names.get("lora_magnitude_vector")
         shape = (first[1], second[0]) if embedding else (second[0], first[1])
         if magnitude is not None and torch.Size(weights.shape(magnitude)).numel() != shape[0]:
             held = weights.shape(magnitude)
-            raise MergeError(f"the adapter in {adapter.folder}: {module} has {shape[0]} rows, and magnitudes of shape {held}.")
-        self._put(adapter, f"{module}.weight", LowRank(weights, names[a], names[b], scale, magnitude, embedding), shape)
+            raise MergeError(
+                f"the adapter in {adapter.folder}: {module} has {shape[0]} rows, and magnitudes of shape "
+                f"{held}."
+            )
+        self._put(
+            adapter,
+            f"{module}.weight",
+            LowRank(weights, names[a], names[b], scale, magnitude, embedding),
+            shape,
+        )
         if "lora_B.bias" in names:
             bias = names["lora_B.bias"]
             self._put(adapter, f"{module}.bias", AddedBias(weights, bias, scale), weights.shape(bias))
@@ -136,18 +171,37 @@ class Updates:
         grown = max(shape[0], max(tokens, default=0) + 1)
         if not set(range(shape[0], grown)) <= set(tokens):
             raise MergeError(
-                f"the adapter in {adapter.folder} was trained on an embedding of at least {grown} rows, of which the base has "
+                f"the adapter in {adapter.folder} was trained on an embedding of at least {grown} rows, of "
+                "which the base has "
                 f"{shape[0]} and the adapter {held[0]}: what stood in the others is not known."
             )
-        self._put(adapter, f"{module}.weight", TokenRows(adapter.weights, name, tuple(tokens)), (grown, held[1]), grows=True)
+        self._put(
+            adapter,
+            f"{module}.weight",
+            TokenRows(adapter.weights, name, tuple(tokens)),
+            (grown, held[1]),
+            grows=True,
+        )
 
-    def _put(self, adapter: Adapter, name: str, operation: Operation, shape: tuple[int, ...], *, grows: bool = False) -> None:
+    def _put(
+        self,
+        adapter: Adapter,
+        name: str,
+        operation: Operation,
+        shape: tuple[int, ...],
+        *,
+        grows: bool = False,
+    ) -> None:
         there = self._shape(adapter, name)
-        vocabulary = name in (f"{EMBEDDING}.weight", f"{LM_HEAD}.weight") and (grows or isinstance(operation, Replaced))
+        vocabulary = name in (f"{EMBEDDING}.weight", f"{LM_HEAD}.weight") and (
+            grows or isinstance(operation, Replaced)
+        )
         if shape != there and not (vocabulary and shape[1:] == there[1:]):
             raise MergeError(
-                f"the adapter in {adapter.folder} does not fit the base: size mismatch, it changes {name} as {shape}, and in "
-                f"the base it is {there}. It belongs to another base, or to one with another vocabulary; name the right one "
+                f"the adapter in {adapter.folder} does not fit the base: size mismatch, it changes {name} as "
+                f"{shape}, and in "
+                f"the base it is {there}. It belongs to another base, or to one with another vocabulary; "
+                "name the right one "
                 "with --base."
             )
         update = self.by_name.setdefault(name, Update(shape, []))
@@ -165,11 +219,14 @@ class Updates:
             module, _, leaf = name.rpartition(".")
             if leaf == "bias" and stored_name(self.base.tensors, f"{module}.weight") is not None:
                 raise MergeError(
-                    f"the adapter in {adapter.folder} trained a bias of {module} (bias or lora_bias in its config), and the "
-                    "base has none there, so a merged model has no place for it: keep the adapter beside its base."
+                    f"the adapter in {adapter.folder} trained a bias of {module} (bias or lora_bias in its "
+                    "config), and the "
+                    "base has none there, so a merged model has no place for it: keep the adapter beside its "
+                    "base."
                 ) from None
             raise MergeError(
-                f"the adapter in {adapter.folder} does not fit the base: it has weights beyond the base's modules, such as "
+                f"the adapter in {adapter.folder} does not fit the base: it has weights beyond the base's "
+                "modules, such as "
                 f"{name}. It belongs to a base with another number of layers, or another architecture; "
                 "name the right one with --base."
             ) from None
@@ -177,15 +234,19 @@ class Updates:
     def _refuse_absent(self, adapter: Adapter, parts: dict[str, dict[str, str]]) -> None:
         """Raises MergeError where the config names a module of the base for which the file has nothing."""
         held = {module for module, names in parts.items() if any(part.startswith("lora_") for part in names)}
-        matrices = (name for name in self.base.names() if name.endswith(".weight") and len(self.base.shape(name)) == 2)
+        matrices = (
+            name for name in self.base.names() if name.endswith(".weight") and len(self.base.shape(name)) == 2
+        )
         modules = {name.removesuffix(".weight") for name in matrices}
         modules = {
-            module if module.startswith((f"{DECODER}.", LM_HEAD, SCORE)) else f"{DECODER}.{module}" for module in modules
+            module if module.startswith((f"{DECODER}.", LM_HEAD, SCORE)) else f"{DECODER}.{module}"
+            for module in modules
         }
         absent = sorted(module for module in modules - held if adapter.targets(module))
         if absent:
             raise MergeError(
-                f"the adapter in {adapter.folder} does not fit the base: it has no weights for {absent[0]} ({len(absent)} in "
+                f"the adapter in {adapter.folder} does not fit the base: it has no weights for {absent[0]} "
+                f"({len(absent)} in "
                 "all). It belongs to a base with another number of layers; name the right one with --base."
             )
 
@@ -199,13 +260,15 @@ class Updates:
                 sizes[name] = self.base.shape(self.source(name))[0]
         if len(set(sizes.values())) > 1:
             raise MergeError(
-                f"embedding and head would have different numbers of tokens: {sizes}. The adapter lacks one of them."
+                f"embedding and head would have different numbers of tokens: {sizes}. The adapter lacks one "
+                "of them."
             )
         return next(iter(sizes.values()))
 
 
 def _stores_another_head(base: StoredWeights) -> bool:
-    """Whether a base whose config ties the head stores one that isn't the embedding: transformers then doesn't tie them."""
+    """Whether a base whose config ties the head stores one that isn't the embedding: transformers then
+    doesn't tie them."""
     embedding, head = stored_name(base.tensors, f"{EMBEDDING}.weight"), f"{LM_HEAD}.weight"
     return embedding is not None and head in base.tensors and hash_of(base, head) != hash_of(base, embedding)
 
@@ -213,8 +276,8 @@ def _stores_another_head(base: StoredWeights) -> bool:
 def _separates(adapter: Adapter, parts: dict[str, dict[str, str]]) -> bool:
     """Whether an adapter gives a tied head weights of its own.
 
-    peft keeps the two one where only rows of tokens were trained, and where an embedding that grew was saved whole; an update
-    that was meant for one of the two does not reach the other.
+    peft keeps the two one where only rows of tokens were trained, and where an embedding that grew was saved
+    whole; an update that was meant for one of the two does not reach the other.
     """
     embedding = parts.get(EMBEDDING, {})
     own_copy = "weight" in embedding and matches(EMBEDDING, adapter.config["modules_to_save"])
@@ -222,11 +285,12 @@ def _separates(adapter: Adapter, parts: dict[str, dict[str, str]]) -> bool:
 
 
 class MergedWeights:
-    """The merged model, computed block by block as it is read, and rounded once: for 16-bit tensors in float32, for those in
-    float32 in float64."""
+    """The merged model, computed block by block as it is read, and rounded once: for 16-bit tensors in
+    float32, for those in float32 in float64."""
 
     def __init__(self, base: Weights, updates: Updates, dtype: torch.dtype | None):
-        """`dtype` is what floating-point tensors are rounded to; each tensor's own type in the base where it is None."""
+        """`dtype` is what floating-point tensors are rounded to; each tensor's own type in the base where it
+        is None."""
         self.base, self.updates, self._dtype = base, updates, dtype
         head = f"{LM_HEAD}.weight"
         self._names = [name for name in base.names() if not (name == head and updates.stays_tied)]
@@ -239,7 +303,8 @@ class MergedWeights:
         return self._dtype == torch.float32
 
     def names(self) -> Sequence[str]:
-        """The merged model's tensors, in the base's order; a head that got free of the embedding comes last."""
+        """The merged model's tensors, in the base's order; a head that got free of the embedding comes
+        last."""
         return self._names
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -257,7 +322,8 @@ class MergedWeights:
         return self.updates.by_name.get(name) or self.updates.by_name.get(f"{DECODER}.{name}")
 
     def changes_nothing(self) -> bool:
-        """Whether every tensor is the base's, but for rounding: the adapter was not trained, or not saved. Asked in float32."""
+        """Whether every tensor is the base's, but for rounding: the adapter was not trained, or not saved.
+        Asked in float32."""
         for name in self._names:
             if self.update(name) is None:
                 continue
@@ -291,7 +357,11 @@ class MergedWeights:
         if update is None:
             return self.base.rows(source, first, last).to(dtype)
         known = 0 if update.replaced else self.base.shape(source)[0]
-        held = [self.base.rows(source, first, min(last, known)).to(arithmetic_for(dtype))] if first < known else []
+        held = (
+            [self.base.rows(source, first, min(last, known)).to(arithmetic_for(dtype))]
+            if first < known
+            else []
+        )
         if last > known:
             held.append(_empty(update, max(first, known), last, dtype))
         return finite(name, update.ready()(torch.cat(held), first).to(dtype))
@@ -318,7 +388,8 @@ def finite(name: str, block: torch.Tensor) -> torch.Tensor:
     """The block. Raises MergeError where a number of it isn't finite."""
     if block.numel() and not all(map(torch.isfinite, torch.aminmax(block))):
         raise MergeError(
-            f"the merged weight of {name} is not finite in {block.dtype}: the adapter (or the base) is damaged, or the update "
+            f"the merged weight of {name} is not finite in {block.dtype}: the adapter (or the base) is "
+            "damaged, or the update "
             "is too large for that type."
         )
     return block

@@ -1,4 +1,5 @@
-"""The folder that a merge writes: beside its final name until it is whole, and what stands in it beside the weights."""
+"""The folder that a merge writes: beside its final name until it is whole, and what stands in it beside the
+weights."""
 
 import fcntl
 import os
@@ -26,7 +27,8 @@ def refuse_existing(output: Path) -> None:
     for path in (output, failed_name(output)):
         if path.exists() or path.is_symlink():
             raise MergeError(
-                f"{path} exists already, and a merge never writes over anything: remove it, or name another output."
+                f"{path} exists already, and a merge never writes over anything: remove it, or name another "
+                "output."
             )
 
 
@@ -35,7 +37,8 @@ def refuse_small_disk(output: Path, size: int) -> None:
     needed, free = size + SPARE_DISK_BYTES, shutil.disk_usage(output.parent).free
     if free < needed:
         raise MergeError(
-            f"{output.parent} has {free / 1e9:,.1f} GB free, and the merged model needs about {needed / 1e9:,.1f} GB: "
+            f"{output.parent} has {free / 1e9:,.1f} GB free, and the merged model needs about "
+            f"{needed / 1e9:,.1f} GB: "
             "make room, or name an output on another disk."
         )
 
@@ -44,8 +47,8 @@ def refuse_small_disk(output: Path, size: int) -> None:
 def unfinished(output: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `output` at the end; after an error nothing is left.
 
-    What a merge left that was killed is removed. Raises MergeError where another process writes the same output now, OSError
-    where somebody put a link there.
+    What a merge left that was killed is removed. Raises MergeError where another process writes the same
+    output now, OSError where somebody put a link there.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.unfinished")
@@ -53,7 +56,9 @@ def unfinished(output: Path) -> Iterator[Path]:
     try:
         try:
             for leftover in partial.iterdir():
-                shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+                shutil.rmtree(
+                    leftover
+                ) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
             yield partial
             follow_umask(partial)
             sync_files(partial)
@@ -66,7 +71,8 @@ def unfinished(output: Path) -> Iterator[Path]:
 
 
 def _claim(partial: Path, output: Path) -> int:
-    """A descriptor that holds the lock of the folder that has this name now: one that was just deleted keeps nobody out."""
+    """A descriptor that holds the lock of the folder that has this name now: one that was just deleted keeps
+    nobody out."""
     while True:
         if partial.is_symlink():  # what is in the folder that it names would be deleted
             raise link_error(partial)
@@ -78,19 +84,31 @@ def _claim(partial: Path, output: Path) -> int:
                 return handle
         except BlockingIOError:
             os.close(handle)
-            raise MergeError(f"another process is merging into {output} now; wait for it, or name another output.") from None
+            raise MergeError(
+                f"another process is merging into {output} now; wait for it, or name another output."
+            ) from None
         os.close(handle)
 
 
 def write_card(folder: Path, facts: dict[str, str], verdicts: list[str], *, reading: str = "") -> None:
-    """README.md: what was merged (`facts`, name -> value in order), how it reads a text, and what the verification found."""
-    lines = ["---", "library_name: transformers", "tags: [merged, lora]", "---", "", f"# {folder_title(facts)}", ""]
+    """README.md: what was merged (`facts`, name -> value in order), how it reads a text, and what the
+    verification found."""
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [merged, lora]",
+        "---",
+        "",
+        f"# {folder_title(facts)}",
+        "",
+    ]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
     lines += ["", "## How it reads a text", "", reading] if reading else []
     lines += ["", "## Verification", "", *(f"- {verdict}" for verdict in verdicts)]
     lines += [
         "",
-        f"All figures, and the hash of each tensor, are in {VERIFICATION_FILE}; `finetune verify` checks them again.",
+        f"All figures, and the hash of each tensor, are in {VERIFICATION_FILE}; `finetune verify` checks "
+        "them again.",
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n")
 

@@ -18,9 +18,11 @@ BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 LIBRARIES_BYTES = 350_000_000
 """The interpreter with torch in it."""
 BLOCK_BYTES = 40_000_000
-"""Blocks that a thread has in hand: base, update and result of a million numbers in float64 at most, and their copies."""
+"""Blocks that a thread has in hand: base, update and result of a million numbers in float64 at most, and
+their copies."""
 BYTES_A_SECOND = 600_000_000
-"""Read, merged, hashed and written: measured on 2 cores with the files in the page cache (benchmarks/bench_merge.py)."""
+"""Read, merged, hashed and written: measured on 2 cores with the files in the page cache
+(benchmarks/bench_merge.py)."""
 START_SECONDS = 4.0
 WHOLE_MODEL_FACTOR = 1.3
 """Memory of a verification in float32, over the weights."""
@@ -43,7 +45,8 @@ class MergePlan:
     verification_bytes: int
     """Of the comparison of predictions, where the models are held in memory."""
     layer_by_layer: bool
-    """Whether that comparison would read the models from the disk, because they don't fit in the free memory."""
+    """Whether that comparison would read the models from the disk, because they don't fit in the free
+    memory."""
     seconds: float
     """Without verification."""
 
@@ -68,17 +71,20 @@ class MergePlan:
             ("memory", f"{self.memory_bytes / 1e9:,.2f} GB for the merge, whatever the model's size"),
             (
                 "verification",
-                f"{self.verification_bytes / 1e9:,.2f} GB in float32, {how}; --verify tensors needs no more than the merge",
+                f"{self.verification_bytes / 1e9:,.2f} GB in float32, {how}; --verify tensors needs no more "
+                "than the merge",
             ),
             (
                 "time",
-                f"about {minutes} at {BYTES_A_SECOND / 1e9:g} GB/s (measured on 2 cores), the comparison of predictions aside",
+                f"about {minutes} at {BYTES_A_SECOND / 1e9:g} GB/s (measured on 2 cores), the comparison of "
+                "predictions aside",
             ),
         ]
 
 
 def plan_merge(text: str, *, base: str | Path | None, dtype: str | None, output: Path | None) -> MergePlan:
-    """The plan for RUN_OR_ADAPTER. Raises MergeError, ModelError or CheckpointError where there is nothing to merge."""
+    """The plan for RUN_OR_ADAPTER. Raises MergeError, ModelError or CheckpointError where there is nothing to
+    merge."""
     import psutil
 
     target = choose_target(text, base)
@@ -90,14 +96,20 @@ def plan_merge(text: str, *, base: str | Path | None, dtype: str | None, output:
     if stored is not None:
         parameters, read, origin = stored.parameters, stored.bytes, "from the weights' headers"
     else:
-        parameters, origin = count_parameters(read_shape(config)), "from config.json: the weights are not on this machine"
+        parameters, origin = (
+            count_parameters(read_shape(config)),
+            "from config.json: the weights are not on this machine",
+        )
         read = parameters * BYTES_OF.get(str(config.get("dtype") or config.get("torch_dtype")), 2)
     header = read_header(target.adapter / ADAPTER_WEIGHTS)
     brought = score_name(header)
     if brought is not None:
         left_out, its_bytes = _heads_of_base(folder, config, read / parameters, fetched=fetched)
         start, end = header[brought]["data_offsets"]
-        parameters, read = parameters - left_out + math.prod(header[brought]["shape"]), read - its_bytes + end - start
+        parameters, read = (
+            parameters - left_out + math.prod(header[brought]["shape"]),
+            read - its_bytes + end - start,
+        )
     written = parameters * BYTES_OF[dtype] if dtype is not None else read
     largest = max((math.prod(tensor["shape"]) for tensor in header.values()), default=0)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -122,7 +134,9 @@ def plan_merge(text: str, *, base: str | Path | None, dtype: str | None, output:
     )
 
 
-def _heads_of_base(folder: Path, config: dict[str, Any], bytes_a_number: float, *, fetched: bool) -> tuple[int, int]:
+def _heads_of_base(
+    folder: Path, config: dict[str, Any], bytes_a_number: float, *, fetched: bool
+) -> tuple[int, int]:
     """Numbers and bytes of the heads that a classification head takes the place of."""
     headers = [read_header(path) for path in weight_files(folder, fetched=fetched)]
     if not headers:
@@ -138,7 +152,9 @@ def _matrices(folder: Path) -> list[tuple[int, ...]]:
     """The shapes of the linear layers' weights."""
     held = (item for path in weight_files(folder) for item in read_header(path).items())
     known = linear_layers()
-    return [tuple(tensor["shape"]) for name, tensor in held if last_part(name.removesuffix(".weight")) in known] or [(0,)]
+    return [
+        tuple(tensor["shape"]) for name, tensor in held if last_part(name.removesuffix(".weight")) in known
+    ] or [(0,)]
 
 
 def _free(output: Path) -> int:

@@ -1,7 +1,9 @@
-"""Which base a QLoRA adapter is merged into: the 16-bit one, or the one that it was trained on, dequantised. Measured.
+"""Which base a QLoRA adapter is merged into: the 16-bit one, or the one that it was trained on, dequantised.
+Measured.
 
-The adapter learned beside weights in NF4. The 16-bit base is the better model by itself, and not the one that was trained on;
-which merge is closer to NF4 base + adapter depends on the adapter, so both are scored on rows of the run.
+The adapter learned beside weights in NF4. The 16-bit base is the better model by itself, and not the one that
+was trained on; which merge is closer to NF4 base + adapter depends on the adapter, so both are scored on rows
+of the run.
 """
 
 import importlib.util
@@ -51,7 +53,10 @@ class BaseChoice:
         """For people."""
         best = f"QLoRA: on {self.rows} rows NF4 base + adapter has loss {self.trained_loss:.4f}; merged into"
         scored = [f"{name} {score.loss:.4f}, KL {score.kl:.2e} nats" for name, score in self.scores.items()]
-        return [f"{best} {'; '.join(scored)}. Taken: {self.taken}{' (as asked)' if self.forced else ', the closer one'}."]
+        return [
+            f"{best} {'; '.join(scored)}. Taken: "
+            f"{self.taken}{' (as asked)' if self.forced else ', the closer one'}."
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -61,7 +66,8 @@ class BaseChoice:
 def choose_base(
     parts: "MergeInputs", updates: Updates, config: PretrainedConfig, *, asked: str, quantization: str
 ) -> BaseChoice:
-    """Score both bases and take the closer one by KL, or the one that is asked for. Raises MergeError without bitsandbytes.
+    """Score both bases and take the closer one by KL, or the one that is asked for. Raises MergeError without
+    bitsandbytes.
 
     `config` is that of the merged model, `quantization` how the base was in NF4: nf4 or nf4-double.
     """
@@ -79,7 +85,10 @@ def choose_base(
 
     trained = predictions(MergedWeights(Nf4Weights(base, quantization), updates, torch.float32))
     scores = {}
-    sources: dict[str, Callable[[], Weights]] = {"16bit": lambda: base, "nf4": lambda: Nf4Weights(base, quantization)}
+    sources: dict[str, Callable[[], Weights]] = {
+        "16bit": lambda: base,
+        "nf4": lambda: Nf4Weights(base, quantization),
+    }
     for name, source in sources.items():
         scores[name] = score(predictions(MergedWeights(source(), updates, parts.asked_dtype)))
     closer: Choice = "16bit" if scores["16bit"].kl < scores["nf4"].kl else "nf4"
@@ -90,11 +99,14 @@ def choose_base(
 def refuse_without_bitsandbytes() -> None:
     """Raises MergeError where NF4 can't be computed."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise MergeError("NF4 needs bitsandbytes, which is not installed: pip install bitsandbytes, or --qlora-base 16bit.")
+        raise MergeError(
+            "NF4 needs bitsandbytes, which is not installed: pip install bitsandbytes, or --qlora-base 16bit."
+        )
 
 
 class Nf4Weights:
-    """A base's weights, its linear layers but its head rounded to NF4 and back by bitsandbytes; one tensor at a time."""
+    """A base's weights, its linear layers but its head rounded to NF4 and back by bitsandbytes; one tensor at
+    a time."""
 
     def __init__(self, base: StoredWeights, quantization: str):
         """`quantization` is nf4 or nf4-double."""
@@ -118,7 +130,8 @@ class Nf4Weights:
         return len(self.shape(name)) == 2 and name not in outer
 
     def blocks(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
-        """(first row, rows) of a tensor, in float32 where it was rounded: absmax is quantised over the whole tensor."""
+        """(first row, rows) of a tensor, in float32 where it was rounded: absmax is quantised over the whole
+        tensor."""
         if not self.is_rounded(name):
             yield from self.base.blocks(name)
             return
@@ -133,5 +146,7 @@ class Nf4Weights:
     def _rounded(self, name: str) -> torch.Tensor:
         from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-        packed, state = quantize_4bit(self.base.whole(name).float(), quant_type="nf4", compress_statistics=self.doubly)
+        packed, state = quantize_4bit(
+            self.base.whole(name).float(), quant_type="nf4", compress_statistics=self.doubly
+        )
         return dequantize_4bit(packed, state)

@@ -26,7 +26,8 @@ class TokenisedRow(Protocol):
 
     @property
     def targets(self) -> tuple[float, ...]:
-        """What a classification head learns at its supervised token; empty where the token is what is learned."""
+        """What a classification head learns at its supervised token; empty where the token is what is
+        learned."""
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -36,9 +37,10 @@ class TokenisedRow(Protocol):
 def padded_batch(documents: Sequence[TokenisedRow], pad_token_id: int) -> dict[str, torch.Tensor]:
     """A row each, padded on the right to the longest: input_ids, attention_mask, shift_labels (B x T).
 
-    Labels come from the documents' own spans and never from token ids: a pad token that is also the end of turn changes
-    nothing. shift_weights (B x T) are there where a token counts other than once, targets (N x L, for the N documents with a
-    label) where a classification head is learned, document_values (N x K) where documents have them.
+    Labels come from the documents' own spans and never from token ids: a pad token that is also the end of
+    turn changes nothing. shift_weights (B x T) are there where a token counts other than once, targets (N x
+    L, for the N documents with a label) where a classification head is learned, document_values (N x K) where
+    documents have them.
     """
     longest = max(len(document.token_ids) for document in documents)
     input_ids = torch.full((len(documents), longest), pad_token_id, dtype=torch.long)
@@ -48,29 +50,40 @@ def padded_batch(documents: Sequence[TokenisedRow], pad_token_id: int) -> dict[s
     for line, document in enumerate(documents):
         tokens, length = torch.as_tensor(document.token_ids, dtype=torch.long), len(document.token_ids)
         input_ids[line, :length], attention_mask[line, :length] = tokens, 1
-        shift_labels[line, :length], shift_weights[line, :length] = next_token_labels(tokens, document.weights)
+        shift_labels[line, :length], shift_weights[line, :length] = next_token_labels(
+            tokens, document.weights
+        )
     batch = {"input_ids": input_ids, "attention_mask": attention_mask, "shift_labels": shift_labels}
     return batch | _weights(shift_weights) | _numbers(documents)
 
 
 def packed_batch(documents: Sequence[TokenisedRow]) -> dict[str, Any]:
-    """All documents one after the other in one row: input_ids, position_ids, shift_labels (1 x T), the others as above.
+    """All documents one after the other in one row: input_ids, position_ids, shift_labels (1 x T), the others
+    as above.
 
-    `documents` are their lengths, for kernels/attention.py. Positions begin anew with each document: without an attention
-    mask transformers' own attentions take that for the boundaries, and no token sees another document's.
+    `documents` are their lengths, for kernels/attention.py. Positions begin anew with each document: without
+    an attention mask transformers' own attentions take that for the boundaries, and no token sees another
+    document's.
     """
     tokens = [torch.as_tensor(document.token_ids, dtype=torch.long) for document in documents]
     labels, weights = zip(
-        *(next_token_labels(ids, document.weights) for ids, document in zip(tokens, documents, strict=True)), strict=True
+        *(next_token_labels(ids, document.weights) for ids, document in zip(tokens, documents, strict=True)),
+        strict=True,
     )
     positions = [torch.arange(len(ids)) for ids in tokens]
     columns = {"input_ids": tokens, "position_ids": positions, "shift_labels": labels}
     batch: dict[str, Any] = {name: torch.cat(tuple(column)).unsqueeze(0) for name, column in columns.items()}
-    return batch | {"documents": list(map(len, tokens))} | _weights(torch.cat(weights).unsqueeze(0)) | _numbers(documents)
+    return (
+        batch
+        | {"documents": list(map(len, tokens))}
+        | _weights(torch.cat(weights).unsqueeze(0))
+        | _numbers(documents)
+    )
 
 
 def loss_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What the sum of a batch's losses is divided by for their mean: its supervised tokens, each by its weight."""
+    """What the sum of a batch's losses is divided by for their mean: its supervised tokens, each by its
+    weight."""
     if "shift_weights" in batch:
         return batch["shift_weights"].double().sum()
     return batch["shift_labels"].ne(IGNORE_INDEX).sum()

@@ -1,8 +1,9 @@
-"""A classification head on a LLaMA: transformers' LlamaForSequenceClassification, with a loss over packed or padded rows.
+"""A classification head on a LLaMA: transformers' LlamaForSequenceClassification, with a loss over packed or
+padded rows.
 
-Shapes: B rows, T tokens, D model width, N documents, L outputs of the head.
-The head reads the hidden state of a document's last token before the place of its answer (see Tokenization), so that a row may
-hold several documents. Head and loss compute in float32, whatever type its weight is kept in: it is a small matrix.
+Shapes: B rows, T tokens, D model width, N documents, L outputs of the head. The head reads the hidden state
+of a document's last token before the place of its answer (see Tokenization), so that a row may hold several
+documents. Head and loss compute in float32, whatever type its weight is kept in: it is a small matrix.
 """
 
 import types
@@ -35,13 +36,15 @@ def refuse_other_head(base: Base, config: PretrainedConfig, head: HeadSection | 
         raise ModelError(f"{base.folder}: {error}") from None
     if own is not None and own != head:
         raise ModelError(
-            f"{base.folder} is a model with a classification head ({own.problem}: {', '.join(own.labels) or 'a number'}): name "
+            f"{base.folder} is a model with a classification head ({own.problem}: "
+            f"{', '.join(own.labels) or 'a number'}): name "
             "the same in model.head, or choose a base that predicts tokens."
         )
 
 
 def widen_linear(head: Any) -> None:
-    """Let the head compute in float32 (or float64): engines that shard keep its weight in bf16 while it computes."""
+    """Let the head compute in float32 (or float64): engines that shard keep its weight in bf16 while it
+    computes."""
     head.forward = types.MethodType(_wide_linear, head)
 
 
@@ -69,7 +72,9 @@ def head_losses(
         labels = targets[:, 0].long()
         return functional.cross_entropy(outputs, labels, reduction="none", label_smoothing=label_smoothing)
     if problem == "multi_label":
-        return functional.binary_cross_entropy_with_logits(outputs, targets.to(outputs), reduction="none").mean(dim=-1)
+        return functional.binary_cross_entropy_with_logits(
+            outputs, targets.to(outputs), reduction="none"
+        ).mean(dim=-1)
     return functional.mse_loss(outputs, targets.to(outputs), reduction="none").mean(dim=-1)
 
 
@@ -80,7 +85,9 @@ def head_loss(
 
     The labels of `inputs` say where documents are read, its targets have their numbers in the same order.
     """
-    if inputs.targets is None:  # a row without documents: a zero that still has a gradient, as in finetune.models.loss
+    if (
+        inputs.targets is None
+    ):  # a row without documents: a zero that still has a gradient, as in finetune.models.loss
         return head_outputs(model, hidden[:, 0]).sum() * 0.0
     read = inputs.labels.ne(IGNORE_INDEX)
     smoothing = label_smoothing if model.training else 0.0

@@ -1,8 +1,9 @@
-"""What stands beside a model's weights, written once for all who read it: config, generation config, tokenizer.
+"""What stands beside a model's weights, written once for all who read it: config, generation config,
+tokenizer.
 
-All that the base says is kept, in its own words, and what training changed is put over it. transformers 5 reads
-rope_parameters and dtype; transformers 4, and most of what serves or converts models, rope_theta, rope_scaling and
-torch_dtype: a config has both.
+All that the base says is kept, in its own words, and what training changed is put over it. transformers 5
+reads rope_parameters and dtype; transformers 4, and most of what serves or converts models, rope_theta,
+rope_scaling and torch_dtype: a config has both.
 """
 
 import copy
@@ -39,7 +40,9 @@ class ModelConfig:
     def as_json(self) -> dict[str, Any]:
         """What goes into config.json."""
         dtype = str(self.changes["dtype"]).removeprefix("torch.")
-        config = self.own | rope_spellings(self.trained) | self.changes | {"dtype": dtype, "torch_dtype": dtype}
+        config = (
+            self.own | rope_spellings(self.trained) | self.changes | {"dtype": dtype, "torch_dtype": dtype}
+        )
         config.pop("quantization_config", None)
         return config
 
@@ -53,21 +56,25 @@ class ModelConfig:
 
 
 def head_values(described: dict[str, Any], model_type: str, pad_token_id: int | None) -> dict[str, Any]:
-    """What a classification head changes in a configuration. Raises ModelError where transformers has no such model.
+    """What a classification head changes in a configuration. Raises ModelError where transformers has no such
+    model.
 
-    `described` names its outputs. transformers reads a row at its last token that is not the padding token, so the
-    configuration has to name that.
+    `described` names its outputs. transformers reads a row at its last token that is not the padding token,
+    so the configuration has to name that.
     """
     return {"architectures": [classifier_class(model_type)], "pad_token_id": pad_token_id} | described
 
 
 def classifier_class(model_type: str) -> str:
     """transformers' class of a family with a classification head. Raises ModelError where it has none."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN,
+    )
 
     if model_type not in KNOWN:
         raise ModelError(
-            f"transformers has no model of architecture {model_type} with a classification head: remove model.head, or choose "
+            f"transformers has no model of architecture {model_type} with a classification head: remove "
+            "model.head, or choose "
             "a base of another family."
         )
     found: str = KNOWN[model_type]
@@ -82,8 +89,8 @@ def write_description(
     config: ModelConfig | None = None,
     generation: dict[str, Any] | None = None,
 ) -> None:
-    """Write what stands beside weights: the tokenizer, `config` (an adapter has none), and, where the model generates,
-    `generation`: the base's generation config.
+    """Write what stands beside weights: the tokenizer, `config` (an adapter has none), and, where the model
+    generates, `generation`: the base's generation config.
 
     `sources` are the folders that the tokenizer comes from, see save_tokenizer.
     """
@@ -107,12 +114,18 @@ def rope_spellings(trained: PretrainedConfig) -> dict[str, Any]:
     if not parameters or "rope_theta" not in parameters:
         return {}
     config.standardize_rope_params()  # as the model itself does before it computes
-    parameters, kind, length = config.rope_parameters, config.rope_parameters["rope_type"], config.max_position_embeddings
+    parameters, kind, length = (
+        config.rope_parameters,
+        config.rope_parameters["rope_type"],
+        config.max_position_embeddings,
+    )
     if kind == "longrope":  # of which each version computes what isn't there from other numbers
         _, attention_factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
         computed = {"factor": length / parameters[ORIGINAL_LENGTH], "attention_factor": attention_factor}
         parameters = computed | {key: value for key, value in parameters.items() if value is not None}
-    scaling = {key: value for key, value in parameters.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    scaling = {
+        key: value for key, value in parameters.items() if key not in ("rope_theta", "partial_rotary_factor")
+    }
     found = {
         "rope_parameters": parameters,
         "rope_theta": parameters["rope_theta"],
@@ -124,13 +137,15 @@ def rope_spellings(trained: PretrainedConfig) -> dict[str, Any]:
 
 
 def read_generation_config(base: Path) -> dict[str, Any]:
-    """The base's generation_config.json; empty where there is none that transformers reads, see generation_notes."""
+    """The base's generation_config.json; empty where there is none that transformers reads, see
+    generation_notes."""
     path = base / GENERATION_CONFIG
     return read_json(path) if path.is_file() and not generation_notes(base) else {}
 
 
 def generation_notes(base: Path) -> tuple[str, ...]:
-    """What is to be said where the base's generation_config.json is not carried over: a model with it would not load."""
+    """What is to be said where the base's generation_config.json is not carried over: a model with it would
+    not load."""
     path = base / GENERATION_CONFIG
     if not path.is_file():
         return ()
@@ -144,8 +159,13 @@ def generation_notes(base: Path) -> tuple[str, ...]:
 
 def generation_config(own: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """The base's generation config; the end of turn that the template writes ends an answer too."""
-    # Where it says that it was made from config.json, transformers 4 makes it anew, with that file's end of turn.
+    # Where it says that it was made from config.json, transformers 4 makes it anew, with that file's end of
+    # turn.
     own = {key: value for key, value in own.items() if key != "_from_model_config"}
     ids = own.get("eos_token_id")
-    ends = sorted({*([] if ids is None else ids if isinstance(ids, list) else [ids]), *end_of_turn_ids(tokenizer)})
-    return {"pad_token_id": tokenizer.pad_token_id} | own | {"eos_token_id": ends[0] if len(ends) == 1 else ends}
+    ends = sorted(
+        {*([] if ids is None else ids if isinstance(ids, list) else [ids]), *end_of_turn_ids(tokenizer)}
+    )
+    return (
+        {"pad_token_id": tokenizer.pad_token_id} | own | {"eos_token_id": ends[0] if len(ends) == 1 else ends}
+    )

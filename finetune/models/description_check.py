@@ -8,7 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 from data_prep.chat.rendering import ChatRenderer, end_of_turn_ids
 from data_prep.errors import DataError
@@ -46,12 +52,17 @@ CONVERSATIONS: tuple[tuple[tuple[Message, ...], tuple[dict[str, Any], ...], bool
 
 
 def differences(
-    folder: Path, tokenizer: PreTrainedTokenizerFast, config: PretrainedConfig | None, *, for_version_4: bool = True
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    config: PretrainedConfig | None,
+    *,
+    for_version_4: bool = True,
 ) -> list[str]:
     """What plain transformers reads from a folder otherwise than it was trained, in words.
 
-    `config` is the configuration of the model as it was trained; None where the folder is an adapter's. What transformers 4
-    alone looks for was not written by earlier versions of this toolkit: `for_version_4` says whether it must be there.
+    `config` is the configuration of the model as it was trained; None where the folder is an adapter's. What
+    transformers 4 alone looks for was not written by earlier versions of this toolkit: `for_version_4` says
+    whether it must be there.
     """
     found = list(_tokenizer_differences(folder, tokenizer, for_version_4=for_version_4))
     if config is not None:
@@ -76,7 +87,9 @@ def _config_differences(folder: Path, trained: PretrainedConfig, *, for_version_
             yield f"{CONFIG} says {key} {read.get(key)}, and {expected.get(key)} was trained"
     for key, value in spelled.items() if for_version_4 else ():
         if _plain(stored.get(key)) != _plain(value):
-            yield f"{CONFIG} has {key} {stored.get(key)}, which transformers 4 goes by, and {value} was trained"
+            yield (
+                f"{CONFIG} has {key} {stored.get(key)}, which transformers 4 goes by, and {value} was trained"
+            )
 
 
 def _plain(value: Any) -> Any:
@@ -93,10 +106,15 @@ def _ending_differences(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Ite
         return
     absent = set(end_of_turn_ids(tokenizer)) - set(ends if isinstance(ends, list) else [ends])
     if absent:
-        yield f"generation_config.json ends an answer at {ends}, and not at {sorted(absent)}, which ended it in training"
+        yield (
+            f"generation_config.json ends an answer at {ends}, and not at {sorted(absent)}, which ended it "
+            "in training"
+        )
 
 
-def _tokenizer_differences(folder: Path, tokenizer: PreTrainedTokenizerFast, *, for_version_4: bool) -> Iterator[str]:
+def _tokenizer_differences(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, *, for_version_4: bool
+) -> Iterator[str]:
     try:
         plain = AutoTokenizer.from_pretrained(folder)
         yield from differences_beside_transformers(folder, tokenizer, for_version_4=for_version_4)
@@ -104,7 +122,9 @@ def _tokenizer_differences(folder: Path, tokenizer: PreTrainedTokenizerFast, *, 
         yield f"the tokenizer can't be read: {' '.join(str(error).split())}"
         return
     texts = probe_texts(tokenizer)
-    for index, (mine, its) in enumerate(zip(read_texts(tokenizer, texts), read_texts(plain, texts), strict=True)):
+    for index, (mine, its) in enumerate(
+        zip(read_texts(tokenizer, texts), read_texts(plain, texts), strict=True)
+    ):
         if mine != its:
             yield f"the tokenizer makes {its[:12]} of {texts[index // 2]!r}, and {mine[:12]} was trained"
             break
@@ -116,7 +136,9 @@ def _tokenizer_differences(folder: Path, tokenizer: PreTrainedTokenizerFast, *, 
         mine, its = getattr(tokenizer, name), getattr(plain, name)
         if mine != its:
             yield f"{name} is {its!r}, and was {mine!r}"
-    flags, those = ([token.special for _, token in sorted(one.added_tokens_decoder.items())] for one in (tokenizer, plain))
+    flags, those = (
+        [token.special for _, token in sorted(one.added_tokens_decoder.items())] for one in (tokenizer, plain)
+    )
     if flags != those:
         yield "other added tokens are special, and left out of answers, than were"
     yield from _template_differences(tokenizer, plain)
@@ -135,7 +157,10 @@ def _template_differences(tokenizer: PreTrainedTokenizerFast, plain: Any) -> Ite
             continue  # the template refuses such a conversation, so none was trained on
         try:
             its = plain.apply_chat_template(
-                renderer.turns(messages, tools), tools=list(tools) or None, tokenize=False, add_generation_prompt=asked
+                renderer.turns(messages, tools),
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=asked,
             )
         except Exception as error:  # noqa: BLE001 - a template can raise what it likes
             yield f"the chat template fails: {' '.join(str(error).split())}"
@@ -156,5 +181,7 @@ def _rendered(
 
 def _excerpt(text: str, other: str) -> str:
     """A text around where it differs from another."""
-    place = next((index for index, pair in enumerate(zip(text, other, strict=False)) if pair[0] != pair[1]), len(other))
+    place = next(
+        (index for index, pair in enumerate(zip(text, other, strict=False)) if pair[0] != pair[1]), len(other)
+    )
     return text[max(0, place - 20) : place + 40]

@@ -10,7 +10,11 @@ from finetune import environment
 from finetune.errors import ModelError
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
-DTYPES: dict[PrecisionName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[PrecisionName, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 ALLOCATOR_TEXTS = (
@@ -49,7 +53,8 @@ def widest_type() -> torch.dtype:
 
 
 def choose_threads() -> int:
-    """Set torch's threads, once for a run: OMP_NUM_THREADS where it is set, else this process's share of the usable cores."""
+    """Set torch's threads, once for a run: OMP_NUM_THREADS where it is set, else this process's share of the
+    usable cores."""
     if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // environment.world().local_size)))
@@ -57,7 +62,8 @@ def choose_threads() -> int:
 
 
 def cpu_has_native_bf16() -> bool:
-    """Whether the processor multiplies bf16 itself (AVX-512 BF16, AMX or ARM's BF16), so that bf16 is faster than fp32."""
+    """Whether the processor multiplies bf16 itself (AVX-512 BF16, AMX or ARM's BF16), so that bf16 is faster
+    than fp32."""
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -79,13 +85,22 @@ def choose_precision(asked: str) -> Precision:
             return Precision("bf16", f"{where} has bf16 natively")
         return Precision("fp32", f"{where} has no native bf16")
     if asked == "fp16" and device.type != "cuda":
-        raise ModelError(f"train.precision fp16 needs a CUDA device for its loss scaling; this is {device.type}. Use auto.")
-    if asked == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ModelError(
-            f"train.precision bf16: {torch.cuda.get_device_name(device)} has no bf16. Set train.precision to fp16."
+            f"train.precision fp16 needs a CUDA device for its loss scaling; this is {device.type}. Use auto."
+        )
+    if (
+        asked == "bf16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise ModelError(
+            f"train.precision bf16: {torch.cuda.get_device_name(device)} has no bf16. Set train.precision to "
+            "fp16."
         )
     if asked == "bf16" and device.type == "cpu" and not cpu_has_native_bf16():
-        return Precision("bf16", "asked for by the recipe; this CPU has no native bf16, so fp32 would be faster")
+        return Precision(
+            "bf16", "asked for by the recipe; this CPU has no native bf16, so fp32 would be faster"
+        )
     names: dict[str, PrecisionName] = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}
     return Precision(names[asked], "asked for by the recipe")
 

@@ -38,12 +38,14 @@ def load_model(
     rope_by_document: bool = True,
     engine: Engine = SINGLE,
 ) -> PreTrainedModel:
-    """The base's weights in `dtype`, or quantised with arithmetic in `dtype`, on the device that training will use.
+    """The base's weights in `dtype`, or quantised with arithmetic in `dtype`, on the device that training
+    will use.
 
-    `quantization` is one of finetune.models.stored_quantization's BITSANDBYTES; a base that is stored quantised stays as it is.
-    `attention` is transformers' name of one, or kernels/attention.py's. A `head` that the base doesn't have is drawn from
-    torch's generator. Positions are scaled by each document's own length, unless an earlier version's run goes on without
-    `rope_by_document`. Raises ModelError where the weights can't be read or don't fit config.json.
+    `quantization` is one of finetune.models.stored_quantization's BITSANDBYTES; a base that is stored
+    quantised stays as it is. `attention` is transformers' name of one, or kernels/attention.py's. A `head`
+    that the base doesn't have is drawn from torch's generator. Positions are scaled by each document's own
+    length, unless an earlier version's run goes on without `rope_by_document`. Raises ModelError where the
+    weights can't be read or don't fit config.json.
     """
     config, kind, drawn = _description(base, rope_scaling, head)
     options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True}
@@ -53,17 +55,26 @@ def load_model(
         config.quantization_config = stored | {"bnb_4bit_compute_dtype": str(dtype).removeprefix("torch.")}
     elif not stored and quantization in BITSANDBYTES:
         options["quantization_config"] = bitsandbytes_config(dtype, quantization, kept=drawn)
-    if (stored or quantization in BITSANDBYTES) and not engine.cuts_up_while_loading():  # which places each share by itself
+    if (
+        stored or quantization in BITSANDBYTES
+    ) and not engine.cuts_up_while_loading():  # which places each share by itself
         options["device_map"] = {"": choose_device()}
-    with library_refusals(f"the weights in {base.folder} could not be loaded"), only_the_model(base.folder) as folder:
-        # In place of the base's generation_config.json: answers don't follow it, and transformers refuses some that are about.
+    with (
+        library_refusals(f"the weights in {base.folder} could not be loaded"),
+        only_the_model(base.folder) as folder,
+    ):
+        # In place of the base's generation_config.json: answers don't follow it, and transformers refuses
+        # some that are about.
         options["generation_config"] = GenerationConfig.from_model_config(config)
-        model, info = kind.from_pretrained(folder, output_loading_info=True, trust_remote_code=False, **options)
+        model, info = kind.from_pretrained(
+            folder, output_loading_info=True, trust_remote_code=False, **options
+        )
     model.name_or_path = model.config.name_or_path = str(base.folder)
     absent = sorted(name for name in info["missing_keys"] if name.removesuffix(".weight") not in drawn)
     if absent:
         raise ModelError(
-            f"{base.folder} lacks {len(absent)} weights that its config.json asks for, the first {absent[0]}: "
+            f"{base.folder} lacks {len(absent)} weights that its config.json asks for, the first "
+            f"{absent[0]}: "
             "the download may be incomplete."
         )
     if is_quantized(model):
@@ -75,13 +86,18 @@ def load_model(
     return model
 
 
-def skeleton(base: Base, *, rope_scaling: RopeScaling | None = None, head: HeadSection | None = None) -> PreTrainedModel:
+def skeleton(
+    base: Base, *, rope_scaling: RopeScaling | None = None, head: HeadSection | None = None
+) -> PreTrainedModel:
     """The model that config.json describes, without its weights or memory for them.
 
     Raises ModelError where transformers can't build it.
     """
     config, kind, _ = _description(base, rope_scaling, head)
-    with library_refusals(f"transformers can't build the model that {base.folder / CONFIG} describes"), torch.device("meta"):
+    with (
+        library_refusals(f"transformers can't build the model that {base.folder / CONFIG} describes"),
+        torch.device("meta"),
+    ):
         model: PreTrainedModel = kind.from_config(config, trust_remote_code=False)
     return model
 
@@ -89,7 +105,8 @@ def skeleton(base: Base, *, rope_scaling: RopeScaling | None = None, head: HeadS
 def _description(
     base: Base, rope_scaling: RopeScaling | None, head: HeadSection | None
 ) -> tuple[PretrainedConfig, Any, tuple[str, ...]]:
-    """The configuration with the head in it, what builds a model from it, and the modules that the base need not have."""
+    """The configuration with the head in it, what builds a model from it, and the modules that the base need
+    not have."""
     config = load_config(base, rope_scaling)
     refuse_other_head(base, config, head)
     if not head:
@@ -100,15 +117,18 @@ def _description(
 
 
 def checkpoint_activations(model: Any, every_layers: int) -> None:
-    """Recompute every so many-th decoder layer of a transformers (or peft) model; of the others all activations are kept.
+    """Recompute every so many-th decoder layer of a transformers (or peft) model; of the others all
+    activations are kept.
 
     Raises ModelError where the model has fewer layers.
     """
     layers = model.config.num_hidden_layers
     if every_layers > layers:
         raise ModelError(
-            f"train.activation_checkpointing_every_layers is {every_layers}, and this base has {layers} layers. Lower it."
+            f"train.activation_checkpointing_every_layers is {every_layers}, and this base has {layers} "
+            "layers. Lower it."
         )
     model.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=every_layers)
-    # Only the reentrant kind needs a gradient for what goes into a layer, and with it one for the embeddings' output.
+    # Only the reentrant kind needs a gradient for what goes into a layer, and with it one for the embeddings'
+    # output.
     model.disable_input_require_grads()

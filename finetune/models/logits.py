@@ -1,5 +1,5 @@
-"""From a model's inputs to its logits as its family's own forward computes them, in two steps, so that the second one can be
-left out where no label is.
+"""From a model's inputs to its logits as its family's own forward computes them, in two steps, so that the
+second one can be left out where no label is.
 
 Shapes: B rows, T tokens, D model width, V vocabulary, N positions.
 """
@@ -46,8 +46,9 @@ def widened(logits: torch.Tensor) -> torch.Tensor:
 def states_of(model: Any, **inputs: Any) -> tuple[torch.Tensor, Any]:
     """What `head_of` takes (B x T x D), and the cache of keys and values where `use_cache` asks for one.
 
-    Of a family that isn't supported these are the logits of its own forward (B x T x V): what it does behind its head is not
-    known here. A classifier gives hidden states in any case, because its head is the toolkit's own.
+    Of a family that isn't supported these are the logits of its own forward (B x T x V): what it does behind
+    its head is not known here. A classifier gives hidden states in any case, because its head is the
+    toolkit's own.
     """
     if _is_known(model):
         found = getattr(model, DECODER)(**inputs)
@@ -75,6 +76,7 @@ def _is_known(model: Any) -> bool:
 @functools.cache
 def _say_once(model_type: str) -> None:
     logger.warning(
-        "%s isn't among the supported families: its own forward computes the logits at every position, which takes more memory",
+        "%s isn't among the supported families: its own forward computes the logits at every position, which "
+        "takes more memory",
         model_type,
     )

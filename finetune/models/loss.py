@@ -1,11 +1,11 @@
 """The training loss, at supervised positions only.
 
-Shapes: B rows, T tokens, D model width, V vocabulary, N supervised positions.
-A plain forward makes logits of B x T x V and then throws most of them away: prompts and padding have no label. Here the
-hidden states are gathered where a label stands, and head and cross-entropy run over those N positions, chunk by chunk;
-no more than CHUNK x V of their logits exist at once: a head that is trained makes them again in the backward pass, the
-others' are turned into their gradient in the forward pass (FrozenHeadLoss).
-The loss is computed inside the model's own forward, so that the hooks of DDP, FSDP2 and ZeRO-3 see it.
+Shapes: B rows, T tokens, D model width, V vocabulary, N supervised positions. A plain forward makes logits of
+B x T x V and then throws most of them away: prompts and padding have no label. Here the hidden states are
+gathered where a label stands, and head and cross-entropy run over those N positions, chunk by chunk; no more
+than CHUNK x V of their logits exist at once: a head that is trained makes them again in the backward pass,
+the others' are turned into their gradient in the forward pass (FrozenHeadLoss). The loss is computed inside
+the model's own forward, so that the hooks of DDP, FSDP2 and ZeRO-3 see it.
 """
 
 import importlib.util
@@ -39,8 +39,8 @@ MostChunks = Callable[[int], int]
 def next_token_labels(token_ids: torch.Tensor, weights: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
     """Labels and their weights (T, T) for one document of token ids (T), each of which counts by its weight.
 
-    Position t's label is token t + 1 where that token's weight isn't 0. The last position has none, so documents that stand
-    one after another never train across their boundary.
+    Position t's label is token t + 1 where that token's weight isn't 0. The last position has none, so
+    documents that stand one after another never train across their boundary.
     """
     shifted = torch.zeros(len(token_ids))
     shifted[:-1] = torch.tensor(weights[1:])
@@ -59,10 +59,11 @@ def supervised_cross_entropy(
 ) -> torch.Tensor:
     """The sum of the cross-entropy over supervised positions, as a float32 (or float64) scalar.
 
-    `hidden` is B x T x D, `shift_labels` B x T with IGNORED where nothing is learned, `shift_weights` B x T what each
-    position's loss is multiplied by (1 without them). Without any label the sum is a zero that still has a (zero) gradient,
-    so that every process of a sharded run goes through the same backward pass. With `most_chunks` the head is called as often
-    as in the process with the most to learn: a head that is cut up is gathered at each call, by all processes together.
+    `hidden` is B x T x D, `shift_labels` B x T with IGNORED where nothing is learned, `shift_weights` B x T
+    what each position's loss is multiplied by (1 without them). Without any label the sum is a zero that
+    still has a (zero) gradient, so that every process of a sharded run goes through the same backward pass.
+    With `most_chunks` the head is called as often as in the process with the most to learn: a head that is
+    cut up is gathered at each call, by all processes together.
     """
     positions = shift_labels.ne(IGNORE_INDEX)
     chosen, labels = hidden[positions], shift_labels[positions]
@@ -73,7 +74,9 @@ def supervised_cross_entropy(
         return liger_loss(chosen, head, labels, label_smoothing)
     matrix, change = (head.matrix, head.change) if isinstance(head, ChangedHead) else (head, None)
     if most_chunks is None and torch.is_grad_enabled() and _is_frozen(matrix):
-        loss: torch.Tensor = FrozenHeadLoss.apply(chosen, matrix.weight, labels, weights, label_smoothing, change)
+        loss: torch.Tensor = FrozenHeadLoss.apply(
+            chosen, matrix.weight, labels, weights, label_smoothing, change
+        )
         return loss
 
     def chunk_loss(states: torch.Tensor, targets: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
@@ -85,7 +88,11 @@ def supervised_cross_entropy(
 
     chunks = _chunks(chosen, labels, weights) if labels.numel() else []
     if most_chunks is not None:
-        nothing = hidden[0, :1], shift_labels.new_full((1,), IGNORE_INDEX), None if weights is None else weights.new_zeros(1)
+        nothing = (
+            hidden[0, :1],
+            shift_labels.new_full((1,), IGNORE_INDEX),
+            None if weights is None else weights.new_zeros(1),
+        )
         chunks += [nothing] * (max(1, most_chunks(len(chunks))) - len(chunks))
     if len(chunks) == 1 or not torch.is_grad_enabled():
         return torch.stack([chunk_loss(*chunk) for chunk in chunks]).sum()
@@ -99,17 +106,22 @@ def position_cross_entropy(
     most_chunks: MostChunks | None = None,
     any_state: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The cross-entropy (N) of N x D states by their labels (N), in float32 (or float64); the head runs chunk by chunk.
+    """The cross-entropy (N) of N x D states by their labels (N), in float32 (or float64); the head runs chunk
+    by chunk.
 
-    `any_state` (1 x D) goes through the head where there are no states, or fewer chunks than another process has, so that all
-    processes make the same calls of it, and the result has a gradient.
+    `any_state` (1 x D) goes through the head where there are no states, or fewer chunks than another process
+    has, so that all processes make the same calls of it, and the result has a gradient.
     """
 
     def chunk_losses(part: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = widened(head(part))
         return functional.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
 
-    chunks = list(zip(states.split(CHUNK_POSITIONS), labels.split(CHUNK_POSITIONS), strict=True)) if len(labels) else []
+    chunks = (
+        list(zip(states.split(CHUNK_POSITIONS), labels.split(CHUNK_POSITIONS), strict=True))
+        if len(labels)
+        else []
+    )
     least = 1 if most_chunks is None else max(1, most_chunks(len(chunks)))
     if len(chunks) < least:
         assert any_state is not None  # noqa: S101 - see above
@@ -122,7 +134,8 @@ def position_cross_entropy(
 
 
 def _is_frozen(head: Head) -> TypeGuard[nn.Linear]:
-    """Whether a head is a plain matrix that isn't trained, and nothing (sharding, an adapter) stands around it."""
+    """Whether a head is a plain matrix that isn't trained, and nothing (sharding, an adapter) stands around
+    it."""
     return _is_plain(head) and not head.weight.requires_grad
 
 
@@ -138,35 +151,44 @@ def _is_plain(head: Head) -> TypeGuard[nn.Linear]:
 
 @cache
 def _liger() -> Any:
-    """Liger's fused linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989); None where it isn't installed, or doesn't fit."""
+    """Liger's fused linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989); None where it isn't installed,
+    or doesn't fit."""
     if importlib.util.find_spec("liger_kernel") is None:
         return None
     try:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
     except (ImportError, RuntimeError) as error:
-        logger.warning("liger_kernel is installed and can't be used (%s); the loss is computed without it", error)
+        logger.warning(
+            "liger_kernel is installed and can't be used (%s); the loss is computed without it", error
+        )
         return None
     return LigerFusedLinearCrossEntropyLoss
 
 
 def prefers_liger(head: Head, device: torch.device) -> TypeGuard[nn.Linear]:
-    """Whether the loss is Liger's: on CUDA, where it is installed, in training, for a head without anything around it."""
+    """Whether the loss is Liger's: on CUDA, where it is installed, in training, for a head without anything
+    around it."""
     return device.type == "cuda" and torch.is_grad_enabled() and _is_plain(head) and _liger() is not None
 
 
-def liger_loss(states: torch.Tensor, head: nn.Linear, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+def liger_loss(
+    states: torch.Tensor, head: nn.Linear, labels: torch.Tensor, label_smoothing: float
+) -> torch.Tensor:
     """The sum of the cross-entropy of N x D states by Liger's kernel, which never holds all logits either."""
-    loss = _liger()(reduction="sum", label_smoothing=label_smoothing)(head.weight, states.to(head.weight.dtype), labels)
+    loss = _liger()(reduction="sum", label_smoothing=label_smoothing)(
+        head.weight, states.to(head.weight.dtype), labels
+    )
     return loss if loss.dtype == torch.float64 else loss.float()
 
 
 class FrozenHeadLoss(torch.autograd.Function):
     """Head and cross-entropy whose gradient is made in the forward pass, chunk by chunk.
 
-    The gradient of a sum of losses is known up to its factor as soon as the logits are, so they are made once, turned into
-    their gradient where they stand, and multiplied back: two matrix products in place of three, and one chunk's logits in
-    memory. As in Liger's fused linear cross-entropy (Hsu et al. 2024, arXiv:2410.10989), for a head that isn't trained. What a
-    family does behind its head (`change`) is autograd's to turn back.
+    The gradient of a sum of losses is known up to its factor as soon as the logits are, so they are made
+    once, turned into their gradient where they stand, and multiplied back: two matrix products in place of
+    three, and one chunk's logits in memory. As in Liger's fused linear cross-entropy (Hsu et al. 2024,
+    arXiv:2410.10989), for a head that isn't trained. What a family does behind its head (`change`) is
+    autograd's to turn back.
     """
 
     @staticmethod
@@ -235,14 +257,16 @@ def _chunks(
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a loss is computed from beside hidden states (B x T x D). N documents; a row is one, or several end to end."""
+    """What a loss is computed from beside hidden states (B x T x D). N documents; a row is one, or several
+    end to end."""
 
     labels: torch.Tensor
     """The next token at supervised positions (B x T), else IGNORE_INDEX."""
     weights: torch.Tensor | None = None
     """What each position's loss is multiplied by (B x T); None for 1."""
     targets: torch.Tensor | None = None
-    """A classification head's answers (N' x L), of the documents with a label; None where the tokens are the answers."""
+    """A classification head's answers (N' x L), of the documents with a label; None where the tokens are the
+    answers."""
     lengths: Sequence[int] | None = None
     """Tokens of the documents of one packed row (N); None where each row is a document."""
     values: torch.Tensor | None = None
@@ -258,7 +282,8 @@ class LossInputs:
         return len(self.labels) if self.lengths is None else len(self.lengths)
 
     def sums(self, numbers: torch.Tensor) -> torch.Tensor:
-        """The sum over each document (N) of a number per supervised position, in the order of the positions."""
+        """The sum over each document (N) of a number per supervised position, in the order of the
+        positions."""
         read = self.labels.ne(IGNORE_INDEX)
         if self.lengths is None:
             owner = read.nonzero()[:, 0]
@@ -285,9 +310,10 @@ def install_loss(
 ) -> None:
     """Make `model(input_ids=..., shift_labels=..., num_items_in_batch=...)` return a loss, and no logits.
 
-    The loss is what `loss_of` says, divided by `num_items_in_batch` where that is given. With `part` another of an objective's
-    functions is computed, and returned as logits. With `noise_seeds` the embeddings have NEFTune's noise. Calls without
-    `shift_labels` (generation, a classifier's own) go to the model's own forward.
+    The loss is what `loss_of` says, divided by `num_items_in_batch` where that is given. With `part` another
+    of an objective's functions is computed, and returned as logits. With `noise_seeds` the embeddings have
+    NEFTune's noise. Calls without `shift_labels` (generation, a classifier's own) go to the model's own
+    forward.
     """
     plain_forward = model.forward
     functions: dict[Part, LossOf] = {"loss": loss_of, **(parts or {})}
@@ -307,42 +333,67 @@ def install_loss(
         part: Part = "loss",
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            **kwargs,
+        }
         if shift_labels is None:
             return plain_forward(**inputs)
         if noise_seeds is not None and neftune_alpha is not None:
             lengths = kwargs["documents"] if attention_mask is None else attention_mask.sum(dim=1).tolist()
             embeddings = self.get_input_embeddings()(input_ids)
-            inputs |= {"input_ids": None, "inputs_embeds": with_noise(embeddings, lengths, noise_seeds, neftune_alpha)}
+            inputs |= {
+                "input_ids": None,
+                "inputs_embeds": with_noise(embeddings, lengths, noise_seeds, neftune_alpha),
+            }
         hidden, _ = states_of(self, **inputs | {"use_cache": False})
         found = functions[part](
             self,
             hidden,
-            LossInputs(shift_labels, shift_weights, targets, kwargs.get("documents"), document_values, step_sum, most_chunks),
+            LossInputs(
+                shift_labels,
+                shift_weights,
+                targets,
+                kwargs.get("documents"),
+                document_values,
+                step_sum,
+                most_chunks,
+            ),
         )
         if part != "loss":
             return CausalLMOutputWithPast(logits=found)
         if isinstance(num_items_in_batch, torch.Tensor):
             num_items_in_batch = num_items_in_batch.to(found.dtype)
-        return CausalLMOutputWithPast(loss=found if num_items_in_batch is None else found / num_items_in_batch)
+        return CausalLMOutputWithPast(
+            loss=found if num_items_in_batch is None else found / num_items_in_batch
+        )
 
     model.forward = types.MethodType(forward, model)
 
 
-def supervised_loss(model: Any, hidden: torch.Tensor, inputs: LossInputs, label_smoothing: float = 0.0) -> torch.Tensor:
+def supervised_loss(
+    model: Any, hidden: torch.Tensor, inputs: LossInputs, label_smoothing: float = 0.0
+) -> torch.Tensor:
     """The sum of the cross-entropy over supervised positions, each by its weight.
 
     Label smoothing applies in training mode only, so that an evaluation loss is the plain cross-entropy.
     """
     smoothing = label_smoothing if model.training else 0.0
-    return supervised_cross_entropy(hidden, inputs.labels, head_of(model), smoothing, inputs.weights, inputs.most_chunks)
+    return supervised_cross_entropy(
+        hidden, inputs.labels, head_of(model), smoothing, inputs.weights, inputs.most_chunks
+    )
 
 
 def document_cross_entropy(model: Any, hidden: torch.Tensor, inputs: LossInputs) -> torch.Tensor:
-    """The sum of the cross-entropy over each document's supervised positions, by their weights (N), in at least float32.
+    """The sum of the cross-entropy over each document's supervised positions, by their weights (N), in at
+    least float32.
 
     A document without labels has 0. Logits are made a chunk at a time, and again in the backward pass.
     """
     read = inputs.labels.ne(IGNORE_INDEX)
-    losses = position_cross_entropy(hidden[read], inputs.labels[read], head_of(model), inputs.most_chunks, hidden[0, :1])
+    losses = position_cross_entropy(
+        hidden[read], inputs.labels[read], head_of(model), inputs.most_chunks, hidden[0, :1]
+    )
     return inputs.sums(losses if inputs.weights is None else losses * inputs.weights[read].to(losses))

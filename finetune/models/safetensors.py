@@ -1,6 +1,8 @@
-"""Tensors in safetensors files, read and written in blocks of rows: no file, and no large tensor, is ever whole in memory.
+"""Tensors in safetensors files, read and written in blocks of rows: no file, and no large tensor, is ever
+whole in memory.
 
-The format: https://huggingface.co/docs/safetensors (a JSON header, then the tensors' bytes one after the other).
+The format: https://huggingface.co/docs/safetensors (a JSON header, then the tensors' bytes one after the
+other).
 """
 
 import json
@@ -21,7 +23,8 @@ from finetune.models.bases.folder import INDEX, WEIGHTS, read_header, read_index
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 BLOCK_NUMBERS = 1 << 20
@@ -81,24 +84,31 @@ class StoredWeights:
     """The weights of a model folder, or of one file. Only headers are held."""
 
     def __init__(self, files: Sequence[Path]):
-        """Raises MergeError where a file is truncated, damaged, or holds a tensor that another one holds as well."""
+        """Raises MergeError where a file is truncated, damaged, or holds a tensor that another one holds as
+        well."""
         self.tensors: dict[str, TensorInfo] = {}
         for file in files:
             for name, tensor in _tensors_of(file).items():
                 if name in self.tensors:
-                    raise MergeError(f"{file} and {self.tensors[name].file} both hold {name}: which one is meant is unknown.")
+                    raise MergeError(
+                        f"{file} and {self.tensors[name].file} both hold {name}: which one is meant is "
+                        "unknown."
+                    )
                 self.tensors[name] = tensor
         self._open: dict[Path, int] = {}
         self._opening = threading.Lock()
 
     @classmethod
     def of_folder(cls, folder: Path) -> "StoredWeights":
-        """All weights of a model folder. Raises ModelError or MergeError where a file or a tensor of its index isn't there."""
+        """All weights of a model folder. Raises ModelError or MergeError where a file or a tensor of its
+        index isn't there."""
         weights = cls(weight_files(folder))
         if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
             absent = sorted(read_index(folder).keys() - weights.tensors.keys())
             if absent:
-                raise MergeError(f"{folder} lacks the tensor {absent[0]}, which its {INDEX} names: fetch the base again.")
+                raise MergeError(
+                    f"{folder} lacks the tensor {absent[0]}, which its {INDEX} names: fetch the base again."
+                )
         return weights
 
     def names(self) -> Sequence[str]:
@@ -113,7 +123,10 @@ class StoredWeights:
         """A tensor's type. Raises MergeError for one that torch doesn't compute with."""
         found = self.tensors[name].dtype
         if found not in DTYPES:
-            raise MergeError(f"{self.tensors[name].file}: {name} is stored as {found}; expected one of {', '.join(DTYPES)}.")
+            raise MergeError(
+                f"{self.tensors[name].file}: {name} is stored as {found}; expected one of "
+                f"{', '.join(DTYPES)}."
+            )
         return DTYPES[found]
 
     def blocks(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
@@ -122,13 +135,16 @@ class StoredWeights:
             yield first, self.rows(name, first, last)
 
     def rows(self, name: str, first: int, last: int) -> torch.Tensor:
-        """Rows `first` to `last` (without it) of a tensor, as stored. Raises MergeError where the file ends before them."""
+        """Rows `first` to `last` (without it) of a tensor, as stored. Raises MergeError where the file ends
+        before them."""
         tensor = self.tensors[name]
         assert 0 <= first <= last <= (tensor.shape[0] if tensor.shape else 1), name  # noqa: S101 - others' bytes lie there
         size = (last - first) * tensor.row_bytes
         buffer = torch.empty(size, dtype=torch.uint8)
         if size:
-            got = os.preadv(self._descriptor(tensor.file), [bytes_of(buffer)], tensor.start + first * tensor.row_bytes)
+            got = os.preadv(
+                self._descriptor(tensor.file), [bytes_of(buffer)], tensor.start + first * tensor.row_bytes
+            )
             if got != size:
                 raise MergeError(f"{tensor.file} ended while it was read: it is truncated, or was changed.")
         shape = (last - first, *tensor.shape[1:]) if tensor.shape else ()
@@ -152,7 +168,8 @@ class StoredWeights:
 
 
 def _tensors_of(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of one file, in the order in which their bytes lie. Raises ModelError where it is damaged."""
+    """The tensors of one file, in the order in which their bytes lie. Raises ModelError where it is
+    damaged."""
     header = read_header(file)
     with file.open("rb") as opened:
         data = 8 + int.from_bytes(opened.read(8), "little")
@@ -188,7 +205,8 @@ class Shard:
 
 
 def plan_shards(weights: Weights, largest: int) -> tuple[list[Shard], dict[str, ShardSlot]]:
-    """The files of at most `largest` bytes of tensors each (a tensor is never cut), and where each tensor lies in them."""
+    """The files of at most `largest` bytes of tensors each (a tensor is never cut), and where each tensor
+    lies in them."""
     groups: list[list[str]] = [[]]
     filled = 0
     for name in weights.names():
@@ -200,7 +218,11 @@ def plan_shards(weights: Weights, largest: int) -> tuple[list[Shard], dict[str, 
         filled += size
     shards, places = [], {}
     for number, names in enumerate(groups, start=1):
-        file = "model.safetensors" if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        file = (
+            "model.safetensors"
+            if len(groups) == 1
+            else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        )
         # Wider types first: each tensor then begins at a multiple of its type's size.
         names.sort(key=lambda name: -weights.dtype(name).itemsize)
         entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -219,7 +241,9 @@ def plan_shards(weights: Weights, largest: int) -> tuple[list[Shard], dict[str, 
         header = len(text).to_bytes(8, "little") + text
         shards.append(Shard(file, header, len(header) + offset))
         for name in names:
-            places[name] = ShardSlot(file, places[name].start + len(header), places[name].dtype, places[name].shape)
+            places[name] = ShardSlot(
+                file, places[name].start + len(header), places[name].dtype, places[name].shape
+            )
     return shards, places
 
 
@@ -229,11 +253,14 @@ def write_index(folder: Path, places: Mapping[str, ShardSlot]) -> None:
         total = {"total_size": sum(place.bytes for place in places.values())}
         total["total_parameters"] = sum(math.prod(place.shape) for place in places.values())
         weight_map = {name: place.file for name, place in sorted(places.items())}
-        (folder / INDEX).write_text(json.dumps({"metadata": total, "weight_map": weight_map}, indent=2) + "\n")
+        (folder / INDEX).write_text(
+            json.dumps({"metadata": total, "weight_map": weight_map}, indent=2) + "\n"
+        )
 
 
 def hash_of(weights: Weights, name: str) -> str:
-    """The XXH3 (128 bits) of a tensor's bytes, as hex: it finds flipped bits at the memory's speed; it is no signature."""
+    """The XXH3 (128 bits) of a tensor's bytes, as hex: it finds flipped bits at the memory's speed; it is no
+    signature."""
     digest = xxhash.xxh3_128()
     for _, block in weights.blocks(name):
         digest.update(bytes_of(block))
@@ -243,7 +270,9 @@ def hash_of(weights: Weights, name: str) -> str:
 def hashes_of(weights: Weights, workers: int) -> dict[str, str]:
     """The hash of each tensor."""
     with ThreadPoolExecutor(workers) as pool:
-        return dict(zip(weights.names(), pool.map(lambda name: hash_of(weights, name), weights.names()), strict=True))
+        return dict(
+            zip(weights.names(), pool.map(lambda name: hash_of(weights, name), weights.names()), strict=True)
+        )
 
 
 def raw(block: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,9 @@ def _of_tensor(optimizer: str, shape: Sizes) -> int:
     count = math.prod(shape)
     if optimizer == "adamw_8bit" and count >= SMALLEST_IN_8_BIT:
         return 2 * (count + 4 * math.ceil(count / BLOCK))
-    if optimizer == "adafactor":  # rows and columns in place of the matrix: Shazeer and Stern 2018, arXiv:1804.04235
+    if (
+        optimizer == "adafactor"
+    ):  # rows and columns in place of the matrix: Shazeer and Stern 2018, arXiv:1804.04235
         return 4 * (sum(shape[-2:]) * math.prod(shape[:-2]) if len(shape) > 1 else count)
     return BYTES.get(optimizer, 8) * count
 
@@ -40,5 +42,10 @@ def parse_size(text: str, option: str) -> int:
     """5GB, 500MB or 2GiB in bytes. Raises FinetuneError for anything else."""
     match = SIZE.fullmatch(text.strip())
     if match is None or not float(match["number"]):
-        raise FinetuneError(f"{option} is {text!r}; expected a number and a unit, such as 80GiB, 5GB or 500MB.")
-    return int(float(match["number"]) * (1024 if match["binary"] else 1000) ** (1 + "KMGT".index(match["unit"].upper())))
+        raise FinetuneError(
+            f"{option} is {text!r}; expected a number and a unit, such as 80GiB, 5GB or 500MB."
+        )
+    return int(
+        float(match["number"])
+        * (1024 if match["binary"] else 1000) ** (1 + "KMGT".index(match["unit"].upper()))
+    )

@@ -1,7 +1,7 @@
 """The objectives: what is learned from a row, a file each. Importing them loads no torch.
 
-To add one is to write its file and name it here, or to extend the tuple: `objectives.OBJECTIVES += (Mine,)` before a recipe is
-loaded, in each process that loads it.
+To add one is to write its file and name it here, or to extend the tuple: `objectives.OBJECTIVES += (Mine,)`
+before a recipe is loaded, in each process that loads it.
 """
 
 from typing import TYPE_CHECKING

@@ -47,7 +47,8 @@ class Objective:
 
     @classmethod
     def outcome(cls, model: "ModelSection") -> str:
-        """What metrics are about, by the word that a metric's `fits` has: "text", a head's problem, or this kind alone."""
+        """What metrics are about, by the word that a metric's `fits` has: "text", a head's problem, or this
+        kind alone."""
         return cls.kind
 
     @classmethod
@@ -56,26 +57,38 @@ class Objective:
         return not model.classifies
 
     def problems(self, given: Given) -> RuleProblem:
-        """What of the recipe doesn't fit the objective, as (dotted path, message); `given` is what the user wrote."""
+        """What of the recipe doesn't fit the objective, as (dotted path, message); `given` is what the user
+        wrote."""
         if self.encoding.documents_per_row == 1 and not self.values_per_document:
             return
         data = self.recipe.data
         if data.pack_split:
-            yield "data.pack_split", f"objective {self.kind} compares complete documents, and this cuts them; remove this key"
+            yield (
+                "data.pack_split",
+                f"objective {self.kind} compares complete documents, and this cuts them; remove this key",
+            )
         if data.over_length == "split":
-            yield "data.over_length", f"objective {self.kind} compares complete documents; use drop or truncate_end"
+            yield (
+                "data.over_length",
+                f"objective {self.kind} compares complete documents; use drop or truncate_end",
+            )
         if self.values_per_document and data.streaming is not None:
-            yield "data.streaming", f"objective {self.kind} computes numbers of every row before step 1; remove this key"
+            yield (
+                "data.streaming",
+                f"objective {self.kind} computes numbers of every row before step 1; remove this key",
+            )
         capacity, needed = data.pack_length_tokens, self.encoding.documents_per_row * data.max_length_tokens
         if capacity is not None and capacity < needed:
             yield (
                 "data.pack_length_tokens",
-                f"a row of objective {self.kind} is {self.encoding.documents_per_row} documents of up to max_length_tokens "
+                f"a row of objective {self.kind} is {self.encoding.documents_per_row} documents of up to "
+                "max_length_tokens "
                 f"each: set at least {needed}, or lower data.max_length_tokens",
             )
 
     def prepare_model(self, model: Any, pad_token_id: int) -> None:
-        """Called with the loaded base, before its adapter is attached. Raises ModelError for one that can't be trained."""
+        """Called with the loaded base, before its adapter is attached. Raises ModelError for one that can't
+        be trained."""
 
     def install(self, model: Any, *, most_chunks: "MostChunks | None" = None) -> None:
         """Let the model's forward return the loss (finetune.models.loss.install_loss)."""
@@ -94,7 +107,8 @@ class Objective:
         raise NotImplementedError
 
     def weight(self, batch: dict[str, Any]) -> "torch.Tensor":
-        """What a batch adds to the divisor of its step's loss: here its supervised tokens, each by its weight."""
+        """What a batch adds to the divisor of its step's loss: here its supervised tokens, each by its
+        weight."""
         from finetune.models.batch import loss_weight
 
         return loss_weight(batch)
@@ -104,7 +118,8 @@ class Objective:
         raise NotImplementedError
 
     def step_terms(self, model: Any, hidden: "torch.Tensor", inputs: "LossInputs") -> "torch.Tensor":
-        """step_values numbers of a micro-batch; each loss of the step gets their sum over the step (LossInputs.step_sum)."""
+        """step_values numbers of a micro-batch; each loss of the step gets their sum over the step
+        (LossInputs.step_sum)."""
         raise NotImplementedError
 
     def metrics_by_default(self, *, asks: bool) -> tuple[str, ...]:

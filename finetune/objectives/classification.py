@@ -1,4 +1,5 @@
-"""Classification and regression: a head that reads a prompt's last token in place of the one that predicts tokens."""
+"""Classification and regression: a head that reads a prompt's last token in place of the one that predicts
+tokens."""
 
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 
 class Classification(Objective):
-    """The mean of the documents' losses: cross-entropy, binary cross-entropies, or the squared error (model.head.problem)."""
+    """The mean of the documents' losses: cross-entropy, binary cross-entropies, or the squared error
+    (model.head.problem)."""
 
     kind: ClassVar[str] = "supervised"
     writes_text: ClassVar[bool] = False
@@ -43,13 +45,22 @@ class Classification(Objective):
         if recipe.tracking.samples is not None:
             yield "tracking.samples", "a model with model.head writes no text; remove this"
         if asked(recipe, given, "data.supervise"):
-            yield "data.supervise", "with model.head the answer is what is learned, whatever its tokens; remove this"
+            yield (
+                "data.supervise",
+                "with model.head the answer is what is learned, whatever its tokens; remove this",
+            )
         if asked(recipe, given, "data.reasoning"):
-            yield "data.reasoning", "with model.head the answer is what is learned, and no thought before it; remove this"
+            yield (
+                "data.reasoning",
+                "with model.head the answer is what is learned, and no thought before it; remove this",
+            )
         if recipe.data.pack_split:
             yield "data.pack_split", "a document that is cut has no place for the head to read; remove this"
         if recipe.train.label_smoothing and self.head.problem != "single_label":
-            yield "train.label_smoothing", f"only a head of problem single_label has it; this one is {self.head.problem}"
+            yield (
+                "train.label_smoothing",
+                f"only a head of problem single_label has it; this one is {self.head.problem}",
+            )
         if asked(recipe, given, "evaluate.max_new_tokens"):
             yield "evaluate.max_new_tokens", "a model with model.head writes no text; remove this"
 

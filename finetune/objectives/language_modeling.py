@@ -23,7 +23,8 @@ class LanguageModeling(Objective):
         return "text"
 
     def loss(self, model: Any, hidden: "torch.Tensor", inputs: "LossInputs") -> "torch.Tensor":
-        """The sum of the cross-entropy; smoothed in training only, so that an evaluation loss is the plain cross-entropy."""
+        """The sum of the cross-entropy; smoothed in training only, so that an evaluation loss is the plain
+        cross-entropy."""
         from finetune.models.loss import supervised_loss
 
         return supervised_loss(model, hidden, inputs, self.recipe.train.label_smoothing)

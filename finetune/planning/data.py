@@ -1,4 +1,5 @@
-"""What the data ask of a plan: the heaviest micro-batch, steps and tokens. Measured where rows and tokenizer are here."""
+"""What the data ask of a plan: the heaviest micro-batch, steps and tokens. Measured where rows and tokenizer
+are here."""
 
 import math
 from dataclasses import dataclass
@@ -53,11 +54,20 @@ def measured(recipe: Recipe, prepared: PreparedData) -> Load:
     lengths = prepared.train.lengths
     tokens, micro = np.sort(packs.tokens)[::-1], train.micro_batch_size
     learned = np.sort(np.add.reduceat(supervised[packs.documents], packs.bounds[:-1]))[::-1][:micro].sum()
-    heaviest = int(tokens[:micro].sum()) if data.pack_length_tokens else int(tokens[0]) * min(micro, len(tokens))
+    heaviest = (
+        int(tokens[:micro].sum()) if data.pack_length_tokens else int(tokens[0]) * min(micro, len(tokens))
+    )
     steps_an_epoch = math.ceil(len(packs) / train.global_batch_size)
     steps = train.max_steps or math.ceil(round((train.epochs or 1.0) * steps_an_epoch, 6))
     seen = int(packs.document_tokens * steps / steps_an_epoch)
-    return Load(heaviest, min(int(learned), heaviest), int(lengths.max()), steps, seen, f"measured on {len(lengths):,} rows")
+    return Load(
+        heaviest,
+        min(int(learned), heaviest),
+        int(lengths.max()),
+        steps,
+        seen,
+        f"measured on {len(lengths):,} rows",
+    )
 
 
 def assumed(recipe: Recipe, why: str) -> Load:

@@ -1,10 +1,10 @@
 """Memory of one GPU (or process) in closed form, from sizes alone. No torch.
 
-Symbols: L layers, D width, F feed-forward width, H heads of width E, K key-value heads, V vocabulary, R rank, T tokens of a
-micro-batch, S of them supervised, c bytes of a number in the arithmetic's type, N processes, P base weights, A trained ones.
-What autograd keeps follows from finetune/models (kernels/, loss.py) and was compared with what torch saves
-(benchmarks/bench_plan.py). Sharding: Rajbhandari et al. 2020, arXiv:1910.02054; checkpointing: Chen et al. 2016,
-arXiv:1604.06174.
+Symbols: L layers, D width, F feed-forward width, H heads of width E, K key-value heads, V vocabulary, R rank,
+T tokens of a micro-batch, S of them supervised, c bytes of a number in the arithmetic's type, N processes, P
+base weights, A trained ones. What autograd keeps follows from finetune/models (kernels/, loss.py) and was
+compared with what torch saves (benchmarks/bench_plan.py). Sharding: Rajbhandari et al. 2020,
+arXiv:1910.02054; checkpointing: Chen et al. 2016, arXiv:1604.06174.
 """
 
 import math
@@ -21,7 +21,8 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A weight in NF4: half a byte, an 8-bit scale for 64 weights, a float32 scale for 256 of those scales."""
 
 OVERHEAD_BYTES = {"cpu": 0.95e9, "gpu": 1.2e9}
-"""The interpreter and its libraries on the CPU; CUDA's context, its libraries' workspaces and fragmentation on a GPU."""
+"""The interpreter and its libraries on the CPU; CUDA's context, its libraries' workspaces and fragmentation
+on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def activations(job: Job) -> float:
         return layers * layer + ends
     again = math.ceil(layers / job.checkpoint_every)
     stream = job.tokens * shape.width * (4 if job.method == "full" else job.number_bytes)
-    # The backward pass begins with the last layer: where that one is made again, it is there beside all that was kept.
+    # The backward pass begins with the last layer: where that one is made again, it is there beside all that
+    # was kept.
     made = layer if (layers - 1) % job.checkpoint_every == 0 else 0.0
     return (layers - again) * layer + again * stream + made + ends
 
@@ -148,12 +150,13 @@ def activations(job: Job) -> float:
 def layer_bytes(job: Job) -> float:
     """Bytes that a decoder layer keeps of a token, attention masks aside.
 
-    LoRA as it is fused here keeps h, its norm, q, k, v, the attention's output (twice where it is put together from documents),
-    h', its norm, gate and up: 4 D + 3 H E + 2 K E + 2 F numbers, and 7 R of the adapters; with padding k and v are widened to
-    all heads (4 D + 4 H E + 2 F). With dropout each projection keeps its own input and mask, and the MLP is not fused. ZeRO-3
-    leaves LoRA to peft, which keeps more. All weights trained: see unfused. An MLP that isn't fused keeps 4 F; where q, k and v
-    are one layer's output, what positions don't rotate is kept beside what they do: H E + K E more. Norms of queries and keys
-    keep what they read, in float32 where they aren't fused, and twice where all weights train.
+    LoRA as it is fused here keeps h, its norm, q, k, v, the attention's output (twice where it is put
+    together from documents), h', its norm, gate and up: 4 D + 3 H E + 2 K E + 2 F numbers, and 7 R of the
+    adapters; with padding k and v are widened to all heads (4 D + 4 H E + 2 F). With dropout each projection
+    keeps its own input and mask, and the MLP is not fused. ZeRO-3 leaves LoRA to peft, which keeps more. All
+    weights trained: see unfused. An MLP that isn't fused keeps 4 F; where q, k and v are one layer's output,
+    what positions don't rotate is kept beside what they do: H E + K E more. Norms of queries and keys keep
+    what they read, in float32 where they aren't fused, and twice where all weights train.
     """
     shape, c = job.shape, job.number_bytes
     width, inner, forward, shared = shape.width, shape.query_width, shape.feed_forward_width, shape.key_width
@@ -181,7 +184,8 @@ def layer_bytes(job: Job) -> float:
 
 
 def logits(job: Job) -> float:
-    """The loss: hidden states where labels stand and their gradient, and one chunk of logits with its gradient."""
+    """The loss: hidden states where labels stand and their gradient, and one chunk of logits with its
+    gradient."""
     shape, chunk = job.shape, min(job.supervised, CHUNK_POSITIONS)
     if job.outputs:
         return 2.0 * job.supervised * (shape.width + job.outputs) * 4  # the head computes in float32

@@ -1,4 +1,5 @@
-"""A recipe before a GPU is rented: memory for every way of sharding, what fits, what to change, steps, time, disk. No torch."""
+"""A recipe before a GPU is rented: memory for every way of sharding, what fits, what to change, steps, time,
+disk. No torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +10,13 @@ from finetune.engines.base import Engine, method_of
 from finetune.engines.single import SINGLE
 from finetune.errors import ModelError
 from finetune.models.bases.folder import read_config
-from finetune.models.bases.shapes import Shape, count_parameters, find_description, read_shape, trainable_shapes
+from finetune.models.bases.shapes import (
+    Shape,
+    count_parameters,
+    find_description,
+    read_shape,
+    trainable_shapes,
+)
 from finetune.models.stored_quantization import check_trainable
 from finetune.planning.data import Load, load_of
 from finetune.planning.memory import Job, Memory, memory_of
@@ -85,10 +92,12 @@ def plan(
     tokens_per_second: float | None,
     device: str = "gpu",
 ) -> Plan:
-    """The plan of a recipe. Raises ModelError where the base's config can't be found, or the method has no formula."""
+    """The plan of a recipe. Raises ModelError where the base's config can't be found, or the method has no
+    formula."""
     if recipe.adapter.use_dora:
         raise ModelError(
-            "finetune plan has no formula for DoRA, which keeps copies of weights; plan with adapter.use_dora: false."
+            "finetune plan has no formula for DoRA, which keeps copies of weights; plan with "
+            "adapter.use_dora: false."
         )
     folder, _ = find_description(recipe.model)
     config = read_config(folder)
@@ -102,7 +111,8 @@ def plan(
     asked = next(iter(allowed.values())) if engine is None else allowed.get(engine)
     if asked is None:
         raise ModelError(
-            f"--launch {engine} does not go with this recipe on {gpus} GPUs; expected one of {', '.join(allowed)}."
+            f"--launch {engine} does not go with this recipe on {gpus} GPUs; expected one of "
+            f"{', '.join(allowed)}."
         )
     ways = [
         _way(replace(job, engine=way, checkpoint_every=every), gpu_memory)
@@ -133,19 +143,33 @@ def plan(
 
 
 def _on_stored(recipe: Recipe, stored: str) -> Recipe:
-    """The recipe on a base that is stored in 4 bit: it is QLoRA. Raises ModelError for 8 bit, which has no formula."""
+    """The recipe on a base that is stored in 4 bit: it is QLoRA. Raises ModelError for 8 bit, which has no
+    formula."""
     if stored == "int8":
-        raise ModelError(f"finetune plan has no formula for a base stored in {stored}; plan with adapter.method: qlora.")
+        raise ModelError(
+            f"finetune plan has no formula for a base stored in {stored}; plan with adapter.method: qlora."
+        )
     return recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"method": "qlora"})})
 
 
-def job_of(recipe: Recipe, shape: Shape, load: Load, precision: str, *, gpus: int, device: str, engine: Engine = SINGLE) -> Job:
+def job_of(
+    recipe: Recipe,
+    shape: Shape,
+    load: Load,
+    precision: str,
+    *,
+    gpus: int,
+    device: str,
+    engine: Engine = SINGLE,
+) -> Job:
     """What the memory of one process follows from."""
     train, adapter = recipe.train, recipe.adapter
     return Job(
         shape=shape,
         method=adapter.method,
-        trained_shapes=tuple(trainable_shapes(shape, adapter, len(recipe.model.new_tokens), recipe.model.head_outputs)),
+        trained_shapes=tuple(
+            trainable_shapes(shape, adapter, len(recipe.model.new_tokens), recipe.model.head_outputs)
+        ),
         rank=adapter.rank,
         number_bytes=4 if precision == "fp32" else 2,
         tokens=load.micro_batch_tokens,
@@ -182,7 +206,8 @@ def _way(job: Job, gpu_memory: int | None) -> Way:
 
 
 def cheapest_change(job: Job, allowed: Sequence[Engine], gpu_memory: int) -> Change | None:
-    """The first of these that fits, the cheapest (in speed, or in what is learned) first; None where none does."""
+    """The first of these that fits, the cheapest (in speed, or in what is learned) first; None where none
+    does."""
     for what, changed in _changes(job, allowed):
         total = memory_of(changed).total
         if total <= gpu_memory:
@@ -208,17 +233,26 @@ def _changes(job: Job, allowed: Sequence[Engine]) -> Iterator[tuple[str, Job]]:
     for engine in sorted(allowed, key=lambda engine: engine.slowness):
         if engine.slowness > job.engine.slowness:
             yield f"--launch {engine.name}", replace(job, engine=engine)
-            yield f"--launch {engine.name}, and train.activation_checkpointing: true", replace(checkpointed, engine=engine)
+            yield (
+                f"--launch {engine.name}, and train.activation_checkpointing: true",
+                replace(checkpointed, engine=engine),
+            )
     if job.packed:
         tokens = job.tokens
         while tokens > job.row_tokens:
             tokens = max(job.row_tokens, tokens // 2)
             yield f"data.pack_length_tokens: {tokens}, checkpointed", replace(checkpointed, tokens=tokens)
     if job.method == "lora":
-        yield "adapter.method: qlora, and activation_checkpointing: true", replace(checkpointed, method="qlora")
+        yield (
+            "adapter.method: qlora, and activation_checkpointing: true",
+            replace(checkpointed, method="qlora"),
+        )
     if job.method == "full":
         shapes = tuple(trainable_shapes(job.shape, AdapterSection(rank=job.rank), head_outputs=job.outputs))
-        yield "adapter.method: lora (another way of learning)", replace(job, method="lora", trained_shapes=shapes)
+        yield (
+            "adapter.method: lora (another way of learning)",
+            replace(job, method="lora", trained_shapes=shapes),
+        )
     sharding = min((one for one in registry.ENGINES if one.shards_weights), key=lambda one: one.slowness)
     for factor in (2, 4, 8, 16, 32):
         if sharding in allowed or job.processes == 1:

@@ -12,7 +12,10 @@ Given = set[str]
 
 
 def asked(recipe: Recipe, given: Given, path: str) -> bool:
-    """Whether the user asked for more than the default: to write the default, as `check` prints it, asks for nothing."""
+    """Whether the user asked for more than the default: to write the default, as `check` prints it, asks for
+    nothing."""
     section, knob = path.split(".")
     values = getattr(recipe, section)
-    return path in given and getattr(values, knob) != type(values).model_fields[knob].get_default(call_default_factory=True)
+    return path in given and getattr(values, knob) != type(values).model_fields[knob].get_default(
+        call_default_factory=True
+    )

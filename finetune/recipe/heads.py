@@ -29,7 +29,10 @@ ABSENT_MODULE = "classifier"
 
 def named_outputs(labels: Sequence[str]) -> dict[str, Any]:
     """A head's outputs, as config.json names them."""
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
 
 
 def described_head(head: HeadSection) -> dict[str, Any]:
@@ -44,7 +47,8 @@ def classifies(config: dict[str, Any]) -> bool:
 
 
 def head_of_config(config: dict[str, Any], path: Path | str = "config.json") -> HeadSection | None:
-    """The head of a model folder, by its config.json; None where it predicts tokens. Raises ModelError for a strange one."""
+    """The head of a model folder, by its config.json; None where it predicts tokens. Raises ModelError for a
+    strange one."""
     if not classifies(config):
         return None
     # transformers leaves its default, two labels, out of the file.

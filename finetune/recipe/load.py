@@ -1,4 +1,5 @@
-"""Load a recipe: YAML, what it extends and the overrides, validated as a whole, with every problem reported at once."""
+"""Load a recipe: YAML, what it extends and the overrides, validated as a whole, with every problem reported
+at once."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,15 @@ from finetune.errors import Problem, RecipeError
 from finetune.recipe.paths import LOCK, absolute, resolve_paths
 from finetune.recipe.reading.explain import findings_of
 from finetune.recipe.reading.layers import STAND_IN_BASE, STAND_IN_SOURCE, Layers, read_layers
-from finetune.recipe.reading.tree import Diagnostic, Location, Node, SourceLocation, as_problems, dotted, finding_at
+from finetune.recipe.reading.tree import (
+    Diagnostic,
+    Location,
+    Node,
+    SourceLocation,
+    as_problems,
+    dotted,
+    finding_at,
+)
 from finetune.recipe.rules import problems_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.shipped import shipped_recipes
@@ -24,8 +33,9 @@ from finetune.recipe.tracking import said_by_environment, tracked
 class LoadedRecipe:
     """A valid recipe, and where each of its values comes from.
 
-    `origins` maps the dotted path of every leaf (a list of plain values is one leaf) to "FILE:LINE" (relative to the recipe's
-    folder), "default", "command line" or an environment variable; those within the value stand behind, as ${NAME}.
+    `origins` maps the dotted path of every leaf (a list of plain values is one leaf) to "FILE:LINE" (relative
+    to the recipe's folder), "default", "command line" or an environment variable; those within the value
+    stand behind, as ${NAME}.
     """
 
     recipe: Recipe
@@ -43,8 +53,8 @@ class LoadedRecipe:
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Load a recipe's file, or a shipped recipe by its name, with `key.path=value` overrides on top.
 
-    Relative paths in a recipe start at the file that names them, those of overrides and output.folder at the working directory.
-    Raises RecipeError with every problem that was found.
+    Relative paths in a recipe start at the file that names them, those of overrides and output.folder at the
+    working directory. Raises RecipeError with every problem that was found.
     """
     file, shown = _find(path)
     layers = read_layers(file, shown, overrides)
@@ -69,7 +79,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
 
 
 def _find(path: str | Path) -> tuple[Path, str]:
-    """The file of a recipe, absolute, and how to call it. A file comes before a shipped recipe of the same name."""
+    """The file of a recipe, absolute, and how to call it. A file comes before a shipped recipe of the same
+    name."""
     file = absolute(str(path), Path.cwd())
     if file.is_file():
         return file, str(path)
@@ -79,9 +90,13 @@ def _find(path: str | Path) -> tuple[Path, str]:
         return found, str(found.relative_to(Path.cwd())) if found.is_relative_to(Path.cwd()) else str(found)
     if os.path.exists(file):
         kind = "a folder" if file.is_dir() else "a pipe or a device"
-        raise RecipeError([Problem(str(path), "", f"this is {kind}, expected a recipe's file: looked at {file}")])
+        raise RecipeError(
+            [Problem(str(path), "", f"this is {kind}, expected a recipe's file: looked at {file}")]
+        )
     close = get_close_matches(str(path).removesuffix(".yaml"), shipped, n=1)
-    hint = f"did you mean the shipped recipe {close[0]}?" if close else f"shipped recipes: {', '.join(shipped)}"
+    hint = (
+        f"did you mean the shipped recipe {close[0]}?" if close else f"shipped recipes: {', '.join(shipped)}"
+    )
     raise RecipeError([Problem(str(path), "", f"no such recipe: looked at {file}; {hint}")])
 
 
@@ -90,7 +105,9 @@ def _rule_findings(tree: Node, wrong: Sequence[Diagnostic]) -> Iterator[Diagnost
     given = {dotted(location) for location, node in tree.walk() if node.value is not None}
     broken = [location for location, node in tree.walk() if node.broken]
     try:
-        recipe = Recipe.model_validate(_without(tree.plain(), [*(finding.location for finding in wrong), *broken]))
+        recipe = Recipe.model_validate(
+            _without(tree.plain(), [*(finding.location for finding in wrong), *broken])
+        )
     except ValidationError:  # too much is wrong to judge the rest, and what is wrong was reported
         return
     for path, message in problems_of(recipe, given):
@@ -99,14 +116,23 @@ def _rule_findings(tree: Node, wrong: Sequence[Diagnostic]) -> Iterator[Diagnost
 
 
 def _without(values: dict[str, Any], wrong: Sequence[Location]) -> dict[str, Any]:
-    """Values that validate: whatever holds one of the wrong locations is left out, or replaced where it is required."""
-    values = {name: dict(section) if isinstance(section, dict) else section for name, section in values.items()}
+    """Values that validate: whatever holds one of the wrong locations is left out, or replaced where it is
+    required."""
+    values = {
+        name: dict(section) if isinstance(section, dict) else section for name, section in values.items()
+    }
     for name, *below in wrong:
         section = values.get(str(name))
         if not below or not isinstance(section, dict):
             values.pop(str(name), None)
-        elif (name, below[0]) == ("data", "train") and len(below) > 1 and isinstance(section.get("train"), list):
-            section["train"] = [STAND_IN_SOURCE if index == below[1] else item for index, item in enumerate(section["train"])]
+        elif (
+            (name, below[0]) == ("data", "train")
+            and len(below) > 1
+            and isinstance(section.get("train"), list)
+        ):
+            section["train"] = [
+                STAND_IN_SOURCE if index == below[1] else item for index, item in enumerate(section["train"])
+            ]
         else:
             section.pop(str(below[0]), None)
     values.setdefault("model", {}).setdefault("base", STAND_IN_BASE)
@@ -135,7 +161,8 @@ def _short(place: SourceLocation, folder: Path) -> str:
 
 
 def leaves(value: Any, location: Location = ()) -> Iterator[Location]:
-    """The locations of the leaves of plain values; a list is a leaf unless it holds sections, and so is an empty mapping."""
+    """The locations of the leaves of plain values; a list is a leaf unless it holds sections, and so is an
+    empty mapping."""
     if isinstance(value, dict) and value:
         for key, below in value.items():
             yield from leaves(below, (*location, key))

@@ -1,4 +1,5 @@
-"""The lock: what a run was made of, so that it can be explained, resumed and run again. Pure data; never a secret."""
+"""The lock: what a run was made of, so that it can be explained, resumed and run again. Pure data; never a
+secret."""
 
 import io
 from dataclasses import dataclass, field
@@ -23,15 +24,16 @@ HEADER = "# Written by finetune; `finetune train --resume` and `finetune runs` r
 
 @dataclass(frozen=True)
 class Rules:
-    """How a recipe is carried out, where a later version of this toolkit does it otherwise: a run goes on by its own."""
+    """How a recipe is carried out, where a later version of this toolkit does it otherwise: a run goes on by
+    its own."""
 
     preparation: int = PREPARATION
     """From rows to tokens; see data_prep.config.PREPARATION."""
     schedule: int = 2
     """By 1 the first step's learning rate is 0; by 2 it is above (finetune.training.schedule)."""
     training: int = 2
-    """By 1 a document's noise and rotary frequencies may depend on those beside it, and early stopping doesn't know the
-    evaluation before the first step."""
+    """By 1 a document's noise and rotary frequencies may depend on those beside it, and early stopping
+    doesn't know the evaluation before the first step."""
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {rule}" for name, rule in vars(self).items())
@@ -60,7 +62,8 @@ class Lock:
     device: dict[str, Any] = field(default_factory=dict)
     """Device, precision, threads, processes."""
     git: dict[str, str] = field(default_factory=dict)
-    """Commit of the folder that the command was run in, and whether files differ from it; empty outside a repository."""
+    """Commit of the folder that the command was run in, and whether files differ from it; empty outside a
+    repository."""
     rules: Rules = CURRENT_RULES
     tracker_id: str = ""
     """The run's id in its tracker; a resumed run goes on under it."""
@@ -72,10 +75,16 @@ class Lock:
     def as_dict(self) -> dict[str, Any]:
         """The lock as plain values, the recipe last."""
         facts = {name: value for name, value in vars(self).items() if name not in ("recipe", "rules")}
-        return {"lock_version": LOCK_VERSION, "rules": vars(self.rules), **facts, "recipe": self.recipe.model_dump(mode="json")}
+        return {
+            "lock_version": LOCK_VERSION,
+            "rules": vars(self.rules),
+            **facts,
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
 
     def without_secrets(self) -> dict[str, Any]:
-        """The same with each text scrubbed but the paths that must be found: the recipe's, and a base's folder."""
+        """The same with each text scrubbed but the paths that must be found: the recipe's, and a base's
+        folder."""
         values = self.as_dict()
         base = values["base"] if values["base"].get("kind") == "folder" else scrubbed_values(values["base"])
         return {**scrubbed_values(values), "base": base, "recipe": scrubbed_recipe(values["recipe"])}
@@ -90,7 +99,8 @@ class Lock:
 
 
 def tokenizer_facts(lock: Lock) -> dict[str, str]:
-    """By what the tokenizer of a run is known again; its own hash holds for one version of the library that writes it."""
+    """By what the tokenizer of a run is known again; its own hash holds for one version of the library that
+    writes it."""
     return {
         "sha256": lock.tokenizer_sha256,
         "template_sha256": lock.template_sha256,
@@ -99,7 +109,8 @@ def tokenizer_facts(lock: Lock) -> dict[str, str]:
 
 
 def read_lock(path: Path) -> Lock:
-    """Read a recipe.lock.yaml. Raises RecipeError where it is damaged or of another version, OSError where it is no file."""
+    """Read a recipe.lock.yaml. Raises RecipeError where it is damaged or of another version, OSError where it
+    is no file."""
     try:
         values = read_plain_lock(path)
     except ValueError as error:
@@ -108,7 +119,9 @@ def read_lock(path: Path) -> Lock:
         raise _refused(path, "not a lock: it holds no recipe")
     if values.get("lock_version") not in READABLE_VERSIONS:
         readable = " and ".join(map(str, READABLE_VERSIONS))
-        raise _refused(path, f"lock_version is {values.get('lock_version')}; this version of finetune reads {readable}")
+        raise _refused(
+            path, f"lock_version is {values.get('lock_version')}; this version of finetune reads {readable}"
+        )
     for name in ("base", "data", "versions", "device", "git", "origins", "rules"):
         if not isinstance(values.get(name, {}), dict):
             raise _refused(path, f"not a lock: {name} is a {type(values[name]).__name__}")
@@ -116,7 +129,9 @@ def read_lock(path: Path) -> Lock:
         if type(rule) is not int:
             raise _refused(path, f"not a lock: rules.{name} is {shown(rule)}, expected a whole number")
     known = set(Lock.__dataclass_fields__)
-    facts = {name: value for name, value in values.items() if name in known and name not in ("recipe", "rules")}
+    facts = {
+        name: value for name, value in values.items() if name in known and name not in ("recipe", "rules")
+    }
     try:
         rules = Rules(**values["rules"]) if "rules" in values else RULES_BEFORE
         return Lock(recipe=Recipe.model_validate(values["recipe"]), rules=rules, **facts)

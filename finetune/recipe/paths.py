@@ -13,17 +13,21 @@ from data_prep.files import Use, problem_with
 from finetune.recipe.reading.tree import Diagnostic, Location, Node, finding_at
 from finetune.recipe.reading.variables import expanded
 
-# What the hub takes: no name ends in a dot or hyphen or is longer than 96; no two hyphens or dots meet; none ends in .git.
+# What the hub takes: no name ends in a dot or hyphen or is longer than 96; no two hyphens or dots meet; none
+# ends in .git.
 LOCK = "recipe.lock.yaml"
 """The file by which a folder is a run."""
 
-HUB_ID = re.compile(r"(?!.*(--|\.\.))(?!.*\.git$)[A-Za-z0-9]([\w.-]{0,94}\w)?/[A-Za-z0-9]([\w.-]{0,94}\w)?", re.ASCII)
+HUB_ID = re.compile(
+    r"(?!.*(--|\.\.))(?!.*\.git$)[A-Za-z0-9]([\w.-]{0,94}\w)?/[A-Za-z0-9]([\w.-]{0,94}\w)?", re.ASCII
+)
 TEMPLATE_NAME = re.compile(r"[A-Za-z][\w-]{0,63}", re.ASCII)
 """What one of a tokenizer's own chat templates may be called."""
 
 
 def resolve_paths(tree: Node) -> tuple[Node, list[Diagnostic], dict[Location, list[str]]]:
-    """The tree with absolute paths, a finding for each file or folder that isn't there, and which variables stood where."""
+    """The tree with absolute paths, a finding for each file or folder that isn't there, and which variables
+    stood where."""
     findings: list[Diagnostic] = []
     tree, variables = _expand(tree, findings)
     for source in _sources(tree):
@@ -37,8 +41,15 @@ def resolve_paths(tree: Node) -> tuple[Node, list[Diagnostic], dict[Location, li
 
 def _expand(tree: Node, findings: list[Diagnostic]) -> tuple[Node, dict[Location, list[str]]]:
     """${NAME} replaced in every path and every name of a model or a data set, and nowhere else."""
-    places: list[Location] = [(*source, key) for source in _sources(tree) for key in ("path", "dataset", "code")]
-    places += [("model", "base"), ("model", "base", "gguf"), ("model", "chat_template"), ("adapter", "continue_from")]
+    places: list[Location] = [
+        (*source, key) for source in _sources(tree) for key in ("path", "dataset", "code")
+    ]
+    places += [
+        ("model", "base"),
+        ("model", "base", "gguf"),
+        ("model", "chat_template"),
+        ("adapter", "continue_from"),
+    ]
     variables: dict[Location, list[str]] = {}
     for location in [*places, ("output", "folder")]:
         found = _text(tree, location)
@@ -75,7 +86,10 @@ def _replace(tree: Node, location: Location, text: str, *, broken: bool = False)
     key, below = location[0], location[1:]
     if isinstance(tree.value, dict):
         values = tree.value.items()
-        return replace(tree, value={name: _replace(n, below, text, broken=broken) if name == key else n for name, n in values})
+        return replace(
+            tree,
+            value={name: _replace(n, below, text, broken=broken) if name == key else n for name, n in values},
+        )
     items = tree.value if isinstance(tree.value, list) else []
     found = [_replace(n, below, text, broken=broken) if index == key else n for index, n in enumerate(items)]
     return replace(tree, value=found)
@@ -102,7 +116,9 @@ def _nothing(path: Path, kind: str) -> str:
     return f"no {kind}, but a pipe, a device or a broken link" if odd else f"no such {kind}"
 
 
-def _resolve(tree: Node, location: Location, findings: list[Diagnostic], *, kind: str, holds: str | None = None) -> Node:
+def _resolve(
+    tree: Node, location: Location, findings: list[Diagnostic], *, kind: str, holds: str | None = None
+) -> Node:
     """One path made absolute; `holds` is a file that a folder must have inside."""
     found = _text(tree, location)
     if found is None:
@@ -137,14 +153,26 @@ def _resolve_base(tree: Node, findings: list[Diagnostic]) -> Node:
         return tree
     node, text = found
     path = absolute(text, node.place.source.folder)
-    if text in (".", "..") or text.startswith(("./", "../", "/", "~")) or (text and _exists(path, folder=True)):
+    if (
+        text in (".", "..")
+        or text.startswith(("./", "../", "/", "~"))
+        or (text and _exists(path, folder=True))
+    ):
         if not _exists(path, folder=True):
             hint = "; for a GGUF file write {gguf: FILE}" if _exists(path, folder=False) else ""
             findings.append(finding_at(node, location, f"no such folder: looked at {path}{hint}"))
         elif not _exists(path / "config.json", folder=False):
-            adapter = any(_exists(folder / "adapter_config.json", folder=False) for folder in (path, path / "adapter"))
-            hint = "; its adapter can be merged (finetune merge), or trained further (adapter.continue_from)" if adapter else ""
-            findings.append(finding_at(node, location, f"not a model's folder: {path} holds no config.json{hint}"))
+            adapter = any(
+                _exists(folder / "adapter_config.json", folder=False) for folder in (path, path / "adapter")
+            )
+            hint = (
+                "; its adapter can be merged (finetune merge), or trained further (adapter.continue_from)"
+                if adapter
+                else ""
+            )
+            findings.append(
+                finding_at(node, location, f"not a model's folder: {path} holds no config.json{hint}")
+            )
         return _replace(tree, location, str(path))
     if text.endswith(".gguf"):
         findings.append(finding_at(node, location, f"got a GGUF file, expected {{gguf: {text}}}"))
@@ -155,7 +183,8 @@ def _resolve_base(tree: Node, findings: list[Diagnostic]) -> Node:
 
 
 def _resolve_adapter(tree: Node, findings: list[Diagnostic]) -> Node:
-    """adapter.continue_from: an adapter's folder, a run's, whose adapter is meant, or an adapter of the hub."""
+    """adapter.continue_from: an adapter's folder, a run's, whose adapter is meant, or an adapter of the
+    hub."""
     location: Location = ("adapter", "continue_from")
     found = _text(tree, location)
     if found is None:
@@ -180,22 +209,31 @@ def _resolve_chat_template(tree: Node, findings: list[Diagnostic]) -> Node:
         own = _templates_of_base(tree)
         close = get_close_matches(text, [*CHAT_TEMPLATES, *(own or ())], n=1)
         if (own is None and TEMPLATE_NAME.fullmatch(text) and not close) or text in (own or ()):
-            return tree  # a template that the tokenizer has by this name; the tokenizer's own loading says where it has not
+            # a template that the tokenizer has by this name; the tokenizer's own loading says where it has
+            # not
+            return tree
         hint = f"; did you mean {close[0]}?" if close else ""
         names = ", ".join([*CHAT_TEMPLATES, *(own or ())])
-        findings.append(finding_at(node, location, f"got {text!r}, expected {names} or a Jinja file (looked at {path}){hint}"))
+        findings.append(
+            finding_at(
+                node, location, f"got {text!r}, expected {names} or a Jinja file (looked at {path}){hint}"
+            )
+        )
     return _replace(tree, location, str(path))
 
 
 def _templates_of_base(tree: Node) -> list[str] | None:
-    """The names of the chat templates in the base's folder, as transformers saves them; None where it is no folder here."""
+    """The names of the chat templates in the base's folder, as transformers saves them; None where it is no
+    folder here."""
     base = _text(tree, ("model", "base"))
     folder = Path(base[1]) if base is not None else None
     if folder is None or not _exists(folder, folder=True):
         return None
     names = [path.stem for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))]
     try:
-        listed = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+        listed = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get(
+            "chat_template"
+        )
         names += [str(entry["name"]) for entry in listed] if isinstance(listed, list) else []
     except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
         return names  # a tokenizer that can't be read is refused where it is loaded

@@ -1,4 +1,5 @@
-"""Every key of a recipe, from its schema: as JSON Schema for editors, as a page of Markdown for readers. Loads no torch."""
+"""Every key of a recipe, from its schema: as JSON Schema for editors, as a page of Markdown for readers.
+Loads no torch."""
 
 import json
 from collections.abc import Iterator
@@ -12,15 +13,24 @@ from finetune.scoring import metrics
 EXTENDS = {
     "type": "string",
     "title": "Extends",
-    "description": "Another recipe, relative to this file. This one is laid over it: sections merge, lists and values replace.",
+    "description": (
+        "Another recipe, relative to this file. This one is laid over it: sections merge, lists and values "
+        "replace."
+    ),
 }
 HEAD = """# Every key of a recipe
 
 This page is generated (`make docs`) from the schema in `finetune/recipe/schema/` and `data_prep/config/`.
-[recipe.md](recipe.md) explains how a recipe is read, extended and overridden. A key that is not here is refused.
+[recipe.md](recipe.md) explains how a recipe is read, extended and overridden. A key that is not here is
+refused.
 """
 TYPES = {"boolean": "true or false", "string": "text", "object": "a mapping of text to text", "null": "null"}
-BOUNDS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"}
+BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "more than",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+}
 LENGTHS = {"minLength": "not empty", "minItems": "at least one"}
 
 Schema = dict[str, Any]
@@ -82,19 +92,33 @@ def _objectives() -> dict[str, type[Section]]:
 
 
 def recipe_reference() -> str:
-    """docs/recipe_reference.md: each section of a recipe as a table of its keys, with type, bound, default and meaning."""
+    """docs/recipe_reference.md: each section of a recipe as a table of its keys, with type, bound, default
+    and meaning."""
     recipe = _with_names(Recipe.model_json_schema())
     sections: Schema = recipe["$defs"]
     titles: dict[str, str] = {}
     for name, title in _titles(recipe, "", sections):
-        titles.setdefault(name, title)  # data.evaluation.sources holds what data.train does, which is shown once
-    pages = [HEAD, f"## The file\n\n{_table({'properties': {'extends': {**EXTENDS, 'default': None}}}, titles)}"]
+        titles.setdefault(
+            name, title
+        )  # data.evaluation.sources holds what data.train does, which is shown once
+    pages = [
+        HEAD,
+        f"## The file\n\n{_table({'properties': {'extends': {**EXTENDS, 'default': None}}}, titles)}",
+    ]
     for name, title in titles.items():
         level = "###" if "." in title else "##"
-        pages.append(f"{level} {title}\n\n{_prose(sections[name]['description'])}\n\n{_table(sections[name], titles)}")
+        pages.append(
+            f"{level} {title}\n\n{_prose(sections[name]['description'])}\n\n{_table(sections[name], titles)}"
+        )
         if name == "ObjectiveSection":
-            own = {kind: section.model_json_schema() for kind, section in _objectives().items() if section.model_fields}
-            pages += [f"### objective of kind {kind}\n\n{_table(section, titles)}" for kind, section in own.items()]
+            own = {
+                kind: section.model_json_schema()
+                for kind, section in _objectives().items()
+                if section.model_fields
+            }
+            pages += [
+                f"### objective of kind {kind}\n\n{_table(section, titles)}" for kind, section in own.items()
+            ]
     return "\n".join(pages)
 
 
@@ -105,7 +129,9 @@ def _titles(section: Schema, path: str, sections: Schema) -> Iterator[tuple[str,
         kinds = _refs(knob)
         for kind in kinds:
             others = [sections[other]["properties"] for other in kinds if other != kind]
-            own = next(key for key in sections[kind]["properties"] if all(key not in other for other in others))
+            own = next(
+                key for key in sections[kind]["properties"] if all(key not in other for other in others)
+            )
             yield kind, f"{here} with {own}" if others else here
             yield from _titles(sections[kind], here, sections)
 
@@ -156,7 +182,8 @@ def _default(knob: Schema) -> str:
 
 
 def _prose(text: str) -> str:
-    """A description as a cell of a table: what Markdown would read as a mark, outside code, is shown as it is."""
+    """A description as a cell of a table: what Markdown would read as a mark, outside code, is shown as it
+    is."""
     parts = " ".join(text.split()).split("`")
     plain = [part.replace("<", "&lt;").replace("*", "\\*") for part in parts[::2]]
     parts[::2] = plain

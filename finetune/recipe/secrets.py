@@ -1,7 +1,7 @@
 """Keep secrets out of all that is written and printed: data_prep.secrets says what they are.
 
-Values are scrubbed before they are serialised, so that no file's syntax breaks. Keys stay as they are, and so do the recipe's
-paths (fields that the schema marks as PATH), for they must be found.
+Values are scrubbed before they are serialised, so that no file's syntax breaks. Keys stay as they are, and so
+do the recipe's paths (fields that the schema marks as PATH), for they must be found.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -16,6 +16,10 @@ def recipes_folder() -> Path:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Every shipped recipe by its name: its path below the folder, without the suffix ("llama3/3.1_8b_lora")."""
+    """Every shipped recipe by its name: its path below the folder, without the suffix
+    ("llama3/3.1_8b_lora")."""
     folder = recipes_folder()
-    return {path.relative_to(folder).as_posix().removesuffix(".yaml"): path for path in sorted(folder.rglob("*.yaml"))}
+    return {
+        path.relative_to(folder).as_posix().removesuffix(".yaml"): path
+        for path in sorted(folder.rglob("*.yaml"))
+    }

@@ -5,8 +5,14 @@ import os
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.tracking import TrackingSection
 
-VARIABLES = {"project": "WANDB_PROJECT", "group": "WANDB_RUN_GROUP", "tags": "WANDB_TAGS", "notes": "WANDB_NOTES"}
-"""Keys of the tracking section -> wandb's variables. What has no key here (entity, job type ...) wandb reads by itself."""
+VARIABLES = {
+    "project": "WANDB_PROJECT",
+    "group": "WANDB_RUN_GROUP",
+    "tags": "WANDB_TAGS",
+    "notes": "WANDB_NOTES",
+}
+"""Keys of the tracking section -> wandb's variables. What has no key here (entity, job type ...) wandb reads
+by itself."""
 RUN_ID = "WANDB_RUN_ID"
 
 
@@ -14,12 +20,18 @@ def said_by_environment(section: TrackingSection) -> dict[str, str]:
     """The keys that the environment decides, and the variables that do."""
     if section.tracker != "wandb":
         return {}
-    return {key: name for key, name in VARIABLES.items() if os.environ.get(name) and key not in section.model_fields_set}
+    return {
+        key: name
+        for key, name in VARIABLES.items()
+        if os.environ.get(name) and key not in section.model_fields_set
+    }
 
 
 def with_environment(section: TrackingSection) -> TrackingSection:
     """The section with what the environment says where it was written by nobody."""
-    found: dict[str, str | list[str]] = {key: os.environ[name] for key, name in said_by_environment(section).items()}
+    found: dict[str, str | list[str]] = {
+        key: os.environ[name] for key, name in said_by_environment(section).items()
+    }
     if "tags" in found:
         found["tags"] = [tag.strip() for tag in str(found["tags"]).split(",") if tag.strip()]
     written = section.model_dump(mode="json", exclude_unset=True)

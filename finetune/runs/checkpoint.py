@@ -1,7 +1,7 @@
 """A run's training checkpoints, as they are read: whole or not there.
 
-Their marker has the hash of each file and is written last (training/checkpoints/store.py); a folder without it, or whose files
-differ from it, is never loaded.
+Their marker has the hash of each file and is written last (training/checkpoints/store.py); a folder without
+it, or whose files differ from it, is never loaded.
 """
 
 from collections.abc import Container
@@ -36,19 +36,28 @@ def read_marker(checkpoint: Path) -> dict[str, Any]:
             marker = {"files": marker, "signature": ""}
         return {"files": dict(marker["files"]), "signature": str(marker["signature"])}
     except (OSError, KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{checkpoint} is not a whole checkpoint: its marker {MARKER} is absent or damaged.") from None
+        raise CheckpointError(
+            f"{checkpoint} is not a whole checkpoint: its marker {MARKER} is absent or damaged."
+        ) from None
 
 
 def verify_checkpoint(checkpoint: Path, *, only: Container[str] | None = None) -> None:
-    """Raises CheckpointError unless each file of the checkpoint is there, with the content that was written, and no other.
+    """Raises CheckpointError unless each file of the checkpoint is there, with the content that was written,
+    and no other.
 
     With `only`, the content of these files alone.
     """
     hashes = read_marker(checkpoint)["files"]
-    there = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_symlink() or not path.is_dir()}
+    there = {
+        str(path.relative_to(checkpoint))
+        for path in checkpoint.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
     strange = sorted(there - hashes.keys() - {MARKER})
     if strange:
-        raise CheckpointError(f"{checkpoint / strange[0]} was not written with this checkpoint ({len(strange)} such files).")
+        raise CheckpointError(
+            f"{checkpoint / strange[0]} was not written with this checkpoint ({len(strange)} such files)."
+        )
     for name, expected in hashes.items():
         path = checkpoint / name
         looked_at = only is None or name in only

@@ -5,7 +5,8 @@ from pathlib import Path
 
 
 def shell_command(*words: str | Path) -> str:
-    """`finetune` with these words, as a shell takes them; a path is never taken for an option, or for a home folder."""
+    """`finetune` with these words, as a shell takes them; a path is never taken for an option, or for a home
+    folder."""
     return shlex.join(["finetune", *(_argument(word) if isinstance(word, Path) else word for word in words)])
 
 

@@ -1,4 +1,5 @@
-"""Two runs side by side: their metrics, and everything recorded that could explain the difference, most likely first."""
+"""Two runs side by side: their metrics, and everything recorded that could explain the difference, most
+likely first."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from finetune.recipe.lock import Lock
 from finetune.recipe.reading.tree import dotted
 
 METRICS = (
-    "evaluation_loss", "evaluation_loss_before", "train_loss", "best_step", "steps", "tokens", "supervised_tokens", "seconds",
-    "tokens_per_second", "peak_memory_bytes", "status",
+    "evaluation_loss", "evaluation_loss_before", "train_loss", "best_step", "steps", "tokens",
+    "supervised_tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "status",
 )  # fmt: skip
 
 FINAL = "final/"
@@ -30,7 +31,13 @@ GROUPS = (
 )
 """What can explain a difference, most likely first."""
 
-WITHOUT_EFFECT = ("output.", "tracking.", "train.log_every_steps", "train.keep_checkpoints", "train.save_every_steps")
+WITHOUT_EFFECT = (
+    "output.",
+    "tracking.",
+    "train.log_every_steps",
+    "train.keep_checkpoints",
+    "train.save_every_steps",
+)
 """Recipe values that change no number of a run."""
 
 
@@ -89,10 +96,18 @@ def _differences(first: Lock, second: Lock) -> Iterator[Difference]:
     ):
         pairs += [(group, name, one.get(name), other.get(name)) for name in {**one, **other}]
     recipes = [dict(flattened(lock.recipe.model_dump(mode="json"))) for lock in (first, second)]
-    pairs += [("recipe", name, recipes[0].get(name), recipes[1].get(name)) for name in {**recipes[0], **recipes[1]}]
+    pairs += [
+        ("recipe", name, recipes[0].get(name), recipes[1].get(name)) for name in {**recipes[0], **recipes[1]}
+    ]
     for group, name, one, other in pairs:
         if one != other and not (group == "recipe" and name.startswith(WITHOUT_EFFECT)):
-            kind = "seed" if name == "train.seed" else "code" if (group, name) == ("versions", "finetune") else group
+            kind = (
+                "seed"
+                if name == "train.seed"
+                else "code"
+                if (group, name) == ("versions", "finetune")
+                else group
+            )
             yield Difference(kind, name, one, other)
 
 

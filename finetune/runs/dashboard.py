@@ -1,8 +1,9 @@
-"""Trackio's dashboard, for this user on this machine alone: Trackio itself gives metrics and samples to whoever asks.
+"""Trackio's dashboard, for this user on this machine alone: Trackio itself gives metrics and samples to
+whoever asks.
 
-The server is Trackio's own, behind a guard. A request must be addressed to this machine and come from no other page: a page of
-the internet whose name is made to point to 127.0.0.1 still has its own name as its Host. And it must bring the token that is
-printed at the start, which other users of the machine don't know.
+The server is Trackio's own, behind a guard. A request must be addressed to this machine and come from no
+other page: a page of the internet whose name is made to point to 127.0.0.1 still has its own name as its
+Host. And it must bring the token that is printed at the start, which other users of the machine don't know.
 """
 
 import secrets
@@ -58,7 +59,8 @@ class Guard:
         return token is not None and secrets.compare_digest(token.encode(), self.token.encode())
 
     def _with_cookie(self, send: "Send") -> "Send":
-        """The answer with a cookie, by which what the page loads is let through; no script reads it, no other site sends it."""
+        """The answer with a cookie, by which what the page loads is let through; no script reads it, no other
+        site sends it."""
         cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
 
         async def sending(message: Any) -> None:

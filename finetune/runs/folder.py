@@ -6,15 +6,16 @@ RUN/
   checkpoints/       checkpoint-STEP/, whole when complete.json is in it
   metrics.jsonl      one line per log, {"step": ..., "train/loss": ...}
   samples.jsonl      what the model wrote to the recipe's prompts, {"step": ..., "prompt": ..., "answer": ...}
-  document_values.safetensors   what the objective computed of each document before step 1, for objectives that do
-  predictions/       answers to evaluation rows, {"place": ..., "asked": ..., "references": ..., "answer": ..., "metrics": ...}
+  document_values.safetensors   what the objective computed of each document before step 1, if it does
+  predictions/       answers to evaluation rows, {"place": ..., "asked": ..., "answer": ..., ...}
   summary.json       the outcome, for lists
   run.log            what was printed
   logs/rank-N.log    what the processes beside the main one had to say
   .running           while it trains: locked by the process that does
 
-What others may read is adapter/, model/ and merged/, by the umask; the rest is private (see data_prep.disk). A run folder may
-come from somebody else: no file of it is written through a link, and none is read that isn't a file.
+What others may read is adapter/, model/ and merged/, by the umask; the rest is private (see data_prep.disk).
+A run folder may come from somebody else: no file of it is written through a link, and none is read that isn't
+a file.
 """
 
 import fcntl
@@ -30,7 +31,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_prep.disk import PARTIAL, make_private, open_own, open_regular, read_json, refuse_links, write_private
+from data_prep.disk import (
+    PARTIAL,
+    make_private,
+    open_own,
+    open_regular,
+    read_json,
+    refuse_links,
+    write_private,
+)
 from data_prep.temporary import remove_tree
 from finetune.errors import CheckpointError, LaunchError
 from finetune.recipe.paths import LOCK
@@ -39,14 +48,15 @@ from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
 logger = logging.getLogger(__name__)
 
 ADAPTER_NOTES = "finetune.json"
-"""In an adapter folder: what peft's own config doesn't say of the base (RoPE scaling, new tokens, NF4), should it be moved."""
+"""In an adapter folder: what peft's own config doesn't say of the base (RoPE scaling, new tokens, NF4),
+should it be moved."""
 RUNNING = ".running"
 VALUES = "document_values.safetensors"
 WANDB = "wandb"
 """wandb's own folder, in which it has links."""
 OWN_NAMES = frozenset({
-    LOCK, "adapter", "adapter.failed", "model", "model.failed", "merged", "checkpoints", "metrics.jsonl", "samples.jsonl",
-    "summary.json", "run.log", "logs", WANDB, "tensorboard", "predictions", RUNNING, VALUES,
+    LOCK, "adapter", "adapter.failed", "model", "model.failed", "merged", "checkpoints", "metrics.jsonl",
+    "samples.jsonl", "summary.json", "run.log", "logs", WANDB, "tensorboard", "predictions", RUNNING, VALUES,
 })  # fmt: skip
 """What may stand in a run folder; `finetune runs rm` deletes nothing else."""
 
@@ -93,11 +103,14 @@ class RunFolder:
         except ValueError as error:
             raise CheckpointError(f"{self.summary_path} is damaged: {error}") from None
         if not isinstance(summary, dict):
-            raise CheckpointError(f"{self.summary_path} is damaged: expected an object, got {type(summary).__name__}.")
+            raise CheckpointError(
+                f"{self.summary_path} is damaged: expected an object, got {type(summary).__name__}."
+            )
         return summary
 
     def outcome(self) -> dict[str, Any]:
-        """The summary, with what became of the run: "interrupted" where it says that it trains, or nothing, and nobody does.
+        """The summary, with what became of the run: "interrupted" where it says that it trains, or nothing,
+        and nobody does.
 
         Raises CheckpointError where it is damaged, OSError where it is no file or can't be read.
         """
@@ -122,7 +135,9 @@ class RunFolder:
         content = scrubbed_values({name: value for name, value in summary.items() if name != "recipe"})
         if "recipe" in summary:
             content["recipe"] = scrubbed_recipe(summary["recipe"])
-        write_private(self.summary_path, json.dumps(finite_or_null(content), indent=2, allow_nan=False) + "\n")
+        write_private(
+            self.summary_path, json.dumps(finite_or_null(content), indent=2, allow_nan=False) + "\n"
+        )
 
     def make_predictions(self) -> Path:
         """The folder predictions/, made where there is none. Raises OSError where it is a link."""
@@ -134,9 +149,11 @@ class RunFolder:
         refuse_links(self.path, but=WANDB)
 
     def claim(self) -> None:
-        """Take the run for this process, until release or the process's end. Raises LaunchError where another has it.
+        """Take the run for this process, until release or the process's end. Raises LaunchError where another
+        has it.
 
-        The lock is the operating system's, so a process that crashed holds nothing. Raises OSError where refuse_links does.
+        The lock is the operating system's, so a process that crashed holds nothing. Raises OSError where
+        refuse_links does.
         """
         self.refuse_links()
         path = self.path / RUNNING
@@ -154,8 +171,12 @@ class RunFolder:
                 holder = os.read(marker, 200).decode(errors="replace").strip() or "another process"
                 os.close(marker)
                 if isinstance(error, BlockingIOError):
-                    raise LaunchError(f"{self.path} is being trained by {holder}. Wait for it, or start a new run.") from None
-                raise LaunchError(f"{path} can't be locked ({error}); put output.folder on a file system with locks.") from None
+                    raise LaunchError(
+                        f"{self.path} is being trained by {holder}. Wait for it, or start a new run."
+                    ) from None
+                raise LaunchError(
+                    f"{path} can't be locked ({error}); put output.folder on a file system with locks."
+                ) from None
             # The holder before deletes the file; a lock on a deleted file keeps nobody out.
             if _is_open_file(path, marker):
                 self._marker = marker
@@ -196,7 +217,8 @@ def is_run(path: Path) -> bool:
 
 
 def create_run(folder: Path, name: str) -> RunFolder:
-    """A new run folder, FOLDER/NAME-001 or the next number that is free; an existing run is never written to."""
+    """A new run folder, FOLDER/NAME-001 or the next number that is free; an existing run is never written
+    to."""
     folder.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
@@ -220,9 +242,15 @@ def open_run(path: Path) -> RunFolder:
 
 def remove_run(run: RunFolder) -> None:
     """Delete a run folder. Raises LaunchError while a process trains it."""
-    strange = sorted(path.name for path in run.path.iterdir() if path.name not in OWN_NAMES and not _is_left(path))
+    strange = sorted(
+        path.name for path in run.path.iterdir() if path.name not in OWN_NAMES and not _is_left(path)
+    )
     if strange or not run.checkpoints.is_dir():
-        what = f"it holds {', '.join(strange[:3])}, which no run writes" if strange else "it has no checkpoints folder"
+        what = (
+            f"it holds {', '.join(strange[:3])}, which no run writes"
+            if strange
+            else "it has no checkpoints folder"
+        )
         raise CheckpointError(f"{run.path} is not deleted: {what}. Delete it by hand if it is meant.")
     with run.claimed():
         # The lock goes first: what a crash leaves half deleted is no run any more.
@@ -242,7 +270,9 @@ def write_json(path: Path, values: dict[str, Any], *, indent: int = 2) -> None:
 
 def write_entries(path: Path, entries: Iterable[dict[str, Any]]) -> None:
     """Replace a private file of JSON lines in one step, without secrets."""
-    lines = (json.dumps(scrubbed_values(entry), ensure_ascii=False, allow_nan=False) + "\n" for entry in entries)
+    lines = (
+        json.dumps(scrubbed_values(entry), ensure_ascii=False, allow_nan=False) + "\n" for entry in entries
+    )
     write_private(path, "".join(lines))
 
 
@@ -272,7 +302,8 @@ def _is_open_file(path: Path, handle: int) -> bool:
 
 
 def sync_files(folder: Path) -> None:
-    """Have the content of every file below a folder, and the folders' own entries, on the disk when this returns."""
+    """Have the content of every file below a folder, and the folders' own entries, on the disk when this
+    returns."""
     for path in [*folder.rglob("*"), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -283,11 +314,15 @@ def sync_files(folder: Path) -> None:
 
 def finite_or_null(values: dict[str, Any]) -> dict[str, Any]:
     """The values with None for NaN and infinity, which JSON does not know."""
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
 def list_summaries(folder: Path) -> list[dict[str, Any]]:
-    """The outcomes of all runs in a folder, oldest first; with the status "damaged" or "unreadable" where there is none."""
+    """The outcomes of all runs in a folder, oldest first; with the status "damaged" or "unreadable" where
+    there is none."""
     summaries = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not is_run(path):

@@ -7,8 +7,8 @@ from finetune.recipe.lock import Lock
 from finetune.runs.folder import RunFolder
 
 REPEATED = (
-    "--launch", "--processes", "--nodes", "--node-rank", "--rendezvous", "--max-restarts", "--timeout-minutes", "--patience",
-    "--allow-code",
+    "--launch", "--processes", "--nodes", "--node-rank", "--rendezvous", "--max-restarts",
+    "--timeout-minutes", "--patience", "--allow-code",
 )  # fmt: skip
 """Options of the command that are wanted again."""
 
@@ -29,7 +29,11 @@ def command_to_train_further(run: RunFolder, lock: Lock, overrides: tuple[str, .
         changes = {"adapter.continue_from": str(run.adapter)}
         changes |= {"adapter.init": "default"} if recipe.adapter.init != "default" else {}
     words = [f"{key}={value}" for key, value in changes.items()]
-    length = f"max_steps={recipe.train.max_steps}" if recipe.train.max_steps else f"epochs={recipe.train.epochs or 1}"
+    length = (
+        f"max_steps={recipe.train.max_steps}"
+        if recipe.train.max_steps
+        else f"epochs={recipe.train.epochs or 1}"
+    )
     words += overrides or (f"train.{length}",)
     return shlex.join(["finetune", "train", str(run.lock_path), *words, *_repeated(lock.command)])
 

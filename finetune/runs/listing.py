@@ -1,4 +1,5 @@
-"""Lists of runs: any value of a summary or of a recipe can be a column, a condition, or the order. Loads nothing heavy."""
+"""Lists of runs: any value of a summary or of a recipe can be a column, a condition, or the order. Loads
+nothing heavy."""
 
 import json
 import operator
@@ -10,8 +11,8 @@ from typing import Any
 from finetune.errors import CheckpointError
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "=": operator.eq, "<": operator.lt, ">": operator.gt,
-    "~": lambda value, part: str(part) in str(value),
+    "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "=": operator.eq, "<": operator.lt,
+    ">": operator.gt, "~": lambda value, part: str(part) in str(value),
 }  # fmt: skip
 CONDITION = re.compile(r"(?P<key>[\w./@-]+)\s*(?P<operator><=|>=|!=|=|<|>|~)\s*(?P<value>.*)")
 ABSENT = object()
@@ -32,7 +33,9 @@ class Condition:
         if found is ABSENT:
             return self.operator == "!="
         # A text is compared with what was typed; anything else with what that means.
-        value = self.text.strip("\"'") if self.operator == "~" or isinstance(found, str) else _plain(self.text)
+        value = (
+            self.text.strip("\"'") if self.operator == "~" or isinstance(found, str) else _plain(self.text)
+        )
         if isinstance(found, bool) is not isinstance(value, bool):
             return self.operator == "!="
         try:
@@ -45,7 +48,9 @@ def parse_condition(text: str) -> Condition:
     """A condition as it is typed. Raises CheckpointError for anything else."""
     match = CONDITION.fullmatch(text.strip())
     if match is None or not match["value"].strip() or match["value"].lstrip()[0] in "=<>":
-        raise CheckpointError(f"--where: got {text!r}; expected KEY OPERATOR VALUE with one of {' '.join(OPERATORS)}.")
+        raise CheckpointError(
+            f"--where: got {text!r}; expected KEY OPERATOR VALUE with one of {' '.join(OPERATORS)}."
+        )
     return Condition(match["key"], match["operator"], match["value"].strip())
 
 
@@ -75,7 +80,11 @@ def value_of(summary: dict[str, Any], key: str) -> Any:
 
 
 def chosen(
-    summaries: Sequence[dict[str, Any]], conditions: Sequence[Condition], *, order: str | None = None, reverse: bool = False
+    summaries: Sequence[dict[str, Any]],
+    conditions: Sequence[Condition],
+    *,
+    order: str | None = None,
+    reverse: bool = False,
 ) -> list[dict[str, Any]]:
     """The summaries of runs that fulfil all conditions, by a value; those that lack it come last.
 
@@ -97,7 +106,9 @@ def chosen(
 
 
 def _can_be_ordered(value: Any) -> bool:
-    return value is not ABSENT and value is not None and value == value  # NaN comes before nothing and after nothing
+    return (
+        value is not ABSENT and value is not None and value == value
+    )  # NaN comes before nothing and after nothing
 
 
 def refuse_unknown(summaries: Sequence[dict[str, Any]], key: str) -> None:
@@ -105,5 +116,6 @@ def refuse_unknown(summaries: Sequence[dict[str, Any]], key: str) -> None:
     if summaries and all(value_of(summary, key) is ABSENT for summary in summaries):
         known = sorted({name for summary in summaries for name in summary if name != "recipe"})
         raise CheckpointError(
-            f"no run has a value {key!r}; expected one of {', '.join(known)}, or a recipe's value such as train.learning_rate."
+            f"no run has a value {key!r}; expected one of {', '.join(known)}, or a recipe's value such as "
+            "train.learning_rate."
         )

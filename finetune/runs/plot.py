@@ -23,7 +23,8 @@ class Curve:
 
 
 def read_curves(runs: Sequence[RunFolder], metrics: Sequence[str]) -> dict[str, list[Curve]]:
-    """The curves of each metric that any of the runs has. Raises CheckpointError for a metric that none has."""
+    """The curves of each metric that any of the runs has. Raises CheckpointError for a metric that none
+    has."""
     same = len({run.name for run in runs}) < len(runs)
     entries = {str(run.path) if same else run.name: read_metrics(run) for run in runs}
     found: dict[str, list[Curve]] = {}
@@ -31,23 +32,32 @@ def read_curves(runs: Sequence[RunFolder], metrics: Sequence[str]) -> dict[str, 
         for name, lines in entries.items():
             points = [(line["step"], line[metric]) for line in lines if line.get(metric) is not None]
             if points:
-                found.setdefault(metric, []).append(Curve(name, [step for step, _ in points], [value for _, value in points]))
+                found.setdefault(metric, []).append(
+                    Curve(name, [step for step, _ in points], [value for _, value in points])
+                )
     absent = [metric for metric in metrics if metric not in found]
     if absent and (tuple(metrics) != PLOTTED or not found):
         known = sorted({key for lines in entries.values() for line in lines for key in line} - {"step"})
-        raise CheckpointError(f"none of the runs has {', '.join(absent)}; they have {', '.join(known) or 'no metrics yet'}.")
+        raise CheckpointError(
+            f"none of the runs has {', '.join(absent)}; they have {', '.join(known) or 'no metrics yet'}."
+        )
     return found
 
 
 def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last one that was cut short is left out. Raises CheckpointError where it is damaged."""
+    """The lines of metrics.jsonl; a last one that was cut short is left out. Raises CheckpointError where it
+    is damaged."""
     if not run.metrics_path.is_file():
         return []
     found = list(whole_entries(run.metrics_path))
     for number, entry in enumerate(found, start=1):
-        numbers = isinstance(entry, dict) and all(isinstance(value, int | float | None) for value in entry.values())
+        numbers = isinstance(entry, dict) and all(
+            isinstance(value, int | float | None) for value in entry.values()
+        )
         if not numbers or not isinstance(entry.get("step"), int):
-            raise CheckpointError(f"{run.metrics_path}:{number} is damaged: expected numbers by their names, and a step.")
+            raise CheckpointError(
+                f"{run.metrics_path}:{number} is damaged: expected numbers by their names, and a step."
+            )
     return found
 
 
@@ -61,7 +71,9 @@ def save_png(curves: dict[str, list[Curve]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(len(curves), 1, figsize=(9, 2.6 * len(curves)), squeeze=False, layout="constrained")
+    figure, panels = pyplot.subplots(
+        len(curves), 1, figsize=(9, 2.6 * len(curves)), squeeze=False, layout="constrained"
+    )
     for panel, (metric, lines) in zip(panels[:, 0], curves.items(), strict=True):
         for curve in lines:
             marker = "o" if len(curve.steps) < 30 else None
@@ -89,7 +101,9 @@ def draw(curves: dict[str, list[Curve]], width: int, height: int, *, colours: bo
         plotext.plotsize(width, height)
         for index, curve in enumerate(lines):
             marker = "braille" if colours or index == 0 else MARKS[index % len(MARKS)]
-            plotext.plot(curve.steps, curve.values, label=curve.run if len(lines) > 1 else None, marker=marker)
+            plotext.plot(
+                curve.steps, curve.values, label=curve.run if len(lines) > 1 else None, marker=marker
+            )
         plotext.title(metric)
         plotext.xlabel("step")
         pictures.append(plotext.build() if colours else plotext.uncolorize(plotext.build()))

@@ -1,7 +1,7 @@
 """MODEL_OR_RUN: what a user may name where a model is wanted, on the base that belongs to it or on another.
 
-A name is, in this order: a run, a checkpoint of a run, an adapter, a model (each a folder), or a repository of the hub that
-is one of the last two. Loads no torch.
+A name is, in this order: a run, a checkpoint of a run, an adapter, a model (each a folder), or a repository
+of the hub that is one of the last two. Loads no torch.
 """
 
 import re
@@ -57,7 +57,8 @@ class Target:
     named_in: str = "MODEL_OR_RUN"
     """Where the name of the base is written, for messages."""
     stored: str | None = None
-    """How the base that the adapter was trained on is stored quantised; None where it isn't, or nothing says so."""
+    """How the base that the adapter was trained on is stored quantised; None where it isn't, or nothing says
+    so."""
     tokenizer: ModelSection | None = None
     """Whose tokenizer belongs to weights that were saved without one."""
     preparation: int = PREPARATION
@@ -78,10 +79,11 @@ class Target:
 
 
 def resolve_target(text: str, base: str | Path | None = None) -> Target:
-    """What a name stands for, its adapter on the base that `base` names where it is given: a folder, a hub id or a GGUF file.
+    """What a name stands for, its adapter on the base that `base` names where it is given: a folder, a hub id
+    or a GGUF file.
 
-    Raises CheckpointError for a run without a result and a checkpoint that isn't whole; ModelError for a name that is nothing,
-    and for a `base` beside a model that has no adapter.
+    Raises CheckpointError for a run without a result and a checkpoint that isn't whole; ModelError for a name
+    that is nothing, and for a `base` beside a model that has no adapter.
     """
     path = Path(text).expanduser()
     other = None if base is None else base_section(str(base))
@@ -103,7 +105,9 @@ def base_section(text: str) -> ModelSection:
         return ModelSection(base=GgufBase(gguf=str(path.resolve())))
     if is_hub_id(text):
         return ModelSection(base=text)
-    raise ModelError(f"--base: there is no folder {text}; expected a model folder, a hub id (owner/name) or a GGUF file.")
+    raise ModelError(
+        f"--base: there is no folder {text}; expected a model folder, a hub id (owner/name) or a GGUF file."
+    )
 
 
 def _folder_target(path: Path, text: str, base: ModelSection | None) -> Target:
@@ -116,15 +120,18 @@ def _folder_target(path: Path, text: str, base: ModelSection | None) -> Target:
         return _checkpoint_target(RunFolder(here.parent.parent), here)
     if (here / MARKER).is_file():
         raise CheckpointError(
-            f"{path} is a training checkpoint outside its run: what belongs to it (tokenizer, template, RoPE scaling, how the "
-            "base was loaded) is in the run's lock. Name it inside its run folder, RUN/checkpoints/checkpoint-STEP."
+            f"{path} is a training checkpoint outside its run: what belongs to it (tokenizer, template, RoPE "
+            "scaling, how the "
+            "base was loaded) is in the run's lock. Name it inside its run folder, "
+            "RUN/checkpoints/checkpoint-STEP."
         )
     if is_adapter(here):
         return _adapter_target(here, base)
     if (here / CONFIG).is_file():
         return Target(ModelSection(base=str(here), head=_head_of(here)), None, None, f"the model in {path}")
     raise ModelError(
-        f"{text} is not a model or a run: expected a run folder (recipe.lock.yaml), a checkpoint of a run, an adapter folder "
+        f"{text} is not a model or a run: expected a run folder (recipe.lock.yaml), a checkpoint of a run, "
+        "an adapter folder "
         f"({ADAPTER_CONFIG}), a model folder ({CONFIG}) or a hub id (owner/name){_inside(here)}."
     )
 
@@ -145,17 +152,22 @@ def _inside(folder: Path) -> str:
 def _hub_target(text: str, base: ModelSection | None) -> Target:
     if not is_hub_id(text) or text.startswith((".", "~", "/")):
         raise ModelError(
-            f"{text} is not a model or a run: there is nothing at {Path(text).expanduser().absolute()}; expected a run "
-            f"folder, an adapter folder, a model folder or a hub id (owner/name){_near(Path(text).expanduser())}."
+            f"{text} is not a model or a run: there is nothing at {Path(text).expanduser().absolute()}; "
+            "expected a run "
+            "folder, an adapter folder, a model folder or a hub id "
+            f"(owner/name){_near(Path(text).expanduser())}."
         )
     try:
         folder, adapter = description_of(text, named_in="MODEL_OR_RUN")
     except ModelError as error:
         raise ModelError(
-            f"{text} is no folder here ({Path(text).absolute()}){_near(Path(text))}, and the hub does not give it: {error}"
+            f"{text} is no folder here ({Path(text).absolute()}){_near(Path(text))}, and the hub does not "
+            f"give it: {error}"
         ) from None
     if adapter:
-        return _adapter_target(adapter_snapshot(text, folder.name, named_in=text), base, f"the adapter {text} of the hub")
+        return _adapter_target(
+            adapter_snapshot(text, folder.name, named_in=text), base, f"the adapter {text} of the hub"
+        )
     head = _head_of(folder) if (folder / CONFIG).is_file() else None
     model = ModelSection(base=text, revision=folder.name, head=head)
     return Target(model, None, None, f"{text} from the hub", named_in="MODEL_OR_RUN")
@@ -209,30 +221,40 @@ def _of_run(folder: RunFolder, lock: Lock, adapter: Path | None, description: st
 def _all_weights(folder: RunFolder, lock: Lock, weights: Path, description: str, **more: Any) -> Target:
     """Weights of a run that trained all of them, which their config.json describes by itself."""
     then = lock.recipe.model
-    model = ModelSection(base=str(weights), date_string=then.date_string, allow_untested=then.allow_untested, head=then.head)
+    model = ModelSection(
+        base=str(weights), date_string=then.date_string, allow_untested=then.allow_untested, head=then.head
+    )
     origin = _of_run(folder, lock, None, f"the base of {description}")
     preparation = lock.rules.preparation
     return Target(model, None, lock.recipe, description, preparation=preparation, trained_from=origin, **more)
 
 
 def _checkpoint_target(run: RunFolder, checkpoint: Path) -> Target:
-    """The run at that step: tokenizer, template, RoPE scaling, quantisation, new tokens, date and head are its lock's."""
+    """The run at that step: tokenizer, template, RoPE scaling, quantisation, new tokens, date and head are
+    its lock's."""
     lock = read_lock(run.lock_path)
     saved = [path.name for path in complete_checkpoints(run.checkpoints)]
     if checkpoint.name not in saved:
         others = f"its whole checkpoints: {', '.join(saved)}" if saved else "the run has no whole checkpoint"
-        raise CheckpointError(f"{checkpoint} is not a whole checkpoint: the run was stopped while it was written; {others}.")
+        raise CheckpointError(
+            f"{checkpoint} is not a whole checkpoint: the run was stopped while it was written; {others}."
+        )
     description = f"run {run.name} at step {checkpoint.name.removeprefix(PREFIX)}"
     full = lock.recipe.adapter.method == "full"
-    if not (weight_files(checkpoint) if full else (checkpoint / ADAPTER_WEIGHTS).is_file()) or _is_cut_up(checkpoint):
+    if not (weight_files(checkpoint) if full else (checkpoint / ADAPTER_WEIGHTS).is_file()) or _is_cut_up(
+        checkpoint
+    ):
         raise CheckpointError(
-            f"{checkpoint} holds the weights cut up, as {lock.device.get('engine', 'its engine')} saves them, and is no "
+            f"{checkpoint} holds the weights cut up, as {lock.device.get('engine', 'its engine')} saves "
+            "them, and is no "
             f"model: resume the run (`{_resume(run)}`), whose result is written whole, and name the run."
         )
     read = [path.name for path in (weight_files(checkpoint) if full else [checkpoint / ADAPTER_WEIGHTS])]
     verify_checkpoint(checkpoint, only=(*read, CONFIG, ADAPTER_CONFIG))
     if full:
-        return _all_weights(run, lock, checkpoint, description, tokenizer=_pinned(lock.recipe.model, lock.base))
+        return _all_weights(
+            run, lock, checkpoint, description, tokenizer=_pinned(lock.recipe.model, lock.base)
+        )
     return _of_run(run, lock, checkpoint, description)
 
 
@@ -243,7 +265,8 @@ def _is_cut_up(checkpoint: Path) -> bool:
 
 
 def base_of(target: Target) -> Target:
-    """What a target was trained from: its base without the adapter, or the base of a run that trained all weights.
+    """What a target was trained from: its base without the adapter, or the base of a run that trained all
+    weights.
 
     Raises ModelError for a model of which nothing says what it was made from.
     """
@@ -252,7 +275,8 @@ def base_of(target: Target) -> Target:
     if target.trained_from is not None:
         return target.trained_from
     raise ModelError(
-        f"{target.description} is a whole model, and nothing says what it was made from: name the base to compare."
+        f"{target.description} is a whole model, and nothing says what it was made from: name the base to "
+        "compare."
     )
 
 
@@ -274,7 +298,8 @@ def _folder_sha256(base: dict[str, str]) -> str | None:
 
 
 def _adapter_target(adapter: Path, base: ModelSection | None, description: str | None = None) -> Target:
-    """An adapter folder, on `base` where one is given: its own note of it need then not be right, or there."""
+    """An adapter folder, on `base` where one is given: its own note of it need then not be right, or
+    there."""
     path, description = adapter / ADAPTER_CONFIG, description or f"the adapter in {adapter}"
     config = read_adapter_config(adapter)
     if (adapter / ADAPTER_NOTES).is_file():
@@ -285,12 +310,14 @@ def _adapter_target(adapter: Path, base: ModelSection | None, description: str |
         return Target(base, adapter, None, description, stored=by_name)
     if not isinstance(named, str) or not named:
         raise ModelError(
-            f"{path} names no base model: write its folder or hub id into base_model_name_or_path, or name it with --base."
+            f"{path} names no base model: write its folder or hub id into base_model_name_or_path, or name "
+            "it with --base."
         )
     local = Path(named).expanduser()
     if not local.is_dir() and not is_hub_id(named):
         raise ModelError(
-            f"{path} names the base {named} (base_model_name_or_path), and there is no such folder on this machine: name the "
+            f"{path} names the base {named} (base_model_name_or_path), and there is no such folder on this "
+            "machine: name the "
             "base with --base."
         )
     revision = config.get("revision")
@@ -299,7 +326,9 @@ def _adapter_target(adapter: Path, base: ModelSection | None, description: str |
         by_name = stored_quantization(read_config(local)) if (local / CONFIG).is_file() else by_name
     else:
         model = ModelSection(base=named, revision=revision if isinstance(revision, str) else None)
-    return Target(model, adapter, None, description, named_in=f"{path}, base_model_name_or_path", stored=by_name)
+    return Target(
+        model, adapter, None, description, named_in=f"{path}, base_model_name_or_path", stored=by_name
+    )
 
 
 def _noted_target(adapter: Path, description: str) -> Target:

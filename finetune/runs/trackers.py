@@ -1,4 +1,5 @@
-"""Experiment trackers: Trackio (local SQLite) and wandb, under the names of metrics.jsonl, which has everything as well.
+"""Experiment trackers: Trackio (local SQLite) and wandb, under the names of metrics.jsonl, which has
+everything as well.
 
 | name | unit | logged |
 |---|---|---|
@@ -15,7 +16,8 @@
 | system/memory_bytes | peak: of the GPU, else resident | with train/loss |
 | samples | a table: prompt, answer | every tracking.samples.every_steps |
 
-Every other tracker that transformers drives has transformers' own names (of the result train/final/NAME), and no samples.
+Every other tracker that transformers drives has transformers' own names (of the result train/final/NAME), and
+no samples.
 """
 
 import contextlib
@@ -127,7 +129,9 @@ class TrackioTracker:
 class WandbTracker:
     """A wandb run: online with an account, else offline files that `wandb sync` uploads later."""
 
-    def __init__(self, section: TrackingSection, run_id: str, recipe: dict[str, Any], folder: Path, mode: Mode):
+    def __init__(
+        self, section: TrackingSection, run_id: str, recipe: dict[str, Any], folder: Path, mode: Mode
+    ):
         import wandb
 
         self.section, self.run_id = section, run_id
@@ -183,7 +187,8 @@ def _command_line_without_secrets() -> Iterator[None]:
 
 
 class GuardedTracker:
-    """A tracker that can't stop the training: the first failure is reported and the tracker left alone from then on."""
+    """A tracker that can't stop the training: the first failure is reported and the tracker left alone from
+    then on."""
 
     def __init__(self, inner: Tracker):
         self.inner, self.failed = inner, False
@@ -215,7 +220,9 @@ class GuardedTracker:
             logger.warning(f"the tracker failed ({type(error).__name__}: {error}); metrics.jsonl continues")
 
 
-def start_tracker(section: TrackingSection, run_id: str, recipe: dict[str, Any], *, folder: Path) -> GuardedTracker:
+def start_tracker(
+    section: TrackingSection, run_id: str, recipe: dict[str, Any], *, folder: Path
+) -> GuardedTracker:
     """Start the recipe's tracker under `run_id`, or go on in the run that has this id.
 
     Raises TrackerError, before anything is trained, where it can't start.
@@ -233,7 +240,8 @@ def start_tracker(section: TrackingSection, run_id: str, recipe: dict[str, Any],
 
 
 def start_trackio(section: TrackingSection, run_id: str, recipe: dict[str, Any]) -> Tracker:
-    """Trackio, unless its folder can't be written to: it would only warn, by itself, that each batch of metrics is lost."""
+    """Trackio, unless its folder can't be written to: it would only warn, by itself, that each batch of
+    metrics is lost."""
     from trackio.utils import TRACKIO_DIR
 
     if not (os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")):
@@ -245,7 +253,8 @@ def start_trackio(section: TrackingSection, run_id: str, recipe: dict[str, Any])
                 pass
         except OSError as error:
             logger.warning(
-                f"Trackio can't write to {TRACKIO_DIR} ({error.strerror}), so this run is not tracked; metrics.jsonl "
+                f"Trackio can't write to {TRACKIO_DIR} ({error.strerror}), so this run is not tracked; "
+                "metrics.jsonl "
                 "has it all. Set TRACKIO_DIR to another folder, or tracking.tracker: none."
             )
             return NoTracker()

@@ -21,7 +21,8 @@ class Labels:
     several: bool = False
     """Whether a row can have several of them, or none."""
     readings: tuple[str, ...] = ()
-    """What each name's tokens read back as, which is how a model writes it; empty where that makes no difference."""
+    """What each name's tokens read back as, which is how a model writes it; empty where that makes no
+    difference."""
 
     def of_row(self, question: "Question") -> list[str]:
         """A row's own labels. Raises FinetuneError for one that isn't named."""
@@ -30,7 +31,8 @@ class Labels:
         strange = next((word for word in words if word not in self.names), None)
         if strange is not None:
             raise FinetuneError(
-                f"{question.place} has the label {strange!r}, and the labels are {', '.join(self.names)}: name it in "
+                f"{question.place} has the label {strange!r}, and the labels are {', '.join(self.names)}: "
+                "name it in "
                 "evaluate.labels (or model.head.labels), mend the row, or choose metrics without labels."
             )
         return words
@@ -55,12 +57,14 @@ def has_several(questions: "Sequence[Question]", names: Sequence[str]) -> bool:
     """Whether a row among them has several labels, or none."""
     references = (question.references[0].strip() for question in questions)
     return any(
-        reference not in names and (reference == NO_LABEL or len(split_labels(reference)) > 1) for reference in references
+        reference not in names and (reference == NO_LABEL or len(split_labels(reference)) > 1)
+        for reference in references
     )
 
 
 def label_in(text: str, labels: Sequence[str]) -> str | None:
-    """The label that a text begins with, whatever its case: the longest one that ends where a word can; None without any."""
+    """The label that a text begins with, whatever its case: the longest one that ends where a word can; None
+    without any."""
     given = composed(text.strip().casefold())
     fitting = []
     for label in labels:

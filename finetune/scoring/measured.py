@@ -1,4 +1,5 @@
-"""What metrics are computed from: questions, a model's answers to them, losses, and what became of programs."""
+"""What metrics are computed from: questions, a model's answers to them, losses, and what became of
+programs."""
 
 import math
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from finetune.scoring.labels import Labels
 T = TypeVar("T")
 
 Of = Literal["losses", "answers", "likelihoods", "programs"]
-"""What a metric is computed from: the losses of documents; or of questions the generated answers, the likelihoods of their
-labels, what became of the programs in the answers."""
+"""What a metric is computed from: the losses of documents; or of questions the generated answers, the
+likelihoods of their labels, what became of the programs in the answers."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Question:
     tests: str = ""
     """A program that the code of a right answer comes through."""
     readings: tuple[str, ...] = ()
-    """What the tokens of each reference read back as, which is how a model writes it; empty where no token is generated."""
+    """What the tokens of each reference read back as, which is how a model writes it; empty where no token is
+    generated."""
 
     @property
     def text(self) -> str:

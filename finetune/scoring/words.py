@@ -1,11 +1,13 @@
-"""Words of any script, also of one that writes no blanks between them: there each character counts as a word."""
+"""Words of any script, also of one that writes no blanks between them: there each character counts as a
+word."""
 
 import unicodedata
 from functools import lru_cache
 
 UNSPACED = (
-    "CJK UNIFIED IDEOGRAPH", "CJK COMPATIBILITY IDEOGRAPH", "IDEOGRAPHIC", "BOPOMOFO", "HIRAGANA", "HENTAIGANA", "KATAKANA",
-    "HALFWIDTH KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "TAI", "NEW TAI LUE", "BALINESE", "JAVANESE",
+    "CJK UNIFIED IDEOGRAPH", "CJK COMPATIBILITY IDEOGRAPH", "IDEOGRAPHIC", "BOPOMOFO", "HIRAGANA",
+    "HENTAIGANA", "KATAKANA", "HALFWIDTH KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "TAI",
+    "NEW TAI LUE", "BALINESE", "JAVANESE",
 )  # fmt: skip
 """How Unicode's names of the letters of such scripts begin."""
 
@@ -37,7 +39,8 @@ def _is_of_words(character: str) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """The words, numbers among them, in their order; of a script without blanks each letter with its marks."""
+    """The words, numbers among them, in their order; of a script without blanks each letter with its
+    marks."""
     return apart("".join(letter if _is_of_words(letter) else " " for letter in composed(text))).split()
 
 
@@ -56,7 +59,8 @@ def apart(text: str) -> str:
 
 
 def composed(text: str) -> str:
-    """The text with a letter and its accents as one character, where there is one: it can be written in two ways."""
+    """The text with a letter and its accents as one character, where there is one: it can be written in two
+    ways."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -67,5 +71,7 @@ def ends_word(text: str, end: int) -> bool:
     after = text[end]
     if belongs_to_the_letter_before(after):
         return False
-    before = next((letter for letter in reversed(text[:end]) if not belongs_to_the_letter_before(letter)), " ")
+    before = next(
+        (letter for letter in reversed(text[:end]) if not belongs_to_the_letter_before(letter)), " "
+    )
     return not (_is_of_words(after) or after == "_") or is_unspaced(after) or is_unspaced(before)

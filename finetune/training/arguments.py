@@ -25,7 +25,8 @@ def optimizer_name(asked: str) -> str:
     known = {str(member.value) for member in OptimizerNames}
     if name not in known:
         raise ModelError(
-            f"train.optimizer: got {asked!r}; expected one of {', '.join(OPTIMIZERS)}, or of transformers' OptimizerNames."
+            f"train.optimizer: got {asked!r}; expected one of {', '.join(OPTIMIZERS)}, or of transformers' "
+            "OptimizerNames."
         )
     if name.startswith("paged_") and not torch.cuda.is_available():
         raise ModelError(
@@ -35,8 +36,13 @@ def optimizer_name(asked: str) -> str:
     return name
 
 
-SCHEDULES = {"constant": "constant_with_warmup", "cosine_with_minimum": "cosine_with_min_lr", "wsd": "warmup_stable_decay"}
-"""transformers' names of schedules, for trackers that log its arguments; the rates are finetune.training.schedule's."""
+SCHEDULES = {
+    "constant": "constant_with_warmup",
+    "cosine_with_minimum": "cosine_with_min_lr",
+    "wsd": "warmup_stable_decay",
+}
+"""transformers' names of schedules, for trackers that log its arguments; the rates are
+finetune.training.schedule's."""
 
 
 def training_arguments(
@@ -52,7 +58,8 @@ def training_arguments(
     checkpoints: Path,
     rules: Rules,
 ) -> TrainingArguments:
-    """Everything that transformers' Trainer is told. What it must not do itself (report, filter NaN, rotate) is off."""
+    """Everything that transformers' Trainer is told. What it must not do itself (report, filter NaN, rotate)
+    is off."""
     on_cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
     own = {"bf16": precision.name == "bf16"} | engine.trainer_options(on_cpu=on_cpu)
     # The launcher's own word on precision never counts: the recipe's does.
@@ -69,7 +76,9 @@ def training_arguments(
         optim=optimizer_name(train.optimizer),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_gradient_norm or 0.0,
-        neftune_noise_alpha=train.neftune_alpha if rules.training == 1 else None,  # later it is finetune.models.kernels.noise's
+        neftune_noise_alpha=train.neftune_alpha
+        if rules.training == 1
+        else None,  # later it is finetune.models.kernels.noise's
         fp16=precision.name == "fp16",
         ddp_find_unused_parameters=False,
         seed=train.seed,
@@ -92,7 +101,7 @@ def training_arguments(
     )
     arguments.bf16 = precision.name == "bf16"
     engine.settle_accelerate(on_cpu=on_cpu)
-    # With several GPUs and no launcher the Trainer would wrap the model in nn.DataParallel, which splits each micro-batch
-    # and averages losses that are already shares of the step's mean. One device is used.
+    # With several GPUs and no launcher the Trainer would wrap the model in nn.DataParallel, which splits each
+    # micro-batch and averages losses that are already shares of the step's mean. One device is used.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

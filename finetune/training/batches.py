@@ -1,8 +1,8 @@
 """Which documents go through the model together, and the tensors that they become.
 
-A pack is what one row holds: several documents, or one where packing is off. The sequence of global batches of packs depends
-on the seed and the data alone; how a global batch is cut into micro-batches over processes and accumulation steps changes
-nothing but speed and memory.
+A pack is what one row holds: several documents, or one where packing is off. The sequence of global batches
+of packs depends on the seed and the data alone; how a global batch is cut into micro-batches over processes
+and accumulation steps changes nothing but speed and memory.
 """
 
 from abc import ABC, abstractmethod
@@ -50,7 +50,8 @@ class Batching:
 
 
 class Feed(IterableDataset[Any], ABC):
-    """The micro-batches of one process, step after step without end: for each step exactly `accumulation` of them."""
+    """The micro-batches of one process, step after step without end: for each step exactly `accumulation` of
+    them."""
 
     def __init__(self, batching: Batching):
         self.batching = batching
@@ -68,7 +69,8 @@ class Feed(IterableDataset[Any], ABC):
 
     @abstractmethod
     def heaviest(self) -> list[list[Document]]:
-        """The documents of micro-batches that need the most memory: with the longest one, with the most to learn."""
+        """The documents of micro-batches that need the most memory: with the longest one, with the most to
+        learn."""
 
     @abstractmethod
     def epoch_at(self, step: int) -> float:
@@ -95,18 +97,27 @@ class Feed(IterableDataset[Any], ABC):
 class TableFeed(Feed):
     """Packs of a table of documents.
 
-    An epoch is the rows that the mixture gives it (epoch/mixture.py), packed anew and shuffled, cut into global batches; the
-    last one may hold fewer packs. Inside a global batch, packs are ordered by length, so that micro-batches pad little.
+    An epoch is the rows that the mixture gives it (epoch/mixture.py), packed anew and shuffled, cut into
+    global batches; the last one may hold fewer packs. Inside a global batch, packs are ordered by length, so
+    that micro-batches pad little.
     """
 
     def __init__(
-        self, table: DocumentTable, packs_of: Callable[[int], Packs], batching: Batching, *, overlap: int, values: int = 0
+        self,
+        table: DocumentTable,
+        packs_of: Callable[[int], Packs],
+        batching: Batching,
+        *,
+        overlap: int,
+        values: int = 0,
     ):
-        """`packs_of` gives an epoch's packs, whose pieces repeat `overlap` tokens; a document has `values` numbers."""
+        """`packs_of` gives an epoch's packs, whose pieces repeat `overlap` tokens; a document has `values`
+        numbers."""
         super().__init__(batching)
         self.table, self.packs_of, self.overlap = table, packs_of, overlap
         self.values: np.ndarray | None = np.zeros((len(table), values)) if values else None
-        """The numbers of each document (N x K), zeros until they are computed; None for an objective without."""
+        """The numbers of each document (N x K), zeros until they are computed; None for an objective
+        without."""
         self.fillers = [replace(filler, values=(0.0,) * values) for filler in self.fillers]
         self._packs: tuple[int, Packs] | None = None
         self._steps: list[int] = []
@@ -132,7 +143,9 @@ class TableFeed(Feed):
                 packs, tokens = self.packs(epoch), self.packs(epoch).tokens
                 for step in range(max(self._first_step - before, 0), steps):
                     chosen = range(step * size, min(len(packs), (step + 1) * size))
-                    yield [packs[index] for index in sorted(chosen, key=lambda index: (-tokens[index], index))]
+                    yield [
+                        packs[index] for index in sorted(chosen, key=lambda index: (-tokens[index], index))
+                    ]
             epoch, before = epoch + 1, before + steps
 
     def documents_of(self, pack: list[PackedPiece]) -> list[Document]:
@@ -144,8 +157,12 @@ class TableFeed(Feed):
         return with_values([self.table[number] for number in numbers], self.values[numbers])
 
     def heaviest(self) -> list[list[Document]]:
-        """The packs of the first epoch with the longest documents, and those with the most supervised tokens."""
-        packs, supervised = self.packs(0), per_row(self.table.supervised_tokens, self.batching.documents_per_row)
+        """The packs of the first epoch with the longest documents, and those with the most supervised
+        tokens."""
+        packs, supervised = (
+            self.packs(0),
+            per_row(self.table.supervised_tokens, self.batching.documents_per_row),
+        )
         longest = np.maximum.reduceat(packs.stops - packs.starts, packs.bounds[:-1])
         # Pieces of documents count as whole ones: an upper bound.
         learned = np.add.reduceat(supervised[packs.documents], packs.bounds[:-1])
@@ -154,7 +171,9 @@ class TableFeed(Feed):
             order = np.lexsort((packs.tokens, weight))[::-1][: self.batching.micro_batch_size].tolist()
             if sorted(order) not in chosen:
                 chosen.append(sorted(order))
-        return [[document for index in order for document in self.documents_of(packs[index])] for order in chosen]
+        return [
+            [document for index in order for document in self.documents_of(packs[index])] for order in chosen
+        ]
 
     def epoch_at(self, step: int) -> float:
         """Passes through the mixture after so many steps."""
@@ -182,13 +201,15 @@ class StreamFeed(Feed):
         self._position, self._steps_in_buffer = Position(), 0
 
     def global_batches(self) -> Iterator[list[list[Document]]]:
-        """The packs of each step from where the stream stands; after the last buffer comes the first, in another order."""
+        """The packs of each step from where the stream stands; after the last buffer comes the first, in
+        another order."""
         size, taken = self.batching.global_batch_size, self._steps_in_buffer
         for buffer in self.stream.buffers(self._position):
             for step in range(taken, -(-len(buffer.packs) // size)):
                 self._position, self._steps_in_buffer = buffer.position, step + 1
                 yield sorted(
-                    buffer.packs[step * size : (step + 1) * size], key=lambda pack: -sum(len(d.token_ids) for d in pack)
+                    buffer.packs[step * size : (step + 1) * size],
+                    key=lambda pack: -sum(len(d.token_ids) for d in pack),
                 )
             taken = 0
 
@@ -197,7 +218,8 @@ class StreamFeed(Feed):
         return pack
 
     def heaviest(self) -> list[list[Document]]:
-        """What no micro-batch exceeds: packs full of documents of the greatest length, all of it supervised."""
+        """What no micro-batch exceeds: packs full of documents of the greatest length, all of it
+        supervised."""
         section, encoding = self.stream.section, self.stream.encoding
         length = section.max_length_tokens
         per_pack = max(encoding.documents_per_row, (section.pack_length_tokens or length) // length)
@@ -209,23 +231,35 @@ class StreamFeed(Feed):
 
     def state(self) -> dict[str, int]:
         """Where the buffer begins, and the steps that were taken of it."""
-        return {"epoch": self._position.epoch, "row": self._position.row, "steps_in_buffer": self._steps_in_buffer}
+        return {
+            "epoch": self._position.epoch,
+            "row": self._position.row,
+            "steps_in_buffer": self._steps_in_buffer,
+        }
 
     def restore(self, step: int, state: dict[str, int]) -> None:
         """Go on in the middle of a buffer; the rows before it are read, and not tokenised."""
         self._first_step = step
-        self._position, self._steps_in_buffer = Position(state["epoch"], state["row"]), state["steps_in_buffer"]
+        self._position, self._steps_in_buffer = (
+            Position(state["epoch"], state["row"]),
+            state["steps_in_buffer"],
+        )
 
 
 def collate(documents: Sequence[Document], batching: Batching, *, step: int) -> dict[str, Any]:
-    """A micro-batch of a step as the model takes it: packed_batch or padded_batch, with `noise_seeds` where there is noise.
+    """A micro-batch of a step as the model takes it: packed_batch or padded_batch, with `noise_seeds` where
+    there is noise.
 
-    Beside it, for the trainer: `places`, a list of texts for messages, and `tokens`, how many of the rows' it holds.
+    Beside it, for the trainer: `places`, a list of texts for messages, and `tokens`, how many of the rows' it
+    holds.
     """
-    batch: dict[str, Any] = packed_batch(documents) if batching.packed else padded_batch(documents, batching.pad_token_id)
+    batch: dict[str, Any] = (
+        packed_batch(documents) if batching.packed else padded_batch(documents, batching.pad_token_id)
+    )
     if batching.noise_seed is not None:
         batch["noise_seeds"] = [
-            noise_seed(batching.noise_seed, step, document.place, document.token_ids) for document in documents
+            noise_seed(batching.noise_seed, step, document.place, document.token_ids)
+            for document in documents
         ]
     rows = [document for document in documents if document.place != FILLER.place]
     tokens = sum(len(document.token_ids) - document.repeated for document in rows)
@@ -234,7 +268,9 @@ def collate(documents: Sequence[Document], batching: Batching, *, step: int) -> 
 
 def with_values(documents: Sequence[Document], values: np.ndarray) -> list[Document]:
     """The documents (N) with their numbers (N x K)."""
-    return [replace(document, values=tuple(own)) for document, own in zip(documents, values.tolist(), strict=True)]
+    return [
+        replace(document, values=tuple(own)) for document, own in zip(documents, values.tolist(), strict=True)
+    ]
 
 
 def evaluation_batches(
@@ -250,9 +286,9 @@ def evaluation_batches(
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """This process's batches of the documents, longest first, each with its documents' indexes.
 
-    A batch has at most `batch_size` rows and `max_tokens` tokens, padding included; a row that is longer is alone. The batches
-    are the same for any number of processes, which take turns; where they don't come out even, one without labels fills up.
-    `values` (N x K) go with the documents.
+    A batch has at most `batch_size` rows and `max_tokens` tokens, padding included; a row that is longer is
+    alone. The batches are the same for any number of processes, which take turns; where they don't come out
+    even, one without labels fills up. `values` (N x K) go with the documents.
     """
     per_row, lengths = documents_per_row, [len(document.token_ids) for document in documents]
     longest = [max(lengths[first : first + per_row]) for first in range(0, len(lengths), per_row)]

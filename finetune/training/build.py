@@ -54,7 +54,16 @@ from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "bitsandbytes",
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,8 @@ def seed_everything(seed: int) -> None:
 
 
 def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Collection[str] = ()) -> Inputs:
-    """Base, tokenizer and prepared data. Raises ModelError or DataError where the recipe can't be honoured."""
+    """Base, tokenizer and prepared data. Raises ModelError or DataError where the recipe can't be
+    honoured."""
     rules = rules or CURRENT_RULES
     optimizer_name(recipe.train.optimizer)
     engine = current()
@@ -101,11 +111,13 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int):
         raise ModelError(
-            f"{base.folder}: its config.json gives max_position_embeddings {positions!r}; expected a whole number."
+            f"{base.folder}: its config.json gives max_position_embeddings {positions!r}; expected a whole "
+            "number."
         )
     if recipe.data.max_length_tokens > positions:
         raise ModelError(
-            f"data.max_length_tokens is {recipe.data.max_length_tokens}, but this base has {positions} positions. "
+            f"data.max_length_tokens is {recipe.data.max_length_tokens}, but this base has {positions} "
+            "positions. "
             "Lower it, or set model.rope_scaling."
         )
     tokenizer = tokenizer_for(recipe.model, None, base.folder, preparation=rules.preparation)
@@ -114,7 +126,8 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
     if beyond:
         names = ", ".join(beyond[:5]) + (" ..." if len(beyond) > 5 else "")
         logger.warning(
-            f"for {len(beyond)} of the tokenizer's tokens the base's embedding has no row ({names}). Rows are added, "
+            f"for {len(beyond)} of the tokenizer's tokens the base's embedding has no row ({names}). Rows "
+            "are added, "
             "and not trained; name the tokens in model.new_tokens where your data use them."
         )
     if recipe.adapter.continue_from is not None:
@@ -124,7 +137,8 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
 
 
 def _check_stored(recipe: Recipe, base: Base) -> None:
-    """Raises ModelError where the base's weights don't fit its config.json, or can't be trained on as they are stored."""
+    """Raises ModelError where the base's weights don't fit its config.json, or can't be trained on as they
+    are stored."""
     config = read_config(base.folder)
     if family_of(config.get("model_type")) is not None:
         check_weights(base.folder, config, predicts=not recipe.model.classifies)
@@ -134,14 +148,20 @@ def _check_stored(recipe: Recipe, base: Base) -> None:
     engine = current()
     if engine.takes_over:
         raise ModelError(
-            f"model.base {base.identity['name']} is stored quantised ({stored}), and {engine.name} can't cut up weights "
+            f"model.base {base.identity['name']} is stored quantised ({stored}), and {engine.name} can't cut "
+            "up weights "
             "that are stored so: take the unquantised base with adapter.method: qlora, or --launch ddp."
         )
-    logger.info(f"the base is stored in {stored} by bitsandbytes: the adapter is trained beside it as it is (QLoRA)")
+    logger.info(
+        f"the base is stored in {stored} by bitsandbytes: the adapter is trained beside it as it is (QLoRA)"
+    )
 
 
-def _check_continued(recipe: Recipe, base: Base, described: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Say where the adapter that is continued was trained on another base. Raises ModelError where it doesn't fit this one.
+def _check_continued(
+    recipe: Recipe, base: Base, described: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Say where the adapter that is continued was trained on another base. Raises ModelError where it doesn't
+    fit this one.
 
     `described` is the base without its weights; the adapter is put on it.
     """
@@ -153,14 +173,20 @@ def _check_continued(recipe: Recipe, base: Base, described: PreTrainedModel, tok
     then, now = read_json(folder / ADAPTER_NOTES).get("base"), base.fingerprint()
     if isinstance(then, dict) and then.get("sha256") != now.get("sha256"):
         logger.warning(
-            f"adapter.continue_from {folder} was trained on another base than model.base: {then.get('name')} with "
+            f"adapter.continue_from {folder} was trained on another base than model.base: {then.get('name')} "
+            "with "
             f"SHA-256 {then.get('sha256')}, and this one has {now.get('sha256')}"
         )
 
 
 def untrained_tokens(tokenizer: PreTrainedTokenizerFast, rows: int, new_tokens: Collection[str]) -> list[str]:
-    """The tokens, by id, that lie beyond an embedding of so many rows and aren't among those that are trained."""
-    found = ((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows and token not in new_tokens)
+    """The tokens, by id, that lie beyond an embedding of so many rows and aren't among those that are
+    trained."""
+    found = (
+        (index, token)
+        for token, index in tokenizer.get_vocab().items()
+        if index >= rows and token not in new_tokens
+    )
     return [token for _, token in sorted(found)]
 
 
@@ -173,10 +199,13 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     """The base with the recipe's adapter (or all of its weights) ready to train, on its device."""
     method, engine = recipe.adapter.method, current()
     seed_everything(recipe.train.seed)
-    # Weights that are all trained need float32 for the optimizer's small steps; autocast still computes in bf16.
+    # Weights that are all trained need float32 for the optimizer's small steps; autocast still computes in
+    # bf16.
     dtype = torch.float32 if method == "full" else inputs.precision.dtype
     scaling = recipe.model.rope_scaling
-    attention = choose_attention(choose_device(), load_config(inputs.base, scaling), recipe.data.max_length_tokens)
+    attention = choose_attention(
+        choose_device(), load_config(inputs.base, scaling), recipe.data.max_length_tokens
+    )
     with engine.loading(inputs.precision.name):
         quantization, head = NF4_DOUBLE if method == "qlora" else None, recipe.model.head
         model = load_model(
@@ -197,7 +226,9 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
             # The seed again: the adapter's start doesn't depend on what loading the base drew.
             seed_everything(recipe.train.seed)
             new_ids = new_token_ids(recipe, inputs.tokenizer)
-            trained = attach(model, recipe.adapter, new_ids, classifies=recipe.model.classifies, engine=engine)
+            trained = attach(
+                model, recipe.adapter, new_ids, classifies=recipe.model.classifies, engine=engine
+            )
             install_fast_path(trained, engine)
     if recipe.train.activation_checkpointing:
         checkpoint_activations(trained, recipe.train.activation_checkpointing_every_layers)
@@ -248,7 +279,9 @@ def build_trainer(
     try:
         trainer.create_optimizer()
     except (ImportError, ValueError) as error:
-        raise ModelError(f"train.optimizer {train.optimizer} can't be used here: {' '.join(str(error).split())}") from error
+        raise ModelError(
+            f"train.optimizer {train.optimizer} can't be used here: {' '.join(str(error).split())}"
+        ) from error
     return trainer
 
 
@@ -342,7 +375,8 @@ def processor_name() -> str:
 
 
 def deep_check(recipe: Recipe, *, allow_code: Collection[str] = ()) -> list[str]:
-    """What `finetune check --deep` says: everything that training does before its first step. Raises like training."""
+    """What `finetune check --deep` says: everything that training does before its first step. Raises like
+    training."""
     inputs = build_inputs(recipe, allow_code=allow_code)
     if recipe.evaluate.metrics:
         positions = load_config(inputs.base, recipe.model.rope_scaling).max_position_embeddings

@@ -1,7 +1,8 @@
-"""What a run leaves behind: the trained weights, read back and compared bit for bit with those in memory, and the summary.
+"""What a run leaves behind: the trained weights, read back and compared bit for bit with those in memory, and
+the summary.
 
-Weights are compared as peft or transformers finds them in the files; the base is the same, so equal weights, scales and names
-have equal logits. What is read is no larger than what was written.
+Weights are compared as peft or transformers finds them in the files; the base is the same, so equal weights,
+scales and names have equal logits. What is read is no larger than what was written.
 """
 
 import json
@@ -42,7 +43,14 @@ from finetune.recipe.lock import Lock, tokenizer_facts
 from finetune.recipe.schema import Recipe
 from finetune.runs.checkpoint import PREFIX, complete_checkpoints
 from finetune.runs.compare import FINAL
-from finetune.runs.folder import ADAPTER_NOTES, RunFolder, finite_or_null, sync_files, whole_entries, write_entries
+from finetune.runs.folder import (
+    ADAPTER_NOTES,
+    RunFolder,
+    finite_or_null,
+    sync_files,
+    whole_entries,
+    write_entries,
+)
 from finetune.training.build import Inputs
 from finetune.training.trainer import ExactTrainer
 
@@ -54,10 +62,11 @@ def best_checkpoint(trainer: ExactTrainer, checkpoints: Path) -> Path | None:
 
 
 def write_result(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, group: Group) -> str:
-    """Save the trained weights and the tokenizer: adapter/, or model/ where all weights were trained. Returns their hash.
+    """Save the trained weights and the tokenizer: adapter/, or model/ where all weights were trained. Returns
+    their hash.
 
-    The folder appears whole. One that is there from an interrupted end of this run is replaced. All processes gather what
-    each holds a share of; the main one writes.
+    The folder appears whole. One that is there from an interrupted end of this run is replaced. All processes
+    gather what each holds a share of; the main one writes.
     """
     weights = gathered_weights(trainer)
     if group.is_main:
@@ -71,7 +80,9 @@ def written_type(recipe: Recipe, inputs: Inputs) -> torch.dtype | None:
     return inputs.precision.dtype if recipe.adapter.method == "full" else None
 
 
-def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, weights: dict[str, torch.Tensor]) -> None:
+def _write(
+    run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, weights: dict[str, torch.Tensor]
+) -> None:
     full = lock.recipe.adapter.method == "full"
     final = run.model if full else run.adapter
     partial, old = (final.with_name(f".{final.name}.{secrets.token_hex(4)}{PARTIAL}") for _ in range(2))
@@ -99,7 +110,8 @@ def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, we
             remove_tree(failed)
         partial.rename(failed)
         raise CheckFailed(
-            f"what was written is not what was trained: {'; '.join(wrong[:5])}. It is in {failed}; `finetune train --resume "
+            f"what was written is not what was trained: {'; '.join(wrong[:5])}. It is in {failed}; `finetune "
+            "train --resume "
             f"{run.path}` writes the result again, from the last checkpoint."
         )
     if final.exists():
@@ -111,9 +123,15 @@ def _write(run: RunFolder, lock: Lock, inputs: Inputs, trainer: ExactTrainer, we
 
 def write_metrics(run: RunFolder, report: Report, step: int) -> None:
     """What was measured of the result: a line of metrics.jsonl, and predictions/final.jsonl."""
-    values = finite_or_null({"step": step} | {f"{FINAL}{name}": value for name, value in report.values.items()})
+    values = finite_or_null(
+        {"step": step} | {f"{FINAL}{name}": value for name, value in report.values.items()}
+    )
     # A run that was killed after this and went on measures its result again.
-    before = [entry for entry in whole_entries(run.metrics_path) if not any(name.startswith(FINAL) for name in entry)]
+    before = [
+        entry
+        for entry in whole_entries(run.metrics_path)
+        if not any(name.startswith(FINAL) for name in entry)
+    ]
     write_entries(run.metrics_path, [*before, values])
     if report.measured.answers:
         write_entries(run.make_predictions() / "final.jsonl", predictions(report))
@@ -129,14 +147,17 @@ def summary_of(
     changed: bool | None,
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """The outcome, for lists and tables. `changed`: whether any weight of the result differs from before the first step."""
+    """The outcome, for lists and tables. `changed`: whether any weight of the result differs from before the
+    first step."""
     state, recipe = trainer.state, lock.recipe
     evaluations = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     last = evaluations[-1] if evaluations else None
     # Where the result is the best checkpoint, its loss is the one that a later evaluation finds.
     at_best = [
-        entry["eval_loss"] for entry in state.log_history if entry["step"] == state.best_global_step and "eval_loss" in entry
+        entry["eval_loss"]
+        for entry in state.log_history
+        if entry["step"] == state.best_global_step and "eval_loss" in entry
     ]
     keeps_best = recipe.train.keeps_best and bool(at_best)
     trainable, total = count_parameters(trainer.model, trainer.engine)
@@ -153,7 +174,9 @@ def summary_of(
         "tokens": counters["tokens"],
         "supervised_tokens": counters["supervised_tokens"],
         "seconds": round(counters["seconds"], 1),
-        "tokens_per_second": round(counters["tokens"] / counters["step_seconds"], 1) if counters["step_seconds"] else 0.0,
+        "tokens_per_second": round(counters["tokens"] / counters["step_seconds"], 1)
+        if counters["step_seconds"]
+        else 0.0,
         "peak_memory_bytes": peak_memory_bytes(),
         "weights_changed": changed,
         "trainable_parameters": trainable,
@@ -211,7 +234,9 @@ def read_back(
 def describe_checkpoint(checkpoint: Path, recipe: Recipe, inputs: Inputs, model: Any) -> None:
     """Let a checkpoint that is a whole model say what the result will say: others load it as it is."""
     if (checkpoint / CONFIG).is_file():
-        write_beside(checkpoint, recipe, inputs, described(recipe, inputs, model, next(model.parameters()).dtype))
+        write_beside(
+            checkpoint, recipe, inputs, described(recipe, inputs, model, next(model.parameters()).dtype)
+        )
 
 
 def notes_on_result(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
@@ -221,7 +246,8 @@ def notes_on_result(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
         yield from (f"note: {line}" for line in generation_notes(inputs.base.folder))
     if any(map(asks_for_date, templates_of(tokenizer).values())):
         yield (
-            f"note: the chat template writes a date. In what is saved it is {rendering_of(tokenizer).date_string}, as in "
+            "note: the chat template writes a date. In what is saved it is "
+            f"{rendering_of(tokenizer).date_string}, as in "
             "training, and not today's; model.date_string names another"
         )
     adapter = recipe.adapter
@@ -234,12 +260,14 @@ def notes_on_result(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
     held = [what for what, there in beyond.items() if there]
     if adapter.method != "full" and held:
         yield (
-            f"note: the adapter holds {' and '.join(held)}, which vLLM doesn't read from adapters: to serve it there, merge it"
+            f"note: the adapter holds {' and '.join(held)}, which vLLM doesn't read from adapters: to serve "
+            "it there, merge it"
         )
 
 
 def _other_weights(folder: Path, weights: Mapping[str, torch.Tensor], *, classifies: bool) -> Iterator[str]:
-    """Weights in the files that are not the trained ones, and those that plain transformers would look for in vain."""
+    """Weights in the files that are not the trained ones, and those that plain transformers would look for in
+    vain."""
     kind: Any = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     with torch.device("meta"):
         wanted = {name for name, _ in kind.from_config(AutoConfig.from_pretrained(folder)).named_parameters()}

@@ -22,7 +22,9 @@ from finetune.training.checkpoints.store import is_foreign
 from finetune.training.trainer import ExactTrainer
 
 
-def make_lock(recipe: Recipe, inputs: Inputs, command: str, tracker_id: str, origins: dict[str, str] | None = None) -> Lock:
+def make_lock(
+    recipe: Recipe, inputs: Inputs, command: str, tracker_id: str, origins: dict[str, str] | None = None
+) -> Lock:
     """The identity of everything that a run is made of."""
     return Lock(
         recipe=recipe,
@@ -42,25 +44,33 @@ def make_lock(recipe: Recipe, inputs: Inputs, command: str, tracker_id: str, ori
 
 
 def git_state(folder: Path) -> dict[str, str]:
-    """Commit and cleanness of the repository that a folder is in; empty outside one, and where git is not installed."""
+    """Commit and cleanness of the repository that a folder is in; empty outside one, and where git is not
+    installed."""
     found = []
     for words in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
         try:
-            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False, timeout=10)
+            done = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, check=False, timeout=10
+            )
         except (FileNotFoundError, subprocess.TimeoutExpired):
             return {}
         if done.returncode:
             return {}
         found.append(done.stdout.strip())
     commit, changes = found
-    return {"commit": commit, "state": f"{len(changes.splitlines())} files differ from the commit" if changes else "clean"}
+    return {
+        "commit": commit,
+        "state": f"{len(changes.splitlines())} files differ from the commit" if changes else "clean",
+    }
 
 
 def refuse_changes(then: Lock, now: Lock) -> None:
     """Raises CheckpointError where something that decides the run's outcome changed since it was started."""
     for what in ("base", "tokenizer_sha256", "template_sha256", "data"):
         before, after = getattr(then, what), getattr(now, what)
-        if what == "base" and before.keys() < after.keys():  # a lock of before it was recorded how a base is stored
+        if (
+            what == "base" and before.keys() < after.keys()
+        ):  # a lock of before it was recorded how a base is stored
             after = {name: after[name] for name in before}
         if before != after:
             raise CheckpointError(
@@ -70,8 +80,10 @@ def refuse_changes(then: Lock, now: Lock) -> None:
     before, after = then.device.get("precision"), now.device.get("precision")
     if before != after:
         raise CheckpointError(
-            f"the precision changed since this run was started: then {before}, now {after}. Go on where it was started "
-            f"(train.precision auto takes what the device has), or start a new run with train.precision: {before}."
+            f"the precision changed since this run was started: then {before}, now {after}. Go on where it "
+            "was started "
+            "(train.precision auto takes what the device has), or start a new run with train.precision: "
+            f"{before}."
         )
 
 
@@ -80,60 +92,81 @@ def _differences(before: dict[str, str] | str, after: dict[str, str] | str) -> s
     if isinstance(before, str) or isinstance(after, str):
         return f"then {before}, now {after}"
     names = [name for name in before | after if before.get(name) != after.get(name)]
-    return "; ".join(f"{name} then {before.get(name, 'absent')}, now {after.get(name, 'absent')}" for name in names)
+    return "; ".join(
+        f"{name} then {before.get(name, 'absent')}, now {after.get(name, 'absent')}" for name in names
+    )
 
 
 def refuse_another_engine_than(then: Lock, now: Lock) -> None:
-    """Raises CheckpointError where the checkpoints are cut up for another engine, or another number of processes."""
+    """Raises CheckpointError where the checkpoints are cut up for another engine, or another number of
+    processes."""
     own = SINGLE.name
-    before, after = ((lock.device.get("engine", own), lock.device.get("processes", 1)) for lock in (then, now))
+    before, after = (
+        (lock.device.get("engine", own), lock.device.get("processes", 1)) for lock in (then, now)
+    )
     saved, loads = registry.named(before[0]), registry.named(after[0])
     if before == after or (saved is not None and loads is not None and loads.resumes(saved)):
         return
     raise CheckpointError(
-        f"this run was started with {before[0]} and {before[1]} processes, and its checkpoints are cut up for them; "
+        f"this run was started with {before[0]} and {before[1]} processes, and its checkpoints are cut up "
+        "for them; "
         f"this is {after[0]} with {after[1]}. Resume with --launch {before[0]} --processes {before[1]}."
     )
 
 
 def refuse_foreign_pickles(checkpoint: Path, engine: Engine, group: Group) -> None:
-    """Raises CheckpointError where DeepSpeed would load pickles that this user didn't write: they can run code.
+    """Raises CheckpointError where DeepSpeed would load pickles that this user didn't write: they can run
+    code.
 
     The main process's word counts: the key lies on its machine.
     """
     if engine.checkpoints_hold_pickles and group.any(group.is_main and is_foreign(checkpoint)):
         raise CheckpointError(
-            f"{checkpoint} was written by another user, or on another machine: its signature is not made with your key. "
-            "DeepSpeed's checkpoints hold pickles, which can run any code. Give --trust-checkpoint if you know who wrote it."
+            f"{checkpoint} was written by another user, or on another machine: its signature is not made "
+            "with your key. "
+            "DeepSpeed's checkpoints hold pickles, which can run any code. Give --trust-checkpoint if you "
+            "know who wrote it."
         )
 
 
 def inexact_because(then: Lock, now: Lock) -> list[str]:
-    """What differs from when the run was started and changes its rounding: packages, kind of device, number of threads."""
+    """What differs from when the run was started and changes its rounding: packages, kind of device, number
+    of threads."""
     names = sorted(then.versions.keys() | now.versions.keys())
     pairs: list[tuple[str, object, object]] = []
     pairs += [(name, then.versions.get(name, "absent"), now.versions.get(name, "absent")) for name in names]
-    pairs += [(f"device {name}", then.device.get(name), now.device.get(name)) for name in ("type", "name", "threads")]
+    pairs += [
+        (f"device {name}", then.device.get(name), now.device.get(name))
+        for name in ("type", "name", "threads")
+    ]
     return [f"{name}: then {before}, now {after}" for name, before, after in pairs if before != after]
 
 
 def refuse_differences(group: Group, lock: Lock) -> None:
-    """Raises LaunchError, in each process, where the processes don't train the same: recipe, base, data, versions."""
+    """Raises LaunchError, in each process, where the processes don't train the same: recipe, base, data,
+    versions."""
     parts: dict[str, Any] = {"recipe": lock.recipe.model_dump(mode="json")}
-    parts |= {name: getattr(lock, name) for name in ("base", "tokenizer_sha256", "template_sha256", "data", "versions")}
-    found = {name: group.those_that_differ(json.dumps(value, sort_keys=True)) for name, value in parts.items()}
+    parts |= {
+        name: getattr(lock, name)
+        for name in ("base", "tokenizer_sha256", "template_sha256", "data", "versions")
+    }
+    found = {
+        name: group.those_that_differ(json.dumps(value, sort_keys=True)) for name, value in parts.items()
+    }
     differing = {name: ranks for name, ranks in found.items() if ranks}
     if differing:
         ranks = sorted({rank for part in differing.values() for rank in part})
         mine = {name: parts[name] for name in differing if name == "versions"}
         raise LaunchError(
-            f"processes {', '.join(map(str, ranks))} differ from process 0 in their {' and '.join(differing)}. Give each "
+            f"processes {', '.join(map(str, ranks))} differ from process 0 in their "
+            f"{' and '.join(differing)}. Give each "
             f"machine the same files and packages.{f' Here: {mine}' if mine else ''}"
         )
 
 
 def refuse_other_engine(trainer: ExactTrainer, group: Group) -> None:
-    """Raises LaunchError unless launcher, transformers, accelerate and torch agree on the engine and the number of processes.
+    """Raises LaunchError unless launcher, transformers, accelerate and torch agree on the engine and the
+    number of processes.
 
     Each of them falls back to less by itself, and silently: the run would train something else.
     """
@@ -145,7 +178,11 @@ def refuse_other_engine(trainer: ExactTrainer, group: Group) -> None:
     }
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise LaunchError(f"the number of processes is not agreed on: {found}. Start with finetune train --launch.")
+        raise LaunchError(
+            f"the number of processes is not agreed on: {found}. Start with finetune train --launch."
+        )
     asked, got = trainer.engine, trainer.accelerator.distributed_type.value
     if got not in asked.kinds:
-        raise LaunchError(f"the launcher asks for {asked.name}, and accelerate runs {got}: nothing was trained.")
+        raise LaunchError(
+            f"the launcher asks for {asked.name}, and accelerate runs {got}: nothing was trained."
+        )

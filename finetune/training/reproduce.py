@@ -45,14 +45,16 @@ class Reproduction:
             return [*found, "reproduced bit for bit: every step's loss and every trained weight"]
         return [
             *found,
-            f"weights differ by {self.weights_distance:.2e} (relative L2), a step's loss by {self.loss_distance:.2e}",
+            f"weights differ by {self.weights_distance:.2e} (relative L2), a step's loss by "
+            f"{self.loss_distance:.2e}",
         ]
 
     def refuse_unlike(self) -> None:
         """Raises CheckFailed where everything was the same and the result isn't."""
         if not self.differs and not (self.same_weights and self.loss_distance == 0):
             raise CheckFailed(
-                f"{self.new} is not {self.old}, though base, data, packages, code and machine are the same: weights differ by "
+                f"{self.new} is not {self.old}, though base, data, packages, code and machine are the same: "
+                "weights differ by "
                 f"{self.weights_distance:.2e}, a step's loss by {self.loss_distance:.2e}."
             )
 
@@ -67,29 +69,35 @@ def reproduce(
 ) -> Reproduction:
     """Train the lock's recipe again in a new run folder.
 
-    Raises CheckpointError where the run is not finished, was trained by several processes, or something is not what it was that
-    `despite` doesn't name.
+    Raises CheckpointError where the run is not finished, was trained by several processes, or something is
+    not what it was that `despite` doesn't name.
     """
     strange = despite - set(DESPITE)
     if strange:
-        raise CheckpointError(f"--despite: got {', '.join(sorted(strange))}; expected some of {', '.join(DESPITE)}.")
+        raise CheckpointError(
+            f"--despite: got {', '.join(sorted(strange))}; expected some of {', '.join(DESPITE)}."
+        )
     if not source.finished:
         raise CheckpointError(f"{source.path} is not finished, so there is no result to compare with.")
     if lock.device.get("processes", 1) != 1:
         engine, count = lock.device.get("engine"), lock.device["processes"]
         raise CheckpointError(
-            f"{source.path} was trained by {count} processes; run its recipe again with --launch {engine} --processes {count}."
+            f"{source.path} was trained by {count} processes; run its recipe again with --launch {engine} "
+            f"--processes {count}."
         )
     old = results_of(source)  # before hours are spent on the new one
     differs: list[str] = []
 
     def accept(now: Lock) -> None:
         differs.extend(differences(lock, now))
-        refused = [what for what in differs if what.split(":")[0] not in despite and what.split(":")[0] in DESPITE]
+        refused = [
+            what for what in differs if what.split(":")[0] not in despite and what.split(":")[0] in DESPITE
+        ]
         if refused:
             words = " ".join(f"--despite {what}" for what in sorted({line.split(":")[0] for line in refused}))
             raise CheckpointError(
-                f"this would not be the same run: {'; '.join(refused)}. Put back what was there, or continue with {words}."
+                f"this would not be the same run: {'; '.join(refused)}. Put back what was there, or continue "
+                f"with {words}."
             )
 
     output = lock.recipe.output.model_copy(update={"folder": str((folder or source.path.parent).resolve())})
@@ -126,7 +134,10 @@ def differences(then: Lock, now: Lock) -> list[str]:
     changed = [name for name in names if then.versions.get(name) != now.versions.get(name)]
     for name in changed:
         kind = "code" if name == "finetune" else "versions"
-        found.append(f"{kind}: {name} was {then.versions.get(name, 'absent')}, and is {now.versions.get(name, 'absent')}")
+        found.append(
+            f"{kind}: {name} was {then.versions.get(name, 'absent')}, and is "
+            f"{now.versions.get(name, 'absent')}"
+        )
     commits = [lock.git.get("commit") for lock in (then, now)]
     if None not in commits and commits[0] != commits[1]:
         found.append(f"code: the commit was {commits[0]}, and is {commits[1]}")
@@ -150,13 +161,20 @@ def results_of(run: RunFolder) -> Results:
     return weights, [line["train/loss"] for line in read_metrics(run) if line.get("train/loss") is not None]
 
 
-def compare_results(old: RunFolder, new: RunFolder, first: Results, second: Results, differs: tuple[str, ...]) -> Reproduction:
-    """Trained weights and losses of two finished runs; infinitely far apart where they are of another size or number."""
+def compare_results(
+    old: RunFolder, new: RunFolder, first: Results, second: Results, differs: tuple[str, ...]
+) -> Reproduction:
+    """Trained weights and losses of two finished runs; infinitely far apart where they are of another size or
+    number."""
     (weights, losses), (others, other_losses) = first, second
-    alike = weights.keys() == others.keys() and all(weights[name].shape == others[name].shape for name in weights)
+    alike = weights.keys() == others.keys() and all(
+        weights[name].shape == others[name].shape for name in weights
+    )
     distance = loss_distance = math.inf
     if alike:
-        flat = [torch.cat([held[name].double().flatten() for name in sorted(held)]) for held in (weights, others)]
+        flat = [
+            torch.cat([held[name].double().flatten() for name in sorted(held)]) for held in (weights, others)
+        ]
         distance = float((flat[0] - flat[1]).norm() / flat[0].norm())
     if len(losses) == len(other_losses):
         pairs = zip(losses, other_losses, strict=True)

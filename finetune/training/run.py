@@ -1,4 +1,5 @@
-"""One training run from recipe to run folder: how it starts and resumes. session.py trains, build.py makes what is trained."""
+"""One training run from recipe to run folder: how it starts and resumes. session.py trains, build.py makes
+what is trained."""
 
 import logging
 import secrets
@@ -57,10 +58,10 @@ def start(
 ) -> Ended:
     """Train a recipe in a new run folder, or in `folder`, which its launcher made.
 
-    `origins` says where each value of the recipe was written; `accept` may raise when it sees what the run is made of;
-    `rules` are an earlier version's, where its run is done again.
-    Under a launcher each process calls this. Nothing is left behind where it can't start. Raises KeyboardInterrupt where it is
-    stopped before the training began; the errors of finetune.errors and data_prep.errors.
+    `origins` says where each value of the recipe was written; `accept` may raise when it sees what the run is
+    made of; `rules` are an earlier version's, where its run is done again. Under a launcher each process
+    calls this. Nothing is left behind where it can't start. Raises KeyboardInterrupt where it is stopped
+    before the training began; the errors of finetune.errors and data_prep.errors.
     """
     environment.settle_training()
     recipe = tracked(recipe)
@@ -72,7 +73,9 @@ def start(
         group.form()
         run = _run_folder(recipe, name, folder, group)
         with _undone_unless_started(run, group, made=folder is None):
-            lock = make_lock(recipe, inputs, command, tracker_id(recipe, f"{run.name}-{secrets.token_hex(3)}"), origins)
+            lock = make_lock(
+                recipe, inputs, command, tracker_id(recipe, f"{run.name}-{secrets.token_hex(3)}"), origins
+            )
             accept(lock)
             refuse_differences(group, lock)
             with _claimed(run, group), journal(run.log_of(group.rank)):
@@ -95,27 +98,33 @@ def resume(
 ) -> Ended:
     """Resume an interrupted run from its newest whole checkpoint, in the same tracker run.
 
-    Raises CheckpointError where the run is finished, or its base, tokenizer, data or precision are not what they were, where
-    a recipe is given that isn't the run's, or where DeepSpeed would load somebody else's checkpoint and `trust_checkpoint`
-    doesn't allow it; LaunchError where another process trains it; KeyboardInterrupt where `start` does.
+    Raises CheckpointError where the run is finished, or its base, tokenizer, data or precision are not what
+    they were, where a recipe is given that isn't the run's, or where DeepSpeed would load somebody else's
+    checkpoint and `trust_checkpoint` doesn't allow it; LaunchError where another process trains it;
+    KeyboardInterrupt where `start` does.
     """
     environment.settle_training()
     group, engine = this_group(), current()
     if trust_checkpoint and not engine.checkpoints_hold_pickles:
-        raise CheckpointError("--trust-checkpoint is about DeepSpeed's checkpoints, and this is not DeepSpeed: leave it out.")
+        raise CheckpointError(
+            "--trust-checkpoint is about DeepSpeed's checkpoints, and this is not DeepSpeed: leave it out."
+        )
     run = open_run(path)
     with signals.listening() as requests, _claimed(run, group), journal(run.log_of(group.rank)):
         lock = read_lock(run.lock_path)
         if run.finished:
             raise CheckpointError(
-                f"{run.path} is finished, and its schedule came to its end; there is nothing to resume. To train its result "
-                f"further, in a new run with a schedule of its own:\n    {command_to_train_further(run, lock)}"
+                f"{run.path} is finished, and its schedule came to its end; there is nothing to resume. To "
+                "train its result "
+                "further, in a new run with a schedule of its own:\n    "
+                f"{command_to_train_further(run, lock)}"
             )
         if lock.rules != CURRENT_RULES:
             logger.info(f"this run continues by the rules of the version that started it: {lock.rules}")
         if recipe is not None and recipe != lock.recipe:
             raise CheckpointError(
-                f"the recipe differs from the one that {run.path} was started with. Leave it out, or start a new run."
+                f"the recipe differs from the one that {run.path} was started with. Leave it out, or start a "
+                "new run."
             )
         inputs = build.build_inputs(lock.recipe, rules=lock.rules, allow_code=allow_code)
         now = make_lock(lock.recipe, inputs, lock.command, lock.tracker_id)
@@ -157,7 +166,9 @@ def _undone_unless_started(run: RunFolder, group: Group, *, made: bool) -> Itera
             if made:
                 shutil.rmtree(run.path)
             else:
-                run.lock_path.unlink(missing_ok=True)  # so that the launcher knows: there is nothing to resume
+                run.lock_path.unlink(
+                    missing_ok=True
+                )  # so that the launcher knows: there is nothing to resume
         raise
 
 
@@ -165,7 +176,8 @@ def _write_lock(run: RunFolder, lock: Lock) -> None:
     """What the run is made of, into its folder."""
     if lock.without_secrets() != lock.as_dict():
         logger.warning(
-            "the recipe or the command contains a secret. It is left out of the run's files, so resuming, merging or "
+            "the recipe or the command contains a secret. It is left out of the run's files, so resuming, "
+            "merging or "
             "reproducing this run may fail. Pass secrets through environment variables."
         )
     write_private(run.lock_path, lock.to_yaml())

@@ -1,4 +1,5 @@
-"""What a run says: each line to the person and to run.log, with the libraries' warnings and the error that ends it."""
+"""What a run says: each line to the person and to run.log, with the libraries' warnings and the error that
+ends it."""
 
 import logging
 import warnings

@@ -16,7 +16,8 @@ def warmup_steps(train: TrainSection, total_steps: int) -> int:
 
 
 def decay_steps(train: TrainSection, total_steps: int) -> int:
-    """Steps in which it falls after the warm-up; with schedule wsd fewer than are left, otherwise all of them."""
+    """Steps in which it falls after the warm-up; with schedule wsd fewer than are left, otherwise all of
+    them."""
     left = total_steps - warmup_steps(train, total_steps)
     return min(ceil_product(train.decay_fraction, total_steps), left) if train.schedule == "wsd" else left
 
@@ -24,10 +25,11 @@ def decay_steps(train: TrainSection, total_steps: int) -> int:
 def rate_factor(train: TrainSection, total_steps: int, step: int, rule: int) -> float:
     """What train.learning_rate is multiplied by in a step from 1 to total_steps; always above 0.
 
-    Step k of a warm-up of w steps has k/w; with wsd that is the part of the way from its minimum. Of a decay of d steps,
-    step k has 1 - (k-1)/d of the way down to its end: straight, or along half a cosine. So the warm-up's last step and the
-    decay's first one have the whole rate, and the end of the decay is where the next step would be.
-    By `rule` 1 (Rules.schedule) step k of the warm-up has (k-1)/w: the first step of a run changed nothing.
+    Step k of a warm-up of w steps has k/w; with wsd that is the part of the way from its minimum. Of a decay
+    of d steps, step k has 1 - (k-1)/d of the way down to its end: straight, or along half a cosine. So the
+    warm-up's last step and the decay's first one have the whole rate, and the end of the decay is where the
+    next step would be. By `rule` 1 (Rules.schedule) step k of the warm-up has (k-1)/w: the first step of a
+    run changed nothing.
     """
     warmup, decay = warmup_steps(train, total_steps), decay_steps(train, total_steps)
     least = train.minimum_learning_rate_fraction if train.schedule in ("cosine_with_minimum", "wsd") else 0.0

@@ -1,4 +1,5 @@
-"""What trains one run: its trainer, callbacks and trackers; from the first step to the result and its summary."""
+"""What trains one run: its trainer, callbacks and trackers; from the first step to the result and its
+summary."""
 
 import logging
 from collections.abc import Iterator
@@ -57,7 +58,13 @@ logger = logging.getLogger(__name__)
 
 
 def open_session(
-    run: RunFolder, lock: Lock, inputs: Inputs, *, group: Group, checkpoint: Path | None, requests: signals.Requests
+    run: RunFolder,
+    lock: Lock,
+    inputs: Inputs,
+    *,
+    group: Group,
+    checkpoint: Path | None,
+    requests: signals.Requests,
 ) -> "TrainingSession":
     """Build what trains the run, from the checkpoint where there is one.
 
@@ -68,11 +75,17 @@ def open_session(
         logger.info(line)
     best = BestCheckpoint(recipe.train, inputs.rules.training)
     with memory_advice():
-        trainer = _trainer(run, lock, inputs, callbacks=[best, GracefulStop(requests, group)], first=checkpoint is None)
+        trainer = _trainer(
+            run, lock, inputs, callbacks=[best, GracefulStop(requests, group)], first=checkpoint is None
+        )
     checkpoint = None if checkpoint is None else _that_fits(checkpoint, run, trainer)
     refuse_other_engine(trainer, group)
     metrics = TaskMetrics(recipe, inputs, trainer, group) if recipe.evaluate.metrics else None
-    how = asked(recipe, inputs.tokenizer, allow_code=inputs.allow_code) if inputs.objective.writes_text else None
+    how = (
+        asked(recipe, inputs.tokenizer, allow_code=inputs.allow_code)
+        if inputs.objective.writes_text
+        else None
+    )
     trainer.add_callback(StartHash(trainer, written_type(recipe, inputs)))
     if recipe.train.rehearsal and not trainer.engine.steps_in_backward:
         trainer.add_callback(MemoryCheck(trainer, recipe))
@@ -81,7 +94,9 @@ def open_session(
     # Last, because they are seen from outside: a tracker's run and a moving line, for a run that can start.
     tracking = TrackingSection.model_validate(scrubbed_values(recipe.tracking.model_dump(mode="json")))
     if not group.is_main:
-        tracking = TrackingSection(tracker="none", samples=tracking.samples if trainer.engine.shards_weights else None)
+        tracking = TrackingSection(
+            tracker="none", samples=tracking.samples if trainer.engine.shards_weights else None
+        )
     config = scrubbed_recipe(recipe.model_dump(mode="json"))
     tracker = start_tracker(tracking, lock.tracker_id, config, folder=run.path)
     progress = Progress()
@@ -91,17 +106,23 @@ def open_session(
     if tracking.samples is not None:
         assert how is not None  # noqa: S101 - the rules refuse samples of a head
         clock = log.restart
-        trainer.add_callback(Samples(tracking.samples, trainer, inputs.tokenizer, run.samples_path, tracker, clock, group, how))
+        trainer.add_callback(
+            Samples(tracking.samples, trainer, inputs.tokenizer, run.samples_path, tracker, clock, group, how)
+        )
     return TrainingSession(
         run=run, lock=lock, inputs=inputs, group=group, checkpoint=checkpoint, trainer=trainer, best=best,
         metrics=metrics, asked=how, tracker=tracker, integration=integration, progress=progress,
     )  # fmt: skip
 
 
-def _trainer(run: RunFolder, lock: Lock, inputs: Inputs, *, callbacks: list[Any], first: bool) -> ExactTrainer:
+def _trainer(
+    run: RunFolder, lock: Lock, inputs: Inputs, *, callbacks: list[Any], first: bool
+) -> ExactTrainer:
     """The trainer and its model; `first` where no step was taken yet."""
     recipe, threads, device = lock.recipe, choose_threads(), choose_device()
-    where = f"the CPU, {threads} threads" if device.type == "cpu" else f"{device}, {threads} threads on the host"
+    where = (
+        f"the CPU, {threads} threads" if device.type == "cpu" else f"{device}, {threads} threads on the host"
+    )
     logger.info(f"computing on {where}, with {allocator_name()}")
     if device.type == "cpu":
         say_without_jemalloc()
@@ -109,9 +130,12 @@ def _trainer(run: RunFolder, lock: Lock, inputs: Inputs, *, callbacks: list[Any]
     trainable, total = count_parameters(model, current())
     precision = inputs.precision
     logger.info(
-        f"{trainable:,} of {total:,} parameters train ({trainable / total:.2%}), in {precision.name}: {precision.reason}"
+        f"{trainable:,} of {total:,} parameters train ({trainable / total:.2%}), in {precision.name}: "
+        f"{precision.reason}"
     )
-    trainer = build.build_trainer(recipe, inputs, model, checkpoints=run.checkpoints, evaluate_first=first, callbacks=callbacks)
+    trainer = build.build_trainer(
+        recipe, inputs, model, checkpoints=run.checkpoints, evaluate_first=first, callbacks=callbacks
+    )
     trainer.describe = lambda checkpoint: describe_checkpoint(checkpoint, recipe, inputs, trainer.model)
     return trainer
 
@@ -156,7 +180,8 @@ class TrainingSession:
     """Whether it ended in the midst of a step, so that other processes are elsewhere."""
 
     def train(self) -> dict[str, Any]:
-        """Train to the end, or to a stop; write the result. Returns the summary, whose status says which it was."""
+        """Train to the end, or to a stop; write the result. Returns the summary, whose status says which it
+        was."""
         with ExitStack() as closing:
             closing.callback(self.tracker.finish)
             closing.callback(self.integration.finish)
@@ -171,7 +196,9 @@ class TrainingSession:
                     if self.run.adapter.is_dir():
                         self.tracker.upload(self.run.adapter)
         if self.summary["status"] == "stopped":
-            logger.info(f"stopped after step {self.trainer.state.global_step}; resume with: {self._resume_command()}")
+            logger.info(
+                f"stopped after step {self.trainer.state.global_step}; resume with: {self._resume_command()}"
+            )
         return self.summary
 
     @contextmanager
@@ -209,7 +236,11 @@ class TrainingSession:
 
     def _resume_command(self) -> str:
         engine, allowed = self.trainer.engine.name, sorted(self.inputs.allow_code)
-        launch = ["--launch", engine, "--processes", str(self.group.world_size)] if self.group.world_size > 1 else []
+        launch = (
+            ["--launch", engine, "--processes", str(self.group.world_size)]
+            if self.group.world_size > 1
+            else []
+        )
         code = [word for sha256 in allowed for word in ("--allow-code", sha256)]
         return shell_command("train", "--resume", self.run.path, *launch, *code)
 
@@ -260,7 +291,8 @@ class TrainingSession:
         elif self.recipe.train.keeps_best:
             best_by = self.recipe.train.best_by or "loss"
             logger.warning(
-                f"{best_by} was never a finite number, so there is no best checkpoint; the last step's weights are the result"
+                f"{best_by} was never a finite number, so there is no best checkpoint; the last step's "
+                "weights are the result"
             )
         written = write_result(self.run, self.lock, self.inputs, self.trainer, self.group)
         for line in notes_on_result(self.recipe, self.inputs):
@@ -270,7 +302,8 @@ class TrainingSession:
         if self.changed is False:
             logger.warning(
                 "nothing was learned: each trained weight is bit for bit what it was before the first step. "
-                f"train.learning_rate ({self.recipe.train.learning_rate:g}) may be too small for it; metrics.jsonl has the "
+                f"train.learning_rate ({self.recipe.train.learning_rate:g}) may be too small for it; "
+                "metrics.jsonl has the "
                 "gradient's norm of each step."
             )
 

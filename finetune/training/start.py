@@ -1,4 +1,5 @@
-"""Train a recipe, or resume a run: in this process, or in several that are started for it. Loads no torch by itself."""
+"""Train a recipe, or resume a run: in this process, or in several that are started for it. Loads no torch by
+itself."""
 
 import logging
 import threading
@@ -47,11 +48,14 @@ def start(
 ) -> Trained | None:
     """Train a recipe, or resume a run, here or in processes of their own; None on a machine beside the first.
 
-    `options` are those of finetune.engines.launch.check.plan_launch. `arguments` are the words behind `finetune` that say
-    this on a command line, for the lock and for processes to be started with; made from the rest where they are None.
+    `options` are those of finetune.engines.launch.check.plan_launch. `arguments` are the words behind
+    `finetune` that say this on a command line, for the lock and for processes to be started with; made from
+    the rest where they are None.
     """
     allowed = frozenset(sha256.lower() for sha256 in allow_code)
-    words = list(arguments) if arguments is not None else _arguments(loaded, resumed, allowed, trust_checkpoint)
+    words = (
+        list(arguments) if arguments is not None else _arguments(loaded, resumed, allowed, trust_checkpoint)
+    )
     for name, value in options.items():
         if name in LEAST and not (isinstance(value, int | float) and value >= LEAST[name]):
             raise LaunchError(f"{name} is {value!r}; expected a number from {LEAST[name]:g}.")
@@ -69,14 +73,19 @@ def start(
             folder = launched(plan, loaded, resumed, words)
             return None if folder is None else Trained(folder, str(open_run(folder).outcome()["status"]))
     with _alone():
-        return _train_here(loaded, resumed, allowed, trust_checkpoint=trust_checkpoint, command=shell_command(*words))
+        return _train_here(
+            loaded, resumed, allowed, trust_checkpoint=trust_checkpoint, command=shell_command(*words)
+        )
 
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Raises LaunchError where another thread of this process trains: generators, signals and logs are one for both."""
+    """Raises LaunchError where another thread of this process trains: generators, signals and logs are one
+    for both."""
     if not _training.acquire(blocking=False):
-        raise LaunchError("another training is running in this process: wait for it, or start this one in another process.")
+        raise LaunchError(
+            "another training is running in this process: wait for it, or start this one in another process."
+        )
     try:
         yield
     finally:
@@ -92,7 +101,9 @@ def _settle(loaded: LoadedRecipe | None, resumed: Path | None) -> None:
     environment.settle_training()
 
 
-def _planned(launch: str, options: Mapping[str, Any], loaded: LoadedRecipe | None, resumed: Path | None) -> "Launch | None":
+def _planned(
+    launch: str, options: Mapping[str, Any], loaded: LoadedRecipe | None, resumed: Path | None
+) -> "Launch | None":
     """The launch; None where it is one process, which is this one then."""
     from finetune.engines.launch.check import check_alone, plan_launch
 
@@ -126,7 +137,9 @@ def _train_here(
         resumed, loaded = made, None  # the launcher starts its processes again
     if resumed is not None:
         known = loaded.recipe if loaded else None
-        folder, summary = run.resume(resumed.resolve(), recipe=known, allow_code=allow_code, trust_checkpoint=trust_checkpoint)
+        folder, summary = run.resume(
+            resumed.resolve(), recipe=known, allow_code=allow_code, trust_checkpoint=trust_checkpoint
+        )
     else:
         assert loaded is not None  # noqa: S101 - the callers see to it
         folder, summary = run.start(

@@ -1,5 +1,5 @@
-"""transformers' Trainer with exact normalisation: it carries the loop, accelerate, checkpoints and resume; ours are the
-batches, the loss, the evaluation, and the refusal of steps that are not finite.
+"""transformers' Trainer with exact normalisation: it carries the loop, accelerate, checkpoints and resume;
+ours are the batches, the loss, the evaluation, and the refusal of steps that are not finite.
 """
 
 import json
@@ -37,8 +37,9 @@ SKIPPED_STEPS_LIMIT = 20
 
 
 class ExactTrainer(Trainer):
-    """Each optimizer step minimises (sum of its losses) / (sum of its weights), over all processes and accumulation steps,
-    however the rows are cut into micro-batches. The model must have the loss of its objective (Objective.install).
+    """Each optimizer step minimises (sum of its losses) / (sum of its weights), over all processes and
+    accumulation steps, however the rows are cut into micro-batches. The model must have the loss of its
+    objective (Objective.install).
     """
 
     model: Any
@@ -81,10 +82,15 @@ class ExactTrainer(Trainer):
         super().create_accelerator_and_postprocess()
         self.engine.adapt(self.accelerator)
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
-        """finetune.training.schedule's rates; a scheduler counts the steps that were taken, so the next one is one more."""
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LambdaLR:
+        """finetune.training.schedule's rates; a scheduler counts the steps that were taken, so the next one
+        is one more."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = LambdaLR(cast(Any, optimizer or self.optimizer), lambda taken: self.rate_factor(taken + 1))
+            self.lr_scheduler = LambdaLR(
+                cast(Any, optimizer or self.optimizer), lambda taken: self.rate_factor(taken + 1)
+            )
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -96,7 +102,9 @@ class ExactTrainer(Trainer):
         pin = self.args.device.type == "cuda"
         return DataLoader(self.feed, batch_size=None, pin_memory=pin, generator=torch.Generator())
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, Any]], device: torch.device
+    ) -> torch.Tensor:
         self.step_losses = []
         if self.objective.step_values:
             total = self._step_sum((batch["places"], batch) for batch in batch_samples).to(widest_type())
@@ -113,7 +121,8 @@ class ExactTrainer(Trainer):
 
     @torch.no_grad()
     def _step_sum(self, batches: Iterable[tuple[Sequence[Any], dict[str, Any]]]) -> torch.Tensor:
-        """The objective's step_terms over the batches of all processes, by the model in evaluation mode, without noise.
+        """The objective's step_terms over the batches of all processes, by the model in evaluation mode,
+        without noise.
 
         Each batch comes with its rows; what one without rows has doesn't count.
         """
@@ -177,7 +186,8 @@ class ExactTrainer(Trainer):
     def _not_finite(self, what: str, value: float, places: list[str]) -> str:
         shown = ", ".join(places[:8]) + (" ..." if len(places) > 8 else "")
         return (
-            f"the {what} is {value} at step {self.state.global_step + 1}; nothing was updated. Rows: {shown}. "
+            f"the {what} is {value} at step {self.state.global_step + 1}; nothing was updated. Rows: "
+            f"{shown}. "
             "Look at these rows (finite numbers in, labels in the vocabulary), lower train.learning_rate, "
             "or set train.precision to fp32; the last whole checkpoint is kept and --resume goes on from it."
         )
@@ -220,7 +230,8 @@ class ExactTrainer(Trainer):
     def batches_of(
         self, documents: Sequence[Document], values: np.ndarray | None = None
     ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-        """This process's padded batches of documents, each with their indexes; `values` go with the documents."""
+        """This process's padded batches of documents, each with their indexes; `values` go with the
+        documents."""
         return evaluation_batches(
             documents,
             batch_size=self.args.per_device_eval_batch_size,
@@ -235,7 +246,8 @@ class ExactTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir))
         checkpoint = folder / f"{PREFIX}{self.state.global_step}"
-        # A damaged checkpoint of this step may be there: without its marker it isn't taken for whole while it is rewritten.
+        # A damaged checkpoint of this step may be there: without its marker it isn't taken for whole while it
+        # is rewritten.
         if self.group.is_main:
             (checkpoint / MARKER).unlink(missing_ok=True)
         self.group.wait()
@@ -256,7 +268,9 @@ class ExactTrainer(Trainer):
         elif self.args.should_save:
             self.model.save_pretrained(str(output_dir), state_dict=state_dict, save_embedding_layers=False)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
+    ) -> None:
         with without_embeddings():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -265,7 +279,8 @@ class ExactTrainer(Trainer):
             super()._load_best_model()
 
     def counters(self) -> dict[str, Any]:
-        """Tokens and seconds of the run up to now, those before a resume included; Counters of checkpoints/contents.py."""
+        """Tokens and seconds of the run up to now, those before a resume included; Counters of
+        checkpoints/contents.py."""
         return {
             "tokens": self.tokens_seen,
             "supervised_tokens": self.supervised_tokens_seen,
@@ -297,7 +312,8 @@ class ExactTrainer(Trainer):
 
 @contextmanager
 def without_embeddings() -> Iterator[None]:
-    """accelerate (FSDP2) asks peft for an adapter's weights, and peft adds the whole embedding where the vocabulary grew."""
+    """accelerate (FSDP2) asks peft for an adapter's weights, and peft adds the whole embedding where the
+    vocabulary grew."""
     own = peft.get_peft_model_state_dict
     peft.get_peft_model_state_dict = partial(own, save_embedding_layers=False)
     try:

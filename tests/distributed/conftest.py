@@ -18,7 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """One thread for each process, and the checkout's code."""
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRACKIO_DIR": str(tmp_path / "trackio")}
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+    }
 
 
 @pytest.fixture
@@ -30,13 +34,18 @@ def train(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Train:
-    """train("--launch", "ddp", ..., adapter={...}) -> how `finetune train` with these options and sections ended.
+    """train("--launch", "ddp", ..., adapter={...}) -> how `finetune train` with these options and sections
+    ended.
 
     Without options it is one process's training, and runs inside the test's.
     """
 
     def run(
-        *options: str, seconds: float = 300, code: int | None = 0, command: list[str] | None = None, **sections: Any
+        *options: str,
+        seconds: float = 300,
+        code: int | None = 0,
+        command: list[str] | None = None,
+        **sections: Any,
     ) -> Launched:
         tree: dict[str, dict[str, Any]] = {
             "model": {"base": str(tiny_base)},
@@ -61,7 +70,13 @@ def train(
         words = [*(command or [sys.executable, "-m", "finetune"]), "train", str(recipe), *options]
         if options or command:
             done = subprocess.run(
-                words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=seconds
+                words,
+                env=environment,
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=seconds,
             )
             ended, printed = done.returncode, (done.stdout, done.stderr)
         else:

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from finetune.engines.launch.configs import find_config
 
 NO_COMPILER = shutil.which("g++") is None or shutil.which("ninja") is None
-"""DeepSpeed compiles an extension at its first run; without these `finetune train --launch zero...` is refused."""
+"""DeepSpeed compiles an extension at its first run; without these `finetune train --launch zero...` is
+refused."""
 
 
 @dataclass
@@ -31,7 +32,9 @@ class Launched:
         """What was trained."""
         assert self.run is not None
         folder, name = (
-            (self.run / "adapter", "adapter_model") if (self.run / "adapter").is_dir() else (self.run / "model", "model")
+            (self.run / "adapter", "adapter_model")
+            if (self.run / "adapter").is_dir()
+            else (self.run / "model", "model")
         )
         return load_file(folder / f"{name}.safetensors")
 
@@ -54,19 +57,40 @@ Train = Callable[..., Launched]
 def accelerate_launch(engine: str) -> list[str]:
     """The command by which accelerate itself starts two processes with a shipped file."""
     config = str(find_config(engine).path)
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", "0"]
+    return [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        config,
+        "--main_process_port",
+        "0",
+    ]
 
 
 def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """Relative L2 of all weights together."""
     assert one.keys() == other.keys()
-    flat = [torch.cat([weights[name].double().flatten() for name in sorted(weights)]) for weights in (one, other)]
+    flat = [
+        torch.cat([weights[name].double().flatten() for name in sorted(weights)]) for weights in (one, other)
+    ]
     return float((flat[0] - flat[1]).norm() / flat[1].norm())
 
 
 def start_launch(recipe: Path, environment: dict[str, str], *options: str) -> subprocess.Popen[str]:
     """A launch of two processes that goes on by itself."""
-    command = [sys.executable, "-m", "finetune", "train", str(recipe), "--launch", "ddp", "--processes", "2", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "finetune",
+        "train",
+        str(recipe),
+        "--launch",
+        "ddp",
+        "--processes",
+        "2",
+        *options,
+    ]
     return subprocess.Popen(
         command, env=environment, cwd=recipe.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

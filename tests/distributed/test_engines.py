@@ -13,8 +13,9 @@ from finetune.recipe.paths import LOCK
 from tests.distributed.launches import Train, accelerate_launch, difference
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
-"""Of the trained weights after 4 steps of Adam at 1e-2, relative L2: Adam divides by the root of tiny squares, and so
-magnifies differences of rounding. DeepSpeed in bf16 rounds the adapter before it computes, the others while they do."""
+"""Of the trained weights after 4 steps of Adam at 1e-2, relative L2: Adam divides by the root of tiny
+squares, and so magnifies differences of rounding. DeepSpeed in bf16 rounds the adapter before it computes,
+the others while they do."""
 
 EACH_ONCE = {("lora", "ddp"), ("lora", "zero2"), ("qlora", "zero3")}
 CELLS = [
@@ -30,7 +31,9 @@ CELLS = [
     if engine.refusal(method, precision) is None
 ]
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bitsandbytes and DeepSpeed are installed on Linux only")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="bitsandbytes and DeepSpeed are installed on Linux only"
+)
 
 
 @pytest.mark.parametrize(("method", "engine", "precision"), CELLS)
@@ -44,7 +47,8 @@ def test_two_processes_end_where_one_does(train: Train, method: str, engine: str
     assert difference(shared.weights(), alone.weights()) < TOLERANCES[precision]
     relative = 1e-4 if precision == "fp32" else 2e-2
     assert shared.losses() == pytest.approx(alone.losses(), rel=relative)
-    # Before anything is learned only the rounding of sums differs: a loss that is itself rounded to bf16 is off by 2e-3.
+    # Before anything is learned only the rounding of sums differs: a loss that is itself rounded to bf16 is
+    # off by 2e-3.
     assert shared.losses()[0] == pytest.approx(alone.losses()[0], rel=1e-4)
     assert shared.losses("eval/loss") == pytest.approx(alone.losses("eval/loss"), rel=relative)
     assert shared.losses("train/supervised_tokens") == alone.losses("train/supervised_tokens")
@@ -56,7 +60,8 @@ def test_two_processes_end_where_one_does(train: Train, method: str, engine: str
 @pytest.mark.long
 @pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp2"])
 def test_noise_and_cuts_are_one_processs(train: Train, engine: str) -> None:
-    """NEFTune's noise, and documents that are cut where a pack is full, don't depend on which process has them."""
+    """NEFTune's noise, and documents that are cut where a pack is full, don't depend on which process has
+    them."""
     sections = {
         "data": {"pack_length_tokens": 48, "pack_split": True},
         "train": {"neftune_alpha": 5.0, "precision": "fp32", "learning_rate": 1e-2},
@@ -93,11 +98,15 @@ main()
 @pytest.mark.long
 @pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
 def test_each_process_holds_its_share_of_an_nf4_base(train: Train, tmp_path: Path, engine: str) -> None:
-    """Between steps two processes hold half of the weights each, padding aside, NF4's packed numbers included."""
+    """Between steps two processes hold half of the weights each, padding aside, NF4's packed numbers
+    included."""
     script = tmp_path / "weigh.py"
     script.write_text(WEIGH)
     done = train(
-        command=[*accelerate_launch(engine), str(script)], adapter={"method": "qlora"}, train={"max_steps": 1}, seconds=400
+        command=[*accelerate_launch(engine), str(script)],
+        adapter={"method": "qlora"},
+        train={"max_steps": 1},
+        seconds=400,
     )
     found = re.findall(r"rank (\d) holds (\d+) of (\d+)", done.stdout)
     assert {rank for rank, _, _ in found} == {"0", "1"}
@@ -124,13 +133,15 @@ main()
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "sections", [{}, {"adapter": {"modules_to_save": ["lm_head"]}}, {"adapter": {"targets": ["q_proj", "lm_head"]}}]
+    "sections",
+    [{}, {"adapter": {"modules_to_save": ["lm_head"]}}, {"adapter": {"targets": ["q_proj", "lm_head"]}}],
 )
 @pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
 def test_the_head_is_called_as_often_in_each_process(
     train: Train, tmp_path: Path, engine: str, sections: dict[str, dict[str, object]]
 ) -> None:
-    """Each call of a head that is cut up gathers it, so processes whose rows have more to learn must not call it more often."""
+    """Each call of a head that is cut up gathers it, so processes whose rows have more to learn must not call
+    it more often."""
     script = tmp_path / "small_chunks.py"
     script.write_text(SMALL_CHUNKS)
     alone = train(**sections)
@@ -156,7 +167,8 @@ main()
 
 @pytest.mark.long
 def test_the_manuals_engine_trains(train: Train, tmp_path: Path, environment: dict[str, str]) -> None:
-    """Two processes of docs/extending_engines.md's engine train what ddp does, but for gradients that were rounded to fp16."""
+    """Two processes of docs/extending_engines.md's engine train what ddp does, but for gradients that were
+    rounded to fp16."""
     script = tmp_path / "of_the_page.py"
     script.write_text(OF_THE_PAGE)
     plain = train(command=[*accelerate_launch("ddp"), "-m", "finetune"])

@@ -33,9 +33,12 @@ raise SystemExit(run())
 
 
 def test_two_processes_have_what_a_program_adds(train: Train, tmp_path: Path) -> None:
-    """Rows of the format train, and the metric is measured in training and of the result, as in one process."""
+    """Rows of the format train, and the metric is measured in training and of the result, as in one
+    process."""
     rows = [
-        {"asked": f"{colour} {index}?", "said": colour * (1 + index % 3)} for index in range(12) for colour in ("red", "green")
+        {"asked": f"{colour} {index}?", "said": colour * (1 + index % 3)}
+        for index in range(12)
+        for colour in ("red", "green")
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -19,7 +19,9 @@ STEPS = {"max_steps": 150, "save_every_steps": 25}
 
 def worker(launch: subprocess.Popen[str], rank: int) -> psutil.Process:
     """The launch's process of that rank."""
-    found = [child for child in psutil.Process(launch.pid).children() if child.environ().get("RANK") == str(rank)]
+    found = [
+        child for child in psutil.Process(launch.pid).children() if child.environ().get("RANK") == str(rank)
+    ]
     return found[0]
 
 
@@ -33,10 +35,13 @@ MOMENTS = ("step", "evaluation", "checkpoint")
 def test_a_killed_process_ends_the_launch_and_restarting_it_loses_nothing(
     train: Train, tmp_path: Path, environment: dict[str, str], seed: int, moment: str
 ) -> None:
-    """kill -9 of either process at a random step, in an evaluation, or while a checkpoint is being written: with
-    --max-restarts 1 the launch goes on, and ends in the same adapter."""
+    """kill -9 of either process at a random step, in an evaluation, or while a checkpoint is being written:
+    with --max-restarts 1 the launch goes on, and ends in the same adapter."""
     evaluations = {"evaluate_every_steps": 25} if moment == "evaluation" else {}
-    sections: dict[str, dict[str, object]] = {"train": STEPS | evaluations, "data": {"evaluation": {"fraction": 0.5}}}
+    sections: dict[str, dict[str, object]] = {
+        "train": STEPS | evaluations,
+        "data": {"evaluation": {"fraction": 0.5}},
+    }
     whole = train("--launch", "ddp", "--processes", "2", **sections)
     launch = start_launch(tmp_path / "recipe.yaml", environment, "--max-restarts", "1")
     run = tmp_path / "runs" / "recipe-002"
@@ -64,8 +69,11 @@ def wait_until_logged(run: Path, step: int, launch: subprocess.Popen[str]) -> No
 
 
 @pytest.mark.long
-def test_without_restarts_it_says_which_process_died(train: Train, tmp_path: Path, environment: dict[str, str]) -> None:
-    """The launch ends within a minute with one message and keeps its checkpoints, from which one process goes on."""
+def test_without_restarts_it_says_which_process_died(
+    train: Train, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """The launch ends within a minute with one message and keeps its checkpoints, from which one process goes
+    on."""
     # A small learning rate: at a large one 150 steps make much of the last digit.
     whole = train(train=STEPS | {"learning_rate": 1e-4})
     launch = start_launch(tmp_path / "recipe.yaml", environment)
@@ -78,15 +86,20 @@ def test_without_restarts_it_says_which_process_died(train: Train, tmp_path: Pat
     assert launch.returncode == 1
     assert "error: process 1 was killed by SIGKILL; the others were stopped" in stderr, stdout + stderr
     command = [sys.executable, "-m", "finetune", "train", "--resume", str(run)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert difference(type(whole)(0, "", "", run).weights(), whole.weights()) < 1e-3
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_saves_all_processes_at_one_step(train: Train, tmp_path: Path, environment: dict[str, str], name: str) -> None:
-    """The launch saves a checkpoint and ends with 130; resumed, with two processes, it ends in the uninterrupted adapter."""
+def test_a_signal_saves_all_processes_at_one_step(
+    train: Train, tmp_path: Path, environment: dict[str, str], name: str
+) -> None:
+    """The launch saves a checkpoint and ends with 130; resumed, with two processes, it ends in the
+    uninterrupted adapter."""
     whole = train("--launch", "ddp", "--processes", "2", train=STEPS)
     launch = start_launch(tmp_path / "recipe.yaml", environment)
     run = tmp_path / "runs" / "recipe-002"
@@ -96,8 +109,21 @@ def test_a_signal_saves_all_processes_at_one_step(train: Train, tmp_path: Path, 
     assert launch.returncode == 130, stdout + stderr
     assert "stopped after step" in stdout
     assert "error" not in stderr
-    command = [sys.executable, "-m", "finetune", "train", "--resume", str(run), "--launch", "ddp", "--processes", "2"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    command = [
+        sys.executable,
+        "-m",
+        "finetune",
+        "train",
+        "--resume",
+        str(run),
+        "--launch",
+        "ddp",
+        "--processes",
+        "2",
+    ]
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert difference(type(whole)(0, "", "", run).weights(), whole.weights()) == 0
 
@@ -106,12 +132,27 @@ def test_a_signal_saves_all_processes_at_one_step(train: Train, tmp_path: Path, 
 def test_two_launches_into_one_run(train: Train, tmp_path: Path, environment: dict[str, str]) -> None:
     """While one launch trains a run, another that resumes it is refused."""
     train(train={"max_steps": 1})
-    (tmp_path / "recipe.yaml").write_text((tmp_path / "recipe.yaml").read_text().replace("max_steps: 1", "max_steps: 5000"))
+    (tmp_path / "recipe.yaml").write_text(
+        (tmp_path / "recipe.yaml").read_text().replace("max_steps: 1", "max_steps: 5000")
+    )
     launch = start_launch(tmp_path / "recipe.yaml", environment)
     run = tmp_path / "runs" / "recipe-002"
     wait_for(run / "summary.json", launch)
-    command = [sys.executable, "-m", "finetune", "train", "--resume", str(run), "--launch", "ddp", "--processes", "2"]
-    second = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    command = [
+        sys.executable,
+        "-m",
+        "finetune",
+        "train",
+        "--resume",
+        str(run),
+        "--launch",
+        "ddp",
+        "--processes",
+        "2",
+    ]
+    second = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
     launch.send_signal(signal.SIGTERM)
     launch.communicate(timeout=60)
     assert second.returncode == 2
@@ -123,10 +164,13 @@ def test_two_launches_into_one_run(train: Train, tmp_path: Path, environment: di
 def test_a_full_disk_leaves_the_checkpoint_before(
     train: Train, tmp_path: Path, environment: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
-    """A checkpoint that finds no room is deleted, the one before stays whole, one message says so; with room it goes on."""
+    """A checkpoint that finds no room is deleted, the one before stays whole, one message says so; with room
+    it goes on."""
     runs = tmp_path / "runs"
     runs.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", str(runs)], check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", str(runs)], check=False
+    ).returncode:
         pytest.skip("a small disk can't be mounted here")
     request.addfinalizer(lambda: subprocess.run(["umount", "-l", str(runs)], check=True))
     steps = {"max_steps": 40, "save_every_steps": 2, "keep_checkpoints": 30}
@@ -138,7 +182,20 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     whole = sorted(path.parent for path in run.glob("checkpoints/*/complete.json"))
     assert len(whole) == len(list((run / "checkpoints").iterdir())) >= 1
     subprocess.run(["mount", "-o", "remount,size=50m", str(runs)], check=True)
-    command = [sys.executable, "-m", "finetune", "train", "--resume", str(run), "--launch", "ddp", "--processes", "2"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    command = [
+        sys.executable,
+        "-m",
+        "finetune",
+        "train",
+        "--resume",
+        str(run),
+        "--launch",
+        "ddp",
+        "--processes",
+        "2",
+    ]
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert (run / "adapter" / "adapter_model.safetensors").is_file()

@@ -20,9 +20,14 @@ raise SystemExit(run())
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero3"])
 def test_another_objective_trains_on_two_processes(train: Train, tmp_path: Path, engine: str) -> None:
-    """Numbers computed before step 1, one known before a step's first loss and a divisor in pairs: those of one process."""
+    """Numbers computed before step 1, one known before a step's first loss and a divisor in pairs: those of
+    one process."""
     rows = [
-        {"prompt": f"number {index}?", "chosen": f"{index} " * (1 + index % 5), "rejected": "no " * (1 + index % 3)}
+        {
+            "prompt": f"number {index}?",
+            "chosen": f"{index} " * (1 + index % 5),
+            "rejected": "no " * (1 + index % 3),
+        }
         for index in range(31)
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -45,7 +50,8 @@ NUMBER = 2.0**20 + 2000
 
 
 def test_fsdp2_leaves_a_row_s_numbers_as_they_are(train: Train, tmp_path: Path) -> None:
-    """Targets that bf16 doesn't have: the first loss of a regression is their mean square, whatever the engine computes in."""
+    """Targets that bf16 doesn't have: the first loss of a regression is their mean square, whatever the
+    engine computes in."""
     rows = [{"text": f"row {index}", "value": NUMBER + index} for index in range(16)]
     (tmp_path / "numbers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sections = {
@@ -54,7 +60,11 @@ def test_fsdp2_leaves_a_row_s_numbers_as_they_are(train: Train, tmp_path: Path) 
         "train": {"global_batch_size": 16, "max_steps": 1, "precision": "bf16"},
     }
     both = train(
-        "--launch", "fsdp2", "--processes", "2", **sections | {"data": sections["data"] | {"pack_length_tokens": None}}
+        "--launch",
+        "fsdp2",
+        "--processes",
+        "2",
+        **sections | {"data": sections["data"] | {"pack_length_tokens": None}},
     )
     mean_square = sum((NUMBER + index) ** 2 for index in range(16)) / 16
     assert both.losses()[0] == pytest.approx(mean_square, rel=1e-4)

@@ -27,16 +27,39 @@ from tests.distributed.launches import Train
             "dora with --launch zero3: DoRA needs the norm",
         ),
         (("--launch", "ddp", "--processes", "2"), {"train": {"precision": "fp16"}}, "Take bf16"),
-        (("--launch", "zero3", "--processes", "2"), {"model": {"new_tokens": ["<x>"]}}, "Take fsdp2, zero2 or ddp"),
-        (("--launch", "ddp", "--processes", "2", "--nodes", "2"), {}, "--nodes needs --rendezvous HOST:PORT"),
-        (("--launch", "ddp", "--processes", "3", "--nodes", "2", "--rendezvous", "x:1"), {}, "is not divisible by --nodes 2"),
         (
-            ("--launch", "ddp", "--processes", "2", "--nodes", "2", "--node-rank", "2", "--rendezvous", "x:1"),
+            ("--launch", "zero3", "--processes", "2"),
+            {"model": {"new_tokens": ["<x>"]}},
+            "Take fsdp2, zero2 or ddp",
+        ),
+        (("--launch", "ddp", "--processes", "2", "--nodes", "2"), {}, "--nodes needs --rendezvous HOST:PORT"),
+        (
+            ("--launch", "ddp", "--processes", "3", "--nodes", "2", "--rendezvous", "x:1"),
+            {},
+            "is not divisible by --nodes 2",
+        ),
+        (
+            (
+                "--launch",
+                "ddp",
+                "--processes",
+                "2",
+                "--nodes",
+                "2",
+                "--node-rank",
+                "2",
+                "--rendezvous",
+                "x:1",
+            ),
             {},
             "expected 0 to 1",
         ),
         (("--launch", "ddp", "--processes", "2", "--rendezvous", "localhost:1"), {}, "give --nodes too"),
-        (("--launch", "ddp", "--processes", "2", "--nodes", "2", "--rendezvous", "localhost"), {}, "expected HOST:PORT"),
+        (
+            ("--launch", "ddp", "--processes", "2", "--nodes", "2", "--rendezvous", "localhost"),
+            {},
+            "expected HOST:PORT",
+        ),
     ],
 )
 def test_one_message(
@@ -64,7 +87,8 @@ def test_a_port_in_use(train: Train) -> None:
 
 
 def test_the_first_failure_is_said_once(train: Train, tmp_path: Path) -> None:
-    """What every process would say (here: documents longer than the base) is said once, with its exit code; no run is left."""
+    """What every process would say (here: documents longer than the base) is said once, with its exit code;
+    no run is left."""
     data = {"max_length_tokens": 1000, "pack_length_tokens": 1000}
     done = train("--launch", "ddp", "--processes", "2", code=2, data=data)
     assert "data.max_length_tokens is 1000, but this base has 256 positions" in done.stderr
@@ -73,9 +97,12 @@ def test_the_first_failure_is_said_once(train: Train, tmp_path: Path) -> None:
 
 
 def test_a_file_of_ones_own(train: Train, tmp_path: Path) -> None:
-    """An accelerate file by path is used as the shipped ones are; one for FSDP1 is refused with the reason."""
+    """An accelerate file by path is used as the shipped ones are; one for FSDP1 is refused with the
+    reason."""
     own = tmp_path / "mine.yaml"
-    own.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_processes: 2\nnum_machines: 1\n")
+    own.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_processes: 2\nnum_machines: 1\n"
+    )
     assert train("--launch", str(own), train={"max_steps": 1, "global_batch_size": 2}).run is not None
     own.write_text("distributed_type: FSDP\nfsdp_config: {fsdp_version: 1}\n")
     assert "fsdp_version is 1; set it to 2" in train("--launch", str(own), code=2).stderr

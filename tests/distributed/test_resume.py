@@ -49,44 +49,58 @@ def test_another_number_of_processes_goes_on(
     if before == 1:
         train(train=steps, command=[sys.executable, str(script)], code=130)
     else:
-        # The launcher starts `-m finetune`: a package of that name, found first, stands in for the interruption.
+        # The launcher starts `-m finetune`: a package of that name, found first, stands in for the
+        # interruption.
         train(train=steps, command=[*accelerate_launch(engine), str(script)], code=None)
     run = tmp_path / "runs" / "recipe-002"
     assert (run / "checkpoints" / "checkpoint-3" / "complete.json").is_file()
     options = [] if after == 1 else [*launcher, str(after)]
     command = [sys.executable, "-m", "finetune", "train", "--resume", str(run), *options]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert difference(Launched(0, "", "", run).weights(), whole.weights()) < 1e-4
 
 
 @pytest.mark.long
-def test_zero_resumes_its_own_with_as_many_processes_only(train: Train, tmp_path: Path, environment: dict[str, str]) -> None:
-    """A ZeRO checkpoint is cut up by process; another number, or another engine, is refused with the reason, and so is
-    somebody else's, unless it is trusted."""
+def test_zero_resumes_its_own_with_as_many_processes_only(
+    train: Train, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """A ZeRO checkpoint is cut up by process; another number, or another engine, is refused with the reason,
+    and so is somebody else's, unless it is trusted."""
     script = tmp_path / "interrupted.py"
     script.write_text(INTERRUPT)
     train(train={"max_steps": 6}, command=[*accelerate_launch("zero2"), str(script)], code=None)
     run = tmp_path / "runs" / "recipe-001"
     command = [sys.executable, "-m", "finetune", "train", "--resume", str(run)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     assert "was started with zero2 and 2 processes" in done.stderr
     # The same run, in the hands of somebody with another key.
     command += ["--launch", "zero2", "--processes", "2"]
     other = environment | {"XDG_STATE_HOME": str(tmp_path / "another")}
-    done = subprocess.run(command, env=other, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        command, env=other, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Give --trust-checkpoint if you know who wrote it" in done.stderr
     command += ["--trust-checkpoint"]
-    done = subprocess.run(command, env=other, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        command, env=other, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2"])
-def test_a_run_without_its_result_is_finished(train: Train, tmp_path: Path, environment: dict[str, str], engine: str) -> None:
-    """Ended after its last checkpoint: no step is taken again; result and metrics are what they would have been."""
+def test_a_run_without_its_result_is_finished(
+    train: Train, tmp_path: Path, environment: dict[str, str], engine: str
+) -> None:
+    """Ended after its last checkpoint: no step is taken again; result and metrics are what they would have
+    been."""
     launcher = ["--launch", engine, "--processes", "2"]
     whole = train(
         *launcher,
@@ -104,7 +118,9 @@ def test_a_run_without_its_result_is_finished(train: Train, tmp_path: Path, envi
     (run / "summary.json").write_text(json.dumps(summary | {"status": "running"}))
     shutil.rmtree(run / "adapter")
     command = [sys.executable, "-m", "finetune", "train", "--resume", str(run), *launcher]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all steps were taken" in done.stdout
     assert difference(whole.weights(), weights) == 0
@@ -117,14 +133,17 @@ def test_a_run_without_its_result_is_finished(train: Train, tmp_path: Path, envi
     [
         pytest.param("zero2", {"model": {"new_tokens": ["<order>"]}}, "token", marks=pytest.mark.long),
         pytest.param("fsdp2", {"model": {"new_tokens": ["<order>"]}}, "token", marks=pytest.mark.long),
-        pytest.param("fsdp2", {"adapter": {"modules_to_save": ["lm_head"]}}, "lm_head", marks=pytest.mark.long),
+        pytest.param(
+            "fsdp2", {"adapter": {"modules_to_save": ["lm_head"]}}, "lm_head", marks=pytest.mark.long
+        ),
         ("zero3", {"adapter": {"modules_to_save": ["lm_head"]}}, "lm_head"),
     ],
 )
 def test_what_is_saved_beside_lora_is_whole(
     train: Train, engine: str, sections: dict[str, dict[str, object]], part: str
 ) -> None:
-    """Rows of new tokens and modules to save, which are cut up in training, are whole and equal to one process's."""
+    """Rows of new tokens and modules to save, which are cut up in training, are whole and equal to one
+    process's."""
     alone, shared = train(**sections), train("--launch", engine, "--processes", "2", **sections)
     assert any(part in name for name in shared.weights())
     assert all(weight.numel() > 0 for weight in shared.weights().values())

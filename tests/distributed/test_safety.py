@@ -1,4 +1,5 @@
-"""What a launch is to strangers, to the files of the folder it is started in, and to a person who kills it."""
+"""What a launch is to strangers, to the files of the folder it is started in, and to a person who kills
+it."""
 
 import base64
 import json
@@ -21,7 +22,9 @@ from finetune.runs.folder import RunFolder, list_summaries
 from tests.distributed.launches import NO_COMPILER, Train, start_launch
 from tests.support.processes import wait_for
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends processes with their launcher on Linux only")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="the kernel ends processes with their launcher on Linux only"
+)
 ENDLESS = {"max_steps": 100_000, "learning_rate": 1e-5, "log_every_steps": 20}
 NEEDS_COMPILER = pytest.mark.skipif(NO_COMPILER, reason="DeepSpeed needs g++ and ninja")
 
@@ -66,13 +69,18 @@ def attack(host: str, port: int, payload: bytes) -> None:
 def test_strangers_and_the_working_folder_run_no_code(
     train: Train, tmp_path: Path, environment: dict[str, str], engine: str
 ) -> None:
-    """A launch listens on loopback alone; pickles that are sent to each of its ports are read by nobody, and it ends well.
+    """A launch listens on loopback alone; pickles that are sent to each of its ports are read by nobody, and
+    it ends well.
 
     Nor does it run a finetune.py or a data_prep of the folder that it is started in.
     """
     recipe = recipe_of(train, tmp_path, 100)
     own = tmp_path / "own.txt"
-    for path in (tmp_path / "finetune.py", tmp_path / "data_prep" / "__init__.py", tmp_path / "accelerate.py"):
+    for path in (
+        tmp_path / "finetune.py",
+        tmp_path / "data_prep" / "__init__.py",
+        tmp_path / "accelerate.py",
+    ):
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"open({str(own)!r}, 'a').write(__name__)\n")
     (tmp_path / "recipes").mkdir()
@@ -86,7 +94,12 @@ def test_strangers_and_the_working_folder_run_no_code(
         [*command, "train", str(recipe), "--launch", engine, "--processes", "2"],
         env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    hosts = {address.address for name in psutil.net_if_addrs().values() for address in name if address.family == socket.AF_INET}
+    hosts = {
+        address.address
+        for name in psutil.net_if_addrs().values()
+        for address in name
+        if address.family == socket.AF_INET
+    }
     seen: set[tuple[str, int]] = set()
     while launch.poll() is None:
         try:
@@ -110,8 +123,11 @@ ENGINES = ["ddp", *(pytest.param(name, marks=pytest.mark.long) for name in ("zer
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_checkpoint_on_request_and_no_orphans(train: Train, tmp_path: Path, environment: dict[str, str], engine: str) -> None:
-    """SIGUSR2 to the launcher saves all processes at one step, and the run goes on; kill -9 of the launcher ends them all.
+def test_a_checkpoint_on_request_and_no_orphans(
+    train: Train, tmp_path: Path, environment: dict[str, str], engine: str
+) -> None:
+    """SIGUSR2 to the launcher saves all processes at one step, and the run goes on; kill -9 of the launcher
+    ends them all.
 
     The run is then listed as interrupted, and resumes from that checkpoint.
     """
@@ -142,8 +158,21 @@ def test_a_checkpoint_on_request_and_no_orphans(train: Train, tmp_path: Path, en
     assert (listed["status"], listed["method"], listed["total_steps"]) == ("interrupted", "lora", 5000)
     if engine == "ddp":
         return  # resumed by tests that are there anyway
-    resumed = [sys.executable, "-m", "finetune", "train", "--resume", str(run.path), "--launch", engine, "--processes", "2"]
-    again = subprocess.Popen(resumed, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    resumed = [
+        sys.executable,
+        "-m",
+        "finetune",
+        "train",
+        "--resume",
+        str(run.path),
+        "--launch",
+        engine,
+        "--processes",
+        "2",
+    ]
+    again = subprocess.Popen(
+        resumed, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     said = iter(again.stdout or ())
     assert any(line.startswith(f"resuming from {saved.name}") for line in said)
     again.kill()

@@ -43,11 +43,35 @@ def hosts() -> Iterator[None]:
         ip("netns", "del", name, check=False)
 
 
-def start(rank: int, recipe: Path, environment: dict[str, str], *options: str, engine: str = "zero3") -> subprocess.Popen[str]:
+def start(
+    rank: int, recipe: Path, environment: dict[str, str], *options: str, engine: str = "zero3"
+) -> subprocess.Popen[str]:
     """One host's share of a launch of two processes."""
     name, _, _ = HOSTS[rank]
-    command = ["ip", "netns", "exec", name, sys.executable, "-m", "finetune", "train", str(recipe), "--launch", engine]
-    command += ["--processes", "2", "--nodes", "2", "--node-rank", str(rank), "--rendezvous", f"{HOSTS[0][2]}:29611", *options]
+    command = [
+        "ip",
+        "netns",
+        "exec",
+        name,
+        sys.executable,
+        "-m",
+        "finetune",
+        "train",
+        str(recipe),
+        "--launch",
+        engine,
+    ]
+    command += [
+        "--processes",
+        "2",
+        "--nodes",
+        "2",
+        "--node-rank",
+        str(rank),
+        "--rendezvous",
+        f"{HOSTS[0][2]}:29611",
+        *options,
+    ]
     return subprocess.Popen(
         command,
         env=environment,
@@ -59,8 +83,11 @@ def start(rank: int, recipe: Path, environment: dict[str, str], *options: str, e
 
 
 @pytest.mark.skipif(NO_COMPILER, reason="DeepSpeed needs g++ and ninja")
-def test_two_hosts_train_as_one_process(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
-    """ZeRO-3 over two hosts ends in one process's adapter; only the first host speaks; each listens on its cable alone."""
+def test_two_hosts_train_as_one_process(
+    train: Train, tmp_path: Path, environment: dict[str, str], hosts: None
+) -> None:
+    """ZeRO-3 over two hosts ends in one process's adapter; only the first host speaks; each listens on its
+    cable alone."""
     alone = train()
     launches = [start(rank, tmp_path / "recipe.yaml", environment) for rank in (0, 1)]
     heard: set[str] = set()
@@ -82,7 +109,9 @@ def test_two_hosts_train_as_one_process(train: Train, tmp_path: Path, environmen
 
 @pytest.mark.long
 @pytest.mark.skipif(NO_COMPILER, reason="DeepSpeed needs g++ and ninja")
-def test_hosts_that_differ_are_refused(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
+def test_hosts_that_differ_are_refused(
+    train: Train, tmp_path: Path, environment: dict[str, str], hosts: None
+) -> None:
     """Another recipe on the second host ends both with exit 2, and says what differs."""
     train(train={"max_steps": 1})
     launches = [start(rank, tmp_path / "recipe.yaml", environment, f"train.seed={rank}") for rank in (0, 1)]
@@ -92,8 +121,11 @@ def test_hosts_that_differ_are_refused(train: Train, tmp_path: Path, environment
 
 
 @pytest.mark.long
-def test_a_first_host_that_is_not_there(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
-    """The second host alone gives up after --patience, the option's earlier name, with one message and exit 2."""
+def test_a_first_host_that_is_not_there(
+    train: Train, tmp_path: Path, environment: dict[str, str], hosts: None
+) -> None:
+    """The second host alone gives up after --patience, the option's earlier name, with one message and exit
+    2."""
     train(train={"max_steps": 1})
     started = time.monotonic()
     launch = start(1, tmp_path / "recipe.yaml", environment, "--patience", "0.1", engine="ddp")
@@ -105,10 +137,12 @@ def test_a_first_host_that_is_not_there(train: Train, tmp_path: Path, environmen
 
 @pytest.mark.long
 def test_a_cut_cable(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
-    """When the network ends in mid-run, both hosts end within the set time with a message, and the run can be resumed."""
+    """When the network ends in mid-run, both hosts end within the set time with a message, and the run can be
+    resumed."""
     whole = train(train={"max_steps": 300, "save_every_steps": 50, "learning_rate": 1e-4})
     launches = [
-        start(rank, tmp_path / "recipe.yaml", environment, "--timeout-minutes", "0.25", engine="ddp") for rank in (0, 1)
+        start(rank, tmp_path / "recipe.yaml", environment, "--timeout-minutes", "0.25", engine="ddp")
+        for rank in (0, 1)
     ]
     run = tmp_path / "runs" / "recipe-002"
     deadline = time.monotonic() + 120
@@ -122,6 +156,8 @@ def test_a_cut_cable(train: Train, tmp_path: Path, environment: dict[str, str], 
     assert time.monotonic() - cut < 75
     assert all("lost the others" in stderr for _, stderr in outputs), outputs
     command = [sys.executable, "-m", "finetune", "train", "--resume", str(run)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert difference(Launched(0, "", "", run).weights(), whole.weights()) < 1e-3

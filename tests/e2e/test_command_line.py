@@ -27,7 +27,9 @@ def recipe(tmp_path: Path, tiny_base: Path, alpaca_file: Path) -> Path:
     return path
 
 
-def test_a_run_goes_through_every_verb(finetune: Finetune, finetune_here: Finetune, recipe: Path, tmp_path: Path) -> None:
+def test_a_run_goes_through_every_verb(
+    finetune: Finetune, finetune_here: Finetune, recipe: Path, tmp_path: Path
+) -> None:
     """check, train, merge, generate, chat, evaluate, inspect and runs work one after the other on one run."""
     assert "recipe.yaml:" in finetune("check", "recipe.yaml").stdout
     assert "parameters" in finetune_here("check", "recipe.yaml", "--deep").stdout
@@ -38,7 +40,9 @@ def test_a_run_goes_through_every_verb(finetune: Finetune, finetune_here: Finetu
     assert "verification  holds" in finetune("merge", run, "--output", "merged").stdout
     for target in (run, "merged", f"{run}/adapter"):
         answers = json.loads(
-            finetune_here("generate", target, "--prompt", "Say blue.", "--max-new-tokens", "5", "--json").stdout
+            finetune_here(
+                "generate", target, "--prompt", "Say blue.", "--max-new-tokens", "5", "--json"
+            ).stdout
         )
         assert [answer["prompt"] for answer in answers] == ["Say blue."]
     finetune("chat", "merged", input="Say blue.\n/exit\n", timeout=120)
@@ -52,16 +56,27 @@ def test_a_run_goes_through_every_verb(finetune: Finetune, finetune_here: Finetu
 
 
 def test_the_quickstart_walks_with_any_base(finetune_here: Finetune, tmp_path: Path) -> None:
-    """On a tiny random base the quickstart goes its whole way and prints its table; what it can't merge is refused first."""
+    """On a tiny random base the quickstart goes its whole way and prints its table; what it can't merge is
+    refused first."""
     base = tmp_path / "base"
     base.mkdir()
     save_tiny_llama(base, max_position_embeddings=1024)
     small = [
-        f"model.base={base}", "data.max_length_tokens=1024", "data.train.0.rows=16", "data.evaluation.sources.0.rows=4",
-        "train.max_steps=2", "train.epochs=null", "train.precision=fp32", "evaluate.max_new_tokens=8", "tracking.tracker=none",
+        f"model.base={base}", "data.max_length_tokens=1024", "data.train.0.rows=16",
+        "data.evaluation.sources.0.rows=4", "train.max_steps=2", "train.epochs=null", "train.precision=fp32",
+        "evaluate.max_new_tokens=8", "tracking.tracker=none",
     ]  # fmt: skip
     printed = finetune_here("quickstart", *small).stdout
-    for part in ("exact match", "loss", "tokens/s", "peak memory", "minutes of training", "holds on", "sample 3", "merged"):
+    for part in (
+        "exact match",
+        "loss",
+        "tokens/s",
+        "peak memory",
+        "minutes of training",
+        "holds on",
+        "sample 3",
+        "merged",
+    ):
         assert part in printed
     assert "merges an adapter" in finetune_here("quickstart", *small, "data.evaluation=null", code=2).stderr
 
@@ -69,7 +84,10 @@ def test_the_quickstart_walks_with_any_base(finetune_here: Finetune, tmp_path: P
 def test_a_bad_recipe_is_one_clear_message(finetune: Finetune, recipe: Path) -> None:
     """Every problem at once, each with its place; exit 2."""
     text = (
-        recipe.read_text().replace("learning_rate", "learning_rte").replace("rank: 4", "rank: 0").replace("alpaca", "alpacca")
+        recipe.read_text()
+        .replace("learning_rate", "learning_rte")
+        .replace("rank: 4", "rank: 0")
+        .replace("alpaca", "alpacca")
     )
     recipe.write_text(text)
     errors = finetune("train", "recipe.yaml", code=2).stderr
@@ -87,15 +105,20 @@ def test_a_bad_recipe_is_one_clear_message(finetune: Finetune, recipe: Path) -> 
         ("tracking.tracker=wandb", "WANDB_API_KEY"),
     ],
 )
-def test_what_only_training_can_know_is_refused_too(finetune_here: Finetune, recipe: Path, override: str, message: str) -> None:
-    """Targets, row counts, optimizers and trackers that can't be honoured end in one message, and leave no run."""
+def test_what_only_training_can_know_is_refused_too(
+    finetune_here: Finetune, recipe: Path, override: str, message: str
+) -> None:
+    """Targets, row counts, optimizers and trackers that can't be honoured end in one message, and leave no
+    run."""
     extra = ["tracking.wandb_mode=online"] if "wandb" in override else []
     errors = finetune_here("train", "recipe.yaml", override, *extra, code=2).stderr
     assert message in errors
     assert not list((recipe.parent / "runs").glob("*"))
 
 
-def test_a_model_without_an_adapter_is_not_merged(finetune_here: Finetune, tmp_path: Path, tiny_base: Path) -> None:
+def test_a_model_without_an_adapter_is_not_merged(
+    finetune_here: Finetune, tmp_path: Path, tiny_base: Path
+) -> None:
     """There is nothing to merge, and nothing is written."""
     assert "has no adapter" in finetune_here("merge", str(tiny_base), "--output", "merged", code=2).stderr
     assert not (tmp_path / "merged").exists()

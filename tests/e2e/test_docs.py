@@ -1,4 +1,5 @@
-"""The manual is true: its links lead somewhere, its files exist, its messages are the code's, its Python runs."""
+"""The manual is true: its links lead somewhere, its files exist, its messages are the code's, its Python
+runs."""
 
 import ast
 import json
@@ -58,7 +59,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_paths_exist(page: Path) -> None:
     """A path of the repository that a page names in code is there."""
-    folders = "|".join(("tests", "finetune", "data_prep", "benchmarks", "recipes", "examples", "docs", "accelerate_configs"))
+    folders = "|".join(
+        ("tests", "finetune", "data_prep", "benchmarks", "recipes", "examples", "docs", "accelerate_configs")
+    )
     for code in re.findall(r"`([^`\n]+)`", page.read_text()):
         for path in re.findall(rf"(?<![\w/.$-])(?:{folders})/[\w./*-]+", code):
             assert list(ROOT.glob(path.rstrip("/."))) or list(ROOT.glob(f"{path}*")), path
@@ -70,15 +73,20 @@ def test_the_readme_is_short() -> None:
 
 def test_every_page_is_in_the_readme() -> None:
     """Or, of those about extending, in the page that the README names."""
-    links = (ROOT / "README.md").read_text() + (ROOT / "docs" / "extending.md").read_text().replace("](", "](docs/")
+    links = (ROOT / "README.md").read_text() + (ROOT / "docs" / "extending.md").read_text().replace(
+        "](", "](docs/"
+    )
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"](docs/{page.name})" not in links] == []
 
 
 def test_the_manual_is_a_site(tmp_path: Path) -> None:
-    """mkdocs builds it without a warning: no link that leads nowhere, no page outside the menu (mkdocs.yml is strict)."""
+    """mkdocs builds it without a warning: no link that leads nowhere, no page outside the menu (mkdocs.yml is
+    strict)."""
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -88,7 +96,9 @@ def texts_of_the_code() -> Iterator[str]:
         for path in (ROOT / room).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.JoinedStr):
-                    yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\n" for part in node.values)
+                    yield "".join(
+                        str(part.value) if isinstance(part, ast.Constant) else "\n" for part in node.values
+                    )
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     yield node.value
 
@@ -109,9 +119,15 @@ def test_messages_are_those_of_the_code() -> None:
     assert sorted(part for part in parts if not any(part in text for text in texts)) == []
 
 
-def test_the_python_of_the_page_runs(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_the_page_runs(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """docs/python.md, block by block, with a tiny model's recipe in place of the reader's own."""
-    rows = [{"instruction": f"Say {colour} {index}.", "output": colour} for index in range(10) for colour in ("red", "green")]
+    rows = [
+        {"instruction": f"Say {colour} {index}.", "output": colour}
+        for index in range(10)
+        for colour in ("red", "green")
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "my.yaml").write_text(RECIPE.format(base=tiny_base))
     monkeypatch.chdir(tmp_path)

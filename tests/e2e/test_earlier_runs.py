@@ -1,4 +1,5 @@
-"""What a user of an earlier version has on disk goes on: tests/golden/runs_*.tar.gz, made by tests/golden/make_runs.py."""
+"""What a user of an earlier version has on disk goes on: tests/golden/runs_*.tar.gz, made by
+tests/golden/make_runs.py."""
 
 import json
 import tarfile
@@ -16,7 +17,8 @@ ARCHIVES = sorted((Path(__file__).parents[1] / "golden").glob("runs_*.tar.gz"))
 
 @pytest.fixture(params=ARCHIVES, ids=lambda path: path.name.split(".")[0])
 def earlier(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with base/, rows/, cache/ and runs/ as that version left them; the cache of prepared data is in use."""
+    """A folder with base/, rows/, cache/ and runs/ as that version left them; the cache of prepared data is
+    in use."""
     root = tmp_path / "earlier"
     with tarfile.open(request.param) as archive:
         archive.extractall(root, filter="data")
@@ -33,8 +35,11 @@ def test_there_are_earlier_runs() -> None:
     assert ARCHIVES
 
 
-def test_an_interrupted_run_resumes_to_the_result_of_that_version(earlier: Path, finetune_here: Finetune) -> None:
-    """Killed after 8 of 12 steps by the version of then, it ends now with the adapter of the run that then went through.
+def test_an_interrupted_run_resumes_to_the_result_of_that_version(
+    earlier: Path, finetune_here: Finetune
+) -> None:
+    """Killed after 8 of 12 steps by the version of then, it ends now with the adapter of the run that then
+    went through.
 
     Its rows come out of the cache of then, and its lock still says by which rules it was started.
     """
@@ -51,12 +56,17 @@ def test_an_interrupted_run_resumes_to_the_result_of_that_version(earlier: Path,
     assert summaries[0]["evaluation_loss"] == pytest.approx(summaries[1]["evaluation_loss"], rel=1e-5)
 
 
-def test_a_finished_run_is_merged_verified_compared_and_evaluated(earlier: Path, finetune_here: Finetune) -> None:
+def test_a_finished_run_is_merged_verified_compared_and_evaluated(
+    earlier: Path, finetune_here: Finetune
+) -> None:
     """Every verb that takes a run takes one of then; a new merge holds the weights of the merge of then."""
     runs = earlier / "runs"
     whole, chat = str(runs / "whole-001"), str(runs / "chat-001")
     finetune_here("merge", whole, "--output", str(earlier / "again"))
-    merges = [load_file(folder / "model.safetensors") for folder in (earlier / "again", runs / "whole-001" / "merged")]
+    merges = [
+        load_file(folder / "model.safetensors")
+        for folder in (earlier / "again", runs / "whole-001" / "merged")
+    ]
     assert all(torch.equal(merges[0][name], merges[1][name]) for name in merges[0].keys() | merges[1].keys())
     finetune_here("verify", str(runs / "whole-001" / "merged"))
     assert "finished" in finetune_here("runs", "show", whole).stdout

@@ -24,13 +24,17 @@ tracking: {{tracker: none}}
 @pytest.fixture
 def folder(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a recipe, colours.yaml, and one of a classification head, head.yaml."""
-    rows = [{"text": f"{colour} {index}", "label": colour} for index in range(20) for colour in ("red", "green")]
+    rows = [
+        {"text": f"{colour} {index}", "label": colour} for index in range(20) for colour in ("red", "green")
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "colours.yaml").write_text(
         COLOURS.format(base=tiny_base, head="", evaluate="metrics: [exact_match], max_new_tokens: 4")
     )
     head = ", head: {problem: single_label, labels: [red, green]}"
-    (tmp_path / "head.yaml").write_text(COLOURS.format(base=tiny_base, head=head, evaluate="metrics: [accuracy]"))
+    (tmp_path / "head.yaml").write_text(
+        COLOURS.format(base=tiny_base, head=head, evaluate="metrics: [accuracy]")
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -85,7 +89,9 @@ def test_the_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 'RECIPE, OVERRIDES = "quickstart", {}' in first.source
     first.source = first.source.replace('"quickstart", {}', '"colours.yaml", {"train.max_steps": 2}')
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
     shown = [
         str(output.get("text") or output["data"]["text/plain"])
         for cell in notebook.cells

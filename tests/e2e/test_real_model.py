@@ -1,4 +1,5 @@
-"""The main job on the real SmolLM2-135M, from its wheel on the package index: train, merge, generate, evaluate."""
+"""The main job on the real SmolLM2-135M, from its wheel on the package index: train, merge, generate,
+evaluate."""
 
 import json
 from pathlib import Path
@@ -23,13 +24,15 @@ QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "quickstart.yaml"
 
 
 @pytest.mark.parametrize(
-    ("method", "steps", "dtype"), [("lora", 6, "bfloat16"), pytest.param("qlora", 3, "float32", marks=pytest.mark.long)]
+    ("method", "steps", "dtype"),
+    [("lora", 6, "bfloat16"), pytest.param("qlora", 3, "float32", marks=pytest.mark.long)],
 )
 def test_the_real_model_learns_merges_and_answers(
     finetune: Finetune, finetune_here: FinetuneHere, tmp_path: Path, method: str, steps: int, dtype: str
 ) -> None:
-    """After a few steps the held-out loss is lower, the merge is verified, the run scores as in training, and the merged
-    model answers. (After 3 steps the update is too small for bf16 numbers; the verification says so, hence float32.)
+    """After a few steps the held-out loss is lower, the merge is verified, the run scores as in training, and
+    the merged model answers. (After 3 steps the update is too small for bf16 numbers; the verification says
+    so, hence float32.)
     """
     (tmp_path / "real.yaml").write_text(RECIPE.format(quickstart=QUICKSTART, method=method, steps=steps))
     summary = json.loads(finetune("train", "real.yaml", "--json").stdout)
@@ -39,7 +42,9 @@ def test_the_real_model_learns_merges_and_answers(
 
     report = json.loads(finetune_here("merge", run, "--output", "merged", "--dtype", dtype, "--json").stdout)
     assert report["verification"]["holds"] is True
-    answer = finetune_here("generate", "merged", "--prompt", "What is the capital of France?", "--max-new-tokens", "12").stdout
+    answer = finetune_here(
+        "generate", "merged", "--prompt", "What is the capital of France?", "--max-new-tokens", "12"
+    ).stdout
     assert answer.strip()
     scores = json.loads(finetune_here("evaluate", run, "real.yaml", "--json").stdout)
     assert scores["metrics"]["loss"]["value"] == pytest.approx(summary["evaluation_loss"], abs=0.02)
@@ -47,7 +52,8 @@ def test_the_real_model_learns_merges_and_answers(
 
 @pytest.mark.long
 def test_the_quickstart_learns_its_task(finetune: Finetune) -> None:
-    """The base scores near zero on held-out orders; the merged model at least 0.80, on at most 80,000 training tokens."""
+    """The base scores near zero on held-out orders; the merged model at least 0.80, on at most 80,000
+    training tokens."""
     result = json.loads(finetune("quickstart", "--json").stdout)
     assert result["exact_match_before"] <= 0.05
     assert result["exact_match_after"] >= 0.80

@@ -13,5 +13,8 @@ def test_every_way_of_training_agrees_here(finetune: Callable[..., Result]) -> N
     """Each way that this machine has ends where one plain process does, in under three minutes."""
     report = json.loads(finetune("selftest", "--json").stdout)
     assert report["holds"]
-    assert {case["name"] for case in report["cases"]} | set(report["left_out"]) >= {"ddp, 2 processes", "killed and resumed"}
+    assert {case["name"] for case in report["cases"]} | set(report["left_out"]) >= {
+        "ddp, 2 processes",
+        "killed and resumed",
+    }
     assert report["seconds"] < 180

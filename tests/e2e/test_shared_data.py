@@ -1,4 +1,5 @@
-"""Every file of the shared real data sets goes through `finetune data`, with a recipe as its user would write it."""
+"""Every file of the shared real data sets goes through `finetune data`, with a recipe as its user would write
+it."""
 
 import json
 import re
@@ -47,7 +48,8 @@ class File:
     refused: str = ""
     """What the verb says where it refuses the file."""
     seen: bool = True
-    """False where the file was absent when this table was written: what is dropped or repeated isn't known."""
+    """False where the file was absent when this table was written: what is dropped or repeated isn't
+    known."""
 
 
 def translation(language: str) -> dict[str, Any]:
@@ -56,7 +58,9 @@ def translation(language: str) -> dict[str, Any]:
 
 LONG = frozenset({"too_long"})
 NO_PAIRS = "pairs of chosen and rejected answers are valid, but training on preferences is not supported yet"
-ALPACA, SHAREGPT, QUESTIONS, TEXT = ({"format": name} for name in ("alpaca", "sharegpt", "question_answer", "text"))
+ALPACA, SHAREGPT, QUESTIONS, TEXT = (
+    {"format": name} for name in ("alpaca", "sharegpt", "question_answer", "text")
+)
 FILES = [
     File("instruct/lf_alpaca_en_demo.json", ALPACA, 999, repeated=True),
     File("instruct/lf_identity.json", ALPACA, 91),
@@ -92,7 +96,8 @@ FILES = [
 
 
 def shared(name: str) -> str:
-    """The path of a shared file, or of several by a glob; the test is skipped where there is none, or no tokenizer."""
+    """The path of a shared file, or of several by a glob; the test is skipped where there is none, or no
+    tokenizer."""
     for path in (BASE / "tokenizer.json", *([] if "*" in name else [DATA / name])):
         if not path.exists():
             pytest.skip(f"{path} is not here")
@@ -101,9 +106,12 @@ def shared(name: str) -> str:
 
 @pytest.fixture
 def audit(tmp_path: Path, finetune_here: FinetuneHere) -> Callable[..., Result]:
-    """audit(sources, "--json", code=0, model={...}, **data) runs `finetune data` on a recipe of these sources."""
+    """audit(sources, "--json", code=0, model={...}, **data) runs `finetune data` on a recipe of these
+    sources."""
 
-    def run(sources: list[dict[str, Any]], *options: str, code: int = 0, model: Any = None, **section: Any) -> Result:
+    def run(
+        sources: list[dict[str, Any]], *options: str, code: int = 0, model: Any = None, **section: Any
+    ) -> Result:
         values = {"model": model or MODEL, "data": {"train": sources} | section}
         (tmp_path / "recipe.yaml").write_text(json.dumps(values))  # YAML reads JSON
         return finetune_here("data", "recipe.yaml", *options, code=code)
@@ -122,7 +130,8 @@ def test_every_file_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.name}-{file.options['format']}")
 def test_every_row_is_accounted_for(file: File, audit: Callable[..., Result]) -> None:
-    """Each row is kept, or dropped for a reason that is said; each kept one has an answer that ends; the audit holds."""
+    """Each row is kept, or dropped for a reason that is said; each kept one has an answer that ends; the
+    audit holds."""
     source = {"path": shared(file.name)} | file.options
     if file.refused:
         assert file.refused in audit([source], code=2).stderr
@@ -130,7 +139,9 @@ def test_every_row_is_accounted_for(file: File, audit: Callable[..., Result]) ->
     said = json.loads(audit([source], "--json", "--preview", "5").stdout)
     (report,) = said["sources"]
     assert (report["rows_read"], report["examples_made"]) == (file.rows, file.examples or file.rows)
-    assert report["examples_made"] == report["rows_kept"] + sum(drop["count"] for drop in report["dropped"].values())
+    assert report["examples_made"] == report["rows_kept"] + sum(
+        drop["count"] for drop in report["dropped"].values()
+    )
     if file.seen:
         assert set(report["dropped"]) == file.dropped
         assert bool(report["duplicates"]["count"]) == file.repeated
@@ -147,7 +158,8 @@ def test_every_row_is_accounted_for(file: File, audit: Callable[..., Result]) ->
 
 
 def test_the_audit_fits_a_screen(audit: Callable[..., Result]) -> None:
-    """The text of an audit names its file, ends in `the audit holds`, and has fewer than 40 lines for a file."""
+    """The text of an audit names its file, ends in `the audit holds`, and has fewer than 40 lines for a
+    file."""
     printed = audit([{"path": shared("chat/lf_v1_sft_demo.jsonl"), "format": "messages"}]).stdout
     assert "lf_v1_sft_demo.jsonl (train, messages): 500 of 500 rows kept; " in printed
     assert printed.endswith("the audit holds\n")
@@ -157,7 +169,9 @@ def test_the_audit_fits_a_screen(audit: Callable[..., Result]) -> None:
 def test_tool_calls_are_learned(audit: Callable[..., Result]) -> None:
     """Calls of the shared conversations are learned as ChatML writes them; results and tools never are."""
     source = {"path": shared("chat/lf_glaive_toolcall_en_demo.json"), "format": "sharegpt"}
-    samples = json.loads(audit([source], "--json", "--preview", "300", max_length_tokens=16384).stdout)["samples"]
+    samples = json.loads(audit([source], "--json", "--preview", "300", max_length_tokens=16384).stdout)[
+        "samples"
+    ]
     learned = [piece["text"] for sample in samples for piece in sample["pieces"] if piece["weight"]]
     read = [piece["text"] for sample in samples for piece in sample["pieces"] if not piece["weight"]]
     assert len(samples) == 300
@@ -168,19 +182,26 @@ def test_tool_calls_are_learned(audit: Callable[..., Result]) -> None:
 
 
 def test_a_template_without_tools_is_refused(audit: Callable[..., Result]) -> None:
-    """Tool calls with a template that has no form for them end with 2, the row's place, the template and what it lacks."""
+    """Tool calls with a template that has no form for them end with 2, the row's place, the template and what
+    it lacks."""
     source = {"path": shared("chat/lf_glaive_toolcall_en_demo.json"), "format": "sharegpt"}
     said = audit([source], code=2, model={"base": str(BASE), "chat_template": "llama2"}).stderr
-    assert re.match(r"error: lf_glaive_toolcall_en_demo\.json row 1: the chat template \(llama2\) .*\btool\b", said)
+    assert re.match(
+        r"error: lf_glaive_toolcall_en_demo\.json row 1: the chat template \(llama2\) .*\btool\b", said
+    )
 
 
 def test_turns_without_tokens_are_a_finding(audit: Callable[..., Result]) -> None:
-    """ChatML on a tokenizer without its tokens is found in every row, exit 3; the finding's advice mends it."""
+    """ChatML on a tokenizer without its tokens is found in every row, exit 3; the finding's advice mends
+    it."""
     source = {"path": shared("chat/fastchat_dummy_conversation.json"), "format": "sharegpt"}
     model = {"base": str(BASE), "chat_template": "chatml"}
     found = audit([source], code=3, model=model)
     rows = len(json.loads(Path(source["path"]).read_text()))
-    assert f"unsupervised_end_of_turn: {rows:,} rows have an answer that doesn't end in a special token" in found.stdout
+    assert (
+        f"unsupervised_end_of_turn: {rows:,} rows have an answer that doesn't end in a special token"
+        in found.stdout
+    )
     assert "add the template's end-of-turn token to model.new_tokens" in found.stdout
     assert "the audit fails: unsupervised_end_of_turn" in found.stderr
     audit([source], model=model | {"new_tokens": TURNS})
@@ -188,14 +209,16 @@ def test_turns_without_tokens_are_a_finding(audit: Callable[..., Result]) -> Non
 
 @pytest.mark.parametrize("template", ["llama2", "alpaca", "mistral", "zephyr"])
 def test_templates_that_need_no_new_token(template: str, audit: Callable[..., Result]) -> None:
-    """Templates whose turns end in the tokenizer's own end token need no new one: the audit holds, and no row is lost."""
+    """Templates whose turns end in the tokenizer's own end token need no new one: the audit holds, and no row
+    is lost."""
     source = {"path": shared("chat/lf_v1_sft_demo.jsonl"), "format": "messages"}
     said = json.loads(audit([source], "--json", model={"base": str(BASE), "chat_template": template}).stdout)
     assert (said["sources"][0]["rows_kept"], said["findings"]) == (500, {})
 
 
 def test_rows_that_leak_are_found(audit: Callable[..., Result]) -> None:
-    """Evaluating on a set that was made of the training set is a finding of hundreds of rows, exit 3; drop leaves them out."""
+    """Evaluating on a set that was made of the training set is a finding of hundreds of rows, exit 3; drop
+    leaves them out."""
     train = {"path": shared("instruct/lf_alpaca_en_demo.json"), "format": "alpaca"}
     held_out = {"sources": [{"path": shared("chat/lf_v1_sft_demo.jsonl"), "format": "messages"}]}
     found = json.loads(audit([train], "--json", code=3, evaluation=held_out).stdout)
@@ -207,18 +230,29 @@ def test_rows_that_leak_are_found(audit: Callable[..., Result]) -> None:
 
 
 def test_what_is_repeated_can_be_dropped(audit: Callable[..., Result]) -> None:
-    """Rows counted as repeated are those that data.clean.duplicates: drop drops; near duplicates go with them."""
+    """Rows counted as repeated are those that data.clean.duplicates: drop drops; near duplicates go with
+    them."""
     source = {"path": shared("chat/lf_glaive_toolcall_en_demo.json"), "format": "sharegpt"}
     (kept,) = json.loads(audit([source], "--json", max_length_tokens=16384).stdout)["sources"]
     clean = {"duplicates": "drop", "near_duplicates": 0.8}
     (cleaned,) = json.loads(audit([source], "--json", max_length_tokens=16384, clean=clean).stdout)["sources"]
-    assert kept["duplicates"]["count"] == cleaned["dropped"]["duplicate"]["count"] > cleaned["duplicates"]["count"] == 0
+    assert (
+        kept["duplicates"]["count"]
+        == cleaned["dropped"]["duplicate"]["count"]
+        > cleaned["duplicates"]["count"]
+        == 0
+    )
     assert cleaned["dropped"]["near_duplicate"]["count"] > 0
-    assert kept["rows_kept"] == 300 == cleaned["rows_kept"] + sum(drop["count"] for drop in cleaned["dropped"].values())
+    assert (
+        kept["rows_kept"]
+        == 300
+        == cleaned["rows_kept"] + sum(drop["count"] for drop in cleaned["dropped"].values())
+    )
 
 
 def test_folders_globs_and_mixtures(audit: Callable[..., Result]) -> None:
-    """A folder, a glob and a file in one recipe are mixed by their shares of the tokens and packed to more than 95 percent."""
+    """A folder, a glob and a file in one recipe are mixed by their shares of the tokens and packed to more
+    than 95 percent."""
     sources = [
         {"path": shared("instruct"), "format": "alpaca", "share": 0.5},
         {"path": shared("qa/*.en.json"), "format": "auto", "share": 0.3},
@@ -234,11 +268,18 @@ def test_folders_globs_and_mixtures(audit: Callable[..., Result]) -> None:
 
 
 def test_an_archive_is_refused(tmp_path: Path, audit: Callable[..., Result]) -> None:
-    """A zip is refused by its name with the endings that can be read, and, named .jsonl, by its content; both end with 2."""
+    """A zip is refused by its name with the endings that can be read, and, named .jsonl, by its content; both
+    end with 2."""
     content = Path(shared("sentiment/sentence_polarity.jsonl")).read_bytes()
     for name, message in (
-        ("sentence_polarity.zip", "ends in '.zip', expected .json, .jsonl, .csv, .tsv, .parquet, .arrow, .txt"),
-        ("renamed.jsonl", "renamed.jsonl is not text: its content is a ZIP archive or a spreadsheet; rename or unpack it"),
+        (
+            "sentence_polarity.zip",
+            "ends in '.zip', expected .json, .jsonl, .csv, .tsv, .parquet, .arrow, .txt",
+        ),
+        (
+            "renamed.jsonl",
+            "renamed.jsonl is not text: its content is a ZIP archive or a spreadsheet; rename or unpack it",
+        ),
     ):
         with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("sentence_polarity.jsonl", content)
@@ -259,8 +300,11 @@ def test_an_archive_is_refused(tmp_path: Path, audit: Callable[..., Result]) -> 
          "no column 'questions', which columns.instruction names; the row has 'paragraphs', 'title'"),
     ],
 )  # fmt: skip
-def test_a_wrong_recipe_for_real_data(name: str, options: dict[str, Any], message: str, audit: Callable[..., Result]) -> None:
-    """A format, column or label that a real file doesn't have ends with 2, the first row's place and what it has."""
+def test_a_wrong_recipe_for_real_data(
+    name: str, options: dict[str, Any], message: str, audit: Callable[..., Result]
+) -> None:
+    """A format, column or label that a real file doesn't have ends with 2, the first row's place and what it
+    has."""
     said = audit([{"path": shared(name)} | options], code=2).stderr
     assert said.startswith(f"error: {Path(name).name}")
     assert message in said

@@ -1,4 +1,5 @@
-"""Each recipe of recipes/tasks on rows in the form that its hub data set has: trained, measured, scored again."""
+"""Each recipe of recipes/tasks on rows in the form that its hub data set has: trained, measured, scored
+again."""
 
 import json
 from pathlib import Path
@@ -56,10 +57,15 @@ def local_recipe(name: str, folder: Path, base: Path) -> Path:
                 source.pop(key, None)
             text = json.dumps(HUB_ROWS[name])
             source["path"] = str(folder / f"{use}.jsonl")
-            Path(source["path"]).write_text("".join(text.replace("{n}", str(first + n)) + "\n" for n in range(8)))
+            Path(source["path"]).write_text(
+                "".join(text.replace("{n}", str(first + n)) + "\n" for n in range(8))
+            )
     if not evaluation:
         values["data"]["evaluation"] = {"fraction": 0.25}
-    values["model"] = {"base": str(base), **({"head": values["model"]["head"]} if "head" in values["model"] else {})}
+    values["model"] = {
+        "base": str(base),
+        **({"head": values["model"]["head"]} if "head" in values["model"] else {}),
+    }
     values["data"] |= {"max_length_tokens": 256, "pack_length_tokens": 256}
     del values["train"]["epochs"]
     values["train"] |= {"max_steps": 2, "precision": "fp32"}
@@ -74,7 +80,8 @@ def local_recipe(name: str, folder: Path, base: Path) -> Path:
 
 @pytest.mark.parametrize("name", HUB_ROWS)
 def test_a_task(name: str, tiny_base: Path, tmp_path: Path) -> None:
-    """Rows of the hub's form are read, learned and measured by every metric of the recipe; the run scores as in training."""
+    """Rows of the hub's form are read, learned and measured by every metric of the recipe; the run scores as
+    in training."""
     if name == "code" and why_no_sandbox() is not None:
         pytest.skip(f"no sandbox here: {why_no_sandbox()}")
     recipe = load_recipe(str(local_recipe(name, tmp_path, tiny_base)), []).recipe

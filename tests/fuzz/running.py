@@ -88,7 +88,9 @@ def judged(case: Case, code: int | None, said: str, printed: str, spent: float, 
     message = ""
     if code != 0:
         errors = [line for line in said.splitlines() if line.startswith("error:")]
-        message = said[said.find("error:") :].removeprefix("error:").strip() if errors else _json_error(printed)
+        message = (
+            said[said.find("error:") :].removeprefix("error:").strip() if errors else _json_error(printed)
+        )
         weak += _weaknesses(case, message, len(errors))
         if (
             code == 2
@@ -121,13 +123,18 @@ def _weaknesses(case: Case, message: str, errors: int) -> Iterator[str]:
 def _signature(said: str, code: int | None) -> str:
     frames = OURS.findall(said)
     where = f" at {frames[-1][0]}, {frames[-1][2]}" if frames else ""
-    lines = [line for line in said.splitlines() if re.match(r"[\w.]+(Error|Exception|Exit|Interrupt|Warning|Expired)\b", line)]
+    lines = [
+        line
+        for line in said.splitlines()
+        if re.match(r"[\w.]+(Error|Exception|Exit|Interrupt|Warning|Expired)\b", line)
+    ]
     return f"exit {code}: {lines[-1][:90] if lines else 'no exception'}{where}"
 
 
 @contextlib.contextmanager
 def _restored(folder: Path) -> Iterator[None]:
-    """What a command may leave behind in a process is put back: folder, arguments, environment, warnings, log handlers."""
+    """What a command may leave behind in a process is put back: folder, arguments, environment, warnings, log
+    handlers."""
     words, environment, here = sys.argv, dict(os.environ), os.getcwd()
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
@@ -172,7 +179,8 @@ def work(connection: Connection, scratch: Path) -> None:
 
 
 class Fuzzer:
-    """Runs seeds in a process that it watches; a case that fails is run again, alone in a new one, before it counts."""
+    """Runs seeds in a process that it watches; a case that fails is run again, alone in a new one, before it
+    counts."""
 
     def __init__(self, scratch: Path):
         self.scratch = scratch.resolve()
@@ -226,10 +234,21 @@ class Fuzzer:
         self._process.join(10)
         said = self._log()
         frames = OURS.findall(said)
-        where = f" at {frames[0][0]}, {frames[0][2]}" if frames else ""  # faulthandler begins with the innermost
+        where = (
+            f" at {frames[0][0]}, {frames[0][2]}" if frames else ""
+        )  # faulthandler begins with the innermost
         self.stop()
         files = tuple(sorted(case.names))
-        return Outcome(case.seed, case.words[0], str(case), files, None, LIMIT_SECONDS, failure=failure + where, details=said)
+        return Outcome(
+            case.seed,
+            case.words[0],
+            str(case),
+            files,
+            None,
+            LIMIT_SECONDS,
+            failure=failure + where,
+            details=said,
+        )
 
     def _start(self) -> None:
         self.stop()

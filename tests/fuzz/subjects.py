@@ -1,4 +1,5 @@
-"""What is changed: bases of each family and kind of tokenizer, an adapter, a finished run and an interrupted one.
+"""What is changed: bases of each family and kind of tokenizer, an adapter, a finished run and an interrupted
+one.
 
 Made once, in a folder of their own; a case works on copies.
 """
@@ -15,7 +16,8 @@ from tests.support.models import CHATML, CORPUS, save_tiny_llama
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 BASES = (*FAMILIES, "sharded", "nf4", "unigram", "pieces")
-"""Beside a plain one of each family: a base in several files, one that bitsandbytes stored, and two with other tokenizers."""
+"""Beside a plain one of each family: a base in several files, one that bitsandbytes stored, and two with
+other tokenizers."""
 
 
 def make_subjects(folder: Path) -> None:
@@ -31,7 +33,10 @@ def make_subjects(folder: Path) -> None:
     _save_unigram(made / "llama", made / "unigram")
     _save_pieces(made / "llama", made / "pieces")
     _save_adapter(made / "llama", made / "adapter", folder / "llama")
-    rows = [{"instruction": f"Say {word}.", "input": "", "output": f"{word} lamp"} for word in ("blue", "seven", "Ada", "café")]
+    rows = [
+        {"instruction": f"Say {word}.", "input": "", "output": f"{word} lamp"}
+        for word in ("blue", "seven", "Ada", "café")
+    ]
     (made / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made.rename(folder)
     # A lock holds the base's path, so the runs are made where everything stays.
@@ -62,7 +67,11 @@ def _save_base(folder: Path, family: str) -> None:
 
     shutil.copytree(folder.with_name("llama"), folder)
     known = json.loads((folder / "config.json").read_text())
-    sizes = {key: value for key, value in known.items() if key not in ("model_type", "architectures", "rope_parameters")}
+    sizes = {
+        key: value
+        for key, value in known.items()
+        if key not in ("model_type", "architectures", "rope_parameters")
+    }
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **(sizes | {"tie_word_embeddings": family == "qwen3"}))
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -81,8 +90,12 @@ def _save_nf4(llama: Path, folder: Path) -> None:
     from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
     shutil.copytree(llama, folder)
-    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    LlamaForCausalLM.from_pretrained(llama, quantization_config=how, device_map={"": "cpu"}).save_pretrained(folder)
+    how = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    LlamaForCausalLM.from_pretrained(llama, quantization_config=how, device_map={"": "cpu"}).save_pretrained(
+        folder
+    )
 
 
 def _save_unigram(llama: Path, folder: Path) -> None:
@@ -93,10 +106,18 @@ def _save_unigram(llama: Path, folder: Path) -> None:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
-    options = {"special_tokens": special, "unk_token": "<unk>", "initial_alphabet": ["\n", "é", *map(chr, range(33, 127))]}
-    tokenizer.train_from_iterator(CORPUS * 3, trainers.UnigramTrainer(vocab_size=250, show_progress=False, **options))
+    options = {
+        "special_tokens": special,
+        "unk_token": "<unk>",
+        "initial_alphabet": ["\n", "é", *map(chr, range(33, 127))],
+    }
+    tokenizer.train_from_iterator(
+        CORPUS * 3, trainers.UnigramTrainer(vocab_size=250, show_progress=False, **options)
+    )
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")  # noqa: S106
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
     fast.chat_template = CHATML
     fast.save_pretrained(folder)
 
@@ -110,12 +131,14 @@ def _save_pieces(llama: Path, folder: Path) -> None:
     corpus = folder.with_name("corpus.txt")
     corpus.write_text("\n".join(CORPUS * 5))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(folder / "tokenizer"), vocab_size=330, model_type="bpe", byte_fallback=True,
-        hard_vocab_limit=False, minloglevel=2,
+        input=str(corpus), model_prefix=str(folder / "tokenizer"), vocab_size=330, model_type="bpe",
+        byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
     )  # fmt: skip
     corpus.unlink()
     (folder / "tokenizer.vocab").unlink()
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", "legacy": False}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "LlamaTokenizer", "legacy": False})
+    )
 
 
 def _save_adapter(llama: Path, folder: Path, named: Path) -> None:
@@ -124,7 +147,9 @@ def _save_adapter(llama: Path, folder: Path, named: Path) -> None:
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False
+    )
     model = get_peft_model(LlamaForCausalLM.from_pretrained(llama), config)
     model.peft_config["default"].base_model_name_or_path = str(named)
     model.save_pretrained(folder)
@@ -140,7 +165,11 @@ def _train(folder: Path) -> None:
     before = sys.argv
     try:
         sys.argv = ["finetune", "train", str(path)]
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
             code = app.run()
     finally:
         sys.argv = before

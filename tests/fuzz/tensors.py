@@ -44,23 +44,30 @@ def change_tensors(random: Random, path: Path) -> str:
         path.write_bytes(content + b"\0")
         return "a byte more"
     data = content[8 + length :]
-    kind = random.choice(["length", "numbers", "header", "entry", "entry", "entry", "names", "names", "shape", "metadata"])
+    kind = random.choice(
+        ["length", "numbers", "header", "entry", "entry", "entry", "names", "names", "shape", "metadata"]
+    )
     if kind == "length":
         length = random.choice([0, 1, length - 1, length + 1, 2**31, 2**63, 2**64 - 1, len(content)])
         path.write_bytes(struct.pack("<Q", length) + content[8:])
         return f"its header would be {length:,} bytes long"
     if kind == "numbers":
         return _change_numbers(random, path, content, 8 + length)
-    said = {"header": change_anywhere, "entry": _change_entry, "names": _change_names, "shape": _change_shape}.get(
-        kind, _change_metadata
-    )(random, header)
+    said = {
+        "header": change_anywhere,
+        "entry": _change_entry,
+        "names": _change_names,
+        "shape": _change_shape,
+    }.get(kind, _change_metadata)(random, header)
     text = dumps(header).encode("utf-8", errors="surrogatepass")
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
     return said
 
 
 def _change_numbers(random: Random, path: Path, content: bytes, start: int) -> str:
-    filler = random.choice([b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\x00\x00\x00\x00", b"\xff\xff\x7f\x7f", b"\xff"])
+    filler = random.choice(
+        [b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\x00\x00\x00\x00", b"\xff\xff\x7f\x7f", b"\xff"]
+    )
     first = random.choice([start, random.randrange(start, len(content) + 1)])
     count = random.choice([4, 400, len(content)])
     torn = content[:first] + (filler * count)[: len(content) - first][:count] + content[first + count :]
@@ -69,7 +76,9 @@ def _change_numbers(random: Random, path: Path, content: bytes, start: int) -> s
 
 
 def _tensor(random: Random, header: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    name = random.choice([name for name, entry in header.items() if isinstance(entry, dict) and "shape" in entry])
+    name = random.choice(
+        [name for name, entry in header.items() if isinstance(entry, dict) and "shape" in entry]
+    )
     return name, header[name]
 
 
@@ -88,14 +97,17 @@ def _change_entry(random: Random, header: dict[str, Any]) -> str:
 
 
 def _change_shape(random: Random, header: dict[str, Any]) -> str:
-    """Another shape of as many numbers, or two tensors' bytes exchanged: a header that holds, of another model."""
+    """Another shape of as many numbers, or two tensors' bytes exchanged: a header that holds, of another
+    model."""
     name, entry = _tensor(random, header)
     other, theirs = _tensor(random, header)
     if random.random() < 0.5:
         entry["data_offsets"], theirs["data_offsets"] = theirs["data_offsets"], entry["data_offsets"]
         return f"{name} and {other} have each other's bytes"
     shape = entry["shape"]
-    entry["shape"] = random.choice([shape[::-1], [*shape, 1], [1, *shape], [0, *shape], [*shape, 2**60, 0], []])
+    entry["shape"] = random.choice(
+        [shape[::-1], [*shape, 1], [1, *shape], [0, *shape], [*shape, 2**60, 0], []]
+    )
     return f"{name}.shape = {entry['shape']}"
 
 
@@ -106,9 +118,18 @@ def _change_names(random: Random, header: dict[str, Any]) -> str:
         case "rename":
             parts = name.split(".")
             place = random.randrange(len(parts))
-            parts[place] = random.choice(["", "x", "99", "é", "a" * 5000, "base_layer", "lora_A", "0.0", "\n"])
+            parts[place] = random.choice(
+                ["", "x", "99", "é", "a" * 5000, "base_layer", "lora_A", "0.0", "\n"]
+            )
             new = random.choice(
-                [".".join(parts), name.upper(), f"model.{name}", name.partition(".")[2], "a\0b", f"{name}.weight"]
+                [
+                    ".".join(parts),
+                    name.upper(),
+                    f"model.{name}",
+                    name.partition(".")[2],
+                    "a\0b",
+                    f"{name}.weight",
+                ]
             )
             header[new] = header.pop(name)
             return f"{name} is called {new[:80]!r}"

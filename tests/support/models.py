@@ -1,6 +1,6 @@
 """Tiny models and tokenizers, made in milliseconds. Loads torch only where a model is made."""
 
-# ruff: noqa: S106 - tokens of a vocabulary are no secrets
+
 import json
 import os
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SHARED = Path(os.environ.get("FINETUNE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% "
+    "endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CORPUS = [
@@ -31,7 +32,10 @@ def save_tiny_tokenizer(folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     fast = PreTrainedTokenizerFast(
@@ -53,8 +57,9 @@ def save_tiny_llama(folder: Path, **changes: object) -> None:
     vocabulary = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
     options: dict[str, object] = {
         "vocab_size": vocabulary, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
-        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "tie_word_embeddings": False,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+        "tie_word_embeddings": False,
     }  # fmt: skip
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**(options | changes))).save_pretrained(folder)
@@ -92,7 +97,16 @@ MEMORISED = {
 """What the memorised model answers."""
 
 
-SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+SPECIAL = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+]
 
 
 def trained_bpe(texts: Sequence[str], vocabulary: int) -> Tokenizer:
@@ -121,5 +135,7 @@ def train_sentencepiece(folder: Path, **options: Any) -> Path:
         "remove_extra_whitespaces": False, "hard_vocab_limit": False, "minloglevel": 2,
     }  # fmt: skip
     prefix = str(folder / "tokenizer")
-    sentencepiece.SentencePieceTrainer.train(input=str(folder / "corpus.txt"), model_prefix=prefix, **(settings | options))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "corpus.txt"), model_prefix=prefix, **(settings | options)
+    )
     return folder

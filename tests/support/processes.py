@@ -27,7 +27,13 @@ with hearing(lambda line: print(line, flush=True)):
 sys.exit(trained.summary["status"] == "stopped")
 """
 
-EXACT = {"micro_batch_size": 4, "precision": "fp32", "learning_rate": 1e-2, "max_steps": 12, "save_every_steps": 4}
+EXACT = {
+    "micro_batch_size": 4,
+    "precision": "fp32",
+    "learning_rate": 1e-2,
+    "max_steps": 12,
+    "save_every_steps": 4,
+}
 
 
 def start(recipe: Recipe, name: str = "run") -> RunFolder:
@@ -73,5 +79,7 @@ def trainer_of(recipe: Recipe, folder: Path, dtype: torch.dtype | None = torch.f
 
 def trained_weights(trainer: ExactTrainer) -> torch.Tensor:
     trainer.train()
-    weights = [parameter.detach().flatten() for parameter in trainer.model.parameters() if parameter.requires_grad]
+    weights = [
+        parameter.detach().flatten() for parameter in trainer.model.parameters() if parameter.requires_grad
+    ]
     return torch.cat(weights)

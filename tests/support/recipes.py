@@ -15,7 +15,10 @@ def found(text: str) -> list[str]:
     values = YAML(typ="safe", pure=True).load(text) or {}
     values.setdefault("model", {}).setdefault("base", "owner/name")
     values.setdefault("data", {}).setdefault("train", [{"generated": "orders"}])
-    return [f"{path}  {message}" for path, message in problems_of(Recipe.model_validate(values), set(_paths(values)))]
+    return [
+        f"{path}  {message}"
+        for path, message in problems_of(Recipe.model_validate(values), set(_paths(values)))
+    ]
 
 
 def _paths(value: object, path: str = "") -> list[str]:

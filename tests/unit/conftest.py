@@ -26,6 +26,8 @@ def make_recipe(tiny_base: Path, alpaca_file: Path, tmp_path: Path) -> MakeRecip
             "tracking": {"tracker": "none"},
             "output": {"folder": str(tmp_path / "runs")},
         }
-        return Recipe.model_validate({name: tree.get(name, {}) | sections.get(name, {}) for name in tree | sections})
+        return Recipe.model_validate(
+            {name: tree.get(name, {}) | sections.get(name, {}) for name in tree | sections}
+        )
 
     return make

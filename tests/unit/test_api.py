@@ -1,4 +1,5 @@
-"""The Python API: the same runs, figures and errors as the command line's, where a script or a notebook needs them."""
+"""The Python API: the same runs, figures and errors as the command line's, where a script or a notebook needs
+them."""
 
 import asyncio
 import importlib
@@ -44,7 +45,10 @@ def recipe(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe's file; its runs go beside it."""
     folder = tmp_path_factory.mktemp("api")
     words = ["blue", "lamp", "seven", "Ada"] * 10
-    rows = [{"instruction": f"Say {word} {i} times.", "output": " ".join([word] * (i % 5 + 1))} for i, word in enumerate(words)]
+    rows = [
+        {"instruction": f"Say {word} {i} times.", "output": " ".join([word] * (i % 5 + 1))}
+        for i, word in enumerate(words)
+    ]
     (folder / "rows.json").write_text(json.dumps(rows))
     path = folder / "words.yaml"
     path.write_text(RECIPE.format(base=tiny_base, rows=folder / "rows.json", runs=folder / "runs"))
@@ -71,7 +75,8 @@ def assert_same_weights(one: finetune.Run, other: finetune.Run) -> None:
 
 
 def test_no_submodule_takes_a_function_s_name() -> None:
-    """After every submodule was imported, the package's names are still its functions: `train` is no package."""
+    """After every submodule was imported, the package's names are still its functions: `train` is no
+    package."""
     for module in pkgutil.walk_packages(finetune.__path__, "finetune."):
         if module.name != "finetune.__main__":
             importlib.import_module(module.name)
@@ -86,11 +91,15 @@ def test_no_submodule_takes_a_function_s_name() -> None:
 
 
 def test_importing_it_loads_nothing_and_names_everything() -> None:
-    """`import finetune` loads no pydantic; dir() has the public names; an unknown one is an AttributeError."""
+    """`import finetune` loads no pydantic; dir() has the public names; an unknown one is an
+    AttributeError."""
     code = (
-        "import sys, finetune\nassert 'pydantic' not in sys.modules\nprint(sorted(set(finetune.__all__) - set(dir(finetune))))"
+        "import sys, finetune\nassert 'pydantic' not in sys.modules\nprint(sorted(set(finetune.__all__) - "
+        "set(dir(finetune))))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
     assert finetune.__version__[0].isdigit()
     assert (REPOSITORY / "finetune" / "py.typed").is_file()
@@ -108,7 +117,10 @@ def test_importing_it_loads_nothing_and_names_everything() -> None:
         ("train.max_steps", None),
         ("train.rehearsal", False),
         ("output.name", "true"),
-        ("tracking.samples", {"prompts": ["a 'b' \"c\" # d: [e]", "naïve 🙂 日本", "null"], "every_steps": 5}),
+        (
+            "tracking.samples",
+            {"prompts": ["a 'b' \"c\" # d: [e]", "naïve 🙂 日本", "null"], "every_steps": 5},
+        ),
         ("adapter.targets", ["q_proj", "v_proj"]),
         ("model.new_tokens", ["<a>", "[1]", "null", "x\ty"]),
         ("data.evaluation", {"fraction": 0.25}),
@@ -121,7 +133,9 @@ def test_an_override_is_the_value_that_was_given(recipe: Path, key: str, value: 
     found: Any = loaded.recipe.model_dump(mode="json")
     for part in key.split("."):
         found = found[part]
-    assert (found | value if isinstance(value, dict) else found) == (found if isinstance(value, dict) else value)
+    assert (found | value if isinstance(value, dict) else found) == (
+        found if isinstance(value, dict) else value
+    )
     again = finetune.load_recipe(loaded, {"train.seed": 3}).recipe
     assert again.train.seed == 3
     assert again.model_copy(update={"train": loaded.recipe.train}) == loaded.recipe
@@ -167,7 +181,8 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_second_training_is_a_fresh_process_s(run: finetune.Run, recipe: Path) -> None:
-    """Bit for bit, in the process that has trained before, under a running event loop, beside the main thread, and alone."""
+    """Bit for bit, in the process that has trained before, under a running event loop, beside the main
+    thread, and alone."""
 
     async def in_a_notebook() -> finetune.Run:
         return finetune.train(recipe)
@@ -177,13 +192,16 @@ def test_a_second_training_is_a_fresh_process_s(run: finetune.Run, recipe: Path)
     thread.start()
     thread.join()
     code = f"import finetune\nprint(finetune.train({str(recipe)!r}).folder)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     for other in (asyncio.run(in_a_notebook()), found[0], finetune.Run(done.stdout.splitlines()[-1])):
         assert_same_weights(run, other)
 
 
 def test_a_stop_is_a_value_and_resumes(run: finetune.Run, recipe: Path) -> None:
-    """Ctrl-C in a step: the run comes back as stopped, with a checkpoint; resumed, it is the uninterrupted one."""
+    """Ctrl-C in a step: the run comes back as stopped, with a checkpoint; resumed, it is the uninterrupted
+    one."""
 
     def interrupt(line: str) -> None:
         if line.startswith("step 2/"):
@@ -232,7 +250,10 @@ def test_a_stop_reaches_the_processes_of_the_run_alone(recipe: Path, ctrl_c: int
 
     def interrupt(folder: Path) -> None:
         deadline = time.monotonic() + 60
-        while not any("step 0/" in log.read_text() for log in folder.glob("*/run.log")) and time.monotonic() < deadline:
+        while (
+            not any("step 0/" in log.read_text() for log in folder.glob("*/run.log"))
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
         for _ in range(ctrl_c):
             os.kill(os.getpid(), signal.SIGINT)
@@ -284,7 +305,14 @@ def test_a_renamed_run_and_one_without_a_figure_are_listed(run: finetune.Run, tm
 
 
 @pytest.mark.parametrize(
-    "options", [{"processes": 0}, {"processes": "2"}, {"max_restarts": -1}, {"timeout_minutes": 0}, {"timeout_minutes": -1}]
+    "options",
+    [
+        {"processes": 0},
+        {"processes": "2"},
+        {"max_restarts": -1},
+        {"timeout_minutes": 0},
+        {"timeout_minutes": -1},
+    ],
 )
 def test_a_number_that_an_option_does_not_have_is_refused(recipe: Path, options: dict[str, Any]) -> None:
     with pytest.raises(LaunchError, match=f"{next(iter(options))} is .*; expected a number from"):
@@ -293,10 +321,15 @@ def test_a_number_that_an_option_does_not_have_is_refused(recipe: Path, options:
 
 def test_runs_are_listed_and_chosen(run: finetune.Run, recipe: Path, tmp_path: Path) -> None:
     """By conditions, and the best by a metric first."""
-    worse = finetune.train(recipe, {"train.learning_rate": 1e-6, "train.max_steps": 2, "output.folder": str(tmp_path)})
+    worse = finetune.train(
+        recipe, {"train.learning_rate": 1e-6, "train.max_steps": 2, "output.folder": str(tmp_path)}
+    )
     better = finetune.train(recipe, {"train.max_steps": 2, "output.folder": str(tmp_path)})
     assert [found.name for found in finetune.list_runs(tmp_path)] == [worse.name, better.name]
-    assert [found.folder for found in finetune.list_runs(tmp_path, best="evaluation_loss")] == [better.folder, worse.folder]
+    assert [found.folder for found in finetune.list_runs(tmp_path, best="evaluation_loss")] == [
+        better.folder,
+        worse.folder,
+    ]
     only = finetune.list_runs(tmp_path, where=["train.learning_rate<1e-3", "status=finished"])
     assert [found.folder for found in only] == [worse.folder]
     with pytest.raises(CheckpointError, match="no run has a value 'loss'"):
@@ -319,7 +352,9 @@ def test_a_merge_answers_as_its_run(run: finetune.Run, tmp_path: Path) -> None:
     pairs = [("Say blue 0 times.", "blue"), ("Say lamp 1 times.", "lamp lamp")]
     for one, other in zip(tuned.score(pairs), merged.score(pairs), strict=True):
         assert one.tokens == other.tokens
-        assert one.log_probability == pytest.approx(other.log_probability, abs=0.05)  # bf16 where it is native
+        assert one.log_probability == pytest.approx(
+            other.log_probability, abs=0.05
+        )  # bf16 where it is native
     values = finetune.evaluate(merged, run.folder / "recipe.lock.yaml").values
     assert values["loss"] == pytest.approx(run.metrics["evaluation_loss"], abs=0.01)
 
@@ -353,7 +388,9 @@ def test_a_score_is_what_plain_torch_computes(tiny_base: Path) -> None:
     prompt, answer = "How many lamps?", "two brass lamps"
     (found,) = model.score([(prompt, answer)])
     tokenizer = model.tokenizer
-    start = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False)
+    start = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False
+    )
     after = tokenizer(f"{answer}<|im_end|>", add_special_tokens=False).input_ids
     ids = torch.tensor([[*start, *after]])
     with torch.no_grad():
@@ -369,7 +406,10 @@ def test_a_score_is_what_plain_torch_computes(tiny_base: Path) -> None:
         (lambda model: model.generate("one text"), "got one text"),
         (lambda model: model.score("one text"), "got one text"),
         (lambda model: model.score(["text"]), r"item 0 is 'text'; expected a pair of texts"),
-        (lambda model: model.generate([[{"role": "assistant", "content": "x"}]]), "ends with a turn of the assistant"),
+        (
+            lambda model: model.generate([[{"role": "assistant", "content": "x"}]]),
+            "ends with a turn of the assistant",
+        ),
         (lambda model: model.generate([[]]), "the conversation has no turn"),
         (lambda model: model.generate([[{"role": "user"}]]), r"messages\[0\]"),
         (lambda model: model.generate(["x"], max_new_tokens=8, system="y" * 5000), "positions"),
@@ -389,7 +429,9 @@ def test_what_is_no_prompt_is_refused(tiny_base: Path, call: Any, words: str) ->
 
 def test_a_head_scores_texts(tiny_base: Path, tmp_path: Path) -> None:
     """Its outputs are those of plain transformers' class on the same ids; it writes nothing."""
-    rows = [{"text": f"{colour} {index}", "label": colour} for index in range(8) for colour in ("red", "green")]
+    rows = [
+        {"text": f"{colour} {index}", "label": colour} for index in range(8) for colour in ("red", "green")
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = tmp_path / "head.yaml"
     path.write_text(
@@ -418,7 +460,8 @@ output: {{folder: {tmp_path / "runs"}}}
 
 
 def test_messages_go_where_the_caller_wants_them(recipe: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A program that wants warnings alone gets no others from a training, whose run.log has them all; its level stays."""
+    """A program that wants warnings alone gets no others from a training, whose run.log has them all; its
+    level stays."""
     toolkit = logging.getLogger("finetune")
     caplog.set_level(logging.WARNING)
     quiet = finetune.train(recipe, {"train.max_steps": 1})

@@ -1,4 +1,5 @@
-"""Every combination of launchers' variables is a world, or one message; a world of one leaves nothing behind."""
+"""Every combination of launchers' variables is a world, or one message; a world of one leaves nothing
+behind."""
 
 import itertools
 import os
@@ -18,7 +19,12 @@ NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 OF_A_JOB = {
     "nothing": {},
-    "Kubeflow": {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "job-master-0", "PYTHONUNBUFFERED": "1"},
+    "Kubeflow": {
+        "PET_NNODES": "2",
+        "PET_NODE_RANK": "1",
+        "PET_MASTER_ADDR": "job-master-0",
+        "PYTHONUNBUFFERED": "1",
+    },
     "an sbatch script": {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
     "srun, one task": {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "PMI_SIZE": "1", "PMI_RANK": "0"},
     "mpirun, one process": {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
@@ -29,7 +35,12 @@ OF_A_JOB = {
 def _nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The variables of the test alone, and none after it."""
     before = dict(os.environ)
-    known = (*environment.OF_TORCH, *environment.OF_ACCELERATE, *environment.STARTED.values(), environment.LAUNCHER)
+    known = (
+        *environment.OF_TORCH,
+        *environment.OF_ACCELERATE,
+        *environment.STARTED.values(),
+        environment.LAUNCHER,
+    )
     for name in known:
         os.environ.pop(name, None)
     yield
@@ -39,11 +50,14 @@ def _nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("job", OF_A_JOB)
 def test_what_is_left_over_is_one_process_or_one_message(job: str) -> None:
-    """Of all combinations of set, empty and absent: several processes that nobody started are refused by the variable's name,
-    and so is a rank of a world of one; what remains is one process, of which torch and accelerate find nothing."""
+    """Of all combinations of set, empty and absent: several processes that nobody started are refused by the
+    variable's name, and so is a rank of a world of one; what remains is one process, of which torch and
+    accelerate find nothing."""
     for states in itertools.product(("set", "empty", "absent"), repeat=len(NAMES)):
         given = {
-            name: WHOLE[name] if state == "set" else "" for name, state in zip(NAMES, states, strict=True) if state != "absent"
+            name: WHOLE[name] if state == "set" else ""
+            for name, state in zip(NAMES, states, strict=True)
+            if state != "absent"
         }
         os.environ.update(OF_A_JOB[job] | given)
         blamed = "WORLD_SIZE is 2" if given.get("WORLD_SIZE") else "RANK is 1" if given.get("RANK") else None
@@ -132,12 +146,16 @@ def test_a_launcher_starts_no_launcher() -> None:
 
 def test_a_run_of_one_process_under_a_launcher(make_recipe: MakeRecipe) -> None:
     """With what torchrun or Kubeflow set for one process the run trains, as one process, to its end."""
-    os.environ.update(WHOLE | {"RANK": "0", "WORLD_SIZE": "1", environment.AGENT: "run", "ACCELERATE_USE_FSDP": "true"})
+    os.environ.update(
+        WHOLE | {"RANK": "0", "WORLD_SIZE": "1", environment.AGENT: "run", "ACCELERATE_USE_FSDP": "true"}
+    )
     done = start(make_recipe(train=EXACT | {"max_steps": 1}))
     assert done.read_summary()["status"] == "finished"
 
 
-@pytest.mark.parametrize("verb", [["check", "quickstart"], ["runs", "list"], ["inspect", "quickstart", "--help"]])
+@pytest.mark.parametrize(
+    "verb", [["check", "quickstart"], ["runs", "list"], ["inspect", "quickstart", "--help"]]
+)
 def test_other_verbs_run_whatever_is_left_over(verb: list[str], tmp_path: Path) -> None:
     """A shell of a cluster's job is one in which recipes can be checked and runs listed."""
     os.environ.update(WHOLE | {"LOCAL_RANK": "x", "WORLD_SIZE": "two"})
@@ -146,7 +164,8 @@ def test_other_verbs_run_whatever_is_left_over(verb: list[str], tmp_path: Path) 
 
 
 def test_every_variable_of_accelerates_launcher_is_known() -> None:
-    """What accelerate's launcher can set is judged, or is no word on how to train; a new version's variable fails here."""
+    """What accelerate's launcher can set is judged, or is no word on how to train; a new version's variable
+    fails here."""
     import re
 
     import accelerate.utils.launch
@@ -154,5 +173,12 @@ def test_every_variable_of_accelerates_launcher_is_known() -> None:
     source = Path(accelerate.utils.launch.__file__).read_text()
     found = set(re.findall(r'current_env\["([A-Z0-9_]+)"\]', source))
     about_machines = {name for name in found if name.endswith(("_DEVICES", "_MODULES", "_CORES", "_MASK"))}
-    others = {"KMP_AFFINITY", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "PYTHONPATH", "XLA_DOWNCAST_BF16", "XLA_USE_BF16"}
+    others = {
+        "KMP_AFFINITY",
+        "KMP_BLOCKTIME",
+        "OMP_NUM_THREADS",
+        "PYTHONPATH",
+        "XLA_DOWNCAST_BF16",
+        "XLA_USE_BF16",
+    }
     assert found - about_machines - others - {"MASTER_ADDR", "MASTER_PORT"} <= set(environment.OF_ACCELERATE)

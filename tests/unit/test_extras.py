@@ -38,7 +38,9 @@ sys.exit(code)
 def without(modules: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the command line where some modules are not installed: nothing finds them."""
     command = [sys.executable, "-c", HIDING, modules, *arguments]
-    return subprocess.run(command, cwd=cwd, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=cwd, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_the_extras_are_those_of_pyproject() -> None:
@@ -56,14 +58,23 @@ def test_a_metric_s_package_is_asked_for_before_training(tmp_path: Path, verb: s
     done = without("sacrebleu,sklearn,rouge_score", verb, "r.yaml", cwd=tmp_path)
     package = EXTRAS["metrics"][str(metric_of(metric).module)]
     assert done.stderr == (
-        f'error: evaluate.metrics: {metric} needs {package}, which is not installed: pip install "{DISTRIBUTION}[metrics]".\n'
+        f"error: evaluate.metrics: {metric} needs {package}, which is not installed: pip install "
+        f'"{DISTRIBUTION}[metrics]".\n'
     )
     assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (2, "", [tmp_path / "r.yaml"])
 
 
 def test_other_metrics_need_none_of_them(tmp_path: Path) -> None:
     """A recipe whose metrics are computed here is valid without the extra."""
-    own = ["perplexity", "bits_per_byte", "exact_match", "squad_exact_match", "squad_f1", "likelihood_accuracy", "pass@1"]
+    own = [
+        "perplexity",
+        "bits_per_byte",
+        "exact_match",
+        "squad_exact_match",
+        "squad_f1",
+        "likelihood_accuracy",
+        "pass@1",
+    ]
     assert [metric.module for metric in known(own)] == [None] * len(own)
     (tmp_path / "r.yaml").write_text(RECIPE.replace("METRIC", ", ".join(own)))
     done = without("sacrebleu,sklearn,rouge_score,nltk", "check", "r.yaml", cwd=tmp_path)

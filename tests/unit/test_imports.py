@@ -10,9 +10,8 @@ from tests.support.imports import HEAVY, loaded_by
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
-    "cli", "recipe", "engines", "models", "data", "generation", "training", "engines.launch", "evaluation", "merging", "runs",
-    "planning", "quickstart", "scoring", "selftest", "objectives", "export",
-    "data_prep",
+    "cli", "recipe", "engines", "models", "data", "generation", "training", "engines.launch", "evaluation",
+    "merging", "runs", "planning", "quickstart", "scoring", "selftest", "objectives", "export", "data_prep",
 })  # fmt: skip
 
 # Parts of data_prep that need the standard library only.
@@ -20,7 +19,8 @@ DISK = frozenset({"data_prep.disk", "data_prep.secrets", "data_prep.temporary", 
 
 EVERYBODYS = ("errors", "environment", "extras", "signals")
 
-# Room -> the rooms that it may import; anyone may import its own and those of everybody. Imports inside functions count too.
+# Room -> the rooms that it may import; anyone may import its own and those of everybody. Imports inside
+# functions count too.
 ARROWS: dict[str, frozenset[str]] = {
     "cli": EVERYTHING | {"api", "loaded_model"},
     "api": EVERYTHING - {"cli"} | {"loaded_model"},
@@ -34,9 +34,18 @@ ARROWS: dict[str, frozenset[str]] = {
     "extras": frozenset(),
     "signals": frozenset(),
     "recipe": DISK
-    | {"data_prep.config", "data_prep.files", "data_prep.formats", "models.architectures", "objectives", "scoring"},
+    | {
+        "data_prep.config",
+        "data_prep.files",
+        "data_prep.formats",
+        "models.architectures",
+        "objectives",
+        "scoring",
+    },
     "scoring": frozenset({"data_prep", "recipe.schema"}),
-    "objectives": frozenset({"data_prep", "recipe.given", "recipe.schema", "models.batch", "models.loss", "models.classify"}),
+    "objectives": frozenset(
+        {"data_prep", "recipe.given", "recipe.schema", "models.batch", "models.loss", "models.classify"}
+    ),
     "models": DISK | {"engines", "recipe", "data_prep"},
     "runs": DISK | {"recipe", "models", "data_prep.config"},
     "data": frozenset({"models", "objectives", "recipe", "data_prep"}),
@@ -56,7 +65,9 @@ ARROWS: dict[str, frozenset[str]] = {
     "training": frozenset({"engines", "engines.launch", "models", "objectives", "data", "generation"})
     | {"evaluation", "runs", "scoring", "recipe", "data_prep"},
     "export": frozenset({"models"}),
-    "merging": frozenset({"export", "models", "objectives", "data", "generation", "runs", "recipe", "data_prep"}),
+    "merging": frozenset(
+        {"export", "models", "objectives", "data", "generation", "runs", "recipe", "data_prep"}
+    ),
     "data_prep": frozenset(),
 }
 ROOMS_WITHIN = ("engines.launch",)
@@ -83,7 +94,11 @@ def room_of(name: str) -> str | None:
     within = next((room for room in ROOMS_WITHIN if f"{name}.".startswith(f"finetune.{room}.")), None)
     if within is not None:
         return within
-    return parts[1] if parts[0] == "finetune" and len(parts) > 1 and not parts[1].startswith("__version") else None
+    return (
+        parts[1]
+        if parts[0] == "finetune" and len(parts) > 1 and not parts[1].startswith("__version")
+        else None
+    )
 
 
 def files() -> list[Path]:
@@ -129,7 +144,8 @@ def test_a_light_module_loads_nothing_heavy(module: str) -> None:
 
 
 def test_the_command_line_loads_only_what_a_verb_needs() -> None:
-    """The table of verbs needs neither pydantic nor YAML; listing them all in the help loads nothing heavy."""
+    """The table of verbs needs neither pydantic nor YAML; listing them all in the help loads nothing
+    heavy."""
     assert loaded_by("import finetune.cli.app", (*HEAVY, "pydantic", "ruamel", "rich")) == []
     help_page = "import sys\nsys.argv = ['finetune', '--help']\nfrom finetune.cli.app import run\nrun()"
     assert loaded_by(help_page, (*HEAVY, "pydantic", "ruamel", "rich")) == []
@@ -137,7 +153,10 @@ def test_the_command_line_loads_only_what_a_verb_needs() -> None:
 
 def test_check_loads_no_torch() -> None:
     """`finetune check` runs to its end without torch."""
-    check = "import sys\nsys.argv = ['finetune', 'check', 'quickstart']\nfrom finetune.cli.app import run\nassert run() == 0"
+    check = (
+        "import sys\nsys.argv = ['finetune', 'check', 'quickstart']\nfrom finetune.cli.app import "
+        "run\nassert run() == 0"
+    )
     assert loaded_by(check, (*HEAVY, "numpy")) == []
 
 
@@ -159,11 +178,13 @@ def test_the_architecture_page_shows_the_table() -> None:
 
 
 def test_no_test_module_imports_another() -> None:
-    """What tests share is in tests/support, or in a module beside them that is none; fixtures come from a conftest alone."""
+    """What tests share is in tests/support, or in a module beside them that is none; fixtures come from a
+    conftest alone."""
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in sorted((ROOT / "tests").rglob("*.py"))
         for line, name in imports_of(path)
-        if name.startswith("tests.") and any(part.startswith("test_") or part == "conftest" for part in name.split("."))
+        if name.startswith("tests.")
+        and any(part.startswith("test_") or part == "conftest" for part in name.split("."))
     ]
     assert not wrong

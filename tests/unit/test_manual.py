@@ -7,7 +7,10 @@ import pytest
 from finetune.manual import MARKS, TABLES, with_tables
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["accelerate_configs/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = [
+    "accelerate_configs/README.md",
+    *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

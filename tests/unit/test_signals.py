@@ -58,7 +58,8 @@ def test_saving_is_asked_for_once() -> None:
 
 
 def test_handlers_are_put_back_and_what_is_ignored_stays_ignored() -> None:
-    """nohup's SIGHUP goes on being ignored; after the training everything is as before. An inner listener is the outer one."""
+    """nohup's SIGHUP goes on being ignored; after the training everything is as before. An inner listener is
+    the outer one."""
     before = {name: signal.getsignal(name) for name in (*signals.STOP, signals.SAVE)}
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -1,7 +1,8 @@
-"""jemalloc in place of the C library's allocator: a training step on the CPU then keeps its memory, and holds less of it.
+"""jemalloc in place of the C library's allocator: a training step on the CPU then keeps its memory, and holds
+less of it.
 
-glibc gives large blocks back to the system and takes them again page by page, step after step. An allocator can only be
-preloaded, so the process is replaced by itself once, before anything heavy is imported.
+glibc gives large blocks back to the system and takes them again page by page, step after step. An allocator
+can only be preloaded, so the process is replaced by itself once, before anything heavy is imported.
 """
 
 import os
@@ -35,7 +36,10 @@ def allocator() -> tuple[str, str]:
         return "the system's", "jemalloc is preloaded on Linux only"
     path = find_jemalloc()
     if path is None:
-        return "the system's", f"{LIBRARY} is not installed (Debian: libjemalloc2); it takes less memory on the CPU"
+        return (
+            "the system's",
+            f"{LIBRARY} is not installed (Debian: libjemalloc2); it takes less memory on the CPU",
+        )
     if not loads(path):
         return "the system's", f"{path} does not load here"
     return "jemalloc", f"{path}; LD_PRELOAD= (empty) keeps the system's"
@@ -44,13 +48,17 @@ def allocator() -> tuple[str, str]:
 def loads(path: Path) -> bool:
     """Whether a process can start with the library: it may be another machine's, or built for other pages."""
     tried = subprocess.run(
-        [sys.executable, "-P", "-S", "-c", ""], env=os.environ | {"LD_PRELOAD": str(path)}, capture_output=True, check=False
+        [sys.executable, "-P", "-S", "-c", ""],
+        env=os.environ | {"LD_PRELOAD": str(path)},
+        capture_output=True,
+        check=False,
     )
     return tried.returncode == 0 and not tried.stderr
 
 
 def restart_with_jemalloc() -> None:
-    """Replace this process by itself with jemalloc preloaded; nothing happens where there is none, or LD_PRELOAD is set."""
+    """Replace this process by itself with jemalloc preloaded; nothing happens where there is none, or
+    LD_PRELOAD is set."""
     if sys.platform != "linux" or "LD_PRELOAD" in os.environ:
         return
     path = find_jemalloc()

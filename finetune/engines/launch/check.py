@@ -37,11 +37,14 @@ def plan_launch(
     if machines == 1 and rendezvous is not None:
         raise LaunchError("--rendezvous is where several machines meet; give --nodes too, or leave it out.")
     if machines > 1 and max_restarts:
-        raise LaunchError("--max-restarts goes on by itself on one machine only; with --nodes, start again with --resume.")
+        raise LaunchError(
+            "--max-restarts goes on by itself on one machine only; with --nodes, start again with --resume."
+        )
     place = (rendezvous or config.meeting) if machines > 1 else None
     if machines > 1 and place is None:
         raise LaunchError(
-            f"--nodes needs --rendezvous HOST:PORT, where the processes of all {machines} machines meet: machine 0's address "
+            f"--nodes needs --rendezvous HOST:PORT, where the processes of all {machines} machines meet: "
+            "machine 0's address "
             "(main_process_ip and main_process_port of a file)."
         )
     address = parse_address(place) if place is not None else None
@@ -51,7 +54,8 @@ def plan_launch(
 
 
 def check_launch(launch: Launch, recipe: Recipe) -> None:
-    """Raises LaunchError where this recipe can't be trained so, with the reason and the nearest way that can."""
+    """Raises LaunchError where this recipe can't be trained so, with the reason and the nearest way that
+    can."""
     engine, train = launch.config.engine, recipe.train
     method = method_of(recipe.adapter.method, recipe.adapter.use_dora)
     why = engine.refusal(method, train.precision)
@@ -73,8 +77,18 @@ def refuse_otherwise(config: LaunchConfig, recipe: Recipe, processes: int, where
     train, said = recipe.train, config.learning
     derived = train.global_batch_size // (train.micro_batch_size * processes)
     pairs = (
-        ("gradient_accumulation_steps", said["gradient_accumulation_steps"], derived, "what its batch sizes give"),
-        ("gradient_clipping", said["gradient_clipping"], train.max_gradient_norm or 0.0, "train.max_gradient_norm"),
+        (
+            "gradient_accumulation_steps",
+            said["gradient_accumulation_steps"],
+            derived,
+            "what its batch sizes give",
+        ),
+        (
+            "gradient_clipping",
+            said["gradient_clipping"],
+            train.max_gradient_norm or 0.0,
+            "train.max_gradient_norm",
+        ),
     )
     wrong = [
         f"{name} is {mine:g}, and {value:g} in the recipe ({of})"
@@ -83,19 +97,28 @@ def refuse_otherwise(config: LaunchConfig, recipe: Recipe, processes: int, where
     ]
     precision = said["mixed_precision"]
     if precision != "no" and precision != resolved_precision(train.precision):
-        wrong.append(f"mixed_precision is {precision}, and train.precision is {train.precision} in the recipe")
+        wrong.append(
+            f"mixed_precision is {precision}, and train.precision is {train.precision} in the recipe"
+        )
     if said["activation_checkpointing"] and train.activation_checkpointing:
-        wrong.append("fsdp_activation_checkpointing is true, and so is train.activation_checkpointing in the recipe")
+        wrong.append(
+            "fsdp_activation_checkpointing is true, and so is train.activation_checkpointing in the recipe"
+        )
     if wrong:
-        raise LaunchError(f"{where}: {'; '.join(wrong)}. The recipe decides: make the two agree, or leave it to the recipe.")
+        raise LaunchError(
+            f"{where}: {'; '.join(wrong)}. The recipe decides: make the two agree, or leave it to the recipe."
+        )
 
 
 def check_alone(config: LaunchConfig, recipe: Recipe) -> list[str]:
-    """Notes on a launch of one process, which is a plain run. Raises LaunchError where that is not what is asked for."""
+    """Notes on a launch of one process, which is a plain run. Raises LaunchError where that is not what is
+    asked for."""
     if config.use_cpu:
         hide_devices()
     if config.engine.offloads:
-        raise LaunchError(f"{config.name} with one process: a plain run offloads nothing. Take more processes.")
+        raise LaunchError(
+            f"{config.name} with one process: a plain run offloads nothing. Take more processes."
+        )
     refuse_otherwise(config, recipe, 1, config.name)
     note = f"note: {config.name} with one process is a plain run: there is nothing to shard"
     return [note] if config.engine.takes_over else []
@@ -111,7 +134,8 @@ def resolved_precision(asked: str) -> str:
 
 
 def check_environment(recipe: Recipe) -> None:
-    """Raises LaunchError where `accelerate launch` was told what this toolkit, or the recipe, does otherwise."""
+    """Raises LaunchError where `accelerate launch` was told what this toolkit, or the recipe, does
+    otherwise."""
     config = config_of_environment()
     if config is None:
         return
@@ -138,7 +162,13 @@ def refuse_more_than_devices(launch: Launch) -> None:
     if wanted != "all":
         absent = [part for part in wanted.split(",") if int(part) >= devices]
         if absent:
-            raise LaunchError(f"gpu_ids is {wanted}, and this machine has {devices} GPUs. Set it to all, or to those it has.")
+            raise LaunchError(
+                f"gpu_ids is {wanted}, and this machine has {devices} GPUs. Set it to all, or to those it "
+                "has."
+            )
         devices = len(wanted.split(","))
     if torch.cuda.is_available() and launch.processes_here > devices:
-        raise LaunchError(f"--processes asks for {launch.processes_here} on this machine, which has {devices} GPUs. Lower it.")
+        raise LaunchError(
+            f"--processes asks for {launch.processes_here} on this machine, which has {devices} GPUs. Lower "
+            "it."
+        )

@@ -1,4 +1,5 @@
-"""accelerate's YAML files: the shipped ones by name, anybody's by path; what they say of processes and sharding. Torch-free."""
+"""accelerate's YAML files: the shipped ones by name, anybody's by path; what they say of processes and
+sharding. Torch-free."""
 
 import os
 from collections.abc import Mapping
@@ -55,7 +56,9 @@ def find_config(name: str) -> LaunchConfig:
     if not path.is_file():
         path = Path(name)
     if not path.is_file():
-        raise LaunchError(f"--launch: got {name!r}, expected one of {', '.join(shipped())}, or an accelerate YAML file.")
+        raise LaunchError(
+            f"--launch: got {name!r}, expected one of {', '.join(shipped())}, or an accelerate YAML file."
+        )
     try:
         tree = _read(path)
     except (YAMLError, ValueError, OverflowError, RecursionError) as error:
@@ -66,7 +69,8 @@ def find_config(name: str) -> LaunchConfig:
 
 
 def _read(path: Path) -> Any:
-    """A file's plain values, within a recipe's bounds. Raises YAMLError, ValueError, RecursionError, OSError."""
+    """A file's plain values, within a recipe's bounds. Raises YAMLError, ValueError, RecursionError,
+    OSError."""
     text = read_regular(path, MAX_BYTES).decode("utf-8-sig")
     yaml = YAML(typ="safe", pure=True)
     depth = 0
@@ -82,10 +86,13 @@ def _read(path: Path) -> Any:
 
 
 def config_of(values: dict[str, Any], name: str, path: Path, refusal: str) -> LaunchConfig:
-    """What a configuration's keys say. Raises LaunchError with all that can't be honoured, after the words of `refusal`."""
+    """What a configuration's keys say. Raises LaunchError with all that can't be honoured, after the words of
+    `refusal`."""
     problems = problems_of(values) or _contradictions(values)
     if problems:
-        raise LaunchError(f"{refusal}: {problems[0]}." if len(problems) == 1 else "\n  ".join([f"{refusal}:", *problems]))
+        raise LaunchError(
+            f"{refusal}: {problems[0]}." if len(problems) == 1 else "\n  ".join([f"{refusal}:", *problems])
+        )
     engine = engine_of(values)
     host, port = values.get("main_process_ip"), values.get("main_process_port")
     half = values.get("fp16") is not None and as_flag(values["fp16"])
@@ -115,7 +122,11 @@ def config_of_environment() -> LaunchConfig | None:
 
     Raises LaunchError as for a file.
     """
-    values = {key: os.environ[variable] for variable, key in OF_ACCELERATE.items() if key and os.environ.get(variable)}
+    values = {
+        key: os.environ[variable]
+        for variable, key in OF_ACCELERATE.items()
+        if key and os.environ.get(variable)
+    }
     if values.keys() <= {"mixed_precision"}:  # which a run before in this process may have left
         return None
     for engine in registry.ENGINES:
@@ -123,8 +134,14 @@ def config_of_environment() -> LaunchConfig | None:
             values["distributed_type"] = engine.kinds[0]
     values.setdefault("distributed_type", "MULTI_GPU")
     own = values["distributed_type"].lower()
-    values = {key: value for key, value in values.items() if not key.startswith(("deepspeed", "fsdp")) or key.startswith(own)}
-    return config_of(values, "accelerate launch", Path("."), "accelerate launch was told what can't be honoured")
+    values = {
+        key: value
+        for key, value in values.items()
+        if not key.startswith(("deepspeed", "fsdp")) or key.startswith(own)
+    }
+    return config_of(
+        values, "accelerate launch", Path("."), "accelerate launch was told what can't be honoured"
+    )
 
 
 def engine_of(values: dict[str, Any]) -> Engine:

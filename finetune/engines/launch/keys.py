@@ -1,6 +1,8 @@
-"""Every key that `accelerate config` can write, and what becomes of it: honoured, refused with the reason, or harmless.
+"""Every key that `accelerate config` can write, and what becomes of it: honoured, refused with the reason, or
+harmless.
 
-Here are those of all engines; each engine has its own section's. A key that is in neither is refused by its name. Torch-free.
+Here are those of all engines; each engine has its own section's. A key that is in neither is refused by its
+name. Torch-free.
 """
 
 from difflib import get_close_matches
@@ -8,7 +10,18 @@ from typing import Any
 
 from data_prep.text import one_line
 from finetune.engines import registry
-from finetune.engines.keys import FileSection, Key, as_count, at_least, harmless, honoured, is_flag, is_nothing, one_of, refused
+from finetune.engines.keys import (
+    FileSection,
+    Key,
+    as_count,
+    at_least,
+    harmless,
+    honoured,
+    is_flag,
+    is_nothing,
+    one_of,
+    refused,
+)
 
 NO_TPU = refused("this toolkit trains on no TPU")
 COMPILE = "says how a dynamo_backend compiles, and one is refused"
@@ -36,19 +49,23 @@ OF_ALL: dict[str, Key] = {
     "main_process_ip": honoured(lambda value: isinstance(value, str) and bool(value), "machine 0's address"),
     "main_process_port": honoured(lambda value: as_count(value) in range(65536), "a port"),
     "gpu_ids": honoured(
-        lambda value: value == "all" or all(at_least(0)(part) for part in str(value).split(",")), "all, or numbers such as 0,1"
+        lambda value: value == "all" or all(at_least(0)(part) for part in str(value).split(",")),
+        "all, or numbers such as 0,1",
     ),
     "rdzv_backend": honoured(one_of("static"), "static (others unpickle what anybody sends to their port)"),
     "same_network": harmless("machines meet at main_process_ip in any case"),
     "main_training_function": harmless("only notebooks and TPUs have one"),
     "enable_cpu_affinity": refused("binding processes to cores was never shown to work here"),
     "downcast_bf16": NO_TPU,
-    "tpu_name": NO_TPU, "tpu_zone": NO_TPU, "tpu_use_cluster": NO_TPU, "tpu_use_sudo": NO_TPU, "command_file": NO_TPU,
+    "tpu_name": NO_TPU, "tpu_zone": NO_TPU, "tpu_use_cluster": NO_TPU, "tpu_use_sudo": NO_TPU,
+    "command_file": NO_TPU,
     "commands": NO_TPU, "tpu_vm": NO_TPU, "tpu_env": NO_TPU,
     "dynamo_backend": refused("nothing here is compiled by torch.compile"),
     "fp8_config": refused("nothing here is trained in fp8"),
     "megatron_lm_config": refused("Megatron-LM is not among the engines; take fsdp2 or zero3"),
-    "parallelism_config": refused("tensor, context and sequence parallelism are not among the engines; take fsdp2 or zero3"),
+    "parallelism_config": refused(
+        "tensor, context and sequence parallelism are not among the engines; take fsdp2 or zero3"
+    ),
     "mpirun_config": refused("processes are not started by mpirun, but by --launch on each machine"),
 }  # fmt: skip
 
@@ -61,12 +78,15 @@ def sections() -> dict[str, FileSection]:
 
 def known_keys() -> dict[str, Key]:
     """Each key's fate; those of a section as SECTION.KEY."""
-    within = {f"{name}.{key}": fate for name, section in sections().items() for key, fate in section.keys.items()}
+    within = {
+        f"{name}.{key}": fate for name, section in sections().items() for key, fate in section.keys.items()
+    }
     return OF_ALL | within
 
 
 def flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a configuration and their values; those of a section as SECTION.KEY, with accelerate's prefix."""
+    """The keys of a configuration and their values; those of a section as SECTION.KEY, with accelerate's
+    prefix."""
     found, known = {}, sections()
     for name, value in tree.items():
         if name not in known or not isinstance(value, dict):

@@ -1,7 +1,9 @@
-"""Where the machines of a launch meet: nowhere when it is one, else at the address that was named, and at no other.
+"""Where the machines of a launch meet: nowhere when it is one, else at the address that was named, and at no
+other.
 
-torch's own meeting points listen on every interface of the machine, and the one that it takes by default (c10d) unpickles what
-anybody writes there. Nothing in the store here is a pickle; still, who reaches it can end the training or read what it holds.
+torch's own meeting points listen on every interface of the machine, and the one that it takes by default
+(c10d) unpickles what anybody writes there. Nothing in the store here is a pickle; still, who reaches it can
+end the training or read what it holds.
 """
 
 import socket
@@ -26,13 +28,16 @@ ATTEMPT = timedelta(seconds=5)
 class Meeting(RendezvousHandler):
     """torch's agent asks it, before it starts its processes and each time that it starts them again."""
 
-    def __init__(self, address: Address | None, machines: int, rank: int, *, minutes: float, stopped: threading.Event):
+    def __init__(
+        self, address: Address | None, machines: int, rank: int, *, minutes: float, stopped: threading.Event
+    ):
         self.address, self.machines, self.rank = address, machines, rank
         self.minutes, self.stopped = minutes, stopped
         self.store: Store | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """The store that the machines share, once all of them are there. Raises LaunchError where they don't come."""
+        """The store that the machines share, once all of them are there. Raises LaunchError where they don't
+        come."""
         if self.stopped.is_set():
             raise LaunchError("the processes are not started: a signal asked for the end")
         if self.address is None:
@@ -41,7 +46,10 @@ class Meeting(RendezvousHandler):
         if self.store is None:
             self.store = self._meet(self.address)
         return RendezvousInfo(
-            PrefixStore(NAME, self.store), self.rank, self.machines, RendezvousStoreInfo(self.address.host, self.address.port)
+            PrefixStore(NAME, self.store),
+            self.rank,
+            self.machines,
+            RendezvousStoreInfo(self.address.host, self.address.port),
         )
 
     def _meet(self, address: Address) -> Store:
@@ -49,19 +57,30 @@ class Meeting(RendezvousHandler):
         if self.rank == 0:
             listener = address.listener()
             store: Store = TCPStore(
-                address.host, address.port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+                address.host,
+                address.port,
+                is_master=True,
+                wait_for_workers=False,
+                master_listen_fd=listener.detach(),
             )
         else:
             store = self._until(deadline, lambda: connected(address), "machine 0 does not answer")
         store.set_timeout(timedelta(minutes=self.minutes))
         store.add(JOINED, 1)
-        self._until(deadline, lambda: store.add(JOINED, 0) >= self.machines, f"not all of {self.machines} machines came")
+        self._until(
+            deadline,
+            lambda: store.add(JOINED, 0) >= self.machines,
+            f"not all of {self.machines} machines came",
+        )
         return store
 
     def _until(self, deadline: float, attempt: Callable[[], Any], problem: str) -> Any:
         while not (found := attempt()):
             if time.monotonic() > deadline:
-                raise LaunchError(f"the processes could not meet at {self.address} within {self.minutes:g} minutes: {problem}")
+                raise LaunchError(
+                    f"the processes could not meet at {self.address} within {self.minutes:g} minutes: "
+                    f"{problem}"
+                )
             if self.stopped.wait(EVERY_SECONDS):
                 raise LaunchError("the machines did not meet: a signal asked for the end")
         return found

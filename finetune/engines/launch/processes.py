@@ -1,4 +1,5 @@
-"""Start the processes of a run, watch them, end them together: accelerate's environment, torch's elastic agent.
+"""Start the processes of a run, watch them, end them together: accelerate's environment, torch's elastic
+agent.
 
 Importing this loads no torch; starting does.
 """
@@ -64,16 +65,22 @@ class Failure:
         """What a person is told."""
         if self.message:
             return self.message
-        how = f"was killed by {signal.Signals(-self.exit_code).name}" if self.exit_code < 0 else f"ended with {self.exit_code}"
+        how = (
+            f"was killed by {signal.Signals(-self.exit_code).name}"
+            if self.exit_code < 0
+            else f"ended with {self.exit_code}"
+        )
         where = f"; its last words are in {log}" if log is not None else ""
         return f"process {self.rank} {how}; the others were stopped{where}"
 
 
 def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Failure | None:
-    """Run `finetune ARGUMENTS` as each process of a launch until all have ended; the first that failed, or None.
+    """Run `finetune ARGUMENTS` as each process of a launch until all have ended; the first that failed, or
+    None.
 
-    Signals are passed on: the processes save and stop, or save and go on; Ctrl-C after a first signal kills them. Raises
-    LaunchError where the machines don't meet, KeyboardInterrupt where a signal came before the processes were there.
+    Signals are passed on: the processes save and stop, or save and go on; Ctrl-C after a first signal kills
+    them. Raises LaunchError where the machines don't meet, KeyboardInterrupt where a signal came before the
+    processes were there.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
@@ -85,7 +92,9 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
     # What the agent logs is told to the person in one message at the end.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     stopped = threading.Event()
-    meeting = Meeting(launch.rendezvous, launch.nodes, launch.node_rank, minutes=launch.timeout_minutes, stopped=stopped)
+    meeting = Meeting(
+        launch.rendezvous, launch.nodes, launch.node_rank, minutes=launch.timeout_minutes, stopped=stopped
+    )
     rendezvous_handler_registry.register(NAME, _given)
     agent = AgentConfig(
         min_nodes=launch.nodes,
@@ -129,7 +138,8 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
 
 
 def import_torch_quietly() -> None:
-    """Have the C++ side of torch, in this process, be quiet: it prints its own frames for each attempt to connect."""
+    """Have the C++ side of torch, in this process, be quiet: it prints its own frames for each attempt to
+    connect."""
     before = os.environ.get(LOG_LEVEL)
     os.environ.setdefault(LOG_LEVEL, "FATAL")
     import torch  # noqa: F401 - reads it
@@ -164,7 +174,8 @@ def _pass_signals_on(requests: signals.Requests, ended: threading.Event, stopped
     told: set[int] = set()
     killed = False
     while not ended.is_set():
-        # Not Thread.join, which takes a thread for ended where an exception comes in the midst of it (Python 3.11).
+        # Not Thread.join, which takes a thread for ended where an exception comes in the midst of it (Python
+        # 3.11).
         try:
             ended.wait(0.2)
             workers = _workers()
@@ -199,8 +210,9 @@ def _workers() -> "list[psutil.Process]":
 def first_failure(failures: dict[int, Any]) -> Failure:
     """The process whose end is the others' reason, out of torch's ProcessFailures by rank.
 
-    One that refuses its input, or fails a check, knows why. One that was killed could say nothing: it comes next, because the
-    agent itself kills those that don't end at its SIGTERM. The others only say that they lost one, or were stopped.
+    One that refuses its input, or fails a check, knows why. One that was killed could say nothing: it comes
+    next, because the agent itself kills those that don't end at its SIGTERM. The others only say that they
+    lost one, or were stopped.
     """
 
     def order(rank: int) -> tuple[int, int]:
@@ -242,11 +254,13 @@ def _environment(launch: Launch, run: Path | None) -> Iterator[None]:
 
 
 def of_accelerate(config: LaunchConfig) -> dict[str, str]:
-    """The variables by which accelerate tells each process about its engine, as `accelerate launch` sets them."""
+    """The variables by which accelerate tells each process about its engine, as `accelerate launch` sets
+    them."""
     from accelerate.commands.launch import launch_command_parser
 
     words = (
-        "--num_processes 1 --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no --module finetune"
+        "--num_processes 1 --num_machines 1 --main_process_port 0 --mixed_precision no --dynamo_backend no "
+        "--module finetune"
     )
     arguments = launch_command_parser().parse_args(words.split())
     arguments.gpu_ids, arguments.debug = config.gpu_ids, config.debug
@@ -260,7 +274,8 @@ def of_accelerate(config: LaunchConfig) -> dict[str, str]:
 
 
 def of_the_network(launch: Launch) -> dict[str, str]:
-    """By which interface the processes reach each other: none but this machine's own, or the one that leads to machine 0.
+    """By which interface the processes reach each other: none but this machine's own, or the one that leads
+    to machine 0.
 
     Where the user names one it stays.
     """

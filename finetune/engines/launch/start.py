@@ -13,11 +13,15 @@ from finetune.runs.folder import RunFolder, create_run, open_run
 INTERRUPTED = 130
 
 
-def launched(launch: Launch, loaded: LoadedRecipe | None, resume: Path | None, arguments: list[str]) -> Path | None:
-    """Start the processes as `finetune ARGUMENTS` and wait for them; the run folder (None on a machine beside the first).
+def launched(
+    launch: Launch, loaded: LoadedRecipe | None, resume: Path | None, arguments: list[str]
+) -> Path | None:
+    """Start the processes as `finetune ARGUMENTS` and wait for them; the run folder (None on a machine beside
+    the first).
 
-    A run that was stopped is returned as one that came to its end. Raises LaunchError before anything was started,
-    LaunchFailed with the reason of the process that failed first, KeyboardInterrupt where there is nothing to resume.
+    A run that was stopped is returned as one that came to its end. Raises LaunchError before anything was
+    started, LaunchFailed with the reason of the process that failed first, KeyboardInterrupt where there is
+    nothing to resume.
     """
     import_torch_quietly()
     run: RunFolder | None = None
@@ -38,7 +42,9 @@ def launched(launch: Launch, loaded: LoadedRecipe | None, resume: Path | None, a
         if failure is not None and failure.exit_code == INTERRUPTED:
             raise KeyboardInterrupt
         if failure is not None:
-            raise LaunchFailed(failure.text(run.log_of(failure.rank) if run is not None else None), failure.exit_code)
+            raise LaunchFailed(
+                failure.text(run.log_of(failure.rank) if run is not None else None), failure.exit_code
+            )
     except BaseException as error:
         if run is not None and not run.lock_path.is_file():
             shutil.rmtree(run.path)  # nothing is left behind where it could not start

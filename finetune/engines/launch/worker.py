@@ -1,4 +1,5 @@
-"""What a process does because a launcher started it: it ends with it, leaves it the terminal, says why it failed."""
+"""What a process does because a launcher started it: it ends with it, leaves it the terminal, says why it
+failed."""
 
 import ctypes
 import json
@@ -15,7 +16,8 @@ ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Where torch's agent looks for a failed process's reason."""
 
 PROGRAM = ("-P", "-m", "finetune")
-"""How Python starts this program; by -P a finetune.py or data_prep of the working folder is not taken for it."""
+"""How Python starts this program; by -P a finetune.py or data_prep of the working folder is not taken for
+it."""
 
 PR_SET_PDEATHSIG = 1
 
@@ -45,7 +47,8 @@ def leave_terminal() -> None:
 
 
 def tell_launcher(message: str, *, lost: bool = False) -> None:
-    """Leave the reason of a failure where torch's agent finds it; `lost` where the reason is that another process is gone."""
+    """Leave the reason of a failure where torch's agent finds it; `lost` where the reason is that another
+    process is gone."""
     path = os.environ.get(ERROR_FILE)
     if path:
         Path(path).write_text(json.dumps({"message": message, "timestamp": int(time.time()), "lost": lost}))

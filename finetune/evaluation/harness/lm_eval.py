@@ -1,4 +1,5 @@
-"""The LM Evaluation Harness (lm-eval) as an optional dependency: installed or not, its view of a model, output, errors."""
+"""The LM Evaluation Harness (lm-eval) as an optional dependency: installed or not, its view of a model,
+output, errors."""
 
 import contextlib
 import logging
@@ -57,7 +58,8 @@ class _Warnings(logging.Handler):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[list[str]]:
-    """What lm-eval and the data libraries print goes nowhere while this lasts; lm-eval's warnings are collected."""
+    """What lm-eval and the data libraries print goes nowhere while this lasts; lm-eval's warnings are
+    collected."""
     texts: list[str] = []
     handler, logger = _Warnings(texts), logging.getLogger("lm_eval")
     others = {name: logging.getLogger(name).level for name in ("huggingface_hub", "datasets", "evaluate")}
@@ -66,10 +68,15 @@ def quiet() -> Iterator[list[str]]:
     logger.propagate = False
     for name in others:
         logging.getLogger(name).setLevel(logging.ERROR)
-    # lm-eval would fork a process for every core, after torch has started its threads, for a bootstrap of a second.
+    # lm-eval would fork a process for every core, after torch has started its threads, for a bootstrap of a
+    # second.
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
             yield texts
     finally:
         logger.removeHandler(handler)
@@ -82,8 +89,11 @@ def quiet() -> Iterator[list[str]]:
             os.environ["DISABLE_MULTIPROC"] = pooled
 
 
-def harness_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", batch_size: int, chat: bool) -> Any:
-    """lm-eval's view of the model. With `chat`, prompts are those of training; answers end where those of training do."""
+def harness_model(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", batch_size: int, chat: bool
+) -> Any:
+    """lm-eval's view of the model. With `chat`, prompts are those of training; answers end where those of
+    training do."""
     from lm_eval.models.huggingface import HFLM
     from transformers import GenerationConfig
 
@@ -92,7 +102,8 @@ def harness_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast"
     from finetune.generation.generate import causal_model
 
     class OneBos(HFLM):
-        """Rolling log-likelihoods put a BOS before each text as what it follows from; one of the text's own is not scored."""
+        """Rolling log-likelihoods put a BOS before each text as what it follows from; one of the text's own
+        is not scored."""
 
         rolling = False
 
@@ -116,9 +127,12 @@ def harness_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast"
         options = {"add_bos_token": False, "chat_template_args": {"date_string": rendering.date_string}}
     # transformers would take what a task doesn't name from the model's own file.
     causal_model(model).generation_config = GenerationConfig(eos_token_id=end_of_turn_ids(tokenizer))
-    # HFLM ties head and embedding again: on a base whose two are one, that undoes an adapter's own embedding, or fails.
+    # HFLM ties head and embedding again: on a base whose two are one, that undoes an adapter's own embedding,
+    # or fails.
     vars(model)["tie_weights"] = lambda *_, **__: None
     try:
-        return OneBos(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32", **options)
+        return OneBos(
+            pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32", **options
+        )
     finally:
         del vars(model)["tie_weights"]

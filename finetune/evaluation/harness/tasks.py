@@ -1,8 +1,10 @@
-"""Tasks of the LM Evaluation Harness (lm-eval) on a live model, with or without an adapter. Imports lm-eval only when used.
+"""Tasks of the LM Evaluation Harness (lm-eval) on a live model, with or without an adapter. Imports lm-eval
+only when used.
 
-The figures are lm-eval's own: its prompts, seeds, few-shot examples and metrics, so that they compare with published ones.
-What differs: nothing is printed, log-likelihoods are summed in float32, the bootstrap draws fewer samples, no second BOS is
-scored, and answers follow the task's options alone, not the model's generation_config.json.
+The figures are lm-eval's own: its prompts, seeds, few-shot examples and metrics, so that they compare with
+published ones. What differs: nothing is printed, log-likelihoods are summed in float32, the bootstrap draws
+fewer samples, no second BOS is scored, and answers follow the task's options alone, not the model's
+generation_config.json.
 """
 
 import gc
@@ -30,8 +32,8 @@ SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "few_shot": 1234}
 """lm-eval's own defaults, which draw the few-shot examples of published figures."""
 
 BOOTSTRAP_DRAWS = 1000
-"""For the standard error of a metric that is no mean (F1, MCC, perplexity), known to 2 % then. lm-eval's 100,000 take minutes:
-1,000 draws of F1 over 1,000 answers are 2 s on one core."""
+"""For the standard error of a metric that is no mean (F1, MCC, perplexity), known to 2 % then. lm-eval's
+100,000 take minutes: 1,000 draws of F1 over 1,000 answers are 2 s on one core."""
 
 NAMES_LISTED = 10
 """Tasks of a folder that a message lists."""
@@ -74,7 +76,8 @@ class ScoreDelta:
     tuned: Figure
     difference: float | None
     standard_error: float | None
-    """Of the mean difference, question by question: both models answered the same ones. None where the metric is no mean."""
+    """Of the mean difference, question by question: both models answered the same ones. None where the metric
+    is no mean."""
 
     def as_dict(self) -> dict[str, Any]:
         """The tuned model's figure, with the base's and the difference beside it."""
@@ -110,15 +113,20 @@ class Tasks:
 
 
 def settings() -> dict[str, Any]:
-    """What the figures depend on beside model and tasks: lm-eval's version, the seeds, the bootstrap's size."""
-    return {"lm_eval": importlib.metadata.version("lm_eval"), "seeds": SEEDS, "bootstrap_draws": BOOTSTRAP_DRAWS}
+    """What the figures depend on beside model and tasks: lm-eval's version, the seeds, the bootstrap's
+    size."""
+    return {
+        "lm_eval": importlib.metadata.version("lm_eval"),
+        "seeds": SEEDS,
+        "bootstrap_draws": BOOTSTRAP_DRAWS,
+    }
 
 
 def load_tasks(names: Sequence[str], folder: Path | None = None, few_shot: int | None = None) -> Tasks:
     """lm-eval's tasks, groups and tags of these names, and those of a folder of task files, with their data.
 
-    Needs no model: what is wrong with a task shows before one is loaded. Raises FinetuneError for a name that is none, a task
-    file that can't be read, data that can't be had, and a prompt that can't be built.
+    Needs no model: what is wrong with a task shows before one is loaded. Raises FinetuneError for a name that
+    is none, a task file that can't be read, data that can't be had, and a prompt that can't be built.
     """
     check_installed()
     if folder is not None:
@@ -143,9 +151,11 @@ def run_tasks(
     chat: bool = False,
     keep_questions: bool = False,
 ) -> Scores:
-    """The tasks' figures for a model, whose adapter stays an adapter; of the first `limit` questions of each task where given.
+    """The tasks' figures for a model, whose adapter stays an adapter; of the first `limit` questions of each
+    task where given.
 
-    `chat` puts each prompt into the chat template. Raises FinetuneError where a task can't be run on this model.
+    `chat` puts each prompt into the chat template. Raises FinetuneError where a task can't be run on this
+    model.
     """
     from lm_eval import evaluate
 
@@ -153,7 +163,9 @@ def run_tasks(
     from finetune.models.kernels.rope import looks_at_length
 
     if chat and tokenizer.chat_template is None:
-        raise FinetuneError("this model's tokenizer has no chat template to put the prompts into: leave --chat out.")
+        raise FinetuneError(
+            "this model's tokenizer has no chat template to put the prompts into: leave --chat out."
+        )
     # lm-eval pads without a mask, so how long a row is could not be seen.
     alone = looks_at_length(model.config)
     started = time.perf_counter()
@@ -177,7 +189,10 @@ def run_tasks(
     if any(task.OUTPUT_TYPE == "generate_until" for task in tasks.loaded["tasks"].values()):
         notes += [f"{line}." for line in unused_options(model, tokenizer)]
     if alone and batch_size > 1:
-        notes.append("prompts went one by one: this base's RoPE scaling looks at the length of a row, padding included.")
+        notes.append(
+            "prompts went one by one: this base's RoPE scaling looks at the length of a row, padding "
+            "included."
+        )
     return Scores(figures, notes, time.perf_counter() - started, _by_question(results.get("samples") or {}))
 
 
@@ -194,18 +209,25 @@ def _seed(tasks: Tasks) -> None:
 
 
 def _run_notes(tasks: Tasks, figures: list[Figure], warnings: list[str]) -> list[str]:
-    """What lm-eval passes over in silence, or only warns of: cut prompts, wrong labels, metrics that it doesn't know."""
+    """What lm-eval passes over in silence, or only warns of: cut prompts, wrong labels, metrics that it
+    doesn't know."""
     notes = []
     if any("truncat" in warning.lower() for warning in warnings):
         notes.append("prompts longer than the model's context lost their beginning.")
     if unlabelled := sum("was not in within range" in warning for warning in warnings):
-        notes.append(f"{unlabelled:,} questions name a right answer that is none of their choices; they count as wrong.")
+        notes.append(
+            f"{unlabelled:,} questions name a right answer that is none of their choices; they count as "
+            "wrong."
+        )
     found = {(figure.task, figure.metric) for figure in figures}
     for name, task in tasks.loaded["tasks"].items():
         asked = [entry["metric"] for entry in task.config.metric_list or []]
         absent = [str(metric) for metric in asked if (name, getattr(metric, "__name__", metric)) not in found]
         if absent:
-            notes.append(f"{name}: no figure for its metric {', '.join(absent)}, which lm-eval doesn't know or can't compute.")
+            notes.append(
+                f"{name}: no figure for its metric {', '.join(absent)}, which lm-eval doesn't know or can't "
+                "compute."
+            )
     return notes
 
 
@@ -213,7 +235,12 @@ def compare(base: Scores, tuned: Scores) -> list[ScoreDelta]:
     """The figures of two models side by side, in the tuned model's order."""
     before = {figure.key: figure for figure in base.figures}
     return [
-        _difference(before[figure.key], figure, base.by_question.get(figure.key, {}), tuned.by_question.get(figure.key, {}))
+        _difference(
+            before[figure.key],
+            figure,
+            base.by_question.get(figure.key, {}),
+            tuned.by_question.get(figure.key, {}),
+        )
         for figure in tuned.figures
         if figure.key in before
     ]
@@ -225,7 +252,9 @@ def _difference(base: Figure, tuned: Figure, before: dict[int, float], after: di
     error = None
     means = len(after) > 1 and before.keys() == after.keys()
     for figure, values in ((base, before), (tuned, after)):
-        means = means and math.isclose(statistics.fmean(values.values()), float(figure.value or 0), abs_tol=1e-9)
+        means = means and math.isclose(
+            statistics.fmean(values.values()), float(figure.value or 0), abs_tol=1e-9
+        )
     if means:
         changes = [after[question] - before[question] for question in after]
         error = statistics.stdev(changes) / math.sqrt(len(changes))
@@ -233,17 +262,22 @@ def _difference(base: Figure, tuned: Figure, before: dict[int, float], after: di
 
 
 def _check_task_files(folder: Path) -> None:
-    """Read every task file of a folder: lm-eval passes over those that it can't read, and says that there is no such task."""
+    """Read every task file of a folder: lm-eval passes over those that it can't read, and says that there is
+    no such task."""
     import yaml
 
     # YAML's plain types, and lm-eval's !function, which stays a name here.
     loader: Any = type("TaskLoader", (yaml.SafeLoader,), {})
     loader.add_constructor("!function", lambda _, node: str(node.value))
     if not folder.is_dir():
-        raise FinetuneError(f"--task-folder {folder} is not a folder: name the one that holds the tasks' YAML files.")
+        raise FinetuneError(
+            f"--task-folder {folder} is not a folder: name the one that holds the tasks' YAML files."
+        )
     files = sorted(folder.glob("**/*.yaml"))
     if not files:
-        raise FinetuneError(f"--task-folder {folder} holds no task file: expected NAME.yaml, as lm-eval reads them.")
+        raise FinetuneError(
+            f"--task-folder {folder} holds no task file: expected NAME.yaml, as lm-eval reads them."
+        )
     named: dict[str, Path] = {}
     for path in files:
         try:
@@ -251,14 +285,20 @@ def _check_task_files(folder: Path) -> None:
         except (yaml.YAMLError, OSError, ValueError) as error:
             raise FinetuneError(f"the task file {path} can't be read: {one_line(str(error))}") from error
         if not isinstance(content, dict):
-            raise FinetuneError(f"the task file {path} holds a {type(content).__name__}; expected keys, `task` among them.")
+            raise FinetuneError(
+                f"the task file {path} holds a {type(content).__name__}; expected keys, `task` among them."
+            )
         task = content.get("task")
         if isinstance(task, str) and "group" not in content and named.setdefault(task, path) != path:
-            raise FinetuneError(f"two task files are named {task}: {named[task]} and {path}. Rename one in its line `task:`.")
+            raise FinetuneError(
+                f"two task files are named {task}: {named[task]} and {path}. Rename one in its line `task:`."
+            )
         included = content.get("include") or []
         for name in included if isinstance(included, list) else [included]:
             if not (path.parent / str(name)).is_file():
-                raise FinetuneError(f"the task file {path} includes {name}, and there is no such file beside it.")
+                raise FinetuneError(
+                    f"the task file {path} includes {name}, and there is no such file beside it."
+                )
 
 
 def _manager_for(names: Sequence[str], folder: Path | None) -> Any:
@@ -269,7 +309,8 @@ def _manager_for(names: Sequence[str], folder: Path | None) -> Any:
     if folder is not None:
         own = TaskManager(include_path=str(folder), include_defaults=False)
         held = own.all_tasks
-        # lm-eval's own 14,000 tasks take seconds to list. A group of the folder may name some of them; a task doesn't.
+        # lm-eval's own 14,000 tasks take seconds to list. A group of the folder may name some of them; a task
+        # doesn't.
         if set(names) <= set(own.all_subtasks):
             return own
     manager = TaskManager(include_path=str(folder) if folder is not None else None)
@@ -288,7 +329,9 @@ def _unknown(unknown: list[str], known: list[str], folder: Path | None, held: li
         listed = ", ".join(held[:NAMES_LISTED]) + (", ..." if len(held) > NAMES_LISTED else "")
         sentences.append(f"{folder} holds {listed or 'no file with a task in it'}.")
     elif any(name.endswith((".yaml", ".yml")) for name in unknown):
-        sentences.append("For a task file, give its folder with --task-folder and the task's name with --task.")
+        sentences.append(
+            "For a task file, give its folder with --task-folder and the task's name with --task."
+        )
     return " ".join(sentences)
 
 
@@ -304,30 +347,38 @@ def _load(manager: Any, name: str) -> list[Any]:
         cause = error.__cause__
         if isinstance(cause, ModuleNotFoundError):
             raise FinetuneError(
-                f"task {name} needs the Python package {cause.name}, which is not installed: install it, or name another task."
+                f"task {name} needs the Python package {cause.name}, which is not installed: install it, or "
+                "name another task."
             ) from cause
         if isinstance(cause, ConnectionError | HfHubHTTPError):
             raise FinetuneError(
                 f"task {name}: its data are on the hub, which can't be reached, and not in the local cache "
-                f"({one_line(str(cause))}). Check the connection and HF_HUB_OFFLINE, or write a task file with local data "
-                "(dataset_path: json, dataset_kwargs: {data_files: ...}) and name its folder with --task-folder."
+                f"({one_line(str(cause))}). Check the connection and HF_HUB_OFFLINE, or write a task file "
+                "with local data "
+                "(dataset_path: json, dataset_kwargs: {data_files: ...}) and name its folder with "
+                "--task-folder."
             ) from cause
         raise
     unsafe = [task for task in found["tasks"] if getattr(found["tasks"][task], "UNSAFE_CODE", False)]
     if unsafe:
-        raise FinetuneError(f"task {unsafe[0]} runs code that the model writes, which this toolkit doesn't do: leave it out.")
+        raise FinetuneError(
+            f"task {unsafe[0]} runs code that the model writes, which this toolkit doesn't do: leave it out."
+        )
     return [found["groups"][name]] if name in found["groups"] else list(found["tasks"].values())
 
 
 def _prepare(name: str, task: Any, few_shot: int | None) -> list[str]:
-    """Settle a task's number of examples, and build its first prompt; what the reader of its figures should know."""
+    """Settle a task's number of examples, and build its first prompt; what the reader of its figures should
+    know."""
     from lm_eval.api.registry import AGGREGATION_REGISTRY
 
     notes = []
     for metric, aggregation in task.aggregation().items():
         if aggregation is None:  # lm-eval would call it, once every question is answered
             known = ", ".join(AGGREGATION_REGISTRY)
-            raise FinetuneError(f"task {name}: the aggregation of its metric {metric} is unknown; lm-eval has {known}.")
+            raise FinetuneError(
+                f"task {name}: the aggregation of its metric {metric} is unknown; lm-eval has {known}."
+            )
     shots = task.get_config("num_fewshot")
     if few_shot and shots == 0:
         notes.append(f"{name}: its file says num_fewshot: 0, so --few-shot {few_shot} is not used.")
@@ -337,16 +388,21 @@ def _prepare(name: str, task: Any, few_shot: int | None) -> list[str]:
     task.set_config("num_fewshot", shots)
     task.set_fewshot_seed(seed=SEEDS["few_shot"])
     with task_errors(
-        f"task {name}: its first prompt, with {shots} solved examples, can't be built", "Lower --few-shot." * bool(few_shot)
+        f"task {name}: its first prompt, with {shots} solved examples, can't be built",
+        "Lower --few-shot." * bool(few_shot),
     ):
         task.build_all_requests(limit=1)
     if shots and _shows_its_own_answers(task.config):
-        notes.append(f"{name}: the solved examples are drawn from the questions themselves, so a prompt may hold its answer.")
+        notes.append(
+            f"{name}: the solved examples are drawn from the questions themselves, so a prompt may hold its "
+            "answer."
+        )
     return notes
 
 
 def _shows_its_own_answers(config: Any) -> bool:
-    """Whether a question may be among its own solved examples: lm-eval leaves it out only where both splits are named alike."""
+    """Whether a question may be among its own solved examples: lm-eval leaves it out only where both splits
+    are named alike."""
     examples = config.fewshot_config
     if examples.split == config.test_split or (examples.split is None and examples.samples is not None):
         return False

@@ -1,4 +1,5 @@
-"""Values as texts that are equal where Python says that the values are, and what stands in for a value that is kept elsewhere.
+"""Values as texts that are equal where Python says that the values are, and what stands in for a value that
+is kept elsewhere.
 
 For both sides of a sandbox: standard library only, and little of it.
 """
@@ -12,7 +13,8 @@ LONGEST = 2**18
 
 
 def stand_ins(channel: int) -> object:
-    """A table of what stands in for values that the process at the other end keeps: it is asked when they are compared."""
+    """A table of what stands in for values that the process at the other end keeps: it is asked when they are
+    compared."""
     read, write, lock = os.read, os.write, _thread.allocate_lock()
 
     class Expected:
@@ -40,7 +42,8 @@ def stand_ins(channel: int) -> object:
 
 
 def canonical(value: object) -> str:
-    """A text of printable ASCII, the same for values that Python calls equal; "" for what equals no literal, or is too long."""
+    """A text of printable ASCII, the same for values that Python calls equal; "" for what equals no literal,
+    or is too long."""
     pieces, room = [], LONGEST
     try:
         for piece in _pieces(value):
@@ -80,7 +83,11 @@ def _pieces(value: object) -> Iterator[str]:
         case Set():
             yield from ("{", *sorted("".join(_pieces(item)) for item in value), "}")
         case Mapping():
-            yield from (":", *sorted("".join((*_pieces(key), *_pieces(below))) for key, below in value.items()), "}")
+            yield from (
+                ":",
+                *sorted("".join((*_pieces(key), *_pieces(below))) for key, below in value.items()),
+                "}",
+            )
         case _ if value is ...:
             yield "E"
         case _ if hasattr(type(value), "as_integer_ratio"):  # of int, bool, float, Fraction and Decimal

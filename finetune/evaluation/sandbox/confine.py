@@ -4,12 +4,13 @@ Standard library only:
 
     python -s -S -P -B -X utf8 confine.py CHANNEL SECONDS MEMORY_BYTES PARENT < token and program
 
-The kernel holds the program, whatever it does in its own process: rlimits for time, memory and files, Landlock for its folder,
-and a seccomp filter that lets through the calls listed here and refuses all others. The audit hook on top is for clear reasons,
-and closes the shortest ways to a forged pass; it is no wall.
+The kernel holds the program, whatever it does in its own process: rlimits for time, memory and files,
+Landlock for its folder, and a seccomp filter that lets through the calls listed here and refuses all others.
+The audit hook on top is for clear reasons, and closes the shortest ways to a forged pass; it is no wall.
 
-What goes through the channel, a line each: `?NUMBER VALUE` asks the parent whether a value is the expected one that it keeps
-(one byte back: = or !), the token says that the program came to its end, and anything else is why it failed.
+What goes through the channel, a line each: `?NUMBER VALUE` asks the parent whether a value is the expected
+one that it keeps (one byte back: = or !), the token says that the program came to its end, and anything else
+is why it failed.
 """
 
 import _imp
@@ -35,11 +36,16 @@ SystemCall = Callable[..., int]
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 READ_FILE, READ_DIR, WRITE_FILE = 1 << 2, 1 << 3, 1 << 1
-# Not in the folder either: running a file (bit 0), devices (6 and 11), sockets (9), FIFOs (10), device ioctls (15).
+# Not in the folder either: running a file (bit 0), devices (6 and 11), sockets (9), FIFOs (10), device ioctls
+# (15).
 FOLDER_RIGHTS = 0x7FFF & ~(1 << 0 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11)
 HANDLED_FILES = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF}  # by ABI, the last for later ones too
 READABLE = (
-    *(os.path.join(prefix, lib) for prefix in {sys.base_prefix, sys.base_exec_prefix} for lib in ("lib", "lib64")),
+    *(
+        os.path.join(prefix, lib)
+        for prefix in {sys.base_prefix, sys.base_exec_prefix}
+        for lib in ("lib", "lib64")
+    ),
     os.path.dirname(os.__file__),
     *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache"),
     *("/usr/share/zoneinfo", "/etc/mime.types", "/dev/urandom"),
@@ -72,8 +78,9 @@ times 100 153, getrandom 318 278, uname 63 160, sysinfo 99 179, getpid 39 172, g
 getpgrp 111 -, getsid 124 156, getuid 102 174, geteuid 107 175, getgid 104 176, getegid 108 177, getgroups 115 158,
 getresuid 118 148, getresgid 120 150, getrusage 98 165, getrlimit 97 163,
 """
-# Landlock doesn't watch these, so they'd work on files anywhere. shutil.copy and its like need them to succeed,
-# so they do, and change nothing. With umask, folders could be made that the parent may not look into.
+# Landlock doesn't watch these, so they'd work on files anywhere. shutil.copy and its like need them to
+# succeed, so they do, and change nothing. With umask, folders could be made that the parent may not look
+# into.
 FEIGNED = "chmod 90 -, fchmod 91 52, fchmodat 268 53, fchmodat2 452 452, utimensat 280 88, umask 95 166,"
 # Let through by their arguments: see _filter. prctl, capget and capset are for this module alone.
 SOMETIMES = """
@@ -89,11 +96,22 @@ LOAD, AND, EQUAL, RETURN = 0x20, 0x54, 0x15, 0x06  # classic BPF
 CLONE_THREAD = 0x10000 | 0x400  # CLONE_FILES too: one table of descriptors, which the parent counts
 CAPABILITIES_VERSION, ANY_FILE = 0x20080522, 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE and _READ_SEARCH
 IOCTLS = (0x5401, 0x5421, 0x5450, 0x5451)  # TCGETS, FIONBIO, FIONCLEX, FIOCLEX
-FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 1030)  # F_DUPFD to F_SETLKW (no F_SETOWN, which sends signals), F_DUPFD_CLOEXEC
+FCNTLS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    1030,
+)  # F_DUPFD to F_SETLKW (no F_SETOWN, which sends signals), F_DUPFD_CLOEXEC
 
 
 def main() -> None:
-    """Confine this process, run the program, and write the token, or why the program failed, to the channel."""
+    """Confine this process, run the program, and write the token, or why the program failed, to the
+    channel."""
     channel, seconds, memory_bytes, parent = (int(argument) for argument in sys.argv[1:])
     held, program = _read_input()
     expected = _stand_ins(channel)
@@ -110,7 +128,8 @@ def main() -> None:
 
 
 def confine(folder: str, seconds: int, memory_bytes: int) -> None:
-    """Leave this process its folder, Python's library, its memory and its time. Raises OSError where the kernel can't."""
+    """Leave this process its folder, Python's library, its memory and its time. Raises OSError where the
+    kernel can't."""
     call = _system_call()
     numbers = system_calls(SOMETIMES)
     # Whoever kills the parent kills this process too.
@@ -136,7 +155,8 @@ def confine(folder: str, seconds: int, memory_bytes: int) -> None:
 
 
 def system_calls(table: str) -> dict[str, int]:
-    """The numbers of a table's calls on this machine, where it has them. Raises OSError for an unknown processor."""
+    """The numbers of a table's calls on this machine, where it has them. Raises OSError for an unknown
+    processor."""
     machine = os.uname().machine
     if machine not in ARCHITECTURES or struct.calcsize("P") != 8:
         raise OSError(f"x86-64 and 64-bit ARM processors are supported, this is {machine}")
@@ -161,17 +181,21 @@ def _run(held: list[bytes], program: str, expected: object, channel: int, out_of
     vars(module)[EXPECTED] = expected
     try:
         code = compile(program, PROGRAM, "exec")
-        # While the program runs the token is no variable and in no container: it waits on the interpreter's own stack,
-        # which no frame shows.
+        # While the program runs the token is no variable and in no container: it waits on the interpreter's
+        # own stack, which no frame shows.
         os.write(channel, (held.pop(), exec(code, vars(module)))[0])  # type: ignore[func-returns-value]  # noqa: S102
     except MemoryError:
         os.write(channel, out_of_memory)
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt are failures like others
-        os.write(channel, " ".join(_reason(error, program, folder)[:500].split()).encode("utf-8", "replace") + b"\n")
+        os.write(
+            channel,
+            " ".join(_reason(error, program, folder)[:500].split()).encode("utf-8", "replace") + b"\n",
+        )
 
 
 def _stand_ins(channel: int) -> object:
-    """What the program finds under EXPECTED; made by the file beside this one, which the program doesn't find."""
+    """What the program finds under EXPECTED; made by the file beside this one, which the program doesn't
+    find."""
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     try:
         made: object = __import__("canonical").stand_ins(channel)
@@ -190,11 +214,15 @@ def _reason(error: BaseException, program: str, folder: str) -> str:
         trace = trace.tb_next
     place, text = (f" (line {line})" if line else ""), str(error)
     if isinstance(error, PermissionError) and error.strerror:
-        outside = next((name for name in (error.filename, error.filename2) if name and not _within(name, folder)), None)
+        outside = next(
+            (name for name in (error.filename, error.filename2) if name and not _within(name, folder)), None
+        )
         if outside is not None:
             return f"tried to open a file outside its folder: {os.fsdecode(outside)}{place}"
         # The hook's own words, or the kernel's.
-        return (error.strerror if error.strerror.startswith("tried") else f"was refused by the sandbox: {text}") + place
+        return (
+            error.strerror if error.strerror.startswith("tried") else f"was refused by the sandbox: {text}"
+        ) + place
     if isinstance(error, AssertionError):
         # Python ends a line at these alone.
         lines = program.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -226,7 +254,8 @@ def _system_call() -> SystemCall:
 
 
 def _load_ctypes() -> None:
-    """Load ctypes' shared object under a name that nobody knows: before 3.13 what is loaded once is had again by its name."""
+    """Load ctypes' shared object under a name that nobody knows: before 3.13 what is loaded once is had again
+    by its name."""
     found = sys.meta_path[-1].find_spec("_ctypes", None)
     if found is None or found.origin is None:  # it is built in
         return
@@ -237,11 +266,14 @@ def _load_ctypes() -> None:
 
 
 def _restrict_files(call: SystemCall, folder: str) -> None:
-    """Landlock: write in the folder, read in Python's library and the system's; no TCP, no signals to others."""
+    """Landlock: write in the folder, read in Python's library and the system's; no TCP, no signals to
+    others."""
     try:
         version = call(CREATE_RULESET, None, 0, 1)
     except OSError as error:
-        raise OSError("Landlock is needed, which Linux has since 5.13 unless it is switched off at boot (lsm=)") from error
+        raise OSError(
+            "Landlock is needed, which Linux has since 5.13 unless it is switched off at boot (lsm=)"
+        ) from error
     handled = HANDLED_FILES[min(version, 5)]
     network = 3 if version >= 4 else 0  # binding and connecting TCP
     scoped = 3 if version >= 6 else 0  # abstract sockets and signals
@@ -260,7 +292,8 @@ def _restrict_files(call: SystemCall, folder: str) -> None:
 
 
 def _drop_capabilities(call: SystemCall) -> None:
-    """Where root starts it: no more rights than anybody's, but those to files, which are Landlock's to restrict."""
+    """Where root starts it: no more rights than anybody's, but those to files, which are Landlock's to
+    restrict."""
     import ctypes
 
     numbers, header = system_calls(SOMETIMES), struct.pack("Ii", CAPABILITIES_VERSION, 0)
@@ -280,15 +313,19 @@ def _restrict_system_calls(call: SystemCall) -> None:
     try:
         call(system_calls(SOMETIMES)["prctl"], SET_SECCOMP, 2, program, 0, 0)
     except OSError as error:
-        raise OSError("seccomp filters are needed (CONFIG_SECCOMP_FILTER), and this kernel refuses them") from error
+        raise OSError(
+            "seccomp filters are needed (CONFIG_SECCOMP_FILTER), and this kernel refuses them"
+        ) from error
 
 
 Step = tuple[int, int, int, int]
-"""One step of classic BPF: what to do, how many steps to skip where a comparison holds and where not, the operand."""
+"""One step of classic BPF: what to do, how many steps to skip where a comparison holds and where not, the
+operand."""
 
 
 def _filter() -> list[Step]:
-    """Listed calls pass, some by their arguments; all others fail with EPERM, and another architecture's kill the process."""
+    """Listed calls pass, some by their arguments; all others fail with EPERM, and another architecture's kill
+    the process."""
     numbers = system_calls(SOMETIMES)
     refuse = FAIL | errno.EPERM
     steps: list[Step] = [
@@ -336,13 +373,20 @@ def _when_null(number: int, argument: int) -> list[Step]:
     """Let the call through where its argument, a pointer, is null."""
     low = 16 + 8 * argument
     return [
-        *((EQUAL, 0, 6, number), (LOAD, 0, 0, low), (EQUAL, 0, 3, 0), (LOAD, 0, 0, low + 4), (EQUAL, 0, 1, 0)),
+        *(
+            (EQUAL, 0, 6, number),
+            (LOAD, 0, 0, low),
+            (EQUAL, 0, 3, 0),
+            (LOAD, 0, 0, low + 4),
+            (EQUAL, 0, 1, 0),
+        ),
         *((RETURN, 0, 0, ALLOW), (RETURN, 0, 0, FAIL | errno.EPERM)),
     ]
 
 
 def _restrict_python() -> None:
-    """Refuse with a clear reason what the kernel would refuse, and what reads or jumps into the interpreter's own frames."""
+    """Refuse with a clear reason what the kernel would refuse, and what reads or jumps into the interpreter's
+    own frames."""
     library = tuple(f"{folder}/" for folder in sys.path if folder)
 
     # Nested and made of literals: the program finds no reference to it and no table to empty.
@@ -360,21 +404,40 @@ def _restrict_python() -> None:
                 _,
             ):
                 raise PermissionError(1, "tried to start a process")
-            case ("socket.connect" | "socket.bind" | "socket.getaddrinfo" | "socket.gethostbyname" | "socket.gethostbyaddr", _):
+            case (
+                "socket.connect"
+                | "socket.bind"
+                | "socket.getaddrinfo"
+                | "socket.gethostbyname"
+                | "socket.gethostbyaddr",
+                _,
+            ):
                 raise PermissionError(1, "tried to reach the network")
-            case ("socket.__new__", (_, family, *_)) if family != 1:  # a Unix socket may be one of a pair; the kernel knows
+            case ("socket.__new__", (_, family, *_)) if (
+                family != 1
+            ):  # a Unix socket may be one of a pair; the kernel knows
                 raise PermissionError(1, "tried to reach the network")
-            case ("import", (str() as name, *_)) if name.rpartition(".")[2] in ("_ctypes", "_testcapi", "_testinternalcapi"):
+            case ("import", (str() as name, *_)) if name.rpartition(".")[2] in (
+                "_ctypes",
+                "_testcapi",
+                "_testinternalcapi",
+            ):
                 raise PermissionError(1, f"tried to use {name}")
             case ("import", (_, str() as file, *_)):
-                # Native code: that of the standard library, which is known not to run somebody's own or read memory.
+                # Native code: that of the standard library, which is known not to run somebody's own or read
+                # memory.
                 folder, _, name = file.rpartition("/")
                 if f"{folder}/" not in library or f" {name.partition('.')[0]} " not in (
-                    " _asyncio _bisect _blake2 _bz2 _codecs_cn _codecs_hk _codecs_iso2022 _codecs_jp _codecs_kr _codecs_tw "
-                    "_contextvars _crypt _csv _datetime _decimal _elementtree _hashlib _heapq _hmac _json _lzma _md5 "
-                    "_multibytecodec _multiprocessing _opcode _pickle _posixshmem _posixsubprocess _queue _random _sha1 _sha2 "
-                    "_sha256 _sha3 _sha512 _socket _sqlite3 _ssl _statistics _struct _typing _uuid _zoneinfo _zstd array "
-                    "audioop binascii cmath fcntl grp math mmap pyexpat resource select termios unicodedata zlib "
+                    " _asyncio _bisect _blake2 _bz2 _codecs_cn _codecs_hk _codecs_iso2022 _codecs_jp "
+                    "_codecs_kr _codecs_tw "
+                    "_contextvars _crypt _csv _datetime _decimal _elementtree _hashlib _heapq _hmac _json "
+                    "_lzma _md5 "
+                    "_multibytecodec _multiprocessing _opcode _pickle _posixshmem _posixsubprocess _queue "
+                    "_random _sha1 _sha2 "
+                    "_sha256 _sha3 _sha512 _socket _sqlite3 _ssl _statistics _struct _typing _uuid _zoneinfo "
+                    "_zstd array "
+                    "audioop binascii cmath fcntl grp math mmap pyexpat resource select termios unicodedata "
+                    "zlib "
                 ):
                     raise PermissionError(1, f"tried to load native code: {file}")
             case (

@@ -1,9 +1,10 @@
 """What tests compare with: kept here while a program runs, and never given to it.
 
-`assert add(1, 2) == 3` runs as `assert add(1, 2) == __expected__[0]`, whose comparison asks this process whether the value that
-the program came up with is 3. Who doesn't know the value can't answer in its place, whatever is done inside the program; and a
-wrong answer is final, so that it isn't found by trying. Only assertions that every run to the end makes are treated so: all
-of their comparisons must have been made, and have held.
+`assert add(1, 2) == 3` runs as `assert add(1, 2) == __expected__[0]`, whose comparison asks this process
+whether the value that the program came up with is 3. Who doesn't know the value can't answer in its place,
+whatever is done inside the program; and a wrong answer is final, so that it isn't found by trying. Only
+assertions that every run to the end makes are treated so: all of their comparisons must have been made, and
+have held.
 """
 
 import ast
@@ -41,7 +42,8 @@ class Kept:
 
 
 def kept_back(program: str) -> Kept:
-    """The program with a stand-in for each literal that an assertion compares with; as it is where it is no Python.
+    """The program with a stand-in for each literal that an assertion compares with; as it is where it is no
+    Python.
 
     Raises RecursionError or MemoryError where it is nested too deeply.
     """
@@ -96,7 +98,8 @@ def _is_literal(node: ast.expr) -> bool:
 
 
 def _always(body: list[ast.stmt]) -> Iterator[ast.Assert]:
-    """The assertions of a module that are made whenever it comes to its end: its own, and those of functions that it calls."""
+    """The assertions of a module that are made whenever it comes to its end: its own, and those of functions
+    that it calls."""
     functions: dict[str, ast.FunctionDef] = {}
     for statement in body:
         match statement:
@@ -135,7 +138,8 @@ class Exchange:
         self._failure = ""
 
     def listen(self) -> int | None:
-        """Read what has come, and answer; the number of bytes, 0 where there will be no more, None where there are none yet."""
+        """Read what has come, and answer; the number of bytes, 0 where there will be no more, None where
+        there are none yet."""
         try:
             read = self.channel.recv(2**16)
         except BlockingIOError:
@@ -153,7 +157,8 @@ class Exchange:
         return len(read)
 
     def why_not(self, ending: str) -> str:
-        """Why the program has not passed; "" where it has. `ending` is the reason where it gave none itself."""
+        """Why the program has not passed; "" where it has. `ending` is the reason where it gave none
+        itself."""
         if self._unequal:
             return self._failure or f"assertion failed: {self.kept.comparisons[min(self._unequal)].place}"
         if not self._ended:

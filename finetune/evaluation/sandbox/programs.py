@@ -35,7 +35,8 @@ def program_of(answer: str, tests: str) -> str:
     code = code_in(answer)
     if not code.strip():
         return ""
-    # Code that is none by itself fails as such: a string left open, a decorator or a backslash would take the tests in.
+    # Code that is none by itself fails as such: a string left open, a decorator or a backslash would take the
+    # tests in.
     return f"{code}\n\n{tests}\n" if _is_python(code) else code
 
 
@@ -51,6 +52,10 @@ def _is_python(code: str) -> bool:
 
 def run_answers(answers: Sequence[Prediction], *, seconds: float) -> list[tuple[Verdict, ...]]:
     """What became of each program of each answer."""
-    programs = [program_of(without_thought(text), answer.question.tests) for answer in answers for text in answer.texts]
+    programs = [
+        program_of(without_thought(text), answer.question.tests)
+        for answer in answers
+        for text in answer.texts
+    ]
     verdicts = iter(run_programs(programs, seconds=seconds))
     return [tuple(next(verdicts) for _ in answer.texts) for answer in answers]

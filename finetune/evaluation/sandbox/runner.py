@@ -1,18 +1,20 @@
 """Programs that a model wrote, run in a sandbox: whether they pass their tests. For Linux; loads no torch.
 
-Each program gets a process, a folder and limits of its own. The kernel, not Python, keeps it from files outside its folder
-(Landlock), from other processes, the network and other system calls (seccomp), and to its time and memory (SIGKILL, rlimits);
-see `confine`. If confinement can't be set up, the program isn't run.
+Each program gets a process, a folder and limits of its own. The kernel, not Python, keeps it from files
+outside its folder (Landlock), from other processes, the network and other system calls (seccomp), and to its
+time and memory (SIGKILL, rlimits); see `confine`. If confinement can't be set up, the program isn't run.
 
-What the kernel doesn't hold: a program may see that files outside exist, and their sizes and dates, though not what is in
-them; and it may use its cores, memory and folder up to its limits, which for the folder are looked at every CHECK_SECONDS.
+What the kernel doesn't hold: a program may see that files outside exist, and their sizes and dates, though
+not what is in them; and it may use its cores, memory and folder up to its limits, which for the folder are
+looked at every CHECK_SECONDS.
 
-What a pass means: candidate and tests share one process, so nothing that this process says can prove that tests were run.
-The values that tests compare with therefore never enter it (`expected`): this process keeps them, is asked whether a value is
-the right one, and lets no program pass that did not come up with each of them. That can't be forged, by native code either.
-The rest of the tests (`assert f(x)`, a tolerance, a loop over cases, unittest) hold against candidates that are wrong or
-careless, or try the usual tricks: coming to the end is told by a secret that no Python name leads to. What reads the process's
-memory could find it: ctypes dug out of the interpreter by its classes, or bytecode made by hand.
+What a pass means: candidate and tests share one process, so nothing that this process says can prove that
+tests were run. The values that tests compare with therefore never enter it (`expected`): this process keeps
+them, is asked whether a value is the right one, and lets no program pass that did not come up with each of
+them. That can't be forged, by native code either. The rest of the tests (`assert f(x)`, a tolerance, a loop
+over cases, unittest) hold against candidates that are wrong or careless, or try the usual tricks: coming to
+the end is told by a secret that no Python name leads to. What reads the process's memory could find it:
+ctypes dug out of the interpreter by its classes, or bytecode made by hand.
 """
 
 import functools
@@ -48,30 +50,39 @@ LEAST_MEMORY = 64 * 2**20
 
 
 def run_program(program: str, *, seconds: float = 5.0, memory_bytes: int = 512 * 2**20) -> Verdict:
-    """Run one complete program (set-up, candidate, tests); it passes where it runs to its very end. See run_programs."""
+    """Run one complete program (set-up, candidate, tests); it passes where it runs to its very end. See
+    run_programs."""
     return run_programs([program], seconds=seconds, memory_bytes=memory_bytes, workers=1)[0]
 
 
 def run_programs(
-    programs: Sequence[str], *, seconds: float = 5.0, memory_bytes: int = 512 * 2**20, workers: int | None = None
+    programs: Sequence[str],
+    *,
+    seconds: float = 5.0,
+    memory_bytes: int = 512 * 2**20,
+    workers: int | None = None,
 ) -> list[Verdict]:
     """A verdict for each program, in their order; `workers` (the usable cores) run at once.
 
-    A program passes where it runs to its very end: exceptions, exits, crashes and time-outs fail it. `seconds` is by the wall
-    clock and includes Python's start, some 20 ms. Raises FinetuneError where why_no_sandbox gives a reason.
+    A program passes where it runs to its very end: exceptions, exits, crashes and time-outs fail it.
+    `seconds` is by the wall clock and includes Python's start, some 20 ms. Raises FinetuneError where
+    why_no_sandbox gives a reason.
     """
     reason = why_no_sandbox()
     if reason is not None:
         raise FinetuneError(reason)
     if seconds <= 0 or memory_bytes < LEAST_MEMORY:
-        raise FinetuneError(f"a program needs time and {LEAST_MEMORY} bytes of memory: got {seconds} s, {memory_bytes} bytes.")
+        raise FinetuneError(
+            f"a program needs time and {LEAST_MEMORY} bytes of memory: got {seconds} s, {memory_bytes} bytes."
+        )
     stopped = threading.Event()
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         try:
             futures = [pool.submit(_run, program, seconds, memory_bytes, stopped) for program in programs]
             verdicts = []
             for future in futures:
-                # CPython may miss a signal that comes just as this thread goes to sleep: it looks every 0.2 s.
+                # CPython may miss a signal that comes just as this thread goes to sleep: it looks every 0.2
+                # s.
                 while not wait([future], timeout=0.2).done:
                     pass
                 verdicts.append(future.result())
@@ -86,7 +97,11 @@ def why_no_sandbox() -> str | None:
     if sys.platform != "linux":
         return f"generated programs run in a sandbox of the Linux kernel only; this is {sys.platform}."
     verdict = _run("import json, math", 30.0, 512 * 2**20, threading.Event())
-    return None if verdict.passed else f"generated programs run in a sandbox only, and there is none here: {verdict.reason}."
+    return (
+        None
+        if verdict.passed
+        else f"generated programs run in a sandbox only, and there is none here: {verdict.reason}."
+    )
 
 
 def _run(program: str, seconds: float, memory_bytes: int, stopped: threading.Event) -> Verdict:

@@ -36,15 +36,25 @@ from finetune.recipe.schema.model import ModelSection
 logger = logging.getLogger(__name__)
 
 
-def merge_through_peft(parts: MergeInputs, reason: str, folder: Path, output: Path, options: MergeOptions) -> MergeResult:
-    """Merge in memory and write into `folder`. Raises MergeError where base and adapters don't belong together."""
+def merge_through_peft(
+    parts: MergeInputs, reason: str, folder: Path, output: Path, options: MergeOptions
+) -> MergeResult:
+    """Merge in memory and write into `folder`. Raises MergeError where base and adapters don't belong
+    together."""
     if options.qlora_base == "nf4":
-        raise MergeError(f"--qlora-base nf4 can't be honoured: peft itself must merge this adapter ({reason}).")
+        raise MergeError(
+            f"--qlora-base nf4 can't be honoured: peft itself must merge this adapter ({reason})."
+        )
     note = f"merged by peft, the whole model in memory: {reason}"
     logger.info(note)
-    refuse_small_disk(output, sum(math.prod(tensor.shape) for tensor in parts.stored.tensors.values()) * parts.dtype.itemsize)
+    refuse_small_disk(
+        output,
+        sum(math.prod(tensor.shape) for tensor in parts.stored.tensors.values()) * parts.dtype.itemsize,
+    )
     section = parts.head.in_model(parts.target.model)
-    adapted = load_in_float32(parts.base, section, [adapter.folder for adapter in parts.adapters], parts.tokenizer)
+    adapted = load_in_float32(
+        parts.base, section, [adapter.folder for adapter in parts.adapters], parts.tokenizer
+    )
     parts.head.prepare(cast(Any, adapted.get_base_model()).config, parts.config)
     refuse_unmergeable(adapted)
     verifier = before = exact = None
@@ -77,7 +87,11 @@ def _changes_nothing(merged: PreTrainedModel, base: StoredWeights) -> bool:
     """Whether every weight of the merged model is the base's, but for rounding."""
     for name, weight in merged.named_parameters():
         found = stored_name(base.tensors, name)
-        if found is None or base.shape(found) != weight.shape or not are_alike(weight.detach(), base.whole(found)):
+        if (
+            found is None
+            or base.shape(found) != weight.shape
+            or not are_alike(weight.detach(), base.whole(found))
+        ):
             return False
     return True
 
@@ -104,7 +118,9 @@ def load_in_float32(
         for adapter in adapters:
             with quiet_peft():
                 if model is None:
-                    model = load_adapted(base, section, adapter, vocabulary=len(tokenizer), dtype=torch.float32)
+                    model = load_adapted(
+                        base, section, adapter, vocabulary=len(tokenizer), dtype=torch.float32
+                    )
                 else:
                     assert isinstance(model, PeftModel)  # noqa: S101 - an adapter was loaded before
                     model = load_adapter(merge_in_float32(model), adapter)
@@ -112,8 +128,10 @@ def load_in_float32(
         if "size mismatch" not in str(error.__cause__):  # said by us, or of something else than sizes
             raise
         raise MergeError(
-            f"the adapter in {adapter}, of type {read_adapter_config(adapter).get('peft_type')}, does not fit the base "
-            f"{base.identity['name']}: {_first_mismatch(str(error.__cause__))[:400]}. It belongs to another base, or to "
+            f"the adapter in {adapter}, of type {read_adapter_config(adapter).get('peft_type')}, does not "
+            "fit the base "
+            f"{base.identity['name']}: {_first_mismatch(str(error.__cause__))[:400]}. It belongs to another "
+            "base, or to "
             "one with another vocabulary; name the right one with --base."
         ) from error
     assert isinstance(model, PeftModel)  # noqa: S101 - there is at least one adapter
@@ -127,10 +145,14 @@ def _first_mismatch(text: str) -> str:
 
 
 def merge_in_float32(model: PeftModel) -> PreTrainedModel:
-    """The plain model with the adapter's update in it. Raises MergeError where peft can't merge this kind of adapter."""
+    """The plain model with the adapter's update in it. Raises MergeError where peft can't merge this kind of
+    adapter."""
     refuse_unmergeable(model)
     part_shared_weights(model)
-    with quiet_peft(), library_refusals(f"peft can't merge this adapter of type {kind_of(model)}", MergeError):
+    with (
+        quiet_peft(),
+        library_refusals(f"peft can't merge this adapter of type {kind_of(model)}", MergeError),
+    ):
         merged: PreTrainedModel = model.merge_and_unload()
     return merged
 
@@ -138,7 +160,9 @@ def merge_in_float32(model: PeftModel) -> PreTrainedModel:
 def refuse_unmergeable(model: PeftModel) -> None:
     """Raises MergeError for a kind of adapter that adds to what the model reads, and not to its weights."""
     if not hasattr(model.base_model, "merge_and_unload"):
-        raise MergeError(f"an adapter of type {kind_of(model)} can't be merged into weights: keep it beside its base.")
+        raise MergeError(
+            f"an adapter of type {kind_of(model)} can't be merged into weights: keep it beside its base."
+        )
 
 
 def kind_of(model: PeftModel) -> str:
@@ -162,11 +186,14 @@ def save(merged: PreTrainedModel, parts: MergeInputs, folder: Path, largest_shar
     config, embedding, tied = plain.config, plain.get_input_embeddings().weight, parts.head.is_tied(plain)
     if tied is not None:
         config.tie_word_embeddings = tied
-    # transformers refuses to save some generation configs that it reads; the base's own file is written afterwards.
+    # transformers refuses to save some generation configs that it reads; the base's own file is written
+    # afterwards.
     merged.generation_config = GenerationConfig()
     merged.save_pretrained(folder, max_shard_size=largest_shard)
     changes = dict[str, Any]()
-    if config.num_hidden_layers != parts.trained.num_hidden_layers:  # layers that an adapter has several times over
+    if (
+        config.num_hidden_layers != parts.trained.num_hidden_layers
+    ):  # layers that an adapter has several times over
         changes = _layers(config, parts.adapters[-1].config["layer_replication"])
     described = parts.merged_config(vocabulary=embedding.shape[0], tied=tied, **changes)
     FORMAT.describe(parts.description(described), folder)
@@ -177,20 +204,32 @@ def _layers(config: PretrainedConfig, copies: Sequence[Sequence[int]]) -> dict[s
     """What a configuration says of its layers, where they are ranges of the base's, one after the other."""
     kinds = getattr(config, "layer_types", None)
     found = {"num_hidden_layers": config.num_hidden_layers}
-    return found | ({"layer_types": [kinds[index] for start, end in copies for index in range(start, end)]} if kinds else {})
+    return found | (
+        {"layer_types": [kinds[index] for start, end in copies for index in range(start, end)]}
+        if kinds
+        else {}
+    )
 
 
 def part_shared_weights(model: PeftModel) -> None:
     """Give each module a weight of its own where several share one and an adapter changes it in one of them.
 
-    A merge writes into the weights: an update that is meant for one must not reach the others. Layers share theirs with their
-    copies (layer_replication), a tied head with the embedding; rows of tokens are meant for both of these where peft ties them.
+    A merge writes into the weights: an update that is meant for one must not reach the others. Layers share
+    theirs with their copies (layer_replication), a tied head with the embedding; rows of tokens are meant for
+    both of these where peft ties them.
     """
     plain: Any = model.get_base_model()
-    wrappers = [module for module in plain.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    wrappers = [
+        module for module in plain.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+    ]
     beside = {id(weight) for wrapper in wrappers for weight in _own_parameters(wrapper)}
     rows = [wrapper for wrapper in wrappers if isinstance(wrapper, TrainableTokensLayer)]
-    of_both = {id(layer) for wrapper in rows if wrapper.tied_adapter is not None for layer in (wrapper, wrapper.tied_adapter)}
+    of_both = {
+        id(layer)
+        for wrapper in rows
+        if wrapper.tied_adapter is not None
+        for layer in (wrapper, wrapper.tied_adapter)
+    }
     adapted = {
         id(weight)
         for wrapper in wrappers
@@ -215,4 +254,6 @@ def part_shared_weights(model: PeftModel) -> None:
 def _own_parameters(wrapper: BaseTunerLayer | AuxiliaryTrainingWrapper) -> list[torch.nn.Parameter]:
     """What an adapter has in a layer beside the base's weights."""
     holders = [getattr(wrapper, name, None) for name in wrapper.adapter_layer_names]
-    return [weight for holder in holders if isinstance(holder, torch.nn.Module) for weight in holder.parameters()]
+    return [
+        weight for holder in holders if isinstance(holder, torch.nn.Module) for weight in holder.parameters()
+    ]

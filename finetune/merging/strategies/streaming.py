@@ -1,4 +1,5 @@
-"""A merge that is streamed: block by block from the base's files to the output's, whatever the model's size."""
+"""A merge that is streamed: block by block from the base's files to the output's, whatever the model's
+size."""
 
 import importlib.util
 import logging
@@ -37,7 +38,9 @@ SEED = 0
 """Of the sample of numbers that is recomputed."""
 
 
-def merge_streamed(parts: MergeInputs, updates: Updates, folder: Path, output: Path, options: MergeOptions) -> MergeResult:
+def merge_streamed(
+    parts: MergeInputs, updates: Updates, folder: Path, output: Path, options: MergeOptions
+) -> MergeResult:
     """Write the merged weights and what stands beside them into `folder`, and check them.
 
     Raises MergeError where a number isn't finite or the disk of `output` is too small.
@@ -46,20 +49,34 @@ def merge_streamed(parts: MergeInputs, updates: Updates, folder: Path, output: P
     config = parts.merged_config(vocabulary=updates.vocabulary, tied=tied)
     base, comparison = _choose_qlora_base(parts, updates, config.expected(), options)
     merged = MergedWeights(base, updates, parts.asked_dtype)
-    refuse_small_disk(output, sum(math.prod(merged.shape(name)) * merged.dtype(name).itemsize for name in merged.names()))
+    refuse_small_disk(
+        output, sum(math.prod(merged.shape(name)) * merged.dtype(name).itemsize for name in merged.names())
+    )
     written = FORMAT.write(
-        merged, parts.description(config), folder, largest_file=options.largest_shard, workers=choose_threads()
+        merged,
+        parts.description(config),
+        folder,
+        largest_file=options.largest_shard,
+        workers=choose_threads(),
     )
     began = time.perf_counter()
     tensors = description = None
     if options.check != "none":
         description = check_beside(parts, folder, config, FORMAT)
         tensors = check_tensors(folder, merged, written.xxh3_128, seed=SEED, workers=choose_threads())
-    verification = verify_streamed(parts, merged, folder, config.expected(), options) if options.check == "full" else None
-    notes = quantization_notes(parts.target, "NF4, dequantised" if isinstance(base, Nf4Weights) else "it is stored")
+    verification = (
+        verify_streamed(parts, merged, folder, config.expected(), options)
+        if options.check == "full"
+        else None
+    )
+    notes = quantization_notes(
+        parts.target, "NF4, dequantised" if isinstance(base, Nf4Weights) else "it is stored"
+    )
     if not parts.head.classifies and MergedWeights(base, updates, torch.float32).changes_nothing():
         notes = (DEAD, *notes)
-    return MergeResult(written.xxh3_128, time.perf_counter() - began, tensors, verification, description, comparison, notes)
+    return MergeResult(
+        written.xxh3_128, time.perf_counter() - began, tensors, verification, description, comparison, notes
+    )
 
 
 def quantization_notes(target: Target, beneath: str) -> tuple[str, ...]:
@@ -67,7 +84,10 @@ def quantization_notes(target: Target, beneath: str) -> tuple[str, ...]:
     if target.quantization is None:
         return ()
     how = "4-bit NF4" if target.quantized else target.quantization
-    return (f"the adapter was trained on the base in {how}; it is merged into, and verified with, the base as {beneath}",)
+    return (
+        f"the adapter was trained on the base in {how}; it is merged into, and verified with, the base as "
+        f"{beneath}",
+    )
 
 
 def _choose_qlora_base(
@@ -76,7 +96,10 @@ def _choose_qlora_base(
     quantization = parts.target.quantization
     if quantization is None or not parts.target.quantized:
         if options.qlora_base == "nf4":
-            raise MergeError(f"--qlora-base nf4: this adapter was trained on a base in {quantization or '16 bit'}, not in NF4.")
+            raise MergeError(
+                f"--qlora-base nf4: this adapter was trained on a base in {quantization or '16 bit'}, not in "
+                "NF4."
+            )
         return parts.stored, None
     from finetune.merging.qlora import choose_base
 
@@ -92,9 +115,11 @@ def _choose_qlora_base(
 def verify_streamed(
     parts: MergeInputs, merged: MergedWeights, folder: Path, config: "PretrainedConfig", options: MergeOptions
 ) -> "Verification | HeadVerification":
-    """Base + adapter by peft beside the model in `folder`, in memory where they fit, else layer by layer from the disk.
+    """Base + adapter by peft beside the model in `folder`, in memory where they fit, else layer by layer from
+    the disk.
 
-    `config` is what the merged model's configuration has to be; the model in `folder` goes by the one that stands there.
+    `config` is what the merged model's configuration has to be; the model in `folder` goes by the one that
+    stands there.
     """
     from finetune.merging.verification.lazy_model import fits_in_memory, model_of
     from finetune.merging.verification.predictions import quiet_peft
@@ -114,7 +139,8 @@ def verify_streamed(
 
 
 def _unmerged(parts: MergeInputs, merged: MergedWeights) -> "PeftModel":
-    """Base + adapter by peft, in float32. Several adapters go in one on top of the other: the last one stays unmerged."""
+    """Base + adapter by peft, in float32. Several adapters go in one on top of the other: the last one stays
+    unmerged."""
     from finetune.merging.verification.lazy_model import model_of
     from finetune.merging.verification.predictions import quiet_peft
     from finetune.models.adapters.adapter import load_adapter
@@ -134,5 +160,7 @@ def coarsest_type(merged: MergedWeights) -> torch.dtype:
     """The type whose rounding counts: the coarsest in which a changed tensor is stored."""
     from finetune.merging.verification.predictions import KL_BOUNDS
 
-    changed = {merged.dtype(name) for name in merged.names() if merged.update(name) is not None} or {torch.float32}
+    changed = {merged.dtype(name) for name in merged.names() if merged.update(name) is not None} or {
+        torch.float32
+    }
     return max(changed & set(KL_BOUNDS) or {torch.float32}, key=lambda dtype: torch.finfo(dtype).eps)

@@ -30,11 +30,15 @@ class Distance:
 
     def add(self, expected: torch.Tensor, found: torch.Tensor) -> None:
         """Take in one row's logits (T x V each)."""
-        for one, other in zip(torch.split(expected, COMPARED_POSITIONS), torch.split(found, COMPARED_POSITIONS), strict=True):
+        for one, other in zip(
+            torch.split(expected, COMPARED_POSITIONS), torch.split(found, COMPARED_POSITIONS), strict=True
+        ):
             self._add(one, other)
 
     def _add(self, expected: torch.Tensor, found: torch.Tensor) -> None:
-        self.finite = self.finite and bool(torch.isfinite(found).all()) and bool(torch.isfinite(expected).all())
+        self.finite = (
+            self.finite and bool(torch.isfinite(found).all()) and bool(torch.isfinite(expected).all())
+        )
         difference = (expected - found).abs()
         self.positions += expected.shape[0]
         self.numbers += difference.numel()
@@ -65,7 +69,8 @@ def distance(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) ->
 
 @torch.no_grad()
 def logits_of(model: torch.nn.Module, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Logits (T x V) of each row, in float32, on the CPU. All rows go through at once, padded on the right."""
+    """Logits (T x V) of each row, in float32, on the CPU. All rows go through at once, padded on the
+    right."""
     device, longest = next(model.parameters()).device, max(map(len, rows))
     tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)

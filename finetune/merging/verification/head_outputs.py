@@ -1,4 +1,5 @@
-"""What a classification head makes of rows, read as plain transformers reads them, and how far apart two models' outputs are.
+"""What a classification head makes of rows, read as plain transformers reads them, and how far apart two
+models' outputs are.
 
 Shapes: N rows, L outputs of the head.
 """
@@ -21,7 +22,8 @@ def prompts_of(documents: Sequence[Document]) -> list[list[int]]:
 
 @torch.no_grad()
 def outputs_of(model: torch.nn.Module, prompts: Sequence[Sequence[int]], pad_token_id: int) -> torch.Tensor:
-    """The outputs (N x L) in float32, on the CPU, by the model's own forward over rows that are padded on the right."""
+    """The outputs (N x L) in float32, on the CPU, by the model's own forward over rows that are padded on the
+    right."""
     device, found = next(model.parameters()).device, []
     for first in range(0, len(prompts), BATCH_ROWS):
         rows = prompts[first : first + BATCH_ROWS]
@@ -33,7 +35,8 @@ def outputs_of(model: torch.nn.Module, prompts: Sequence[Sequence[int]], pad_tok
 
 
 def decisions_of(outputs: torch.Tensor, head: HeadSection) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is decided, and by what margin: the label of each row, yes or no for each label, or nothing for a number."""
+    """What is decided, and by what margin: the label of each row, yes or no for each label, or nothing for a
+    number."""
     match head.problem:
         case "regression":
             return torch.empty(0), torch.empty(0)
@@ -45,8 +48,8 @@ def decisions_of(outputs: torch.Tensor, head: HeadSection) -> tuple[torch.Tensor
 
 
 def mean_kl(expected: torch.Tensor, found: torch.Tensor, head: HeadSection) -> float:
-    """Nats a row between the distributions that the outputs stand for, as the losses take them: of the label, of each label
-    by itself, or a Gaussian of variance 1 around the number."""
+    """Nats a row between the distributions that the outputs stand for, as the losses take them: of the label,
+    of each label by itself, or a Gaussian of variance 1 around the number."""
     truth, guess = expected.double(), found.double()
     if head.problem == "regression":
         return float((truth - guess).square().sum(-1).mean() / 2)
@@ -61,4 +64,6 @@ def mean_loss(documents: Sequence[Document], outputs: torch.Tensor, head: HeadSe
     targets = [document.targets for document in documents]
     if not all(targets):
         return float("nan")
-    return float(head_losses(outputs.double(), torch.tensor(targets, dtype=torch.float64), head.problem).mean())
+    return float(
+        head_losses(outputs.double(), torch.tensor(targets, dtype=torch.float64), head.problem).mean()
+    )

@@ -1,17 +1,19 @@
-"""Is the merged model with a classification head the base with its adapter? Measured on real rows, in float32 arithmetic.
+"""Is the merged model with a classification head the base with its adapter? Measured on real rows, in float32
+arithmetic.
 
-The questions of finetune.merging.verification.predictions, for outputs in place of logits, each with its bound:
+The questions of finetune.merging.verification.predictions, for outputs in place of logits, each with its
+bound:
 
-1. The mathematics. The merge in float32, not rounded, must have the outputs of base + adapter as peft computes them, unmerged.
-   The bound is the one of logits. Measured on SmolLM2-135M, heads after 4 and 60 steps and adapters 0.1 to 20 times as large:
-   2e-6 to 6e-6 of the largest output.
-2. The rounding. The stored model's outputs against those of base + adapter. What a 16-bit type loses depends on the update
-   more than on the model: bf16 has 8 bits, and swallows an update that is finer. After 60 steps (an update of 3e-3 of the
-   weights) bf16 was 0.067 of the largest output away, larger adapters 0.03; after 4 steps (8e-4, of which bf16 kept 44 %) it
-   was 0.53 away, with 7 of 16 labels changed. The bound lies between them; fp16, with 3 bits more, has an eighth of it
-   (measured: 0.002 to 0.006).
-3. The labels. They are the same wherever the margin was clear: larger than the bound on an output. A row nearer to a tie may
-   go either way.
+1. The mathematics. The merge in float32, not rounded, must have the outputs of base + adapter as peft
+   computes them, unmerged. The bound is the one of logits. Measured on SmolLM2-135M, heads after 4 and 60
+   steps and adapters 0.1 to 20 times as large: 2e-6 to 6e-6 of the largest output.
+2. The rounding. The stored model's outputs against those of base + adapter. What a 16-bit type loses depends
+   on the update more than on the model: bf16 has 8 bits, and swallows an update that is finer. After 60 steps
+   (an update of 3e-3 of the weights) bf16 was 0.067 of the largest output away, larger adapters 0.03; after 4
+   steps (8e-4, of which bf16 kept 44 %) it was 0.53 away, with 7 of 16 labels changed. The bound lies between
+   them; fp16, with 3 bits more, has an eighth of it (measured: 0.002 to 0.006).
+3. The labels. They are the same wherever the margin was clear: larger than the bound on an output. A row
+   nearer to a tie may go either way.
 """
 
 import math
@@ -57,13 +59,15 @@ class HeadVerification:
     bound: float
     """On the largest difference."""
     decisions: int
-    """Rows with one label, or rows times labels where each has its yes or no; 0 where the head gives a number."""
+    """Rows with one label, or rows times labels where each has its yes or no; 0 where the head gives a
+    number."""
     same_decisions: int
     clear: int
     """Decisions with a margin above the bound."""
     same_clear: int
     end_in_padding: int
-    """Rows whose last token is the padding token: plain transformers reads such a row before it, and the training did not."""
+    """Rows whose last token is the padding token: plain transformers reads such a row before it, and the
+    training did not."""
     failures: tuple[str, ...]
     """The bounds that don't hold, in words."""
 
@@ -76,8 +80,10 @@ class HeadVerification:
     def verdict(self) -> str:
         """The outcome in one line, for people."""
         return (
-            f"{'holds' if self.holds else 'FAILS'} on {self.rows} rows of {self.outputs} output{'s' * (self.outputs != 1)}: "
-            f"largest difference {self.largest_difference:.2e} (largest output {self.largest_output:.2e}){self._agreement}"
+            f"{'holds' if self.holds else 'FAILS'} on {self.rows} rows of {self.outputs} "
+            f"output{'s' * (self.outputs != 1)}: "
+            f"largest difference {self.largest_difference:.2e} (largest output "
+            f"{self.largest_output:.2e}){self._agreement}"
         )
 
     @property
@@ -96,7 +102,8 @@ class HeadVerification:
             ("verification", f"holds, on {self.rows} rows ({self.texts})"),
             (
                 "  outputs",
-                f"largest difference {self.largest_difference:.2e}, mean {self.mean_difference:.2e}, of outputs up to "
+                f"largest difference {self.largest_difference:.2e}, mean {self.mean_difference:.2e}, of "
+                "outputs up to "
                 f"{self.largest_output:.2e}" + ("" if exact is None else f"; merged in float32 {exact:.2e}"),
             ),
             *([("  labels", self._agreement.removeprefix(", "))] if self.decisions else []),
@@ -107,7 +114,8 @@ class HeadVerification:
         if not self.end_in_padding:
             return []
         return [
-            f"{self.end_in_padding} of {self.rows} rows end in the padding token, which plain transformers skips and the "
+            f"{self.end_in_padding} of {self.rows} rows end in the padding token, which plain transformers "
+            "skips and the "
             "training did not: name another model.pad_token, or read the last token yourself"
         ]
 
@@ -146,8 +154,8 @@ def verify_head(
 ) -> HeadVerification:
     """Compare what was measured before the merge with the merged model in `folder`.
 
-    `exact` are the outputs of the merge in float32, not rounded; None where models are read layer by layer. Raises MergeError
-    where the folder doesn't load as a plain model.
+    `exact` are the outputs of the merge in float32, not rounded; None where models are read layer by layer.
+    Raises MergeError where the folder doesn't load as a plain model.
     """
     if exact is not None:
         stored = load_plain(folder, torch.float32, AutoModelForSequenceClassification)
@@ -192,8 +200,12 @@ def _failures_of(found: HeadVerification, wide_bound: float) -> Iterator[str]:
         yield f"merged in float32, outputs differ by up to {exact:.2e}; the bound is {wide_bound:.2e}"
     # float16 has finer steps than bfloat16.
     finer = {"bfloat16": "float16 or float32", "float16": "float32"}.get(found.dtype)
-    remedy = f" ({found.dtype} is too coarse for so small an update: merge with --dtype {finer})" if finer else ""
+    remedy = (
+        f" ({found.dtype} is too coarse for so small an update: merge with --dtype {finer})" if finer else ""
+    )
     if stored > found.bound:
-        yield f"the stored model's outputs differ by up to {stored:.2e}; the bound is {found.bound:.2e}{remedy}"
+        yield (
+            f"the stored model's outputs differ by up to {stored:.2e}; the bound is {found.bound:.2e}{remedy}"
+        )
     if found.same_clear < found.clear:
         yield f"the label stays the same in {found.same_clear} of the {found.clear} that were clear"

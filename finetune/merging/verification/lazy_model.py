@@ -1,5 +1,5 @@
-"""transformers' model over weights that are read here: loaded whole in float32, or layer by layer from the disk, so that a
-model of any size computes in little memory. Shapes: T tokens, N outputs, M inputs, R rank.
+"""transformers' model over weights that are read here: loaded whole in float32, or layer by layer from the
+disk, so that a model of any size computes in little memory. Shapes: T tokens, N outputs, M inputs, R rank.
 """
 
 import math
@@ -8,7 +8,12 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from finetune.errors import MergeError, library_refusals
 from finetune.merging.deltas import LowRank, read_finite
@@ -25,7 +30,8 @@ STREAMED_ROWS, STREAMED_TOKENS = 2, 128
 """Of a model that is read from the disk: all of it is read for each question."""
 
 LOGITS_BYTES = 2_000_000_000
-"""Of several models over all rows, and what is compared (finetune.merging.verification.rows bounds the rows)."""
+"""Of several models over all rows, and what is compared (finetune.merging.verification.rows bounds the
+rows)."""
 
 
 def fits_in_memory(weights: Weights) -> bool:
@@ -37,12 +43,18 @@ def fits_in_memory(weights: Weights) -> bool:
 def model_of(weights: Weights, config: PretrainedConfig, *, streamed: bool = False) -> PreTrainedModel:
     """The model that these weights are, computing in float32, in eval mode.
 
-    Streamed, linear layers and the embedding read their weights at each use. Where the weights are a merge, low-rank updates
-    are then computed beside the base, as an adapter computes them, if the merge is in float32.
+    Streamed, linear layers and the embedding read their weights at each use. Where the weights are a merge,
+    low-rank updates are then computed beside the base, as an adapter computes them, if the merge is in
+    float32.
     """
-    refusal = f"transformers can't build the model that config.json describes ({config.name_or_path or 'the merged one'})"
+    refusal = (
+        "transformers can't build the model that config.json describes "
+        f"({config.name_or_path or 'the merged one'})"
+    )
     with library_refusals(refusal, MergeError), torch.device("meta"):
-        maker: Any = AutoModelForSequenceClassification if classifies(config.to_dict()) else AutoModelForCausalLM
+        maker: Any = (
+            AutoModelForSequenceClassification if classifies(config.to_dict()) else AutoModelForCausalLM
+        )
         model: PreTrainedModel = maker.from_config(
             config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
         )
@@ -53,7 +65,9 @@ def model_of(weights: Weights, config: PretrainedConfig, *, streamed: bool = Fal
             setattr(model.get_submodule(parent), leaf, kind(weights, _stored_name(weights, f"{path}.weight")))
     for name, parameter in list(model.named_parameters()):
         module_path, _, leaf = name.rpartition(".")
-        loaded = torch.cat([block.float() for _, block in weights.blocks(_stored_name(weights, name))]).view(parameter.shape)
+        loaded = torch.cat([block.float() for _, block in weights.blocks(_stored_name(weights, name))]).view(
+            parameter.shape
+        )
         setattr(model.get_submodule(module_path), leaf, nn.Parameter(loaded, requires_grad=False))
     if not streamed:
         model.tie_weights()
@@ -68,7 +82,8 @@ def model_of(weights: Weights, config: PretrainedConfig, *, streamed: bool = Fal
 
 
 def _stored_name(weights: Weights, name: str) -> str:
-    """The weights' own name of a parameter; a tied head is the embedding, and some files leave `model.` out."""
+    """The weights' own name of a parameter; a tied head is the embedding, and some files leave `model.`
+    out."""
     found = stored_name(weights.names(), name)
     if found is not None:
         return found
@@ -83,13 +98,22 @@ class _Linear(nn.Module):
         super().__init__()
         self.weights, self.name = weights, name
         bias = f"{name.removesuffix('.weight')}.bias"
-        self.bias = torch.cat([block.float() for _, block in weights.blocks(bias)]) if bias in weights.names() else None
+        self.bias = (
+            torch.cat([block.float() for _, block in weights.blocks(bias)])
+            if bias in weights.names()
+            else None
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., M) -> (..., N)."""
         weights, beside = self.weights, list[LowRank]()
         update = weights.update(self.name) if isinstance(weights, MergedWeights) else None
-        if isinstance(weights, MergedWeights) and update is not None and weights.is_wide and update.is_plain_lora:
+        if (
+            isinstance(weights, MergedWeights)
+            and update is not None
+            and weights.is_wide
+            and update.is_plain_lora
+        ):
             beside = [operation for operation in update.operations if isinstance(operation, LowRank)]
             blocks = weights.base.blocks(weights.updates.source(self.name))
         else:

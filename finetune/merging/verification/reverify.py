@@ -52,7 +52,8 @@ class Again:
 
 
 def verify_again(folder: Path, *, seed: int) -> Again:
-    """Hash each tensor, and repeat the checks of the merge with a sample of its own, where base and adapters are still there.
+    """Hash each tensor, and repeat the checks of the merge with a sample of its own, where base and adapters
+    are still there.
 
     Raises MergeError where the folder was not merged by this toolkit, or a file of it is truncated.
     """
@@ -67,7 +68,10 @@ def verify_again(folder: Path, *, seed: int) -> Again:
     now, earlier = hashes_beside(folder), record["description"] is None
     files = now if earlier else record["description"]
     if earlier:
-        logger.info("an earlier version merged this: it is checked for transformers 5 alone; merge again for transformers 4")
+        logger.info(
+            "an earlier version merged this: it is checked for transformers 5 alone; merge again for "
+            "transformers 4"
+        )
     changed += sorted(name for name in files.keys() | now.keys() if files.get(name) != now.get(name))
     try:
         target, adapters = _target_of(record)
@@ -85,7 +89,9 @@ def verify_again(folder: Path, *, seed: int) -> Again:
     )
     merged = MergedWeights(base, updates, parts.asked_dtype)
     check = check_tensors(folder, merged, None, seed=seed, workers=choose_threads())
-    config = parts.merged_config(vocabulary=updates.vocabulary, tied=updates.stays_tied if updates.predicts else None)
+    config = parts.merged_config(
+        vocabulary=updates.vocabulary, tied=updates.stays_tied if updates.predicts else None
+    )
     description = check_beside(parts, folder, config, FORMAT, for_version_4=not earlier)
     # A model that is not described right need not even load.
     verification = (
@@ -105,9 +111,13 @@ def read_record(folder: Path) -> dict[str, Any]:
         for name, kind in (("xxh3_128", dict), ("adapters", list), ("adapter_sha256", list), ("notes", list)):
             if not isinstance(found[name], kind):
                 raise TypeError(f"{name} is a {type(found[name]).__name__}")
-        return found | {key: record.get(key) for key in ("stored", "description")}  # which merges of earlier versions lack
+        return found | {
+            key: record.get(key) for key in ("stored", "description")
+        }  # which merges of earlier versions lack
     except FileNotFoundError:
-        raise MergeError(f"{folder} holds no {VERIFICATION_FILE}: expected a folder that finetune merge wrote.") from None
+        raise MergeError(
+            f"{folder} holds no {VERIFICATION_FILE}: expected a folder that finetune merge wrote."
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise MergeError(f"{path} is damaged ({type(error).__name__}: {error}): merge again.") from None
 
@@ -136,7 +146,9 @@ def _target_of(record: dict[str, Any]) -> tuple[Target, list[Path]]:
         recipe = Recipe.model_validate(record["recipe"]) if record["recipe"] is not None else None
         model = ModelSection.model_validate(record["model"])
     except (TypeError, ValueError) as error:
-        raise MergeError(f"{VERIFICATION_FILE} does not say what was merged ({type(error).__name__})") from None
+        raise MergeError(
+            f"{VERIFICATION_FILE} does not say what was merged ({type(error).__name__})"
+        ) from None
     for adapter, expected in zip(adapters, record["adapter_sha256"], strict=True):
         path = adapter / ADAPTER_WEIGHTS
         if not path.is_file():

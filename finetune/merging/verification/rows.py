@@ -21,22 +21,30 @@ from finetune.recipe.schema import Recipe
 ROWS = 8
 TOKENS_A_ROW = 256
 HEAD_ROWS = 32
-"""For a classification head, which says one thing of a row: more rows, of as many tokens together as the others at most."""
+"""For a classification head, which says one thing of a row: more rows, of as many tokens together as the
+others at most."""
 LOGITS_BYTES = 400_000_000
 """Of one model's logits over all rows, in float32, at most."""
 
 TEXTS = (
-    "The capital of France is Paris. It lies on the Seine, which rises in Burgundy and meets the sea at Le Havre.",
-    "Question: A train leaves at 9:40 and arrives at 13:05. How long does it travel?\nAnswer: 3 hours and 25 minutes.",
+    "The capital of France is Paris. It lies on the Seine, which rises in Burgundy and meets the sea at Le "
+    "Havre.",
+    "Question: A train leaves at 9:40 and arrives at 13:05. How long does it travel?\nAnswer: 3 hours and 25 "
+    "minutes.",
     "def mean(values: list[float]) -> float:\n    if not values:\n        raise ValueError('no values')\n"
     "    return sum(values) / len(values)\n",
-    '{"customer": "Ada Byron", "product": "brass lamp", "quantity": 2, "due": "2026-03-14", "priority": "high"}',
-    "Once upon a time there was a little girl who had a red kite. One day the wind took the kite over the hills, and she "
+    '{"customer": "Ada Byron", "product": "brass lamp", "quantity": 2, "due": "2026-03-14", "priority": '
+    '"high"}',
+    "Once upon a time there was a little girl who had a red kite. One day the wind took the kite over the "
+    "hills, and she "
     "ran after it.",
-    "Der Ausschuss tagt am Donnerstag; die Vorlage liegt seit gestern aus. Les délégués voteront demain, après la pause.",
-    "Dear Ms Okafor, thank you for your letter of 2 May. We have sent the replacement by post and enclose the invoice, "
+    "Der Ausschuss tagt am Donnerstag; die Vorlage liegt seit gestern aus. Les délégués voteront demain, "
+    "après la pause.",
+    "Dear Ms Okafor, thank you for your letter of 2 May. We have sent the replacement by post and enclose "
+    "the invoice, "
     "less 15 %.",
-    "1. Boil the water. 2. Add salt, then the pasta. 3. Stir for a minute. 4. Drain after nine minutes and serve with "
+    "1. Boil the water. 2. Add salt, then the pasta. 3. Stir for a minute. 4. Drain after nine minutes and "
+    "serve with "
     "butter and sage.",
 )
 """Prose, a calculation, code, JSON, other languages, a letter and a list."""
@@ -45,19 +53,28 @@ TEXTS = (
 def verification_documents(
     recipe: Recipe | None, tokenizer: PreTrainedTokenizerFast, *, classifies: bool = False
 ) -> tuple[list[Document], str]:
-    """Up to ROWS documents, each of at most TOKENS_A_ROW tokens (fewer with a large vocabulary), and where they come from.
+    """Up to ROWS documents, each of at most TOKENS_A_ROW tokens (fewer with a large vocabulary), and where
+    they come from.
 
-    They are the first that the run held out, of its training data where it held out none; the built-in texts where there is
-    no run, or its data can't be read any more, which the second value then says. For a model that `classifies` they are up to
-    HEAD_ROWS, which keep their ends, where a head reads.
+    They are the first that the run held out, of its training data where it held out none; the built-in texts
+    where there is no run, or its data can't be read any more, which the second value then says. For a model
+    that `classifies` they are up to HEAD_ROWS, which keep their ends, where a head reads.
     """
     why = "built-in texts"
     # Logits are a vocabulary wide, and several models' are held at once; a head's outputs are few.
-    tokens = TOKENS_A_ROW if classifies else max(16, min(TOKENS_A_ROW, LOGITS_BYTES // (4 * len(tokenizer) * ROWS)))
+    tokens = (
+        TOKENS_A_ROW
+        if classifies
+        else max(16, min(TOKENS_A_ROW, LOGITS_BYTES // (4 * len(tokenizer) * ROWS)))
+    )
     if recipe is not None:
         try:
             documents = _documents(recipe, tokenizer, HEAD_ROWS if classifies else ROWS)
-            documents = _last_parts(documents, tokens) if classifies else [document.part(0, tokens) for document in documents]
+            documents = (
+                _last_parts(documents, tokens)
+                if classifies
+                else [document.part(0, tokens) for document in documents]
+            )
             documents = [document for document in documents if len(document.token_ids) > 1]
             if documents:
                 return documents, "the run's data"
@@ -67,7 +84,8 @@ def verification_documents(
     encoded = [ids_of(text, tokenizer)[:tokens] for text in TEXTS]
     if not all(encoded):
         raise MergeError(
-            f"the tokenizer in {tokenizer.name_or_path} makes no tokens of plain text, so the merge can't be checked with it: "
+            f"the tokenizer in {tokenizer.name_or_path} makes no tokens of plain text, so the merge can't be "
+            "checked with it: "
             "put the base's own tokenizer there."
         )
     if classifies:
@@ -118,6 +136,12 @@ def _examples(recipe: Recipe) -> Iterator[tuple[str, Example]]:
     data = recipe.data
     use: Use = "evaluation" if data.held_out else "train"
     for source in data.held_out or data.train:
-        parser, rows = read_parsed(source, turn_order=data.turn_order, streaming=data.streaming is not None, use=use)
+        parser, rows = read_parsed(
+            source, turn_order=data.turn_order, streaming=data.streaming is not None, use=use
+        )
         for row in rows:
-            yield from ((place, example) for place, example in parser.parse(row) if not isinstance(example, Preference))
+            yield from (
+                (place, example)
+                for place, example in parser.parse(row)
+                if not isinstance(example, Preference)
+            )

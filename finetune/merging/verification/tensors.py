@@ -1,9 +1,10 @@
 """Are the stored tensors the base with its adapter? Read back from the disk, and recomputed in float64.
 
-Each number of a merged tensor must be the exact sum, rounded once: at most half a unit in the last place (ulp) from it, and a
-hundredth for the arithmetic. A ulp is taken at the larger of the exact number and the base's: where base and update nearly
-cancel, the sum's own would be too fine for any arithmetic. So it is where the base is 0 (as many a number of NF4 is) and the
-terms of B A cancel: a few units of the arithmetic itself, at the row's largest number, are allowed beside.
+Each number of a merged tensor must be the exact sum, rounded once: at most half a unit in the last place
+(ulp) from it, and a hundredth for the arithmetic. A ulp is taken at the larger of the exact number and the
+base's: where base and update nearly cancel, the sum's own would be too fine for any arithmetic. So it is
+where the base is 0 (as many a number of NF4 is) and the terms of B A cancel: a few units of the arithmetic
+itself, at the row's largest number, are allowed beside.
 """
 
 import math
@@ -42,9 +43,9 @@ class TensorCheck:
 def check_tensors(
     folder: Path, merged: MergedWeights, hashes: Mapping[str, str] | None, *, seed: int, workers: int
 ) -> TensorCheck:
-    """Compare the files in a folder with what they should hold: every byte with the hash of what was computed (None where that
-    was looked at already), every tensor that no adapter touches with the base's, and rows of every other one with the exact
-    numbers.
+    """Compare the files in a folder with what they should hold: every byte with the hash of what was computed
+    (None where that was looked at already), every tensor that no adapter touches with the base's, and rows of
+    every other one with the exact numbers.
 
     All numbers were seen to be finite when they were computed.
     """
@@ -52,14 +53,22 @@ def check_tensors(
     written, failures = StoredWeights.of_folder(folder), []
     if set(written.names()) != set(merged.names()):
         odd = sorted(set(written.names()) ^ set(merged.names()))
-        return TensorCheck(seed, len(odd), 0, 0, 0.0, (f"tensors are absent or too many: {', '.join(odd[:3])}",))
+        return TensorCheck(
+            seed, len(odd), 0, 0, 0.0, (f"tensors are absent or too many: {', '.join(odd[:3])}",)
+        )
     untouched = [name for name in merged.names() if is_untouched(merged, name)]
     with ThreadPoolExecutor(workers) as pool:
-        same = pool.map(lambda name: same_bytes(written, name, merged.base, merged.updates.source(name)), untouched)
+        same = pool.map(
+            lambda name: same_bytes(written, name, merged.base, merged.updates.source(name)), untouched
+        )
         identical = [name for name, is_same in zip(untouched, same, strict=True) if is_same]
     if hashes is not None:
         found = hashes_of(written, workers)
-        failures += [f"{name} is not on the disk what was computed" for name in merged.names() if found[name] != hashes[name]]
+        failures += [
+            f"{name} is not on the disk what was computed"
+            for name in merged.names()
+            if found[name] != hashes[name]
+        ]
     for name in sorted(set(untouched) - set(identical)):
         failures.append(f"{name} is not the base's, though no adapter touches it")
     changed = sorted(name for name in set(merged.names()) - set(untouched) if math.prod(merged.shape(name)))
@@ -73,7 +82,9 @@ def check_tensors(
         error = largest_error(stored, truth, base_rows(merged.base, merged.updates, name, first, last))
         numbers, largest = numbers + stored.numel(), max(largest, error)
         if not error <= ULP_BOUND:
-            failures.append(f"{name} is up to {error:.3g} ulp from base + adapter; the bound is {ULP_BOUND:g}")
+            failures.append(
+                f"{name} is up to {error:.3g} ulp from base + adapter; the bound is {ULP_BOUND:g}"
+            )
     written.close()
     return TensorCheck(seed, len(merged.names()), len(identical), numbers, largest, tuple(failures))
 

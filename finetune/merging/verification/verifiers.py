@@ -1,4 +1,5 @@
-"""What is compared of a merged model with base + adapter: its predictions of tokens, or a classification head's outputs."""
+"""What is compared of a merged model with base + adapter: its predictions of tokens, or a classification
+head's outputs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -39,17 +40,21 @@ class Verifier(ABC):
 
     @abstractmethod
     def before(self, adapted: PeftModel) -> Any:
-        """What base + adapter, unmerged, makes of the rows; its `as_measured_of` measures another model alike."""
+        """What base + adapter, unmerged, makes of the rows; its `as_measured_of` measures another model
+        alike."""
 
     @abstractmethod
     def before_from_disk(self, wide: MergedWeights, config: PretrainedConfig) -> Any:
         """The same, layer by layer from the disk, on fewer rows; `wide` is the merge in float32."""
 
     @abstractmethod
-    def verify(self, before: Any, exact: Any, folder: Path, dtype: torch.dtype) -> Verification | HeadVerification:
+    def verify(
+        self, before: Any, exact: Any, folder: Path, dtype: torch.dtype
+    ) -> Verification | HeadVerification:
         """Compare what was measured before with the merged model in `folder`.
 
-        `exact` is what the merge in float32 gives, None where models are read layer by layer; `dtype` the coarsest stored type.
+        `exact` is what the merge in float32 gives, None where models are read layer by layer; `dtype` the
+        coarsest stored type.
         """
 
     @abstractmethod

@@ -13,7 +13,13 @@ from transformers import PreTrainedModel
 from finetune.engines.base import Engine
 from finetune.engines.single import SINGLE
 from finetune.errors import ModelError, library_refusals
-from finetune.models.adapters.config_file import LORA, check_adapter_config, checked_adapter_config, is_target, only_the_adapter
+from finetune.models.adapters.config_file import (
+    LORA,
+    check_adapter_config,
+    checked_adapter_config,
+    is_target,
+    only_the_adapter,
+)
 from finetune.models.adapters.fit import refuse_unknown_keys, refuse_unread, refuse_wrapped, saved_vocabulary
 from finetune.models.architectures.base import EMBEDDING, LM_HEAD, last_part
 from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_adapter_config, read_header
@@ -30,11 +36,12 @@ def attach(
     classifies: bool = False,
     engine: Engine = SINGLE,
 ) -> PeftModel:
-    """The base with a fresh adapter, or with the one that `continue_from` names; only the adapter's weights train.
+    """The base with a fresh adapter, or with the one that `continue_from` names; only the adapter's weights
+    train.
 
-    `new_token_ids` are rows of the embedding (and of an untied head) that are trained and saved with the adapter; so is the
-    head of a model that `classifies`. Raises ModelError for a target or a module to save that matches nothing, and for a
-    `continue_from` of another shape.
+    `new_token_ids` are rows of the embedding (and of an untied head) that are trained and saved with the
+    adapter; so is the head of a model that `classifies`. Raises ModelError for a target or a module to save
+    that matches nothing, and for a `continue_from` of another shape.
     """
     check_targets(model, section)
     if section.continue_from is not None:
@@ -75,20 +82,28 @@ def _token_rows(model: PreTrainedModel, ids: Sequence[int]) -> dict[str, list[in
 
 
 def check_targets(model: nn.Module, section: AdapterSection) -> None:
-    """Raises ModelError unless each target matches a linear layer or an embedding, and each module to save a module."""
+    """Raises ModelError unless each target matches a linear layer or an embedding, and each module to save a
+    module."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
     targets = () if section.targets == "all-linear" else section.targets
     for key, wanted in (("targets", targets), ("modules_to_save", section.modules_to_save)):
         for target in wanted:
             if not any(is_target(name, target) for name in names):
                 held = sorted({name.rsplit(".", 1)[-1] for name in names})
-                raise ModelError(f"adapter.{key}: {target!r} matches no module of this base. It has: {', '.join(held)}.")
+                raise ModelError(
+                    f"adapter.{key}: {target!r} matches no module of this base. It has: {', '.join(held)}."
+                )
 
 
 def continue_adapter(
-    model: PreTrainedModel, section: AdapterSection, new_token_ids: Sequence[int] = (), *, engine: Engine = SINGLE
+    model: PreTrainedModel,
+    section: AdapterSection,
+    new_token_ids: Sequence[int] = (),
+    *,
+    engine: Engine = SINGLE,
 ) -> PeftModel:
-    """The base with an existing adapter, to be trained on. Raises ModelError where its shape isn't the recipe's.
+    """The base with an existing adapter, to be trained on. Raises ModelError where its shape isn't the
+    recipe's.
 
     Where the recipe says nothing of dropout and modules to save, the adapter's own are kept.
     """
@@ -107,25 +122,36 @@ def continue_adapter(
         wanted["modules_to_save"] = list(section.modules_to_save)
     for key, value in wanted.items():
         if (held := found[key]) != value:
-            raise ModelError(f"adapter.continue_from: {folder} was trained with {key} {held}, the recipe asks for {value}.")
+            raise ModelError(
+                f"adapter.continue_from: {folder} was trained with {key} {held}, the recipe asks for {value}."
+            )
     rows = found["trainable_token_indices"]
     tokens = set(rows if isinstance(rows, list) else chain.from_iterable((rows or {}).values()))
     if tokens != set(new_token_ids):
         raise ModelError(
-            f"adapter.continue_from: {folder} trains {len(tokens)} new tokens (ids {sorted(tokens)[:5]}), and model.new_tokens "
-            f"has {len(new_token_ids)} ({sorted(new_token_ids)[:5]}): name the tokens that it was trained with, in their order."
+            f"adapter.continue_from: {folder} trains {len(tokens)} new tokens (ids {sorted(tokens)[:5]}), "
+            "and model.new_tokens "
+            f"has {len(new_token_ids)} ({sorted(new_token_ids)[:5]}): name the tokens that it was trained "
+            "with, in their order."
         )
-    targets = linear_names(model) if section.targets == "all-linear" else {name.rsplit(".", 1)[-1] for name in section.targets}
+    targets = (
+        linear_names(model)
+        if section.targets == "all-linear"
+        else {name.rsplit(".", 1)[-1] for name in section.targets}
+    )
     loaded = load_adapter(model, folder, trainable=True, engine=engine)
     # As peft reads them: names, a regular expression, all-linear, some of the layers.
     names = {name.rsplit(".", 1)[-1] for name in loaded.targeted_module_names}
     if names != targets:
-        raise ModelError(f"adapter.continue_from: {folder} has targets {sorted(names)}, the recipe {sorted(targets)}.")
+        raise ModelError(
+            f"adapter.continue_from: {folder} has targets {sorted(names)}, the recipe {sorted(targets)}."
+        )
     return trained_in_float32(loaded)
 
 
 def continued_folder(section: AdapterSection) -> Path:
-    """The folder of the adapter that is continued, fetched where it is on the hub. Raises ModelError where it can't be had."""
+    """The folder of the adapter that is continued, fetched where it is on the hub. Raises ModelError where it
+    can't be had."""
     name = str(section.continue_from)
     if Path(name).is_absolute() or not is_hub_id(name):
         return Path(name)
@@ -133,7 +159,8 @@ def continued_folder(section: AdapterSection) -> Path:
 
 
 def linear_names(model: PreTrainedModel) -> set[str]:
-    """Names of the linear layers that `all-linear` stands for: all but the head, be it of tokens or of labels."""
+    """Names of the linear layers that `all-linear` stands for: all but the head, be it of tokens or of
+    labels."""
     head = model.get_output_embeddings() or getattr(model, CLASSIFIER, None)
     return {
         name.rsplit(".", 1)[-1]
@@ -142,7 +169,9 @@ def linear_names(model: PreTrainedModel) -> set[str]:
     }
 
 
-def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False, engine: Engine = SINGLE) -> PeftModel:
+def load_adapter(
+    model: PreTrainedModel, folder: Path, *, trainable: bool = False, engine: Engine = SINGLE
+) -> PeftModel:
     """The base with the adapter in `folder`. Raises ModelError where the two don't fit together."""
     config = read_adapter_config(folder)
     check_adapter_config(config, [name for name, _ in model.named_modules()], folder)
@@ -150,18 +179,30 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     refuse_wrapped(folder / ADAPTER_WEIGHTS, read_header(folder / ADAPTER_WEIGHTS))
     with only_the_adapter(folder) as held:
         grow_embeddings(model, saved_vocabulary(held), engine)
-        with library_refusals(f"the adapter in {folder}, of type {config.get('peft_type')}, does not fit this base"):
-            empty = bool(model.get_input_embeddings().weight.is_meta)  # on which torch can put weights, but not write them
-            loaded = PeftModel.from_pretrained(model, str(held), is_trainable=trainable, low_cpu_mem_usage=empty)
+        with library_refusals(
+            f"the adapter in {folder}, of type {config.get('peft_type')}, does not fit this base"
+        ):
+            empty = bool(
+                model.get_input_embeddings().weight.is_meta
+            )  # on which torch can put weights, but not write them
+            loaded = PeftModel.from_pretrained(
+                model, str(held), is_trainable=trainable, low_cpu_mem_usage=empty
+            )
         refuse_unread(loaded, held, f"the adapter in {folder}, of type {config.get('peft_type')}")
     if not trainable:  # what trains may be cut up by an engine, and runs soon enough
-        with library_refusals(f"peft can't run the adapter in {folder}, of type {config.get('peft_type')}, on a text alone"):
+        with library_refusals(
+            f"peft can't run the adapter in {folder}, of type {config.get('peft_type')}, on a text alone"
+        ):
             loaded(input_ids=torch.zeros(1, 1, dtype=torch.long, device=loaded.device))
     return loaded
 
 
 def save_adapter(
-    model: PeftModel, folder: Path, base_name: str, revision: str | None = None, weights: dict[str, torch.Tensor] | None = None
+    model: PeftModel,
+    folder: Path,
+    base_name: str,
+    revision: str | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write the adapter so that plain peft loads it; `base_name` is where peft will look for the base.
 
@@ -174,7 +215,8 @@ def save_adapter(
 
 
 def grow_embeddings(model: PreTrainedModel, vocabulary: int, engine: Engine = SINGLE) -> None:
-    """Make room for tokens that were added to the tokenizer. An embedding that is padded beyond the vocabulary stays."""
+    """Make room for tokens that were added to the tokenizer. An embedding that is padded beyond the
+    vocabulary stays."""
     weight: Any = model.get_input_embeddings().weight
     if vocabulary > engine.full_shape(weight)[0]:
         # What transformers draws the new rows from needs numbers, which a model without weights hasn't.
@@ -182,7 +224,8 @@ def grow_embeddings(model: PreTrainedModel, vocabulary: int, engine: Engine = SI
 
 
 def count_parameters(model: nn.Module, engine: Engine = SINGLE) -> tuple[int, int]:
-    """(trainable, all) parameters; NF4 weights, stored several to a number, count by what they stand for, shares as wholes."""
+    """(trainable, all) parameters; NF4 weights, stored several to a number, count by what they stand for,
+    shares as wholes."""
     trainable = total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)

@@ -1,7 +1,9 @@
-"""What an adapter_config.json may ask of peft: sizes with a bound, and regular expressions that come to an end.
+"""What an adapter_config.json may ask of peft: sizes with a bound, and regular expressions that come to an
+end.
 
-peft builds matrices of the sizes, and matches the expressions against each module's name with Python's `re`, which can take
-years over a short one and can't be interrupted. So they are tried first, in a process that is ended when it takes too long.
+peft builds matrices of the sizes, and matches the expressions against each module's name with Python's `re`,
+which can take years over a short one and can't be interrupted. So they are tried first, in a process that is
+ended when it takes too long.
 """
 
 import json
@@ -18,13 +20,29 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from data_prep.temporary import temporary_folder
 from finetune.errors import ModelError, first_wrong
 from finetune.models.architectures.base import EMBEDDING, last_part
-from finetune.models.bases.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINT_MARKER, read_adapter_config, read_header
+from finetune.models.bases.folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CHECKPOINT_MARKER,
+    read_adapter_config,
+    read_header,
+)
 
 LARGEST_SIZE = 65_536
-SIZES = ("r", "rank", "num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers", "adapter_len", "adapter_layers")
+SIZES = (
+    "r",
+    "rank",
+    "num_virtual_tokens",
+    "encoder_hidden_size",
+    "encoder_num_layers",
+    "adapter_len",
+    "adapter_layers",
+)
 """Keys of peft's kinds of adapters that say how large a matrix is."""
 
-TOKEN_ROWS = re.compile(r"(^|\.)(?P<module>\w+)\.token_adapter\.(?P<part>base_layer\.weight|trainable_tokens_delta)$")
+TOKEN_ROWS = re.compile(
+    r"(^|\.)(?P<module>\w+)\.token_adapter\.(?P<part>base_layer\.weight|trainable_tokens_delta)$"
+)
 """How peft names the rows of added tokens, and the weight that they lie in."""
 
 PLAIN = re.compile(r"[\w.]*")
@@ -44,7 +62,8 @@ Names = str | list[str] | None
 
 
 class LoraValues(BaseModel):
-    """What is gone by in LoRA's adapter_config.json, with peft's defaults; other keys are kept as they are."""
+    """What is gone by in LoRA's adapter_config.json, with peft's defaults; other keys are kept as they
+    are."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -77,7 +96,8 @@ class LoraValues(BaseModel):
 
 
 def checked_adapter_config(folder: Path) -> dict[str, Any]:
-    """An adapter folder's adapter_config.json with peft's defaults for LoRA. Raises ModelError for a value of another type."""
+    """An adapter folder's adapter_config.json with peft's defaults for LoRA. Raises ModelError for a value of
+    another type."""
     found = read_adapter_config(folder)
     if found["peft_type"] != LORA:  # whose keys mean something else
         return LoraValues().model_dump() | found
@@ -88,7 +108,8 @@ def checked_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def check_adapter_config(config: dict[str, Any], modules: Iterable[str], folder: Path) -> None:
-    """Raises ModelError for a size out of bounds, and for an expression that is none or takes too long on these names."""
+    """Raises ModelError for a size out of bounds, and for an expression that is none or takes too long on
+    these names."""
     path = folder / ADAPTER_CONFIG
     pattern = config.get("rank_pattern")
     sizes = {key: config.get(key) for key in SIZES} | (pattern if isinstance(pattern, dict) else {})
@@ -106,7 +127,12 @@ def check_adapter_config(config: dict[str, Any], modules: Iterable[str], folder:
     words = json.dumps([list(patterns), list(modules)])
     try:
         subprocess.run(
-            [sys.executable, "-I", "-c", TRIED], input=words, text=True, check=True, capture_output=True, timeout=LIMIT_SECONDS
+            [sys.executable, "-I", "-c", TRIED],
+            input=words,
+            text=True,
+            check=True,
+            capture_output=True,
+            timeout=LIMIT_SECONDS,
         )
     except subprocess.TimeoutExpired:
         raise ModelError(
@@ -114,12 +140,15 @@ def check_adapter_config(config: dict[str, Any], modules: Iterable[str], folder:
             f"{', '.join(repr(written[:80]) for written in patterns.values())}: name the modules one by one."
         ) from None
     except subprocess.CalledProcessError as error:
-        raise ModelError(f"{path}: its regular expressions can't be used: {error.stderr.splitlines()[-1:]}.") from None
+        raise ModelError(
+            f"{path}: its regular expressions can't be used: {error.stderr.splitlines()[-1:]}."
+        ) from None
 
 
 def frozen_copies(config: dict[str, Any], names: Iterable[str], folder: Path) -> set[str]:
-    """Tensors in a training checkpoint that are no part of the adapter: copies of the base's embedding and head, rounded to the
-    type that computes, and rows of a tied head, which are the embedding's. The run's result doesn't have them.
+    """Tensors in a training checkpoint that are no part of the adapter: copies of the base's embedding and
+    head, rounded to the type that computes, and rows of a tied head, which are the embedding's. The run's
+    result doesn't have them.
     """
     if not (folder / CHECKPOINT_MARKER).is_file():
         return set()
@@ -135,7 +164,8 @@ def frozen_copies(config: dict[str, Any], names: Iterable[str], folder: Path) ->
 
 @contextmanager
 def only_the_adapter(folder: Path) -> Iterator[Path]:
-    """The folder that peft is given to load while this lasts: without frozen copies where the adapter's own has some."""
+    """The folder that peft is given to load while this lasts: without frozen copies where the adapter's own
+    has some."""
     config = read_adapter_config(folder)
     unwanted = frozen_copies(config, read_header(folder / ADAPTER_WEIGHTS), folder)
     if not unwanted:

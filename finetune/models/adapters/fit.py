@@ -1,4 +1,5 @@
-"""What peft passes over in silence when it loads an adapter: keys that it doesn't know, and weights that find no place."""
+"""What peft passes over in silence when it loads an adapter: keys that it doesn't know, and weights that find
+no place."""
 
 import inspect
 import re
@@ -14,10 +15,14 @@ from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_header
 if TYPE_CHECKING:
     from peft import PeftModel
 
-HARMLESS = frozenset({"unsloth_fixed", "merge_weights", "transformers_version", "torch_dtype", "_name_or_path"})
+HARMLESS = frozenset(
+    {"unsloth_fixed", "merge_weights", "transformers_version", "torch_dtype", "_name_or_path"}
+)
 """Keys that other tools write into adapter_config.json, and that say nothing of what the weights mean."""
 
-WRAPPER = re.compile(r"_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module|^module(?=\.)")
+WRAPPER = re.compile(
+    r"_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module|^module(?=\.)"
+)
 """What torch.compile, activation checkpointing, FSDP, DeepSpeed and DDP put into the names of weights."""
 VOCABULARY = re.compile(
     rf"({last_part(EMBEDDING)}|{LM_HEAD})(\.(token_adapter|base_layer|modules_to_save|original_module))*\.weight$"
@@ -28,7 +33,8 @@ TIED_ROWS = re.compile(rf"{LM_HEAD}\.token_adapter\.trainable_tokens_\w+$")
 
 
 def refuse_unknown_keys(folder: Path, config: dict[str, Any]) -> None:
-    """Raises ModelError where adapter_config.json asks for something that the installed peft would leave out."""
+    """Raises ModelError where adapter_config.json asks for something that the installed peft would leave
+    out."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(config.get("peft_type", ""))
@@ -40,8 +46,10 @@ def refuse_unknown_keys(folder: Path, config: dict[str, Any]) -> None:
         named = ", ".join(f"{key} ({config[key]!r})" for key in unknown)
         saved_by = config.get("peft_version", "of another version")
         raise ModelError(
-            f"{folder / 'adapter_config.json'} has {named}, which peft {version('peft')} doesn't know of type "
-            f"{config['peft_type']} and would leave out; it was saved by peft {saved_by}. Upgrade peft, or remove what you "
+            f"{folder / 'adapter_config.json'} has {named}, which peft {version('peft')} doesn't know of "
+            "type "
+            f"{config['peft_type']} and would leave out; it was saved by peft {saved_by}. Upgrade peft, or "
+            "remove what you "
             "know to mean nothing here."
         )
 
@@ -62,22 +70,33 @@ def refuse_unread(model: "PeftModel", folder: Path, adapter: str) -> None:
     stored = {_plain(name): name for name in read_header(folder / ADAPTER_WEIGHTS)}
     wanted = {_plain(name) for name in get_peft_model_state_dict(model, save_embedding_layers=False)}
     absent = wanted - stored.keys()
-    beyond = {name for name in stored.keys() - wanted if not (VOCABULARY.search(stored[name]) or TIED_ROWS.search(name))}
-    for odd, what in ((absent, "has no weights for"), (beyond, "has weights beyond the base's modules, such as")):
+    beyond = {
+        name
+        for name in stored.keys() - wanted
+        if not (VOCABULARY.search(stored[name]) or TIED_ROWS.search(name))
+    }
+    for odd, what in (
+        (absent, "has no weights for"),
+        (beyond, "has weights beyond the base's modules, such as"),
+    ):
         if odd:
             raise ModelError(
-                f"{adapter}, does not fit this base, or its own config: it {what} {min(odd)} ({len(odd)} in all). Name the "
+                f"{adapter}, does not fit this base, or its own config: it {what} {min(odd)} ({len(odd)} in "
+                "all). Name the "
                 "right base with --base."
             )
 
 
 def refuse_wrapped(file: Path, names: Iterable[str]) -> None:
-    """Raises ModelError where names carry the word of something that was around the model while it was trained."""
+    """Raises ModelError where names carry the word of something that was around the model while it was
+    trained."""
     for name in names:
         if (match := WRAPPER.search(name)) is not None:
             raise ModelError(
-                f"{file} has {match[0]!r} in the names of its weights ({name}), which another library put around the model "
-                "while it was trained: peft reads no such names. Save the adapter again from the model inside, or take the "
+                f"{file} has {match[0]!r} in the names of its weights ({name}), which another library put "
+                "around the model "
+                "while it was trained: peft reads no such names. Save the adapter again from the model "
+                "inside, or take the "
                 "word out of the names."
             )
 

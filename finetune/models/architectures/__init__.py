@@ -39,4 +39,12 @@ def linear_layers() -> frozenset[str]:
     return frozenset(name for family in FAMILIES for name in family.linear_layers)
 
 
-__all__ = ["FAMILIES", "ArchitectureSpec", "families_table", "family_names", "family_of", "last_part", "linear_layers"]
+__all__ = [
+    "FAMILIES",
+    "ArchitectureSpec",
+    "families_table",
+    "family_names",
+    "family_of",
+    "last_part",
+    "linear_layers",
+]

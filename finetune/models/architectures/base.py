@@ -9,7 +9,12 @@ from typing import Any
 
 DECODER = "model"
 """transformers' name of what makes hidden states, in every family here."""
-EMBEDDING, LAYERS, FINAL_NORM, LM_HEAD = f"{DECODER}.embed_tokens", f"{DECODER}.layers", f"{DECODER}.norm", "lm_head"
+EMBEDDING, LAYERS, FINAL_NORM, LM_HEAD = (
+    f"{DECODER}.embed_tokens",
+    f"{DECODER}.layers",
+    f"{DECODER}.norm",
+    "lm_head",
+)
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 """Those of transformers that rotate queries and keys as LLaMA does."""
@@ -64,7 +69,8 @@ ChangeLogits = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True)
 class ArchitectureSpec:
-    """A family. Classes are named as transformers names them; linear layers by the last part of their names."""
+    """A family. Classes are named as transformers names them; linear layers by the last part of their
+    names."""
 
     model_type: str
     """config.json's name of the family."""
@@ -79,7 +85,8 @@ class ArchitectureSpec:
     shared_inputs: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"),)
     """Linear layers that the family calls with one input, one directly after the other."""
     fused_norms: tuple[str, ...] = ()
-    """Norms that compute w * x / rms(x) and round as LLaMA's does: x / rms(x) in float32, then to the type of x."""
+    """Norms that compute w * x / rms(x) and round as LLaMA's does: x / rms(x) in float32, then to the type of
+    x."""
     fused_mlps: tuple[str, ...] = ()
     """MLPs that compute down_proj(act_fn(gate_proj(x)) * up_proj(x)), and nothing else."""
     defaults: Mapping[str, int] = field(default_factory=dict)
@@ -89,11 +96,14 @@ class ArchitectureSpec:
     partial_rope: bool = False
     """Whether positions may rotate a part of each head only (partial_rotary_factor)."""
     recomputes_keys: bool = False
-    """Whether generation computes the keys of a whole batch again where it becomes as long as the scaling changes."""
+    """Whether generation computes the keys of a whole batch again where it becomes as long as the scaling
+    changes."""
     multipliers: tuple[str, ...] = ()
-    """Keys of config.json whose number multiplies or divides embeddings, attention scores, residuals or logits."""
+    """Keys of config.json whose number multiplies or divides embeddings, attention scores, residuals or
+    logits."""
     change_logits: ChangeLogits | None = None
-    """What the family's forward does to the head's output, by operators and tensor methods only; None for nothing.
+    """What the family's forward does to the head's output, by operators and tensor methods only; None for
+    nothing.
 
     Multipliers inside the decoder are not said here: its layers are transformers' own and apply them.
     """
@@ -105,7 +115,8 @@ class ArchitectureSpec:
 
     @property
     def packs_projections(self) -> bool:
-        """Whether queries, keys and values are the output of one linear layer, which keeps all three alive."""
+        """Whether queries, keys and values are the output of one linear layer, which keeps all three
+        alive."""
         return not {"q_proj", "k_proj", "v_proj"} <= set(self.linear_layers)
 
 
@@ -114,7 +125,9 @@ def last_part(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def attention(sizes: Dimensions, *, input_bias: bool = False, output_bias: bool = False) -> dict[str, LinearLayer]:
+def attention(
+    sizes: Dimensions, *, input_bias: bool = False, output_bias: bool = False
+) -> dict[str, LinearLayer]:
     """Attention with a layer each for queries, keys and values."""
     return {
         "self_attn.q_proj": LinearLayer(sizes.width, sizes.query_width, input_bias),

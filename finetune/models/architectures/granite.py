@@ -1,4 +1,5 @@
-"""Granite 3: LLaMA's layers with four multipliers (Yang et al. 2022, arXiv:2203.03466). The logits are divided by one."""
+"""Granite 3: LLaMA's layers with four multipliers (Yang et al. 2022, arXiv:2203.03466). The logits are
+divided by one."""
 
 from typing import Any
 

@@ -14,7 +14,9 @@ from finetune.models.architectures.base import (
 def parameters(sizes: Dimensions, config: Config) -> DecoderLayer:
     """Biases are options of the config: those of the attention all four, those of the MLP all three."""
     bias = bool(config.get("attention_bias"))
-    linear = attention(sizes, input_bias=bias, output_bias=bias) | gated_mlp(sizes, bias=bool(config.get("mlp_bias")))
+    linear = attention(sizes, input_bias=bias, output_bias=bias) | gated_mlp(
+        sizes, bias=bool(config.get("mlp_bias"))
+    )
     return DecoderLayer(linear, norms_before(sizes))
 
 

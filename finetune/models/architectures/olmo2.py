@@ -1,6 +1,14 @@
-"""OLMo 2: norms behind attention and MLP, and on all queries and all keys. OLMo et al. 2025, arXiv:2501.00656."""
+"""OLMo 2: norms behind attention and MLP, and on all queries and all keys. OLMo et al. 2025,
+arXiv:2501.00656."""
 
-from finetune.models.architectures.base import ArchitectureSpec, Config, DecoderLayer, Dimensions, attention, gated_mlp
+from finetune.models.architectures.base import (
+    ArchitectureSpec,
+    Config,
+    DecoderLayer,
+    Dimensions,
+    attention,
+    gated_mlp,
+)
 
 
 def parameters(sizes: Dimensions, config: Config) -> DecoderLayer:
@@ -23,6 +31,7 @@ OLMO2 = ArchitectureSpec(
     parameters=parameters,
     gguf_name="olmo2",
     fused_mlps=("Olmo2MLP",),
-    # Its sines and cosines stay in float32; those of kernels/rope.py, for scalings that look at a length, are rounded.
+    # Its sines and cosines stay in float32; those of kernels/rope.py, for scalings that look at a length, are
+    # rounded.
     rope_types=("default", "linear", "yarn", "llama3"),
 )

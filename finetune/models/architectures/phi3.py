@@ -1,10 +1,19 @@
-"""Phi 3 and Phi 4: one matrix for queries, keys and values, one for gate and up. Abdin et al. 2024, arXiv:2404.14219."""
+"""Phi 3 and Phi 4: one matrix for queries, keys and values, one for gate and up. Abdin et al. 2024,
+arXiv:2404.14219."""
 
-from finetune.models.architectures.base import ArchitectureSpec, Config, DecoderLayer, Dimensions, LinearLayer, norms_before
+from finetune.models.architectures.base import (
+    ArchitectureSpec,
+    Config,
+    DecoderLayer,
+    Dimensions,
+    LinearLayer,
+    norms_before,
+)
 
 
 def parameters(sizes: Dimensions, config: Config) -> DecoderLayer:
-    """Rows of qkv_proj are those of the queries, the keys and the values; of gate_up_proj those of the gate and of up."""
+    """Rows of qkv_proj are those of the queries, the keys and the values; of gate_up_proj those of the gate
+    and of up."""
     linear = {
         "self_attn.qkv_proj": LinearLayer(sizes.width, sizes.query_width + 2 * sizes.key_width),
         "self_attn.o_proj": LinearLayer(sizes.query_width, sizes.width),

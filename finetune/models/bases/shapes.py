@@ -1,6 +1,8 @@
-"""What a model is made of, from its config.json and its safetensors' headers: no weights are loaded, and no torch is imported.
+"""What a model is made of, from its config.json and its safetensors' headers: no weights are loaded, and no
+torch is imported.
 
-Symbols: L layers, D model width, F feed-forward width, H heads, K key-value heads, E head width, V vocabulary, R rank.
+Symbols: L layers, D model width, F feed-forward width, H heads, K key-value heads, E head width, V
+vocabulary, R rank.
 """
 
 import math
@@ -104,14 +106,17 @@ def read_shape(config: dict[str, Any]) -> Shape:
 
 
 def read_rope(config: dict[str, Any], scaling: RopeScaling | None = None) -> Rope:
-    """The rotary positions of a config.json, in transformers 5's writing or the one before; the recipe's scaling goes first."""
+    """The rotary positions of a config.json, in transformers 5's writing or the one before; the recipe's
+    scaling goes first."""
     found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     theta = float(found.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
     kind = str(found.pop("rope_type", None) or found.pop("type", None) or "default")
     found.pop("type", None)
     if scaling is not None:
         kind = scaling.type
-        found = {key: value for key, value in scaling.model_dump().items() if key != "type" and value is not None}
+        found = {
+            key: value for key, value in scaling.model_dump().items() if key != "type" and value is not None
+        }
     return Rope(kind, theta, found)
 
 
@@ -119,7 +124,9 @@ def context_tokens(config: dict[str, Any], scaling: RopeScaling | None = None) -
     """How many positions the base has; with the recipe's scaling, how many it then reaches."""
     positions = config.get("max_position_embeddings")
     if not isinstance(positions, int) or isinstance(positions, bool) or positions < 1:
-        raise ModelError(f"config.json: max_position_embeddings is {positions!r}; expected a whole number above 0.")
+        raise ModelError(
+            f"config.json: max_position_embeddings is {positions!r}; expected a whole number above 0."
+        )
     if scaling is None:
         return positions
     return int((scaling.original_max_length_tokens or positions) * scaling.factor)
@@ -128,25 +135,31 @@ def context_tokens(config: dict[str, Any], scaling: RopeScaling | None = None) -
 def linear_layers(shape: Shape) -> dict[str, LinearLayer]:
     """Every linear layer, the head included, by name."""
     block = shape.decoder_layer.linear
-    layers = {f"{LAYERS}.{index}.{name}": layer for index in range(shape.layers) for name, layer in block.items()}
+    layers = {
+        f"{LAYERS}.{index}.{name}": layer for index in range(shape.layers) for name, layer in block.items()
+    }
     return layers | {LM_HEAD: LinearLayer(shape.width, shape.vocabulary)}
 
 
 def stored_name(held: Container[str], name: str) -> str | None:
-    """The name under which a file has a parameter: some files leave `model.` out. None where it has neither."""
+    """The name under which a file has a parameter: some files leave `model.` out. None where it has
+    neither."""
     return next((found for found in (name, name.removeprefix(f"{DECODER}.")) if found in held), None)
 
 
 SCALES = (".absmax", ".SCB")
-"""Ends of the names under which bitsandbytes stores what quantised numbers are multiplied with, in 4 bit and in 8."""
+"""Ends of the names under which bitsandbytes stores what quantised numbers are multiplied with, in 4 bit and
+in 8."""
 
 
-def check_weights(folder: Path, config: dict[str, Any], *, fetched: bool = True, predicts: bool = False) -> None:
-    """Raises ModelError unless the weights' headers hold each tensor that config.json describes, in its shape, and no other
-    in a layer: transformers would leave that one out, and say nothing.
+def check_weights(
+    folder: Path, config: dict[str, Any], *, fetched: bool = True, predicts: bool = False
+) -> None:
+    """Raises ModelError unless the weights' headers hold each tensor that config.json describes, in its
+    shape, and no other in a layer: transformers would leave that one out, and say nothing.
 
-    The head that predicts tokens may be absent where the base needn't be one that `predicts`. Matrices that are stored
-    quantised are not looked at: their shapes follow from how.
+    The head that predicts tokens may be absent where the base needn't be one that `predicts`. Matrices that
+    are stored quantised are not looked at: their shapes follow from how.
     """
     headers = [read_header(path) for path in weight_files(folder, fetched=fetched)]
     held = {name: tuple(tensor["shape"]) for header in headers for name, tensor in header.items()}
@@ -162,22 +175,27 @@ def check_weights(folder: Path, config: dict[str, Any], *, fetched: bool = True,
         if found is None or held[found] != expected:
             there = "absent" if found is None else f"of shape {held[found]}"
             raise ModelError(
-                f"{folder}: its config.json describes {name} of shape {expected}, which is {there}: one of the two files is "
+                f"{folder}: its config.json describes {name} of shape {expected}, which is {there}: one of "
+                "the two files is "
                 "not the other's, or the download is incomplete; fetch the base again."
             )
     stored = stored_quantization(config, folder / CONFIG)
     if headers and stored in BITSANDBYTES and not any(name.endswith(SCALES) for name in held):
         raise ModelError(
-            f"{folder}: its config.json says in quantization_config that bitsandbytes stored the weights ({stored}), and they "
+            f"{folder}: its config.json says in quantization_config that bitsandbytes stored the weights "
+            f"({stored}), and they "
             "are not quantised: remove quantization_config, or fetch the base again."
         )
     modules = {name.rsplit(".", 1)[0] for name in matrices} if config.get("quantization_config") else set()
     for name in held:
         full = f"{DECODER}.{name.removeprefix(f'{DECODER}.')}"
-        strange = full.startswith(f"{LAYERS}.") and full not in wanted and not full.endswith("rotary_emb.inv_freq")
+        strange = (
+            full.startswith(f"{LAYERS}.") and full not in wanted and not full.endswith("rotary_emb.inv_freq")
+        )
         if strange and not _prefixes(full) & modules:
             raise ModelError(
-                f"{folder}: the weights hold {name}, for which its config.json has no place: one of the two files is not the "
+                f"{folder}: the weights hold {name}, for which its config.json has no place: one of the two "
+                "files is not the "
                 "other's; fetch the base again."
             )
 
@@ -205,8 +223,8 @@ def _norm_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 
 def count_parameters(shape: Shape) -> int:
-    """All parameters, from the sizes alone: the embedding, the layers' matrices, biases and norms, the final norm, and a head
-    that isn't tied to the embedding.
+    """All parameters, from the sizes alone: the embedding, the layers' matrices, biases and norms, the final
+    norm, and a head that isn't tied to the embedding.
 
     Of a LLaMA without biases V D + L (2 D H E + 2 D K E + 3 D F + 2 D) + D, and V D once more for the head.
     """
@@ -220,10 +238,11 @@ def trainable_shapes(
 ) -> Iterator[tuple[int, ...]]:
     """The shapes of the tensors that train under a recipe.
 
-    full: all parameters. LoRA and QLoRA: R x inputs and outputs x R a target (rsLoRA alike), and `outputs` more with DoRA, for
-    the magnitudes; R x V and D x R, and D with DoRA, for the embedding as a target; modules_to_save in full; a row of D for
-    the embedding of each new token, and one for its row of an untied head; D for each output of a classification head, which
-    takes the place of the other one. Raises ModelError where a target matches nothing.
+    full: all parameters. LoRA and QLoRA: R x inputs and outputs x R a target (rsLoRA alike), and `outputs`
+    more with DoRA, for the magnitudes; R x V and D x R, and D with DoRA, for the embedding as a target;
+    modules_to_save in full; a row of D for the embedding of each new token, and one for its row of an untied
+    head; D for each output of a classification head, which takes the place of the other one. Raises
+    ModelError where a target matches nothing.
     """
     if head_outputs:
         yield head_outputs, shape.width
@@ -233,7 +252,9 @@ def trainable_shapes(
         yield shape.vocabulary, shape.width
         yield from _norm_shapes(shape).values()
         own_head = not shape.tied_head and not head_outputs
-        yield from (size for name, size in _matrix_shapes(shape).items() if own_head or name != f"{LM_HEAD}.weight")
+        yield from (
+            size for name, size in _matrix_shapes(shape).items() if own_head or name != f"{LM_HEAD}.weight"
+        )
         return
     for name in _targets(adapter, sizes):
         inputs, outputs = sizes[name]
@@ -263,7 +284,9 @@ def _matches(target: str, names: Iterable[str], key: str) -> set[str]:
     found = {name for name in known if is_target(name, target)}
     if not found:
         leaves = sorted(set(map(last_part, known)))
-        raise ModelError(f"adapter.{key}: {target!r} matches no module of this base. It has: {', '.join(leaves)}.")
+        raise ModelError(
+            f"adapter.{key}: {target!r} matches no module of this base. It has: {', '.join(leaves)}."
+        )
     return found
 
 
@@ -281,7 +304,9 @@ def read_stored(folder: Path, *, fetched: bool = True) -> StoredWeightsSize | No
         for tensor in read_header(path).values():
             dtypes[tensor["dtype"]] = dtypes.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
             size += tensor["data_offsets"][1] - tensor["data_offsets"][0]
-    return StoredWeightsSize(sum(dtypes.values()), size, dict(sorted(dtypes.items(), key=lambda item: -item[1])), len(files))
+    return StoredWeightsSize(
+        sum(dtypes.values()), size, dict(sorted(dtypes.items(), key=lambda item: -item[1])), len(files)
+    )
 
 
 def find_description(model: ModelSection) -> tuple[Path, bool]:
@@ -303,9 +328,11 @@ def find_description(model: ModelSection) -> tuple[Path, bool]:
 
 
 def describe(model: ModelSection, adapter: AdapterSection | None = None) -> dict[str, Any]:
-    """Everything that `finetune inspect` reports, as plain values; with `adapter`, what would train under it too.
+    """Everything that `finetune inspect` reports, as plain values; with `adapter`, what would train under it
+    too.
 
-    Raises ModelError where the base can't be found, or its weights are not those that its config.json describes.
+    Raises ModelError where the base can't be found, or its weights are not those that its config.json
+    describes.
     """
     folder, fetched = find_description(model)
     config = read_config(folder)
@@ -350,7 +377,9 @@ def _sizes(shape: Shape) -> dict[str, Any]:
     }
 
 
-def _trainable_facts(shape: Shape, parameters: int, model: ModelSection, adapter: AdapterSection) -> dict[str, Any]:
+def _trainable_facts(
+    shape: Shape, parameters: int, model: ModelSection, adapter: AdapterSection
+) -> dict[str, Any]:
     trainable = count_trainable(shape, adapter, len(model.new_tokens), model.head_outputs)
     # An adapter comes on top of the base's parameters.
     together = parameters if adapter.method == "full" else parameters + trainable

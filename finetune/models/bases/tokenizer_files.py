@@ -1,6 +1,8 @@
-"""Writing a tokenizer so that all who read it get the ids that were trained: transformers 4 and 5, llama.cpp's converter.
+"""Writing a tokenizer so that all who read it get the ids that were trained: transformers 4 and 5,
+llama.cpp's converter.
 
-tokenizer.json decides. transformers 5 by itself leaves out, or spells otherwise, what the others read beside it.
+tokenizer.json decides. transformers 5 by itself leaves out, or spells otherwise, what the others read beside
+it.
 """
 
 import copy
@@ -29,14 +31,17 @@ VERBATIM = "PreTrainedTokenizerFast"
 KNOWN_TO_BOTH = frozenset({"LlamaTokenizer", "CodeLlamaTokenizer", "Qwen2Tokenizer", "GPT2Tokenizer"})
 """Other classes of LLaMA-like bases that both have, under this name or with Fast behind it."""
 OF_OTHERS = frozenset({
-    "backend", "is_local", "local_files_only", "extra_special_tokens", "model_specific_special_tokens", "chat_template",
-    "auto_map", "name_or_path", "tokenizer_file", "special_tokens_map_file", "device_map",
+    "backend", "is_local", "local_files_only", "extra_special_tokens", "model_specific_special_tokens",
+    "chat_template", "auto_map", "name_or_path", "tokenizer_file", "special_tokens_map_file", "device_map",
 })  # fmt: skip
-"""Keys of tokenizer_config.json that are transformers 5's alone, lie in a file of their own, or say where it was read from."""
+"""Keys of tokenizer_config.json that are transformers 5's alone, lie in a file of their own, or say where it
+was read from."""
 
 PROBES = (
-    "The capital of France is Paris. It lies on the Seine, which rises in Burgundy and meets the sea at Le Havre.",
-    "Question: A train leaves at 9:40 and arrives at 13:05. How long does it travel?\nAnswer: 3 hours and 25 minutes.",
+    "The capital of France is Paris. It lies on the Seine, which rises in Burgundy and meets the sea at Le "
+    "Havre.",
+    "Question: A train leaves at 9:40 and arrives at 13:05. How long does it travel?\nAnswer: 3 hours and 25 "
+    "minutes.",
     "def mean(values: list[float]) -> float:\n    if not values:\n        raise ValueError('no values')\n"
     "    return sum(values) / len(values)\n",
     "  two  blanks, a\ttab,\r\n\r\nlines ending ",
@@ -44,7 +49,8 @@ PROBES = (
     "",
     "x",
 )
-"""Texts in which tokenizers differ: blanks at either end and in between, digits, code, line ends, scripts, nothing."""
+"""Texts in which tokenizers differ: blanks at either end and in between, digits, code, line ends, scripts,
+nothing."""
 
 
 def probe_texts(tokenizer: Any) -> list[str]:
@@ -62,21 +68,27 @@ def read_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, sources: Sequence[Path]) -> None:
     """Write a tokenizer, and its chat template with the date that it is rendered with.
 
-    `sources` are the folders that it comes from, the one that it was read from first: what their tokenizer_config.json says
-    beyond the tokens is kept, and a tokenizer.model whose pieces are the tokenizer's. Raises ModelError where one of these
-    files is damaged.
+    `sources` are the folders that it comes from, the one that it was read from first: what their
+    tokenizer_config.json says beyond the tokens is kept, and a tokenizer.model whose pieces are the
+    tokenizer's. Raises ModelError where one of these files is damaged.
     """
     written = copy.copy(tokenizer)
     texts = {name: rendering_of(tokenizer).pin(text) for name, text in templates_of(tokenizer).items()}
     if texts:
-        written.chat_template = texts if isinstance(tokenizer.chat_template, dict) else next(iter(texts.values()))
+        written.chat_template = (
+            texts if isinstance(tokenizer.chat_template, dict) else next(iter(texts.values()))
+        )
     written.save_pretrained(folder)
     _copy_sentencepiece(tokenizer, folder, sources)
-    own = next((read_json(source / TOKENIZER_CONFIG) for source in sources if (source / TOKENIZER_CONFIG).is_file()), {})
+    own = next(
+        (read_json(source / TOKENIZER_CONFIG) for source in sources if (source / TOKENIZER_CONFIG).is_file()),
+        {},
+    )
     saved = read_json(folder / TOKENIZER_CONFIG)
     config = {key: value for key, value in (own | saved).items() if key not in OF_OTHERS} | {
         "added_tokens_decoder": {
-            str(index): token.__getstate__() for index, token in sorted(tokenizer.added_tokens_decoder.items())
+            str(index): token.__getstate__()
+            for index, token in sorted(tokenizer.added_tokens_decoder.items())
         },
         "add_bos_token": adds_bos(tokenizer),
         "add_eos_token": adds_eos(tokenizer),
@@ -94,7 +106,11 @@ def _class_for_both(own: dict[str, Any]) -> str:
     named = str(own.get("tokenizer_class"))
     # 4 builds a LLaMA tokenizer anew from tokenizer.model where add_prefix_space is there.
     anew = "Llama" in named and own.get("add_prefix_space") is not None
-    return named if named.removesuffix("Fast") in KNOWN_TO_BOTH and "auto_map" not in own and not anew else VERBATIM
+    return (
+        named
+        if named.removesuffix("Fast") in KNOWN_TO_BOTH and "auto_map" not in own and not anew
+        else VERBATIM
+    )
 
 
 def _further_tokens(own: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
@@ -117,14 +133,17 @@ def _reads_the_same(folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
 
 
 def _copy_sentencepiece(tokenizer: PreTrainedTokenizerFast, folder: Path, sources: Sequence[Path]) -> None:
-    """The SentencePiece model that the tokenizer was made of, and the tokens beyond it, for those who read these files."""
+    """The SentencePiece model that the tokenizer was made of, and the tokens beyond it, for those who read
+    these files."""
     for source in sources:
         pieces = pieces_of(source / SENTENCEPIECE)
         if pieces is None or not _begins_with(tokenizer, pieces):
             continue
         shutil.copyfile(source / SENTENCEPIECE, folder / SENTENCEPIECE)
         if beyond := _beyond(tokenizer, pieces):
-            (folder / ADDED_TOKENS).write_text(json.dumps(beyond, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            (folder / ADDED_TOKENS).write_text(
+                json.dumps(beyond, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
         return
 
 
@@ -135,9 +154,13 @@ def _beyond(tokenizer: PreTrainedTokenizerFast, pieces: Sequence[str]) -> dict[s
 
 
 def _begins_with(tokenizer: PreTrainedTokenizerFast, pieces: Sequence[str]) -> bool:
-    """Whether each piece is the tokenizer's token of that id; tokens that were added may stand in a piece's place."""
+    """Whether each piece is the tokenizer's token of that id; tokens that were added may stand in a piece's
+    place."""
     tokens, added = tokenizer.convert_ids_to_tokens(list(range(len(pieces)))), tokenizer.added_tokens_decoder
-    return all(token == piece or index in added for index, (token, piece) in enumerate(zip(tokens, pieces, strict=True)))
+    return all(
+        token == piece or index in added
+        for index, (token, piece) in enumerate(zip(tokens, pieces, strict=True))
+    )
 
 
 def differences_beside_transformers(
@@ -145,8 +168,9 @@ def differences_beside_transformers(
 ) -> Iterator[str]:
     """What those find otherwise than it was trained who read a tokenizer's files by themselves, in words.
 
-    transformers mends tokenizer.json by tokenizer_config.json when it reads them; others go by tokenizer.json alone, or by
-    tokenizer.model and added_tokens.json, which earlier versions of this toolkit did not write (`for_version_4`).
+    transformers mends tokenizer.json by tokenizer_config.json when it reads them; others go by tokenizer.json
+    alone, or by tokenizer.model and added_tokens.json, which earlier versions of this toolkit did not write
+    (`for_version_4`).
     """
     stored = json.loads(Tokenizer.from_file(str(folder / TOKENIZER)).to_str())
     trained = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -1,8 +1,8 @@
 """Attention in packed rows: each document sees itself, and nothing is computed that no document needs.
 
-Shapes: H heads, K key-value heads, T tokens of a row, D width of a head. On CUDA with flash-attn installed its variable-length
-kernels do this (transformers calls them for rows whose positions begin anew). Everywhere else scaled_dot_product_attention is
-called for each document, in place of once with a mask of T x T.
+Shapes: H heads, K key-value heads, T tokens of a row, D width of a head. On CUDA with flash-attn installed
+its variable-length kernels do this (transformers calls them for rows whose positions begin anew). Everywhere
+else scaled_dot_product_attention is called for each document, in place of once with a mask of T x T.
 """
 
 import importlib
@@ -26,7 +26,8 @@ PER_DOCUMENT = "per_document"
 
 
 def choose_attention(device: torch.device, config: PretrainedConfig, max_length_tokens: int) -> str:
-    """transformers' name of the attention to train with: documents of at most so many tokens, on this device."""
+    """transformers' name of the attention to train with: documents of at most so many tokens, on this
+    device."""
     if device.type == "cuda" and is_flash_attn_2_available() and _flash_attn_loads():
         return "flash_attention_2"
     if family_of(config.model_type) is None:  # whose attention may ask for more than is computed here
@@ -37,7 +38,8 @@ def choose_attention(device: torch.device, config: PretrainedConfig, max_length_
 
 
 def _flash_attn_loads() -> bool:
-    """Whether flash-attn, which is installed, fits this torch: its kernels are built for one version of it."""
+    """Whether flash-attn, which is installed, fits this torch: its kernels are built for one version of
+    it."""
     try:
         importlib.import_module("flash_attn")
     except (ImportError, OSError) as error:
@@ -75,16 +77,19 @@ def per_document_attention(
     position_ids: torch.Tensor | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention of queries (1 x H x T x D) to keys and values (1 x K x T x D); the output is 1 x T x H x D.
+    """Causal attention of queries (1 x H x T x D) to keys and values (1 x K x T x D); the output is 1 x T x H
+    x D.
 
-    `documents` are the lengths of the documents in the row; where they aren't given, the positions tell. With a mask, or for
-    rows of one document each, this is transformers' sdpa.
+    `documents` are the lengths of the documents in the row; where they aren't given, the positions tell. With
+    a mask, or for rows of one document each, this is transformers' sdpa.
     """
     if documents is None and attention_mask is None and is_packed(position_ids, query.shape[2]):
         assert position_ids is not None  # noqa: S101 - is_packed says so
         documents = document_lengths(position_ids)
     if documents is None or attention_mask is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
     groups = query.shape[1] // key.shape[1]
     rows = zip(*(tensor.split(list(documents), dim=2) for tensor in (query, key, value)), strict=True)
     outputs = [
@@ -96,7 +101,9 @@ def per_document_attention(
     return torch.cat(outputs, dim=1), None
 
 
-def per_document_mask(*arguments: Any, attention_mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor | None:
+def per_document_mask(
+    *arguments: Any, attention_mask: torch.Tensor | None = None, **options: Any
+) -> torch.Tensor | None:
     """No mask for rows without padding: causality, and the bounds of documents, are the attention's own."""
     if attention_mask is None and options.get("q_length") == options.get("kv_length"):
         return None

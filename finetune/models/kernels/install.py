@@ -24,15 +24,17 @@ logger = logging.getLogger(__name__)
 def install_fast_path(model: nn.Module, engine: Engine = SINGLE) -> int:
     """Let the layers of a peft model compute in fewer and leaner steps; how many LoRA layers do.
 
-    Layers that are not supported (DoRA, an embedding, several adapters, weights that ZeRO-3 cuts up) keep peft's own forward,
-    and one line of the log says how many and why. So does any layer for a call that isn't supported: adapters merged or
-    switched off, other types than those of training. Norms, MLPs and layers of one input are those that the model's family
-    declares; other families have them computed by transformers.
+    Layers that are not supported (DoRA, an embedding, several adapters, weights that ZeRO-3 cuts up) keep
+    peft's own forward, and one line of the log says how many and why. So does any layer for a call that isn't
+    supported: adapters merged or switched off, other types than those of training. Norms, MLPs and layers of
+    one input are those that the model's family declares; other families have them computed by transformers.
     """
     fused, kept = 0, Counter[str]()
     config: Any = model.config
     family = family_of(config.model_type)
-    norms, mlps, groups = (family.fused_norms, family.fused_mlps, family.shared_inputs) if family else ((), (), ())
+    norms, mlps, groups = (
+        (family.fused_norms, family.fused_mlps, family.shared_inputs) if family else ((), (), ())
+    )
     for module in list(model.modules()):
         if isinstance(module, LoraLayer):
             reason = unsupported(module, engine)
@@ -52,7 +54,9 @@ def install_fast_path(model: nn.Module, engine: Engine = SINGLE) -> int:
             module.forward = types.MethodType(_gated_mlp(module.forward, engine), module)
     left = [what for what, classes in (("norms", norms), ("MLPs", mlps)) if not classes]
     if left:
-        logger.info("the %s of %s are computed by transformers' own forward", " and ".join(left), config.model_type)
+        logger.info(
+            "the %s of %s are computed by transformers' own forward", " and ".join(left), config.model_type
+        )
     for reason, count in kept.items():
         logger.info("%d LoRA layers keep peft's own forward: %s", count, reason)
     return fused
@@ -94,7 +98,9 @@ def _norm(own_forward: Any) -> Any:
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         # transformers narrows float64 to float32 here, which FrozenRmsNorm doesn't.
         own = x.dtype == torch.float64 or x.dtype != self.weight.dtype
-        output: torch.Tensor = own_forward(x) if own else FrozenRmsNorm.apply(x, self.weight, self.variance_epsilon)
+        output: torch.Tensor = (
+            own_forward(x) if own else FrozenRmsNorm.apply(x, self.weight, self.variance_epsilon)
+        )
         return output
 
     return forward
@@ -125,7 +131,8 @@ def _gated_mlp(own_forward: Any, engine: Engine) -> Any:
 
 
 class OneInput:
-    """Layers that are called with one input, one after the other: the first computes for all, the others take their output.
+    """Layers that are called with one input, one after the other: the first computes for all, the others take
+    their output.
 
     An attention's own forward, whichever family's, calls q, k and v so.
     """
@@ -145,7 +152,9 @@ class OneInput:
             if x is self.x and layer in self.outputs:
                 return self._take(layer)
             dtype = (
-                None if arguments or options or any(map(_dropout, self.layers)) else _compute_type(self.layers, x, self.engine)
+                None
+                if arguments or options or any(map(_dropout, self.layers))
+                else _compute_type(self.layers, x, self.engine)
             )
             if dtype is None:
                 output: torch.Tensor = own_forward(x, *arguments, **options)
@@ -162,8 +171,12 @@ class OneInput:
         return output
 
 
-def _fused(layers: list[Any], x: torch.Tensor, dtype: torch.dtype, dropout: float = 0.0) -> tuple[torch.Tensor, ...]:
-    outputs: tuple[torch.Tensor, ...] = FusedLora.apply(x, tuple(map(_layer, layers)), dropout, dtype, *_matrices(layers))
+def _fused(
+    layers: list[Any], x: torch.Tensor, dtype: torch.dtype, dropout: float = 0.0
+) -> tuple[torch.Tensor, ...]:
+    outputs: tuple[torch.Tensor, ...] = FusedLora.apply(
+        x, tuple(map(_layer, layers)), dropout, dtype, *_matrices(layers)
+    )
     return outputs
 
 
@@ -172,7 +185,11 @@ def _layer(layer: Any) -> Layer:
 
 
 def _matrices(layers: list[Any]) -> list[torch.Tensor]:
-    return [matrix for layer in layers for matrix in (layer.lora_A["default"].weight, layer.lora_B["default"].weight)]
+    return [
+        matrix
+        for layer in layers
+        for matrix in (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+    ]
 
 
 def _dropout(layer: Any) -> float:
@@ -185,9 +202,15 @@ def _compute_type(layers: list[Any], x: torch.Tensor, engine: Engine) -> torch.d
     if any(layer.disable_adapters or layer.merged for layer in layers):
         return None
     bases, matrices = [layer.get_base_layer() for layer in layers], _matrices(layers)
-    if any(engine.unfusable(base.weight) is not None for base in bases):  # NF4 is cut up after it was loaded; see unsupported
+    if any(
+        engine.unfusable(base.weight) is not None for base in bases
+    ):  # NF4 is cut up after it was loaded; see unsupported
         return None
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     same = all(matrix.dtype == x.dtype for matrix in matrices)
-    return x.dtype if same and all(quantisation(base) or base.weight.dtype == x.dtype for base in bases) else None
+    return (
+        x.dtype
+        if same and all(quantisation(base) or base.weight.dtype == x.dtype for base in bases)
+        else None
+    )

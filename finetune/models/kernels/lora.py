@@ -1,9 +1,10 @@
 """LoRA's arithmetic as single steps of autograd. LoRA: Hu et al. 2021, arXiv:2106.09685.
 
-Shapes: T tokens, I inputs, O outputs, R rank. peft computes y = x W^T, then x A^T, then its product with B^T, scales it and
-adds it: each a tensor of its own that autograd keeps, and with another type for the adapter a copy of x. Here the update is
-added where the base's product stands, layers that have one input (q, k, v; gate, up) multiply it with all their A at once, and
-what is kept for the backward pass is x and x A^T (T x R). As in Unsloth, a gated MLP keeps no more than its two branches.
+Shapes: T tokens, I inputs, O outputs, R rank. peft computes y = x W^T, then x A^T, then its product with B^T,
+scales it and adds it: each a tensor of its own that autograd keeps, and with another type for the adapter a
+copy of x. Here the update is added where the base's product stands, layers that have one input (q, k, v;
+gate, up) multiply it with all their A at once, and what is kept for the backward pass is x and x A^T (T x R).
+As in Unsloth, a gated MLP keeps no more than its two branches.
 """
 
 from collections.abc import Sequence
@@ -24,14 +25,20 @@ class Layer(NamedTuple):
 
 
 class FusedLora(torch.autograd.Function):
-    """y = x W^T + b + s drop(x) A^T B^T for each of several layers of one input; W is frozen, of any float type or in NF4.
+    """y = x W^T + b + s drop(x) A^T B^T for each of several layers of one input; W is frozen, of any float
+    type or in NF4.
 
     `matrices` are A and B of each layer in turn. Dropout draws one mask, so it is for a layer alone.
     """
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, x: torch.Tensor, layers: Sequence[Layer], dropout: float, dtype: torch.dtype, *matrices: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        layers: Sequence[Layer],
+        dropout: float,
+        dtype: torch.dtype,
+        *matrices: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         with torch.autocast(x.device.type, enabled=False):
             flat = x.reshape(-1, x.shape[-1]).to(dtype)
@@ -95,7 +102,8 @@ class FusedMlp(torch.autograd.Function):
 def products(
     x: torch.Tensor, dropped: torch.Tensor, layers: Sequence[Layer], matrices: Tensors
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The layers' outputs (T x O each) for x (T x I), and x A^T of all of them side by side (T x R summed)."""
+    """The layers' outputs (T x O each) for x (T x I), and x A^T of all of them side by side (T x R
+    summed)."""
     low = dropped @ torch.cat(tuple(matrices[::2])).to(x.dtype).T
     outputs = []
     for layer, b, own in zip(layers, matrices[1::2], _split(low, matrices), strict=True):
@@ -108,9 +116,12 @@ def products(
 def update_gradients(
     gradients: Tensors, dropped: torch.Tensor, low: torch.Tensor, layers: Sequence[Layer], matrices: Tensors
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """From the outputs' gradients (T x O each): that of x A^T (T x R summed), and those of A and B of each layer in turn."""
+    """From the outputs' gradients (T x O each): that of x A^T (T x R summed), and those of A and B of each
+    layer in turn."""
     for_low, for_b = torch.empty_like(low), []
-    parts = zip(gradients, layers, matrices[1::2], _split(low, matrices), _split(for_low, matrices), strict=True)
+    parts = zip(
+        gradients, layers, matrices[1::2], _split(low, matrices), _split(for_low, matrices), strict=True
+    )
     for gradient, layer, b, own, for_own in parts:
         for_own.copy_(gradient @ b.to(gradient.dtype)).mul_(layer.scaling)
         for_b.append((gradient.T @ own).mul_(layer.scaling).to(b.dtype))
@@ -154,5 +165,6 @@ def base_weight(base: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
 
 
 def quantisation(base: nn.Linear) -> Any:
-    """How a bitsandbytes layer's weight is quantised; None for a plain one. FSDP2 leaves it with the layer alone."""
+    """How a bitsandbytes layer's weight is quantised; None for a plain one. FSDP2 leaves it with the layer
+    alone."""
     return getattr(base.weight, "quant_state", None) or getattr(base, "quant_state", None)

@@ -1,8 +1,8 @@
 """NEFTune: uniform noise on the embeddings in training. Jain et al. 2023, arXiv:2310.05914.
 
-Shapes: B rows, T tokens, D model width, L tokens of a document.
-Each document has noise of its own length's size, drawn from a seed of its own: which documents are beside it, in a pack or a
-batch, and what was drawn before, changes none of it.
+Shapes: B rows, T tokens, D model width, L tokens of a document. Each document has noise of its own length's
+size, drawn from a seed of its own: which documents are beside it, in a pack or a batch, and what was drawn
+before, changes none of it.
 """
 
 import hashlib
@@ -23,7 +23,9 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 1
 
 
-def with_noise(embeddings: torch.Tensor, lengths: Sequence[int], seeds: Sequence[int], alpha: float) -> torch.Tensor:
+def with_noise(
+    embeddings: torch.Tensor, lengths: Sequence[int], seeds: Sequence[int], alpha: float
+) -> torch.Tensor:
     """Embeddings (B x T x D) with noise up to alpha / sqrt(L D) on each document; padding has none.
 
     The documents are a row each, or all in one row.
@@ -31,7 +33,9 @@ def with_noise(embeddings: torch.Tensor, lengths: Sequence[int], seeds: Sequence
     noise = torch.zeros_like(embeddings)
     packed = len(embeddings) == 1
     places = (
-        noise[0, : sum(lengths)].split(list(lengths)) if packed else [row[:n] for row, n in zip(noise, lengths, strict=True)]
+        noise[0, : sum(lengths)].split(list(lengths))
+        if packed
+        else [row[:n] for row, n in zip(noise, lengths, strict=True)]
     )
     generator = torch.Generator(embeddings.device)
     for place, seed in zip(places, seeds, strict=True):

@@ -1,7 +1,7 @@
 """RMSNorm with a frozen weight as one step of autograd. Zhang and Sennrich 2019, arXiv:1910.07467.
 
-transformers' own keeps a float32 copy of its input for the backward pass, and makes six passes over float32 tensors in it. Here
-the input is kept as it came, with one number a token.
+transformers' own keeps a float32 copy of its input for the backward pass, and makes six passes over float32
+tensors in it. Here the input is kept as it came, with one number a token.
 """
 
 from typing import Any
@@ -10,7 +10,8 @@ import torch
 
 
 class FrozenRmsNorm(torch.autograd.Function):
-    """w * x / sqrt(mean(x^2) + epsilon) for x (... x D), bit for bit as transformers rounds it; w gets no gradient."""
+    """w * x / sqrt(mean(x^2) + epsilon) for x (... x D), bit for bit as transformers rounds it; w gets no
+    gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:  # noqa: D102

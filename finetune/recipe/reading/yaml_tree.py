@@ -1,4 +1,5 @@
-"""Read YAML 1.2 into a tree of plain values with positions; refuse what a recipe has no use for, at its line and column."""
+"""Read YAML 1.2 into a tree of plain values with positions; refuse what a recipe has no use for, at its line
+and column."""
 
 import json
 import re
@@ -25,7 +26,15 @@ from ruamel.yaml.reader import ReaderError
 
 from data_prep.disk import read_regular
 from data_prep.text import cut
-from finetune.recipe.reading.tree import Diagnostic, Location, Node, RecipeFile, Scalar, SourceLocation, finding_at
+from finetune.recipe.reading.tree import (
+    Diagnostic,
+    Location,
+    Node,
+    RecipeFile,
+    Scalar,
+    SourceLocation,
+    finding_at,
+)
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 10_000  # after aliases are expanded: a recipe has about a hundred
@@ -69,12 +78,15 @@ def plain_scalar(text: str) -> Scalar:
             raise ValueError(f"got {shorten(text)}, which is too large for a number")
         return number
     if DATE.fullmatch(text):
-        raise ValueError(f"got the date {text}; a recipe holds text, numbers, true, false and null: put it in quotes")
+        raise ValueError(
+            f"got the date {text}; a recipe holds text, numbers, true, false and null: put it in quotes"
+        )
     return text
 
 
 def quoted_scalar(text: str) -> str:
-    """The text of a quoted scalar. Raises ValueError where its escapes give characters that no file can hold."""
+    """The text of a quoted scalar. Raises ValueError where its escapes give characters that no file can
+    hold."""
     if "\0" in text:
         raise ValueError("a text with the character U+0000")
     try:  # JSON, a part of YAML, writes a character beyond U+FFFF as two escapes
@@ -86,7 +98,10 @@ def quoted_scalar(text: str) -> str:
 def shorten(text: str, longest: int = 60) -> str:
     """Text for a message: on one line, printable, not long."""
     text = cut(text, 2 * longest)
-    return cut("".join(character if character.isprintable() else repr(character)[1:-1] for character in text), longest)
+    return cut(
+        "".join(character if character.isprintable() else repr(character)[1:-1] for character in text),
+        longest,
+    )
 
 
 def read_plain_lock(path: Path) -> Any:
@@ -105,13 +120,20 @@ def read_lock_yaml(content: bytes, source: RecipeFile) -> tuple[Node | None, lis
     """The tree of a run's lock, as read_yaml has that of a recipe."""
     if len(content) > LOCK_BYTES:
         return None, [
-            Diagnostic(SourceLocation(source, 1, 1), (), f"a lock has at most {LOCK_BYTES:,} bytes; this file has more")
+            Diagnostic(
+                SourceLocation(source, 1, 1),
+                (),
+                f"a lock has at most {LOCK_BYTES:,} bytes; this file has more",
+            )
         ]
     return _read(content, source, _LockReader)
 
 
-def read_yaml(content: bytes, source: RecipeFile, *, anchors: bool = True) -> tuple[Node | None, list[Diagnostic]]:
-    """The tree of a recipe's YAML document and what is wrong with it; no tree when it can't be read to its end."""
+def read_yaml(
+    content: bytes, source: RecipeFile, *, anchors: bool = True
+) -> tuple[Node | None, list[Diagnostic]]:
+    """The tree of a recipe's YAML document and what is wrong with it; no tree when it can't be read to its
+    end."""
     if len(content) > MAX_BYTES:
         message = f"a recipe has at most {MAX_BYTES:,} bytes; this file has more"
         return None, [Diagnostic(SourceLocation(source, 1, 1), (), message)]
@@ -126,7 +148,9 @@ def _read(
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = content[: error.start].decode("utf-8", "replace")
-        return None, [Diagnostic(_end_of(before, source), (), f"byte 0x{content[error.start]:02x} is not UTF-8")]
+        return None, [
+            Diagnostic(_end_of(before, source), (), f"byte 0x{content[error.start]:02x} is not UTF-8")
+        ]
     tabs = _indenting_tabs(text, source)
     if tabs:
         return None, tabs
@@ -137,19 +161,32 @@ def _read(
         return None, [*reader.findings, stop.finding]
     except ReaderError as error:
         place = _end_of(text[: error.position], source)
-        return None, [*reader.findings, Diagnostic(place, (), f"character U+{error.character:04X} is not allowed in YAML")]
+        return None, [
+            *reader.findings,
+            Diagnostic(place, (), f"character U+{error.character:04X} is not allowed in YAML"),
+        ]
     except MarkedYAMLError as error:
         place = _place_of(error, source)
-        return None, [*reader.findings, Diagnostic(place, (), _syntax_message(error) + _about_variables(text, place))]
-    except (YAMLError, ValueError, OverflowError) as error:  # an escape beyond Unicode: "\U00110000", "\UFFFFFFFF"
+        return None, [
+            *reader.findings,
+            Diagnostic(place, (), _syntax_message(error) + _about_variables(text, place)),
+        ]
+    except (
+        YAMLError,
+        ValueError,
+        OverflowError,
+    ) as error:  # an escape beyond Unicode: "\U00110000", "\UFFFFFFFF"
         return None, [*reader.findings, Diagnostic(start, (), f"not YAML: {shorten(str(error), 200)}")]
     return tree, reader.findings
 
 
 def read_value(text: str, source: RecipeFile) -> tuple[Node | None, list[Diagnostic]]:
-    """One YAML value of the command line: # begins no comment in it, and there is nothing that an anchor could serve."""
+    """One YAML value of the command line: # begins no comment in it, and there is nothing that an anchor
+    could serve."""
     stand_in = next(character for character in map(chr, range(0xE000, 0xF900)) if character not in text)
-    tree, findings = read_yaml(text.replace("#", stand_in).encode("utf-8", "surrogateescape"), source, anchors=False)
+    tree, findings = read_yaml(
+        text.replace("#", stand_in).encode("utf-8", "surrogateescape"), source, anchors=False
+    )
     findings = [replace(finding, message=finding.message.replace(stand_in, "#")) for finding in findings]
     return (tree and _with_hashes(tree, stand_in)), findings
 
@@ -157,7 +194,9 @@ def read_value(text: str, source: RecipeFile) -> tuple[Node | None, list[Diagnos
 def _with_hashes(node: Node, stand_in: str) -> Node:
     value = node.value
     if isinstance(value, dict):
-        return replace(node, value={key.replace(stand_in, "#"): _with_hashes(n, stand_in) for key, n in value.items()})
+        return replace(
+            node, value={key.replace(stand_in, "#"): _with_hashes(n, stand_in) for key, n in value.items()}
+        )
     if isinstance(value, list):
         return replace(node, value=[_with_hashes(below, stand_in) for below in value])
     return replace(node, value=value.replace(stand_in, "#")) if isinstance(value, str) else node
@@ -167,7 +206,11 @@ def _about_variables(text: str, place: SourceLocation) -> str:
     """What to do where ${NAME} between braces or brackets is no YAML."""
     lines = text.splitlines()
     line = lines[place.line - 1] if place.line <= len(lines) else ""
-    return '; between braces or brackets a text with ${NAME} needs quotes: "${NAME}/rows.jsonl"' if "${" in line else ""
+    return (
+        '; between braces or brackets a text with ${NAME} needs quotes: "${NAME}/rows.jsonl"'
+        if "${" in line
+        else ""
+    )
 
 
 def _end_of(text: str, source: RecipeFile) -> SourceLocation:
@@ -180,7 +223,9 @@ def _indenting_tabs(text: str, source: RecipeFile) -> list[Diagnostic]:
     lines = re.split(r"\r\n|[\n\r\x85\u2028\u2029]", text)
     return [
         Diagnostic(
-            SourceLocation(source, number, line.index("\t") + 1), (), "a tab in the indentation; YAML is indented with spaces"
+            SourceLocation(source, number, line.index("\t") + 1),
+            (),
+            "a tab in the indentation; YAML is indented with spaces",
         )
         for number, line in enumerate(lines, start=1)
         if "\t" in line[: len(line) - len(line.lstrip(" \t"))] and line.strip()
@@ -197,7 +242,10 @@ def _syntax_message(error: MarkedYAMLError) -> str:
     if r"'\t'" in problem:
         return "a tab; YAML is written with spaces"
     if "mapping values are not allowed" in problem:
-        return "not YAML: a second `key:` on this line, or indentation that doesn't fit; text with a colon needs quotes"
+        return (
+            "not YAML: a second `key:` on this line, or indentation that doesn't fit; text with a colon "
+            "needs quotes"
+        )
     if "could not find expected ':'" in problem:
         return "not YAML: expected `key: value`, and a space after the colon"
     context = f" {error.context}" if error.context else ""
@@ -240,14 +288,18 @@ class _Reader:
     def _count(self, nodes: int, event: Event, location: Location) -> None:
         self.nodes += nodes
         if self.nodes > self.most_nodes:
-            raise self._stop(event, f"more than {self.most_nodes:,} values once aliases are expanded", location)
+            raise self._stop(
+                event, f"more than {self.most_nodes:,} values once aliases are expanded", location
+            )
 
     def _node(self, event: Any, location: Location) -> Node:
         if len(location) > MAX_DEPTH:
             raise self._stop(event, f"nested more than {MAX_DEPTH} levels deep")
         if event.anchor is not None and not self.anchors_allowed:
             raise self._stop(
-                event, f"{'*' if isinstance(event, AliasEvent) else '&'}{event.anchor}: write the value itself", location
+                event,
+                f"{'*' if isinstance(event, AliasEvent) else '&'}{event.anchor}: write the value itself",
+                location,
             )
         if isinstance(event, AliasEvent):
             if event.anchor not in self.anchors:
@@ -257,7 +309,11 @@ class _Reader:
             return node
         before = self.nodes
         self._count(1, event, location)
-        node = self._scalar(event, location) if isinstance(event, ScalarEvent) else self._collection(event, location)
+        node = (
+            self._scalar(event, location)
+            if isinstance(event, ScalarEvent)
+            else self._collection(event, location)
+        )
         if event.tag is not None:
             tag = shorten(str(event.tag).replace("tag:yaml.org,2002:", "!!"))
             message = f"the YAML tag {tag} is not allowed; write the plain value"
@@ -305,12 +361,18 @@ class _Reader:
         if name is None or key.broken:
             self.findings.append(Diagnostic(place, location, _no_text(event, key)))
         elif not _printable(name):
-            self.findings.append(Diagnostic(place, location, f"got the key {shown!r}; a key is plain, printable text"))
+            self.findings.append(
+                Diagnostic(place, location, f"got the key {shown!r}; a key is plain, printable text")
+            )
         elif name == "<<":
-            self.findings.append(Diagnostic(place, location, "<< is not part of YAML 1.2; use `extends`, or repeat the keys"))
+            self.findings.append(
+                Diagnostic(place, location, "<< is not part of YAML 1.2; use `extends`, or repeat the keys")
+            )
         elif name in mapping:
             first = mapping[name].key_place or mapping[name].place
-            self.findings.append(finding_at(node, (*location, name), f"duplicate key; first on line {first.line}", at_key=True))
+            self.findings.append(
+                finding_at(node, (*location, name), f"duplicate key; first on line {first.line}", at_key=True)
+            )
         else:
             mapping[name] = node
 
@@ -332,15 +394,21 @@ def _no_text(event: Any, key: Node) -> str:
     """Why a key is none, and how it is written as one."""
     if not isinstance(event, ScalarEvent) or event.tag is not None:
         return (
-            f"got the key {shorten(str(key.plain()))}, which is a list, a section, an alias or has a tag; a key is plain text"
+            f"got the key {shorten(str(key.plain()))}, which is a list, a section, an alias or has a tag; a "
+            "key is plain text"
         )
     if not event.value:
         return "a key is missing before the colon"
     kinds = {bool: "true or false", int: "a number", float: "a number", type(None): "null"}
     kind = kinds.get(type(key.value), "no text")  # a date, an infinite number
     text = shorten(event.value)
-    return f"got the key {text}, which is {kind} in YAML, and a key is text: put it in quotes, {json.dumps(text)}"
+    return (
+        f"got the key {text}, which is {kind} in YAML, and a key is text: put it in quotes, "
+        f"{json.dumps(text)}"
+    )
 
 
 def _printable(text: str) -> bool:
-    return bool(text) and not any(unicodedata.category(character)[0] in "CZ" and character != " " for character in text)
+    return bool(text) and not any(
+        unicodedata.category(character)[0] in "CZ" and character != " " for character in text
+    )

@@ -11,7 +11,8 @@ RULES = (*training.RULES, *data.RULES, *evaluation.RULES, objective_fits)
 def problems_of(recipe: Recipe, given: Given) -> list[tuple[str, str]]:
     """Everything that the rules have against a recipe, as (dotted path, message).
 
-    `given` holds the dotted paths that the user wrote: a knob that can't be honoured is only refused where someone asked for
-    it. A path in `given` counts as set even where the recipe holds no value for it (it was wrong and is reported already).
+    `given` holds the dotted paths that the user wrote: a knob that can't be honoured is only refused where
+    someone asked for it. A path in `given` counts as set even where the recipe holds no value for it (it was
+    wrong and is reported already).
     """
     return [problem for rule in RULES for problem in rule(recipe, given)]

@@ -1,4 +1,5 @@
-"""Rules for data: packs, mixtures, streams, leakage. Each is a small function; RULES lists them. No file is looked at."""
+"""Rules for data: packs, mixtures, streams, leakage. Each is a small function; RULES lists them. No file is
+looked at."""
 
 from collections.abc import Callable
 from pathlib import PurePath
@@ -15,25 +16,39 @@ SHARES_TOLERANCE = 1e-6
 def _supervise(recipe: Recipe, given: Given) -> RuleProblem:
     data = recipe.data
     if data.supervise != "assistant" and all(source.format == "text" for source in data.train):
-        message = f"every source of data.train has format text, whose rows are learned whole; {data.supervise} changes nothing"
+        message = (
+            f"every source of data.train has format text, whose rows are learned whole; {data.supervise} "
+            "changes nothing"
+        )
         yield "data.supervise", message
     if data.supervise == "all" and data.reasoning == "context":
         yield (
             "data.reasoning",
-            "with data.supervise all everything is learned, thoughts too; take learn or drop, or supervise assistant",
+            "with data.supervise all everything is learned, thoughts too; take learn or drop, or supervise "
+            "assistant",
         )
 
 
 def _packs(recipe: Recipe, given: Given) -> RuleProblem:
     data = recipe.data
-    if any(_wrong(data, "data", knob, given) for knob in ("pack_length_tokens", "max_length_tokens", "pack_split")):
+    if any(
+        _wrong(data, "data", knob, given)
+        for knob in ("pack_length_tokens", "max_length_tokens", "pack_split")
+    ):
         return
-    if data.pack_length_tokens is not None and data.pack_length_tokens < data.max_length_tokens and not data.pack_split:
+    if (
+        data.pack_length_tokens is not None
+        and data.pack_length_tokens < data.max_length_tokens
+        and not data.pack_split
+    ):
         path = "data.pack_length_tokens" if "data.pack_length_tokens" in given else "data.max_length_tokens"
         message = f"a pack of {data.pack_length_tokens} tokens can't hold a document of max_length_tokens "
         yield path, f"{message}({data.max_length_tokens}); make them equal, or set data.pack_split: true"
     if data.pack_split and data.pack_length_tokens is None:
-        yield "data.pack_split", "needs data.pack_length_tokens: without packs nothing is cut where one is full"
+        yield (
+            "data.pack_split",
+            "needs data.pack_length_tokens: without packs nothing is cut where one is full",
+        )
 
 
 def _mixture(recipe: Recipe, given: Given) -> RuleProblem:
@@ -49,7 +64,10 @@ def _mixture(recipe: Recipe, given: Given) -> RuleProblem:
         if source.share is None and f"data.train.{index}.share" not in given:
             yield f"data.train.{index}", "has no share, and another source has one; give each source one"
         elif source.repeat != 1:
-            yield f"data.train.{index}.repeat", "repeat and share exclude each other: the share decides how often rows are seen"
+            yield (
+                f"data.train.{index}.repeat",
+                "repeat and share exclude each other: the share decides how often rows are seen",
+            )
     whole = sum(share or 0 for share in shares)
     if None not in shares and abs(whole - 1) > SHARES_TOLERANCE:
         yield "data.train", f"the shares of the sources sum to {whole:g}, expected 1"
@@ -66,15 +84,27 @@ def _streaming(recipe: Recipe, given: Given) -> RuleProblem:
         message = "a share of a stream can't be held out, its length isn't known; use data.evaluation.sources"
         yield "data.evaluation.fraction", message
     if clean.near_duplicates is not None:
-        yield "data.clean.near_duplicates", "near duplicates can't be found in a stream, whose rows aren't all kept; remove it"
+        yield (
+            "data.clean.near_duplicates",
+            "near duplicates can't be found in a stream, whose rows aren't all kept; remove it",
+        )
     if clean.duplicates == "drop":
-        yield "data.clean.duplicates", "duplicates can't be found in a stream, whose rows aren't all kept; remove it"
+        yield (
+            "data.clean.duplicates",
+            "duplicates can't be found in a stream, whose rows aren't all kept; remove it",
+        )
     if data.held_out and clean.leakage != "keep":
-        message = "a stream can't be checked for rows of the evaluation before it is trained on; set data.clean.leakage: keep"
+        message = (
+            "a stream can't be checked for rows of the evaluation before it is trained on; set "
+            "data.clean.leakage: keep"
+        )
         yield "data.clean.leakage" if "data.clean.leakage" in given else "data.streaming", message
     for index, source in enumerate(data.train):
         if source.share is not None:
-            yield f"data.train.{index}.share", "a stream has no exact shares: its sources are read a row in turn; remove it"
+            yield (
+                f"data.train.{index}.share",
+                "a stream has no exact shares: its sources are read a row in turn; remove it",
+            )
         if source.repeat != 1:
             yield f"data.train.{index}.repeat", "a stream reads each row once a pass; remove it"
 
@@ -84,7 +114,10 @@ def _leakage(recipe: Recipe, given: Given) -> RuleProblem:
     if _wrong(data, "data", "evaluation", given):
         return
     if _asked_below(recipe.data.clean, "leakage") and not data.held_out:
-        message = "leakage is into data.evaluation.sources, and there are none (a fraction keeps equal rows together)"
+        message = (
+            "leakage is into data.evaluation.sources, and there are none (a fraction keeps equal rows "
+            "together)"
+        )
         yield "data.clean.leakage", f"{message}; remove it"
 
 
@@ -103,7 +136,9 @@ def _wrong(section: Section, path: str, knob: str, given: Given) -> bool:
 
 def _asked_below(section: Section, knob: str) -> bool:
     """What `asked` says, for a section inside a section."""
-    return bool(getattr(section, knob) != type(section).model_fields[knob].get_default(call_default_factory=True))
+    return bool(
+        getattr(section, knob) != type(section).model_fields[knob].get_default(call_default_factory=True)
+    )
 
 
 def _findings(recipe: Recipe, given: Given) -> RuleProblem:
@@ -124,7 +159,10 @@ def _files(recipe: Recipe, given: Given) -> RuleProblem:
                 continue
             fits = source.format == "auto" or formats.named(source.format).reads(("text",))
             if kind_of(PurePath(source.path).name) == ".txt" and not fits:
-                yield f"{path}.{index}.format", f"a .txt file has format text (or template, or auto); got {source.format}"
+                yield (
+                    f"{path}.{index}.format",
+                    f"a .txt file has format text (or template, or auto); got {source.format}",
+                )
 
 
 RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (

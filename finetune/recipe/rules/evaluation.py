@@ -9,7 +9,8 @@ from finetune.scoring import metrics
 
 
 def labels_of(recipe: Recipe) -> tuple[str, ...]:
-    """What label metrics tell apart: the head's labels, else evaluate.labels, else those that the sources' `labels` name."""
+    """What label metrics tell apart: the head's labels, else evaluate.labels, else those that the sources'
+    `labels` name."""
     if recipe.model.head:
         return recipe.model.head.labels
     if recipe.evaluate.labels:
@@ -42,13 +43,21 @@ def _why_unfit(metric: metrics.Metric, recipe: Recipe) -> str | None:
         fitting = ", ".join(sorted(other.name for other in metrics.METRICS if outcome in other.fits))
         if recipe.model.classifies:
             return f"{name} doesn't fit a head of problem {outcome}; such a head has {fitting}"
-        return f"{name} doesn't fit objective {found.kind}, which has {fitting or 'none: its evaluation loss is logged'}"
+        return (
+            f"{name} doesn't fit objective {found.kind}, which has "
+            f"{fitting or 'none: its evaluation loss is logged'}"
+        )
     if outcome not in metric.fits:
         what = "numbers" if metric.fits == ("regression",) else "a head's outputs"
         problems = " or ".join(metric.fits)
-        return f"{name} needs {what}, which model.head with problem {problems} gives; this recipe predicts text"
+        return (
+            f"{name} needs {what}, which model.head with problem {problems} gives; this recipe predicts text"
+        )
     if "labels" in metric.needs and not labels_of(recipe):
-        return f"{name} needs the labels: name them in evaluate.labels, or in the `labels` of format classification"
+        return (
+            f"{name} needs the labels: name them in evaluate.labels, or in the `labels` of format "
+            "classification"
+        )
     if recipe.evaluate.samples_per_prompt < metric.samples:
         return f"{name} needs at least {metric.samples} answers a prompt; set evaluate.samples_per_prompt"
     return None
@@ -83,7 +92,8 @@ def sampling_fits(recipe: Recipe, given: Given) -> RuleProblem:
     if asked(recipe, given, "evaluate.temperature") and section.samples_per_prompt == 1:
         yield (
             "evaluate.temperature",
-            "with one answer per prompt decoding is greedy, so temperature has no effect; set samples_per_prompt, or remove",
+            "with one answer per prompt decoding is greedy, so temperature has no effect; set "
+            "samples_per_prompt, or remove",
         )
     for key in sorted({key for metric in metrics.METRICS for key in metric.keys}):
         if asked(recipe, given, f"evaluate.{key}") and not any(key in metric.keys for metric in asked_for):
@@ -92,9 +102,15 @@ def sampling_fits(recipe: Recipe, given: Given) -> RuleProblem:
     if asked(recipe, given, "evaluate.seconds_per_program") and not runs_code:
         yield "evaluate.seconds_per_program", "no metric runs programs (pass@1 ...); add one, or remove this"
     if section.rows_in_training is not None and not section.metrics:
-        yield "evaluate.rows_in_training", "there are no evaluate.metrics to measure; name some, or remove this"
+        yield (
+            "evaluate.rows_in_training",
+            "there are no evaluate.metrics to measure; name some, or remove this",
+        )
     if section.rows_in_training is not None and recipe.train.evaluate_every_steps is None:
-        yield "evaluate.rows_in_training", "needs train.evaluate_every_steps: metrics are measured with the evaluation loss"
+        yield (
+            "evaluate.rows_in_training",
+            "needs train.evaluate_every_steps: metrics are measured with the evaluation loss",
+        )
 
 
 def best_fits(recipe: Recipe, given: Given) -> RuleProblem:

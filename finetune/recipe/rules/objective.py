@@ -1,4 +1,5 @@
-"""Rules for the objective section: each kind has its own keys, and its own needs of the rest of the recipe."""
+"""Rules for the objective section: each kind has its own keys, and its own needs of the rest of the
+recipe."""
 
 from finetune import objectives
 from finetune.recipe.given import Given, RuleProblem

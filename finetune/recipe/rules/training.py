@@ -1,4 +1,5 @@
-"""Rules for the model, the adapter, training and tracking. Each is a small function; RULES lists them. No file is looked at."""
+"""Rules for the model, the adapter, training and tracking. Each is a small function; RULES lists them. No
+file is looked at."""
 
 import re
 from collections.abc import Callable, Collection
@@ -12,7 +13,8 @@ from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.train import OPTIMIZERS
 
 LORA_ONLY = (
-    "rank", "alpha", "targets", "dropout", "use_rslora", "use_dora", "init", "modules_to_save", "continue_from",
+    "rank", "alpha", "targets", "dropout", "use_rslora", "use_dora", "init", "modules_to_save",
+    "continue_from",
 )  # fmt: skip
 VOCABULARY = frozenset({LM_HEAD, last_part(EMBEDDING)})
 
@@ -33,8 +35,15 @@ def _needs_evaluation(recipe: Recipe, given: Given) -> RuleProblem:
 
 def _early_stopping(recipe: Recipe, given: Given) -> RuleProblem:
     train = recipe.train
-    if train.early_stopping and train.evaluate_every_steps is None and "train.evaluate_every_steps" not in given:
-        yield "train.early_stopping", "needs train.evaluate_every_steps: it judges by the evaluation loss during training"
+    if (
+        train.early_stopping
+        and train.evaluate_every_steps is None
+        and "train.evaluate_every_steps" not in given
+    ):
+        yield (
+            "train.early_stopping",
+            "needs train.evaluate_every_steps: it judges by the evaluation loss during training",
+        )
 
 
 def _length(recipe: Recipe, given: Given) -> RuleProblem:
@@ -48,7 +57,10 @@ def _batches(recipe: Recipe, given: Given) -> RuleProblem:
         path = "train.micro_batch_size" if "train.micro_batch_size" in given else "train.global_batch_size"
         below, above = whole // micro * micro, (whole // micro + 1) * micro
         nearest = " or ".join(str(size) for size in (below, above) if size)
-        message = f"global_batch_size {whole} is not divisible by micro_batch_size {micro}; the nearest that is: {nearest}"
+        message = (
+            f"global_batch_size {whole} is not divisible by micro_batch_size {micro}; the nearest that is: "
+            f"{nearest}"
+        )
         yield path, message
 
 
@@ -57,7 +69,10 @@ def _full(recipe: Recipe, given: Given) -> RuleProblem:
         return
     for knob in LORA_ONLY:
         if asked(recipe, given, f"adapter.{knob}"):
-            yield f"adapter.{knob}", "method full trains all weights and has no adapter; remove this, or use lora or qlora"
+            yield (
+                f"adapter.{knob}",
+                "method full trains all weights and has no adapter; remove this, or use lora or qlora",
+            )
 
 
 def _adapter(recipe: Recipe, given: Given) -> RuleProblem:
@@ -65,18 +80,30 @@ def _adapter(recipe: Recipe, given: Given) -> RuleProblem:
     if adapter.method == "full":
         return
     if adapter.continue_from is not None and asked(recipe, given, "adapter.init"):
-        yield "adapter.init", "the adapter that is continued (adapter.continue_from) has its beginning; remove it"
+        yield (
+            "adapter.init",
+            "the adapter that is continued (adapter.continue_from) has its beginning; remove it",
+        )
     if adapter.init == "orthogonal" and adapter.rank % 2:
-        yield "adapter.init", f"orthogonal splits the rank in two halves, and rank {adapter.rank} is odd; use an even one"
+        yield (
+            "adapter.init",
+            f"orthogonal splits the rank in two halves, and rank {adapter.rank} is odd; use an even one",
+        )
     whole = sorted(VOCABULARY & set(adapter.modules_to_save))
     if whole and recipe.model.new_tokens:
-        message = f"model.new_tokens trains rows of the embedding, {' and '.join(whole)} would train all; remove one of the two"
+        message = (
+            f"model.new_tokens trains rows of the embedding, {' and '.join(whole)} would train all; remove "
+            "one of the two"
+        )
         yield "adapter.modules_to_save", message
     known = linear_layers()
     targets = known if adapter.targets == "all-linear" else adapter.targets
     both = sorted(set(adapter.modules_to_save) & set(targets))
     if both:
-        message = f"{', '.join(both)} can't be trained in full and have an adapter; remove from here or from adapter.targets"
+        message = (
+            f"{', '.join(both)} can't be trained in full and have an adapter; remove from here or from "
+            "adapter.targets"
+        )
         yield "adapter.modules_to_save", message
     for knob, names in (("targets", targets), ("modules_to_save", adapter.modules_to_save)):
         repeated = sorted({name for name in names if list(names).count(name) > 1})
@@ -85,18 +112,27 @@ def _adapter(recipe: Recipe, given: Given) -> RuleProblem:
         for index, name in enumerate(() if recipe.model.allow_untested else names):
             close = _near(last_part(name), (*sorted(known), *sorted(VOCABULARY)))
             if close:
-                yield f"adapter.{knob}.{index}", f"no supported model has a module {name!r}; did you mean {close}?"
+                yield (
+                    f"adapter.{knob}.{index}",
+                    f"no supported model has a module {name!r}; did you mean {close}?",
+                )
         if any(not name.strip() for name in names):
             yield f"adapter.{knob}", "got an empty name"
 
 
 def _schedule(recipe: Recipe, given: Given) -> RuleProblem:
     train = recipe.train
-    if asked(recipe, given, "train.minimum_learning_rate_fraction") and train.schedule not in ("cosine_with_minimum", "wsd"):
+    if asked(recipe, given, "train.minimum_learning_rate_fraction") and train.schedule not in (
+        "cosine_with_minimum",
+        "wsd",
+    ):
         message = f"only schedules cosine_with_minimum and wsd have a minimum; this one is {train.schedule}"
         yield "train.minimum_learning_rate_fraction", message
     if asked(recipe, given, "train.decay_fraction") and train.schedule != "wsd":
-        yield "train.decay_fraction", f"only schedule wsd has a decay of its own; this one is {train.schedule}"
+        yield (
+            "train.decay_fraction",
+            f"only schedule wsd has a decay of its own; this one is {train.schedule}",
+        )
     if train.schedule == "wsd" and train.warmup_fraction + train.decay_fraction > 1:
         path = "train.decay_fraction" if "train.decay_fraction" in given else "train.warmup_fraction"
         total = f"{train.warmup_fraction:g} + {train.decay_fraction:g}"
@@ -123,13 +159,19 @@ def _optimizer(recipe: Recipe, given: Given) -> RuleProblem:
     if name in OPTIMIZERS.values() or (re.fullmatch(r"[a-z0-9_]+", name) and not close):
         return
     hint = f"; did you mean {close}?" if close else ""
-    yield "train.optimizer", f"got {name!r}, expected {', '.join(OPTIMIZERS)} or another name of OptimizerNames{hint}"
+    yield (
+        "train.optimizer",
+        f"got {name!r}, expected {', '.join(OPTIMIZERS)} or another name of OptimizerNames{hint}",
+    )
 
 
 def _revision(recipe: Recipe, given: Given) -> RuleProblem:
     base = recipe.model.base
     if recipe.model.revision is not None and not (isinstance(base, str) and not Path(base).is_absolute()):
-        yield "model.revision", "only a hub id has revisions; remove it (a gguf or wheel base is pinned by its sha256)"
+        yield (
+            "model.revision",
+            "only a hub id has revisions; remove it (a gguf or wheel base is pinned by its sha256)",
+        )
 
 
 def _rope_scaling(recipe: Recipe, given: Given) -> RuleProblem:
@@ -137,23 +179,38 @@ def _rope_scaling(recipe: Recipe, given: Given) -> RuleProblem:
     if scaling is None:
         return
     if scaling.type == "linear" and scaling.original_max_length_tokens is not None:
-        yield "model.rope_scaling.original_max_length_tokens", "only types yarn and llama3 have it; this one is linear"
-    factors = {"low_frequency_factor": scaling.low_frequency_factor, "high_frequency_factor": scaling.high_frequency_factor}
+        yield (
+            "model.rope_scaling.original_max_length_tokens",
+            "only types yarn and llama3 have it; this one is linear",
+        )
+    factors = {
+        "low_frequency_factor": scaling.low_frequency_factor,
+        "high_frequency_factor": scaling.high_frequency_factor,
+    }
     for name, value in factors.items():
         if scaling.type == "llama3" and value is None:
-            yield f"model.rope_scaling.{name}", "missing: type llama3 needs low_frequency_factor and high_frequency_factor"
+            yield (
+                f"model.rope_scaling.{name}",
+                "missing: type llama3 needs low_frequency_factor and high_frequency_factor",
+            )
         if scaling.type != "llama3" and value is not None:
             yield f"model.rope_scaling.{name}", f"only type llama3 has it; this one is {scaling.type}"
     low, high = factors.values()
     if scaling.type == "llama3" and low is not None and high is not None and low >= high:
-        yield "model.rope_scaling.low_frequency_factor", f"got {low:g}, expected less than high_frequency_factor ({high:g})"
+        yield (
+            "model.rope_scaling.low_frequency_factor",
+            f"got {low:g}, expected less than high_frequency_factor ({high:g})",
+        )
 
 
 def _new_tokens(recipe: Recipe, given: Given) -> RuleProblem:
     tokens = recipe.model.new_tokens
     for index, token in enumerate(tokens):
         if not token.strip():
-            yield f"model.new_tokens.{index}", f"got {token!r}; a token has at least one character that isn't white space"
+            yield (
+                f"model.new_tokens.{index}",
+                f"got {token!r}; a token has at least one character that isn't white space",
+            )
         elif token in tokens[:index]:
             yield f"model.new_tokens.{index}", f"{token!r} is named twice"
 
@@ -166,9 +223,15 @@ def _tracking(recipe: Recipe, given: Given) -> RuleProblem:
     if tracking.group is not None and tracking.tracker not in ("trackio", "wandb"):
         yield "tracking.group", f"only trackers trackio and wandb have it; this one is {tracking.tracker}"
     if asked(recipe, given, "tracking.project") and tracking.tracker not in ("trackio", "wandb"):
-        yield "tracking.project", f"only trackers trackio and wandb have it; {tracking.tracker} goes by its own variables"
+        yield (
+            "tracking.project",
+            f"only trackers trackio and wandb have it; {tracking.tracker} goes by its own variables",
+        )
     if tracking.upload_adapter and recipe.adapter.method == "full":
-        yield "tracking.upload_adapter", "adapter.method full trains all weights: there is no adapter to upload"
+        yield (
+            "tracking.upload_adapter",
+            "adapter.method full trains all weights: there is no adapter to upload",
+        )
 
 
 RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (

@@ -26,16 +26,20 @@ class EvaluateSection(Section):
     """Score at most so many evaluation rows, the first ones; all when absent."""
 
     metrics: Annotated[tuple[MetricName, ...], Field(strict=False)] = ()
-    """What is measured when training ends, and by `finetune evaluate` (without any: loss, perplexity and exact match)."""
+    """What is measured when training ends, and by `finetune evaluate` (without any: loss, perplexity and
+    exact match)."""
 
     rows_in_training: Annotated[int, Field(ge=1)] | None = None
-    """Measure the metrics at each evaluation in training as well, on the first so many rows; only at the end when absent."""
+    """Measure the metrics at each evaluation in training as well, on the first so many rows; only at the end
+    when absent."""
 
     labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = ()
-    """What accuracy, f1 and matthews tell apart; those of model.head, or of format classification's `labels`, when absent."""
+    """What accuracy, f1 and matthews tell apart; those of model.head, or of format classification's `labels`,
+    when absent."""
 
     bleu_tokenizer: BleuTokenizer = "auto"
-    """sacrebleu's tokenizer for bleu; auto goes by the script of each row's references: 13a (WMT's), zh or char."""
+    """sacrebleu's tokenizer for bleu; auto goes by the script of each row's references: 13a (WMT's), zh or
+    char."""
 
     samples_per_prompt: Annotated[int, Field(ge=1, le=1000)] = 1
     """Answers drawn for each prompt, of which pass@k counts; 1 is the likeliest answer."""

@@ -31,7 +31,8 @@ class WheelBase(Section):
 
 
 class RopeScaling(Section):
-    """How rotary positions reach beyond the length that the base was trained for (transformers' rope_parameters)."""
+    """How rotary positions reach beyond the length that the base was trained for (transformers'
+    rope_parameters)."""
 
     type: Literal["linear", "yarn", "llama3"]
     """The method: linear (position interpolation), YaRN, or LLaMA 3.1's."""
@@ -43,10 +44,12 @@ class RopeScaling(Section):
     """yarn and llama3: the context length before scaling; the base's own when absent."""
 
     low_frequency_factor: Annotated[float, Field(gt=0)] | None = None
-    """llama3: rotary dimensions that turn fewer times than this within original_max_length_tokens are slowed by factor."""
+    """llama3: rotary dimensions that turn fewer times than this within original_max_length_tokens are slowed
+    by factor."""
 
     high_frequency_factor: Annotated[float, Field(gt=0)] | None = None
-    """llama3: rotary dimensions that turn more often than this stay as they are; those between the two are blended."""
+    """llama3: rotary dimensions that turn more often than this stay as they are; those between the two are
+    blended."""
 
 
 class ModelSection(Section):
@@ -59,7 +62,8 @@ class ModelSection(Section):
     """A hub id's commit, tag or branch; the commit that was used is in the run's lock."""
 
     allow_untested: bool = False
-    """Use a base of a model family that is not among the supported ones, which are named where one is refused."""
+    """Use a base of a model family that is not among the supported ones, which are named where one is
+    refused."""
 
     rope_scaling: RopeScaling | None = None
     """Scale the rotary positions; the base's own when absent."""
@@ -68,17 +72,20 @@ class ModelSection(Section):
     """Tokens to add to the vocabulary; their embeddings are trained and saved."""
 
     chat_template: Annotated[str | None, PATH] = None
-    """A named template (chatml, llama2, llama3, mistral, zephyr, alpaca) or a Jinja file; the tokenizer's own when absent."""
+    """A named template (chatml, llama2, llama3, mistral, zephyr, alpaca) or a Jinja file; the tokenizer's own
+    when absent."""
 
     date_string: Annotated[str, Field(min_length=1)] | None = None
-    """What a template that prints today's date prints instead, so that runs can be reproduced; when absent the date that was
-    saved with the template, else 26 Jul 2024."""
+    """What a template that prints today's date prints instead, so that runs can be reproduced; when absent
+    the date that was saved with the template, else 26 Jul 2024."""
 
     pad_token: Annotated[str, Field(min_length=1)] | None = None
-    """The token that fills up rows; the tokenizer's own, else its end of sequence. Labels never depend on it."""
+    """The token that fills up rows; the tokenizer's own, else its end of sequence. Labels never depend on
+    it."""
 
     head: HeadSection | None = None
-    """A classification head in place of the one that predicts tokens: it is trained, and saved with the adapter."""
+    """A classification head in place of the one that predicts tokens: it is trained, and saved with the
+    adapter."""
 
     @property
     def classifies(self) -> bool:

@@ -26,13 +26,15 @@ class TrackingSection(Section):
     """Where metrics go besides the run folder's metrics.jsonl."""
 
     tracker: Literal[
-        "trackio", "wandb", "none", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "mlflow",
-        "neptune", "swanlab", "tensorboard",
+        "trackio", "wandb", "none", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive",
+        "flyte", "mlflow", "neptune", "swanlab", "tensorboard",
     ] = "trackio"  # fmt: skip
-    """trackio (a local database, no account), wandb, none, or one that transformers drives, under its own names."""
+    """trackio (a local database, no account), wandb, none, or one that transformers drives, under its own
+    names."""
 
     project: Text = "finetune"
-    """The tracker's project; with wandb WANDB_PROJECT where this is not written (so for group, tags and notes)."""
+    """The tracker's project; with wandb WANDB_PROJECT where this is not written (so for group, tags and
+    notes)."""
 
     group: Text | None = None
     """Runs that belong together, in trackio and wandb."""
@@ -47,7 +49,9 @@ class TrackingSection(Section):
     """Log the trained adapter to wandb as an artifact."""
 
     wandb_mode: Literal["auto", "online", "offline"] = "auto"
-    """auto: as WANDB_MODE says, else online where wandb has an account, else offline (`wandb sync` uploads later)."""
+    """auto: as WANDB_MODE says, else online where wandb has an account, else offline (`wandb sync` uploads
+    later)."""
 
     samples: SamplesSection | None = None
-    """Texts that the model writes while it trains: samples.jsonl in the run folder, a table in trackio and wandb."""
+    """Texts that the model writes while it trains: samples.jsonl in the run folder, a table in trackio and
+    wandb."""

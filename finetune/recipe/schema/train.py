@@ -19,14 +19,17 @@ OPTIMIZERS = {
     "lion": "lion_32bit",
     "adamw_8bit": "adamw_bnb_8bit",
 }
-"""Optimizers that are tested, and transformers' names for them; other names of its OptimizerNames pass through."""
+"""Optimizers that are tested, and transformers' names for them; other names of its OptimizerNames pass
+through."""
 
 
 class EarlyStopping(Section):
-    """Stop when evaluations (their loss, or train.best_by) no longer improve; the best checkpoint becomes the result."""
+    """Stop when evaluations (their loss, or train.best_by) no longer improve; the best checkpoint becomes the
+    result."""
 
     patience_evaluations: Annotated[int, Field(ge=1)] = 3
-    """How many evaluations in a row may bring no improvement on the best so far, the one before the first step included."""
+    """How many evaluations in a row may bring no improvement on the best so far, the one before the first
+    step included."""
 
     minimum_improvement: Annotated[float, Field(ge=0)] = 0.0
     """By how much the loss (or train.best_by) must improve to count as an improvement."""
@@ -48,20 +51,23 @@ class TrainSection(Section):
     """Packs per optimizer step, over all processes; rows where packing is off."""
 
     micro_batch_size: Annotated[int, Field(ge=1)] = 1
-    """Packs (or rows) per forward pass. Accumulation is derived: global_batch_size / (micro_batch_size x processes)."""
+    """Packs (or rows) per forward pass. Accumulation is derived: global_batch_size / (micro_batch_size x
+    processes)."""
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     """Order of the rows, initial adapter, dropout."""
 
     optimizer: str = "adamw"
-    """adamw, adafactor, sgd, rmsprop, adagrad, lion, adamw_8bit, or any other name of transformers' OptimizerNames."""
+    """adamw, adafactor, sgd, rmsprop, adagrad, lion, adamw_8bit, or any other name of transformers'
+    OptimizerNames."""
 
     schedule: Literal["constant", "linear", "cosine", "cosine_with_minimum", "wsd"] = "cosine"
-    """The learning rate after the warm-up; wsd is warm-up, stable, decay. A decay ends where the step after the last one would
-    be, so no step has the rate 0."""
+    """The learning rate after the warm-up; wsd is warm-up, stable, decay. A decay ends where the step after
+    the last one would be, so no step has the rate 0."""
 
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """Fraction of the steps used for warm-up: step k of w has k/w of the learning rate (wsd: of the way from its minimum)."""
+    """Fraction of the steps used for warm-up: step k of w has k/w of the learning rate (wsd: of the way from
+    its minimum)."""
 
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """wsd: fraction of the steps in which it falls."""
@@ -79,8 +85,8 @@ class TrainSection(Section):
     """The share of the target's probability that is spread over the vocabulary."""
 
     neftune_alpha: Annotated[float, Field(gt=0)] | None = None
-    """Noise on the embeddings (NEFTune, Jain et al. 2023, arXiv:2310.05914): up to alpha / sqrt(L d) for a document of L tokens
-    and a model of width d, the same however documents are packed or batched."""
+    """Noise on the embeddings (NEFTune, Jain et al. 2023, arXiv:2310.05914): up to alpha / sqrt(L d) for a
+    document of L tokens and a model of width d, the same however documents are packed or batched."""
 
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
@@ -92,14 +98,16 @@ class TrainSection(Section):
     """Run the heaviest batches once before step 1, so that a lack of memory shows at once."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """The base's and the arithmetic's type; the adapter and the optimizer's state stay fp32. auto: bf16 where native."""
+    """The base's and the arithmetic's type; the adapter and the optimizer's state stay fp32. auto: bf16 where
+    native."""
 
     early_stopping: EarlyStopping | None = None
     """Stop when the evaluations no longer improve."""
 
     best_by: MetricName | None = None
-    """The metric (loss, perplexity, or one of evaluate.metrics) whose best checkpoint becomes the result, and by which
-    early_stopping judges; when absent the last step is the result, or with early_stopping the one of the lowest loss."""
+    """The metric (loss, perplexity, or one of evaluate.metrics) whose best checkpoint becomes the result, and
+    by which early_stopping judges; when absent the last step is the result, or with early_stopping the one of
+    the lowest loss."""
 
     log_every_steps: Steps = 1
     """How often metrics are logged."""
@@ -119,10 +127,12 @@ class TrainSection(Section):
         return self.early_stopping is not None or self.best_by is not None
 
     def uneven_over(self, processes: int) -> str | None:
-        """What is wrong with the batch sizes for so many processes; None where a global batch can be cut evenly."""
+        """What is wrong with the batch sizes for so many processes; None where a global batch can be cut
+        evenly."""
         if self.global_batch_size % (self.micro_batch_size * processes) == 0:
             return None
         return (
-            f"train.global_batch_size {self.global_batch_size} does not divide into micro_batch_size {self.micro_batch_size} "
+            f"train.global_batch_size {self.global_batch_size} does not divide into micro_batch_size "
+            f"{self.micro_batch_size} "
             f"x {processes} processes. Change one of the three."
         )

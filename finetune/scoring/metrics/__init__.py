@@ -1,7 +1,7 @@
 """The metrics, each declared in its file. Importing them loads no torch, and no library that computes one.
 
-To add one is to declare it and to name it here, or to extend the tuple: `metrics.METRICS += (MINE,)` before a recipe is
-loaded, in each process that loads it.
+To add one is to declare it and to name it here, or to extend the tuple: `metrics.METRICS += (MINE,)` before a
+recipe is loaded, in each process that loads it.
 """
 
 from collections.abc import Iterable
@@ -38,7 +38,8 @@ METRICS: tuple[Metric, ...] = (
 
 
 def metric_of(name: str) -> Metric:
-    """A metric by its name. Raises LookupError for a name that isn't in METRICS, which the recipe's rules refuse."""
+    """A metric by its name. Raises LookupError for a name that isn't in METRICS, which the recipe's rules
+    refuse."""
     for metric in METRICS:
         if metric.name == name:
             return metric

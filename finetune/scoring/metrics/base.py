@@ -18,12 +18,14 @@ Model = Literal["text", ProblemType]
 """What a model predicts: text, or what the problem of its classification head says."""
 
 Need = Literal["labels", "one_label", "bytes"]
-"""What the rows must have: named labels, exactly one of them per row, or the sizes of their texts in bytes."""
+"""What the rows must have: named labels, exactly one of them per row, or the sizes of their texts in
+bytes."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, declared once: how it is computed, and what the recipe's rules, reports and the manual say of it.
+    """A metric, declared once: how it is computed, and what the recipe's rules, reports and the manual say of
+    it.
 
     Shapes: N rows.
     """
@@ -33,7 +35,8 @@ class Metric:
     of: Of
     """What it is computed from, which decides what is asked of a model."""
     scorer: Callable[[Measured], Scorer]
-    """Looks at all rows once; what it returns gives the metric for any weights of the rows, which the bootstrap draws."""
+    """Looks at all rows once; what it returns gives the metric for any weights of the rows, which the
+    bootstrap draws."""
     about: str
     """What it is about, and its reference, in words for the manual's table."""
     scale: str = "0 to 1"
@@ -57,7 +60,8 @@ class Metric:
     keys: tuple[str, ...] = ()
     """Keys of the recipe's evaluate section that only this metric reads."""
     check: Callable[[EvaluateSection], None] | None = None
-    """Called before a model is asked anything. Raises FinetuneError where the section can't be honoured on this machine."""
+    """Called before a model is asked anything. Raises FinetuneError where the section can't be honoured on
+    this machine."""
 
 
 def mean_of(values: Sequence[float]) -> Scorer:

@@ -1,4 +1,5 @@
-"""How often the label that an answer names, or the likeliest one, is the right one; F1 and Matthews by scikit-learn.
+"""How often the label that an answer names, or the likeliest one, is the right one; F1 and Matthews by
+scikit-learn.
 
 Shapes: N answers, L labels.
 """
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What is right, and what was said: label indexes (N), L where no label was named; or N x L of 0 and 1."""
+    """What is right, and what was said: label indexes (N), L where no label was named; or N x L of 0 and
+    1."""
 
     right: "np.ndarray"
     said: "np.ndarray"
@@ -39,7 +41,9 @@ def by_likelihood(answers: Sequence[Prediction], labels: Labels) -> Labelled:
     """The likeliest labels."""
     import numpy as np
 
-    return _labelled(answers, labels, [[labels.names[int(np.argmax(answer.likelihoods))]] for answer in answers])
+    return _labelled(
+        answers, labels, [[labels.names[int(np.argmax(answer.likelihoods))]] for answer in answers]
+    )
 
 
 def _labelled(answers: Sequence[Prediction], labels: Labels, said: list[list[str]]) -> Labelled:
@@ -56,16 +60,23 @@ def _labelled(answers: Sequence[Prediction], labels: Labels, said: list[list[str
 def _indicator(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> "np.ndarray":
     import numpy as np
 
-    return np.array([[int(label in words) for label in labels] for words in rows]).reshape(len(rows), len(labels))
+    return np.array([[int(label in words) for label in labels] for words in rows]).reshape(
+        len(rows), len(labels)
+    )
 
 
 def f1(average: str) -> Callable[[Labelled], Scorer]:
-    """F1 over the labels: macro is their mean, micro counts all together. A label that no row has and none says is 0."""
+    """F1 over the labels: macro is their mean, micro counts all together. A label that no row has and none
+    says is 0."""
 
     def scorer(found: Labelled) -> Scorer:
         from sklearn.metrics import f1_score
 
-        options: dict[str, Any] = {"labels": list(range(len(found.labels.names))), "average": average, "zero_division": 0}
+        options: dict[str, Any] = {
+            "labels": list(range(len(found.labels.names))),
+            "average": average,
+            "zero_division": 0,
+        }
         right, said = found.right, found.said
         if found.labels.several and len(found.labels.names) == 1:
             # scikit-learn takes one column for two classes: that the label is absent, and that it is there.
@@ -112,12 +123,20 @@ CLASSES: tuple[Model, ...] = ("text", "single_label", "multi_label")
 ONE: tuple[Need, ...] = ("labels", "one_label")
 CORRELATION = "-1 to 1"
 
-ACCURACY = Metric("accuracy", "answers", mean_over(_agreement), NAMED, by_row=_agreement, fits=CLASSES, needs=("labels",))
+ACCURACY = Metric(
+    "accuracy", "answers", mean_over(_agreement), NAMED, by_row=_agreement, fits=CLASSES, needs=("labels",)
+)
 
 
 def _of_named(name: str, scorer: Callable[[Labelled], Scorer], **said: Any) -> Metric:
     return Metric(
-        name, "answers", lambda measured: scorer(measured.once(named)), NAMED, by="scikit-learn", module="sklearn", **said
+        name,
+        "answers",
+        lambda measured: scorer(measured.once(named)),
+        NAMED,
+        by="scikit-learn",
+        module="sklearn",
+        **said,
     )
 
 
@@ -138,7 +157,12 @@ F1_MACRO = _of_named("f1_macro", f1("macro"), fits=CLASSES, needs=("labels",))
 F1_MICRO = _of_named("f1_micro", f1("micro"), fits=CLASSES, needs=("labels",))
 MATTHEWS = _of_named("matthews", matthews, scale=CORRELATION, fits=("text", "single_label"), needs=ONE)
 LIKELIHOOD_ACCURACY = Metric(
-    "likelihood_accuracy", "likelihoods", mean_over(_likely_agreement), LIKELIEST, by_row=_likely_agreement, needs=ONE
+    "likelihood_accuracy",
+    "likelihoods",
+    mean_over(_likely_agreement),
+    LIKELIEST,
+    by_row=_likely_agreement,
+    needs=ONE,
 )
 LIKELIHOOD_F1_MACRO = _of_likeliest("likelihood_f1_macro", f1("macro"))
 LIKELIHOOD_MATTHEWS = _of_likeliest("likelihood_matthews", matthews, scale=CORRELATION)

@@ -31,7 +31,9 @@ def _bits_per_byte(measured: Measured) -> Scorer:
 
     sums, sizes = np.array([loss.loss_sum for loss in measured.losses]), np.array(measured.bytes)
     if not sizes.sum():
-        raise FinetuneError("the metric bits_per_byte needs text, and the supervised tokens stand for none: take loss.")
+        raise FinetuneError(
+            "the metric bits_per_byte needs text, and the supervised tokens stand for none: take loss."
+        )
     return lambda rows: float(rows @ sums / np.log(2) / total) if (total := rows @ sizes) else math.nan
 
 

@@ -35,7 +35,8 @@ def squad_exact_match(answer: str, reference: str) -> float:
 
 
 def squad_f1(answer: str, reference: str) -> float:
-    """The F1 of the words that the two share, as SQuAD reads them; of two that have none, 1 where both are empty.
+    """The F1 of the words that the two share, as SQuAD reads them; of two that have none, 1 where both are
+    empty.
 
     A letter counts as a word where its script has no blanks between words, as MLQA counts Chinese.
     """

@@ -54,8 +54,16 @@ def _pearson(measured: Measured) -> Scorer:
     return correlation
 
 
-MEAN_SQUARED_ERROR = _error("mean_squared_error", lambda values: values * values, "the number's unit, squared")
+MEAN_SQUARED_ERROR = _error(
+    "mean_squared_error", lambda values: values * values, "the number's unit, squared"
+)
 MEAN_ABSOLUTE_ERROR = _error("mean_absolute_error", abs, "the number's unit")
 PEARSON = Metric(
-    "pearson", "answers", _pearson, "a regression head's number", scale="-1 to 1", by="numpy", fits=("regression",)
+    "pearson",
+    "answers",
+    _pearson,
+    "a regression head's number",
+    scale="-1 to 1",
+    by="numpy",
+    fits=("regression",),
 )

@@ -17,15 +17,20 @@ class _Words:
         self._stemmer = porter.PorterStemmer()
 
     def tokenize(self, text: str) -> list[str]:
-        """The words in lower case; English ones of more than three letters stemmed, as rouge-score stems them."""
-        return [self._stemmer.stem(word) if len(word) > 3 and word.isascii() else word for word in words(text.lower())]
+        """The words in lower case; English ones of more than three letters stemmed, as rouge-score stems
+        them."""
+        return [
+            self._stemmer.stem(word) if len(word) > 3 and word.isascii() else word
+            for word in words(text.lower())
+        ]
 
 
 def rouge(name: str, answers: Sequence[Prediction]) -> list[float]:
-    """The F1 of rouge1, rouge2 or rougeL (Lin 2004) with the best reference, stemmed, by Google's rouge-score.
+    """The F1 of rouge1, rouge2 or rougeL (Lin 2004) with the best reference, stemmed, by Google's
+    rouge-score.
 
-    Its own tokenizer knows the letters a to z alone; words here are those of any script. Equal texts have 1, also those
-    that are too short for a pair of words, or have none.
+    Its own tokenizer knows the letters a to z alone; words here are those of any script. Equal texts have 1,
+    also those that are too short for a pair of words, or have none.
     """
     from rouge_score.rouge_scorer import RougeScorer
 

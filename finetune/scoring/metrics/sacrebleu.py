@@ -17,15 +17,18 @@ if TYPE_CHECKING:
 class Bleu:
     """BLEU (Papineni et al. 2002) by sacrebleu, each row tokenised for the script of its own references.
 
-    "auto" is 13a, WMT's; zh for references with Chinese characters; char for those mostly in another script without blanks
-    between words. Where every answer has four tokens or more, the figure is sacrebleu's own; shorter texts count by the
-    n-grams that they are long enough for, so that equal ones have 100.
+    "auto" is 13a, WMT's; zh for references with Chinese characters; char for those mostly in another script
+    without blanks between words. Where every answer has four tokens or more, the figure is sacrebleu's own;
+    shorter texts count by the n-grams that they are long enough for, so that equal ones have 100.
     """
 
     def __init__(self, answers: Sequence[Prediction], tokenizer: BleuTokenizer):
         """Raises FinetuneError where the tokenizer is not installed."""
         self.answers = answers
-        names = [bleu_tokenizer(answer.question.expected) if tokenizer == "auto" else tokenizer for answer in answers]
+        names = [
+            bleu_tokenizer(answer.question.expected) if tokenizer == "auto" else tokenizer
+            for answer in answers
+        ]
         self._metrics = {name: sacrebleu_metric(name) for name in dict.fromkeys(names)}
         self._by_row = [self._metrics[name] for name in names]
 
@@ -64,8 +67,10 @@ def sacrebleu_metric(tokenizer: BleuTokenizer) -> Any:
     except (ImportError, RuntimeError, OSError, SystemExit) as error:
         extra = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}.get(tokenizer, "sentencepiece")
         raise FinetuneError(
-            f"evaluate.bleu_tokenizer {tokenizer} is not there ({one_line(str(error))}): it needs pip install "
-            f'"{extra}"{" and its model, which sacrebleu downloads" if tokenizer == "flores200" else ""}; or take auto.'
+            f"evaluate.bleu_tokenizer {tokenizer} is not there ({one_line(str(error))}): it needs pip "
+            "install "
+            f'"{extra}"{" and its model, which sacrebleu downloads" if tokenizer == "flores200" else ""}; or '
+            "take auto."
         ) from error
 
 
@@ -101,7 +106,9 @@ def _signed(metric: Any) -> dict[str, str]:
 def _joined(signature: dict[str, str]) -> str:
     """As sacrebleu writes it, its version last."""
     version = signature["version"]
-    return "|".join([*(f"{name}:{value}" for name, value in signature.items() if name != "version"), f"version:{version}"])
+    return "|".join(
+        [*(f"{name}:{value}" for name, value in signature.items() if name != "version"), f"version:{version}"]
+    )
 
 
 def _sentence(metric: Any, answer: Prediction) -> float:
@@ -109,10 +116,11 @@ def _sentence(metric: Any, answer: Prediction) -> float:
 
 
 def _counts(metric: Any, answer: Prediction) -> list[float]:
-    """What a metric of sacrebleu counts in a row; the counts of several add up to those of all, as in its own bootstrap.
+    """What a metric of sacrebleu counts in a row; the counts of several add up to those of all, as in its own
+    bootstrap.
 
-    This method and _compute_score_from_stats are those that sacrebleu's base class asks of each metric; a test holds them to
-    corpus_score.
+    This method and _compute_score_from_stats are those that sacrebleu's base class asks of each metric; a
+    test holds them to corpus_score.
     """
     references = [[reference] for reference in answer.question.expected]
     counts: list[float] = metric._extract_corpus_statistics([answer.said], references)[0]

@@ -23,7 +23,10 @@ def metric_table() -> str:
 def head_table() -> str:
     """What can be measured of a classification head, by its problem."""
     problems = get_args(ProblemType)
-    rows = [[f"`{problem}`", _names([one for one in metrics.METRICS if problem in one.fits])] for problem in problems]
+    rows = [
+        [f"`{problem}`", _names([one for one in metrics.METRICS if problem in one.fits])]
+        for problem in problems
+    ]
     return markdown_table(["`model.head.problem`", "metrics"], rows)
 
 

@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 class BestCheckpoint(TrainerCallback):
     """The best evaluation so far saves a checkpoint; too many that are no better end the training.
 
-    The evaluation before the first step is the first that others have to better, and no candidate for the result. By `rule` 1
-    (Rules.training) it wasn't looked at.
+    The evaluation before the first step is the first that others have to better, and no candidate for the
+    result. By `rule` 1 (Rules.training) it wasn't looked at.
     """
 
     def __init__(self, train: TrainSection, rule: int):
@@ -24,7 +24,12 @@ class BestCheckpoint(TrainerCallback):
         self.sign = 1 if lower_is_better(self.best_by) else -1
 
     def on_evaluate(  # type: ignore[override]  # transformers gives the metrics by name
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **_: Any,
     ) -> TrainerControl:
         """Decide from the log of all evaluations, so that a resumed run decides alike."""
         costs = self.costs(state)
@@ -56,7 +61,9 @@ class BestCheckpoint(TrainerCallback):
 
     def _costs(self, state: TrainerState) -> list[tuple[int, float]]:
         name = f"eval_{self.best_by}"
-        values = [(int(entry["step"]), self.sign * entry[name]) for entry in state.log_history if name in entry]
+        values = [
+            (int(entry["step"]), self.sign * entry[name]) for entry in state.log_history if name in entry
+        ]
         return [(step, value if math.isfinite(value) else math.inf) for step, value in values]
 
     def tell_verdict(self, state: TrainerState) -> None:
@@ -66,13 +73,16 @@ class BestCheckpoint(TrainerCallback):
             logger.info(f"the result is the best checkpoint, step {state.best_global_step}")
             return
         logger.warning(
-            f"no checkpoint is better than the start, where {self.best_by} was {self.sign * start:.4f}. The result is "
-            f"the best of them, step {state.best_global_step}, with {self.sign * best:.4f}. Lower train.learning_rate."
+            f"no checkpoint is better than the start, where {self.best_by} was {self.sign * start:.4f}. The "
+            "result is "
+            f"the best of them, step {state.best_global_step}, with {self.sign * best:.4f}. Lower "
+            "train.learning_rate."
         )
 
 
 def without_improvement(costs: list[float], rule: EarlyStopping, start: float) -> int:
-    """How many of the last evaluations brought no improvement of more than the rule's minimum on what was best until then."""
+    """How many of the last evaluations brought no improvement of more than the rule's minimum on what was
+    best until then."""
     best, since = start, 0
     for cost in costs:
         if cost < best - rule.minimum_improvement:

@@ -1,4 +1,5 @@
-"""What an objective computes of each document before step 1: once for a run, kept in its folder, read when it is resumed."""
+"""What an objective computes of each document before step 1: once for a run, kept in its folder, read when it
+is resumed."""
 
 import logging
 import time
@@ -25,30 +26,45 @@ BYTES_OF_NAMES = 1 << 16
 
 
 class DocumentValues(TrainerCallback):
-    """Gives the trainer Objective.values of all documents, of the model as it is before step 1, in evaluation mode."""
+    """Gives the trainer Objective.values of all documents, of the model as it is before step 1, in evaluation
+    mode."""
 
     def __init__(self, trainer: ExactTrainer, path: Path):
         """`path` is the run's file for them."""
         assert isinstance(trainer.feed, TableFeed)  # noqa: S101 - the objective's rules refuse streams
         self.trainer, self.feed, self.path = trainer, trainer.feed, path
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Compute them, or read what an earlier start computed. Raises CheckpointError where a resumed run has lost them."""
-        group, documents = self.trainer.group, {"train": self.feed.table, "evaluation": self.trainer.evaluation}
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Compute them, or read what an earlier start computed. Raises CheckpointError where a resumed run
+        has lost them."""
+        group, documents = (
+            self.trainer.group,
+            {"train": self.feed.table, "evaluation": self.trainer.evaluation},
+        )
         if group.text_of_main(str(self.path.is_file())) == str(True):
             # The main process reads; the others, which may have no such file, add zeros.
-            found = self._read(documents) if group.is_main else {name: self._zeros(rows) for name, rows in documents.items()}
+            found = (
+                self._read(documents)
+                if group.is_main
+                else {name: self._zeros(rows) for name, rows in documents.items()}
+            )
             found = {name: self.trainer.reduced(torch.from_numpy(own)).numpy() for name, own in found.items()}
         elif state.global_step:
             raise CheckpointError(
-                f"{self.path} is missing: it has what objective {self.trainer.objective.kind} computed of each row before step "
+                f"{self.path} is missing: it has what objective {self.trainer.objective.kind} computed of "
+                "each row before step "
                 "1, and can't be made again from a later step. Put it back, or start a new run."
             )
         else:
             started = time.perf_counter()
             found = {name: self._computed(rows) for name, rows in documents.items()}
             count = sum(map(len, found.values()))
-            logger.info(f"computed what the objective needs of {count:,} documents in {time.perf_counter() - started:.1f} s")
+            logger.info(
+                f"computed what the objective needs of {count:,} documents in "
+                f"{time.perf_counter() - started:.1f} s"
+            )
             if group.is_main:
                 write_private(self.path, save(found))
         self.feed.values, self.trainer.evaluation_values = found["train"], found["evaluation"]

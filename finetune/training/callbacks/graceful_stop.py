@@ -9,12 +9,15 @@ from finetune.engines.group import Group
 
 
 class GracefulStop(TrainerCallback):
-    """What signals ask for is done after the step: a checkpoint and the end, or a checkpoint alone; in all processes."""
+    """What signals ask for is done after the step: a checkpoint and the end, or a checkpoint alone; in all
+    processes."""
 
     def __init__(self, requests: signals.Requests, group: Group) -> None:
         self.requests, self.group = requests, group
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
         """Save, and stop, where a signal came, to whichever process: all of them at this step."""
         asked = self.group.most(self.requests.take())
         if asked and state.global_step < state.max_steps:

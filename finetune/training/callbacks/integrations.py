@@ -1,4 +1,5 @@
-"""Trackers that transformers drives (tensorboard, mlflow, swanlab ...): under its names, and never in the training's way."""
+"""Trackers that transformers drives (tensorboard, mlflow, swanlab ...): under its names, and never in the
+training's way."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,9 @@ from finetune.training.trainer import ExactTrainer
 class Integration(TrainerCallback):
     """Passes each event on; the first that fails is said, and no further one is passed on.
 
-    The end is passed on by `finish` alone: the result is measured after the last step, and has to be logged before it. Where
-    no step was left to take the trainer knows of no beginning either, and `log_result` begins.
+    The end is passed on by `finish` alone: the result is measured after the last step, and has to be logged
+    before it. Where no step was left to take the trainer knows of no beginning either, and `log_result`
+    begins.
     """
 
     def __init__(self, inner: TrainerCallback, guard: GuardedTracker, trainer: ExactTrainer):
@@ -64,7 +66,9 @@ def add_integration(trainer: ExactTrainer, name: str, folder: Path, guard: Guard
         inner = INTEGRATION_TO_CALLBACK[name]()
     except (ImportError, RuntimeError) as error:
         raise tracker_error(name, error) from error
-    if isinstance(inner, TensorBoardCallback) and inner.logging_dir is None:  # unless TENSORBOARD_LOGGING_DIR says where
+    if (
+        isinstance(inner, TensorBoardCallback) and inner.logging_dir is None
+    ):  # unless TENSORBOARD_LOGGING_DIR says where
         inner.logging_dir = str(folder / "tensorboard")
         make_private(folder / "tensorboard")
     integration = Integration(inner, guard, trainer)

@@ -1,4 +1,5 @@
-"""The heaviest batches before the first step: memory that isn't enough ends the run in its first minute, with advice."""
+"""The heaviest batches before the first step: memory that isn't enough ends the run in its first minute, with
+advice."""
 
 import gc
 import logging
@@ -30,14 +31,17 @@ SMALLEST_TRIED = 16
 class MemoryCheck(TrainerCallback):
     """Takes the feed's heaviest batches forward and backward when training begins, and leaves no trace.
 
-    Gradients are dropped, no weight is touched, and torch's generators are put back, so that a run is bit for bit what it
-    would have been. The optimizer's state, which is made in the first step, is stood in for by memory of its size.
+    Gradients are dropped, no weight is touched, and torch's generators are put back, so that a run is bit for
+    bit what it would have been. The optimizer's state, which is made in the first step, is stood in for by
+    memory of its size.
     """
 
     def __init__(self, trainer: ExactTrainer, recipe: Recipe):
         self.trainer, self.recipe = trainer, recipe
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Raises TrainingError where a batch doesn't fit."""
         started = time.perf_counter()
         batches = self.trainer.feed.heaviest()
@@ -91,7 +95,9 @@ class MemoryCheck(TrainerCallback):
         if optimizer == "adagrad":  # which has it from the beginning
             return 0
         trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
-        held = (parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in trained)
+        held = (
+            parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in trained
+        )
         return state_bytes(optimizer, (tuple(tensor.shape) for tensor in held))
 
     def _advice(self, documents: list[Document]) -> str:
@@ -101,7 +107,11 @@ class MemoryCheck(TrainerCallback):
         train, data = self.recipe.train, self.recipe.data
         if self.trainer.group.world_size > 1:
             # Trying needs all processes, and the others may have had room.
-            part, found, knobs = None, "with several processes no part of it was tried", [_smaller_batch(self.recipe, 2)]
+            part, found, knobs = (
+                None,
+                "with several processes no part of it was tried",
+                [_smaller_batch(self.recipe, 2)],
+            )
         else:
             part = next((part for part in parts if self._fits(_shortened(documents, part))), None)
             found, knobs = f"a {SMALLEST_TRIED}th of it doesn't either", []
@@ -115,7 +125,8 @@ class MemoryCheck(TrainerCallback):
             knobs.append("adapter.method: lora")
         return (
             f"out of memory: the heaviest batch ({tokens:,} tokens, longest document "
-            f"{max(len(document.token_ids) for document in documents):,} of at most {data.max_length_tokens:,}) does not fit; "
+            f"{max(len(document.token_ids) for document in documents):,} of at most "
+            f"{data.max_length_tokens:,}) does not fit; "
             f"{found}. Set {', or '.join(knobs) if knobs else 'a smaller base'}. Nothing was trained."
         )
 

@@ -27,7 +27,11 @@ class MetricsLog(TrainerCallback):
     """Every log goes to metrics.jsonl, the tracker and the progress line, under the documented names."""
 
     def __init__(
-        self, path: Path | None, trainer: ExactTrainer, tracker: Tracker, show: Callable[[int, int, dict[str, float]], None]
+        self,
+        path: Path | None,
+        trainer: ExactTrainer,
+        tracker: Tracker,
+        show: Callable[[int, int, dict[str, float]], None],
     ):
         """`path` is None in the processes beside the main one: they count, and write nothing."""
         self.path, self.trainer, self.tracker, self.show = path, trainer, tracker, show
@@ -35,19 +39,28 @@ class MetricsLog(TrainerCallback):
         self.since = time.perf_counter()
         self.tokens_logged, self.seconds_logged = trainer.tokens_seen, trainer.step_seconds
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Lines after the step that is resumed from belong to steps that are taken again: they go."""
         if self.path is not None and self.path.exists():
             entries = list(whole_entries(self.path))
             # Before the first step nothing is gone on with: what was measured then is measured again.
-            kept = [json.dumps(entry) + "\n" for entry in entries if state.global_step and entry["step"] <= state.global_step]
+            kept = [
+                json.dumps(entry) + "\n"
+                for entry in entries
+                if state.global_step and entry["step"] <= state.global_step
+            ]
             write_private(self.path, "".join(kept))
         self.file = None if self.path is None else append_own(self.path)
         self.since = time.perf_counter()
         self.tokens_logged, self.seconds_logged = self.trainer.tokens_seen, self.trainer.step_seconds
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
-        """Count the step's time; the last step is always logged. The epoch is the data's own, not the loop's."""
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Count the step's time; the last step is always logged. The epoch is the data's own, not the
+        loop's."""
         state.epoch = self.trainer.feed.epoch_at(state.global_step)
         now = time.perf_counter()
         self.trainer.step_seconds += now - self.since
@@ -60,34 +73,51 @@ class MetricsLog(TrainerCallback):
         """What was done since the last step is not the next step's time."""
         self.since = time.perf_counter()
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """The time of an evaluation is not the next step's."""
         self.restart()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """The time of a checkpoint is not the next step's."""
         self.restart()
 
     def on_log(  # type: ignore[override]  # transformers gives the logs by name
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: Any,
     ) -> None:
         """Translate, add speed and memory, and pass on."""
         if "loss" not in logs and "eval_loss" not in logs:
             return  # transformers' closing line: its averages include the time of evaluations
         metrics = {METRIC_NAMES[name]: float(value) for name, value in logs.items() if name in METRIC_NAMES}
-        metrics |= {f"eval/{name[5:]}": float(value) for name, value in logs.items() if name.startswith("eval_")}
+        metrics |= {
+            f"eval/{name[5:]}": float(value) for name, value in logs.items() if name.startswith("eval_")
+        }
         if "loss" in logs:
             tokens, seconds = self.trainer.tokens_seen, self.trainer.step_seconds
-            metrics["train/tokens_per_second"] = (tokens - self.tokens_logged) / (seconds - self.seconds_logged)
+            metrics["train/tokens_per_second"] = (tokens - self.tokens_logged) / (
+                seconds - self.seconds_logged
+            )
             metrics["train/supervised_tokens"] = float(self.trainer.supervised_tokens_seen)
             metrics["system/memory_bytes"] = float(peak_memory_bytes())
             self.tokens_logged, self.seconds_logged = tokens, seconds
         if self.file is not None:
-            self.file.write(json.dumps(finite_or_null({"step": state.global_step, **metrics}), allow_nan=False) + "\n")
+            self.file.write(
+                json.dumps(finite_or_null({"step": state.global_step, **metrics}), allow_nan=False) + "\n"
+            )
         self.tracker.log(metrics, state.global_step)
         self.show(state.global_step, state.max_steps, metrics)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Close the file."""
         if self.file is not None:
             self.file.close()

@@ -21,7 +21,11 @@ def describe(step: int, total: int, metrics: dict[str, float], eta_seconds: floa
     if "eval/loss" in metrics:
         parts += [f"evaluation loss {metrics['eval/loss']:.4f}"]
         others = ((name, value) for name, value in metrics.items() if name.startswith("eval/"))
-        parts += [f"{name[5:]} {value:.4f}" for name, value in others if name not in ("eval/loss", "eval/perplexity")]
+        parts += [
+            f"{name[5:]} {value:.4f}"
+            for name, value in others
+            if name not in ("eval/loss", "eval/perplexity")
+        ]
     if eta_seconds is not None:
         parts += [f"ETA {int(eta_seconds) // 60}:{int(eta_seconds) % 60:02d}"]
     return "  ".join(parts)

@@ -8,7 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from data_prep.disk import append_own, write_private
 from data_prep.text import one_line
@@ -31,8 +37,8 @@ SHOWN_CHARACTERS = 100
 class Samples(TrainerCallback):
     """Greedy answers to the recipe's prompts: before the first step, every so many, and at the end.
 
-    Where each process holds a share of the model all take part, and the main one writes. Greedy decoding draws no random number
-    and dropout is off, so a run with samples is bit for bit the one without.
+    Where each process holds a share of the model all take part, and the main one writes. Greedy decoding
+    draws no random number and dropout is off, so a run with samples is bit for bit the one without.
     """
 
     def __init__(
@@ -51,7 +57,9 @@ class Samples(TrainerCallback):
         self.last = -1
         self.prompts = [prompt_ids(prompt, tokenizer, how) for prompt in section.prompts]
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Before the first step; texts of steps that are taken again go, and a line that a kill cut short."""
         if self.group.is_main and self.path.exists():
             self._keep_up_to(state.global_step)
@@ -60,12 +68,16 @@ class Samples(TrainerCallback):
         if state.global_step == 0 or (self._is_due(state.global_step) and self.last < state.global_step):
             self._write(state.global_step)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Every so many steps."""
         if self._is_due(state.global_step):
             self._write(state.global_step)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """The last ones, wherever the end came; and each prompt's first and last answer for a person."""
         if self.last != state.global_step:
             self._write(state.global_step)
@@ -74,7 +86,10 @@ class Samples(TrainerCallback):
         entries = list(whole_entries(self.path))
         for number, prompt in enumerate(self.section.prompts):
             before, after = (
-                next(islice((entry for entry in entries if entry["step"] == step), number, None), {"answer": ""})
+                next(
+                    islice((entry for entry in entries if entry["step"] == step), number, None),
+                    {"answer": ""},
+                )
                 for step in (0, state.global_step)
             )
             logger.info(f"sample {_short(prompt)!r}")
@@ -95,7 +110,11 @@ class Samples(TrainerCallback):
     def _write(self, step: int) -> None:
         with evaluable(self.trainer) as model:
             answers = generate(
-                model, self.tokenizer, self.prompts, max_new_tokens=self.section.max_new_tokens, batch_size=len(self.prompts)
+                model,
+                self.tokenizer,
+                self.prompts,
+                max_new_tokens=self.section.max_new_tokens,
+                batch_size=len(self.prompts),
             )
             unused = unused_options(model, self.tokenizer) if step == 0 else []
         self.last = step
@@ -108,7 +127,9 @@ class Samples(TrainerCallback):
         with append_own(self.path) as file:
             for sample, answer in zip(samples, answers, strict=True):
                 cut = {} if answer.cut is None else {"cut": answer.cut}
-                file.write(json.dumps({"step": step, "prompt": sample.prompt, "answer": sample.answer} | cut) + "\n")
+                file.write(
+                    json.dumps({"step": step, "prompt": sample.prompt, "answer": sample.answer} | cut) + "\n"
+                )
         logger.info(f"sample after step {step}: {_shown(samples[0].answer, answers[0].cut)}")
         self.tracker.log_samples(samples, step)
         self.restart_clock()

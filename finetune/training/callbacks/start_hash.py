@@ -15,7 +15,9 @@ class StartHash(TrainerCallback):
     def __init__(self, trainer: ExactTrainer, dtype: torch.dtype | None):
         self.trainer, self.dtype = trainer, dtype
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """A resumed run has it from its checkpoint."""
         if state.global_step == 0:
             self.trainer.start_hash = hash_of(trained_weights(self.trainer), self.dtype)

@@ -1,8 +1,10 @@
-"""The recipe's metrics of the model in training: on some rows at each evaluation, and on all of them at the end.
+"""The recipe's metrics of the model in training: on some rows at each evaluation, and on all of them at the
+end.
 
-Processes that each hold the whole model share the rows. Where each holds a share of it, all go through all rows, because every
-layer needs all of them, and share what needs no model. What they found travels as text, so the figures are one process's, but
-for the rounding of batches that are composed otherwise, and for answers that are drawn (samples_per_prompt).
+Processes that each hold the whole model share the rows. Where each holds a share of it, all go through all
+rows, because every layer needs all of them, and share what needs no model. What they found travels as text,
+so the figures are one process's, but for the rounding of batches that are composed otherwise, and for answers
+that are drawn (samples_per_prompt).
 """
 
 import json
@@ -21,17 +23,22 @@ from finetune.training.trainer import ExactTrainer
 
 
 class TaskMetrics:
-    """Measures the recipe's metrics. Raises FinetuneError, before anything is trained, where rows don't fit them."""
+    """Measures the recipe's metrics. Raises FinetuneError, before anything is trained, where rows don't fit
+    them."""
 
     def __init__(self, recipe: Recipe, inputs: Inputs, trainer: ExactTrainer, group: Group):
         self.recipe, self.inputs, self.trainer, self.group = recipe, inputs, trainer, group
         section = recipe.evaluate
         positions = int(trainer.model.config.max_position_embeddings)
-        self.rows = read_rows(recipe, inputs.data, inputs.tokenizer, positions=positions, most=section.max_rows)
+        self.rows = read_rows(
+            recipe, inputs.data, inputs.tokenizer, positions=positions, most=section.max_rows
+        )
         self.names = names_of(recipe, self.rows)
         # The trainer measures these two by itself, on all rows.
         self.names_in_training = tuple(name for name in self.names if name not in ("loss", "perplexity"))
-        self.some = first_rows(self.rows, section.rows_in_training) if section.rows_in_training is not None else None
+        self.some = (
+            first_rows(self.rows, section.rows_in_training) if section.rows_in_training is not None else None
+        )
         if self.some is not None:
             trainer.task_metrics = self.in_training
 
@@ -48,14 +55,18 @@ class TaskMetrics:
     def _report(self, rows: EvaluationSet, names: Sequence[str], *, intervals: bool) -> Report:
         rank, size, shared = self.group.rank, self.group.world_size, self.trainer.engine.shards_weights
         mine = replace(
-            rows, documents=rows.documents[rank::size], bytes=rows.bytes[rank::size], questions=rows.questions[rank::size]
+            rows,
+            documents=rows.documents[rank::size],
+            bytes=rows.bytes[rank::size],
+            questions=rows.questions[rank::size],
         )
         with evaluable(self.trainer) as model:
             asked = rows if shared else mine
             measured, seconds = measured_of(model, self.inputs.tokenizer, self.recipe, asked, names)
         if shared:
             measured = replace(
-                measured, **{part: getattr(measured, part)[rank::size] for part in ("losses", "bytes", "answers")}
+                measured,
+                **{part: getattr(measured, part)[rank::size] for part in ("losses", "bytes", "answers")},
             )
         measured, seconds = with_programs(measured, names, self.recipe.evaluate, seconds)
         if size > 1:
@@ -66,7 +77,9 @@ class TaskMetrics:
 
 def first_rows(rows: EvaluationSet, most: int) -> EvaluationSet:
     """The first documents and questions."""
-    return replace(rows, documents=rows.documents[:most], bytes=rows.bytes[:most], questions=rows.questions[:most])
+    return replace(
+        rows, documents=rows.documents[:most], bytes=rows.bytes[:most], questions=rows.questions[:most]
+    )
 
 
 def _plain(measured: Measured) -> dict[str, Any]:
@@ -82,7 +95,9 @@ def _plain(measured: Measured) -> dict[str, Any]:
 
 def _together(parts: Sequence[dict[str, Any]], rows: EvaluationSet, mine: Measured) -> Measured:
     """What the processes measured, in the order of the rows."""
-    said = zip(rows.questions, *(_in_turn(parts, name) for name in ("texts", "likelihoods", "cuts")), strict=True)
+    said = zip(
+        rows.questions, *(_in_turn(parts, name) for name in ("texts", "likelihoods", "cuts")), strict=True
+    )
     answers = [Prediction(question, *map(tuple, values)) for question, *values in said]
     return replace(
         mine,
@@ -90,7 +105,9 @@ def _together(parts: Sequence[dict[str, Any]], rows: EvaluationSet, mine: Measur
         places=rows.places,
         bytes=_in_turn(parts, "bytes"),
         answers=answers,
-        programs=[tuple(Verdict(**verdict) for verdict in verdicts) for verdicts in _in_turn(parts, "programs")],
+        programs=[
+            tuple(Verdict(**verdict) for verdict in verdicts) for verdicts in _in_turn(parts, "programs")
+        ],
     )
 
 

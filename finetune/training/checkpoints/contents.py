@@ -1,5 +1,6 @@
-"""What the files of a checkpoint hold. A file can be whole, its hash right, and still not be what the trainer wrote: it is
-read here before anything is taken from it, without running code, so that a run can go on from an earlier checkpoint.
+"""What the files of a checkpoint hold. A file can be whole, its hash right, and still not be what the trainer
+wrote: it is read here before anything is taken from it, without running code, so that a run can go on from an
+earlier checkpoint.
 """
 
 import random
@@ -14,17 +15,26 @@ from peft import PeftModel, get_peft_model_state_dict
 from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerState
-from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import (
+    OPTIMIZER_NAME,
+    OPTIMIZER_NAME_BIN,
+    SCALER_NAME,
+    SCHEDULER_NAME,
+    TRAINER_STATE_NAME,
+)
 from transformers.trainer_pt_utils import safe_globals
 
 from finetune.errors import CheckpointError
 
 COUNTERS = "counters.json"
-"""What a checkpoint holds beside transformers' files: tokens and seconds up to it, and where the data stand."""
+"""What a checkpoint holds beside transformers' files: tokens and seconds up to it, and where the data
+stand."""
 
 RNG_STATES = "rng_state*.pth"
 
-SHAPED_AS_ITS_WEIGHT = frozenset({"exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "sum", "state1", "state2"})
+SHAPED_AS_ITS_WEIGHT = frozenset(
+    {"exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "sum", "state1", "state2"}
+)
 """What optimizers keep of each weight's own shape, by torch's and bitsandbytes' names."""
 
 Count = Annotated[int, Field(ge=0)]
@@ -70,7 +80,8 @@ def read_counters(checkpoint: Path) -> Counters:
 
 
 def read_state(checkpoint: Path) -> TrainerState:
-    """The trainer's state when a checkpoint was taken. Raises CheckpointError where the file is none of a trainer's."""
+    """The trainer's state when a checkpoint was taken. Raises CheckpointError where the file is none of a
+    trainer's."""
     path = checkpoint / TRAINER_STATE_NAME
     _read_json(path, SavedState)
     try:
@@ -80,20 +91,26 @@ def read_state(checkpoint: Path) -> TrainerState:
 
 
 def check_contents(checkpoint: Path, step: int) -> None:
-    """Raises CheckpointError where a file of this step's checkpoint is absent, or is not what its name says."""
+    """Raises CheckpointError where a file of this step's checkpoint is absent, or is not what its name
+    says."""
     saved = read_state(checkpoint).global_step
     if saved != step:
         raise _strange(checkpoint / TRAINER_STATE_NAME, f"its global_step is {saved}")
     read_counters(checkpoint)
     generators = sorted(checkpoint.glob(RNG_STATES)) or [checkpoint / "rng_state.pth"]
-    if not any(path.is_dir() for path in checkpoint.iterdir()):  # where DeepSpeed and FSDP2 keep weights and optimizer in parts
+    if not any(
+        path.is_dir() for path in checkpoint.iterdir()
+    ):  # where DeepSpeed and FSDP2 keep weights and optimizer in parts
         gathered = checkpoint / f"{FSDP_MODEL_NAME}.bin"
         if gathered.exists():
             _read_torch(gathered, lambda held: isinstance(held, dict) and bool(held))
         _read_torch(checkpoint / (OPTIMIZER_NAME_BIN if gathered.exists() else OPTIMIZER_NAME), _is_optimizer)
         for path in sorted(checkpoint.glob("*.safetensors")):
             _shapes_of(path)
-    _read_torch(checkpoint / SCHEDULER_NAME, lambda held: isinstance(held["last_epoch"], int) and bool(held["base_lrs"]))
+    _read_torch(
+        checkpoint / SCHEDULER_NAME,
+        lambda held: isinstance(held["last_epoch"], int) and bool(held["base_lrs"]),
+    )
     if (checkpoint / SCALER_NAME).exists():
         _read_torch(checkpoint / SCALER_NAME, lambda held: isinstance(held, dict))
     for path in generators:
@@ -101,14 +118,22 @@ def check_contents(checkpoint: Path, step: int) -> None:
 
 
 def check_fit(checkpoint: Path, trainer: Any) -> None:
-    """Raises CheckpointError where data, weights or optimizer of the checkpoint are not those of the trainer."""
+    """Raises CheckpointError where data, weights or optimizer of the checkpoint are not those of the
+    trainer."""
     feed, own = read_counters(checkpoint).feed, trainer.feed.state()
     if feed.keys() != own.keys():
-        raise _strange(checkpoint / COUNTERS, f"its feed has {sorted(feed) or 'nothing'}, expected {sorted(own) or 'nothing'}")
+        raise _strange(
+            checkpoint / COUNTERS,
+            f"its feed has {sorted(feed) or 'nothing'}, expected {sorted(own) or 'nothing'}",
+        )
     if not (checkpoint / OPTIMIZER_NAME).exists():  # engines that cut weights up see for themselves
         return
     adapted = isinstance(trainer.model, PeftModel)
-    held = get_peft_model_state_dict(trainer.model, save_embedding_layers=False) if adapted else trainer.model.state_dict()
+    held = (
+        get_peft_model_state_dict(trainer.model, save_embedding_layers=False)
+        if adapted
+        else trainer.model.state_dict()
+    )
     found: dict[str, list[int]] = {}
     for path in checkpoint.glob("*.safetensors"):
         found |= _shapes_of(path)
@@ -121,7 +146,9 @@ def check_fit(checkpoint: Path, trainer: Any) -> None:
         torch.load(checkpoint / OPTIMIZER_NAME, map_location="meta", weights_only=True),
         trainer.optimizer.param_groups,
     )
-    if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in groups]:
+    if [len(group["params"]) for group in saved["param_groups"]] != [
+        len(group["params"]) for group in groups
+    ]:
         raise _strange(checkpoint / OPTIMIZER_NAME, "it is the state of other weights")
     weights = [weight for group in groups for weight in group["params"]]
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
@@ -138,7 +165,9 @@ def _read_json(path: Path, kind: type[Read]) -> Read:
         raise _strange(path, error.strerror or str(error)) from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise _strange(path, ": ".join([".".join(map(str, first["loc"])), first["msg"]]).lstrip(": ")) from None
+        raise _strange(
+            path, ": ".join([".".join(map(str, first["loc"])), first["msg"]]).lstrip(": ")
+        ) from None
 
 
 def _read_torch(path: Path, is_right: Callable[[Any], bool], *, meta: bool = True) -> None:
@@ -158,7 +187,9 @@ def _read_torch(path: Path, is_right: Callable[[Any], bool], *, meta: bool = Tru
 def _is_optimizer(held: Any) -> bool:
     groups, states = held["param_groups"], held["state"]
     numbers = {number for group in groups for number in group["params"]}
-    return bool(groups) and all(number in numbers and isinstance(state, dict) for number, state in states.items())
+    return bool(groups) and all(
+        number in numbers and isinstance(state, dict) for number, state in states.items()
+    )
 
 
 def _is_generators(held: Any) -> bool:

@@ -1,5 +1,6 @@
-"""Which checkpoints this user wrote. DeepSpeed's hold pickles, which run code when they are loaded: hashes say that a file
-is whole, a signature with a key that never leaves the user's own folder says who wrote it (HMAC, RFC 2104).
+"""Which checkpoints this user wrote. DeepSpeed's hold pickles, which run code when they are loaded: hashes
+say that a file is whole, a signature with a key that never leaves the user's own folder says who wrote it
+(HMAC, RFC 2104).
 """
 
 import hmac
@@ -14,7 +15,8 @@ KEY_BYTES = 32
 
 
 def sign(text: str) -> str:
-    """The signature of a text by this user, as hex; empty where there is no place for a key (nobody's then)."""
+    """The signature of a text by this user, as hex; empty where there is no place for a key (nobody's
+    then)."""
     try:
         return hmac.new(_key(), text.encode(), "sha256").hexdigest()
     except (OSError, RuntimeError):
@@ -27,7 +29,8 @@ def is_signed(text: str, signature: str) -> bool:
 
 
 def _key() -> bytes:
-    """The user's key; made at its first use, readable by the user alone. Raises OSError where it is not so."""
+    """The user's key; made at its first use, readable by the user alone. Raises OSError where it is not
+    so."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     path = state / "finetune" / "checkpoint.key"
     path.parent.mkdir(parents=True, exist_ok=True)

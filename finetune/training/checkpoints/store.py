@@ -1,6 +1,7 @@
 """Training checkpoints, as they are written and kept: whole or not there.
 
-The Trainer writes a checkpoint under its final name, file by file; the marker (finetune.runs.checkpoint) is written last.
+The Trainer writes a checkpoint under its final name, file by file; the marker (finetune.runs.checkpoint) is
+written last.
 """
 
 import errno
@@ -14,7 +15,14 @@ from pathlib import Path
 from data_prep.disk import write_private
 from finetune.errors import CheckpointError, TrainingError
 from finetune.models.bases.hashes import file_sha256
-from finetune.runs.checkpoint import MARKER, PREFIX, complete_checkpoints, read_marker, step_of, verify_checkpoint
+from finetune.runs.checkpoint import (
+    MARKER,
+    PREFIX,
+    complete_checkpoints,
+    read_marker,
+    step_of,
+    verify_checkpoint,
+)
 from finetune.runs.folder import sync_files
 from finetune.training.checkpoints.contents import check_contents
 from finetune.training.checkpoints.signature import is_signed, sign
@@ -26,14 +34,18 @@ FULL_DISK_BYTES = 1_000_000
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Write the marker: name and SHA-256 of each file, signed. It and they are on disk, whole, when this returns."""
+    """Write the marker: name and SHA-256 of each file, signed. It and they are on disk, whole, when this
+    returns."""
     sync_files(checkpoint)
     hashes = {
         str(path.relative_to(checkpoint)): file_sha256(path)
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name != MARKER
     }
-    write_private(checkpoint / MARKER, json.dumps({"files": hashes, "signature": sign(_text_of(checkpoint, hashes))}, indent=1))
+    write_private(
+        checkpoint / MARKER,
+        json.dumps({"files": hashes, "signature": sign(_text_of(checkpoint, hashes))}, indent=1),
+    )
 
 
 def _text_of(checkpoint: Path, hashes: dict[str, str]) -> str:
@@ -41,7 +53,8 @@ def _text_of(checkpoint: Path, hashes: dict[str, str]) -> str:
 
 
 def is_foreign(checkpoint: Path) -> bool:
-    """Whether somebody else wrote the checkpoint. Raises CheckpointError where its marker is absent or damaged."""
+    """Whether somebody else wrote the checkpoint. Raises CheckpointError where its marker is absent or
+    damaged."""
     marker = read_marker(checkpoint)
     return not is_signed(_text_of(checkpoint, marker["files"]), marker["signature"])
 
@@ -57,7 +70,8 @@ def latest_checkpoint(
     check: Callable[[Path], None] = verify_checkpoint,
     newest: Path | None = None,
 ) -> Path | None:
-    """The newest checkpoint that passes the check, at most `newest`; None where none was saved. Those that don't are said.
+    """The newest checkpoint that passes the check, at most `newest`; None where none was saved. Those that
+    don't are said.
 
     Raises CheckpointError where none of them passes.
     """
@@ -77,7 +91,8 @@ def latest_checkpoint(
 
 
 def _says_full(error: BaseException | None) -> bool:
-    """Whether an error, or one behind it, is the operating system's about room; some libraries keep its text alone."""
+    """Whether an error, or one behind it, is the operating system's about room; some libraries keep its text
+    alone."""
     while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -89,7 +104,8 @@ def _says_full(error: BaseException | None) -> bool:
 
 @contextmanager
 def gone_if_disk_is_full(checkpoint: Path) -> Iterator[None]:
-    """Writing a checkpoint: on a full disk what was written of it is deleted, and TrainingError says what is left."""
+    """Writing a checkpoint: on a full disk what was written of it is deleted, and TrainingError says what is
+    left."""
     try:
         yield
     except Exception as error:
@@ -99,9 +115,14 @@ def gone_if_disk_is_full(checkpoint: Path) -> Iterator[None]:
         written = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
         shutil.rmtree(checkpoint, ignore_errors=True)
         whole = complete_checkpoints(checkpoint.parent)
-        kept = f"{whole[-1].name} is whole; make room, and continue with --resume" if whole else "No earlier one is there"
+        kept = (
+            f"{whole[-1].name} is whole; make room, and continue with --resume"
+            if whole
+            else "No earlier one is there"
+        )
         raise TrainingError(
-            f"the disk is full: {checkpoint} could not be written (it failed after {written / 1e6:,.1f} MB). {kept}."
+            f"the disk is full: {checkpoint} could not be written (it failed after {written / 1e6:,.1f} MB). "
+            f"{kept}."
         ) from error
 
 

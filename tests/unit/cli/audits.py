@@ -19,7 +19,8 @@ class Recipes:
         return name
 
     def __call__(self, source: dict[str, Any] | list[dict[str, Any]], **sections: Any) -> str:
-        """recipe.yaml with this source, or these, in data.train, and more keys of data; `model` and `train` are sections."""
+        """recipe.yaml with this source, or these, in data.train, and more keys of data; `model` and `train`
+        are sections."""
         values: dict[str, Any] = {"model": {"base": str(self.base)} | sections.pop("model", {})}
         values["train"] = sections.pop("train", {})
         values["data"] = {"train": source if isinstance(source, list) else [source]} | sections
@@ -28,11 +29,16 @@ class Recipes:
 
 
 def chat(question: str, answer: str, **keys: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer} | keys]}
+    return {
+        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer} | keys]
+    }
 
 
 def alpaca(count: int) -> list[dict[str, Any]]:
-    return [{"instruction": f"Say blue {n} times.", "output": " ".join(["blue"] * (n % 5 + 1))} for n in range(count)]
+    return [
+        {"instruction": f"Say blue {n} times.", "output": " ".join(["blue"] * (n % 5 + 1))}
+        for n in range(count)
+    ]
 
 
 MIXED = [

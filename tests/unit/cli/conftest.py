@@ -10,7 +10,8 @@ from tests.unit.cli.audits import Recipes
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> FinetuneHere:
-    """data("recipe.yaml", code=0) runs the verb in tmp_path, with a cache of its own, and checks its exit code."""
+    """data("recipe.yaml", code=0) runs the verb in tmp_path, with a cache of its own, and checks its exit
+    code."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     for name in ("NO_COLOR", "FORCE_COLOR"):

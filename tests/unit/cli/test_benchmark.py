@@ -37,17 +37,25 @@ metric_list:
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Benchmark:
+def benchmark(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> Benchmark:
     """benchmark("target", "--option") runs the verb on the task `lamps`: its exit code, output and errors."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     folder = tmp_path / "tasks"
     folder.mkdir()
-    rows = [{"question": f"Lamp {number} is", "answer": ["blue", "brass"][number % 2]} for number in range(12)]
+    rows = [
+        {"question": f"Lamp {number} is", "answer": ["blue", "brass"][number % 2]} for number in range(12)
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "lamps.yaml").write_text(TASK.format(rows=folder / "rows.jsonl"))
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        given = [*arguments] if "--task" in arguments else [*arguments, "--task", "lamps", "--task-folder", str(folder)]
+        given = (
+            [*arguments]
+            if "--task" in arguments
+            else [*arguments, "--task", "lamps", "--task-folder", str(folder)]
+        )
         done = run_here(monkeypatch, capfd, "benchmark", *given)
         # transformers' bar is kept off before its import, which was long ago here.
         return done.code, done.stdout, re.sub(r"\rLoading weights.*\n", "", done.stderr)
@@ -60,7 +68,9 @@ def run_folder(tiny_base: Path, tmp_path: Path) -> Path:
     """A run whose adapter changes what the tiny base says."""
     data = {"train": [{"path": "/rows.json", "format": "alpaca"}]}
     recipe = Recipe.model_validate({"model": {"base": str(tiny_base)}, "adapter": {"rank": 4}, "data": data})
-    model = attach(AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32), AdapterSection(rank=4))
+    model = attach(
+        AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32), AdapterSection(rank=4)
+    )
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -68,7 +78,12 @@ def run_folder(tiny_base: Path, tmp_path: Path) -> Path:
                 parameter.normal_(std=0.5)
     folder = tmp_path / "lamps-001"
     save_adapter(model, folder / "adapter", str(tiny_base))
-    lock = Lock(recipe=recipe, command="finetune train", created="2026-01-01", base={"kind": "folder", "name": str(tiny_base)})
+    lock = Lock(
+        recipe=recipe,
+        command="finetune train",
+        created="2026-01-01",
+        base={"kind": "folder", "name": str(tiny_base)},
+    )
     (folder / "recipe.lock.yaml").write_text(lock.to_yaml())
     return folder
 
@@ -77,11 +92,18 @@ def figures_of(printed: str) -> dict[str, dict[str, Any]]:
     return {figure["metric"]: figure for figure in json.loads(printed)["figures"]}
 
 
-def test_a_run_is_compared_with_its_base_and_keeps_the_result(benchmark: Benchmark, run_folder: Path, tiny_base: Path) -> None:
-    """base, tuned and difference stand side by side, as each alone has them, and in the run's predictions as JSON."""
+def test_a_run_is_compared_with_its_base_and_keeps_the_result(
+    benchmark: Benchmark, run_folder: Path, tiny_base: Path
+) -> None:
+    """base, tuned and difference stand side by side, as each alone has them, and in the run's predictions as
+    JSON."""
     code, printed, errors = benchmark(str(run_folder), "--compare", str(tiny_base), "--json")
     assert code == 0
-    assert errors.splitlines() == ["loading lamps", f"asking the model in {tiny_base}", "asking run lamps-001"]
+    assert errors.splitlines() == [
+        "loading lamps",
+        f"asking the model in {tiny_base}",
+        "asking run lamps-001",
+    ]
     kept = run_folder / "predictions" / "benchmark-lamps.json"
     assert json.loads(kept.read_text()) == json.loads(printed)
     both = figures_of(printed)
@@ -96,7 +118,9 @@ def test_a_run_is_compared_with_its_base_and_keeps_the_result(benchmark: Benchma
     assert not (tiny_base / "predictions").exists()
 
 
-def test_the_table_names_task_metric_value_and_error(benchmark: Benchmark, run_folder: Path, tiny_base: Path) -> None:
+def test_the_table_names_task_metric_value_and_error(
+    benchmark: Benchmark, run_folder: Path, tiny_base: Path
+) -> None:
     """A line a metric; what is better lower says so; nothing but our own lines is printed."""
     code, printed, errors = benchmark(str(tiny_base), "--limit", "5", "--batch-size", "2")
     assert (code, errors) == (0, "")
@@ -113,7 +137,8 @@ def test_the_table_names_task_metric_value_and_error(benchmark: Benchmark, run_f
 
 
 def test_names_that_are_no_file_name_are_shortened(benchmark: Benchmark, run_folder: Path) -> None:
-    """Many tasks, or one with a slash in its name, still make one file name, and different ones for different tasks."""
+    """Many tasks, or one with a slash in its name, still make one file name, and different ones for different
+    tasks."""
     from finetune.cli.benchmark import _file_name
 
     assert _file_name(["arc_easy", "gsm8k"]) == "arc_easy+gsm8k"
@@ -127,7 +152,8 @@ def test_names_that_are_no_file_name_are_shortened(benchmark: Benchmark, run_fol
 def test_wrong_input_is_one_message_and_exit_code_2(
     benchmark: Benchmark, run_folder: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A limit of 0, no task, a folder that isn't there, a run without result, and lm-eval absent: no traceback, no table."""
+    """A limit of 0, no task, a folder that isn't there, a run without result, and lm-eval absent: no
+    traceback, no table."""
     for arguments, message in (
         ((str(tiny_base), "--limit", "0"), "--limit"),
         ((str(tiny_base), "--task", "lamps", "--task-folder", str(tmp_path / "gone")), "is not a folder"),
@@ -147,4 +173,7 @@ def test_wrong_input_is_one_message_and_exit_code_2(
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     code, printed, errors = benchmark(str(tmp_path / "nothing"))
     assert (code, printed) == (2, "")
-    assert errors == 'error: a benchmark needs lm-eval, which is not installed: pip install "llama-finetune[benchmarks]".\n'
+    assert (
+        errors
+        == 'error: a benchmark needs lm-eval, which is not installed: pip install "llama-finetune[benchmarks]".\n'
+    )

@@ -42,7 +42,9 @@ def test_check_prints_every_value_with_its_origin(tmp_path: Path) -> None:
     assert tree is not None
     assert not findings
     as_json = json.loads(
-        finetune("check", "r.yaml", "train.seed=7", "model.new_tokens=['<a>', b]", "--json", cwd=tmp_path).stdout
+        finetune(
+            "check", "r.yaml", "train.seed=7", "model.new_tokens=['<a>', b]", "--json", cwd=tmp_path
+        ).stdout
     )
     assert tree.plain() == as_json["recipe"]
     assert as_json["origins"]["train.seed"] == "command line"
@@ -63,12 +65,15 @@ def test_what_check_prints_is_a_recipe(name: str, tmp_path: Path, monkeypatch: p
     (tmp_path / "r.yaml").write_text(FULL)
     loaded = load_recipe(name)
     lines = resolved_lines(loaded.recipe.model_dump(mode="json"), loaded.origins)
-    (tmp_path / "printed.yaml").write_text("\n".join(f"{text}  # {origin}" if origin else text for text, origin in lines))
+    (tmp_path / "printed.yaml").write_text(
+        "\n".join(f"{text}  # {origin}" if origin else text for text, origin in lines)
+    )
     assert load_recipe("printed.yaml").recipe == loaded.recipe
 
 
 def test_a_bad_recipe_exits_2_without_a_traceback(tmp_path: Path) -> None:
-    """Every problem is on standard error, nothing on standard output, exit 2; as JSON they are on standard output."""
+    """Every problem is on standard error, nothing on standard output, exit 2; as JSON they are on standard
+    output."""
     (tmp_path / "r.yaml").write_text(GOOD + "train:\n  sed: 1\n  epochs: 0\n")
     done = finetune("check", "r.yaml", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
@@ -79,7 +84,10 @@ def test_a_bad_recipe_exits_2_without_a_traceback(tmp_path: Path) -> None:
     ]
     done = finetune("check", "r.yaml", "--json", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, "")
-    assert [problem["path"] for problem in json.loads(done.stdout)["problems"]] == ["train.sed", "train.epochs"]
+    assert [problem["path"] for problem in json.loads(done.stdout)["problems"]] == [
+        "train.sed",
+        "train.epochs",
+    ]
 
 
 def test_wrong_usage_exits_2(tmp_path: Path) -> None:
@@ -127,11 +135,16 @@ def test_errors_become_exit_codes(tmp_path: Path, body: str, code: int, words: s
         "import sys, types\nfrom data_prep.errors import DataError\nfrom finetune.cli import app\n"
         "from finetune.errors import CheckFailed, FinetuneError\n"
         f"def fail() -> None:\n    '''Fail.'''\n    {body}\n"
-        "module = types.ModuleType('finetune.cli.fail')\nmodule.fail = fail\nsys.modules['finetune.cli.fail'] = module\n"
+        "module = types.ModuleType('finetune.cli.fail')\nmodule.fail = "
+        "fail\nsys.modules['finetune.cli.fail'] = module\n"
         "app.VERBS['fail'] = 'fail'\nsys.argv = ['finetune', 'fail']\napp.main()\n"
     )
     done = subprocess.run(
-        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == code
     assert words in done.stderr
@@ -151,7 +164,12 @@ def test_nothing_that_a_terminal_acts_on_is_printed(tmp_path: Path) -> None:
     """Names and values reach neither output with escape sequences, C1 controls or bidi overrides in them."""
     name = "\x1b[31mred\x9b2J\u202e.yaml"
     (tmp_path / name).write_text(GOOD)
-    for arguments in (("check", name), ("check", name, "--json"), ("check", f"{name}x"), ("runs", "list", name)):
+    for arguments in (
+        ("check", name),
+        ("check", name, "--json"),
+        ("check", f"{name}x"),
+        ("runs", "list", name),
+    ):
         done = finetune(*arguments, cwd=tmp_path)
         assert "red" in done.stdout + done.stderr
         assert not {"\x1b", "\x9b", "\u202e"} & set(done.stdout + done.stderr)
@@ -165,7 +183,9 @@ def test_an_ascii_locale_loses_no_line(tmp_path: Path) -> None:
     assert "# ok: \\xe9.yaml is valid" in done.stdout
 
 
-@pytest.mark.parametrize("override", [f"data.train.{'9' * 5000}.rows=3", f"train.seed={'9' * 5000}", "train.seed"])
+@pytest.mark.parametrize(
+    "override", [f"data.train.{'9' * 5000}.rows=3", f"train.seed={'9' * 5000}", "train.seed"]
+)
 def test_no_override_is_a_bug_of_ours(tmp_path: Path, override: str) -> None:
     """Whatever stands in an override, what is wrong with it is a problem of the command line."""
     (tmp_path / "r.yaml").write_text(GOOD)
@@ -219,7 +239,8 @@ def test_the_shipped_schema_is_current() -> None:
 
 
 def test_the_reference_of_keys_is_current() -> None:
-    """docs/recipe_reference.md is what `finetune schema --markdown` prints, and has a row for every key of the schema."""
+    """docs/recipe_reference.md is what `finetune schema --markdown` prints, and has a row for every key of
+    the schema."""
     page = (ROOT / "docs" / "recipe_reference.md").read_text()
     assert page == recipe_reference()
     sections = [recipe_schema()["$defs"][name]["properties"] for name in recipe_schema()["$defs"]]

@@ -10,7 +10,8 @@ from tests.unit.cli.audits import MIXED, Recipes, alpaca, mixed
 
 
 def test_prepared_data_are_found_again(data: FinetuneHere, recipe: Recipes) -> None:
-    """A second audit of the same rows comes from the cache, says so, and says the same; a changed row is prepared anew."""
+    """A second audit of the same rows comes from the cache, says so, and says the same; a changed row is
+    prepared anew."""
     name = mixed(recipe)
     first, second = data(name), data(name)
     assert second.lines == ["from the cache: these data were prepared before", *first.lines]
@@ -22,10 +23,14 @@ def test_prepared_data_are_found_again(data: FinetuneHere, recipe: Recipes) -> N
 
 
 def test_the_cache_is_listed_and_cleared(data: FinetuneHere, recipe: Recipes) -> None:
-    """--cache list names each entry with its documents and sources, newest first; clear deletes them and nothing else."""
+    """--cache list names each entry with its documents and sources, newest first; clear deletes them and
+    nothing else."""
     listed = data("--cache", "list")
     assert listed.lines[-1].startswith("0 prepared data sets, ")
-    assert data("--cache", "list", "--json").json == {"folder": str(recipe.folder / "cache" / "data"), "entries": []}
+    assert data("--cache", "list", "--json").json == {
+        "folder": str(recipe.folder / "cache" / "data"),
+        "entries": [],
+    }
     data(mixed(recipe))
     data(recipe({"generated": "orders", "rows": 5}))
     kept = recipe.folder / "cache" / "bases" / "x"
@@ -60,14 +65,17 @@ def test_the_cache_is_listed_and_cleared(data: FinetuneHere, recipe: Recipes) ->
     ],
 )
 def test_a_cache_or_a_recipe(arguments: tuple[str, ...], data: FinetuneHere, recipe: Recipes) -> None:
-    """A wrong word for --cache, one beside a recipe, and neither of the two end with 2 and the words that are expected."""
+    """A wrong word for --cache, one beside a recipe, and neither of the two end with 2 and the words that are
+    expected."""
     mixed(recipe)
     printed = data(*arguments, code=2)
     assert "finetune data --cache list" in printed.stdout + printed.stderr
     assert not (recipe.folder / "cache").exists()
 
 
-@pytest.mark.parametrize("options", [("--rows", "3"), ("--preview", "2"), ("--html", "audit.html"), ("--allow-code", "0" * 64)])
+@pytest.mark.parametrize(
+    "options", [("--rows", "3"), ("--preview", "2"), ("--html", "audit.html"), ("--allow-code", "0" * 64)]
+)
 def test_an_option_beside_the_cache(options: tuple[str, ...], data: FinetuneHere, recipe: Recipes) -> None:
     """An option that --cache has no use for is refused, not ignored."""
     assert options[0] in data("--cache", "list", *options, code=2).stderr

@@ -59,7 +59,9 @@ CASES = {
 def with_findings(recipe: Recipes, *names: str) -> str:
     """A recipe that these findings are made in."""
     (recipe.folder / "double.jinja").write_text("{{ bos_token }}" + CHATML)
-    thinks = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
+    thinks = CHATML.replace(
+        "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}"
+    )
     (recipe.folder / "thinks.jinja").write_text(thinks)
     only_answers = "{{ message['content'] if message['role'] == 'assistant' else '' }}"
     (recipe.folder / "deaf.jinja").write_text(CHATML.replace("{{ message['content'] }}", only_answers))
@@ -88,7 +90,8 @@ def test_every_finding_has_its_case() -> None:
 
 @pytest.mark.parametrize("finding", FINDINGS)
 def test_a_finding_fails_the_audit(finding: str, data: FinetuneHere, recipe: Recipes) -> None:
-    """The audit ends with 3 and says which finding, in how many rows, and where; --json says the same in one document."""
+    """The audit ends with 3 and says which finding, in how many rows, and where; --json says the same in one
+    document."""
     name, case = with_findings(recipe, finding), CASES[finding]
     printed = data(name, code=3)
     index = printed.lines.index(f"{finding}: 1 {FINDINGS[finding]} (fails the audit)")
@@ -105,7 +108,8 @@ def test_a_finding_fails_the_audit(finding: str, data: FinetuneHere, recipe: Rec
 
 @pytest.mark.parametrize("finding", FINDINGS)
 def test_an_allowed_finding_fails_nothing(finding: str, data: FinetuneHere, recipe: Recipes) -> None:
-    """What the message of a failed audit advises to write makes the audit hold; the finding is still reported."""
+    """What the message of a failed audit advises to write makes the audit hold; the finding is still
+    reported."""
     name = with_findings(recipe, finding)
     (advised,) = re.findall(r"with (data\.allow_findings: \[.*?\])", data(name, code=3).stderr)
     printed = data(name, advised.replace(": ", "=", 1))
@@ -118,14 +122,19 @@ def test_an_allowed_finding_fails_nothing(finding: str, data: FinetuneHere, reci
 def test_every_finding_at_once(data: FinetuneHere, recipe: Recipes) -> None:
     """All findings of an audit are named, and one that is left when the others are allowed still fails it."""
     name = with_findings(recipe, "no_supervised_token", "leakage", "double_bos")
-    assert set(data(name, "--json", code=3).json["failed"]) == {"no_supervised_token", "leakage", "double_bos"}
+    assert set(data(name, "--json", code=3).json["failed"]) == {
+        "no_supervised_token",
+        "leakage",
+        "double_bos",
+    }
     audit = data(name, "data.allow_findings=[leakage, double_bos]", "--json", code=3).json
     assert audit["failed"] == ["no_supervised_token"]
     assert set(audit["findings"]) == {"no_supervised_token", "leakage", "double_bos"}
 
 
 def test_leakage_can_be_dropped_or_kept(data: FinetuneHere, recipe: Recipes) -> None:
-    """With data.clean.leakage drop the row is dropped with its reason; with keep nothing is said; both audits hold."""
+    """With data.clean.leakage drop the row is dropped with its reason; with keep nothing is said; both audits
+    hold."""
     name = with_findings(recipe, "leakage")
     dropped = data(name, "data.clean.leakage=drop")
     assert "  dropped 1 that are also in the evaluation rows:" in dropped.lines

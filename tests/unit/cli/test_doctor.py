@@ -15,7 +15,17 @@ def test_the_report_says_what_will_be_used_and_why(capsys: pytest.CaptureFixture
     assert [finding["name"] for finding in findings[:2]] == ["device", "precision"]
     assert all(finding["remark"] for finding in findings[:2])
     names = {finding["name"] for finding in findings}
-    assert {"cores", "memory", "python", "bitsandbytes", "deepspeed", "g++", "runs", "hub token", "wandb key"} <= names
+    assert {
+        "cores",
+        "memory",
+        "python",
+        "bitsandbytes",
+        "deepspeed",
+        "g++",
+        "runs",
+        "hub token",
+        "wandb key",
+    } <= names
 
 
 def test_keys_are_never_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +42,9 @@ def test_keys_are_never_printed(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 def test_plain_output_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     """Away from a terminal every line has its value in the same column, and no escape sequence."""
-    doctoring.print_plain([doctoring.Fact("a", "name", "value", "remark"), doctoring.Fact("longer", "n", "v", "remark")])
+    doctoring.print_plain(
+        [doctoring.Fact("a", "name", "value", "remark"), doctoring.Fact("longer", "n", "v", "remark")]
+    )
     first, second = capsys.readouterr().out.splitlines()
     assert first.index("remark") == second.index("remark")
     assert "\x1b" not in first + second

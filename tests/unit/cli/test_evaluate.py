@@ -31,7 +31,9 @@ output: {{folder: {runs}}}
 @pytest.fixture
 def recipe(tiny_base: Path, tmp_path: Path) -> str:
     """A recipe on rows whose answer is one of two labels."""
-    rows = [{"text": f"{colour} {index}", "label": colour} for index in range(20) for colour in ("red", "green")]
+    rows = [
+        {"text": f"{colour} {index}", "label": colour} for index in range(20) for colour in ("red", "green")
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = tmp_path / "colours.yaml"
     path.write_text(RECIPE.format(base=tiny_base, rows=tmp_path / "rows.jsonl", runs=tmp_path / "runs"))
@@ -43,12 +45,24 @@ def trained(recipe: str) -> RunFolder:
 
 
 def test_a_run_beside_its_base(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Base, tuned and the difference, each with its interval; the worst answers; predictions of both in the run folder."""
+    """Base, tuned and the difference, each with its interval; the worst answers; predictions of both in the
+    run folder."""
     run = trained(recipe)
     evaluate(str(run.path), recipe, compare="base", worst=2)
     printed = capsys.readouterr().out
     heading = next(line for line in printed.splitlines() if line.startswith("metric"))
-    assert heading.split() == ["metric", "base", "tuned", "95", "%", "interval", "difference", "95", "%", "interval"]
+    assert heading.split() == [
+        "metric",
+        "base",
+        "tuned",
+        "95",
+        "%",
+        "interval",
+        "difference",
+        "95",
+        "%",
+        "interval",
+    ]
     assert "the worst by accuracy:" in printed
     assert printed.count("    expected  ") == 2
     assert "10 of 10 answers begin with none of the labels" in printed
@@ -70,7 +84,10 @@ def test_a_run_beside_its_base(recipe: str, capsys: pytest.CaptureFixture[str]) 
     ]
     assert [row["place"] for row in kept[0]] == [row["place"] for row in kept[1]]
     cut = [row.pop("cut") for row in kept[0] if "cut" in row]
-    assert all(set(row) == {"place", "asked", "references", "answer", "metrics", "log_likelihoods"} for row in kept[0])
+    assert all(
+        set(row) == {"place", "asked", "references", "answer", "metrics", "log_likelihoods"}
+        for row in kept[0]
+    )
     assert f"note: {len(cut)} of 10 answers were cut at max_new_tokens (2)" in printed
     assert "note: base: 10 of 10 answers were cut at max_new_tokens (2)" in printed
     assert said["base_notes"][0] == "10 of 10 answers were cut at max_new_tokens (2)"
@@ -98,7 +115,9 @@ def test_two_models_on_the_same_rows_have_no_difference(
 ) -> None:
     """A model beside itself: zero, and no clear difference."""
     evaluate(str(tiny_base), recipe, compare=str(tiny_base), worst=0)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("accuracy", "chrf", "loss"))]
+    lines = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith(("accuracy", "chrf", "loss"))
+    ]
     assert len(lines) == 3
     assert all("+0.0000" in line and line.endswith("(no clear difference)") for line in lines)
 
@@ -107,7 +126,8 @@ def test_two_models_on_the_same_rows_have_no_difference(
 def test_code_is_run_with_its_tests(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """pass@k of a random model is 0, each answer says why; rows without tests and machines without a sandbox are refused."""
+    """pass@k of a random model is 0, each answer says why; rows without tests and machines without a sandbox
+    are refused."""
     tested = {"task": "Write f.", "code": "def f(): return 1", "test_list": ["assert f() == 1"]}
     rows = [tested | {"task": f"Write f, the {n}th."} for n in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -120,7 +140,8 @@ def test_code_is_run_with_its_tests(
     )
     path.write_text(
         text.replace(
-            "[accuracy, chrf, likelihood_accuracy, loss], labels: [red, green]", '["pass@1", "pass@5"], samples_per_prompt: 5'
+            "[accuracy, chrf, likelihood_accuracy, loss], labels: [red, green]",
+            '["pass@1", "pass@5"], samples_per_prompt: 5',
         )
     )
     evaluate(str(tiny_base), str(path), output=tmp_path / "out", worst=1)
@@ -130,18 +151,26 @@ def test_code_is_run_with_its_tests(
     assert len(row["answers"]) == len(row["programs"]) == 5
     assert "passed" not in row["programs"]
     monkeypatch.setattr(evaluation_rows, "why_no_sandbox", lambda: "it has no Landlock")
-    with pytest.raises(FinetuneError, match=r"this machine can't confine it: it has no Landlock\. Take another metric"):
+    with pytest.raises(
+        FinetuneError, match=r"this machine can't confine it: it has no Landlock\. Take another metric"
+    ):
         evaluate(str(tiny_base), str(path), worst=0)
     monkeypatch.undo()
     del tested["test_list"]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(tested | {"task": f"Write {n}"}) + "\n" for n in range(8)))
-    with pytest.raises(FinetuneError, match=r"2 of 2 rows have none \(the first: rows\.jsonl:\d\): take format code"):
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps(tested | {"task": f"Write {n}"}) + "\n" for n in range(8))
+    )
+    with pytest.raises(
+        FinetuneError, match=r"2 of 2 rows have none \(the first: rows\.jsonl:\d\): take format code"
+    ):
         evaluate(str(tiny_base), str(path), worst=0)
 
 
 def test_answers_need_prompts(tiny_base: Path, tmp_path: Path) -> None:
     """A metric that compares answers doesn't fit plain texts; bits per byte do."""
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"The sky is blue, {n}."}) + "\n" for n in range(8)))
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"text": f"The sky is blue, {n}."}) + "\n" for n in range(8))
+    )
     values = {"base": tiny_base, "rows": tmp_path / "rows.jsonl", "runs": tmp_path / "runs"}
     text = (
         RECIPE.format(**values)
@@ -150,7 +179,9 @@ def test_answers_need_prompts(tiny_base: Path, tmp_path: Path) -> None:
     )
     path = tmp_path / "text.yaml"
     path.write_text(text.replace("[accuracy, chrf, likelihood_accuracy, loss]", "[chrf]"))
-    with pytest.raises(FinetuneError, match="the metric chrf compares answers, and no evaluation row has a prompt"):
+    with pytest.raises(
+        FinetuneError, match="the metric chrf compares answers, and no evaluation row has a prompt"
+    ):
         evaluate(str(tiny_base), str(path), worst=0)
     path.write_text(text.replace("[accuracy, chrf, likelihood_accuracy, loss]", "[bits_per_byte]"))
     evaluate(str(tiny_base), str(path), worst=3)
@@ -160,10 +191,13 @@ def test_a_head_writes_no_text(recipe: str, tmp_path: Path) -> None:
     """`generate` refuses a run with a classification head, and says what scores it."""
     text = Path(recipe).read_text().replace("model: {", "model: {head: {labels: [red, green]}, ")
     Path(recipe).write_text(
-        text.replace("[accuracy, chrf, likelihood_accuracy, loss], labels: [red, green], max_new_tokens: 2", "[]")
+        text.replace(
+            "[accuracy, chrf, likelihood_accuracy, loss], labels: [red, green], max_new_tokens: 2", "[]"
+        )
     )
     run = start(load_recipe(recipe, []).recipe)
     with pytest.raises(
-        FinetuneError, match=r"has a classification head and writes no text: finetune evaluate .*run-001 scores it"
+        FinetuneError,
+        match=r"has a classification head and writes no text: finetune evaluate .*run-001 scores it",
     ):
         generate(str(run.path), prompt=["Hi"])

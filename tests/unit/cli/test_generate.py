@@ -22,7 +22,9 @@ train: {{precision: fp32}}
 """
 
 
-def write_recipe(folder: Path, base: Path, rows: Path, evaluation: str = ", evaluation: {fraction: 0.2}") -> str:
+def write_recipe(
+    folder: Path, base: Path, rows: Path, evaluation: str = ", evaluation: {fraction: 0.2}"
+) -> str:
     path = folder / "recipe.yaml"
     path.write_text(RECIPE.format(base=base, rows=rows, evaluation=evaluation))
     return str(path)
@@ -42,7 +44,9 @@ def test_one_prompt_prints_its_answer_alone(tiny_base: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == clean_for_terminal(answer["answer"]) + "\n"
 
 
-def test_prompts_come_from_options_and_a_file(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_come_from_options_and_a_file(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Prompts of --prompt and --file are answered in order; blank lines are passed over."""
     (tmp_path / "prompts.txt").write_text("second\n\nthird\n")
     generate(str(tiny_base), prompt=["first"], file=tmp_path / "prompts.txt", max_new_tokens=3, as_json=True)
@@ -68,14 +72,16 @@ ODD_LINES = [
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_a_file_of_prompts_has_the_lines_that_are_written(tmp_path: Path, end: str, mark: str) -> None:
-    """Only a line feed ends a line, with or without a carriage return before it; a byte order mark is none of the text."""
+    """Only a line feed ends a line, with or without a carriage return before it; a byte order mark is none of
+    the text."""
     path = tmp_path / "prompts.txt"
     path.write_bytes((mark + end.join([*ODD_LINES, "", "last"])).encode())
     assert read_prompts(["first"], path) == ["first", *ODD_LINES, "last"]
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
-    """With the place of the first byte that is no UTF-8; so is one that can't be read, or holds blanks alone."""
+    """With the place of the first byte that is no UTF-8; so is one that can't be read, or holds blanks
+    alone."""
     path = tmp_path / "prompts.txt"
     path.write_bytes("Größe".encode("latin-1"))
     with pytest.raises(FinetuneError, match=r"prompts\.txt is not UTF-8: byte 3 is 0xf6\. Save it as UTF-8"):
@@ -97,7 +103,9 @@ def test_a_chat_takes_lines_as_they_are_written(monkeypatch: pytest.MonkeyPatch)
 def test_a_chat_of_bytes_that_are_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the terminal's encoding lets such bytes through."""
     for errors in ("strict", "surrogateescape"):
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"ok\n\xff\n"), encoding="utf-8", errors=errors))
+        monkeypatch.setattr(
+            "sys.stdin", io.TextIOWrapper(io.BytesIO(b"ok\n\xff\n"), encoding="utf-8", errors=errors)
+        )
         with pytest.raises(FinetuneError, match=r"not text in utf-8|not valid text"):
             list(chatting.questions(interactive=False))
 
@@ -115,13 +123,17 @@ def test_a_base_without_template_asks_for_raw(tmp_path: Path) -> None:
     with pytest.raises(FinetuneError, match="--raw"):
         generate(str(tmp_path), prompt=["Hi"], max_new_tokens=2)
     generate(str(tmp_path), prompt=["Hi"], max_new_tokens=2, raw=True)
-    with pytest.raises(FinetuneError, match=r"can't hold a conversation.* finetune generate \S+ --raw --prompt") as told:
+    with pytest.raises(
+        FinetuneError, match=r"can't hold a conversation.* finetune generate \S+ --raw --prompt"
+    ) as told:
         chat(str(tmp_path))
     words = shlex.split(str(told.value)[str(told.value).index("finetune generate") :])
     generate(words[2], prompt=[words[5]], raw=True, max_new_tokens=2)  # as it is printed
 
 
-def test_cut_answers_are_said(tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cut_answers_are_said(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """By generate of all answers, in its JSON of each, and by chat of the one."""
     generate(str(tiny_base), prompt=["Hi", "Ada?"], max_new_tokens=2, as_json=True)
     printed = capsys.readouterr()
@@ -158,7 +170,8 @@ def test_a_piped_chat_keeps_the_conversation(
 
 
 def test_a_streamed_answer_holds_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
-    """Not when it comes in pieces either; words appear as soon as they are whole, text without blanks at once."""
+    """Not when it comes in pieces either; words appear as soon as they are whole, text without blanks at
+    once."""
     token = f"hf_{'a1' * 15}"
     seen: list[str] = []
 
@@ -175,7 +188,8 @@ def test_a_streamed_answer_holds_no_secret(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_ctrl_c_ends_an_answer_only(capsys: pytest.CaptureFixture[str]) -> None:
-    """What had been said before Ctrl-C stays a turn of the conversation, printed without control sequences."""
+    """What had been said before Ctrl-C stays a turn of the conversation, printed without control
+    sequences."""
 
     def interrupted():
         yield "Half \x1b[31man"
@@ -189,11 +203,16 @@ def test_ctrl_c_ends_an_answer_only(capsys: pytest.CaptureFixture[str]) -> None:
 def test_evaluate_reports_every_figure(
     tiny_base: Path, alpaca_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without metrics in the recipe: loss, perplexity, exact match, with their intervals; max_rows limits the rows."""
+    """Without metrics in the recipe: loss, perplexity, exact match, with their intervals; max_rows limits the
+    rows."""
     recipe = write_recipe(tmp_path, tiny_base, alpaca_file)
     evaluate(str(tiny_base), recipe, ["evaluate.max_rows=5"], worst=3, as_json=True)
     metrics = json.loads(capsys.readouterr().out)["metrics"]
-    assert {name: found["rows"] for name, found in metrics.items()} == {"loss": 5, "perplexity": 5, "exact_match": 5}
+    assert {name: found["rows"] for name, found in metrics.items()} == {
+        "loss": 5,
+        "perplexity": 5,
+        "exact_match": 5,
+    }
     # A random model is about as good as guessing among its vocabulary of some 400 tokens.
     assert metrics["perplexity"]["value"] == pytest.approx(400, rel=0.5)
     assert metrics["perplexity"]["low"] < metrics["perplexity"]["value"] < metrics["perplexity"]["high"]

@@ -1,4 +1,5 @@
-"""The commands that are printed work as they are printed: for every method, format and kind of base, whatever a path holds."""
+"""The commands that are printed work as they are printed: for every method, format and kind of base, whatever
+a path holds."""
 
 import hashlib
 import json
@@ -33,13 +34,18 @@ Train = Callable[..., tuple[RunFolder, dict[str, str]]]
 def as_a_shell_reads(line: str) -> list[str]:
     """The words of a command, parted by a shell."""
     printed = subprocess.run(
-        ["bash", "-c", f"finetune() {{ printf '%s\\0' \"$@\"; }}; {line}"], capture_output=True, check=True, cwd="/"
+        ["bash", "-c", f"finetune() {{ printf '%s\\0' \"$@\"; }}; {line}"],
+        capture_output=True,
+        check=True,
+        cwd="/",
     )
     return printed.stdout.decode().split("\0")[:-1]
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], tuple[str, str]]:
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], tuple[str, str]]:
     """call("finetune ...") runs a command as a shell would read it; what it printed."""
 
     def work(line: str) -> tuple[str, str]:
@@ -52,10 +58,14 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture
 def train(tiny_base: Path, tmp_path: Path, call: Callable[[str], tuple[str, str]]) -> Train:
-    """train(source, method=..., template=...) trains in a folder of an odd name: the run, and the printed commands by name."""
+    """train(source, method=..., template=...) trains in a folder of an odd name: the run, and the printed
+    commands by name."""
     folder = tmp_path / ODD
     folder.mkdir()
-    rows = [{"prompt": prompt, "completion": completion, "text": prompt + completion} for prompt, completion in PLAIN.items()]
+    rows = [
+        {"prompt": prompt, "completion": completion, "text": prompt + completion}
+        for prompt, completion in PLAIN.items()
+    ]
     rows = [row | {"label": "cat" if "cat" in row["prompt"] else "dog"} for row in rows] * 4
 
     def work(
@@ -71,7 +81,9 @@ def train(tiny_base: Path, tmp_path: Path, call: Callable[[str], tuple[str, str]
             metadata={"format": "pt"},
         )
         # Which no answer follows, and no verb stumbles over.
-        (base / "generation_config.json").write_text('{"min_new_tokens": 30, "num_return_sequences": 2, "stop_strings": ["a"]}')
+        (base / "generation_config.json").write_text(
+            '{"min_new_tokens": 30, "num_return_sequences": 2, "stop_strings": ["a"]}'
+        )
         if not template:
             (base / "chat_template.jinja").unlink()
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -86,7 +98,13 @@ def train(tiny_base: Path, tmp_path: Path, call: Callable[[str], tuple[str, str]
                 "allow_findings": ["leakage"],
                 "max_length_tokens": 128,
             },
-            "train": {"precision": "fp32", "learning_rate": 1e-2, "max_steps": 40, "micro_batch_size": 4, "rehearsal": False},
+            "train": {
+                "precision": "fp32",
+                "learning_rate": 1e-2,
+                "max_steps": 40,
+                "micro_batch_size": 4,
+                "rehearsal": False,
+            },
             "evaluate": {"max_new_tokens": 24},
             "tracking": {"tracker": "none"},
             "output": {"folder": str(folder)},
@@ -98,7 +116,9 @@ def train(tiny_base: Path, tmp_path: Path, call: Callable[[str], tuple[str, str]
         code = f" --allow-code {hashlib.sha256(PARSE.encode()).hexdigest()}" if "parse.py" in source else ""
         out, _ = call(f"{shell_command('train', path)}{code}")
         lines = [line.split(maxsplit=1) for line in out.splitlines() if " finetune " in f" {line}"]
-        return RunFolder(folder / f"{ODD}-001"), {words[0]: words[1] for words in lines if words[1].startswith("finetune ")}
+        return RunFolder(folder / f"{ODD}-001"), {
+            words[0]: words[1] for words in lines if words[1].startswith("finetune ")
+        }
 
     return work
 
@@ -114,7 +134,10 @@ def source(**options: Any) -> str:
         (source(format="prompt_completion"), "full", False),
         (source(format="text"), "qlora", True),
         (
-            source(format="template", template={"prompt": "{{ prompt }}", "completion": "{{ completion }}", "chat": False}),
+            source(
+                format="template",
+                template={"prompt": "{{ prompt }}", "completion": "{{ completion }}", "chat": False},
+            ),
             "full",
             True,
         ),
@@ -124,7 +147,8 @@ def source(**options: Any) -> str:
 def test_plain_texts_are_asked_plainly(
     train: Train, call: Callable[[str], tuple[str, str]], written: str, method: str, template: bool
 ) -> None:
-    """The printed command continues a text as it was learned, also where the base has a chat template, and says so."""
+    """The printed command continues a text as it was learned, also where the base has a chat template, and
+    says so."""
     folder, commands = train(written, method=method, template=template)
     assert set(commands) == ({"generate"} if method == "full" else {"merge", "generate"})
     prompt = next(iter(PLAIN))
@@ -140,7 +164,9 @@ def test_plain_texts_are_asked_plainly(
         assert (folder.path / "merged" / "model.safetensors").is_file()
 
 
-def test_conversations_are_asked_by_the_template(train: Train, call: Callable[[str], tuple[str, str]]) -> None:
+def test_conversations_are_asked_by_the_template(
+    train: Train, call: Callable[[str], tuple[str, str]]
+) -> None:
     """As generate, chat and samples ask."""
     chat = {"prompt": "{{ prompt }}", "completion": "{{ completion }}"}
     folder, commands = train(source(format="template", template=chat))
@@ -153,8 +179,11 @@ def test_conversations_are_asked_by_the_template(train: Train, call: Callable[[s
 
 @pytest.mark.parametrize("template", [True, False])
 def test_a_head_is_measured(train: Train, call: Callable[[str], tuple[str, str]], template: bool) -> None:
-    """By the printed command, with the run's own recipe; it needs no chat template, neither does its merge."""
-    folder, commands = train(source(format="classification", columns={"text": "prompt"}), head=True, template=template)
+    """By the printed command, with the run's own recipe; it needs no chat template, neither does its
+    merge."""
+    folder, commands = train(
+        source(format="classification", columns={"text": "prompt"}), head=True, template=template
+    )
     assert set(commands) == {"merge", "evaluate"}
     out, _ = call(f"{commands['evaluate']} --json")
     report = json.loads(out)
@@ -162,13 +191,17 @@ def test_a_head_is_measured(train: Train, call: Callable[[str], tuple[str, str]]
     assert report["metrics"]["loss"]["value"] < report["metrics"]["loss"]["base"]["value"]
     assert "holds" in call(commands["merge"])[0]
     assert report["metrics"]["accuracy"]["value"] == folder.read_summary()["final/accuracy"] == 1.0
-    out, _ = call(f"{shell_command('evaluate', folder.path / 'merged', folder.path.parent / f'{ODD}.yaml')} --json")
+    out, _ = call(
+        f"{shell_command('evaluate', folder.path / 'merged', folder.path.parent / f'{ODD}.yaml')} --json"
+    )
     assert json.loads(out)["metrics"]["accuracy"]["value"] == 1.0
     kept = [json.loads(line) for line in (folder.predictions / "final.jsonl").read_text().splitlines()]
     assert [row["answer"] for row in kept] == [row["references"][0] for row in kept] == ["cat", "dog"] * 4
 
 
-def test_a_stopped_run_goes_on_by_what_it_says(train: Train, call: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_by_what_it_says(
+    train: Train, call: Callable[[str], tuple[str, str]], tmp_path: Path
+) -> None:
     """The command that is printed after Ctrl-C resumes the run, code of the recipe included."""
     folder, _ = train(source(format="python", code="parse.py"))
     sha256 = hashlib.sha256(PARSE.encode()).hexdigest()
@@ -195,11 +228,15 @@ def test_a_real_shell_runs_what_is_printed(train: Train) -> None:
     prompt = next(iter(PLAIN))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     line = commands["generate"].replace("...", prompt)
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=os.environ | {"PATH": path})
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, env=os.environ | {"PATH": path}
+    )
     assert (done.returncode, done.stdout.strip()) == (0, PLAIN[prompt].strip())
 
 
-@pytest.mark.parametrize("name", ["-run", "~run", "a b", "it's", 'say "hi"', "é", "$(x)", "*", "plain", "new\nline"])
+@pytest.mark.parametrize(
+    "name", ["-run", "~run", "a b", "it's", 'say "hi"', "é", "$(x)", "*", "plain", "new\nline"]
+)
 def test_a_path_is_one_word(name: str) -> None:
     """Of a command; it begins neither like an option nor like a home folder."""
     verb, path, option, value = as_a_shell_reads(shell_command("merge", Path(name), "--output", Path(name)))

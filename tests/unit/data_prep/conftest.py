@@ -1,6 +1,7 @@
-"""Tokenizers, one of them with every special token that the shipped templates write; rows; the golden masks' conversation."""
+"""Tokenizers, one of them with every special token that the shipped templates write; rows; the golden masks'
+conversation."""
 
-# ruff: noqa: S106 - tokens of a vocabulary are no secrets
+
 from pathlib import Path
 
 import pytest
@@ -41,16 +42,21 @@ def rows(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a byte-level tokenizer that adds <s> by itself, as LLaMA's do, pads with </s> and has no template."""
+    """A folder with a byte-level tokenizer that adds <s> by itself, as LLaMA's do, pads with </s> and has no
+    template."""
     tokenizer = trained_bpe(CORPUS, 400)
     tokenizer.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=True),
-            processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]),
+            processors.TemplateProcessing(
+                single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+            ),
         ]
     )
     folder = tmp_path_factory.mktemp("llama-tokenizer")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(
+        folder
+    )
     return folder
 
 

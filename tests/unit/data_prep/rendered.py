@@ -19,5 +19,7 @@ def supervised_texts(document: Document, tokenizer: PreTrainedTokenizerFast) -> 
     return [tokenizer.decode(run, clean_up_tokenization_spaces=False) for run in runs]
 
 
-def one(example: Conversation | PlainText, tokenizer: PreTrainedTokenizerFast, supervise: str = "assistant") -> Document:
+def one(
+    example: Conversation | PlainText, tokenizer: PreTrainedTokenizerFast, supervise: str = "assistant"
+) -> Document:
     return tokenize([("rows.json row 1", example)], tokenizer, supervise)[0]

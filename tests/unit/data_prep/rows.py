@@ -14,7 +14,12 @@ from data_prep.table.documents import Document, DocumentTable
 from data_prep.tokenizers.tokenizer import load_tokenizer
 
 ROWS = [
-    {"instruction": f"Say {word} to {name}.", "output": f"{word}, {name}", "topic": f"It is {word}.", "note": f"Ask {name}."}
+    {
+        "instruction": f"Say {word} to {name}.",
+        "output": f"{word}, {name}",
+        "topic": f"It is {word}.",
+        "note": f"Ask {name}.",
+    }
     for word in ("blue", "lamp", "seven")
     for name in ("Ada", "Bob", "Eve")
 ]
@@ -23,7 +28,8 @@ LABELLED = [{"text": f"It was {n} times as good.", "label": ("bad", "good")[n % 
 
 
 def allowing(finding: str, place: str, message: str) -> None:
-    """Takes rows that begin with a second BOS, or whose prompt grows together with the answer, and refuses any others."""
+    """Takes rows that begin with a second BOS, or whose prompt grows together with the answer, and refuses
+    any others."""
     assert finding in ("double_bos", "prompt_not_learned", "plain_special_tokens"), message
 
 
@@ -31,7 +37,9 @@ def write(path: Path, values: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in values))
 
 
-def file(path: Path, rows: Sequence[dict[str, Any]], format_name: str = "alpaca", **options: Any) -> dict[str, Any]:
+def file(
+    path: Path, rows: Sequence[dict[str, Any]], format_name: str = "alpaca", **options: Any
+) -> dict[str, Any]:
     """A source of these rows."""
     write(path, rows)
     return {"path": str(path), "format": format_name} | options
@@ -54,7 +62,11 @@ def talk(*turns: str, system: str | None = None, **answer: Any) -> dict[str, Any
     """A conversation of user and assistant in turn."""
     messages = [{"role": "system", "content": system}] if system is not None else []
     for index, content in enumerate(turns):
-        messages.append({"role": "user", "content": content} if index % 2 == 0 else {"role": "assistant", "content": content})
+        messages.append(
+            {"role": "user", "content": content}
+            if index % 2 == 0
+            else {"role": "assistant", "content": content}
+        )
     return {"messages": [*messages[:-1], messages[-1] | answer]}
 
 

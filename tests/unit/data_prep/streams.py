@@ -61,7 +61,10 @@ def documents(buffers: Sequence[Buffer]) -> list[Document]:
 
 def in_turn(sizes: Sequence[int]) -> list[str]:
     """The places of all rows, a row of each source in turn."""
-    columns = [[f"source-{source}-{number}.jsonl:{row + 1}" for row in range(number)] for source, number in enumerate(sizes)]
+    columns = [
+        [f"source-{source}-{number}.jsonl:{row + 1}" for row in range(number)]
+        for source, number in enumerate(sizes)
+    ]
     return [place for places in zip_longest(*columns) for place in places if place is not None]
 
 

@@ -1,4 +1,5 @@
-"""The prompt that is asked is the prompt that was learned, for every tokenizer; where it can't be, the audit says so."""
+"""The prompt that is asked is the prompt that was learned, for every tokenizer; where it can't be, the audit
+says so."""
 
 from pathlib import Path
 
@@ -23,14 +24,18 @@ def one(example: PlainText | Conversation, tokenizer: PreTrainedTokenizerFast) -
 
 
 PIECE = st.one_of(
-    st.sampled_from([" ", "  ", "\n", "\n\n", ":", "Paris", "is", "12", "3", "Ada", "\t", "é"]), st.text(max_size=3)
+    st.sampled_from([" ", "  ", "\n", "\n\n", ":", "Paris", "is", "12", "3", "Ada", "\t", "é"]),
+    st.text(max_size=3),
 )
-TEXT = st.lists(PIECE, min_size=1, max_size=5).map("".join).filter(lambda text: bool(text) and "<" not in text)
+TEXT = (
+    st.lists(PIECE, min_size=1, max_size=5).map("".join).filter(lambda text: bool(text) and "<" not in text)
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plain_prompt_is_the_beginning_of_what_is_learned(kind: str, load: Load) -> None:
-    """The ids that a prompt is asked with are those that a row with this prompt begins with, and all others are learned."""
+    """The ids that a prompt is asked with are those that a row with this prompt begins with, and all others
+    are learned."""
     tokenizer = load(kind)
 
     @settings(deadline=None, max_examples=80)
@@ -64,11 +69,15 @@ def test_a_row_reads_back_as_it_was_written(prompt: str, completion: str, kind: 
     ids = one(PlainText(prompt, completion), tokenizer).token_ids
     if kind == "unigram" and "\n" in prompt + completion:
         return  # it knows no line break
-    assert tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == prompt + completion
+    assert (
+        tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        == prompt + completion
+    )
 
 
 def test_a_blank_before_an_answer_belongs_to_its_first_word(load: Load) -> None:
-    """Wherever the blank between prompt and completion was written, the row is the same; a line break stays in the prompt."""
+    """Wherever the blank between prompt and completion was written, the row is the same; a line break stays
+    in the prompt."""
     for kind in KINDS:
         tokenizer = load(kind)
         rows = [one(PlainText(*parts), tokenizer) for parts in (("called: ", "tom"), ("called:", " tom"))]
@@ -86,11 +95,15 @@ def test_an_earlier_preparation_keeps_its_tokens(load: Load, tmp_path: Path) -> 
     ids = one(PlainText("Par", "is"), then).token_ids
     assert ids[:-1] == then("Paris", add_special_tokens=False)["input_ids"]
     assert (
-        prompt_and_reference(PlainText("called: ", "tom"), then)[0] == then("called: ", add_special_tokens=False)["input_ids"]
+        prompt_and_reference(PlainText("called: ", "tom"), then)[0]
+        == then("called: ", add_special_tokens=False)["input_ids"]
     )
 
 
-PLAIN_HEADERS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+PLAIN_HEADERS = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% "
+    "endfor %}"
+)
 HEADER = PLAIN_HEADERS + "{% if add_generation_prompt %}[assistant]{% endif %}"
 CLOSES = {
     "a blank that the generation prompt ends in": HEADER.replace("[assistant]", "[assistant] ").replace(
@@ -112,14 +125,20 @@ def chat(folder: Path, template: str, load: Load) -> PreTrainedTokenizerFast:
 
 
 def rows_with(folder: Path, *answers: str) -> dict[str, object]:
-    rows = [{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": answer}]} for answer in answers]
+    rows = [
+        {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": answer}]}
+        for answer in answers
+    ]
     write(folder / "rows.jsonl", rows)
     return file(folder / "rows.jsonl", rows, "messages")
 
 
 @pytest.mark.parametrize("template", CLOSES)
-def test_a_chat_that_is_asked_otherwise_than_learned_fails_the_audit(template: str, load: Load, tmp_path: Path) -> None:
-    """It is counted under a finding of its own, and refused for training; where the recipe allows it, its ids are unchanged."""
+def test_a_chat_that_is_asked_otherwise_than_learned_fails_the_audit(
+    template: str, load: Load, tmp_path: Path
+) -> None:
+    """It is counted under a finding of its own, and refused for training; where the recipe allows it, its ids
+    are unchanged."""
     tokenizer = chat(tmp_path, CLOSES[template], load)
     data = section(rows_with(tmp_path, "tom", "likes"))
     assert prepare(data, tokenizer, seed=0, audit=True).report.findings() == {"prompt_not_learned": 2}
@@ -132,11 +151,16 @@ def test_a_chat_that_is_asked_otherwise_than_learned_fails_the_audit(template: s
 
 
 def test_only_answers_that_grow_together_with_the_header_are_counted(load: Load, tmp_path: Path) -> None:
-    """With a header that is no special token, an answer that begins with what follows a bracket in one token is found."""
+    """With a header that is no special token, an answer that begins with what follows a bracket in one token
+    is found."""
     tokenizer = chat(tmp_path, HEADER.replace("[assistant]", "A:\n").replace("[{{ m.role }}]", "A:\n"), load)
-    report = prepare(section(rows_with(tmp_path, "Ada", "\n\nAda", "Paris")), tokenizer, seed=0, audit=True).report
+    report = prepare(
+        section(rows_with(tmp_path, "Ada", "\n\nAda", "Paris")), tokenizer, seed=0, audit=True
+    ).report
     assert report.findings() == {"prompt_not_learned": 1}
-    assert report.first("prompt_not_learned").startswith("rows.jsonl:2: by itself, the prompt ends in the tokens")
+    assert report.first("prompt_not_learned").startswith(
+        "rows.jsonl:2: by itself, the prompt ends in the tokens"
+    )
 
 
 @settings(deadline=None, max_examples=80)
@@ -148,6 +172,8 @@ def test_without_a_finding_a_chat_is_asked_as_it_was_learned(
     tokenizer = chat(tmp_path_factory.mktemp("chat"), HEADER, load)
     example = Conversation((Message("user", question), Message("assistant", answer)))
     findings: list[str] = []
-    [document] = tokenize([("row", example)], tokenizer, on_finding=lambda finding, place, message: findings.append(finding))
+    [document] = tokenize(
+        [("row", example)], tokenizer, on_finding=lambda finding, place, message: findings.append(finding)
+    )
     asked, _ = prompt_and_reference(example, tokenizer)
     assert (document.token_ids[: len(asked)] == asked) == ("prompt_not_learned" not in findings)

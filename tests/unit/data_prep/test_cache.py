@@ -20,7 +20,9 @@ from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.unit.data_prep.rows import OTHER_ROWS, ROWS, alpaca, content, same, section, whole_entries, write
 
 
-def test_the_second_time_they_come_from_the_cache(rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_second_time_they_come_from_the_cache(
+    rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """What was prepared once comes from the cache from then on, the same in all as without a cache."""
     data = section(alpaca(rows / "rows.jsonl"), alpaca(rows / "other.jsonl"), evaluation={"fraction": 0.2})
     fresh = prepare(data, tokenizer, seed=3)
@@ -32,7 +34,9 @@ def test_the_second_time_they_come_from_the_cache(rows: Path, tmp_path: Path, to
     assert len(whole_entries(tmp_path / "cache")) == 1
 
 
-def outcome(data: DataSection, tokenizer: PreTrainedTokenizerFast, cached: Path | None) -> tuple[PreparedData | None, str]:
+def outcome(
+    data: DataSection, tokenizer: PreTrainedTokenizerFast, cached: Path | None
+) -> tuple[PreparedData | None, str]:
     """What is prepared, or the message that says why nothing is."""
     try:
         return prepare(data, tokenizer, seed=0, cache=cached), ""
@@ -42,13 +46,18 @@ def outcome(data: DataSection, tokenizer: PreTrainedTokenizerFast, cached: Path 
 
 @settings(deadline=None, max_examples=30)
 @given(
-    st.lists(st.tuples(st.text(max_size=30), st.text(max_size=60), st.sampled_from([None, 0, 0.5, 3])), min_size=1, max_size=8),
+    st.lists(
+        st.tuples(st.text(max_size=30), st.text(max_size=60), st.sampled_from([None, 0, 0.5, 3])),
+        min_size=1,
+        max_size=8,
+    ),
     st.sampled_from(["drop", "truncate_end", "truncate_start", "split"]),
 )
 def test_any_rows_come_from_the_cache_as_they_were(
     tokenizer: PreTrainedTokenizerFast, turns: list[tuple[str, str, float | None]], over_length: str
 ) -> None:
-    """Whatever stands in rows, their documents, spans, weights, places and report are the same out of the cache."""
+    """Whatever stands in rows, their documents, spans, weights, places and report are the same out of the
+    cache."""
     with tempfile.TemporaryDirectory() as name:
         file, cached = Path(name) / "rows.jsonl", Path(name) / "cache"
         talks = [
@@ -56,7 +65,9 @@ def test_any_rows_come_from_the_cache_as_they_were(
             for asked, answer, weight in turns
         ]
         write(file, [{"messages": talk} for talk in talks])
-        data = section({"path": str(file), "format": "messages"}, over_length=over_length, max_length_tokens=48)
+        data = section(
+            {"path": str(file), "format": "messages"}, over_length=over_length, max_length_tokens=48
+        )
         fresh, message = outcome(data, tokenizer, None)
         first, again = outcome(data, tokenizer, cached)
         assert again == message
@@ -75,12 +86,17 @@ def test_generated_rows_are_known_by_their_options(
     """Rows that are generated are prepared again where any option of the generator differs."""
     orders: dict[str, Any] = {"generated": "orders", "rows": 8}
     sources = [orders, orders | change, orders, orders | change]
-    found = [prepare(section(source), tokenizer, seed=0, cache=tmp_path / "cache").from_cache for source in sources]
+    found = [
+        prepare(section(source), tokenizer, seed=0, cache=tmp_path / "cache").from_cache for source in sources
+    ]
     assert found == [False, False, True, True]
 
 
-def test_a_renamed_file_is_prepared_again(rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Places of rows name their file: with another name it is prepared again, and with the old one it isn't."""
+def test_a_renamed_file_is_prepared_again(
+    rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Places of rows name their file: with another name it is prepared again, and with the old one it
+    isn't."""
     (rows / "renamed.jsonl").write_bytes((rows / "rows.jsonl").read_bytes())
     made = [
         prepare(section(alpaca(rows / name)), tokenizer, seed=0, cache=tmp_path / "cache")
@@ -90,8 +106,11 @@ def test_a_renamed_file_is_prepared_again(rows: Path, tmp_path: Path, tokenizer:
     assert [one.train[0].place for one in made] == ["rows.jsonl:1", "renamed.jsonl:1", "rows.jsonl:1"]
 
 
-def test_a_file_may_be_moved_and_touched(rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Neither the folder that a file lies in nor its time decides documents; the report names it where it lies now."""
+def test_a_file_may_be_moved_and_touched(
+    rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Neither the folder that a file lies in nor its time decides documents; the report names it where it
+    lies now."""
     file, moved = rows / "rows.jsonl", tmp_path / "elsewhere" / "deep" / "rows.jsonl"
     prepare(section(alpaca(file)), tokenizer, seed=0, cache=tmp_path / "cache")
     os.utime(file, (0, 0))
@@ -123,7 +142,9 @@ def test_the_folder_counts_where_places_name_it(tmp_path: Path, tokenizer: PreTr
 
 
 @pytest.mark.parametrize("pattern", ["", "*.jsonl"])
-def test_the_files_of_a_folder_count(pattern: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_files_of_a_folder_count(
+    pattern: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """A file that is added to a folder or a glob, renamed in it or changed prepares again."""
     folder = tmp_path / "data"
     folder.mkdir()
@@ -142,8 +163,11 @@ def test_the_files_of_a_folder_count(pattern: str, tmp_path: Path, tokenizer: Pr
     assert found == [False, *[False, True] * 3, True, True]  # without c.jsonl it is as it was at first
 
 
-def test_the_report_lists_what_lies_beside_the_files_now(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The report names the files of a folder that aren't read as they are now, though the rows come from the cache."""
+def test_the_report_lists_what_lies_beside_the_files_now(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """The report names the files of a folder that aren't read as they are now, though the rows come from the
+    cache."""
     folder = tmp_path / "data"
     folder.mkdir()
     write(folder / "a.jsonl", ROWS)
@@ -173,8 +197,8 @@ def test_a_failure_is_not_cached(rows: Path, tmp_path: Path, tokenizer: PreTrain
 
 
 def test_entries_and_clear(rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Entries are listed with their sources, documents and bytes, the newest first; clearing deletes them and what is left
-    of others, says how much that was, and leaves nothing."""
+    """Entries are listed with their sources, documents and bytes, the newest first; clearing deletes them and
+    what is left of others, says how much that was, and leaves nothing."""
     cached = tmp_path / "cache"
     assert entries(cached) == []
     assert clear(cached) == (0, 0)
@@ -200,7 +224,9 @@ def test_entries_and_clear(rows: Path, tmp_path: Path, tokenizer: PreTrainedToke
     assert not prepare(first, tokenizer, seed=0, cache=cached).from_cache
 
 
-def test_a_run_goes_on_with_an_entry_that_is_cleared(rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_run_goes_on_with_an_entry_that_is_cleared(
+    rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """Documents that are read from an entry stay readable when it is deleted, and when it is made anew."""
     data = section(alpaca(rows / "rows.jsonl"))
     prepare(data, tokenizer, seed=0, cache=tmp_path / "cache")

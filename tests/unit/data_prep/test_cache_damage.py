@@ -31,7 +31,8 @@ def emptied(file: Path) -> None:
 def test_a_damaged_entry_is_prepared_again(
     name: str, damage: Callable[[Path], None], rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """A file of an entry that is shorter or longer than it was, or gone, is noticed, and the entry made anew."""
+    """A file of an entry that is shorter or longer than it was, or gone, is noticed, and the entry made
+    anew."""
     data, cached = section(alpaca(rows / "rows.jsonl")), tmp_path / "cache"
     prepare(data, tokenizer, seed=0, cache=cached)
     (entry,) = whole_entries(cached)
@@ -52,7 +53,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         pytest.skip(f"mounting a file system isn't allowed here: {done.stderr.strip()}")
@@ -61,12 +65,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("count", [400, 3000])
-def test_a_disk_that_fills_up(count: int, small_disk: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A disk that fills up, early or at the end, is one DataError; nothing is left, and with more room it goes on."""
+def test_a_disk_that_fills_up(
+    count: int, small_disk: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A disk that fills up, early or at the end, is one DataError; nothing is left, and with more room it
+    goes on."""
     file, cached = tmp_path / "rows.jsonl", small_disk / "cache"
     write(file, [{"text": f"{number} " * (240_000 // count)} for number in range(count)])
     data = section({"path": str(file), "format": "text"})
-    with pytest.raises(DataError, match=f"^prepared data can't be written to {cached}: .*No space left on device; make room"):
+    with pytest.raises(
+        DataError, match=f"^prepared data can't be written to {cached}: .*No space left on device; make room"
+    ):
         prepare(data, tokenizer, seed=0, cache=cached)
     assert entries(cached) == []
     assert [path.suffix for path in cached.iterdir()] == [".lock"]
@@ -76,11 +85,16 @@ def test_a_disk_that_fills_up(count: int, small_disk: Path, tmp_path: Path, toke
 
 
 @pytest.mark.parametrize("below", ["", "below"])
-def test_a_cache_that_is_no_folder(below: str, rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_cache_that_is_no_folder(
+    below: str, rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """A file where the cache's folder should be, or above it, is one DataError that says what to do."""
     cached = tmp_path / "cache" / below
     (tmp_path / "cache").write_text("")
-    with pytest.raises(DataError, match=f"^prepared data can't be written to {cached}: .*set FINETUNE_CACHE to another folder"):
+    with pytest.raises(
+        DataError,
+        match=f"^prepared data can't be written to {cached}: .*set FINETUNE_CACHE to another folder",
+    ):
         prepare(section(alpaca(rows / "rows.jsonl")), tokenizer, seed=0, cache=cached)
     assert (tmp_path / "cache").read_text() == ""
     assert entries(cached) == []
@@ -100,11 +114,13 @@ CHANGES = {
 def test_a_file_that_changes_while_it_is_read(
     change: str, use: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Rows of a file that changes while it is read are refused, with a cache and without, and none of them is kept."""
+    """Rows of a file that changes while it is read are refused, with a cache and without, and none of them is
+    kept."""
     code = tmp_path / "change.py"
     code.write_text(
         f"from pathlib import Path\nFILE = Path(__file__).with_name('changing.jsonl')\n"
-        f"def parse(row):\n    if row['text'] == 'two':\n        {change_of(change)}\n    return {{'text': row['text']}}\n"
+        f"def parse(row):\n    if row['text'] == 'two':\n        {change_of(change)}\n    return {{'text': "
+        f"row['text']}}\n"
     )
     changing, still = tmp_path / "changing.jsonl", tmp_path / "still.jsonl"
     write(still, [{"text": "still"}])
@@ -113,7 +129,9 @@ def test_a_file_that_changes_while_it_is_read(
     data, allowed = section(train, evaluation={"sources": [held_out]}), sha256(code.read_bytes()).hexdigest()
     for cached in (None, tmp_path / "cache"):
         write(changing, [{"text": "one"}, {"text": "two"}])
-        with pytest.raises(DataError, match=r"^a file changed while it was read; run again when it is complete$"):
+        with pytest.raises(
+            DataError, match=r"^a file changed while it was read; run again when it is complete$"
+        ):
             prepare(data, tokenizer, seed=0, cache=cached, allow_code=[allowed])
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 

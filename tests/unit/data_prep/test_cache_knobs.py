@@ -82,7 +82,11 @@ class Setup:
 
 
 TEMPLATE = {"prompt": "{{ instruction }}", "completion": "{{ output }}"}
-PROMPTS = {"prompt": "Do: {{ instruction }}", "other_prompts": ["{{ instruction }}"], "completion": "{{ output }}"}
+PROMPTS = {
+    "prompt": "Do: {{ instruction }}",
+    "other_prompts": ["{{ instruction }}"],
+    "completion": "{{ output }}",
+}
 CODE = "def parse(row):\n    return {'prompt': row['instruction'], 'completion': row['output']}\n"
 HELD_OUT = {"sources": [{"path": "FOLDER/other.jsonl", "format": "alpaca"}]}
 KEEP = {"leakage": "keep"}
@@ -100,19 +104,37 @@ MATTERS: dict[str, tuple[Setup, Setup]] = {
         Setup(source={"format": "alpaca", "columns": {"input": "note"}}),
     ),
     "labels": (
-        Setup(source={"path": "labelled.jsonl", "format": "classification", "labels": {"bad": "no", "good": "yes"}}),
-        Setup(source={"path": "labelled.jsonl", "format": "classification", "labels": {"bad": "no", "good": "y"}}),
+        Setup(
+            source={
+                "path": "labelled.jsonl",
+                "format": "classification",
+                "labels": {"bad": "no", "good": "yes"},
+            }
+        ),
+        Setup(
+            source={
+                "path": "labelled.jsonl",
+                "format": "classification",
+                "labels": {"bad": "no", "good": "y"},
+            }
+        ),
     ),
     "template": (Setup(), Setup(source=template())),
     "template.prompt": (Setup(source=template()), Setup(source=template(prompt="{{ note }}"))),
     "template.completion": (Setup(source=template()), Setup(source=template(completion="{{ note }}"))),
     "template.chat": (Setup(source=template()), Setup(source=template(chat=False))),
-    "template.other_prompts": (Setup(source=template()), Setup(source=template(other_prompts=["{{ note }}"]))),
+    "template.other_prompts": (
+        Setup(source=template()),
+        Setup(source=template(other_prompts=["{{ note }}"])),
+    ),
     "seed of other_prompts": (
         Setup(source={"format": "template", "template": PROMPTS}),
         Setup(source={"format": "template", "template": PROMPTS}, seed=1),
     ),
-    "code": (Setup(source={"format": "python", "code": "one.py"}), Setup(source={"format": "python", "code": "two.py"})),
+    "code": (
+        Setup(source={"format": "python", "code": "one.py"}),
+        Setup(source={"format": "python", "code": "two.py"}),
+    ),
     "max_length_tokens": (Setup(), Setup(data={"max_length_tokens": 40})),
     "over_length": (
         Setup(data={"max_length_tokens": 40}),
@@ -143,7 +165,12 @@ MATTERS: dict[str, tuple[Setup, Setup]] = {
     "evaluation": (Setup(data={"clean": KEEP}), Setup(data={"evaluation": HELD_OUT, "clean": KEEP})),
     "evaluation.sources": (
         Setup(data={"evaluation": HELD_OUT, "clean": KEEP}),
-        Setup(data={"evaluation": {"sources": [{"path": "FOLDER/labelled.jsonl", "format": "classification"}]}, "clean": KEEP}),
+        Setup(
+            data={
+                "evaluation": {"sources": [{"path": "FOLDER/labelled.jsonl", "format": "classification"}]},
+                "clean": KEEP,
+            }
+        ),
     ),
     "streaming": (
         Setup(data={"evaluation": HELD_OUT, "clean": KEEP}),
@@ -166,14 +193,27 @@ MATTERS_NOT: dict[str, tuple[Setup, Setup]] = {
     "seed": (Setup(), Setup(seed=1)),
     "seed of other sources' prompts": (Setup(source=template()), Setup(source=template(), seed=1)),
     "pack_length_tokens": (Setup(), Setup(data={"pack_length_tokens": 128})),
-    "pack_split": (Setup(data={"pack_length_tokens": 64}), Setup(data={"pack_length_tokens": 64, "pack_split": True})),
+    "pack_split": (
+        Setup(data={"pack_length_tokens": 64}),
+        Setup(data={"pack_length_tokens": 64, "pack_split": True}),
+    ),
     "repeat": (Setup(), Setup(source={"format": "alpaca", "repeat": 3})),
-    "share": (Setup(), Setup(source={"format": "alpaca", "share": 0.3}, other={"format": "alpaca", "share": 0.7})),
+    "share": (
+        Setup(),
+        Setup(source={"format": "alpaca", "share": 0.3}, other={"format": "alpaca", "share": 0.7}),
+    ),
     "share_of": (
         Setup(source={"format": "alpaca", "share": 0.3}, other={"format": "alpaca", "share": 0.7}),
-        Setup(source={"format": "alpaca", "share": 0.3}, other={"format": "alpaca", "share": 0.7}, data={"share_of": "rows"}),
+        Setup(
+            source={"format": "alpaca", "share": 0.3},
+            other={"format": "alpaca", "share": 0.7},
+            data={"share_of": "rows"},
+        ),
     ),
-    "evaluation.fraction": (Setup(data={"evaluation": {"fraction": 0.2}}), Setup(data={"evaluation": {"fraction": 0.4}})),
+    "evaluation.fraction": (
+        Setup(data={"evaluation": {"fraction": 0.2}}),
+        Setup(data={"evaluation": {"fraction": 0.4}}),
+    ),
     "evaluation.fraction at all": (Setup(), Setup(data={"evaluation": {"fraction": 0.2}})),
     "allow_findings": (Setup(), Setup(data={"allow_findings": ["leakage", "double_bos"]})),
     "the file that a chat template comes from": (Setup(), Setup(tokenizer="same template elsewhere")),
@@ -183,7 +223,8 @@ MATTERS_NOT: dict[str, tuple[Setup, Setup]] = {
 
 @pytest.mark.parametrize("knob", MATTERS)
 def test_what_decides_documents_is_prepared_again(knob: str, rows: Path, tmp_path: Path, base: Path) -> None:
-    """Data that differ in a knob that decides documents are prepared each for themselves, and then both are in the cache."""
+    """Data that differ in a knob that decides documents are prepared each for themselves, and then both are
+    in the cache."""
     (rows / "one.py").write_text(CODE)
     (rows / "two.py").write_text(CODE.replace("row['output']", "row['output'].upper()"))
     for setup in MATTERS[knob]:
@@ -197,8 +238,11 @@ def test_what_decides_documents_is_prepared_again(knob: str, rows: Path, tmp_pat
 
 
 @pytest.mark.parametrize("knob", MATTERS_NOT)
-def test_what_decides_no_document_is_not_prepared_again(knob: str, rows: Path, tmp_path: Path, base: Path) -> None:
-    """Data that differ in a knob that decides no document are prepared once, and each is as if it had been prepared."""
+def test_what_decides_no_document_is_not_prepared_again(
+    knob: str, rows: Path, tmp_path: Path, base: Path
+) -> None:
+    """Data that differ in a knob that decides no document are prepared once, and each is as if it had been
+    prepared."""
     first, second = MATTERS_NOT[knob]
     first.prepare(rows, base, tmp_path / "cache")
     again = second.prepare(rows, base, tmp_path / "cache")
@@ -207,9 +251,14 @@ def test_what_decides_no_document_is_not_prepared_again(knob: str, rows: Path, t
 
 
 def test_every_knob_is_in_one_of_the_tables() -> None:
-    """Each key of the data section is known to decide documents, or known not to; a new one has to be entered."""
+    """Each key of the data section is known to decide documents, or known not to; a new one has to be
+    entered."""
     knobs = set(DataSection.model_fields) | set(FileSource.model_fields) - {"path"}
-    for prefix, model in (("clean", CleanSection), ("evaluation", EvaluationSplit), ("template", RowTemplate)):
+    for prefix, model in (
+        ("clean", CleanSection),
+        ("evaluation", EvaluationSplit),
+        ("template", RowTemplate),
+    ):
         knobs |= {f"{prefix}.{name}" for name in model.model_fields}
     assert not knobs - MATTERS.keys() - MATTERS_NOT.keys()
     assert not MATTERS.keys() & MATTERS_NOT.keys()
@@ -228,7 +277,8 @@ def test_code_is_known_by_its_content(rows: Path, tmp_path: Path, base: Path) ->
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "other.jsonl", "labelled.jsonl"])
 def test_each_source_is_known_by_its_content(name: str, rows: Path, tmp_path: Path, base: Path) -> None:
-    """One letter changed in any source's file prepares again, though the file's size and time are as before."""
+    """One letter changed in any source's file prepares again, though the file's size and time are as
+    before."""
     held_out = {"sources": [{"path": "FOLDER/labelled.jsonl", "format": "classification"}]}
     setup = Setup(source={"format": "alpaca", "columns": {"output": "note"}}, data={"evaluation": held_out})
     values = [json.loads(line) for line in (rows / name).read_text().splitlines()]

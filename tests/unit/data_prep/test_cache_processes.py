@@ -59,7 +59,8 @@ def parse(row):
 
 @dataclass
 class Slow:
-    """A data set that is prepared up to its third row, and on when a file "go" is there; it counts its preparations."""
+    """A data set that is prepared up to its third row, and on when a file "go" is there; it counts its
+    preparations."""
 
     folder: Path
     base: Path
@@ -68,7 +69,13 @@ class Slow:
 
     @property
     def section(self) -> DataSection:
-        return section({"path": str(self.folder / "rows.jsonl"), "format": "python", "code": str(self.folder / "slow.py")})
+        return section(
+            {
+                "path": str(self.folder / "rows.jsonl"),
+                "format": "python",
+                "code": str(self.folder / "slow.py"),
+            }
+        )
 
     @property
     def allowed(self) -> str:
@@ -137,24 +144,32 @@ def slow(tmp_path: Path, base: Path) -> Iterator[Slow]:
 
 
 def test_two_processes_prepare_once(slow: Slow) -> None:
-    """Of two processes that start at once one prepares; the other says that it waits, and for how long, and reads the same."""
+    """Of two processes that start at once one prepares; the other says that it waits, and for how long, and
+    reads the same."""
     slow.start()
     slow.start()
-    slow.until(lambda: [line for number in (0, 1) for line in slow.lines(number) if line.startswith("another process")])
+    slow.until(
+        lambda: [
+            line for number in (0, 1) for line in slow.lines(number) if line.startswith("another process")
+        ]
+    )
     slow.go()
     results = [slow.result(number) for number in (0, 1)]
     assert slow.preparations == 1
     assert sorted(result["from_cache"] for result in results) == [False, True]
     assert results[0]["tokens"] == results[1]["tokens"]
     assert len(results[0]["tokens"]) == 4
-    maker, reader = (slow.lines(number)[:-1] for number in sorted((0, 1), key=lambda number: results[number]["from_cache"]))
+    maker, reader = (
+        slow.lines(number)[:-1] for number in sorted((0, 1), key=lambda number: results[number]["from_cache"])
+    )
     assert maker == []
     assert reader[0] == "another process is preparing these data; waiting for it"
     assert reader[1].startswith("waited ")
 
 
 def test_a_killed_process_leaves_nothing_that_is_read(slow: Slow, tokenizer: PreTrainedTokenizerFast) -> None:
-    """What a process leaves that is killed in the middle counts for nothing; the next one prepares and takes it away."""
+    """What a process leaves that is killed in the middle counts for nothing; the next one prepares and takes
+    it away."""
     slow.start()
     slow.until_waiting()
     slow.started[0].send_signal(signal.SIGKILL)
@@ -184,12 +199,17 @@ def test_one_that_waits_goes_on_for_one_that_is_killed(slow: Slow) -> None:
     assert [path for path in slow.cache.iterdir() if path.is_dir()] == whole_entries(slow.cache)
 
 
-def test_a_process_killed_before_the_last_step(rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """An entry that was written and not yet given its name is none, and the next preparation takes it away."""
+def test_a_process_killed_before_the_last_step(
+    rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """An entry that was written and not yet given its name is none, and the next preparation takes it
+    away."""
     data, cached = section(alpaca(rows / "rows.jsonl")), tmp_path / "cache"
     prepare(data, tokenizer, seed=0, cache=cached)
     (entry,) = whole_entries(cached)
-    unfinished = entry.rename(cached / f"{entry.name}.0123abcd.unfinished")  # as a process leaves it that is killed there
+    unfinished = entry.rename(
+        cached / f"{entry.name}.0123abcd.unfinished"
+    )  # as a process leaves it that is killed there
     listed = entries(cached)
     assert not prepare(data, tokenizer, seed=0, cache=cached).from_cache
     assert not unfinished.exists()
@@ -208,7 +228,8 @@ def test_an_interrupted_preparation_leaves_nothing(slow: Slow) -> None:
 def test_clear_leaves_alone_what_is_being_prepared(
     slow: Slow, rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Clearing deletes the other entries, and not what another process prepares at the moment, which ends as ever."""
+    """Clearing deletes the other entries, and not what another process prepares at the moment, which ends as
+    ever."""
     prepare(section(alpaca(rows / "rows.jsonl")), tokenizer, seed=0, cache=slow.cache)
     (other,) = entries(slow.cache)
     slow.start()
@@ -239,7 +260,9 @@ def test_what_killed_processes_left_of_other_data_goes(
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002])
-def test_prepared_data_are_private(umask: int, rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_prepared_data_are_private(
+    umask: int, rows: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """Nobody else comes to an entry's files, unless the umask lets the group write, and so share."""
     cached = tmp_path / "new" / "cache"
     before = os.umask(umask)

@@ -1,4 +1,5 @@
-"""Which files of a folder or glob are read: those held out by name are not trained on, those without a row are counted."""
+"""Which files of a folder or glob are read: those held out by name are not trained on, those without a row
+are counted."""
 
 import gzip
 import json
@@ -21,13 +22,14 @@ from tests.support.messages import hearing
 from tests.unit.data_prep.rows import places, write
 
 HELD_OUT = (
-    "test", "testing", "tests", "valid", "validation", "val", "eval", "evaluation", "dev", "held_out", "heldout", "holdout",
-    "test-00000-of-00001", "validation_2", "my.dev", "dev-small", "TEST", "Test", "mySet.Test", "TestSet", "test2024", "01test",
-    "a test", "squad_dev_v2", "train_test", "data.test.part1", "devset", "valSplit",
+    "test", "testing", "tests", "valid", "validation", "val", "eval", "evaluation", "dev", "held_out",
+    "heldout", "holdout", "test-00000-of-00001", "validation_2", "my.dev", "dev-small", "TEST", "Test",
+    "mySet.Test", "TestSet", "test2024", "01test", "a test", "squad_dev_v2", "train_test", "data.test.part1",
+    "devset", "valSplit",
 )  # fmt: skip
 FOR_TRAINING = (
-    "train", "contest", "devices", "latest", "attestation", "validated", "invalid", "interval", "evaluate", "medieval",
-    "develop", "devops", "protest", "testament", "value", "part-0000", "rows", "fastest", "dévs",
+    "train", "contest", "devices", "latest", "attestation", "validated", "invalid", "interval", "evaluate",
+    "medieval", "develop", "devops", "protest", "testament", "value", "part-0000", "rows", "fastest", "dévs",
 )  # fmt: skip
 
 
@@ -46,12 +48,14 @@ def touch(folder: Path, *files: str) -> Path:
 @pytest.mark.parametrize("name", [*HELD_OUT, *FOR_TRAINING])
 @pytest.mark.parametrize("ending", [".jsonl", ".csv.gz"])
 def test_names_that_say_so(name: str, ending: str) -> None:
-    """A whole word says that a file is held out, in any case, beside digits and in compound names; a part of a word doesn't."""
+    """A whole word says that a file is held out, in any case, beside digits and in compound names; a part of
+    a word doesn't."""
     assert says_held_out(name + ending) == (name in HELD_OUT)
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    """To train on are the other files, to evaluate on those held out; without a use, as for a digest, all of them."""
+    """To train on are the other files, to evaluate on those held out; without a use, as for a digest, all of
+    them."""
     folder = touch(tmp_path / "data", "train.jsonl", "extra.jsonl", "test.jsonl", "dev.jsonl")
     train, held = ["data/extra.jsonl", "data/train.jsonl"], ["data/dev.jsonl", "data/test.jsonl"]
     for path in (folder, folder / "*", folder / "*.jsonl"):
@@ -79,7 +83,9 @@ def test_what_the_recipe_names_stays(tmp_path: Path) -> None:
 
 def test_folders_inside(tmp_path: Path) -> None:
     """A folder's name on the way says it as well as the file's."""
-    folder = touch(tmp_path / "val", "train/a.jsonl", "test/b.jsonl", "x/dev-clean/c.jsonl", "contest/d.jsonl")
+    folder = touch(
+        tmp_path / "val", "train/a.jsonl", "test/b.jsonl", "x/dev-clean/c.jsonl", "contest/d.jsonl"
+    )
     assert names(folder / "**" / "*.jsonl", "train") == ["val/contest/d.jsonl", "val/train/a.jsonl"]
     assert names(folder / "**" / "*.jsonl", "evaluation") == ["val/test/b.jsonl", "val/x/dev-clean/c.jsonl"]
 
@@ -94,7 +100,9 @@ def test_nothing_left_to_train_on(tmp_path: Path) -> None:
     assert problem_with(folder, "evaluation") is None
 
 
-def prepared(tokenizer: PreTrainedTokenizerFast, train: Path, evaluation: Path | None = None, **options: Any) -> PreparedData:
+def prepared(
+    tokenizer: PreTrainedTokenizerFast, train: Path, evaluation: Path | None = None, **options: Any
+) -> PreparedData:
     section: dict[str, Any] = {"train": [{"path": str(train), "format": "alpaca"}]}
     if evaluation is not None:
         section["evaluation"] = {"sources": [{"path": str(evaluation), "format": "alpaca"}]}
@@ -103,7 +111,8 @@ def prepared(tokenizer: PreTrainedTokenizerFast, train: Path, evaluation: Path |
 
 
 def test_one_folder_for_both_uses(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Each use takes its own files of it, and says which it left out; in lines, JSON and page, out of the cache too."""
+    """Each use takes its own files of it, and says which it left out; in lines, JSON and page, out of the
+    cache too."""
     folder = touch(tmp_path / "data", "train.jsonl", "test.jsonl")
     for _ in range(2):
         data = prepared(tokenizer, folder, folder, cache=tmp_path / "cache")
@@ -111,11 +120,20 @@ def test_one_folder_for_both_uses(tmp_path: Path, tokenizer: PreTrainedTokenizer
         assert places(data.evaluation) == ["data/test.jsonl:1"]
         assert [place for place, _ in data.evaluation_rows] == ["data/test.jsonl:1"]
         audit = audit_of(
-            DataSection.model_validate({"train": [{"path": str(folder), "format": "alpaca"}]}), data, tokenizer, seed=0
+            DataSection.model_validate({"train": [{"path": str(folder), "format": "alpaca"}]}),
+            data,
+            tokenizer,
+            seed=0,
         )
         lines = audit_lines(audit)
-        assert any("their names say that they are held out" in line and line.endswith(": data/test.jsonl") for line in lines)
-        assert any("other files' names say that they are held out" in line and "data/train.jsonl" in line for line in lines)
+        assert any(
+            "their names say that they are held out" in line and line.endswith(": data/test.jsonl")
+            for line in lines
+        )
+        assert any(
+            "other files' names say that they are held out" in line and "data/train.jsonl" in line
+            for line in lines
+        )
         sources = audit.as_dict()["sources"]
         assert [source["left_out_files"] for source in sources] == [["data/test.jsonl"], ["data/train.jsonl"]]
         page = audit_page(audit, "x")
@@ -136,7 +154,8 @@ def test_a_file_that_is_renamed_is_prepared_again(tmp_path: Path, tokenizer: Pre
 
 
 def test_an_earlier_run_reads_what_it_read(tmp_path: Path, base: Path) -> None:
-    """By preparation 2 every file of a folder is trained on, and the digest of a folder is what it was then."""
+    """By preparation 2 every file of a folder is trained on, and the digest of a folder is what it was
+    then."""
     folder = touch(tmp_path / "data", "train.jsonl", "test.jsonl")
     then, now = prepared(load_tokenizer(base, preparation=2), folder), prepared(load_tokenizer(base), folder)
     assert places(then.train) == ["data/test.jsonl:1", "data/train.jsonl:1"]
@@ -145,14 +164,16 @@ def test_an_earlier_run_reads_what_it_read(tmp_path: Path, base: Path) -> None:
 
 
 def test_what_an_earlier_version_prepared(tmp_path: Path, base: Path) -> None:
-    """Where it is gone, a run of that version is told that its rows are read anew; where it is there, nothing is said."""
+    """Where it is gone, a run of that version is told that its rows are read anew; where it is there, nothing
+    is said."""
     folder, said = touch(tmp_path / "data", "train.jsonl"), list[str]()
     section = DataSection.model_validate({"train": [{"path": str(folder), "format": "alpaca"}]})
     for _ in range(2):
         with hearing(said.append):
             prepare(section, load_tokenizer(base, preparation=2), seed=0, cache=tmp_path / "cache")
     assert said == [
-        "warning: the data that an earlier version prepared for this run are gone; this version prepares them anew",
+        "warning: the data that an earlier version prepared for this run are gone; this version prepares "
+        "them anew",
     ]
     with hearing(said.append):
         prepare(section, load_tokenizer(base), seed=0, cache=tmp_path / "cache")
@@ -160,11 +181,15 @@ def test_what_an_earlier_version_prepared(tmp_path: Path, base: Path) -> None:
 
 
 def test_rows_that_are_not_what_was_prepared(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Rows that are read again for a metric and are other rows by then are an error, never left out in silence."""
+    """Rows that are read again for a metric and are other rows by then are an error, never left out in
+    silence."""
     folder = touch(tmp_path / "data", "train.jsonl", "test.jsonl")
     data = prepared(tokenizer, folder, folder)
     write(folder / "test.jsonl", [{"instruction": "another", "output": "ho"}])
-    with pytest.raises(DataError, match=r"data/test\.jsonl:1: the prepared data have this row, but it is read differently now"):
+    with pytest.raises(
+        DataError,
+        match=r"data/test\.jsonl:1: the prepared data have this row, but it is read differently now",
+    ):
         _ = data.evaluation_rows
 
 
@@ -190,7 +215,8 @@ MARKS = ("_SUCCESS", "_committed_123", ".p00.jsonl.crc", "p00.jsonl.crc", "_star
 
 @pytest.mark.parametrize("pattern", ["", "*", "p*"])
 def test_files_without_a_row(pattern: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Among others they are counted and said, whatever their kind; marks that programs leave beside them are passed over."""
+    """Among others they are counted and said, whatever their kind; marks that programs leave beside them are
+    passed over."""
     folder = touch(tmp_path / "out", "p00.jsonl")
     for name, made in EMPTY.items():
         made(folder / name) if callable(made) else (folder / name).write_bytes(made)
@@ -201,9 +227,15 @@ def test_files_without_a_row(pattern: str, tmp_path: Path, tokenizer: PreTrained
     [source] = data.report.sources
     assert source.empty_files == [f"out/{name}" for name in EMPTY]
     audit = audit_of(
-        DataSection.model_validate({"train": [{"path": str(folder), "format": "alpaca"}]}), data, tokenizer, seed=0
+        DataSection.model_validate({"train": [{"path": str(folder), "format": "alpaca"}]}),
+        data,
+        tokenizer,
+        seed=0,
     )
-    assert any(line.startswith(f"  files without a row ({len(EMPTY)}): out/p01.jsonl, ") for line in audit_lines(audit))
+    assert any(
+        line.startswith(f"  files without a row ({len(EMPTY)}): out/p01.jsonl, ")
+        for line in audit_lines(audit)
+    )
     assert audit.as_dict()["sources"][0]["empty_files"] == source.empty_files
     assert "Files without a row" in audit_page(audit, "x")
     if not pattern:
@@ -218,7 +250,9 @@ def test_no_row_in_any_file(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) 
     with pytest.raises(DataError, match=r"out/a\.jsonl holds no rows"):
         prepared(tokenizer, folder)
     (folder / "b.csv").write_text("instruction,output\n")
-    with pytest.raises(DataError, match=r"none of the 2 files of .*out has a row: out/a\.jsonl holds no rows"):
+    with pytest.raises(
+        DataError, match=r"none of the 2 files of .*out has a row: out/a\.jsonl holds no rows"
+    ):
         prepared(tokenizer, folder, on_bad_row="skip")
     with pytest.raises(DataError, match=r"b\.csv holds no rows"):
         prepared(tokenizer, folder / "b.csv")
@@ -238,7 +272,8 @@ def test_empty_files_of_a_stream(tmp_path: Path, tokenizer: PreTrainedTokenizerF
 
 
 def saved(folder: Path) -> Path:
-    """What datasets' save_to_disk makes of two splits, with a copy that a later map left beside the first one's rows."""
+    """What datasets' save_to_disk makes of two splits, with a copy that a later map left beside the first
+    one's rows."""
     import datasets
 
     def rows(*names: str) -> Any:
@@ -251,11 +286,16 @@ def saved(folder: Path) -> Path:
 
 
 def test_saved_data_sets(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """What save_to_disk wrote is read, one split or several, each for its use, and nothing that lies beside the rows."""
+    """What save_to_disk wrote is read, one split or several, each for its use, and nothing that lies beside
+    the rows."""
     folder = saved(tmp_path / "saved")
     data = prepared(tokenizer, folder, folder)
-    assert [place.partition(" ")[0] for place in places(data.train)] == ["saved/train/data-00000-of-00001.arrow"] * 2
-    assert [place.partition(" ")[0] for place in places(data.evaluation)] == ["saved/test/data-00000-of-00001.arrow"]
+    assert [place.partition(" ")[0] for place in places(data.train)] == [
+        "saved/train/data-00000-of-00001.arrow"
+    ] * 2
+    assert [place.partition(" ")[0] for place in places(data.evaluation)] == [
+        "saved/test/data-00000-of-00001.arrow"
+    ]
     for path, count in ((folder / "train", 2), (folder / "train" / "*.arrow", 2), (folder / "test", 1)):
         assert len(prepared(tokenizer, path).train) == count
 
@@ -282,7 +322,8 @@ def test_a_folder_with_its_data_further_down(files: tuple[str, ...], line: str, 
 
 
 def test_files_about_data_are_none(tmp_path: Path) -> None:
-    """The JSON that `datasets` and its hub put beside the data is not read with them; named by itself it is a file like any."""
+    """The JSON that `datasets` and its hub put beside the data is not read with them; named by itself it is a
+    file like any."""
     folder = touch(tmp_path / "clone", "train.jsonl")
     (folder / "dataset_infos.json").write_text(json.dumps({"default": {}}))
     assert names(folder, "train") == names(folder / "*", "train") == ["clone/train.jsonl"]

@@ -30,24 +30,34 @@ def test_normalising_is_unicodes_own(text: str, form: Literal["NFC", "NFKC"]) ->
 
 
 def test_short_answers(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A row with an answer of fewer characters, blanks around it aside, is dropped and counted; one that isn't learned may
-    be short."""
+    """A row with an answer of fewer characters, blanks around it aside, is dropped and counted; one that
+    isn't learned may be short."""
     rows = [
-        talk("q", "abc"), talk("q", "ab"), talk("q", " ab\n"), talk("q", "a", "r", "abcd"), talk("q", "abcd", "r", "a"),
+        talk("q", "abc"), talk("q", "ab"), talk("q", " ab\n"), talk("q", "a", "r", "abcd"),
+        talk("q", "abcd", "r", "a"),
     ]  # fmt: skip
     unlearned = talk("q", "a", "r", "abcd")
     unlearned["messages"][1]["weight"] = 0
-    data = section(file(tmp_path / "a.jsonl", [*rows, unlearned], "messages"), clean={"minimum_answer_characters": 3})
+    data = section(
+        file(tmp_path / "a.jsonl", [*rows, unlearned], "messages"), clean={"minimum_answer_characters": 3}
+    )
     prepared = prepare(data, tokenizer, seed=0)
     assert places(prepared.train) == ["a.jsonl:1", "a.jsonl:6"]
-    line = "  dropped 4 with an answer shorter than data.clean.minimum_answer_characters: a.jsonl:2, a.jsonl:3, a.jsonl:4, ..."
+    line = (
+        "  dropped 4 with an answer shorter than data.clean.minimum_answer_characters: a.jsonl:2, a.jsonl:3, "
+        "a.jsonl:4, ..."
+    )
     assert line in prepared.report.lines()
 
 
 @pytest.mark.parametrize("supervise", ["last", "completion"])
-def test_a_short_answer_that_is_not_learned(supervise: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_short_answer_that_is_not_learned(
+    supervise: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """An earlier answer may be short where data.supervise leaves it out of what is learned."""
-    source = file(tmp_path / "a.jsonl", [talk("q", "ok", "r", "a longer answer"), talk("q", "long enough")], "messages")
+    source = file(
+        tmp_path / "a.jsonl", [talk("q", "ok", "r", "a longer answer"), talk("q", "long enough")], "messages"
+    )
     data = section(source, supervise=supervise, clean={"minimum_answer_characters": 5})
     assert len(prepare(data, tokenizer, seed=0).train) == 2
 
@@ -67,9 +77,15 @@ def test_a_short_answer_that_is_not_learned(supervise: str, tmp_path: Path, toke
 )
 @pytest.mark.parametrize("form", ["messages", "prompt_completion"])
 def test_texts_are_cleaned(
-    form: str, clean: dict[str, Any], text: str, expected: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+    form: str,
+    clean: dict[str, Any],
+    text: str,
+    expected: str,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """Questions and answers are normalised and freed of control characters as asked, and the rows that change counted."""
+    """Questions and answers are normalised and freed of control characters as asked, and the rows that change
+    counted."""
     rows = {
         "messages": lambda text: talk(f"Q {text} Q", f"A {text} A"),
         "prompt_completion": lambda text: {"prompt": f"Q {text} Q", "completion": f"A {text} A"},
@@ -92,7 +108,8 @@ def test_texts_are_cleaned(
     st.booleans(),
 )
 def test_cleaned_text_is_clean(text: str, unicode: str | None, control: bool) -> None:
-    """What was cleaned is normalised and has no control character if so asked; cleaning it again changes nothing."""
+    """What was cleaned is normalised and has no control character if so asked; cleaning it again changes
+    nothing."""
     clean = CleanSection.model_validate({"unicode": unicode, "remove_control_characters": control})
     for example in (PlainText("", text), Conversation((Message("user", "q"), Message("assistant", text)))):
         after = cleaned(example, clean)
@@ -108,10 +125,14 @@ def test_cleaned_text_is_clean(text: str, unicode: str | None, control: bool) ->
 
 def test_tool_calls_are_cleaned(tmp_path: Path, base: Path) -> None:
     """The arguments of tool calls are cleaned like any text."""
-    call = {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": {"for": ["caf\u0065\u0301"]}}}]}
+    call = {
+        "role": "assistant",
+        "tool_calls": [{"function": {"name": "look", "arguments": {"for": ["caf\u0065\u0301"]}}}],
+    }
     messages = [{"role": "user", "content": "q"}, call]
     template = (
-        "{% for m in messages %}<|im_start|>{{ m.content }}{{ m.tool_calls | default('') | string }}<|im_end|>{% endfor %}"
+        "{% for m in messages %}<|im_start|>{{ m.content }}{{ m.tool_calls | default('') | string "
+        "}}<|im_end|>{% endfor %}"
     )
     source = file(tmp_path / "a.jsonl", [{"messages": messages}], "messages")
     tokenizer = with_template(base, template, tmp_path)
@@ -122,7 +143,12 @@ def test_tool_calls_are_cleaned(tmp_path: Path, base: Path) -> None:
 
 def test_rows_are_judged_after_they_are_cleaned(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """What cleaning makes empty, a special token or equal to another row is dropped for that."""
-    rows = said(("Say it.", "caf\u00e9"), ("Say it.", "cafe\u0301"), ("Say it.", "\x00"), ("Say it.", "<|im_\x00end|>"))
+    rows = said(
+        ("Say it.", "caf\u00e9"),
+        ("Say it.", "cafe\u0301"),
+        ("Say it.", "\x00"),
+        ("Say it.", "<|im_\x00end|>"),
+    )
     clean = {"unicode": "NFC", "remove_control_characters": True, "duplicates": "drop"}
     data = prepare(section(file(tmp_path / "a.jsonl", rows), clean=clean), tokenizer, seed=0)
     reasons = {reason: dropped.places for reason, dropped in data.report.sources[0].dropped.items()}

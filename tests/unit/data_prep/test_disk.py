@@ -53,7 +53,8 @@ def odd_files(folder: Path) -> list[Path]:
 
 
 def test_only_files_are_read(tmp_path: Path) -> None:
-    """A pipe, a device, a socket and a folder are refused at once, by their name; a link to a file is read."""
+    """A pipe, a device, a socket and a folder are refused at once, by their name; a link to a file is
+    read."""
     (tmp_path / "odd").mkdir()
     for path in odd_files(tmp_path / "odd"):
         for read in (open_regular, read_json, lambda path: read_regular(path, 10)):
@@ -88,7 +89,12 @@ def test_links_of_either_kind_are_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "hard").hardlink_to(precious)
     (tmp_path / "dangling").symlink_to(tmp_path / "new")
     os.mkfifo(tmp_path / "pipe")
-    for name, words in (("symbolic", "is a link to"), ("dangling", "is a link to"), ("hard", "hard link"), ("pipe", "FIFO")):
+    for name, words in (
+        ("symbolic", "is a link to"),
+        ("dangling", "is a link to"),
+        ("hard", "hard link"),
+        ("pipe", "FIFO"),
+    ):
         for write in (append_own, lambda path: open_own(path, os.O_RDWR)):
             with pytest.raises(OSError, match=words) as caught:
                 write(tmp_path / name)
@@ -146,7 +152,8 @@ def test_a_private_folder_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_links_are_found_at_any_depth(tmp_path: Path) -> None:
-    """Whatever they point to; what lies in the folder that is left out isn't looked at, and no link is gone through."""
+    """Whatever they point to; what lies in the folder that is left out isn't looked at, and no link is gone
+    through."""
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "latest").symlink_to("nowhere")
@@ -164,7 +171,8 @@ def test_links_are_found_at_any_depth(tmp_path: Path) -> None:
 
 
 def test_a_temporary_folder_goes_with_all_that_is_in_it(tmp_path: Path) -> None:
-    """However deep, without rights, and whatever its names; its own name may have been given to something else."""
+    """However deep, without rights, and whatever its names; its own name may have been given to something
+    else."""
     kept = tmp_path / "kept"
     with temporary_folder("t-", within=tmp_path) as folder:
         assert mode(folder) == 0o700
@@ -199,7 +207,8 @@ with temporary_folder("t-", within=Path(sys.argv[1])) as folder:
 
 
 def test_what_a_killed_process_left_goes_and_what_is_in_use_stays(tmp_path: Path) -> None:
-    """With the next folder of the same name's beginning; files, links and other names are nobody's leftovers."""
+    """With the next folder of the same name's beginning; files, links and other names are nobody's
+    leftovers."""
     command = [sys.executable, "-c", LEAVE, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
@@ -212,7 +221,13 @@ def test_what_a_killed_process_left_goes_and_what_is_in_use_stays(tmp_path: Path
         (tmp_path / "u-other").mkdir()
         assert left.is_dir()
         with temporary_folder("t-", within=tmp_path) as folder:
-            assert {path.name for path in tmp_path.iterdir()} == {used.name, "t-file", "t-link", "u-other", folder.name}
+            assert {path.name for path in tmp_path.iterdir()} == {
+                used.name,
+                "t-file",
+                "t-link",
+                "u-other",
+                folder.name,
+            }
             assert (used / "a").read_text() == "x"
         running.communicate("")
     assert not used.exists()
@@ -238,7 +253,9 @@ def test_a_tree_is_removed_without_following_links(tmp_path: Path) -> None:
     assert (tmp_path / "kept" / "a").exists()
 
 
-def test_without_locks_folders_are_made_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_folders_are_made_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a file system that refuses them (NFS, for a folder), nothing says that a folder isn't in use."""
 
     def no_locks(*_: int) -> None:

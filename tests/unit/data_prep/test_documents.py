@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.table.documents import BATCH_DOCUMENTS, Document, DocumentTable, TableRow, TableWriter, WeightedSpan
+from data_prep.table.documents import (
+    BATCH_DOCUMENTS,
+    Document,
+    DocumentTable,
+    TableRow,
+    TableWriter,
+    WeightedSpan,
+)
 
 PLACES = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 WEIGHTS = st.one_of(st.just(1.0), st.floats(0, 1000, exclude_min=True))
@@ -52,7 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(deadline=None)
 @given(rows=st.lists(ROWS, max_size=30), chunk=st.integers(1, 40))
 def test_documents_come_back_equal(rows: list[TableRow], chunk: int, folder: Path) -> None:
-    """Whatever documents are written, in a file or in memory, come back equal, also without tokens, spans or a place."""
+    """Whatever documents are written, in a file or in memory, come back equal, also without tokens, spans or
+    a place."""
     path = folder / "rows.arrow"
     for table in (written(rows, path, chunk), DocumentTable.open(path), written(rows, None, chunk)):
         assert list(table) == [row.document for row in rows]
@@ -67,13 +75,18 @@ def test_columns_are_those_of_the_rows(rows: list[TableRow]) -> None:
     assert table.lengths.tolist() == [len(row.document.token_ids) for row in rows]
     assert table.sources.tolist() == [row.source for row in rows]
     assert table.fingerprints.tolist() == [row.fingerprint for row in rows]
-    assert (table.lengths.dtype, table.sources.dtype, table.fingerprints.dtype) == (np.int64, np.int16, np.uint64)
+    assert (table.lengths.dtype, table.sources.dtype, table.fingerprints.dtype) == (
+        np.int64,
+        np.int16,
+        np.uint64,
+    )
 
 
 @settings(max_examples=5, deadline=None)
 @given(number=st.integers(0, 3 * BATCH_DOCUMENTS), chunk=st.sampled_from([1, 512, 5000]))
 def test_tables_of_several_batches(number: int, chunk: int, folder: Path) -> None:
-    """Over the ends of batches, documents and columns are still those that were written, in a file and in memory."""
+    """Over the ends of batches, documents and columns are still those that were written, in a file and in
+    memory."""
     rows = many(number)
     for table in (written(rows, folder / "many.arrow", chunk), written(rows, None, chunk)):
         assert list(table) == [row.document for row in rows]
@@ -82,7 +95,9 @@ def test_tables_of_several_batches(number: int, chunk: int, folder: Path) -> Non
         assert table.lengths.tolist() == [len(row.document.token_ids) for row in rows]
 
 
-@pytest.mark.parametrize("number", [BATCH_DOCUMENTS - 1, BATCH_DOCUMENTS, BATCH_DOCUMENTS + 1, 2 * BATCH_DOCUMENTS])
+@pytest.mark.parametrize(
+    "number", [BATCH_DOCUMENTS - 1, BATCH_DOCUMENTS, BATCH_DOCUMENTS + 1, 2 * BATCH_DOCUMENTS]
+)
 def test_tables_about_the_size_of_a_batch(number: int, folder: Path) -> None:
     """A table whose last batch is full, or just not, holds each document once."""
     rows = many(number)
@@ -105,7 +120,8 @@ BOUND = st.one_of(st.none(), st.integers(-50, 50))
 @settings(deadline=None)
 @given(start=BOUND, stop=BOUND, step=st.one_of(st.none(), st.integers(-4, 4).filter(bool)))
 def test_slices_are_those_of_a_list(start: int | None, stop: int | None, step: int | None) -> None:
-    """A slice of a table, and a slice of that, hold what the slices of a list hold, in documents and columns."""
+    """A slice of a table, and a slice of that, hold what the slices of a list hold, in documents and
+    columns."""
     rows = many(40)
     table, part = written(rows, None), slice(start, stop, step)
     assert list(table[part]) == [row.document for row in rows[part]]
@@ -116,7 +132,8 @@ def test_slices_are_those_of_a_list(start: int | None, stop: int | None, step: i
 @settings(deadline=None)
 @given(chosen=st.lists(st.integers(0, 39), max_size=60), again=st.lists(st.integers(0, 39), max_size=5))
 def test_a_choice_of_rows(chosen: list[int], again: list[int]) -> None:
-    """A choice of rows has them in its order, as often as they are chosen; a choice out of it counts by its own indexes."""
+    """A choice of rows has them in its order, as often as they are chosen; a choice out of it counts by its
+    own indexes."""
     rows = many(40)
     view = written(rows, None).rows(np.array(chosen, np.int64))
     assert list(view) == [rows[index].document for index in chosen]
@@ -137,7 +154,8 @@ def test_indexes_are_those_of_a_list() -> None:
 
 
 def test_views_outlive_their_table(tmp_path: Path) -> None:
-    """A view reads from the file when the table that it was taken from is gone, and when the file has lost its name."""
+    """A view reads from the file when the table that it was taken from is gone, and when the file has lost
+    its name."""
     path = tmp_path / "rows.arrow"
     view = written([SHORT] * 3, path).rows(np.array([1]))
     path.unlink()
@@ -154,9 +172,11 @@ def test_what_comes_out_is_plain_python() -> None:
 @settings(deadline=None)
 @given(document=documents())
 def test_weights_are_those_of_the_spans(document: Document) -> None:
-    """A token has the weight of the span that it stands in, and 0 outside; it is supervised where that isn't 0."""
+    """A token has the weight of the span that it stands in, and 0 outside; it is supervised where that isn't
+    0."""
     expected = [
-        sum(weight for first, end, weight in document.spans if first <= token < end) for token in range(len(document.token_ids))
+        sum(weight for first, end, weight in document.spans if first <= token < end)
+        for token in range(len(document.token_ids))
     ]
     assert document.weights == expected
     assert document.supervised == [weight > 0 for weight in expected]
@@ -174,7 +194,8 @@ def parts(draw: st.DrawFn) -> tuple[Document, int, int]:
 @settings(deadline=None)
 @given(part=parts())
 def test_a_part_keeps_its_tokens_and_weights(part: tuple[Document, int, int]) -> None:
-    """A part has the tokens between its bounds with the weights that they had, but for its first token, which has none."""
+    """A part has the tokens between its bounds with the weights that they had, but for its first token, which
+    has none."""
     document, first, end = part
     made = document.part(first, end)
     assert made.token_ids == document.token_ids[first:end]

@@ -1,4 +1,5 @@
-"""A format that is added: docs/extending_formats.md as it stands, written to a file and named in the tuple."""
+"""A format that is added: docs/extending_formats.md as it stands, written to a file and named in the
+tuple."""
 
 import importlib.util
 import json
@@ -53,20 +54,26 @@ def written(folder: Path, rows: list[dict[str, object]]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["multiple_choice", "auto"])
-def test_rows_are_prepared(name: str, added: Format, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_rows_are_prepared(
+    name: str, added: Format, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """By its name, or detected: a document per row, whose answer is learned."""
     data = prepared(written(tmp_path, ROWS), tokenizer, name)
     assert len(data.train) == 3
     assert data.report.sources[0].format == "multiple_choice"
     learned = [
-        tokenizer.decode([token for token, own in zip(row.token_ids, row.supervised, strict=True) if own]) for row in data.train
+        tokenizer.decode([token for token, own in zip(row.token_ids, row.supervised, strict=True) if own])
+        for row in data.train
     ]
     assert all("B" in text and "A" not in text for text in learned)
     assert "0 + 1?\nA. 0\nB. 1" in tokenizer.decode(data.train[0].token_ids)
 
 
-def test_texts_are_read_and_columns_mapped(added: Format, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """CSV holds lists and numbers as texts, and the rows may have other names; a column that it doesn't read is counted."""
+def test_texts_are_read_and_columns_mapped(
+    added: Format, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """CSV holds lists and numbers as texts, and the rows may have other names; a column that it doesn't read
+    is counted."""
     path = tmp_path / "rows.csv"
     path.write_text('asked,choices,answer,id\n1 + 1?,"[""1"", ""2""]",1,7\n')
     data = prepared(path, tokenizer, columns={"question": "asked"})
@@ -83,9 +90,15 @@ def test_bad_rows_are_refused(added: Format, tmp_path: Path, tokenizer: PreTrain
             {"question": "a", "choicse": ["b"], "answer": 0},
             "no column 'choices'; the row has 'question', 'choicse', 'answer'; did you",
         ),
-        ({"question": "a", "choices": ["b"], "answer": 1}, "answer is 1, and there are 1 choices, counted from 0"),
+        (
+            {"question": "a", "choices": ["b"], "answer": 1},
+            "answer is 1, and there are 1 choices, counted from 0",
+        ),
         ({"question": "a", "choices": ["b"], "answer": "one"}, "answer is 'one'"),
-        ({"question": "a", "choices": ["b"], "answer": 0, "history": ["c"]}, "the column 'history' may change what is learned"),
+        (
+            {"question": "a", "choices": ["b"], "answer": 0, "history": ["c"]},
+            "the column 'history' may change what is learned",
+        ),
     ]:
         with pytest.raises(DataError, match=re.escape(start + problem)):
             prepared(written(tmp_path, [row]), tokenizer)
@@ -96,10 +109,14 @@ def test_sources_are_checked(added: Format) -> None:
     for more, problem in [
         (
             {"columns": {"choises": "a"}},
-            "format multiple_choice has no column 'choises', it reads question, choices, answer; did you mean",
+            "format multiple_choice has no column 'choises', it reads question, choices, answer; did you "
+            "mean",
         ),
         ({"labels": {"0": "a"}}, "only format classification has labels; this one is multiple_choice"),
-        ({"template": {"prompt": "a", "completion": "b"}}, "only format template has one; this one is multiple_choice"),
+        (
+            {"template": {"prompt": "a", "completion": "b"}},
+            "only format template has one; this one is multiple_choice",
+        ),
         ({"code": "parse.py"}, "only format python has code; this one is multiple_choice"),
         ({"format": "multiple_choise"}, "Input should be 'auto', 'alpaca', "),
     ]:
@@ -110,27 +127,38 @@ def test_sources_are_checked(added: Format) -> None:
 def test_an_option_can_have_several_formats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them is named where it is set for another one, and one that needs it says how it is written."""
     graded = Format(
-        "graded", "", formats.named("text").columns, formats.named("text").parse, (Option("labels", needed="`labels: {}`"),)
+        "graded",
+        "",
+        formats.named("text").columns,
+        formats.named("text").parse,
+        (Option("labels", needed="`labels: {}`"),),
     )
     monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, graded))
-    with pytest.raises(ValidationError, match="only formats classification and graded have labels; this one is text"):
+    with pytest.raises(
+        ValidationError, match="only formats classification and graded have labels; this one is text"
+    ):
         FileSource(path="rows.json", format="text", labels={"0": "a"})
     assert FileSource(path="rows.json", format="graded", labels={"0": "a"}).labels == {"0": "a"}
 
 
 def test_the_recipe_knows_it(added: Format, tmp_path: Path) -> None:
-    """A recipe may name it, a typo is refused at its place with a guess, and the JSON schema and the manual's table have it."""
+    """A recipe may name it, a typo is refused at its place with a guess, and the JSON schema and the manual's
+    table have it."""
     from finetune.errors import RecipeError
     from finetune.recipe.load import load_recipe
 
     written(tmp_path, ROWS)
     recipe = tmp_path / "recipe.yaml"
-    text = "model: {base: owner/name}\ndata:\n  train: [{path: rows.json, format: multiple_choice}]\ntrain: {epochs: 1}\n"
+    text = (
+        "model: {base: owner/name}\ndata:\n  train: [{path: rows.json, format: multiple_choice}]\ntrain: "
+        "{epochs: 1}\n"
+    )
     recipe.write_text(text)
     assert load_recipe(recipe).recipe.data.train[0].format == "multiple_choice"
     recipe.write_text(text.replace("multiple_choice", "multiple_choise"))
     with pytest.raises(
-        RecipeError, match=r"recipe.yaml:3:37 .*got 'multiple_choise', expected .*; did you mean multiple_choice\?"
+        RecipeError,
+        match=r"recipe.yaml:3:37 .*got 'multiple_choise', expected .*; did you mean multiple_choice\?",
     ):
         load_recipe(recipe)
     assert "multiple_choice" in FileSource.model_json_schema()["properties"]["format"]["enum"]
@@ -146,7 +174,11 @@ def test_the_manual_has_the_tables() -> None:
 
 @pytest.mark.parametrize("name", ["multiple_choice", "auto"])
 def test_no_row_of_another_version_is_taken_from_the_cache(
-    name: str, added: Format, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    added: Format,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A format that is raised to another version prepares its rows again, and other formats' stay cached."""
     path, cache = written(tmp_path, ROWS), tmp_path / "cache"

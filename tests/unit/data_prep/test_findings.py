@@ -14,11 +14,16 @@ from tests.unit.data_prep.rows import file, places, said, section, talk, with_te
 
 NO_END = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 """A chat template that ends an answer with no token."""
-TWICE = "{{ bos_token }}{{ bos_token }}{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
+TWICE = (
+    "{{ bos_token }}{{ bos_token }}{% for message in messages %}{{ message.content }}{{ eos_token }}{% "
+    "endfor %}"
+)
 """A chat template that writes BOS twice."""
 
 
-def found(finding: str, folders: dict[str, Path], tmp_path: Path) -> tuple[DataSection, PreTrainedTokenizerFast]:
+def found(
+    finding: str, folders: dict[str, Path], tmp_path: Path
+) -> tuple[DataSection, PreTrainedTokenizerFast]:
     """Data with a finding in the second and third of four rows, but that a template's is in every row."""
     rows = said(("Say red.", "red"), ("Say blue.", "blue"), ("Say lamp.", "lamp"), ("Say white.", "white"))
     source = file(tmp_path / "a.jsonl", rows)
@@ -33,7 +38,11 @@ def found(finding: str, folders: dict[str, Path], tmp_path: Path) -> tuple[DataS
 @pytest.mark.parametrize(
     ("finding", "count", "message"),
     [
-        ("unsupervised_end_of_turn", 4, r"^a\.jsonl:1: the answer as the chat template \(.*own\.jinja\) writes it ends in"),
+        (
+            "unsupervised_end_of_turn",
+            4,
+            r"^a\.jsonl:1: the answer as the chat template \(.*own\.jinja\) writes it ends in",
+        ),
         ("double_bos", 4, r"^a\.jsonl:1: it begins with two <s>; remove one of them"),
         ("leakage", 2, r"^a\.jsonl:2: it is also in the evaluation rows"),
     ],
@@ -41,11 +50,18 @@ def found(finding: str, folders: dict[str, Path], tmp_path: Path) -> tuple[DataS
 def test_findings_are_refused_unless_they_are_allowed(
     finding: str, count: int, message: str, base: Path, llama_folder: Path, tmp_path: Path
 ) -> None:
-    """A finding is refused with its row, reported by an audit, and counted where the recipe allows it; naming another
-    finding doesn't allow it; and all of that is the same where the cache holds what was prepared before."""
+    """A finding is refused with its row, reported by an audit, and counted where the recipe allows it; naming
+    another finding doesn't allow it; and all of that is the same where the cache holds what was prepared
+    before."""
     data, tokenizer = found(finding, {"plain": base, "llama": llama_folder}, tmp_path)
-    others = [name for name in ("double_bos", "leakage", "unsupervised_end_of_turn", "no_supervised_token") if name != finding]
-    allowed, not_allowed = (data.model_copy(update={"allow_findings": names}) for names in ((finding,), tuple(others)))
+    others = [
+        name
+        for name in ("double_bos", "leakage", "unsupervised_end_of_turn", "no_supervised_token")
+        if name != finding
+    ]
+    allowed, not_allowed = (
+        data.model_copy(update={"allow_findings": names}) for names in ((finding,), tuple(others))
+    )
     for cache in (None, tmp_path / "cache", tmp_path / "cache"):
         for refused in (data, not_allowed):
             with pytest.raises(DataError, match=message):
@@ -66,7 +82,9 @@ def test_a_row_counts_once_for_a_finding(base: Path, tmp_path: Path) -> None:
     assert prepared.report.findings() == {"unsupervised_end_of_turn": 1}
 
 
-def test_a_row_with_nothing_to_learn_is_no_reason_to_refuse(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_row_with_nothing_to_learn_is_no_reason_to_refuse(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """Rows with no token to learn are dropped and found, and the others are prepared, an audit or not."""
     rows = [{"prompt": "", "completion": "<|im_end|>"}, {"prompt": "a", "completion": "b"}]
     data = section(file(tmp_path / "a.jsonl", rows, "prompt_completion"), special_tokens_in_text="keep")
@@ -78,15 +96,19 @@ def test_a_row_with_nothing_to_learn_is_no_reason_to_refuse(tmp_path: Path, toke
 
 def leaking(tmp_path: Path, **options: Any) -> DataSection:
     """Three of five rows, in two sources, stand in the evaluation as well."""
-    first = file(tmp_path / "a.jsonl", said(("Say red.", "red"), ("SAY blue.", "blue "), ("Say lamp.", "lamp")))
+    first = file(
+        tmp_path / "a.jsonl", said(("Say red.", "red"), ("SAY blue.", "blue "), ("Say lamp.", "lamp"))
+    )
     second = file(tmp_path / "b.jsonl", said(("Say lamp.", "lamp"), ("Say green.", "green")))
-    held_out = file(tmp_path / "e.jsonl", said(("Say lamp.", "lamp"), ("Say blue.", "blue"), ("Say white.", "white")))
+    held_out = file(
+        tmp_path / "e.jsonl", said(("Say lamp.", "lamp"), ("Say blue.", "blue"), ("Say white.", "white"))
+    )
     return section(first, second, evaluation={"sources": [held_out]}, **options)
 
 
 def test_leakage_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Training rows that also stand in the evaluation are refused with their number and the first one's place, from the
-    cache too."""
+    """Training rows that also stand in the evaluation are refused with their number and the first one's
+    place, from the cache too."""
     for cache in (None, tmp_path / "cache", tmp_path / "cache"):
         with pytest.raises(DataError) as failed:
             prepare(leaking(tmp_path), tokenizer, seed=0, cache=cache)
@@ -98,7 +120,9 @@ def test_leakage_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) 
 
 
 @pytest.mark.parametrize(("audit", "allowed"), [(True, []), (False, ["leakage"]), (True, ["leakage"])])
-def test_leakage_is_reported(audit: bool, allowed: list[str], tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_leakage_is_reported(
+    audit: bool, allowed: list[str], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """For an audit, and where the recipe allows it, rows that leak are reported and kept."""
     data = prepare(leaking(tmp_path, allow_findings=allowed), tokenizer, seed=0, audit=audit)
     assert data.report.findings() == {"leakage": 3}

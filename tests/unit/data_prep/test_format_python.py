@@ -19,7 +19,9 @@ from tests.support.cli import run_process
 from tests.support.models import save_tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
-RAN = "from pathlib import Path\nwith Path(__file__).with_name('ran').open('a') as file:\n    file.write('x')\n"
+RAN = (
+    "from pathlib import Path\nwith Path(__file__).with_name('ran').open('a') as file:\n    file.write('x')\n"
+)
 """What leaves a mark each time the file is run."""
 
 
@@ -59,7 +61,9 @@ def prepared(
 ) -> PreparedData:
     """The rows as the code reads them, allowed unless the test says otherwise."""
     data = section(folder, code, rows, **options)
-    return prepare(data, tokenizer, seed=0, allow_code=[digest(folder / "own.py")] if allowed is None else allowed)
+    return prepare(
+        data, tokenizer, seed=0, allow_code=[digest(folder / "own.py")] if allowed is None else allowed
+    )
 
 
 def texts(data: PreparedData, tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -69,30 +73,42 @@ def texts(data: PreparedData, tokenizer: PreTrainedTokenizerFast) -> list[str]:
 def learned(data: PreparedData, tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """What is learned of each document."""
     return [
-        "|".join(tokenizer.decode(document.token_ids[first:end]) for first, end, _ in document.spans) for document in data.train
+        "|".join(tokenizer.decode(document.token_ids[first:end]) for first, end, _ in document.spans)
+        for document in data.train
     ]
 
 
-def test_code_is_refused_until_its_content_is_allowed(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Without permission the file isn't run, and the message names it and its SHA-256; permission for another content or
-    for its name is none, that for its content runs it, once."""
+def test_code_is_refused_until_its_content_is_allowed(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Without permission the file isn't run, and the message names it and its SHA-256; permission for another
+    content or for its name is none, that for its content runs it, once."""
     code = f"{RAN}def parse(row):\n    return {{'text': row['a']}}\n"
     wanted = sha256(code.encode()).hexdigest()
-    for allowed in ([], [sha256(b"other").hexdigest()], [str(tmp_path / "own.py"), "own.py", ""], [wanted[:-1]]):
+    for allowed in (
+        [],
+        [sha256(b"other").hexdigest()],
+        [str(tmp_path / "own.py"), "own.py", ""],
+        [wanted[:-1]],
+    ):
         with pytest.raises(DataError) as refused:
             prepared(tmp_path, code, [{"a": "blue"}], tokenizer, allowed)
         assert str(refused.value) == (
-            f"format python would run {tmp_path / 'own.py'}. Read it; if you trust it, allow exactly this content on the "
+            f"format python would run {tmp_path / 'own.py'}. Read it; if you trust it, allow exactly this "
+            "content on the "
             f"command line:\n  --allow-code {wanted}"
         )
     assert not (tmp_path / "ran").exists()
-    data = prepared(tmp_path, code, [{"a": "blue"}, {"a": "lamp"}], tokenizer, [sha256(b"other").hexdigest(), wanted])
+    data = prepared(
+        tmp_path, code, [{"a": "blue"}, {"a": "lamp"}], tokenizer, [sha256(b"other").hexdigest(), wanted]
+    )
     assert texts(data, tokenizer) == ["blue<|im_end|>", "lamp<|im_end|>"]
     assert (data.report.sources[0].format, (tmp_path / "ran").read_text()) == ("python", "x")
 
 
 def test_changed_code_is_refused_again(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Permission holds for one content: a comment that is added takes it away, and with the old content it is back."""
+    """Permission holds for one content: a comment that is added takes it away, and with the old content it is
+    back."""
     code = f"{RAN}def parse(row):\n    return {{'text': row['a']}}\n"
     allowed = [sha256(code.encode()).hexdigest()]
     assert len(prepared(tmp_path, code, [{"a": "blue"}], tokenizer, allowed).train) == 1
@@ -104,7 +120,8 @@ def test_changed_code_is_refused_again(tmp_path: Path, tokenizer: PreTrainedToke
 
 
 def test_every_source_with_code_needs_permission(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Permission for the code of one source is none for that of another, the evaluation's too, which runs first."""
+    """Permission for the code of one source is none for that of another, the evaluation's too, which runs
+    first."""
     for name in ("train", "evaluation"):
         (tmp_path / name).mkdir()
     code = RAN + "def parse(row):\n    return {'text': row['a']}\n"
@@ -122,7 +139,8 @@ def test_every_source_with_code_needs_permission(tmp_path: Path, tokenizer: PreT
 
 
 def test_prepared_data_run_no_code(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """What comes from the cache runs no code, and needs its permission all the same; reading the rows again runs it once."""
+    """What comes from the cache runs no code, and needs its permission all the same; reading the rows again
+    runs it once."""
     code = f"{RAN}def parse(row):\n    return {{'text': row['a']}}\n"
     data = section(tmp_path, code, [{"a": "blue"}, {"a": "lamp"}], evaluation={"fraction": 0.5})
     allowed = [digest(tmp_path / "own.py")]
@@ -144,11 +162,16 @@ def test_prepared_data_run_no_code(tmp_path: Path, tokenizer: PreTrainedTokenize
         ("def pars(row):\n    return row\ndef _help(): ...\n", "has no function parse(row); it has pars"),
         ("parse = {'text': 'a'}\n", "has no function parse(row); it has no functions"),
         ("def parse(row:\n", "raised an error while it was run: SyntaxError: "),
-        ("import no_such_module\n", "raised an error while it was run: ModuleNotFoundError: No module named 'no_such_module'"),
+        (
+            "import no_such_module\n",
+            "raised an error while it was run: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
         ("raise ValueError('not today')\n", "raised an error while it was run: ValueError: not today"),
     ],
 )
-def test_code_that_can_not_be_used(code: str, message: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_code_that_can_not_be_used(
+    code: str, message: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """A file without a function parse, or that fails when it is run, is one message with the file's path."""
     with pytest.raises(DataError) as failed:
         prepared(tmp_path, code, [{"a": "b"}], tokenizer)
@@ -156,13 +179,17 @@ def test_code_that_can_not_be_used(code: str, message: str, tmp_path: Path, toke
 
 
 def test_code_runs_as_a_module_does(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A file may use what a Python module can: postponed annotations, dataclasses, names of its own, its path."""
+    """A file may use what a Python module can: postponed annotations, dataclasses, names of its own, its
+    path."""
     code = (
-        "from __future__ import annotations\n\nfrom dataclasses import dataclass\nfrom pathlib import Path\n\n"
+        "from __future__ import annotations\n\nfrom dataclasses import dataclass\nfrom pathlib import "
+        "Path\n\n"
         "@dataclass\nclass Word:\n    text: str\n\nNAME = Path(__file__).name\n\n"
         "def parse(row):\n    return {'text': f'{Word(row[\"a\"]).text} of {NAME}'}\n"
     )
-    assert texts(prepared(tmp_path, code, [{"a": "blue"}], tokenizer), tokenizer) == ["blue of own.py<|im_end|>"]
+    assert texts(prepared(tmp_path, code, [{"a": "blue"}], tokenizer), tokenizer) == [
+        "blue of own.py<|im_end|>"
+    ]
 
 
 @pytest.mark.parametrize("code", ["raise SystemExit\n", "import sys\ndef parse(row):\n    sys.exit()\n"])
@@ -190,9 +217,18 @@ def test_code_that_is_not_there(tmp_path: Path, tokenizer: PreTrainedTokenizerFa
         ("return None", "parse(row) returned null; a row (an object) or a list of rows was expected"),
         ("return 'text'", "parse(row) returned a string; a row (an object) or a list of rows was expected"),
         ("return 3", "parse(row) returned a number; a row (an object) or a list of rows was expected"),
-        ("yield {'text': 'a'}", "parse(row) returned a generator; a row (an object) or a list of rows was expected"),
-        ("return [{'text': 'a'}, 'b']", "parse(row) returned a string; a row (an object) or a list of rows was expected"),
-        ("return {}", "row 1 of parse(row) has no keys; expected 'messages', 'prompt' and 'completion', or 'text'"),
+        (
+            "yield {'text': 'a'}",
+            "parse(row) returned a generator; a row (an object) or a list of rows was expected",
+        ),
+        (
+            "return [{'text': 'a'}, 'b']",
+            "parse(row) returned a string; a row (an object) or a list of rows was expected",
+        ),
+        (
+            "return {}",
+            "row 1 of parse(row) has no keys; expected 'messages', 'prompt' and 'completion', or 'text'",
+        ),
         (
             "return [{'text': 'a'}, {'txt': 'b'}]",
             "row 2 of parse(row) has 'txt'; expected 'messages', 'prompt' and 'completion', or 'text'",
@@ -206,8 +242,11 @@ def test_code_that_is_not_there(tmp_path: Path, tokenizer: PreTrainedTokenizerFa
         ("return {'messages': [{'role': 'user', 'content': 'a'}]}", "messages has no assistant turn"),
     ],
 )
-def test_what_parse_may_not_give(body: str, message: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Where parse raises, or gives anything but rows of a known form, the message has the row's place and what it gave."""
+def test_what_parse_may_not_give(
+    body: str, message: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Where parse raises, or gives anything but rows of a known form, the message has the row's place and
+    what it gave."""
     code = f"def parse(row):\n    if row['a'] == 'good':\n        return {{'text': 'good'}}\n    {body}\n"
     if "yield" in body:
         code = f"def parse(row):\n    {body}\n"
@@ -218,17 +257,23 @@ def test_what_parse_may_not_give(body: str, message: str, tmp_path: Path, tokeni
 
 
 def test_rows_that_parse_refuses_can_be_skipped(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """With on_bad_row: skip a row that parse raises for is left out, counted and named, and the others are read."""
+    """With on_bad_row: skip a row that parse raises for is left out, counted and named, and the others are
+    read."""
     code = "def parse(row):\n    return {'text': row['a']}\n"
-    data = prepared(tmp_path, code, [{"a": "blue"}, {"b": "red"}, {"a": "lamp"}], tokenizer, on_bad_row="skip")
+    data = prepared(
+        tmp_path, code, [{"a": "blue"}, {"b": "red"}, {"a": "lamp"}], tokenizer, on_bad_row="skip"
+    )
     assert texts(data, tokenizer) == ["blue<|im_end|>", "lamp<|im_end|>"]
     dropped = data.report.sources[0].dropped["bad_row"]
     assert dropped.count == 1
-    assert dropped.places[0].startswith("rows.jsonl:2, read as format 'python': parse(row) raised KeyError: 'a'")
+    assert dropped.places[0].startswith(
+        "rows.jsonl:2, read as format 'python': parse(row) raised KeyError: 'a'"
+    )
 
 
 def test_the_three_forms(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Parse may give a text, a prompt with its completion, or messages, each read as in the format of that form."""
+    """Parse may give a text, a prompt with its completion, or messages, each read as in the format of that
+    form."""
     code = (
         "def parse(row):\n"
         "    if row['form'] == 'text':\n        return {'text': 'All of it.'}\n"
@@ -246,23 +291,29 @@ def test_the_three_forms(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> 
     assert "All of it.<|im_end|>".endswith(learned(data, tokenizer)[0])
     assert learned(data, tokenizer)[1:] == [" blue.<|im_end|>", "Yes.<|im_end|>", "Well.<|im_end|>"]
     assert {span[2] for span in data.train[2].spans} == {0.5}
-    assert texts(data, tokenizer)[3].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi.")
+    assert texts(data, tokenizer)[3].startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi."
+    )
 
 
 def test_a_row_may_become_several_or_none(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A list of rows makes an example of each, with places of their own; an empty one makes none, and the row is counted."""
+    """A list of rows makes an example of each, with places of their own; an empty one makes none, and the row
+    is counted."""
     code = "def parse(row):\n    return [{'text': word} for word in row['a'].split()]\n"
     data = prepared(tmp_path, code, [{"a": "blue lamp"}, {"a": ""}, {"a": "seven"}], tokenizer)
     assert texts(data, tokenizer) == ["blue<|im_end|>", "lamp<|im_end|>", "seven<|im_end|>"]
     assert [document.place for document in data.train] == ["rows.jsonl:1.1", "rows.jsonl:1.2", "rows.jsonl:3"]
     report = data.report.sources[0]
     assert (report.rows_read, report.examples_made, report.rows_kept) == (3, 3, 3)
-    with pytest.raises(DataError, match=r"^data\.train leaves no rows:\n.*0 of 0 examples \(from 1 rows\) kept"):
+    with pytest.raises(
+        DataError, match=r"^data\.train leaves no rows:\n.*0 of 0 examples \(from 1 rows\) kept"
+    ):
         prepared(tmp_path, code, [{"a": ""}], tokenizer)
 
 
 def test_parse_sees_the_row_as_it_was_read(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Parse gets every column with its value, and what it does to its row reaches no other row and no report."""
+    """Parse gets every column with its value, and what it does to its row reaches no other row and no
+    report."""
     code = (
         "import json\nseen = []\n"
         "def parse(row):\n    text = json.dumps([sorted(row), row['deep'], row['none'], row['number']])\n"
@@ -327,7 +378,8 @@ def test_check_looks_for_the_file(recipe: Path) -> None:
 
 
 def test_the_command_line_gives_the_permission(recipe: Path) -> None:
-    """Without --allow-code the command ends with the SHA-256 to allow and runs nothing; with it, the code runs."""
+    """Without --allow-code the command ends with the SHA-256 to allow and runs nothing; with it, the code
+    runs."""
     folder = recipe.parent
     done = finetune("data", recipe.name, cwd=folder)
     assert (done.returncode, (folder / "ran").exists()) == (2, False)
@@ -340,7 +392,9 @@ def test_the_command_line_gives_the_permission(recipe: Path) -> None:
     assert (folder / "ran").read_text() == "x"
 
 
-@pytest.mark.parametrize("place", ["allow_code", "data.allow_code", "data.train.0.allow_code", "train.allow_code"])
+@pytest.mark.parametrize(
+    "place", ["allow_code", "data.allow_code", "data.train.0.allow_code", "train.allow_code"]
+)
 def test_a_recipe_can_not_give_the_permission(place: str, recipe: Path) -> None:
     """Wherever a recipe, or an override of it, would allow code, that is an unknown key."""
     folder, allowed = recipe.parent, digest(recipe.parent / "own.py")

@@ -37,10 +37,22 @@ def test_alpaca_without_input(context: dict[str, Any]) -> None:
 
 
 def test_what_holds_nothing_is_not_refused() -> None:
-    """Empty lists of tools, calls and history change nothing, and a column is no near miss of one that is there."""
+    """Empty lists of tools, calls and history change nothing, and a column is no near miss of one that is
+    there."""
     values = {"messages": [USER, ANSWER | {"tool_calls": [], "function_call": None}], "tools": []}
     assert parse("messages", values) == Conversation((Message("user", "hi"), Message("assistant", "ho")))
-    parse("alpaca", {"instruction": "a", "input": "b", "inputs": "c", "output": "d", "history": [], "id": "e", "item": "f"})
+    parse(
+        "alpaca",
+        {
+            "instruction": "a",
+            "input": "b",
+            "inputs": "c",
+            "output": "d",
+            "history": [],
+            "id": "e",
+            "item": "f",
+        },
+    )
 
 
 def test_alpaca_with_everything() -> None:
@@ -52,17 +64,22 @@ def test_alpaca_with_everything() -> None:
 
 
 def test_prompt_completion() -> None:
-    """Two strings are a plain text, two lists of messages a conversation in which the completion is learned."""
+    """Two strings are a plain text, two lists of messages a conversation in which the completion is
+    learned."""
     assert parse("prompt_completion", {"prompt": "a", "completion": "b"}) == PlainText("a", "b")
     values = {"prompt": [USER, ANSWER, USER], "completion": [ANSWER]}
     user, answer = Message("user", "hi"), Message("assistant", "ho")
-    assert parse("prompt_completion", values) == Conversation((user, answer, user, answer), completion_start=3)
+    assert parse("prompt_completion", values) == Conversation(
+        (user, answer, user, answer), completion_start=3
+    )
 
 
 def test_text_and_messages() -> None:
     """A text is a completion without a prompt; messages are kept as they are."""
     assert parse("text", {"text": " a\n"}) == PlainText("", " a\n")
-    assert parse("messages", {"messages": [USER, ANSWER]}) == Conversation((Message("user", "hi"), Message("assistant", "ho")))
+    assert parse("messages", {"messages": [USER, ANSWER]}) == Conversation(
+        (Message("user", "hi"), Message("assistant", "ho"))
+    )
 
 
 @pytest.mark.parametrize(

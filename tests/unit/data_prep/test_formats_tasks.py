@@ -39,7 +39,8 @@ def asked(question: str, answer: str) -> Conversation:
 
 
 def test_sharegpt() -> None:
-    """ShareGPT's roles become the four; a call is an assistant's turn, an observation a tool's; tools may be JSON."""
+    """ShareGPT's roles become the four; a call is an assistant's turn, an observation a tool's; tools may be
+    JSON."""
     values = {
         "system": "s",
         "tools": json.dumps([WEATHER]),
@@ -156,7 +157,9 @@ def test_an_article_makes_an_example_a_question() -> None:
          PlainText("x\n", "b")),
     ],
 )  # fmt: skip
-def test_tasks(format_name: FormatName, values: dict[str, Any], options: dict[str, Any], expected: Parsed) -> None:
+def test_tasks(
+    format_name: FormatName, values: dict[str, Any], options: dict[str, Any], expected: Parsed
+) -> None:
     """Rows of each task become a question and its answer, under the format's names or mapped ones."""
     assert parse(format_name, values, **options) == expected
 
@@ -164,7 +167,10 @@ def test_tasks(format_name: FormatName, values: dict[str, Any], options: dict[st
 def test_every_summary_is_an_example() -> None:
     """A document with two summaries makes two examples."""
     examples = parse_all("summarisation", {"source": ["d"], "target": ["s", "t"]})
-    assert [example for _, example in examples] == [asked("Summarize:\n\nd", "s"), asked("Summarize:\n\nd", "t")]
+    assert [example for _, example in examples] == [
+        asked("Summarize:\n\nd", "s"),
+        asked("Summarize:\n\nd", "t"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +185,9 @@ def test_every_summary_is_an_example() -> None:
 )
 def test_preference(values: dict[str, Any]) -> None:
     """Pairs come as texts, messages, whole conversations or ShareGPT's turns; all mean the same."""
-    expected = Preference((Message("user", "hi"),), (Message("assistant", "ho"),), (Message("assistant", "no"),))
+    expected = Preference(
+        (Message("user", "hi"),), (Message("assistant", "ho"),), (Message("assistant", "no"),)
+    )
     assert parse("preference", values) == expected
 
 
@@ -222,7 +230,9 @@ def test_preference(values: dict[str, Any]) -> None:
         ("auto", {"messages": [USER]}, {}, "no format fits the columns 'messages'.*\n  messages: .*no assistant turn"),
     ],
 )  # fmt: skip
-def test_bad_rows(format_name: FormatName, values: dict[str, Any], options: dict[str, Any], problem: str) -> None:
+def test_bad_rows(
+    format_name: FormatName, values: dict[str, Any], options: dict[str, Any], problem: str
+) -> None:
     """A bad row is a DataError that begins with its place and names the field."""
     with pytest.raises(DataError, match=problem) as caught:
         parse(format_name, values, **options)
@@ -232,11 +242,17 @@ def test_bad_rows(format_name: FormatName, values: dict[str, Any], options: dict
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"format": "alpaca", "columns": {"instructon": "q"}}, "no column 'instructon'.*did you mean instruction"),
+        (
+            {"format": "alpaca", "columns": {"instructon": "q"}},
+            "no column 'instructon'.*did you mean instruction",
+        ),
         ({"format": "alpaca", "columns": {"instruction": "q", "input": "q"}}, "'q' is mapped twice"),
         ({"format": "auto", "columns": {"text": "q"}}, "set the format"),
         ({"format": "alpaca", "labels": {"0": "a"}}, "only format classification has labels"),
-        ({"format": "alpaca", "template": {"prompt": "a", "completion": "b"}}, "only format template has one"),
+        (
+            {"format": "alpaca", "template": {"prompt": "a", "completion": "b"}},
+            "only format template has one",
+        ),
         ({"format": "template"}, "needs `template"),
     ],
 )
@@ -272,9 +288,15 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 ARGUMENTS = st.dictionaries(TEXT, st.integers() | TEXT, max_size=3)
 
 
-@given(st.lists(st.tuples(TEXT, TEXT, st.lists(st.tuples(ARGUMENTS, TEXT), max_size=2)), min_size=1, max_size=4), TEXT)
-def test_parsing_keeps_every_message(rounds: list[tuple[str, str, list[tuple[dict[str, Any], str]]]], system: str) -> None:
-    """A conversation written in OpenAI's form, and in ShareGPT's, is parsed to the same messages, none lost or changed."""
+@given(
+    st.lists(st.tuples(TEXT, TEXT, st.lists(st.tuples(ARGUMENTS, TEXT), max_size=2)), min_size=1, max_size=4),
+    TEXT,
+)
+def test_parsing_keeps_every_message(
+    rounds: list[tuple[str, str, list[tuple[dict[str, Any], str]]]], system: str
+) -> None:
+    """A conversation written in OpenAI's form, and in ShareGPT's, is parsed to the same messages, none lost
+    or changed."""
     # A system message without a text is left out.
     openai: list[dict[str, Any]] = [{"role": "system", "content": system}]
     sharegpt: list[dict[str, Any]] = [{"from": "system", "value": system}]
@@ -286,9 +308,18 @@ def test_parsing_keeps_every_message(rounds: list[tuple[str, str, list[tuple[dic
         for arguments, result in calls:
             call = {"name": "f", "arguments": arguments}
             written = {"type": "function", "function": {"name": "f", "arguments": json.dumps(arguments)}}
-            openai += [{"role": "assistant", "content": None, "tool_calls": [written]}, {"role": "tool", "content": result}]
-            sharegpt += [{"from": "function_call", "value": json.dumps(call)}, {"from": "observation", "value": result}]
-            expected += [Message("assistant", "", tool_calls=(ToolCall("f", arguments),)), Message("tool", result)]
+            openai += [
+                {"role": "assistant", "content": None, "tool_calls": [written]},
+                {"role": "tool", "content": result},
+            ]
+            sharegpt += [
+                {"from": "function_call", "value": json.dumps(call)},
+                {"from": "observation", "value": result},
+            ]
+            expected += [
+                Message("assistant", "", tool_calls=(ToolCall("f", arguments),)),
+                Message("tool", result),
+            ]
         openai.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         sharegpt.append({"from": "gpt", "value": answer})
         expected.append(Message("assistant", answer))

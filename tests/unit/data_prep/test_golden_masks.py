@@ -1,4 +1,5 @@
-"""Token ids and masks with real tokenizers, against those that tests/golden/make_masks.py made without data_prep."""
+"""Token ids and masks with real tokenizers, against those that tests/golden/make_masks.py made without
+data_prep."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from tests.unit.data_prep.real_tokenizers import real_tokenizer
 from tests.unit.data_prep.rows import allowing
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "golden" / "masks").glob("*.json"))
-GOLDEN: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES}
+GOLDEN: dict[str, dict[str, Any]] = {
+    path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES
+}
 CASES = [
     pytest.param(template, case, id=f"{template}, {case['name']}")
     for template, golden in GOLDEN.items()
@@ -25,7 +28,8 @@ CASES = [
 
 @pytest.fixture(scope="session")
 def real() -> Callable[[str], PreTrainedTokenizerFast]:
-    """real(template) is the tokenizer that the template's golden masks were made with; a test skips where it can't be had."""
+    """real(template) is the tokenizer that the template's golden masks were made with; a test skips where it
+    can't be had."""
 
     @cache
     def folder(source: str) -> Path | ModelError:
@@ -50,7 +54,8 @@ def real() -> Callable[[str], PreTrainedTokenizerFast]:
 def test_ids_and_masks_are_the_references(
     template: str, case: dict[str, Any], real: Callable[[str], PreTrainedTokenizerFast]
 ) -> None:
-    """With a real tokenizer, each template gives the reference's token ids, and supervises its answers and ends of turn."""
+    """With a real tokenizer, each template gives the reference's token ids, and supervises its answers and
+    ends of turn."""
     messages = tuple(Message(turn["role"], turn["content"]) for turn in case["messages"])
     example = Conversation(messages, case["completion_start"])
     for supervise, flags in case["supervised"].items():
@@ -62,4 +67,7 @@ def test_ids_and_masks_are_the_references(
 def test_golden_masks_cover_the_templates_of_real_models() -> None:
     """Each template that a published model was trained with has golden masks, for each way to supervise."""
     assert set(GOLDEN) == {"chatml", "llama2", "llama3", "mistral", "zephyr"}
-    assert all(set(case["supervised"]) == {"assistant", "last", "completion", "all"} for _, case in (p.values for p in CASES))
+    assert all(
+        set(case["supervised"]) == {"assistant", "last", "completion", "all"}
+        for _, case in (p.values for p in CASES)
+    )

@@ -76,14 +76,24 @@ def test_heads_that_make_no_sense(values: dict[str, object], problem: str) -> No
         HeadSection.model_validate(values)
 
 
-def documents(tokenizer: PreTrainedTokenizerFast, head: HeadSection, *examples: Conversation | PlainText) -> list[Document]:
+def documents(
+    tokenizer: PreTrainedTokenizerFast, head: HeadSection, *examples: Conversation | PlainText
+) -> list[Document]:
     placed = ((f"row {number}", example) for number, example in enumerate(examples))
-    return [document for document, _ in Tokenization(tokenizer, "assistant", encoding=LabelEncoding(head)).run(placed)]
+    return [
+        document
+        for document, _ in Tokenization(tokenizer, "assistant", encoding=LabelEncoding(head)).run(placed)
+    ]
 
 
 def test_a_document_is_the_prompt_and_a_place_for_the_answer(tokenizer: PreTrainedTokenizerFast) -> None:
     """Up to where generation would begin, then one end token, which is the only one that is supervised."""
-    turns = (Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "Well?"), Message("assistant", "good"))
+    turns = (
+        Message("user", "Hi"),
+        Message("assistant", "Yes?"),
+        Message("user", "Well?"),
+        Message("assistant", "good"),
+    )
     chat, plain = Conversation(turns), PlainText("Is it good? ", "bad")
     for example, target in ((chat, 1.0), (plain, 0.0)):
         (document,) = documents(tokenizer, SINGLE, example)
@@ -133,19 +143,29 @@ def test_a_preview_shows_the_answer_in_its_place(tokenizer: PreTrainedTokenizerF
     """What is learned is the label, not the token that holds its place."""
     for head, answer in ((SINGLE, "good"), (SEVERAL, "red, blue"), (SEVERAL, "none"), (NUMBER, "2.5")):
         (document,) = documents(tokenizer, head, PlainText("a b", answer))
-        assert [piece.text for piece in sample_of(document, tokenizer, LabelEncoding(head)).pieces] == ["a b", answer]
+        assert [piece.text for piece in sample_of(document, tokenizer, LabelEncoding(head)).pieces] == [
+            "a b",
+            answer,
+        ]
 
 
-def test_a_label_that_the_head_does_not_name_is_a_bad_row(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_label_that_the_head_does_not_name_is_a_bad_row(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """It ends the preparation, or is skipped and counted as any bad row."""
     rows = [{"text": f"row {n}", "label": label} for n, label in enumerate(["good", "fair", "bad"])]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {"train": [{"path": str(path), "format": "classification"}], "max_length_tokens": 64}
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: the label is 'fair', which is not in model\.head\.labels"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:2: the label is 'fair', which is not in model\.head\.labels"
+    ):
         prepare(DataSection.model_validate(values), tokenizer, seed=0, encoding=LabelEncoding(SINGLE))
     data = prepare(
-        DataSection.model_validate(values | {"on_bad_row": "skip"}), tokenizer, seed=0, encoding=LabelEncoding(SINGLE)
+        DataSection.model_validate(values | {"on_bad_row": "skip"}),
+        tokenizer,
+        seed=0,
+        encoding=LabelEncoding(SINGLE),
     )
     assert [document.targets for document in data.train] == [(1.0,), (0.0,)]
     assert data.report.sources[0].dropped["bad_row"].count == 1

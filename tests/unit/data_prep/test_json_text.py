@@ -1,4 +1,5 @@
-"""JSON as text: what is no JSON is said in words, what can be meant in two ways is refused, pointers are known by name."""
+"""JSON as text: what is no JSON is said in words, what can be meant in two ways is refused, pointers are
+known by name."""
 
 import json
 import re
@@ -31,11 +32,17 @@ NEARLY_JSONL = [
         json.dumps(json.loads(ROW), indent=1),
         r"1:2: .*in JSONL each object is on one line; .* jq -c \. rows\.jsonl > rows\.jsonl",
     ),
-    (f"{ROW},\n{OTHER}", "1:36: .*a comma follows the value; in JSONL each line is only an object: remove the comma"),
+    (
+        f"{ROW},\n{OTHER}",
+        "1:36: .*a comma follows the value; in JSONL each line is only an object: remove the comma",
+    ),
     (ROW.replace("}", ",}"), "1:3[56]: .*a trailing comma before }; remove"),
     (ROW.replace("a", "a\tb"), r"1:1\d: .*a tab is unescaped inside a string; write it as \\t"),
     (ROW.replace('"a"', '"a\nb"'), r"1:17: .*never closed; .* a line break as \\n"),
-    (ROW.replace('"a"', '"say "hi""'), r"a comma, or the end of the object .*; write a quote inside a string as \\\""),
+    (
+        ROW.replace('"a"', '"say "hi""'),
+        r"a comma, or the end of the object .*; write a quote inside a string as \\\"",
+    ),
     (ROW.replace('"a"', r'"C:\dir"'), r"write a backslash in a string as \\\\"),
     (ROW + OTHER, r"1:36: .*a second object follows the first; JSONL has one object per line: jq -c"),
     (f"{ROW} ;", "1:37: .*';' follows the value"),
@@ -51,14 +58,20 @@ NEARLY_JSONL = [
     ("<!DOCTYPE html>\n<html>", "1:1: .*it begins like a web page or XML"),
     (f"[{ROW}, {OTHER}]", "rows.jsonl:1 is a list; .*; a list of objects is JSON: name the file .json"),
     (f"[\n{ROW},\n{OTHER}\n]", "1:2: .*a list of objects is JSON: name the file .json"),
-    (ROW.replace('"output"', '"instruction"'), "rows.jsonl:1: the key 'instruction' appears twice in one object; remove one"),
+    (
+        ROW.replace('"output"', '"instruction"'),
+        "rows.jsonl:1: the key 'instruction' appears twice in one object; remove one",
+    ),
     (f"{ROW}\n{OTHER[:-9]}", r"2:\d+: .*(the text ends before the value does|never closed)"),
 ]
 
 
-@pytest.mark.parametrize(("content", "problem"), NEARLY_JSONL, ids=[content[:24] for content, _ in NEARLY_JSONL])
+@pytest.mark.parametrize(
+    ("content", "problem"), NEARLY_JSONL, ids=[content[:24] for content, _ in NEARLY_JSONL]
+)
 def test_nearly_jsonl(content: str, problem: str, tmp_path: Path) -> None:
-    """What people write in place of JSONL is refused with the place, the cause in words, and what to do where that is known."""
+    """What people write in place of JSONL is refused with the place, the cause in words, and what to do where
+    that is known."""
     (tmp_path / "rows.jsonl").write_text(content)
     said = refusal(tmp_path / "rows.jsonl")
     assert re.search(problem, said), said
@@ -77,7 +90,8 @@ def test_nearly_jsonl(content: str, problem: str, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_nearly_json(content: str, problem: str, tmp_path: Path) -> None:
-    """The same for a file of JSON; a row that can't be meant is named, and the others are read where bad rows are skipped."""
+    """The same for a file of JSON; a row that can't be meant is named, and the others are read where bad rows
+    are skipped."""
     path = tmp_path / "rows.json"
     path.write_text(content)
     with pytest.raises(DataError, match=problem):
@@ -106,7 +120,8 @@ VALUES = st.recursive(
 
 @given(VALUES, st.booleans(), st.sampled_from([None, 1]))
 def test_json_is_read_as_by_python(value: Any, ascii_only: bool, indent: int | None) -> None:
-    """Whatever JSON holds that can be meant in one way only is read as Python's json reads it, type by type."""
+    """Whatever JSON holds that can be meant in one way only is read as Python's json reads it, type by
+    type."""
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
     try:
         json.dumps(value, ensure_ascii=False).encode()
@@ -132,13 +147,18 @@ def test_whatever_is_no_json_has_a_cause(text: str) -> None:
 
 
 POINTERS = {
-    "Git LFS": "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32\nsize 12345\n",
+    "Git LFS": (
+        "version https://git-lfs.github.com/spec/v1\noid "
+        "sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32\nsize 12345\n"
+    ),
     "git-annex": "/annex/objects/SHA256E-s1234--4d7a214614ab2935.jsonl\n",
 }
 
 
 @pytest.mark.parametrize("tool", POINTERS)
-@pytest.mark.parametrize("ending", [f"{kind}{packed}" for kind in (*KINDS, ".ndjson") for packed in ("", *COMPRESSIONS)])
+@pytest.mark.parametrize(
+    "ending", [f"{kind}{packed}" for kind in (*KINDS, ".ndjson") for packed in ("", *COMPRESSIONS)]
+)
 def test_pointers(ending: str, tool: str, tmp_path: Path) -> None:
     """A file that only says where the data are is known as such by every reader, compressed or not."""
     (tmp_path / f"rows{ending}").write_text(POINTERS[tool])

@@ -1,4 +1,5 @@
-"""Keys of messages and columns beside them: what says whether a turn is learned, what is refused, what is only counted."""
+"""Keys of messages and columns beside them: what says whether a turn is learned, what is refused, what is
+only counted."""
 
 import json
 from pathlib import Path
@@ -21,33 +22,39 @@ USER, ANSWER = {"role": "user", "content": "Name a fruit."}, {"role": "assistant
 AGAIN, RIGHT = {"role": "user", "content": "A fruit."}, {"role": "assistant", "content": "Apple."}
 
 NOT_LEARNED = [
-    ("weight", 0), ("weight", 0.0), ("weight", "0"), ("weight", False), ("weight", "false"), ("loss_weight", 0),
-    ("loss_scale", 0.0),
-    ("loss", False), ("loss", 0), ("loss", "false"), ("loss", "0"), ("loss", " No "), ("loss_mask", 0), ("step_loss_mask", 0),
-    ("train", False), ("train", "FALSE"), ("training", False), ("trainable", 0), ("train_on_turn", False), ("learn", "no"),
-    ("supervise", False), ("masked", True), ("masked", 1), ("masked", "true"), ("ignore_loss", True), ("no_loss", "yes"),
+    ("weight", 0), ("weight", 0.0), ("weight", "0"), ("weight", False), ("weight", "false"),
+    ("loss_weight", 0), ("loss_scale", 0.0), ("loss", False), ("loss", 0), ("loss", "false"), ("loss", "0"),
+    ("loss", " No "), ("loss_mask", 0), ("step_loss_mask", 0), ("train", False), ("train", "FALSE"),
+    ("training", False), ("trainable", 0), ("train_on_turn", False), ("learn", "no"), ("supervise", False),
+    ("masked", True), ("masked", 1), ("masked", "true"), ("ignore_loss", True), ("no_loss", "yes"),
 ]  # fmt: skip
 LEARNED = [
-    ("weight", 1), ("weight", "1.0"), ("weight", True), ("loss", True), ("loss", "1"), ("train", "yes"), ("masked", False),
-    ("masked", 0), ("loss", None), ("loss", ""), ("weight", None), ("mask", None),
+    ("weight", 1), ("weight", "1.0"), ("weight", True), ("loss", True), ("loss", "1"), ("train", "yes"),
+    ("masked", False), ("masked", 0), ("loss", None), ("loss", ""), ("weight", None), ("mask", None),
 ]  # fmt: skip
 REFUSED = [
-    ("loss", 0.5, "loss is 0.5; true or false was expected"), ("loss", 2.31, "loss is 2.31; true or false was expected"),
-    ("loss", "sometimes", "loss is 'sometimes'; true or false"), ("loss_mask", [0, 1, 1], "loss_mask is a list; true or false"),
-    ("weight", "4,5", "weight is '4,5'; a finite number was expected"), ("weight", [1], "weight is a list; a number was"),
-    ("weight", -1, "weight is -1; a number from 0 to 1000"), ("weight", "1001", "weight is '1001'; a number from 0 to 1000"),
+    ("loss", 0.5, "loss is 0.5; true or false was expected"),
+    ("loss", 2.31, "loss is 2.31; true or false was expected"),
+    ("loss", "sometimes", "loss is 'sometimes'; true or false"),
+    ("loss_mask", [0, 1, 1], "loss_mask is a list; true or false"),
+    ("weight", "4,5", "weight is '4,5'; a finite number was expected"),
+    ("weight", [1], "weight is a list; a number was"),
+    ("weight", -1, "weight is -1; a number from 0 to 1000"),
+    ("weight", "1001", "weight is '1001'; a number from 0 to 1000"),
     ("mask", True, "mask is ambiguous: some tools learn a masked turn and others don't; write weight: 0 or 1"),
-    ("mask", 0, "mask is ambiguous: some tools"), ("train_detail", [{"begin_offset": 0}], "train_detail is not supported"),
-    ("eot", False, "eot is not supported"), ("channel", "final", "channel is not supported: .*to the source's ignore_columns"),
+    ("mask", 0, "mask is ambiguous: some tools"),
+    ("train_detail", [{"begin_offset": 0}], "train_detail is not supported"),
+    ("eot", False, "eot is not supported"),
+    ("channel", "final", "channel is not supported: .*to the source's ignore_columns"),
     ("refusal", "I won't", "refusal is not supported"), ("images", ["a.png"], "images is not supported"),
 ]  # fmt: skip
 
 
 def parsed(values: dict[str, Any], format_name: FormatName = "messages", **options: Any) -> Conversation:
     row = Row("rows.jsonl:1", values)
-    [(_, example)] = parser_of(FileSource.model_validate({"path": "rows.jsonl", "format": format_name} | options), [row]).parse(
-        row
-    )
+    [(_, example)] = parser_of(
+        FileSource.model_validate({"path": "rows.jsonl", "format": format_name} | options), [row]
+    ).parse(row)
     assert isinstance(example, Conversation)
     return example
 
@@ -58,7 +65,8 @@ def weights(values: dict[str, Any], format_name: FormatName = "messages") -> lis
 
 @pytest.mark.parametrize(("key", "value"), [*NOT_LEARNED, *LEARNED])
 def test_whether_a_turn_is_learned(key: str, value: Any) -> None:
-    """A key that says so is honoured in any tool's spelling, as a truth value, a number or a text, in both forms."""
+    """A key that says so is honoured in any tool's spelling, as a truth value, a number or a text, in both
+    forms."""
     marked = 0.0 if (key, value) in NOT_LEARNED else 1.0
     expected = marked if value not in (None, "") else None
     assert weights({"messages": [USER, ANSWER | {key: value}, AGAIN, RIGHT]}) == [None, expected, None, None]
@@ -69,7 +77,8 @@ def test_whether_a_turn_is_learned(key: str, value: Any) -> None:
 
 @pytest.mark.parametrize(("key", "value", "problem"), REFUSED)
 def test_what_is_refused(key: str, value: Any, problem: str) -> None:
-    """A value that can't be honoured, and a key that may have a meaning and is not read, are refused by name."""
+    """A value that can't be honoured, and a key that may have a meaning and is not read, are refused by
+    name."""
     with pytest.raises(DataError, match=rf"messages\[1\]\.{problem}"):
         parsed({"messages": [USER, ANSWER | {key: value}]})
 
@@ -95,7 +104,8 @@ def test_keys_that_disagree() -> None:
 
 
 def test_what_is_learned_in_tokens(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Of two answers the one that is marked has no token that is learned; the other's tokens are those of its text."""
+    """Of two answers the one that is marked has no token that is learned; the other's tokens are those of its
+    text."""
     rows = [{"messages": [USER, ANSWER | {"loss": "false"}, AGAIN, RIGHT]}]
     data = prepare(section(file(tmp_path / "rows.jsonl", rows, "messages")), tokenizer, seed=0)
     [document] = data.train
@@ -108,7 +118,15 @@ def test_what_is_learned_in_tokens(tmp_path: Path, tokenizer: PreTrainedTokenize
     [
         ({"messages": [USER, RIGHT]}, "messages"),
         ({"prompt": [USER], "completion": [RIGHT]}, "prompt_completion"),
-        ({"conversations": [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value": "Apple."}]}, "sharegpt"),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": USER["content"]},
+                    {"from": "gpt", "value": "Apple."},
+                ]
+            },
+            "sharegpt",
+        ),
         ({"instruction": USER["content"], "output": "Apple."}, "alpaca"),
     ],
 )
@@ -121,7 +139,9 @@ def test_a_column_with_the_system_message(values: dict[str, Any], format_name: F
     if format_name != "alpaca":
         role, text = ("from", "value") if format_name == "sharegpt" else ("role", "content")
         both = values | {"system": "Be brief.", column: [{role: "system", text: "Be long."}, *values[column]]}
-        with pytest.raises(DataError, match="the conversation already has a system message; remove one of the two"):
+        with pytest.raises(
+            DataError, match="the conversation already has a system message; remove one of the two"
+        ):
             parsed(both, format_name)
 
 
@@ -158,8 +178,11 @@ MEANINGFUL: list[tuple[FormatName, dict[str, Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("format_name", "values", "column", "problem"), MEANINGFUL)
-def test_columns_with_a_meaning(format_name: FormatName, values: dict[str, Any], column: dict[str, Any], problem: str) -> None:
-    """A column that may change what is learned is refused where its format doesn't read it; ignore_columns passes over it."""
+def test_columns_with_a_meaning(
+    format_name: FormatName, values: dict[str, Any], column: dict[str, Any], problem: str
+) -> None:
+    """A column that may change what is learned is refused where its format doesn't read it; ignore_columns
+    passes over it."""
     row = Row("rows.jsonl:1", values | column)
     source = {"path": "rows.jsonl", "format": format_name}
     with pytest.raises(DataError, match=problem):
@@ -179,7 +202,8 @@ def test_columns_with_a_meaning(format_name: FormatName, values: dict[str, Any],
     ],
 )  # fmt: skip
 def test_columns_without_a_meaning(column: dict[str, Any]) -> None:
-    """What holds nothing, says what is so anyway, or tells of the row is only counted; so is what is no text."""
+    """What holds nothing, says what is so anyway, or tells of the row is only counted; so is what is no
+    text."""
     assert parsed(CHAT | column) == parsed(CHAT)
 
 
@@ -214,9 +238,12 @@ def test_keys_without_a_meaning_are_counted(tmp_path: Path, tokenizer: PreTraine
 def test_roles_by_their_meaning(role: str, meant: str, form: FormatName) -> None:
     """Every tool's names of the four roles are read, in any case, in both forms."""
     call = {"tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
-    before = {"system": [], "user": [], "assistant": [USER], "tool": [USER, {"role": "assistant", "content": "", **call}]}[
-        meant
-    ]
+    before = {
+        "system": [],
+        "user": [],
+        "assistant": [USER],
+        "tool": [USER, {"role": "assistant", "content": "", **call}],
+    }[meant]
     after = {"system": [USER, RIGHT], "user": [RIGHT], "assistant": [], "tool": [RIGHT]}[meant]
     turns = [*before, {"role": role, "content": "x"}, *after]
     if form == "sharegpt":
@@ -228,15 +255,25 @@ def test_roles_by_their_meaning(role: str, meant: str, form: FormatName) -> None
 
 def test_an_unknown_role() -> None:
     """It is refused with those that are known, and with the way to leave such rows out."""
-    with pytest.raises(DataError, match=r"messages\[1\]\.role is 'critic'; expected one of system, .*on_bad_row: skip leaves"):
+    with pytest.raises(
+        DataError, match=r"messages\[1\]\.role is 'critic'; expected one of system, .*on_bad_row: skip leaves"
+    ):
         parsed({"messages": [USER, {"role": "critic", "content": "x"}, RIGHT]})
 
 
 def test_calls_in_older_and_other_forms() -> None:
-    """OpenAI's function_call, and turns of calls that stand together, are the calls of one turn, as tool_calls are."""
+    """OpenAI's function_call, and turns of calls that stand together, are the calls of one turn, as
+    tool_calls are."""
     call, result = {"name": "f", "arguments": '{"x": 1}'}, {"role": "function", "name": "f", "content": "2"}
     old = {"messages": [USER, {"role": "assistant", "content": None, "function_call": call}, result, RIGHT]}
-    now = {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": call}]}, result | {"role": "tool"}, RIGHT]}
+    now = {
+        "messages": [
+            USER,
+            {"role": "assistant", "tool_calls": [{"function": call}]},
+            result | {"role": "tool"},
+            RIGHT,
+        ]
+    }
     assert parsed(old) == parsed(now)
     calls = [{"role": "tool_call", "content": f'{{"name": "{name}", "arguments": {{}}}}'} for name in "fg"]
     results = [{"role": "tool_response", "content": text} for text in ("1", "2")]
@@ -271,7 +308,11 @@ def test_thoughts_and_parts(turn: dict[str, Any], meant: Message) -> None:
     assert parsed({"messages": [USER, {"role": "assistant"} | turn]}).messages[1] == meant
     conversations = [
         {"from": "user", "value": USER["content"]},
-        {"from": "gpt", "value": turn["content"], **{key: value for key, value in turn.items() if key != "content"}},
+        {
+            "from": "gpt",
+            "value": turn["content"],
+            **{key: value for key, value in turn.items() if key != "content"},
+        },
     ]
     assert parsed({"conversations": conversations}, "sharegpt").messages[1] == meant
 
@@ -305,5 +346,7 @@ def test_a_thought_in_a_mended_conversation() -> None:
     parser = parser_of(FileSource.model_validate(options), [], turn_order=("merge_neighbours",))
     [(_, example)] = parser.parse(Row("rows.jsonl:1", {"messages": [USER, first, RIGHT]}))
     assert example.messages[1] == Message("assistant", "Apple.", reasoning="Hm.")  # type: ignore[union-attr]
-    with pytest.raises(DataError, match=r"messages\[2\] can't be merged .* its reasoning would come after an answer"):
+    with pytest.raises(
+        DataError, match=r"messages\[2\] can't be merged .* its reasoning would come after an answer"
+    ):
         parser.parse(Row("rows.jsonl:1", {"messages": [USER, RIGHT, RIGHT | {"reasoning": "Hm."}]}))

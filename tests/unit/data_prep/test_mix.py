@@ -37,7 +37,9 @@ def test_seen_once_an_epoch_is_every_row_once(sources: list[int], seed: int, epo
 
 @settings(deadline=None)
 @given(mixture=mixtures(), seed=SEEDS, epoch=EPOCHS)
-def test_a_source_gives_its_factor_of_rows(mixture: tuple[np.ndarray, list[float]], seed: int, epoch: int) -> None:
+def test_a_source_gives_its_factor_of_rows(
+    mixture: tuple[np.ndarray, list[float]], seed: int, epoch: int
+) -> None:
     """Of n rows seen r times, each epoch has round(r * n)."""
     sources, repeats = mixture
     seen = sources[epoch_rows(sources, repeats, seed, epoch)]
@@ -48,8 +50,11 @@ def test_a_source_gives_its_factor_of_rows(mixture: tuple[np.ndarray, list[float
 
 @settings(deadline=None)
 @given(mixture=mixtures(), seed=SEEDS, epochs=st.integers(1, 12))
-def test_no_row_is_seen_again_before_the_others(mixture: tuple[np.ndarray, list[float]], seed: int, epochs: int) -> None:
-    """After any number of epochs, no row of a source was seen more than once oftener than another of the same source."""
+def test_no_row_is_seen_again_before_the_others(
+    mixture: tuple[np.ndarray, list[float]], seed: int, epochs: int
+) -> None:
+    """After any number of epochs, no row of a source was seen more than once oftener than another of the same
+    source."""
     sources, repeats = mixture
     seen = np.zeros(len(sources), np.int64)
     for epoch in range(epochs):
@@ -62,7 +67,9 @@ def test_no_row_is_seen_again_before_the_others(mixture: tuple[np.ndarray, list[
 
 @settings(deadline=None)
 @given(mixture=mixtures(), seed=SEEDS, epoch=EPOCHS)
-def test_an_epoch_is_the_same_each_time(mixture: tuple[np.ndarray, list[float]], seed: int, epoch: int) -> None:
+def test_an_epoch_is_the_same_each_time(
+    mixture: tuple[np.ndarray, list[float]], seed: int, epoch: int
+) -> None:
     """An epoch follows from the mixture, the seed and its number; no epoch before it has to be drawn."""
     sources, repeats = mixture
     expected = epoch_rows(sources, repeats, seed, epoch).tolist()
@@ -75,7 +82,9 @@ def test_an_epoch_is_the_same_each_time(mixture: tuple[np.ndarray, list[float]],
 def test_epochs_and_seeds_differ(repeats: list[float]) -> None:
     """Twenty epochs of three seeds are sixty different orders."""
     sources = np.repeat(np.array([0, 1], np.int16), 30)
-    orders = {tuple(epoch_rows(sources, repeats, seed, epoch).tolist()) for seed in range(3) for epoch in range(20)}
+    orders = {
+        tuple(epoch_rows(sources, repeats, seed, epoch).tolist()) for seed in range(3) for epoch in range(20)
+    }
     assert len(orders) == 60
 
 
@@ -93,11 +102,15 @@ def test_half_a_source_is_another_half_in_the_next_epoch() -> None:
 def test_the_rows_of_a_source_do_not_depend_on_the_others(
     mixture: tuple[np.ndarray, list[float]], other: tuple[np.ndarray, list[float]], seed: int, epoch: int
 ) -> None:
-    """Which rows an epoch has of a source (not where they stand in it) depends on the seed, the epoch, the source's own size
-    and factor, and its number among the sources: not on where its rows stand, nor on the size and factor of the others.
+    """Which rows an epoch has of a source (not where they stand in it) depends on the seed, the epoch, the
+    source's own size and factor, and its number among the sources: not on where its rows stand, nor on the
+    size and factor of the others.
     """
     (sources, repeats), (others, other_repeats) = mixture, other
-    mixed, mixed_repeats = np.concatenate([others[others != 0], sources[sources == 0]]), [repeats[0], *other_repeats[1:]]
+    mixed, mixed_repeats = (
+        np.concatenate([others[others != 0], sources[sources == 0]]),
+        [repeats[0], *other_repeats[1:]],
+    )
     alone = own_rows(epoch_rows(sources, repeats, seed, epoch), sources, 0)
     assert own_rows(epoch_rows(mixed, mixed_repeats, seed, epoch), mixed, 0) == alone
 
@@ -115,7 +128,8 @@ SHARES = st.lists(st.tuples(st.integers(1, 100), st.integers(1, 10**6)), min_siz
 @settings(deadline=None)
 @given(parts=SHARES)
 def test_repeats_make_the_shares(parts: list[tuple[int, int]]) -> None:
-    """Each source's size times its factor is its share of an epoch, which is as large as all sources together."""
+    """Each source's size times its factor is its share of an epoch, which is as large as all sources
+    together."""
     weights, sizes = [weight for weight, _ in parts], [size for _, size in parts]
     shares = [weight / sum(weights) for weight in weights]
     repeats = repeats_of_shares(shares, sizes)
@@ -151,13 +165,16 @@ def test_shares_of_rows_are_exact_but_for_rounding(weights: list[int], sizes: li
     epochs=st.integers(1, 10),
 )
 def test_shares_of_tokens_hold_over_epochs(weights: list[int], lengths: list[list[int]], epochs: int) -> None:
-    """With shares of tokens, a source's tokens over some epochs are its share of them but for half a row an epoch, and for
-    how much the rows of a pass that isn't complete differ from the source's average.
+    """With shares of tokens, a source's tokens over some epochs are its share of them but for half a row an
+    epoch, and for how much the rows of a pass that isn't complete differ from the source's average.
     """
     shares, lengths = [weight / sum(weights) for weight in weights], lengths[: len(weights)]
     sizes = [sum(of_source) for of_source in lengths]
     sources = np.repeat(np.arange(len(lengths), dtype=np.int16), [len(of_source) for of_source in lengths])
-    tokens, repeats = np.concatenate([np.array(of_source) for of_source in lengths]), repeats_of_shares(shares, sizes)
+    tokens, repeats = (
+        np.concatenate([np.array(of_source) for of_source in lengths]),
+        repeats_of_shares(shares, sizes),
+    )
     rows = np.concatenate([epoch_rows(sources, repeats, 0, epoch) for epoch in range(epochs)])
     for source, (share, of_source) in enumerate(zip(shares, lengths, strict=True)):
         seen, wanted = int(tokens[rows][sources[rows] == source].sum()), epochs * share * sum(sizes)

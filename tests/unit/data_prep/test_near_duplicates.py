@@ -31,7 +31,10 @@ def pair(length: int, changed: int, seed: int) -> tuple[str, str]:
 def jaccard(one: str, other: str) -> float:
     """The exact similarity, counted."""
     first, second = (
-        {tuple(text.split()[start : start + SHINGLE_WORDS]) for start in range(len(text.split()) - SHINGLE_WORDS + 1)}
+        {
+            tuple(text.split()[start : start + SHINGLE_WORDS])
+            for start in range(len(text.split()) - SHINGLE_WORDS + 1)
+        }
         for text in (one, other)
     )
     return len(first & second) / len(first | second)
@@ -52,7 +55,8 @@ def at_the_threshold() -> list[str]:
 
 @pytest.mark.parametrize("position", [0, 1, 50, 99])
 def test_a_copy_with_one_word_changed_is_found(position: int) -> None:
-    """A text of 100 words and its copy with one of them changed are near duplicates at 0.8, in one batch and in two."""
+    """A text of 100 words and its copy with one of them changed are near duplicates at 0.8, in one batch and
+    in two."""
     original = words(100, 0)
     changed = [*original[:position], "other", *original[position + 1 :]]
     texts = [" ".join(words(100, 1)), " ".join(original), " ".join(changed)]
@@ -65,14 +69,16 @@ def test_unrelated_texts_are_kept() -> None:
 
 
 def test_a_row_is_like_others_only() -> None:
-    """A row is not like itself; given once more it is like the first, and so is each after it, none of which is kept."""
+    """A row is not like itself; given once more it is like the first, and so is each after it, none of which
+    is kept."""
     text = " ".join(words(30, 0))
     assert answers([text]) == [None]
     assert answers([text] * 4) == answers([text] * 4, batch=1) == [None, "0", "0", "0"]
 
 
 def test_the_earliest_of_several_is_named() -> None:
-    """A row that nearly repeats two kept rows, which are no near duplicates of each other, names the earlier one."""
+    """A row that nearly repeats two kept rows, which are no near duplicates of each other, names the earlier
+    one."""
     text = words(100, 0)
     start, end = [*words(12, 1), *text[12:]], [*text[:88], *words(12, 2)]
     assert jaccard(" ".join(start), " ".join(end)) < 0.65
@@ -83,13 +89,20 @@ def test_the_earliest_of_several_is_named() -> None:
 def test_case_and_whitespace_make_no_difference() -> None:
     """Texts that differ in case and in kinds and amounts of whitespace only are alike at any threshold."""
     text = " ".join(words(20, 0)) + " Straße"
-    assert answers([text, f"\n {text.upper()}", text.replace(" ", "\t\u00a0\r\n")], threshold=0.999) == [None, "0", "0"]
+    assert answers([text, f"\n {text.upper()}", text.replace(" ", "\t\u00a0\r\n")], threshold=0.999) == [
+        None,
+        "0",
+        "0",
+    ]
 
 
 def test_the_order_of_words_matters() -> None:
     """A text is not like its own words in another order."""
     text = words(100, 0)
-    assert answers([" ".join(text), " ".join(sorted(text)), " ".join(reversed(text))], threshold=0.3) == [None] * 3
+    assert (
+        answers([" ".join(text), " ".join(sorted(text)), " ".join(reversed(text))], threshold=0.3)
+        == [None] * 3
+    )
 
 
 def test_a_text_shorter_than_a_shingle_is_like_its_copies_only() -> None:
@@ -105,7 +118,8 @@ def test_any_text_can_be_compared() -> None:
 
 
 def test_recall_and_precision() -> None:
-    """At 0.8, of 500 pairs with J of 0.88 to 0.93 at least 99 % are found, and of 500 with 0.65 to 0.71 at most 1 %."""
+    """At 0.8, of 500 pairs with J of 0.88 to 0.93 at least 99 % are found, and of 500 with 0.65 to 0.71 at
+    most 1 %."""
     shapes = {
         True: [(100, 5), (180, 7), (60, 2), (90, 4), (200, 10)],
         False: [(100, 18), (180, 36), (60, 10), (35, 6), (200, 40)],
@@ -127,31 +141,44 @@ def test_recall_and_precision() -> None:
     st.integers(1, 10),
 )
 def test_batches_make_no_difference(texts: list[str], threshold: float, batch: int, recent: int) -> None:
-    """The answers are the same however the rows are split, and wherever they are looked up, in the dict or in the index;
-    they name earlier rows that were kept, and no kept row equals another."""
+    """The answers are the same however the rows are split, and wherever they are looked up, in the dict or in
+    the index; they name earlier rows that were kept, and no kept row equals another."""
     whole = answers(texts, threshold)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(near_duplicates, "RECENT_ROWS", recent)
         assert answers(texts, threshold, batch) == whole
-    kept = {str(number): text.lower() for number, (text, answer) in enumerate(zip(texts, whole, strict=True)) if answer is None}
-    assert all(answer is None or (answer in kept and int(answer) < number) for number, answer in enumerate(whole))
+    kept = {
+        str(number): text.lower()
+        for number, (text, answer) in enumerate(zip(texts, whole, strict=True))
+        if answer is None
+    }
+    assert all(
+        answer is None or (answer in kept and int(answer) < number) for number, answer in enumerate(whole)
+    )
     assert len(set(kept.values())) == len(kept)
 
 
 def test_every_process_gives_the_same_answers() -> None:
-    """Estimates close to the threshold fall on the same side of it in any process, whatever seeds Python's hashes."""
+    """Estimates close to the threshold fall on the same side of it in any process, whatever seeds Python's
+    hashes."""
     code = "from tests.unit.data_prep.test_near_duplicates import *; print(answers(at_the_threshold()))"
     expected = answers(at_the_threshold())
     assert 20 < expected.count(None) - 200 < 180
     for seed in ("0", "1", "4242"):
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert done.stdout.strip() == repr(expected)
 
 
 def test_the_answers_stay_as_they_are() -> None:
-    """The answers for the same rows are those of the day the test was written, whatever the platform and the versions."""
+    """The answers for the same rows are those of the day the test was written, whatever the platform and the
+    versions."""
     digest = hashlib.sha256(repr(answers(at_the_threshold())).encode()).hexdigest()
     assert digest == "fe9c4bd7b5fa34c6de1dcfc76950272f80ded8d6783a78185bcf803ed949401d"
 

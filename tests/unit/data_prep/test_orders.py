@@ -72,10 +72,16 @@ def test_rows(split: Split) -> None:
         assert assistant["content"] == json.dumps(order, separators=(",", ":"))
         assert all(order[name] in letter for name in ("customer", "product", "date"))
         quantity = order["quantity"]
-        written = {str(quantity)} | ({WORDS[quantity], WORDS[quantity].capitalize()} if quantity < len(WORDS) else set())
+        written = {str(quantity)} | (
+            {WORDS[quantity], WORDS[quantity].capitalize()} if quantity < len(WORDS) else set()
+        )
         assert any(re.search(rf"\b{text}\b", letter) for text in written)
         assert order["priority"] in SPLITS[split].urgency
-        said = {name for name, phrases in SPLITS[split].urgency.items() if any(phrase in letter for phrase in phrases)}
+        said = {
+            name
+            for name, phrases in SPLITS[split].urgency.items()
+            if any(phrase in letter for phrase in phrases)
+        }
         assert said == {order["priority"]}
         assert "{" not in letter
 

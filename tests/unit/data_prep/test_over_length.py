@@ -36,7 +36,8 @@ LONG_QUESTION = said((" ".join(map(str, range(60))), "Yes, all of these."), ("Sa
 
 
 def test_truncate_end(with_bos: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """A row that is cut at its end keeps its first tokens; what was learned of the rest is counted as lost."""
+    """A row that is cut at its end keeps its first tokens; what was learned of the rest is counted as
+    lost."""
     whole, data = over_length("truncate_end", 64, LONG_ANSWER, with_bos, tmp_path)
     assert data.train[0].token_ids == whole[0].token_ids[:64]
     assert data.train[0].weights == whole[0].weights[:64]
@@ -45,7 +46,10 @@ def test_truncate_end(with_bos: PreTrainedTokenizerFast, tmp_path: Path) -> None
     assert lost > 50
     assert (report.truncated.count, report.truncated.places) == (1, ["a.jsonl:1"])
     assert report.truncated_supervised_tokens == lost
-    assert f"  cut 1 to data.max_length_tokens, losing {lost:,} supervised tokens: a.jsonl:1" in data.report.lines()
+    assert (
+        f"  cut 1 to data.max_length_tokens, losing {lost:,} supervised tokens: a.jsonl:1"
+        in data.report.lines()
+    )
 
 
 def test_truncate_end_with_nothing_left_to_learn(with_bos: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -58,7 +62,8 @@ def test_truncate_end_with_nothing_left_to_learn(with_bos: PreTrainedTokenizerFa
 
 
 def test_truncate_start(with_bos: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """A row that is cut at its start keeps BOS and its last tokens, with all that is learned where only the question is cut."""
+    """A row that is cut at its start keeps BOS and its last tokens, with all that is learned where only the
+    question is cut."""
     whole, data = over_length("truncate_start", 64, LONG_QUESTION, with_bos, tmp_path)
     cut = data.train[0]
     assert cut.token_ids == [with_bos.bos_token_id, *whole[0].token_ids[-63:]]
@@ -81,8 +86,9 @@ def test_truncate_start_without_bos(llama_folder: Path, tmp_path: Path) -> None:
 
 
 def test_split(with_bos: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """A row that is split becomes documents of the length that begin with BOS and together hold all of its tokens; those
-    with nothing to learn are left out. Behind BOS stands the last token of the part before, so no label is lost."""
+    """A row that is split becomes documents of the length that begin with BOS and together hold all of its
+    tokens; those with nothing to learn are left out. Behind BOS stands the last token of the part before, so
+    no label is lost."""
     rows = said((" ".join(map(str, range(40))), " ".join(map(str, range(60)))), ("Say blue.", "blue"))
     whole, data = over_length("split", 64, rows, with_bos, tmp_path)
     *parts, short = data.train
@@ -94,10 +100,16 @@ def test_split(with_bos: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     assert places(parts) == [f"a.jsonl:1 part {number}" for number in range(2, len(expected) + 1)]
     report = data.report.sources[0]
     assert sum(part.supervised_tokens for part in parts) == whole[0].supervised_tokens
-    learned = [token for part in parts for token, weight in zip(part.token_ids, part.weights, strict=True) if weight]
+    learned = [
+        token for part in parts for token, weight in zip(part.token_ids, part.weights, strict=True) if weight
+    ]
     assert learned == [token for token, weight in zip(ids, whole[0].weights, strict=True) if weight]
     assert report.truncated_supervised_tokens == 0
-    assert (report.rows_kept, report.documents, data.report.train_rows) == (2, len(data.train), len(data.train))
+    assert (report.rows_kept, report.documents, data.report.train_rows) == (
+        2,
+        len(data.train),
+        len(data.train),
+    )
     assert "  split 1 into documents of data.max_length_tokens: a.jsonl:1" in data.report.lines()
 
 
@@ -112,7 +124,10 @@ def test_a_run_of_an_earlier_version_splits_as_it_did(llama_folder: Path, tmp_pa
     ]  # fmt: skip
     lost = whole[0].supervised_tokens - sum(part.supervised_tokens for part in parts)
     assert lost == len(parts) - 1
-    assert f"  split 1 into documents of data.max_length_tokens ({lost} labels lost): a.jsonl:1" in data.report.lines()
+    assert (
+        f"  split 1 into documents of data.max_length_tokens ({lost} labels lost): a.jsonl:1"
+        in data.report.lines()
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -124,9 +139,11 @@ def test_a_run_of_an_earlier_version_splits_as_it_did(llama_folder: Path, tmp_pa
 def test_no_supervised_token_goes_uncounted(
     with_bos: PreTrainedTokenizerFast, words: list[tuple[int, int]], how: str, most: int
 ) -> None:
-    """Of any rows, what is kept is no longer than the length, begins with BOS and has something to learn; every learned
-    token is kept, counted as lost, or of a row that is dropped."""
-    rows = said(*((f"{row} " * question, f"a{row} " * answer) for row, (question, answer) in enumerate(words)))
+    """Of any rows, what is kept is no longer than the length, begins with BOS and has something to learn;
+    every learned token is kept, counted as lost, or of a row that is dropped."""
+    rows = said(
+        *((f"{row} " * question, f"a{row} " * answer) for row, (question, answer) in enumerate(words))
+    )
     with tempfile.TemporaryDirectory() as folder:
         try:
             whole, data = over_length(how, most, rows, with_bos, Path(folder))

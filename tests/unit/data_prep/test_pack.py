@@ -38,7 +38,8 @@ def fills(packs: Packs) -> list[int]:
 
 
 def plain_best_fit_decreasing(lengths: list[int], capacity: int) -> list[int]:
-    """How full each bin is: longest first, each into the fullest bin with room for it, by looking at all bins."""
+    """How full each bin is: longest first, each into the fullest bin with room for it, by looking at all
+    bins."""
     bins: list[int] = []
     for length in sorted(lengths, reverse=True):
         fitting = [number for number, used in enumerate(bins) if used + length <= capacity]
@@ -62,7 +63,8 @@ def used(packs: Packs, capacity: int) -> float:
 @settings(deadline=None)
 @given(documents=chosen(), seed=SEEDS)
 def test_each_document_is_in_one_pack_and_whole(documents: tuple[np.ndarray, np.ndarray], seed: Any) -> None:
-    """The packs hold the documents of the order, as often as it has them, from their first token to their last."""
+    """The packs hold the documents of the order, as often as it has them, from their first token to their
+    last."""
     lengths, order = documents
     pieces = [piece for members in pack(lengths, CAPACITY, order, seed) for piece in members]
     assert Counter(document for document, _, _ in pieces) == Counter(order.tolist())
@@ -82,7 +84,8 @@ def test_no_pack_is_over_its_capacity(documents: tuple[np.ndarray, np.ndarray], 
 @settings(deadline=None)
 @given(documents=chosen(), seed=SEEDS)
 def test_packs_are_best_fit_decreasing(documents: tuple[np.ndarray, np.ndarray], seed: Any) -> None:
-    """The packs are as full, one by one, as those of an implementation that looks at every pack for every document."""
+    """The packs are as full, one by one, as those of an implementation that looks at every pack for every
+    document."""
     lengths, order = documents
     expected = plain_best_fit_decreasing(lengths[order].tolist(), CAPACITY)
     assert fills(pack(lengths, CAPACITY, order, seed)) == expected
@@ -108,7 +111,8 @@ def test_another_seed_is_another_order() -> None:
 
 
 def test_long_documents_do_not_come_first() -> None:
-    """Packs are made of the longest documents first, and seen in an order that doesn't follow their lengths."""
+    """Packs are made of the longest documents first, and seen in an order that doesn't follow their
+    lengths."""
     lengths = np.arange(1, 65)
     packs = pack(lengths, 64, np.arange(64), 0)
     longest = [max(stop for _, _, stop in members) for members in packs]
@@ -118,16 +122,20 @@ def test_long_documents_do_not_come_first() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_lengths_like_those_of_alpaca_fill_the_packs(seed: int) -> None:
-    """Of 1,000 documents with lengths like alpaca's, packs of 2,048 tokens leave less than 3 % of their slots empty."""
+    """Of 1,000 documents with lengths like alpaca's, packs of 2,048 tokens leave less than 3 % of their slots
+    empty."""
     assert used(pack(alpaca_like(1000, seed), 2048, np.arange(1000), seed), 2048) >= 0.97
 
 
 def test_a_published_alpaca_file_fills_the_packs(llama_folder: Path) -> None:
-    """The 1,000 rows of a published alpaca file, in packs of 2,048 tokens, leave less than 3 % of the slots empty."""
+    """The 1,000 rows of a published alpaca file, in packs of 2,048 tokens, leave less than 3 % of the slots
+    empty."""
     path = SHARED / "data" / "instruct" / "lf_alpaca_en_demo.json"
     if not path.is_file():
         pytest.skip(f"{path} is not here")
-    section = DataSection.model_validate({"train": [{"path": str(path), "format": "alpaca"}], "max_length_tokens": 2048})
+    section = DataSection.model_validate(
+        {"train": [{"path": str(path), "format": "alpaca"}], "max_length_tokens": 2048}
+    )
     lengths = prepare(section, load_tokenizer(llama_folder, chat_template="chatml"), seed=0).train.lengths
     packs = pack(lengths, 2048, np.arange(len(lengths)), 0)
     assert len(packs) < len(lengths) / 2
@@ -141,9 +149,11 @@ def test_a_published_alpaca_file_fills_the_packs(llama_folder: Path) -> None:
     overlap=st.sampled_from([0, 1]),
     shuffle=st.randoms(),
 )
-def test_split_packs_hold_every_token_once(lengths: list[int], capacity: int, overlap: int, shuffle: Any) -> None:
-    """Documents stand end to end in their order, no token is lost, and none repeated but the one before each cut; every pack
-    but the last is full, or has room for that one alone.
+def test_split_packs_hold_every_token_once(
+    lengths: list[int], capacity: int, overlap: int, shuffle: Any
+) -> None:
+    """Documents stand end to end in their order, no token is lost, and none repeated but the one before each
+    cut; every pack but the last is full, or has room for that one alone.
     """
     order = list(range(len(lengths)))
     shuffle.shuffle(order)
@@ -161,19 +171,27 @@ def test_split_packs_hold_every_token_once(lengths: list[int], capacity: int, ov
 @settings(deadline=None)
 @given(documents=chosen())
 def test_no_label_is_lost_behind_a_cut(documents: tuple[np.ndarray, np.ndarray]) -> None:
-    """Of documents that are cut, each token but the first has one in front of it in exactly one piece: there is its label."""
+    """Of documents that are cut, each token but the first has one in front of it in exactly one piece: there
+    is its label."""
     lengths, order = documents
     packs = pack_split(lengths, CAPACITY // 4, order, 1)
-    labels = Counter((piece, token) for members in packs for piece, start, stop in members for token in range(start + 1, stop))
+    labels = Counter(
+        (piece, token)
+        for members in packs
+        for piece, start, stop in members
+        for token in range(start + 1, stop)
+    )
     times = Counter(order.tolist())
-    assert labels == {(document, token): times[document] for document in times for token in range(1, lengths[document])}
+    assert labels == {
+        (document, token): times[document] for document in times for token in range(1, lengths[document])
+    }
 
 
 @settings(deadline=None)
 @given(documents=chosen())
 def test_split_packs_are_as_few_as_can_be(documents: tuple[np.ndarray, np.ndarray]) -> None:
-    """A document that comes twice is cut twice; without the token that a cut repeats there is no pack more than is needed,
-    and with it at most one for each so many cuts.
+    """A document that comes twice is cut twice; without the token that a cut repeats there is no pack more
+    than is needed, and with it at most one for each so many cuts.
     """
     lengths, order = documents
     total = int(lengths[order].sum())
@@ -186,8 +204,11 @@ def test_split_packs_are_as_few_as_can_be(documents: tuple[np.ndarray, np.ndarra
 
 @settings(deadline=None)
 @given(documents=chosen(), seed=SEEDS)
-def test_the_recipe_says_how_documents_are_packed(documents: tuple[np.ndarray, np.ndarray], seed: Any) -> None:
-    """Without a capacity each document is a pack, in the given order; with one they are packed whole, or cut."""
+def test_the_recipe_says_how_documents_are_packed(
+    documents: tuple[np.ndarray, np.ndarray], seed: Any
+) -> None:
+    """Without a capacity each document is a pack, in the given order; with one they are packed whole, or
+    cut."""
     lengths, order = documents
     alone = pack_documents(lengths, order, seed, capacity_tokens=None, split=False, overlap=1)
     assert list(alone) == [[(document, 0, lengths[document])] for document in order]
@@ -201,7 +222,9 @@ def test_the_recipe_says_how_documents_are_packed(documents: tuple[np.ndarray, n
 @pytest.mark.parametrize(("capacity", "split"), [(None, False), (16, False), (16, True)])
 def test_of_no_document_no_pack_is_made(capacity: int | None, split: bool) -> None:
     """An order without a document has no packs, however they are made."""
-    packs = pack_documents(np.array([3, 4]), np.empty(0, np.int64), 0, capacity_tokens=capacity, split=split, overlap=1)
+    packs = pack_documents(
+        np.array([3, 4]), np.empty(0, np.int64), 0, capacity_tokens=capacity, split=split, overlap=1
+    )
     assert len(packs) == 0
     assert packs.tokens.tolist() == []
 

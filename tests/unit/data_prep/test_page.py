@@ -25,7 +25,9 @@ from tests.support.browser import needs_browser, open_page
 from tests.unit.data_prep.page_elements import Element, page_of
 
 NO_EPOCH = Epoch(0, 0, 0, packed=False, slots_used=0.0)
-HOSTILE = "</div></mark></title><script>alert(1)</script> \u202eabc\u202c <img src=x onerror=alert(1)> & &lt; \"'"
+HOSTILE = (
+    "</div></mark></title><script>alert(1)</script> \u202eabc\u202c <img src=x onerror=alert(1)> & &lt; \"'"
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,8 @@ def tokenizer(tiny_base: Path) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def data_section(tmp_path_factory: pytest.TempPathFactory) -> DataSection:
-    """A folder of rows good and bad, a conversation with a weight, articles of several summaries, rows held out."""
+    """A folder of rows good and bad, a conversation with a weight, articles of several summaries, rows held
+    out."""
     folder = tmp_path_factory.mktemp("page")
     rows: list[dict[str, Any]] = [{"instruction": f"Say {n}.", "output": "blue " * n} for n in range(1, 31)]
     rows += [
@@ -65,7 +68,12 @@ def data_section(tmp_path_factory: pytest.TempPathFactory) -> DataSection:
         {"path": str(folder / "short.json"), "format": "auto"},
     ]
     held = {"path": str(folder / "held.json"), "format": "alpaca"}
-    options = {"max_length_tokens": 256, "over_length": "truncate_end", "on_bad_row": "skip", "pack_length_tokens": 512}
+    options = {
+        "max_length_tokens": 256,
+        "over_length": "truncate_end",
+        "on_bad_row": "skip",
+        "pack_length_tokens": 512,
+    }
     return DataSection.model_validate({"train": train, "evaluation": {"sources": [held]}} | options)
 
 
@@ -86,7 +94,8 @@ def page(html: str) -> Element:
 
 
 def test_verdict_and_findings(data_section: DataSection, audit: Audit, page: Element) -> None:
-    """An audit that fails says so, with the finding's first rows; one whose findings are allowed holds and names them too."""
+    """An audit that fails says so, with the finding's first rows; one whose findings are allowed holds and
+    names them too."""
     assert [heading.text for heading in page.of_tag("h1")] == ["my <recipe>"]
     assert audit.failed == ["leakage"]
     assert page.of_tag("h2")[0].text == "The audit does not hold"
@@ -104,7 +113,8 @@ def test_verdict_and_findings(data_section: DataSection, audit: Audit, page: Ele
 
 
 def test_the_table_of_sources(audit: Audit, page: Element) -> None:
-    """Each source has its row, with the report's figures under their names, and a link to its part of the page."""
+    """Each source has its row, with the report's figures under their names, and a link to its part of the
+    page."""
     table = page.of_class("wide")[0]
     names = [cell.text for cell in table.of_tag("th") if cell.attributes["scope"] == "col"]
     rows = table.of_tag("tr")[1:]
@@ -146,14 +156,18 @@ def test_what_became_of_rows(audit: Audit, page: Element) -> None:
         "1 that can't be read (data.on_bad_row: skip)",
         "1 with a special token in their text",
         "1 cut to data.max_length_tokens",
-        f"{audit.report.sources[0].truncated_supervised_tokens:,} supervised tokens lost where rows were cut or split",
+        f"{audit.report.sources[0].truncated_supervised_tokens:,} supervised tokens lost where rows were cut "
+        "or split",
         "2 that repeat an earlier row",
         "Columns that format alpaca doesn't read ColumnRows that have it id1",
         "Files that were not read 1 file in the folder notes <i>.md",
         "Longest documents PlaceTokens rows/a.jsonl:37256",
     ):
         assert text in first
-    assert "The format was detected: summarisation, because each of the first 2 rows has 'document' and 'summary'." in short
+    assert (
+        "The format was detected: summarisation, because each of the first 2 rows has 'document' and "
+        "'summary'." in short
+    )
     assert "4 of 4 examples (from 2 rows) kept" in short
 
 
@@ -163,8 +177,13 @@ def test_more_rows_than_examples(audit: Audit) -> None:
     for number in range(1234):
         rows.add(f"row {number}", "text")
     source = replace(audit.report.sources[0], dropped={"too_long": rows})
-    part = page_of(audit_page(replace(audit, report=replace(audit.report, sources=[source])), "t")).of_class("source")[0]
-    assert "1,234 longer than data.max_length_tokens row 0 text row 1 text row 2 text and 1,231 more" in part.flat
+    part = page_of(audit_page(replace(audit, report=replace(audit.report, sources=[source])), "t")).of_class(
+        "source"
+    )[0]
+    assert (
+        "1,234 longer than data.max_length_tokens row 0 text row 1 text row 2 text and 1,231 more"
+        in part.flat
+    )
 
 
 def counted(part: Element) -> list[tuple[str, int]]:
@@ -178,7 +197,9 @@ def expected_bars(histogram: list[int]) -> list[tuple[str, int]]:
     edges = [*LENGTH_EDGES, None]
     return [
         (
-            f"{edges[index]:,} to {edges[index + 1] - 1:,}" if edges[index + 1] else f"{edges[index]:,} and more",
+            f"{edges[index]:,} to {edges[index + 1] - 1:,}"
+            if edges[index + 1]
+            else f"{edges[index]:,} and more",
             histogram[index],
         )
         for index in range(filled[0], filled[-1] + 1)
@@ -186,22 +207,30 @@ def expected_bars(histogram: list[int]) -> list[tuple[str, int]]:
 
 
 def test_histograms(audit: Audit, page: Element) -> None:
-    """Each source's histogram has the bars and counts of the report, from the first that isn't empty to the last."""
+    """Each source's histogram has the bars and counts of the report, from the first that isn't empty to the
+    last."""
     for part, source in zip(page.of_class("source"), audit.report.sources, strict=True):
         (image,) = part.of_class("histogram")
         assert counted(image) == expected_bars(source.histogram)
-        assert len(image.of_class("length")) == len(image.of_class("bar")) == len(expected_bars(source.histogram))
+        assert (
+            len(image.of_class("length"))
+            == len(image.of_class("bar"))
+            == len(expected_bars(source.histogram))
+        )
         assert image.attributes["role"] == "img"
         ids = (image.attributes["aria-labelledby"] or "").split()
         named = [element.text for element in image.inside if element.attributes.get("id") in ids]
         documents = "1 document" if source.documents == 1 else f"{source.documents} documents"
         assert named[0] == f"Tokens per document: {documents}"
-        assert named[1] == "; ".join(f"{label} tokens: {count}" for label, count in expected_bars(source.histogram))
+        assert named[1] == "; ".join(
+            f"{label} tokens: {count}" for label, count in expected_bars(source.histogram)
+        )
 
 
 @given(st.lists(st.integers(0, 10**7), min_size=len(LENGTH_EDGES), max_size=len(LENGTH_EDGES)).filter(any))
 def test_bars(histogram: list[int]) -> None:
-    """The longest bar is whole, the others are in proportion, no document is invisible, and an empty bar has no length."""
+    """The longest bar is whole, the others are in proportion, no document is invisible, and an empty bar has
+    no length."""
     made = bars(histogram)
     assert [(bar.label, bar.documents) for bar in made] == expected_bars(histogram)
     assert max(bar.length for bar in made) == 1
@@ -233,7 +262,8 @@ def test_epoch_and_mixture(audit: Audit, page: Element) -> None:
 
 
 def test_samples(audit: Audit, page: Element) -> None:
-    """Each sample's text is there to the last blank, piece by piece; what is learned is marked, a weight of its own shown."""
+    """Each sample's text is there to the last blank, piece by piece; what is learned is marked, a weight of
+    its own shown."""
     shown = page.of_class("sample")
     assert len(shown) == len(audit.samples) == audit.report.train_rows
     for element, sample in zip(shown, audit.samples, strict=True):
@@ -244,11 +274,17 @@ def test_samples(audit: Audit, page: Element) -> None:
         learned = [mark.of_class("piece")[0].text for mark in element.of_tag("mark")]
         assert learned == [text for text, piece in zip(pieces, sample.pieces, strict=True) if piece.weight]
         weights = [badge.text for badge in element.of_class("weight")]
-        assert weights == [f"\N{MULTIPLICATION SIGN}{piece.weight:g}" for piece in sample.pieces if piece.weight not in (0, 1)]
+        assert weights == [
+            f"\N{MULTIPLICATION SIGN}{piece.weight:g}"
+            for piece in sample.pieces
+            if piece.weight not in (0, 1)
+        ]
     assert [badge.text for badge in page.of_class("weight")] == ["\N{MULTIPLICATION SIGN}0.5"]
     assert sum("<|im_end|>" in mark.text for mark in page.of_tag("mark")) >= 30
     hidden = [element for element in shown if element.of_class("hidden")]
-    assert [note.text for note in page.of_class("hidden")] == ["2 control characters are left out of this text."]
+    assert [note.text for note in page.of_class("hidden")] == [
+        "2 control characters are left out of this text."
+    ]
     assert "<script>alert(1)</script> abc <img src=x onerror=alert(1)> & &lt;" in hidden[0].text
 
 
@@ -260,8 +296,12 @@ def test_long_samples_are_folded(audit: Audit) -> None:
 
 
 def test_nothing_is_loaded_or_run(html: str, page: Element) -> None:
-    """No script, no event handler, no address but places of the page itself, and a policy that forbids the rest."""
-    assert page.of_tag("script", "link", "img", "iframe", "object", "embed", "form", "base", "use", "image") == []
+    """No script, no event handler, no address but places of the page itself, and a policy that forbids the
+    rest."""
+    assert (
+        page.of_tag("script", "link", "img", "iframe", "object", "embed", "form", "base", "use", "image")
+        == []
+    )
     for element in page.inside:
         for name, value in element.attributes.items():
             assert not name.startswith("on")
@@ -276,7 +316,8 @@ def test_nothing_is_loaded_or_run(html: str, page: Element) -> None:
 
 
 def test_structure(page: Element) -> None:
-    """One h1, no heading level left out, every table header with a scope, every id once, a language and a viewport."""
+    """One h1, no heading level left out, every table header with a scope, every id once, a language and a
+    viewport."""
     levels = [int(element.tag[1]) for element in page.of_tag("h1", "h2", "h3", "h4", "h5", "h6")]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -296,35 +337,41 @@ def holding(text: str) -> Audit:
     """An audit with this text wherever a row, a file, a column or a recipe may put one."""
     rows = RowCounts(4, [text], [text])
     source = SourceReport(
-        source=text, use="train", format=text, detected=text, rows_read=4, examples_made=4, dropped={"too_long": rows},
-        findings={"leakage": rows}, duplicates=rows, truncated=rows, split=rows, unread_columns={text: 1},
-        unread_files=[text], left_out_files=[text], empty_files=[text], noted={"keep": rows}, longest={text: 3},
+        source=text, use="train", format=text, detected=text, rows_read=4, examples_made=4,
+        dropped={"too_long": rows}, findings={"leakage": rows}, duplicates=rows, truncated=rows, split=rows,
+        unread_columns={text: 1}, unread_files=[text], left_out_files=[text], empty_files=[text],
+        noted={"keep": rows}, longest={text: 3},
     )  # fmt: skip
-    samples = [AuditRow(text, 9, 2, [TokenSpan(text, 5, 0.0), TokenSpan(text, 2, 0.5), TokenSpan(text, 2, 1.0)])]
+    samples = [
+        AuditRow(text, 9, 2, [TokenSpan(text, 5, 0.0), TokenSpan(text, 2, 0.5), TokenSpan(text, 2, 1.0)])
+    ]
     return Audit(DataReport([source], 4, 0, [text]), ["leakage"], NO_EPOCH, samples)
 
 
 def skeleton(page: Element) -> Iterator[tuple[str, list[str]]]:
-    """Every element and the names of its attributes, but the marks of newlines and tabs, and the note on controls."""
+    """Every element and the names of its attributes, but the marks of newlines and tabs, and the note on
+    controls."""
     for element in page.inside:
         if not {"newline", "tab", "hidden"} & set(element.classes):
             yield element.tag, sorted(element.attributes.keys() - {"open"})
 
 
 MARKUP = (
-    "<script>", "</script>", "</title>", "</style>", "</span>", "<!--", "-->", "<svg onload=a>", "]]>", '"', "'", "&", "&lt;",
-    "&#60;", "<", "{{ 1 }}", "{% raw %}", "\u202e", "\u2066", "\x1b[31m", "\x1b]0;title\x07", "\x00", "\r\n", "\n", "\t", " ",
-    "/", "\ud800",
+    "<script>", "</script>", "</title>", "</style>", "</span>", "<!--", "-->", "<svg onload=a>", "]]>", '"',
+    "'", "&", "&lt;", "&#60;", "<", "{{ 1 }}", "{% raw %}", "\u202e", "\u2066", "\x1b[31m",
+    "\x1b]0;title\x07", "\x00", "\r\n", "\n", "\t", " ", "/", "\ud800",
 )  # fmt: skip
-TEXTS = st.lists(st.sampled_from(MARKUP) | st.text(st.characters(), min_size=1, max_size=8), min_size=1, max_size=8).map(
-    "".join
-)
+TEXTS = st.lists(
+    st.sampled_from(MARKUP) | st.text(st.characters(), min_size=1, max_size=8), min_size=1, max_size=8
+).map("".join)
 
 
 def test_what_texts_go_through_first() -> None:
     """Every text of the page, of rows, names and the title, before it is escaped."""
     text = "secret <b>\nsecret\tsecret"
-    html = audit_page(holding(text), text, clean=lambda text: clean_for_terminal(text).replace("secret", "<i>"))
+    html = audit_page(
+        holding(text), text, clean=lambda text: clean_for_terminal(text).replace("secret", "<i>")
+    )
     assert "secret" not in html
     assert "&lt;i&gt;" in html
     assert "<i>" not in html
@@ -333,7 +380,8 @@ def test_what_texts_go_through_first() -> None:
 @settings(max_examples=150, deadline=None)
 @given(TEXTS)
 def test_any_text_stays_text(text: str) -> None:
-    """Whatever a row or a name holds, the page has the same elements, and reads back as that text without its controls."""
+    """Whatever a row or a name holds, the page has the same elements, and reads back as that text without its
+    controls."""
     html = audit_page(holding(text), text)
     html.encode()
     page, clean = page_of(html), clean_for_terminal(text)
@@ -352,7 +400,8 @@ def test_any_text_stays_text(text: str) -> None:
 
 @needs_browser
 def test_in_a_browser(html: str, audit: Audit, tmp_path: Path) -> None:
-    """A browser loads the page without a word on its console, and finds the bars, the counts and every row as text."""
+    """A browser loads the page without a word on its console, and finds the bars, the counts and every row as
+    text."""
     (tmp_path / "page.html").write_text(html, encoding="utf-8")
     opened = open_page(tmp_path / "page.html", tmp_path / "profile")
     assert opened.console == []
@@ -364,12 +413,15 @@ def test_in_a_browser(html: str, audit: Audit, tmp_path: Path) -> None:
     assert pieces == [clean_for_terminal(piece.text) for sample in audit.samples for piece in sample.pieces]
     assert any("<script>alert(1)</script>" in piece for piece in pieces)
     images = page.of_class("histogram")
-    assert [counted(image) for image in images] == [expected_bars(source.histogram) for source in audit.report.sources]
+    assert [counted(image) for image in images] == [
+        expected_bars(source.histogram) for source in audit.report.sources
+    ]
 
 
 @needs_browser
 def test_a_script_would_be_refused(html: str, tmp_path: Path) -> None:
-    """Even a script that stood in the page would not run: the browser refuses it, and says so on the console."""
+    """Even a script that stood in the page would not run: the browser refuses it, and says so on the
+    console."""
     smuggled = html.replace("</body>", "<script>document.body.dataset.ran = 'yes'</script></body>")
     (tmp_path / "page.html").write_text(smuggled, encoding="utf-8")
     opened = open_page(tmp_path / "page.html", tmp_path / "profile")
@@ -380,11 +432,16 @@ def test_a_script_would_be_refused(html: str, tmp_path: Path) -> None:
 @needs_browser
 def test_no_sideways_scrolling(html: str, tmp_path: Path) -> None:
     """On a phone, a tablet and a desk, the page is no wider than its window."""
-    # In frames, because a window of a browser can't be as narrow as a phone; without the policy, so that the frame is read.
+    # In frames, because a window of a browser can't be as narrow as a phone; without the policy, so that the
+    # frame is read.
     measured = escape(re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html))
-    frames = "".join(f'<iframe width="{width}" height="900" srcdoc="{measured}"></iframe>' for width in (320, 400, 800, 1150))
+    frames = "".join(
+        f'<iframe width="{width}" height="900" srcdoc="{measured}"></iframe>'
+        for width in (320, 400, 800, 1150)
+    )
     script = (
-        "onload = () => { document.body.dataset.widths = Array.from(frames).map(frame => frame.document.documentElement)"
+        "onload = () => { document.body.dataset.widths = Array.from(frames).map(frame => "
+        "frame.document.documentElement)"
         ".map(inside => inside.scrollWidth + ' in ' + inside.clientWidth).join() }"
     )
     outer = f'<!DOCTYPE html><html><body data-widths="">{frames}<script>{script}</script></body></html>'

@@ -25,8 +25,12 @@ HTML = "<s>old price</s> 12"
 
 def learned(example: Example, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
     """All ids, and those that are supervised."""
-    [(document, _)] = Tokenization(tokenizer, "assistant", lambda *_: None, special_as_text=True).run([("row", example)])
-    return document.token_ids, [t for t, flag in zip(document.token_ids, document.supervised, strict=True) if flag]
+    [(document, _)] = Tokenization(tokenizer, "assistant", lambda *_: None, special_as_text=True).run(
+        [("row", example)]
+    )
+    return document.token_ids, [
+        t for t, flag in zip(document.token_ids, document.supervised, strict=True) if flag
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,11 +51,14 @@ def test_a_plain_text_reads_back_and_has_no_special_token_but_its_end(kind: str,
 
 @pytest.mark.parametrize("template", ["chatml", "llama2", "llama3", "mistral", "zephyr"])
 def test_the_templates_own_tokens_stay_special(template: str, llama_folder: Path) -> None:
-    """A conversation about </s> has the special tokens of the same conversation about something else, and no more."""
+    """A conversation about </s> has the special tokens of the same conversation about something else, and no
+    more."""
     tokenizer = load_tokenizer(llama_folder, chat_template=template)
 
     def special(*contents: str) -> list[int]:
-        messages = tuple(Message("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(contents))
+        messages = tuple(
+            Message("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(contents)
+        )
         ids, answer = learned(Conversation(messages), tokenizer)
         assert answer[-1] in tokenizer.added_tokens_decoder
         return [index for index in ids if index in tokenizer.added_tokens_decoder]
@@ -66,22 +73,35 @@ def test_a_content_that_the_template_writes_too(template: str, llama_folder: Pat
     tokenizer = load_tokenizer(llama_folder, chat_template=template)
     end = tokenizer.eos_token
     said = ("Which token ends a turn?", end, end, f"{end} ")
-    talk = Conversation(tuple(Message("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(said)))
+    talk = Conversation(
+        tuple(Message("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(said))
+    )
     ids, answers = learned(talk, tokenizer)
     other = Conversation(tuple(replace(turn, content="A tag.") for turn in talk.messages))
     added = tokenizer.added_tokens_decoder
-    assert [index for index in ids if index in added] == [index for index in learned(other, tokenizer)[0] if index in added]
+    assert [index for index in ids if index in added] == [
+        index for index in learned(other, tokenizer)[0] if index in added
+    ]
     assert sum(index in added for index in answers) == 2
     asked, _ = prompt_and_reference(talk, tokenizer, special_as_text=True)
     assert ids[: len(asked)] == asked
 
 
 def test_a_heads_prompt_has_no_special_token_of_its_text(llama_folder: Path) -> None:
-    """What a classification head reads is cut as a language model's prompt is, with a chat template and without one."""
+    """What a classification head reads is cut as a language model's prompt is, with a chat template and
+    without one."""
     for template in ("llama2", None):
         tokenizer = load_tokenizer(llama_folder, chat_template=template)
-        way = Tokenization(tokenizer, "last", encoding=LabelEncoding(HeadSection(labels=("bad", "good"))), special_as_text=True)
-        rows = [("row", Conversation((Message("user", text), Message("assistant", "good")))) for text in (HTML, "old price")]
+        way = Tokenization(
+            tokenizer,
+            "last",
+            encoding=LabelEncoding(HeadSection(labels=("bad", "good"))),
+            special_as_text=True,
+        )
+        rows = [
+            ("row", Conversation((Message("user", text), Message("assistant", "good"))))
+            for text in (HTML, "old price")
+        ]
         rows += [("row", PlainText(text, "good")) for text in (HTML, "old price")]
         special = [[i for i in d.token_ids if i in tokenizer.all_special_ids] for d, _ in way.run(rows)]
         assert (special[0], special[2]) == (special[1], special[3])
@@ -90,7 +110,8 @@ def test_a_heads_prompt_has_no_special_token_of_its_text(llama_folder: Path) -> 
 @settings(deadline=None, max_examples=60)
 @given(text=st.text(st.characters(exclude_categories=["Cs", "Co"]), max_size=30))
 def test_without_special_tokens_nothing_changes(text: str, load: Load) -> None:
-    """Of any text in which none stands the ids and places are the tokenizer's own, whether or not it is a content."""
+    """Of any text in which none stands the ids and places are the tokenizer's own, whether or not it is a
+    content."""
     for kind in KINDS:
         tokenizer = load(kind)
         if any(token in text for token in special_tokens(tokenizer)):
@@ -113,12 +134,23 @@ def test_rows_are_kept_and_counted(llama_folder: Path, tmp_path: Path) -> None:
 
 
 def test_special_tokens_in_calls_are_a_reason_of_their_own(llama_folder: Path, tmp_path: Path) -> None:
-    """A template rewrites tools, calls and thoughts, so they can't be told apart: the row is dropped, and why."""
+    """A template rewrites tools, calls and thoughts, so they can't be told apart: the row is dropped, and
+    why."""
     tokenizer = load_tokenizer(llama_folder, chat_template="chatml")
     call = {"type": "function", "function": {"name": "seek", "arguments": {"tag": "<s>"}}}
-    turns = [{"role": "user", "content": "Seek <s>."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    rows = [{"messages": turns}, {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}]
+    turns = [
+        {"role": "user", "content": "Seek <s>."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    rows = [
+        {"messages": turns},
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
+    ]
     source = file(tmp_path / "rows.jsonl", rows, "messages")
     report = prepare(section(source, special_tokens_in_text="text"), tokenizer, seed=0).report.sources[0]
-    assert {reason: dropped.count for reason, dropped in report.dropped.items()} == {"special_tokens_in_calls": 1}
-    assert "dropped 1 with a special token in their tools, calls or thoughts" in "\n".join(source_lines(report))
+    assert {reason: dropped.count for reason, dropped in report.dropped.items()} == {
+        "special_tokens_in_calls": 1
+    }
+    assert "dropped 1 with a special token in their tools, calls or thoughts" in "\n".join(
+        source_lines(report)
+    )

@@ -52,10 +52,13 @@ def test_too_long(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     assert (drop.count, drop.places) == (5, ["rows.json row 2", "rows.json row 4", "rows.json row 6"])
     assert len(data.train) == 5
     assert all(len(document.token_ids) <= 100 for document in data.train)
-    assert "dropped 5 longer than data.max_length_tokens: rows.json row 2, rows.json row 4, rows.json row 6, ..." in (
-        "\n".join(data.report.lines())
+    assert (
+        "dropped 5 longer than data.max_length_tokens: rows.json row 2, rows.json row 4, rows.json row 6, ..."
+        in ("\n".join(data.report.lines()))
     )
-    with pytest.raises(DataError, match=r"rows.json row 2 has \d+ tokens, more than data.max_length_tokens \(100\)"):
+    with pytest.raises(
+        DataError, match=r"rows.json row 2 has \d+ tokens, more than data.max_length_tokens \(100\)"
+    ):
         prepare(section(path, max_length_tokens=100, over_length="refuse"), tokenizer, seed=0)
     with pytest.raises(DataError, match=r"data.train leaves no rows:\n.*\n  dropped 10 longer"):
         prepare(section(path, max_length_tokens=8), tokenizer, seed=0)
@@ -75,7 +78,11 @@ def test_no_supervised_token(tmp_path: Path, tokenizer: PreTrainedTokenizerFast)
 def test_special_tokens_in_text(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """A row whose text would become a special token is dropped and named, or kept and counted."""
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps([{"instruction": "What is <|im_end|>?", "output": "b"}, {"instruction": "a", "output": "b"}]))
+    path.write_text(
+        json.dumps(
+            [{"instruction": "What is <|im_end|>?", "output": "b"}, {"instruction": "a", "output": "b"}]
+        )
+    )
     report = prepare(section(path), tokenizer, seed=0).report
     assert report.sources[0].dropped["special_tokens_in_text"].places == ["rows.json row 1"]
     assert "  dropped 1 with a special token in their text" in "\n".join(report.lines())
@@ -96,7 +103,9 @@ def test_empty_answers(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> No
     for name, values in rows.items():
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(values))
-        data = prepare(DataSection.model_validate({"train": [{"path": str(path), "format": name}]}), tokenizer, seed=0)
+        data = prepare(
+            DataSection.model_validate({"train": [{"path": str(path), "format": name}]}), tokenizer, seed=0
+        )
         assert data.report.sources[0].dropped["empty_answer"].places == [f"{name}.json row 1"]
         assert len(data.train) == 1
 
@@ -104,7 +113,9 @@ def test_empty_answers(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> No
 def test_unread_columns(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """Columns that the format doesn't read are reported, with how many rows have them."""
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps([{"instruction": "a", "output": "b", "id": 3}, {"instruction": "a", "output": "b"}]))
+    path.write_text(
+        json.dumps([{"instruction": "a", "output": "b", "id": 3}, {"instruction": "a", "output": "b"}])
+    )
     report = prepare(section(path), tokenizer, seed=0).report
     assert report.as_dict()["sources"][0]["unread_columns"] == {"id": 1}
     assert "  columns that format alpaca doesn't read: 'id' (1 rows)" in report.lines()
@@ -122,7 +133,8 @@ def test_files_of_the_same_name(tmp_path: Path, tokenizer: PreTrainedTokenizerFa
 
 
 def test_evaluation_fraction(alpaca_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The seed draws the evaluation rows: the same ones each time, others with another seed, none in both parts."""
+    """The seed draws the evaluation rows: the same ones each time, others with another seed, none in both
+    parts."""
     options = {"evaluation": {"fraction": 0.1}}
     data = prepare(section(alpaca_file, **options), tokenizer, seed=3)
     train, evaluation = places(data)
@@ -133,19 +145,29 @@ def test_evaluation_fraction(alpaca_file: Path, tokenizer: PreTrainedTokenizerFa
 
 
 def test_evaluation_examples_are_aligned(alpaca_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Evaluation examples are those that the evaluation documents were made of, though rows were dropped before."""
-    lengths = sorted(len(document.token_ids) for document in prepare(section(alpaca_file), tokenizer, seed=0).train)
+    """Evaluation examples are those that the evaluation documents were made of, though rows were dropped
+    before."""
+    lengths = sorted(
+        len(document.token_ids) for document in prepare(section(alpaca_file), tokenizer, seed=0).train
+    )
     options = {"evaluation": {"fraction": 0.3}, "max_length_tokens": lengths[30]}
     data = prepare(section(alpaca_file, **options), tokenizer, seed=0)
     assert data.report.sources[0].dropped["too_long"].count > 0
-    pairs = [(document.place, example) for document, example in zip(data.evaluation, data.evaluation_examples, strict=True)]
+    pairs = [
+        (document.place, example)
+        for document, example in zip(data.evaluation, data.evaluation_examples, strict=True)
+    ]
     assert tokenize(pairs, tokenizer, "assistant") == list(data.evaluation)
 
 
 @pytest.mark.parametrize(("fraction", "side"), [(0.01, "evaluate"), (0.99, "train")])
-def test_fraction_that_leaves_no_row(fraction: float, side: str, alpaca_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_fraction_that_leaves_no_row(
+    fraction: float, side: str, alpaca_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """A fraction that leaves nothing to evaluate or to train on is refused."""
-    with pytest.raises(DataError, match=f"data.evaluation.fraction {fraction} of 40 rows leaves no rows to {side} on"):
+    with pytest.raises(
+        DataError, match=f"data.evaluation.fraction {fraction} of 40 rows leaves no rows to {side} on"
+    ):
         prepare(section(alpaca_file, evaluation={"fraction": fraction}), tokenizer, seed=0)
 
 
@@ -162,7 +184,9 @@ def test_evaluation_sources(alpaca_file: Path, tokenizer: PreTrainedTokenizerFas
 def test_bad_row_has_its_place(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """One bad row stops the preparation with its file, number and field."""
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps([{"instruction": "a", "output": "b"}] * 4 + [{"instruction": "a", "output": None}]))
+    path.write_text(
+        json.dumps([{"instruction": "a", "output": "b"}] * 4 + [{"instruction": "a", "output": None}])
+    )
     with pytest.raises(DataError, match=r"^rows.json row 5, read as format 'alpaca': output is null"):
         prepare(section(path), tokenizer, seed=0)
 
@@ -172,13 +196,23 @@ def test_a_row_that_makes_several(tmp_path: Path, tokenizer: PreTrainedTokenizer
     path = tmp_path / "rows.json"
     rows = [{"document": "d", "summary": ["a", "b"]}, {"document": "e", "summary": ["c", " "]}]
     path.write_text(json.dumps(rows))
-    data = prepare(DataSection.model_validate({"train": [{"path": str(path), "format": "auto"}]}), tokenizer, seed=0)
+    data = prepare(
+        DataSection.model_validate({"train": [{"path": str(path), "format": "auto"}]}), tokenizer, seed=0
+    )
     report = data.report.sources[0]
     assert places(data)[0] == ["rows.json row 1.1", "rows.json row 1.2", "rows.json row 2.1"]
-    assert (report.rows_read, report.examples_made, report.rows_kept, report.format) == (2, 4, 3, "summarisation")
+    assert (report.rows_read, report.examples_made, report.rows_kept, report.format) == (
+        2,
+        4,
+        3,
+        "summarisation",
+    )
     assert report.dropped["empty_answer"].places == ["rows.json row 2.2"]
     assert "summarisation): 3 of 4 examples (from 2 rows) kept" in data.report.lines()[0]
-    assert "  format auto: summarisation, because each of the first 2 rows has 'document' and 'summary'" in data.report.lines()
+    assert (
+        "  format auto: summarisation, because each of the first 2 rows has 'document' and 'summary'"
+        in data.report.lines()
+    )
 
 
 def test_preferences_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -186,23 +220,36 @@ def test_preferences_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerF
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"prompt": "p", "chosen": "a", "rejected": "b"}]))
     values = {"train": [{"path": str(path), "format": "preference"}]}
-    with pytest.raises(DataError, match="its 1 pairs of chosen and rejected answers are valid, but training on preferences"):
+    with pytest.raises(
+        DataError, match="its 1 pairs of chosen and rejected answers are valid, but training on preferences"
+    ):
         prepare(DataSection.model_validate(values), tokenizer, seed=0)
 
 
 def test_a_mapped_column_that_no_row_has(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """An optional column may be absent from rows, but one that `columns` names must be in some."""
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "b", "topic": "c"}]))
+    path.write_text(
+        json.dumps([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "b", "topic": "c"}])
+    )
     source = {"path": str(path), "format": "alpaca"}
-    data = prepare(DataSection.model_validate({"train": [source | {"columns": {"input": "topic"}}]}), tokenizer, seed=0)
+    data = prepare(
+        DataSection.model_validate({"train": [source | {"columns": {"input": "topic"}}]}), tokenizer, seed=0
+    )
     assert len(data.train) == 2
     with pytest.raises(DataError, match="no row has the column 'topc' that `columns` names"):
-        prepare(DataSection.model_validate({"train": [source | {"columns": {"input": "topc"}}]}), tokenizer, seed=0)
+        prepare(
+            DataSection.model_validate({"train": [source | {"columns": {"input": "topc"}}]}),
+            tokenizer,
+            seed=0,
+        )
 
 
-def test_bad_rows_are_skipped_and_counted_when_asked(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """With on_bad_row skip, unreadable and refused rows are counted with what is wrong; other files of a folder are said."""
+def test_bad_rows_are_skipped_and_counted_when_asked(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """With on_bad_row skip, unreadable and refused rows are counted with what is wrong; other files of a
+    folder are said."""
     folder = tmp_path / "rows"
     folder.mkdir()
     good = json.dumps({"instruction": "Say blue.", "output": "blue"})

@@ -1,4 +1,5 @@
-"""How many rows are read, how often each is seen in an epoch, which prompt it draws, and how much its messages weigh."""
+"""How many rows are read, how often each is seen in an epoch, which prompt it draws, and how much its
+messages weigh."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ from tests.unit.data_prep.rows import file, places, said, section, talk
 
 
 def test_first_rows(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Of each source, the evaluation's too, as many rows are read as were asked for, whatever becomes of them."""
+    """Of each source, the evaluation's too, as many rows are read as were asked for, whatever becomes of
+    them."""
     rows = said(("a", ""), ("b", "c"), ("d", "e"), ("f", "g"))
     sources = [file(tmp_path / f"{name}.jsonl", [{**row, "input": name} for row in rows]) for name in "xyz"]
     data = section(*sources[:2], evaluation={"sources": sources[2:]})
     prepared = prepare(data, tokenizer, seed=0, first_rows=2)
     assert [(source.rows_read, source.rows_kept) for source in prepared.report.sources] == [(2, 1)] * 3
-    assert (places(prepared.train), places(prepared.evaluation)) == (["x.jsonl:2", "y.jsonl:2"], ["z.jsonl:2"])
+    assert (places(prepared.train), places(prepared.evaluation)) == (
+        ["x.jsonl:2", "y.jsonl:2"],
+        ["z.jsonl:2"],
+    )
     assert len(prepared.evaluation_examples) == 1
     many = prepare(data, tokenizer, seed=0, first_rows=100)
     assert places(many.train) == places(prepare(data, tokenizer, seed=0).train)
@@ -51,9 +56,11 @@ def sizes_of(data: PreparedData) -> tuple[list[int], list[int]]:
 
 @pytest.mark.parametrize("share_of", ["tokens", "rows"])
 @pytest.mark.parametrize("evaluation", [None, {"fraction": 0.25}])
-def test_shares(share_of: str, evaluation: dict[str, Any] | None, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Each source is repeated so that it makes up its share of the tokens, or rows, that are left to train on, of which an
-    epoch has as many as before; a line for each source says so."""
+def test_shares(
+    share_of: str, evaluation: dict[str, Any] | None, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Each source is repeated so that it makes up its share of the tokens, or rows, that are left to train
+    on, of which an epoch has as many as before; a line for each source says so."""
     first, second = mixed(tmp_path, 12, 20)
     sources = (first | {"share": 0.3}, second | {"share": 0.7})
     data = prepare(section(*sources, share_of=share_of, evaluation=evaluation), tokenizer, seed=0)
@@ -92,7 +99,9 @@ def test_a_share_of_nothing_is_refused(tmp_path: Path, tokenizer: PreTrainedToke
     """A source with a share of which no row is left ends the preparation, and is named."""
     first, second = mixed(tmp_path, 3, 3)
     data = section(first | {"share": 0.5}, second | {"share": 0.5}, max_length_tokens=30)
-    with pytest.raises(DataError, match=r"long\.jsonl has a share of the mixture, but no rows left to train on"):
+    with pytest.raises(
+        DataError, match=r"long\.jsonl has a share of the mixture, but no rows left to train on"
+    ):
         prepare(data, tokenizer, seed=0)
 
 
@@ -102,8 +111,13 @@ def asked(data: PreparedData, tokenizer: PreTrainedTokenizerFast) -> list[str]:
 
 
 def test_other_prompts(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Each row draws one of all prompts by the seed and its place, and keeps it however many rows follow or go before."""
-    template = {"prompt": "Say {{ a }}", "other_prompts": ["Write {{ a }}", "Give {{ a }}"], "completion": "{{ a }}"}
+    """Each row draws one of all prompts by the seed and its place, and keeps it however many rows follow or
+    go before."""
+    template = {
+        "prompt": "Say {{ a }}",
+        "other_prompts": ["Write {{ a }}", "Give {{ a }}"],
+        "completion": "{{ a }}",
+    }
     rows = [{"a": str(number)} for number in range(60)]
     source = file(tmp_path / "a.jsonl", rows, "template", template=template)
     drawn = asked(prepare(section(source), tokenizer, seed=0), tokenizer)
@@ -114,14 +128,17 @@ def test_other_prompts(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> No
     before = file(tmp_path / "b.jsonl", rows[:5], "template", template=template)
     assert asked(prepare(section(before, source), tokenizer, seed=0), tokenizer)[5:] == drawn
     assert asked(prepare(section(before, source), tokenizer, seed=0), tokenizer)[:5] != drawn[:5]
-    held_out = prepare(section(before, evaluation={"sources": [source]}, clean={"leakage": "keep"}), tokenizer, seed=0)
+    held_out = prepare(
+        section(before, evaluation={"sources": [source]}, clean={"leakage": "keep"}), tokenizer, seed=0
+    )
     again = [example.messages[0].content.split()[0] for example in held_out.evaluation_examples]  # type: ignore[union-attr]
     assert again == drawn
 
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_weights_of_messages(cached: bool, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The tokens of an answer and its end count by the weight of its message, 1 where it has none, and not at all for 0."""
+    """The tokens of an answer and its end count by the weight of its message, 1 where it has none, and not at
+    all for 0."""
     row = talk("one", "blue", "two", "lamp", "three", "seven", "four", "Ada")
     for index, weight in {1: 0.5, 3: 0, 7: 2.5}.items():
         row["messages"][index]["weight"] = weight

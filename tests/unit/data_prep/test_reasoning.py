@@ -1,4 +1,5 @@
-"""What the assistant thinks before it answers: learned, read, or left out; and written as the template writes it."""
+"""What the assistant thinks before it answers: learned, read, or left out; and written as the template writes
+it."""
 
 from itertools import groupby
 from pathlib import Path
@@ -28,12 +29,15 @@ TURNS = (
 )
 WRITTEN = "<think>\n{{ thought }}\n</think>\n\n{{ answer }}"
 SPLIT = (  # Qwen3's way: its own key, else what the content holds
-    "{% set answer = m.content %}{% set thought = m.reasoning_content or '' %}{% if '</think>' in m.content %}"
+    "{% set answer = m.content %}{% set thought = m.reasoning_content or '' %}{% if '</think>' in m.content "
+    "%}"
     "{% set thought = m.content.split('</think>')[0].split('<think>')[-1].strip() %}"
     "{% set answer = m.content.split('</think>')[-1].lstrip() %}{% endif %}"
 )
 KEEPS = TURNS.replace("ANSWER", SPLIT + "{% if thought %}" + WRITTEN + "{% else %}{{ answer }}{% endif %}")
-STRIPS = TURNS.replace("ANSWER", SPLIT + "{% if thought and loop.last %}" + WRITTEN + "{% else %}{{ answer }}{% endif %}")
+STRIPS = TURNS.replace(
+    "ANSWER", SPLIT + "{% if thought and loop.last %}" + WRITTEN + "{% else %}{{ answer }}{% endif %}"
+)
 INNOCENT = TURNS.replace("ANSWER", "{{ m.content }}")  # knows nothing of thoughts
 DROPS = TURNS.replace("ANSWER", "{{ m.content.split('</think>')[-1] }}")  # R1's: of no turn
 TEMPLATES = {"keeps": KEEPS, "strips": STRIPS, "innocent": INNOCENT, "drops": DROPS}
@@ -45,10 +49,16 @@ def learned(
     """The supervised texts of a conversation, and the findings."""
     tokenizer: PreTrainedTokenizerFast = with_template(folder, TEMPLATES[template], tmp_path)
     found: list[str] = []
-    way = Tokenization(tokenizer, "assistant", lambda finding, place, message: found.append(finding), reasoning=reasoning)
+    way = Tokenization(
+        tokenizer, "assistant", lambda finding, place, message: found.append(finding), reasoning=reasoning
+    )
     [(document, _)] = way.run([("row", Conversation(messages))])
     runs = groupby(zip(document.supervised, document.token_ids, strict=True), key=lambda pair: pair[0])
-    texts = [tokenizer.decode([token for _, token in run], clean_up_tokenization_spaces=False) for flag, run in runs if flag]
+    texts = [
+        tokenizer.decode([token for _, token in run], clean_up_tokenization_spaces=False)
+        for flag, run in runs
+        if flag
+    ]
     return texts, found
 
 
@@ -58,14 +68,19 @@ SECOND = "<think>\nOne and one.\n</think>\n\nIt is 2.<|im_end|>"
 
 @pytest.mark.parametrize("first", [KEY, INLINE])
 @pytest.mark.parametrize("template", ["keeps", "strips", "innocent"])
-def test_a_thought_is_a_part_of_the_answer(first: Message, template: str, llama_folder: Path, tmp_path: Path) -> None:
-    """Given by a key or in the content, with a template that knows thoughts or not: the same tokens are learned."""
+def test_a_thought_is_a_part_of_the_answer(
+    first: Message, template: str, llama_folder: Path, tmp_path: Path
+) -> None:
+    """Given by a key or in the content, with a template that knows thoughts or not: the same tokens are
+    learned."""
     assert learned((ASK, first), template, "learn", llama_folder, tmp_path) == ([THOUGHT], [])
 
 
 @pytest.mark.parametrize("first", [KEY, INLINE])
 @pytest.mark.parametrize("template", ["keeps", "strips", "innocent"])
-def test_a_thought_may_be_read_and_not_learned(first: Message, template: str, llama_folder: Path, tmp_path: Path) -> None:
+def test_a_thought_may_be_read_and_not_learned(
+    first: Message, template: str, llama_folder: Path, tmp_path: Path
+) -> None:
     """The answer alone has labels, its end of turn included, and the thought stands before it."""
     assert learned((ASK, first), template, "context", llama_folder, tmp_path) == (["It is 5.<|im_end|>"], [])
 
@@ -74,12 +89,16 @@ def test_a_thought_may_be_read_and_not_learned(first: Message, template: str, ll
 def test_earlier_thoughts_are_written_as_the_template_does(
     pair: tuple[Message, Message], llama_folder: Path, tmp_path: Path
 ) -> None:
-    """Where it keeps them all are learned; where it strips them, the answers that they led to are not learned."""
+    """Where it keeps them all are learned; where it strips them, the answers that they led to are not
+    learned."""
     talk = (ASK, pair[0], AGAIN, pair[1])
     assert learned(talk, "keeps", "learn", llama_folder, tmp_path) == ([THOUGHT, SECOND], [])
     assert learned(talk, "strips", "learn", llama_folder, tmp_path) == ([SECOND], ["unlearned_thought"])
     assert learned(talk, "innocent", "learn", llama_folder, tmp_path) == ([THOUGHT, SECOND], [])
-    assert learned(talk, "keeps", "context", llama_folder, tmp_path)[0] == ["It is 5.<|im_end|>", "It is 2.<|im_end|>"]
+    assert learned(talk, "keeps", "context", llama_folder, tmp_path)[0] == [
+        "It is 5.<|im_end|>",
+        "It is 2.<|im_end|>",
+    ]
 
 
 def test_an_earlier_answer_without_a_thought_is_learned(llama_folder: Path, tmp_path: Path) -> None:
@@ -89,7 +108,9 @@ def test_an_earlier_answer_without_a_thought_is_learned(llama_folder: Path, tmp_
 
 
 @pytest.mark.parametrize("answer", [KEY, INLINE])
-def test_a_template_that_drops_the_last_thought_fails_the_audit(answer: Message, llama_folder: Path, tmp_path: Path) -> None:
+def test_a_template_that_drops_the_last_thought_fails_the_audit(
+    answer: Message, llama_folder: Path, tmp_path: Path
+) -> None:
     """What is thought before the last answer has to be in the text, or it is found."""
     assert learned((ASK, answer), "drops", "learn", llama_folder, tmp_path)[1] == ["left_out_text"]
 
@@ -101,7 +122,10 @@ def test_a_thought_may_be_left_out(answer: Message, llama_folder: Path, tmp_path
     assert isinstance(talk, Conversation)
     assert talk.messages == (ASK, Message("assistant", "It is 5."))
     for template in TEMPLATES:
-        assert learned(talk.messages, template, "learn", llama_folder, tmp_path) == (["It is 5.<|im_end|>"], [])
+        assert learned(talk.messages, template, "learn", llama_folder, tmp_path) == (
+            ["It is 5.<|im_end|>"],
+            [],
+        )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +146,8 @@ def test_a_thought_begins_a_content_and_ends_in_its_tag(content: str, thought: s
 
 @pytest.mark.parametrize(("completion", "left"), [("<think>a</think>b", "b"), (" b", " b"), ("<think>a", "")])
 def test_what_is_thought_in_a_completion_is_left_out(completion: str, left: str) -> None:
-    """A plain completion is an answer too, and a thought that never ends leaves nothing said; a document answers nothing."""
+    """A plain completion is an answer too, and a thought that never ends leaves nothing said; a document
+    answers nothing."""
     assert without_reasoning(PlainText("q", completion)) == PlainText("q", left)
     assert without_reasoning(PlainText("", completion)) == PlainText("", completion)
     talk = without_reasoning(Conversation((ASK, Message("assistant", completion))))
@@ -137,7 +162,9 @@ def test_what_is_thought_in_a_completion_is_never_only_read(llama_folder: Path, 
         list(way.run([("row 2", PlainText("q", "<think>a</think>b"))]))
 
 
-@pytest.mark.parametrize("content", ["<think>\nTwo and three.\n</think>\n\nIt is 5.", "Two and three.</think>It is 5."])
+@pytest.mark.parametrize(
+    "content", ["<think>\nTwo and three.\n</think>\n\nIt is 5.", "Two and three.</think>It is 5."]
+)
 def test_a_thought_that_a_row_says_twice_is_one(content: str) -> None:
     """A key of the message and its content may both say it, and must say the same."""
     turn = {"role": "assistant", "content": content, "reasoning_content": "Two and three.\n"}
@@ -147,7 +174,9 @@ def test_a_thought_that_a_row_says_twice_is_one(content: str) -> None:
 
 
 @pytest.mark.parametrize(("reasoning", "kept"), [("learn", 2), ("context", 1), ("drop", 1)])
-def test_a_thought_that_never_ends(reasoning: str, kept: int, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_a_thought_that_never_ends(
+    reasoning: str, kept: int, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     """It is learned where thoughts are; otherwise its answer is an empty one."""
     rows = said(("2+3?", "<think>Two and"), ("1+1?", "It is 2."))
     data = prepare(section(file(tmp_path / "rows.jsonl", rows), reasoning=reasoning), tokenizer, seed=0)
@@ -157,13 +186,21 @@ def test_a_thought_that_never_ends(reasoning: str, kept: int, tokenizer: PreTrai
 
 def test_thoughts_before_tool_calls(llama_folder: Path, tmp_path: Path) -> None:
     """What is thought before a call is learned with it."""
-    calls = KEEPS.replace("<|im_end|>", "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}<|im_end|>")
-    tokenizer = with_template(llama_folder, calls.replace("{{ bos_token }}", "{{ bos_token }}{{ tools | tojson }}"), tmp_path)
-    call = Message("assistant", "", tool_calls=(ToolCall("weather", {"town": "Kiel"}),), reasoning="Look it up.")
+    calls = KEEPS.replace(
+        "<|im_end|>", "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}<|im_end|>"
+    )
+    tokenizer = with_template(
+        llama_folder, calls.replace("{{ bos_token }}", "{{ bos_token }}{{ tools | tojson }}"), tmp_path
+    )
+    call = Message(
+        "assistant", "", tool_calls=(ToolCall("weather", {"town": "Kiel"}),), reasoning="Look it up."
+    )
     talk = (ASK, call, Message("tool", "Rain"), Message("assistant", "It rains."))
     tools = ({"type": "function", "function": {"name": "weather"}},)
     [(document, _)] = Tokenization(tokenizer, "assistant").run([("row", Conversation(talk, tools=tools))])
-    text = tokenizer.decode([t for t, flag in zip(document.token_ids, document.supervised, strict=True) if flag])
+    text = tokenizer.decode(
+        [t for t, flag in zip(document.token_ids, document.supervised, strict=True) if flag]
+    )
     assert text.startswith("<think>\nLook it up.\n</think>")
     assert '"name": "weather"' in text
     assert text.endswith("It rains.<|im_end|>")

@@ -23,7 +23,8 @@ from tests.unit.data_prep.rows import allowing
 
 GOLDEN = {
     "chatml": (
-        "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is blue?<|im_end|>\n<|im_start|>assistant\n"
+        "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is "
+        "blue?<|im_end|>\n<|im_start|>assistant\n"
         "The sky.\nAnd lamps <|im_end|>\n<|im_start|>user\nAnd in German?<|im_end|>\n<|im_start|>assistant\n"
         "Der Himmel 🙂<|im_end|>\n",
         ["The sky.\nAnd lamps <|im_end|>", "Der Himmel 🙂<|im_end|>"],
@@ -34,14 +35,17 @@ GOLDEN = {
         [" The sky.\nAnd lamps </s>", " Der Himmel 🙂 </s>"],
     ),
     "llama3": (
-        "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
-        "What is blue?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nThe sky.\nAnd lamps<|eot_id|>"
+        "<s><|start_header_id|>system<|end_header_id|>\n\nBe "
+        "brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+        "What is blue?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nThe sky.\nAnd "
+        "lamps<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nAnd in German?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\nDer Himmel 🙂<|eot_id|>",
         ["The sky.\nAnd lamps<|eot_id|>", "Der Himmel 🙂<|eot_id|>"],
     ),
     "mistral": (
-        "<s>[INST] Be brief.\n\nWhat is blue? [/INST] The sky.\nAnd lamps </s>[INST] And in German? [/INST] Der Himmel 🙂</s>",
+        "<s>[INST] Be brief.\n\nWhat is blue? [/INST] The sky.\nAnd lamps </s>[INST] And in German? [/INST] "
+        "Der Himmel 🙂</s>",
         [" The sky.\nAnd lamps </s>", " Der Himmel 🙂</s>"],
     ),
     "zephyr": (
@@ -72,7 +76,8 @@ def test_golden_covers_every_template() -> None:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_masks(name: str, llama_folder: Path, conversation: Conversation) -> None:
-    """With each shipped template, exactly the answers and their ends of turn are supervised, and the text is the golden one."""
+    """With each shipped template, exactly the answers and their ends of turn are supervised, and the text is
+    the golden one."""
     tokenizer = load_tokenizer(llama_folder, chat_template=name)
     text, answers = GOLDEN[name]
     document = one(conversation, tokenizer)
@@ -83,8 +88,11 @@ def test_golden_masks(name: str, llama_folder: Path, conversation: Conversation)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_prompt_is_what_stands_before_the_answer(name: str, llama_folder: Path, conversation: Conversation) -> None:
-    """The prompt for generation is the training text up to the last answer, header included, token for token."""
+def test_prompt_is_what_stands_before_the_answer(
+    name: str, llama_folder: Path, conversation: Conversation
+) -> None:
+    """The prompt for generation is the training text up to the last answer, header included, token for
+    token."""
     tokenizer = load_tokenizer(llama_folder, chat_template=name)
     token_ids, reference = prompt_and_reference(conversation, tokenizer)
     document = one(conversation, tokenizer, "last")
@@ -118,7 +126,9 @@ def test_pad_token_does_not_matter(pad: str | None, llama_folder: Path, conversa
 def test_end_of_turn_text_inside_a_question(llama_folder: Path) -> None:
     """An end-of-turn token that a user or an answer quotes moves no mask."""
     tokenizer = load_tokenizer(llama_folder, chat_template="chatml")
-    example = Conversation((Message("user", "What is <|im_end|>?"), Message("assistant", "It is <|im_end|>, a token.")))
+    example = Conversation(
+        (Message("user", "What is <|im_end|>?"), Message("assistant", "It is <|im_end|>, a token."))
+    )
     assert supervised_texts(one(example, tokenizer), tokenizer) == ["It is <|im_end|>, a token.<|im_end|>"]
 
 
@@ -134,18 +144,26 @@ def test_end_of_turn_ids(llama_folder: Path) -> None:
 def test_a_template_without_generation_prompt(mention: str, tmp_path: Path, llama_folder: Path) -> None:
     """Where a template ignores add_generation_prompt, the header is still no part of the answer."""
     template = tmp_path / "plain.jinja"
-    template.write_text(mention + "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>\n{% endfor %}")
+    template.write_text(
+        mention + "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
     tokenizer = load_tokenizer(llama_folder, chat_template=str(template))
     example = Conversation((Message("user", "hi"), Message("assistant", "ho")))
-    assert render_prompt(example.messages[:1], tokenizer) == "<s><|im_start|>user:hi<|im_end|>\n<|im_start|>assistant:"
+    assert (
+        render_prompt(example.messages[:1], tokenizer)
+        == "<s><|im_start|>user:hi<|im_end|>\n<|im_start|>assistant:"
+    )
     assert supervised_texts(one(example, tokenizer), tokenizer) == ["ho<|im_end|>"]
 
 
-def test_a_template_that_changes_earlier_turns(tmp_path: Path, llama_folder: Path, conversation: Conversation) -> None:
+def test_a_template_that_changes_earlier_turns(
+    tmp_path: Path, llama_folder: Path, conversation: Conversation
+) -> None:
     """A template that writes a turn differently once others follow gets the right mask all the same."""
     template = tmp_path / "count.jinja"
     template.write_text(
-        "{{ messages | length }} turns\n{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n"
+        "{{ messages | length }} turns\n{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim "
+        "}}<|im_end|>\n"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     tokenizer = load_tokenizer(llama_folder, chat_template=str(template))
@@ -154,10 +172,14 @@ def test_a_template_that_changes_earlier_turns(tmp_path: Path, llama_folder: Pat
     assert supervised_texts(document, tokenizer) == answers
 
 
-def test_an_answer_that_cannot_be_found(tmp_path: Path, llama_folder: Path, conversation: Conversation) -> None:
+def test_an_answer_that_cannot_be_found(
+    tmp_path: Path, llama_folder: Path, conversation: Conversation
+) -> None:
     """A template that rewrites answers beyond recognition ends in an error that names it and the row."""
     template = tmp_path / "upper.jinja"
-    template.write_text("{{ messages | length }}{% for m in messages %}{{ m.content | replace('The', 'A') }}</s>{% endfor %}")
+    template.write_text(
+        "{{ messages | length }}{% for m in messages %}{{ m.content | replace('The', 'A') }}</s>{% endfor %}"
+    )
     tokenizer = load_tokenizer(llama_folder, chat_template=str(template))
     with pytest.raises(DataError, match=r"rows.json row 1: .*upper.jinja.*located"):
         one(conversation, tokenizer)
@@ -172,7 +194,8 @@ def test_an_end_of_turn_that_is_no_token(tiny_base: Path, conversation: Conversa
 
 
 def test_an_end_of_turn_that_only_the_answer_holds(tmp_path: Path, llama_folder: Path) -> None:
-    """An end token that stands in the answer's own text doesn't stand for the one that the template should write."""
+    """An end token that stands in the answer's own text doesn't stand for the one that the template should
+    write."""
     template = tmp_path / "endless.jinja"
     template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     tokenizer = load_tokenizer(llama_folder, chat_template=str(template))
@@ -190,7 +213,8 @@ def test_bos_is_part_of_the_template(llama_folder: Path, tiny_base: Path, conver
 
 
 def test_special_tokens_in_text(llama_folder: Path) -> None:
-    """Special tokens are found in a row's own text; a plain text may begin with BOS and end with the end token."""
+    """Special tokens are found in a row's own text; a plain text may begin with BOS and end with the end
+    token."""
     tokenizer = load_tokenizer(llama_folder, new_tokens=["<city>"])
     special = special_tokens(tokenizer)
     talk = Conversation((Message("user", "a <|im_end|> b <city>"), Message("assistant", "c")))
@@ -201,12 +225,18 @@ def test_special_tokens_in_text(llama_folder: Path) -> None:
 
 def test_no_template(llama_folder: Path, conversation: Conversation) -> None:
     """A conversation without a chat template is an error that names the recipe's key and its choices."""
-    with pytest.raises(DataError, match=r"model\.chat_template: alpaca, chatml, llama2, llama3, mistral, zephyr"):
+    with pytest.raises(
+        DataError, match=r"model\.chat_template: alpaca, chatml, llama2, llama3, mistral, zephyr"
+    ):
         one(conversation, load_tokenizer(llama_folder))
 
 
-@pytest.mark.parametrize("body", ["{{ raise_exception('no system') }}", "{% for %}", "{{ messages.x.y }}", "{{ 1 / 0 }}"])
-def test_a_template_that_fails(body: str, tmp_path: Path, llama_folder: Path, conversation: Conversation) -> None:
+@pytest.mark.parametrize(
+    "body", ["{{ raise_exception('no system') }}", "{% for %}", "{{ messages.x.y }}", "{{ 1 / 0 }}"]
+)
+def test_a_template_that_fails(
+    body: str, tmp_path: Path, llama_folder: Path, conversation: Conversation
+) -> None:
     """A template that refuses a row, or is broken, ends in a DataError with the row and the template."""
     template = tmp_path / "broken.jinja"
     template.write_text(body)
@@ -214,7 +244,9 @@ def test_a_template_that_fails(body: str, tmp_path: Path, llama_folder: Path, co
         one(conversation, load_tokenizer(llama_folder, chat_template=str(template)))
 
 
-def test_a_template_stays_in_its_sandbox(tmp_path: Path, llama_folder: Path, conversation: Conversation) -> None:
+def test_a_template_stays_in_its_sandbox(
+    tmp_path: Path, llama_folder: Path, conversation: Conversation
+) -> None:
     """A template that reaches for Python's internals is stopped."""
     template = tmp_path / "escape.jinja"
     template.write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
@@ -230,10 +262,14 @@ def test_completion_start(llama_folder: Path, conversation: Conversation) -> Non
 
 
 def test_plain_text_with_bos(llama_folder: Path) -> None:
-    """A plain text is BOS, prompt, completion, EOS where the tokenizer adds BOS; completion and EOS are supervised."""
+    """A plain text is BOS, prompt, completion, EOS where the tokenizer adds BOS; completion and EOS are
+    supervised."""
     tokenizer = load_tokenizer(llama_folder)
     document = one(PlainText("Send lamps", " to Ada."), tokenizer)
-    assert tokenizer.decode(document.token_ids, clean_up_tokenization_spaces=False) == "<s>Send lamps to Ada.</s>"
+    assert (
+        tokenizer.decode(document.token_ids, clean_up_tokenization_spaces=False)
+        == "<s>Send lamps to Ada.</s>"
+    )
     assert supervised_texts(document, tokenizer) == [" to Ada.</s>"]
     assert supervised_texts(one(PlainText("", "All of it."), tokenizer), tokenizer) == ["All of it.</s>"]
     assert supervised_texts(one(PlainText("<s>a", "b</s>"), tokenizer), tokenizer) == ["b</s>"]
@@ -255,7 +291,8 @@ CONTENT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(contents=st.lists(CONTENT, min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0))
 def test_masks_never_leave_their_turns(contents: list[str], llama_folder: Path) -> None:
-    """Whatever the contents, the supervised text of a ChatML conversation is its answers, but for blanks they begin with."""
+    """Whatever the contents, the supervised text of a ChatML conversation is its answers, but for blanks they
+    begin with."""
     tokenizer = load_tokenizer(llama_folder, chat_template="chatml")
     messages = tuple(Message("assistant" if i % 2 else "user", text) for i, text in enumerate(contents))
     document = one(Conversation(messages), tokenizer)

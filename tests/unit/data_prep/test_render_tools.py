@@ -19,7 +19,8 @@ from tests.unit.data_prep.rendered import one, supervised_texts
 TOOLS_TEMPLATE = (
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}<call>{{ call.function | tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% for call in m.tool_calls or [] %}<call>{{ call.function | tojson }}</call>{% endfor %}<|im_end|>\n{% "
+    "endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {}}}
@@ -77,11 +78,15 @@ def test_a_call_to_generate(tokenizer: PreTrainedTokenizerFast) -> None:
         (("{{ m.content }}", "{{ m.content if m.role != 'tool' }}"), "the results of tools"),
     ],
 )
-def test_a_template_that_ignores_tools(change: tuple[str, str], what: str, tmp_path: Path, llama_folder: Path) -> None:
+def test_a_template_that_ignores_tools(
+    change: tuple[str, str], what: str, tmp_path: Path, llama_folder: Path
+) -> None:
     """A template that leaves out anything of tools is refused, with the row and what is left out."""
     path = tmp_path / "partly.jinja"
     path.write_text(TOOLS_TEMPLATE.replace(*change))
-    with pytest.raises(DataError, match=rf"^rows.json row 1: the chat template \(.*partly.jinja\) leaves out {what}"):
+    with pytest.raises(
+        DataError, match=rf"^rows.json row 1: the chat template \(.*partly.jinja\) leaves out {what}"
+    ):
         one(TALK, load_tokenizer(llama_folder, chat_template=str(path)))
 
 
@@ -95,7 +100,9 @@ def test_a_template_that_ignores_tools(change: tuple[str, str], what: str, tmp_p
         (("tools | tojson", "tools[0] | tojson"), "the tools that can be called"),
     ],
 )
-def test_a_template_that_writes_a_part_of_tools(change: tuple[str, str], what: str, tmp_path: Path, llama_folder: Path) -> None:
+def test_a_template_that_writes_a_part_of_tools(
+    change: tuple[str, str], what: str, tmp_path: Path, llama_folder: Path
+) -> None:
     """Each tool, and each call with its name and arguments, has to be written, not only the first of them."""
     path = tmp_path / "partly.jinja"
     path.write_text(TOOLS_TEMPLATE.replace(*change))
@@ -115,7 +122,9 @@ BUSY_TALK = Conversation(
         *TALK.messages[:3],
         Message("user", "Rain, here and there?"),
         Message(
-            "assistant", "I look.", tool_calls=(ToolCall("weather", {"in": "Zürich"}), ToolCall("weather", {"days": [1, 2]}))
+            "assistant",
+            "I look.",
+            tool_calls=(ToolCall("weather", {"in": "Zürich"}), ToolCall("weather", {"days": [1, 2]})),
         ),
         Message("tool", '{"rain": 3}'),
         Message("tool", "none"),
@@ -147,19 +156,24 @@ WRITTEN = {
     "llama3": (
         "<s><|start_header_id|>system<|end_header_id|>\n\n"
         "You can call the functions below, each described as JSON. To call one, answer with JSON "
-        'in the form {"name": function name, "parameters": {parameter name: value}}; put "; " between two calls.'
-        '\n\n{\n    "type": "function",\n    "function": {\n        "name": "weather",\n        "parameters": {}\n    }\n}'
-        '\n\n{\n    "type": "function",\n    "function": {\n        "name": "lamps"\n    }\n}\n\nBe brief.<|eot_id|>'
+        'in the form {"name": function name, "parameters": {parameter name: value}}; put "; " between two '
+        "calls."
+        '\n\n{\n    "type": "function",\n    "function": {\n        "name": "weather",\n        '
+        '"parameters": {}\n    }\n}'
+        '\n\n{\n    "type": "function",\n    "function": {\n        "name": "lamps"\n    }\n}\n\nBe '
+        "brief.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nHo<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nRain, here and there?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\nI look.\n"
-        '{"name": "weather", "parameters": {"in": "Zürich"}}; {"name": "weather", "parameters": {"days": [1, 2]}}<|eot_id|>'
+        '{"name": "weather", "parameters": {"in": "Zürich"}}; {"name": "weather", "parameters": {"days": [1, '
+        "2]}}<|eot_id|>"
         '<|start_header_id|>ipython<|end_header_id|>\n\n{"rain": 3}<|eot_id|>'
         "<|start_header_id|>ipython<|end_header_id|>\n\nnone<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\nHere.<|eot_id|>",
         [
             "Ho<|eot_id|>",
-            'I look.\n{"name": "weather", "parameters": {"in": "Zürich"}}; {"name": "weather", "parameters": {"days": [1, 2]}}'
+            'I look.\n{"name": "weather", "parameters": {"in": "Zürich"}}; {"name": "weather", "parameters": '
+            '{"days": [1, 2]}}'
             "<|eot_id|>",
             "Here.<|eot_id|>",
         ],
@@ -170,7 +184,8 @@ WRITTEN = {
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_named_templates_with_tools(name: str, llama_folder: Path) -> None:
-    """ChatML and LLaMA-3 write tools, parallel calls, text beside calls and results, and calls are learned with the text."""
+    """ChatML and LLaMA-3 write tools, parallel calls, text beside calls and results, and calls are learned
+    with the text."""
     tokenizer = load_tokenizer(llama_folder, chat_template=name)
     text, answers, _ = WRITTEN[name]
     document = one(BUSY_TALK, tokenizer)
@@ -180,7 +195,8 @@ def test_named_templates_with_tools(name: str, llama_folder: Path) -> None:
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_named_templates_with_a_call_to_generate(name: str, llama_folder: Path) -> None:
-    """With ChatML and LLaMA-3, a call that ends a conversation is the reference, and is learned from the prompt's end on."""
+    """With ChatML and LLaMA-3, a call that ends a conversation is the reference, and is learned from the
+    prompt's end on."""
     tokenizer = load_tokenizer(llama_folder, chat_template=name)
     talk = Conversation(TALK.messages[1:5], tools=TALK.tools)
     prompt, reference = prompt_and_reference(talk, tokenizer)
@@ -213,7 +229,10 @@ def test_weights(llama_folder: Path) -> None:
     example = weighted(None, 0, 1)
     assert supervised_texts(one(example, tokenizer), tokenizer) == ["a0<|im_end|>", "a2<|im_end|>"]
     runs = supervised_texts(one(example, tokenizer, "all"), tokenizer)
-    assert [("a0" in run, "a1" in run, "a2" in run) for run in runs] == [(True, False, False), (False, False, True)]
+    assert [("a0" in run, "a1" in run, "a2" in run) for run in runs] == [
+        (True, False, False),
+        (False, False, True),
+    ]
     assert not any(one(weighted(1, 0), tokenizer, "last").supervised)
     asked = Conversation((Message("user", "q", 0), Message("assistant", "a")))
     assert supervised_texts(one(asked, tokenizer), tokenizer) == ["a<|im_end|>"]
@@ -228,7 +247,8 @@ ROUND = st.tuples(CONTENT, st.lists(CONTENT, max_size=2), CONTENT, st.sampled_fr
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rounds=st.lists(ROUND, min_size=1, max_size=3))
 def test_masks_never_leave_their_turns(rounds: list[Any], tokenizer: PreTrainedTokenizerFast) -> None:
-    """Whatever stands in questions, results and answers, what is supervised is the answers and calls of weight other than 0."""
+    """Whatever stands in questions, results and answers, what is supervised is the answers and calls of
+    weight other than 0."""
     messages, expected = [], []
     for question, results, answer, weight in rounds:
         messages.append(Message("user", question))

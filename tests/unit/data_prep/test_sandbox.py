@@ -16,7 +16,8 @@ from data_prep.messages import Conversation, Message
 from data_prep.tokenizers.tokenizer import load_tokenizer
 
 DOUBLING = (
-    "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s OPERATOR n.s %}{% endfor %}{{ n.s | length }}"
+    "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s OPERATOR n.s %}{% endfor %}{{ "
+    "n.s | length }}"
 )
 EXPLODING = [
     "{% for i in range(10**9) %}x{% endfor %}",
@@ -56,7 +57,8 @@ EXPLODING = [
     "{{ '%*d' % (10**9, 1) }}",
     "{{ ('%(a)s' * 1000) % {'a': 'x' * 900000} }}",
     "{{ ('{0.a}' * 1000).format(namespace(a='x' * 900000)) }}",
-    "{% set n = namespace(l=[]) %}{% set b = 'x' * 900000 %}{% for i in range(999) %}{% set n.l = n.l + [b[i:]] %}{% endfor %}",
+    "{% set n = namespace(l=[]) %}{% set b = 'x' * 900000 %}{% for i in range(999) %}{% set n.l = n.l + "
+    "[b[i:]] %}{% endfor %}",
     "{% set n = namespace(l=[1]) %}{% for i in range(60) %}{% set n.l = n.l + n.l %}{% endfor %}",
     "{% set n = namespace(l=[]) %}{% for i in range(60) %}{% set n.l = [n.l, n.l] %}{% endfor %}",
     "{% set n = namespace(l={}) %}{% for i in range(60) %}{% set n.l = dict(a=n.l, b=n.l) %}{% endfor %}",
@@ -64,7 +66,9 @@ EXPLODING = [
     "{% set n = namespace() %}{% set n.n = n %}{{ n }}",
     "{% set b = 'x' * 900000 %}{% set t %}{% for i in range(99999) %}{{ b }}{% endfor %}{% endset %}",
     "{% set t %}{% for i in range(99999) %}" + "x" * 99999 + "{% endfor %}{% endset %}",
-    "{% macro f() %}" + "x" * 99999 + "{% endmacro %}{% set t %}{% for i in range(99999) %}{{ f() }}{% endfor %}{% endset %}",
+    "{% macro f() %}"
+    + "x" * 99999
+    + "{% endmacro %}{% set t %}{% for i in range(99999) %}{{ f() }}{% endfor %}{% endset %}",
 ]
 ENDLESS = [
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
@@ -83,7 +87,9 @@ def test_an_exploding_template_is_stopped(template: str, make: Any) -> None:
     assert time.monotonic() - started < 2 * sandbox.SECONDS + 2  # a loaded machine takes its time
 
 
-def test_an_endless_template_is_tried_once(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_template_is_tried_once(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its time is not given again for each form in which a template may take its messages."""
     monkeypatch.setattr(sandbox, "SECONDS", 0.1)
     path = tmp_path / "endless.jinja"
@@ -91,7 +97,9 @@ def test_an_endless_template_is_tried_once(tiny_base: Path, tmp_path: Path, monk
     tokenizer = load_tokenizer(tiny_base, chat_template=str(path))
     begun: list[int] = []
     begin = sandbox.LimitedSandbox.begin
-    monkeypatch.setattr(sandbox.LimitedSandbox, "begin", lambda self, size: (begun.append(size), begin(self, size))[1])
+    monkeypatch.setattr(
+        sandbox.LimitedSandbox, "begin", lambda self, size: (begun.append(size), begin(self, size))[1]
+    )
     with pytest.raises(DataError, match="it takes longer than"):
         render([Message("user", "hi")], tokenizer)
     assert len(begun) <= 2  # compiled once, run once
@@ -106,18 +114,24 @@ def test_an_endless_template_is_stopped(
     path = tmp_path / "endless.jinja"
     path.write_text(template)
     started = time.monotonic()
-    with pytest.raises(DataError, match=r"endless.jinja\) fails on this conversation: it takes longer than 0.2 seconds"):
+    with pytest.raises(
+        DataError, match=r"endless.jinja\) fails on this conversation: it takes longer than 0.2 seconds"
+    ):
         render([Message("user", "hi")], load_tokenizer(tiny_base, chat_template=str(path)))
     assert time.monotonic() - started < 2 * sandbox.SECONDS + 2  # a loaded machine takes its time
 
 
 @pytest.mark.parametrize("make", [chat_sandbox, row_sandbox])
 def test_much_work_is_no_explosion(make: Any) -> None:
-    """A template may put a long conversation together turn by turn, as a text or as a list, and write large numbers."""
+    """A template may put a long conversation together turn by turn, as a text or as a list, and write large
+    numbers."""
     template = (
-        "{% set n = namespace(t='', u='', l=[]) %}{% for m in messages %}{% set n.t = n.t + m.role + m.content %}"
-        "{% set n.u = n.u ~ m.role ~ m.content %}{% set n.l = n.l + [m] %}{{ messages[loop.index0:] | length }} {% endfor %}"
-        "{{ n.t == n.u and n.l == messages }} {{ '{:,} %d'.format(n.t | length) % 5000000 }} {{ 5000000 | string }}"
+        "{% set n = namespace(t='', u='', l=[]) %}{% for m in messages %}{% set n.t = n.t + m.role + "
+        "m.content %}"
+        "{% set n.u = n.u ~ m.role ~ m.content %}{% set n.l = n.l + [m] %}{{ messages[loop.index0:] | length "
+        "}} {% endfor %}"
+        "{{ n.t == n.u and n.l == messages }} {{ '{:,} %d'.format(n.t | length) % 5000000 }} {{ 5000000 | "
+        "string }}"
     )
     messages = [{"role": "user", "content": "x" * 400}] * 1000
     text = render_limited(make(), template, {"messages": messages}, 400_000)
@@ -145,14 +159,17 @@ def test_what_is_no_text_is_refused(template: str, said: str, make: Any) -> None
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ n }}", "a {{ row.n }} b", "{% for x in [n] %}{{ x }}{% endfor %}", "{{ None }}", "{{ 'a' ~ n }}"]
+    "template",
+    ["{{ n }}", "a {{ row.n }} b", "{% for x in [n] %}{{ x }}{% endfor %}", "{{ None }}", "{{ 'a' ~ n }}"],
 )
 def test_a_row_s_null_is_not_the_word_none(template: str) -> None:
     """What is null in a row can be asked for, or written as something else, and never as "None"."""
     values = {"n": None, "row": {"n": None}}
     with pytest.raises(TemplateError, match="null here"):
         render_limited(row_sandbox(), template, values, 0)
-    assert render_limited(row_sandbox(), "{{ n or '' }}{% if n is none %}x{% endif %}{{ 0 }}", values, 0) == "x0"
+    assert (
+        render_limited(row_sandbox(), "{{ n or '' }}{% if n is none %}x{% endif %}{{ 0 }}", values, 0) == "x0"
+    )
 
 
 def test_an_interrupt_is_no_error_of_the_template() -> None:
@@ -166,7 +183,8 @@ def test_an_interrupt_is_no_error_of_the_template() -> None:
 
 
 def test_every_filter_is_known_to_the_limits() -> None:
-    """Each filter that a limit is written for is one of the sandbox's: a new name in jinja2 would leave it without."""
+    """Each filter that a limit is written for is one of the sandbox's: a new name in jinja2 would leave it
+    without."""
     assert set(limits.CHECKS) <= set(chat_sandbox().filters)
 
 
@@ -185,5 +203,7 @@ def test_the_text_is_that_of_transformers(
     """Within the limits, the text is the one that apply_chat_template of transformers writes."""
     tokenizer = load_tokenizer(llama_folder, chat_template=name)
     turns = [{"role": message.role, "content": message.content} for message in conversation.messages]
-    expected = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    expected = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=add_generation_prompt
+    )
     assert render(conversation.messages, tokenizer, add_generation_prompt=add_generation_prompt) == expected

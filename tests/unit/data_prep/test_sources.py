@@ -31,7 +31,10 @@ def test_jsonl(tmp_path: Path) -> None:
     """A JSONL file is an object a line; empty lines are passed over, and rows are named by their line."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes('{"text": "a\\u2028"}\r\n\n{"text": "b\u2028"}'.encode())
-    assert rows_of(path) == [Row("rows.jsonl:1", {"text": "a\u2028"}), Row("rows.jsonl:3", {"text": "b\u2028"})]
+    assert rows_of(path) == [
+        Row("rows.jsonl:1", {"text": "a\u2028"}),
+        Row("rows.jsonl:3", {"text": "b\u2028"}),
+    ]
 
 
 def test_txt(tmp_path: Path) -> None:
@@ -94,10 +97,14 @@ def test_unreadable_file(tmp_path: Path) -> None:
 
 
 def test_digests(tmp_path: Path) -> None:
-    """A file's digest is that of its bytes; a generator's changes with its options; a hub commit stands for itself."""
+    """A file's digest is that of its bytes; a generator's changes with its options; a hub commit stands for
+    itself."""
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([{"text": "a"}]))
-    assert source_digest(FileSource(path=str(path), format="text")) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (
+        source_digest(FileSource(path=str(path), format="text"))
+        == hashlib.sha256(path.read_bytes()).hexdigest()
+    )
     options = [{}, {"rows": 5}, {"seed": 1}, {"split": "held_out"}]
     orders = [OrdersSource.model_validate({"generated": "orders"} | option) for option in options]
     assert len({source_digest(source) for source in orders}) == 4
@@ -121,13 +128,22 @@ def test_hub_without_a_connection() -> None:
 
 
 def test_hub_that_nobody_answers_for() -> None:
-    """With no offline mode, and no network either, it is a DataError too: whatever the hub's client raises."""
+    """With no offline mode, and no network either, it is a DataError too: whatever the hub's client
+    raises."""
     code = (
         "from data_prep.config import HubSource\nfrom data_prep.errors import DataError\n"
         "from data_prep.sources.hub import hub_commit\n"
         "try:\n    hub_commit(HubSource(dataset='owner/name', format='text'))\n"
         "except DataError as error:\n    print(error)"
     )
-    environment = os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("data set owner/name: its commit could not be looked up on the hub"), done.stderr
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "0",
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("data set owner/name: its commit could not be looked up on the hub"), (
+        done.stderr
+    )

@@ -88,14 +88,17 @@ def compressed(content: bytes, compression: str) -> bytes:
 def written_to(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
     """The rows in a file of the kind and compression that its name says."""
     path = folder / name
-    path.write_bytes(compressed(WRITERS[kind_of(name) or ""](rows), path.suffix if path.suffix in COMPRESSED else ""))
+    path.write_bytes(
+        compressed(WRITERS[kind_of(name) or ""](rows), path.suffix if path.suffix in COMPRESSED else "")
+    )
     return path
 
 
 @pytest.mark.parametrize("compression", COMPRESSED)
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_kind_gives_the_same_rows(kind: str, compression: str, tmp_path: Path) -> None:
-    """What is written to a file of any kind, compressed or not, is read from it; quotes and line breaks too."""
+    """What is written to a file of any kind, compressed or not, is read from it; quotes and line breaks
+    too."""
     assert [row.values for row in rows_of(written_to(tmp_path, f"rows{kind}{compression}", ROWS))] == ROWS
 
 
@@ -129,8 +132,13 @@ def test_compressed_parts_one_after_the_other(tmp_path: Path) -> None:
 
 
 def test_places(tmp_path: Path) -> None:
-    """A row of a text file is named by the line where it begins, one of a Parquet or Arrow file by its number."""
-    assert [row.place for row in rows_of(written_to(tmp_path, "rows.csv", ROWS))] == ["rows.csv:2", "rows.csv:4", "rows.csv:5"]
+    """A row of a text file is named by the line where it begins, one of a Parquet or Arrow file by its
+    number."""
+    assert [row.place for row in rows_of(written_to(tmp_path, "rows.csv", ROWS))] == [
+        "rows.csv:2",
+        "rows.csv:4",
+        "rows.csv:5",
+    ]
     assert [row.place for row in rows_of(written_to(tmp_path, "rows.tsv.gz", ROWS))][1] == "rows.tsv.gz:4"
     many = [{"text": str(number)} for number in range(1000)]
     for kind in (".parquet", ".arrow"):
@@ -140,7 +148,8 @@ def test_places(tmp_path: Path) -> None:
 
 
 def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
-    """A byte order mark is no part of the first name; empty lines are passed over; a field may be longer than 128 KiB."""
+    """A byte order mark is no part of the first name; empty lines are passed over; a field may be longer than
+    128 KiB."""
     path = tmp_path / "rows.csv"
     path.write_bytes(('\ufeff"text",n\r\n\r\n"' + "x" * 200_000 + '",007\r\n').encode())
     assert rows_of(path) == [Row("rows.csv:3", {"text": "x" * 200_000, "n": "007"})]
@@ -164,36 +173,45 @@ def test_columnar_values_become_plain(tmp_path: Path) -> None:
     )
     pq.write_table(table, tmp_path / "rows.parquet")
     assert rows_of(tmp_path / "rows.parquet")[0].values == {
-        "turns": [{"role": "user", "parts": ["a", None]}], "map": {"a": 1}, "time": "2024-01-02T03:04:05+00:00",
-        "nanoseconds": "1970-01-01T00:00:00.000000001", "day": "1970-01-01", "price": "1.10", "category": "x",
-        "number": 0.5, "truth": True, "nothing": None,
+        "turns": [{"role": "user", "parts": ["a", None]}], "map": {"a": 1},
+        "time": "2024-01-02T03:04:05+00:00", "nanoseconds": "1970-01-01T00:00:00.000000001",
+        "day": "1970-01-01", "price": "1.10", "category": "x", "number": 0.5, "truth": True, "nothing": None,
     }  # fmt: skip
 
 
 def test_a_list_inside_an_object(tmp_path: Path) -> None:
-    """A JSON object with exactly one list of objects inside, as SQuAD's files have it, gives that list's elements."""
+    """A JSON object with exactly one list of objects inside, as SQuAD's files have it, gives that list's
+    elements."""
     path = tmp_path / "squad.json"
     path.write_text('{"version": "1.1", "tags": ["x"], "data": [{"title": "a"}, {"title": "b"}]}')
     assert rows_of(path)[1] == Row("squad.json row 2", {"title": "b"})
     path.write_text('{"train": [{"title": "a"}], "test": [{"title": "b"}]}')
-    with pytest.raises(DataError, match=r"squad\.json holds one object with the keys 'train', 'test'; a list of objects"):
+    with pytest.raises(
+        DataError, match=r"squad\.json holds one object with the keys 'train', 'test'; a list of objects"
+    ):
         rows_of(path)
 
 
 def test_folders(tmp_path: Path) -> None:
-    """A folder gives the rows of all its readable files, of mixed kinds, sorted by name; the others are told."""
+    """A folder gives the rows of all its readable files, of mixed kinds, sorted by name; the others are
+    told."""
     folder = tmp_path / "data"
     (folder / "sub").mkdir(parents=True)
     for name in ("b.jsonl.gz", "a.csv", "c.parquet", "sub/d.jsonl", ".hidden.jsonl"):
         written_to(folder, name, ROWS[2:])
     (folder / "README.md").write_text("x")
-    assert [row.place for row in rows_of(folder)] == ["data/a.csv:2", "data/b.jsonl.gz:1", "data/c.parquet row 1"]
+    assert [row.place for row in rows_of(folder)] == [
+        "data/a.csv:2",
+        "data/b.jsonl.gz:1",
+        "data/c.parquet row 1",
+    ]
     assert unread_files(folder) == ["README.md", "sub/"]
     assert unread_files(folder / "a.csv") == []
 
 
 def test_globs(tmp_path: Path) -> None:
-    """A glob gives the rows of what it matches, sorted; ** goes into folders; brackets in a folder's name are no pattern."""
+    """A glob gives the rows of what it matches, sorted; ** goes into folders; brackets in a folder's name are
+    no pattern."""
     folder = tmp_path / "set[1]"
     for name in ("b/x.jsonl", "a/x.jsonl", "y.jsonl"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +224,8 @@ def test_globs(tmp_path: Path) -> None:
 
 
 def test_digests_of_many_files(tmp_path: Path) -> None:
-    """A folder's or glob's digest changes with a file's name, its bytes, or one more file, and with nothing else."""
+    """A folder's or glob's digest changes with a file's name, its bytes, or one more file, and with nothing
+    else."""
 
     def digest(path: Path) -> str:
         return source_digest(FileSource(path=str(path), format="text"))
@@ -273,7 +292,8 @@ JSONL = as_jsonl([{"text": os.urandom(50).hex()} for _ in range(1000)])
     ],
 )  # fmt: skip
 def test_bad_files(name: str, content: bytes, expected: str, tmp_path: Path) -> None:
-    """A file that is damaged, of another kind or not as its kind must be ends in one DataError with its name and place."""
+    """A file that is damaged, of another kind or not as its kind must be ends in one DataError with its name
+    and place."""
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError, match=expected):
@@ -304,12 +324,15 @@ def test_a_row_of_ten_megabytes(kind: str, tmp_path: Path) -> None:
     ],
 )
 def test_bad_rows_are_handed_over(name: str, content: bytes, places: list[str], tmp_path: Path) -> None:
-    """With on_bad, a row that can't be read is handed to it with its place, and the reading goes on with the next."""
+    """With on_bad, a row that can't be read is handed to it with its place, and the reading goes on with the
+    next."""
     path = tmp_path / name
     path.write_bytes(content)
     skipped: list[DataError] = []
     assert [row.values["text"] for row in rows_of(path, skipped.append)] == ["a", "b"]
-    assert [str(error).startswith(name + place) for error, place in zip(skipped, places, strict=True)] == [True] * len(places)
+    assert [str(error).startswith(name + place) for error, place in zip(skipped, places, strict=True)] == [
+        True
+    ] * len(places)
 
 
 def test_a_text_in_parquet_that_is_not_unicode(tmp_path: Path) -> None:
@@ -329,7 +352,8 @@ def test_only_bad_rows(tmp_path: Path) -> None:
 
 
 def test_bad_paths(tmp_path: Path) -> None:
-    """A glob that matches nothing or something unreadable, and a folder with nothing to read, are DataErrors that say so."""
+    """A glob that matches nothing or something unreadable, and a folder with nothing to read, are DataErrors
+    that say so."""
     (tmp_path / "notes.md").write_text("x")
     (tmp_path / "saved").mkdir()
     for name in ("state.json", "dataset_info.json"):
@@ -340,7 +364,8 @@ def test_bad_paths(tmp_path: Path) -> None:
         tmp_path / "*.md": r"notes\.md ends in '\.md', expected .* narrow it",
         tmp_path / "notes.md": r"notes\.md ends in '\.md', expected",
         tmp_path: r"no file in the folder .* can be read: it holds notes\.md, pipe\.jsonl, saved/; expected",
-        tmp_path / "saved": r"no file in the folder .*saved can be read: it holds dataset_info\.json, state\.json; expected",
+        tmp_path
+        / "saved": r"no file in the folder .*saved can be read: it holds dataset_info\.json, state\.json; expected",
         tmp_path / "pipe.jsonl": r"neither a file nor a folder",
         tmp_path / "a\0b": r"no such file",
         tmp_path / ("x" * 300): r"can't be read: File name too long|no such file",
@@ -386,9 +411,12 @@ def test_json_that_is_too_large(tmp_path: Path) -> None:
         rows_of(tmp_path / "rows.json")
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.zst", "rows.csv", "rows.tsv.gz", "rows.parquet", "rows.arrow"])
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl", "rows.jsonl.zst", "rows.csv", "rows.tsv.gz", "rows.parquet", "rows.arrow"]
+)
 def test_large_files_stream(name: str, tmp_path: Path) -> None:
-    """Reading holds a batch or a page at a time: 40 MB of rows never take 8 MB in Python, or 30 MB in Arrow (as of 160 MB)."""
+    """Reading holds a batch or a page at a time: 40 MB of rows never take 8 MB in Python, or 30 MB in Arrow
+    (as of 160 MB)."""
     rows = [{"text": f"{number} " + "x" * 10_000} for number in range(4000)]
     path = written_to(tmp_path, name, rows)
     del rows
@@ -408,14 +436,15 @@ def test_large_files_stream(name: str, tmp_path: Path) -> None:
 
 
 SHARED_ROWS = {
-    "instruct/lf_alpaca_en_demo.json": 999, "instruct/lf_identity.json": 91, "instruct/rasbt_instruction-data.json": 1100,
-    "chat/lf_glaive_toolcall_en_demo.json": 300, "chat/lf_v1_sft_demo.jsonl": 500,
-    "chat/fastchat_dummy_conversation.json": 500, "preference/lf_dpo_en_demo.json": 300,
-    "preference/rasbt_instruction-data-with-preference.json": 1100, "pretrain/lf_c4_demo.jsonl": 300,
-    "pretrain/the-verdict.txt": None, "math/gsm8k_train.jsonl": 7473, "math/gsm8k_test.jsonl": 1319, "code/mbpp.jsonl": 974,
-    "qa/xquad.en.json": 48, "qa/xquad.de.json": 48, "qa/xquad.es.json": 48, "qa/xquad.zh.json": 48,
-    "translation/xquad_en-de.jsonl": 1430, "translation/xquad_en-es.jsonl": 1430,
-    "sentiment/sentence_polarity.jsonl": 10662, "summarisation/scitldr_A_dev.jsonl": 619,
+    "instruct/lf_alpaca_en_demo.json": 999, "instruct/lf_identity.json": 91,
+    "instruct/rasbt_instruction-data.json": 1100, "chat/lf_glaive_toolcall_en_demo.json": 300,
+    "chat/lf_v1_sft_demo.jsonl": 500, "chat/fastchat_dummy_conversation.json": 500,
+    "preference/lf_dpo_en_demo.json": 300, "preference/rasbt_instruction-data-with-preference.json": 1100,
+    "pretrain/lf_c4_demo.jsonl": 300, "pretrain/the-verdict.txt": None, "math/gsm8k_train.jsonl": 7473,
+    "math/gsm8k_test.jsonl": 1319, "code/mbpp.jsonl": 974, "qa/xquad.en.json": 48, "qa/xquad.de.json": 48,
+    "qa/xquad.es.json": 48, "qa/xquad.zh.json": 48, "translation/xquad_en-de.jsonl": 1430,
+    "translation/xquad_en-es.jsonl": 1430, "sentiment/sentence_polarity.jsonl": 10662,
+    "summarisation/scitldr_A_dev.jsonl": 619,
 }  # fmt: skip
 
 
@@ -430,11 +459,14 @@ def test_real_files(name: str) -> None:
     assert len({row.place for row in rows}) == len(rows)
 
 
-@pytest.mark.parametrize(("ending", "line"), [(".txt", " \t\n"), (".jsonl", " \t\n"), (".csv", "\n"), (".tsv", "\n")])
+@pytest.mark.parametrize(
+    ("ending", "line"), [(".txt", " \t\n"), (".jsonl", " \t\n"), (".csv", "\n"), (".tsv", "\n")]
+)
 def test_a_file_of_blank_lines_ends_with_a_word(
     tmp_path: Path, ending: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever its kind, packed or not, and where bad rows are skipped too; fewer blank lines between rows are none."""
+    """Whatever its kind, packed or not, and where bad rows are skipped too; fewer blank lines between rows
+    are none."""
     monkeypatch.setattr(opening, "MOST_BLANK_LINES", 1000)
     head, row = {".txt": ("", "a"), ".jsonl": ("", '{"text": "a"}')}.get(ending, ("text\n", "a"))
     for compression, pack in (("", bytes), (".gz", gzip.compress)):
@@ -449,14 +481,20 @@ def test_a_file_of_blank_lines_ends_with_a_word(
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.json", "a.parquet", "a.arrow"])
 @pytest.mark.parametrize("compression", [".gz", ".zst"])
-def test_what_is_unpacked_is_bounded(tmp_path: Path, name: str, compression: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In every reader: what unpacks to far more than its size is refused, and nothing of it stays on the disk."""
+def test_what_is_unpacked_is_bounded(
+    tmp_path: Path, name: str, compression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every reader: what unpacks to far more than its size is refused, and nothing of it stays on the
+    disk."""
     monkeypatch.setattr(opening, "ALWAYS_UNPACKED", 2**18)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     path = tmp_path / (name + compression)
     content = b'{"text": "a"}\n' * 2**16 if name.endswith("l") else b"a\n" * 2**19
-    with path.open("wb") as file, pa.CompressedOutputStream(file, "gzip" if compression == ".gz" else "zstd") as packed:
+    with (
+        path.open("wb") as file,
+        pa.CompressedOutputStream(file, "gzip" if compression == ".gz" else "zstd") as packed,
+    ):
         packed.write(content)
     assert len(content) > 100 * path.stat().st_size
     with pytest.raises(DataError, match=rf"{path.name} unpacks to more than 100 times its size"):

@@ -1,4 +1,5 @@
-"""Text that stands for a truth value, a number, a list or an object, in every kind of file and every format."""
+"""Text that stands for a truth value, a number, a list or an object, in every kind of file and every
+format."""
 
 import csv
 import io
@@ -54,49 +55,77 @@ def one(format_name: FormatName, values: dict[str, Any], options: FormatOptions 
 
 
 TRUTHS = [
-    ("FALSE", False), ("False", False), (" false ", False), ("0", False), ("0.0", False), ("no", False), ("N", False),
-    ("f", False), ("off", False),
-    ("TRUE", True), ("\ttrue", True), ("1", True), ("1.0", True), ("yes", True), ("Y", True), ("t", True),
-    ("on", True), ("", None), ("  ", None), (None, None), (True, True), (False, False), (0, False), (1, True), (0.0, False),
-    (1.0, True),
+    ("FALSE", False), ("False", False), (" false ", False), ("0", False), ("0.0", False), ("no", False),
+    ("N", False), ("f", False), ("off", False), ("TRUE", True), ("\ttrue", True), ("1", True), ("1.0", True),
+    ("yes", True), ("Y", True), ("t", True), ("on", True), ("", None), ("  ", None), (None, None),
+    (True, True), (False, False), (0, False), (1, True), (0.0, False), (1.0, True),
 ]  # fmt: skip
-NO_TRUTHS = ["2", "-1", "0.5", "NaN", "nan", "None", "null", "maybe", "4,5", "truefalse", 2, 0.5, float("nan"), 10**400, [], {}]
+NO_TRUTHS = [
+    "2",
+    "-1",
+    "0.5",
+    "NaN",
+    "nan",
+    "None",
+    "null",
+    "maybe",
+    "4,5",
+    "truefalse",
+    2,
+    0.5,
+    float("nan"),
+    10**400,
+    [],
+    {},
+]
 
 
 @pytest.mark.parametrize(("value", "meant"), TRUTHS)
 def test_truth_values(value: Any, meant: bool | None) -> None:
-    """A text means the truth value that it names, in any case and with blanks around; nothing at all means none."""
+    """A text means the truth value that it names, in any case and with blanks around; nothing at all means
+    none."""
     assert as_truth(value, "x") is meant
-    answer = one("question_answer", {"question": "Who sat?", "answer": "The cat", "is_impossible": value}).messages[-1].content
+    answer = (
+        one("question_answer", {"question": "Who sat?", "answer": "The cat", "is_impossible": value})
+        .messages[-1]
+        .content
+    )
     assert answer == ("unanswerable" if meant else "The cat")
 
 
 @pytest.mark.parametrize("value", NO_TRUTHS)
 def test_what_is_no_truth_value(value: Any) -> None:
-    """Anything else is refused with what was got and what was expected, in a row of its own and inside an article."""
+    """Anything else is refused with what was got and what was expected, in a row of its own and inside an
+    article."""
     asked = {"question": "q", "answers": [{"text": "a"}], "is_impossible": value}
-    for values, field in ((asked, "is_impossible"), ({"paragraphs": [{"context": "c", "qas": [asked]}]}, r"qas\[0\]\.is_imp")):
+    for values, field in (
+        (asked, "is_impossible"),
+        ({"paragraphs": [{"context": "c", "qas": [asked]}]}, r"qas\[0\]\.is_imp"),
+    ):
         with pytest.raises(DataError, match=rf"{field}.* is .*; true or false was expected"):
             one("question_answer", values)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_questions_in_every_kind_of_file(kind: str, tmp_path: Path) -> None:
-    """A question with an answer learns the answer, and one without says so, whatever kind of file says which is which."""
+    """A question with an answer learns the answer, and one without says so, whatever kind of file says which
+    is which."""
     common = {"question": "Who sat?", "context": "The cat sat.", "answer": "The cat"}
-    assert answers_in(written(tmp_path, kind, common | {"is_impossible": False}), "question_answer") == ["The cat"]
-    assert answers_in(written(tmp_path, kind, common | {"is_impossible": True}), "question_answer") == ["unanswerable"]
+    assert answers_in(written(tmp_path, kind, common | {"is_impossible": False}), "question_answer") == [
+        "The cat"
+    ]
+    assert answers_in(written(tmp_path, kind, common | {"is_impossible": True}), "question_answer") == [
+        "unanswerable"
+    ]
 
 
 NUMBERS = [
-    ("4.5", 4.5), (" 4.50 ", 4.5), ("3", 3), ("+3", 3), ("-0.25", -0.25), (".5", 0.5), ("5.", 5.0), ("1e3", 1000.0),
-    ("2E-1", 0.2),
-    ("12345678901234567890", 12345678901234567890), (4.5, 4.5), (3, 3),
+    ("4.5", 4.5), (" 4.50 ", 4.5), ("3", 3), ("+3", 3), ("-0.25", -0.25), (".5", 0.5), ("5.", 5.0),
+    ("1e3", 1000.0), ("2E-1", 0.2), ("12345678901234567890", 12345678901234567890), (4.5, 4.5), (3, 3),
 ]  # fmt: skip
 NO_NUMBERS = [
-    "", " ", "4,5", "1,000", "1_000", "0x10", "nan", "NaN", "inf", "-Infinity", "1e999", "4.5%", "$4", "4.5.6", "1e", "٣", "½",
-    "True",
-    "4 5", None, True, float("nan"), float("-inf"), [4.5], {"x": 1},
+    "", " ", "4,5", "1,000", "1_000", "0x10", "nan", "NaN", "inf", "-Infinity", "1e999", "4.5%", "$4",
+    "4.5.6", "1e", "٣", "½", "True", "4 5", None, True, float("nan"), float("-inf"), [4.5], {"x": 1},
 ]  # fmt: skip
 
 
@@ -145,7 +174,10 @@ BY_NUMBER, BY_TRUTH = {"0": "bad", "1": "good"}, {"true": "good", "false": "bad"
 )  # fmt: skip
 def test_labels(value: Any, labels: dict[str, str], answer: str) -> None:
     """A label is found by what it stands for, and a list of labels may be its JSON."""
-    assert one("classification", {"text": "t", "label": value}, FormatOptions({}, labels)).messages[-1].content == answer
+    assert (
+        one("classification", {"text": "t", "label": value}, FormatOptions({}, labels)).messages[-1].content
+        == answer
+    )
 
 
 @pytest.mark.parametrize(
@@ -206,13 +238,20 @@ TOOLS = [{"name": "f", "parameters": {}}]
 SAID = (Message("user", "hi"), Message("assistant", "ho"))
 AS_JSON: list[tuple[FormatName, dict[str, Any]]] = [
     ("messages", {"messages": TURNS, "tools": TOOLS}),
-    ("sharegpt", {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}], "tools": TOOLS}),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}], "tools": TOOLS},
+    ),
     ("prompt_completion", {"prompt": TURNS[:1], "completion": TURNS[1:], "tools": TOOLS}),
     ("preference", {"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": [TURNS[1] | {"content": "no"}]}),
     ("preference", {"conversations": [{"from": "human", "value": "hi"}], "chosen": "ho", "rejected": "no"}),
     (
         "question_answer",
-        {"paragraphs": [{"context": "c", "qas": [{"question": "q", "answers": SQUAD, "is_impossible": "no"}]}]},
+        {
+            "paragraphs": [
+                {"context": "c", "qas": [{"question": "q", "answers": SQUAD, "is_impossible": "no"}]}
+            ]
+        },
     ),
     ("translation", {"translation": {"en": "a", "de": "b"}}),
     ("summarisation", {"document": ["One.", "Two."], "summary": ["A.", "B."]}),
@@ -221,7 +260,9 @@ AS_JSON: list[tuple[FormatName, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("format_name", "values"), AS_JSON, ids=[f"{name}-{'-'.join(row)}" for name, row in AS_JSON])
+@pytest.mark.parametrize(
+    ("format_name", "values"), AS_JSON, ids=[f"{name}-{'-'.join(row)}" for name, row in AS_JSON]
+)
 def test_json_in_columns(format_name: FormatName, values: dict[str, Any]) -> None:
     """Where a column may hold a list or an object, its JSON means the same."""
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
@@ -233,7 +274,10 @@ def test_json_that_is_meant_as_a_text() -> None:
     example = one("prompt_completion", {"prompt": '["a", "b"]', "completion": '[{"name": "x"}]'})
     assert (example.prompt, example.completion) == ('["a", "b"]', '[{"name": "x"}]')
     example = one("summarisation", {"document": '[Reuters] "A cat sat."', "summary": '{"title": "Cat"}'})
-    assert [message.content for message in example.messages] == ['Summarize:\n\n[Reuters] "A cat sat."', '{"title": "Cat"}']
+    assert [message.content for message in example.messages] == [
+        'Summarize:\n\n[Reuters] "A cat sat."',
+        '{"title": "Cat"}',
+    ]
     assert one("code", {"task": "t", "code": "c", "test_list": "assert f(1)"}).tests == "assert f(1)"
 
 

@@ -1,6 +1,6 @@
 """Loading tokenizers."""
 
-# ruff: noqa: S105, S106 - tokens of a vocabulary are no secrets
+# ruff: noqa: S105 - tokens of a vocabulary are no secrets
 import json
 import shutil
 import subprocess
@@ -27,7 +27,8 @@ def test_no_torch(tiny_base: Path) -> None:
         "assert not {'torch', 'datasets', 'transformers'} & set(sys.modules)\n"
         f"tokenizer = data_prep.load_tokenizer({str(tiny_base)!r})\n"
         "rows = data_prep.order_rows('train', 3, 0)\n"
-        "examples = [('row', data_prep.parse_row(data_prep.Row('row', row), 'messages')[0][1]) for row in rows]\n"
+        "examples = [('row', data_prep.parse_row(data_prep.Row('row', row), 'messages')[0][1]) for row in "
+        "rows]\n"
         "documents = data_prep.tokenize(examples, tokenizer)\n"
         "assert len(documents) == 3 and data_prep.end_of_turn_ids(tokenizer)\n"
         "assert not {'torch', 'datasets'} & set(sys.modules)\n"
@@ -42,7 +43,8 @@ def test_no_torch(tiny_base: Path) -> None:
         ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
         ("{{ strftime_now('%Y-%m-%d %A') }}", "2024-07-26 Friday"),
         (
-            "{% if strftime_now is defined %}{% for m in messages %}{{ strftime_now('%B %-d') }}{% endfor %}{% endif %}",
+            "{% if strftime_now is defined %}{% for m in messages %}{{ strftime_now('%B %-d') }}{% endfor "
+            "%}{% endif %}",
             "July 26",
         ),
         ("\n{{ strftime_now('%y') }}", "\n24"),
@@ -59,8 +61,14 @@ def test_other_dates(tiny_base: Path, tmp_path: Path) -> None:
     """The date is the recipe's; one that is no date is written as it is."""
     path = tmp_path / "date.jinja"
     path.write_text("{{ strftime_now('%Y/%m') }}")
-    assert render(HELLO, load_tokenizer(tiny_base, chat_template=str(path), date_string="2025-01-31")) == "2025/01"
-    assert render(HELLO, load_tokenizer(tiny_base, chat_template=str(path), date_string="Tuesday's")) == "Tuesday's"
+    assert (
+        render(HELLO, load_tokenizer(tiny_base, chat_template=str(path), date_string="2025-01-31"))
+        == "2025/01"
+    )
+    assert (
+        render(HELLO, load_tokenizer(tiny_base, chat_template=str(path), date_string="Tuesday's"))
+        == "Tuesday's"
+    )
 
 
 def test_saved_template_is_the_original(tiny_base: Path, tmp_path: Path) -> None:
@@ -96,7 +104,8 @@ def test_a_length_that_is_no_number_is_named(value: Any, tiny_base: Path, tmp_pa
 
 @pytest.mark.parametrize("name", ["pad_token", "eos_token"])
 def test_a_pad_token_that_is_none(name: str, tiny_base: Path, tmp_path: Path) -> None:
-    """Rows can't be filled up with a text that the vocabulary lacks, be it named for it or stand in for it."""
+    """Rows can't be filled up with a text that the vocabulary lacks, be it named for it or stand in for
+    it."""
     folder = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text()) | {"pad_token": None, name: ""}
@@ -117,7 +126,9 @@ def test_new_tokens(llama_folder: Path) -> None:
 
 def test_unknown_template(tiny_base: Path) -> None:
     """A template that is neither a name nor a file is refused with the choices."""
-    with pytest.raises(DataError, match=r"did you mean llama3\?.*alpaca, chatml, llama2, llama3, mistral, zephyr"):
+    with pytest.raises(
+        DataError, match=r"did you mean llama3\?.*alpaca, chatml, llama2, llama3, mistral, zephyr"
+    ):
         load_tokenizer(tiny_base, chat_template="lama3")
 
 
@@ -133,15 +144,20 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("index", [10_000_000, 2**31, 2**32 - 1])
 def test_an_id_far_beyond_the_others_is_refused(index: int, tiny_base: Path, tmp_path: Path) -> None:
     """It takes memory for each number below it, of which the process can die."""
-    changed = with_tokenizer(tiny_base, tmp_path / "base", lambda document: document["model"]["vocab"].update(far=index))
+    changed = with_tokenizer(
+        tiny_base, tmp_path / "base", lambda document: document["model"]["vocab"].update(far=index)
+    )
     with pytest.raises(DataError, match=rf"'far' the id {index:,}.*expected ids below 10,000,000"):
         load_tokenizer(changed)
 
 
 def test_a_gap_in_the_ids_needs_room_in_the_embedding(tiny_base: Path, tmp_path: Path) -> None:
-    """A token without a row can't be read by the model; an embedding grows to the number of tokens, and no further."""
+    """A token without a row can't be read by the model; an embedding grows to the number of tokens, and no
+    further."""
     size = len(load_tokenizer(tiny_base))
-    changed = with_tokenizer(tiny_base, tmp_path / "base", lambda document: document["model"]["vocab"].update(far=size + 5))
+    changed = with_tokenizer(
+        tiny_base, tmp_path / "base", lambda document: document["model"]["vocab"].update(far=size + 5)
+    )
     tokenizer = load_tokenizer(changed)
     assert len(tokenizer) == size + 1
     check_ids(tokenizer, size + 6)
@@ -157,18 +173,25 @@ def test_a_post_processor_holds_the_text_once(tiny_base: Path, tmp_path: Path) -
         template = {"type": "TemplateProcessing", "single": single, "pair": [text], "special_tokens": {}}
         for processor in (template, {"type": "Sequence", "processors": [template]}):
             folder = tmp_path / f"base{len(list(tmp_path.iterdir()))}"
-            with_tokenizer(tiny_base, folder, lambda document, value=processor: document.update(post_processor=value))
+            with_tokenizer(
+                tiny_base, folder, lambda document, value=processor: document.update(post_processor=value)
+            )
             with pytest.raises(DataError, match="expected the text, A, once"):
                 load_tokenizer(folder)
     whole = {"type": "TemplateProcessing", "single": [text], "pair": [text], "special_tokens": {}}
-    load_tokenizer(with_tokenizer(tiny_base, tmp_path / "whole", lambda document: document.update(post_processor=whole)))
+    load_tokenizer(
+        with_tokenizer(tiny_base, tmp_path / "whole", lambda document: document.update(post_processor=whole))
+    )
 
 
 def test_a_text_that_the_tokenizer_fails_at_is_named(tiny_base: Path, tmp_path: Path) -> None:
-    """Words that a tokenizer of words doesn't know, and that it has no token for, are a DataError with the text."""
+    """Words that a tokenizer of words doesn't know, and that it has no token for, are a DataError with the
+    text."""
 
     def of_words(document: dict[str, Any]) -> None:
-        vocabulary = {word: index for index, word in enumerate(("<|endoftext|>", "<|im_start|>", "<|im_end|>", "blue"))}
+        vocabulary = {
+            word: index for index, word in enumerate(("<|endoftext|>", "<|im_start|>", "<|im_end|>", "blue"))
+        }
         document["model"] = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<nothing>"}
 
     tokenizer = load_tokenizer(with_tokenizer(tiny_base, tmp_path / "base", of_words))

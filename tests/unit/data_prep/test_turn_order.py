@@ -1,4 +1,5 @@
-"""The order of turns: what data.turn_order mends, what is counted of it, and results of tools in the order of their calls."""
+"""The order of turns: what data.turn_order mends, what is counted of it, and results of tools in the order of
+their calls."""
 
 import json
 from pathlib import Path
@@ -26,7 +27,10 @@ LETTERS = {"s": "system", "u": "user", "a": "assistant"}
 
 def turns(letters: str) -> list[dict[str, Any]]:
     """Messages by the first letters of their roles, each saying which one it is: "u1 a2"."""
-    return [{"role": LETTERS[letter], "content": f"{letter}{number}"} for number, letter in enumerate(letters, start=1)]
+    return [
+        {"role": LETTERS[letter], "content": f"{letter}{number}"}
+        for number, letter in enumerate(letters, start=1)
+    ]
 
 
 def parsed(values: dict[str, Any], *order: TurnOrder, format_name: str = "messages") -> Any:
@@ -69,7 +73,9 @@ ORDERS: list[tuple[str, tuple[TurnOrder, ...], str, tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("letters", "order", "meant", "changes"), ORDERS)
-def test_what_becomes_of_turns(letters: str, order: tuple[TurnOrder, ...], meant: str, changes: tuple[str, ...]) -> None:
+def test_what_becomes_of_turns(
+    letters: str, order: tuple[TurnOrder, ...], meant: str, changes: tuple[str, ...]
+) -> None:
     """Each value does what it says and no more, in both forms, and the conversation knows what was done."""
     example = parsed({"messages": turns(letters)}, *order)
     assert (said(example), example.changes) == (meant, changes)
@@ -80,12 +86,20 @@ def test_what_becomes_of_turns(letters: str, order: tuple[TurnOrder, ...], meant
 REFUSED: list[tuple[str, tuple[TurnOrder, ...], str]] = [
     ("aua", (), r"messages\[0\]\.role is 'assistant' where 'user' was expected.*\[drop_greeting\]"),
     ("saua", (), r"messages\[1\]\.role is 'assistant' where 'user' was expected.*\[drop_greeting\]"),
-    ("uua", (), r"messages\[1\]\.role is 'user' where 'assistant' was expected.*\[merge_neighbours\].*\[keep\]"),
+    (
+        "uua",
+        (),
+        r"messages\[1\]\.role is 'user' where 'assistant' was expected.*\[merge_neighbours\].*\[keep\]",
+    ),
     ("uaaua", (), r"messages\[2\]\.role is 'assistant' where 'user' was expected.*\[merge_neighbours\]"),
     ("uasua", ALL, r"messages\[2\]\.role is 'system' where 'user' was expected.*\[keep\]"),
     ("uau", (), r"messages ends with a user turn.*\[drop_unanswered\]"),
     ("uau", ("keep",), r"messages ends with a user turn.*\[drop_unanswered\]"),
-    ("auua", ("drop_greeting",), r"messages\[2\]\.role is 'user' where 'assistant' was expected.*\[merge_neighbours\]"),
+    (
+        "auua",
+        ("drop_greeting",),
+        r"messages\[2\]\.role is 'user' where 'assistant' was expected.*\[merge_neighbours\]",
+    ),
     ("u", ALL, "messages has no assistant turn, so there is nothing to learn"),
     ("su", ("keep",), "messages has no assistant turn, so there is nothing to learn"),
 ]
@@ -96,13 +110,15 @@ def test_what_is_refused(letters: str, order: tuple[TurnOrder, ...], problem: st
     """The message names the turn by its place in the row, what was expected, and what would mend it."""
     with pytest.raises(DataError, match=problem) as caught:
         parsed({"messages": turns(letters)}, *order)
-    assert "data.on_bad_row: skip leaves such rows out" in str(caught.value) or "nothing to learn" in str(caught.value)
+    assert "data.on_bad_row: skip leaves such rows out" in str(caught.value) or "nothing to learn" in str(
+        caught.value
+    )
 
 
 @given(st.text("ua", min_size=1, max_size=9).filter(lambda letters: "ua" in letters), st.booleans())
 def test_any_order_can_be_mended(letters: str, system: bool) -> None:
-    """With all three mends every conversation in which an answer follows a user turn is one that alternates, and of the texts
-    between the first user turn and the last answer none is lost or moved.
+    """With all three mends every conversation in which an answer follows a user turn is one that alternates,
+    and of the texts between the first user turn and the last answer none is lost or moved.
     """
     example = parsed({"messages": turns("s" * system + letters)}, *ALL)
     roles = [message.role for message in example.messages]
@@ -122,20 +138,30 @@ def test_turns_of_two_weights_are_not_put_together() -> None:
 
 
 def test_calls_stay_with_their_text() -> None:
-    """A text and the calls behind it are one turn; what follows a call is its result, never a text put behind it."""
-    call = {"role": "assistant", "content": "", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": {}}}]}
+    """A text and the calls behind it are one turn; what follows a call is its result, never a text put behind
+    it."""
+    call = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": {}}}],
+    }
     result = {"role": "tool", "tool_call_id": "a", "content": "r"}
     example = parsed({"messages": [*turns("ua"), call, result, *turns("aa")]}, "merge_neighbours")
     assert [(message.role, message.content, len(message.tool_calls)) for message in example.messages] == [
         ("user", "u1", 0), ("assistant", "a2", 1), ("tool", "r", 0), ("assistant", "a1\n\na2", 0),
     ]  # fmt: skip
-    with pytest.raises(DataError, match=r"messages\[2\]\.role is 'assistant' where the result of a tool call"):
+    with pytest.raises(
+        DataError, match=r"messages\[2\]\.role is 'assistant' where the result of a tool call"
+    ):
         parsed({"messages": [*turns("u"), call, *turns("a")]}, "merge_neighbours")
 
 
 def test_prompts_and_completions_stay_apart() -> None:
-    """What is learned begins where the completion does: a turn of the prompt is never put together with one of it."""
-    example = parsed({"prompt": turns("auu"), "completion": turns("aau")}, *ALL, format_name="prompt_completion")
+    """What is learned begins where the completion does: a turn of the prompt is never put together with one
+    of it."""
+    example = parsed(
+        {"prompt": turns("auu"), "completion": turns("aau")}, *ALL, format_name="prompt_completion"
+    )
     assert (said(example), example.completion_start) == ("u2+u3 a1+a2", 1)
     assert learned_turns(example, "assistant") == [1]
     with pytest.raises(DataError, match=r"completion\[0\]\.role is 'assistant' where 'user' was expected"):
@@ -146,22 +172,29 @@ def test_prompts_and_completions_stay_apart() -> None:
     )
 
 
-def prepared(folder: Path, tokenizer: PreTrainedTokenizerFast, rows: list[str], **options: Any) -> PreparedData:
+def prepared(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, rows: list[str], **options: Any
+) -> PreparedData:
     write(folder / "rows.jsonl", [{"messages": turns(letters)} for letters in rows])
     section = {"train": [{"path": str(folder / "rows.jsonl"), "format": "messages"}]} | options
     return prepare(DataSection.model_validate(section), tokenizer, seed=0, audit=True)
 
 
 def test_what_was_done_is_counted(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Lines, JSON and page say how many rows each mend changed, and which; skipped rows are counted as bad ones."""
+    """Lines, JSON and page say how many rows each mend changed, and which; skipped rows are counted as bad
+    ones."""
     rows = ["ua", "aua", "aua", "uua", "uau"]
-    data = prepared(tmp_path, tokenizer, rows, turn_order=["drop_greeting", "merge_neighbours"], on_bad_row="skip")
+    data = prepared(
+        tmp_path, tokenizer, rows, turn_order=["drop_greeting", "merge_neighbours"], on_bad_row="skip"
+    )
     [source] = data.report.sources
     assert {change: (found.count, found.places) for change, found in source.noted.items()} == {
         "drop_greeting": (2, ["rows.jsonl:2", "rows.jsonl:3"]), "merge_neighbours": (1, ["rows.jsonl:4"]),
     }  # fmt: skip
     assert source.dropped["bad_row"].count == 1
-    section = DataSection.model_validate({"train": [{"path": str(tmp_path / "rows.jsonl"), "format": "messages"}]})
+    section = DataSection.model_validate(
+        {"train": [{"path": str(tmp_path / "rows.jsonl"), "format": "messages"}]}
+    )
     audit = audit_of(section, data, tokenizer, seed=0)
     lines, page = "\n".join(audit_lines(audit)), audit_page(audit, "rows")
     for change, count in (("drop_greeting", 2), ("merge_neighbours", 1)):
@@ -183,22 +216,33 @@ KEPT = {
 
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
 def test_turns_that_are_kept(name: str, llama_folder: Path, tmp_path: Path) -> None:
-    """Where the template allows an order, each turn is in the text in that order, and the answers alone are learned."""
+    """Where the template allows an order, each turn is in the text in that order, and the answers alone are
+    learned."""
     tokenizer = load_tokenizer(llama_folder, chat_template=name)
     findings = ["unsupervised_end_of_turn"]
     for letters in KEPT[name].split():
-        [document] = prepared(tmp_path, tokenizer, [letters], turn_order=["keep"], allow_findings=findings).train
+        [document] = prepared(
+            tmp_path, tokenizer, [letters], turn_order=["keep"], allow_findings=findings
+        ).train
         sample = sample_of(document, tokenizer)
-        text, learned = ("".join(piece.text for piece in sample.pieces if piece.weight or whole) for whole in (True, False))
+        text, learned = (
+            "".join(piece.text for piece in sample.pieces if piece.weight or whole) for whole in (True, False)
+        )
         contents = [f"{letter}{number}" for number, letter in enumerate(letters, start=1)]
-        assert [text.index(content) for content in contents] == sorted(text.index(content) for content in contents)
-        assert [content for content in contents if content in learned] == [c for c in contents if c.startswith("a")]
+        assert [text.index(content) for content in contents] == sorted(
+            text.index(content) for content in contents
+        )
+        assert [content for content in contents if content in learned] == [
+            c for c in contents if c.startswith("a")
+        ]
 
 
 def test_a_template_that_refuses_an_order(llama_folder: Path, tmp_path: Path) -> None:
     """Turns that are kept against the template are an error that names the template."""
     tokenizer = load_tokenizer(llama_folder, chat_template="llama2")
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: the chat template \(llama2\) fails on this conversation"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:1: the chat template \(llama2\) fails on this conversation"
+    ):
         prepared(tmp_path, tokenizer, ["uasua"], turn_order=["keep"])
 
 
@@ -207,7 +251,10 @@ def test_a_template_that_refuses_an_order(llama_folder: Path, tmp_path: Path) ->
 
 def call(*calls: tuple[str | None, str]) -> dict[str, Any]:
     """An assistant's turn with calls, by id and tool."""
-    made = [{"function": {"name": name, "arguments": {}}} | ({"id": known} if known else {}) for known, name in calls]
+    made = [
+        {"function": {"name": name, "arguments": {}}} | ({"id": known} if known else {})
+        for known, name in calls
+    ]
     return {"role": "assistant", "content": None, "tool_calls": made}
 
 
@@ -224,7 +271,9 @@ def results_of(calling: dict[str, Any], *results: dict[str, Any]) -> list[str]:
 def test_results_stand_in_the_order_of_their_calls(order: list[str], ids: bool) -> None:
     """Whatever order they come in, by the ids that they name, or the tools where no call has an id."""
     calling = call(*((known if ids else None, f"tool_{known}") for known in "abcd"))
-    given_results = [result(known, known if ids else None, None if ids else f"tool_{known}") for known in order]
+    given_results = [
+        result(known, known if ids else None, None if ids else f"tool_{known}") for known in order
+    ]
     assert results_of(calling, *given_results) == ["a", "b", "c", "d"]
     changes = parsed({"messages": [*turns("u"), calling, *given_results, *turns("a")]}).changes
     assert changes == (() if order == ["a", "b", "c", "d"] else ("tool_results",))
@@ -234,25 +283,42 @@ def test_results_without_ids_or_names_are_in_order() -> None:
     """Nothing but their place says whose they are; those that name a call leave the others to the rest."""
     assert results_of(call((None, "f"), (None, "g")), result("1"), result("2")) == ["1", "2"]
     assert results_of(call(("a", "f"), ("b", "g")), result("1"), result("2")) == ["1", "2"]
-    assert results_of(call(("a", "f"), ("b", "g"), ("c", "f")), result("1"), result("2", "a"), result("3")) == ["2", "1", "3"]
-    assert results_of(call((None, "f"), (None, "f")), result("1", name="f"), result("2", name="f")) == ["1", "2"]
+    assert results_of(
+        call(("a", "f"), ("b", "g"), ("c", "f")), result("1"), result("2", "a"), result("3")
+    ) == ["2", "1", "3"]
+    assert results_of(call((None, "f"), (None, "f")), result("1", name="f"), result("2", name="f")) == [
+        "1",
+        "2",
+    ]
 
 
 BROKEN = [
-    (call(("a", "f"), ("b", "g")), [result("1", "a")], r"messages\[1\]: its call of 'g' \(id 'b'\) has no result"),
+    (
+        call(("a", "f"), ("b", "g")),
+        [result("1", "a")],
+        r"messages\[1\]: its call of 'g' \(id 'b'\) has no result",
+    ),
     (call((None, "f"), (None, "g")), [result("1")], r"messages\[1\]: its call of 'g' has no result"),
     (
         call(("a", "f"), ("b", "g")),
         [result("1", "a"), result("2", "a")],
         r"messages\[3\]\.tool_call_id is 'a', which an earlier",
     ),
-    (call(("a", "f")), [result("1", "a"), result("2")], r"messages\[3\] is a tool result without a preceding tool call"),
+    (
+        call(("a", "f")),
+        [result("1", "a"), result("2")],
+        r"messages\[3\] is a tool result without a preceding tool call",
+    ),
     (
         call(("a", "f"), ("b", "g")),
         [result("1", "a"), result("2", "x")],
         r"messages\[3\]\.tool_call_id is 'x'; the calls before",
     ),
-    (call((None, "f"), (None, "g")), [result("1", name="f"), result("2", name="h")], r"messages\[3\]\.name is 'h'; .* of 'g'"),
+    (
+        call((None, "f"), (None, "g")),
+        [result("1", name="f"), result("2", name="h")],
+        r"messages\[3\]\.name is 'h'; .* of 'g'",
+    ),
     (
         call(("a", "f"), ("a", "g")),
         [result("1", "a"), result("2", "a")],
@@ -263,7 +329,9 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("calling", "results", "problem"), BROKEN)
-def test_results_that_do_not_match(calling: dict[str, Any], results: list[dict[str, Any]], problem: str) -> None:
+def test_results_that_do_not_match(
+    calling: dict[str, Any], results: list[dict[str, Any]], problem: str
+) -> None:
     """A missing, doubled or foreign result is refused by its place, in whatever order turns may stand."""
     for order in ((), ("keep",)):
         with pytest.raises(DataError, match=problem):
@@ -282,16 +350,24 @@ def test_results_of_calls_that_are_texts() -> None:
     refused = r"messages\[2\] is a tool result without a preceding tool call .*data\.turn_order: \[keep\]"
     with pytest.raises(DataError, match=refused):
         parsed(row)
-    assert [message.role for message in parsed(row, "keep").messages] == ["user", "assistant", "tool", "assistant"]
+    assert [message.role for message in parsed(row, "keep").messages] == [
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
 
 
 def test_results_in_text(tmp_path: Path, llama_folder: Path) -> None:
-    """In the text that the model reads, a template without ids writes each result where its call stands; it is counted."""
+    """In the text that the model reads, a template without ids writes each result where its call stands; it
+    is counted."""
     shuffled = [result(f"answer {known}", known) for known in "cab"]
     row = {"messages": [*turns("u"), call(("a", "f"), ("b", "g"), ("c", "h")), *shuffled, *turns("a")]}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     section = {"train": [{"path": str(tmp_path / "rows.jsonl"), "format": "messages"}]}
-    tokenizer = load_tokenizer(llama_folder, chat_template="chatml", new_tokens=("<|im_start|>", "<|im_end|>"))
+    tokenizer = load_tokenizer(
+        llama_folder, chat_template="chatml", new_tokens=("<|im_start|>", "<|im_end|>")
+    )
     data = prepare(DataSection.model_validate(section), tokenizer, seed=0)
     text = tokenizer.decode(data.train[0].token_ids)
     assert text.index("answer a") < text.index("answer b") < text.index("answer c")

@@ -1,6 +1,6 @@
 """Where answers stand: the two ways to find them agree, and masks hold answers and nothing else."""
 
-# ruff: noqa: S106 - tokens of a vocabulary are no secrets
+
 import json
 from collections.abc import Callable
 from functools import cache
@@ -91,11 +91,24 @@ WRITTEN: dict[str, Callable[[str], str]] = dict.fromkeys(OWN, lambda answer: ans
 
 BLANKS = ["", " ", "  ", "\n", "\n\n", "\t", "\r\n", "\u2009", "\xa0", "\u3000", "\u2028"]
 ROLES = [
-    "<|im_start|>assistant\n", "<|im_end|>\n", "<|im_start|>user\n", "[/INST]", " [/INST] ", "[INST] ", "<<SYS>>\n",
-    "### Response:\n", "### Instruction:\n", "<|assistant|>\n", "<|start_header_id|>assistant<|end_header_id|>\n\n",
-    "<|eot_id|>", "</s>", "<s>", "assistant: ", "ASSISTANT:", "1 of 2 assistant\n", "(Rule: ", "Again: ",
+    "<|im_start|>assistant\n", "<|im_end|>\n", "<|im_start|>user\n", "[/INST]", " [/INST] ", "[INST] ",
+    "<<SYS>>\n", "### Response:\n", "### Instruction:\n", "<|assistant|>\n",
+    "<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>", "</s>", "<s>", "assistant: ",
+    "ASSISTANT:", "1 of 2 assistant\n", "(Rule: ", "Again: ",
 ]  # fmt: skip
-WORDS = ["Ada", "foo", "lamp", "é", "🙂", "日本", "1", "{{ messages }}", "{% endfor %}", "TURN-1-5e9a", "</think>"]
+WORDS = [
+    "Ada",
+    "foo",
+    "lamp",
+    "é",
+    "🙂",
+    "日本",
+    "1",
+    "{{ messages }}",
+    "{% endfor %}",
+    "TURN-1-5e9a",
+    "</think>",
+]
 PIECE = st.one_of(
     st.sampled_from(BLANKS),
     st.sampled_from(ROLES),
@@ -113,7 +126,9 @@ def conversations(draw: st.DrawFn) -> Conversation:
     for _ in range(draw(st.integers(1, 3))):
         answer = draw(CONTENT)
         question = (
-            draw(st.sampled_from(["{0}", "{1}", "{0}{1}", "{1}{0}"])).replace("{1}", answer).replace("{0}", draw(CONTENT))
+            draw(st.sampled_from(["{0}", "{1}", "{0}{1}", "{1}{0}"]))
+            .replace("{1}", answer)
+            .replace("{0}", draw(CONTENT))
         )
         messages += [Message("user", question), Message("assistant", answer, draw(WEIGHT))]
     starts = [0, *(index for index, message in enumerate(messages) if message.role == "assistant")]
@@ -143,7 +158,8 @@ def blanks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def load(llama_folder: Path, blanks_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Load:
-    """load(template, tokenizer): a shipped template, one of OWN, or a template's text; "trims" or "joins" blanks."""
+    """load(template, tokenizer): a shipped template, one of OWN, or a template's text; "trims" or "joins"
+    blanks."""
     templates = tmp_path_factory.mktemp("templates")
 
     @cache
@@ -167,16 +183,20 @@ def found(finder: TurnFinder, example: Conversation) -> Found | str:
 
 def same_but_for_blanks(text: str, one: TextSpan, other: TextSpan) -> bool:
     first, last = sorted([one.content_end, other.content_end])
-    return (one.start, one.end, one.weight) == (other.start, other.end, other.weight) and not text[first:last].strip()
+    return (one.start, one.end, one.weight) == (other.start, other.end, other.weight) and not text[
+        first:last
+    ].strip()
 
 
 @pytest.mark.parametrize("template", [*TEMPLATES, *OWN, ANSWER_MARKED, LAST_THOUGHT])
 def test_the_short_way_finds_what_the_general_way_finds(template: str, load: Load) -> None:
-    """By its skeleton a conversation has the text, spans and weights, or the error, that rendering up to each answer gives;
-    where an answer's own text ends may differ by blanks.
+    """By its skeleton a conversation has the text, spans and weights, or the error, that rendering up to each
+    answer gives; where an answer's own text ends may differ by blanks.
     """
     tokenizer = load(template, "trims")
-    pairs = {mode: (TurnFinder(tokenizer, mode), GeneralFinder(tokenizer, mode)) for mode in get_args(Supervise)}
+    pairs = {
+        mode: (TurnFinder(tokenizer, mode), GeneralFinder(tokenizer, mode)) for mode in get_args(Supervise)
+    }
 
     @settings(deadline=None, max_examples=40)
     @given(example=conversations(), mode=st.sampled_from(get_args(Supervise)))
@@ -188,7 +208,9 @@ def test_the_short_way_finds_what_the_general_way_finds(template: str, load: Loa
         assert (short.text, short.left_out) == (general.text, general.left_out)
         assert short.asks == general.asks
         assert len(short.spans) == len(general.spans)
-        assert all(same_but_for_blanks(short.text, *spans) for spans in zip(short.spans, general.spans, strict=True))
+        assert all(
+            same_but_for_blanks(short.text, *spans) for spans in zip(short.spans, general.spans, strict=True)
+        )
 
     check()
 
@@ -196,10 +218,15 @@ def test_the_short_way_finds_what_the_general_way_finds(template: str, load: Loa
 @pytest.mark.parametrize("system", [False, True])
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_shipped_templates_have_skeletons(template: str, system: bool, load: Load) -> None:
-    """The short way is taken with each shipped template, but for LLaMA-2's with a system message, which it strips at its end
-    by the question alone.
+    """The short way is taken with each shipped template, but for LLaMA-2's with a system message, which it
+    strips at its end by the question alone.
     """
-    turns = (Message("user", " What?\n"), Message("assistant", " That. "), Message("user", "foo"), Message("assistant", ""))
+    turns = (
+        Message("user", " What?\n"),
+        Message("assistant", " That. "),
+        Message("user", "foo"),
+        Message("assistant", ""),
+    )
     example = Conversation((Message("system", " Be brief. "), *turns) if system else turns)
     finder = TurnFinder(load(template, "trims"), "assistant")
     text = finder.find(example).text
@@ -211,12 +238,15 @@ def test_the_shipped_templates_have_skeletons(template: str, system: bool, load:
 def runs(document: Document, tokenizer: PreTrainedTokenizerFast) -> list[tuple[float, str]]:
     """The document's tokens in runs of equal weight, decoded, each with its weight."""
     pairs = zip(document.weights, document.token_ids, strict=True)
-    grouped = [(weight, [token for _, token in group]) for weight, group in groupby(pairs, key=lambda pair: pair[0])]
+    grouped = [
+        (weight, [token for _, token in group]) for weight, group in groupby(pairs, key=lambda pair: pair[0])
+    ]
     return [(weight, tokenizer.decode(ids, clean_up_tokenization_spaces=False)) for weight, ids in grouped]
 
 
 def tokenization(tokenizer: PreTrainedTokenizerFast, mode: Supervise) -> Tokenization:
-    """Takes rows whose text begins with a second BOS, or with a prompt that grows together with its answer."""
+    """Takes rows whose text begins with a second BOS, or with a prompt that grows together with its
+    answer."""
     return Tokenization(tokenizer, mode, allowing)
 
 
@@ -232,8 +262,8 @@ def learned(example: Conversation, mode: Supervise) -> list[Message]:
 @pytest.mark.parametrize("tokenizer_name", ["trims", "joins"])
 @pytest.mark.parametrize("template", WRITTEN)
 def test_masks_never_leave_their_turns(template: str, tokenizer_name: str, load: Load) -> None:
-    """What is supervised is, run by run, the answers that the mode means and their ends of turn, each by its weight, but for
-    blanks that it begins with.
+    """What is supervised is, run by run, the answers that the mode means and their ends of turn, each by its
+    weight, but for blanks that it begins with.
     """
     tokenizer, written = load(template, tokenizer_name), WRITTEN[template]
     ways = {mode: tokenization(tokenizer, mode) for mode in ("assistant", "last", "completion")}
@@ -243,7 +273,10 @@ def test_masks_never_leave_their_turns(template: str, tokenizer_name: str, load:
     def check(example: Conversation, mode: Supervise) -> None:
         [(document, _)] = ways[mode].run([("row", example)])
         got = [(weight, text.lstrip()) for weight, text in runs(document, tokenizer) if weight]
-        answers = [(1.0 if m.weight is None else m.weight, written(m.content).lstrip()) for m in learned(example, mode)]
+        answers = [
+            (1.0 if m.weight is None else m.weight, written(m.content).lstrip())
+            for m in learned(example, mode)
+        ]
         assert got == answers
         assert_in_order(document)
 
@@ -258,8 +291,11 @@ def assert_in_order(document: Document) -> None:
 
 @pytest.mark.parametrize("tokenizer_name", ["trims", "joins"])
 @pytest.mark.parametrize("template", [name for name in WRITTEN if name != "blank before"])
-def test_everything_is_supervised_but_answers_by_their_weight(template: str, tokenizer_name: str, load: Load) -> None:
-    """In mode all every token but the first counts once, and answers that have a weight count by it, ends of turn included."""
+def test_everything_is_supervised_but_answers_by_their_weight(
+    template: str, tokenizer_name: str, load: Load
+) -> None:
+    """In mode all every token but the first counts once, and answers that have a weight count by it, ends of
+    turn included."""
     tokenizer, written = load(template, tokenizer_name), WRITTEN[template]
     way = tokenization(tokenizer, "all")
 
@@ -279,12 +315,19 @@ def test_everything_is_supervised_but_answers_by_their_weight(template: str, tok
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 @pytest.mark.parametrize("tokenizer_name", ["trims", "joins"])
-def test_an_answer_behind_a_blank_counts_by_its_weight_alone(weight: float, tokenizer_name: str, load: Load) -> None:
-    """Where a header ends in a blank that belongs to the answer's first token, an answer of weight 0 is no part of mode all,
-    and one of weight 2 is counted once.
+def test_an_answer_behind_a_blank_counts_by_its_weight_alone(
+    weight: float, tokenizer_name: str, load: Load
+) -> None:
+    """Where a header ends in a blank that belongs to the answer's first token, an answer of weight 0 is no
+    part of mode all, and one of weight 2 is counted once.
     """
     tokenizer = load("blank before", tokenizer_name)
-    turns = (Message("user", "q"), Message("assistant", "Ada", weight), Message("user", "q"), Message("assistant", "lamp"))
+    turns = (
+        Message("user", "q"),
+        Message("assistant", "Ada", weight),
+        Message("user", "q"),
+        Message("assistant", "lamp"),
+    )
     [document] = tokenize([("row", Conversation(turns))], tokenizer, "all", allowing)
     assert [text.strip() for value, text in runs(document, tokenizer)[1:] if value == weight] == [f"Ada{END}"]
     assert document.supervised_tokens == sum(document.supervised)
@@ -293,19 +336,22 @@ def test_an_answer_behind_a_blank_counts_by_its_weight_alone(weight: float, toke
 
 @pytest.mark.parametrize("template", WRITTEN)
 def test_each_mode_with_each_template(template: str, load: Load) -> None:
-    """The four modes mean all answers, the last, those after the last question, and all of the text; a row's completion
-    begins where the row says.
+    """The four modes mean all answers, the last, those after the last question, and all of the text; a row's
+    completion begins where the row says.
     """
     tokenizer, written = load(template, "joins"), WRITTEN[template]
     talk = (
-        Message("system", "foo"), Message("user", "One?"), Message("assistant", "1."), Message("user", "Two?"),
-        Message("assistant", "2."), Message("user", "3.?"), Message("assistant", "3."),
+        Message("system", "foo"), Message("user", "One?"), Message("assistant", "1."),
+        Message("user", "Two?"), Message("assistant", "2."), Message("user", "3.?"),
+        Message("assistant", "3."),
     )  # fmt: skip
     for start, mode, expected in [
         (0, "assistant", ["1.", "2.", "3."]), (0, "last", ["3."]), (0, "completion", ["3."]),
         (3, "assistant", ["2.", "3."]), (3, "last", ["3."]), (3, "completion", ["2.", "3."]),
     ]:  # fmt: skip
-        [document] = tokenize([("row", Conversation(talk, completion_start=start))], tokenizer, mode, allowing)
+        [document] = tokenize(
+            [("row", Conversation(talk, completion_start=start))], tokenizer, mode, allowing
+        )
         assert [text.strip() for weight, text in runs(document, tokenizer) if weight] == [
             written(answer).strip() for answer in expected
         ]
@@ -315,7 +361,8 @@ def test_each_mode_with_each_template(template: str, load: Load) -> None:
 
 @pytest.mark.parametrize("tokenizer_name", ["trims", "joins"])
 def test_an_end_of_turn_that_takes_blanks_with_it(tokenizer_name: str, load: Load, tmp_path: Path) -> None:
-    """An end token that the tokenizer strips blanks before (lstrip) ends the turn of an answer that ends in blanks as well."""
+    """An end token that the tokenizer strips blanks before (lstrip) ends the turn of an answer that ends in
+    blanks as well."""
     load("chatml", tokenizer_name).save_pretrained(tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     for token in content["added_tokens"]:
@@ -323,13 +370,20 @@ def test_an_end_of_turn_that_takes_blanks_with_it(tokenizer_name: str, load: Loa
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     tokenizer = load_tokenizer(tmp_path)
     for answer in ("ho", "ho ", "ho\n\n"):
-        [document] = tokenize([("row", Conversation((Message("user", "hi"), Message("assistant", answer))))], tokenizer)
+        [document] = tokenize(
+            [("row", Conversation((Message("user", "hi"), Message("assistant", answer))))], tokenizer
+        )
         assert [text for weight, text in runs(document, tokenizer) if weight] == [f"ho{END}"]
 
 
 def test_an_answer_that_the_template_rewrites_is_refused(load: Load) -> None:
     """Where a header depends on the answer, the row is refused by name, with what can be done."""
-    turns = (Message("user", "q"), Message("assistant", "foo"), Message("user", "q"), Message("assistant", "a"))
+    turns = (
+        Message("user", "q"),
+        Message("assistant", "foo"),
+        Message("user", "q"),
+        Message("assistant", "a"),
+    )
     with pytest.raises(DataError, match=r"row 3: .* in a way that can't be located .*data\.supervise: last"):
         tokenize([("row 3", Conversation(turns))], load(ANSWER_MARKED, "trims"))
 
@@ -346,8 +400,9 @@ def test_an_answer_that_the_template_rewrites_is_refused(load: Load) -> None:
 def test_a_pack_holds_the_tokens_of_its_documents(
     examples: list[Conversation], spare: int, split: bool, mode: Supervise, template: str, load: Load
 ) -> None:
-    """As tensors, a pack is its documents' tokens end to end, with positions of their own, and each position's label is the
-    document's next token where that is supervised, by its weight; the last position of a document has none.
+    """As tensors, a pack is its documents' tokens end to end, with positions of their own, and each
+    position's label is the document's next token where that is supervised, by its weight; the last position
+    of a document has none.
     """
     from finetune.models.batch import packed_batch
     from finetune.models.loss import IGNORE_INDEX
@@ -364,7 +419,9 @@ def test_a_pack_holds_the_tokens_of_its_documents(
         made = packed_batch(members)
         assert made.pop("documents") == [len(member.token_ids) for member in members]
         batch = {name: tensor[0].tolist() for name, tensor in made.items()}
-        weights: list[float] = batch.get("shift_weights") or [float(label != IGNORE_INDEX) for label in batch["shift_labels"]]
+        weights: list[float] = batch.get("shift_weights") or [
+            float(label != IGNORE_INDEX) for label in batch["shift_labels"]
+        ]
         position = 0
         for (index, start, stop), member in zip(pieces, members, strict=True):
             here = slice(position, position + stop - start)
@@ -373,7 +430,8 @@ def test_a_pack_holds_the_tokens_of_its_documents(
             expected: list[Any] = [*documents[index].weights[start + 1 : stop], 0.0]
             assert weights[here] == expected
             labels = [
-                token if weight else IGNORE_INDEX for token, weight in zip([*member.token_ids[1:], 0], expected, strict=True)
+                token if weight else IGNORE_INDEX
+                for token, weight in zip([*member.token_ids[1:], 0], expected, strict=True)
             ]
             assert batch["shift_labels"][here] == labels
             seen += [index] * (stop - start - member.repeated)
@@ -383,8 +441,8 @@ def test_a_pack_holds_the_tokens_of_its_documents(
 
 
 def test_an_end_that_only_the_last_turn_has(load: Load) -> None:
-    """Where a template ends the last turn alone, an earlier answer isn't learned with the next turn's first token as its end:
-    the row is refused.
+    """Where a template ends the last turn alone, an earlier answer isn't learned with the next turn's first
+    token as its end: the row is refused.
     """
     template = changed("<|im_end|>", "{% if loop.last %}<|im_end|>{% endif %}")
     turns = (Message("user", "q"), Message("assistant", "Ada")) * 2
@@ -394,7 +452,8 @@ def test_an_end_that_only_the_last_turn_has(load: Load) -> None:
 
 @pytest.mark.parametrize("template", WRITTEN)
 def test_the_markers_of_the_search_are_texts_like_any_other(template: str, load: Load) -> None:
-    """A row that holds what the search puts in the place of answers and turns gets its answers as masks, and no more."""
+    """A row that holds what the search puts in the place of answers and turns gets its answers as masks, and
+    no more."""
     tokenizer, written = load(template, "trims"), WRITTEN[template]
     texts = [MARKER, "TURN-0-5e9a", "\u2009TURN-2-5e9a\u2009"]
     turns = [Message("system", MARKER)]

@@ -21,20 +21,31 @@ def trained(kind: str) -> Tokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=420, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+            vocab_size=420,
+            special_tokens=["<s>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )
     elif kind == "unigram":
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
         tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
-        trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=["<s>", "</s>", UNKNOWN], unk_token=UNKNOWN)
+        trainer = trainers.UnigramTrainer(
+            vocab_size=200, special_tokens=["<s>", "</s>", UNKNOWN], unk_token=UNKNOWN
+        )
     else:
         tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN, byte_fallback=True))
         if kind == "prepended":  # LLaMA-2's: a blank before every text, whatever it begins with
-            tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+            tokenizer.normalizer = normalizers.Sequence(
+                [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+            )
         else:
             tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-        fallback = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        fallback = [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
         tokenizer.decoder = decoders.Sequence(fallback)
         trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=["<s>", "</s>", UNKNOWN])
     tokenizer.train_from_iterator(TEXTS, trainer)

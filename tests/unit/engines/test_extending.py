@@ -30,7 +30,9 @@ class Pairs(Ddp):
 
     def refusal(self, method: Method, precision: str) -> Refusal | None:
         """QLoRA."""
-        return Refusal("pairs have no NF4", "ddp") if method == "qlora" else super().refusal(method, precision)
+        return (
+            Refusal("pairs have no NF4", "ddp") if method == "qlora" else super().refusal(method, precision)
+        )
 
 
 @pytest.fixture
@@ -51,8 +53,11 @@ def add(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
     monkeypatch.setattr(registry, "ENGINES", (engine, *registry.ENGINES))
 
 
-def test_one_more_in_the_tuple_is_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says) -> None:
-    """The matrix, doctor, plan and the launch have a made-up engine, and refuse what it refuses, without a line elsewhere."""
+def test_one_more_in_the_tuple_is_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says
+) -> None:
+    """The matrix, doctor, plan and the launch have a made-up engine, and refuse what it refuses, without a
+    line elsewhere."""
     assert "pairs" not in says("doctor", "--matrix")[1]
     add(monkeypatch, Pairs("pairs"))
     assert "`pairs`" in matrix_table()
@@ -72,7 +77,8 @@ def test_one_more_in_the_tuple_is_everywhere(tmp_path: Path, monkeypatch: pytest
     code, shown = says("check", "quickstart", "--launch", str(path), "adapter.method=qlora")
     assert code == 2
     assert "qlora with --launch pairs: pairs have no NF4. Take ddp." in shown
-    # 8 packs a step in micro-batches of 4: for 4 processes, which are two pairs, and not for 4 that are each alone.
+    # 8 packs a step in micro-batches of 4: for 4 processes, which are two pairs, and not for 4 that are each
+    # alone.
     words = ("check", "quickstart", "train.micro_batch_size=4", "--processes", "4", "--launch")
     assert says(*words, str(path))[0] == 0
     assert says(*words, "ddp")[0] == 2
@@ -81,7 +87,9 @@ def test_one_more_in_the_tuple_is_everywhere(tmp_path: Path, monkeypatch: pytest
 @pytest.fixture
 def of_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Engine, str]:
     """The page's engine in the registry, and its file."""
-    code, file = (re.search(rf"```{kind}\n(.*?)```", PAGE.read_text(), re.DOTALL) for kind in ("python", "yaml"))
+    code, file = (
+        re.search(rf"```{kind}\n(.*?)```", PAGE.read_text(), re.DOTALL) for kind in ("python", "yaml")
+    )
     assert code is not None
     assert file is not None
     made: dict[str, Any] = {"__name__": "ddp_fp16"}
@@ -93,14 +101,17 @@ def of_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Engine
 
 
 def test_the_pages_engine_is_one(of_the_page: tuple[Engine, str], says: Says) -> None:
-    """Its file asks for it, and no other's does; its processes are told; what it refuses is refused; tables have it."""
+    """Its file asks for it, and no other's does; its processes are told; what it refuses is refused; tables
+    have it."""
     engine, path = of_the_page
     config = find_config(path)
     assert config.engine is engine
     assert find_config("ddp").engine is DDP
     assert of_accelerate(config)["FINETUNE_DDP_FP16"] == "true"
     assert "`ddp_fp16`" in guide_table()
-    code, shown = says("check", "quickstart", "--launch", path, "train.micro_batch_size=4", "adapter.method=full")
+    code, shown = says(
+        "check", "quickstart", "--launch", path, "train.micro_batch_size=4", "adapter.method=full"
+    )
     assert code == 2
     assert "full with --launch ddp_fp16: gradients of all weights were never shown" in shown
     assert "ddp_fp16" in says("plan", "quickstart", "--gpus", "2")[1]

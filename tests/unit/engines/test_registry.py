@@ -14,7 +14,14 @@ from finetune.engines.registry import current, named
 from finetune.engines.single import SINGLE
 
 ROOT = Path(__file__).resolve().parents[3]
-ASKED = {"is_deepspeed_enabled", "is_fsdp_enabled", "is_deepspeed_zero3_enabled", "ds_id", "ds_shape", "ds_numel"}
+ASKED = {
+    "is_deepspeed_enabled",
+    "is_fsdp_enabled",
+    "is_deepspeed_zero3_enabled",
+    "ds_id",
+    "ds_shape",
+    "ds_numel",
+}
 """How libraries are asked which engine runs, or whether one has cut a weight up."""
 WHO_NAMES_ONE = {"finetune/cli/train.py", "finetune/environment.py", "finetune/training/build.py"}
 """Files that name one to a person, as what to type."""
@@ -34,7 +41,8 @@ def spelled(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 def test_nobody_else_names_an_engine() -> None:
-    """Outside finetune/engines three files have an engine's name in a string, for people; none asks a library for one."""
+    """Outside finetune/engines three files have an engine's name in a string, for people; none asks a library
+    for one."""
     names = {engine.name for engine in registry.of_several()} | {"deepspeed"}
     written = re.compile(rf"\b({'|'.join(names)})\b")
     naming, asking = set[str](), set[str]()

@@ -18,7 +18,9 @@ from finetune.scoring.measured import Measured, Prediction, Question
 
 
 def chat(question: str, answer: str, *references: str, tests: str = "") -> Conversation:
-    return Conversation((Message("user", question), Message("assistant", answer)), references=references, tests=tests)
+    return Conversation(
+        (Message("user", question), Message("assistant", answer)), references=references, tests=tests
+    )
 
 
 def test_rows_that_ask_the_same_are_one_question(tiny_base: Path) -> None:
@@ -43,7 +45,8 @@ def test_rows_that_ask_the_same_are_one_question(tiny_base: Path) -> None:
 
 @pytest.mark.parametrize("special", [True, False])
 def test_a_tool_call_is_compared_as_it_is_generated(tiny_base: Path, special: bool) -> None:
-    """An answer has no special tokens, so the reference has none either: what was learned word for word counts as right."""
+    """An answer has no special tokens, so the reference has none either: what was learned word for word
+    counts as right."""
     tokenizer = load_tokenizer(tiny_base, chat_template="chatml")
     if special:
         tokenizer.add_special_tokens({"additional_special_tokens": ["<tool_call>", "</tool_call>"]})
@@ -52,7 +55,9 @@ def test_a_tool_call_is_compared_as_it_is_generated(tiny_base: Path, special: bo
     (question,) = questions_of([("row 1", example)], tokenizer)
     document = tokenize([("row 1", example)], tokenizer, "last")[0]
     first, end, _ = document.spans[-1]
-    said = tokenizer.decode(document.token_ids[first:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    said = tokenizer.decode(
+        document.token_ids[first:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
     assert '"look_up"' in said
     assert ("<tool_call>" in said) is not special
     assert by_row("exact_match", Measured(answers=[Prediction(question, (said,))])) == [1.0]
@@ -103,7 +108,8 @@ def test_programs_run_with_their_tests() -> None:
     tests = "assert double(2) == 4\nassert double(-1) == -2"
     question = Question("rows.json:1", chat("q", "a"), (1,), ("a",), tests)
     texts = (
-        "```python\ndef double(x):\n    return 2 * x\n```", "def double(x): return x + 2", "while True: pass", "",
+        "```python\ndef double(x):\n    return 2 * "
+        "x\n```", "def double(x): return x + 2", "while True: pass", "",
         "import sys; sys.exit(0)", "double = lambda x: open('/etc/passwd')",
         "double = abs\ntests = '''", "double = abs\n@print", "double = abs; print(\\",
     )  # fmt: skip

@@ -13,7 +13,11 @@ from finetune.generation.asking import asked, prompt_ids
 from finetune.recipe.schema import Recipe
 
 PLAIN, CHAT = "plainly", "by the chat template"
-TEXT, PAIR, ALPACA = {"text": "a text"}, {"prompt": "a", "completion": " b"}, {"instruction": "a", "output": "b"}
+TEXT, PAIR, ALPACA = (
+    {"text": "a text"},
+    {"prompt": "a", "completion": " b"},
+    {"instruction": "a", "output": "b"},
+)
 TURNS = {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}
 TEMPLATE = {"prompt": "{{ prompt }}", "completion": "{{ completion }}"}
 
@@ -27,7 +31,9 @@ TEMPLATE = {"prompt": "{{ prompt }}", "completion": "{{ completion }}"}
         ([("template", PAIR)], CHAT), ([("template, plain", PAIR)], PLAIN), ([("python", PAIR)], PLAIN),
     ],
 )  # fmt: skip
-def test_the_rows_tell(tiny_base: Path, tmp_path: Path, sources: list[tuple[str, dict[str, Any]]], how: str) -> None:
+def test_the_rows_tell(
+    tiny_base: Path, tmp_path: Path, sources: list[tuple[str, dict[str, Any]]], how: str
+) -> None:
     """Plainly where all sources are plain texts; by the template once one of them is conversations."""
     recipe, sha256 = recipe_of(tiny_base, tmp_path, sources)
     assert asked(recipe, load_tokenizer(tiny_base), allow_code=sha256) == how
@@ -37,7 +43,9 @@ def test_the_rows_tell(tiny_base: Path, tmp_path: Path, sources: list[tuple[str,
     assert asked(recipe, load_tokenizer(tmp_path / "tokenizer"), allow_code=sha256) == PLAIN
 
 
-def recipe_of(base: Path, folder: Path, sources: list[tuple[str, dict[str, Any]]], **data: Any) -> tuple[Recipe, set[str]]:
+def recipe_of(
+    base: Path, folder: Path, sources: list[tuple[str, dict[str, Any]]], **data: Any
+) -> tuple[Recipe, set[str]]:
     import hashlib
 
     code = "def parse(row):\n    return dict(row)\n"
@@ -74,7 +82,10 @@ def test_prompts_as_ids(tiny_base: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_base)
     assert prompt_ids("Hi", tokenizer, PLAIN) == tokenizer("Hi", add_special_tokens=False)["input_ids"]
     text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert prompt_ids("Hi", tokenizer, CHAT, "Be brief.") == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert (
+        prompt_ids("Hi", tokenizer, CHAT, "Be brief.")
+        == tokenizer(text, add_special_tokens=False)["input_ids"]
+    )
     tokenizer.chat_template = None
     with pytest.raises(FinetuneError, match="no chat template"):
         prompt_ids("Hi", tokenizer, CHAT)

@@ -1,4 +1,5 @@
-"""What a base's generation_config.json asks for changes no answer, stops no model from loading, and is said."""
+"""What a base's generation_config.json asks for changes no answer, stops no model from loading, and is
+said."""
 
 import io
 import json
@@ -22,7 +23,13 @@ from finetune.recipe.schema.model import ModelSection
 from tests.support.models import MEMORISED
 
 A, END = 66, 2  # a letter that answers hold, and the end of turn
-WATERMARK = {"greenlist_ratio": 0.25, "bias": 20.0, "hashing_key": 15485863, "seeding_scheme": "lefthash", "context_width": 1}
+WATERMARK = {
+    "greenlist_ratio": 0.25,
+    "bias": 20.0,
+    "hashing_key": 15485863,
+    "seeding_scheme": "lefthash",
+    "context_width": 1,
+}
 
 VALUES: dict[str, list[Any]] = {
     # How long.
@@ -56,9 +63,16 @@ VALUES: dict[str, list[Any]] = {
     # Where the file comes from.
     "transformers_version": ["4.57.0"], "_from_model_config": [True, False],
 }  # fmt: skip
-"""For each key of transformers' GenerationConfig, values that would change answers, or stop it, wherever there are some."""
+"""For each key of transformers' GenerationConfig, values that would change answers, or stop it, wherever
+there are some."""
 
-FAULTY = {"temperature": "warm", "suppress_tokens": 5, "chat_format": "chatml", "logits_processor": [1], "max_new_tokens": -1}
+FAULTY = {
+    "temperature": "warm",
+    "suppress_tokens": 5,
+    "chat_format": "chatml",
+    "logits_processor": [1],
+    "max_new_tokens": -1,
+}
 """Values of no such kind, and keys that transformers' has not."""
 
 Asked = Callable[[Any], tuple[PreTrainedModel, PreTrainedTokenizerFast]]
@@ -79,7 +93,9 @@ def asked(memorised: Path, tmp_path: Path) -> Asked:
     return load
 
 
-def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int = 3) -> dict[str, str]:
+def answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int = 3
+) -> dict[str, str]:
     prompts = [conversation_ids([Message("user", question)], tokenizer) for question in MEMORISED]
     found = generate(model, tokenizer, prompts, max_new_tokens=60, batch_size=batch_size)
     assert [answer.cut for answer in found] == [None] * len(prompts)
@@ -93,7 +109,8 @@ def test_every_key_of_transformers_is_tried() -> None:
 
 @pytest.mark.parametrize("key", VALUES)
 def test_no_key_changes_an_answer(asked: Asked, key: str) -> None:
-    """A model that knows its answers by heart says them, whatever its own file asks for; what was not followed is said."""
+    """A model that knows its answers by heart says them, whatever its own file asks for; what was not
+    followed is said."""
     for value in VALUES[key]:
         model, tokenizer = asked({"_from_model_config": True, key: value})
         assert answers(model, tokenizer) == MEMORISED
@@ -141,10 +158,15 @@ def test_what_changes_nothing_is_not_said(asked: Asked) -> None:
 def test_drawn_answers_follow_our_options_alone(asked: Asked) -> None:
     """With a temperature, the file has no say either: the same draws as without it."""
     found = []
-    for content in ({}, {"top_k": 1, "top_p": 0.01, "min_p": 0.99, "temperature": 0.001, "repetition_penalty": 3.0}):
+    for content in (
+        {},
+        {"top_k": 1, "top_p": 0.01, "min_p": 0.99, "temperature": 0.001, "repetition_penalty": 3.0},
+    ):
         model, tokenizer = asked(content)
         prompts = [conversation_ids([Message("user", "Write.")], tokenizer)] * 4
-        found.append(generate(model, tokenizer, prompts, max_new_tokens=12, batch_size=4, temperature=3.0, seed=1))
+        found.append(
+            generate(model, tokenizer, prompts, max_new_tokens=12, batch_size=4, temperature=3.0, seed=1)
+        )
     assert found[0] == found[1]
     assert len({answer.text for answer in found[0]}) > 1
 
@@ -152,20 +174,28 @@ def test_drawn_answers_follow_our_options_alone(asked: Asked) -> None:
 def test_every_verb_that_answers_says_it(
     asked: Asked, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """generate, chat and evaluate answer as ever, and say what they didn't follow; the model keeps its own options."""
+    """generate, chat and evaluate answer as ever, and say what they didn't follow; the model keeps its own
+    options."""
     from finetune.cli.chat import chat
     from finetune.cli.evaluate import evaluate
     from finetune.cli.generate import generate as generate_verb
 
     model, _ = asked({"min_new_tokens": 24, "num_return_sequences": 2})
-    folder, sentence = model.name_or_path, "generation_config.json asks for min_new_tokens 24, num_return_sequences 2"
+    folder, sentence = (
+        model.name_or_path,
+        "generation_config.json asks for min_new_tokens 24, num_return_sequences 2",
+    )
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"instruction": q, "input": "", "output": a}) + "\n" for q, a in MEMORISED.items()))
+    rows.write_text(
+        "".join(json.dumps({"instruction": q, "input": "", "output": a}) + "\n" for q, a in MEMORISED.items())
+    )
     recipe = tmp_path / "recipe.yaml"
     source = f"{{path: {rows}, format: alpaca}}"
     recipe.write_text(
-        f"model: {{base: {folder}}}\ndata: {{train: [{source}], evaluation: {{sources: [{source}]}}, clean: {{leakage: keep}}, "
-        "allow_findings: [leakage]}\nevaluate: {metrics: [exact_match], max_new_tokens: 60}\ntrain: {precision: fp32}\n"
+        f"model: {{base: {folder}}}\ndata: {{train: [{source}], evaluation: {{sources: [{source}]}}, clean: "
+        f"{{leakage: keep}}, "
+        "allow_findings: [leakage]}\nevaluate: {metrics: [exact_match], max_new_tokens: 60}\ntrain: "
+        "{precision: fp32}\n"
     )
     evaluate(folder, str(recipe), as_json=True)
     report = json.loads(capsys.readouterr().out)

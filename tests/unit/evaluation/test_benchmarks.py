@@ -1,4 +1,5 @@
-"""lm-eval's tasks on a live model: log-likelihoods, figures, differences, and what is wrong with a task, said once."""
+"""lm-eval's tasks on a live model: log-likelihoods, figures, differences, and what is wrong with a task, said
+once."""
 
 import json
 import math
@@ -73,11 +74,14 @@ def tokenizer(tiny_base: Path) -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def write_task(tmp_path: Path) -> WriteTask:
-    """write_task(name, settings, rows, key=value) -> the folder of task files, with this one in it, and its rows."""
+    """write_task(name, settings, rows, key=value) -> the folder of task files, with this one in it, and its
+    rows."""
     folder = tmp_path / "tasks"
     folder.mkdir()
 
-    def write(name: str, settings: dict[str, Any], rows: list[dict[str, Any]] | None = None, **changes: Any) -> Path:
+    def write(
+        name: str, settings: dict[str, Any], rows: list[dict[str, Any]] | None = None, **changes: Any
+    ) -> Path:
         data = folder / f"{name}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows or PETS))
         source = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}}
@@ -87,7 +91,9 @@ def write_task(tmp_path: Path) -> WriteTask:
     return write
 
 
-def adapted(model: PreTrainedModel, section: AdapterSection | None = None, tokens: tuple[int, ...] = ()) -> PeftModel:
+def adapted(
+    model: PreTrainedModel, section: AdapterSection | None = None, tokens: tuple[int, ...] = ()
+) -> PeftModel:
     """The model with an adapter that changes what it says."""
     generator = torch.Generator().manual_seed(1)
     peft_model = attach(model, section or AdapterSection(rank=4), tokens)
@@ -116,14 +122,18 @@ PAIRS = [
 ]
 
 
-def harness_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> list[float]:
+def harness_scores(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int
+) -> list[float]:
     from lm_eval.api.instance import Instance
 
     requests = [
         Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0, metadata=("pets", number, 1))
         for number, pair in enumerate(PAIRS)
     ]
-    return [score for score, _ in harness_model(model, tokenizer, batch_size, chat=False).loglikelihood(requests)]
+    return [
+        score for score, _ in harness_model(model, tokenizer, batch_size, chat=False).loglikelihood(requests)
+    ]
 
 
 def plain_scores(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> list[float]:
@@ -135,18 +145,24 @@ def plain_scores(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> 
     return found
 
 
-@pytest.mark.parametrize(("batch_size", "dtype"), [(1, torch.float32), (4, torch.float32), (1, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("batch_size", "dtype"), [(1, torch.float32), (4, torch.float32), (1, torch.bfloat16)]
+)
 def test_log_likelihoods_are_those_of_a_plain_forward_pass(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_size: int, dtype: torch.dtype
 ) -> None:
-    """Padding and batches change no log-likelihood by more than 1e-4, and 16-bit logits are summed in float32."""
+    """Padding and batches change no log-likelihood by more than 1e-4, and 16-bit logits are summed in
+    float32."""
     model.to(dtype)
     found = harness_scores(model, tokenizer, batch_size)
     assert found == pytest.approx(plain_scores(model, tokenizer), abs=1e-4)
 
 
-def test_the_token_that_begins_a_text_is_put_once(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A tokenizer that begins each text with a token, as LLaMA's do, has it once, and not at all before a template's text."""
+def test_the_token_that_begins_a_text_is_put_once(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A tokenizer that begins each text with a token, as LLaMA's do, has it once, and not at all before a
+    template's text."""
     from tokenizers.processors import TemplateProcessing
 
     without = harness_scores(model, tokenizer, 4)
@@ -160,7 +176,12 @@ def test_the_token_that_begins_a_text_is_put_once(model: PreTrainedModel, tokeni
     assert in_chat == tokenizer("as the template has it", add_special_tokens=False)["input_ids"]
 
 
-TEXTS = ["Hi", "What is the capital of France? Paris, on the Seine.", "<|im_start|>begun by hand", "lamp " * 180]
+TEXTS = [
+    "Hi",
+    "What is the capital of France? Paris, on the Seine.",
+    "<|im_start|>begun by hand",
+    "lamp " * 180,
+]
 """The third begins with the BOS as text; the last is longer than the context."""
 
 
@@ -168,15 +189,24 @@ def rolling_scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *
     from lm_eval.api.instance import Instance
 
     requests = [
-        Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0, metadata=("texts", number, 1))
+        Instance(
+            request_type="loglikelihood_rolling",
+            doc={},
+            arguments=(text,),
+            idx=0,
+            metadata=("texts", number, 1),
+        )
         for number, text in enumerate(TEXTS)
     ]
     found: list[float] = harness_model(model, tokenizer, 2, chat=chat).loglikelihood_rolling(requests)
     return found
 
 
-def test_rolling_log_likelihoods_have_one_bos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A text follows from one BOS, which is not scored, whether the tokenizer, the text or the harness begins it with one."""
+def test_rolling_log_likelihoods_have_one_bos(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A text follows from one BOS, which is not scored, whether the tokenizer, the text or the harness begins
+    it with one."""
     from tokenizers.processors import TemplateProcessing
 
     bos = (str(tokenizer.bos_token), int(tokenizer.bos_token_id))
@@ -194,8 +224,11 @@ def test_rolling_log_likelihoods_have_one_bos(model: PreTrainedModel, tokenizer:
     assert harness_scores(model, tokenizer, 4) == pytest.approx(plain_scores(model, tokenizer), abs=1e-4)
 
 
-def test_a_models_own_options_change_no_answer(memorised: Path, tmp_path: Path, write_task: WriteTask) -> None:
-    """Answers of generate_until follow the task's options alone; what the model's file asks for is said, once a task asks."""
+def test_a_models_own_options_change_no_answer(
+    memorised: Path, tmp_path: Path, write_task: WriteTask
+) -> None:
+    """Answers of generate_until follow the task's options alone; what the model's file asks for is said, once
+    a task asks."""
     folder = tmp_path / "base"
     shutil.copytree(memorised, folder)
     options = {"min_new_tokens": 30, "suppress_tokens": [66], "num_beams": 3, "return_dict_in_generate": True}
@@ -206,13 +239,21 @@ def test_a_models_own_options_change_no_answer(memorised: Path, tmp_path: Path, 
     tasks = load_tasks(["known"], write_task("known", ANSWER, rows, generation_kwargs=kwargs))
     scores = run_tasks(tasks, model, load_tokenizer(folder), batch_size=2, chat=True)
     assert scores.figures[0].value == 1.0
-    assert scores.notes[0].startswith("the model's generation_config.json asks for min_new_tokens 30, suppress_tokens [66]")
+    assert scores.notes[0].startswith(
+        "the model's generation_config.json asks for min_new_tokens 30, suppress_tokens [66]"
+    )
     tasks = load_tasks(["pets"], write_task("pets", CHOICE))
-    assert not any("generation_config" in note for note in run_tasks(tasks, model, load_tokenizer(folder), batch_size=2).notes)
+    assert not any(
+        "generation_config" in note
+        for note in run_tasks(tasks, model, load_tokenizer(folder), batch_size=2).notes
+    )
 
 
-def test_an_adapter_counts_without_a_merge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Log-likelihoods of a live adapter are the merged model's, not the base's, and the adapter is still there afterwards."""
+def test_an_adapter_counts_without_a_merge(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Log-likelihoods of a live adapter are the merged model's, not the base's, and the adapter is still
+    there afterwards."""
     base = harness_scores(model, tokenizer, 4)
     live = adapted(model)
     found = harness_scores(live, tokenizer, 4)
@@ -227,7 +268,8 @@ def test_an_adapter_counts_without_a_merge(model: PreTrainedModel, tokenizer: Pr
 def test_an_adapter_that_holds_embeddings_keeps_them_on_a_tied_base(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, kind: str
 ) -> None:
-    """HFLM would tie head and embedding once more: that fails on rows of new tokens, and replaces a trained embedding."""
+    """HFLM would tie head and embedding once more: that fails on rows of new tokens, and replaces a trained
+    embedding."""
     save_tiny_llama(tmp_path, tie_word_embeddings=True)
 
     def base() -> PreTrainedModel:
@@ -237,7 +279,11 @@ def test_an_adapter_that_holds_embeddings_keeps_them_on_a_tied_base(
 
     vocabulary = len(tokenizer)
     new, saved = ((vocabulary, vocabulary + 1), ()) if kind == "new tokens" else ((), ("embed_tokens",))
-    save_adapter(adapted(base(), AdapterSection(rank=4, modules_to_save=saved), new), tmp_path / "adapter", str(tmp_path))
+    save_adapter(
+        adapted(base(), AdapterSection(rank=4, modules_to_save=saved), new),
+        tmp_path / "adapter",
+        str(tmp_path),
+    )
     live = load_adapter(base(), tmp_path / "adapter").eval()
     before = plain_scores(live, tokenizer)
     assert harness_scores(live, tokenizer, 4) == pytest.approx(before, abs=1e-4)
@@ -247,13 +293,16 @@ def test_an_adapter_that_holds_embeddings_keeps_them_on_a_tied_base(
 def test_multiple_choice_takes_the_likeliest_answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, write_task: WriteTask
 ) -> None:
-    """The accuracy is the share of questions whose right answer has the highest log-likelihood; its error is that of a mean."""
+    """The accuracy is the share of questions whose right answer has the highest log-likelihood; its error is
+    that of a mean."""
     tasks = load_tasks(["pets"], write_task("pets", CHOICE))
     accuracy, median = run_tasks(tasks, model, tokenizer, batch_size=3).figures
     right = []
     for row in PETS:
         prompt = tokenizer(f"Question: {row['question']}\nAnswer:")["input_ids"]
-        scores = [log_likelihood(model, prompt, tokenizer(" " + choice)["input_ids"]) for choice in row["choices"]]
+        scores = [
+            log_likelihood(model, prompt, tokenizer(" " + choice)["input_ids"]) for choice in row["choices"]
+        ]
         right.append(float(row["choices"][scores.index(max(scores))] == row["answer"]))
     assert 0 < sum(right) < len(right)
     assert accuracy.value == pytest.approx(statistics.fmean(right))
@@ -267,7 +316,8 @@ def test_multiple_choice_takes_the_likeliest_answer(
 def test_generated_answers_are_those_of_generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, write_task: WriteTask
 ) -> None:
-    """Left-padded batches write what finetune generate writes: rows that ask for just that match, the others don't."""
+    """Left-padded batches write what finetune generate writes: rows that ask for just that match, the others
+    don't."""
     texts = [row["question"] for row in PETS]
     prompts = [plain_ids(text, tokenizer) for text in texts]
     answers = generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=1)
@@ -284,13 +334,15 @@ def test_generated_answers_are_those_of_generate(
 def test_chat_puts_the_prompts_into_the_template_of_training(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, write_task: WriteTask
 ) -> None:
-    """--chat asks in the model's own turns, once begun, dated as in training, and an answer ends with its turn."""
+    """--chat asks in the model's own turns, once begun, dated as in training, and an answer ends with its
+    turn."""
     tokenizer.chat_template = "{{ bos_token }}{{ strftime_now('%d %b %Y') }} " + str(tokenizer.chat_template)
     tasks = load_tasks(["say"], write_task("say", ANSWER))
     run_tasks(tasks, model, tokenizer, batch_size=4, limit=2, chat=True)
     prompts = [instance.args[0] for instance in tasks.loaded["tasks"]["say"].instances]
     assert prompts == [
-        f"<|im_start|>26 Jul 2024 <|im_start|>user\n{row['question']}<|im_end|>\n<|im_start|>assistant\n" for row in PETS[:2]
+        f"<|im_start|>26 Jul 2024 <|im_start|>user\n{row['question']}<|im_end|>\n<|im_start|>assistant\n"
+        for row in PETS[:2]
     ]
     assert model.generation_config.eos_token_id == [tokenizer.eos_token_id]
     tokenizer.chat_template = None
@@ -318,7 +370,8 @@ def test_the_same_call_gives_the_same_figures(
 
 
 def test_a_difference_has_the_error_of_paired_answers() -> None:
-    """Two models that err on the same questions differ for certain; a metric that is no mean has a difference, and no error."""
+    """Two models that err on the same questions differ for certain; a metric that is no mean has a
+    difference, and no error."""
 
     def scores(metric: str, values: list[float], value: float | None) -> Scores:
         figure = Figure("pets", metric, "none", 0, len(values), True, value, 0.1)
@@ -341,7 +394,8 @@ def test_a_difference_has_the_error_of_paired_answers() -> None:
 def test_a_group_comes_before_its_tasks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, write_task: WriteTask
 ) -> None:
-    """A group of the folder has a figure of all its questions; for an unknown name, near ones and the folder's are said."""
+    """A group of the folder has a figure of all its questions; for an unknown name, near ones and the
+    folder's are said."""
     write_task("cats", CHOICE, PETS[:3])
     folder = write_task("cows", CHOICE, PETS[3:])
     aggregate = [{"metric": "acc", "aggregation": "mean", "weight_by_size": True}]
@@ -352,14 +406,17 @@ def test_a_group_comes_before_its_tasks(
     by_task = {figure.task: figure for figure in figures if figure.metric == "acc"}
     together = (3 * float(by_task["cats"].value or 0) + 4 * float(by_task["cows"].value or 0)) / 7
     assert by_task["animals"].value == pytest.approx(together)
-    with pytest.raises(FinetuneError, match=r"no task 'arc_esy'; near it: arc_easy.* holds animals, cats, cows\.$"):
+    with pytest.raises(
+        FinetuneError, match=r"no task 'arc_esy'; near it: arc_easy.* holds animals, cats, cows\.$"
+    ):
         load_tasks(["cows", "arc_esy"], folder)
 
 
 def test_what_makes_figures_worth_less_is_noted(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, write_task: WriteTask
 ) -> None:
-    """Examples that are not given, or hold the answer; cut prompts; right answers among no choice; metrics without a figure."""
+    """Examples that are not given, or hold the answer; cut prompts; right answers among no choice; metrics
+    without a figure."""
     write_task("fixed", CHOICE, num_fewshot=0)
     write_task("own", CHOICE)
     metrics = [*CHOICE["metric_list"], {"metric": "acc_nrm", "aggregation": "mean", "higher_is_better": True}]
@@ -381,7 +438,10 @@ def test_what_makes_figures_worth_less_is_noted(
 
 
 def test_lm_eval_prints_nothing(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, write_task: WriteTask, capfd: pytest.CaptureFixture[str]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    write_task: WriteTask,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Neither log lines nor bars nor the bootstrap's prints, not even of processes that it would start."""
     write_task("say", ANSWER)
@@ -406,15 +466,19 @@ def test_lm_eval_prints_nothing(
         ({"include": "absent.yaml"}, "includes absent.yaml"),
     ],
 )  # fmt: skip
-def test_a_task_that_cannot_be_loaded_is_one_message(write_task: WriteTask, changes: dict[str, Any], message: str) -> None:
-    """Data only on the hub, wrong fields, files, splits or functions, unsafe code, too many examples: said with the place."""
+def test_a_task_that_cannot_be_loaded_is_one_message(
+    write_task: WriteTask, changes: dict[str, Any], message: str
+) -> None:
+    """Data only on the hub, wrong fields, files, splits or functions, unsafe code, too many examples: said
+    with the place."""
     folder = write_task("pets", CHOICE, **changes)
     with pytest.raises(FinetuneError, match=message):
         load_tasks(["pets"], folder)
 
 
 def test_a_broken_task_file_is_named(write_task: WriteTask, tmp_path: Path) -> None:
-    """A file that is no YAML, no mapping, asks for Python objects or has another's name is refused, not passed over."""
+    """A file that is no YAML, no mapping, asks for Python objects or has another's name is refused, not
+    passed over."""
     folder = write_task("pets", CHOICE)
     for text, message in (
         ("task: x\n  metric: [", r"other\.yaml can't be read: .*line 2"),
@@ -437,7 +501,9 @@ def test_a_task_too_long_for_the_model_is_one_message(
 ) -> None:
     """An answer for which the context has no room is refused with both lengths."""
     folder = write_task("say", ANSWER, generation_kwargs={"until": ["\n"], "max_gen_toks": 300})
-    with pytest.raises(FinetuneError, match=r"can't run say on this model: .*\(300\) must be less than .*\(256\)"):
+    with pytest.raises(
+        FinetuneError, match=r"can't run say on this model: .*\(300\) must be less than .*\(256\)"
+    ):
         run_tasks(load_tasks(["say"], folder), model, tokenizer, batch_size=4)
 
 

@@ -10,7 +10,8 @@ from finetune.scoring.metrics.base import mean_of
 
 
 def test_the_interval_of_a_mean_is_the_normal_one() -> None:
-    """For 400 values of 0 and 1 the percentile interval is the mean +- 1.96 standard errors, to a tenth of it."""
+    """For 400 values of 0 and 1 the percentile interval is the mean +- 1.96 standard errors, to a tenth of
+    it."""
     values = [1.0] * 280 + [0.0] * 120
     found = interval_of(0.7, resampled(mean_of(values), 400))
     error = 1.96 * math.sqrt(0.7 * 0.3 / 400)

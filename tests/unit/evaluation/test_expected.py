@@ -10,7 +10,8 @@ pytestmark = pytest.mark.skipif(why_no_sandbox() is not None, reason=f"no sandbo
 WRONG = "def add(a, b):\n    return 0\n\n"
 TESTS = "assert add(1, 2) == 3\nassert add(2, 2) == 4"
 UNTRUE = {
-    "an object that equals all": "class Any:\n    def __eq__(self, other): return True\nadd = lambda a, b: Any()\n" + TESTS,
+    "an object that equals "
+    "all": "class Any:\n    def __eq__(self, other): return True\nadd = lambda a, b: Any()\n" + TESTS,
     "a number that equals all": """
 class Any(int):
     def __eq__(self, other): return True
@@ -62,7 +63,8 @@ os._exit(0)
 
 @each(UNTRUE)
 def test_an_answer_that_is_not_known_passes_nothing(program: str) -> None:
-    """Neither by equality of its own making, nor by trying values, leaving comparisons out or speaking for itself."""
+    """Neither by equality of its own making, nor by trying values, leaving comparisons out or speaking for
+    itself."""
     reason_of(program)
 
 
@@ -84,8 +86,8 @@ assert secret(1) == "fourteen"
 
 LITERALS = [
     "3", "-3", "0", str(2**70), "1.5", "-0.0", "1e300", "1e999", "2j", "(1+2j)", "True", "None", "...", "''",
-    "'\u00e9\\n\U0001f600'", "'a' 'b'", "b'\\x00a'", "[]", "()", "(1,)", "[1, [2, (3,)]]", "{}", "{1: 'a', 'b': [2]}",
-    "{1, 2, 'a'}", "set()", "{(1, 2): {3}}", "[\n    1,\n    2,\n]", "'''a\nb'''",
+    "'\u00e9\\n\U0001f600'", "'a' 'b'", "b'\\x00a'", "[]", "()", "(1,)", "[1, [2, (3,)]]", "{}",
+    "{1: 'a', 'b': [2]}", "{1, 2, 'a'}", "set()", "{(1, 2): {3}}", "[\n    1,\n    2,\n]", "'''a\nb'''",
 ]  # fmt: skip
 
 
@@ -120,7 +122,12 @@ from types import MappingProxyType
 class Colour(IntEnum):
     RED = 1
 """
-    assert run_program(f"{imports}x = {value}\ny = {literal}\nassert x == y\nassert x == {literal}", seconds=SECONDS) == PASSED
+    assert (
+        run_program(
+            f"{imports}x = {value}\ny = {literal}\nassert x == y\nassert x == {literal}", seconds=SECONDS
+        )
+        == PASSED
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,7 +141,9 @@ class Colour(IntEnum):
 def test_values_that_differ_fail(value: str, literal: str) -> None:
     """As in Python; a type, a digit or a length is enough."""
     imports = "from collections import deque\nclass Plain:\n    def __init__(self, x): self.x = x\n"
-    assert reason_of(f"{imports}x = {value}\nassert x == {literal}").startswith("assertion failed: assert x == ")
+    assert reason_of(f"{imports}x = {value}\nassert x == {literal}").startswith(
+        "assertion failed: assert x == "
+    )
 
 
 def test_a_class_of_the_programs_own_compares_as_it_says() -> None:
@@ -149,7 +158,8 @@ assert Money(3) == 3
 
 
 def test_only_what_every_run_compares_is_asked_for() -> None:
-    """Assertions in branches, loops, functions that are not called and behind a return may or may not be made."""
+    """Assertions in branches, loops, functions that are not called and behind a return may or may not be
+    made."""
     program = """
 def check(f, full=False):
     assert f(1) == 2
@@ -181,5 +191,8 @@ except AssertionError:
 @pytest.mark.parametrize("end", ["\r\n", "\r"])
 def test_lines_keep_their_numbers(end: str) -> None:
     """With any line ends, and with literals over several lines."""
-    program = "\ufeffassert 1 == 1\nx = '\u00e9'; assert x == '\u00e9'\nassert [x] == [\n    '\u00e9',\n]\nassert x == 'e'"
+    program = (
+        "\ufeffassert 1 == 1\nx = '\u00e9'; assert x == '\u00e9'\nassert [x] == [\n    '\u00e9',\n]\nassert "
+        "x == 'e'"
+    )
     assert reason_of(program.replace("\n", end)) == "assertion failed: assert x == 'e' (line 6)"

@@ -1,4 +1,5 @@
-"""A metric that is added is one value: docs/extending_metrics.md as it stands, and one that is made up here."""
+"""A metric that is added is one value: docs/extending_metrics.md as it stands, and one that is made up
+here."""
 
 import json
 import re
@@ -71,7 +72,8 @@ def of_the_page(monkeypatch: pytest.MonkeyPatch) -> Metric:
 
 @pytest.fixture
 def recipe(memorised: Path, tmp_path: Path) -> Callable[[str], str]:
-    """recipe("loss, bleu") -> a recipe with these metrics, on questions that a tiny model knows the answers of."""
+    """recipe("loss, bleu") -> a recipe with these metrics, on questions that a tiny model knows the answers
+    of."""
     turns = [("user", "prompt"), ("assistant", "completion")]
     rows = [
         {column: [{"role": role, "content": text}] for (role, column), text in zip(turns, pair, strict=True)}
@@ -100,8 +102,11 @@ def says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
-def test_the_pages_metric_is_measured(of_the_page: Metric, recipe: Callable[[str], str], memorised: Path, says: Says) -> None:
-    """A tiny model's answers have it, on its scale, beside exact match; answers of its best value are not among the worst."""
+def test_the_pages_metric_is_measured(
+    of_the_page: Metric, recipe: Callable[[str], str], memorised: Path, says: Says
+) -> None:
+    """A tiny model's answers have it, on its scale, beside exact match; answers of its best value are not
+    among the worst."""
     path = recipe("exact_match, contains")
     code, shown = says("evaluate", str(memorised), path, "--json")
     assert code == 0
@@ -111,33 +116,45 @@ def test_the_pages_metric_is_measured(of_the_page: Metric, recipe: Callable[[str
     code, shown = says("evaluate", str(memorised), recipe("contains"), "--worst", "3")
     assert code == 0
     assert f"answers has contains {of_the_page.best:.2f}" in shown
-    assert "| `contains` | generated answers, the best of a question's references | 0 to 100 |" in metric_table()
+    assert (
+        "| `contains` | generated answers, the best of a question's references | 0 to 100 |" in metric_table()
+    )
 
 
 def test_one_more_in_the_tuple_is_everywhere(
     recipe: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, memorised: Path, says: Says
 ) -> None:
-    """Rules, schema, tables and reports have a made-up metric by its declaration; before, its name is refused."""
+    """Rules, schema, tables and reports have a made-up metric by its declaration; before, its name is
+    refused."""
     path = recipe("length_error")
     with pytest.raises(RecipeError, match="got 'length_error', expected loss, "):
         load_recipe(path)
     add(monkeypatch, FAR)
     with pytest.raises(RecipeError, match="length_error needs at least 2 answers a prompt"):
         load_recipe(path)
-    with pytest.raises(RecipeError, match=r"got 'lenght_error', .*pass@10 or length_error; did you mean length_error\?"):
+    with pytest.raises(
+        RecipeError, match=r"got 'lenght_error', .*pass@10 or length_error; did you mean length_error\?"
+    ):
         load_recipe(recipe("lenght_error"))
-    with pytest.raises(RecipeError, match=r"train\.best_by  got 'length_eror', .* did you mean length_error\?"):
+    with pytest.raises(
+        RecipeError, match=r"train\.best_by  got 'length_eror', .* did you mean length_error\?"
+    ):
         load_recipe(recipe("loss"), ["train.best_by=length_eror"])
     with pytest.raises(RecipeError, match="has accuracy, f1_macro, f1_micro, length_error, loss, matthews"):
         load_recipe(recipe("bleu"), ["model.head={problem: single_label, labels: [a, b]}"])
-    assert recipe_schema()["$defs"]["EvaluateSection"]["properties"]["metrics"]["items"]["enum"][-1] == "length_error"
+    assert (
+        recipe_schema()["$defs"]["EvaluateSection"]["properties"]["metrics"]["items"]["enum"][-1]
+        == "length_error"
+    )
     assert head_table().count("`length_error`") == 1
     assert metrics.lower_is_better("length_error")
 
 
 def test_a_misspelt_metric_is_found_where_it_is_written(recipe: Callable[[str], str]) -> None:
     """Line and column of the item of the list, all names, and the one that was probably meant."""
-    with pytest.raises(RecipeError, match=r"r\.yaml:8:\d+  evaluate\.metrics\.1  got 'blue', .* did you mean bleu\?"):
+    with pytest.raises(
+        RecipeError, match=r"r\.yaml:8:\d+  evaluate\.metrics\.1  got 'blue', .* did you mean bleu\?"
+    ):
         load_recipe(recipe("loss, blue"))
 
 

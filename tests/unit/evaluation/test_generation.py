@@ -14,7 +14,13 @@ from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.errors import FinetuneError
 from finetune.generation.generate import Generated, cut_notes, generate, generate_ids, stream
 
-QUESTIONS = ["Hi", "What is the capital of France?", "Send two brass lamps to Ada before Friday, please.", "3 + 4 = ?", ""]
+QUESTIONS = [
+    "Hi",
+    "What is the capital of France?",
+    "Send two brass lamps to Ada before Friday, please.",
+    "3 + 4 = ?",
+    "",
+]
 
 
 @pytest.fixture
@@ -53,7 +59,8 @@ def test_batched_answers_equal_single_ones(
 def test_answers_are_the_likeliest_tokens(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
 ) -> None:
-    """A greedy answer, made with the key-value cache, is what forward passes over the whole text give token by token."""
+    """A greedy answer, made with the key-value cache, is what forward passes over the whole text give token
+    by token."""
     expected = list(prompts[1])
     for _ in range(12):
         with torch.no_grad():
@@ -68,12 +75,15 @@ def test_answers_are_the_likeliest_tokens(
 def test_the_end_of_turn_ends_an_answer(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
 ) -> None:
-    """A model that only ever says end-of-turn gives empty answers: it stops there, and special tokens are left out."""
+    """A model that only ever says end-of-turn gives empty answers: it stops there, and special tokens are
+    left out."""
     with torch.no_grad():
         bias = torch.full((model.config.vocab_size,), -1e9)
         bias[tokenizer.eos_token_id] = 0
         model.lm_head.bias = torch.nn.Parameter(bias)
-    assert generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=4) == [Generated("", None)] * len(prompts)
+    assert generate(model, tokenizer, prompts, max_new_tokens=8, batch_size=4) == [Generated("", None)] * len(
+        prompts
+    )
 
 
 def test_the_same_seed_draws_the_same_answers(
@@ -112,50 +122,66 @@ def test_tokens_are_drawn_by_their_probabilities(
     with torch.no_grad():
         model.lm_head.weight *= 20  # else all of them are about as likely
         expected = (model(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1)
-    made = generate_ids(model, tokenizer, [prompt] * draws, max_new_tokens=1, batch_size=1000, temperature=temperature)
+    made = generate_ids(
+        model, tokenizer, [prompt] * draws, max_new_tokens=1, batch_size=1000, temperature=temperature
+    )
     found = torch.bincount(torch.tensor(made).flatten(), minlength=len(expected)) / draws
     assert 0.02 < expected.max() < 0.98
     assert (found - expected).abs().max() < 5 * (0.25 / draws) ** 0.5
 
 
-def test_every_temperature_draws(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]) -> None:
+def test_every_temperature_draws(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
+) -> None:
     """The smallest gives the likeliest tokens; the largest is no error."""
     likeliest = generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=2)
-    assert generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=2, temperature=1e-300) == likeliest
+    assert (
+        generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=2, temperature=1e-300) == likeliest
+    )
     for temperature in (1e300, float("inf")):
-        assert generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=2, temperature=temperature) != likeliest
+        assert (
+            generate(model, tokenizer, prompts, max_new_tokens=6, batch_size=2, temperature=temperature)
+            != likeliest
+        )
 
 
 def test_an_answer_says_where_it_was_cut(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[list[int]]
 ) -> None:
-    """At max_new_tokens, at the last position, or nowhere: also where the end of turn is the last token that was allowed."""
+    """At max_new_tokens, at the last position, or nowhere: also where the end of turn is the last token that
+    was allowed."""
     positions = model.config.max_position_embeddings
     long = [5] * (positions - 2)
     found = generate(model, tokenizer, [prompts[0], long], max_new_tokens=3, batch_size=2)
     assert [answer.cut for answer in found] == ["at max_new_tokens (3)", "at the base's last position (256)"]
     assert streamed(stream(model, tokenizer, prompts[0], max_new_tokens=3))[1] == "at max_new_tokens (3)"
-    assert streamed(stream(model, tokenizer, long, max_new_tokens=3))[1] == "at the base's last position (256)"
+    assert (
+        streamed(stream(model, tokenizer, long, max_new_tokens=3))[1] == "at the base's last position (256)"
+    )
     with torch.no_grad():
         bias = torch.full((model.config.vocab_size,), -1e9)
         bias[tokenizer.eos_token_id] = 0
         model.lm_head.bias = torch.nn.Parameter(bias)
-    assert [answer.cut for answer in generate(model, tokenizer, prompts, max_new_tokens=1, batch_size=2)] == [None] * len(
-        prompts
-    )
+    assert [answer.cut for answer in generate(model, tokenizer, prompts, max_new_tokens=1, batch_size=2)] == [
+        None
+    ] * len(prompts)
     assert streamed(stream(model, tokenizer, prompts[0], max_new_tokens=1)) == ([], None)
 
 
 def test_cut_answers_are_counted_by_where() -> None:
     """Each way once, with how many there are."""
-    assert cut_notes([None, "at max_new_tokens (3)", None, "at max_new_tokens (3)", "at the base's last position (9)"]) == [
+    assert cut_notes(
+        [None, "at max_new_tokens (3)", None, "at max_new_tokens (3)", "at the base's last position (9)"]
+    ) == [
         "2 of 5 answers were cut at max_new_tokens (3)",
         "1 of 5 answers were cut at the base's last position (9)",
     ]
     assert cut_notes([None, None]) == cut_notes([]) == []
 
 
-def test_a_prompt_without_room_is_refused(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_prompt_without_room_is_refused(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """A prompt as long as the context is refused; one just below it is answered as far as positions go."""
     positions = model.config.max_position_embeddings
     with pytest.raises(FinetuneError, match=f"{positions:,} positions"):
@@ -176,11 +202,15 @@ def test_streamed_pieces_join_to_the_answer(
     """The pieces of a stream, joined, are the answer that generate gives."""
     model.train()
     pieces, cut = streamed(stream(model, tokenizer, prompts[2], max_new_tokens=24))
-    assert [Generated("".join(pieces), cut)] == generate(model, tokenizer, [prompts[2]], max_new_tokens=24, batch_size=1)
+    assert [Generated("".join(pieces), cut)] == generate(
+        model, tokenizer, [prompts[2]], max_new_tokens=24, batch_size=1
+    )
     assert model.training
 
 
-def test_an_error_in_the_thread_is_raised_to_the_reader(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_an_error_in_the_thread_is_raised_to_the_reader(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """What goes wrong inside the model ends the stream with that error, not with silence."""
     with pytest.raises(IndexError):
         list(stream(model, tokenizer, [10_000_000], max_new_tokens=4))

@@ -52,7 +52,11 @@ def test_labels_that_look_like_lists(words: tuple[str, str]) -> None:
     answers = [answer(word, word) for word in words]
     assert not has_several([given.question for given in answers], words)
     measured = Measured(answers=answers, labels=Labels(words))
-    assert (values(measured, "accuracy"), values(measured, "f1_macro"), values(measured, "matthews")) == (1.0, 1.0, 1.0)
+    assert (values(measured, "accuracy"), values(measured, "f1_macro"), values(measured, "matthews")) == (
+        1.0,
+        1.0,
+        1.0,
+    )
 
 
 def test_rows_say_whether_there_are_several() -> None:
@@ -66,12 +70,20 @@ def test_one_label_that_may_be_absent() -> None:
     """F1 is of the label, not of its absence: what is never found is 0."""
     answers = [answer("none", "toxic"), *[answer("none", "none")] * 3]
     measured = Measured(answers=answers, labels=Labels(("toxic",), several=True))
-    assert (values(measured, "f1_macro"), values(measured, "f1_micro"), values(measured, "accuracy")) == (0.0, 0.0, 0.75)
-    found = Measured(answers=[answer("toxic", "toxic"), *answers[1:]], labels=Labels(("toxic",), several=True))
+    assert (values(measured, "f1_macro"), values(measured, "f1_micro"), values(measured, "accuracy")) == (
+        0.0,
+        0.0,
+        0.75,
+    )
+    found = Measured(
+        answers=[answer("toxic", "toxic"), *answers[1:]], labels=Labels(("toxic",), several=True)
+    )
     assert values(found, "f1_macro") == 1.0
 
 
 def test_a_label_that_nobody_named_is_refused() -> None:
     """The row, its label and the labels are named."""
-    with pytest.raises(FinetuneError, match=r"rows\.json:7 has the label 'meh', and the labels are good, bad"):
+    with pytest.raises(
+        FinetuneError, match=r"rows\.json:7 has the label 'meh', and the labels are good, bad"
+    ):
         by_text([answer("good", "meh")], Labels(("good", "bad")))

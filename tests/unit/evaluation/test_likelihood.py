@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from data_prep.chat.tokenization import Placed, tokenize
 from data_prep.messages import Conversation, Example, Message, PlainText
@@ -20,25 +26,32 @@ LABELS = ("lamp", "lamps", "Ada", "a capital of France")
 
 
 def rows() -> list[Placed]:
-    chats = [Conversation((Message("user", text), Message("assistant", "lamp"))) for text in ("Hi", "What is it? " * 5, "x")]
+    chats = [
+        Conversation((Message("user", text), Message("assistant", "lamp")))
+        for text in ("Hi", "What is it? " * 5, "x")
+    ]
     plain: list[Example] = [PlainText("The sky is ", "blue")]
     return [(f"row {index}", example) for index, example in enumerate([*chats, *plain])]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_they_are_those_of_whole_rows(model: LlamaForCausalLM, tiny_base: Path, batch_size: int) -> None:
-    """Prompts once, padded, with the labels behind their keys and values: the same to 1e-4 as each row by itself."""
+    """Prompts once, padded, with the labels behind their keys and values: the same to 1e-4 as each row by
+    itself."""
     check_whole_rows(model, load_tokenizer(tiny_base), batch_size)
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2"])
 @pytest.mark.parametrize("window", [4, 20, 60, 90, 110, 200])
-def test_they_are_those_of_whole_rows_under_a_window(kind: str, window: int, tiny_base: Path, tmp_path: Path) -> None:
-    """Also where layers forget the beginning of a row: in its prompt, in an answer, at its last token, or never."""
+def test_they_are_those_of_whole_rows_under_a_window(
+    kind: str, window: int, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Also where layers forget the beginning of a row: in its prompt, in an answer, at its last token, or
+    never."""
     tokenizer = load_tokenizer(tiny_base)
     config = AutoConfig.for_model(
-        kind, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, sliding_window=window,
+        kind, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, sliding_window=window,
         **({"use_sliding_window": True, "max_window_layers": 1} if kind == "qwen2" else {}),
     )  # fmt: skip
     torch.manual_seed(0)
@@ -53,7 +66,8 @@ def check_whole_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast,
     expected = np.zeros_like(found)
     for index, (place, example) in enumerate(rows()):
         documents = tokenize([(place, with_answer(example, label)) for label in LABELS], tokenizer)
-        # A label's first letters may run together with the end of the prompt: they count from the first token that differs.
+        # A label's first letters may run together with the end of the prompt: they count from the first token
+        # that differs.
         columns = zip(*(document.token_ids for document in documents), strict=False)
         shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
         first = min(shared, *(document.spans[0][0] for document in documents))
@@ -78,7 +92,8 @@ def test_a_label_that_another_begins_with_gains_nothing(model: LlamaForCausalLM,
 
 
 def test_a_plain_text_keeps_the_blanks_around_its_answer(tiny_base: Path) -> None:
-    """What is scored is what was learned: a completion that begins with a blank keeps it, whatever the label."""
+    """What is scored is what was learned: a completion that begins with a blank keeps it, whatever the
+    label."""
     assert with_answer(PlainText("The sky is:", " blue\n"), "red") == PlainText("The sky is:", " red\n")
     assert with_answer(PlainText("The sky is ", "blue"), "red") == PlainText("The sky is ", "red")
 

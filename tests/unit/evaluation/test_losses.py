@@ -38,7 +38,9 @@ def reference(model: LlamaForCausalLM, documents: list[Document]) -> tuple[float
         chosen = [position for position, supervised in enumerate(document.supervised) if supervised]
         if chosen:
             targets = torch.tensor([document.token_ids[position] for position in chosen])
-            total += float(functional.cross_entropy(logits[[p - 1 for p in chosen]], targets, reduction="sum"))
+            total += float(
+                functional.cross_entropy(logits[[p - 1 for p in chosen]], targets, reduction="sum")
+            )
             tokens += len(chosen)
     return total, tokens
 
@@ -58,7 +60,9 @@ def test_the_loss_is_the_sum_over_supervised_tokens(
 
 def test_the_loss_sees_the_adapter(model: LlamaForCausalLM, documents: list[Document]) -> None:
     """A peft model's loss is that of base and adapter together, and dropout is off while it is measured."""
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=0.5)
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=0.5
+    )
     before = token_loss(model, documents, 4)
     adapted = get_peft_model(model, config).train()
     found = token_loss(adapted, documents, 4)

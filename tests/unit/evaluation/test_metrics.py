@@ -1,4 +1,5 @@
-"""The table of metrics: each beside the library or the formula that it comes from, and under any weighting of the rows."""
+"""The table of metrics: each beside the library or the formula that it comes from, and under any weighting of
+the rows."""
 
 import math
 from dataclasses import replace
@@ -21,7 +22,10 @@ TEXTS = (
     ("The cat sat on the mat.", ("The cat sat on a mat.", "A cat was sitting on the mat.")),
     ("It rains in Berlin today", ("It is raining in Berlin today.",)),
     ("", ("Nothing to see here.",)),
-    ("the committee approved the new budget on Monday", ("On Monday the committee approved the new budget.",)),
+    (
+        "the committee approved the new budget on Monday",
+        ("On Monday the committee approved the new budget.",),
+    ),
     ("entirely different words", ("no overlap whatsoever",)),
 )
 LABELS = ("negative", "neutral", "positive")
@@ -39,8 +43,14 @@ def texts() -> Measured:
 def labels() -> Measured:
     said = ["negative", "Positive.", "neutral", "positive", "dunno", "neutral", "negative"]
     right = ["negative", "positive", "positive", "positive", "neutral", "neutral", "neutral"]
-    likely = [tuple(float(name == word) for name in LABELS) for word in ("negative", *right[1:5], "negative", "negative")]
-    return Measured(answers=[answer(a, (b,), c) for a, b, c in zip(said, right, likely, strict=True)], labels=Labels(LABELS))
+    likely = [
+        tuple(float(name == word) for name in LABELS)
+        for word in ("negative", *right[1:5], "negative", "negative")
+    ]
+    return Measured(
+        answers=[answer(a, (b,), c) for a, b, c in zip(said, right, likely, strict=True)],
+        labels=Labels(LABELS),
+    )
 
 
 def numbers() -> Measured:
@@ -49,7 +59,9 @@ def numbers() -> Measured:
 
 
 def losses() -> Measured:
-    return Measured(losses=[LossSum(3.0, 2, 2.0), LossSum(8.0, 4, 4.0), LossSum(0.5, 1, 1.0)], bytes=[7, 20, 3])
+    return Measured(
+        losses=[LossSum(3.0, 2, 2.0), LossSum(8.0, 4, 4.0), LossSum(0.5, 1, 1.0)], bytes=[7, 20, 3]
+    )
 
 
 def programs() -> Measured:
@@ -64,7 +76,11 @@ def measured_for(name: str) -> Measured:
         return programs()
     if name in ("mean_squared_error", "mean_absolute_error", "pearson"):
         return numbers()
-    return labels() if name.removeprefix("likelihood_") in ("accuracy", "f1_macro", "f1_micro", "matthews") else texts()
+    return (
+        labels()
+        if name.removeprefix("likelihood_") in ("accuracy", "f1_macro", "f1_micro", "matthews")
+        else texts()
+    )
 
 
 def value(name: str, measured: Measured) -> float:
@@ -94,7 +110,8 @@ def test_the_table_has_every_name_of_the_recipe() -> None:
 
 @pytest.mark.parametrize("name", [metric.name for metric in METRICS])
 def test_a_weighted_metric_is_that_of_repeated_rows(name: str) -> None:
-    """Counting a row twice gives what the metric gives where the row stands there twice; so resamples are right."""
+    """Counting a row twice gives what the metric gives where the row stands there twice; so resamples are
+    right."""
     measured = measured_for(name)
     rows = measured.count(metric_of(name).of)
     weights = [(3 * index + 1) % 4 for index in range(rows)]
@@ -135,23 +152,31 @@ def test_squads_rules() -> None:
     assert squad_f1("the Denver Broncos won", "Denver Broncos") == pytest.approx(0.8)
     assert squad_f1("Carolina", "Denver Broncos") == 0.0
     assert (squad_f1("", "a"), squad_f1("", "Denver")) == (1.0, 0.0)
-    assert value("squad_f1", Measured(answers=[answer("Broncos", ("Panthers", "Denver Broncos"))])) == pytest.approx(2 / 3)
+    assert value(
+        "squad_f1", Measured(answers=[answer("Broncos", ("Panthers", "Denver Broncos"))])
+    ) == pytest.approx(2 / 3)
 
 
 def test_label_metrics_are_scikit_learns() -> None:
-    """Accuracy, F1 and Matthews over the labels that answers name; an answer without one is wrong, and no class of its own."""
+    """Accuracy, F1 and Matthews over the labels that answers name; an answer without one is wrong, and no
+    class of its own."""
     from sklearn.metrics import f1_score, matthews_corrcoef
 
     right, said = [0, 2, 2, 2, 1, 1, 1], [0, 2, 1, 2, 3, 1, 0]
     assert value("accuracy", labels()) == pytest.approx(4 / 7)
-    assert value("f1_macro", labels()) == pytest.approx(f1_score(right, said, labels=[0, 1, 2], average="macro"))
-    assert value("f1_micro", labels()) == pytest.approx(f1_score(right, said, labels=[0, 1, 2], average="micro"))
+    assert value("f1_macro", labels()) == pytest.approx(
+        f1_score(right, said, labels=[0, 1, 2], average="macro")
+    )
+    assert value("f1_micro", labels()) == pytest.approx(
+        f1_score(right, said, labels=[0, 1, 2], average="micro")
+    )
     assert value("matthews", labels()) == pytest.approx(matthews_corrcoef(right, said))
     assert value("likelihood_accuracy", labels()) == pytest.approx(5 / 7)
 
 
 def test_losses() -> None:
-    """The mean is over tokens, not rows; perplexity is e to its power; bits per byte are nats / ln 2 / bytes."""
+    """The mean is over tokens, not rows; perplexity is e to its power; bits per byte are nats / ln 2 /
+    bytes."""
     assert value("loss", losses()) == pytest.approx(11.5 / 7)
     assert value("perplexity", losses()) == pytest.approx(math.exp(11.5 / 7))
     assert value("bits_per_byte", losses()) == pytest.approx(11.5 / math.log(2) / 30)
@@ -188,7 +213,8 @@ def test_empty_and_unlike_answers_are_counted() -> None:
 
 
 def test_a_right_answer_is_never_the_worst() -> None:
-    """Metrics of the whole that say nothing of a row alone give no number for it; BLEU of a short right answer is 100."""
+    """Metrics of the whole that say nothing of a row alone give no number for it; BLEU of a short right
+    answer is 100."""
     assert by_row("bleu", Measured(answers=[answer("Ada", ("Ada",))])) == pytest.approx([100.0])
     assert by_row("accuracy", labels()) == [1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
     for name in ("f1_macro", "matthews", "pearson", "loss"):
@@ -199,7 +225,9 @@ def test_a_right_answer_is_never_the_worst() -> None:
 def test_models_on_other_rows_are_not_compared() -> None:
     """As many rows are not the same rows: there is no difference then."""
     one, other = texts(), texts()
-    other.answers[0] = replace(other.answers[0], question=replace(other.answers[0].question, place="rows.json:9"))
+    other.answers[0] = replace(
+        other.answers[0], question=replace(other.answers[0].question, place="rows.json:9")
+    )
     scores = [report_of(measured, ["chrf"]).scores["chrf"] for measured in (one, texts(), other)]
     assert difference(scores[0], scores[1]) is not None
     assert difference(scores[0], scores[2]) is None

@@ -1,4 +1,5 @@
-"""Generated programs: what passes, what fails and why, and what the kernel keeps from them. Real processes throughout."""
+"""Generated programs: what passes, what fails and why, and what the kernel keeps from them. Real processes
+throughout."""
 
 import itertools
 import json
@@ -28,7 +29,8 @@ OVERFULL = "left more than 64 MB or 1000 files in its folder"
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where programs get their folders; after every test none of their processes runs and none of their files is there."""
+    """Where programs get their folders; after every test none of their processes runs and none of their files
+    is there."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield tmp_path
     assert processes_of(tmp_path) == []
@@ -36,7 +38,8 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Processes that were started for a program in the folder, and their offspring: the folder is in their environment."""
+    """Processes that were started for a program in the folder, and their offspring: the folder is in their
+    environment."""
     found = []
     for process in Path("/proc").iterdir():
         try:
@@ -68,7 +71,10 @@ GOOD = {
     "comment": "# nothing to do",
     "caught exit": "import sys\ntry:\n    sys.exit(0)\nexcept SystemExit:\n    pass",
     "beyond ASCII": "s = '\u00e9\u4e16\U0001f600'\nprint(s)\nassert len(s) == 3",
-    "threads": "from concurrent.futures import ThreadPoolExecutor as Pool\nassert list(Pool(4).map(abs, [-1, 2])) == [1, 2]",
+    "threads": (
+        "from concurrent.futures import ThreadPoolExecutor as Pool\nassert list(Pool(4).map(abs, [-1, 2])) "
+        "== [1, 2]"
+    ),
     "main module": """
 import dataclasses, pickle, sys
 @dataclasses.dataclass
@@ -95,13 +101,21 @@ def test_a_program_that_reaches_its_end_passes(program: str) -> None:
 def test_the_standard_library_works() -> None:
     """Modules in Python and in shared objects import; a module that isn't there gives the usual error."""
     names = (
-        "abc array bisect bz2 calendar cmath collections contextlib copy csv datetime decimal doctest enum fractions functools "
-        "hashlib heapq inspect io itertools json logging lzma math mimetypes operator pathlib queue random re shutil sqlite3 "
-        "ssl statistics string struct tempfile textwrap threading time typing unicodedata unittest uuid zlib zoneinfo"
+        "abc array bisect bz2 calendar cmath collections contextlib copy csv datetime decimal doctest enum "
+        "fractions functools "
+        "hashlib heapq inspect io itertools json logging lzma math mimetypes operator pathlib queue random "
+        "re shutil sqlite3 "
+        "ssl statistics string struct tempfile textwrap threading time typing unicodedata unittest uuid zlib "
+        "zoneinfo"
     )
-    used = "assert mimetypes.guess_type('a.png')[0] == 'image/png' and uuid.uuid4() != uuid.uuid4() and random.random() < 1"
+    used = (
+        "assert mimetypes.guess_type('a.png')[0] == 'image/png' and uuid.uuid4() != uuid.uuid4() and "
+        "random.random() < 1"
+    )
     assert run_program(f"import {', '.join(names.split())}\n{used}", seconds=SECONDS) == PASSED
-    assert reason_of("import no_such_module") == "ModuleNotFoundError: No module named 'no_such_module' (line 1)"
+    assert (
+        reason_of("import no_such_module") == "ModuleNotFoundError: No module named 'no_such_module' (line 1)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,7 +149,13 @@ def test_text_that_is_no_program_fails(text: str) -> None:
 
 @pytest.mark.parametrize(
     "end",
-    ["import sys; sys.exit(0)", "import sys; sys.exit()", "import os; os._exit(0)", "raise SystemExit", "raise SystemExit(0)"],
+    [
+        "import sys; sys.exit(0)",
+        "import sys; sys.exit()",
+        "import os; os._exit(0)",
+        "raise SystemExit",
+        "raise SystemExit(0)",
+    ],
 )
 def test_leaving_early_is_no_pass(end: str) -> None:
     """Before its tests ran, a program hasn't passed, whatever its exit code says."""
@@ -152,7 +172,9 @@ def test_a_verdict_is_reproducible() -> None:
 def test_programs_run_side_by_side_in_their_order() -> None:
     """Four that sleep for a second take about that, not four; verdicts come in the programs' order."""
     started = time.monotonic()
-    verdicts = run_programs(["import time; time.sleep(1)"] * 4 + ["assert False", "x = 1"], seconds=SECONDS, workers=6)
+    verdicts = run_programs(
+        ["import time; time.sleep(1)"] * 4 + ["assert False", "x = 1"], seconds=SECONDS, workers=6
+    )
     assert time.monotonic() - started < 3
     assert [verdict.passed for verdict in verdicts] == [True] * 4 + [False, True]
     assert run_programs([]) == []
@@ -215,18 +237,26 @@ def test_a_pass_is_not_forged(program: str) -> None:
     ("program", "reason"),
     [
         (
-            "def jump(frame, event, argument): frame.f_lineno = 5\nimport sys\nsys.settrace(jump)\nassert False\nx = 1",
+            "def jump(frame, event, argument): frame.f_lineno = 5\nimport sys\nsys.settrace(jump)\nassert "
+            "False\nx = 1",
             "sys.settrace",
         ),
-        ("import gc\nlists = [held for held in gc.get_objects() if isinstance(held, list)]", "gc.get_objects"),
+        (
+            "import gc\nlists = [held for held in gc.get_objects() if isinstance(held, list)]",
+            "gc.get_objects",
+        ),
         ("import ctypes", "_ctypes"),
-        ("import sys\nassert not [name for name in sys.modules if 'ctypes' in name]\nimport _ctypes", "_ctypes"),
+        (
+            "import sys\nassert not [name for name in sys.modules if 'ctypes' in name]\nimport _ctypes",
+            "_ctypes",
+        ),
         ("import sys\nsys.setprofile(print)", "sys.setprofile"),
         ("import _testcapi\n_testcapi.run_in_subinterp('pass')", "_testcapi"),
     ],
 )
 def test_the_interpreter_is_not_searched(program: str, reason: str) -> None:
-    """A program may not jump over its tests with a trace function, walk all objects, or use foreign functions."""
+    """A program may not jump over its tests with a trace function, walk all objects, or use foreign
+    functions."""
     assert reason_of(program).startswith(f"tried to use {reason} ")
 
 
@@ -252,9 +282,12 @@ _imp.create_dynamic(importlib.machinery.ModuleSpec({name!r}, loader, origin=file
         ("_xxsubinterpreters" if sys.version_info < (3, 13) else "_interpreters", "math", ""),
     ],
 )
-@pytest.mark.skipif(not any(folder.endswith("lib-dynload") for folder in sys.path), reason="this Python has all built in")
+@pytest.mark.skipif(
+    not any(folder.endswith("lib-dynload") for folder in sys.path), reason="this Python has all built in"
+)
 def test_native_code_is_the_librarys_alone(module: str, name: str, change: str) -> None:
-    """No foreign functions and no second interpreter, by whatever name, nor a shared object that the program wrote."""
+    """No foreign functions and no second interpreter, by whatever name, nor a shared object that the program
+    wrote."""
     reason = reason_of(NATIVE.format(module=module, name=name, change=change))
     assert "tried to load native code" in reason or "tried to use" in reason
 
@@ -272,7 +305,10 @@ sys.monitoring.register_callback(1, sys.monitoring.events.LINE, lambda code, lin
 
 def test_a_hook_of_its_own_is_not_called() -> None:
     """Python takes no second audit hook where the first refuses it, and doesn't say so."""
-    program = "import sys\nseen = []\nsys.addaudithook(lambda *event: seen.append(event))\nopen('a', 'w')\nassert not seen"
+    program = (
+        "import sys\nseen = []\nsys.addaudithook(lambda *event: seen.append(event))\nopen('a', 'w')\nassert "
+        "not seen"
+    )
     assert run_program(program, seconds=SECONDS) == PASSED
 
 
@@ -392,7 +428,10 @@ def test_a_program_starts_no_process(program: str) -> None:
 
 def test_a_refusal_is_an_ordinary_error() -> None:
     """A program can catch it and go on to its tests."""
-    assert run_program("import os\ntry:\n    os.fork()\nexcept PermissionError:\n    pass", seconds=SECONDS) == PASSED
+    assert (
+        run_program("import os\ntry:\n    os.fork()\nexcept PermissionError:\n    pass", seconds=SECONDS)
+        == PASSED
+    )
 
 
 NETWORK = {
@@ -414,7 +453,8 @@ def test_the_network_is_out_of_reach(program: str) -> None:
 
 
 def test_the_program_inherits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable that Python doesn't need, no argument, no input, and no descriptor but the standard three and the report."""
+    """No variable that Python doesn't need, no argument, no input, and no descriptor but the standard three
+    and the report."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     program = """
@@ -459,7 +499,9 @@ def test_files_outside_the_folder_are_not_read(path: str) -> None:
     refused = f"tried to open a file outside its folder: {path} (line 2)"
     assert reason_of(f"\nopen({path!r}).read()") == refused
     assert reason_of(f"import os\nos.open({path!r}, os.O_RDONLY)") == refused
-    assert "outside its folder: link (line 2)" in reason_of(f"import os; os.symlink({path!r}, 'link')\nopen('link')")
+    assert "outside its folder: link (line 2)" in reason_of(
+        f"import os; os.symlink({path!r}, 'link')\nopen('link')"
+    )
     assert run_program(f"import os; os.link({path!r}, 'link')\nopen('link')", seconds=SECONDS) != PASSED
 
 
@@ -467,9 +509,15 @@ def test_what_lies_beside_the_folder_is_not_read(temporary: Path) -> None:
     """Nor listed, though the user may."""
     secret = temporary / "token"
     secret.write_text("hf_secret")
-    assert reason_of(f"print(open({str(secret)!r}).read())") == f"tried to open a file outside its folder: {secret} (line 1)"
+    assert (
+        reason_of(f"print(open({str(secret)!r}).read())")
+        == f"tried to open a file outside its folder: {secret} (line 1)"
+    )
     for folder in ("/", "..", str(Path.home()), str(temporary)):
-        assert reason_of(f"import os\nos.listdir({folder!r})") == f"tried to open a file outside its folder: {folder} (line 2)"
+        assert (
+            reason_of(f"import os\nos.listdir({folder!r})")
+            == f"tried to open a file outside its folder: {folder} (line 2)"
+        )
 
 
 @pytest.mark.parametrize(
@@ -477,13 +525,16 @@ def test_what_lies_beside_the_folder_is_not_read(temporary: Path) -> None:
     [
         "open(path, 'w')", "open(path, 'a').write('x')", "os.open(path, os.O_RDONLY | os.O_TRUNC)", "os.truncate(path, 0)",
         "os.remove(path)", "os.rename(path, 'mine')", "os.rename(path, path + '2')", "os.link(path, 'mine'); open('mine', 'w')",
-        "os.symlink(path, 'mine'); open('mine', 'w')", "os.chmod(path, 0)", "os.utime(path, (5, 5))", "os.chown(path, 1, 1)",
-        "os.setxattr(path, 'user.a', b'1')", "open('mine', 'w'); os.rename('mine', path)", "open(path + '3', 'w')",
+        "os.symlink(path, 'mine'); open('mine', "
+        "'w')", "os.chmod(path, 0)", "os.utime(path, (5, 5))", "os.chown(path, 1, 1)",
+        "os.setxattr(path, 'user.a', "
+        "b'1')", "open('mine', 'w'); os.rename('mine', path)", "open(path + '3', 'w')",
         "os.mkdir(path + '4')", "os.symlink('a', path + '5')", "os.mkfifo(path + '6')", "shutil.rmtree(os.path.dirname(path))",
     ],
 )  # fmt: skip
 def test_files_outside_the_folder_are_not_changed(temporary: Path, change: str) -> None:
-    """Neither text, name, mode, owner nor times of a file that the user may write to; nothing new appears beside it."""
+    """Neither text, name, mode, owner nor times of a file that the user may write to; nothing new appears
+    beside it."""
     kept = temporary / "kept"
     kept.write_text("as it was")
     kept.chmod(0o644)
@@ -499,7 +550,8 @@ def test_files_outside_the_folder_are_not_changed(temporary: Path, change: str) 
 
 
 def test_the_folder_is_the_programs_own() -> None:
-    """It may write, read, copy, move and remove there, and take temporary files; the next program finds nothing."""
+    """It may write, read, copy, move and remove there, and take temporary files; the next program finds
+    nothing."""
     program = """
 import os, shutil, tempfile
 assert os.listdir(".") == []
@@ -522,11 +574,20 @@ open("left", "w").write("x")
     [
         ("file = open('a', 'wb')\nwhile True: file.write(bytes(2**20))", "File too large"),
         ("open('a', 'wb').truncate(10 * 2**30)", "File too large"),
-        ("import os\nos.posix_fallocate(os.open('a', os.O_CREAT | os.O_RDWR), 0, 10 * 2**30)", "File too large"),
+        (
+            "import os\nos.posix_fallocate(os.open('a', os.O_CREAT | os.O_RDWR), 0, 10 * 2**30)",
+            "File too large",
+        ),
         ("files = [open('a', 'wb') for _ in range(10**4)]", "Too many open files"),
-        ("import os\nwhile True:\n    os.truncate(os.open('a', os.O_CREAT | os.O_RDWR), 0)", "Too many open files"),
+        (
+            "import os\nwhile True:\n    os.truncate(os.open('a', os.O_CREAT | os.O_RDWR), 0)",
+            "Too many open files",
+        ),
         ("import os\nos.mkdir('a', 0o300)", "was refused by the sandbox"),
-        ("import mmap\nfile = open('a', 'w+b')\nfile.write(bytes(9999))\nmmap.mmap(file.fileno(), 0)", "tried to map a file"),
+        (
+            "import mmap\nfile = open('a', 'w+b')\nfile.write(bytes(9999))\nmmap.mmap(file.fileno(), 0)",
+            "tried to map a file",
+        ),
         ("import itertools\nfor n in itertools.count(): open(str(n), 'wb').write(bytes(2**20))", OVERFULL),
         ("import itertools\nfor n in itertools.count(): open(str(n), 'wb').close()", OVERFULL),
         ("import os\nwhile True:\n    os.mkdir('a' * 200)\n    os.chdir('a' * 200)", OVERFULL),
@@ -556,8 +617,14 @@ def test_room_that_no_name_shows_is_bounded(program: str, temporary: Path) -> No
 
 
 LEFT = {
-    "no rights": "import os\nos.mkdir('a')\nos.close(os.open('a/b', os.O_CREAT, 0))\nos.symlink('/', 'a/c')\nos.chmod('a', 0)",
-    "odd names": "import os\nfor name in (b'\\xff', b'a\\nb', b'-rf', b'folder', b'0', b'1'):\n    os.makedirs(name + b'/0/1')",
+    "no rights": (
+        "import os\nos.mkdir('a')\nos.close(os.open('a/b', os.O_CREAT, 0))\nos.symlink('/', "
+        "'a/c')\nos.chmod('a', 0)"
+    ),
+    "odd names": (
+        "import os\nfor name in (b'\\xff', b'a\\nb', b'-rf', b'folder', b'0', b'1'):\n    os.makedirs(name + "
+        "b'/0/1')"
+    ),
     "deep": "import os\nfor _ in range(100):\n    os.mkdir('a' * 200)\n    os.chdir('a' * 200)",
 }
 
@@ -599,24 +666,26 @@ CALLS: dict[str, tuple[int | None, int | None, list[int]]] = {
     "socketpair": (53, 199, [2, 1, 0, 0]), "io_uring_setup": (425, 425, []), "ptrace": (101, 117, []),
     "process_vm_readv": (310, 270, []), "process_vm_writev": (311, 271, []), "kill": (62, 129, [1, 0]),
     "kill own group": (62, 129, [0, 0]), "kill all": (62, 129, [-1, 0]), "tkill": (200, 130, [1, 0]),
-    "tgkill": (234, 131, [1, 1, 0]), "rt_sigqueueinfo": (129, 138, []), "mount": (165, 40, []), "umount2": (166, 39, []),
-    "bpf": (321, 280, []), "keyctl": (250, 219, []), "add_key": (248, 217, []), "unshare": (272, 97, []),
-    "setns": (308, 268, []), "mkdirat": (258, 34, [-100, 0, 0o300]),
-    "pidfd_open": (434, 434, [1, 0]), "pidfd_getfd": (438, 438, []),
-    "pidfd_send_signal": (424, 424, []), "execve": (59, 221, []), "execveat": (322, 281, []), "vfork": (58, None, []),
-    "fork": (57, None, []), "clone": (56, 220, [17, 0, 0, 0, 0]), "setsid": (112, 157, []), "setpgid": (109, 154, []),
+    "tgkill": (234, 131, [1, 1, 0]), "rt_sigqueueinfo": (129, 138, []), "mount": (165, 40, []),
+    "umount2": (166, 39, []), "bpf": (321, 280, []), "keyctl": (250, 219, []), "add_key": (248, 217, []),
+    "unshare": (272, 97, []), "setns": (308, 268, []), "mkdirat": (258, 34, [-100, 0, 0o300]),
+    "pidfd_open": (434, 434, [1, 0]), "pidfd_getfd": (438, 438, []), "pidfd_send_signal": (424, 424, []),
+    "execve": (59, 221, []), "execveat": (322, 281, []), "vfork": (58, None, []), "fork": (57, None, []),
+    "clone": (56, 220, [17, 0, 0, 0, 0]), "setsid": (112, 157, []), "setpgid": (109, 154, []),
     "memfd_create": (319, 279, []), "userfaultfd": (323, 282, []), "perf_event_open": (298, 241, []),
-    "seccomp": (317, 277, []), "prctl": (157, 167, []), "open_by_handle_at": (304, 265, []), "setrlimit": (160, 164, []),
-    "prlimit64": (302, 261, [0, 9, 4096]), "setuid": (105, 146, []), "fchownat": (260, 54, []), "chroot": (161, 51, []),
-    "mknodat": (259, 33, []), "init_module": (175, 105, []), "reboot": (169, 142, []), "shmget": (29, 194, []),
+    "seccomp": (317, 277, []), "prctl": (157, 167, []), "open_by_handle_at": (304, 265, []),
+    "setrlimit": (160, 164, []), "prlimit64": (302, 261, [0, 9, 4096]), "setuid": (105, 146, []),
+    "fchownat": (260, 54, []), "chroot": (161, 51, []), "mknodat": (259, 33, []),
+    "init_module": (175, 105, []), "reboot": (169, 142, []), "shmget": (29, 194, []),
     "truncate": (76, 45, []), "F_SETOWN": (72, 25, [0, 8, 1]), "TIOCSTI": (16, 29, [0, 0x5412, 0]),
-    "CLOSE_RANGE_UNSHARE": (436, 436, [1000, 1000, 2]),
-    "landlock_restrict_self": (446, 446, []), "setxattr": (188, 5, []), "sched_setaffinity": (203, 122, []),
+    "CLOSE_RANGE_UNSHARE": (436, 436, [1000, 1000, 2]), "landlock_restrict_self": (446, 446, []),
+    "setxattr": (188, 5, []), "sched_setaffinity": (203, 122, []),
 }  # fmt: skip
 
 
 def test_the_kernel_refuses_system_calls(tmp_path: Path) -> None:
-    """Made directly, with no audit hook before them: EPERM for each, by the x32 numbers too; EACCES for files outside."""
+    """Made directly, with no audit hook before them: EPERM for each, by the x32 numbers too; EACCES for files
+    outside."""
     command = [sys.executable, "-c", BARE, str(Path(confine.__file__).parent), json.dumps(CALLS)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -636,7 +705,11 @@ def test_the_numbers_of_system_calls_are_the_kernels(column: int, header: str) -
         pytest.skip("no kernel headers here")
     numbers = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(header).read_text()))
     numbers.setdefault("newfstatat", numbers.get("fstatat"))
-    rows = [row.split() for row in f"{confine.NAMES},{confine.FEIGNED}{confine.SOMETIMES}".split(",") if row.strip()]
+    rows = [
+        row.split()
+        for row in f"{confine.NAMES},{confine.FEIGNED}{confine.SOMETIMES}".split(",")
+        if row.strip()
+    ]
     assert len(rows) > 120
     for name, *listed in rows:
         if name != "fchmodat2":  # newer than many headers
@@ -652,7 +725,8 @@ def test_an_unknown_processor_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_without_a_sandbox_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that can't confine itself says why and runs no program; callers get that as a FinetuneError."""
+    """A process that can't confine itself says why and runs no program; callers get that as a
+    FinetuneError."""
     text = Path(confine.__file__).read_text()
     without = tmp_path / "confine.py"
     shutil.copy(Path(confine.__file__).with_name("canonical.py"), tmp_path)
@@ -681,7 +755,8 @@ run_programs(["while True: pass"] * 50, seconds=30, workers=2)
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_programs_end_with_their_parent(temporary: Path, end: signal.Signals) -> None:
-    """Ctrl-C ends them and removes their folders; killed outright, the parent takes them along, and the next removes theirs."""
+    """Ctrl-C ends them and removes their folders; killed outright, the parent takes them along, and the next
+    removes theirs."""
     parent = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, str(temporary)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
     )
@@ -716,7 +791,9 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample() -> None:
     assert pass_at_k(10_000, 1, 5_000) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("samples", "correct", "k"), [(3, 1, 4), (3, 4, 1), (3, -1, 1), (3, 1, 0), (0, 0, 1)])
+@pytest.mark.parametrize(
+    ("samples", "correct", "k"), [(3, 1, 4), (3, 4, 1), (3, -1, 1), (3, 1, 0), (0, 0, 1)]
+)
 def test_pass_at_k_needs_k_samples(samples: int, correct: int, k: int) -> None:
     """And no more correct ones than samples."""
     with pytest.raises(FinetuneError, match="undefined"):

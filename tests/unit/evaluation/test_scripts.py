@@ -1,4 +1,5 @@
-"""Metrics of texts and labels in any script: equal texts are right, others in part, and English ones are scored as ever."""
+"""Metrics of texts and labels in any script: equal texts are right, others in part, and English ones are
+scored as ever."""
 
 # ruff: noqa: RUF001 - letters of other scripts are meant
 import importlib.util
@@ -21,19 +22,22 @@ from finetune.scoring.metrics.sacrebleu import bleu_tokenizer, sacrebleu_metric
 from finetune.scoring.words import words
 
 SCRIPTS = {
-    "Latin": "Die Größe der Straße ist naïvement übertrieben.", "Cyrillic": "Кот сыт и доволен.", "Greek": "Η γάτα κοιμάται.",
-    "Arabic": "القطة نائمة الآن؟", "Hebrew": "החתול ישן עכשיו.", "Devanagari": "बिल्ली सो रही है।", "Bengali": "বিড়াল ঘুমাচ্ছে।",
-    "Tamil": "பூனை தூங்குகிறது.", "Georgian": "კატა სძინავს.", "Armenian": "Կատուն քնած է։", "Amharic": "ድመቷ ተኝታለች።",
-    "Hangul": "고양이가 자고 있다.", "Chinese": "猫正在睡觉。", "Japanese": "猫はとても眠いです。",
-    "Katakana": "コンピュータです",
-    "Thai": "แมวกำลังนอนหลับ", "Lao": "ແມວກໍາລັງນອນ", "Khmer": "ឆ្មាកំពុងដេក", "Burmese": "ကြောင်အိပ်နေသည်", "Tibetan": "ཞི་མི་གཉིད།",
-    "one word": "Ja", "one letter": "猫", "digits": "42", "signs": "?!", "emoji": "😀👍🏽",
+    "Latin": "Die Größe der Straße ist naïvement übertrieben.", "Cyrillic": "Кот сыт и доволен.",
+    "Greek": "Η γάτα κοιμάται.", "Arabic": "القطة نائمة الآن؟", "Hebrew": "החתול ישן עכשיו.",
+    "Devanagari": "बिल्ली सो रही है।", "Bengali": "বিড়াল ঘুমাচ্ছে।", "Tamil": "பூனை தூங்குகிறது.",
+    "Georgian": "კატა სძინავს.", "Armenian": "Կատուն քնած է։", "Amharic": "ድመቷ ተኝታለች።",
+    "Hangul": "고양이가 자고 있다.", "Chinese": "猫正在睡觉。", "Japanese": "猫はとても眠いです。", "Katakana": "コンピュータです",
+    "Thai": "แมวกำลังนอนหลับ", "Lao": "ແມວກໍາລັງນອນ", "Khmer": "ឆ្មាកំពុងដេក", "Burmese": "ကြောင်အိပ်နေသည်",
+    "Tibetan": "ཞི་མི་གཉིད།", "one word": "Ja", "one letter": "猫", "digits": "42", "signs": "?!",
+    "emoji": "😀👍🏽",
 }  # fmt: skip
 
 OVERLAPS = [
-    ("кот сыт", "кот спит", 1 / 2), ("猫坐着", "猫站着", 2 / 3), ("fur", "für", 0.0), ("für immer", "für heute", 1 / 2),
-    ("แมวดำ", "แมวขาว", 2 * 3 / (5 + 6)), ("बिल्ली सोती है", "बिल्ली जागती है", 2 / 3), ("고양이가 자고", "고양이가 먹고", 1 / 2),
-    ("The Größe", "the größe", 1.0), ("猫 cat 猫", "猫 dog 猫", 2 / 3), ("cafe\u0301 noir", "caf\u00e9 noir", 1.0),
+    ("кот сыт", "кот спит", 1 / 2), ("猫坐着", "猫站着", 2 / 3), ("fur", "für", 0.0),
+    ("für immer", "für heute", 1 / 2), ("แมวดำ", "แมวขาว", 2 * 3 / (5 + 6)),
+    ("बिल्ली सोती है", "बिल्ली जागती है", 2 / 3), ("고양이가 자고", "고양이가 먹고", 1 / 2),
+    ("The Größe", "the größe", 1.0), ("猫 cat 猫", "猫 dog 猫", 2 / 3),
+    ("cafe\u0301 noir", "caf\u00e9 noir", 1.0),
 ]  # fmt: skip
 """Two texts, and the share of the words that they have in common, counted by hand."""
 
@@ -51,7 +55,14 @@ def value(name: str, *answers: Prediction) -> float:
 def test_equal_texts_are_right(script: str) -> None:
     """By every metric of texts, as one row and as a corpus, whatever the script and however short."""
     same = answer(SCRIPTS[script], SCRIPTS[script])
-    for name, whole in {"exact_match": 1, "squad_exact_match": 1, "squad_f1": 1, "rouge1": 1, "rouge2": 1, "rougeL": 1}.items():
+    for name, whole in {
+        "exact_match": 1,
+        "squad_exact_match": 1,
+        "squad_f1": 1,
+        "rouge1": 1,
+        "rouge2": 1,
+        "rougeL": 1,
+    }.items():
         assert value(name, same) == whole, name
     for name in ("bleu", "chrf"):
         assert value(name, same) == pytest.approx(100), name
@@ -107,7 +118,9 @@ JAPANESE = [("猫はマットの上に座った。", "猫がマットの上に�
 @pytest.mark.parametrize(("pairs", "tokenizer"), [(ENGLISH, "13a"), (CHINESE, "zh"), (JAPANESE, "char")])
 def test_bleu_of_one_language_is_sacrebleus(pairs: list[tuple[str, str]], tokenizer: str) -> None:
     """The corpus' figure with that tokenizer, and the signature says which."""
-    own = sacrebleu.corpus_bleu([said for said, _ in pairs], [[wanted for _, wanted in pairs]], tokenize=tokenizer).score
+    own = sacrebleu.corpus_bleu(
+        [said for said, _ in pairs], [[wanted for _, wanted in pairs]], tokenize=tokenizer
+    ).score
     report = report_of(Measured(answers=[answer(*pair) for pair in pairs]), ["bleu"], intervals=False)
     assert report.values["bleu"] == pytest.approx(own)
     assert 0 < own < 100
@@ -117,8 +130,12 @@ def test_bleu_of_one_language_is_sacrebleus(pairs: list[tuple[str, str]], tokeni
 def test_bleu_of_several_languages_cuts_each_row_by_its_own() -> None:
     """The figure is that of texts which sacrebleu's tokenizers have cut before, row by row."""
     rows = [(ENGLISH, "13a"), (CHINESE, "zh"), (JAPANESE, "char")]
-    cut = [[sacrebleu_metric(name).tokenizer(text) for text in pair] for pairs, name in rows for pair in pairs]
-    own = sacrebleu.corpus_bleu([said for said, _ in cut], [[wanted for _, wanted in cut]], tokenize="none", force=True).score
+    cut = [
+        [sacrebleu_metric(name).tokenizer(text) for text in pair] for pairs, name in rows for pair in pairs
+    ]
+    own = sacrebleu.corpus_bleu(
+        [said for said, _ in cut], [[wanted for _, wanted in cut]], tokenize="none", force=True
+    ).score
     answers = [answer(*pair) for pairs, _ in rows for pair in pairs]
     report = report_of(Measured(answers=answers), ["bleu"], intervals=False)
     assert report.values["bleu"] == pytest.approx(own)
@@ -132,17 +149,23 @@ def test_a_named_tokenizer_cuts_every_row() -> None:
     measured = Measured(answers=[answer(*pair) for pair in ENGLISH + CHINESE], bleu_tokenizer="char")
     report = report_of(measured, ["bleu"], intervals=False)
     pairs = ENGLISH + CHINESE
-    own = sacrebleu.corpus_bleu([said for said, _ in pairs], [[wanted for _, wanted in pairs]], tokenize="char").score
+    own = sacrebleu.corpus_bleu(
+        [said for said, _ in pairs], [[wanted for _, wanted in pairs]], tokenize="char"
+    ).score
     assert report.values["bleu"] == pytest.approx(own)
     assert "|tok:char|" in report.scores["bleu"].signature
     if importlib.util.find_spec("MeCab") is None:
-        with pytest.raises(FinetuneError, match=r'bleu_tokenizer ja-mecab is not there .*pip install "sacrebleu\[ja\]"'):
+        with pytest.raises(
+            FinetuneError, match=r'bleu_tokenizer ja-mecab is not there .*pip install "sacrebleu\[ja\]"'
+        ):
             sacrebleu_metric("ja-mecab")
 
 
 def test_bleu_of_short_texts_is_no_accident_of_the_draw() -> None:
     """Each resample of equal short texts has 100, so that the interval is as narrow as the figure is sure."""
-    score = report_of(Measured(answers=[answer("Ja.", "Ja."), answer("Nein", "Nein")]), ["bleu"]).scores["bleu"]
+    score = report_of(Measured(answers=[answer("Ja.", "Ja."), answer("Nein", "Nein")]), ["bleu"]).scores[
+        "bleu"
+    ]
     assert np.allclose(score.samples, 100)
     assert not math.isnan(score.interval.low)
 
@@ -173,6 +196,18 @@ def test_squads_rules_in_other_scripts(said: str, wanted: str, exact: float, f1:
     ],
 )  # fmt: skip
 def test_labels_in_other_scripts(text: str, label: str | None) -> None:
-    """A label ends where a word can: anywhere between letters of a script without blanks, never before a vowel sign."""
-    labels = ("正面", "非常正面", "负面", "บวก", "положительный", "सकारात्मक", "caf\u00e9", "긍정", "positive", "क")
+    """A label ends where a word can: anywhere between letters of a script without blanks, never before a
+    vowel sign."""
+    labels = (
+        "正面",
+        "非常正面",
+        "负面",
+        "บวก",
+        "положительный",
+        "सकारात्मक",
+        "caf\u00e9",
+        "긍정",
+        "positive",
+        "क",
+    )
     assert label_in(text, labels) == label

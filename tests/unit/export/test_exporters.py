@@ -19,11 +19,17 @@ def test_another_format_is_one_class(tiny_base: Path, tmp_path: Path) -> None:
     target = make_adapter(tiny_base, tmp_path / "adapter")
     parts = read_parts(target, [], None)
     updates = Updates(parts.stored, parts.config, parts.adapters)
-    description = parts.description(parts.merged_config(vocabulary=updates.vocabulary, tied=updates.stays_tied))
+    description = parts.description(
+        parts.merged_config(vocabulary=updates.vocabulary, tied=updates.stays_tied)
+    )
     folder, exporter = tmp_path / "numpy", module_of("extending_exporters").NumpyFiles()
     folder.mkdir()
     written = exporter.write(
-        MergedWeights(parts.stored, updates, torch.float32), description, folder, largest_file=2**30, workers=1
+        MergedWeights(parts.stored, updates, torch.float32),
+        description,
+        folder,
+        largest_file=2**30,
+        workers=1,
     )
     merge(target, tmp_path / "merged", dtype="float32")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
@@ -33,7 +39,9 @@ def test_another_format_is_one_class(tiny_base: Path, tmp_path: Path) -> None:
         assert np.array_equal(np.load(folder / f"{name}.npy"), weights[name].detach().numpy()), name
     assert exporter.check(description, folder) == []
     (folder / "words.txt").write_text("7")
-    assert exporter.check(description, folder) == [f"it has 7 words, and the tokenizer {len(description.tokenizer)}"]
+    assert exporter.check(description, folder) == [
+        f"it has 7 words, and the tokenizer {len(description.tokenizer)}"
+    ]
 
 
 def test_each_format_has_a_name_of_its_own() -> None:

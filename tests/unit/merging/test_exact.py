@@ -54,11 +54,16 @@ def by_peft(target: Target, *, rows: int | None = None) -> dict[str, torch.Tenso
 
 def ours(target: Target, output: Path, **options: Any) -> tuple[MergeReport, dict[str, torch.Tensor]]:
     report = merge(target, output, **options)
-    return report, {name: tensor for path in sorted(output.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    return report, {
+        name: tensor
+        for path in sorted(output.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
 
 
 def compare(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Float32 numbers are within 2 ulp of peft's (at the row's largest); bf16 ones are peft's, rounded once, or next to it."""
+    """Float32 numbers are within 2 ulp of peft's (at the row's largest); bf16 ones are peft's, rounded once,
+    or next to it."""
     for name, tensor in found.items():
         truth = expected[name]
         assert tensor.shape == truth.shape, name
@@ -75,7 +80,8 @@ def compare(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_number_is_pefts(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """A merge, which is streamed, has peft's numbers, rounded once; none of its tensors is absent or too many."""
+    """A merge, which is streamed, has peft's numbers, rounded once; none of its tensors is absent or too
+    many."""
     base = base_of(tmp_path / "base", dtype)
     target = make_adapter(base, tmp_path / "adapter", **KINDS[kind])
     report, found = ours(target, tmp_path / "merged")
@@ -95,7 +101,9 @@ def test_an_embedding_that_was_resized_by_another_tool(tied: bool, tmp_path: Pat
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model.resize_token_embeddings(len(grown))
     path = tmp_path / "adapter" / "adapter_model.safetensors"
-    extra = {"base_model.model.model.embed_tokens.weight": model.get_input_embeddings().weight.detach().clone()}
+    extra = {
+        "base_model.model.model.embed_tokens.weight": model.get_input_embeddings().weight.detach().clone()
+    }
     if not tied:
         extra["base_model.model.lm_head.weight"] = model.get_output_embeddings().weight.detach().clone()
     save_file(load_file(path) | extra, path)
@@ -136,12 +144,15 @@ def test_adapters_go_in_in_order(tmp_path: Path) -> None:
     second = make_adapter(base, tmp_path / "second", r=3, use_dora=True)
     _, both = ours(first, tmp_path / "both", more=[tmp_path / "second"])
     merge(first, tmp_path / "once")
-    _, apart = ours(Target(ModelSection(base=str(tmp_path / "once")), second.adapter, None, "x"), tmp_path / "twice")
+    _, apart = ours(
+        Target(ModelSection(base=str(tmp_path / "once")), second.adapter, None, "x"), tmp_path / "twice"
+    )
     compare(both, apart)
 
 
 def test_what_takes_a_part_of_the_base_goes_through_peft(tmp_path: Path) -> None:
-    """PiSSA leaves a residual in the base: peft itself merges it, the report says so, and the result is base + adapter."""
+    """PiSSA leaves a residual in the base: peft itself merges it, the report says so, and the result is base
+    + adapter."""
     base = base_of(tmp_path / "base", torch.float32)
     model = AutoModelForCausalLM.from_pretrained(base)
     adapted = get_peft_model(
@@ -166,7 +177,12 @@ def test_what_takes_a_part_of_the_base_goes_through_peft(tmp_path: Path) -> None
         (lambda base: (base / "model-00002-of-00002.safetensors").unlink(), "lacks model-00002"),
         (lambda base: _cut(base / "model-00001-of-00002.safetensors", 100), "truncated"),
         (lambda base: _flip(base / "model-00001-of-00002.safetensors", 9), "damaged"),
-        (lambda base: shutil.copyfile(base / "model-00001-of-00002.safetensors", base / "model.safetensors"), "describes"),
+        (
+            lambda base: shutil.copyfile(
+                base / "model-00001-of-00002.safetensors", base / "model.safetensors"
+            ),
+            "describes",
+        ),
     ],
     ids=["absent", "truncated", "flipped header", "a part under the name of the whole"],
 )
@@ -198,14 +214,25 @@ def _flip(path: Path, place: int) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda held: held | {"base_model.model.model.layers.0.mlp.strange": torch.zeros(2)}, "unknown meaning"),
+        (
+            lambda held: held | {"base_model.model.model.layers.0.mlp.strange": torch.zeros(2)},
+            "unknown meaning",
+        ),
         (lambda held: {name: held[name] for name in list(held)[1:]}, "only one of"),
-        (lambda held: {name: value[:2] if "lora_A" in name else value for name, value in held.items()}, "an A of shape"),
-        (lambda held: {name: value for name, value in held.items() if "layers.1.mlp.up" not in name}, "has no weights for"),
+        (
+            lambda held: {name: value[:2] if "lora_A" in name else value for name, value in held.items()},
+            "an A of shape",
+        ),
+        (
+            lambda held: {name: value for name, value in held.items() if "layers.1.mlp.up" not in name},
+            "has no weights for",
+        ),
     ],
     ids=["left over", "half", "rank", "absent"],
 )
-def test_an_adapter_whose_tensors_do_not_add_up_is_refused(change: Any, expected: str, tiny_base: Path, tmp_path: Path) -> None:
+def test_an_adapter_whose_tensors_do_not_add_up_is_refused(
+    change: Any, expected: str, tiny_base: Path, tmp_path: Path
+) -> None:
     """Every tensor has its place, and every target its tensors."""
     target = make_adapter(tiny_base, tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_model.safetensors"
@@ -224,7 +251,8 @@ def test_a_rank_that_the_config_denies_is_refused(tiny_base: Path, tmp_path: Pat
 
 
 def test_a_killed_merge_leaves_nothing_and_the_next_one_ends_right(tiny_base: Path, tmp_path: Path) -> None:
-    """After kill -9 in the middle no output stands under its name; what it left is taken away by the next merge."""
+    """After kill -9 in the middle no output stands under its name; what it left is taken away by the next
+    merge."""
     target = make_adapter(tiny_base, tmp_path / "adapter")
     program = (
         "import os, signal, sys\n"
@@ -235,7 +263,14 @@ def test_a_killed_merge_leaves_nothing_and_the_next_one_ends_right(tiny_base: Pa
         "from finetune.merging.targets import choose_target\n"
         "merge(choose_target(sys.argv[1], Path(sys.argv[2])), Path(sys.argv[3]))\n"
     )
-    words = [sys.executable, "-c", program, str(tmp_path / "adapter"), str(tiny_base), str(tmp_path / "out" / "merged")]
+    words = [
+        sys.executable,
+        "-c",
+        program,
+        str(tmp_path / "adapter"),
+        str(tiny_base),
+        str(tmp_path / "out" / "merged"),
+    ]
     assert subprocess.run(words, check=False, capture_output=True).returncode == -9
     assert not (tmp_path / "out" / "merged").exists()
     assert len(list((tmp_path / "out").iterdir())) == 1
@@ -264,15 +299,17 @@ def test_a_disk_that_is_too_small_in_the_end(
         "from finetune.cli.app import main\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, *words], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], check=False, capture_output=True, text=True
+    )
     assert done.returncode == 2, done.stderr
     assert "the disk is full" in done.stderr
     assert list(small.iterdir()) == []
 
 
 def test_cancelling_terms_on_a_base_of_zero_are_no_false_alarm() -> None:
-    """Where the base is 0, as many numbers of NF4 are, terms of B A cancel to numbers finer than float32's sums: that is no
-    error, and a number that is off by a tenth of itself is one."""
+    """Where the base is 0, as many numbers of NF4 are, terms of B A cancel to numbers finer than float32's
+    sums: that is no error, and a number that is off by a tenth of itself is one."""
     truth, zeros = torch.tensor([[1.0, 3e-8]], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
     assert largest_error(torch.tensor([[1.0, 8e-8]], dtype=torch.bfloat16), truth, zeros) <= 0.51
     truth[0, 1] = 1e-3

@@ -1,4 +1,5 @@
-"""Classification heads: runs and adapters made by peft, merged, and compared with what plain transformers loads."""
+"""Classification heads: runs and adapters made by peft, merged, and compared with what plain transformers
+loads."""
 
 import json
 import shutil
@@ -12,7 +13,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaForCausalLM,
+)
 
 from data_prep.config import HeadSection
 from data_prep.table.documents import Document
@@ -100,7 +106,12 @@ def run_of(tmp_path_factory: pytest.TempPathFactory, base_of: Callable[[bool], P
                         "evaluation": {"fraction": 0.3},
                         "max_length_tokens": 128,
                     },
-                    "train": {"precision": "fp32", "learning_rate": 1e-2, "max_steps": 12, "micro_batch_size": 4},
+                    "train": {
+                        "precision": "fp32",
+                        "learning_rate": 1e-2,
+                        "max_steps": 12,
+                        "micro_batch_size": 4,
+                    },
                     "evaluate": {"metrics": ["loss", METRICS[problem]]},
                     "tracking": {"tracker": "none"},
                     "output": {"folder": str(folder)},
@@ -121,7 +132,9 @@ def merged(run: RunFolder, output: Path, **options: Any) -> tuple[Any, HeadVerif
 
 def load_clean(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """What plain transformers loads: nothing absent, nothing left over."""
-    model, info = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True
+    )
     assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
 
@@ -135,18 +148,23 @@ def outputs(model: Any, texts: list[str], folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("problem", "tied"), [("single_label", False), ("single_label", True), ("multi_label", False), ("regression", True)]
+    ("problem", "tied"),
+    [("single_label", False), ("single_label", True), ("multi_label", False), ("regression", True)],
 )
 def test_a_merged_run_is_a_plain_classifier(problem: str, tied: bool, run_of: Runs, tmp_path: Path) -> None:
-    """Plain transformers loads it without a missing or unexpected key; its config.json names the labels; the head is the
-    trained one to the last bit; nothing is left of the head that predicts tokens; its outputs are those of base + adapter."""
+    """Plain transformers loads it without a missing or unexpected key; its config.json names the labels; the
+    head is the trained one to the last bit; nothing is left of the head that predicts tokens; its outputs are
+    those of base + adapter."""
     run, recipe = run_of(problem, tied)
     output = tmp_path / "merged"
     report, found = merged(run, output)
     assert found.holds
     assert (found.rows, found.texts, found.problem) == (18, "the run's data", problem)
     model = load_clean(output)
-    weights, adapter = load_file(output / "model.safetensors"), load_file(run.adapter / "adapter_model.safetensors")
+    weights, adapter = (
+        load_file(output / "model.safetensors"),
+        load_file(run.adapter / "adapter_model.safetensors"),
+    )
     assert torch.equal(weights["score.weight"], adapter["base_model.model.score.weight"])
     assert weights["score.weight"].dtype == torch.float32
     assert weights["model.layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
@@ -168,7 +186,9 @@ def test_a_merged_run_is_a_plain_classifier(problem: str, tied: bool, run_of: Ru
     assert config == kept | spelled_for_transformers_4
     exact = tmp_path / "exact"
     merged(run, exact, dtype="float32")
-    plain = AutoModelForSequenceClassification.from_pretrained(base_file(recipe), num_labels=len(names), dtype=torch.float32)
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        base_file(recipe), num_labels=len(names), dtype=torch.float32
+    )
     peft = PeftModel.from_pretrained(plain, str(run.adapter)).eval()
     plain.config.pad_token_id = model.config.pad_token_id
     texts = ["where is my parcel", "thank you", "the money, please, and soon"]
@@ -184,16 +204,22 @@ def test_a_merged_run_is_a_plain_classifier(problem: str, tied: bool, run_of: Ru
 
 
 def test_the_card_s_program_reads_a_text_as_the_training_did(run_of: Runs, tmp_path: Path) -> None:
-    """Copied out of README.md: its ids are those of the run's documents, its outputs those of base + adapter on them. The
-    report says that there is a template to go through."""
+    """Copied out of README.md: its ids are those of the run's documents, its outputs those of base + adapter
+    on them. The report says that there is a template to go through."""
     run, recipe = run_of("single_label")
     report, _ = merged(run, tmp_path / "merged", dtype="float32")
     assert any("through the chat template" in text for name, text in lines_of(report) if name == "note")
     program = (tmp_path / "merged" / "README.md").read_text().split("```python\n")[1].split("```")[0]
     prepared = prepare_data(recipe, load_tokenizer(recipe.model.base))
     # The last token of a document stands where the head's answer does: the head reads those before it.
-    documents = {tuple(document.token_ids[:-1]) for table in (prepared.train, prepared.evaluation) for document in table}
-    plain = AutoModelForSequenceClassification.from_pretrained(base_file(recipe), num_labels=3, dtype=torch.float32)
+    documents = {
+        tuple(document.token_ids[:-1])
+        for table in (prepared.train, prepared.evaluation)
+        for document in table
+    }
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        base_file(recipe), num_labels=3, dtype=torch.float32
+    )
     plain.config.pad_token_id = 2
     peft = PeftModel.from_pretrained(plain, str(run.adapter)).eval()
     for line in Path(recipe.data.train[0].path).read_text().splitlines()[:5]:
@@ -216,8 +242,8 @@ def base_file(recipe: Recipe, name: str = "") -> Path:
 
 @pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
 def test_a_merged_run_scores_as_the_run_does(problem: str, run_of: Runs, tmp_path: Path) -> None:
-    """`finetune evaluate` finds the head in config.json, and the figures of the run: to float32's rounding where the merge is
-    in float32; `finetune verify` finds that it holds."""
+    """`finetune evaluate` finds the head in config.json, and the figures of the run: to float32's rounding
+    where the merge is in float32; `finetune verify` finds that it holds."""
     run, recipe = run_of(problem)
     merged(run, tmp_path / "merged", dtype="float32")
     evaluation = Evaluation(recipe, choose_precision("fp32"))
@@ -254,13 +280,15 @@ def test_a_plan_counts_without_the_weights(run_of: Runs, tmp_path: Path) -> None
     (tmp_path / "base").mkdir()
     shutil.copyfile(base_file(recipe, "config.json"), tmp_path / "base" / "config.json")
     there, absent = (
-        plan_merge(str(run.adapter), base=base, dtype=None, output=None) for base in (base_file(recipe), tmp_path / "base")
+        plan_merge(str(run.adapter), base=base, dtype=None, output=None)
+        for base in (base_file(recipe), tmp_path / "base")
     )
     assert absent.parameters == there.parameters
 
 
 def test_a_qlora_head_merges_into_the_closer_base(run_of: Runs, tmp_path: Path) -> None:
-    """Both bases are scored by the head's loss and KL on held-out rows; the head itself is never quantised."""
+    """Both bases are scored by the head's loss and KL on held-out rows; the head itself is never
+    quantised."""
     run, recipe = run_of("single_label", method="qlora")
     report, found = merged(run, tmp_path / "merged")
     assert found.holds
@@ -269,7 +297,9 @@ def test_a_qlora_head_merges_into_the_closer_base(run_of: Runs, tmp_path: Path) 
     assert report.qlora.scores["nf4"].kl < report.qlora.scores["16bit"].kl
     assert report.qlora.scores["nf4"].loss == pytest.approx(report.qlora.trained_loss, abs=0.05)
     head = load_file(tmp_path / "merged" / "model.safetensors")["score.weight"]
-    assert torch.equal(head, load_file(run.adapter / "adapter_model.safetensors")["base_model.model.score.weight"])
+    assert torch.equal(
+        head, load_file(run.adapter / "adapter_model.safetensors")["base_model.model.score.weight"]
+    )
     load_clean(tmp_path / "merged")
     # What evaluates as the run does: NF4 base + adapter.
     evaluation = Evaluation(recipe, choose_precision("fp32"))
@@ -282,9 +312,15 @@ def test_a_qlora_head_merges_into_the_closer_base(run_of: Runs, tmp_path: Path) 
 def test_kl_is_that_of_the_distributions_the_losses_take() -> None:
     """Nats a row: of the label, of each label by itself, and of a Gaussian; the loss is the head's."""
     one, other = torch.tensor([[0.3, -1.0], [2.0, 0.5]]), torch.tensor([[0.1, -0.4], [1.0, 0.5]])
-    softmax = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=z) for z in (one, other)))
-    bernoulli = torch.distributions.kl_divergence(*(torch.distributions.Bernoulli(logits=z) for z in (one, other))).sum(-1)
-    normal = torch.distributions.kl_divergence(*(torch.distributions.Normal(z[:, :1], 1.0) for z in (one, other)))
+    softmax = torch.distributions.kl_divergence(
+        *(torch.distributions.Categorical(logits=z) for z in (one, other))
+    )
+    bernoulli = torch.distributions.kl_divergence(
+        *(torch.distributions.Bernoulli(logits=z) for z in (one, other))
+    ).sum(-1)
+    normal = torch.distributions.kl_divergence(
+        *(torch.distributions.Normal(z[:, :1], 1.0) for z in (one, other))
+    )
     single, multi = HeadSection(labels=("a", "b")), HeadSection(problem="multi_label", labels=("a", "b"))
     number = HeadSection(problem="regression")
     assert mean_kl(one, other, single) == pytest.approx(float(softmax.mean()), rel=1e-5)
@@ -298,13 +334,21 @@ def test_kl_is_that_of_the_distributions_the_losses_take() -> None:
     )
 
 
-def head_adapter(base: Path, folder: Path, *, labels: int = 3, new_tokens: tuple[str, ...] = (), **options: Any) -> Target:
-    """Plain peft's adapter for a model with a head, A, B and head random; nothing in the folder names the labels."""
+def head_adapter(
+    base: Path, folder: Path, *, labels: int = 3, new_tokens: tuple[str, ...] = (), **options: Any
+) -> Target:
+    """Plain peft's adapter for a model with a head, A, B and head random; nothing in the folder names the
+    labels."""
     tokenizer = load_tokenizer(base, new_tokens=new_tokens)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, dtype=torch.float32)
     if new_tokens:
         model.resize_token_embeddings(len(tokenizer))
-    settings: dict[str, Any] = {"task_type": "SEQ_CLS", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | options
+    settings: dict[str, Any] = {
+        "task_type": "SEQ_CLS",
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": "all-linear",
+    } | options
     torch.manual_seed(7)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -321,7 +365,9 @@ def head_adapter(base: Path, folder: Path, *, labels: int = 3, new_tokens: tuple
 @torch.no_grad()
 def unmerged(target: Target, labels: int = 3) -> torch.Tensor:
     """Base + adapter's outputs by plain peft, of one row."""
-    model = AutoModelForSequenceClassification.from_pretrained(target.model.base, num_labels=labels, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        target.model.base, num_labels=labels, dtype=torch.float32
+    )
     size = len(AutoTokenizer.from_pretrained(target.adapter))
     if size > model.config.vocab_size:
         model.resize_token_embeddings(size)
@@ -345,7 +391,8 @@ def unmerged(target: Target, labels: int = 3) -> torch.Tensor:
 def test_each_kind_of_adapter_merges_with_its_head(
     options: dict[str, Any], tied: bool, base_of: Callable[[bool], Path], tmp_path: Path
 ) -> None:
-    """The merged model has base + adapter's outputs, and the head's labels are transformers' own where nobody names them."""
+    """The merged model has base + adapter's outputs, and the head's labels are transformers' own where nobody
+    names them."""
     base = base_of(tied)
     if "new_tokens" in options:
         options = options | {"trainable_token_indices": {"embed_tokens": [len(load_tokenizer(base))]}}
@@ -377,7 +424,8 @@ def test_peft_keeps_the_heads_type_as_streaming_does(base_of: Callable[[bool], P
 
 
 def test_a_base_that_has_the_head_keeps_its_names(base_of: Callable[[bool], Path], tmp_path: Path) -> None:
-    """An adapter on top of a classifier merges into it: the base's labels stay, the adapter's head replaces the base's."""
+    """An adapter on top of a classifier merges into it: the base's labels stay, the adapter's head replaces
+    the base's."""
     base = tmp_path / "classifier"
     shutil.copytree(base_of(False), base)
     names = {0: "no", 1: "yes"}
@@ -389,19 +437,25 @@ def test_a_base_that_has_the_head_keeps_its_names(base_of: Callable[[bool], Path
     target = head_adapter(base, tmp_path / "adapter", labels=2)
     merge(target, tmp_path / "merged")
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
-    assert (config["id2label"], config["problem_type"]) == ({"0": "no", "1": "yes"}, "multi_label_classification")
+    assert (config["id2label"], config["problem_type"]) == (
+        {"0": "no", "1": "yes"},
+        "multi_label_classification",
+    )
     with torch.no_grad():
         found = load_clean(tmp_path / "merged")(TOKENS).logits
     torch.testing.assert_close(found, unmerged(target, labels=2), rtol=0, atol=0.1)
     resolved = resolve_target(str(tmp_path / "merged")).model.head
     assert resolved == HeadSection(problem="multi_label", labels=("no", "yes"))
     wrong = head_adapter(base_of(False), tmp_path / "wrong", labels=3)
-    with pytest.raises(MergeError, match=r"its head is of shape \(3, 64\), and the base has a head of shape \(2, 64\)"):
+    with pytest.raises(
+        MergeError, match=r"its head is of shape \(3, 64\), and the base has a head of shape \(2, 64\)"
+    ):
         merge(replace(wrong, model=ModelSection(base=str(base))), tmp_path / "other")
 
 
 def test_a_base_without_any_head_will_do(base_of: Callable[[bool], Path], tmp_path: Path) -> None:
-    """A base that was saved without its head, and without `model.` in its names, has all that a classifier needs."""
+    """A base that was saved without its head, and without `model.` in its names, has all that a classifier
+    needs."""
     base = tmp_path / "bare"
     shutil.copytree(base_of(False), base)
     AutoModelForCausalLM.from_pretrained(base_of(False)).model.save_pretrained(base)
@@ -414,7 +468,8 @@ def test_a_base_without_any_head_will_do(base_of: Callable[[bool], Path], tmp_pa
 
 
 def test_a_wrong_merge_fails_its_check(run_of: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A head whose labels changed places ends in OUTPUT.failed with its figures, exit code 3, and nothing under the output."""
+    """A head whose labels changed places ends in OUTPUT.failed with its figures, exit code 3, and nothing
+    under the output."""
     run, _ = run_of("single_label")
     honest = stream.bytes_of
 
@@ -422,7 +477,9 @@ def test_a_wrong_merge_fails_its_check(run_of: Runs, tmp_path: Path, monkeypatch
         return honest(block.flip(0) if block.shape == (3, 64) else block)
 
     monkeypatch.setattr(stream, "bytes_of", careless)
-    with pytest.raises(CheckFailed, match=r"score\.weight is up to .* outputs differ by up to .* the label stays") as caught:
+    with pytest.raises(
+        CheckFailed, match=r"score\.weight is up to .* outputs differ by up to .* the label stays"
+    ) as caught:
         merge(resolve_target(str(run.path)), tmp_path / "merged")
     assert caught.value.exit_code == 3
     assert not (tmp_path / "merged").exists()
@@ -434,7 +491,8 @@ def test_a_wrong_merge_fails_its_check(run_of: Runs, tmp_path: Path, monkeypatch
 def test_an_update_that_peft_has_otherwise_fails_in_float32(
     run_of: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A scale that is off by one per cent is wrong in every check's own arithmetic but peft's: the mathematics find it."""
+    """A scale that is off by one per cent is wrong in every check's own arithmetic but peft's: the
+    mathematics find it."""
     run, _ = run_of("multi_label")
     honest = adapted.scale_of
     monkeypatch.setattr(adapted, "scale_of", lambda *words: 0.99 * honest(*words))
@@ -442,7 +500,9 @@ def test_an_update_that_peft_has_otherwise_fails_in_float32(
         merge(resolve_target(str(run.path)), tmp_path / "merged")
 
 
-def test_a_type_that_is_too_coarse_is_told(run_of: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_type_that_is_too_coarse_is_told(
+    run_of: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where rounding moves the outputs beyond the bound, the message names the types that would do."""
     run, _ = run_of("regression", True)
     monkeypatch.setattr(verify_heads, "ROUNDED_FRACTION", {torch.bfloat16: 1e-4})
@@ -456,7 +516,8 @@ def test_a_type_that_is_too_coarse_is_told(run_of: Runs, tmp_path: Path, monkeyp
 def test_a_model_larger_than_the_memory_is_verified_layer_by_layer(
     run_of: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a model in float32 doesn't fit, fewer rows go through it from the disk, and a wrong merge still fails."""
+    """Where a model in float32 doesn't fit, fewer rows go through it from the disk, and a wrong merge still
+    fails."""
     run, _ = run_of("single_label")
     monkeypatch.setattr(models, "fits_in_memory", lambda _: False)
     _, found = merged(run, tmp_path / "merged", dtype="float32")
@@ -477,7 +538,8 @@ def test_a_model_larger_than_the_memory_is_verified_layer_by_layer(
 
 
 def test_rows_that_end_in_padding_are_told(run_of: Runs, tmp_path: Path) -> None:
-    """Plain transformers skips padding tokens at the end of a row; where the training read one, report and card say so."""
+    """Plain transformers skips padding tokens at the end of a row; where the training read one, report and
+    card say so."""
     run, _ = run_of("single_label")
     adapter = tmp_path / "adapter"
     shutil.copytree(run.adapter, adapter)
@@ -492,12 +554,16 @@ def test_rows_that_end_in_padding_are_told(run_of: Runs, tmp_path: Path) -> None
 
 
 def test_up_to_so_many_rows_are_read_to_their_ends(run_of: Runs, tmp_path: Path) -> None:
-    """A head says one thing of a row: it is compared on more rows than logits are, by the last tokens of each."""
+    """A head says one thing of a row: it is compared on more rows than logits are, by the last tokens of
+    each."""
     run, recipe = run_of("single_label")
     rows = [{"text": "far " * 900 + word, "label": "praise"} for word in ("one", "two")] * 12
     rows += [{"text": f"near {index}", "label": "praise"} for index in range(60)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"train": [{"path": str(tmp_path / "long.jsonl"), "format": "classification"}], "max_length_tokens": 4096}
+    data = {
+        "train": [{"path": str(tmp_path / "long.jsonl"), "format": "classification"}],
+        "max_length_tokens": 4096,
+    }
     for train, count in ((data, 8), (recipe.data.model_dump() | {"evaluation": None}, HEAD_ROWS)):
         other = Recipe.model_validate(recipe.model_dump() | {"data": train, "evaluate": {}})
         target = replace(resolve_target(str(run.path)), recipe=other)
@@ -512,8 +578,11 @@ def spoil_config(adapter: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_a_head_that_is_not_there_is_refused(base_of: Callable[[bool], Path], run_of: Runs, tmp_path: Path) -> None:
-    """One message each: the head was not saved, is another task's, is another than the notes say, is of another width."""
+def test_a_head_that_is_not_there_is_refused(
+    base_of: Callable[[bool], Path], run_of: Runs, tmp_path: Path
+) -> None:
+    """One message each: the head was not saved, is another task's, is another than the notes say, is of
+    another width."""
     target = head_adapter(base_of(False), tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     whole = load_file(path)
@@ -536,8 +605,11 @@ def test_a_head_that_is_not_there_is_refused(base_of: Callable[[bool], Path], ru
     assert not (tmp_path / "merged").exists()
 
 
-def test_what_would_mix_heads_is_refused(base_of: Callable[[bool], Path], run_of: Runs, tmp_path: Path) -> None:
-    """Several adapters of which one has a head, combinations of heads, an adapter that predicts tokens on a classifier."""
+def test_what_would_mix_heads_is_refused(
+    base_of: Callable[[bool], Path], run_of: Runs, tmp_path: Path
+) -> None:
+    """Several adapters of which one has a head, combinations of heads, an adapter that predicts tokens on a
+    classifier."""
     run, _ = run_of("single_label")
     causal = make_adapter(base_of(False), tmp_path / "causal")
     for first, more in ((resolve_target(str(run.path)), tmp_path / "causal"), (causal, run.adapter)):
@@ -547,14 +619,18 @@ def test_what_would_mix_heads_is_refused(base_of: Callable[[bool], Path], run_of
         with pytest.raises(MergeError, match=r"heads can't be combined\. Merge it by itself"):
             combine(pair, tmp_path / "merged", method="cat", weights=[0.5, 0.5], base=base_of(False))
     merged(run, tmp_path / "classifier")
-    with pytest.raises(MergeError, match=r"is a model with a classification head, and the adapter in .* brings none"):
+    with pytest.raises(
+        MergeError, match=r"is a model with a classification head, and the adapter in .* brings none"
+    ):
         merge(replace(causal, model=ModelSection(base=str(tmp_path / "classifier"))), tmp_path / "merged")
     with pytest.raises(MergeError, match="there is nothing to merge"):
         choose_target(str(tmp_path / "classifier"), None)
     assert not (tmp_path / "merged").exists()
 
 
-def test_one_after_the_other_is_the_way_to_two_adapters(base_of: Callable[[bool], Path], tmp_path: Path) -> None:
+def test_one_after_the_other_is_the_way_to_two_adapters(
+    base_of: Callable[[bool], Path], tmp_path: Path
+) -> None:
     """An adapter that predicts tokens is merged first, and the one with the head into what came of it."""
     merge(make_adapter(base_of(False), tmp_path / "causal"), tmp_path / "first", dtype="float32")
     target = head_adapter(tmp_path / "first", tmp_path / "adapter")
@@ -564,7 +640,9 @@ def test_one_after_the_other_is_the_way_to_two_adapters(base_of: Callable[[bool]
     torch.testing.assert_close(found, unmerged(target), rtol=0, atol=1e-5)
 
 
-def test_the_command_merges_a_run_with_a_head(run_of: Runs, tmp_path: Path, finetune_here: FinetuneHere) -> None:
+def test_the_command_merges_a_run_with_a_head(
+    run_of: Runs, tmp_path: Path, finetune_here: FinetuneHere
+) -> None:
     """`finetune merge RUN --output DIR` says what it checked of the outputs, and of the labels."""
     run, _ = run_of("single_label")
     done = finetune_here("merge", str(run.path), "--output", str(tmp_path / "merged"))

@@ -54,14 +54,17 @@ def base_16bit(tmp_path: Path) -> Path:
 )
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_the_merged_model_is_base_and_adapter(options: dict[str, Any], tied: bool, tmp_path: Path) -> None:
-    """For each kind of adapter, plain transformers loads the merged folder and gives base + adapter's logits."""
+    """For each kind of adapter, plain transformers loads the merged folder and gives base + adapter's
+    logits."""
     base = tmp_path / "base"
     base.mkdir()
     save_tiny_llama(base, tie_word_embeddings=tied)
     if "trainable_token_indices" in options:
         first = len(load_tokenizer(base))
         rows = [first, first + 1]
-        options = options | {"trainable_token_indices": {"embed_tokens": rows} | ({} if tied else {"lm_head": rows})}
+        options = options | {
+            "trainable_token_indices": {"embed_tokens": rows} | ({} if tied else {"lm_head": rows})
+        }
     target = make_adapter(base, tmp_path / "adapter", **options)
     report = merge(target, tmp_path / "merged")
     expected = unmerged_logits(target, len(load_tokenizer(tmp_path / "adapter")))
@@ -75,7 +78,8 @@ def test_the_merged_model_is_base_and_adapter(options: dict[str, Any], tied: boo
 
 
 def test_an_update_of_the_embedding_does_not_reach_a_tied_head(tmp_path: Path) -> None:
-    """LoRA on the embedding of a tied model merges into the embedding only; the merged model has a head of its own."""
+    """LoRA on the embedding of a tied model merges into the embedding only; the merged model has a head of
+    its own."""
     base = tmp_path / "base"
     base.mkdir()
     save_tiny_llama(base, tie_word_embeddings=True)
@@ -89,7 +93,8 @@ def test_an_update_of_the_embedding_does_not_reach_a_tied_head(tmp_path: Path) -
 
 
 def test_bf16_weights_are_the_float32_merge_rounded_once(base_16bit: Path, tmp_path: Path) -> None:
-    """Each stored bf16 number is base + scale * B A in float32, rounded once; peft's safe_merge rounds twice and differs."""
+    """Each stored bf16 number is base + scale * B A in float32, rounded once; peft's safe_merge rounds twice
+    and differs."""
     target = make_adapter(base_16bit, tmp_path / "adapter")
     report = merge(target, tmp_path / "merged")
     merged, adapter = (
@@ -117,7 +122,9 @@ def test_the_folder_is_whole(tiny_base: Path, tmp_path: Path) -> None:
     target = make_adapter(tiny_base, tmp_path / "adapter")
     merge(target, tmp_path / "merged")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
-    asked = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert asked == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     generation = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
     assert generation["eos_token_id"] == tokenizer.eos_token_id == 2
@@ -172,8 +179,11 @@ def test_an_adapter_of_another_width_is_refused(tiny_base: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_an_adapter_for_another_number_of_layers_is_refused(layers: int, tiny_base: Path, tmp_path: Path) -> None:
-    """A base with fewer or more layers than the adapter was made for is refused, though peft would load it."""
+def test_an_adapter_for_another_number_of_layers_is_refused(
+    layers: int, tiny_base: Path, tmp_path: Path
+) -> None:
+    """A base with fewer or more layers than the adapter was made for is refused, though peft would load
+    it."""
     target = make_adapter(tiny_base, tmp_path / "adapter", target_modules=["q_proj", "up_proj"])
     other = tmp_path / "other"
     other.mkdir()
@@ -221,7 +231,8 @@ def test_a_full_disk_is_seen_before_anything_is_written(
 def test_a_merge_that_is_not_the_same_model_fails_its_check(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A merged model that is off by one per cent of one matrix ends in OUTPUT.failed with its figures, exit code 3."""
+    """A merged model that is off by one per cent of one matrix ends in OUTPUT.failed with its figures, exit
+    code 3."""
     target = make_adapter(tiny_base, tmp_path / "adapter")
     honest = stream.bytes_of
 
@@ -249,8 +260,11 @@ def test_other_kinds_of_adapters_are_refused(tiny_base: Path, tmp_path: Path) ->
         merge(target, tmp_path / "merged")
 
 
-def test_a_qlora_merge_says_which_base_it_is_merged_into(tiny_base: Path, alpaca_file: Path, tmp_path: Path) -> None:
-    """An adapter of a 4-bit run is merged into the base as stored, verified on the run's rows, and the report says so."""
+def test_a_qlora_merge_says_which_base_it_is_merged_into(
+    tiny_base: Path, alpaca_file: Path, tmp_path: Path
+) -> None:
+    """An adapter of a 4-bit run is merged into the base as stored, verified on the run's rows, and the report
+    says so."""
     recipe = Recipe.model_validate(
         {
             "model": {"base": str(tiny_base)},
@@ -274,7 +288,8 @@ def test_a_shard_size_without_a_unit_is_refused(size: str, tmp_path: Path) -> No
 
 
 def test_the_base_can_be_named(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """--base replaces the base that the adapter's own config names, even where that is nowhere to be found."""
+    """--base replaces the base that the adapter's own config names, even where that is nowhere to be
+    found."""
     make_adapter(tiny_base, tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": None}))
@@ -285,12 +300,21 @@ def test_the_base_can_be_named(tiny_base: Path, tmp_path: Path, capsys: pytest.C
     assert report["verification"]["texts"] == "built-in texts"
 
 
-def test_the_command_prints_what_was_measured(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_what_was_measured(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Base, output, size and the verification's figures are printed."""
     make_adapter(tiny_base, tmp_path / "adapter")
     merge_command(str(tmp_path / "adapter"), output=tmp_path / "merged", base=tiny_base)
     printed = capsys.readouterr().out
-    for part in (str(tiny_base), str(tmp_path / "merged"), "float32", "holds, on 8 rows", "largest difference", "mean KL"):
+    for part in (
+        str(tiny_base),
+        str(tmp_path / "merged"),
+        "float32",
+        "holds, on 8 rows",
+        "largest difference",
+        "mean KL",
+    ):
         assert part in printed
 
 
@@ -304,7 +328,9 @@ def test_a_merge_can_be_stored_in_another_type(tiny_base: Path, tmp_path: Path) 
     """--dtype bfloat16 stores 16-bit weights from a float32 base; an unknown type is refused."""
     target = make_adapter(tiny_base, tmp_path / "adapter")
     report = merge(target, tmp_path / "out", dtype="bfloat16")
-    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {
+        torch.bfloat16
+    }
     assert report.dtype == "bfloat16"
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
     with pytest.raises(MergeError, match="expected one of"):

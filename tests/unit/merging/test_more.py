@@ -1,4 +1,5 @@
-"""Around the merge: its plan, the base of a QLoRA adapter, models read from the disk, verifying again, combining."""
+"""Around the merge: its plan, the base of a QLoRA adapter, models read from the disk, verifying again,
+combining."""
 
 import json
 import subprocess
@@ -48,8 +49,11 @@ def read(target: Target) -> tuple[StoredWeights, Updates]:
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}], ids=str)
-def test_a_model_read_from_the_disk_computes_the_same(options: dict[str, object], tied: bool, tmp_path: Path) -> None:
-    """Layer by layer, base + adapter and the base alone have the logits that peft and transformers have in memory."""
+def test_a_model_read_from_the_disk_computes_the_same(
+    options: dict[str, object], tied: bool, tmp_path: Path
+) -> None:
+    """Layer by layer, base + adapter and the base alone have the logits that peft and transformers have in
+    memory."""
     base = tmp_path / "base"
     base.mkdir()
     save_tiny_llama(base, tie_word_embeddings=tied, attention_bias=True)
@@ -64,14 +68,18 @@ def test_a_model_read_from_the_disk_computes_the_same(options: dict[str, object]
     plain = logits_of(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), ROWS)[0]
     for streamed_from_disk in (True, False):
         torch.testing.assert_close(
-            logits_of(model_of(stored, config, streamed=streamed_from_disk), ROWS)[0], plain, rtol=0, atol=1e-5
+            logits_of(model_of(stored, config, streamed=streamed_from_disk), ROWS)[0],
+            plain,
+            rtol=0,
+            atol=1e-5,
         )
 
 
 def test_a_model_larger_than_the_memory_is_verified_layer_by_layer(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a model in float32 doesn't fit, the report says how it was verified, and a wrong merge still fails."""
+    """Where a model in float32 doesn't fit, the report says how it was verified, and a wrong merge still
+    fails."""
     monkeypatch.setattr(models, "fits_in_memory", lambda _: False)
     target = make_adapter(tiny_base, tmp_path / "adapter")
     report = merge(target, tmp_path / "merged", dtype="bfloat16")
@@ -104,7 +112,10 @@ def qlora(tmp_path: Path, alpaca_file: Path) -> Target:
         {
             "model": {"base": str(base)},
             "adapter": {"method": "qlora", "rank": 4},
-            "data": {"train": [{"path": str(alpaca_file), "format": "alpaca"}], "evaluation": {"fraction": 0.2}},
+            "data": {
+                "train": [{"path": str(alpaca_file), "format": "alpaca"}],
+                "evaluation": {"fraction": 0.2},
+            },
         }
     )
     made = make_adapter(base, tmp_path / "adapter")
@@ -112,7 +123,8 @@ def qlora(tmp_path: Path, alpaca_file: Path) -> Target:
 
 
 def test_the_base_of_a_qlora_adapter_is_measured(qlora: Target, tmp_path: Path) -> None:
-    """Both bases are scored on held-out rows against NF4 base + adapter; on a random base the dequantised one is closer."""
+    """Both bases are scored on held-out rows against NF4 base + adapter; on a random base the dequantised one
+    is closer."""
     said: list[str] = []
     with hearing(said.append):
         report = merge(qlora, tmp_path / "merged")
@@ -140,8 +152,11 @@ def test_the_base_of_a_qlora_adapter_is_measured(qlora: Target, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "nf4-double"])
-def test_the_dequantised_base_is_the_one_that_bitsandbytes_computes_with(qlora: Target, quantization: str) -> None:
-    """Its linear layers have the values that a model loaded in NF4 multiplies with; head and embedding are the stored ones."""
+def test_the_dequantised_base_is_the_one_that_bitsandbytes_computes_with(
+    qlora: Target, quantization: str
+) -> None:
+    """Its linear layers have the values that a model loaded in NF4 multiplies with; head and embedding are
+    the stored ones."""
     from bitsandbytes.functional import dequantize_4bit
 
     from finetune.models.load import load_model
@@ -155,11 +170,16 @@ def test_the_dequantised_base_is_the_one_that_bitsandbytes_computes_with(qlora: 
             expected = dequantize_4bit(module.weight.data, state)
             found = torch.cat([block for _, block in rounded.blocks(f"{name}.weight")])
             assert torch.equal(found, expected.float()), name
-        assert rounded.is_rounded(f"{name}.weight") is (state is not None) if hasattr(module, "weight") else True
+        assert (
+            rounded.is_rounded(f"{name}.weight") is (state is not None) if hasattr(module, "weight") else True
+        )
 
 
-def test_verifying_again_finds_a_flipped_bit(tiny_base: Path, tmp_path: Path, finetune_here: FinetuneHere) -> None:
-    """`finetune verify` repeats the checks on a sample of its own; a flipped bit is found by its tensor's name, exit 3."""
+def test_verifying_again_finds_a_flipped_bit(
+    tiny_base: Path, tmp_path: Path, finetune_here: FinetuneHere
+) -> None:
+    """`finetune verify` repeats the checks on a sample of its own; a flipped bit is found by its tensor's
+    name, exit 3."""
     make_adapter(tiny_base, tmp_path / "adapter")
     merged = tmp_path / "merged"
     finetune_here("merge", str(tmp_path / "adapter"), "--base", str(tiny_base), "--output", str(merged))
@@ -182,10 +202,17 @@ def test_verifying_again_finds_a_flipped_bit(tiny_base: Path, tmp_path: Path, fi
 
 
 def test_a_card_says_what_was_merged(tiny_base: Path, tmp_path: Path) -> None:
-    """README.md names base, adapter and the figures of the checks; verification.json holds each tensor's hash."""
+    """README.md names base, adapter and the figures of the checks; verification.json holds each tensor's
+    hash."""
     merge(make_adapter(tiny_base, tmp_path / "adapter"), tmp_path / "merged")
     card = (tmp_path / "merged" / "README.md").read_text()
-    for part in (str(tiny_base), str(tmp_path / "adapter"), "recomputed in float64", "predictions: holds on 8 rows", "greedy"):
+    for part in (
+        str(tiny_base),
+        str(tmp_path / "adapter"),
+        "recomputed in float64",
+        "predictions: holds on 8 rows",
+        "greedy",
+    ):
         assert part in card
     assert len(json.loads((tmp_path / "merged" / "verification.json").read_text())["xxh3_128"]) == 21
 
@@ -194,12 +221,25 @@ def test_a_plan_of_405_billion_parameters_takes_headers_only(tmp_path: Path) -> 
     """Time, disk and memory come from headers, in a process that loads no torch."""
     base, width, layers, inner, vocabulary = tmp_path / "base", 16384, 126, 53248, 128256
     base.mkdir()
-    shapes = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (1024, width), "self_attn.v_proj": (1024, width)}
-    shapes |= {"self_attn.o_proj": (width, width), "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width)}
-    shapes |= {"mlp.down_proj": (width, inner), "input_layernorm": (width,), "post_attention_layernorm": (width,)}
+    shapes = {
+        "self_attn.q_proj": (width, width),
+        "self_attn.k_proj": (1024, width),
+        "self_attn.v_proj": (1024, width),
+    }
+    shapes |= {
+        "self_attn.o_proj": (width, width),
+        "mlp.gate_proj": (inner, width),
+        "mlp.up_proj": (inner, width),
+    }
+    shapes |= {
+        "mlp.down_proj": (width, inner),
+        "input_layernorm": (width,),
+        "post_attention_layernorm": (width,),
+    }
     for layer in range(layers):
         _sparse(
-            base / f"model-{layer:05d}.safetensors", {f"model.layers.{layer}.{name}.weight": s for name, s in shapes.items()}
+            base / f"model-{layer:05d}.safetensors",
+            {f"model.layers.{layer}.{name}.weight": s for name, s in shapes.items()},
         )
     ends = {
         "model.embed_tokens.weight": (vocabulary, width),
@@ -219,9 +259,13 @@ def test_a_plan_of_405_billion_parameters_takes_headers_only(tmp_path: Path) -> 
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     _sparse(adapter / "adapter_model.safetensors", {"base_model.model.lm_head.lora_A.weight": (16, width)})
-    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(base)}))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(base)})
+    )
     words = ["merge", str(adapter), "--plan", "--json", "--output", str(tmp_path / "out")]
-    done = subprocess.run([sys.executable, "-m", "finetune", *words], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune", *words], check=True, capture_output=True, text=True
+    )
     plan = json.loads(done.stdout)
     assert plan["parameters"] == 405_853_388_800
     assert plan["written_bytes"] == 2 * plan["parameters"]
@@ -262,7 +306,8 @@ def _sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 def test_combined_adapters_are_their_weighted_sum(
     method: str, options: dict[str, float], exact: bool | None, tiny_base: Path, tmp_path: Path
 ) -> None:
-    """cat, and svd of the parts' ranks together, are the sum to float32's rounding, rsLoRA among the parts."""
+    """cat, and svd of the parts' ranks together, are the sum to float32's rounding, rsLoRA among the
+    parts."""
     same = exact is None
     make_adapter(tiny_base, tmp_path / "a", use_rslora=True)
     make_adapter(tiny_base, tmp_path / "b", r=4 if same else 6, lora_alpha=3)
@@ -276,7 +321,8 @@ def test_combined_adapters_are_their_weighted_sum(
     name = "model.layers.1.mlp.up_proj.weight"
     base = stored.whole(name).double()
     parts = [
-        MergedWeights(stored, Updates(stored, config, [Adapter(Path(text))]), torch.float64) for text in (*names, found.output)
+        MergedWeights(stored, Updates(stored, config, [Adapter(Path(text))]), torch.float64)
+        for text in (*names, found.output)
     ]
     first, second, combined = (part.rows(name, 0, 128) - base for part in parts)
     wanted = 0.7 * first - 0.3 * second
@@ -289,7 +335,10 @@ def test_combined_adapters_are_their_weighted_sum(
     "patterns",
     [
         {"rank_pattern": {"v_proj": 2}},
-        {"rank_pattern": {"v_proj": 6, r"layers\.1\.self_attn\.q_proj": 2}, "alpha_pattern": {"q_proj": 3, "v_proj": 32}},
+        {
+            "rank_pattern": {"v_proj": 6, r"layers\.1\.self_attn\.q_proj": 2},
+            "alpha_pattern": {"q_proj": 3, "v_proj": 32},
+        },
         {"alpha_pattern": {"layers.0.self_attn.v_proj": 1}, "use_rslora": True},
     ],
     ids=["narrower", "by layer", "alpha"],
@@ -297,23 +346,32 @@ def test_combined_adapters_are_their_weighted_sum(
 def test_what_combines_adapters_with_patterns_loads_in_peft(
     method: str, patterns: dict[str, Any], tiny_base: Path, tmp_path: Path
 ) -> None:
-    """Ranks and scales differ between layers: the folder gives, in plain peft, what its add_weighted_adapter computes."""
+    """Ranks and scales differ between layers: the folder gives, in plain peft, what its add_weighted_adapter
+    computes."""
     names, weights, density = ["a", "b"], [0.7, -0.3], 0.5 if method == "ties" else None
     for name in names:
         make_adapter(tiny_base, tmp_path / name, target_modules=["q_proj", "v_proj"], **patterns)
     path = tmp_path / "b" / "adapter_model.safetensors"
-    save_file({name: torch.randn_like(weight) * 0.05 for name, weight in load_file(path).items()}, path, {"format": "pt"})
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), tmp_path / "a", adapter_name="a")
+    save_file(
+        {name: torch.randn_like(weight) * 0.05 for name, weight in load_file(path).items()},
+        path,
+        {"format": "pt"},
+    )
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_base), tmp_path / "a", adapter_name="a"
+    )
     model.load_adapter(tmp_path / "b", adapter_name="b")
     for config in model.peft_config.values():
         config.r = 6  # peft makes its room by this, and not by what a pattern has above it
     rslora = model.peft_config["a"].use_rslora
     model.peft_config["a"].use_rslora = False
-    model.add_weighted_adapter(names, weights, "c", combination_type=method, density=density, svd_full_matrices=False)
+    model.add_weighted_adapter(
+        names, weights, "c", combination_type=method, density=density, svd_full_matrices=False
+    )
     model.peft_config["a"].use_rslora = rslora
     found = combine(
-        [str(tmp_path / name) for name in names], tmp_path / "out", method=method, weights=weights, base=tiny_base,
-        density=density,
+        [str(tmp_path / name) for name in names], tmp_path / "out", method=method, weights=weights,
+        base=tiny_base, density=density,
     )  # fmt: skip
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), tmp_path / "out")
     layers = dict(plain.named_modules())
@@ -330,7 +388,11 @@ def test_what_combines_adapters_with_patterns_loads_in_peft(
                     expected = left[:, :rank] * values[:rank] @ right[:rank]
             torch.testing.assert_close(layers[name].get_delta_weight("default"), expected, rtol=0, atol=1e-5)
     assert found.changes_nothing is False
-    merge(Target(ModelSection(base=str(tiny_base)), tmp_path / "out", None, ""), tmp_path / "merged", check="tensors")
+    merge(
+        Target(ModelSection(base=str(tiny_base)), tmp_path / "out", None, ""),
+        tmp_path / "merged",
+        check="tensors",
+    )
 
 
 @pytest.mark.parametrize(
@@ -360,4 +422,10 @@ def test_parts_beyond_low_rank_are_refused(tiny_base: Path, tmp_path: Path) -> N
     make_adapter(tiny_base, tmp_path / "a")
     make_adapter(tiny_base, tmp_path / "b", use_dora=True)
     with pytest.raises(MergeError, match="uses use_dora, which peft"):
-        combine([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "out", method="cat", weights=[1, 1], base=tiny_base)
+        combine(
+            [str(tmp_path / "a"), str(tmp_path / "b")],
+            tmp_path / "out",
+            method="cat",
+            weights=[1, 1],
+            base=tiny_base,
+        )

@@ -38,8 +38,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """What a kind asks for beyond names of modules, at this base's sizes."""
 REFUSED = {
-    "ADAPTION_PROMPT", "CARTRIDGE", "CPT", "LILY", "MULTITASK_PROMPT_TUNING", "P_TUNING", "POLY", "PREFIX_TUNING",
-    "PROMPT_TUNING", "SHADOW", "XLORA",
+    "ADAPTION_PROMPT", "CARTRIDGE", "CPT", "LILY", "MULTITASK_PROMPT_TUNING", "P_TUNING", "POLY",
+    "PREFIX_TUNING", "PROMPT_TUNING", "SHADOW", "XLORA",
 }  # fmt: skip
 """Kinds that add to what a model reads, choose by a text, or that peft itself can't merge or run."""
 
@@ -73,7 +73,11 @@ def test_each_kind_that_peft_has_is_merged_or_refused_by_name(
     model = AutoModelForCausalLM.from_pretrained(biased_base, dtype=torch.float32)
     model.config.use_cache = kind != "XLORA"
     own = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "o_proj"]} | OPTIONS.get(kind, {})
-    options = {key: value for key, value in own.items() if key in KINDS[kind].__dataclass_fields__ and value is not None}
+    options = {
+        key: value
+        for key, value in own.items()
+        if key in KINDS[kind].__dataclass_fields__ and value is not None
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adapted = shaken(get_peft_model(model, KINDS[kind](**options)))
@@ -140,7 +144,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What the config of a LoRA adapter can name."""
 OF_THE_VOCABULARY = [
-    shape for shape in SHAPES if any(word in shape for word in ("embedding", "head", "both", "everything", "rows", "PiSSA"))
+    shape
+    for shape in SHAPES
+    if any(word in shape for word in ("embedding", "head", "both", "everything", "rows", "PiSSA"))
 ]
 """Those whose outcome depends on whether the head is tied, and on whether the vocabulary grew."""
 LOST = {"embedding", "head", "DoRA on the head", "rows and LoRA on the head"}
@@ -158,9 +164,12 @@ def base_of(biased_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Tied
 
 
 @pytest.mark.parametrize(
-    ("shape", "tied"), [(shape, tied) for shape in SHAPES for tied in (False, True) if not tied or shape in OF_THE_VOCABULARY]
+    ("shape", "tied"),
+    [(shape, tied) for shape in SHAPES for tied in (False, True) if not tied or shape in OF_THE_VOCABULARY],
 )
-def test_each_shape_of_a_lora_adapter_is_merged_as_peft_computes(shape: str, tied: bool, base_of: Tied, tmp_path: Path) -> None:
+def test_each_shape_of_a_lora_adapter_is_merged_as_peft_computes(
+    shape: str, tied: bool, base_of: Tied, tmp_path: Path
+) -> None:
     """On an untied head, and on a tied one."""
     target, expected = lora(base_of(tied), tmp_path / "adapter", SHAPES[shape])
     merge(target, tmp_path / "merged", check="tensors")
@@ -172,8 +181,11 @@ def test_each_shape_of_a_lora_adapter_is_merged_as_peft_computes(shape: str, tie
 def test_a_vocabulary_that_grew_is_merged_where_its_rows_are_saved(
     shape: str, tied: bool, base_of: Tied, tmp_path: Path
 ) -> None:
-    """The base was resized for added tokens before it was trained; peft's own save decides what the file holds."""
-    target, expected = lora(base_of(tied), tmp_path / "adapter", SHAPES[shape], new_tokens=("<one>", "<two>", "<three>"))
+    """The base was resized for added tokens before it was trained; peft's own save decides what the file
+    holds."""
+    target, expected = lora(
+        base_of(tied), tmp_path / "adapter", SHAPES[shape], new_tokens=("<one>", "<two>", "<three>")
+    )
     if shape in LOST and (shape.startswith("rows") or not tied):
         with pytest.raises(MergeError, match=r"different numbers of tokens|with another vocabulary"):
             merge(target, tmp_path / "merged", check="tensors")
@@ -186,7 +198,9 @@ def test_a_vocabulary_that_grew_is_merged_where_its_rows_are_saved(
     torch.testing.assert_close(found[..., :known], expected[..., :known], rtol=0, atol=2e-5)
 
 
-def lora(base: Path, folder: Path, shape: dict[str, Any], new_tokens: tuple[str, ...] = ()) -> tuple[Target, torch.Tensor]:
+def lora(
+    base: Path, folder: Path, shape: dict[str, Any], new_tokens: tuple[str, ...] = ()
+) -> tuple[Target, torch.Tensor]:
     """An adapter as plain peft saves it, and the logits of the model in memory."""
     tokenizer = load_tokenizer(base, new_tokens=new_tokens)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

@@ -1,4 +1,5 @@
-"""A merged folder that says something else than was trained does not hold, when it is written and when it is verified again."""
+"""A merged folder that says something else than was trained does not hold, when it is written and when it is
+verified again."""
 
 import json
 import re
@@ -92,7 +93,9 @@ def last_decoded(key: str, value: Any) -> Sabotage:
     """The same where transformers looks for it."""
 
     def edit(folder: Path) -> None:
-        last = max(json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"], key=int)
+        last = max(
+            json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"], key=int
+        )
         edited("tokenizer_config.json", "added_tokens_decoder", last, key, to=value)(folder)
 
     return edit
@@ -110,9 +113,12 @@ SABOTAGES: dict[str, tuple[Sabotage, str]] = {
     "rope factor": (edited("config.json", "rope_parameters", "factor", to=4.0), "rope_parameters"),
     "rope theta": (edited("config.json", "rope_parameters", "rope_theta", to=500.0), "rope_parameters"),
     "no rope parameters": (without("config.json", "rope_parameters"), ""),
-    "rope theta of transformers 4": (edited("config.json", "rope_theta", to=500.0), "rope_theta 500.0, which transformers 4"),
-    "rope scaling of transformers 4": (edited("config.json", "rope_scaling", to=None), "rope_scaling None, which transf"),
-    "no rope theta of transformers 4": (without("config.json", "rope_theta"), "rope_theta None, which transformers 4"),
+    "rope theta of transformers "
+    "4": (edited("config.json", "rope_theta", to=500.0), "rope_theta 500.0, which transformers 4"),
+    "rope scaling of transformers "
+    "4": (edited("config.json", "rope_scaling", to=None), "rope_scaling None, which transf"),
+    "no rope theta of transformers "
+    "4": (without("config.json", "rope_theta"), "rope_theta None, which transformers 4"),
     "another norm": (edited("config.json", "rms_norm_eps", to=1e-3), "rms_norm_eps 0.001"),
     "another activation": (edited("config.json", "hidden_act", to="gelu"), "hidden_act gelu"),
     "another end in the config": (edited("config.json", "eos_token_id", to=1), "eos_token_id 1"),
@@ -149,8 +155,12 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
     count = len(load_tokenizer(base))
     rows = {name: [count, count + 1] for name in ("embed_tokens", "lm_head")}
     new = ("<part>", "<|part|>")
-    made = make_adapter(base, tmp_path_factory.mktemp("adapter"), new_tokens=new, trainable_token_indices=rows)
-    section = ModelSection(base=str(base), new_tokens=new, rope_scaling=RopeScaling(type="linear", factor=2.0))
+    made = make_adapter(
+        base, tmp_path_factory.mktemp("adapter"), new_tokens=new, trainable_token_indices=rows
+    )
+    section = ModelSection(
+        base=str(base), new_tokens=new, rope_scaling=RopeScaling(type="linear", factor=2.0)
+    )
     return Target(section, made.adapter, None, "a test's adapter")
 
 
@@ -164,7 +174,8 @@ def honest(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_honest_folder_is_what_was_trained(target: Target, honest: Path) -> None:
-    """Plain transformers and peft say so: the positions are scaled, the date is that of the training, the tokens are there."""
+    """Plain transformers and peft say so: the positions are scaled, the date is that of the training, the
+    tokens are there."""
     found = verify_again(honest, seed=1)
     assert found.failures == []
     assert found.description is not None
@@ -177,7 +188,9 @@ def test_the_honest_folder_is_what_was_trained(target: Target, honest: Path) -> 
         expected = PeftModel.from_pretrained(base, str(target.adapter)).eval()(TOKENS).logits
     torch.testing.assert_close(merged_logits(honest), expected, rtol=0, atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(honest)
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert text == "Today is 26 July 2024. <|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.tokenize("a<|part|><part>b") == ["a", "<|part|>", "<part>", "b"]
 
@@ -194,7 +207,9 @@ def test_what_is_written_otherwise_fails(
     found = verify_again(copy, seed=1)
     assert len(found.changed) == 1
     assert found.description is not None
-    assert any(re.search(words, failure) for failure in found.description.failures), found.description.failures
+    assert any(re.search(words, failure) for failure in found.description.failures), (
+        found.description.failures
+    )
 
     write = Safetensors.describe
 

@@ -1,4 +1,5 @@
-"""Heads that are tied, untied, or were tied until an adapter came; new tokens; and files that contradict their configs."""
+"""Heads that are tied, untied, or were tied until an adapter came; new tokens; and files that contradict
+their configs."""
 
 import json
 import shutil
@@ -60,7 +61,9 @@ def test_a_stored_head_of_its_own_is_kept_though_the_config_ties_it(tied: Path, 
     ],
     ids=str,
 )
-def test_what_parts_a_tied_head_is_what_peft_computes(options: dict[str, Any], tied: Path, tmp_path: Path) -> None:
+def test_what_parts_a_tied_head_is_what_peft_computes(
+    options: dict[str, Any], tied: Path, tmp_path: Path
+) -> None:
     """An adapter that changes one side leaves the other as peft has it."""
     target = make_adapter(tied, tmp_path / "adapter", **options)
     merge(target, tmp_path / "merged")
@@ -86,7 +89,9 @@ def test_new_tokens_as_peft_saves_them_by_itself(tied: Path, tmp_path: Path) -> 
     model = AutoModelForCausalLM.from_pretrained(tied)
     model.resize_token_embeddings(len(tokenizer))
     rows = [len(tokenizer) - 2, len(tokenizer) - 1]
-    config = LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": rows}, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=2, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": rows}, task_type="CAUSAL_LM"
+    )
     get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
     tokenizer.save_pretrained(tmp_path / "adapter")
     merge(Target(ModelSection(base=str(tied)), tmp_path / "adapter", None, ""), tmp_path / "merged")
@@ -96,10 +101,13 @@ def test_new_tokens_as_peft_saves_them_by_itself(tied: Path, tmp_path: Path) -> 
 
 
 def test_tokens_of_an_earlier_adapter_stay(tiny_base: Path, tmp_path: Path) -> None:
-    """Two adapters, of which the first brings tokens: the merged tokenizer knows them; contradicting ones are refused."""
+    """Two adapters, of which the first brings tokens: the merged tokenizer knows them; contradicting ones are
+    refused."""
     count = len(load_tokenizer(tiny_base))
     rows = {"embed_tokens": [count, count + 1], "lm_head": [count, count + 1]}
-    first = make_adapter(tiny_base, tmp_path / "first", new_tokens=("<a>", "<b>"), trainable_token_indices=rows)
+    first = make_adapter(
+        tiny_base, tmp_path / "first", new_tokens=("<a>", "<b>"), trainable_token_indices=rows
+    )
     make_adapter(tiny_base, tmp_path / "second", target_modules=["q_proj"])
     merge(first, tmp_path / "merged", more=[tmp_path / "second"], check="tensors")
     assert load_tokenizer(tmp_path / "merged").convert_tokens_to_ids("<b>") == count + 1
@@ -176,13 +184,18 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         (edit("lora_bias", True), "lora_bias is True"),
         (edit("modules_to_save", ["lm_head"]), "modules_to_save names lm_head"),
         (edit("target_modules", ["q_proj"]), "LoRA on model.layers"),
-        (both(edit("target_modules", PROJECTIONS), edit("layers_to_transform", [0, 7])), "LoRA on model.layers.1"),
+        (
+            both(edit("target_modules", PROJECTIONS), edit("layers_to_transform", [0, 7])),
+            "LoRA on model.layers.1",
+        ),
         (edit("peft_type", ["LORA"]), "peft_type is"),
         (weights(lambda held: held | {FIRST: torch.tensor(1.0)}), "an A of shape"),
         (weights(lambda held: held | {FIRST: torch.zeros(0, 64)}), "an A of shape"),
         (lambda adapter: (adapter / "adapter_config.json").write_bytes(b"\xff\xfe{"), "is not valid JSON"),
         (
-            lambda adapter: (adapter / "adapter_model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0" + b'{"a": {"b": 1}}  '),
+            lambda adapter: (adapter / "adapter_model.safetensors").write_bytes(
+                b"\x10\0\0\0\0\0\0\0" + b'{"a": {"b": 1}}  '
+            ),
             "damaged",
         ),
     ],
@@ -201,7 +214,9 @@ def test_an_adapter_that_contradicts_itself_is_one_message(
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", '{"num_return_sequences": 2}'])
-def test_a_generation_config_that_nobody_can_read_is_not_carried_over(content: str, tiny_base: Path, tmp_path: Path) -> None:
+def test_a_generation_config_that_nobody_can_read_is_not_carried_over(
+    content: str, tiny_base: Path, tmp_path: Path
+) -> None:
     """A model with it would not load: the tokens that end a text are written alone, and it is said."""
     base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     target = make_adapter(base, tmp_path / "adapter")
@@ -214,14 +229,23 @@ def test_a_generation_config_that_nobody_can_read_is_not_carried_over(content: s
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("config.json", {"hidden_act": "no_such"}, "transformers can't build the model that config.json describes"),
-        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {}, "merges": []}}, "makes no tokens of plain text"),
+        (
+            "config.json",
+            {"hidden_act": "no_such"},
+            "transformers can't build the model that config.json describes",
+        ),
+        (
+            "tokenizer.json",
+            {"model": {"type": "BPE", "vocab": {}, "merges": []}},
+            "makes no tokens of plain text",
+        ),
     ],
 )
 def test_what_is_found_when_the_merge_is_checked_is_one_message(
     file: str, changes: dict[str, Any], message: str, tiny_base: Path, tmp_path: Path
 ) -> None:
-    """A model that transformers can't build, or a tokenizer that reads nothing, is refused, and nothing is left behind."""
+    """A model that transformers can't build, or a tokenizer that reads nothing, is refused, and nothing is
+    left behind."""
     base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     target = make_adapter(base, tmp_path / "adapter")
     for own in (tmp_path / "adapter").glob("tokenizer*"):
@@ -246,7 +270,14 @@ def test_a_base_whose_files_do_not_fit_is_one_message(
         (base / path.name).write_bytes(path.read_bytes())
     config = base / "config.json"
     config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
-    words = ["merge", str(tmp_path / "adapter"), "--base", str(base), "--output", str(tmp_path / "out" / "merged")]
+    words = [
+        "merge",
+        str(tmp_path / "adapter"),
+        "--base",
+        str(base),
+        "--output",
+        str(tmp_path / "out" / "merged"),
+    ]
     monkeypatch.setattr("sys.argv", ["finetune", *words])
     assert command_line.run() == 2
     error = capsys.readouterr().err

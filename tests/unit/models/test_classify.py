@@ -38,13 +38,16 @@ def loaded(folder: Path, head: HeadSection) -> LlamaForSequenceClassification:
 def documents(folder: Path, head: HeadSection) -> list[Document]:
     from data_prep.chat.tokenization import Tokenization
 
-    made = Tokenization(load_tokenizer(folder), "assistant", encoding=LabelEncoding(head)).run(placed_rows(head))
+    made = Tokenization(load_tokenizer(folder), "assistant", encoding=LabelEncoding(head)).run(
+        placed_rows(head)
+    )
     return [document for document, _ in made]
 
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.problem)
 def test_it_reads_where_transformers_reads(tiny_base: Path, head: HeadSection) -> None:
-    """Outputs for a batch of documents are those of plain LlamaForSequenceClassification on the prompts, to 1e-9."""
+    """Outputs for a batch of documents are those of plain LlamaForSequenceClassification on the prompts, to
+    1e-9."""
     model, rows = loaded(tiny_base, head), documents(tiny_base, head)
     plain = LlamaForSequenceClassification(model.config).double().eval()
     plain.load_state_dict(model.state_dict())
@@ -60,13 +63,16 @@ def test_it_reads_where_transformers_reads(tiny_base: Path, head: HeadSection) -
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.problem)
 def test_packed_padded_and_plain_losses_agree(tiny_base: Path, head: HeadSection) -> None:
-    """The sum over documents is torch's own loss of the outputs; packed and padded rows give it to 1e-10, gradients too."""
+    """The sum over documents is torch's own loss of the outputs; packed and padded rows give it to 1e-10,
+    gradients too."""
     model, rows = loaded(tiny_base, head), documents(tiny_base, head)
     outputs, losses = classify(model, rows, head, batch_size=8)
     targets = torch.tensor([document.targets for document in rows], dtype=torch.float64)
     expected = {
         "single_label": lambda x: functional.cross_entropy(x, targets[:, 0].long(), reduction="sum"),
-        "multi_label": lambda x: functional.binary_cross_entropy_with_logits(x, targets, reduction="sum") / len(head.labels),
+        "multi_label": lambda x: (
+            functional.binary_cross_entropy_with_logits(x, targets, reduction="sum") / len(head.labels)
+        ),
         "regression": lambda x: functional.mse_loss(x, targets, reduction="sum"),
     }[head.problem](torch.from_numpy(outputs))
     assert sum(loss.loss_sum for loss in losses) == pytest.approx(float(expected), rel=1e-9)
@@ -78,7 +84,9 @@ def test_packed_padded_and_plain_losses_agree(tiny_base: Path, head: HeadSection
         assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-6)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-6
-    assert model(**packed_batch(rows), num_items_in_batch=4).loss.item() == pytest.approx(float(expected) / 4, rel=1e-6)
+    assert model(**packed_batch(rows), num_items_in_batch=4).loss.item() == pytest.approx(
+        float(expected) / 4, rel=1e-6
+    )
 
 
 def test_a_row_without_documents_has_a_zero_with_a_gradient(tiny_base: Path) -> None:
@@ -122,7 +130,9 @@ def test_a_base_with_another_head_is_refused(tiny_base: Path, tmp_path: Path) ->
         with pytest.raises(ModelError, match=r"single_label: bad, good\): name the same in model\.head"):
             load_model(base, dtype=torch.float32, head=head)
     again = load_model(base, dtype=torch.float64, head=HEADS[0])
-    np.testing.assert_array_equal(again.score.weight.detach(), loaded(tiny_base, HEADS[0]).score.weight.detach())
+    np.testing.assert_array_equal(
+        again.score.weight.detach(), loaded(tiny_base, HEADS[0]).score.weight.detach()
+    )
 
 
 def test_without_a_head_documents_have_no_targets(tiny_base: Path) -> None:

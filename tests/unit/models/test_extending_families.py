@@ -43,7 +43,8 @@ def cohere(monkeypatch: pytest.MonkeyPatch) -> ArchitectureSpec:
 
 
 def test_the_pages_family_is_one(cohere: ArchitectureSpec, tmp_path: Path) -> None:
-    """It is allowed, named in messages and tables, wrapped by FSDP2 and counted; loss and gradients are transformers'."""
+    """It is allowed, named in messages and tables, wrapped by FSDP2 and counted; loss and gradients are
+    transformers'."""
     check_architecture({"model_type": "cohere"}, allow_untested=False)
     assert "olmo2, cohere" in architectures.family_names()
     assert "| `cohere` | Command R |" in architectures.families_table()
@@ -58,7 +59,9 @@ def test_the_pages_family_is_one(cohere: ArchitectureSpec, tmp_path: Path) -> No
         assert_same(ours, theirs, batch)
 
 
-def test_the_pages_family_trains_and_merges(cohere: ArchitectureSpec, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_the_pages_family_trains_and_merges(
+    cohere: ArchitectureSpec, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
     """A run on it, and a verified merge, without a line elsewhere."""
     base = save_tiny_family(tmp_path / "base", cohere.model_type, **OPTIONS)
     recipe = make_recipe(

@@ -41,12 +41,15 @@ def sharded(base: Path) -> Path:
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: weight.clone() for name, weight in load_model(Base(folder, {}), dtype=torch.float32).state_dict().items()}
+    return {
+        name: weight.clone()
+        for name, weight in load_model(Base(folder, {}), dtype=torch.float32).state_dict().items()
+    }
 
 
 def test_stray_files_are_no_part_of_the_model(base: Path, tmp_path: Path) -> None:
-    """Shards of an earlier save, an adapter, a second layout and a stray file change neither what is loaded, nor hashed, merged
-    or counted; plain transformers loads the same without them."""
+    """Shards of an earlier save, an adapter, a second layout and a stray file change neither what is loaded,
+    nor hashed, merged or counted; plain transformers loads the same without them."""
     before, sha256 = read_stored(base), folder_sha256(base)
     plain = LlamaForCausalLM.from_pretrained(base).state_dict()
     junk = {"model.embed_tokens.weight": torch.zeros(3, 3), "model.norm.weight": torch.zeros(64)}
@@ -67,10 +70,13 @@ def test_stray_files_are_no_part_of_the_model(base: Path, tmp_path: Path) -> Non
 
 
 def test_the_whole_file_goes_before_the_shards(sharded: Path, tiny_base: Path) -> None:
-    """As in transformers: where model.safetensors lies beside an index with other weights, it is the model."""
+    """As in transformers: where model.safetensors lies beside an index with other weights, it is the
+    model."""
     shutil.copy(tiny_base / "model.safetensors", sharded)
     first = next(iter(sorted(sharded.glob("model-*.safetensors"))))
-    save_file({name: weight + 1 for name, weight in load_file(first).items()}, first, metadata={"format": "pt"})
+    save_file(
+        {name: weight + 1 for name, weight in load_file(first).items()}, first, metadata={"format": "pt"}
+    )
     theirs = LlamaForCausalLM.from_pretrained(sharded).state_dict()
     assert weight_files(sharded) == [sharded / "model.safetensors"]
     assert all(torch.equal(weight, theirs[name]) for name, weight in weights_of(sharded).items())
@@ -102,26 +108,48 @@ def index_of(change: Callable[[dict[str, object]], object]) -> Callable[[Path], 
     ("spoil", "expected"),
     [
         (
-            index_of(lambda index: index["weight_map"].update({"model.norm.weight": "../../outside.safetensors"})),
+            index_of(
+                lambda index: index["weight_map"].update({"model.norm.weight": "../../outside.safetensors"})
+            ),
             r"file '\.\./",
         ),
-        (index_of(lambda index: index["weight_map"].update({"model.norm.weight": "/etc/passwd"})), r"same folder"),
-        (index_of(lambda index: index["weight_map"].update({"model.norm.weight": 3})), r"the file 3; expected the name"),
+        (
+            index_of(lambda index: index["weight_map"].update({"model.norm.weight": "/etc/passwd"})),
+            r"same folder",
+        ),
+        (
+            index_of(lambda index: index["weight_map"].update({"model.norm.weight": 3})),
+            r"the file 3; expected the name",
+        ),
         (index_of(lambda index: index["weight_map"].update({"model.norm.weight": None})), r"same folder"),
-        (index_of(lambda index: index["weight_map"].update({"x": "gone.safetensors"})), r"lacks gone\.safetensors"),
+        (
+            index_of(lambda index: index["weight_map"].update({"x": "gone.safetensors"})),
+            r"lacks gone\.safetensors",
+        ),
         (index_of(lambda index: index.update(weight_map=[])), r"weight_map is \[\]"),
         (index_of(lambda index: index.pop("weight_map")), r"weight_map is None"),
         (index_of(lambda index: index.pop("metadata")), r"metadata is None"),
         (lambda folder: (folder / "model.safetensors.index.json").write_text("{"), r"not valid JSON"),
         (lambda folder: (folder / "model.safetensors.index.json").write_bytes(b"\xff{}"), r"not valid JSON"),
-        (lambda folder: (folder / "model.safetensors.index.json").write_text("[" * 100_000), r"not valid JSON"),
-        (lambda folder: (folder / "model.safetensors.index.json").write_text(POINTER), r"Git LFS pointer.*git lfs pull"),
-        (lambda folder: (folder / "model.safetensors.index.json").unlink(), r"there is no model\.safetensors\.index\.json"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text("[" * 100_000),
+            r"not valid JSON",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text(POINTER),
+            r"Git LFS pointer.*git lfs pull",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").unlink(),
+            r"there is no model\.safetensors\.index\.json",
+        ),
         (lambda folder: next(folder.glob("model-*")).write_text(POINTER), r"Git LFS pointer.*git lfs pull"),
         (lambda folder: (folder / "config.json").write_text(POINTER), r"Git LFS pointer.*git lfs pull"),
     ],
 )
-def test_what_is_wrong_with_weights_is_said(sharded: Path, spoil: Callable[[Path], object], expected: str) -> None:
+def test_what_is_wrong_with_weights_is_said(
+    sharded: Path, spoil: Callable[[Path], object], expected: str
+) -> None:
     """One message with the cause, before anything is loaded."""
     spoil(sharded)
     with pytest.raises(ModelError, match=expected):
@@ -135,10 +163,14 @@ def test_links_of_a_hub_cache_are_no_way_out(sharded: Path, tmp_path: Path) -> N
     for path in sharded.iterdir():
         (snapshot / path.name).symlink_to(path)
     assert folder_sha256(snapshot) == folder_sha256(sharded)
-    assert weights_of(resolve_base(ModelSection(base=str(snapshot))).folder).keys() == weights_of(sharded).keys()
+    assert (
+        weights_of(resolve_base(ModelSection(base=str(snapshot))).folder).keys() == weights_of(sharded).keys()
+    )
 
 
-def test_pickled_weights_come_with_a_conversion_that_works(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickled_weights_come_with_a_conversion_that_works(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The command of the message, run as it is printed, makes a base of the same weights."""
     whole = load_file(base / "model.safetensors")
     torch.save(whole, base / "pytorch_model.bin")
@@ -196,7 +228,8 @@ def test_a_header_that_lies_is_refused(base: Path, change: dict[str, object] | N
 
 
 def test_bases_of_other_writers_are_taken(tmp_path: Path) -> None:
-    """Rotary frequencies that old tools saved, a tied head that is stored, and names without `model.` are no contradiction."""
+    """Rotary frequencies that old tools saved, a tied head that is stored, and names without `model.` are no
+    contradiction."""
     save_tiny_llama(tmp_path, tie_word_embeddings=True)
     path = tmp_path / "model.safetensors"
     weights = load_file(path)
@@ -204,5 +237,9 @@ def test_bases_of_other_writers_are_taken(tmp_path: Path) -> None:
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
     save_file(weights, path, metadata={"format": "pt"})
     resolve_base(ModelSection(base=str(tmp_path)))
-    save_file({name.removeprefix("model."): weight for name, weight in weights.items()}, path, metadata={"format": "pt"})
+    save_file(
+        {name.removeprefix("model."): weight for name, weight in weights.items()},
+        path,
+        metadata={"format": "pt"},
+    )
     resolve_base(ModelSection(base=str(tmp_path)))

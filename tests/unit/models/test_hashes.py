@@ -11,8 +11,11 @@ from finetune.models.bases import hashes
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
-def test_a_file_is_read_once_and_again_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not at once after a change, which could go unseen; and again for other bytes of the same size and time."""
+def test_a_file_is_read_once_and_again_when_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at once after a change, which could go unseen; and again for other bytes of the same size and
+    time."""
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
     read: list[Path] = []
     plain = hashes.file_sha256

@@ -18,8 +18,8 @@ from finetune.recipe.schema.model import ModelSection, RopeScaling
 from tests.support.models import save_tiny_llama
 
 SMALL: dict[str, Any] = {
-    "vocab_size": 128, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "vocab_size": 128, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 64,
 }  # fmt: skip
 
 
@@ -39,7 +39,9 @@ def test_parameters_in_closed_form_are_those_of_the_model(config: Any) -> None:
     """The formula counts what transformers builds, for every architecture of the family."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    assert inspect.count_parameters(inspect.read_shape(config.to_dict())) == sum(p.numel() for p in model.parameters())
+    assert inspect.count_parameters(inspect.read_shape(config.to_dict())) == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,8 @@ def test_parameters_in_closed_form_are_those_of_the_model(config: Any) -> None:
     ids=str,
 )
 def test_trainable_parameters_are_those_of_peft(section: dict[str, Any], tiny_base: Path) -> None:
-    """R (inputs + outputs) a target, and what DoRA and modules_to_save add, is what a real peft model trains."""
+    """R (inputs + outputs) a target, and what DoRA and modules_to_save add, is what a real peft model
+    trains."""
     adapter = AdapterSection(**section)
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -81,7 +84,9 @@ def test_new_tokens_train_one_row_each_a_matrix(tied: bool, tmp_path: Path) -> N
 def assert_same_count(base: Path, adapter: AdapterSection, config: LoraConfig, new_tokens: int = 0) -> None:
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     shape = inspect.read_shape(json.loads((base / "config.json").read_text()))
-    assert inspect.count_trainable(shape, adapter, new_tokens) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert inspect.count_trainable(shape, adapter, new_tokens) == sum(
+        p.numel() for p in model.parameters() if p.requires_grad
+    )
 
 
 def test_full_fine_tuning_trains_everything(tiny_base: Path) -> None:
@@ -98,11 +103,12 @@ def test_a_target_that_matches_nothing_is_named(tiny_base: Path) -> None:
 
 
 def test_the_known_sizes_of_llama_3_1_8b() -> None:
-    """LLaMA 3.1 8B by its config: 8,030,261,248 parameters, 131,072 bytes of cache a token, 41,943,040 trained at rank 16."""
+    """LLaMA 3.1 8B by its config: 8,030,261,248 parameters, 131,072 bytes of cache a token, 41,943,040
+    trained at rank 16."""
     config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336,
-        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-        "tie_word_embeddings": False,
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096,
+        "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
     }  # fmt: skip
     shape = inspect.read_shape(config)
     assert inspect.count_parameters(shape) == 8_030_261_248
@@ -142,7 +148,9 @@ def test_weights_that_are_not_the_configs_are_refused(tmp_path: Path) -> None:
         inspect.describe(ModelSection(base=str(tmp_path)))
 
 
-@pytest.mark.parametrize("content", [b"", b"short", (10**15).to_bytes(8, "little") + b"{}", b"\x04" + b"\0" * 7 + b"nope"])
+@pytest.mark.parametrize(
+    "content", [b"", b"short", (10**15).to_bytes(8, "little") + b"{}", b"\x04" + b"\0" * 7 + b"nope"]
+)
 def test_a_damaged_weights_file_is_named(content: bytes, tiny_base: Path, tmp_path: Path) -> None:
     """A file that is no safetensors file is refused by name, however it begins."""
     (tmp_path / "config.json").write_text((tiny_base / "config.json").read_text())
@@ -155,7 +163,10 @@ def test_a_damaged_weights_file_is_named(content: bytes, tiny_base: Path, tmp_pa
     ("config", "expected"),
     [
         ({"rope_theta": 500000.0}, inspect.Rope("default", 500000.0, {})),
-        ({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2.0}}, inspect.Rope("linear", 1e4, {"factor": 2.0})),
+        (
+            {"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            inspect.Rope("linear", 1e4, {"factor": 2.0}),
+        ),
         (
             {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}},
             inspect.Rope("llama3", 5e5, {"factor": 8.0}),
@@ -170,7 +181,10 @@ def test_rope_is_read_in_both_writings(config: dict[str, Any], expected: inspect
 
 def test_the_recipes_rope_scaling_is_what_is_reported() -> None:
     """A recipe's scaling replaces the base's and lengthens the context by its factor."""
-    config, scaling = {"rope_theta": 1e4, "max_position_embeddings": 4096}, RopeScaling(type="yarn", factor=4.0)
+    config, scaling = (
+        {"rope_theta": 1e4, "max_position_embeddings": 4096},
+        RopeScaling(type="yarn", factor=4.0),
+    )
     assert inspect.read_rope(config, scaling) == inspect.Rope("yarn", 1e4, {"factor": 4.0})
     assert inspect.context_tokens(config, scaling) == 16384
 
@@ -184,10 +198,14 @@ def test_a_hub_model_that_is_out_of_reach_says_what_to_do() -> None:
 def test_inspecting_imports_no_torch(tiny_base: Path) -> None:
     """Describing a folder loads neither torch nor transformers."""
     code = (
-        "import sys; from finetune.models.bases.shapes import describe; from finetune.recipe.schema.model import ModelSection; "
-        "describe(ModelSection(base=sys.argv[1])); print([n for n in ('torch', 'transformers') if n in sys.modules])"
+        "import sys; from finetune.models.bases.shapes import describe; from finetune.recipe.schema.model "
+        "import ModelSection; "
+        "describe(ModelSection(base=sys.argv[1])); print([n for n in ('torch', 'transformers') if n in "
+        "sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tiny_base)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_base)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -195,7 +213,10 @@ def test_the_recipe_s_rules_know_the_linear_layers(tiny_base: Path) -> None:
     """The names that a recipe's targets are checked against are those of the model's own modules."""
     from finetune.models.architectures import family_of, linear_layers
 
-    names = {name.rsplit(".", 1)[-1] for name in inspect.linear_layers(inspect.read_shape(inspect.read_config(tiny_base)))}
+    names = {
+        name.rsplit(".", 1)[-1]
+        for name in inspect.linear_layers(inspect.read_shape(inspect.read_config(tiny_base)))
+    }
     llama = family_of("llama")
     assert llama is not None
     assert names - {"lm_head"} == set(llama.linear_layers)

@@ -20,15 +20,20 @@ STORIES = SHARED / "models" / "stories260k"
 
 
 def inverse_frequencies(width: int, theta: float, scaling: dict[str, Any] | None = None) -> torch.Tensor:
-    """RoFormer's theta ** (-2i / E) (Su et al. 2021, arXiv:2104.09864), with LLaMA 3.1's scaling where it is given.
+    """RoFormer's theta ** (-2i / E) (Su et al. 2021, arXiv:2104.09864), with LLaMA 3.1's scaling where it is
+    given.
 
-    LLaMA 3.1 divides slow frequencies (wavelengths over original / low) by the factor, leaves fast ones (under
-    original / high), and blends the two in between, linearly in original / wavelength.
+    LLaMA 3.1 divides slow frequencies (wavelengths over original / low) by the factor, leaves fast ones
+    (under original / high), and blends the two in between, linearly in original / wavelength.
     """
     frequencies = 1.0 / theta ** (torch.arange(0, width, 2).float() / width)
     if scaling is None:
         return frequencies
-    low, high, original = scaling["low_freq_factor"], scaling["high_freq_factor"], scaling["original_max_position_embeddings"]
+    low, high, original = (
+        scaling["low_freq_factor"],
+        scaling["high_freq_factor"],
+        scaling["original_max_position_embeddings"],
+    )
     scaled = []
     for frequency in frequencies.tolist():
         turns = original * frequency / (2 * math.pi)
@@ -55,7 +60,8 @@ def rms_norm(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torc
 def attention(
     states: torch.Tensor, weights: dict[str, torch.Tensor], heads: int, groups: int, frequencies: torch.Tensor
 ) -> torch.Tensor:
-    """Causal grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245): H query heads share K keys and values."""
+    """Causal grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245): H query heads share K keys and
+    values."""
     rows, length, _ = states.shape
 
     def split(name: str, count: int) -> torch.Tensor:
@@ -83,7 +89,9 @@ def decoder_layer(
 ) -> torch.Tensor:
     """Normalise, attend, add; normalise, feed forward, add."""
     normed = rms_norm(states, weights["input_layernorm.weight"], config.rms_norm_eps)
-    states = states + attention(normed, weights, config.num_attention_heads, config.num_key_value_heads, frequencies)
+    states = states + attention(
+        normed, weights, config.num_attention_heads, config.num_key_value_heads, frequencies
+    )
     normed = rms_norm(states, weights["post_attention_layernorm.weight"], config.rms_norm_eps)
     return states + swiglu(normed, weights)
 
@@ -113,7 +121,8 @@ def position_embeddings(model: LlamaForCausalLM, states: torch.Tensor) -> tuple[
 
 
 def assert_same_logits(theirs: torch.Tensor, ours: torch.Tensor) -> None:
-    """Equal to 1e-5 of the largest logit: logits of a trained model go to 15, where float32's own steps are 1e-6."""
+    """Equal to 1e-5 of the largest logit: logits of a trained model go to 15, where float32's own steps are
+    1e-6."""
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5 * max(1.0, float(ours.abs().max())))
 
 
@@ -127,7 +136,9 @@ def model(request: pytest.FixtureRequest, tiny_base: Path) -> LlamaForCausalLM:
     if request.param == "stories260k" and not STORIES.is_dir():
         pytest.skip("the trained stories260k model is not on this machine")
     folder = tiny_base if request.param == "tiny" else STORIES
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 @pytest.fixture
@@ -145,7 +156,9 @@ def norm_weight(model: LlamaForCausalLM) -> nn.Module:
     return norm
 
 
-def test_rms_norm_is_division_by_the_root_mean_square(model: LlamaForCausalLM, states: torch.Tensor, norm_weight: Any) -> None:
+def test_rms_norm_is_division_by_the_root_mean_square(
+    model: LlamaForCausalLM, states: torch.Tensor, norm_weight: Any
+) -> None:
     """RMSNorm is x / sqrt(mean(x^2) + eps) * weight."""
     expected = rms_norm(states, norm_weight.weight, model.config.rms_norm_eps)
     torch.testing.assert_close(norm_weight(states), expected, **CLOSE)
@@ -157,10 +170,11 @@ def test_rotary_frequencies_fall_geometrically(model: LlamaForCausalLM) -> None:
 
 
 def llama3_config(tiny_base: Path) -> LlamaConfig:
-    """The tiny model with LLaMA 3.1's scaling, its numbers chosen so that a head has fast, blended and slow frequencies."""
+    """The tiny model with LLaMA 3.1's scaling, its numbers chosen so that a head has fast, blended and slow
+    frequencies."""
     rope = {
-        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
     }  # fmt: skip
     config = LlamaConfig.from_pretrained(tiny_base)
     config.rope_parameters = rope
@@ -169,7 +183,8 @@ def llama3_config(tiny_base: Path) -> LlamaConfig:
 
 
 def test_llama3_scaling_divides_slow_frequencies_and_blends_the_middle(tiny_base: Path) -> None:
-    """LLaMA 3.1's scaling leaves fast frequencies, divides slow ones by the factor and blends those in between."""
+    """LLaMA 3.1's scaling leaves fast frequencies, divides slow ones by the factor and blends those in
+    between."""
     config = llama3_config(tiny_base)
     plain = inverse_frequencies(config.head_dim, 500000.0)
     expected = frequencies_of(config)
@@ -180,7 +195,9 @@ def test_llama3_scaling_divides_slow_frequencies_and_blends_the_middle(tiny_base
     torch.testing.assert_close(LlamaRotaryEmbedding(config).inv_freq, expected, **CLOSE)
 
 
-def test_rotary_embedding_is_a_rotation_of_complex_pairs(model: LlamaForCausalLM, states: torch.Tensor) -> None:
+def test_rotary_embedding_is_a_rotation_of_complex_pairs(
+    model: LlamaForCausalLM, states: torch.Tensor
+) -> None:
     """Rotary embedding turns the pair (i, i + E/2) by position times frequency, and keeps its length."""
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -194,7 +211,8 @@ def test_rotary_embedding_is_a_rotation_of_complex_pairs(model: LlamaForCausalLM
 
 
 def test_rotary_scores_depend_on_the_distance_only(model: LlamaForCausalLM) -> None:
-    """The product of a rotated query and key is the same wherever in the text the two stand, at the same distance."""
+    """The product of a rotated query and key is the same wherever in the text the two stand, at the same
+    distance."""
     generator = torch.Generator().manual_seed(2)
     width = model.config.head_dim
     query, key = torch.randn(2, 1, 1, 1, width, generator=generator).expand(2, 1, 1, 40, width).unbind()
@@ -205,14 +223,20 @@ def test_rotary_scores_depend_on_the_distance_only(model: LlamaForCausalLM) -> N
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=0, atol=1e-4)
 
 
-def test_grouped_query_attention_repeats_keys_and_values(model: LlamaForCausalLM, states: torch.Tensor) -> None:
+def test_grouped_query_attention_repeats_keys_and_values(
+    model: LlamaForCausalLM, states: torch.Tensor
+) -> None:
     """Each group of heads attends to one key-value head, causally, with the softmax in float32."""
     config = model.config
     assert config.num_attention_heads > config.num_key_value_heads
     layer = model.model.layers[0].self_attn
-    theirs = layer(states, position_embeddings=position_embeddings(model, states), attention_mask=causal(states.shape[1]))[0]
+    theirs = layer(
+        states, position_embeddings=position_embeddings(model, states), attention_mask=causal(states.shape[1])
+    )[0]
     weights = layer_weights(model, 0)
-    ours = attention(states, weights, config.num_attention_heads, config.num_key_value_heads, frequencies_of(config))
+    ours = attention(
+        states, weights, config.num_attention_heads, config.num_key_value_heads, frequencies_of(config)
+    )
     torch.testing.assert_close(theirs, ours, **CLOSE)
 
 
@@ -226,13 +250,19 @@ def test_fused_attention_equals_the_written_out_one(model: LlamaForCausalLM) -> 
 
 def test_feed_forward_is_swiglu(model: LlamaForCausalLM, states: torch.Tensor) -> None:
     """The feed-forward block is down(silu(gate(x)) * up(x))."""
-    torch.testing.assert_close(model.model.layers[0].mlp(states), swiglu(states, layer_weights(model, 0)), **CLOSE)
+    torch.testing.assert_close(
+        model.model.layers[0].mlp(states), swiglu(states, layer_weights(model, 0)), **CLOSE
+    )
 
 
-def test_decoder_layer_adds_both_blocks_to_the_residual(model: LlamaForCausalLM, states: torch.Tensor) -> None:
+def test_decoder_layer_adds_both_blocks_to_the_residual(
+    model: LlamaForCausalLM, states: torch.Tensor
+) -> None:
     """A decoder layer is x + attention(norm(x)), then that + feed-forward(norm(that))."""
     layer = model.model.layers[-1]
-    theirs = layer(states, position_embeddings=position_embeddings(model, states), attention_mask=causal(states.shape[1]))
+    theirs = layer(
+        states, position_embeddings=position_embeddings(model, states), attention_mask=causal(states.shape[1])
+    )
     ours = decoder_layer(states, layer_weights(model, -1), model.config, frequencies_of(model.config))
     torch.testing.assert_close(theirs, ours, **CLOSE)
 

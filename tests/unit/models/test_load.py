@@ -20,14 +20,21 @@ def inverse_frequencies(folder: Path, scaling: RopeScaling | None) -> torch.Tens
 
 def test_linear_scaling_divides_the_frequencies(tiny_base: Path) -> None:
     """Position interpolation by 4 turns each pair a quarter as fast."""
-    plain, scaled = (inverse_frequencies(tiny_base, s) for s in (None, RopeScaling(type="linear", factor=4.0)))
+    plain, scaled = (
+        inverse_frequencies(tiny_base, s) for s in (None, RopeScaling(type="linear", factor=4.0))
+    )
     assert torch.allclose(scaled * 4, plain)
 
 
 def test_llama3_scaling_slows_the_long_waves_only(tiny_base: Path) -> None:
-    """LLaMA 3.1's scaling leaves wavelengths under original / high, and slows those over original / low by the factor."""
+    """LLaMA 3.1's scaling leaves wavelengths under original / high, and slows those over original / low by
+    the factor."""
     scaling = RopeScaling(
-        type="llama3", factor=8.0, original_max_length_tokens=64, low_frequency_factor=1.0, high_frequency_factor=4.0
+        type="llama3",
+        factor=8.0,
+        original_max_length_tokens=64,
+        low_frequency_factor=1.0,
+        high_frequency_factor=4.0,
     )
     plain, scaled = inverse_frequencies(tiny_base, None), inverse_frequencies(tiny_base, scaling)
     wavelengths = 2 * torch.pi / plain
@@ -51,7 +58,11 @@ def test_each_scaling_reaches_longer_positions(tiny_base: Path, kind: str) -> No
 def copy_without(folder: Path, target: Path, lacking: str) -> None:
     shutil.copytree(folder, target)
     weights = load_file(target / "model.safetensors")
-    save_file({k: v for k, v in weights.items() if lacking not in k}, target / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {k: v for k, v in weights.items() if lacking not in k},
+        target / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def test_a_missing_weight_is_named(tiny_base: Path, tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ def difference(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"target_modules": ["q_proj", "down_proj"]}])
 def test_fused_layers_equal_pefts(tiny_base: Path, dtype: torch.dtype, options: dict[str, Any]) -> None:
-    """Logits and gradients are peft's: 1e-12 in fp64, 1e-5 in fp32 (relative L2), with rsLoRA's scaling too."""
+    """Logits and gradients are peft's: 1e-12 in fp64, 1e-5 in fp32 (relative L2), with rsLoRA's scaling
+    too."""
     plain, fused = (adapted(tiny_base, dtype, **options) for _ in range(2))
     assert install_fast_path(fused) == sum("lora_A" in name for name, _ in plain.named_parameters())
     for got, expected in zip(outcome(fused), outcome(plain), strict=True):
@@ -52,7 +53,8 @@ def test_fused_layers_equal_pefts(tiny_base: Path, dtype: torch.dtype, options: 
 
 
 def test_fused_layers_equal_pefts_in_bf16(tiny_base: Path) -> None:
-    """A bf16 base with an fp32 adapter under autocast: gradients are peft's to 1e-2 (relative L2), and stay fp32."""
+    """A bf16 base with an fp32 adapter under autocast: gradients are peft's to 1e-2 (relative L2), and stay
+    fp32."""
     results = []
     for fuse in (True, False):
         model = adapted(tiny_base, torch.bfloat16)
@@ -72,22 +74,32 @@ def test_layers_of_one_input_and_the_mlp_have_exact_gradients() -> None:
 
     def part(inputs: int, outputs: int) -> tuple[Layer, torch.Tensor, torch.Tensor]:
         base = torch.nn.Linear(inputs, outputs, dtype=torch.float64).requires_grad_(False)
-        a, b = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, inputs), (outputs, 2)))
+        a, b = (
+            torch.randn(shape, dtype=torch.float64, requires_grad=True)
+            for shape in ((2, inputs), (outputs, 2))
+        )
         return Layer(base, 0.5), a, b
 
     x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
     layers, *pairs = zip(*(part(6, width) for width in (4, 2, 2)), strict=True)
     matrices = [matrix for pair in zip(*pairs, strict=True) for matrix in pair]
-    assert torch.autograd.gradcheck(lambda x, *m: FusedLora.apply(x, layers, 0.0, torch.float64, *m), (x, *matrices))
+    assert torch.autograd.gradcheck(
+        lambda x, *m: FusedLora.apply(x, layers, 0.0, torch.float64, *m), (x, *matrices)
+    )
 
     layers, *pairs = zip(part(6, 5), part(6, 5), part(5, 6), strict=True)
     matrices = [matrix for pair in zip(*pairs, strict=True) for matrix in pair]
-    assert torch.autograd.gradcheck(lambda x, *m: FusedMlp.apply(x, layers, torch.float64, *m), (x, *matrices))
+    assert torch.autograd.gradcheck(
+        lambda x, *m: FusedMlp.apply(x, layers, torch.float64, *m), (x, *matrices)
+    )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_dropout_and_checkpointing_fall_back_without_a_difference(tiny_base: Path, checkpointing: bool) -> None:
-    """With dropout (each layer its own mask) and with activations recomputed, the fast path learns as in one pass."""
+def test_dropout_and_checkpointing_fall_back_without_a_difference(
+    tiny_base: Path, checkpointing: bool
+) -> None:
+    """With dropout (each layer its own mask) and with activations recomputed, the fast path learns as in one
+    pass."""
     outcomes = []
     for recompute in (False, checkpointing):
         model = adapted(tiny_base, torch.float64, lora_dropout=0.3)
@@ -101,7 +113,8 @@ def test_dropout_and_checkpointing_fall_back_without_a_difference(tiny_base: Pat
 
 
 def test_the_fast_path_keeps_less_for_the_backward_pass(tiny_base: Path) -> None:
-    """What autograd keeps of a forward pass, weights aside, is at most 0.7 of what peft's and transformers' own keep."""
+    """What autograd keeps of a forward pass, weights aside, is at most 0.7 of what peft's and transformers'
+    own keep."""
     kept = []
     for fuse in (True, False):
         model = adapted(tiny_base, torch.bfloat16)
@@ -110,7 +123,9 @@ def test_the_fast_path_keeps_less_for_the_backward_pass(tiny_base: Path) -> None
             install_fast_path(model)
         found: dict[int, int] = {}
 
-        def keep(tensor: torch.Tensor, weights: set[int] = weights, found: dict[int, int] = found) -> torch.Tensor:
+        def keep(
+            tensor: torch.Tensor, weights: set[int] = weights, found: dict[int, int] = found
+        ) -> torch.Tensor:
             if tensor.untyped_storage().data_ptr() not in weights:
                 found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
@@ -122,10 +137,13 @@ def test_the_fast_path_keeps_less_for_the_backward_pass(tiny_base: Path) -> None
 
 
 def test_dropout_falls_on_the_update_alone(tiny_base: Path) -> None:
-    """In fp64 with dropout, the gradients are those of the function that the forward pass computed (numeric check)."""
+    """In fp64 with dropout, the gradients are those of the function that the forward pass computed (numeric
+    check)."""
     torch.manual_seed(0)
     base = torch.nn.Linear(6, 5, dtype=torch.float64).requires_grad_(False)
-    x, a, b = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 6), (4, 6), (5, 4)))
+    x, a, b = (
+        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 6), (4, 6), (5, 4))
+    )
 
     def function(*inputs: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(1)
@@ -150,7 +168,9 @@ def test_nf4_bases(tiny_base: Path) -> None:
         base = Base(tiny_base, {"kind": "folder", "name": "tiny"})
         model = load_model(base, dtype=torch.float32, quantization="nf4-double")
         torch.manual_seed(0)
-        config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+        config = LoraConfig(
+            r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+        )
         adapter = get_peft_model(model, config).train()
         if fuse:
             assert install_fast_path(adapter) == 14
@@ -159,13 +179,16 @@ def test_nf4_bases(tiny_base: Path) -> None:
 
 
 def test_what_can_not_be_fused_keeps_pefts_forward(tiny_base: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """DoRA layers are left as they are, with one line that says how many and why; the model gives what it gave."""
+    """DoRA layers are left as they are, with one line that says how many and why; the model gives what it
+    gave."""
     caplog.set_level("INFO", logger="finetune")
     model = adapted(tiny_base, torch.float32, use_dora=True)
     expected = outcome(model)
     model.zero_grad()
     assert install_fast_path(model) == 0
-    assert [record.getMessage() for record in caplog.records] == ["14 LoRA layers keep peft's own forward: it is DoraLinear"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "14 LoRA layers keep peft's own forward: it is DoraLinear"
+    ]
     assert all(difference(got, want) < 1e-5 for got, want in zip(outcome(model), expected, strict=True))
 
 

@@ -16,10 +16,16 @@ from finetune.models.loss import IGNORE_INDEX, next_token_labels, supervised_cro
 from tests.support.losses import install_supervised_loss
 
 
-def plain_loss(model: torch.nn.Module, ids: torch.Tensor, shift_labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+def plain_loss(
+    model: torch.nn.Module, ids: torch.Tensor, shift_labels: torch.Tensor, smoothing: float = 0.0
+) -> torch.Tensor:
     logits = model(input_ids=ids).logits
     return functional.cross_entropy(
-        logits.flatten(0, 1), shift_labels.flatten(), reduction="sum", ignore_index=IGNORE_INDEX, label_smoothing=smoothing
+        logits.flatten(0, 1),
+        shift_labels.flatten(),
+        reduction="sum",
+        ignore_index=IGNORE_INDEX,
+        label_smoothing=smoothing,
     )
 
 
@@ -34,9 +40,14 @@ def example() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("chunk", [4, 1024])
 def test_loss_and_gradients_equal_plain_cross_entropy(
-    tiny_base: Path, example: tuple[torch.Tensor, torch.Tensor], smoothing: float, chunk: int, monkeypatch: pytest.MonkeyPatch
+    tiny_base: Path,
+    example: tuple[torch.Tensor, torch.Tensor],
+    smoothing: float,
+    chunk: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In fp64, loss and every gradient equal plain cross-entropy over all logits, chunked or not, to 1e-12."""
+    """In fp64, loss and every gradient equal plain cross-entropy over all logits, chunked or not, to
+    1e-12."""
     monkeypatch.setattr(loss_module, "CHUNK_POSITIONS", chunk)
     ids, labels = example
     ours = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64).train()
@@ -62,7 +73,8 @@ def test_a_frozen_head_gives_the_same_loss_and_gradients(
     weighted: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In fp64, with a head that isn't trained, loss and gradients equal plain weighted cross-entropy to 1e-12."""
+    """In fp64, with a head that isn't trained, loss and gradients equal plain weighted cross-entropy to
+    1e-12."""
     monkeypatch.setattr(loss_module, "CHUNK_POSITIONS", chunk)
     ids, labels = example
     weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -90,7 +102,9 @@ def test_a_frozen_head_gives_the_same_loss_and_gradients(
     assert (gradient - plain).norm() / plain.norm() < 1e-12
 
 
-def test_label_smoothing_is_for_training_only(tiny_base: Path, example: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_label_smoothing_is_for_training_only(
+    tiny_base: Path, example: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     """In eval mode the loss is the plain cross-entropy, whatever the label smoothing."""
     ids, labels = example
     model = AutoModelForCausalLM.from_pretrained(tiny_base).eval()
@@ -104,9 +118,12 @@ def test_label_smoothing_is_for_training_only(tiny_base: Path, example: tuple[to
 def test_a_head_is_called_as_often_as_in_another_process(
     monkeypatch: pytest.MonkeyPatch, supervised: int, weighted: bool
 ) -> None:
-    """Calls that are added give no loss and no gradient; there are none where this process has the most to learn."""
+    """Calls that are added give no loss and no gradient; there are none where this process has the most to
+    learn."""
     monkeypatch.setattr(loss_module, "CHUNK_POSITIONS", 4)
-    hidden = torch.randn(3, 20, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    hidden = torch.randn(
+        3, 20, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     labels = torch.arange(60).reshape(3, 20) % 11
     labels.flatten()[supervised:] = IGNORE_INDEX
     weights = torch.linspace(0.5, 2, 60).reshape(3, 20) if weighted else None
@@ -161,14 +178,17 @@ def test_labels_are_the_next_supervised_token() -> None:
 def test_weights_multiply_each_positions_loss(
     tiny_base: Path, example: tuple[torch.Tensor, torch.Tensor], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In fp64, loss and gradients equal the weighted sum of plain cross-entropies, chunked or not, to 1e-12."""
+    """In fp64, loss and gradients equal the weighted sum of plain cross-entropies, chunked or not, to
+    1e-12."""
     monkeypatch.setattr(loss_module, "CHUNK_POSITIONS", chunk)
     ids, labels = example
     weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ours = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64).train()
     theirs = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64).train()
     install_supervised_loss(ours)
-    got = ours(input_ids=ids, shift_labels=labels, shift_weights=weights, num_items_in_batch=weights.sum()).loss
+    got = ours(
+        input_ids=ids, shift_labels=labels, shift_weights=weights, num_items_in_batch=weights.sum()
+    ).loss
     logits = theirs(input_ids=ids).logits
     losses = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORE_INDEX
@@ -209,6 +229,11 @@ print("equal")
 """
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(["", *sys.path])}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.stdout.strip().endswith("equal"), done.stderr

@@ -12,7 +12,9 @@ from finetune.models import device as precision
 from finetune.models.kernels.attention import PER_DOCUMENT, choose_attention
 
 
-@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="asks about the CPU")
+@pytest.mark.skipif(
+    torch.cuda.is_available() or torch.backends.mps.is_available(), reason="asks about the CPU"
+)
 @pytest.mark.parametrize(
     ("native", "auto", "bf16"),
     [
@@ -20,8 +22,11 @@ from finetune.models.kernels.attention import PER_DOCUMENT, choose_attention
         (False, ("fp32", "the CPU has no native bf16"), "fp32 would be faster"),
     ],
 )
-def test_bf16_on_the_cpu(monkeypatch: pytest.MonkeyPatch, native: bool, auto: tuple[str, str], bf16: str) -> None:
-    """auto takes bf16 only where the processor multiplies it itself; a bf16 that was asked for is kept, with a word."""
+def test_bf16_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, native: bool, auto: tuple[str, str], bf16: str
+) -> None:
+    """auto takes bf16 only where the processor multiplies it itself; a bf16 that was asked for is kept, with
+    a word."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
     chosen = precision.choose_precision("auto")
     assert (chosen.name, chosen.reason) == auto
@@ -36,7 +41,9 @@ TWO_PROCESSES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("variables", "expected"), [({}, "all"), (TWO_PROCESSES, "half"), ({"OMP_NUM_THREADS": "1"}, "1")])
+@pytest.mark.parametrize(
+    ("variables", "expected"), [({}, "all"), (TWO_PROCESSES, "half"), ({"OMP_NUM_THREADS": "1"}, "1")]
+)
 def test_threads(variables: dict[str, str], expected: str) -> None:
     """A process takes its share of the cores, and what the user set before all else."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
@@ -46,7 +53,11 @@ def test_threads(variables: dict[str, str], expected: str) -> None:
     root = str(Path(__file__).resolve().parents[3])
     code = "from finetune.models.device import choose_threads; print(choose_threads())"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment | {"PYTHONPATH": root}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=environment | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found = int(done.stdout)
     assert found == 1 if expected == "1" else found <= max(1, cores // (1 if expected == "all" else 2))

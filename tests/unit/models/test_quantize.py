@@ -71,11 +71,16 @@ def dequantised(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("quantization", BITSANDBYTES)
-def test_a_stored_base_trains_as_what_it_stands_for(tiny_base: Path, tmp_path: Path, quantization: str) -> None:
-    """Logits, and gradients of the first layer's adapter after an evaluation, are the dequantised base's by plain peft."""
+def test_a_stored_base_trains_as_what_it_stands_for(
+    tiny_base: Path, tmp_path: Path, quantization: str
+) -> None:
+    """Logits, and gradients of the first layer's adapter after an evaluation, are the dequantised base's by
+    plain peft."""
     stored = tmp_path / "stored"
     config = bitsandbytes_config(torch.float32, quantization)
-    AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32, quantization_config=config).save_pretrained(stored)
+    AutoModelForCausalLM.from_pretrained(
+        tiny_base, dtype=torch.float32, quantization_config=config
+    ).save_pretrained(stored)
     ours = load_model(Base(stored, {}), dtype=torch.float32)
     plain = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     weights = dequantised(ours)
@@ -91,9 +96,12 @@ def test_a_stored_base_trains_as_what_it_stands_for(tiny_base: Path, tmp_path: P
             adapted.eval()(input_ids=ids)
         output = adapted.train()(input_ids=ids, labels=ids)
         output.loss.backward()
-        gradients = {name: parameter.grad for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+        gradients = {
+            name: parameter.grad for name, parameter in adapted.named_parameters() if parameter.requires_grad
+        }
         found.append(
-            {"logits": output.logits} | {name: grad for name, grad in gradients.items() if "layers.0.self_attn" in name}
+            {"logits": output.logits}
+            | {name: grad for name, grad in gradients.items() if "layers.0.self_attn" in name}
         )
     assert len(found[0]) == 9
     for name, value in found[0].items():

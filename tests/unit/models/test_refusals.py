@@ -1,4 +1,5 @@
-"""A base's config.json, tokenizer and an adapter's config are the user's input: one message, before data are read."""
+"""A base's config.json, tokenizer and an adapter's config are the user's input: one message, before data are
+read."""
 
 import builtins
 import json
@@ -73,7 +74,8 @@ CONFIGS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("values", CONFIGS, ids=lambda values: json.dumps(values)[:60])
 def test_a_config_that_is_wrong_is_one_message(base: Path, values: dict[str, Any]) -> None:
-    """Found from config.json and headers, without loading a weight, in one line; inspect says it, or what it read, at once."""
+    """Found from config.json and headers, without loading a weight, in one line; inspect says it, or what it
+    read, at once."""
     change(base / "config.json", **values)
     for look in (before_training, describe):
         started, error = time.perf_counter(), refusal_of(look, ModelSection(base=str(base)))
@@ -96,13 +98,19 @@ def refusal_of(look: Callable[[ModelSection], Any], section: ModelSection) -> st
     return None
 
 
-def test_no_code_of_a_model_runs_whatever_is_answered(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_code_of_a_model_runs_whatever_is_answered(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder with code of its own is refused, nobody is asked, and the code isn't run."""
     ran = tmp_path / "ran"
     code = f"open({str(ran)!r}, 'w')\nfrom transformers import PretrainedConfig\n"
     code += "class C(PretrainedConfig):\n    model_type = 'own'\n"
     (base / "own.py").write_text(code)
-    change(base / "config.json", model_type="own", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.C"})
+    change(
+        base / "config.json",
+        model_type="own",
+        auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.C"},
+    )
 
     def asked(*_: object) -> str:
         raise AssertionError("somebody was asked")
@@ -123,7 +131,10 @@ def test_no_code_of_a_model_runs_whatever_is_answered(base: Path, tmp_path: Path
         ("tokenizer.json", "{"),
         ("tokenizer.json", "[]"),
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": [["a", "b"]]}}'),
-        ("tokenizer.json", '{"added_tokens": [{"id": 4294967295, "content": "x", "special": true}], "model": null}'),
+        (
+            "tokenizer.json",
+            '{"added_tokens": [{"id": 4294967295, "content": "x", "special": true}], "model": null}',
+        ),
         ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"),
         ("tokenizer_config.json", '{"bos_token": 5}'),
         ("tokenizer_config.json", "nonsense"),
@@ -153,17 +164,25 @@ def test_weights_that_are_not_quantised_as_config_says(base: Path, found: dict[s
         resolve_base(ModelSection(base=str(base)))
 
 
-@pytest.mark.parametrize("words", [["check"], ["check", "--deep"], ["train"], ["plan"], ["inspect"], ["data"]])
+@pytest.mark.parametrize(
+    "words", [["check"], ["check", "--deep"], ["train"], ["plan"], ["inspect"], ["data"]]
+)
 def test_every_verb_says_it_before_the_data(
-    words: list[str], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Exit 2 with the key of config.json, though the rows are unreadable too; only `data` doesn't look at the model."""
+    """Exit 2 with the key of config.json, though the rows are unreadable too; only `data` doesn't look at the
+    model."""
     change(base / "config.json", num_key_value_heads=3)
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": 5}\n')
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
-        f"model: {{base: {base}}}\ndata: {{train: [{{path: {rows}, format: text}}]}}\ntracking: {{tracker: none}}\n"
+        f"model: {{base: {base}}}\ndata: {{train: [{{path: {rows}, format: text}}]}}\ntracking: {{tracker: "
+        f"none}}\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["finetune", words[0], str(recipe), *words[1:]])
@@ -196,7 +215,9 @@ def test_an_expression_that_never_ends_is_refused(
     names = [f"model.layers.{index}.self_attn.q_proj" for index in range(4)]
     with pytest.raises(ModelError, match="takes more than 1 s"):
         check_adapter_config(config, names, tmp_path)
-    check_adapter_config({"target_modules": r".*\.layers\.[0-3]\.(self_attn\.[qv]_proj|mlp\.up_proj)"}, names, tmp_path)
+    check_adapter_config(
+        {"target_modules": r".*\.layers\.[0-3]\.(self_attn\.[qv]_proj|mlp\.up_proj)"}, names, tmp_path
+    )
 
 
 def test_sizes_of_an_adapter_are_bounded(tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ from tests.support.processes import trainer_of
 from tests.support.recipes import MakeRecipe
 
 LLAMA_70B = {
-    "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "vocab_size": 128256,
-    "num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 8192, "torch_dtype": "bfloat16",
+    "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+    "vocab_size": 128256, "num_attention_heads": 64, "num_key_value_heads": 8,
+    "max_position_embeddings": 8192, "torch_dtype": "bfloat16",
 }  # fmt: skip
 
 
@@ -34,7 +35,8 @@ def job_for(recipe: Recipe) -> Job:
 
 
 def kept_by_torch(recipe: Recipe, folder: Path) -> tuple[float, int]:
-    """Bytes that autograd saves in the forward pass of the first epoch's heaviest micro-batch, and its tokens."""
+    """Bytes that autograd saves in the forward pass of the first epoch's heaviest micro-batch, and its
+    tokens."""
     trainer = trainer_of(recipe, folder, None)
     model: Any = trainer.model
     model.train()
@@ -65,8 +67,11 @@ def kept_by_torch(recipe: Recipe, folder: Path) -> tuple[float, int]:
     ],
     ids=str,
 )
-def test_the_closed_form_is_what_torch_keeps(sections: dict[str, Any], make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """Activations are within a tenth of the storages that autograd saves, loss aside, for each kind of training."""
+def test_the_closed_form_is_what_torch_keeps(
+    sections: dict[str, Any], make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Activations are within a tenth of the storages that autograd saves, loss aside, for each kind of
+    training."""
     base = {"data": {"pack_length_tokens": 128}, "adapter": {"rank": 4}, "train": {"micro_batch_size": 1}}
     merged = {name: base.get(name, {}) | sections.get(name, {}) for name in base | sections}
     recipe = make_recipe(**merged)
@@ -79,7 +84,12 @@ def test_the_closed_form_is_what_torch_keeps(sections: dict[str, Any], make_reci
 
 @pytest.mark.parametrize(
     "sections",
-    [{}, {"adapter": {"dropout": 0.1}}, {"adapter": {"method": "full"}}, {"data": {"pack_length_tokens": None}}],
+    [
+        {},
+        {"adapter": {"dropout": 0.1}},
+        {"adapter": {"method": "full"}},
+        {"data": {"pack_length_tokens": None}},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("family", ["qwen3", "phi3", "granite", "olmo2"])
@@ -90,7 +100,9 @@ def test_the_closed_form_of_a_family_is_what_torch_keeps(
     folder = save_tiny_family(tmp_path / "base", family, defaults=True)
     base = {"model": {"base": str(folder)}, "data": {"pack_length_tokens": 128}, "adapter": {"rank": 4}}
     merged = {name: base.get(name, {}) | sections.get(name, {}) for name in base | sections}
-    recipe = make_recipe(train={"micro_batch_size": 1 if merged["data"]["pack_length_tokens"] else 4}, **merged)
+    recipe = make_recipe(
+        train={"micro_batch_size": 1 if merged["data"]["pack_length_tokens"] else 4}, **merged
+    )
     job = job_for(recipe)
     kept, tokens = kept_by_torch(recipe, tmp_path / "checkpoints")
     assert job.tokens == tokens
@@ -115,7 +127,9 @@ def a_70b(folder: Path, **train: Any) -> Path:
     return path
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["finetune", "plan", *words])
     code = command_line.run()
     shown = capsys.readouterr()
@@ -125,9 +139,20 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *wo
 def test_a_70b_recipe_is_planned_from_its_config_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On 8 GPUs of 80 GiB ddp does not fit and says what would; fsdp2 does; assumptions are named; no torch is loaded."""
+    """On 8 GPUs of 80 GiB ddp does not fit and says what would; fsdp2 does; assumptions are named; no torch
+    is loaded."""
     path = a_70b(tmp_path)
-    words = [str(path), "--gpus", "8", "--gpu-memory", "80GiB", "--launch", "ddp", "--tokens-per-second", "5000"]
+    words = [
+        str(path),
+        "--gpus",
+        "8",
+        "--gpu-memory",
+        "80GiB",
+        "--launch",
+        "ddp",
+        "--tokens-per-second",
+        "5000",
+    ]
     code, shown, _ = run(monkeypatch, capsys, *words)
     assert code == 0
     assert "assumed" in shown
@@ -142,8 +167,13 @@ def test_a_70b_recipe_is_planned_from_its_config_alone(
     assert ways["fsdp2, checkpointing"]["fits"] is True
     assert ways["fsdp2"]["memory"]["weights"] < ways["ddp"]["memory"]["weights"] / 4
     assert plan["fastest"].startswith("fsdp2")
-    program = f"import sys\nsys.argv = {['finetune', 'plan', *words]!r}\nfrom finetune.cli.app import run\nassert run() == 0\n"
-    subprocess.run([sys.executable, "-c", program + "assert 'torch' not in sys.modules"], check=True, capture_output=True)
+    program = (
+        f"import sys\nsys.argv = {['finetune', 'plan', *words]!r}\nfrom finetune.cli.app import run\nassert "
+        "run() == 0\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program + "assert 'torch' not in sys.modules"], check=True, capture_output=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +185,11 @@ def test_a_70b_recipe_is_planned_from_its_config_alone(
     ],
 )
 def test_what_can_not_be_planned_is_refused(
-    words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One message, exit 2."""
     code, _, error = run(monkeypatch, capsys, str(a_70b(tmp_path)), *words)
@@ -164,7 +198,8 @@ def test_what_can_not_be_planned_is_refused(
 
 
 def test_sharding_divides_what_it_says(make_recipe: MakeRecipe) -> None:
-    """ZeRO-1 divides states, ZeRO-2 gradients too, FSDP2 weights as well; checkpointing leaves one stream a layer."""
+    """ZeRO-1 divides states, ZeRO-2 gradients too, FSDP2 weights as well; checkpointing leaves one stream a
+    layer."""
     recipe = make_recipe(data={"pack_length_tokens": 128}, train={"micro_batch_size": 1})
     one = job_for(recipe)
     engines = {engine.name: engine for engine in registry.of_several()}

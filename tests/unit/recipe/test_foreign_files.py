@@ -1,4 +1,5 @@
-"""Files that a recipe names, and locks, as somebody else made them: what is shown of them, and what they may cost."""
+"""Files that a recipe names, and locks, as somebody else made them: what is shown of them, and what they may
+cost."""
 
 import os
 import time
@@ -35,9 +36,12 @@ def problems(path: str = "r.yaml") -> list[str]:
     "content",
     [
         SHADOW, "s3cr3t\n", "TOKEN=s3cr3t\nOTHER=*s3cr3t\n", "[s3cr3t]\n", "machine a login b password s3cr3t\n", "",
-        "password: 2020-01-01\nuser: s3cr3t\n", "s3cr3t: &a [*b]\n", "key: !s3cr3t 1\nkey: 2\n", '{"s3cr3t": 1', "- s3cr3t\n",
-        "kind: Secret\napiVersion: v1\nmetadata: {name: s3cr3t}\ndata: {s3cr3t: 1}\n", "s3cr3t:\tx\n", "s3cr3t: %\n",
-        "model s3cr3t:\n  data: 1\n", "models:\n  s3cr3t: 1\n", "x: s3cr3t\n" * 20_000, "s3cr3t: '\0'", "s3cr3t: \x85 [",
+        "password: 2020-01-01\nuser: "
+        "s3cr3t\n", "s3cr3t: &a [*b]\n", "key: !s3cr3t 1\nkey: 2\n", '{"s3cr3t": 1', "- s3cr3t\n",
+        "kind: Secret\napiVersion: v1\nmetadata: {name: s3cr3t}\ndata: {s3cr3t: "
+        "1}\n", "s3cr3t:\tx\n", "s3cr3t: %\n",
+        "model s3cr3t:\n  data: "
+        "1\n", "models:\n  s3cr3t: 1\n", "x: s3cr3t\n" * 20_000, "s3cr3t: '\0'", "s3cr3t: \x85 [",
     ],
 )  # fmt: skip
 def test_nothing_is_shown_of_a_file_that_is_no_recipe(folder: Path, content: str) -> None:
@@ -45,7 +49,8 @@ def test_nothing_is_shown_of_a_file_that_is_no_recipe(folder: Path, content: str
     (folder / "other").write_text(content)
     (folder / "r.yaml").write_text(RECIPE % "other")
     assert problems() == [
-        f"r.yaml:1:10 extends {folder / 'other'} is no recipe: it has other keys than sections (model, data, ...), or none"
+        f"r.yaml:1:10 extends {folder / 'other'} is no recipe: it has other keys than sections (model, data, "
+        "...), or none"
     ]
 
 
@@ -71,14 +76,17 @@ def test_pipes_and_devices_are_refused_at_once(folder: Path) -> None:
     os.mkfifo(folder / "pipe.yaml")
     (folder / "zero.yaml").symlink_to("/dev/zero")
     for name in ("pipe.yaml", "zero.yaml"):
-        assert problems(name) == [f"{name}  this is a pipe or a device, expected a recipe's file: looked at {folder / name}"]
+        assert problems(name) == [
+            f"{name}  this is a pipe or a device, expected a recipe's file: looked at {folder / name}"
+        ]
         (folder / "r.yaml").write_text(RECIPE % name)
         (found,) = problems()
         assert found.startswith("r.yaml:1:10 extends is a ")
         assert found.endswith(f"not a file; give a file: {folder / name}")
         (folder / "r.yaml").write_text(
             f"model: {{base: owner/name, chat_template: {name}}}\n"
-            f"data: {{train: [{{path: {name}, format: alpaca}}, {{path: {name}, format: python, code: {name}}}]}}\n"
+            f"data: {{train: [{{path: {name}, format: alpaca}}, {{path: {name}, format: python, code: "
+            f"{name}}}]}}\n"
         )
         assert [line.split(":")[0] for line in problems()] == ["r.yaml"] * 4
         with pytest.raises(LaunchError, match="expected one of"):
@@ -111,9 +119,12 @@ def test_a_lock_is_read_within_bounds(tmp_path: Path, text: str, monkeypatch: py
 
 
 def test_a_lock_whose_recipe_is_wrong_is_one_line(tmp_path: Path) -> None:
-    """The first value that is wrong is named, and how many there are; pydantic's own account of all has pages."""
+    """The first value that is wrong is named, and how many there are; pydantic's own account of all has
+    pages."""
     text = Lock(
-        Recipe.model_validate({"model": {"base": "b"}, "data": {"train": [{"path": "r", "format": "text"}]}}), "c", ""
+        Recipe.model_validate({"model": {"base": "b"}, "data": {"train": [{"path": "r", "format": "text"}]}}),
+        "c",
+        "",
     ).to_yaml()
     path = tmp_path / "recipe.lock.yaml"
     path.write_text(text.replace("max_length_tokens: ", "max_length_tokens: many # "))
@@ -126,18 +137,25 @@ def test_a_lock_whose_recipe_is_wrong_is_one_line(tmp_path: Path) -> None:
         read_lock(path)
 
 
-@pytest.mark.parametrize("rules", ["2", "{preparation: [true]}", "{schedule: two}", "{training: true}", "{nobody_knows: 1}"])
+@pytest.mark.parametrize(
+    "rules", ["2", "{preparation: [true]}", "{schedule: two}", "{training: true}", "{nobody_knows: 1}"]
+)
 def test_a_lock_with_rules_that_are_none(tmp_path: Path, rules: str) -> None:
     """The versions of the ways to carry out a recipe are whole numbers, by names that are known."""
     path = tmp_path / "recipe.lock.yaml"
-    path.write_text(f"lock_version: 3\nrules: {rules}\ncommand: c\ncreated: c\nrecipe: {{model: {{base: b}}}}\n")
+    path.write_text(
+        f"lock_version: 3\nrules: {rules}\ncommand: c\ncreated: c\nrecipe: {{model: {{base: b}}}}\n"
+    )
     with pytest.raises(RecipeError, match=r"rules|nobody_knows"):
         read_lock(path)
 
 
 def test_a_lock_reads_back_as_it_was(tmp_path: Path) -> None:
     """With thousands of values, their origins, texts of every kind, and metrics that are no numbers."""
-    sources = [{"path": f"/rows/{n}.jsonl", "format": "classification", "labels": {"0": "no", "1": "yes"}} for n in range(1000)]
+    sources = [
+        {"path": f"/rows/{n}.jsonl", "format": "classification", "labels": {"0": "no", "1": "yes"}}
+        for n in range(1000)
+    ]
     texts = [
         "2026-01-01",
         "1_000",
@@ -154,10 +172,20 @@ def test_a_lock_reads_back_as_it_was(tmp_path: Path) -> None:
         ".nan",
     ]
     recipe = Recipe.model_validate(
-        {"model": {"base": "a/b"}, "data": {"train": sources}, "evaluate": {"labels": texts}, "train": {"learning_rate": 3e-05}}
+        {
+            "model": {"base": "a/b"},
+            "data": {"train": sources},
+            "evaluate": {"labels": texts},
+            "train": {"learning_rate": 3e-05},
+        }
     )
     origins = {f"data.train.{n}.path": "r.yaml:1" for n in range(5000)}
-    final = {"final/loss": float("nan"), "final/low": float("-inf"), "final/high": float("inf"), "final/one": 1e-12}
+    final = {
+        "final/loss": float("nan"),
+        "final/low": float("-inf"),
+        "final/high": float("inf"),
+        "final/one": 1e-12,
+    }
     lock = Lock(recipe, "c", "2026-11-26T00:00:00+00:00", origins=origins, final=final)
     path = tmp_path / "recipe.lock.yaml"
     path.write_text(lock.to_yaml())

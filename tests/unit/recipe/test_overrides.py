@@ -23,7 +23,15 @@ PROMPT = "data.train.0.template.prompt"
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a recipe, and files of unusual names."""
-    for name in ("rows.jsonl", "rows #1.jsonl", "[1].jsonl", "2024-01-01.jsonl", "'quoted'.jsonl", "a: b.jsonl", "null.jsonl"):
+    for name in (
+        "rows.jsonl",
+        "rows #1.jsonl",
+        "[1].jsonl",
+        "2024-01-01.jsonl",
+        "'quoted'.jsonl",
+        "a: b.jsonl",
+        "null.jsonl",
+    ):
         (tmp_path / name).write_text("")
     (tmp_path / "r.yaml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
@@ -98,10 +106,14 @@ def value_at(loaded: LoadedRecipe, path: str) -> Any:
 )
 def test_value_for_value(folder: Path, key: str, typed: str, expected: Any) -> None:
     """What is typed is what the recipe holds."""
-    inner = {"data.evaluation": ".fraction", "data.train": ".0.path"}.get(key, ".file" if typed.startswith("{wheel") else "")
+    inner = {"data.evaluation": ".fraction", "data.train": ".0.path"}.get(
+        key, ".file" if typed.startswith("{wheel") else ""
+    )
     loaded = load_recipe("r.yaml", [f"{key}={typed}"])
     found = value_at(loaded, key + inner)
-    assert found == (f"{folder}{expected}" if key.startswith("data.train") and str(expected).startswith("/") else expected)
+    assert found == (
+        f"{folder}{expected}" if key.startswith("data.train") and str(expected).startswith("/") else expected
+    )
 
 
 @pytest.mark.parametrize(

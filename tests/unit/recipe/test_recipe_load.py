@@ -40,7 +40,8 @@ def problems(folder: Path, text: str, *overrides: str) -> list[str]:
 
 
 def test_ten_mistakes_give_ten_lines(folder: Path) -> None:
-    """Wrong keys, types, bounds and choices, broken rules, absent files and a duplicate key: one line each, in their order."""
+    """Wrong keys, types, bounds and choices, broken rules, absent files and a duplicate key: one line each,
+    in their order."""
     found = problems(
         folder,
         """\
@@ -77,10 +78,13 @@ extra: 1
         "r.yaml:5:11  adapter.method  got 'lorra', expected lora, qlora or full; did you mean lora?",
         "r.yaml:6:10  adapter.alpha  got 0, expected more than 0",
         f"r.yaml:9:13  data.train.0.path  no such file: looked at {folder / 'absent.json'}",
-        "r.yaml:10:15  data.train.0.format  got 'alpacca', expected auto, alpaca, prompt_completion, messages, sharegpt, text, "
-        "question_answer, classification, regression, translation, summarisation, code, preference, template or python; "
+        "r.yaml:10:15  data.train.0.format  got 'alpacca', expected auto, alpaca, prompt_completion, "
+        "messages, sharegpt, text, "
+        "question_answer, classification, regression, translation, summarisation, code, preference, template "
+        "or python; "
         "did you mean alpaca?",
-        "r.yaml:11:7  data.train.1  path and dataset exclude each other; expected {path: FILE, format: NAME}, "
+        "r.yaml:11:7  data.train.1  path and dataset exclude each other; expected {path: FILE, format: "
+        "NAME}, "
         "{dataset: OWNER/NAME, format: NAME} or {generated: orders}",
         "r.yaml:12:26  data.evaluation.fraction  got 2, expected less than 1",
         "r.yaml:14:3  train.learning_rte  unknown key; did you mean learning_rate?",
@@ -89,12 +93,15 @@ extra: 1
         "r.yaml:17:3  train.max_steps  duplicate key; first on line 16",
         "r.yaml:18:3  train.rank  unknown key here; did you mean adapter.rank?",
         "r.yaml:19:9  train.seed  the YAML tag !!int is not allowed; write the plain value",
-        "r.yaml:20:29  train.activation_checkpointing  got the text 'yes', expected true or false; write true",
+        "r.yaml:20:29  train.activation_checkpointing  got the text 'yes', expected true or false; write "
+        "true",
         "r.yaml:22:21  train.micro_batch_size  global_batch_size 7 is not divisible by micro_batch_size 2; "
         "the nearest that is: 6 or 8",
-        "r.yaml:23:3  train.early_stopping  needs train.evaluate_every_steps: it judges by the evaluation loss during training",
+        "r.yaml:23:3  train.early_stopping  needs train.evaluate_every_steps: it judges by the evaluation "
+        "loss during training",
         "r.yaml:24:11  tracking  got 4, expected a section (a mapping of keys)",
-        "r.yaml:25:1  extra  unknown key; a recipe has model, adapter, objective, data, train, evaluate, tracking, output",
+        "r.yaml:25:1  extra  unknown key; a recipe has model, adapter, objective, data, train, evaluate, "
+        "tracking, output",
     ]
 
 
@@ -104,7 +111,10 @@ extra: 1
         ("", "r.yaml:1:1  the file is empty"),
         ("# nothing\n", "r.yaml:1:1  the file is empty"),
         ("- a\n", "r.yaml:1:1  expected a mapping of sections"),
-        ("data: {train: [{generated: orders}]}\n", "r.yaml:1:1  model  missing: Which base, its tokenizer and its positions"),
+        (
+            "data: {train: [{generated: orders}]}\n",
+            "r.yaml:1:1  model  missing: Which base, its tokenizer and its positions",
+        ),
         (
             "model: {}\ndata: {train: [{generated: orders}]}\n",
             "r.yaml:1:1  model.base  missing: A hub id (owner/name), a folder",
@@ -112,27 +122,57 @@ extra: 1
         (GOOD.replace("owner/name", "3"), "r.yaml:2:9  model.base  got 3, expected a hub id"),
         (GOOD.replace("owner/name", "name"), "r.yaml:2:9  model.base  got 'name', expected a hub id"),
         (GOOD.replace("owner/name", "./absent"), "r.yaml:2:9  model.base  no such folder: looked at "),
-        (GOOD.replace("owner/name", "x/y.gguf"), "r.yaml:2:9  model.base  got a GGUF file, expected {gguf: x/y.gguf}"),
-        (GOOD.replace("owner/name", "{gguf: x.gguf}"), "r.yaml:2:16  model.base.gguf  no such file: looked at "),
+        (
+            GOOD.replace("owner/name", "x/y.gguf"),
+            "r.yaml:2:9  model.base  got a GGUF file, expected {gguf: x/y.gguf}",
+        ),
+        (
+            GOOD.replace("owner/name", "{gguf: x.gguf}"),
+            "r.yaml:2:16  model.base.gguf  no such file: looked at ",
+        ),
         (
             GOOD.replace("owner/name", "{wheel: a==1, file: b, sha256: AB}"),
             "r.yaml:2:40  model.base.sha256  got the text 'AB', expected 64 hexadecimal digits in lower case",
         ),
-        (GOOD.replace("owner/name", "{wheel: a==1, file: b}"), "r.yaml:2:3  model.base.sha256  missing: The member's SHA-256"),
-        (GOOD.replace("owner/name", "{}"), "r.yaml:2:3  model.base  got a section with nothing; expected a hub id"),
-        (GOOD.replace("path: rows.json", "pth: rows.json"), "r.yaml:5:8  data.train.0.pth  unknown key; did you mean path?"),
+        (
+            GOOD.replace("owner/name", "{wheel: a==1, file: b}"),
+            "r.yaml:2:3  model.base.sha256  missing: The member's SHA-256",
+        ),
+        (
+            GOOD.replace("owner/name", "{}"),
+            "r.yaml:2:3  model.base  got a section with nothing; expected a hub id",
+        ),
+        (
+            GOOD.replace("path: rows.json", "pth: rows.json"),
+            "r.yaml:5:8  data.train.0.pth  unknown key; did you mean path?",
+        ),
         (GOOD.replace(", format: alpaca", ""), "r.yaml:5:7  data.train.0.format  missing: How a row becomes"),
-        (GOOD.replace("{path: rows.json, format: alpaca}", "rows.json"), "r.yaml:5:7  data.train.0  got the text 'rows.json'"),
+        (
+            GOOD.replace("{path: rows.json, format: alpaca}", "rows.json"),
+            "r.yaml:5:7  data.train.0  got the text 'rows.json'",
+        ),
         (
             GOOD.replace("{path: rows.json, format: alpaca}", "{generated: odrers}"),
             "r.yaml:5:19  data.train.0.generated  got 'odrers', expected orders; did you mean orders?",
         ),
-        ("model: {base: a/b}\ndata: {train: []}\n", "r.yaml:2:8  data.train  got an empty list, expected at least one item"),
+        (
+            "model: {base: a/b}\ndata: {train: []}\n",
+            "r.yaml:2:8  data.train  got an empty list, expected at least one item",
+        ),
         (GOOD + "  evaluation: {}\n", "r.yaml:6:3  data.evaluation  give either fraction or sources"),
-        (GOOD + "adapter: {targets: q_proj}\n", "r.yaml:6:20  adapter.targets  got 'q_proj', expected all-linear or a list of"),
-        (GOOD + "adapter: {targets: [1]}\n", "r.yaml:6:21  adapter.targets.0  got 1, expected text; put it in quotes"),
+        (
+            GOOD + "adapter: {targets: q_proj}\n",
+            "r.yaml:6:20  adapter.targets  got 'q_proj', expected all-linear or a list of",
+        ),
+        (
+            GOOD + "adapter: {targets: [1]}\n",
+            "r.yaml:6:21  adapter.targets.0  got 1, expected text; put it in quotes",
+        ),
         (GOOD + "adapter: {targets: []}\n", "r.yaml:6:11  adapter.targets  got an empty list"),
-        (GOOD + "adapter: {targets: 3}\n", "r.yaml:6:20  adapter.targets  got 3, expected all-linear or a list of names"),
+        (
+            GOOD + "adapter: {targets: 3}\n",
+            "r.yaml:6:20  adapter.targets  got 3, expected all-linear or a list of names",
+        ),
         (
             GOOD + "adapter: {modules_to_save: lm_head}\n",
             "r.yaml:6:28  adapter.modules_to_save  got the text 'lm_head', expected",
@@ -144,7 +184,10 @@ extra: 1
             GOOD + "adapter: {continue_from: rows.json}\n",
             "r.yaml:6:26  adapter.continue_from  no such adapter folder: looked at",
         ),
-        (GOOD + "adapter: {continue_from: .}\n", "r.yaml:6:26  adapter.continue_from  not an adapter folder: "),
+        (
+            GOOD + "adapter: {continue_from: .}\n",
+            "r.yaml:6:26  adapter.continue_from  not an adapter folder: ",
+        ),
         (
             GOOD.replace("name\n", "name\n  chat_template: chatlm\n"),
             "r.yaml:3:18  model.chat_template  got 'chatlm', expected alpaca",
@@ -160,10 +203,12 @@ def test_one_mistake_gives_one_line(folder: Path, text: str, problem: str) -> No
 
 
 def test_extends_merges_sections_and_replaces_the_rest(folder: Path) -> None:
-    """Sections merge over several levels; lists, scalars, model.base and data.evaluation are replaced whole."""
+    """Sections merge over several levels; lists, scalars, model.base and data.evaluation are replaced
+    whole."""
     (folder / "deep").mkdir()
     (folder / "deep/a.yaml").write_text(
-        GOOD.replace("rows.json", "../rows.json") + "  evaluation: {fraction: 0.5}\ntrain: {epochs: 2, seed: 1}\n"
+        GOOD.replace("rows.json", "../rows.json")
+        + "  evaluation: {fraction: 0.5}\ntrain: {epochs: 2, seed: 1}\n"
         "adapter: {targets: [q_proj, v_proj]}\n"
     )
     (folder / "b.yaml").write_text("extends: deep/a.yaml\ntrain: {seed: 2}\nadapter:\n  targets: [o_proj]\n")
@@ -199,13 +244,16 @@ def test_problems_of_extended_files_name_their_file(folder: Path) -> None:
 
 
 def test_cycles_and_absent_files_in_extends_are_named(folder: Path) -> None:
-    """A recipe that extends itself, over however many files, or a file that isn't there, is refused at its extends."""
+    """A recipe that extends itself, over however many files, or a file that isn't there, is refused at its
+    extends."""
     (folder / "a.yaml").write_text("extends: r.yaml\n")
     assert problems(folder, "extends: a.yaml\n")[0] == (
         "a.yaml:1:10  extends  a recipe can't extend itself: r.yaml -> a.yaml -> r.yaml"
     )
     assert len(problems(folder, "extends: a.yaml\ntrain: {early_stopping: {}}\n")) == 1
-    assert problems(folder, GOOD + "extends: b.yaml\n") == [f"r.yaml:6:10  extends  no such file: {folder / 'b.yaml'}"]
+    assert problems(folder, GOOD + "extends: b.yaml\n") == [
+        f"r.yaml:6:10  extends  no such file: {folder / 'b.yaml'}"
+    ]
     assert problems(folder, GOOD + f"extends: {'b' * 300}\n") == [
         f"r.yaml:6:10  extends  file name too long: {folder / ('b' * 300)}"
     ]
@@ -213,7 +261,8 @@ def test_cycles_and_absent_files_in_extends_are_named(folder: Path) -> None:
 
 
 def test_overrides_win_and_say_so(folder: Path) -> None:
-    """key=value is parsed as YAML, reaches into lists, merges sections, and its origin is the command line."""
+    """key=value is parsed as YAML, reaches into lists, merges sections, and its origin is the command
+    line."""
     (folder / "sub").mkdir()
     (folder / "sub/r.yaml").write_text(GOOD.replace("rows.json", "absent.json") + "train: {epochs: 2}\n")
     loaded = load_recipe(
@@ -226,7 +275,9 @@ def test_overrides_win_and_say_so(folder: Path) -> None:
     assert loaded.recipe.adapter.targets == ("q_proj",)
     source = loaded.recipe.data.train[0]
     assert isinstance(source, FileSource)
-    assert source.path == str(folder / "rows.json")  # from the working directory, not from the recipe's folder
+    assert source.path == str(
+        folder / "rows.json"
+    )  # from the working directory, not from the recipe's folder
     assert loaded.origins["data.train.0.path"] == "command line"
     assert loaded.origins["data.train.0.format"] == "r.yaml:5"
     assert loaded.origins["train.seed"] == "command line"
@@ -242,9 +293,15 @@ def test_overrides_win_and_say_so(folder: Path) -> None:
         ("train.seed.x=1", "command line  train.seed.x  unknown"),
         ("train.epochs=[1", "command line  train.epochs  not YAML"),
         ("train.epochs=!x 1", "command line  train.epochs  the YAML tag !x is not allowed"),
-        ("data.train.1.path=x", "command line  data.train.1.path  data.train is a list of 1, expected an index from 0 to 0"),
+        (
+            "data.train.1.path=x",
+            "command line  data.train.1.path  data.train is a list of 1, expected an index from 0 to 0",
+        ),
         ("data.train.x=1", "command line  data.train.x  data.train is a list of 1"),
-        ("model.base.gguf=x", "command line  model.base.gguf  model.base is the value 'owner/name', which has no keys; write"),
+        (
+            "model.base.gguf=x",
+            "command line  model.base.gguf  model.base is the value 'owner/name', which has no keys; write",
+        ),
         ("extends=a.yaml", "command line  extends  extends can't be overridden"),
     ],
 )
@@ -259,7 +316,8 @@ def test_a_wrong_override_is_a_problem_of_the_command_line(folder: Path, overrid
 
 
 def test_paths_become_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths start at the recipe's folder, output.folder at the working directory, and a folder that exists is no hub id."""
+    """Paths start at the recipe's folder, output.folder at the working directory, and a folder that exists is
+    no hub id."""
     for name in ("sub/owner/name", "sub/adapter"):
         (folder / name).mkdir(parents=True)
     (folder / "sub/owner/name/config.json").write_text("{}")
@@ -293,7 +351,8 @@ def test_origins_name_every_leaf(folder: Path) -> None:
 
 
 def test_a_name_that_is_no_recipe_gets_a_guess(folder: Path) -> None:
-    """A recipe that isn't there is named with the place that was looked at and the shipped recipe that was meant."""
+    """A recipe that isn't there is named with the place that was looked at and the shipped recipe that was
+    meant."""
     with pytest.raises(RecipeError, match="did you mean the shipped recipe quickstart"):
         load_recipe("quikstart")
     with pytest.raises(RecipeError, match="no such recipe: looked at"):
@@ -316,7 +375,8 @@ def _section_unions(form: type[BaseModel]) -> set[frozenset[type]]:
 
 
 def test_every_union_of_sections_has_its_table() -> None:
-    """A section of several forms is known by the key that only one form has; no union of the schema lacks its table."""
+    """A section of several forms is known by the key that only one form has; no union of the schema lacks its
+    table."""
     assert _section_unions(Recipe) == {frozenset(BASE_FORMS.values()), frozenset(SOURCE_FORMS.values())}
     for forms in (BASE_FORMS, SOURCE_FORMS):
         for key, form in forms.items():
@@ -345,8 +405,11 @@ VALUES = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys((*Recipe.model_fields, "extends"), VALUES)))
-def test_no_tree_breaks_the_loader(tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]) -> None:
-    """Whatever a recipe holds, loading gives a recipe or a RecipeError with problems that all have a place."""
+def test_no_tree_breaks_the_loader(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]
+) -> None:
+    """Whatever a recipe holds, loading gives a recipe or a RecipeError with problems that all have a
+    place."""
     path = tmp_path_factory.mktemp("any") / "r.yaml"
     path.write_text(json.dumps(values))
     problems = []

@@ -18,7 +18,12 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "data/a.jsonl").write_text("{}")
     (tmp_path / "data/b.csv.gz").write_bytes(gzip.compress(b"a\n1\n"))
     (tmp_path / "data/notes.md").write_text("x")
-    for name in ("data/held/test.jsonl", "clone/data/train.jsonl", "splits/test/a.jsonl", "splits/train/a.jsonl"):
+    for name in (
+        "data/held/test.jsonl",
+        "clone/data/train.jsonl",
+        "splits/test/a.jsonl",
+        "splits/train/a.jsonl",
+    ):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("{}")
     return tmp_path
@@ -30,7 +35,9 @@ def load(folder: Path, path: str) -> str:
     return str(getattr(load_recipe(folder / "r.yaml").recipe.data.train[0], "path", None))
 
 
-@pytest.mark.parametrize("path", ["data/a.jsonl", "data/b.csv.gz", "data", "data/*.jsonl", '"**/*.gz"', '"./data/[ab].*"'])
+@pytest.mark.parametrize(
+    "path", ["data/a.jsonl", "data/b.csv.gz", "data", "data/*.jsonl", '"**/*.gz"', '"./data/[ab].*"']
+)
 def test_files_folders_and_globs(path: str, folder: Path) -> None:
     """A file, a folder and a glob are all looked up from the recipe's folder, and become absolute."""
     assert load(folder, path) == str(folder / path.strip('"'))
@@ -42,11 +49,29 @@ def test_files_folders_and_globs(path: str, folder: Path) -> None:
         ("data/absent.jsonl", "no such file: looked at {folder}/data/absent.jsonl"),
         ("data/*.parquet", "no file matches the glob {folder}/data/*.parquet"),
         ("data/*", "notes.md ends in '.md', expected .json, "),
-        ("data/notes.md", "notes.md ends in '.md', expected .json, .jsonl, .csv, .tsv, .parquet, .arrow, .txt, each also"),
-        ("data/empty", "no file in the folder {folder}/data/empty can be read: it is empty; expected files that end in .json"),
-        ("data/held", "the name of every file of {folder}/data/held says that it is held out (held/test.jsonl); to train on"),
-        ("splits", "its data are in {folder}/splits/train, {folder}/splits/test: write path: {folder}/splits/train, or"),
-        ("clone", "can be read: it holds data/; its data are in a subfolder: write path: {folder}/clone/data"),
+        (
+            "data/notes.md",
+            "notes.md ends in '.md', expected .json, .jsonl, .csv, .tsv, .parquet, .arrow, .txt, each also",
+        ),
+        (
+            "data/empty",
+            "no file in the folder {folder}/data/empty can be read: it is empty; expected files that end in "
+            ".json",
+        ),
+        (
+            "data/held",
+            "the name of every file of {folder}/data/held says that it is held out (held/test.jsonl); to "
+            "train on",
+        ),
+        (
+            "splits",
+            "its data are in {folder}/splits/train, {folder}/splits/test: write path: {folder}/splits/train, "
+            "or",
+        ),
+        (
+            "clone",
+            "can be read: it holds data/; its data are in a subfolder: write path: {folder}/clone/data",
+        ),
         ('""', "no such file: looked at {folder}"),
     ],
 )
@@ -67,7 +92,8 @@ def test_held_out_files_are_there_to_evaluate_on(folder: Path) -> None:
 
 
 def test_extends_takes_the_name_of_a_shipped_recipe(tmp_path: Path) -> None:
-    """As `finetune train` does; a file of that name beside the recipe comes first, and another name is no such file."""
+    """As `finetune train` does; a file of that name beside the recipe comes first, and another name is no
+    such file."""
     own = tmp_path / "mine.yaml"
     own.write_text("extends: tasks/sentiment_head\ntrain: {epochs: 3}\n")
     recipe = load_recipe(str(own)).recipe
@@ -88,5 +114,7 @@ def test_an_adapter_or_a_run_as_the_base_says_what_to_do(adapter: str, folder: P
     (folder / adapter).mkdir(parents=True)
     (folder / adapter / "adapter_config.json").write_text("{}")
     (folder / "r.yaml").write_text((RECIPE % "data/a.jsonl").replace("owner/name", "run"))
-    with pytest.raises(RecipeError, match=r"model\.base .*finetune merge\), or trained further \(adapter\.continue_from"):
+    with pytest.raises(
+        RecipeError, match=r"model\.base .*finetune merge\), or trained further \(adapter\.continue_from"
+    ):
         load_recipe(folder / "r.yaml")

@@ -15,23 +15,44 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
     ("text", "problem"),
     [
         ("train: {evaluate_every_steps: 5}", "train.evaluate_every_steps  needs rows to evaluate on"),
-        ("{train: {early_stopping: {}, evaluate_every_steps: 5}, evaluate: {max_rows: 3}, " + EVALUATION + "}", None),
-        ("{train: {early_stopping: {}}, " + EVALUATION + "}", "train.early_stopping  needs train.evaluate_every_steps"),
+        (
+            "{train: {early_stopping: {}, evaluate_every_steps: 5}, evaluate: {max_rows: 3}, "
+            + EVALUATION
+            + "}",
+            None,
+        ),
+        (
+            "{train: {early_stopping: {}}, " + EVALUATION + "}",
+            "train.early_stopping  needs train.evaluate_every_steps",
+        ),
         ("evaluate: {max_rows: 3}", "evaluate.max_rows  needs rows to evaluate on"),
         ("train: {epochs: 1, max_steps: 3}", "train.max_steps  epochs and max_steps exclude each other"),
         ("train: {max_steps: 3}", None),
-        ("train: {global_batch_size: 3, micro_batch_size: 2}", "train.micro_batch_size  global_batch_size 3 is not divisible"),
+        (
+            "train: {global_batch_size: 3, micro_batch_size: 2}",
+            "train.micro_batch_size  global_batch_size 3 is not divisible",
+        ),
         ("train: {global_batch_size: 4, micro_batch_size: 2}", None),
         ("adapter: {method: full, rank: 16, dropout: 0.0}", None),
         ("adapter: {method: full, rank: 8}", "adapter.rank  method full trains all weights"),
-        ("adapter: {method: full, continue_from: x}", "adapter.continue_from  method full trains all weights"),
+        (
+            "adapter: {method: full, continue_from: x}",
+            "adapter.continue_from  method full trains all weights",
+        ),
         ("{adapter: {method: full}, model: {new_tokens: [a]}}", None),
-        ("{adapter: {method: qlora, use_dora: true, modules_to_save: [lm_head]}, train: {precision: fp16}}", None),
+        (
+            "{adapter: {method: qlora, use_dora: true, modules_to_save: [lm_head]}, train: {precision: "
+            "fp16}}",
+            None,
+        ),
         (
             "adapter: {continue_from: x, init: gaussian}",
             "adapter.init  the adapter that is continued",
         ),
-        ("adapter: {targets: [q_proj, lm_head], modules_to_save: [lm_head]}", "adapter.modules_to_save  lm_head can't be"),
+        (
+            "adapter: {targets: [q_proj, lm_head], modules_to_save: [lm_head]}",
+            "adapter.modules_to_save  lm_head can't be",
+        ),
         ("adapter: {modules_to_save: [q_proj]}", "adapter.modules_to_save  q_proj can't be"),
         ("adapter: {targets: [q_proj, q_proj]}", "adapter.targets  named twice: q_proj"),
         ('adapter: {modules_to_save: [""]}', "adapter.modules_to_save  got an empty name"),
@@ -50,19 +71,35 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
         ("train: {optimizer: AdamW}", "train.optimizer  got 'AdamW', expected adamw, "),
         ("train: {optimizer: paged_adamw_8bit}", None),
         ("train: {optimizer: adagrd}", "train.optimizer  got 'adagrd', expected adamw, "),
-        ("{train: {decay_fraction: 0.2, minimum_learning_rate_fraction: 0.1}, tracking: {wandb_mode: auto}}", None),
+        (
+            "{train: {decay_fraction: 0.2, minimum_learning_rate_fraction: 0.1}, tracking: {wandb_mode: "
+            "auto}}",
+            None,
+        ),
         ("{adapter: {continue_from: x, dropout: 0.1}, model: {new_tokens: [a]}}", None),
         ("adapter: {continue_from: x, modules_to_save: [lm_head]}", None),
         ("adapter: {continue_from: x, dropout: 0.0, init: default, modules_to_save: []}", None),
-        ("adapter: {init: orthogonal, rank: 5}", "adapter.init  orthogonal splits the rank in two halves, and rank 5 is odd"),
+        (
+            "adapter: {init: orthogonal, rank: 5}",
+            "adapter.init  orthogonal splits the rank in two halves, and rank 5 is odd",
+        ),
         ("adapter: {init: orthogonal, rank: 6}", None),
-        ("{adapter: {modules_to_save: [embed_tokens]}, model: {new_tokens: [a]}}", "adapter.modules_to_save  model.new_tokens"),
+        (
+            "{adapter: {modules_to_save: [embed_tokens]}, model: {new_tokens: [a]}}",
+            "adapter.modules_to_save  model.new_tokens",
+        ),
         (
             "adapter: {targets: [k_proj, q_prj]}",
             "adapter.targets.1  no supported model has a module 'q_prj'; did you mean q_proj?",
         ),
-        ("adapter: {targets: [self_attn.vproj]}", "adapter.targets.0  no supported model has a module 'self_attn.vproj'"),
-        ("adapter: {modules_to_save: [lm_heads]}", "adapter.modules_to_save.0  no supported model has a module 'lm_heads'"),
+        (
+            "adapter: {targets: [self_attn.vproj]}",
+            "adapter.targets.0  no supported model has a module 'self_attn.vproj'",
+        ),
+        (
+            "adapter: {modules_to_save: [lm_heads]}",
+            "adapter.modules_to_save.0  no supported model has a module 'lm_heads'",
+        ),
         ("{adapter: {targets: [c_proj]}, model: {allow_untested: true}}", None),
         (
             "model: {rope_scaling: {type: linear, factor: 2, original_max_length_tokens: 64}}",
@@ -76,27 +113,51 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
             "model.rope_scaling.high_frequency_factor  missing: type llama3 needs",
         ),
         (
-            "model: {rope_scaling: {type: llama3, factor: 8, low_frequency_factor: 4, high_frequency_factor: 1}}",
+            "model: {rope_scaling: {type: llama3, factor: 8, low_frequency_factor: 4, high_frequency_factor: "
+            "1}}",
             "model.rope_scaling.low_frequency_factor  got 4, expected less than high_frequency_factor (1)",
         ),
         (
             "model: {rope_scaling: {type: yarn, factor: 8, low_frequency_factor: 1}}",
             "model.rope_scaling.low_frequency_factor  only type llama3 has it; this one is yarn",
         ),
-        ("model: {rope_scaling: {type: llama3, factor: 8, low_frequency_factor: 1, high_frequency_factor: 4}}", None),
+        (
+            "model: {rope_scaling: {type: llama3, factor: 8, low_frequency_factor: 1, high_frequency_factor: "
+            "4}}",
+            None,
+        ),
         ("model: {new_tokens: [a, b, a]}", "model.new_tokens.2  'a' is named twice"),
         ('model: {new_tokens: [a, " "]}', "model.new_tokens.1  got ' '; a token has at least one character"),
-        ("tracking: {wandb_mode: offline}", "tracking.wandb_mode  only tracker wandb has it; this one is trackio"),
+        (
+            "tracking: {wandb_mode: offline}",
+            "tracking.wandb_mode  only tracker wandb has it; this one is trackio",
+        ),
         ("tracking: {tracker: wandb, wandb_mode: offline}", None),
         (
             "data: {supervise: all, train: [{path: a.txt, format: text}, {path: b.json, format: text}]}",
             "data.supervise  every source of data.train has format text",
         ),
-        ("data: {supervise: all, train: [{path: a.txt, format: text}, {path: b.json, format: prompt_completion}]}", None),
-        ("data: {supervise: last, train: [{path: a.txt, format: text}, {path: b.json, format: alpaca}]}", None),
-        (FILE % ("a.txt.gz", "alpaca"), "data.train.0.format  a .txt file has format text (or template, or auto); got alpaca"),
-        (FILE % ("'*.txt'", "alpaca"), "data.train.0.format  a .txt file has format text (or template, or auto); got alpaca"),
-        (FILE % ("a.txt", "alpaca"), "data.train.0.format  a .txt file has format text (or template, or auto); got alpaca"),
+        (
+            "data: {supervise: all, train: [{path: a.txt, format: text}, {path: b.json, format: "
+            "prompt_completion}]}",
+            None,
+        ),
+        (
+            "data: {supervise: last, train: [{path: a.txt, format: text}, {path: b.json, format: alpaca}]}",
+            None,
+        ),
+        (
+            FILE % ("a.txt.gz", "alpaca"),
+            "data.train.0.format  a .txt file has format text (or template, or auto); got alpaca",
+        ),
+        (
+            FILE % ("'*.txt'", "alpaca"),
+            "data.train.0.format  a .txt file has format text (or template, or auto); got alpaca",
+        ),
+        (
+            FILE % ("a.txt", "alpaca"),
+            "data.train.0.format  a .txt file has format text (or template, or auto); got alpaca",
+        ),
         (FILE % ("a.txt", "text"), None),
         (
             "data: {evaluation: {sources: [{path: a.txt, format: alpaca}]}}",
@@ -143,7 +204,8 @@ def test_a_data_set_has_a_name(tmp_path: Path, text: str) -> None:
 
 
 def test_a_wrong_value_is_no_missing_value(tmp_path: Path) -> None:
-    """A knob that another needs, and that is there but wrong, is reported as wrong only, not as missing too."""
+    """A knob that another needs, and that is there but wrong, is reported as wrong only, not as missing
+    too."""
     from finetune.errors import RecipeError
 
     path = tmp_path / "r.yaml"
@@ -153,4 +215,7 @@ def test_a_wrong_value_is_no_missing_value(tmp_path: Path) -> None:
     )
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
-    assert [problem.path for problem in caught.value.problems] == ["data.evaluation.fraction", "train.evaluate_every_steps"]
+    assert [problem.path for problem in caught.value.problems] == [
+        "data.evaluation.fraction",
+        "train.evaluate_every_steps",
+    ]

@@ -74,25 +74,31 @@ def problems(train: str = ORDERS, more: str = "", steps: str = "") -> list[Probl
         (ORDERS, "streaming: {}; clean: {duplicates: drop}", "3", 5, "data.clean.duplicates",
          "duplicates can't be found in a stream, whose rows aren't all kept; remove it"),
         (ORDERS, f"streaming: {{}}; evaluation: {HELD_OUT}", "3", 4, "data.streaming",
-         "a stream can't be checked for rows of the evaluation before it is trained on; set data.clean.leakage: keep"),
+         "a stream can't be checked for rows of the evaluation before it is trained on; set "
+         "data.clean.leakage: keep"),
         (ORDERS, f"streaming: {{}}; evaluation: {HELD_OUT}; clean: {{leakage: drop}}", "3", 6, "data.clean.leakage",
-         "a stream can't be checked for rows of the evaluation before it is trained on; set data.clean.leakage: keep"),
+         "a stream can't be checked for rows of the evaluation before it is trained on; set "
+         "data.clean.leakage: keep"),
         ("{generated: orders, share: 1}", "streaming: {}", "3", 3, "data.train.0.share",
          "a stream has no exact shares: its sources are read a row in turn; remove it"),
         ("{generated: orders, repeat: 2}", "streaming: {}", "3", 3, "data.train.0.repeat",
          "a stream reads each row once a pass; remove it"),
         # _leakage
         (ORDERS, "clean: {leakage: drop}", "", 4, "data.clean.leakage",
-         "leakage is into data.evaluation.sources, and there are none (a fraction keeps equal rows together); remove it"),
+         "leakage is into data.evaluation.sources, and there are none (a fraction keeps equal rows "
+         "together); remove it"),
         (ORDERS, "clean: {leakage: keep}; evaluation: {fraction: 0.1}", "", 4, "data.clean.leakage",
-         "leakage is into data.evaluation.sources, and there are none (a fraction keeps equal rows together); remove it"),
+         "leakage is into data.evaluation.sources, and there are none (a fraction keeps equal rows "
+         "together); remove it"),
         # _supervise
         (ORDERS, "supervise: all; reasoning: context", "", 5, "data.reasoning",
-         "with data.supervise all everything is learned, thoughts too; take learn or drop, or supervise assistant"),
+         "with data.supervise all everything is learned, thoughts too; take learn or drop, or supervise "
+         "assistant"),
         # _findings
         (ORDERS, "allow_findings: [leakage, double_bos, leakage]", "", 4, "data.allow_findings", "named twice: leakage"),
         (ORDERS, "allow_findings: [leekage]", "", 4, "data.allow_findings.0",
-         "got 'leekage', expected no_supervised_token, unsupervised_end_of_turn, leakage, double_bos, prompt_not_learned, "
+         "got 'leekage', expected no_supervised_token, unsupervised_end_of_turn, leakage, double_bos, "
+         "prompt_not_learned, "
          "left_out_text or unknown_token; did you mean leakage?"),
         (ORDERS, "allow_findings: leakage", "", 4, "data.allow_findings",
          "got the text 'leakage', expected a list; write [leakage]"),
@@ -114,22 +120,30 @@ def problems(train: str = ORDERS, more: str = "", steps: str = "") -> list[Probl
          "got 'cut', expected drop, refuse, truncate_end, truncate_start or split"),
     ],
 )  # fmt: skip
-def test_a_broken_rule_is_one_problem(train: str, more: str, steps: str, line: int, path: str, message: str) -> None:
-    """A broken rule is exactly one problem, with the line and the path of the key to change and what to change it to."""
+def test_a_broken_rule_is_one_problem(
+    train: str, more: str, steps: str, line: int, path: str, message: str
+) -> None:
+    """A broken rule is exactly one problem, with the line and the path of the key to change and what to
+    change it to."""
     (problem,) = problems(train, more, steps)
     assert (problem.path, problem.message) == (path, message)
     assert problem.place.startswith(f"r.yaml:{line}:")
 
 
 def test_code_that_is_no_file(tmp_path: Path) -> None:
-    """A file of code that isn't there is a problem at its key, with the path that was looked at, beside the recipe."""
+    """A file of code that isn't there is a problem at its key, with the path that was looked at, beside the
+    recipe."""
     (problem,) = problems("{path: rows.jsonl, format: python, code: cod.py}")
-    assert (problem.path, problem.message) == ("data.train.0.code", f"no such Python file: looked at {tmp_path / 'cod.py'}")
+    assert (problem.path, problem.message) == (
+        "data.train.0.code",
+        f"no such Python file: looked at {tmp_path / 'cod.py'}",
+    )
 
 
 @pytest.mark.parametrize(("key", "value"), [("repeat", "2"), ("share", "1")])
 def test_evaluation_rows_are_seen_once(key: str, value: str) -> None:
-    """A source of data.evaluation that is repeated, or has a share, is refused with the source's number and the reason."""
+    """A source of data.evaluation that is repeated, or has a share, is refused with the source's number and
+    the reason."""
     held_out = f"evaluation: {{sources: [{ORDERS}, {{generated: orders, seed: 1, {key}: {value}}}]}}"
     (problem,) = problems(ORDERS, held_out)
     assert problem.path.startswith("data.evaluation")
@@ -139,11 +153,17 @@ def test_evaluation_rows_are_seen_once(key: str, value: str) -> None:
 
 @pytest.mark.parametrize("form", ["text", "template"])
 def test_other_prompts_without_a_template(form: str) -> None:
-    """Other prompts stand in the template, beside a prompt and a completion: elsewhere, or alone there, they are refused."""
-    paths = [problem.path for problem in problems(f"{{path: rows.jsonl, format: {form}, other_prompts: [a]}}")]
+    """Other prompts stand in the template, beside a prompt and a completion: elsewhere, or alone there, they
+    are refused."""
+    paths = [
+        problem.path for problem in problems(f"{{path: rows.jsonl, format: {form}, other_prompts: [a]}}")
+    ]
     assert "data.train.0.other_prompts" in paths
     alone = problems("{path: rows.jsonl, format: template, template: {other_prompts: [a]}}")
-    assert [problem.path for problem in alone] == ["data.train.0.template.completion", "data.train.0.template.prompt"]
+    assert [problem.path for problem in alone] == [
+        "data.train.0.template.completion",
+        "data.train.0.template.prompt",
+    ]
     assert all(problem.message.startswith("missing: ") for problem in alone)
 
 
@@ -172,7 +192,8 @@ def test_every_problem_at_once() -> None:
     ],
 )  # fmt: skip
 def test_a_wrong_value_breaks_no_rule(train: str, more: str, steps: str, path: str) -> None:
-    """A value that is there but wrong is reported as wrong only: no rule takes it for missing, or for its default."""
+    """A value that is there but wrong is reported as wrong only: no rule takes it for missing, or for its
+    default."""
     assert [problem.path for problem in problems(train, more, steps)] == [path]
 
 
@@ -182,7 +203,12 @@ def test_a_wrong_value_breaks_no_rule(train: str, more: str, steps: str, path: s
         (ORDERS, "max_length_tokens: 512; pack_length_tokens: 512", ""),
         (ORDERS, "max_length_tokens: 512; pack_length_tokens: 4096", ""),
         (ORDERS, "pack_length_tokens: 512; pack_split: true", ""),
-        (ORDERS, "pack_split: false; share_of: tokens; allow_findings: []; clean: {leakage: refuse}; streaming: null", ""),
+        (
+            ORDERS,
+            "pack_split: false; share_of: tokens; allow_findings: []; clean: {leakage: refuse}; streaming: "
+            "null",
+            "",
+        ),
         (SHARES % 0.75, "", ""),
         (SHARES % "0.75, repeat: 1", "share_of: rows", ""),
         (", ".join(f"{{generated: orders, seed: {seed}, share: 0.1}}" for seed in range(10)), "", ""),
@@ -192,20 +218,32 @@ def test_a_wrong_value_breaks_no_rule(train: str, more: str, steps: str, path: s
         (ORDERS, f"evaluation: {HELD_OUT}; clean: {{leakage: drop}}", ""),
         (ORDERS, f"evaluation: {HELD_OUT}; allow_findings: [leakage, double_bos]", ""),
         (ORDERS, "evaluation: {sources: [{generated: orders, repeat: 1}]}", ""),
-        (ORDERS, "clean: {near_duplicates: 0.8, duplicates: drop, minimum_answer_characters: 2, unicode: NFKC}", ""),
+        (
+            ORDERS,
+            "clean: {near_duplicates: 0.8, duplicates: drop, minimum_answer_characters: 2, unicode: NFKC}",
+            "",
+        ),
         ("{path: rows.jsonl, format: python, code: code.py}", "on_bad_row: skip", ""),
-        ("{path: rows.jsonl, format: template, template: {prompt: a, completion: b, other_prompts: [c, d]}}", "", ""),
+        (
+            "{path: rows.jsonl, format: template, template: {prompt: a, completion: b, other_prompts: [c, "
+            "d]}}",
+            "",
+            "",
+        ),
     ],
 )
 def test_a_recipe_that_keeps_the_rules_is_loaded(train: str, more: str, steps: str) -> None:
-    """Every feature has a recipe that passes, and writing the default, as `check` prints it, asks for nothing."""
+    """Every feature has a recipe that passes, and writing the default, as `check` prints it, asks for
+    nothing."""
     assert load(train, more, steps).data.train
 
 
 def test_values_arrive() -> None:
-    """What a recipe says of code, other prompts and shares is what the loaded recipe holds; paths are absolute."""
+    """What a recipe says of code, other prompts and shares is what the loaded recipe holds; paths are
+    absolute."""
     python, template = load(
-        "{path: rows.jsonl, format: python, code: code.py, share: 0.5}, {path: rows.jsonl, format: template, share: 0.5, "
+        "{path: rows.jsonl, format: python, code: code.py, share: 0.5}, {path: rows.jsonl, format: template, "
+        "share: 0.5, "
         "template: {prompt: a, completion: b, other_prompts: [c, d]}}"
     ).data.train
     assert isinstance(python, FileSource)

@@ -12,7 +12,8 @@ HELD = "data: {evaluation: {fraction: 0.1}}"
 TRAIN = "train: {evaluate_every_steps: 5}"
 HEAD = "model: {head: {labels: [a, b]}}"
 LABELLED = (
-    "data: {evaluation: {fraction: 0.1}, train: [{path: x.jsonl, format: classification, labels: {'0': bad, '1': good}}]}"
+    "data: {evaluation: {fraction: 0.1}, train: [{path: x.jsonl, format: classification, labels: {'0': bad, "
+    "'1': good}}]}"
 )
 
 
@@ -20,8 +21,16 @@ LABELLED = (
     ("text", "problem"),
     [
         ("evaluate: {metrics: [loss]}", "evaluate.metrics  needs rows to evaluate on"),
-        ("{evaluate: {metrics: [bleu, loss, bleu]}, " + HELD + "}", "evaluate.metrics.2  bleu is named twice"),
-        ("{evaluate: {metrics: [bleu, chrf, rougeL, squad_f1, exact_match, perplexity, bits_per_byte]}, " + HELD + "}", None),
+        (
+            "{evaluate: {metrics: [bleu, loss, bleu]}, " + HELD + "}",
+            "evaluate.metrics.2  bleu is named twice",
+        ),
+        (
+            "{evaluate: {metrics: [bleu, chrf, rougeL, squad_f1, exact_match, perplexity, bits_per_byte]}, "
+            + HELD
+            + "}",
+            None,
+        ),
         ("{evaluate: {metrics: [accuracy]}, " + HELD + "}", "evaluate.metrics.0  accuracy needs the labels"),
         ("{evaluate: {metrics: [accuracy], labels: [a, b]}, " + HELD + "}", None),
         ("{evaluate: {metrics: [accuracy]}, " + LABELLED + "}", None),
@@ -29,7 +38,10 @@ LABELLED = (
             "{evaluate: {metrics: [loss], labels: [a, b]}, " + HELD + "}",
             "evaluate.labels  no metric of evaluate.metrics is about",
         ),
-        ("{evaluate: {metrics: [accuracy], labels: [a, A ]}, " + HELD + "}", "evaluate.labels.1  'A' is named twice"),
+        (
+            "{evaluate: {metrics: [accuracy], labels: [a, A ]}, " + HELD + "}",
+            "evaluate.labels.1  'A' is named twice",
+        ),
         ("{evaluate: {metrics: [accuracy], labels: [very, very good]}, " + HELD + "}", None),
         (
             "{evaluate: {metrics: [likelihood_accuracy], labels: [a]}, " + HELD + "}",
@@ -37,10 +49,19 @@ LABELLED = (
         ),
         ("{evaluate: {metrics: [pearson]}, " + HELD + "}", "evaluate.metrics.0  pearson needs numbers"),
         ('{evaluate: {metrics: ["pass@1"], seconds_per_program: 2}, ' + HELD + "}", None),
-        ('{evaluate: {metrics: ["pass@5"]}, ' + HELD + "}", "evaluate.metrics.0  pass@5 needs at least 5 answers a prompt"),
+        (
+            '{evaluate: {metrics: ["pass@5"]}, ' + HELD + "}",
+            "evaluate.metrics.0  pass@5 needs at least 5 answers a prompt",
+        ),
         ('{evaluate: {metrics: ["pass@5"], samples_per_prompt: 5, temperature: 0.5}, ' + HELD + "}", None),
-        ("{evaluate: {metrics: [bleu], samples_per_prompt: 5}, " + HELD + "}", "evaluate.samples_per_prompt  only pass@k"),
-        ("evaluate: {temperature: 0.5}", "evaluate.temperature  with one answer per prompt decoding is greedy"),
+        (
+            "{evaluate: {metrics: [bleu], samples_per_prompt: 5}, " + HELD + "}",
+            "evaluate.samples_per_prompt  only pass@k",
+        ),
+        (
+            "evaluate: {temperature: 0.5}",
+            "evaluate.temperature  with one answer per prompt decoding is greedy",
+        ),
         ("evaluate: {seconds_per_program: 2}", "evaluate.seconds_per_program  no metric runs programs"),
         ("evaluate: {temperature: 0.8, seconds_per_program: 5.0}", None),
         (
@@ -53,7 +74,10 @@ LABELLED = (
         ),
         ("{train: {best_by: loss}, " + HELD + "}", "train.best_by  needs train.evaluate_every_steps"),
         ("{train: {best_by: loss, evaluate_every_steps: 5}, " + HELD + "}", None),
-        ("{train: {best_by: bleu, evaluate_every_steps: 5}, " + HELD + "}", "train.best_by  bleu is not measured"),
+        (
+            "{train: {best_by: bleu, evaluate_every_steps: 5}, " + HELD + "}",
+            "train.best_by  bleu is not measured",
+        ),
         (
             "{train: {best_by: bleu, evaluate_every_steps: 5}, evaluate: {metrics: [bleu]}, " + HELD + "}",
             "train.best_by  bleu is measured at the end only",
@@ -73,21 +97,43 @@ LABELLED = (
             "evaluate.labels  the labels of model.head",
         ),
         (
-            "{model: {head: {problem: multi_label, labels: [a]}}, evaluate: {metrics: [matthews]}, " + HELD + "}",
+            "{model: {head: {problem: multi_label, labels: [a]}}, evaluate: {metrics: [matthews]}, "
+            + HELD
+            + "}",
             "evaluate.metrics.0  matthews doesn't fit a head of problem multi_label",
         ),
-        ("{model: {head: {problem: regression}}, evaluate: {metrics: [pearson, mean_squared_error]}, " + HELD + "}", None),
+        (
+            "{model: {head: {problem: regression}}, evaluate: {metrics: [pearson, mean_squared_error]}, "
+            + HELD
+            + "}",
+            None,
+        ),
         (
             "{model: {head: {problem: regression}}, train: {label_smoothing: 0.1}}",
             "train.label_smoothing  only a head of problem",
         ),
         ("{" + HEAD + ", train: {label_smoothing: 0.1}}", None),
-        ("{" + HEAD + ", tracking: {samples: {prompts: [x]}}}", "tracking.samples  a model with model.head writes no text"),
-        ("{" + HEAD + ", data: {supervise: last}}", "data.supervise  with model.head the answer is what is learned"),
-        ("{" + HEAD + ", data: {reasoning: drop}}", "data.reasoning  with model.head the answer is what is learned"),
+        (
+            "{" + HEAD + ", tracking: {samples: {prompts: [x]}}}",
+            "tracking.samples  a model with model.head writes no text",
+        ),
+        (
+            "{" + HEAD + ", data: {supervise: last}}",
+            "data.supervise  with model.head the answer is what is learned",
+        ),
+        (
+            "{" + HEAD + ", data: {reasoning: drop}}",
+            "data.reasoning  with model.head the answer is what is learned",
+        ),
         ("{" + HEAD + ", data: {supervise: assistant}}", None),
-        ("{" + HEAD + ", data: {pack_split: true, pack_length_tokens: 4096}}", "data.pack_split  a document that is cut"),
-        ("{" + HEAD + ", evaluate: {max_new_tokens: 3}}", "evaluate.max_new_tokens  a model with model.head writes no text"),
+        (
+            "{" + HEAD + ", data: {pack_split: true, pack_length_tokens: 4096}}",
+            "data.pack_split  a document that is cut",
+        ),
+        (
+            "{" + HEAD + ", evaluate: {max_new_tokens: 3}}",
+            "evaluate.max_new_tokens  a model with model.head writes no text",
+        ),
     ],
 )
 def test_a_rule(text: str, problem: str | None) -> None:
@@ -101,7 +147,9 @@ def test_labels_come_from_the_nearest_place() -> None:
     """The head's, else those of the evaluate section, else those that the sources name."""
     values = YAML(typ="safe", pure=True).load("{" + LABELLED + ", model: {base: owner/name}}")
     assert labels_of(Recipe.model_validate(values)) == ("bad", "good")
-    assert labels_of(Recipe.model_validate(values | {"evaluate": {"metrics": ["accuracy"], "labels": ["x"]}})) == ("x",)
+    assert labels_of(
+        Recipe.model_validate(values | {"evaluate": {"metrics": ["accuracy"], "labels": ["x"]}})
+    ) == ("x",)
     head = {"base": "owner/name", "head": {"labels": ["p", "q"]}}
     assert labels_of(Recipe.model_validate(values | {"model": head})) == ("p", "q")
 

@@ -1,4 +1,5 @@
-"""YAML is read with positions, by the core schema of YAML 1.2, and what a recipe has no use for is refused in place."""
+"""YAML is read with positions, by the core schema of YAML 1.2, and what a recipe has no use for is refused in
+place."""
 
 from pathlib import Path
 
@@ -50,7 +51,10 @@ def test_positions_are_those_of_keys_and_values() -> None:
         ("a: 1\nb:\n  c: 1\n  c: 2\n", "r.yaml:4:3 duplicate key; first on line 3"),
         ("a: 1\n\tb: 2\n", "r.yaml:2:1 a tab in the indentation; YAML is indented with spaces"),
         ("a:\t1\n", "r.yaml:1:3 a tab; YAML is written with spaces"),
-        ("a: !!python/object/apply:os.system [x]\n", "r.yaml:1:4 the YAML tag !!python/object/apply:os.system is not allowed"),
+        (
+            "a: !!python/object/apply:os.system [x]\n",
+            "r.yaml:1:4 the YAML tag !!python/object/apply:os.system is not allowed",
+        ),
         ("a: !env HOME\n", "r.yaml:1:4 the YAML tag !env is not allowed"),
         ("a: !!float 1\n", "r.yaml:1:4 the YAML tag !!float is not allowed"),
         ("a: 2026-01-01\n", "r.yaml:1:4 got the date 2026-01-01"),
@@ -61,12 +65,32 @@ def test_positions_are_those_of_keys_and_values() -> None:
         ('a: "\\0"\n', "r.yaml:1:4 a text with the character U+0000"),
         ('a: "\\ud800"\n', "r.yaml:1:4 a text with half of a surrogate pair"),
         ("%YAML 1.1\n---\na: 1\n", "r.yaml:2:1 a recipe is YAML 1.2"),
-        ("3: a\n", 'r.yaml:1:1 got the key 3, which is a number in YAML, and a key is text: put it in quotes, "3"'),
-        ("labels: {True: a}\n", "r.yaml:1:10 got the key True, which is true or false in YAML, and a key is text: put it in"),
-        ("a:\n  1.0: b\n", 'r.yaml:2:3 got the key 1.0, which is a number in YAML, and a key is text: put it in quotes, "1.0"'),
-        ("~: a\n", 'r.yaml:1:1 got the key ~, which is null in YAML, and a key is text: put it in quotes, "~"'),
-        ("2026-01-01: a\n", "r.yaml:1:1 got the key 2026-01-01, which is no text in YAML, and a key is text: put it in quotes"),
-        (".inf: a\n", "r.yaml:1:1 got the key .inf, which is no text in YAML, and a key is text: put it in quotes"),
+        (
+            "3: a\n",
+            'r.yaml:1:1 got the key 3, which is a number in YAML, and a key is text: put it in quotes, "3"',
+        ),
+        (
+            "labels: {True: a}\n",
+            "r.yaml:1:10 got the key True, which is true or false in YAML, and a key is text: put it in",
+        ),
+        (
+            "a:\n  1.0: b\n",
+            "r.yaml:2:3 got the key 1.0, which is a number in YAML, and a key is text: put it in quotes, "
+            '"1.0"',
+        ),
+        (
+            "~: a\n",
+            'r.yaml:1:1 got the key ~, which is null in YAML, and a key is text: put it in quotes, "~"',
+        ),
+        (
+            "2026-01-01: a\n",
+            "r.yaml:1:1 got the key 2026-01-01, which is no text in YAML, and a key is text: put it in "
+            "quotes",
+        ),
+        (
+            ".inf: a\n",
+            "r.yaml:1:1 got the key .inf, which is no text in YAML, and a key is text: put it in quotes",
+        ),
         (": a\n", "r.yaml:1:1 a key is missing before the colon"),
         ("? [a]\n: 1\n", "r.yaml:1:3 got the key ['a'], which is a list, a section, an alias or has a tag"),
         ('"\\e[31m": 1\n', "r.yaml:1:1 got the key"),
@@ -113,4 +137,12 @@ def test_several_problems_of_one_file_come_together() -> None:
 def test_no_text_breaks_the_reader(text: str) -> None:
     """Whatever the text, the reader gives a tree or a finding and raises nothing."""
     tree, findings = read_yaml(text.encode(), SOURCE)
-    assert tree is not None or findings or not text.strip() or "#" in text or "-" in text or "." in text or "\ufeff" in text
+    assert (
+        tree is not None
+        or findings
+        or not text.strip()
+        or "#" in text
+        or "-" in text
+        or "." in text
+        or "\ufeff" in text
+    )

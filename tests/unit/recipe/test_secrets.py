@@ -35,7 +35,8 @@ WEB = f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.{'S' * 43}"
     ],
 )  # fmt: skip
 def test_what_is_taken_out_of_a_text(text: str, expected: str) -> None:
-    """Tokens of well-known kinds wherever they stand, users and passwords and queries of URLs; nothing of other texts."""
+    """Tokens of well-known kinds wherever they stand, users and passwords and queries of URLs; nothing of
+    other texts."""
     assert scrubbed(text) == expected
 
 
@@ -43,8 +44,14 @@ def test_secrets_are_known_by_name_kind_and_place(monkeypatch: pytest.MonkeyPatc
     """Values of secret variables, well-known tokens, and the keys in URLs; harmless text stays as it is."""
     secret = "0123456789abcdef" * 3
     monkeypatch.setenv("WANDB_API_KEY", secret)
-    text = f"key {secret}, hf_{'a1' * 15}, https://me:pass@host/rows.jsonl?X-Amz-Signature=123&b=1 and https://host/a.b#c"
-    assert scrubbed(text) == "key <WANDB_API_KEY>, <token>, https://<user>@host/rows.jsonl?<query> and https://host/a.b#c"
+    text = (
+        f"key {secret}, hf_{'a1' * 15}, https://me:pass@host/rows.jsonl?X-Amz-Signature=123&b=1 and "
+        "https://host/a.b#c"
+    )
+    assert (
+        scrubbed(text)
+        == "key <WANDB_API_KEY>, <token>, https://<user>@host/rows.jsonl?<query> and https://host/a.b#c"
+    )
     assert scrubbed('see "https://h/a?b=1" now') == 'see "https://h/a?<query>" now'
     monkeypatch.setenv("TOKENIZER_NAME", "tiny-llama-base")
     assert scrubbed("sk-parliament-debates-of-the-year-2024.json by tiny-llama-base") == (
@@ -55,7 +62,8 @@ def test_secrets_are_known_by_name_kind_and_place(monkeypatch: pytest.MonkeyPatc
 
 
 def test_values_of_secret_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """By the variable's name; a short value, one that names a file, and those of other variables are no secrets."""
+    """By the variable's name; a short value, one that names a file, and those of other variables are no
+    secrets."""
     monkeypatch.setenv("MY_TOKEN", "plain words 1")
     monkeypatch.setenv("SHORT_KEY", "abc")
     monkeypatch.setenv("SSH_KEY", str(tmp_path))
@@ -68,7 +76,17 @@ def test_values_of_secret_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: A
 
 
 @pytest.mark.parametrize(
-    "name", ["MYAPIKEY", "HF_TOKEN_2", "HF_TOKEN2", "SECRET_VALUE", "DB_PASS", "PGPASSWORD", "token_of_mine", "SSH_PASSPHRASE"]
+    "name",
+    [
+        "MYAPIKEY",
+        "HF_TOKEN_2",
+        "HF_TOKEN2",
+        "SECRET_VALUE",
+        "DB_PASS",
+        "PGPASSWORD",
+        "token_of_mine",
+        "SSH_PASSPHRASE",
+    ],
 )
 def test_a_secret_variable_has_its_word_anywhere(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the beginning, in the middle, numbered, or run together with what is before it."""
@@ -77,7 +95,9 @@ def test_a_secret_variable_has_its_word_anywhere(name: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("names", [("A_TOKEN", "B_TOKEN"), ("B_TOKEN", "A_TOKEN")])
-def test_a_secret_that_begins_another_leaves_nothing_of_it(names: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_that_begins_another_leaves_nothing_of_it(
+    names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In whatever order the environment has them."""
     short, long = names
     for name in sorted(names):
@@ -103,7 +123,9 @@ def test_no_part_of_a_secret_is_in_a_message(
     (tmp_path / "r.yaml").write_text("{}")
     value = f"{'a' * before} {'quite-secret-' * 5} {'and more ' * 400}"
     monkeypatch.setattr(
-        sys, "argv", ["finetune", "check", str(tmp_path / "r.yaml"), f"train.precision={value}", f"x.{value}=1"]
+        sys,
+        "argv",
+        ["finetune", "check", str(tmp_path / "r.yaml"), f"train.precision={value}", f"x.{value}=1"],
     )
     assert app.run() == 2
     said = capsys.readouterr().err
@@ -117,10 +139,18 @@ def test_a_recipes_paths_stay_and_its_texts_are_scrubbed() -> None:
     source = {"path": path, "format": "python", "code": path}
     recipe = Recipe.model_validate(
         {
-            "model": {"base": {"gguf": path}, "chat_template": path, "date_string": text, "new_tokens": [text]},
+            "model": {
+                "base": {"gguf": path},
+                "chat_template": path,
+                "date_string": text,
+                "new_tokens": [text],
+            },
             "adapter": {"continue_from": path},
             "data": {
-                "train": [source, {"path": path, "format": "template", "template": {"prompt": text, "completion": text}}],
+                "train": [
+                    source,
+                    {"path": path, "format": "template", "template": {"prompt": text, "completion": text}},
+                ],
                 "evaluation": {"sources": [source]},
             },
             "evaluate": {"labels": [text]},
@@ -148,7 +178,13 @@ def test_a_recipes_paths_stay_and_its_texts_are_scrubbed() -> None:
 def test_a_lock_keeps_the_folder_of_its_base_and_no_other_text() -> None:
     """The command, the file that a value comes from and the name of a base that is no folder are texts."""
     recipe = Recipe.model_validate({"model": {"base": "a/b"}, "data": {"train": [{"generated": "orders"}]}})
-    lock = Lock(recipe, f"/bin/finetune {HUB}", "", base={"kind": "folder", "name": f"/{HUB}"}, origins={"a": f"/{HUB}:1"})
+    lock = Lock(
+        recipe,
+        f"/bin/finetune {HUB}",
+        "",
+        base={"kind": "folder", "name": f"/{HUB}"},
+        origins={"a": f"/{HUB}:1"},
+    )
     values = lock.without_secrets()
     assert (values["command"], values["base"]["name"], values["origins"]["a"]) == (
         "/bin/finetune <token>",

@@ -1,4 +1,5 @@
-"""Every shipped recipe is valid and says how to launch it, what memory it needs and why its values are what they are."""
+"""Every shipped recipe is valid and says how to launch it, what memory it needs and why its values are what
+they are."""
 
 import os
 from itertools import takewhile
@@ -11,8 +12,8 @@ from finetune.recipe.shipped import recipes_folder, shipped_recipes
 
 RECIPES = shipped_recipes()
 PROMISED = {
-    "quickstart", "smollm2/135m_lora", "smollm2/135m_qlora", "llama3/3.2_1b_lora", "llama3/3.1_8b_lora", "llama3/3.1_8b_qlora",
-    "llama2/7b_lora", "llama2/7b_qlora", "llama3/3.3_70b_qlora_zero3",
+    "quickstart", "smollm2/135m_lora", "smollm2/135m_qlora", "llama3/3.2_1b_lora", "llama3/3.1_8b_lora",
+    "llama3/3.1_8b_qlora", "llama2/7b_lora", "llama2/7b_qlora", "llama3/3.3_70b_qlora_zero3",
 }  # fmt: skip
 
 
@@ -31,7 +32,8 @@ def test_a_shipped_recipe_passes_check(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_shipped_recipe_explains_itself(name: str) -> None:
-    """It starts with the editor's schema line and a comment with its launch command, its memory and why its values are so."""
+    """It starts with the editor's schema line and a comment with its launch command, its memory and why its
+    values are so."""
     path = RECIPES[name]
     first, *lines = path.read_text().splitlines()
     target = first.removeprefix("# yaml-language-server: $schema=")

@@ -18,7 +18,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "chat.jinja").write_text("")
     (tmp_path / "parent.yaml").write_text("train: {epochs: 2}\n")
-    for name, value in {"HERE": str(tmp_path), "OWNER": "somebody", "WORD": "base", "EMPTY": "", "MY_TOKEN": "x"}.items():
+    for name, value in {
+        "HERE": str(tmp_path),
+        "OWNER": "somebody",
+        "WORD": "base",
+        "EMPTY": "",
+        "MY_TOKEN": "x",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_SUCH", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -26,7 +32,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_paths_and_names(folder: Path) -> None:
-    """Files, folders, names of bases and data sets, what is extended and where runs go; the origin says which variables."""
+    """Files, folders, names of bases and data sets, what is extended and where runs go; the origin says which
+    variables."""
     (folder / "r.yaml").write_text("""\
 extends: ${HERE}/parent.yaml
 model: {base: "./${WORD}", chat_template: "${HERE}/chat.jinja"}
@@ -89,14 +96,18 @@ def test_what_is_no_variable(folder: Path, text: str, problem: str, key: str) ->
 
 def test_between_braces_it_needs_quotes(folder: Path) -> None:
     """YAML can't read {path: ${HERE}/x}; the message says what to write."""
-    (folder / "r.yaml").write_text("model: {base: a/b}\ndata: {train: [{path: ${HERE}/data/rows.jsonl, format: text}]}\n")
+    (folder / "r.yaml").write_text(
+        "model: {base: a/b}\ndata: {train: [{path: ${HERE}/data/rows.jsonl, format: text}]}\n"
+    )
     with pytest.raises(RecipeError, match=r"needs quotes: \"\$\{NAME\}/rows.jsonl\""):
         load_recipe("r.yaml")
 
 
 def test_an_override_may_hold_one(folder: Path) -> None:
     """Where the shell didn't expand it."""
-    (folder / "r.yaml").write_text("model: {base: a/b}\ndata: {train: [{path: data/rows.jsonl, format: text}]}\n")
+    (folder / "r.yaml").write_text(
+        "model: {base: a/b}\ndata: {train: [{path: data/rows.jsonl, format: text}]}\n"
+    )
     loaded = load_recipe("r.yaml", ["model.base=${HERE}/base"])
     assert loaded.recipe.model.base == str(folder / "base")
     assert loaded.origins["model.base"] == "command line, ${HERE}"

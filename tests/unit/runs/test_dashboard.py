@@ -30,9 +30,13 @@ tracker.finish()
 def dashboard(folder: Path, *options: str) -> Iterator[str]:
     """A dashboard over one run with a curve, as a process; its address as it is printed."""
     environment = os.environ | {"TRACKIO_DIR": str(folder / "trackio")}
-    subprocess.run([sys.executable, "-c", SCRIPT], env=environment, cwd=folder, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, cwd=folder, check=True, capture_output=True
+    )
     words = [sys.executable, "-m", "finetune", "runs", "ui", "--project", "curves", *options]
-    server = subprocess.Popen(words, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    server = subprocess.Popen(
+        words, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         yield _address_of(server)
     finally:
@@ -42,7 +46,8 @@ def dashboard(folder: Path, *options: str) -> Iterator[str]:
 
 @needs_browser
 def test_the_dashboard_shows_the_curve(tmp_path: Path) -> None:
-    """On this machine's own address only, on the next port where one is taken, with the run's curve across the picture."""
+    """On this machine's own address only, on the next port where one is taken, with the run's curve across
+    the picture."""
     image = pytest.importorskip("PIL.Image", reason="pillow comes with matplotlib")
     with socket.socket() as taken:
         with contextlib.suppress(OSError):  # somebody else has it: as good
@@ -54,13 +59,15 @@ def test_the_dashboard_shows_the_curve(tmp_path: Path) -> None:
             take_picture(address, tmp_path / "profile", tmp_path / "page.png")
     pixels = np.asarray(image.open(tmp_path / "page.png").convert("RGB"), dtype=int)[60:420, 340:]
     rows, columns = np.nonzero(pixels.max(axis=2) - pixels.min(axis=2) > 40)
-    # Between the page's head and the legend the curve is the one thing that has a colour; it falls from left to right.
+    # Between the page's head and the legend the curve is the one thing that has a colour; it falls from left
+    # to right.
     assert len(set(columns)) > 150
     assert rows[columns == columns.min()].mean() + 100 < rows[columns == columns.max()].mean()
 
 
 def test_the_dashboard_answers_its_user_alone(tmp_path: Path) -> None:
-    """No page, no file and no metric without the token, for another Host, or to another page; what it loads has a cookie."""
+    """No page, no file and no metric without the token, for another Host, or to another page; what it loads
+    has a cookie."""
     with dashboard(tmp_path) as address:
         base, token = address.split("?")[0], address.rpartition("=")[2]
         port = base.rstrip("/").rpartition(":")[2]
@@ -82,7 +89,9 @@ def test_the_dashboard_answers_its_user_alone(tmp_path: Path) -> None:
                     for page in ("http://evil.example", "http://127.0.0.1:1", "null")
                 ),
             ]
-        assert [(answer.status_code, "run-a" in answer.text) for answer in refused] == [(403, False)] * len(refused)
+        assert [(answer.status_code, "run-a" in answer.text) for answer in refused] == [(403, False)] * len(
+            refused
+        )
         with httpx.Client(trust_env=False, timeout=30) as user:
             assert user.post(**question, headers={"X-Trackio-Write-Token": token}).status_code == 200
             page = user.get(address)
@@ -92,7 +101,12 @@ def test_the_dashboard_answers_its_user_alone(tmp_path: Path) -> None:
             assert own.status_code == 200
             assert "run-a" in own.text
             # Through a tunnel, whose other end has another port.
-            assert user.post(**question, headers={"Host": "localhost:9", "Origin": "http://localhost:9"}).status_code == 200
+            assert (
+                user.post(
+                    **question, headers={"Host": "localhost:9", "Origin": "http://localhost:9"}
+                ).status_code
+                == 200
+            )
 
 
 def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
@@ -103,7 +117,9 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         words = [sys.executable, "-m", "finetune", "runs", "ui", "--port", str(port)]
         environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")}
-        done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
     assert done.returncode == 2
     assert f"port {port} of 127.0.0.1 is taken: give another one with --port" in done.stderr
 

@@ -45,8 +45,8 @@ def test_a_run_that_another_process_has_is_refused_until_that_ends(tmp_path: Pat
 
 
 def test_a_run_that_nobody_trains_is_interrupted(tmp_path: Path) -> None:
-    """While a process has the run it is running; after kill -9 it is interrupted, in lists and filters too. What it ended as
-    stays, and so does a run that was killed before it could say anything."""
+    """While a process has the run it is running; after kill -9 it is interrupted, in lists and filters too.
+    What it ended as stays, and so does a run that was killed before it could say anything."""
     runs = {name: RunFolder(tmp_path / name) for name in ("killed", "finished", "silent")}
     for name, run in runs.items():
         run.path.mkdir()

@@ -1,4 +1,5 @@
-"""owner/name: adapters and models of the hub, out of a cache that is made here; and names that are nothing."""
+"""owner/name: adapters and models of the hub, out of a cache that is made here; and names that are
+nothing."""
 
 import json
 import shutil
@@ -45,7 +46,9 @@ def adapter(tiny_base: Path, tmp_path: Path) -> Path:
     """An adapter by plain peft, which names the base by its hub id."""
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"))
+    adapted = get_peft_model(
+        model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    )
     adapted.save_pretrained(tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "me/tiny"}))
@@ -53,7 +56,8 @@ def adapter(tiny_base: Path, tmp_path: Path) -> Path:
 
 
 def test_an_adapter_of_the_hub_is_one(cache: Path, adapter: Path, tiny_base: Path, tmp_path: Path) -> None:
-    """generate, merge, a further adapter of a merge, and continue_from take it, on its own base of the hub or on --base."""
+    """generate, merge, a further adapter of a merge, and continue_from take it, on its own base of the hub or
+    on --base."""
     publish(cache, "me/tiny", tiny_base)
     publish(cache, "me/tiny-lora", adapter)
     found = resolve_target("me/tiny-lora")
@@ -61,7 +65,9 @@ def test_an_adapter_of_the_hub_is_one(cache: Path, adapter: Path, tiny_base: Pat
     ids = torch.arange(3, 23)[None]
     local = resolve_target(str(adapter), tiny_base)
     with torch.no_grad():
-        logits = [load_ready(target, dtype=torch.float32)[0](input_ids=ids).logits for target in (found, local)]
+        logits = [
+            load_ready(target, dtype=torch.float32)[0](input_ids=ids).logits for target in (found, local)
+        ]
     assert torch.equal(*logits)
     report = merge(choose_target("me/tiny-lora", None), tmp_path / "merged", check="tensors")
     assert report.base == "me/tiny"
@@ -87,7 +93,9 @@ def test_a_model_of_the_hub_is_pinned_and_has_no_adapter(cache: Path, tiny_base:
         choose_target(str(both), None)
 
 
-def test_a_name_that_is_nothing_claims_nothing(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_nothing_claims_nothing(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A mistyped run is said to be no folder, with what is near it, and that the hub doesn't give it."""
     (tmp_path / "runs" / "tiny-001").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -112,9 +120,12 @@ def test_a_token_that_cannot_be_sent_is_one_message(
 
 
 @pytest.mark.parametrize(
-    "named", ["/home/somebody/models/llama", "C:\\Users\\me\\llama", "../elsewhere", "a b", "unsloth/x-bnb-4bit"]
+    "named",
+    ["/home/somebody/models/llama", "C:\\Users\\me\\llama", "../elsewhere", "a b", "unsloth/x-bnb-4bit"],
 )
-def test_a_base_of_another_machine_is_named_with_its_file(cache: Path, adapter: Path, tiny_base: Path, named: str) -> None:
+def test_a_base_of_another_machine_is_named_with_its_file(
+    cache: Path, adapter: Path, tiny_base: Path, named: str
+) -> None:
     """adapter_config.json and --base are in the message; with --base it is loaded."""
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": named}))
@@ -127,11 +138,15 @@ def test_a_base_of_another_machine_is_named_with_its_file(cache: Path, adapter: 
 
 
 def test_continue_from_takes_a_run_and_a_hub_id(tmp_path: Path) -> None:
-    """In a recipe, beside a folder: a run stands for its adapter; a text that is neither is a problem of the recipe."""
+    """In a recipe, beside a folder: a run stands for its adapter; a text that is neither is a problem of the
+    recipe."""
     (tmp_path / "run" / "adapter").mkdir(parents=True)
     (tmp_path / "run" / "recipe.lock.yaml").touch()
     (tmp_path / "rows.jsonl").write_text("{}\n")
-    text = "model: {base: me/tiny}\nadapter: {continue_from: NAME}\ndata: {train: [{path: rows.jsonl, format: text}]}\n"
+    text = (
+        "model: {base: me/tiny}\nadapter: {continue_from: NAME}\ndata: {train: [{path: rows.jsonl, format: "
+        "text}]}\n"
+    )
     for name, expected in (("run", str(tmp_path / "run" / "adapter")), ("me/lora", "me/lora")):
         (tmp_path / "r.yaml").write_text(text.replace("NAME", name))
         assert load_recipe(tmp_path / "r.yaml").recipe.adapter.continue_from == expected
@@ -152,7 +167,9 @@ def test_half_an_adapter_is_refused_by_all_that_load_it(adapter: Path, tiny_base
 def test_qlora_base_is_honoured_for_a_foreign_adapter(adapter: Path, tiny_base: Path, tmp_path: Path) -> None:
     """Nothing says how it was trained: --qlora-base nf4 does, and the merge measures and notes it."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    report = merge(choose_target(str(adapter), tiny_base), tmp_path / "merged", check="tensors", qlora_base="nf4")
+    report = merge(
+        choose_target(str(adapter), tiny_base), tmp_path / "merged", check="tensors", qlora_base="nf4"
+    )
     assert report.qlora is not None
     assert report.qlora.taken == "nf4"
     assert any("NF4" in note for note in report.notes)

@@ -35,13 +35,18 @@ def make_run(folder: Path, name: str, *, loss: float, **train: Any) -> RunFolder
     )
     run.lock_path.write_text(lock.to_yaml())
     summary = {"status": "finished", "name": run.name, "created": lock.created, "method": "lora", "steps": 3}
-    run.write_summary(summary | {"evaluation_loss": loss, "tokens_per_second": 600.0, "recipe": recipe.model_dump(mode="json")})
+    run.write_summary(
+        summary
+        | {"evaluation_loss": loss, "tokens_per_second": 600.0, "recipe": recipe.model_dump(mode="json")}
+    )
     lines = [{"step": step, "train/loss": loss / step, "train/learning_rate": 1e-4} for step in (1, 2, 3)]
     run.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run
 
 
-def runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+def runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int, str, str]:
     """`finetune runs WORDS`: exit code, output, errors."""
     monkeypatch.setattr(sys, "argv", ["finetune", "runs", *words])
     code = command_line.run()
@@ -52,16 +57,24 @@ def runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *w
 def test_any_value_is_a_column_a_condition_and_an_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Runs are chosen and sorted by metrics and by values of their recipes; damaged ones are listed as damaged."""
+    """Runs are chosen and sorted by metrics and by values of their recipes; damaged ones are listed as
+    damaged."""
     for rate, loss in ((1e-4, 3.0), (5e-4, 1.0), (1e-3, 2.0)):
         make_run(tmp_path, "a", loss=loss, learning_rate=rate)
     damaged = make_run(tmp_path, "z", loss=9.0)
     damaged.summary_path.write_text("{")
     words = ["list", str(tmp_path), "--where", "train.learning_rate>=5e-4", "--sort", "evaluation_loss"]
-    code, shown, _ = runs(monkeypatch, capsys, *words, "--columns", "name,train.learning_rate,evaluation_loss")
+    code, shown, _ = runs(
+        monkeypatch, capsys, *words, "--columns", "name,train.learning_rate,evaluation_loss"
+    )
     assert code == 0
-    assert [line.split() for line in shown.splitlines()[1:]] == [["a-002", "0.0005", "1.0000"], ["a-003", "0.001", "2.0000"]]
-    _, shown, _ = runs(monkeypatch, capsys, "list", str(tmp_path), "--sort", "evaluation_loss", "--reverse", "--json")
+    assert [line.split() for line in shown.splitlines()[1:]] == [
+        ["a-002", "0.0005", "1.0000"],
+        ["a-003", "0.001", "2.0000"],
+    ]
+    _, shown, _ = runs(
+        monkeypatch, capsys, "list", str(tmp_path), "--sort", "evaluation_loss", "--reverse", "--json"
+    )
     assert [run["name"] for run in json.loads(shown)] == ["a-001", "a-003", "a-002", "z-001"]
     assert "damaged" in runs(monkeypatch, capsys, "list", str(tmp_path), "--where", "status=damaged")[1]
     code, _, error = runs(monkeypatch, capsys, "list", str(tmp_path), "--sort", "speed")
@@ -73,8 +86,12 @@ def test_any_value_is_a_column_a_condition_and_an_order(
 
 
 def test_a_comparison_says_what_is_most_likely_first(tmp_path: Path) -> None:
-    """Other data come before another learning rate, that before packages, those before threads; output has no effect."""
-    first, second = make_run(tmp_path, "a", loss=1.0), make_run(tmp_path, "b", loss=2.0, learning_rate=3e-4, seed=7)
+    """Other data come before another learning rate, that before packages, those before threads; output has no
+    effect."""
+    first, second = (
+        make_run(tmp_path, "a", loss=1.0),
+        make_run(tmp_path, "b", loss=2.0, learning_rate=3e-4, seed=7),
+    )
     locks = [read_lock(run.lock_path) for run in (first, second)]
     locks[1].data["rows.jsonl"] = "c" * 64
     locks[1].versions["torch"] = "2.14.0"
@@ -102,7 +119,10 @@ def test_diff_show_and_plot_print_what_a_person_reads(
     assert "different recipe:\n  train.learning_rate  0.0001  0.0003" in shown
     _, shown, _ = runs(monkeypatch, capsys, "diff", names[0], names[0])
     assert "nothing that is recorded differs" in shown
-    assert json.loads(runs(monkeypatch, capsys, "show", names[0], "--json")[1])["summary"]["evaluation_loss"] == 1.0
+    assert (
+        json.loads(runs(monkeypatch, capsys, "show", names[0], "--json")[1])["summary"]["evaluation_loss"]
+        == 1.0
+    )
     _, shown, _ = runs(monkeypatch, capsys, "plot", *names, "--metrics", "train/loss")
     assert "train/loss" in shown
     assert "b-001" in shown
@@ -140,7 +160,9 @@ def test_a_lock_of_the_first_version_is_read(tmp_path: Path) -> None:
     run = make_run(tmp_path, "a", loss=1.0)
     text = run.lock_path.read_text()
     run.lock_path.write_text(
-        text.replace("lock_version: 3", "lock_version: 1").replace("git: {}\n", "").replace("origins: {}\n", "")
+        text.replace("lock_version: 3", "lock_version: 1")
+        .replace("git: {}\n", "")
+        .replace("origins: {}\n", "")
     )
     assert read_lock(run.lock_path).origins == {}
     run.lock_path.write_text(text.replace("lock_version: 3", "lock_version: 4"))
@@ -160,7 +182,11 @@ def test_a_lock_of_the_first_version_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_condition_means_what_it_says(
-    condition: str, found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    condition: str,
+    found: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Texts are compared as typed, numbers as numbers, truths with truths."""
     for loss in (1.0, 2.0):
@@ -191,7 +217,12 @@ def test_a_condition_that_is_none_is_refused(
     ],
 )
 def test_a_damaged_run_is_one_message(
-    name: str, content: bytes, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    content: bytes,
+    verb: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """And the list of the others goes on."""
     run = make_run(tmp_path, "a", loss=1.0)

@@ -69,8 +69,11 @@ def test_a_folder_of_adapters_names_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("own_config", [False, True])
-def test_an_adapter_in_the_place_of_a_base_says_what_to_do(tmp_path: Path, tiny_base: Path, own_config: bool) -> None:
-    """An adapter that was trained on another, not merged one; some trainers save the base's config.json beside it."""
+def test_an_adapter_in_the_place_of_a_base_says_what_to_do(
+    tmp_path: Path, tiny_base: Path, own_config: bool
+) -> None:
+    """An adapter that was trained on another, not merged one; some trainers save the base's config.json
+    beside it."""
     first, second = tmp_path / "first one", tmp_path / "second"
     for folder, base in ((first, tiny_base), (second, first)):
         folder.mkdir()
@@ -79,5 +82,7 @@ def test_an_adapter_in_the_place_of_a_base_says_what_to_do(tmp_path: Path, tiny_
         (folder / "adapter_config.json").write_text(json.dumps(config))
     if own_config:
         (first / "config.json").write_bytes((tiny_base / "config.json").read_bytes())
-    with pytest.raises(ModelError, match=r"is an adapter, which is no base.*finetune merge '.*/first one' --output DIR"):
+    with pytest.raises(
+        ModelError, match=r"is an adapter, which is no base.*finetune merge '.*/first one' --output DIR"
+    ):
         resolve_base(resolve_target(str(second)).model)

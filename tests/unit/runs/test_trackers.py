@@ -29,10 +29,16 @@ def test_trackio_has_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         tracker.finish()
     assert SQLiteStorage.get_runs("test-project") == ["run-a"]
     logs = SQLiteStorage.get_logs("test-project", "run-a")
-    assert [(entry["step"], entry["train/loss"]) for entry in logs] == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+    assert [(entry["step"], entry["train/loss"]) for entry in logs] == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, pytest.approx(1 / 3)),
+    ]
 
 
-def test_a_folder_that_trackio_can_not_write_to_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_trackio_can_not_write_to_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One line names the folder and the reason, and the run goes on without its tracker."""
     import trackio.utils
 
@@ -107,4 +113,6 @@ def test_a_tracker_that_fails_in_mid_run_says_so_once() -> None:
             tracker.log({"train/loss": 1.0}, step)
         tracker.finish()
     assert inner.calls == 1
-    assert said == ["warning: the tracker failed (OperationalError: database or disk is full); metrics.jsonl continues"]
+    assert said == [
+        "warning: the tracker failed (OperationalError: database or disk is full); metrics.jsonl continues"
+    ]

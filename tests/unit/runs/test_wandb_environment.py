@@ -1,4 +1,5 @@
-"""wandb's own variables hold where the recipe says nothing; the files that it writes are read back with its own protocol."""
+"""wandb's own variables hold where the recipe says nothing; the files that it writes are read back with its
+own protocol."""
 
 import inspect
 import os
@@ -36,7 +37,8 @@ def _nothing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def run_of(folder: Path) -> wandb_internal_pb2.RunRecord:
-    """The run as an offline file has it; wandb's own process writes it, on a busy machine a moment after finish()."""
+    """The run as an offline file has it; wandb's own process writes it, on a busy machine a moment after
+    finish()."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         for path in folder.rglob("*.wandb"):
@@ -57,18 +59,30 @@ def written(section: TrackingSection, folder: Path) -> wandb_internal_pb2.RunRec
 
 
 def test_the_environment_names_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Project, entity, group, tags, notes, name and folder are the environment's; the id stays the run's own."""
+    """Project, entity, group, tags, notes, name and folder are the environment's; the id stays the run's
+    own."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     values = {
-        "PROJECT": "its-project", "ENTITY": "its-team", "RUN_GROUP": "its-group", "TAGS": "one, two", "NOTES": "see #42",
-        "NAME": "its name", "DIR": str(elsewhere), "JOB_TYPE": "its-job", "MODE": "offline", "API_KEY": KEY,
+        "PROJECT": "its-project", "ENTITY": "its-team", "RUN_GROUP": "its-group", "TAGS": "one, two",
+        "NOTES": "see #42", "NAME": "its name", "DIR": str(elsewhere), "JOB_TYPE": "its-job",
+        "MODE": "offline", "API_KEY": KEY,
     }  # fmt: skip
     for name, value in values.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     run = written(TrackingSection(tracker="wandb"), elsewhere)
-    assert (run.project, run.entity, run.run_group, run.notes) == ("its-project", "its-team", "its-group", "see #42")
-    assert (run.display_name, run.job_type, sorted(run.tags), run.run_id) == ("its name", "its-job", ["one", "two"], "id-1")
+    assert (run.project, run.entity, run.run_group, run.notes) == (
+        "its-project",
+        "its-team",
+        "its-group",
+        "see #42",
+    )
+    assert (run.display_name, run.job_type, sorted(run.tags), run.run_id) == (
+        "its name",
+        "its-job",
+        ["one", "two"],
+        "id-1",
+    )
     assert not (tmp_path / "wandb").exists()
 
 
@@ -81,7 +95,9 @@ def test_the_recipe_goes_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (run.project, list(run.tags), run.notes) == ("mine", ["my-tag"], "its notes")
 
 
-def test_the_lock_holds_what_the_environment_said(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_holds_what_the_environment_said(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run's lock has the project and the id that it went by, so that it resumes there."""
     monkeypatch.setenv("WANDB_PROJECT", "its-project")
     monkeypatch.setenv("WANDB_RUN_ID", "its-id")
@@ -92,10 +108,14 @@ def test_the_lock_holds_what_the_environment_said(make_recipe: MakeRecipe, monke
 
 
 def test_check_says_where_a_value_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The origin of a value that the environment decides is the variable; Trackio's runs don't follow wandb's."""
+    """The origin of a value that the environment decides is the variable; Trackio's runs don't follow
+    wandb's."""
     monkeypatch.setenv("WANDB_PROJECT", "its-project")
     loaded = load_recipe("quickstart", ["tracking.tracker=wandb"])
-    assert (loaded.recipe.tracking.project, loaded.origins["tracking.project"]) == ("its-project", "WANDB_PROJECT")
+    assert (loaded.recipe.tracking.project, loaded.origins["tracking.project"]) == (
+        "its-project",
+        "WANDB_PROJECT",
+    )
     assert load_recipe("quickstart", []).recipe.tracking.project == "finetune"
 
 
@@ -119,7 +139,9 @@ def test_check_says_where_a_value_comes_from(tmp_path: Path, monkeypatch: pytest
         ("auto", "banana", True, None),
     ],
 )
-def test_the_mode(asked: str, said: str | None, key: bool, mode: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mode(
+    asked: str, said: str | None, key: bool, mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Never online against WANDB_MODE, never offline in silence where online was asked for."""
     if said is not None:
         monkeypatch.setenv("WANDB_MODE", said)
@@ -147,7 +169,8 @@ def test_disabled_writes_nothing_and_says_so(tmp_path: Path, monkeypatch: pytest
 
 
 def test_an_account_in_netrc_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`wandb login` writes ~/.netrc; for another host than the one that WANDB_BASE_URL names there is no account."""
+    """`wandb login` writes ~/.netrc; for another host than the one that WANDB_BASE_URL names there is no
+    account."""
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
     (tmp_path / "netrc").write_text(f"machine wandb.example.org login user password {KEY}\n")
     (tmp_path / "netrc").chmod(0o600)
@@ -169,7 +192,12 @@ def test_going_offline_for_want_of_an_account_is_said(tmp_path: Path) -> None:
 
 def test_the_variables_are_the_libraries_own() -> None:
     """wandb spells its variables so; Trackio has none for what it is told here."""
-    assert set(tracking.VARIABLES.values()) == {wandb.env.PROJECT, wandb.env.RUN_GROUP, wandb.env.TAGS, wandb.env.NOTES}
+    assert set(tracking.VARIABLES.values()) == {
+        wandb.env.PROJECT,
+        wandb.env.RUN_GROUP,
+        wandb.env.TAGS,
+        wandb.env.NOTES,
+    }
     assert wandb.env.RUN_ID == tracking.RUN_ID
     told = ("PROJECT", "NAME", "GROUP", "RESUME", "EMBED", "AUTO_LOG_CPU")
     assert all(f"{name.lower()}=" in inspect.getsource(TrackioTracker) for name in told)

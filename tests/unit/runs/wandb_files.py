@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 
 def wandb_records(data: bytes) -> Iterator[bytes]:
-    """The records of a .wandb file: LevelDB's log format (32 KiB blocks; CRC, length and type before each part)."""
+    """The records of a .wandb file: LevelDB's log format (32 KiB blocks; CRC, length and type before each
+    part)."""
     position, parts = 7, b""
     while position + 7 <= len(data):
         if (left := 32768 - position % 32768) < 7:

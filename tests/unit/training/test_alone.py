@@ -1,4 +1,5 @@
-"""Nothing of a document depends on what is beside it: in a pack or a batch, in training, evaluation and generation."""
+"""Nothing of a document depends on what is beside it: in a pack or a batch, in training, evaluation and
+generation."""
 
 import copy
 import math
@@ -55,7 +56,9 @@ SCALINGS: dict[str, dict[str, Any]] = {
     "proportional": {"factor": 2.0, "partial_rotary_factor": 1.0},
 }  # fmt: skip
 LENGTHS = st.lists(
-    st.one_of(st.integers(2, 12), st.integers(ORIGINAL - 1, ORIGINAL + 3), st.integers(60, 90)), min_size=1, max_size=6
+    st.one_of(st.integers(2, 12), st.integers(ORIGINAL - 1, ORIGINAL + 3), st.integers(60, 90)),
+    min_size=1,
+    max_size=6,
 )
 
 
@@ -75,7 +78,9 @@ Bases = dict[str, Path]
 
 @cache
 def loaded(folder: Path) -> LlamaForCausalLM:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa").eval()
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float64, attn_implementation="sdpa"
+    ).eval()
 
 
 def plain(folder: Path) -> LlamaForCausalLM:
@@ -85,7 +90,9 @@ def plain(folder: Path) -> LlamaForCausalLM:
 
 def ours(folder: Path) -> Any:
     """The base as this toolkit loads it, in fp64."""
-    model = load_model(Base(folder, {"kind": "folder", "name": str(folder)}), dtype=torch.float64, attention=PER_DOCUMENT)
+    model = load_model(
+        Base(folder, {"kind": "folder", "name": str(folder)}), dtype=torch.float64, attention=PER_DOCUMENT
+    )
     return model.eval()
 
 
@@ -99,13 +106,16 @@ def alone(folder: Path, one: Document) -> tuple[float, torch.Tensor]:
     model = plain(folder)
     logits = model(input_ids=torch.tensor([one.token_ids])).logits[0]
     first = one.spans[0][0]
-    loss = functional.cross_entropy(logits[first - 1 : -1], torch.tensor(one.token_ids[first:]), reduction="sum")
+    loss = functional.cross_entropy(
+        logits[first - 1 : -1], torch.tensor(one.token_ids[first:]), reduction="sum"
+    )
     loss.backward()
     return loss.item(), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
 def test_the_scalings_are_all_that_transformers_has() -> None:
-    """Each type of RoPE is tried below, and those that look at a length are just those whose frequencies change with it."""
+    """Each type of RoPE is tried below, and those that look at a length are just those whose frequencies
+    change with it."""
     assert set(SCALINGS) == {"default", *ROPE_INIT_FUNCTIONS}
 
 
@@ -121,8 +131,11 @@ def test_the_types_that_look_at_a_length_are_known(name: str, bases: Bases) -> N
 @settings(deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=LENGTHS)
 @pytest.mark.parametrize("name", sorted(SCALINGS))
-def test_loss_and_gradient_are_those_of_each_document_alone(name: str, lengths: list[int], bases: Bases) -> None:
-    """In fp64, a step over documents in a pack, or in padded rows, has the losses and gradients of each alone, to 1e-11."""
+def test_loss_and_gradient_are_those_of_each_document_alone(
+    name: str, lengths: list[int], bases: Bases
+) -> None:
+    """In fp64, a step over documents in a pack, or in padded rows, has the losses and gradients of each
+    alone, to 1e-11."""
     documents = [document(length, number) for number, length in enumerate(lengths)]
     parts = [alone(bases[name], one) for one in documents]
     loss, gradient = sum(part[0] for part in parts), sum(part[1] for part in parts)
@@ -139,8 +152,11 @@ def test_loss_and_gradient_are_those_of_each_document_alone(name: str, lengths: 
 @settings(deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=LENGTHS, batch_size=st.integers(1, 6))
 @pytest.mark.parametrize("name", sorted(SCALINGS))
-def test_an_evaluation_measures_each_document_alone(name: str, lengths: list[int], batch_size: int, bases: Bases) -> None:
-    """`evaluate`, the trainer's evaluation batches and the merge's logits are each document's own, in any order."""
+def test_an_evaluation_measures_each_document_alone(
+    name: str, lengths: list[int], batch_size: int, bases: Bases
+) -> None:
+    """`evaluate`, the trainer's evaluation batches and the merge's logits are each document's own, in any
+    order."""
     documents = [document(length, number) for number, length in enumerate(lengths)]
     expected = [alone(bases[name], one)[0] for one in documents]
     model = ours(bases[name])
@@ -154,15 +170,21 @@ def test_an_evaluation_measures_each_document_alone(name: str, lengths: list[int
             assert torch.allclose(row, own.float(), atol=1e-6)
         install_supervised_loss(model)
         batches = evaluation_batches(documents, batch_size=batch_size, max_tokens=200, pad_token_id=0)
-        assert sum(model(**batch).loss.item() for _, batch in batches) == pytest.approx(sum(expected), rel=1e-11)
+        assert sum(model(**batch).loss.item() for _, batch in batches) == pytest.approx(
+            sum(expected), rel=1e-11
+        )
 
 
 @pytest.mark.parametrize("name", BY_LENGTH)
 def test_answers_in_a_batch_are_those_of_each_prompt_alone(name: str, bases: Bases) -> None:
-    """Greedy answers that cross the border, beside shorter and longer prompts: those of plain transformers, one by one."""
+    """Greedy answers that cross the border, beside shorter and longer prompts: those of plain transformers,
+    one by one."""
     folder = bases[name]
     tokenizer = load_tokenizer(folder)
-    prompts = [document(length, length).token_ids for length in ((5, 12, 20, 26) if name == "dynamic" else (5, 20, 31, 34, 70))]
+    prompts = [
+        document(length, length).token_ids
+        for length in ((5, 12, 20, 26) if name == "dynamic" else (5, 20, 31, 34, 70))
+    ]
     model = ours(folder)
     model.config.max_position_embeddings = 256  # the room that an answer has
     expected = []
@@ -180,12 +202,15 @@ def test_answers_in_a_batch_are_those_of_each_prompt_alone(name: str, bases: Bas
 
 @pytest.mark.parametrize("name", ["default", *BY_LENGTH])
 def test_the_likelihood_of_a_label_is_that_of_its_row_alone(name: str, bases: Bases) -> None:
-    """Labels whose answers end on either side of the border: log p as plain transformers has it for prompt and label alone."""
+    """Labels whose answers end on either side of the border: log p as plain transformers has it for prompt
+    and label alone."""
     from data_prep.messages import Conversation, Message
 
     tokenizer: PreTrainedTokenizerFast = load_tokenizer(bases[name])
     questions = ["Blue?", "Is the sky blue", "What is the capital of France? Please send two brass lamps."]
-    examples = [(text, Conversation((Message("user", text), Message("assistant", "yes")))) for text in questions]
+    examples = [
+        (text, Conversation((Message("user", text), Message("assistant", "yes")))) for text in questions
+    ]
     labels = ("yes", "no, it is the capital of Germany and a brass lamp")
     found = label_likelihoods(ours(bases[name]), tokenizer, examples, labels, batch_size=4)
     for row, (_, example) in zip(found, examples, strict=True):
@@ -204,7 +229,8 @@ def test_the_likelihood_of_a_label_is_that_of_its_row_alone(name: str, bases: Ba
 
 
 def test_a_family_with_other_positions_is_refused(bases: Bases) -> None:
-    """Where positions aren't LLaMA's, a scaling by length is refused by name, before anything is computed wrongly."""
+    """Where positions aren't LLaMA's, a scaling by length is refused by name, before anything is computed
+    wrongly."""
     model = plain(bases["longrope"])
     own = model.model.rotary_emb.forward
     model.model.rotary_emb.forward = lambda x, positions: tuple(2 * part for part in own(x, positions))
@@ -213,7 +239,8 @@ def test_a_family_with_other_positions_is_refused(bases: Bases) -> None:
 
 
 def test_a_run_of_an_earlier_version_keeps_its_scaling(bases: Bases, make_recipe: MakeRecipe) -> None:
-    """By rule 1 a short document in a pack has the scaling of the longest, as it had when the run was started."""
+    """By rule 1 a short document in a pack has the scaling of the longest, as it had when the run was
+    started."""
     recipe = make_recipe(model={"base": str(bases["longrope"])}, data={"max_length_tokens": 100})
     short, long = document(9, 1), document(80, 2)
     losses = []
@@ -222,19 +249,29 @@ def test_a_run_of_an_earlier_version_keeps_its_scaling(bases: Bases, make_recipe
         model = build.build_model(recipe, inputs).eval()
         with torch.no_grad():
             together = model(**packed_batch([short, long])).loss
-            losses.append(float(together - model(**packed_batch([long])).loss - model(**packed_batch([short])).loss))
+            losses.append(
+                float(together - model(**packed_batch([long])).loss - model(**packed_batch([short])).loss)
+            )
     assert abs(losses[0]) > 1e-3
     assert abs(losses[1]) < 1e-4
 
 
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), step=st.integers(1, 9), width=st.sampled_from([8, 64]))
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    step=st.integers(1, 9),
+    width=st.sampled_from([8, 64]),
+)
 def test_noise_is_each_documents_own(lengths: list[int], step: int, width: int) -> None:
-    """In a pack, in padded rows and alone: the same noise, within alpha / sqrt(L D) of the document's own length L."""
+    """In a pack, in padded rows and alone: the same noise, within alpha / sqrt(L D) of the document's own
+    length L."""
     documents = [document(length + 1, number) for number, length in enumerate(lengths)]
     sizes = [len(one.token_ids) for one in documents]
     seeds = [noise_seed(5, step, one.place, one.token_ids) for one in documents]
     zeros = [torch.zeros(1, size, width) for size in sizes]
-    own = [with_noise(zero, [size], [seed], 10.0)[0] for zero, size, seed in zip(zeros, sizes, seeds, strict=True)]
+    own = [
+        with_noise(zero, [size], [seed], 10.0)[0]
+        for zero, size, seed in zip(zeros, sizes, seeds, strict=True)
+    ]
     packed = with_noise(torch.zeros(1, sum(sizes), width), sizes, seeds, 10.0)[0].split(sizes)
     padded = with_noise(torch.zeros(len(sizes), max(sizes), width), sizes, seeds, 10.0)
     for row, (noise, size) in enumerate(zip(own, sizes, strict=True)):
@@ -253,17 +290,31 @@ NOISY = {
 
 
 @pytest.mark.parametrize("head", [None, pytest.param({"labels": ["blue", "lamp"]}, marks=pytest.mark.long)])
-def test_noise_depends_on_no_split(make_recipe: MakeRecipe, tmp_path: Path, head: dict[str, Any] | None) -> None:
-    """In fp64, three steps with NEFTune over all rows end in one adapter: packed, padded, in micro-batches of 1, 4 and 64."""
+def test_noise_depends_on_no_split(
+    make_recipe: MakeRecipe, tmp_path: Path, head: dict[str, Any] | None
+) -> None:
+    """In fp64, three steps with NEFTune over all rows end in one adapter: packed, padded, in micro-batches of
+    1, 4 and 64."""
     sections: dict[str, Any] = {"data": {"max_length_tokens": 100, "evaluation": None}}
     if head is not None:
         rows = tmp_path / "rows.jsonl"
-        rows.write_text("".join(f'{{"text": "{"say " * n}{n}", "label": "{("blue", "lamp")[n % 2]}"}}\n' for n in range(1, 21)))
+        rows.write_text(
+            "".join(
+                f'{{"text": "{"say " * n}{n}", "label": "{("blue", "lamp")[n % 2]}"}}\n' for n in range(1, 21)
+            )
+        )
         sections["data"] |= {"train": [{"path": str(rows), "format": "classification"}]}
         sections["model"] = {"base": str(make_recipe().model.base), "head": head}
     results = []
-    for name, micro, data in (("packed", 1, {"pack_length_tokens": 200}), ("one", 1, {}), ("four", 4, {}), ("all", 64, {})):
-        recipe = make_recipe(**sections | {"train": NOISY | {"micro_batch_size": micro}, "data": sections["data"] | data})
+    for name, micro, data in (
+        ("packed", 1, {"pack_length_tokens": 200}),
+        ("one", 1, {}),
+        ("four", 4, {}),
+        ("all", 64, {}),
+    ):
+        recipe = make_recipe(
+            **sections | {"train": NOISY | {"micro_batch_size": micro}, "data": sections["data"] | data}
+        )
         results.append(trained_weights(trainer_of(recipe, tmp_path / name, torch.float64)))
     quiet = make_recipe(**sections | {"train": NOISY | {"neftune_alpha": None}})
     without = trained_weights(trainer_of(quiet, tmp_path / "quiet", torch.float64))
@@ -279,7 +330,8 @@ def noisy_losses(make_recipe: MakeRecipe, folder: Path, **train: Any) -> Iterato
 
 
 def test_each_step_and_seed_has_other_noise(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """With weights that stay, the loss of the same rows differs from step to step and by seed, and is the same again."""
+    """With weights that stay, the loss of the same rows differs from step to step and by seed, and is the
+    same again."""
     still = {"learning_rate": 1e-30}
     first = list(noisy_losses(make_recipe, tmp_path / "a", **still))
     assert len(set(first)) == 3
@@ -287,18 +339,27 @@ def test_each_step_and_seed_has_other_noise(make_recipe: MakeRecipe, tmp_path: P
     assert set(noisy_losses(make_recipe, tmp_path / "c", seed=1, **still)).isdisjoint(first)
 
 
-def test_a_run_of_an_earlier_version_keeps_its_noise_and_cuts(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """By rule 1 the noise is transformers' own, and by preparation 2 the token behind a cut has no label; now neither."""
+def test_a_run_of_an_earlier_version_keeps_its_noise_and_cuts(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """By rule 1 the noise is transformers' own, and by preparation 2 the token behind a cut has no label; now
+    neither."""
     data = {"pack_length_tokens": 64, "max_length_tokens": 100, "pack_split": True, "evaluation": None}
     recipe = make_recipe(data=data, train=NOISY | {"micro_batch_size": 1, "global_batch_size": 8})
     found = []
     for rules in (Rules(preparation=2, training=1), Rules()):
         inputs = build.build_inputs(recipe, rules=rules)
         model = build.build_model(recipe, inputs)
-        trainer = build.build_trainer(recipe, inputs, model, checkpoints=tmp_path, evaluate_first=False, callbacks=[])
+        trainer = build.build_trainer(
+            recipe, inputs, model, checkpoints=tmp_path, evaluate_first=False, callbacks=[]
+        )
         feed = trainer.feed
         labels = sum(one.supervised_tokens for pack in feed.packs(0) for one in feed.documents_of(pack))
         found.append(
-            (trainer.args.neftune_noise_alpha, feed.batching.noise_seed, labels < inputs.data.train.supervised_tokens.sum())
+            (
+                trainer.args.neftune_noise_alpha,
+                feed.batching.noise_seed,
+                labels < inputs.data.train.supervised_tokens.sum(),
+            )
         )
     assert found == [(5.0, None, True), (None, recipe.train.seed, False)]

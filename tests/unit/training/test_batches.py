@@ -37,11 +37,20 @@ def feed(
     repeat: float = 1.0,
 ) -> TableFeed:
     """A feed of global batches of 8 over documents of 10 to 16 tokens."""
-    documents = [Document([row % 300] * (10 + row % 7), ((1, 10 + row % 7, 1.0),), f"row {row}") for row in range(rows)]
+    documents = [
+        Document([row % 300] * (10 + row % 7), ((1, 10 + row % 7, 1.0),), f"row {row}") for row in range(rows)
+    ]
     batching = Batching(8, micro, world, rank, pack is not None, pad_token_id=0)
     table = table_of(documents)
     packs = partial(
-        epoch_packs, table.lengths, table.sources, [repeat], capacity_tokens=pack, split=split, seed=seed, overlap=1
+        epoch_packs,
+        table.lengths,
+        table.sources,
+        [repeat],
+        capacity_tokens=pack,
+        split=split,
+        seed=seed,
+        overlap=1,
     )
     return TableFeed(table, packs, batching, overlap=1)
 
@@ -55,21 +64,34 @@ PACKS = st.sampled_from([None, 16, 40])
 
 
 @given(
-    rows=st.integers(1, 50), micro=st.sampled_from([1, 2, 4]), world=st.sampled_from([1, 2]), seed=st.integers(0, 5), pack=PACKS
+    rows=st.integers(1, 50),
+    micro=st.sampled_from([1, 2, 4]),
+    world=st.sampled_from([1, 2]),
+    seed=st.integers(0, 5),
+    pack=PACKS,
 )
-def test_an_epoch_holds_every_row_once(rows: int, micro: int, world: int, seed: int, pack: int | None) -> None:
+def test_an_epoch_holds_every_row_once(
+    rows: int, micro: int, world: int, seed: int, pack: int | None
+) -> None:
     """Over all processes, an epoch is exactly the data, and all processes take equally many micro-batches."""
-    shares = [first_epoch(feed(rows, micro=micro, world=world, rank=rank, seed=seed, pack=pack)) for rank in range(world)]
+    shares = [
+        first_epoch(feed(rows, micro=micro, world=world, rank=rank, seed=seed, pack=pack))
+        for rank in range(world)
+    ]
     seen = sorted(place for share in shares for batch in share for place in batch)
     assert seen == sorted(f"row {row}" for row in range(rows))
     assert len({len(share) for share in shares}) == 1
 
 
 @given(rows=st.integers(1, 50), micro=st.sampled_from([1, 2, 4]), world=st.sampled_from([1, 2]), pack=PACKS)
-def test_global_batches_do_not_depend_on_the_split(rows: int, micro: int, world: int, pack: int | None) -> None:
+def test_global_batches_do_not_depend_on_the_split(
+    rows: int, micro: int, world: int, pack: int | None
+) -> None:
     """Each optimizer step sees the same rows, however many processes and micro-batches there are."""
     whole = first_epoch(feed(rows, pack=pack))
-    shares = [first_epoch(feed(rows, micro=micro, world=world, rank=rank, pack=pack)) for rank in range(world)]
+    shares = [
+        first_epoch(feed(rows, micro=micro, world=world, rank=rank, pack=pack)) for rank in range(world)
+    ]
     accumulation = 8 // (micro * world)
     for step in range(len(whole) // 8):
         expected = sorted(place for batch in whole[step * 8 : (step + 1) * 8] for place in batch)
@@ -89,7 +111,8 @@ def test_epochs_differ_and_repeat_by_seed(pack: int | None) -> None:
 
 @given(step=st.integers(0, 30), pack=PACKS, repeat=st.sampled_from([0.3, 1.0, 2.5]))
 def test_a_restored_feed_goes_on_where_it_was(step: int, pack: int | None, repeat: float) -> None:
-    """After restore(step) come exactly the micro-batches that come after `step` steps, over the ends of epochs too."""
+    """After restore(step) come exactly the micro-batches that come after `step` steps, over the ends of
+    epochs too."""
     whole, restored = feed(30, micro=4, pack=pack, repeat=repeat), feed(30, micro=4, pack=pack, repeat=repeat)
     restored.restore(step, whole.state())
     expected = [batch["places"] for batch in islice(whole, 2 * (step + 4))][2 * step :]
@@ -98,7 +121,8 @@ def test_a_restored_feed_goes_on_where_it_was(step: int, pack: int | None, repea
 
 @given(rows=st.integers(1, 40), pack=st.sampled_from([16, 33, 100]))
 def test_split_packs_hold_every_token_once(rows: int, pack: int) -> None:
-    """Documents cut where a pack is full lose no token and no label, and an epoch counts each of them once."""
+    """Documents cut where a pack is full lose no token and no label, and an epoch counts each of them
+    once."""
     cut = feed(rows, pack=pack, split=True)
     packs = [cut.documents_of(pieces) for pieces in cut.packs(0)]
     lengths = [sum(len(document.token_ids) for document in members) for members in packs]
@@ -132,7 +156,8 @@ def test_labels_come_from_spans_and_not_from_the_pad_token() -> None:
 
 
 def test_a_packed_row_restarts_positions_and_labels() -> None:
-    """Documents stand end to end; positions begin anew, no label crosses a boundary, and weights stand beside labels."""
+    """Documents stand end to end; positions begin anew, no label crosses a boundary, and weights stand beside
+    labels."""
     packed = Batching(2, 2, 1, 0, packed=True, pad_token_id=2)
     batch = collate([document([5, 6, 2], [0, 1, 0.5]), document([7, 2], [0, 1])], packed, step=1)
     assert batch["input_ids"].tolist() == [[5, 6, 2, 7, 2]]
@@ -159,18 +184,29 @@ def test_evaluation_covers_each_document_once(world: int) -> None:
     seen = [
         int(row[0])
         for rank in range(world)
-        for _, batch in evaluation_batches(documents, batch_size=4, max_tokens=100, pad_token_id=0, world_size=world, rank=rank)
+        for _, batch in evaluation_batches(
+            documents, batch_size=4, max_tokens=100, pad_token_id=0, world_size=world, rank=rank
+        )
         for row in batch["input_ids"]
     ]
     assert sorted(seen) == list(range(1, 12))
 
 
-@given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=30), size=st.integers(1, 8), most=st.integers(2, 60))
+@given(
+    lengths=st.lists(st.integers(2, 40), min_size=1, max_size=30),
+    size=st.integers(1, 8),
+    most=st.integers(2, 60),
+)
 def test_evaluation_batches_are_bounded(lengths: list[int], size: int, most: int) -> None:
-    """No batch has more rows or more tokens, padding included, than allowed; a document that is too long is alone."""
+    """No batch has more rows or more tokens, padding included, than allowed; a document that is too long is
+    alone."""
     documents = [document([number + 1] * length, [1.0] * length) for number, length in enumerate(lengths)]
-    batches = [batch for _, batch in evaluation_batches(documents, batch_size=size, max_tokens=most, pad_token_id=0)]
-    assert sorted(int(row[0]) for batch in batches for row in batch["input_ids"]) == [n + 1 for n in range(len(lengths))]
+    batches = [
+        batch for _, batch in evaluation_batches(documents, batch_size=size, max_tokens=most, pad_token_id=0)
+    ]
+    assert sorted(int(row[0]) for batch in batches for row in batch["input_ids"]) == [
+        n + 1 for n in range(len(lengths))
+    ]
     for batch in batches:
         rows, width = batch["input_ids"].shape
         assert rows <= size

@@ -21,9 +21,19 @@ from finetune.training.run import start
 from tests.support.messages import hearing
 from tests.support.recipes import MakeRecipe
 
-STEPS = {"max_steps": 2, "save_every_steps": 1, "keep_checkpoints": 2, "global_batch_size": 2, "rehearsal": False}
+STEPS = {
+    "max_steps": 2,
+    "save_every_steps": 1,
+    "keep_checkpoints": 2,
+    "global_batch_size": 2,
+    "rehearsal": False,
+}
 TOKENS = torch.arange(3, 43)[None]
-NEW = {"new_tokens": ["<|call|>", "[LAMP]"], "chat_template": "chatml", "rope_scaling": {"type": "linear", "factor": 2.0}}
+NEW = {
+    "new_tokens": ["<|call|>", "[LAMP]"],
+    "chat_template": "chatml",
+    "rope_scaling": {"type": "linear", "factor": 2.0},
+}
 
 
 def run_of(make_recipe: MakeRecipe, **sections: Any) -> RunFolder:
@@ -49,8 +59,8 @@ def logits_of(target: Any) -> torch.Tensor:
     ids=["new tokens, template, RoPE", "qlora", "full"],
 )
 def test_the_last_checkpoint_is_the_run(make_recipe: MakeRecipe, sections: dict[str, Any]) -> None:
-    """Taken after the last step, it has the run's logits, tokenizer, template, RoPE scaling and quantisation; the one before
-    has its own weights and the same of the rest."""
+    """Taken after the last step, it has the run's logits, tokenizer, template, RoPE scaling and quantisation;
+    the one before has its own weights and the same of the rest."""
     if sections.get("adapter", {}).get("method") == "full":
         sections = sections | {"model": {name: value for name, value in NEW.items() if name != "new_tokens"}}
     run = run_of(make_recipe, **sections)
@@ -71,7 +81,8 @@ def test_the_last_checkpoint_is_the_run(make_recipe: MakeRecipe, sections: dict[
 
 
 def test_a_checkpoint_merges_as_its_run(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """The same tensors and config.json, RoPE scaling in it; with new tokens, of which a checkpoint has frozen copies."""
+    """The same tensors and config.json, RoPE scaling in it; with new tokens, of which a checkpoint has frozen
+    copies."""
     run = run_of(make_recipe, model=NEW, train={"precision": "bf16"})
     for name, target in (("run", run.path), ("checkpoint", run.checkpoints / "checkpoint-2")):
         merge(choose_target(str(target), None), tmp_path / name, check="tensors")
@@ -97,7 +108,10 @@ def test_a_checkpoint_that_is_none_is_refused(make_recipe: MakeRecipe, tmp_path:
     weights.write_bytes(whole[:-4] + b"\x00\x00\x00\x00")
     with pytest.raises(CheckpointError, match="differs from what was saved"):
         resolve_target(str(checkpoint))
-    save_file({name: weight[:0] for name, weight in load_file(tmp_path / "checkpoint-2" / weights.name).items()}, weights)
+    save_file(
+        {name: weight[:0] for name, weight in load_file(tmp_path / "checkpoint-2" / weights.name).items()},
+        weights,
+    )
     with pytest.raises(CheckpointError, match="cut up"):
         resolve_target(str(checkpoint))
     weights.unlink()
@@ -115,8 +129,11 @@ def negate(base: Path) -> None:
     save_file(weights, path, metadata={"format": "pt"})
 
 
-def test_a_base_that_changed_is_noticed_by_all_that_load_it(make_recipe: MakeRecipe, tiny_base: Path, tmp_path: Path) -> None:
-    """Run, checkpoint, moved adapter, combination, comparison with the base say both hashes. --base means it."""
+def test_a_base_that_changed_is_noticed_by_all_that_load_it(
+    make_recipe: MakeRecipe, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Run, checkpoint, moved adapter, combination, comparison with the base say both hashes. --base means
+    it."""
     base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     run = run_of(make_recipe, model={"base": str(base)})
     full = run_of(make_recipe, model={"base": str(base)}, adapter={"method": "full"})
@@ -136,13 +153,17 @@ def test_a_base_that_changed_is_noticed_by_all_that_load_it(make_recipe: MakeRec
         load_ready(resolve_target(name, tiny_base), dtype=torch.float32)
 
 
-def test_a_base_that_moved_is_named_with_base(make_recipe: MakeRecipe, tiny_base: Path, tmp_path: Path) -> None:
+def test_a_base_that_moved_is_named_with_base(
+    make_recipe: MakeRecipe, tiny_base: Path, tmp_path: Path
+) -> None:
     """Where the base was is said with where that is written; with --base the same logits come."""
     base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     run = run_of(make_recipe, model={"base": str(base)})
     before = logits_of(resolve_target(str(run.path)))
     base.rename(tmp_path / "elsewhere")
-    with pytest.raises(ModelError, match=rf"the lock of run {run.name}: there is no folder .*name it with --base"):
+    with pytest.raises(
+        ModelError, match=rf"the lock of run {run.name}: there is no folder .*name it with --base"
+    ):
         load_ready(resolve_target(str(run.path)), dtype=torch.float32)
     assert torch.equal(logits_of(resolve_target(str(run.path), tmp_path / "elsewhere")), before)
     with pytest.raises(ModelError, match="--base is for adapters"):
@@ -170,8 +191,8 @@ def test_further_adapters_are_runs_too(make_recipe: MakeRecipe, tmp_path: Path, 
 def test_a_base_that_is_stored_quantised_makes_the_run_qlora(
     make_recipe: MakeRecipe, tiny_base: Path, tmp_path: Path, quantization: str
 ) -> None:
-    """With method lora: the lock and the adapter's notes say how, the merge into the 16-bit base too; other methods are
-    refused before the data are read."""
+    """With method lora: the lock and the adapter's notes say how, the merge into the 16-bit base too; other
+    methods are refused before the data are read."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     from transformers import AutoModelForCausalLM
 
@@ -180,7 +201,9 @@ def test_a_base_that_is_stored_quantised_makes_the_run_qlora(
 
     base = Path(shutil.copytree(tiny_base, tmp_path / "quantised"))
     config = bitsandbytes_config(torch.float32, quantization)
-    AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32, quantization_config=config).save_pretrained(base)
+    AutoModelForCausalLM.from_pretrained(
+        tiny_base, dtype=torch.float32, quantization_config=config
+    ).save_pretrained(base)
     said: list[str] = []
     recipe = make_recipe(model={"base": str(base)}, train=STEPS)
     with hearing(said.append):
@@ -213,12 +236,18 @@ def test_a_base_that_is_stored_quantised_makes_the_run_qlora(
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors", "fp8"])
-def test_other_quantisations_are_refused_by_name(make_recipe: MakeRecipe, tiny_base: Path, tmp_path: Path, method: str) -> None:
+def test_other_quantisations_are_refused_by_name(
+    make_recipe: MakeRecipe, tiny_base: Path, tmp_path: Path, method: str
+) -> None:
     """Before the data are read, with the base to take in their place."""
     base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": method, "bits": 4}}))
+    (base / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": method, "bits": 4}})
+    )
     with pytest.raises(ModelError, match=f"stored quantised with {method}.*unquantised base"):
         run_of(
-            make_recipe, model={"base": str(base)}, data={"train": [{"path": str(tmp_path / "gone.json"), "format": "alpaca"}]}
+            make_recipe,
+            model={"base": str(base)},
+            data={"train": [{"path": str(tmp_path / "gone.json"), "format": "alpaca"}]},
         )

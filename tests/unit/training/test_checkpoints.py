@@ -72,7 +72,11 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     """All but the newest two and the best one go."""
     paths = [write(tmp_path, step) for step in (2, 4, 6, 8)]
     keep_newest(tmp_path, 2, best=paths[0])
-    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-6", "checkpoint-8"]
+    assert [path.name for path in complete_checkpoints(tmp_path)] == [
+        "checkpoint-2",
+        "checkpoint-6",
+        "checkpoint-8",
+    ]
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
@@ -81,7 +85,8 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
 
 
 def test_a_signature_is_its_writers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint of this user is; with another key, or with a file's hash exchanged, it is somebody else's."""
+    """A checkpoint of this user is; with another key, or with a file's hash exchanged, it is somebody
+    else's."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "mine"))
     checkpoint = write(tmp_path, 5)
     assert not is_foreign(checkpoint)
@@ -95,10 +100,13 @@ def test_a_signature_is_its_writers_own(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_file_that_was_not_written_with_it_is_refused(tmp_path: Path) -> None:
-    """DeepSpeed loads what it finds: a file that the marker doesn't name, or a link, makes a checkpoint foreign matter."""
+    """DeepSpeed loads what it finds: a file that the marker doesn't name, or a link, makes a checkpoint
+    foreign matter."""
     checkpoint = write(tmp_path, 5)
     (checkpoint / "mp_rank_-1_model_states.pt").write_bytes(b"pickle")
-    with pytest.raises(CheckpointError, match=r"mp_rank_-1_model_states\.pt was not written with this checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"mp_rank_-1_model_states\.pt was not written with this checkpoint"
+    ):
         verify_checkpoint(checkpoint)
 
 
@@ -122,10 +130,14 @@ def test_without_a_place_for_a_key_checkpoints_are_written_all_the_same(
 
 
 def test_a_library_that_says_full_in_words_is_understood(tmp_path: Path) -> None:
-    """safetensors deletes what it wrote and keeps the system's text alone: the message is the full disk's all the same."""
+    """safetensors deletes what it wrote and keeps the system's text alone: the message is the full disk's all
+    the same."""
     write(tmp_path, 5)
     checkpoint = write(tmp_path, 6, complete=False)
-    with pytest.raises(TrainingError, match=r"the disk is full.*checkpoint-5 is whole"), gone_if_disk_is_full(checkpoint):
+    with (
+        pytest.raises(TrainingError, match=r"the disk is full.*checkpoint-5 is whole"),
+        gone_if_disk_is_full(checkpoint),
+    ):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert not checkpoint.exists()
 

@@ -36,14 +36,23 @@ def finished() -> Finished:
     return {}
 
 
-def run_of(kind: str, make_recipe: MakeRecipe, finished: Finished, folder: Path) -> tuple[RunFolder, ExactTrainer]:
-    """A copy of a finished run of 4 steps with checkpoints after 2 and 4, as if it had been killed at its end."""
+def run_of(
+    kind: str, make_recipe: MakeRecipe, finished: Finished, folder: Path
+) -> tuple[RunFolder, ExactTrainer]:
+    """A copy of a finished run of 4 steps with checkpoints after 2 and 4, as if it had been killed at its
+    end."""
     if kind not in finished:
-        streaming = {"streaming": {"buffer_rows": 16}, "evaluation": None} if kind == "stream" else {"evaluation": None}
+        streaming = (
+            {"streaming": {"buffer_rows": 16}, "evaluation": None}
+            if kind == "stream"
+            else {"evaluation": None}
+        )
         train = EXACT | {"max_steps": 4, "save_every_steps": 2, "rehearsal": False}
         recipe = make_recipe(adapter={"rank": 4, "dropout": 0.1}, train=train, data=streaming)
         if kind == "full":
-            recipe = recipe.model_copy(update={"adapter": type(recipe.adapter).model_validate({"method": "full"})})
+            recipe = recipe.model_copy(
+                update={"adapter": type(recipe.adapter).model_validate({"method": "full"})}
+            )
         finished[kind] = start(recipe), trainer_of(recipe, folder)
     original, trainer = finished[kind]
     copied = RunFolder(Path(shutil.copytree(original.path, folder / "copied")))
@@ -74,7 +83,9 @@ def saved(value: object) -> Damage:
 
 def changed(change: Callable[[Any], Any]) -> Damage:
     def damage(path: Path) -> None:
-        held = json.loads(path.read_text()) if path.suffix == ".json" else torch.load(path, weights_only=False)
+        held = (
+            json.loads(path.read_text()) if path.suffix == ".json" else torch.load(path, weights_only=False)
+        )
         held = change(held) or held
         path.write_text(json.dumps(held)) if path.suffix == ".json" else torch.save(held, path)
 
@@ -123,7 +134,9 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
             "None": saved(None),
             "a tensor": saved(torch.zeros(3)),
             "an empty dict": saved({}),
-            "other values": saved({"python": 1, "numpy": 2, "cpu": 3, "last_epoch": "x", "base_lrs": [], "param_groups": 7}),
+            "other values": saved(
+                {"python": 1, "numpy": 2, "cpu": 3, "last_epoch": "x", "base_lrs": [], "param_groups": 7}
+            ),
         }.items()
     },
     **{
@@ -183,7 +196,8 @@ def check(checkpoint: Path, trainer: ExactTrainer) -> None:
 def test_a_strange_file_is_told(
     name: str, make_recipe: MakeRecipe, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file whose hash is right and whose content isn't: the checkpoint is refused by its name, and no code in it runs."""
+    """A file whose hash is right and whose content isn't: the checkpoint is refused by its name, and no code
+    in it runs."""
     monkeypatch.chdir(tmp_path)
     folder, trainer = run_of("lora", make_recipe, finished, tmp_path)
     checkpoint = folder.checkpoints / "checkpoint-4"
@@ -209,8 +223,8 @@ def test_a_strange_file_is_told(
 def test_a_strange_file_is_never_resumed_from(
     name: str, make_recipe: MakeRecipe, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a strange file in the last checkpoint the run goes on from the one before, and ends as it did; with one in each,
-    it is refused in one message.
+    """With a strange file in the last checkpoint the run goes on from the one before, and ends as it did;
+    with one in each, it is refused in one message.
     """
     monkeypatch.chdir(tmp_path)
     folder, _ = run_of("lora", make_recipe, finished, tmp_path)
@@ -225,13 +239,17 @@ def test_a_strange_file_is_never_resumed_from(
     folder.write_summary({"status": "running"})
     shutil.rmtree(last)
     spoil(before, name)
-    with pytest.raises(CheckpointError, match=r"checkpoint-2.* can't be resumed from: .*No other checkpoint is left"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-2.* can't be resumed from: .*No other checkpoint is left"
+    ):
         resume(folder)
     assert not (tmp_path / "evil").exists()
 
 
 @pytest.mark.parametrize("kind", ["full", "stream"])
-def test_what_was_written_is_resumed_from(kind: str, make_recipe: MakeRecipe, finished: Finished, tmp_path: Path) -> None:
+def test_what_was_written_is_resumed_from(
+    kind: str, make_recipe: MakeRecipe, finished: Finished, tmp_path: Path
+) -> None:
     """A whole checkpoint of full fine-tuning, and of a stream, is taken: nothing in it is strange."""
     folder, _ = run_of(kind, make_recipe, finished, tmp_path)
     said = resume(folder)
@@ -251,7 +269,8 @@ def with_new_tokens(make_recipe: MakeRecipe) -> Recipe:
 def test_a_checkpoint_of_new_tokens_holds_what_is_trained(
     make_recipe: MakeRecipe, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """With model.new_tokens no checkpoint has the embedding or the head; resumed, with dropout, the result is the same."""
+    """With model.new_tokens no checkpoint has the embedding or the head; resumed, with dropout, the result is
+    the same."""
     recipe = with_new_tokens(make_recipe)
     folder = start(recipe)
     whole = adapter_of(folder)
@@ -268,7 +287,8 @@ def test_a_checkpoint_of_new_tokens_holds_what_is_trained(
 
 
 def test_a_checkpoint_that_has_the_embedding_still_loads(make_recipe: MakeRecipe) -> None:
-    """One of an earlier version, which held the whole embedding beside the adapter, is resumed from to the same result."""
+    """One of an earlier version, which held the whole embedding beside the adapter, is resumed from to the
+    same result."""
     recipe = with_new_tokens(make_recipe)
     folder = start(recipe)
     whole = adapter_of(folder)
@@ -278,8 +298,16 @@ def test_a_checkpoint_that_has_the_embedding_still_loads(make_recipe: MakeRecipe
     model = build.build_model(recipe, inputs)
     model.load_adapter(str(checkpoint), "default", is_trainable=True)
     every = get_peft_model_state_dict(model, save_embedding_layers=True)
-    assert len([name for name in every if "base_layer.weight" in name and ("embed" in name or "lm_head" in name)]) == 2
-    save_file({name: weight.contiguous() for name, weight in every.items()}, checkpoint / "adapter_model.safetensors")
+    assert (
+        len(
+            [name for name in every if "base_layer.weight" in name and ("embed" in name or "lm_head" in name)]
+        )
+        == 2
+    )
+    save_file(
+        {name: weight.contiguous() for name, weight in every.items()},
+        checkpoint / "adapter_model.safetensors",
+    )
     (checkpoint / MARKER).unlink()
     mark_complete(checkpoint)
     folder.write_summary({"status": "running"})

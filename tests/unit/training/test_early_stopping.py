@@ -41,13 +41,15 @@ def keeping(rule: int = 2, best_by: str | None = None, **stopping: float) -> Bes
     ],
 )
 def test_patience_counts_from_the_start(losses: list[float], stops: bool) -> None:
-    """Two evaluations in a row that are no better than the best so far, the one before the first step included, end a run."""
+    """Two evaluations in a row that are no better than the best so far, the one before the first step
+    included, end a run."""
     assert keeping().says_stop(state_of("loss", losses)) is stops
     assert keeping(best_by="accuracy").says_stop(state_of("accuracy", [-loss for loss in losses])) is stops
 
 
 @pytest.mark.parametrize(
-    ("losses", "stops"), [([6.0, 13.8, 9.0, 7.0], False), ([6.0, 7.0, 8.0], False), ([6.0, 7.0, 8.0, 8.0], True)]
+    ("losses", "stops"),
+    [([6.0, 13.8, 9.0, 7.0], False), ([6.0, 7.0, 8.0], False), ([6.0, 7.0, 8.0, 8.0], True)],
 )
 def test_a_run_of_an_earlier_version_counts_as_it_did(losses: list[float], stops: bool) -> None:
     """By rule 1 the first evaluation after training began is the first that others have to better."""
@@ -64,8 +66,16 @@ def test_an_improvement_is_more_than_the_minimum() -> None:
     ("best_by", "values", "words"),
     [
         ("loss", [6.0, 5.0], "the result is the best checkpoint, step 1"),
-        ("loss", [6.0, 6.0], "warning: no checkpoint is better than the start, where loss was 6.0000.*step 1, with 6.0000"),
-        ("accuracy", [0.5, 0.25], "warning: no checkpoint is better than the start, where accuracy was 0.5000.*with 0.2500"),
+        (
+            "loss",
+            [6.0, 6.0],
+            "warning: no checkpoint is better than the start, where loss was 6.0000.*step 1, with 6.0000",
+        ),
+        (
+            "accuracy",
+            [0.5, 0.25],
+            "warning: no checkpoint is better than the start, where accuracy was 0.5000.*with 0.2500",
+        ),
         ("accuracy", [0.5, 0.75], "the result is the best checkpoint"),
         ("matthews", [-0.5, -0.25], "the result is the best checkpoint"),
         ("matthews", [-0.25, -0.5], "start, where matthews was -0.2500.*with -0.5000"),
@@ -81,10 +91,11 @@ def test_the_verdict_names_both_values(best_by: str, values: list[float], words:
 
 
 def test_a_run_that_only_does_harm(make_recipe: MakeRecipe) -> None:
-    """With a rate that ruins the model, patience 1 ends the run at step 1; log says that the start was better, and by what."""
+    """With a rate that ruins the model, patience 1 ends the run at step 1; log says that the start was
+    better, and by what."""
     train = {
-        "micro_batch_size": 8, "precision": "fp32", "schedule": "constant",
-        "learning_rate": 1.0, "max_steps": 20, "warmup_fraction": 0.0, "evaluate_every_steps": 1, "rehearsal": False,
+        "micro_batch_size": 8, "precision": "fp32", "schedule": "constant", "learning_rate": 1.0,
+        "max_steps": 20, "warmup_fraction": 0.0, "evaluate_every_steps": 1, "rehearsal": False,
         "early_stopping": {"patience_evaluations": 1},
     }  # fmt: skip
     folder = start(make_recipe(adapter={"rank": 4, "alpha": 1000, "targets": ["lm_head"]}, train=train))
@@ -97,4 +108,6 @@ def test_a_run_that_only_does_harm(make_recipe: MakeRecipe) -> None:
     assert f"WARNING no checkpoint is better than the start, where loss was {before:.4f}" in log
     assert f"step 1, with {after:.4f}" in log
     assert "the result is the best checkpoint" not in log
-    assert_equal(adapter_of(folder), load_file(folder.checkpoints / "checkpoint-1" / "adapter_model.safetensors"))
+    assert_equal(
+        adapter_of(folder), load_file(folder.checkpoints / "checkpoint-1" / "adapter_model.safetensors")
+    )

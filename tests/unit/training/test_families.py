@@ -35,8 +35,11 @@ def recipe_on(make_recipe: MakeRecipe, base: Path, **sections: Any) -> Recipe:
 
 
 @each_family
-def test_a_family_trains_and_its_merge_is_verified(family: ArchitectureSpec, make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """Three packed steps learn something in each linear layer; the merge is streamed and holds, and transformers loads it."""
+def test_a_family_trains_and_its_merge_is_verified(
+    family: ArchitectureSpec, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Three packed steps learn something in each linear layer; the merge is streamed and holds, and
+    transformers loads it."""
     base = save_tiny_family(tmp_path / "base", family.model_type, hidden_act="silu")
     run = start(recipe_on(make_recipe, base, data={"pack_length_tokens": 128}))
     trained = adapter_of(run)
@@ -51,14 +54,18 @@ def test_a_family_trains_and_its_merge_is_verified(family: ArchitectureSpec, mak
     assert torch.allclose(merged_logits(tmp_path / "merged"), logits, atol=1e-5 * float(logits.abs().max()))
     said = json.loads((base / "config.json").read_text())
     merged = json.loads((tmp_path / "merged" / "config.json").read_text())
-    assert {key: merged.get(key) for key in family.multipliers} == {key: said.get(key) for key in family.multipliers}
+    assert {key: merged.get(key) for key in family.multipliers} == {
+        key: said.get(key) for key in family.multipliers
+    }
 
 
 @each_family
 def test_peft_itself_merges_what_is_not_streamed(family: ArchitectureSpec, tmp_path: Path) -> None:
     """PiSSA on every linear layer is merged in memory by peft, and verified alike."""
     base = save_tiny_family(tmp_path / "base", family.model_type)
-    target = make_adapter(base, tmp_path / "adapter", target_modules=list(family.linear_layers), init_lora_weights="pissa")
+    target = make_adapter(
+        base, tmp_path / "adapter", target_modules=list(family.linear_layers), init_lora_weights="pissa"
+    )
     report = merge(target, tmp_path / "merged", check="full")
     assert report.verification is not None
     assert report.verification.holds
@@ -73,7 +80,11 @@ def test_dora_and_new_tokens_of_a_family_are_merged(family: ArchitectureSpec, tm
     base = save_tiny_family(tmp_path / "base", family.model_type, tie_word_embeddings=False)
     first = len(load_tokenizer(base))
     rows = {module: [first, first + 1] for module in ("embed_tokens", "lm_head")}
-    options = {"use_dora": True, "target_modules": list(family.linear_layers), "trainable_token_indices": rows}
+    options = {
+        "use_dora": True,
+        "target_modules": list(family.linear_layers),
+        "trainable_token_indices": rows,
+    }
     target = make_adapter(base, tmp_path / "adapter", new_tokens=("<one>", "<two>"), **options)
     report = merge(target, tmp_path / "merged", check="full")
     assert report.verification is not None
@@ -86,7 +97,8 @@ def test_a_target_that_the_family_lacks_is_refused(make_recipe: MakeRecipe, tmp_
     base = save_tiny_family(tmp_path / "base", "phi3")
     recipe = recipe_on(make_recipe, base, adapter={"targets": ("q_proj",)})
     with pytest.raises(
-        ModelError, match=r"'q_proj' matches no module of this base\. It has: down_proj, .*gate_up_proj, .*qkv_proj"
+        ModelError,
+        match=r"'q_proj' matches no module of this base\. It has: down_proj, .*gate_up_proj, .*qkv_proj",
     ):
         start(recipe)
 
@@ -104,7 +116,8 @@ def test_fused_layers_are_targets_by_their_names(make_recipe: MakeRecipe, tmp_pa
 
 @pytest.mark.parametrize(("family", "changes"), [*((name, {}) for name in NAMES), ("phi3", LONGROPE)])
 def test_answers_are_those_of_transformers(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
-    """Greedy answers in a batch are plain transformers' to each prompt alone, beyond windows and where scaling changes."""
+    """Greedy answers in a batch are plain transformers' to each prompt alone, beyond windows and where
+    scaling changes."""
     base = save_tiny_family(tmp_path / "base", family, tie_word_embeddings=False, **changes)
     tokenizer = load_tokenizer(base)
     generator = torch.Generator().manual_seed(3)
@@ -114,7 +127,9 @@ def test_answers_are_those_of_transformers(family: str, changes: dict[str, Any],
     plain = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").eval()
     for prompt, answer in zip(prompts, got, strict=True):
         ids = torch.tensor([prompt])
-        whole = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, pad_token_id=2)
+        whole = plain.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, pad_token_id=2
+        )
         assert answer == whole[0, len(prompt) :].tolist()
     assert len({tuple(answer) for answer in got}) > 1
 
@@ -123,7 +138,9 @@ def test_a_head_that_transformers_lacks_is_refused(make_recipe: MakeRecipe, tmp_
     """Granite has no class with a classification head: one message, before data are prepared."""
     base = save_tiny_family(tmp_path / "base", "granite")
     head = {"labels": ["yes", "no"], "problem": "single_label"}
-    with pytest.raises(ModelError, match="no model of architecture granite with a classification head: remove model"):
+    with pytest.raises(
+        ModelError, match="no model of architecture granite with a classification head: remove model"
+    ):
         start(make_recipe(model={"base": str(base), "head": head}, train=SHORT))
 
 
@@ -136,7 +153,8 @@ def test_check_plan_and_inspect_know_a_family(
     path = tmp_path / "recipe.yaml"
     path.write_text(
         f"model: {{base: {base}}}\nadapter: {{rank: 4, targets: [{', '.join(family.linear_layers)}]}}\n"
-        f"data: {{train: [{{path: {alpaca_file}, format: alpaca}}], max_length_tokens: 128}}\ntracking: {{tracker: none}}\n"
+        f"data: {{train: [{{path: {alpaca_file}, format: alpaca}}], max_length_tokens: 128}}\ntracking: "
+        f"{{tracker: none}}\n"
     )
     finetune_here("check", str(path))
     model = AutoModelForCausalLM.from_pretrained(base)

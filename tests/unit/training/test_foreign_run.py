@@ -1,4 +1,5 @@
-"""A run folder that somebody else made: nothing outside of it is written, emptied or deleted, and nothing waits for ever."""
+"""A run folder that somebody else made: nothing outside of it is written, emptied or deleted, and nothing
+waits for ever."""
 
 import json
 import os
@@ -58,16 +59,19 @@ def kept(tmp_path: Path) -> Path:
 
 def as_it_was(kept: Path) -> bool:
     """Whether nothing happened to what is the user's own."""
-    return [path.name for path in kept.iterdir()] == ["precious.txt"] and (kept / "precious.txt").read_text() == "as it was"
+    return [path.name for path in kept.iterdir()] == ["precious.txt"] and (
+        kept / "precious.txt"
+    ).read_text() == "as it was"
 
 
 FILES = (
-    ".running", "run.log", "metrics.jsonl", "samples.jsonl", "summary.json", "recipe.lock.yaml", "logs/rank-1.log",
-    "predictions/final.jsonl", "checkpoints/checkpoint-2/complete.json", ".summary.json.partial", ".recipe.lock.yaml.partial",
+    ".running", "run.log", "metrics.jsonl", "samples.jsonl", "summary.json", "recipe.lock.yaml",
+    "logs/rank-1.log", "predictions/final.jsonl", "checkpoints/checkpoint-2/complete.json",
+    ".summary.json.partial", ".recipe.lock.yaml.partial",
 )  # fmt: skip
 FOLDERS = (
-    "checkpoints", "checkpoints/checkpoint-1", "checkpoints/checkpoint-3", "adapter", "model", "predictions", "logs", "wandb",
-    "tensorboard", ".adapter.partial", ".adapter.old", ".wandb",
+    "checkpoints", "checkpoints/checkpoint-1", "checkpoints/checkpoint-3", "adapter", "model", "predictions",
+    "logs", "wandb", "tensorboard", ".adapter.partial", ".adapter.old", ".wandb",
 )  # fmt: skip
 
 
@@ -85,7 +89,8 @@ def put_in_place(path: Path, make: Callable[[Path], object]) -> None:
 def test_nothing_goes_through_a_link(
     foreign: Path, kept: Path, name: str, verb: tuple[str, ...], finetune_here: Command
 ) -> None:
-    """Neither resume nor rm follows a link to a file or a folder, whatever of the run it stands for; they name it."""
+    """Neither resume nor rm follows a link to a file or a folder, whatever of the run it stands for; they
+    name it."""
     target = kept / "precious.txt" if name in FILES else kept
     content = (foreign / name).read_text() if name in ("summary.json", "recipe.lock.yaml") else "as it was"
     target.write_text(content) if target.is_file() else None
@@ -99,10 +104,14 @@ def test_nothing_goes_through_a_link(
 
 
 @pytest.mark.parametrize(
-    ("name", "code"), [(".running", 2), ("run.log", 2), ("metrics.jsonl", 0), ("samples.jsonl", 0), ("recipe.lock.yaml", 2)]
+    ("name", "code"),
+    [(".running", 2), ("run.log", 2), ("metrics.jsonl", 0), ("samples.jsonl", 0), ("recipe.lock.yaml", 2)],
 )
-def test_a_hard_link_is_no_way_out_either(foreign: Path, kept: Path, name: str, code: int, finetune_here: Command) -> None:
-    """What is emptied or added to has no other name; what is replaced leaves the file of another name alone."""
+def test_a_hard_link_is_no_way_out_either(
+    foreign: Path, kept: Path, name: str, code: int, finetune_here: Command
+) -> None:
+    """What is emptied or added to has no other name; what is replaced leaves the file of another name
+    alone."""
     put_in_place(foreign / name, lambda path: path.hardlink_to(kept / "precious.txt"))
     told = finetune_here("train", "--resume", str(foreign), code=code)
     assert "hard link" in told.stderr or name not in (".running", "run.log")
@@ -119,7 +128,9 @@ def test_nothing_waits_for_a_pipe(foreign: Path, name: str, finetune_here: Comma
     unread = 2 if name in ("recipe.lock.yaml", "summary.json") else 0
     finetune_here("runs", "show", str(foreign), code=unread)
     finetune_here("runs", "diff", str(foreign), str(foreign), code=unread)
-    finetune_here("runs", "plot", str(foreign), code=2 if name in ("recipe.lock.yaml", "metrics.jsonl") else 0)
+    finetune_here(
+        "runs", "plot", str(foreign), code=2 if name in ("recipe.lock.yaml", "metrics.jsonl") else 0
+    )
 
 
 @pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "recipe.lock.yaml"])
@@ -130,8 +141,11 @@ def test_an_endless_file_is_not_read(foreign: Path, name: str, finetune_here: Co
     finetune_here("runs", "show", str(foreign), code=0 if name == "metrics.jsonl" else 2)
 
 
-def test_predictions_are_kept_in_the_run_alone(foreign: Path, kept: Path, tmp_path: Path, finetune_here: Command) -> None:
-    """`finetune evaluate` writes nothing where a link in the place of predictions/ points, and says so before it measures."""
+def test_predictions_are_kept_in_the_run_alone(
+    foreign: Path, kept: Path, tmp_path: Path, finetune_here: Command
+) -> None:
+    """`finetune evaluate` writes nothing where a link in the place of predictions/ points, and says so before
+    it measures."""
     put_in_place(foreign / "predictions", lambda path: path.symlink_to(kept))
     recipe = tmp_path / "recipe.yaml"
     rows = foreign.parent / "rows.json"
@@ -145,8 +159,11 @@ def test_predictions_are_kept_in_the_run_alone(foreign: Path, kept: Path, tmp_pa
     assert as_it_was(kept)
 
 
-def test_what_a_merge_left_is_not_emptied_through_a_link(foreign: Path, kept: Path, finetune_here: Command) -> None:
-    """The folder beside a merge's output that a killed merge leaves is emptied; what a link of its name points to isn't."""
+def test_what_a_merge_left_is_not_emptied_through_a_link(
+    foreign: Path, kept: Path, finetune_here: Command
+) -> None:
+    """The folder beside a merge's output that a killed merge leaves is emptied; what a link of its name
+    points to isn't."""
     (foreign / ".merged.unfinished").symlink_to(kept)
     told = finetune_here("merge", str(foreign), "--output", str(foreign / "merged"), code=2)
     assert f"{foreign / '.merged.unfinished'}: is a link to {kept}" in told.stderr
@@ -192,7 +209,14 @@ def test_a_run_is_its_owners_and_its_result_is_for_whom_the_umask_says(
     finally:
         os.umask(before)
     path = Path(recipe.output.folder) / summary["name"]
-    files = ("recipe.lock.yaml", "summary.json", "metrics.jsonl", "samples.jsonl", "run.log", "predictions/final.jsonl")
+    files = (
+        "recipe.lock.yaml",
+        "summary.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "run.log",
+        "predictions/final.jsonl",
+    )
     assert {name: rights(path / name) for name in files} == dict.fromkeys(files, file)
     folders = ("checkpoints", "predictions")
     assert {name: rights(path / name) for name in folders} == dict.fromkeys(folders, folder)

@@ -25,7 +25,13 @@ from finetune.training import build, run
 from tests.support.processes import start
 from tests.support.recipes import MakeRecipe
 
-SHORT = {"micro_batch_size": 4, "precision": "fp32", "learning_rate": 1e-2, "max_steps": 2, "rehearsal": False}
+SHORT = {
+    "micro_batch_size": 4,
+    "precision": "fp32",
+    "learning_rate": 1e-2,
+    "max_steps": 2,
+    "rehearsal": False,
+}
 NEW = ["<order>"]
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -66,7 +72,10 @@ def recipe_of(kind: str, make_recipe: MakeRecipe, folder: Path) -> Recipe:
     if "head" in options:
         rows = folder / "labels.jsonl"
         rows.write_text(
-            "".join(json.dumps({"text": "say " * n, "label": ("blue", "lamp")[n % 2]}) + "\n" for n in range(1, 21))
+            "".join(
+                json.dumps({"text": "say " * n, "label": ("blue", "lamp")[n % 2]}) + "\n"
+                for n in range(1, 21)
+            )
         )
         tree["data"]["train"] = [{"path": str(rows), "format": "classification"}]
     return Recipe.model_validate(tree)
@@ -87,18 +96,25 @@ def command_of(folder: RunFolder) -> list[str]:
 QUICK = ("lora", "new tokens", "full with new tokens", "a head")
 
 
-@pytest.mark.parametrize("kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS])
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS]
+)
 def test_the_printed_command_trains_the_result_further(
     kind: str, make_recipe: MakeRecipe, tmp_path: Path, finetune: Finetune
 ) -> None:
-    """Pasted, it trains a new run: its start is, weight for weight, the finished one's result, and it takes as many steps."""
+    """Pasted, it trains a new run: its start is, weight for weight, the finished one's result, and it takes
+    as many steps."""
     first = start(recipe_of(kind, make_recipe, tmp_path))
     words = command_of(first)
     assert words[:2] == ["finetune", "train"]
     loaded = load_recipe(words[2], words[3:])
     inputs = build.build_inputs(loaded.recipe)
     model = build.build_model(loaded.recipe, inputs)
-    held = get_peft_model_state_dict(model, save_embedding_layers=False) if isinstance(model, PeftModel) else model.state_dict()
+    held = (
+        get_peft_model_state_dict(model, save_embedding_layers=False)
+        if isinstance(model, PeftModel)
+        else model.state_dict()
+    )
     for name, weight in trained(first).items():
         assert torch.equal(held[name].to(weight.dtype), weight), name
     assert finetune(words) == 0
@@ -107,17 +123,22 @@ def test_the_printed_command_trains_the_result_further(
     assert (summary["status"], summary["steps"], summary["weights_changed"]) == ("finished", 2, True)
     before = first.read_summary()
     assert summary["evaluation_loss_before"] == pytest.approx(before["evaluation_loss"], rel=1e-5)
-    assert summary["base"] == (before["base"] if KINDS[kind]["adapter"]["method"] != "full" else str(first.model))
+    assert summary["base"] == (
+        before["base"] if KINDS[kind]["adapter"]["method"] != "full" else str(first.model)
+    )
 
 
 def test_the_command_has_what_was_launched(
     make_recipe: MakeRecipe, finetune: Finetune, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ways of sharding, allowed code and a path with blanks are in the command; overrides take the place of the steps."""
+    """Ways of sharding, allowed code and a path with blanks are in the command; overrides take the place of
+    the steps."""
     folder = start(make_recipe(train=SHORT), name="a b")
     lock = read_lock(folder.lock_path)
     launched = "finetune train r.yaml --launch ddp --processes 2 --json --allow-code=abc"
-    words = shlex.split(command_to_train_further(folder, type(lock)(lock.recipe, launched, ""), ("train.max_steps=9",)))
+    words = shlex.split(
+        command_to_train_further(folder, type(lock)(lock.recipe, launched, ""), ("train.max_steps=9",))
+    )
     assert words[2] == str(folder.lock_path)
     assert " " in words[2]
     assert words[-6:] == ["train.max_steps=9", "--launch", "ddp", "--processes", "2", "--allow-code=abc"]
@@ -133,33 +154,43 @@ def test_a_runs_lock_is_a_recipe(make_recipe: MakeRecipe, tmp_path: Path) -> Non
     recipe = make_recipe(train=SHORT)
     folder = start(recipe, name="orders")
     loaded = load_recipe(folder.lock_path, ["train.learning_rate=3e-4"])
-    assert loaded.recipe == recipe.model_copy(update={"train": recipe.train.model_copy(update={"learning_rate": 3e-4})})
+    assert loaded.recipe == recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"learning_rate": 3e-4})}
+    )
     assert loaded.name == "orders"
     child = tmp_path / "child.yaml"
     child.write_text(f"extends: {folder.lock_path}\ntrain: {{max_steps: 7}}\n")
     assert load_recipe(child).recipe.train.max_steps == 7
-    folder.lock_path.write_text(folder.lock_path.read_text().replace("learning_rate: 0.01", "learning_rat: 0.01"))
+    folder.lock_path.write_text(
+        folder.lock_path.read_text().replace("learning_rate: 0.01", "learning_rat: 0.01")
+    )
     with pytest.raises(RecipeError, match="learning_rate"):
         load_recipe(folder.lock_path)
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_the_lock_of_each_shipped_recipe_is_that_recipe(name: str, tmp_path: Path) -> None:
-    """What a lock says of a recipe, defaults and all, is a recipe that no rule is against, and the same one."""
+    """What a lock says of a recipe, defaults and all, is a recipe that no rule is against, and the same
+    one."""
     recipe = load_recipe(name).recipe
     path = tmp_path / "run-001" / "recipe.lock.yaml"
     path.parent.mkdir()
     path.write_text(Lock(recipe, "finetune train 'open", "").to_yaml())
     loaded = load_recipe(path)
     assert (loaded.recipe, loaded.name) == (recipe, "run")
-    assert command_to_train_further(RunFolder(path.parent), read_lock(path)).startswith(f"finetune train {path} ")
+    assert command_to_train_further(RunFolder(path.parent), read_lock(path)).startswith(
+        f"finetune train {path} "
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"dropout": 0.3}, "was trained with lora_dropout 0.1, the recipe asks for 0.3"),
-        ({"modules_to_save": ["lm_head"]}, r"was trained with modules_to_save None, the recipe asks for \['lm_head'\]"),
+        (
+            {"modules_to_save": ["lm_head"]},
+            r"was trained with modules_to_save None, the recipe asks for \['lm_head'\]",
+        ),
     ],
 )
 def test_another_adapter_than_the_continued_one_is_refused(
@@ -192,7 +223,8 @@ def test_another_adapter_than_the_continued_one_is_refused(
 def test_a_continued_adapter_that_cant_be_used_is_refused_before_the_data(
     make_recipe: MakeRecipe, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its values, its kind, and whether its weights fit the base are known from files; no row is read for them."""
+    """Its values, its kind, and whether its weights fit the base are known from files; no row is read for
+    them."""
     first = start(make_recipe(adapter={"rank": 4}, train=SHORT))
     path = first.adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -1,4 +1,5 @@
-"""The objective's seam: one that is a single file (docs/extending_objectives.md) trains, resumes and evaluates like ours."""
+"""The objective's seam: one that is a single file (docs/extending_objectives.md) trains, resumes and
+evaluates like ours."""
 
 import json
 import shutil
@@ -29,14 +30,20 @@ from tests.support.recipes import MakeRecipe
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "OBJECTIVES", (*objectives.OBJECTIVES, module_of("extending_objectives").Pairwise))
+    monkeypatch.setattr(
+        objectives, "OBJECTIVES", (*objectives.OBJECTIVES, module_of("extending_objectives").Pairwise)
+    )
 
 
 @pytest.fixture
 def pairs(make_recipe: MakeRecipe, tmp_path: Path) -> MakeRecipe:
     """make_recipe on 30 pairs of answers of unequal lengths, two of them over-long."""
     rows = [
-        {"prompt": f"number {index}?", "chosen": f"{index} " * (1 + index % 5), "rejected": "no " * (1 + index % 3)}
+        {
+            "prompt": f"number {index}?",
+            "chosen": f"{index} " * (1 + index % 5),
+            "rejected": "no " * (1 + index % 3),
+        }
         for index in range(28)
     ]
     rows += [
@@ -45,7 +52,11 @@ def pairs(make_recipe: MakeRecipe, tmp_path: Path) -> MakeRecipe:
     ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"train": [{"path": str(path), "format": "preference"}], "evaluation": {"fraction": 0.2}, "max_length_tokens": 96}
+    data = {
+        "train": [{"path": str(path), "format": "preference"}],
+        "evaluation": {"fraction": 0.2},
+        "max_length_tokens": 96,
+    }
 
     def make(**sections: dict[str, Any]) -> Recipe:
         changed = {"data": data | {"over_length": "drop"} | sections.pop("data", {})}
@@ -68,7 +79,8 @@ def test_it_is_one_short_file() -> None:
 
 
 def test_rows_are_pairs(pairs: MakeRecipe, tiny_base: Path) -> None:
-    """Both answers of a pair are documents side by side, on one side of the split; where one is too long both are dropped."""
+    """Both answers of a pair are documents side by side, on one side of the split; where one is too long both
+    are dropped."""
     recipe = pairs()
     data = prepare_data(recipe, load_tokenizer(tiny_base))
     assert (len(data.train), len(data.evaluation)) == (2 * 22, 2 * 6)
@@ -82,7 +94,8 @@ def test_rows_are_pairs(pairs: MakeRecipe, tiny_base: Path) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_step_is_the_formula(pairs: MakeRecipe, tiny_base: Path, packed: bool) -> None:
-    """The first loss is ln 2, as reference and policy are one; the evaluation's is that of plain sums of log-probabilities."""
+    """The first loss is ln 2, as reference and policy are one; the evaluation's is that of plain sums of
+    log-probabilities."""
     pack = {"data": {"pack_length_tokens": 2 * 96}} if packed else {}
     run = start(pairs(**pack, train={"evaluate_every_steps": 6}))
     assert losses(run)[0] == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-6)
@@ -102,7 +115,8 @@ def test_a_step_is_the_formula(pairs: MakeRecipe, tiny_base: Path, packed: bool)
 
 
 def test_how_a_step_is_cut_changes_nothing(pairs: MakeRecipe) -> None:
-    """Divisor, and the number that is known before the first loss, are those of the complete step: micro-batches of 1, 2, 4."""
+    """Divisor, and the number that is known before the first loss, are those of the complete step:
+    micro-batches of 1, 2, 4."""
     runs = [start(pairs(train={"micro_batch_size": size}), name=f"micro{size}") for size in (1, 2, 4)]
     for other in runs[1:]:
         assert losses(other) == pytest.approx(losses(runs[0]), rel=1e-4)
@@ -133,12 +147,17 @@ def test_it_resumes_bit_for_bit(pairs: MakeRecipe) -> None:
         (["objective.kind=supervised"], "unknown key"),
         (["data.pack_length_tokens=100"], "set at least 192"),
         (["data.over_length=split"], "use drop or truncate_end"),
-        (["data.streaming.buffer_rows=10", "train.max_steps=3"], "computes numbers of every row before step 1"),
+        (
+            ["data.streaming.buffer_rows=10", "train.max_steps=3"],
+            "computes numbers of every row before step 1",
+        ),
         (["evaluate.metrics=[exact_match]"], "doesn't fit objective pairwise"),
         (["model.head.problem=regression"], "learns from a model that predicts tokens"),
     ],
 )
-def test_what_does_not_fit_is_refused(pairs: MakeRecipe, tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_what_does_not_fit_is_refused(
+    pairs: MakeRecipe, tmp_path: Path, overrides: list[str], message: str
+) -> None:
     """By the objective's own section and rules, each at its key."""
     from ruamel.yaml import YAML
 

@@ -25,6 +25,8 @@ def test_an_optimizer_keeps_what_is_said(name: str) -> None:
         value.numel() * value.element_size()
         for state in optimizer.state.values()
         for key, value in state.items()
-        if torch.is_tensor(value) and value.numel() > 1 and not (key.startswith("qmap") and value.numel() == BLOCK)
+        if torch.is_tensor(value)
+        and value.numel() > 1
+        and not (key.startswith("qmap") and value.numel() == BLOCK)
     )
     assert state_bytes(name, SHAPES) == kept

@@ -9,10 +9,18 @@ from finetune.errors import ModelError
 from tests.support.processes import trained_weights, trainer_of
 from tests.support.recipes import MakeRecipe
 
-PLAIN = {"precision": "fp32", "micro_batch_size": 8, "learning_rate": 1e-2, "max_steps": 3, "warmup_fraction": 0.0}
+PLAIN = {
+    "precision": "fp32",
+    "micro_batch_size": 8,
+    "learning_rate": 1e-2,
+    "max_steps": 3,
+    "warmup_fraction": 0.0,
+}
 
 
-def trained(make_recipe: MakeRecipe, folder: Path, **options: object) -> tuple[torch.Tensor, list[float], float]:
+def trained(
+    make_recipe: MakeRecipe, folder: Path, **options: object
+) -> tuple[torch.Tensor, list[float], float]:
     """(weights, losses of the steps, evaluation loss before) of a run of three steps."""
     trainer = trainer_of(make_recipe(train=PLAIN | options), folder)
     before = trainer.evaluate()["eval_loss"]
@@ -53,7 +61,13 @@ def test_label_smoothing_is_for_training_only(make_recipe: MakeRecipe, tmp_path:
 @pytest.mark.parametrize("most", [None, 1e-3])
 def test_clipping_limits_the_update(make_recipe: MakeRecipe, tmp_path: Path, most: float | None) -> None:
     """A step of plain SGD is at most rate x max_gradient_norm long; null clips nothing."""
-    options = {"optimizer": "sgd", "max_gradient_norm": most, "max_steps": 1, "learning_rate": 1.0, "schedule": "constant"}
+    options = {
+        "optimizer": "sgd",
+        "max_gradient_norm": most,
+        "max_steps": 1,
+        "learning_rate": 1.0,
+        "schedule": "constant",
+    }
     trainer = trainer_of(make_recipe(train=PLAIN | options), tmp_path)
     before = torch.cat([p.detach().clone().flatten() for p in trainer.model.parameters() if p.requires_grad])
     length = float((trained_weights(trainer) - before).norm())
@@ -63,7 +77,8 @@ def test_clipping_limits_the_update(make_recipe: MakeRecipe, tmp_path: Path, mos
 
 
 def test_bf16_computes_in_bf16(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """With bf16 the base is bf16 and the adapter fp32; the loss agrees with fp32's to bf16's two digits, not more."""
+    """With bf16 the base is bf16 and the adapter fp32; the loss agrees with fp32's to bf16's two digits, not
+    more."""
     trainer = trainer_of(make_recipe(train=PLAIN | {"precision": "bf16"}), tmp_path, dtype=None)
     kinds = {p.requires_grad: p.dtype for p in trainer.model.parameters()}
     assert kinds == {True: torch.float32, False: torch.bfloat16}
@@ -75,10 +90,14 @@ def test_bf16_computes_in_bf16(make_recipe: MakeRecipe, tmp_path: Path) -> None:
 
 
 def test_activation_checkpointing_keeps_fewer_tensors(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """With activation checkpointing, autograd keeps fewer tensors between forward and backward; every other layer's, half."""
+    """With activation checkpointing, autograd keeps fewer tensors between forward and backward; every other
+    layer's, half."""
     saved = []
     for every in (None, 2, 1):
-        options = {"activation_checkpointing": every is not None, "activation_checkpointing_every_layers": every or 1}
+        options = {
+            "activation_checkpointing": every is not None,
+            "activation_checkpointing_every_layers": every or 1,
+        }
         trainer = trainer_of(make_recipe(train=PLAIN | options | {"max_steps": 1}), tmp_path / str(every))
         sizes: list[int] = []
 
@@ -103,9 +122,13 @@ def test_activation_checkpointing_keeps_fewer_tensors(make_recipe: MakeRecipe, t
 def test_embeddings_need_no_gradient(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """With and without activation checkpointing, no gradient is taken through to the embeddings."""
     for on in (False, True):
-        model = trainer_of(make_recipe(train=PLAIN | {"activation_checkpointing": on}), tmp_path / str(on)).model.train()
+        model = trainer_of(
+            make_recipe(train=PLAIN | {"activation_checkpointing": on}), tmp_path / str(on)
+        ).model.train()
         found: list[bool] = []
-        model.get_input_embeddings().register_forward_hook(lambda *call, found=found: found.append(call[2].requires_grad))
+        model.get_input_embeddings().register_forward_hook(
+            lambda *call, found=found: found.append(call[2].requires_grad)
+        )
         ids = torch.arange(3, 13).view(1, 10)
         model(input_ids=ids, shift_labels=ids).loss.backward()
         assert found == [False]

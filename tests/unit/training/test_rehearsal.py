@@ -1,4 +1,5 @@
-"""The rehearsal leaves no trace, takes what is heaviest, and says what to change where memory isn't enough."""
+"""The rehearsal leaves no trace, takes what is heaviest, and says what to change where memory isn't
+enough."""
 
 import subprocess
 import sys
@@ -41,12 +42,18 @@ with hearing(say):
         ({}, {"optimizer": "adamw_8bit"}),
     ],
 )
-def test_a_rehearsed_run_is_bit_for_bit_the_same(make_recipe: MakeRecipe, data: dict[str, Any], train: dict[str, Any]) -> None:
+def test_a_rehearsed_run_is_bit_for_bit_the_same(
+    make_recipe: MakeRecipe, data: dict[str, Any], train: dict[str, Any]
+) -> None:
     """With dropout and noise, packed and padded, the adapter is that of the run without a rehearsal."""
     options = {"max_steps": 4, "precision": "fp32"} | train
     folders = [
         start(
-            make_recipe(adapter={"rank": 4, "dropout": 0.2}, data=_data(make_recipe, data), train=options | {"rehearsal": on})
+            make_recipe(
+                adapter={"rank": 4, "dropout": 0.2},
+                data=_data(make_recipe, data),
+                train=options | {"rehearsal": on},
+            )
         )
         for on in (True, False)
     ]
@@ -61,21 +68,31 @@ def _data(make_recipe: MakeRecipe, changes: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("packing", [{}, {"pack_length_tokens": 160}])
 def test_the_heaviest_batches(make_recipe: MakeRecipe, packing: dict[str, Any]) -> None:
-    """One has the longest document of all, one has as many supervised tokens as any micro-batch of the epoch."""
-    recipe = make_recipe(data=_data(make_recipe, packing), train={"micro_batch_size": 1, "global_batch_size": 4})
+    """One has the longest document of all, one has as many supervised tokens as any micro-batch of the
+    epoch."""
+    recipe = make_recipe(
+        data=_data(make_recipe, packing), train={"micro_batch_size": 1, "global_batch_size": 4}
+    )
     feed = build.build_feed(recipe, build.build_inputs(recipe))
     heaviest = feed.heaviest()
     packs = [feed.documents_of(pack) for pack in feed.packs(0)]
-    assert max(len(d.token_ids) for pack in heaviest for d in pack) == max(len(d.token_ids) for pack in packs for d in pack)
+    assert max(len(d.token_ids) for pack in heaviest for d in pack) == max(
+        len(d.token_ids) for pack in packs for d in pack
+    )
     learned = [max(sum(d.supervised_tokens for d in pack) for pack in each) for each in (heaviest, packs)]
     assert learned[0] == learned[1]
     assert all(pack in packs for pack in heaviest)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
-@pytest.mark.parametrize(("spare_bytes", "expected"), [(150_000_000, "of it does. Set "), (4_000_000_000, None)])
-def test_memory_that_is_not_enough(make_recipe: MakeRecipe, tmp_path: Path, spare_bytes: int, expected: str | None) -> None:
-    """A real process whose memory ends at the heaviest batch stops before step 1 and says what fits; with more, it trains."""
+@pytest.mark.parametrize(
+    ("spare_bytes", "expected"), [(150_000_000, "of it does. Set "), (4_000_000_000, None)]
+)
+def test_memory_that_is_not_enough(
+    make_recipe: MakeRecipe, tmp_path: Path, spare_bytes: int, expected: str | None
+) -> None:
+    """A real process whose memory ends at the heaviest batch stops before step 1 and says what fits; with
+    more, it trains."""
     tiny = Path(make_recipe().model.base)
     config = LlamaConfig.from_pretrained(
         tiny, hidden_size=512, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=8

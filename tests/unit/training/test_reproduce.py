@@ -83,8 +83,13 @@ def test_a_run_without_a_result_can_not_be_reproduced(finished: RunFolder) -> No
 
 
 def test_no_file_of_a_run_holds_a_secret(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens of the environment, one in the recipe, and a presigned URL in the command: no file holds any of them."""
-    secrets = {"HF_TOKEN": f"hf_{'Zx9' * 12}", "WANDB_API_KEY": "0f" * 20, "AWS_SECRET_ACCESS_KEY": "kq/Q" * 10}
+    """Tokens of the environment, one in the recipe, and a presigned URL in the command: no file holds any of
+    them."""
+    secrets = {
+        "HF_TOKEN": f"hf_{'Zx9' * 12}",
+        "WANDB_API_KEY": "0f" * 20,
+        "AWS_SECRET_ACCESS_KEY": "kq/Q" * 10,
+    }
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     signature = "d34db33f" * 4
@@ -94,7 +99,9 @@ def test_no_file_of_a_run_holds_a_secret(recipe: Recipe, monkeypatch: pytest.Mon
     from finetune.training import run
 
     with hearing(said.append):
-        summary = run.start(recipe.model_copy(update={"tracking": tracking}), name="secret", command=command).summary
+        summary = run.start(
+            recipe.model_copy(update={"tracking": tracking}), name="secret", command=command
+        ).summary
     folder = Path(recipe.output.folder) / summary["name"]
     held = [path for path in folder.rglob("*") if path.is_file()]
     assert len(held) > 10

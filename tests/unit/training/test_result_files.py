@@ -1,4 +1,5 @@
-"""What a run leaves for others: it says what was trained, to plain transformers and peft, and fails where it does not."""
+"""What a run leaves for others: it says what was trained, to plain transformers and peft, and fails where it
+does not."""
 
 import json
 from collections.abc import Callable
@@ -29,11 +30,12 @@ FULL = SHORT | {"learning_rate": 1e-3}
 ASKED = [{"role": "user", "content": "hi"}]
 NOW = "{{ 'Today is ' + strftime_now('%d %b %Y') + '. ' }}" + CHATML
 GIVEN = (
-    "{% if date_string is not defined %}{% set date_string = '01 Jan 2020' %}{% endif %}{{ 'Today is ' + date_string + '. ' }}"
-    + CHATML
+    "{% if date_string is not defined %}{% set date_string = '01 Jan 2020' %}{% endif %}{{ 'Today is ' + "
+    "date_string + '. ' }}" + CHATML
 )
 GUARDED = (
-    "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% else %}{% set day = '?' %}{% endif %}"
+    "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% else %}{% set day = '?' %}{% "
+    "endif %}"
     "{{ 'Today is ' + day + '. ' }}" + CHATML
 )
 
@@ -73,10 +75,17 @@ def test_a_whole_model_and_its_checkpoints_say_what_was_trained(
         else:
             assert config["rope_scaling"].items() >= {"rope_type": "yarn", "factor": 2.0}.items()
             assert config["rope_parameters"] == config["rope_scaling"] | {"rope_theta": 500000.0}
-        assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert (
+            json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"]
+            == "PreTrainedTokenizerFast"
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         assert tokenizer.tokenize("a<|end|>b") == ["a", "<|end|>", "b"]
-        assert config["vocab_size"] == len(tokenizer) == AutoModelForCausalLM.from_pretrained(folder).lm_head.out_features
+        assert (
+            config["vocab_size"]
+            == len(tokenizer)
+            == AutoModelForCausalLM.from_pretrained(folder).lm_head.out_features
+        )
 
 
 @pytest.mark.parametrize(
@@ -93,7 +102,8 @@ def test_a_whole_model_and_its_checkpoints_say_what_was_trained(
 def test_a_template_keeps_the_date_that_it_was_trained_with(
     base: Path, make_recipe: MakeRecipe, template: str, method: str, date: str | None, tmp_path: Path
 ) -> None:
-    """Plain transformers renders what was trained, in what the run and its merge leave; so do we, or another date."""
+    """Plain transformers renders what was trained, in what the run and its merge leave; so do we, or another
+    date."""
     (base / "chat_template.jinja").write_text(template)
     model = {"base": str(base)} | ({"date_string": date} if date else {})
     run = start(make_recipe(model=model, adapter={"method": method, "rank": 4}, train=FULL))
@@ -124,7 +134,9 @@ def other_weight(folder: Path) -> None:
 
 def edit(file: str, **changes: Any) -> Callable[[Path], None]:
     """Other values in a JSON file."""
-    return lambda folder: (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changes))  # type: ignore[func-returns-value]
+    return lambda folder: (folder / file).write_text(
+        json.dumps(json.loads((folder / file).read_text()) | changes)
+    )  # type: ignore[func-returns-value]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +145,11 @@ def edit(file: str, **changes: Any) -> Callable[[Path], None]:
         ("lora", other_weight, "peft reads another"),
         ("lora", edit("adapter_config.json", lora_alpha=64), "peft scales the updates otherwise"),
         ("lora", edit("adapter_config.json", target_modules=["q_proj"]), "peft"),
-        ("lora", lambda folder: (folder / "chat_template.jinja").write_text("{{ 'x' }}"), "the chat template writes"),
+        (
+            "lora",
+            lambda folder: (folder / "chat_template.jinja").write_text("{{ 'x' }}"),
+            "the chat template writes",
+        ),
         ("full", other_weight, "on the disk is not what was trained"),
         ("full", edit("config.json", rope_theta=1.0), "rope_theta 1.0, which transformers 4 goes by"),
         ("full", edit("config.json", tie_word_embeddings=True), "tie_word_embeddings"),

@@ -1,4 +1,5 @@
-"""Resuming at the end, after an early stop, from torn files; orderly stops. Bit for bit, with real signals."""
+"""Resuming at the end, after an early stop, from torn files; orderly stops. Bit for bit, with real
+signals."""
 
 import dataclasses
 import json
@@ -23,8 +24,9 @@ from tests.support.recipes import MakeRecipe
 pytestmark = pytest.mark.usefixtures("hangup_heard")
 
 EARLY = {
-    "micro_batch_size": 8, "precision": "fp32", "optimizer": "sgd", "schedule": "constant", "max_gradient_norm": None,
-    "learning_rate": 40.0 / 8, "max_steps": 60, "evaluate_every_steps": 1, "early_stopping": {"patience_evaluations": 3},
+    "micro_batch_size": 8, "precision": "fp32", "optimizer": "sgd", "schedule": "constant",
+    "max_gradient_norm": None, "learning_rate": 40.0 / 8, "max_steps": 60, "evaluate_every_steps": 1,
+    "early_stopping": {"patience_evaluations": 3},
 }  # fmt: skip
 
 
@@ -37,8 +39,13 @@ def resume(folder: RunFolder) -> list[str]:
 
 @pytest.mark.parametrize("result", ["there", "half written", "moved aside", "absent"])
 def test_a_run_killed_at_its_end_can_be_finished(make_recipe: MakeRecipe, result: str) -> None:
-    """Killed after its last checkpoint (6 steps of epochs of 5), resume takes no step, whatever is there of the result."""
-    folder = start(make_recipe(adapter={"rank": 4, "dropout": 0.1}, train=EXACT | {"max_steps": 6, "save_every_steps": 6}))
+    """Killed after its last checkpoint (6 steps of epochs of 5), resume takes no step, whatever is there of
+    the result."""
+    folder = start(
+        make_recipe(
+            adapter={"rank": 4, "dropout": 0.1}, train=EXACT | {"max_steps": 6, "save_every_steps": 6}
+        )
+    )
     whole, before, metrics = adapter_of(folder), folder.read_summary(), folder.metrics_path.read_text()
     folder.write_summary({"status": "running"})
     if result == "half written":
@@ -53,13 +60,23 @@ def test_a_run_killed_at_its_end_can_be_finished(make_recipe: MakeRecipe, result
     assert_equal(adapter_of(folder), whole)
     assert folder.metrics_path.read_text() == metrics
     assert not list(folder.path.glob(".*"))
-    for name in ("status", "steps", "tokens", "supervised_tokens", "train_loss", "evaluation_loss", "evaluation_loss_before"):
+    for name in (
+        "status",
+        "steps",
+        "tokens",
+        "supervised_tokens",
+        "train_loss",
+        "evaluation_loss",
+        "evaluation_loss_before",
+    ):
         assert after[name] == before[name], name
 
 
 def test_full_fine_tuning_resumes_bit_for_bit(make_recipe: MakeRecipe) -> None:
     """Method full, resumed from its middle and from its end, gives the same model each time."""
-    tree = make_recipe(train=EXACT | {"max_steps": 6, "save_every_steps": 3, "learning_rate": 1e-3}).model_dump(mode="json")
+    tree = make_recipe(
+        train=EXACT | {"max_steps": 6, "save_every_steps": 3, "learning_rate": 1e-3}
+    ).model_dump(mode="json")
     folder = start(Recipe.model_validate(tree | {"adapter": {"method": "full"}}))
     whole = load_file(folder.model / "model.safetensors")
     for lost in (None, 6):
@@ -71,7 +88,8 @@ def test_full_fine_tuning_resumes_bit_for_bit(make_recipe: MakeRecipe) -> None:
 
 
 def test_a_torn_metrics_line_and_a_damaged_checkpoint_are_no_obstacle(make_recipe: MakeRecipe) -> None:
-    """With half a line in metrics.jsonl and the last checkpoint damaged, a run ends as if nothing had been."""
+    """With half a line in metrics.jsonl and the last checkpoint damaged, a run ends as if nothing had
+    been."""
     folder = start(make_recipe(adapter={"rank": 4, "dropout": 0.1}, train=EXACT))
     whole, before, metrics = adapter_of(folder), folder.read_summary(), folder.metrics_path.read_text()
     (folder.checkpoints / "checkpoint-12" / "optimizer.pt").write_bytes(b"")
@@ -82,7 +100,10 @@ def test_a_torn_metrics_line_and_a_damaged_checkpoint_are_no_obstacle(make_recip
     assert any("checkpoint-12/optimizer.pt is absent or differs" in line for line in said)
     assert "resuming from checkpoint-8" in said
     assert_equal(adapter_of(folder), whole)
-    entries = [[json.loads(line) for line in text.splitlines()] for text in (metrics, folder.metrics_path.read_text())]
+    entries = [
+        [json.loads(line) for line in text.splitlines()]
+        for text in (metrics, folder.metrics_path.read_text())
+    ]
     for entry in entries[0] + entries[1]:
         entry.pop("train/tokens_per_second", None)
         entry.pop("system/memory_bytes", None)
@@ -91,7 +112,8 @@ def test_a_torn_metrics_line_and_a_damaged_checkpoint_are_no_obstacle(make_recip
 
 
 def test_an_early_stop_is_remembered(make_recipe: MakeRecipe) -> None:
-    """A run killed after its early stop, and moved, takes no further step on resume; its result is the best checkpoint."""
+    """A run killed after its early stop, and moved, takes no further step on resume; its result is the best
+    checkpoint."""
     folder = start(make_recipe(train=EARLY))
     before, best = folder.read_summary(), adapter_of(folder)
     shutil.rmtree(folder.adapter)
@@ -130,7 +152,8 @@ def test_an_early_stop_wins_over_an_interrupt(make_recipe: MakeRecipe) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_stop_in_order_and_are_given_back(make_recipe: MakeRecipe, number: signal.Signals) -> None:
-    """SIGTERM, and SIGHUP of a closed terminal, save a checkpoint; afterwards the signals have their handlers again."""
+    """SIGTERM, and SIGHUP of a closed terminal, save a checkpoint; afterwards the signals have their handlers
+    again."""
     handlers = [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     recipe = make_recipe(train=EXACT)
     interrupted(recipe, "step 2/", number)
@@ -159,4 +182,8 @@ def test_what_changes_the_arithmetic_is_refused_or_said(make_recipe: MakeRecipe)
         lock, versions=lock.versions | {"torch": "9.9"}, device=lock.device | {"type": "tpu", "threads": 77}
     )
     refuse_changes(lock, now)
-    assert [line.split(":")[0] for line in inexact_because(lock, now)] == ["torch", "device type", "device threads"]
+    assert [line.split(":")[0] for line in inexact_because(lock, now)] == [
+        "torch",
+        "device type",
+        "device threads",
+    ]

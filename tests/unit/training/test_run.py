@@ -24,7 +24,8 @@ from tests.support.recipes import MakeRecipe
 
 
 def test_the_run_folder_holds_what_it_says(make_recipe: MakeRecipe, tiny_base: Path) -> None:
-    """A run has adapter, lock, metrics, summary and log; its adapter loads with plain peft; its summary adds up."""
+    """A run has adapter, lock, metrics, summary and log; its adapter loads with plain peft; its summary adds
+    up."""
     from peft import AutoPeftModelForCausalLM
 
     recipe = make_recipe()
@@ -33,9 +34,18 @@ def test_the_run_folder_holds_what_it_says(make_recipe: MakeRecipe, tiny_base: P
     assert lock.recipe == recipe
     assert lock.base["sha256"]
     assert len(lock.data) == 1
-    assert lock.versions["torch"] == torch.__version__.split("+")[0] or lock.versions["torch"] == torch.__version__
+    assert (
+        lock.versions["torch"] == torch.__version__.split("+")[0]
+        or lock.versions["torch"] == torch.__version__
+    )
     lines = [json.loads(line) for line in folder.metrics_path.read_text().splitlines()]
-    assert {"step", "train/loss", "train/gradient_norm", "train/learning_rate", "train/tokens_per_second"} <= set(lines[1])
+    assert {
+        "step",
+        "train/loss",
+        "train/gradient_norm",
+        "train/learning_rate",
+        "train/tokens_per_second",
+    } <= set(lines[1])
     assert lines[0]["step"] == 0
     assert lines[-1]["eval/loss"] == folder.read_summary()["evaluation_loss"]
     summary = folder.read_summary()
@@ -57,13 +67,19 @@ def test_a_second_run_never_overwrites_the_first(make_recipe: MakeRecipe) -> Non
     first, second = start(recipe), start(recipe)
     assert (first.name, second.name) == ("run-001", "run-002")
     assert_equal(adapter_of(first), adapter_of(second))
-    assert [summary["name"] for summary in list_summaries(Path(recipe.output.folder))] == ["run-001", "run-002"]
+    assert [summary["name"] for summary in list_summaries(Path(recipe.output.folder))] == [
+        "run-001",
+        "run-002",
+    ]
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_run_resumes_bit_for_bit(make_recipe: MakeRecipe, end: signal.Signals) -> None:
-    """With LoRA dropout, a run killed after step 4 (kill -9, or Ctrl-C) and resumed ends in the uninterrupted run's adapter."""
-    recipe = make_recipe(adapter={"rank": 4, "dropout": 0.1}, train=EXACT | {"evaluate_every_steps": 5, "max_steps": 30})
+    """With LoRA dropout, a run killed after step 4 (kill -9, or Ctrl-C) and resumed ends in the uninterrupted
+    run's adapter."""
+    recipe = make_recipe(
+        adapter={"rank": 4, "dropout": 0.1}, train=EXACT | {"evaluate_every_steps": 5, "max_steps": 30}
+    )
     whole = start(recipe, "whole")
     process = launch(recipe)
     folder = RunFolder(Path(recipe.output.folder) / "killed-001")
@@ -71,7 +87,9 @@ def test_an_interrupted_run_resumes_bit_for_bit(make_recipe: MakeRecipe, end: si
     process.send_signal(end)
     said, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert ("finishing this step and saving a checkpoint (Ctrl-C again to stop at once)" in said) == (end == signal.SIGINT)
+    assert ("finishing this step and saving a checkpoint (Ctrl-C again to stop at once)" in said) == (
+        end == signal.SIGINT
+    )
     assert folder.read_summary()["status"] == ("running" if end == signal.SIGKILL else "stopped")
     assert not folder.adapter.exists()
     resumed: list[str] = []
@@ -79,7 +97,10 @@ def test_an_interrupted_run_resumes_bit_for_bit(make_recipe: MakeRecipe, end: si
         run.resume(folder.path, recipe=None)
     assert any(line.startswith("resuming from checkpoint-") for line in resumed)
     assert_equal(adapter_of(folder), adapter_of(whole))
-    losses = [[json.loads(line).get("train/loss") for line in f.metrics_path.read_text().splitlines()] for f in (folder, whole)]
+    losses = [
+        [json.loads(line).get("train/loss") for line in f.metrics_path.read_text().splitlines()]
+        for f in (folder, whole)
+    ]
     assert losses[0] == losses[1]
     for count in ("tokens", "supervised_tokens"):
         assert folder.read_summary()[count] == whole.read_summary()[count] > 0
@@ -103,10 +124,12 @@ def test_resume_refuses_what_changed(make_recipe: MakeRecipe, alpaca_file: Path)
 
 
 def test_early_stopping_keeps_the_best(make_recipe: MakeRecipe) -> None:
-    """With a learning rate that soon does harm, training stops early and the result is the best checkpoint's adapter."""
+    """With a learning rate that soon does harm, training stops early and the result is the best checkpoint's
+    adapter."""
     train = {
-        "micro_batch_size": 8, "precision": "fp32", "optimizer": "sgd", "schedule": "constant", "max_gradient_norm": None,
-        "learning_rate": 40.0 / 8, "max_steps": 60, "evaluate_every_steps": 1, "early_stopping": {"patience_evaluations": 3},
+        "micro_batch_size": 8, "precision": "fp32", "optimizer": "sgd", "schedule": "constant",
+        "max_gradient_norm": None, "learning_rate": 40.0 / 8, "max_steps": 60, "evaluate_every_steps": 1,
+        "early_stopping": {"patience_evaluations": 3},
     }  # fmt: skip
     folder = start(make_recipe(train=train))
     summary = folder.read_summary()
@@ -118,12 +141,14 @@ def test_early_stopping_keeps_the_best(make_recipe: MakeRecipe) -> None:
 
 
 def test_a_failed_run_keeps_its_checkpoints_and_says_so(make_recipe: MakeRecipe) -> None:
-    """A run that stops at a non-finite step has the status failed, no adapter, and its last whole checkpoint."""
+    """A run that stops at a non-finite step has the status failed, no adapter, and its last whole
+    checkpoint."""
     from finetune.errors import TrainingError
 
     train = {
-        "micro_batch_size": 8, "precision": "fp32", "optimizer": "sgd", "schedule": "constant", "max_gradient_norm": None,
-        "learning_rate": 10.0, "max_steps": 100, "save_every_steps": 1, "warmup_fraction": 0.0,
+        "micro_batch_size": 8, "precision": "fp32", "optimizer": "sgd", "schedule": "constant",
+        "max_gradient_norm": None, "learning_rate": 10.0, "max_steps": 100, "save_every_steps": 1,
+        "warmup_fraction": 0.0,
     }  # fmt: skip
     recipe = make_recipe(train=train, adapter={"rank": 4, "alpha": 1e4, "targets": ["lm_head"]})
     with pytest.raises(TrainingError, match="nothing was updated"):
@@ -135,10 +160,14 @@ def test_a_failed_run_keeps_its_checkpoints_and_says_so(make_recipe: MakeRecipe)
     assert not folder.adapter.exists()
     kept = complete_checkpoints(folder.checkpoints)
     assert kept
-    assert all(tensor.isfinite().all() for tensor in load_file(kept[-1] / "adapter_model.safetensors").values())
+    assert all(
+        tensor.isfinite().all() for tensor in load_file(kept[-1] / "adapter_model.safetensors").values()
+    )
 
 
-def test_a_tracker_that_cannot_start_leaves_no_run(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_cannot_start_leaves_no_run(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """wandb online without a key ends before training, and the run folder is gone."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     recipe = make_recipe(tracking={"tracker": "wandb", "wandb_mode": "online"})
@@ -148,7 +177,8 @@ def test_a_tracker_that_cannot_start_leaves_no_run(make_recipe: MakeRecipe, monk
 
 
 def test_an_optimizer_without_its_package_leaves_no_run(make_recipe: MakeRecipe) -> None:
-    """An optimizer whose package is not installed is refused by the name of its key, and the run folder is gone."""
+    """An optimizer whose package is not installed is refused by the name of its key, and the run folder is
+    gone."""
     recipe = make_recipe(train={"optimizer": "schedule_free_adamw"})
     with pytest.raises(ModelError, match=r"train\.optimizer schedule_free_adamw can't be used here"):
         start(recipe)
@@ -162,7 +192,9 @@ def test_the_last_step_is_logged(make_recipe: MakeRecipe) -> None:
     assert summary["tokens_per_second"] > 0
 
 
-def test_a_terminal_that_is_gone_ends_no_run(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_that_is_gone_ends_no_run(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where writing to the terminal fails, training goes on to its result, and run.log has the rest."""
 
     def gone(line: str, **_: object) -> None:
@@ -185,7 +217,9 @@ def test_no_secret_is_written(make_recipe: MakeRecipe, monkeypatch: pytest.Monke
     assert not [path for path in files if b"secret-0123456789" in path.read_bytes()]
 
 
-def test_an_adapter_folder_keeps_what_it_needs_when_it_is_moved(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_an_adapter_folder_keeps_what_it_needs_when_it_is_moved(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
     """A copy of adapter/ alone still knows its RoPE scaling, its date and that it was trained on NF4."""
     scaling = {"type": "linear", "factor": 2.0}
     tree = make_recipe(train=EXACT | {"max_steps": 1}).model_dump(mode="json", exclude_unset=True)

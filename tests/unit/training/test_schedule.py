@@ -56,7 +56,14 @@ def test_each_schedule_has_its_shape(
     make_recipe: MakeRecipe, tmp_path: Path, name: str, options: dict[str, float], expected: list[float]
 ) -> None:
     """The learning rates that 10 steps with a warm-up of 2 are taken with are those of the closed form."""
-    train = {"max_steps": 10, "warmup_fraction": 0.2, "schedule": name, "learning_rate": 1e-3, "precision": "fp32", **options}
+    train = {
+        "max_steps": 10,
+        "warmup_fraction": 0.2,
+        "schedule": name,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+        **options,
+    }
     trainer = trainer_of(make_recipe(train=train | {"micro_batch_size": 8}), tmp_path)
     taken: list[float] = []
     step = trainer.optimizer.step
@@ -80,7 +87,8 @@ def test_each_schedule_has_its_shape(
     least=st.floats(0, 0.999),
 )
 def test_no_step_has_the_rate_0(name: str, total: int, warmup: float, decay: float, least: float) -> None:
-    """Whatever schedule, number of steps, warm-up and minimum: each step's factor is above 0 and at most 1."""
+    """Whatever schedule, number of steps, warm-up and minimum: each step's factor is above 0 and at most
+    1."""
     options = {"decay_fraction": decay, "minimum_learning_rate_fraction": least}
     train = section(name, warmup_fraction=warmup, **options)
     factors = [rate_factor(train, total, step, 2) for step in range(1, total + 1)]
@@ -91,11 +99,22 @@ def test_no_step_has_the_rate_0(name: str, total: int, warmup: float, decay: flo
     assert max(factors) == pytest.approx(1)
 
 
-@given(name=st.sampled_from(SCHEDULES), total=st.integers(1, 60), warmup=st.floats(0, 0.999), least=st.floats(0, 0.9))
-def test_a_run_of_an_earlier_version_has_the_rates_of_transformers(name: str, total: int, warmup: float, least: float) -> None:
+@given(
+    name=st.sampled_from(SCHEDULES),
+    total=st.integers(1, 60),
+    warmup=st.floats(0, 0.999),
+    least=st.floats(0, 0.9),
+)
+def test_a_run_of_an_earlier_version_has_the_rates_of_transformers(
+    name: str, total: int, warmup: float, least: float
+) -> None:
     """By rule 1 each step's factor is, to the last bit, the one of transformers' own schedule."""
     train = section(name, warmup_fraction=warmup, minimum_learning_rate_fraction=least)
-    names = {"constant": "constant_with_warmup", "cosine_with_minimum": "cosine_with_min_lr", "wsd": "warmup_stable_decay"}
+    names = {
+        "constant": "constant_with_warmup",
+        "cosine_with_minimum": "cosine_with_min_lr",
+        "wsd": "warmup_stable_decay",
+    }
     options = {
         "cosine_with_minimum": {"min_lr_rate": least},
         "wsd": {"min_lr_ratio": least, "decay_type": "linear", "num_decay_steps": decay_steps(train, total)},
@@ -119,10 +138,14 @@ def test_a_run_of_an_earlier_version_has_the_rates_of_transformers(name: str, to
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_single_step_learns(make_recipe: MakeRecipe, schedule: str) -> None:
     """A run of one step, with all other values as they are by default, changes what it trains."""
-    recipe = make_recipe(train={"max_steps": 1, "precision": "fp32", "schedule": schedule, "rehearsal": False})
+    recipe = make_recipe(
+        train={"max_steps": 1, "precision": "fp32", "schedule": schedule, "rehearsal": False}
+    )
     folder = start(recipe)
     summary = folder.read_summary()
-    (entry,) = (line for line in map(json.loads, folder.metrics_path.read_text().splitlines()) if "train/loss" in line)
+    (entry,) = (
+        line for line in map(json.loads, folder.metrics_path.read_text().splitlines()) if "train/loss" in line
+    )
     assert entry["train/learning_rate"] == recipe.train.learning_rate
     assert summary["weights_changed"] is True
     assert summary["evaluation_loss"] != summary["evaluation_loss_before"]
@@ -131,11 +154,20 @@ def test_a_single_step_learns(make_recipe: MakeRecipe, schedule: str) -> None:
 
 @pytest.mark.parametrize(("method", "rate"), [("lora", 1e-60), ("full", 1e-30)])
 def test_a_run_that_changes_nothing_says_so(make_recipe: MakeRecipe, method: str, rate: float) -> None:
-    """Where no bit of what is written differs from before the first step, log and summary say it, for a resumed run too."""
-    train = {"max_steps": 2, "precision": "bf16", "learning_rate": rate, "rehearsal": False, "save_every_steps": 1}
+    """Where no bit of what is written differs from before the first step, log and summary say it, for a
+    resumed run too."""
+    train = {
+        "max_steps": 2,
+        "precision": "bf16",
+        "learning_rate": rate,
+        "rehearsal": False,
+        "save_every_steps": 1,
+    }
     recipe = make_recipe(train=train)
     if method == "full":
-        recipe = recipe.model_copy(update={"adapter": type(recipe.adapter).model_validate({"method": "full"})})
+        recipe = recipe.model_copy(
+            update={"adapter": type(recipe.adapter).model_validate({"method": "full"})}
+        )
     folder = start(recipe)
     assert folder.read_summary()["weights_changed"] is False
     assert "WARNING nothing was learned" in folder.log_path.read_text()
@@ -162,7 +194,9 @@ def test_the_lock_decides_which_schedule(make_recipe: MakeRecipe, tmp_path: Path
     for schedule in (1, 2):
         inputs = build.build_inputs(recipe, rules=Rules(schedule=schedule))
         model = build.build_model(recipe, inputs)
-        trainer = build.build_trainer(recipe, inputs, model, checkpoints=tmp_path, evaluate_first=False, callbacks=[])
+        trainer = build.build_trainer(
+            recipe, inputs, model, checkpoints=tmp_path, evaluate_first=False, callbacks=[]
+        )
         trainer.train()
         rates.append(trainer.state.log_history[0]["learning_rate"])
     assert rates == [0, recipe.train.learning_rate]

@@ -36,15 +36,21 @@ def steps_of(folder: RunFolder, name: str) -> list[int]:
 
 
 def test_sigusr2_saves_and_sigusr1_stops(make_recipe: MakeRecipe) -> None:
-    """After the step in which SIGUSR2 comes there is a checkpoint and the run goes on; SIGUSR1 ends it with one, and SIGTERM,
-    which a scheduler sends after it, changes nothing; resumed, it ends in the uninterrupted run's adapter."""
-    recipe = make_recipe(adapter={"rank": 4, "dropout": 0.1}, train=EXACT | {"save_every_steps": 50, "keep_checkpoints": 5})
+    """After the step in which SIGUSR2 comes there is a checkpoint and the run goes on; SIGUSR1 ends it with
+    one, and SIGTERM, which a scheduler sends after it, changes nothing; resumed, it ends in the uninterrupted
+    run's adapter."""
+    recipe = make_recipe(
+        adapter={"rank": 4, "dropout": 0.1}, train=EXACT | {"save_every_steps": 50, "keep_checkpoints": 5}
+    )
     whole = start(recipe, "whole")
     say = sending({"step 2/": [signal.SIGUSR2], "step 6/": [signal.SIGUSR1, signal.SIGTERM]})
     with hearing(say):
         run.start(recipe, name="run", command="test")
     folder = RunFolder(Path(recipe.output.folder) / "run-001")
-    assert [path.name for path in complete_checkpoints(folder.checkpoints)] == ["checkpoint-3", "checkpoint-7"]
+    assert [path.name for path in complete_checkpoints(folder.checkpoints)] == [
+        "checkpoint-3",
+        "checkpoint-7",
+    ]
     assert folder.outcome()["status"] == "stopped"
     run.resume(folder.path, recipe=None)
     assert_equal(adapter_of(folder), adapter_of(whole))
@@ -86,7 +92,8 @@ def with_signal(function: Callable[..., Any], name: signal.Signals) -> Callable[
 
 
 def test_what_was_measured_before_the_first_step_stands_once(make_recipe: MakeRecipe) -> None:
-    """A run that ended before its first checkpoint begins again, and metrics.jsonl has each step once, step 0 too."""
+    """A run that ended before its first checkpoint begins again, and metrics.jsonl has each step once, step 0
+    too."""
     recipe = make_recipe(train=EXACT | {"save_every_steps": 50})
     with hearing(sending({"step 2/": [signal.SIGINT, signal.SIGINT]})):
         run.start(recipe, name="run", command="test")

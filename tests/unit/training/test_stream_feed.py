@@ -38,12 +38,21 @@ class Shape:
 
     def feed(self, files: Files) -> StreamFeed:
         packed = bool(self.packing)
-        sizes = Batching(self.global_batch_size, self.micro_batch_size, self.world_size, self.rank, packed, pad_token_id=0)
+        sizes = Batching(
+            self.global_batch_size, self.micro_batch_size, self.world_size, self.rank, packed, pad_token_id=0
+        )
         return StreamFeed(files.stream(self.sizes, self.buffer_rows, **self.packing), sizes)
 
 
 SHAPES = st.builds(
-    Shape, SIZES.map(tuple), BUFFER_ROWS, PACKING, st.just(4), st.sampled_from([1, 2]), st.sampled_from([1, 2]), st.just(0)
+    Shape,
+    SIZES.map(tuple),
+    BUFFER_ROWS,
+    PACKING,
+    st.just(4),
+    st.sampled_from([1, 2]),
+    st.sampled_from([1, 2]),
+    st.just(0),
 )
 
 
@@ -65,18 +74,25 @@ def assert_equal(one: list[list[dict[str, Any]]], other: list[list[dict[str, Any
     for left, right in zip(chain(*one), chain(*other), strict=True):
         assert left.keys() == right.keys()
         for name, value in left.items():
-            assert torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
+            assert (
+                torch.equal(value, right[name]) if isinstance(value, torch.Tensor) else value == right[name]
+            )
 
 
 @settings(deadline=None, max_examples=40)
 @given(shape=SHAPES, rank=st.integers(0, 1), step=st.integers(0, 12), later=st.integers(0, 3))
-def test_a_restored_feed_goes_on_exactly(shape: Shape, rank: int, step: int, later: int, files: Files) -> None:
-    """After restore come exactly the micro-batches that come after the step whose state it was, in the middle of a buffer and
-    over the ends of buffers and passes, in every process; so they do after a second restore.
+def test_a_restored_feed_goes_on_exactly(
+    shape: Shape, rank: int, step: int, later: int, files: Files
+) -> None:
+    """After restore come exactly the micro-batches that come after the step whose state it was, in the middle
+    of a buffer and over the ends of buffers and passes, in every process; so they do after a second restore.
     """
     shape = Shape(**(vars(shape) | {"rank": min(rank, shape.world_size - 1)}))
     taken = list(stepwise(shape.feed(files), step + later + 3))
-    states, batches = [shape.feed(files).state(), *(state for _, state in taken)], [batch for batch, _ in taken]
+    states, batches = (
+        [shape.feed(files).state(), *(state for _, state in taken)],
+        [batch for batch, _ in taken],
+    )
     state = json.loads(json.dumps(states[step]))
     restored = shape.feed(files)
     restored.restore(step, state)
@@ -89,12 +105,18 @@ def test_a_restored_feed_goes_on_exactly(shape: Shape, rank: int, step: int, lat
     assert_equal(steps(twice, 3), batches[step + later :])
 
 
-@pytest.mark.parametrize("packing", [{}, {"pack_length_tokens": 80}, {"pack_length_tokens": 48, "pack_split": True}])
+@pytest.mark.parametrize(
+    "packing", [{}, {"pack_length_tokens": 80}, {"pack_length_tokens": 48, "pack_split": True}]
+)
 def test_a_feed_restored_at_every_step(packing: dict[str, Any], files: Files) -> None:
-    """At each step of two passes over sources of 11, 3 and 6 rows in buffers of 7, what is restored goes on exactly."""
+    """At each step of two passes over sources of 11, 3 and 6 rows in buffers of 7, what is restored goes on
+    exactly."""
     shape = Shape((11, 3, 6), 7, packing)
     taken = list(stepwise(shape.feed(files), 14))
-    states, batches = [shape.feed(files).state(), *(state for _, state in taken)], [batch for batch, _ in taken]
+    states, batches = (
+        [shape.feed(files).state(), *(state for _, state in taken)],
+        [batch for batch, _ in taken],
+    )
     assert states[-1]["epoch"] >= 1
     for step in range(len(taken) - 1):
         restored = shape.feed(files)
@@ -107,17 +129,25 @@ def test_a_feed_restored_at_every_step(packing: dict[str, Any], files: Files) ->
 def test_processes_share_a_stream(shape: Shape, files: Files) -> None:
     """All processes together see in each step the rows that one process would, however the step is cut."""
     alone = steps(Shape(shape.sizes, shape.buffer_rows, shape.packing, micro_batch_size=4).feed(files), 6)
-    shares = [steps(Shape(**(vars(shape) | {"rank": rank})).feed(files), 6) for rank in range(shape.world_size)]
+    shares = [
+        steps(Shape(**(vars(shape) | {"rank": rank})).feed(files), 6) for rank in range(shape.world_size)
+    ]
     for number, step in enumerate(alone):
         expected = sorted(place for batch in step for place in batch["places"])
-        assert sorted(place for share in shares for batch in share[number] for place in batch["places"]) == expected
-    assert {len(step) for share in shares for step in share} == {4 // (shape.micro_batch_size * shape.world_size)}
+        assert (
+            sorted(place for share in shares for batch in share[number] for place in batch["places"])
+            == expected
+        )
+    assert {len(step) for share in shares for step in share} == {
+        4 // (shape.micro_batch_size * shape.world_size)
+    }
 
 
 @settings(deadline=None, max_examples=25)
 @given(shape=SHAPES)
 def test_a_feed_shows_every_row_once_a_pass(shape: Shape, files: Files) -> None:
-    """Until the second pass begins, a feed's micro-batches hold every row of the first, once where none is cut."""
+    """Until the second pass begins, a feed's micro-batches hold every row of the first, once where none is
+    cut."""
     feed = Shape(shape.sizes, shape.buffer_rows, shape.packing).feed(files)
     seen: list[str] = []
     for step, state in stepwise(feed, 200):
@@ -132,8 +162,8 @@ def test_a_feed_shows_every_row_once_a_pass(shape: Shape, files: Files) -> None:
 
 
 def test_a_step_with_too_few_packs_is_filled_up(files: Files) -> None:
-    """A buffer's last step has as many micro-batches as any other; those without a row are fillers, which nothing is learned
-    from.
+    """A buffer's last step has as many micro-batches as any other; those without a row are fillers, which
+    nothing is learned from.
     """
     feed = Shape((5,), 5, {}, micro_batch_size=1).feed(files)
     last = steps(feed, 2)[1]

@@ -1,4 +1,5 @@
-"""Metrics in training and of its result, the checkpoint that they choose, and classification heads from recipe to run."""
+"""Metrics in training and of its result, the checkpoint that they choose, and classification heads from
+recipe to run."""
 
 import json
 from pathlib import Path
@@ -28,7 +29,11 @@ from tests.support.recipes import MakeRecipe
 
 COLOURS = ("red", "green", "blue")
 SECTIONS: dict[str, dict[str, Any]] = {
-    "evaluate": {"metrics": ["accuracy", "likelihood_accuracy", "chrf"], "labels": list(COLOURS), "max_new_tokens": 6},
+    "evaluate": {
+        "metrics": ["accuracy", "likelihood_accuracy", "chrf"],
+        "labels": list(COLOURS),
+        "max_new_tokens": 6,
+    },
     "train": EXACT | {"evaluate_every_steps": 4},
 }
 
@@ -36,13 +41,17 @@ SECTIONS: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def colours(make_recipe: MakeRecipe, tmp_path: Path) -> MakeRecipe:
     """make_recipe on rows whose answer is a colour that the text names."""
-    rows = [{"text": f"{colour} {index} {colour}", "label": colour} for index in range(14) for colour in COLOURS]
+    rows = [
+        {"text": f"{colour} {index} {colour}", "label": colour} for index in range(14) for colour in COLOURS
+    ]
     path = tmp_path / "colours.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"train": [{"path": str(path), "format": "classification"}], "evaluation": {"fraction": 0.25}}
 
     def make(**sections: dict[str, Any]) -> Recipe:
-        return make_recipe(**{"data": data | {"max_length_tokens": 64} | sections.pop("data", {}), **sections})
+        return make_recipe(
+            **{"data": data | {"max_length_tokens": 64} | sections.pop("data", {}), **sections}
+        )
 
     return make
 
@@ -52,7 +61,8 @@ def entries(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def test_metrics_are_measured_in_training_and_of_the_result(colours: MakeRecipe) -> None:
-    """On the first rows with each evaluation loss, on all rows of the result; predictions, summary, lock and log have them."""
+    """On the first rows with each evaluation loss, on all rows of the result; predictions, summary, lock and
+    log have them."""
     evaluate = SECTIONS["evaluate"] | {"rows_in_training": 4}
     run = start(colours(**SECTIONS | {"evaluate": evaluate}))
     logged = [entry for entry in entries(run) if "eval/loss" in entry]
@@ -61,31 +71,45 @@ def test_metrics_are_measured_in_training_and_of_the_result(colours: MakeRecipe)
     final = entries(run)[-1]
     assert final["final/likelihood_accuracy"] > 0.4  # of three colours
     summary, lock = run.read_summary(), read_lock(run.lock_path)
-    assert summary["final/likelihood_accuracy"] == final["final/likelihood_accuracy"] == lock.final["final/likelihood_accuracy"]
+    assert (
+        summary["final/likelihood_accuracy"]
+        == final["final/likelihood_accuracy"]
+        == lock.final["final/likelihood_accuracy"]
+    )
     assert summary["metrics"]["likelihood_accuracy"]["rows"] == 10
     predictions = [json.loads(line) for line in (run.predictions / "final.jsonl").read_text().splitlines()]
     assert len(predictions) == 10
-    assert all(set(row["log_likelihoods"]) == set(COLOURS) and row["references"][0] in COLOURS for row in predictions)
+    assert all(
+        set(row["log_likelihoods"]) == set(COLOURS) and row["references"][0] in COLOURS for row in predictions
+    )
 
 
 def test_metrics_change_nothing_that_is_learned(colours: MakeRecipe) -> None:
-    """A run with metrics in training is bit for bit the one without, dropout included; its eval losses are the same."""
+    """A run with metrics in training is bit for bit the one without, dropout included; its eval losses are
+    the same."""
     adapter = {"adapter": {"rank": 4, "dropout": 0.1}}
     plain = start(colours(**adapter, train=SECTIONS["train"]))
-    measured = start(colours(**adapter, **SECTIONS | {"evaluate": SECTIONS["evaluate"] | {"rows_in_training": 3}}))
+    measured = start(
+        colours(**adapter, **SECTIONS | {"evaluate": SECTIONS["evaluate"] | {"rows_in_training": 3}})
+    )
     assert_equal(adapter_of(plain), adapter_of(measured))
-    losses = [[entry["eval/loss"] for entry in entries(run) if "eval/loss" in entry] for run in (plain, measured)]
+    losses = [
+        [entry["eval/loss"] for entry in entries(run) if "eval/loss" in entry] for run in (plain, measured)
+    ]
     assert losses[0] == losses[1]
 
 
 def test_evaluate_finds_what_the_run_measured(colours: MakeRecipe) -> None:
-    """`finetune evaluate` on the run gives the run's own figures; against its base the pairs' difference has an interval."""
+    """`finetune evaluate` on the run gives the run's own figures; against its base the pairs' difference has
+    an interval."""
     recipe = colours(**SECTIONS)
     run = start(recipe)
     evaluation = Evaluation(recipe, choose_precision("fp32"))
     target = resolve_target(str(run.path))
     tuned, base = evaluation.of(target), evaluation.of(base_of(target))
-    assert {f"final/{name}": value for name, value in tuned.values.items()}.items() <= run.read_summary().items()
+    assert {
+        f"final/{name}": value for name, value in tuned.values.items()
+    }.items() <= run.read_summary().items()
     assert tuned.values["chrf"] > base.values["chrf"]
 
 
@@ -93,10 +117,19 @@ def test_evaluate_finds_what_the_run_measured(colours: MakeRecipe) -> None:
 def test_the_best_checkpoint_by_any_metric_is_the_result(colours: MakeRecipe, best_by: str) -> None:
     """The adapter is that of the checkpoint with the best value, and no other."""
     # Far too fast at the end: the last step is not the best.
-    train = SECTIONS["train"] | {"best_by": best_by, "learning_rate": 0.3, "schedule": "constant", "max_steps": 12}
+    train = SECTIONS["train"] | {
+        "best_by": best_by,
+        "learning_rate": 0.3,
+        "schedule": "constant",
+        "max_steps": 12,
+    }
     evaluate = SECTIONS["evaluate"] | {"rows_in_training": 10}
     run = start(colours(train=train, evaluate=evaluate))
-    values = {entry["step"]: entry[f"eval/{best_by}"] for entry in entries(run) if f"eval/{best_by}" in entry and entry["step"]}
+    values = {
+        entry["step"]: entry[f"eval/{best_by}"]
+        for entry in entries(run)
+        if f"eval/{best_by}" in entry and entry["step"]
+    }
     best = (min if best_by == "loss" else max)(values.values())
     step = next(step for step, value in values.items() if value == best)
     assert run.read_summary()["best_step"] == step
@@ -104,7 +137,11 @@ def test_the_best_checkpoint_by_any_metric_is_the_result(colours: MakeRecipe, be
     saved.adapter = run.checkpoints / f"checkpoint-{step}"
     assert_equal(adapter_of(run), adapter_of(saved))
     assert run.read_summary()[f"final/{'likelihood_accuracy'}"] == pytest.approx(
-        next(entry["eval/likelihood_accuracy"] for entry in entries(run) if entry["step"] == step and "eval/loss" in entry)
+        next(
+            entry["eval/likelihood_accuracy"]
+            for entry in entries(run)
+            if entry["step"] == step and "eval/loss" in entry
+        )
     )
 
 
@@ -115,7 +152,9 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 
 
-def head_recipe(colours: MakeRecipe, tiny_base: Path, tmp_path: Path, problem: str, **sections: Any) -> Recipe:
+def head_recipe(
+    colours: MakeRecipe, tiny_base: Path, tmp_path: Path, problem: str, **sections: Any
+) -> Recipe:
     """A recipe whose head can learn its rows."""
     rows: list[dict[str, Any]] = []
     for index in range(42):
@@ -131,7 +170,11 @@ def head_recipe(colours: MakeRecipe, tiny_base: Path, tmp_path: Path, problem: s
     metrics = {"regression": ["loss", "mean_squared_error"], "multi_label": ["loss", "accuracy", "f1_macro"]}
     own: dict[str, dict[str, Any]] = {
         "model": {"base": str(tiny_base), "head": HEADS[problem]},
-        "data": {"train": [{"path": str(path), "format": "regression" if problem == "regression" else "classification"}]},
+        "data": {
+            "train": [
+                {"path": str(path), "format": "regression" if problem == "regression" else "classification"}
+            ]
+        },
         "train": EXACT | {"max_steps": 40, "evaluate_every_steps": 20, "learning_rate": 5e-3},
         "evaluate": {"metrics": metrics.get(problem, ["loss", "accuracy"])},
     }
@@ -141,7 +184,8 @@ def head_recipe(colours: MakeRecipe, tiny_base: Path, tmp_path: Path, problem: s
 
 @pytest.mark.parametrize("problem", HEADS)
 def test_a_head_learns(colours: MakeRecipe, tiny_base: Path, tmp_path: Path, problem: str) -> None:
-    """Packed rows, a LoRA and a head: the held-out loss falls, the run is scored by its metrics, and plain peft loads it."""
+    """Packed rows, a LoRA and a head: the held-out loss falls, the run is scored by its metrics, and plain
+    peft loads it."""
     recipe = head_recipe(colours, tiny_base, tmp_path, problem)
     run = start(recipe)
     summary = run.read_summary()
@@ -185,7 +229,9 @@ def test_a_head_with_other_methods(colours: MakeRecipe, tiny_base: Path, tmp_pat
     assert report.values["accuracy"] == pytest.approx(summary["final/accuracy"])
 
 
-def test_a_head_learns_the_same_however_batches_are_cut(colours: MakeRecipe, tiny_base: Path, tmp_path: Path) -> None:
+def test_a_head_learns_the_same_however_batches_are_cut(
+    colours: MakeRecipe, tiny_base: Path, tmp_path: Path
+) -> None:
     """Micro-batches of one and of four packs end in the same adapter: the loss is a mean over documents."""
     results = []
     for micro in (4, 1):
@@ -196,7 +242,9 @@ def test_a_head_learns_the_same_however_batches_are_cut(colours: MakeRecipe, tin
             "multi_label",
             train={"micro_batch_size": micro, "optimizer": "sgd", "learning_rate": 0.1},
         )
-        results.append(torch.cat([weight.flatten() for _, weight in sorted(adapter_of(start(recipe)).items())]))
+        results.append(
+            torch.cat([weight.flatten() for _, weight in sorted(adapter_of(start(recipe)).items())])
+        )
     assert float((results[0] - results[1]).norm() / results[0].norm()) < 1e-5
 
 
@@ -205,7 +253,9 @@ def test_rows_that_a_head_cannot_learn_are_named(colours: MakeRecipe, tiny_base:
     from data_prep.errors import DataError
 
     recipe = colours(model={"base": str(tiny_base), "head": {"labels": ["red", "green"]}})
-    with pytest.raises(DataError, match=r"colours\.jsonl:3: the label is 'blue', which is not in model\.head\.labels"):
+    with pytest.raises(
+        DataError, match=r"colours\.jsonl:3: the label is 'blue', which is not in model\.head\.labels"
+    ):
         start(recipe)
 
 
@@ -215,7 +265,8 @@ def test_other_heads_are_not_evaluated(colours: MakeRecipe, tiny_base: Path, tmp
     run = start(recipe)
     swapped = recipe.model_copy(update={"model": recipe.model.model_copy(update={"head": None})})
     with pytest.raises(
-        FinetuneError, match=r"a head of problem single_label with the labels red, green, blue, and the recipe no"
+        FinetuneError,
+        match=r"a head of problem single_label with the labels red, green, blue, and the recipe no",
     ):
         Evaluation(swapped, choose_precision("fp32")).of(resolve_target(str(run.path)))
 
@@ -224,7 +275,9 @@ def test_labels_that_no_training_row_has_are_said(colours: MakeRecipe, tmp_path:
     """They count as any other, and a note says how many rows have them."""
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text(
-        "".join(json.dumps({"text": f"x {n}", "label": label}) + "\n" for n, label in enumerate(["red", "white"]))
+        "".join(
+            json.dumps({"text": f"x {n}", "label": label}) + "\n" for n, label in enumerate(["red", "white"])
+        )
     )
     sources = {"sources": [{"path": str(held_out), "format": "classification"}]}
     evaluate = {"metrics": ["accuracy"], "labels": [*COLOURS, "white"], "max_new_tokens": 2}
@@ -234,7 +287,9 @@ def test_labels_that_no_training_row_has_are_said(colours: MakeRecipe, tmp_path:
 
 def test_a_metric_that_is_no_number_is_never_the_best() -> None:
     """NaN saves no checkpoint and improves nothing; the numbers after it are compared among themselves."""
-    keep = BestCheckpoint(TrainSection(best_by="pearson", early_stopping=EarlyStopping(patience_evaluations=2)), 2)
+    keep = BestCheckpoint(
+        TrainSection(best_by="pearson", early_stopping=EarlyStopping(patience_evaluations=2)), 2
+    )
     saved, state = [], TrainerState(log_history=[])
     for step, value in enumerate([float("nan"), 0.2, 0.9, 0.5, float("nan")], start=1):
         state.log_history.append({"step": step, "eval_pearson": value})
@@ -259,7 +314,9 @@ def test_metrics_that_fail_leave_a_finished_run(colours: MakeRecipe, monkeypatch
 
 def test_rows_that_do_not_fit_are_refused_before_training(colours: MakeRecipe, tmp_path: Path) -> None:
     """A held-out label that evaluate.labels doesn't name, and matthews for rows with several."""
-    with pytest.raises(FinetuneError, match=r"colours\.jsonl:\d+ has the label 'blue', and the labels are red, green"):
+    with pytest.raises(
+        FinetuneError, match=r"colours\.jsonl:\d+ has the label 'blue', and the labels are red, green"
+    ):
         start(colours(train=EXACT, evaluate={"metrics": ["accuracy"], "labels": ["red", "green"]}))
     rows = [{"text": f"x {n}", "label": ["red", "green"][: n % 3]} for n in range(12)]
     (tmp_path / "lists.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -274,7 +331,9 @@ def test_the_result_is_measured_once_in_the_log(colours: MakeRecipe) -> None:
     """Measured again, as after a kill at the end, it replaces what was written before."""
     run = start(colours(**SECTIONS))
     before = entries(run)
-    report = Evaluation(read_lock(run.lock_path).recipe, choose_precision("fp32")).of(resolve_target(str(run.path)))
+    report = Evaluation(read_lock(run.lock_path).recipe, choose_precision("fp32")).of(
+        resolve_target(str(run.path))
+    )
     write_metrics(run, report, 12)
     assert [entry.keys() for entry in entries(run)] == [entry.keys() for entry in before]
 
@@ -284,10 +343,15 @@ def test_prompts_without_room_are_left_out(colours: MakeRecipe, tiny_base: Path)
     recipe = colours(**SECTIONS)
     tokenizer = load_tokenizer(tiny_base)
     data = prepare_data(recipe, tokenizer)
-    lengths = sorted(len(question.prompt_ids) for question in read_rows(recipe, data, tokenizer, positions=256).questions)
+    lengths = sorted(
+        len(question.prompt_ids) for question in read_rows(recipe, data, tokenizer, positions=256).questions
+    )
     room = longest_label(COLOURS, tokenizer)
     rows = read_rows(recipe, data, tokenizer, positions=lengths[0] + room)
     assert len(rows.questions) == lengths.count(lengths[0])
-    assert rows.notes[0] == f"{len(lengths) - len(rows.questions)} rows are left out: their prompts leave no position to answer"
+    assert (
+        rows.notes[0]
+        == f"{len(lengths) - len(rows.questions)} rows are left out: their prompts leave no position to answer"
+    )
     with pytest.raises(FinetuneError, match="leaves no position to answer"):
         read_rows(recipe, data, tokenizer, positions=lengths[0] + room - 1)

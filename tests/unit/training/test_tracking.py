@@ -21,10 +21,13 @@ STEPS = EXACT | {"max_steps": 5}
 
 
 def test_samples_are_written_and_change_nothing(make_recipe: MakeRecipe) -> None:
-    """Before the first step, every second one, and at the end; with dropout the adapter is bit for bit the one without."""
+    """Before the first step, every second one, and at the end; with dropout the adapter is bit for bit the
+    one without."""
     adapter = {"rank": 4, "dropout": 0.1}
     without = start(make_recipe(train=STEPS, adapter=adapter))
-    written = start(make_recipe(train=STEPS, adapter=adapter, tracking={"tracker": "none", "samples": SAMPLES}))
+    written = start(
+        make_recipe(train=STEPS, adapter=adapter, tracking={"tracker": "none", "samples": SAMPLES})
+    )
     assert_equal(adapter_of(without), adapter_of(written))
     lines = [json.loads(line) for line in written.samples_path.read_text().splitlines()]
     assert [(line["step"], line["prompt"]) for line in lines] == [
@@ -39,7 +42,9 @@ def test_samples_are_written_and_change_nothing(make_recipe: MakeRecipe) -> None
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_samples_are_asked_as_the_rows_are_written(make_recipe: MakeRecipe, tmp_path: Path, plain: bool) -> None:
+def test_samples_are_asked_as_the_rows_are_written(
+    make_recipe: MakeRecipe, tmp_path: Path, plain: bool
+) -> None:
     """Plain texts plainly, also on a base with a chat template: a run that knows its row by heart says it."""
     row = {"prompt": "The cat is called", "completion": " Tom."}
     path = tmp_path / "rows.jsonl"
@@ -60,7 +65,9 @@ def test_samples_are_asked_as_the_rows_are_written(make_recipe: MakeRecipe, tmp_
 
 def test_tensorboard_has_transformers_names(make_recipe: MakeRecipe) -> None:
     """A tracker that transformers drives gets its own names, read back with tensorboard's own reader."""
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is absent")
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is absent"
+    )
     done = start(make_recipe(train=STEPS | {"log_every_steps": 1}, tracking={"tracker": "tensorboard"}))
     events = accumulator.EventAccumulator(str(done.path / "tensorboard"))
     events.Reload()
@@ -72,7 +79,9 @@ def test_tensorboard_has_transformers_names(make_recipe: MakeRecipe) -> None:
 
 def test_tensorboard_has_the_metrics_of_the_result(make_recipe: MakeRecipe) -> None:
     """Measured after the last step, logged before the tracker's end."""
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is absent")
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is absent"
+    )
     evaluate = {"metrics": ["bits_per_byte", "loss"]}
     steps = STEPS | {"save_every_steps": 5}
     done = start(make_recipe(train=steps, evaluate=evaluate, tracking={"tracker": "tensorboard"}))
@@ -82,7 +91,8 @@ def test_tensorboard_has_the_metrics_of_the_result(make_recipe: MakeRecipe) -> N
     for name in ("final/bits_per_byte", "final/loss"):
         found = [(point.step, point.value) for point in events.Scalars(f"train/{name}")]
         assert found == [(last["step"], pytest.approx(last[name], rel=1e-6))]
-    # Killed before its result was there, and finished: no step is left, and the result is logged all the same.
+    # Killed before its result was there, and finished: no step is left, and the result is logged all the
+    # same.
     shutil.rmtree(done.path / "tensorboard")
     done.write_summary({"status": "running"})
     run.resume(done.path, recipe=None)
@@ -91,7 +101,9 @@ def test_tensorboard_has_the_metrics_of_the_result(make_recipe: MakeRecipe) -> N
     assert [point.step for point in events.Scalars("train/final/loss")] == [last["step"]]
 
 
-def test_a_tracker_whose_package_is_absent_is_refused(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_whose_package_is_absent_is_refused(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One message, before anything is trained, and no run folder left."""
     monkeypatch.setitem(sys.modules, "clearml", None)
     recipe = make_recipe(train=STEPS, tracking={"tracker": "clearml"})
@@ -100,7 +112,9 @@ def test_a_tracker_whose_package_is_absent_is_refused(make_recipe: MakeRecipe, m
     assert list(Path(recipe.output.folder).iterdir()) == []
 
 
-def test_a_tracker_that_breaks_in_mid_run_stops_nothing(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_breaks_in_mid_run_stops_nothing(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The training ends, metrics.jsonl has every step, and the log says once that the tracker failed."""
     pytest.importorskip("tensorboard", reason="tensorboard is absent")
     from transformers.integrations.integration_utils import TensorBoardCallback
@@ -115,10 +129,18 @@ def test_a_tracker_that_breaks_in_mid_run_stops_nothing(make_recipe: MakeRecipe,
     assert sum("train/loss" in line for line in done.metrics_path.read_text().splitlines()) == 5
 
 
-def test_a_wandb_run_has_its_tags_and_its_adapter(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wandb_run_has_its_tags_and_its_adapter(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Group, tags, notes, samples and the adapter stand in wandb's offline files."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    tracking = {"tracker": "wandb", "group": "a-group", "tags": ["a-tag"], "notes": "why it ran", "upload_adapter": True}
+    tracking = {
+        "tracker": "wandb",
+        "group": "a-group",
+        "tags": ["a-tag"],
+        "notes": "why it ran",
+        "upload_adapter": True,
+    }
     done = start(make_recipe(train=STEPS, tracking=tracking | {"samples": SAMPLES}))
     content = next(done.path.rglob("*.wandb")).read_bytes()
     for part in (b"a-group", b"a-tag", b"why it ran", b"-adapter", b"samples.table.json"):
@@ -134,7 +156,9 @@ def test_a_wandb_run_has_its_tags_and_its_adapter(make_recipe: MakeRecipe, monke
         ({"tracker": "mlflow", "project": "x"}, "mlflow goes by its own variables"),
     ],
 )
-def test_what_a_tracker_lacks_is_refused(tracking: dict[str, object], expected: str, tiny_base: Path, tmp_path: Path) -> None:
+def test_what_a_tracker_lacks_is_refused(
+    tracking: dict[str, object], expected: str, tiny_base: Path, tmp_path: Path
+) -> None:
     """An option that can't be honoured is never ignored."""
     from finetune.recipe.load import load_recipe
 
@@ -148,8 +172,12 @@ def test_what_a_tracker_lacks_is_refused(tracking: dict[str, object], expected: 
 
 
 def test_samples_survive_a_cut_line_and_an_early_end(make_recipe: MakeRecipe) -> None:
-    """A last line that a kill cut short is dropped at a resume; the last texts are written wherever the end comes."""
-    sections = {"train": STEPS | {"max_steps": 6, "save_every_steps": 2}, "tracking": {"tracker": "none", "samples": SAMPLES}}
+    """A last line that a kill cut short is dropped at a resume; the last texts are written wherever the end
+    comes."""
+    sections = {
+        "train": STEPS | {"max_steps": 6, "save_every_steps": 2},
+        "tracking": {"tracker": "none", "samples": SAMPLES},
+    }
     whole = start(make_recipe(**sections), "whole")
     process = launch(make_recipe(**sections))
     folder = RunFolder(whole.path.parent / "killed-001")
@@ -161,26 +189,41 @@ def test_samples_survive_a_cut_line_and_an_early_end(make_recipe: MakeRecipe) ->
     run.resume(folder.path, recipe=None)
     assert folder.samples_path.read_text() == whole.samples_path.read_text()
     assert_equal(adapter_of(folder), adapter_of(whole))
-    stopping = {"evaluate_every_steps": 1, "early_stopping": {"patience_evaluations": 1, "minimum_improvement": 100.0}}
-    early = start(make_recipe(train=STEPS | stopping | {"max_steps": 30}, tracking=sections["tracking"]), "early")
+    stopping = {
+        "evaluate_every_steps": 1,
+        "early_stopping": {"patience_evaluations": 1, "minimum_improvement": 100.0},
+    }
+    early = start(
+        make_recipe(train=STEPS | stopping | {"max_steps": 30}, tracking=sections["tracking"]), "early"
+    )
     steps = [json.loads(line)["step"] for line in early.samples_path.read_text().splitlines()]
     assert steps[-1] == early.read_summary()["steps"] < 30
 
 
 def test_no_secret_reaches_a_tracker(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens in tags, notes, group and prompts are left out of wandb's files as well; the lock can still be read."""
+    """Tokens in tags, notes, group and prompts are left out of wandb's files as well; the lock can still be
+    read."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     token = f"hf_{'Zx9' * 12}"
     samples = {"prompts": [f"Use {token}", 'Read "https://example.com/a?b=1" now']}
-    tracking = {"tracker": "wandb", "group": token, "tags": [token], "notes": f"with {token}", "samples": samples}
+    tracking = {
+        "tracker": "wandb",
+        "group": token,
+        "tags": [token],
+        "notes": f"with {token}",
+        "samples": samples,
+    }
     done = start(make_recipe(train=STEPS, tracking=tracking))
     for path in done.path.rglob("*"):
         assert not path.is_file() or token.encode() not in path.read_bytes(), path
     assert read_lock(done.lock_path).recipe.tracking.tags == ("<token>",)
 
 
-def test_a_text_that_looks_like_a_path_keeps_no_secret(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt that begins with a slash is a text: no file of the run, none of Trackio's and no line that is printed holds it.
+def test_a_text_that_looks_like_a_path_keeps_no_secret(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt that begins with a slash is a text: no file of the run, none of Trackio's and no line that is
+    printed holds it.
 
     Nor does the answer, where the model repeats it; the recipe's paths stay, for the run is resumed by them.
     """
@@ -193,7 +236,9 @@ def test_a_text_that_looks_like_a_path_keeps_no_secret(make_recipe: MakeRecipe, 
     monkeypatch.setattr(
         samples, "generate", lambda *_, **__: [Generated(f"/{token}", None), Generated(f"~/{secret}", None)]
     )  # as a model that learned them
-    recipe = make_recipe(train=STEPS, tracking={"tracker": "trackio", "samples": {"prompts": prompts, "max_new_tokens": 2}})
+    recipe = make_recipe(
+        train=STEPS, tracking={"tracker": "trackio", "samples": {"prompts": prompts, "max_new_tokens": 2}}
+    )
     done = start(recipe)
     database = Path(os.environ["TRACKIO_DIR"])
     held = [path for folder in (done.path, database) for path in folder.rglob("*") if path.is_file()]

@@ -27,12 +27,18 @@ from tests.support.recipes import MakeRecipe
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_micro_batch_splits_agree(make_recipe: MakeRecipe, tmp_path: Path, dtype: torch.dtype, tolerance: float) -> None:
-    """1 x 8, 4 x 2 and 8 x 1 end in the same adapter after an epoch whose last window is partial (36 rows of 8)."""
+def test_micro_batch_splits_agree(
+    make_recipe: MakeRecipe, tmp_path: Path, dtype: torch.dtype, tolerance: float
+) -> None:
+    """1 x 8, 4 x 2 and 8 x 1 end in the same adapter after an epoch whose last window is partial (36 rows of
+    8)."""
     results = {}
     for micro in (8, 2, 1):
-        # Plain SGD: Adam divides by the root of squared gradients, and makes noise of rounding errors near zero.
-        recipe = make_recipe(train={"micro_batch_size": micro, "precision": "fp32", "optimizer": "sgd", "learning_rate": 0.1})
+        # Plain SGD: Adam divides by the root of squared gradients, and makes noise of rounding errors near
+        # zero.
+        recipe = make_recipe(
+            train={"micro_batch_size": micro, "precision": "fp32", "optimizer": "sgd", "learning_rate": 0.1}
+        )
         results[micro] = trained_weights(trainer_of(recipe, tmp_path / str(micro), dtype))
     for micro in (2, 1):
         difference = (results[micro] - results[8]).norm() / results[8].norm()
@@ -40,10 +46,15 @@ def test_micro_batch_splits_agree(make_recipe: MakeRecipe, tmp_path: Path, dtype
 
 
 def test_the_step_loss_is_the_mean_over_supervised_tokens(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """The logged loss of step 1 is (sum of token losses) / (supervised tokens) of its 8 rows, by plain cross-entropy."""
-    trainer = trainer_of(make_recipe(train={"micro_batch_size": 1, "precision": "fp32", "max_steps": 1}), tmp_path)
+    """The logged loss of step 1 is (sum of token losses) / (supervised tokens) of its 8 rows, by plain
+    cross-entropy."""
+    trainer = trainer_of(
+        make_recipe(train={"micro_batch_size": 1, "precision": "fp32", "max_steps": 1}), tmp_path
+    )
     packs = next(trainer.feed.global_batches())
-    batch = padded_batch([document for pack in packs for document in trainer.feed.documents_of(pack)], pad_token_id=0)
+    batch = padded_batch(
+        [document for pack in packs for document in trainer.feed.documents_of(pack)], pad_token_id=0
+    )
     with torch.no_grad():
         logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         expected = functional.cross_entropy(
@@ -65,19 +76,24 @@ def test_evaluation_loss_is_the_exact_token_mean(make_recipe: MakeRecipe, tmp_pa
         batch = padded_batch([document], pad_token_id=0)
         with torch.no_grad():
             logits = trainer.model(input_ids=batch["input_ids"]).logits[0]
-        total += functional.cross_entropy(logits, batch["shift_labels"][0], ignore_index=IGNORE_INDEX, reduction="sum").item()
+        total += functional.cross_entropy(
+            logits, batch["shift_labels"][0], ignore_index=IGNORE_INDEX, reduction="sum"
+        ).item()
         count += int(batch["shift_labels"].ne(IGNORE_INDEX).sum())
     assert losses[0] == pytest.approx(total / count, rel=1e-5)
 
 
 def test_training_evaluates_the_rows_that_evaluate_scores(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """With evaluate.max_rows, the evaluation loss is that of the first rows, as `finetune evaluate` measures it."""
+    """With evaluate.max_rows, the evaluation loss is that of the first rows, as `finetune evaluate` measures
+    it."""
     trainer = trainer_of(make_recipe(evaluate={"max_rows": 2}), tmp_path)
     every = trainer_of(make_recipe(), tmp_path).evaluation
     assert list(trainer.evaluation) == list(every[:2])
     expected = token_loss(trainer.model, every[:2], batch_size=2).mean
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
-    assert trainer.evaluate()["eval_loss"] != pytest.approx(token_loss(trainer.model, every, batch_size=2).mean, rel=1e-6)
+    assert trainer.evaluate()["eval_loss"] != pytest.approx(
+        token_loss(trainer.model, every, batch_size=2).mean, rel=1e-6
+    )
 
 
 def test_a_non_finite_loss_stops_before_the_update(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -86,7 +102,9 @@ def test_a_non_finite_loss_stops_before_the_update(make_recipe: MakeRecipe, tmp_
     with torch.no_grad():
         trainer.model.get_input_embeddings().weight[:] = math.nan
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
-    with pytest.raises(TrainingError, match=r"loss is nan at step 1; nothing was updated. Rows: .*rows.json row \d+"):
+    with pytest.raises(
+        TrainingError, match=r"loss is nan at step 1; nothing was updated. Rows: .*rows.json row \d+"
+    ):
         trainer.train()
     assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters() if name in before)
 
@@ -102,14 +120,21 @@ def test_a_non_finite_gradient_stops_before_the_update(make_recipe: MakeRecipe, 
     assert torch.equal(weight, before)
 
 
-def test_loss_scaling_gives_up_on_a_gradient_that_stays_infinite(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """Under fp16's loss scaling a few overflows are skipped; 20 in a row end the run, with the weights as they were."""
-    recipe = make_recipe(train={"micro_batch_size": 8, "precision": "fp32", "max_steps": 60, "warmup_fraction": 0.0})
+def test_loss_scaling_gives_up_on_a_gradient_that_stays_infinite(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Under fp16's loss scaling a few overflows are skipped; 20 in a row end the run, with the weights as
+    they were."""
+    recipe = make_recipe(
+        train={"micro_batch_size": 8, "precision": "fp32", "max_steps": 60, "warmup_fraction": 0.0}
+    )
     trainer = trainer_of(recipe, tmp_path)
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
     weight = next(p for name, p in trainer.model.named_parameters() if "lora_B" in name)
     # Infinite in the first three steps, then well, then infinite for good.
-    weight.register_hook(lambda gradient: gradient * (1.0 if 3 <= trainer.state.global_step < 6 else math.inf))
+    weight.register_hook(
+        lambda gradient: gradient * (1.0 if 3 <= trainer.state.global_step < 6 else math.inf)
+    )
     with pytest.raises(TrainingError, match=r"gradient norm is (nan|inf) at step 26"):
         trainer.train()
     assert weight.isfinite().all()
@@ -121,7 +146,9 @@ def test_metrics_are_json_also_where_a_gradient_overflowed(make_recipe: MakeReci
     recipe = make_recipe(train={"micro_batch_size": 8, "precision": "fp32", "max_steps": 2})
     trainer = trainer_of(recipe, tmp_path)
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
-    trainer.add_callback(MetricsLog(tmp_path / "metrics.jsonl", trainer, NoTracker(), lambda step, total, metrics: None))
+    trainer.add_callback(
+        MetricsLog(tmp_path / "metrics.jsonl", trainer, NoTracker(), lambda step, total, metrics: None)
+    )
     weight = next(p for name, p in trainer.model.named_parameters() if "lora_B" in name)
     weight.register_hook(lambda gradient: gradient * math.inf)
     trainer.train()
@@ -132,9 +159,12 @@ def test_metrics_are_json_also_where_a_gradient_overflowed(make_recipe: MakeReci
 
 
 def test_no_memory_ends_with_advice() -> None:
-    """Where torch can't have the memory, the error names the keys to change; other errors stay what they are."""
+    """Where torch can't have the memory, the error names the keys to change; other errors stay what they
+    are."""
     with (
-        pytest.raises(TrainingError, match=r"micro_batch_size.*max_length_tokens.*activation_checkpointing.*qlora"),
+        pytest.raises(
+            TrainingError, match=r"micro_batch_size.*max_length_tokens.*activation_checkpointing.*qlora"
+        ),
         memory_advice(),
     ):
         torch.empty(10**15)
@@ -146,7 +176,9 @@ def test_no_memory_ends_with_advice() -> None:
 def test_each_optimizer_learns(make_recipe: MakeRecipe, tmp_path: Path, optimizer: str) -> None:
     """With every optimizer of the table the evaluation loss falls."""
     rate = {"sgd": 1.0, "lion": 1e-3}.get(optimizer, 1e-2)
-    recipe = make_recipe(train={"micro_batch_size": 8, "precision": "fp32", "optimizer": optimizer, "learning_rate": rate})
+    recipe = make_recipe(
+        train={"micro_batch_size": 8, "precision": "fp32", "optimizer": optimizer, "learning_rate": rate}
+    )
     trainer = trainer_of(recipe, tmp_path)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
@@ -163,7 +195,8 @@ def test_activation_checkpointing_changes_no_gradient(make_recipe: MakeRecipe, t
 
 
 def test_options_that_cannot_be_honoured_are_refused(make_recipe: MakeRecipe) -> None:
-    """A paged optimizer without CUDA, fp16 on the CPU, an unknown optimizer and too long documents end in one message."""
+    """A paged optimizer without CUDA, fp16 on the CPU, an unknown optimizer and too long documents end in one
+    message."""
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA, which honours them")
     for section, message in (
@@ -181,7 +214,9 @@ def test_full_fine_tuning_saves_a_plain_model(make_recipe: MakeRecipe) -> None:
     """Method full trains every weight, and the result loads with plain transformers."""
     from transformers import AutoModelForCausalLM
 
-    recipe = make_recipe(adapter={"method": "full"}, train={"micro_batch_size": 8, "precision": "fp32", "learning_rate": 1e-3})
+    recipe = make_recipe(
+        adapter={"method": "full"}, train={"micro_batch_size": 8, "precision": "fp32", "learning_rate": 1e-3}
+    )
     tree = recipe.model_dump(mode="json")
     tree["adapter"] = {"method": "full"}
     summary = run.start(Recipe.model_validate(tree), name="full", command="test").summary

@@ -28,7 +28,9 @@ def test_a_key_is_made_once_and_for_its_owner_alone(key: Path) -> None:
     assert (is_signed("a", signature), is_signed("b", signature), is_signed("a", "")) == (True, False, False)
 
 
-@pytest.mark.parametrize("fault", ["a link", "readable by others", "another user's", "a pipe", "too short", "a folder"])
+@pytest.mark.parametrize(
+    "fault", ["a link", "readable by others", "another user's", "a pipe", "too short", "a folder"]
+)
 def test_a_key_that_others_may_know_signs_nothing(key: Path, tmp_path: Path, fault: str) -> None:
     """One that somebody put there, or can read, would make their checkpoints this user's own."""
     if fault == "another user's" and os.geteuid() != 0:

@@ -1,8 +1,8 @@
 """Whatever is wrong with data is one DataError, with the place, on the whole way from files to documents.
 
 What a reader or a format refuses by itself is in test_sources.py, test_sources_files.py, test_formats.py and
-test_formats_tasks.py, and templates by themselves in test_sandbox.py. Here whole files go through prepare(), in both settings
-of data.on_bad_row; and what nobody thought of is looked for with arbitrary bytes and rows.
+test_formats_tasks.py, and templates by themselves in test_sandbox.py. Here whole files go through prepare(),
+in both settings of data.on_bad_row; and what nobody thought of is looked for with arbitrary bytes and rows.
 """
 
 import json
@@ -31,15 +31,22 @@ MESSAGES, SHAREGPT = {"messages": [USER, ANSWER]}, {"conversations": [HUMAN, GPT
 ALPACA, TEXT = {"instruction": "Say ho.", "output": "ho"}, {"text": "ho"}
 GOOD: dict[str, dict[str, Any]] = {
     "alpaca": ALPACA, "messages": MESSAGES, "sharegpt": SHAREGPT, "text": TEXT,
-    "prompt_completion": {"prompt": [USER], "completion": [ANSWER]}, "question_answer": {"question": "hi", "answer": "ho"},
-    "classification": {"text": "hi", "label": "ho"}, "regression": {"text": "hi", "value": 1.5},
-    "code": {"task": "hi", "code": "ho"}, "translation": {"translation": {"en": "hi", "de": "ho"}},
+    "prompt_completion": {"prompt": [USER], "completion": [ANSWER]},
+    "question_answer": {"question": "hi", "answer": "ho"}, "classification": {"text": "hi", "label": "ho"},
+    "regression": {"text": "hi", "value": 1.5}, "code": {"task": "hi", "code": "ho"},
+    "translation": {"translation": {"en": "hi", "de": "ho"}},
     "summarisation": {"document": "hi", "summary": "ho"},
 }  # fmt: skip
 """A row that each format takes."""
 
-ARTICLE = {"title": "t", "paragraphs": [{"context": "c", "qas": [{"question": "q", "answers": [{"text": "a"}]}]}]}
-TOOLS_ROW = {"messages": [{"role": "system", "content": "s"}, USER, CALL, RESULT, ANSWER | {"weight": 0.5}], "tools": [WEATHER]}
+ARTICLE = {
+    "title": "t",
+    "paragraphs": [{"context": "c", "qas": [{"question": "q", "answers": [{"text": "a"}]}]}],
+}
+TOOLS_ROW = {
+    "messages": [{"role": "system", "content": "s"}, USER, CALL, RESULT, ANSWER | {"weight": 0.5}],
+    "tools": [WEATHER],
+}
 CALLS = [
     HUMAN,
     {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
@@ -73,8 +80,11 @@ ROWS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 """Sources, and a row that each takes, which test_arbitrary_rows changes."""
 
 
-def prepared(path: Path, tokenizer: PreTrainedTokenizerFast, format_name: str, **options: Any) -> PreparedData:
-    """The file's rows as documents; `on_bad_row`, `supervise` and `clean` are options of the section, others of the source."""
+def prepared(
+    path: Path, tokenizer: PreTrainedTokenizerFast, format_name: str, **options: Any
+) -> PreparedData:
+    """The file's rows as documents; `on_bad_row`, `supervise` and `clean` are options of the section, others
+    of the source."""
     names = ("on_bad_row", "supervise", "clean")
     section = {name: options.pop(name) for name in names if name in options}
     source = {"path": str(path), "format": format_name} | options
@@ -88,7 +98,9 @@ def error(path: Path, tokenizer: PreTrainedTokenizerFast, format_name: str, **op
     return str(caught.value)
 
 
-def bad_rows(path: Path, tokenizer: PreTrainedTokenizerFast, format_name: str, kept: int, **options: Any) -> RowCounts:
+def bad_rows(
+    path: Path, tokenizer: PreTrainedTokenizerFast, format_name: str, kept: int, **options: Any
+) -> RowCounts:
     """The rows that on_bad_row: skip counts, once it is known that this many others are kept."""
     (report,) = prepared(path, tokenizer, format_name, on_bad_row="skip", **options).report.sources
     assert report.rows_kept == kept
@@ -98,7 +110,8 @@ def bad_rows(path: Path, tokenizer: PreTrainedTokenizerFast, format_name: str, k
 
 
 def lines_of(rows: RowCounts) -> list[int]:
-    """The lines of the rows that a report names, sorted: what can't be read is found before what a format refuses."""
+    """The lines of the rows that a report names, sorted: what can't be read is found before what a format
+    refuses."""
     return sorted(int(line) for place in rows.places for line in re.findall(r"^rows\.\w+:(\d+)", place))
 
 

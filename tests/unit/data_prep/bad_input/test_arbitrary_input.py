@@ -18,19 +18,45 @@ from data_prep.config import FileSource
 from data_prep.errors import DataError
 from data_prep.formats import FORMATS
 from data_prep.sources import read_rows
-from tests.unit.data_prep.bad_input.outcomes import ANSWER, HUMAN, LONGEST_MESSAGE, ROWS, USER, jsonl, prepared
+from tests.unit.data_prep.bad_input.outcomes import (
+    ANSWER,
+    HUMAN,
+    LONGEST_MESSAGE,
+    ROWS,
+    USER,
+    jsonl,
+    prepared,
+)
 
-KINDS = [".jsonl", ".csv", ".json", ".tsv", ".parquet", ".arrow", ".txt", ".txt.gz", ".jsonl.zst", ".parquet.gz"]
+KINDS = [
+    ".jsonl",
+    ".csv",
+    ".json",
+    ".tsv",
+    ".parquet",
+    ".arrow",
+    ".txt",
+    ".txt.gz",
+    ".jsonl.zst",
+    ".parquet.gz",
+]
 FUZZ = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def valid(kind: str) -> bytes:
     """A small file of this kind that can be read."""
-    rows = [{"text": 'Zoë, "hi"\n', "label": "a", "turns": [{"x": [1, None]}]}, {"text": "c", "label": None, "turns": []}]
+    rows = [
+        {"text": 'Zoë, "hi"\n', "label": "a", "turns": [{"x": [1, None]}]},
+        {"text": "c", "label": None, "turns": []},
+    ]
     plain = [{"text": 'Zoë, "hi"\n', "label": "a"}, {"text": "c", "label": "d"}]
     if kind.endswith((".gz", ".zst")):
         content = valid(kind.rpartition(".")[0])
-        return gzip.compress(content) if kind.endswith(".gz") else pa.compress(content, codec="zstd", asbytes=True)
+        return (
+            gzip.compress(content)
+            if kind.endswith(".gz")
+            else pa.compress(content, codec="zstd", asbytes=True)
+        )
     if kind in (".parquet", ".arrow"):
         sink, table = pa.BufferOutputStream(), pa.Table.from_pylist(rows)
         if kind == ".parquet":
@@ -42,14 +68,17 @@ def valid(kind: str) -> bytes:
     if kind in (".csv", ".tsv"):
         delimiter = "," if kind == ".csv" else "\t"
         quoted = [[json.dumps(value)[1:-1].replace('\\"', '""') for value in row.values()] for row in plain]
-        return "\n".join(delimiter.join(f'"{text}"' for text in row) for row in (list(plain[0]), *quoted)).encode()
+        return "\n".join(
+            delimiter.join(f'"{text}"' for text in row) for row in (list(plain[0]), *quoted)
+        ).encode()
     if kind == ".txt":
         return "one\ntwo\n\nZoë".encode()
     return jsonl(*rows) if kind == ".jsonl" else json.dumps(rows).encode()
 
 
 def only_data_errors(kind: str, content: bytes) -> None:
-    """Read the content as a file of this kind, with and without on_bad: rows, or a DataError, and nothing else."""
+    """Read the content as a file of this kind, with and without on_bad: rows, or a DataError, and nothing
+    else."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"rows{kind}"
         path.write_bytes(content)
@@ -111,13 +140,14 @@ def test_the_files_to_damage_are_whole() -> None:
 STRANGE = [
     "", " ", "user", "assistant", "system", "tool", "human", "gpt", "function_call", "observation", "text", "image_url", "{}",
     "[]", "null", '{"name": "f"}', '{"name": "f", "arguments": "{"}', '{"name": "\\ud800", "arguments": {"x": "\\ud800"}}',
-    '[{"name": "f", "description": "\\ud800"}]', "[" * 2000, "1" * 5000, "<|im_end|>", "<|im_start|>", "\x00", "\u2028", "😀",
+    '[{"name": "f", "description": '
+    '"\\ud800"}]', "[" * 2000, "1" * 5000, "<|im_end|>", "<|im_start|>", "\x00", "\u2028", "😀",
     "\ud800",
 ]  # fmt: skip
 NAMES = [
-    *sorted({name for form in FORMATS for name in form.columns.names}),
-    "role", "content", "from", "value", "weight", "loss_weight", "tool_calls", "tool_call_id", "function", "name", "arguments",
-    "type", "id", "history", "qas", "functions", "",
+    *sorted({name for form in FORMATS for name in form.columns.names}), "role", "content", "from", "value",
+    "weight", "loss_weight", "tool_calls", "tool_call_id", "function", "name", "arguments", "type", "id",
+    "history", "qas", "functions", "",
 ]  # fmt: skip
 NUMBERS = [10**400, -(10**400), 1e308, float("inf"), float("nan"), 0.5]
 SCALARS = st.one_of(
@@ -167,20 +197,33 @@ def changed(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return source, [good, row, good] if draw(st.booleans()) else [row]
 
 
-@given(changed(), st.sampled_from(["error", "skip"]), st.sampled_from(["assistant", "last", "completion", "all"]))
+@given(
+    changed(), st.sampled_from(["error", "skip"]), st.sampled_from(["assistant", "last", "completion", "all"])
+)
 @settings(FUZZ, max_examples=500)
 @example(({"format": "messages"}, [{"messages": [USER, ANSWER | {"weight": 10**400}]}]), "error", "assistant")
-@example(({"format": "sharegpt"}, [{"conversations": [HUMAN, {"from": "gpt", "tool_calls": [1]}]}]), "skip", "assistant")
+@example(
+    ({"format": "sharegpt"}, [{"conversations": [HUMAN, {"from": "gpt", "tool_calls": [1]}]}]),
+    "skip",
+    "assistant",
+)
 def test_arbitrary_rows(
-    tokenizer: PreTrainedTokenizerFast, rows: tuple[dict[str, Any], list[dict[str, Any]]], on_bad_row: str, supervise: str
+    tokenizer: PreTrainedTokenizerFast,
+    rows: tuple[dict[str, Any], list[dict[str, Any]]],
+    on_bad_row: str,
+    supervise: str,
 ) -> None:
-    """Rows of any shape in any format become documents or one DataError, and every one of them is accounted for."""
+    """Rows of any shape in any format become documents or one DataError, and every one of them is accounted
+    for."""
     source, values = rows
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         path.write_bytes(jsonl(*values))
         clean = {"unicode": "NFC", "remove_control_characters": True, "duplicates": "drop"}
-        options = {key: value for key, value in source.items() if key != "format"} | {"clean": clean, "supervise": supervise}
+        options = {key: value for key, value in source.items() if key != "format"} | {
+            "clean": clean,
+            "supervise": supervise,
+        }
         said, data = None, None
         try:
             data = prepared(path, tokenizer, source["format"], on_bad_row=on_bad_row, **options)
@@ -190,5 +233,7 @@ def test_arbitrary_rows(
         if data is not None:
             (report,) = data.report.sources
             assert report.rows_read == len(values)
-            assert report.examples_made == report.rows_kept + sum(dropped.count for dropped in report.dropped.values())
+            assert report.examples_made == report.rows_kept + sum(
+                dropped.count for dropped in report.dropped.values()
+            )
             assert all(0 < document.supervised_tokens < len(document.token_ids) for document in data.train)

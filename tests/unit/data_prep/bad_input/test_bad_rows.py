@@ -83,13 +83,20 @@ ROW_PROBLEMS: list[tuple[str, Any, str]] = [
 """A format, the second of three rows, and what is said about it."""
 
 
-@pytest.mark.parametrize(("format_name", "row", "problem"), ROW_PROBLEMS, ids=[case[2] for case in ROW_PROBLEMS])
-def test_a_bad_row(format_name: str, row: Any, problem: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A bad row is one DataError with the file, the line and the field; with on_bad_row skip it is counted, the others kept."""
+@pytest.mark.parametrize(
+    ("format_name", "row", "problem"), ROW_PROBLEMS, ids=[case[2] for case in ROW_PROBLEMS]
+)
+def test_a_bad_row(
+    format_name: str, row: Any, problem: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A bad row is one DataError with the file, the line and the field; with on_bad_row skip it is counted,
+    the others kept."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl(GOOD[format_name], row, GOOD[format_name]))
     said = error(path, tokenizer, format_name)
-    read = r"" if problem.startswith(r"rows\.jsonl:2") else rf"rows\.jsonl:2, read as format '{format_name}': "
+    read = (
+        r"" if problem.startswith(r"rows\.jsonl:2") else rf"rows\.jsonl:2, read as format '{format_name}': "
+    )
     assert re.match(read + problem, said), said[:500]
     assert "\n" not in said
     assert len(said) < LONGEST_MESSAGE
@@ -98,8 +105,11 @@ def test_a_bad_row(format_name: str, row: Any, problem: str, tmp_path: Path, tok
     assert "rows.jsonl:2" in skipped.places[0]
 
 
-def test_an_answer_that_is_an_empty_list_has_its_own_answer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A question with an empty list of answers is no bad row: it is one that can't be answered, as in SQuAD 2.0."""
+def test_an_answer_that_is_an_empty_list_has_its_own_answer(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A question with an empty list of answers is no bad row: it is one that can't be answered, as in SQuAD
+    2.0."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl({"question": "a", "answers": {"text": []}}))
     assert bad_rows(path, tokenizer, "question_answer", kept=1).count == 0
@@ -107,7 +117,8 @@ def test_an_answer_that_is_an_empty_list_has_its_own_answer(tmp_path: Path, toke
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
 def test_a_bad_record(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """What a format refuses in a CSV or TSV is named by the line where the record begins, and so is what can't be read."""
+    """What a format refuses in a CSV or TSV is named by the line where the record begins, and so is what
+    can't be read."""
     delimiter = "," if kind == "csv" else "\t"
     records = [("text", "label"), ('"two\nlines"', "a"), ("c", "d"), ("e",), ("f", "g")]
     lines = [delimiter.join(record) + "\n" for record in records]
@@ -117,7 +128,9 @@ def test_a_bad_record(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerF
     what = "read as format 'classification': label is 'd', which labels doesn't name; it names 'a', 'g'"
     assert refused == f"rows.{kind}:4, {what}"
     path.write_text("".join(lines))
-    assert error(path, tokenizer, "classification", labels=labels).startswith(f"rows.{kind}:5: 1 field, but the header has 2")
+    assert error(path, tokenizer, "classification", labels=labels).startswith(
+        f"rows.{kind}:5: 1 field, but the header has 2"
+    )
     skipped = bad_rows(path, tokenizer, "classification", kept=2, labels=labels)
     assert lines_of(skipped) == [4, 5]
 
@@ -130,11 +143,14 @@ def test_a_bad_row_of_a_table(tmp_path: Path, tokenizer: PreTrainedTokenizerFast
     assert said == "rows.parquet row 3, read as format 'alpaca': instruction is null; a string was expected"
     assert bad_rows(path, tokenizer, "alpaca", kept=2).count == 1
     pq.write_table(pa.table({"instruction": ["a", "b"], "output": [1, 2]}), path)
-    assert "rows.parquet row 1, read as format 'alpaca': output is a number" in error(path, tokenizer, "alpaca")
+    assert "rows.parquet row 1, read as format 'alpaca': output is a number" in error(
+        path, tokenizer, "alpaca"
+    )
 
 
 def test_only_bad_rows(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A source whose rows are all refused by its format is an error even where bad rows are skipped, with the counts."""
+    """A source whose rows are all refused by its format is an error even where bad rows are skipped, with the
+    counts."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl({"a": 1}, {"b": 2}))
     said = error(path, tokenizer, "alpaca", on_bad_row="skip")
@@ -185,4 +201,6 @@ def test_a_row_without_columns_has_no_format(tmp_path: Path, tokenizer: PreTrain
     """Format auto says of an empty object that it has no columns at all."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl({}))
-    assert "format auto: no format fits a row with no columns at all; set `format`" in error(path, tokenizer, "auto")
+    assert "format auto: no format fits a row with no columns at all; set `format`" in error(
+        path, tokenizer, "auto"
+    )

@@ -26,7 +26,9 @@ from tests.unit.data_prep.bad_input.outcomes import (
 ROOT = Path(__file__).resolve().parents[4]
 
 
-def template_error(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, prompt: str, *, chat: bool = True) -> str:
+def template_error(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, prompt: str, *, chat: bool = True
+) -> str:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl({"a": "b"}))
     return error(path, tokenizer, "template", template={"prompt": prompt, "completion": "c", "chat": chat})
@@ -57,14 +59,21 @@ ESCAPES = [
 
 
 @pytest.mark.parametrize("text", ESCAPES)
-def test_a_template_stays_in_its_sandbox(text: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A row's template that reaches for Python is one DataError with the row and the text of the recipe that does it."""
-    assert re.match(r"rows\.jsonl:1, read as format 'template': template\.prompt\b", template_error(tmp_path, tokenizer, text))
+def test_a_template_stays_in_its_sandbox(
+    text: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A row's template that reaches for Python is one DataError with the row and the text of the recipe that
+    does it."""
+    assert re.match(
+        r"rows\.jsonl:1, read as format 'template': template\.prompt\b",
+        template_error(tmp_path, tokenizer, text),
+    )
 
 
 @pytest.mark.parametrize("text", ESCAPES)
 def test_a_chat_template_stays_in_its_sandbox(text: str, tmp_path: Path, tiny_base: Path) -> None:
-    """A chat template that reaches for Python gets nothing: one DataError with the row and its name, or no text at all."""
+    """A chat template that reaches for Python gets nothing: one DataError with the row and its name, or no
+    text at all."""
     (tmp_path / "own.jinja").write_text("{% set a = 'a' %}" + text + CHATML)
     (tmp_path / "rows.jsonl").write_bytes(jsonl(MESSAGES))
     own = load_tokenizer(tiny_base, chat_template=str(tmp_path / "own.jinja"))
@@ -73,7 +82,9 @@ def test_a_chat_template_stays_in_its_sandbox(text: str, tmp_path: Path, tiny_ba
         (document,) = prepared(tmp_path / "rows.jsonl", own, "messages").train
         assert own.decode(document.token_ids).startswith("<|im_start|>user\nhi<|im_end|>")
     else:
-        assert re.match(r"rows\.jsonl:1: the chat template \(.*own\.jinja\) fails on this conversation: ", said), said
+        assert re.match(
+            r"rows\.jsonl:1: the chat template \(.*own\.jinja\) fails on this conversation: ", said
+        ), said
 
 
 FAILING_ON_ROWS = [
@@ -112,8 +123,11 @@ FAILING = [
 
 @pytest.mark.parametrize("text", FAILING_ON_ROWS + FAILING, ids=lambda text: text[:40])
 @pytest.mark.parametrize("chat", [True, False])
-def test_a_template_that_fails(chat: bool, text: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A row's template that fails, in whatever way, is one short DataError that begins with the row's place."""
+def test_a_template_that_fails(
+    chat: bool, text: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A row's template that fails, in whatever way, is one short DataError that begins with the row's
+    place."""
     said = template_error(tmp_path, tokenizer, text, chat=chat)
     assert said.startswith("rows.jsonl:1")
     assert len(said) < LONGEST_MESSAGE
@@ -126,27 +140,38 @@ def test_a_chat_template_that_fails(text: str, tmp_path: Path, tiny_base: Path) 
     (tmp_path / "rows.jsonl").write_bytes(jsonl(MESSAGES))
 
     def use() -> None:
-        prepared(tmp_path / "rows.jsonl", load_tokenizer(tiny_base, chat_template=str(tmp_path / "own.jinja")), "messages")
+        prepared(
+            tmp_path / "rows.jsonl",
+            load_tokenizer(tiny_base, chat_template=str(tmp_path / "own.jinja")),
+            "messages",
+        )
 
     with pytest.raises(DataError, match=r"own\.jinja") as caught:
         use()
     assert len(str(caught.value)) < LONGEST_MESSAGE
 
 
-def test_a_template_that_loops(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_loops(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A row's template that doesn't end is stopped by the clock, and the error names the row and the text."""
     from data_prep.jinja import sandbox
 
     monkeypatch.setattr(sandbox, "SECONDS", 0.2)
     text = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     said = template_error(tmp_path, tokenizer, text)
-    assert said.startswith("rows.jsonl:1, read as format 'template': template.prompt fails on this row: it takes longer than")
+    assert said.startswith(
+        "rows.jsonl:1, read as format 'template': template.prompt fails on this row: it takes longer than"
+    )
 
 
 def test_one_row_of_many_breaks_its_template(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A template that fails on one row alone is that row's problem: with on_bad_row skip the others are kept."""
+    """A template that fails on one row alone is that row's problem: with on_bad_row skip the others are
+    kept."""
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(jsonl({"a": "b", "n": 2}, {"a": "b", "n": 0}, {"a": "b", "n": "x"}, {"a": "b"}, {"a": "b", "n": 4}))
+    path.write_bytes(
+        jsonl({"a": "b", "n": 2}, {"a": "b", "n": 0}, {"a": "b", "n": "x"}, {"a": "b"}, {"a": "b", "n": 4})
+    )
     template = {"prompt": "{{ 8 / n }}", "completion": "{{ a }}"}
     skipped = bad_rows(path, tokenizer, "template", kept=2, template=template)
     assert lines_of(skipped) == [2, 3, 4]
@@ -163,11 +188,13 @@ INSIDE_ONE_CALL = [
     "{{ ([[1] * 50000] * 150) | sum(start=[]) | length }}",
     "{% set n = namespace(l=[]) %}{% for i in range(250) %}{% set n.l = n.l + ['x' * 900000] %}{% endfor %}",
 ]
-"""What makes 200 MB out of nothing, inside one call or piece by piece, where no piece is too long by itself."""
+"""What makes 200 MB out of nothing, inside one call or piece by piece, where no piece is too long by
+itself."""
 
 
 def test_a_template_that_explodes_inside_one_call() -> None:
-    """Texts and lists that grow huge inside one call, or in many pieces, are refused before they take 150 MB."""
+    """Texts and lists that grow huge inside one call, or in many pieces, are refused before they take 150
+    MB."""
     code = (
         "import resource\nfrom data_prep.jinja.sandbox import LimitExceeded, render_limited, row_sandbox\n"
         "render_limited(row_sandbox(), 'x', {}, 0)\n"
@@ -177,7 +204,9 @@ def test_a_template_that_explodes_inside_one_call() -> None:
         "    except LimitExceeded:\n        pass\n"
         "print((allowed, peak() - start))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
     allowed, grown_megabytes = ast.literal_eval(done.stdout)
     assert allowed == []
     assert grown_megabytes < 150
@@ -194,7 +223,9 @@ def test_templates_share_nothing_between_rows(tmp_path: Path, tokenizer: PreTrai
     assert [tokenizer.decode(document.token_ids).count("new") for document in data.train] == [1, 1]
 
 
-@pytest.mark.parametrize("text", ["{{ range(10**4) | random }}", "{{ lipsum(n=1, html=false, min=5, max=9) }}"])
+@pytest.mark.parametrize(
+    "text", ["{{ range(10**4) | random }}", "{{ lipsum(n=1, html=false, min=5, max=9) }}"]
+)
 def test_templates_draw_nothing(text: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """What a row's template writes is the same each time, or refused: nothing in it is drawn by chance."""
     path = tmp_path / "rows.jsonl"

@@ -22,7 +22,12 @@ def run(tmp_path: Path, **environment: str) -> str:
     root = str(Path(__file__).resolve().parents[4])
     command = [sys.executable, str(script), "--steps", "two words"]
     done = subprocess.run(
-        command, env=known | {"PYTHONPATH": root} | environment, capture_output=True, text=True, check=True, timeout=60
+        command,
+        env=known | {"PYTHONPATH": root} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert not done.stderr
     return done.stdout.strip()
@@ -41,7 +46,8 @@ def test_an_empty_ld_preload_keeps_the_systems(tmp_path: Path) -> None:
 
 
 def test_a_library_that_does_not_load_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is no library of this machine is reported, and training goes on with the system's allocator."""
+    """A file that is no library of this machine is reported, and training goes on with the system's
+    allocator."""
     foreign = tmp_path / "libjemalloc.so.2"
     foreign.write_bytes(b"not a library")
     monkeypatch.setattr(allocator, "find_jemalloc", lambda: foreign)

@@ -74,7 +74,10 @@ class Ended:
         ({0: Ended(1, 10), 1: Ended(2, 11)}, 1),  # refused its input: the other one only lost it
         ({0: Ended(-15, 10), 1: Ended(2, 11)}, 1),  # stopped by the agent
         ({0: Ended(2, 12), 1: Ended(2, 11)}, 1),  # the earlier one
-        ({0: Ended(-9, 40), 1: Ended(2, 10)}, 1),  # refused its input: the agent killed the other one, which hung
+        (
+            {0: Ended(-9, 40), 1: Ended(2, 10)},
+            1,
+        ),  # refused its input: the agent killed the other one, which hung
     ],
 )
 def test_the_first_failure_is_the_reason(failures: dict[int, Ended], expected: int) -> None:
@@ -88,13 +91,24 @@ def test_one_that_lost_another_is_not_the_reason(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv(ERROR_FILE, str(written))
     killed = ProcessFailure(local_rank=1, pid=2, exitcode=-9, error_file="")
     tell_launcher("process 0 lost the others", lost=True)
-    assert first_failure({0: ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(written)), 1: killed}).rank == 1
+    assert (
+        first_failure(
+            {0: ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(written)), 1: killed}
+        ).rank
+        == 1
+    )
     tell_launcher("the run is being trained")
-    assert first_failure({0: ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(written)), 1: killed}).rank == 0
+    assert (
+        first_failure(
+            {0: ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(written)), 1: killed}
+        ).rank
+        == 0
+    )
 
 
 def test_the_lock_of_a_killed_build_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lock stays while something is being written beside it, goes when nothing was for long; others' locks stay."""
+    """A lock stays while something is being written beside it, goes when nothing was for long; others' locks
+    stay."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     names = ("deepspeed_dead", "deepspeed_busy", "other")
     for name in names:
@@ -106,7 +120,10 @@ def test_the_lock_of_a_killed_build_is_removed(tmp_path: Path, monkeypatch: pyte
             os.utime(path, (old, old))
     (tmp_path / "py311_cpu" / "deepspeed_busy" / "a.o").touch()
     remove_stale_builds()
-    assert [name for name in names if (tmp_path / "py311_cpu" / name / "lock").exists()] == ["deepspeed_busy", "other"]
+    assert [name for name in names if (tmp_path / "py311_cpu" / name / "lock").exists()] == [
+        "deepspeed_busy",
+        "other",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +152,8 @@ def test_addresses_of_machine_0(text: str, expected: str | None) -> None:
 
 
 def test_a_name_that_only_this_machine_knows_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Debian's /etc/hosts gives a machine's own name an address of loopback: others would wait for it in vain."""
+    """Debian's /etc/hosts gives a machine's own name an address of loopback: others would wait for it in
+    vain."""
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 29500))]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with pytest.raises(LaunchError, match=r"node0 is 127\.0\.1\.1 here, which no other machine reaches"):
@@ -147,6 +165,8 @@ def test_a_launch_listens_at_the_named_address_alone() -> None:
     address = parse_address("127.0.0.1:29873")
     with address.listener() as listener:
         assert listener.getsockname() == ("127.0.0.1", 29873)
-        with pytest.raises(LaunchError, match=r"--rendezvous 127\.0\.0\.1:29873 can't be used on this machine"):
+        with pytest.raises(
+            LaunchError, match=r"--rendezvous 127\.0\.0\.1:29873 can't be used on this machine"
+        ):
             address.listener()
     assert address.interface() == loopback()

@@ -29,7 +29,8 @@ ZERO = "distributed_type: DEEPSPEED\ndeepspeed_config:"
 
 
 def accelerates_keys() -> Iterator[str]:
-    """What `accelerate config` writes and `accelerate launch` reads, from accelerate's own classes, questions and parser."""
+    """What `accelerate config` writes and `accelerate launch` reads, from accelerate's own classes, questions
+    and parser."""
     for field in dataclasses.fields(ClusterConfig):
         if field.name not in SECTIONS:
             yield field.name
@@ -45,11 +46,14 @@ def accelerates_keys() -> Iterator[str]:
 
 
 def test_every_key_has_its_verdict() -> None:
-    """The table has each of accelerate's keys with a reason or an expectation; a new version's key fails here."""
+    """The table has each of accelerate's keys with a reason or an expectation; a new version's key fails
+    here."""
     found = set(accelerates_keys())
     assert len(found) > 60
     assert found <= set(KEYS)
-    assert set(KEYS) - found == {"fsdp_config.fsdp_ignored_modules"}  # which its launcher reads, and no parser has
+    assert set(KEYS) - found == {
+        "fsdp_config.fsdp_ignored_modules"
+    }  # which its launcher reads, and no parser has
     assert set(ONE_KEY) <= set(KEYS)
     assert all(key.why for key in KEYS.values())
 
@@ -78,7 +82,8 @@ def tree_with(name: str, value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", [name for name, key in KEYS.items() if key.fate == "refused"])
 def test_what_is_refused_is_named(tmp_path: Path, name: str) -> None:
-    """A value that asks for something is refused with the key's name and the reason; one that asks for nothing is not."""
+    """A value that asks for something is refused with the key's name and the reason; one that asks for
+    nothing is not."""
     with pytest.raises(LaunchError) as caught:
         find_config(write(tmp_path, tree_with(name, {"a": 1} if name in ONE_KEY else "something")))
     assert name in str(caught.value)
@@ -116,9 +121,15 @@ def test_what_is_harmless_changes_nothing(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_machines_of_a_file(
-    tmp_path: Path, machines: int | None, rank: int | None, ip: str | None, port: Any, expected: tuple[int, int, str]
+    tmp_path: Path,
+    machines: int | None,
+    rank: int | None,
+    ip: str | None,
+    port: Any,
+    expected: tuple[int, int, str],
 ) -> None:
-    """num_machines, machine_rank, main_process_ip and main_process_port are the launch's; the command line goes before them."""
+    """num_machines, machine_rank, main_process_ip and main_process_port are the launch's; the command line
+    goes before them."""
     tree = {"num_machines": machines, "machine_rank": rank, "main_process_ip": ip, "main_process_port": port}
     path = write(tmp_path, {"distributed_type": "MULTI_GPU", "num_processes": 4} | tree)
     launch = plan_launch(path, processes=None)
@@ -136,7 +147,11 @@ def test_machines_without_an_address_are_refused(tmp_path: Path) -> None:
 
 def recipe(**train: Any) -> Recipe:
     sections = {"global_batch_size": 8, "precision": "fp32"} | train
-    tree = {"model": {"base": "a/b"}, "data": {"train": [{"generated": "orders", "format": "messages"}]}, "train": sections}
+    tree = {
+        "model": {"base": "a/b"},
+        "data": {"train": [{"generated": "orders", "format": "messages"}]},
+        "train": sections,
+    }
     return Recipe.model_validate(tree)
 
 
@@ -161,13 +176,22 @@ def recipe(**train: Any) -> Recipe:
     ],
 )  # fmt: skip
 def test_a_file_and_its_recipe_agree(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], train: dict[str, Any], wrong: str | None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    values: dict[str, Any],
+    train: dict[str, Any],
+    wrong: str | None,
 ) -> None:
-    """What both say of learning is refused where the two disagree, before any process starts, and in one message."""
+    """What both say of learning is refused where the two disagree, before any process starts, and in one
+    message."""
     monkeypatch.setattr("finetune.engines.deepspeed.DeepSpeed.check_installed", lambda engine: None)
     top = {name: value for name, value in values.items() if "gradient" not in name}
     inner = {name: value for name, value in values.items() if "gradient" in name}
-    tree = {"distributed_type": "DEEPSPEED", "num_processes": 2, "deepspeed_config": {"zero_stage": 2} | inner} | top
+    tree = {
+        "distributed_type": "DEEPSPEED",
+        "num_processes": 2,
+        "deepspeed_config": {"zero_stage": 2} | inner,
+    } | top
 
     def check() -> None:
         check_launch(plan_launch(write(tmp_path, tree), processes=None), recipe(**train))
@@ -211,25 +235,39 @@ def test_malformed_files_are_one_message(tmp_path: Path, text: str, expected: st
 
 def test_all_faults_of_a_file_are_said_at_once(tmp_path: Path) -> None:
     """Three keys that can't be honoured are three lines of one message."""
-    tree = {"distributed_type": "MULTI_GPU", "num_processes": "two", "rdzv_backend": "c10d", "tpu_name": "mine"}
+    tree = {
+        "distributed_type": "MULTI_GPU",
+        "num_processes": "two",
+        "rdzv_backend": "c10d",
+        "tpu_name": "mine",
+    }
     with pytest.raises(LaunchError) as caught:
         find_config(write(tmp_path, tree))
-    assert [line.split()[0] for line in str(caught.value).splitlines()[1:]] == ["num_processes", "rdzv_backend", "tpu_name"]
+    assert [line.split()[0] for line in str(caught.value).splitlines()[1:]] == [
+        "num_processes",
+        "rdzv_backend",
+        "tpu_name",
+    ]
 
 
 def test_yaml_as_accelerate_reads_it(tmp_path: Path) -> None:
     """no, off and quoted numbers are what accelerate takes them for, and so is a file of JSON."""
     path = tmp_path / "mine.yaml"
-    path.write_text("distributed_type: NO\nuse_cpu: yes\ndebug: off\nmixed_precision: no\nnum_processes: '1'\n")
+    path.write_text(
+        "distributed_type: NO\nuse_cpu: yes\ndebug: off\nmixed_precision: no\nnum_processes: '1'\n"
+    )
     config = find_config(str(path))
     assert (config.engine.name, config.use_cpu, config.debug, config.processes) == ("single", True, False, 1)
-    path.write_text('{"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": "2"}, "num_processes": 2}')
+    path.write_text(
+        '{"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": "2"}, "num_processes": 2}'
+    )
     assert find_config(str(path)).engine.name == "zero2"
 
 
 @pytest.mark.parametrize("name", [name for name in shipped() if name != "cpu"])
 def test_raw_accelerate_says_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a process finds in its environment under `accelerate launch` is judged as the file is, and gives its engine."""
+    """What a process finds in its environment under `accelerate launch` is judged as the file is, and gives
+    its engine."""
     from accelerate.commands.launch import _validate_launch_command
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
@@ -237,14 +275,22 @@ def test_raw_accelerate_says_the_same(name: str, monkeypatch: pytest.MonkeyPatch
     words = ["--config_file", str(config.path), "--main_process_port", "0", "x.py"]
     arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-    told = prepare_deepspeed_cmd_env(arguments)[1] if arguments.use_deepspeed else prepare_multi_gpu_env(arguments)
+    told = (
+        prepare_deepspeed_cmd_env(arguments)[1]
+        if arguments.use_deepspeed
+        else prepare_multi_gpu_env(arguments)
+    )
     for variable in environment.OF_ACCELERATE:
         monkeypatch.delenv(variable, raising=False)
     for variable in environment.OF_ACCELERATE.keys() & told.keys():
         monkeypatch.setenv(variable, told[variable])
     found = config_of_environment()
     assert found is not None
-    assert (found.engine, dict(found.settings), found.learning) == (config.engine, dict(config.settings), config.learning)
+    assert (found.engine, dict(found.settings), found.learning) == (
+        config.engine,
+        dict(config.settings),
+        config.learning,
+    )
 
 
 @pytest.mark.parametrize(
