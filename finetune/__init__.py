@@ -19,20 +19,24 @@ if TYPE_CHECKING:
         Model,
         Run,
         audit,
+        combine,
         evaluate,
+        inspect,
         list_runs,
         load,
         load_recipe,
         merge,
+        plan,
         resume,
         train,
+        verify,
     )
 
     __version__: str
 
 __all__ = [
-    "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "evaluate", "list_runs", "load",
-    "load_recipe", "merge", "resume", "train",
+    "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "combine", "evaluate", "inspect",
+    "list_runs", "load", "load_recipe", "merge", "plan", "resume", "train", "verify",
 ]  # fmt: skip
 
 

@@ -3,21 +3,21 @@ into rooms."""
 
 import logging
 import math
+import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from finetune.errors import CheckpointError, FinetuneError
+from finetune.errors import CheckpointError, FinetuneError, ModelError
 from finetune.loaded_model import Chat, LogLikelihood, Model
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.load import load_recipe as _load_recipe
-from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.reading.overrides import as_overrides
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import EvaluateSection
-from finetune.runs.compare import is_metric
-from finetune.runs.folder import list_summaries, open_run
-from finetune.runs.listing import chosen, parse_condition, value_of
+from finetune.run import Run
+from finetune.runs.folder import list_summaries
+from finetune.runs.listing import chosen, measured_speed, parse_condition, value_of
 from finetune.runs.target import Target, resolve_target
 from finetune.scoring.metrics import lower_is_better
 from finetune.training.start import Trained, start
@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from data_prep.audit.audit import Audit
     from finetune.evaluation.predictions import OnProgress
     from finetune.evaluation.report import Report
+    from finetune.merging.combine import Combination
     from finetune.merging.merge import MergeReport
+    from finetune.merging.verification.reverify import Again
+    from finetune.planning.plan import Plan
 
 __all__ = [
-    "Chat", "LogLikelihood", "Model", "Run", "audit", "evaluate", "list_runs", "load", "load_recipe", "merge",
-    "resume", "train",
+    "Chat", "LogLikelihood", "Model", "Run", "audit", "combine", "evaluate", "inspect", "list_runs", "load",
+    "load_recipe", "merge", "plan", "resume", "train", "verify",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -162,90 +165,57 @@ def _run_of(trained: "Trained | None") -> "Run":
     return Run(trained.folder)
 
 
-# --- Runs
+def plan(
+    recipe: AnyRecipe,
+    overrides: Overrides = (),
+    *,
+    gpus: int = 1,
+    gpu_memory: str | None = None,
+    launch: str | None = None,
+    tokens_per_second: float | None = None,
+    cpu: bool = False,
+) -> "Plan":
+    """Memory of a process for every way of sharding, steps, time and disk; from headers and lengths alone.
 
-
-class Run:
-    """A run folder: what was trained, and what became of it.
-
-    Raises CheckpointError where the folder isn't one.
+    `gpu_memory` is a size, such as "80GiB"; `launch` the way of sharding that is asked for; with `cpu` it is
+    about processes on the CPU. Time is told from `tokens_per_second`, else from the newest run of this base.
+    Raises RecipeError, and ModelError where the base's config can't be found or the method has no formula.
     """
+    from finetune.models.sizes import parse_size
+    from finetune.planning.plan import plan as planned
 
-    def __init__(self, folder: str | Path):
-        self._run = open_run(Path(folder).expanduser().resolve())
+    found = load_recipe(recipe, overrides).recipe
+    return planned(
+        found,
+        gpus=gpus,
+        gpu_memory=None if gpu_memory is None else parse_size(gpu_memory, "--gpu-memory"),
+        engine=launch,
+        tokens_per_second=tokens_per_second or measured_speed(found),
+        device="cpu" if cpu else "gpu",
+    )
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Run) and self.folder == other.folder
 
-    def __hash__(self) -> int:
-        return hash(self.folder)
+def inspect(target: str | Path | Run, overrides: Overrides = ()) -> dict[str, Any]:
+    """What a model is made of, and under a recipe or a run what trains of it; no weights are loaded.
 
-    def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r}, status={self.status!r})"
+    `target` is a recipe, a model folder, a hub id or a run. Raises ModelError where it can't be found, or its
+    weights are not those that its config.json describes.
+    """
+    from finetune.models.bases.shapes import describe
+    from finetune.recipe.shipped import shipped_recipes
 
-    @property
-    def folder(self) -> Path:
-        """Where everything of the run is."""
-        return self._run.path
+    text = str(_path(target))
+    if text.endswith((".yaml", ".yml")) or (text in shipped_recipes() and not Path(text).is_dir()):
+        recipe = load_recipe(text, overrides).recipe
+        return describe(recipe.model, recipe.adapter)
+    changes = as_overrides(overrides)
+    if changes:
+        raise ModelError(f"{text} is not a recipe, so {changes[0]!r} can't change it.")
+    found = resolve_target(text)
+    return describe(found.model, found.recipe.adapter if found.recipe is not None else None)
 
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self._run.name
 
-    @property
-    def status(self) -> str:
-        """running, finished, stopped (resume it), failed, or interrupted (killed; resume it)."""
-        return str(self._run.outcome()["status"])
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """What became of it: summary.json."""
-        return self._run.outcome()
-
-    @property
-    def lock(self) -> Lock:
-        """What it was made of: recipe, base, data, versions, machine."""
-        return read_lock(self._run.lock_path)
-
-    @property
-    def recipe(self) -> Recipe:
-        """What was trained."""
-        return self.lock.recipe
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The figures of the summary alone: evaluation_loss, tokens_per_second, final/exact_match ..."""
-        found = self.summary.items()
-        return {name: value for name, value in found if is_metric(name) and isinstance(value, int | float)}
-
-    def curves(self) -> list[dict[str, Any]]:
-        """What was logged in training, an entry a logged step, each with its `step`: metrics.jsonl."""
-        from finetune.runs.plot import read_metrics
-
-        return read_metrics(self._run)
-
-    @property
-    def adapter(self) -> Path:
-        """The folder of the trained adapter, which peft loads; of a run that trained all weights there is
-        `model/`."""
-        return self._run.adapter
-
-    def merge(self, output: str | Path | None = None, **options: Any) -> "MergeReport":
-        """Merge the adapter into full weights, in RUN/merged where no output is given; see finetune.merge."""
-        return merge(self, output if output is not None else self.folder / "merged", **options)
-
-    def resume(self, **options: Any) -> "Run":
-        """Resume the run; see finetune.resume."""
-        return resume(self, **options)
-
-    def load(self, **options: Any) -> "Model":
-        """The trained model, to generate with; see finetune.load."""
-        return load(self, **options)
-
-    def evaluate(self, **options: Any) -> "Report":
-        """Its metrics on its recipe's evaluation rows; see finetune.evaluate."""
-        return evaluate(self, **options)
+# --- Runs
 
 
 def list_runs(
@@ -322,6 +292,40 @@ def merge(
         max_shard_size=max_shard_size,
         check=verify,
         qlora_base=qlora_base,
+    )
+
+
+def verify(folder: str | Path, *, seed: int | None = None) -> "Again":
+    """Check a folder that `merge` wrote again: each tensor's hash, and base + adapter where they are there.
+
+    `.failures` says what is not as it should be. `seed` draws the numbers that are recomputed, the clock's
+    where it is None. Raises MergeError where the folder was not merged by this toolkit, or is damaged.
+    """
+    from finetune.merging.verification.reverify import verify_again
+
+    return verify_again(Path(folder).expanduser(), seed=time.time_ns() if seed is None else seed)
+
+
+def combine(
+    adapters: "Sequence[AnyModel]",
+    output: str | Path,
+    *,
+    weights: Sequence[float],
+    method: str = "cat",
+    rank: int | None = None,
+    density: float | None = None,
+    base: str | Path | None = None,
+) -> "Combination":
+    """Combine adapters of one base into one adapter, in the folder `output`; a negative weight subtracts.
+
+    `method` is cat (exact), svd (exact up to `rank`), linear or ties (which keeps the fraction `density`).
+    Raises MergeError where they can't be combined so.
+    """
+    from finetune.merging import combine as combining
+
+    names = [str(_path(adapter)) for adapter in adapters]
+    return combining.combine(
+        names, Path(output), method=method, weights=weights, base=base, rank=rank, density=density
     )
 
 

@@ -32,8 +32,8 @@ def combine(
     """
     from dataclasses import asdict
 
+    from finetune import api
     from finetune.errors import MergeError
-    from finetune.merging import combine as combining
 
     try:
         numbers = [float(weight) for weight in weights.split(",")]
@@ -41,7 +41,7 @@ def combine(
         raise MergeError(
             f"--weights is {weights!r}; expected numbers with commas between them, such as 0.7,0.3."
         ) from None
-    found = combining.combine(
+    found = api.combine(
         adapters, output, method=method, weights=numbers, base=base, rank=rank, density=density
     )
     if as_json:

@@ -1,15 +1,10 @@
 """finetune inspect: what a base is made of, and what a recipe would train of it."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from finetune.cli.common import JsonOption, OverridesArgument, out, print_json
-
-if TYPE_CHECKING:
-    from finetune.recipe.schema.adapter import AdapterSection
-    from finetune.recipe.schema.model import ModelSection
 
 
 def inspect(
@@ -23,33 +18,14 @@ def inspect(
 
     Sizes, attention, positions and parameters, from config.json and headers; no weights are loaded.
     """
-    from finetune.models.bases.shapes import describe
+    from finetune import api
 
-    model, adapter = find_sections(target, overrides or [])
-    facts = describe(model, adapter)
+    facts = api.inspect(target, overrides or [])
     if as_json:
         print_json(facts)
         return
     for name, value in lines_of(facts):
         out(f"{name:<18} {value}")
-
-
-def find_sections(target: str, overrides: list[str]) -> tuple["ModelSection", "AdapterSection | None"]:
-    """The base that is meant, and the adapter section where a recipe or a run names one."""
-    from finetune.errors import ModelError
-    from finetune.recipe.shipped import shipped_recipes
-
-    if target.endswith((".yaml", ".yml")) or (target in shipped_recipes() and not Path(target).is_dir()):
-        from finetune.recipe.load import load_recipe
-
-        recipe = load_recipe(target, overrides).recipe
-        return recipe.model, recipe.adapter
-    if overrides:
-        raise ModelError(f"{target} is not a recipe, so {overrides[0]!r} can't change it.")
-    from finetune.runs.target import resolve_target
-
-    found = resolve_target(target)
-    return found.model, found.recipe.adapter if found.recipe is not None else None
 
 
 def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:

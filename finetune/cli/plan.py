@@ -9,7 +9,6 @@ from finetune.cli.runs import print_table
 
 if TYPE_CHECKING:
     from finetune.planning.plan import Plan
-    from finetune.recipe.schema import Recipe
 
 
 def plan(
@@ -31,21 +30,16 @@ def plan(
     Memory of a GPU for every way of sharding, what fits, what to change, steps, time and disk; from headers
     and lengths alone.
     """
-    from finetune.models.sizes import parse_size
-    from finetune.planning.plan import plan as make
-    from finetune.recipe.load import load_recipe
+    from finetune import api
 
-    size = None
-    if gpu_memory is not None:
-        size = parse_size(gpu_memory, "--gpu-memory")
-    loaded = load_recipe(recipe, overrides or []).recipe
-    found = make(
-        loaded,
+    found = api.plan(
+        recipe,
+        overrides or [],
         gpus=gpus,
-        gpu_memory=size,
-        engine=launch,
-        tokens_per_second=tokens_per_second or measured_speed(loaded),
-        device="cpu" if cpu else "gpu",
+        gpu_memory=gpu_memory,
+        launch=launch,
+        tokens_per_second=tokens_per_second,
+        cpu=cpu,
     )
     if as_json:
         print_json(found.as_dict())
@@ -61,23 +55,6 @@ def plan(
     print_table(rows)
     for line in closing(found):
         out(line)
-
-
-def measured_speed(recipe: "Recipe") -> float | None:
-    """Tokens/s of the newest finished run of the same base and method in the recipe's output folder."""
-    from pathlib import Path
-
-    from finetune.runs.folder import list_summaries
-
-    same = {"model": recipe.model.model_dump(mode="json"), "method": recipe.adapter.method}
-    for summary in reversed(list_summaries(Path(recipe.output.folder))):
-        known = summary.get("recipe") or {}
-        if (
-            summary["status"] == "finished"
-            and {"model": known.get("model"), "method": summary.get("method")} == same
-        ):
-            return float(summary["tokens_per_second"]) or None
-    return None
 
 
 def heading(found: "Plan") -> list[str]:

@@ -121,13 +121,11 @@ def diff(
 
     Their metrics, and all that is recorded and could explain a difference, most likely first.
     """
-    from finetune.recipe.lock import read_lock
-    from finetune.runs.compare import GROUPS, compare
-    from finetune.runs.folder import open_run
+    from finetune.run import Run
+    from finetune.runs.compare import GROUPS
 
-    runs = [open_run(path.resolve()) for path in (first, second)]
-    locks = [read_lock(run.lock_path) for run in runs]
-    found = compare(locks[0], locks[1], (runs[0].outcome(), runs[1].outcome()))
+    runs = Run(first), Run(second)
+    found = runs[0].compare(runs[1])
     if as_json:
         print_json(found.as_dict())
         return
@@ -200,18 +198,14 @@ def reproduce(
     """
     import os
 
-    from finetune.recipe.lock import read_lock
-    from finetune.runs.folder import open_run
+    from finetune.run import Run
 
-    source = open_run(run.resolve())
-    lock = read_lock(source.lock_path)
+    source = Run(run)
     # Before torch is imported: the number of threads decides the order of sums.
-    os.environ["OMP_NUM_THREADS"] = str(lock.device.get("threads", 1))
-    from finetune.training.reproduce import reproduce as again
-
+    os.environ["OMP_NUM_THREADS"] = str(source.lock.device.get("threads", 1))
     allowed = allowed_code(allow_code)
     tell_messages(as_json)
-    report = again(source, lock, despite=frozenset(despite or ()), folder=folder, allow_code=allowed)
+    report = source.reproduce(folder, despite=despite or (), allow_code=allowed)
     if as_json:
         print_json(report.as_dict())
     else:

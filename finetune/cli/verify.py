@@ -1,6 +1,5 @@
 """finetune verify: a merged folder, looked at again."""
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -24,11 +23,11 @@ def verify(
     """
     from dataclasses import asdict
 
+    from finetune import api
     from finetune.errors import CheckFailed
-    from finetune.merging.verification.reverify import verify_again
 
     tell_messages(as_json)
-    found = verify_again(folder, seed=seed if seed is not None else time.time_ns())
+    found = api.verify(folder, seed=seed)
     if as_json:
         verification = found.verification.as_dict() if found.verification is not None else None
         print_json(

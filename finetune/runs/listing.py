@@ -6,9 +6,12 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from finetune.errors import CheckpointError
+from finetune.recipe.schema import Recipe
+from finetune.runs.folder import list_summaries
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "=": operator.eq, "<": operator.lt,
@@ -119,3 +122,16 @@ def refuse_unknown(summaries: Sequence[dict[str, Any]], key: str) -> None:
             f"no run has a value {key!r}; expected one of {', '.join(known)}, or a recipe's value such as "
             "train.learning_rate."
         )
+
+
+def measured_speed(recipe: Recipe) -> float | None:
+    """Tokens/s of the newest finished run of the same base and method in the recipe's output folder."""
+    same = {"model": recipe.model.model_dump(mode="json"), "method": recipe.adapter.method}
+    for summary in reversed(list_summaries(Path(recipe.output.folder))):
+        known = summary.get("recipe") or {}
+        if (
+            summary["status"] == "finished"
+            and {"model": known.get("model"), "method": summary.get("method")} == same
+        ):
+            return float(summary["tokens_per_second"]) or None
+    return None

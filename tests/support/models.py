@@ -1,6 +1,5 @@
 """Tiny models and tokenizers, made in milliseconds. Loads torch only where a model is made."""
 
-
 import json
 import os
 from collections.abc import Sequence

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 import finetune
-from finetune.errors import CheckpointError, FinetuneError, LaunchError, RecipeError
+from finetune.errors import CheckpointError, FinetuneError, LaunchError, ModelError, RecipeError
 from finetune.recipe.reading.overrides import as_overrides
 from tests.support.messages import hearing
 
@@ -471,3 +471,46 @@ def test_messages_go_where_the_caller_wants_them(recipe: Path, caplog: pytest.Lo
     caplog.set_level(logging.INFO, logger="finetune")
     finetune.train(recipe, {"train.max_steps": 1})
     assert any(record.getMessage().startswith("step 1/1") for record in caplog.records)
+
+
+# --- Planning, looking again, combining
+
+
+def test_a_recipe_is_planned_and_a_model_inspected(recipe: Path, run: finetune.Run, tiny_base: Path) -> None:
+    """The figures are the command line's; the speed is that of the newest run of the same base."""
+    plan = finetune.plan(recipe, {"train.micro_batch_size": 2}, gpus=2, gpu_memory="24GB", launch="ddp")
+    assert plan.asked == "ddp"
+    assert plan.tokens_per_second == run.summary["tokens_per_second"]
+    assert all(way.fits for way in plan.ways)
+    with pytest.raises(ModelError, match="is not a recipe, so"):
+        finetune.inspect(tiny_base, ["train.max_steps=3"])
+    facts = finetune.inspect(tiny_base)
+    assert facts["parameters"] == finetune.inspect(run)["parameters"]
+    assert finetune.inspect(run)["trainable_parameters"] == run.summary["trainable_parameters"]
+
+
+def test_a_merged_folder_is_verified_again(run: finetune.Run, tmp_path: Path) -> None:
+    """What was changed since is among the failures."""
+    run.merge(tmp_path / "merged", verify="tensors")
+    assert finetune.verify(tmp_path / "merged", seed=1).failures == []
+    (tmp_path / "merged" / "config.json").write_text("{}")
+    assert any("config.json" in failure for failure in finetune.verify(tmp_path / "merged").failures)
+
+
+def test_adapters_are_combined(run: finetune.Run, tmp_path: Path) -> None:
+    """Half of a run twice is the run."""
+    found = finetune.combine([run, run.adapter], tmp_path / "both", weights=[0.5, 0.5])
+    assert found.rank == 8
+    assert found.distance < 1e-6
+    answers = [finetune.load(model).generate(["Say blue 3 times."]) for model in (tmp_path / "both", run)]
+    assert answers[0] == answers[1]
+
+
+def test_runs_are_compared_and_reproduced(run: finetune.Run, recipe: Path, tmp_path: Path) -> None:
+    """What differs between two runs is named; a run again is the same bit for bit."""
+    other = finetune.train(recipe, {"train.learning_rate": 2e-2})
+    found = run.compare(other)
+    assert [line.name for line in found.differences if line.group == "recipe"] == ["train.learning_rate"]
+    report = run.reproduce(tmp_path / "again")
+    report.refuse_unlike()
+    assert_same_weights(finetune.Run(report.new), run)

@@ -22,8 +22,9 @@ EVERYBODYS = ("errors", "environment", "extras", "signals")
 # Room -> the rooms that it may import; anyone may import its own and those of everybody. Imports inside
 # functions count too.
 ARROWS: dict[str, frozenset[str]] = {
-    "cli": EVERYTHING | {"api", "loaded_model"},
-    "api": EVERYTHING - {"cli"} | {"loaded_model"},
+    "cli": EVERYTHING | {"api", "loaded_model", "run"},
+    "api": EVERYTHING - {"cli"} | {"loaded_model", "run"},
+    "run": frozenset({"api", "evaluation", "loaded_model", "merging", "recipe", "runs", "training"}),
     "loaded_model": frozenset({"evaluation", "generation", "runs", "recipe", "data_prep"}),
     "quickstart": EVERYTHING,
     "selftest": EVERYTHING,

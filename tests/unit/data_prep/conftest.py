@@ -1,7 +1,6 @@
 """Tokenizers, one of them with every special token that the shipped templates write; rows; the golden masks'
 conversation."""
 
-
 from pathlib import Path
 
 import pytest

@@ -4,7 +4,6 @@ Nothing of them is part of this repository. Converted tokenizers lie in the cach
 ~/.cache/finetune), under a name made of the file's SHA-256.
 """
 
-
 import base64
 import tempfile
 import zipfile

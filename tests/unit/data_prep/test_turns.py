@@ -1,6 +1,5 @@
 """Where answers stand: the two ways to find them agree, and masks hold answers and nothing else."""
 
-
 import json
 from collections.abc import Callable
 from functools import cache

@@ -1,6 +1,5 @@
 """Tokenizers of the kinds that bases come with, small ones, made with the tokenizers library."""
 
-
 import json
 import unicodedata
 from collections.abc import Callable, Sequence
