@@ -31,8 +31,7 @@ class RowEncoding:
         """Why a source is refused of which so many rows have another form."""
         return (
             f"its {rows:,} pairs of chosen and rejected answers are valid, but training on preferences is "
-            "not supported yet; "
-            "to learn only the chosen answers, use format template or messages"
+            "not supported yet; to learn only the chosen answers, use format template or messages"
         )
 
     def render(self, example: Example, tokenization: "Tokenization", place: str) -> "Rendered":

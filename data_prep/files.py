@@ -213,8 +213,7 @@ def _problem_with(path: Path, use: Use | None) -> str | None:
     if not find_files(path, use):
         return (
             f"the name of every file of {path} says that it is held out "
-            f"({_first(file.name for file in found)}); to train on "
-            "one anyway, give its own path"
+            f"({_first(file.name for file in found)}); to train on one anyway, give its own path"
         )
     return None
 

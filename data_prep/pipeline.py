@@ -174,8 +174,7 @@ class Pipeline:
         if lost := wanted - {place for place, _ in found}:
             raise DataError(
                 f"{min(lost)}: the prepared data have this row, but it is read differently now: they were "
-                "prepared by "
-                "another version; start a new run from the recipe"
+                "prepared by another version; start a new run from the recipe"
             )
         return found
 

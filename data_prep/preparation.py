@@ -262,8 +262,7 @@ def _repeats(section: DataSection, train: DocumentTable, report: DataReport) -> 
         if count and round(repeat * count) == 0:
             raise DataError(
                 f"{source_name(source)}: seeing each of its {count:,} rows {repeat:.3g} times per epoch is "
-                "less than one "
-                "row; give it a larger repeat or share, or remove the source"
+                "less than one row; give it a larger repeat or share, or remove the source"
             )
     if set(repeats) != {1.0}:
         whole = float(np.dot(repeats, tokens))

@@ -136,9 +136,8 @@ def world() -> World:
         if wrong:
             raise LaunchError(
                 f"{' and '.join(wrong)} in the environment, but WORLD_SIZE says that there is one process. "
-                "Unset "
-                f"{' and '.join(name for name in names if _number(name))}, or start with finetune train "
-                "--launch."
+                f"Unset {' and '.join(name for name in names if _number(name))}, or start with finetune "
+                "train --launch."
             )
         return World()
     if not os.environ.get(AGENT):
@@ -168,8 +167,7 @@ def settle_training(machines: int | None = None) -> None:
         if not is_worker():
             raise LaunchError(
                 f"process {os.environ[LAUNCHER]}, which launched this one, is gone; start again with "
-                "finetune train --resume. "
-                f"(In a shell of your own: unset {LAUNCHER}.)"
+                f"finetune train --resume. (In a shell of your own: unset {LAUNCHER}.)"
             )
         world()
         return
@@ -204,9 +202,8 @@ def _refuse_started_by_others(machines: int) -> None:
         if count not in (1, machines):
             raise LaunchError(
                 f"{program} started {count} processes ({name}), each of which would train by itself. Start "
-                "one on each "
-                f"machine, with finetune train RECIPE --launch NAME --processes {count}; for a run in each, "
-                f"unset {name}."
+                f"one on each machine, with finetune train RECIPE --launch NAME --processes {count}; for a "
+                f"run in each, unset {name}."
             )
 
 
@@ -219,10 +216,9 @@ def _left_over(size: int) -> str:
     )
     return (
         f"WORLD_SIZE is {size} in the environment, but no launcher started this process. Unset it to train "
-        "in one process (env "
-        f"-u WORLD_SIZE finetune train RECIPE), or start {size} with finetune train RECIPE --launch ddp "
-        f"--processes {size}"
-        f"{f' (on {size} machines:{several})' if several else ''}, torchrun, or accelerate launch."
+        f"in one process (env -u WORLD_SIZE finetune train RECIPE), or start {size} with finetune train "
+        f"RECIPE --launch ddp --processes {size}{f' (on {size} machines:{several})' if several else ''}, "
+        "torchrun, or accelerate launch."
     )
 
 

@@ -140,8 +140,7 @@ class Model:
         if self.tokenizer.chat_template is None:
             raise FinetuneError(
                 "this model's tokenizer has no chat template, so it can't hold a conversation: name one in "
-                "the recipe's "
-                "model.chat_template before training, or let it continue a text."
+                "the recipe's model.chat_template before training, or let it continue a text."
             )
         return Chat(self, [] if system is None else [{"role": "system", "content": system}])
 

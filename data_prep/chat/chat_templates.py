@@ -56,9 +56,9 @@ class Rendering:
         in_comment = json.dumps(self.date_string).replace("#}", r"#\u007d")
         literal = json.dumps(self.date_string, ensure_ascii=False)
         return (
-            f"{{#- pinned date: {in_comment} -#}}"
-            f"{{%- if date_string is not defined -%}}{{%- set date_string = {literal} -%}}{{%- endif -%}}"
-            f"{{%- macro strftime_now(format) -%}}{{{{- {body} -}}}}{{%- endmacro -%}}"
+            f"{{#- pinned date: {in_comment} -#}}{{%- if date_string is not defined -%}}{{%- set date_string "
+            f"= {literal} -%}}{{%- endif -%}}{{%- macro strftime_now(format) -%}}{{{{- {body} -}}}}{{%- "
+            f"endmacro -%}}"
             # `+#}` keeps a line break at the start of the template.
             f"{{#- end of pin +#}}{template}"
         )

@@ -66,14 +66,12 @@ class ChatRenderer:
         if not self._templates:
             raise DataError(
                 "the tokenizer has no chat template, but the data are conversations; set "
-                "model.chat_template: "
-                f"{template_choices()}"
+                f"model.chat_template: {template_choices()}"
             )
         if DEFAULT not in self._templates:
             raise DataError(
                 f"the tokenizer has the chat templates {' and '.join(self._templates)}, but none of them is "
-                "the default: "
-                "set model.chat_template to the one to use"
+                "the default: set model.chat_template to the one to use"
             )
         self._as_parts: dict[tuple[str, bool], bool] = {}
         self._sandbox = chat_sandbox()

@@ -260,11 +260,9 @@ class Tokenization:
             if start is None:
                 return (
                     f"the chat template ({self._template_name}) writes different text before an answer when "
-                    "it asks for one "
-                    "than when the answer is learned (a <think> that only the generation prompt has, say), "
-                    "so the model "
-                    "would be asked in a way that it never learned; set model.chat_template to another "
-                    "template"
+                    "it asks for one than when the answer is learned (a <think> that only the generation "
+                    "prompt has, say), so the model would be asked in a way that it never learned; set "
+                    "model.chat_template to another template"
                 )
             first = _first_token(start, offsets, row.text)
             if row.contents:
@@ -275,12 +273,9 @@ class Tokenization:
             if asked is not None:
                 return (
                     f"by itself, the prompt ends in the tokens {self._shown(asked)}, but in the row it "
-                    "continues as "
-                    f"{self._shown(ids[max(0, first - 2) : first + 2])}, so the model would be asked with "
-                    "tokens that it never "
-                    "learned; fix answers that begin with a blank or line break, or set model.chat_template "
-                    "to another "
-                    "template"
+                    f"continues as {self._shown(ids[max(0, first - 2) : first + 2])}, so the model would be "
+                    "asked with tokens that it never learned; fix answers that begin with a blank or line "
+                    "break, or set model.chat_template to another template"
                 )
         return None
 
@@ -326,9 +321,8 @@ class Tokenization:
         advice = "put a system message's text into the first question, or " if role == "system" else ""
         return (
             f"the chat template ({self._template_name}) leaves out the text of message {index} ({role}), or "
-            "part of it, so "
-            f"it is neither read nor learned; {advice}set model.chat_template to another template: "
-            f"{template_choices()}"
+            f"part of it, so it is neither read nor learned; {advice}set model.chat_template to another "
+            f"template: {template_choices()}"
         )
 
     @cached_property
@@ -340,8 +334,7 @@ class Tokenization:
         if self._turns.reasoning == "context" and example.prompt and thinks_in(example.completion):
             raise DataError(
                 "a plain completion begins with reasoning, and data.reasoning: context works only for "
-                "conversations; learn or "
-                "drop it, or write the row as messages"
+                "conversations; learn or drop it, or write the row as messages"
             )
         text, tokenizer = example.prompt + example.completion, self.tokenizer
         prompt = asked_text(example.prompt) if self._preparation > 2 else ""
@@ -388,10 +381,10 @@ class Tokenization:
     def _no_end_of_turn(self, text: str, span: TextSpan) -> str:
         tail = text[max(span.start, span.end - 20) : span.end]
         return (
-            f"the answer as the chat template ({self._template_name}) writes it ends in {tail!r}, which "
-            "is not a special token of this tokenizer, so the model would not learn to stop; add the "
-            "template's end-of-turn "
-            f"token to model.new_tokens, or set model.chat_template to another template: {template_choices()}"
+            f"the answer as the chat template ({self._template_name}) writes it ends in {tail!r}, which is "
+            "not a special token of this tokenizer, so the model would not learn to stop; add the "
+            "template's end-of-turn token to model.new_tokens, or set model.chat_template to another "
+            f"template: {template_choices()}"
         )
 
 

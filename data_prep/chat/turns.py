@@ -188,9 +188,8 @@ class TurnFinder:
             if message.weight == 0 and message.role != "assistant":
                 raise DataError(
                     f"message {index} is a {message.role} turn of weight 0, and data.supervise is all; only "
-                    "assistant "
-                    "turns can then be left out by weight: remove the weight, or set data.supervise: "
-                    "assistant"
+                    "assistant turns can then be left out by weight: remove the weight, or set "
+                    "data.supervise: assistant"
                 )
         weighted = [i for i, m in enumerate(messages) if m.role == "assistant" and m.weight not in (None, 1)]
         for span in self._answers(example, weighted, text):
@@ -288,10 +287,8 @@ class TurnFinder:
         ):
             raise DataError(
                 f"the chat template ({self._renderer.name}) writes an answer in a way that can't be located "
-                "in the text, so "
-                "its tokens are not known; learn only the last answers (data.supervise: last), or set "
-                "model.chat_template to "
-                f"another template: {template_choices()}"
+                "in the text, so its tokens are not known; learn only the last answers (data.supervise: "
+                f"last), or set model.chat_template to another template: {template_choices()}"
             )
         # A token other than the one that ends a turn begins the next turn.
         token = self._end_token if rest.lstrip().startswith(self._end_token) else ""

@@ -114,8 +114,7 @@ def refuse_unknown(item: dict[str, Any], known: Collection[str], field: str) -> 
         ):
             raise ValueError(
                 f"{field}.{shown(key)[1:-1]} is not supported: a message has {listed(known)}; to ignore it, "
-                "add it to the "
-                "source's ignore_columns"
+                "add it to the source's ignore_columns"
             )
 
 

@@ -97,8 +97,7 @@ def as_answer(value: Any, field: str) -> Any:
     ):
         raise ValueError(
             f"{field} is a JSON list; if it holds several answers, use columns: {{answers: {field}}}; if the "
-            "list is itself "
-            "the answer, use format template or prompt_completion"
+            "list is itself the answer, use format template or prompt_completion"
         )
     return read
 

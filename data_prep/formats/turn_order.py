@@ -57,8 +57,7 @@ def checked(turns: Sequence[Turn], field: str, order: TurnOrders, changes: set[s
     if messages[-1].role != "assistant":
         raise ValueError(
             f"{field} ends with a {messages[-1].role} turn; the last turn must be the assistant's: "
-            "data.turn_order: "
-            f"[drop_unanswered] leaves out what comes after it, and {SKIP}"
+            f"data.turn_order: [drop_unanswered] leaves out what comes after it, and {SKIP}"
         )
     return tuple(messages)
 
@@ -75,8 +74,7 @@ def _merged(turns: Sequence[Turn]) -> list[Turn]:
         if message.role == "assistant" and before.loss_weight != message.loss_weight:
             raise ValueError(
                 f"{place} can't be merged with the assistant's turn before it, because their weights differ; "
-                "give both the "
-                "same weight"
+                "give both the same weight"
             )
         if message.reasoning and before.content:
             raise ValueError(
@@ -128,8 +126,7 @@ def _with_results_in_order(turns: Sequence[Turn], order: TurnOrders, changes: se
         if message.role == "tool" and "keep" not in order:
             raise ValueError(
                 f"{place} is a tool result without a preceding tool call that it could answer; "
-                "data.turn_order: [keep] keeps "
-                f"it, if the chat template allows it, and {SKIP}"
+                f"data.turn_order: [keep] keeps it, if the chat template allows it, and {SKIP}"
             )
         changes |= {"keep"} if message.role == "tool" else set()
         found.append(message)

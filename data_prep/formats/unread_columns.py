@@ -82,14 +82,12 @@ def check_columns(values: Mapping[str, Any], form: Format) -> None:
         if isinstance(value, str) and (meant := _meant(name.lower(), absent)):
             raise ValueError(
                 f"the column {shown(name)} is not read; did you mean {meant!r}? Write columns: {{{meant}: "
-                f"{name}}}, or add it "
-                "to ignore_columns to ignore it"
+                f"{name}}}, or add it to ignore_columns to ignore it"
             )
         if problem := _problem(name.lower(), value, form):
             raise ValueError(
                 f"the column {shown(name)} {problem}, and this format doesn't read it; to ignore it, add it "
-                "to the "
-                f"source's ignore_columns{_hint(name.lower(), columns.names)}"
+                f"to the source's ignore_columns{_hint(name.lower(), columns.names)}"
             )
 
 

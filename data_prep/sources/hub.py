@@ -36,10 +36,8 @@ def hub_token() -> str | bool:
 def _hub_advice(source: HubSource) -> str:
     return (
         "check its name, revision and your connection (a private data set needs HF_TOKEN in the "
-        "environment); offline, "
-        f"set revision to the full commit of a copy of {source.dataset} that was downloaded before, or save "
-        "the rows to a "
-        ".jsonl file and give its path"
+        f"environment); offline, set revision to the full commit of a copy of {source.dataset} that was "
+        "downloaded before, or save the rows to a .jsonl file and give its path"
     )
 
 

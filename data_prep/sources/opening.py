@@ -81,8 +81,8 @@ class _Unpacked(io.RawIOBase):
         if self._bytes > self._most:
             raise DataError(
                 f"{self._name} unpacks to more than {MOST_TIMES} times its size, and "
-                f"{ALWAYS_UNPACKED / 2**30:g} GiB; "
-                "if that is intended, unpack it and give the path of the unpacked file"
+                f"{ALWAYS_UNPACKED / 2**30:g} GiB; if that is intended, unpack it and give the path of the "
+                "unpacked file"
             )
         return count
 
@@ -126,8 +126,7 @@ def _refuse_pointer(file: DataFile) -> None:
         if start.startswith(beginning):
             raise DataError(
                 f"{file.name} is a {tool} pointer: the data that it stands for have not been fetched; run "
-                f"`{command}` in its "
-                "folder, or download the file"
+                f"`{command}` in its folder, or download the file"
             )
 
 
@@ -201,8 +200,7 @@ def decode(content: bytes, name: str, first_line: int = 1) -> str:
         line = first_line + content.count(b"\n", 0, content.index(b"\0"))
         raise DataError(
             f"{name}:{line}: a NUL byte, which text never contains; if the file is UTF-16, convert it, for "
-            "example: "
-            f"iconv -f UTF-16LE -t UTF-8 {name}"
+            f"example: iconv -f UTF-16LE -t UTF-8 {name}"
         )
     try:
         return content.decode("utf-8-sig" if first_line == 1 else "utf-8")

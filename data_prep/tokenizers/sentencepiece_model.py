@@ -175,8 +175,7 @@ def _add_tokens(tokenizer: "Tokenizer", model: Any, folder: Path, config: dict[s
         if tokenizer.token_to_id(token.content) != index:
             raise DataError(
                 f"{folder}: the added token {token.content!r} has the id {index}, but after {MODEL} it would "
-                "be "
-                f"{tokenizer.token_to_id(token.content)}: the two files don't belong together."
+                f"be {tokenizer.token_to_id(token.content)}: the two files don't belong together."
             )
 
 

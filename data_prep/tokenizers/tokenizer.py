@@ -133,8 +133,7 @@ def _check_post_processor(tokenizer: "PreTrainedTokenizerFast") -> None:
         if part.get("type") == "TemplateProcessing" and texts != ["A"]:
             raise DataError(
                 f"the tokenizer in {tokenizer.name_or_path} has a post_processor whose template for a single "
-                "text contains "
-                f"{' and '.join(texts) or 'no text'}; expected the text, A, once."
+                f"text contains {' and '.join(texts) or 'no text'}; expected the text, A, once."
             )
 
 
@@ -176,6 +175,5 @@ def _set_pad_token(tokenizer: "PreTrainedTokenizerFast", pad_token: str | None) 
     if tokenizer.pad_token_id is None:
         raise DataError(
             f"the tokenizer in {tokenizer.name_or_path} has the pad token {shown(tokenizer.pad_token)}, "
-            "which is not in its "
-            "vocabulary; set model.pad_token to a token that is"
+            "which is not in its vocabulary; set model.pad_token to a token that is"
         )

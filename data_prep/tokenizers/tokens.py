@@ -48,7 +48,6 @@ def check_ids(tokenizer: "PreTrainedTokenizerFast", rows: int = MOST_IDS) -> Non
     if index >= rows:
         raise DataError(
             f"the tokenizer in {tokenizer.name_or_path} gives {shown(token)} the id {index:,}, but has "
-            f"{len(tokenizer):,} "
-            f"tokens: expected ids below {rows:,}, which fit into the embedding. Use the tokenizer of this "
-            "base."
+            f"{len(tokenizer):,} tokens: expected ids below {rows:,}, which fit into the embedding. Use the "
+            "tokenizer of this base."
         )

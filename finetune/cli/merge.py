@@ -99,8 +99,8 @@ def lines_of(report: "MergeReport") -> list[tuple[str, str]]:
             (
                 "tensors",
                 f"{tensors.identical} of {tensors.tensors} are the base's; of the others "
-                f"{tensors.sampled_numbers:,} numbers "
-                f"recomputed in float64, at most {tensors.largest_error_ulps:.3f} ulp off",
+                f"{tensors.sampled_numbers:,} numbers recomputed in float64, at most "
+                f"{tensors.largest_error_ulps:.3f} ulp off",
             )
         )
     if report.described:

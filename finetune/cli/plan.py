@@ -64,8 +64,7 @@ def heading(found: "Plan") -> list[str]:
         f"base      {found.base}: {found.parameters:,} parameters, of which {found.trained:,} train, in "
         f"{found.precision}",
         f"data      {load.micro_batch_tokens:,} tokens in the heaviest micro-batch, "
-        f"{load.supervised_tokens:,} of them learned "
-        f"({load.origin})",
+        f"{load.supervised_tokens:,} of them learned ({load.origin})",
         "",
     ]
 

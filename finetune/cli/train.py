@@ -76,8 +76,8 @@ def train(
         if resume is not None and recipe is not None and "=" in recipe and not Path(recipe).exists():
             raise LaunchError(
                 f"got {recipe} with --resume: a resumed run keeps the recipe of its lock, which no override "
-                "changes; "
-                f"start a new run for another value:\n    {_new_run(resume, (recipe, *(overrides or ())))}"
+                "changes; start a new run for another value:\n    "
+                f"{_new_run(resume, (recipe, *(overrides or ())))}"
             )
         if trust_checkpoint and resume is None:
             raise LaunchError("--trust-checkpoint is about the checkpoints of a run: it needs --resume RUN.")

@@ -109,8 +109,7 @@ class DeepSpeed(Engine):
         if recipe.model.new_tokens and self.shards_weights:
             return (
                 "model.new_tokens: peft gathers an embedding's rows under ZeRO-3 with CUDA's calls alone, "
-                "which was never "
-                "shown to work here. Take fsdp2, zero2 or ddp."
+                "which was never shown to work here. Take fsdp2, zero2 or ddp."
             )
         return None
 

@@ -40,8 +40,7 @@ class Group:
             if self.local_rank >= torch.cuda.device_count():
                 raise LaunchError(
                     f"process {self.local_rank} of this machine has no GPU: there are "
-                    f"{torch.cuda.device_count()}. "
-                    "Start at most one process for each (--processes)."
+                    f"{torch.cuda.device_count()}. Start at most one process for each (--processes)."
                 )
             torch.cuda.set_device(self.local_rank)
         else:
@@ -152,8 +151,7 @@ def contact(group: Group) -> Iterator[None]:
             raise
         raise PeerLost(
             f"process {group.rank} lost the others: {str(error).splitlines()[0]} One of them ended, or the "
-            "network between "
-            "them; go on from the last whole checkpoint with finetune train --resume."
+            "network between them; go on from the last whole checkpoint with finetune train --resume."
         ) from error
 
 

@@ -53,6 +53,5 @@ def memory_advice() -> Iterator[None]:
             raise
         raise TrainingError(
             f"out of memory: {str(error).splitlines()[0]} Lower train.micro_batch_size or "
-            "data.max_length_tokens, "
-            "set train.activation_checkpointing: true, or set adapter.method: qlora."
+            "data.max_length_tokens, set train.activation_checkpointing: true, or set adapter.method: qlora."
         ) from error

@@ -108,8 +108,7 @@ def _changed(questions: Sequence[Question]) -> list[str]:
     place, (written, read) = changed[0]
     return [
         f"{len(changed):,} of {len(questions):,} references are compared as their tokens read back, which is "
-        "not as they are "
-        f"written (the first, {place}: {shown(written)} reads {shown(read)})"
+        f"not as they are written (the first, {place}: {shown(written)} reads {shown(read)})"
     ]
 
 
@@ -178,15 +177,13 @@ def _refuse_untested(questions: Sequence[Question]) -> None:
     if untested:
         raise FinetuneError(
             f"pass@k runs the tests of a row, and {len(untested):,} of {len(questions):,} rows have none "
-            "(the first: "
-            f"{untested[0]}): take format code with test_list, or another metric."
+            f"(the first: {untested[0]}): take format code with test_list, or another metric."
         )
     for question in questions:
         if (call := exit_in(question.tests)) is not None:
             raise FinetuneError(
                 f"{question.place}: its tests call {call}, which ends a program before it is known whether "
-                "it passes: leave "
-                "the call out, and assert what the tests are to find."
+                "it passes: leave the call out, and assert what the tests are to find."
             )
 
 

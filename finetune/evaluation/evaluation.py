@@ -56,8 +56,7 @@ class Evaluation:
         if target.model.head != self.recipe.model.head:
             raise FinetuneError(
                 f"{target.description} has {_head(target.model)}, and the recipe {_head(self.recipe.model)}: "
-                "evaluate it with "
-                "the recipe that it was trained with, or with the same model.head."
+                "evaluate it with the recipe that it was trained with, or with the same model.head."
             )
 
 

@@ -64,8 +64,8 @@ def unchanged_base(target: ModelTarget) -> Base:
     if expected is not None and not base.holds(expected):
         raise ModelError(
             f"the base in {base.folder} is not what {target.description} was trained on: its SHA-256 was "
-            f"{expected}, and is "
-            f"{base.fingerprint()['sha256']}. Put the base back, or name the one that you mean with --base."
+            f"{expected}, and is {base.fingerprint()['sha256']}. Put the base back, or name the one that you "
+            "mean with --base."
         )
     return base
 

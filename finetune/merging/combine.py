@@ -113,8 +113,7 @@ def combine(
     except (ValueError, RuntimeError) as error:
         raise MergeError(
             f"peft can't combine these adapters with {method}: {' '.join(str(error).split())}. Where their "
-            "ranks differ, cat "
-            "and svd can."
+            "ranks differ, cat and svd can."
         ) from error
     _name_ranks(model)
     distance, changes_nothing = _distance(model, names, weights)
@@ -173,16 +172,15 @@ def _refuse_unlike(parts: Sequence[Target], folders: Sequence[Path]) -> None:
         if (part.model.base, part.base_sha256) != (first.model.base, first.base_sha256):
             raise MergeError(
                 f"{part.description} has the base {part.model.base}, {first.description} the base "
-                f"{first.model.base}: adapters "
-                "of different bases can't be combined; name the one that both fit with --base."
+                f"{first.model.base}: adapters of different bases can't be combined; name the one that both "
+                "fit with --base."
             )
         adapter = Adapter(folder)
         config = adapter.config
         if part.model.classifies or score_name(adapter.weights.names()) is not None:
             raise MergeError(
                 f"the adapter in {folder} has a classification head, which belongs to its own update alone: "
-                "heads can't be "
-                "combined. Merge it by itself."
+                "heads can't be combined. Merge it by itself."
             )
         beyond = [key for key in BEYOND_COMBINING if config.get(key)] + (
             ["bias"] if config["bias"] != "none" else []

@@ -204,8 +204,7 @@ def parts_of(adapter: StoredWeights) -> dict[str, dict[str, str]]:
     if strange:
         raise MergeError(
             f"{adapter.tensors[strange[0]].file} holds {len(strange)} tensors of unknown meaning, the first "
-            f"{strange[0]}: "
-            "a merge that left them out would not be the adapter's model."
+            f"{strange[0]}: a merge that left them out would not be the adapter's model."
         )
     return found
 

@@ -186,8 +186,7 @@ def read_head(
     if len(adapters) > 1:
         raise MergeError(
             "several adapters can't go in at once where one has a classification head, which was trained "
-            "with that adapter "
-            "alone: merge them one at a time, each into what the one before gave (--base)."
+            "with that adapter alone: merge them one at a time, each into what the one before gave (--base)."
         )
     outputs = _outputs(adapters[0], config, stored)
     named, own = target.model.head, _head_of_base(config)
@@ -254,16 +253,14 @@ def _outputs(adapter: "Adapter", config: dict[str, Any], stored: "StoredWeights"
     if name is None:
         raise MergeError(
             f"the adapter in {adapter.folder} belongs to a model with a classification head, and its file "
-            "holds no "
-            f"{SCORE_WEIGHT}: the head that it was trained with is lost. peft saves it where modules_to_save "
-            "names score."
+            f"holds no {SCORE_WEIGHT}: the head that it was trained with is lost. peft saves it where "
+            "modules_to_save names score."
         )
     task = adapter.config.get("task_type")
     if task not in (CLASSIFIES, None):
         raise MergeError(
             f"the adapter in {adapter.folder} has a head, and is of task_type {task}; expected {CLASSIFIES}, "
-            "one answer for a "
-            "whole row."
+            "one answer for a whole row."
         )
     shape, width = adapter.weights.shape(name), config.get("hidden_size")
     own = stored.shape(SCORE_WEIGHT) if classifies(config) and SCORE_WEIGHT in stored.tensors else shape
@@ -271,8 +268,7 @@ def _outputs(adapter: "Adapter", config: dict[str, Any], stored: "StoredWeights"
         there = f"a width of {width}" if shape == own else f"a head of shape {own}"
         raise MergeError(
             f"the adapter in {adapter.folder} does not fit the base: size mismatch, its head is of shape "
-            f"{shape}, and the base "
-            f"has {there}; name the right one with --base."
+            f"{shape}, and the base has {there}; name the right one with --base."
         )
     return shape[0]
 
@@ -290,8 +286,7 @@ def _plain_head(
     assert section is not None  # noqa: S101 - the architecture says so
     note = (
         f"nothing in {adapter.folder} names the head's outputs: they are LABEL_0 and so on, as transformers "
-        "calls them, "
-        "until id2label and label2id in config.json say otherwise"
+        "calls them, until id2label and label2id in config.json say otherwise"
     )
     return ClassifierHead(section, described, note)
 

@@ -182,8 +182,8 @@ def _refuse_other_tokenizer(adapter: Path, tokenizer: PreTrainedTokenizerFast) -
         if trained.get(key) and key in now and trained[key] != now[key]:
             raise MergeError(
                 f"the {what} in {adapter} is not the one that the adapter was trained with: its SHA-256 was "
-                f"{trained[key]}, "
-                f"and is {now[key]}. Put it back; a merged model can be given another afterwards."
+                f"{trained[key]}, and is {now[key]}. Put it back; a merged model can be given another "
+                "afterwards."
             )
 
 

@@ -102,9 +102,8 @@ def merge(
             folder.rename(failed_name(output))
             raise CheckFailed(
                 "verification failed: the merged model does not match base + adapter "
-                f"({'; '.join(outcome.failures)}). "
-                f"{output} was not created; the files are in {failed_name(output)}, measurements in "
-                f"{VERIFICATION_FILE}."
+                f"({'; '.join(outcome.failures)}). {output} was not created; the files are in "
+                f"{failed_name(output)}, measurements in {VERIFICATION_FILE}."
             )
     return report
 

@@ -19,8 +19,7 @@ NOTHING = 1e-6
 """A change of so large a share of the largest number is none."""
 DEAD = (
     "warning: the adapter changes no weight of the base: all its updates are 0. It was not trained, or was "
-    "saved before it was "
-    "(or without its weights)"
+    "saved before it was (or without its weights)"
 )
 
 
@@ -172,8 +171,8 @@ class Updates:
         if not set(range(shape[0], grown)) <= set(tokens):
             raise MergeError(
                 f"the adapter in {adapter.folder} was trained on an embedding of at least {grown} rows, of "
-                "which the base has "
-                f"{shape[0]} and the adapter {held[0]}: what stood in the others is not known."
+                f"which the base has {shape[0]} and the adapter {held[0]}: what stood in the others is not "
+                "known."
             )
         self._put(
             adapter,
@@ -199,10 +198,8 @@ class Updates:
         if shape != there and not (vocabulary and shape[1:] == there[1:]):
             raise MergeError(
                 f"the adapter in {adapter.folder} does not fit the base: size mismatch, it changes {name} as "
-                f"{shape}, and in "
-                f"the base it is {there}. It belongs to another base, or to one with another vocabulary; "
-                "name the right one "
-                "with --base."
+                f"{shape}, and in the base it is {there}. It belongs to another base, or to one with another "
+                "vocabulary; name the right one with --base."
             )
         update = self.by_name.setdefault(name, Update(shape, []))
         update.shape = shape
@@ -220,15 +217,13 @@ class Updates:
             if leaf == "bias" and stored_name(self.base.tensors, f"{module}.weight") is not None:
                 raise MergeError(
                     f"the adapter in {adapter.folder} trained a bias of {module} (bias or lora_bias in its "
-                    "config), and the "
-                    "base has none there, so a merged model has no place for it: keep the adapter beside its "
-                    "base."
+                    "config), and the base has none there, so a merged model has no place for it: keep the "
+                    "adapter beside its base."
                 ) from None
             raise MergeError(
                 f"the adapter in {adapter.folder} does not fit the base: it has weights beyond the base's "
-                "modules, such as "
-                f"{name}. It belongs to a base with another number of layers, or another architecture; "
-                "name the right one with --base."
+                f"modules, such as {name}. It belongs to a base with another number of layers, or another "
+                "architecture; name the right one with --base."
             ) from None
 
     def _refuse_absent(self, adapter: Adapter, parts: dict[str, dict[str, str]]) -> None:
@@ -246,8 +241,8 @@ class Updates:
         if absent:
             raise MergeError(
                 f"the adapter in {adapter.folder} does not fit the base: it has no weights for {absent[0]} "
-                f"({len(absent)} in "
-                "all). It belongs to a base with another number of layers; name the right one with --base."
+                f"({len(absent)} in all). It belongs to a base with another number of layers; name the right "
+                "one with --base."
             )
 
     def _check_vocabulary(self) -> int:
@@ -389,7 +384,6 @@ def finite(name: str, block: torch.Tensor) -> torch.Tensor:
     if block.numel() and not all(map(torch.isfinite, torch.aminmax(block))):
         raise MergeError(
             f"the merged weight of {name} is not finite in {block.dtype}: the adapter (or the base) is "
-            "damaged, or the update "
-            "is too large for that type."
+            "damaged, or the update is too large for that type."
         )
     return block

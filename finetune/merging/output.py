@@ -38,8 +38,7 @@ def refuse_small_disk(output: Path, size: int) -> None:
     if free < needed:
         raise MergeError(
             f"{output.parent} has {free / 1e9:,.1f} GB free, and the merged model needs about "
-            f"{needed / 1e9:,.1f} GB: "
-            "make room, or name an output on another disk."
+            f"{needed / 1e9:,.1f} GB: make room, or name an output on another disk."
         )
 
 

@@ -20,8 +20,7 @@ def choose_target(text: str, base: str | Path | None) -> Target:
     if (Path(text).expanduser() / ADAPTER_CONFIG).is_file():
         raise MergeError(
             f"{target.description} is whole weights with an adapter beside them: move {ADAPTER_CONFIG} and "
-            "the adapter's "
-            "weights into a folder of their own to merge them."
+            "the adapter's weights into a folder of their own to merge them."
         )
     raise MergeError(
         f"{target.description} has no adapter: it is whole weights already, so there is nothing to merge."
@@ -37,8 +36,7 @@ def choose_more(texts: Sequence[str], base: str | Path | None, first: Target) ->
         if None not in (target.base_sha256, first.base_sha256) and target.base_sha256 != first.base_sha256:
             raise MergeError(
                 f"{target.description} was trained on another base than {first.description}: SHA-256 "
-                f"{target.base_sha256}, and "
-                f"{first.base_sha256}. Name the base that both fit with --base."
+                f"{target.base_sha256}, and {first.base_sha256}. Name the base that both fit with --base."
             )
         assert target.adapter is not None  # noqa: S101 - choose_target refuses others
         folders.append(target.adapter)

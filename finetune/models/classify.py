@@ -37,8 +37,8 @@ def refuse_other_head(base: Base, config: PretrainedConfig, head: HeadSection | 
     if own is not None and own != head:
         raise ModelError(
             f"{base.folder} is a model with a classification head ({own.problem}: "
-            f"{', '.join(own.labels) or 'a number'}): name "
-            "the same in model.head, or choose a base that predicts tokens."
+            f"{', '.join(own.labels) or 'a number'}): name the same in model.head, or choose a base that "
+            "predicts tokens."
         )
 
 

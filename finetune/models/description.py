@@ -74,8 +74,7 @@ def classifier_class(model_type: str) -> str:
     if model_type not in KNOWN:
         raise ModelError(
             f"transformers has no model of architecture {model_type} with a classification head: remove "
-            "model.head, or choose "
-            "a base of another family."
+            "model.head, or choose a base of another family."
         )
     found: str = KNOWN[model_type]
     return found

@@ -74,8 +74,7 @@ def load_model(
     if absent:
         raise ModelError(
             f"{base.folder} lacks {len(absent)} weights that its config.json asks for, the first "
-            f"{absent[0]}: "
-            "the download may be incomplete."
+            f"{absent[0]}: the download may be incomplete."
         )
     if is_quantized(model):
         keep_differentiable(model)

@@ -56,21 +56,18 @@ def check_trainable(config: dict[str, Any], method: str, name: str) -> str | Non
         # peft has no layer for the packed weights of some, and drops the gradient through others.
         raise ModelError(
             f"model.base {name} is stored quantised with {stored}, on which no adapter is trained here; "
-            f"{instead}, or one that "
-            "bitsandbytes stored in 4 or 8 bit."
+            f"{instead}, or one that bitsandbytes stored in 4 or 8 bit."
         )
     if method == "full":
         raise ModelError(
             f"adapter.method is full, and model.base {name} is stored quantised ({stored}): such weights "
-            "can't be trained. Set "
-            "adapter.method: lora, or "
+            "can't be trained. Set adapter.method: lora, or "
             f"{instead.replace(' (adapter.method: qlora quantises that one while it loads)', '')}."
         )
     if method == "qlora" and not stored.startswith("nf4"):
         raise ModelError(
             f"adapter.method is qlora, a base in NF4, and model.base {name} is stored in {stored}: set "
-            "adapter.method: lora to "
-            f"train on it as it is, or {instead}."
+            f"adapter.method: lora to train on it as it is, or {instead}."
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(

@@ -82,8 +82,7 @@ class Objective:
             yield (
                 "data.pack_length_tokens",
                 f"a row of objective {self.kind} is {self.encoding.documents_per_row} documents of up to "
-                "max_length_tokens "
-                f"each: set at least {needed}, or lower data.max_length_tokens",
+                f"max_length_tokens each: set at least {needed}, or lower data.max_length_tokens",
             )
 
     def prepare_model(self, model: Any, pad_token_id: int) -> None:

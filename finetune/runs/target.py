@@ -121,8 +121,7 @@ def _folder_target(path: Path, text: str, base: ModelSection | None) -> Target:
     if (here / MARKER).is_file():
         raise CheckpointError(
             f"{path} is a training checkpoint outside its run: what belongs to it (tokenizer, template, RoPE "
-            "scaling, how the "
-            "base was loaded) is in the run's lock. Name it inside its run folder, "
+            "scaling, how the base was loaded) is in the run's lock. Name it inside its run folder, "
             "RUN/checkpoints/checkpoint-STEP."
         )
     if is_adapter(here):
@@ -131,8 +130,8 @@ def _folder_target(path: Path, text: str, base: ModelSection | None) -> Target:
         return Target(ModelSection(base=str(here), head=_head_of(here)), None, None, f"the model in {path}")
     raise ModelError(
         f"{text} is not a model or a run: expected a run folder (recipe.lock.yaml), a checkpoint of a run, "
-        "an adapter folder "
-        f"({ADAPTER_CONFIG}), a model folder ({CONFIG}) or a hub id (owner/name){_inside(here)}."
+        f"an adapter folder ({ADAPTER_CONFIG}), a model folder ({CONFIG}) or a hub id "
+        f"(owner/name){_inside(here)}."
     )
 
 
@@ -153,8 +152,7 @@ def _hub_target(text: str, base: ModelSection | None) -> Target:
     if not is_hub_id(text) or text.startswith((".", "~", "/")):
         raise ModelError(
             f"{text} is not a model or a run: there is nothing at {Path(text).expanduser().absolute()}; "
-            "expected a run "
-            "folder, an adapter folder, a model folder or a hub id "
+            "expected a run folder, an adapter folder, a model folder or a hub id "
             f"(owner/name){_near(Path(text).expanduser())}."
         )
     try:
@@ -246,8 +244,8 @@ def _checkpoint_target(run: RunFolder, checkpoint: Path) -> Target:
     ):
         raise CheckpointError(
             f"{checkpoint} holds the weights cut up, as {lock.device.get('engine', 'its engine')} saves "
-            "them, and is no "
-            f"model: resume the run (`{_resume(run)}`), whose result is written whole, and name the run."
+            f"them, and is no model: resume the run (`{_resume(run)}`), whose result is written whole, and "
+            "name the run."
         )
     read = [path.name for path in (weight_files(checkpoint) if full else [checkpoint / ADAPTER_WEIGHTS])]
     verify_checkpoint(checkpoint, only=(*read, CONFIG, ADAPTER_CONFIG))
@@ -317,8 +315,7 @@ def _adapter_target(adapter: Path, base: ModelSection | None, description: str |
     if not local.is_dir() and not is_hub_id(named):
         raise ModelError(
             f"{path} names the base {named} (base_model_name_or_path), and there is no such folder on this "
-            "machine: name the "
-            "base with --base."
+            "machine: name the base with --base."
         )
     revision = config.get("revision")
     if local.is_dir():

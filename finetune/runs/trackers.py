@@ -254,8 +254,7 @@ def start_trackio(section: TrackingSection, run_id: str, recipe: dict[str, Any])
         except OSError as error:
             logger.warning(
                 f"Trackio can't write to {TRACKIO_DIR} ({error.strerror}), so this run is not tracked; "
-                "metrics.jsonl "
-                "has it all. Set TRACKIO_DIR to another folder, or tracking.tracker: none."
+                "metrics.jsonl has it all. Set TRACKIO_DIR to another folder, or tracking.tracker: none."
             )
             return NoTracker()
     return TrackioTracker(section, run_id, recipe)

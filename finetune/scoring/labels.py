@@ -32,8 +32,8 @@ class Labels:
         if strange is not None:
             raise FinetuneError(
                 f"{question.place} has the label {strange!r}, and the labels are {', '.join(self.names)}: "
-                "name it in "
-                "evaluate.labels (or model.head.labels), mend the row, or choose metrics without labels."
+                "name it in evaluate.labels (or model.head.labels), mend the row, or choose metrics without "
+                "labels."
             )
         return words
 

@@ -117,8 +117,7 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
     if recipe.data.max_length_tokens > positions:
         raise ModelError(
             f"data.max_length_tokens is {recipe.data.max_length_tokens}, but this base has {positions} "
-            "positions. "
-            "Lower it, or set model.rope_scaling."
+            "positions. Lower it, or set model.rope_scaling."
         )
     tokenizer = tokenizer_for(recipe.model, None, base.folder, preparation=rules.preparation)
     check_ids(tokenizer, config.vocab_size)
@@ -127,8 +126,7 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
         names = ", ".join(beyond[:5]) + (" ..." if len(beyond) > 5 else "")
         logger.warning(
             f"for {len(beyond)} of the tokenizer's tokens the base's embedding has no row ({names}). Rows "
-            "are added, "
-            "and not trained; name the tokens in model.new_tokens where your data use them."
+            "are added, and not trained; name the tokens in model.new_tokens where your data use them."
         )
     if recipe.adapter.continue_from is not None:
         _check_continued(recipe, base, described, tokenizer)
@@ -149,8 +147,8 @@ def _check_stored(recipe: Recipe, base: Base) -> None:
     if engine.takes_over:
         raise ModelError(
             f"model.base {base.identity['name']} is stored quantised ({stored}), and {engine.name} can't cut "
-            "up weights "
-            "that are stored so: take the unquantised base with adapter.method: qlora, or --launch ddp."
+            "up weights that are stored so: take the unquantised base with adapter.method: qlora, or "
+            "--launch ddp."
         )
     logger.info(
         f"the base is stored in {stored} by bitsandbytes: the adapter is trained beside it as it is (QLoRA)"
@@ -174,8 +172,7 @@ def _check_continued(
     if isinstance(then, dict) and then.get("sha256") != now.get("sha256"):
         logger.warning(
             f"adapter.continue_from {folder} was trained on another base than model.base: {then.get('name')} "
-            "with "
-            f"SHA-256 {then.get('sha256')}, and this one has {now.get('sha256')}"
+            f"with SHA-256 {then.get('sha256')}, and this one has {now.get('sha256')}"
         )
 
 

@@ -111,8 +111,7 @@ def _write(
         partial.rename(failed)
         raise CheckFailed(
             f"what was written is not what was trained: {'; '.join(wrong[:5])}. It is in {failed}; `finetune "
-            "train --resume "
-            f"{run.path}` writes the result again, from the last checkpoint."
+            f"train --resume {run.path}` writes the result again, from the last checkpoint."
         )
     if final.exists():
         final.rename(old)
@@ -247,8 +246,8 @@ def notes_on_result(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
     if any(map(asks_for_date, templates_of(tokenizer).values())):
         yield (
             "note: the chat template writes a date. In what is saved it is "
-            f"{rendering_of(tokenizer).date_string}, as in "
-            "training, and not today's; model.date_string names another"
+            f"{rendering_of(tokenizer).date_string}, as in training, and not today's; model.date_string "
+            "names another"
         )
     adapter = recipe.adapter
     beyond = {

@@ -81,9 +81,8 @@ def refuse_changes(then: Lock, now: Lock) -> None:
     if before != after:
         raise CheckpointError(
             f"the precision changed since this run was started: then {before}, now {after}. Go on where it "
-            "was started "
-            "(train.precision auto takes what the device has), or start a new run with train.precision: "
-            f"{before}."
+            "was started (train.precision auto takes what the device has), or start a new run with "
+            f"train.precision: {before}."
         )
 
 
@@ -109,8 +108,8 @@ def refuse_another_engine_than(then: Lock, now: Lock) -> None:
         return
     raise CheckpointError(
         f"this run was started with {before[0]} and {before[1]} processes, and its checkpoints are cut up "
-        "for them; "
-        f"this is {after[0]} with {after[1]}. Resume with --launch {before[0]} --processes {before[1]}."
+        f"for them; this is {after[0]} with {after[1]}. Resume with --launch {before[0]} --processes "
+        f"{before[1]}."
     )
 
 
@@ -123,9 +122,8 @@ def refuse_foreign_pickles(checkpoint: Path, engine: Engine, group: Group) -> No
     if engine.checkpoints_hold_pickles and group.any(group.is_main and is_foreign(checkpoint)):
         raise CheckpointError(
             f"{checkpoint} was written by another user, or on another machine: its signature is not made "
-            "with your key. "
-            "DeepSpeed's checkpoints hold pickles, which can run any code. Give --trust-checkpoint if you "
-            "know who wrote it."
+            "with your key. DeepSpeed's checkpoints hold pickles, which can run any code. Give "
+            "--trust-checkpoint if you know who wrote it."
         )
 
 
@@ -159,8 +157,8 @@ def refuse_differences(group: Group, lock: Lock) -> None:
         mine = {name: parts[name] for name in differing if name == "versions"}
         raise LaunchError(
             f"processes {', '.join(map(str, ranks))} differ from process 0 in their "
-            f"{' and '.join(differing)}. Give each "
-            f"machine the same files and packages.{f' Here: {mine}' if mine else ''}"
+            f"{' and '.join(differing)}. Give each machine the same files and "
+            f"packages.{f' Here: {mine}' if mine else ''}"
         )
 
 

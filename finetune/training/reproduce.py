@@ -54,8 +54,7 @@ class Reproduction:
         if not self.differs and not (self.same_weights and self.loss_distance == 0):
             raise CheckFailed(
                 f"{self.new} is not {self.old}, though base, data, packages, code and machine are the same: "
-                "weights differ by "
-                f"{self.weights_distance:.2e}, a step's loss by {self.loss_distance:.2e}."
+                f"weights differ by {self.weights_distance:.2e}, a step's loss by {self.loss_distance:.2e}."
             )
 
 

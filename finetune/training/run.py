@@ -115,8 +115,7 @@ def resume(
         if run.finished:
             raise CheckpointError(
                 f"{run.path} is finished, and its schedule came to its end; there is nothing to resume. To "
-                "train its result "
-                "further, in a new run with a schedule of its own:\n    "
+                "train its result further, in a new run with a schedule of its own:\n    "
                 f"{command_to_train_further(run, lock)}"
             )
         if lock.rules != CURRENT_RULES:
@@ -177,8 +176,7 @@ def _write_lock(run: RunFolder, lock: Lock) -> None:
     if lock.without_secrets() != lock.as_dict():
         logger.warning(
             "the recipe or the command contains a secret. It is left out of the run's files, so resuming, "
-            "merging or "
-            "reproducing this run may fail. Pass secrets through environment variables."
+            "merging or reproducing this run may fail. Pass secrets through environment variables."
         )
     write_private(run.lock_path, lock.to_yaml())
 

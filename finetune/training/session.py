@@ -303,8 +303,7 @@ class TrainingSession:
             logger.warning(
                 "nothing was learned: each trained weight is bit for bit what it was before the first step. "
                 f"train.learning_rate ({self.recipe.train.learning_rate:g}) may be too small for it; "
-                "metrics.jsonl has the "
-                "gradient's norm of each step."
+                "metrics.jsonl has the gradient's norm of each step."
             )
 
     def _measure(self) -> None:

@@ -187,9 +187,9 @@ class ExactTrainer(Trainer):
         shown = ", ".join(places[:8]) + (" ..." if len(places) > 8 else "")
         return (
             f"the {what} is {value} at step {self.state.global_step + 1}; nothing was updated. Rows: "
-            f"{shown}. "
-            "Look at these rows (finite numbers in, labels in the vocabulary), lower train.learning_rate, "
-            "or set train.precision to fp32; the last whole checkpoint is kept and --resume goes on from it."
+            f"{shown}. Look at these rows (finite numbers in, labels in the vocabulary), lower "
+            "train.learning_rate, or set train.precision to fp32; the last whole checkpoint is kept and "
+            "--resume goes on from it."
         )
 
     @torch.no_grad()

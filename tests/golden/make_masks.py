@@ -305,29 +305,26 @@ TEMPLATES: dict[
         chatml_pieces,
         "by hand, from the file's lists of tokens and merges",
         "The line break after a role makes one token with blanks that an answer begins with; that token "
-        "begins in the header "
-        "and is not supervised. Never do several blanks stand before a digit here: transformers' conversion "
-        "of GGUF files "
-        "loses this tokenizer's split of digits, which changes those blanks' tokens.",
+        "begins in the header and is not supervised. Never do several blanks stand before a digit here: "
+        "transformers' conversion of GGUF files loses this tokenizer's split of digits, which changes those "
+        "blanks' tokens.",
     ),
     "llama2": (
         MISTRAL,
         llama2_pieces,
         "by hand, as llama/generation.py in Meta's repository `llama` encodes a dialog",
         "The vocabulary is Mistral-7B's; LLaMA-2's is in no package, and is of the same form: 32,000 "
-        "sentencepiece tokens, <s> "
-        "and </s>, a blank put before each stretch of text. Meta strips questions and answers, and writes a "
-        "blank on either "
-        "side of an answer; the one before </s> is a token and is learned, because the model must write it "
-        "to end its turn.",
+        "sentencepiece tokens, <s> and </s>, a blank put before each stretch of text. Meta strips questions "
+        "and answers, and writes a blank on either side of an answer; the one before </s> is a token and is "
+        "learned, because the model must write it to end its turn.",
     ),
     "llama3": (
         LLAMA3,
         llama3_pieces,
         "llama_models.llama3.chat_format.ChatFormat",
         "Contents are stripped before ChatFormat gets them: Meta's repository `llama3` strips them in "
-        "ChatFormat itself, as "
-        "does the chat template that the models are published with; llama-models leaves it to its caller.",
+        "ChatFormat itself, as does the chat template that the models are published with; llama-models "
+        "leaves it to its caller.",
     ),
     "mistral": (
         MISTRAL,
@@ -341,8 +338,7 @@ TEMPLATES: dict[
         zephyr_pieces,
         "by hand, as the chat template of zephyr-7b-beta writes a conversation",
         "Zephyr has Mistral-7B's vocabulary. Its chat template writes no BOS, but its training added one to "
-        "each text, as this "
-        "toolkit does for every tokenizer that adds one to plain text.",
+        "each text, as this toolkit does for every tokenizer that adds one to plain text.",
     ),
 }
 """Of each template: the tokenizer's source, what makes the pieces, what the reference is, and a note."""

@@ -44,8 +44,7 @@ def plan_launch(
     if machines > 1 and place is None:
         raise LaunchError(
             f"--nodes needs --rendezvous HOST:PORT, where the processes of all {machines} machines meet: "
-            "machine 0's address "
-            "(main_process_ip and main_process_port of a file)."
+            "machine 0's address (main_process_ip and main_process_port of a file)."
         )
     address = parse_address(place) if place is not None else None
     if address is not None and rank == 0:

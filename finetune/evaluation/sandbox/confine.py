@@ -429,15 +429,11 @@ def _restrict_python() -> None:
                 folder, _, name = file.rpartition("/")
                 if f"{folder}/" not in library or f" {name.partition('.')[0]} " not in (
                     " _asyncio _bisect _blake2 _bz2 _codecs_cn _codecs_hk _codecs_iso2022 _codecs_jp "
-                    "_codecs_kr _codecs_tw "
-                    "_contextvars _crypt _csv _datetime _decimal _elementtree _hashlib _heapq _hmac _json "
-                    "_lzma _md5 "
-                    "_multibytecodec _multiprocessing _opcode _pickle _posixshmem _posixsubprocess _queue "
-                    "_random _sha1 _sha2 "
-                    "_sha256 _sha3 _sha512 _socket _sqlite3 _ssl _statistics _struct _typing _uuid _zoneinfo "
-                    "_zstd array "
-                    "audioop binascii cmath fcntl grp math mmap pyexpat resource select termios unicodedata "
-                    "zlib "
+                    "_codecs_kr _codecs_tw _contextvars _crypt _csv _datetime _decimal _elementtree _hashlib "
+                    "_heapq _hmac _json _lzma _md5 _multibytecodec _multiprocessing _opcode _pickle "
+                    "_posixshmem _posixsubprocess _queue _random _sha1 _sha2 _sha256 _sha3 _sha512 _socket "
+                    "_sqlite3 _ssl _statistics _struct _typing _uuid _zoneinfo _zstd array audioop binascii "
+                    "cmath fcntl grp math mmap pyexpat resource select termios unicodedata zlib "
                 ):
                     raise PermissionError(1, f"tried to load native code: {file}")
             case (

@@ -129,10 +129,8 @@ def load_in_float32(
             raise
         raise MergeError(
             f"the adapter in {adapter}, of type {read_adapter_config(adapter).get('peft_type')}, does not "
-            "fit the base "
-            f"{base.identity['name']}: {_first_mismatch(str(error.__cause__))[:400]}. It belongs to another "
-            "base, or to "
-            "one with another vocabulary; name the right one with --base."
+            f"fit the base {base.identity['name']}: {_first_mismatch(str(error.__cause__))[:400]}. It "
+            "belongs to another base, or to one with another vocabulary; name the right one with --base."
         ) from error
     assert isinstance(model, PeftModel)  # noqa: S101 - there is at least one adapter
     return model.eval()

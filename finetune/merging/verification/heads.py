@@ -81,9 +81,8 @@ class HeadVerification:
         """The outcome in one line, for people."""
         return (
             f"{'holds' if self.holds else 'FAILS'} on {self.rows} rows of {self.outputs} "
-            f"output{'s' * (self.outputs != 1)}: "
-            f"largest difference {self.largest_difference:.2e} (largest output "
-            f"{self.largest_output:.2e}){self._agreement}"
+            f"output{'s' * (self.outputs != 1)}: largest difference {self.largest_difference:.2e} (largest "
+            f"output {self.largest_output:.2e}){self._agreement}"
         )
 
     @property
@@ -115,8 +114,7 @@ class HeadVerification:
             return []
         return [
             f"{self.end_in_padding} of {self.rows} rows end in the padding token, which plain transformers "
-            "skips and the "
-            "training did not: name another model.pad_token, or read the last token yourself"
+            "skips and the training did not: name another model.pad_token, or read the last token yourself"
         ]
 
     def as_dict(self) -> dict[str, Any]:

@@ -128,9 +128,8 @@ class Verification:
         """The outcome in one line, for people."""
         return (
             f"{'holds' if self.holds else 'FAILS'} on {self.rows} rows, {self.tokens:,} tokens: largest "
-            "logit difference "
-            f"{self.largest_difference:.2e}, mean KL {self.mean_kl:.2e} nats, same likeliest token "
-            f"{self.top1_agreement:.2%}"
+            f"logit difference {self.largest_difference:.2e}, mean KL {self.mean_kl:.2e} nats, same "
+            f"likeliest token {self.top1_agreement:.2%}"
         )
 
     def sentences(self) -> list[str]:
@@ -328,8 +327,7 @@ def compare_answers(
         if margin > bound:
             failures.append(
                 f"the greedy answer to {texts[0][-60:]!r} is {texts[2]!r}, and was {texts[1]!r} before the "
-                "merge: they part at "
-                f"token {parted + 1}, by {margin:.2f} nats"
+                f"merge: they part at token {parted + 1}, by {margin:.2f} nats"
             )
     return tuple(answers), failures
 

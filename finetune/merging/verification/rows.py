@@ -36,16 +36,13 @@ TEXTS = (
     '{"customer": "Ada Byron", "product": "brass lamp", "quantity": 2, "due": "2026-03-14", "priority": '
     '"high"}',
     "Once upon a time there was a little girl who had a red kite. One day the wind took the kite over the "
-    "hills, and she "
-    "ran after it.",
+    "hills, and she ran after it.",
     "Der Ausschuss tagt am Donnerstag; die Vorlage liegt seit gestern aus. Les délégués voteront demain, "
     "après la pause.",
     "Dear Ms Okafor, thank you for your letter of 2 May. We have sent the replacement by post and enclose "
-    "the invoice, "
-    "less 15 %.",
+    "the invoice, less 15 %.",
     "1. Boil the water. 2. Add salt, then the pasta. 3. Stir for a minute. 4. Drain after nine minutes and "
-    "serve with "
-    "butter and sage.",
+    "serve with butter and sage.",
 )
 """Prose, a calculation, code, JSON, other languages, a letter and a list."""
 
@@ -85,8 +82,7 @@ def verification_documents(
     if not all(encoded):
         raise MergeError(
             f"the tokenizer in {tokenizer.name_or_path} makes no tokens of plain text, so the merge can't be "
-            "checked with it: "
-            "put the base's own tokenizer there."
+            "checked with it: put the base's own tokenizer there."
         )
     if classifies:
         return [_prompt(ids, end_id(tokenizer)) for ids in encoded], why

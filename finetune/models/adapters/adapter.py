@@ -130,9 +130,8 @@ def continue_adapter(
     if tokens != set(new_token_ids):
         raise ModelError(
             f"adapter.continue_from: {folder} trains {len(tokens)} new tokens (ids {sorted(tokens)[:5]}), "
-            "and model.new_tokens "
-            f"has {len(new_token_ids)} ({sorted(new_token_ids)[:5]}): name the tokens that it was trained "
-            "with, in their order."
+            f"and model.new_tokens has {len(new_token_ids)} ({sorted(new_token_ids)[:5]}): name the tokens "
+            "that it was trained with, in their order."
         )
     targets = (
         linear_names(model)

@@ -47,10 +47,8 @@ def refuse_unknown_keys(folder: Path, config: dict[str, Any]) -> None:
         saved_by = config.get("peft_version", "of another version")
         raise ModelError(
             f"{folder / 'adapter_config.json'} has {named}, which peft {version('peft')} doesn't know of "
-            "type "
-            f"{config['peft_type']} and would leave out; it was saved by peft {saved_by}. Upgrade peft, or "
-            "remove what you "
-            "know to mean nothing here."
+            f"type {config['peft_type']} and would leave out; it was saved by peft {saved_by}. Upgrade peft, "
+            "or remove what you know to mean nothing here."
         )
 
 
@@ -82,8 +80,7 @@ def refuse_unread(model: "PeftModel", folder: Path, adapter: str) -> None:
         if odd:
             raise ModelError(
                 f"{adapter}, does not fit this base, or its own config: it {what} {min(odd)} ({len(odd)} in "
-                "all). Name the "
-                "right base with --base."
+                "all). Name the right base with --base."
             )
 
 
@@ -94,10 +91,8 @@ def refuse_wrapped(file: Path, names: Iterable[str]) -> None:
         if (match := WRAPPER.search(name)) is not None:
             raise ModelError(
                 f"{file} has {match[0]!r} in the names of its weights ({name}), which another library put "
-                "around the model "
-                "while it was trained: peft reads no such names. Save the adapter again from the model "
-                "inside, or take the "
-                "word out of the names."
+                "around the model while it was trained: peft reads no such names. Save the adapter again "
+                "from the model inside, or take the word out of the names."
             )
 
 

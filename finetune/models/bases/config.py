@@ -35,8 +35,7 @@ def read_transformers_config(folder: Path) -> PretrainedConfig:
                 raise
             raise ModelError(
                 f"{path} asks for code of its own (auto_map: {read_config(folder).get('auto_map')}), and "
-                "code of a model's "
-                "folder is never run: choose a base whose architecture transformers has."
+                "code of a model's folder is never run: choose a base whose architecture transformers has."
             ) from None
     return config
 

@@ -101,8 +101,7 @@ def refuse_git_lfs_pointer(path: Path) -> None:
     if is_git_lfs_pointer(path):
         raise ModelError(
             f"{path} is a Git LFS pointer, not the file itself, which was never fetched: run `git lfs pull` "
-            "in its repository, "
-            "or download the file again."
+            "in its repository, or download the file again."
         )
 
 
@@ -177,18 +176,15 @@ def refuse_no_weights(folder: Path) -> None:
     if shards:
         raise ModelError(
             f"{found}, and of its shards ({shards[0]} ...) there is no {INDEX}, which says what lies where: "
-            "fetch that file "
-            "as well."
+            "fetch that file as well."
         )
     if any((folder / name).is_file() for name in PICKLED):
         raise ModelError(
             f"{found}: its weights are pickled "
             f"({', '.join(name for name in PICKLED if (folder / name).is_file())}), which are "
             'not loaded, as a pickle can run code. If you trust them, convert them: python -c "from '
-            "transformers import "
-            f"AutoModelForCausalLM as M; M.from_pretrained({str(folder)!r}, "
-            "dtype='auto').save_pretrained('CONVERTED')\", and "
-            "copy the tokenizer's files there."
+            f"transformers import AutoModelForCausalLM as M; M.from_pretrained({str(folder)!r}, "
+            "dtype='auto').save_pretrained('CONVERTED')\", and copy the tokenizer's files there."
         )
     if any(folder.glob("*.distcp")) or any(folder.glob("*/*.distcp")):
         raise ModelError(f"{found}, but a distributed checkpoint (.distcp): save the model whole first.")

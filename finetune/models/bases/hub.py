@@ -66,8 +66,7 @@ def hub_errors(name: str, revision: str | None = None, named_in: str = "model.ba
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(
             f"{named_in}: {name} is not in the local hub cache and could not be fetched "
-            f"({type(error).__name__}). "
-            "Check the connection and HF_HUB_OFFLINE, or name a local folder."
+            f"({type(error).__name__}). Check the connection and HF_HUB_OFFLINE, or name a local folder."
         ) from error
 
 

@@ -107,10 +107,8 @@ def check_base(folder: Path, model: ModelSection, *, fetched: bool = True) -> No
         if model.rope_scaling is not None and model.rope_scaling.type not in family.rope_types:
             raise ModelError(
                 f"model.rope_scaling.type is {model.rope_scaling.type}, and transformers doesn't scale the "
-                "positions of "
-                f"{family.model_type} so (it has {', '.join(family.rope_types)}): remove model.rope_scaling, "
-                "or choose a base "
-                "of another family."
+                f"positions of {family.model_type} so (it has {', '.join(family.rope_types)}): remove "
+                "model.rope_scaling, or choose a base of another family."
             )
         check_weights(folder, config, fetched=fetched)
     stored_quantization(config, folder / CONFIG)

@@ -176,15 +176,13 @@ def check_weights(
             there = "absent" if found is None else f"of shape {held[found]}"
             raise ModelError(
                 f"{folder}: its config.json describes {name} of shape {expected}, which is {there}: one of "
-                "the two files is "
-                "not the other's, or the download is incomplete; fetch the base again."
+                "the two files is not the other's, or the download is incomplete; fetch the base again."
             )
     stored = stored_quantization(config, folder / CONFIG)
     if headers and stored in BITSANDBYTES and not any(name.endswith(SCALES) for name in held):
         raise ModelError(
             f"{folder}: its config.json says in quantization_config that bitsandbytes stored the weights "
-            f"({stored}), and they "
-            "are not quantised: remove quantization_config, or fetch the base again."
+            f"({stored}), and they are not quantised: remove quantization_config, or fetch the base again."
         )
     modules = {name.rsplit(".", 1)[0] for name in matrices} if config.get("quantization_config") else set()
     for name in held:
@@ -195,8 +193,7 @@ def check_weights(
         if strange and not _prefixes(full) & modules:
             raise ModelError(
                 f"{folder}: the weights hold {name}, for which its config.json has no place: one of the two "
-                "files is not the "
-                "other's; fetch the base again."
+                "files is not the other's; fetch the base again."
             )
 
 

@@ -45,9 +45,8 @@ def scale_by_document(model: nn.Module) -> None:
         if getattr(rotary, "rope_type", None) not in BY_LENGTH or not _is_like_llamas(rotary):
             raise ModelError(
                 f"{type(rotary).__name__} scales its positions by the longest row of a batch "
-                f"({config.rope_parameters}), and "
-                "this toolkit can't give each row its own scaling in this family. Use another base, or "
-                "another rope_type."
+                f"({config.rope_parameters}), and this toolkit can't give each row its own scaling in this "
+                "family. Use another base, or another rope_type."
             )
         rotary.forward = types.MethodType(_scaled_by_document, rotary)
         decoder.register_forward_pre_hook(_positions_of_mask, with_kwargs=True)

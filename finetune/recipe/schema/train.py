@@ -133,6 +133,5 @@ class TrainSection(Section):
             return None
         return (
             f"train.global_batch_size {self.global_batch_size} does not divide into micro_batch_size "
-            f"{self.micro_batch_size} "
-            f"x {processes} processes. Change one of the three."
+            f"{self.micro_batch_size} x {processes} processes. Change one of the three."
         )

@@ -74,8 +74,7 @@ class BestCheckpoint(TrainerCallback):
             return
         logger.warning(
             f"no checkpoint is better than the start, where {self.best_by} was {self.sign * start:.4f}. The "
-            "result is "
-            f"the best of them, step {state.best_global_step}, with {self.sign * best:.4f}. Lower "
+            f"result is the best of them, step {state.best_global_step}, with {self.sign * best:.4f}. Lower "
             "train.learning_rate."
         )
 

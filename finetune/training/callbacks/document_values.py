@@ -54,8 +54,8 @@ class DocumentValues(TrainerCallback):
         elif state.global_step:
             raise CheckpointError(
                 f"{self.path} is missing: it has what objective {self.trainer.objective.kind} computed of "
-                "each row before step "
-                "1, and can't be made again from a later step. Put it back, or start a new run."
+                "each row before step 1, and can't be made again from a later step. Put it back, or start a "
+                "new run."
             )
         else:
             started = time.perf_counter()

@@ -126,8 +126,8 @@ class MemoryCheck(TrainerCallback):
         return (
             f"out of memory: the heaviest batch ({tokens:,} tokens, longest document "
             f"{max(len(document.token_ids) for document in documents):,} of at most "
-            f"{data.max_length_tokens:,}) does not fit; "
-            f"{found}. Set {', or '.join(knobs) if knobs else 'a smaller base'}. Nothing was trained."
+            f"{data.max_length_tokens:,}) does not fit; {found}. Set "
+            f"{', or '.join(knobs) if knobs else 'a smaller base'}. Nothing was trained."
         )
 
 

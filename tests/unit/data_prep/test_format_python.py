@@ -95,8 +95,7 @@ def test_code_is_refused_until_its_content_is_allowed(
             prepared(tmp_path, code, [{"a": "blue"}], tokenizer, allowed)
         assert str(refused.value) == (
             f"format python would run {tmp_path / 'own.py'}. Read it; if you trust it, allow exactly this "
-            "content on the "
-            f"command line:\n  --allow-code {wanted}"
+            f"content on the command line:\n  --allow-code {wanted}"
         )
     assert not (tmp_path / "ran").exists()
     data = prepared(

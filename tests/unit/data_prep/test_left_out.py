@@ -22,8 +22,7 @@ SYSTEM, ASK, SAY = (
 )
 PLAIN = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}]CONTENT{% if m.role == 'assistant' %}</s>{% endif "
-    "%}{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
+    "%}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 
 

@@ -441,8 +441,8 @@ def test_no_sideways_scrolling(html: str, tmp_path: Path) -> None:
     )
     script = (
         "onload = () => { document.body.dataset.widths = Array.from(frames).map(frame => "
-        "frame.document.documentElement)"
-        ".map(inside => inside.scrollWidth + ' in ' + inside.clientWidth).join() }"
+        "frame.document.documentElement).map(inside => inside.scrollWidth + ' in ' + "
+        "inside.clientWidth).join() }"
     )
     outer = f'<!DOCTYPE html><html><body data-widths="">{frames}<script>{script}</script></body></html>'
     (tmp_path / "outer.html").write_text(outer, encoding="utf-8")

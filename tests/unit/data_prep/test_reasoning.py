@@ -30,9 +30,8 @@ TURNS = (
 WRITTEN = "<think>\n{{ thought }}\n</think>\n\n{{ answer }}"
 SPLIT = (  # Qwen3's way: its own key, else what the content holds
     "{% set answer = m.content %}{% set thought = m.reasoning_content or '' %}{% if '</think>' in m.content "
-    "%}"
-    "{% set thought = m.content.split('</think>')[0].split('<think>')[-1].strip() %}"
-    "{% set answer = m.content.split('</think>')[-1].lstrip() %}{% endif %}"
+    "%}{% set thought = m.content.split('</think>')[0].split('<think>')[-1].strip() %}{% set answer = "
+    "m.content.split('</think>')[-1].lstrip() %}{% endif %}"
 )
 KEEPS = TURNS.replace("ANSWER", SPLIT + "{% if thought %}" + WRITTEN + "{% else %}{{ answer }}{% endif %}")
 STRIPS = TURNS.replace(

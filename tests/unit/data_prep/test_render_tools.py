@@ -17,11 +17,10 @@ from tests.support.models import SHARED
 from tests.unit.data_prep.rendered import one, supervised_texts
 
 TOOLS_TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}<call>{{ call.function | tojson }}</call>{% endfor %}<|im_end|>\n{% "
-    "endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}{% for m in messages "
+    "%}<|im_start|>{{ m.role }}\n{{ m.content }}{% for call in m.tool_calls or [] %}<call>{{ call.function | "
+    "tojson }}</call>{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt "
+    "%}<|im_start|>assistant\n{% endif %}"
 )
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {}}}
 TALK = Conversation(
@@ -161,10 +160,8 @@ WRITTEN = {
         '\n\n{\n    "type": "function",\n    "function": {\n        "name": "weather",\n        '
         '"parameters": {}\n    }\n}'
         '\n\n{\n    "type": "function",\n    "function": {\n        "name": "lamps"\n    }\n}\n\nBe '
-        "brief.<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nHo<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\nRain, here and there?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\nI look.\n"
+        "brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nHo<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nRain, "
+        "here and there?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nI look.\n"
         '{"name": "weather", "parameters": {"in": "Zürich"}}; {"name": "weather", "parameters": {"days": [1, '
         "2]}}<|eot_id|>"
         '<|start_header_id|>ipython<|end_header_id|>\n\n{"rain": 3}<|eot_id|>'

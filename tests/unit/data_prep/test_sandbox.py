@@ -127,11 +127,9 @@ def test_much_work_is_no_explosion(make: Any) -> None:
     numbers."""
     template = (
         "{% set n = namespace(t='', u='', l=[]) %}{% for m in messages %}{% set n.t = n.t + m.role + "
-        "m.content %}"
-        "{% set n.u = n.u ~ m.role ~ m.content %}{% set n.l = n.l + [m] %}{{ messages[loop.index0:] | length "
-        "}} {% endfor %}"
-        "{{ n.t == n.u and n.l == messages }} {{ '{:,} %d'.format(n.t | length) % 5000000 }} {{ 5000000 | "
-        "string }}"
+        "m.content %}{% set n.u = n.u ~ m.role ~ m.content %}{% set n.l = n.l + [m] %}{{ "
+        "messages[loop.index0:] | length }} {% endfor %}{{ n.t == n.u and n.l == messages }} {{ '{:,} "
+        "%d'.format(n.t | length) % 5000000 }} {{ 5000000 | string }}"
     )
     messages = [{"role": "user", "content": "x" * 400}] * 1000
     text = render_limited(make(), template, {"messages": messages}, 400_000)

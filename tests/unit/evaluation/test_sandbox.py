@@ -102,11 +102,9 @@ def test_the_standard_library_works() -> None:
     """Modules in Python and in shared objects import; a module that isn't there gives the usual error."""
     names = (
         "abc array bisect bz2 calendar cmath collections contextlib copy csv datetime decimal doctest enum "
-        "fractions functools "
-        "hashlib heapq inspect io itertools json logging lzma math mimetypes operator pathlib queue random "
-        "re shutil sqlite3 "
-        "ssl statistics string struct tempfile textwrap threading time typing unicodedata unittest uuid zlib "
-        "zoneinfo"
+        "fractions functools hashlib heapq inspect io itertools json logging lzma math mimetypes operator "
+        "pathlib queue random re shutil sqlite3 ssl statistics string struct tempfile textwrap threading "
+        "time typing unicodedata unittest uuid zlib zoneinfo"
     )
     used = (
         "assert mimetypes.guess_type('a.png')[0] == 'image/png' and uuid.uuid4() != uuid.uuid4() and "

@@ -199,9 +199,8 @@ def test_inspecting_imports_no_torch(tiny_base: Path) -> None:
     """Describing a folder loads neither torch nor transformers."""
     code = (
         "import sys; from finetune.models.bases.shapes import describe; from finetune.recipe.schema.model "
-        "import ModelSection; "
-        "describe(ModelSection(base=sys.argv[1])); print([n for n in ('torch', 'transformers') if n in "
-        "sys.modules])"
+        "import ModelSection; describe(ModelSection(base=sys.argv[1])); print([n for n in ('torch', "
+        "'transformers') if n in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tiny_base)], capture_output=True, text=True, check=True

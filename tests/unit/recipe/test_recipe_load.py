@@ -79,13 +79,10 @@ extra: 1
         "r.yaml:6:10  adapter.alpha  got 0, expected more than 0",
         f"r.yaml:9:13  data.train.0.path  no such file: looked at {folder / 'absent.json'}",
         "r.yaml:10:15  data.train.0.format  got 'alpacca', expected auto, alpaca, prompt_completion, "
-        "messages, sharegpt, text, "
-        "question_answer, classification, regression, translation, summarisation, code, preference, template "
-        "or python; "
-        "did you mean alpaca?",
+        "messages, sharegpt, text, question_answer, classification, regression, translation, summarisation, "
+        "code, preference, template or python; did you mean alpaca?",
         "r.yaml:11:7  data.train.1  path and dataset exclude each other; expected {path: FILE, format: "
-        "NAME}, "
-        "{dataset: OWNER/NAME, format: NAME} or {generated: orders}",
+        "NAME}, {dataset: OWNER/NAME, format: NAME} or {generated: orders}",
         "r.yaml:12:26  data.evaluation.fraction  got 2, expected less than 1",
         "r.yaml:14:3  train.learning_rte  unknown key; did you mean learning_rate?",
         "r.yaml:15:11  train.epochs  got the text '3', expected a number; remove the quotes",

@@ -243,8 +243,7 @@ def test_values_arrive() -> None:
     absolute."""
     python, template = load(
         "{path: rows.jsonl, format: python, code: code.py, share: 0.5}, {path: rows.jsonl, format: template, "
-        "share: 0.5, "
-        "template: {prompt: a, completion: b, other_prompts: [c, d]}}"
+        "share: 0.5, template: {prompt: a, completion: b, other_prompts: [c, d]}}"
     ).data.train
     assert isinstance(python, FileSource)
     assert python.code is not None
