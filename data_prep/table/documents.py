@@ -65,7 +65,9 @@ class Document:
             for start, stop, weight in self.spans
         )
         spans = tuple((start, stop, weight) for start, stop, weight in clipped if start < stop)
-        return Document(self.token_ids[first:end], spans, place or self.place, self.targets, repeated)
+        return Document(
+            self.token_ids[first:end], spans, place or self.place, self.targets, repeated, self.values
+        )
 
 
 class DocumentTable(Sequence[Document]):

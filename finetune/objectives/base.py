@@ -32,6 +32,8 @@ class Objective:
     """How rows become documents."""
     writes_text: ClassVar[bool] = True
     """Whether the model predicts tokens, so that it can be asked for answers."""
+    smooths_labels: ClassVar[bool] = False
+    """Whether its loss knows train.label_smoothing."""
     has_perplexity: ClassVar[bool] = False
     """Whether e to the power of its loss is one."""
     several_labels: bool | None = None
@@ -59,6 +61,8 @@ class Objective:
     def problems(self, given: Given) -> RuleProblem:
         """What of the recipe doesn't fit the objective, as (dotted path, message); `given` is what the user
         wrote."""
+        if self.recipe.train.label_smoothing and not self.smooths_labels:
+            yield "train.label_smoothing", f"objective {self.kind} has no such loss; remove this key"
         if self.encoding.documents_per_row == 1 and not self.values_per_document:
             return
         data = self.recipe.data

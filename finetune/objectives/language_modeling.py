@@ -15,6 +15,7 @@ class LanguageModeling(Objective):
     """The mean cross-entropy over supervised tokens, each by its weight."""
 
     kind: ClassVar[str] = "supervised"
+    smooths_labels: ClassVar[bool] = True
     has_perplexity: ClassVar[bool] = True
 
     @classmethod

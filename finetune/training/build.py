@@ -244,7 +244,7 @@ def build_trainer(
     callbacks: list[TrainerCallback],
 ) -> ExactTrainer:
     """The trainer over this process's share of the batches."""
-    train, data = recipe.train, inputs.data
+    train, data, most = recipe.train, inputs.data, recipe.evaluate.max_rows
     feed = build_feed(recipe, inputs)
     total_steps = train.max_steps or _steps_for(train.epochs or 1.0, feed)
     arguments = training_arguments(
@@ -265,7 +265,7 @@ def build_trainer(
         objective=inputs.objective,
         feed=feed,
         rate_factor=partial(rate_factor, train, total_steps, rule=inputs.rules.schedule),
-        evaluation=data.evaluation[: recipe.evaluate.max_rows],
+        evaluation=data.evaluation[: most * data.documents_per_row if most is not None else None],
         keep_checkpoints=train.keep_checkpoints,
         # Evaluating never needs more memory than training did.
         evaluation_tokens=train.micro_batch_size * recipe.data.max_length_tokens,

@@ -105,18 +105,19 @@ class MemoryCheck(TrainerCallback):
         tokens = self._batch(documents)["input_ids"].numel()
         parts = (2**power for power in range(1, int(math.log2(SMALLEST_TRIED)) + 1))
         train, data = self.recipe.train, self.recipe.data
+        per_row = self.trainer.feed.batching.documents_per_row
         if self.trainer.group.world_size > 1:
             # Trying needs all processes, and the others may have had room.
             part, found, knobs = (
                 None,
                 "with several processes no part of it was tried",
-                [_smaller_batch(self.recipe, 2)],
+                [_smaller_batch(self.recipe, 2, per_row)],
             )
         else:
-            part = next((part for part in parts if self._fits(_shortened(documents, part))), None)
+            part = next((part for part in parts if self._fits(_shortened(documents, part, per_row))), None)
             found, knobs = f"a {SMALLEST_TRIED}th of it doesn't either", []
         if part is not None:
-            found, knobs = f"1/{part} of it does", [_smaller_batch(self.recipe, part)]
+            found, knobs = f"1/{part} of it does", [_smaller_batch(self.recipe, part, per_row)]
         if not train.activation_checkpointing:
             knobs.append("train.activation_checkpointing: true")
         if self.recipe.adapter.method == "lora":
@@ -142,8 +143,12 @@ def generators_kept(device: torch.device) -> Iterator[None]:
         torch.mps.set_rng_state(state)
 
 
-def _shortened(documents: list[Document], part: int) -> list[Document]:
-    """The first of the documents, cut where a part of their tokens is reached."""
+def _shortened(documents: list[Document], part: int, documents_per_row: int) -> list[Document]:
+    """The first of the documents, cut where a part of their tokens is reached; rows of several stay whole."""
+    if documents_per_row > 1:
+        rows = len(documents) // documents_per_row
+        kept, cut = documents[: max(1, rows // part) * documents_per_row], max(1, part // rows)
+        return [document.part(0, max(2, len(document.token_ids) // cut)) for document in kept]
     left = max(2, sum(len(document.token_ids) for document in documents) // part)
     kept = []
     for document in documents:
@@ -153,15 +158,16 @@ def _shortened(documents: list[Document], part: int) -> list[Document]:
     return kept
 
 
-def _smaller_batch(recipe: Recipe, part: int) -> str:
+def _smaller_batch(recipe: Recipe, part: int, documents_per_row: int) -> str:
     """The knob that makes a micro-batch that many times smaller, and its value."""
     train, data = recipe.train, recipe.data
     if train.micro_batch_size >= part:
         return f"train.micro_batch_size: {train.micro_batch_size // part} (it is {train.micro_batch_size})"
-    whole = train.micro_batch_size * (data.pack_length_tokens or data.max_length_tokens)
-    fits = whole // part
+    row = documents_per_row * data.max_length_tokens
+    fits = train.micro_batch_size * (data.pack_length_tokens or row) // part
     alone = " with train.micro_batch_size: 1" if train.micro_batch_size > 1 else ""
-    if data.pack_length_tokens is not None and fits >= data.max_length_tokens:
+    if data.pack_length_tokens is not None and fits >= row:
         return f"data.pack_length_tokens: {fits} (it is {data.pack_length_tokens}){alone}"
     packs = f" and data.pack_length_tokens: {fits}" if data.pack_length_tokens is not None else ""
-    return f"data.max_length_tokens: {fits} (it is {data.max_length_tokens}){packs}{alone}"
+    longest = fits // documents_per_row
+    return f"data.max_length_tokens: {longest} (it is {data.max_length_tokens}){packs}{alone}"

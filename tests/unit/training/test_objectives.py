@@ -11,10 +11,11 @@ import torch
 from torch.nn import functional
 
 import finetune
+from data_prep.table.documents import Document
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune import objectives
 from finetune.data import prepare_data
-from finetune.errors import CheckpointError, FinetuneError, RecipeError
+from finetune.errors import CheckpointError, FinetuneError, RecipeError, TrainingError
 from finetune.evaluation.losses import document_losses
 from finetune.models.bases.locate import resolve_base
 from finetune.models.load import load_model
@@ -23,6 +24,7 @@ from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.folder import VALUES, RunFolder
 from finetune.training import run as training
+from finetune.training.callbacks.memory_check import MemoryCheck
 from tests.support.manual import example_of, module_of
 from tests.support.processes import EXACT, adapter_of, assert_equal, start
 from tests.support.recipes import MakeRecipe
@@ -151,6 +153,7 @@ def test_it_resumes_bit_for_bit(pairs: MakeRecipe) -> None:
             ["data.streaming.buffer_rows=10", "train.max_steps=3"],
             "computes numbers of every row before step 1",
         ),
+        (["train.label_smoothing=0.1"], "objective pairwise has no such loss"),
         (["evaluate.metrics=[exact_match]"], "doesn't fit objective pairwise"),
         (["model.head.problem=regression"], "learns from a model that predicts tokens"),
     ],
@@ -168,6 +171,28 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, overrides)
     assert message in str(caught.value)
+
+
+def test_memory_is_tried_with_complete_rows(pairs: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the heaviest batch doesn't fit, smaller ones are tried by whole pairs, then by shorter ones."""
+    seen = []
+
+    def too_large(self: MemoryCheck, documents: list[Document]) -> bool:
+        seen.append([len(document.token_ids) for document in documents])
+        return fits(self, documents) and len(seen) > 3
+
+    fits = MemoryCheck._fits
+    monkeypatch.setattr(MemoryCheck, "_fits", too_large)
+    with pytest.raises(TrainingError, match=r"1/8 of it does. Set data.max_length_tokens: 24 \(it is 96\)"):
+        start(pairs(train={"micro_batch_size": 2}))
+    assert [len(lengths) for lengths in seen] == [4, 2, 2, 2]
+    assert seen[2] == [length // 2 for length in seen[1]]
+
+
+def test_an_evaluation_of_some_rows_takes_both_answers(pairs: MakeRecipe) -> None:
+    """evaluate.max_rows counts pairs."""
+    run = start(pairs(evaluate={"max_rows": 3}, train={"evaluate_every_steps": 6}))
+    assert losses(run, "eval/loss")[0] == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-6)
 
 
 def test_it_is_not_scored_as_text(pairs: MakeRecipe) -> None:
