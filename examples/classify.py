@@ -1,5 +1,7 @@
-"""Train a classification head and score texts with it: python examples/classify.py [RECIPE] [KEY=VALUE
-...]"""
+"""Train a classification head and score texts with it.
+
+python examples/classify.py [RECIPE] [KEY=VALUE ...]
+"""
 
 import logging
 import sys

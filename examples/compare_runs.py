@@ -1,11 +1,12 @@
-"""Train a recipe with several values of one key, and compare: python examples/compare_runs.py RECIPE KEY
-VALUE VALUE ..."""
+"""Train a recipe with several values of one key, and compare.
+
+python examples/compare_runs.py RECIPE KEY VALUE VALUE ...
+"""
 
 import logging
 import sys
 
 import finetune
-from finetune.runs.compare import compare
 
 
 def main(recipe: str, key: str, *values: str) -> None:
@@ -16,13 +17,9 @@ def main(recipe: str, key: str, *values: str) -> None:
     for run in ranked:
         print(f"evaluation loss {run.metrics['evaluation_loss']:.4f}  {run.name}")
     if len(ranked) > 1:
-        best, next_best = ranked[:2]
-        compared = compare(best.lock, next_best.lock, (best.summary, next_best.summary))
-        for difference in compared.differences:
-            print(
-                f"{difference.name}: {difference.first} in {best.name}, {difference.second} in "
-                f"{next_best.name}"
-            )
+        best, other = ranked[:2]
+        for line in best.compare(other).differences:
+            print(f"{line.name}: {line.first} in {best.name}, {line.second} in {other.name}")
 
 
 if __name__ == "__main__":

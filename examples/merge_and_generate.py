@@ -1,5 +1,7 @@
-"""Merge a run, check that the merged model is the run's, and ask it: python examples/merge_and_generate.py
-RUN [PROMPT ...]"""
+"""Merge a run, check that the merged model is the run's, and ask it.
+
+python examples/merge_and_generate.py RUN [PROMPT ...]
+"""
 
 import logging
 import sys

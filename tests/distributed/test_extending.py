@@ -32,6 +32,7 @@ raise SystemExit(run())
 """
 
 
+@pytest.mark.long
 def test_two_processes_have_what_a_program_adds(train: Train, tmp_path: Path) -> None:
     """Rows of the format train, and the metric is measured in training and of the result, as in one
     process."""

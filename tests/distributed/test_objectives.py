@@ -1,12 +1,13 @@
 """Objectives over two processes: one of a single file, and the numbers of rows that no engine may round."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from finetune import objectives
 from tests.distributed.launches import Train, accelerate_launch, difference
+from tests.support.manual import module_of
 
 SCRIPT = """
 from finetune import objectives
@@ -18,8 +19,10 @@ raise SystemExit(run())
 """
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero3"])
-def test_another_objective_trains_on_two_processes(train: Train, tmp_path: Path, engine: str) -> None:
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", pytest.param("zero3", marks=pytest.mark.long)])
+def test_another_objective_trains_on_two_processes(
+    train: Train, tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Numbers computed before step 1, one known before a step's first loss and a divisor in pairs: those of
     one process."""
     rows = [
@@ -38,7 +41,9 @@ def test_another_objective_trains_on_two_processes(train: Train, tmp_path: Path,
         "train": {"evaluate_every_steps": 4, "max_steps": 7, "max_gradient_norm": 1.0},
     }
     script = str(tmp_path / "script.py")
-    alone = train(command=[sys.executable, script], **sections)
+    own = module_of("extending_objectives").Pairwise
+    monkeypatch.setattr(objectives, "OBJECTIVES", (*objectives.OBJECTIVES, own))
+    alone = train(**sections)
     both = train(command=[*accelerate_launch(engine), script], **sections)
     assert both.losses() == pytest.approx(alone.losses(), rel=2e-5)
     assert both.losses("eval/loss") == pytest.approx(alone.losses("eval/loss"), rel=2e-5)

@@ -105,7 +105,7 @@ def test_the_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_an_example_is_short_and_says_how_it_is_run(name: str) -> None:
-    """Under 40 lines; its first line names its command."""
+    """Under 40 lines; its docstring names its command."""
     text = (EXAMPLES / name).read_text()
     assert len(text.splitlines()) < 40
     assert f"python examples/{name}" in text
