@@ -1,6 +1,7 @@
 """The arrows of the house: who may import whom, and what stays light to import."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,6 +160,19 @@ def test_check_loads_no_torch() -> None:
         "run\nassert run() == 0"
     )
     assert loaded_by(check, (*HEAVY, "numpy")) == []
+
+
+def test_few_places_ask_whether_there_is_a_classification_head() -> None:
+    """What differs is asked of an objective, or of a merge's head."""
+    asking = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in files()
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        # These two are about attention heads, and headers.
+        if path.name not in ("shapes.py", "config_file.py")
+        and re.search(r"if head\b|head is (not )?None", line)
+    ]
+    assert len(asking) <= 10, asking
 
 
 def test_no_class_has_another_s_name() -> None:
