@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard, cast
 
 import torch
 from torch import nn
@@ -86,25 +86,20 @@ def supervised_cross_entropy(
         losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
         return (losses * factors.to(losses)).sum()
 
-    chunks = _chunks(chosen, labels, weights) if labels.numel() else []
-    if most_chunks is not None:
-        nothing = (
-            hidden[0, :1],
-            shift_labels.new_full((1,), IGNORE_INDEX),
-            None if weights is None else weights.new_zeros(1),
-        )
-        chunks += [nothing] * (max(1, most_chunks(len(chunks))) - len(chunks))
-    if len(chunks) == 1 or not torch.is_grad_enabled():
-        return torch.stack([chunk_loss(*chunk) for chunk in chunks]).sum()
-    return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+    spare = (
+        hidden[0, :1],
+        shift_labels.new_full((1,), IGNORE_INDEX),
+        None if weights is None else weights.new_zeros(1),
+    )
+    return torch.stack(_in_chunks(chunk_loss, (chosen, labels, weights), spare, most_chunks)).sum()
 
 
 def position_cross_entropy(
     states: torch.Tensor,
     labels: torch.Tensor,
     head: Head,
-    most_chunks: MostChunks | None = None,
-    any_state: torch.Tensor | None = None,
+    most_chunks: MostChunks | None,
+    any_state: torch.Tensor,
 ) -> torch.Tensor:
     """The cross-entropy (N) of N x D states by their labels (N), in float32 (or float64); the head runs chunk
     by chunk.
@@ -117,20 +112,32 @@ def position_cross_entropy(
         logits = widened(head(part))
         return functional.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
 
-    chunks = (
-        list(zip(states.split(CHUNK_POSITIONS), labels.split(CHUNK_POSITIONS), strict=True))
-        if len(labels)
-        else []
-    )
+    spare = any_state, labels.new_full((1,), IGNORE_INDEX)
+    return torch.cat(_in_chunks(chunk_losses, (states, labels), spare, most_chunks))[: len(labels)]
+
+
+def _in_chunks(
+    compute: Callable[..., torch.Tensor],
+    columns: Sequence[torch.Tensor | None],
+    spare: Sequence[torch.Tensor | None],
+    most_chunks: MostChunks | None,
+) -> list[torch.Tensor]:
+    """What `compute` gives for CHUNK_POSITIONS rows of the columns (N rows each, or None but for
+    the first) at a time.
+
+    It is called as often as in the process with the most chunks, and at least once, with `spare` (a row of
+    each column) where there are none left. Chunks are computed again in the backward pass, so that one
+    chunk's logits are in memory.
+    """
+    chunks = [
+        tuple(None if column is None else column[start : start + CHUNK_POSITIONS] for column in columns)
+        for start in range(0, len(cast(torch.Tensor, columns[0])), CHUNK_POSITIONS)
+    ]
     least = 1 if most_chunks is None else max(1, most_chunks(len(chunks)))
-    if len(chunks) < least:
-        assert any_state is not None  # noqa: S101 - see above
-        chunks += [(any_state, labels.new_full((1,), IGNORE_INDEX))] * (least - len(chunks))
+    chunks += [tuple(spare)] * (least - len(chunks))
     if torch.is_grad_enabled() and len(chunks) > 1:
-        losses = [checkpoint(chunk_losses, *chunk, use_reentrant=False) for chunk in chunks]
-    else:
-        losses = [chunk_losses(*chunk) for chunk in chunks]
-    return torch.cat(losses)[: len(labels)]
+        return [checkpoint(compute, *chunk, use_reentrant=False) for chunk in chunks]
+    return [compute(*chunk) for chunk in chunks]
 
 
 def _is_frozen(head: Head) -> TypeGuard[nn.Linear]:
@@ -245,14 +252,6 @@ def _loss_to_gradient(
         return losses.sum()
     logits.mul_(factors[:, None])
     return (losses * factors).sum()
-
-
-def _chunks(
-    states: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None
-) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-    parts = states.split(CHUNK_POSITIONS), labels.split(CHUNK_POSITIONS)
-    factors = [None] * len(parts[0]) if weights is None else weights.split(CHUNK_POSITIONS)
-    return list(zip(*parts, factors, strict=True))
 
 
 @dataclass(frozen=True)

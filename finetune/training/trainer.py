@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import peft
@@ -25,12 +25,14 @@ from finetune.engines.base import Engine
 from finetune.engines.group import Group
 from finetune.errors import TrainingError
 from finetune.models.device import widest_type
-from finetune.models.loss import IGNORE_INDEX
+from finetune.models.loss import IGNORE_INDEX, Part
 from finetune.objectives import Objective
 from finetune.runs.checkpoint import MARKER, PREFIX
 from finetune.training.batches import Feed, evaluation_batches
 from finetune.training.checkpoints.contents import COUNTERS, read_counters, read_state
 from finetune.training.checkpoints.store import gone_if_disk_is_full, keep_newest, mark_complete
+
+T = TypeVar("T")
 
 SKIPPED_STEPS_LIMIT = 20
 """fp16: so many overflows in a row halve the loss scale a millionfold; no scale is at fault then."""
@@ -119,27 +121,30 @@ class ExactTrainer(Trainer):
         self.supervised_tokens_seen += int(counts[2])
         return counts[0].to(device, widest_type())
 
-    @torch.no_grad()
     def _step_sum(self, batches: Iterable[tuple[Sequence[Any], dict[str, Any]]]) -> torch.Tensor:
-        """The objective's step_terms over the batches of all processes, by the model in evaluation mode,
-        without noise.
-
-        Each batch comes with its rows; what one without rows has doesn't count.
-        """
-        self.model_wrapped.eval()
+        """The sum of the objective's step_terms over the batches of all processes."""
         total = torch.zeros(self.objective.step_values, dtype=torch.float64)
-        for rows, batch in batches:
-            total += self.computed("step_terms", batch).cpu().double() * bool(rows)
-        self.model_wrapped.train()
+        for _, terms in self.computed("step_terms", batches):
+            total += terms
         return self.reduced(total)
 
-    def computed(self, part: str, batch: dict[str, Any]) -> torch.Tensor:
-        """An objective's function of a batch, through the wrapped model's forward."""
+    def computed(
+        self, part: Part, batches: Iterable[tuple[Sequence[T], dict[str, Any]]]
+    ) -> Iterator[tuple[Sequence[T], torch.Tensor]]:
+        """An objective's function of each batch, in float64 on the host, beside the batch's rows.
+
+        The wrapped model computes it, in evaluation mode and without noise. What a batch without rows gives
+        is left out: it is there for the other processes' sake.
+        """
         left_out = ("places", "tokens", "noise_seeds", "step_sum")
-        inputs = self._prepare_inputs({name: value for name, value in batch.items() if name not in left_out})
-        with self.compute_loss_context_manager(), self.accelerator.autocast():
-            found: torch.Tensor = self.model_wrapped(**inputs, part=part).logits
-        return found
+        self.model_wrapped.eval()
+        for rows, batch in batches:
+            kept = {name: value for name, value in batch.items() if name not in left_out}
+            with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
+                found = self.model_wrapped(**self._prepare_inputs(kept), part=part).logits
+            if rows:
+                yield rows, found.cpu().double()
+        self.model_wrapped.train()
 
     def reduced(self, total: torch.Tensor) -> torch.Tensor:
         """The sum of the processes' tensors, on the host."""

@@ -39,17 +39,12 @@ class DocumentValues(TrainerCallback):
     ) -> None:
         """Compute them, or read what an earlier start computed. Raises CheckpointError where a resumed run
         has lost them."""
-        group, documents = (
-            self.trainer.group,
-            {"train": self.feed.table, "evaluation": self.trainer.evaluation},
-        )
+        group = self.trainer.group
+        documents = {"train": self.feed.table, "evaluation": self.trainer.evaluation}
         if group.text_of_main(str(self.path.is_file())) == str(True):
             # The main process reads; the others, which may have no such file, add zeros.
-            found = (
-                self._read(documents)
-                if group.is_main
-                else {name: self._zeros(rows) for name, rows in documents.items()}
-            )
+            zeros = {name: self._zeros(rows) for name, rows in documents.items()}
+            found = self._read(zeros) if group.is_main else zeros
             found = {name: self.trainer.reduced(torch.from_numpy(own)).numpy() for name, own in found.items()}
         elif state.global_step:
             raise CheckpointError(
@@ -71,21 +66,16 @@ class DocumentValues(TrainerCallback):
 
     def _computed(self, documents: Sequence[Document]) -> np.ndarray:
         """The numbers of each document (N x K), by all processes together."""
-        model, found = self.trainer.model_wrapped, torch.from_numpy(self._zeros(documents))
-        model.eval()
-        with torch.no_grad():
-            for rows, batch in self.trainer.batches_of(documents):
-                values = self.trainer.computed("values", batch).cpu().double()
-                if rows:
-                    found[rows] = values
-        model.train()
+        found = torch.from_numpy(self._zeros(documents))
+        for rows, values in self.trainer.computed("values", self.trainer.batches_of(documents)):
+            found[rows] = values
         return self.trainer.reduced(found).double().numpy()
 
     def _zeros(self, documents: Sequence[Document]) -> np.ndarray:
         return np.zeros((len(documents), self.trainer.objective.values_per_document))
 
-    def _read(self, documents: dict[str, Sequence[Document]]) -> dict[str, np.ndarray]:
-        expected = {name: self._zeros(rows) for name, rows in documents.items()}
+    def _read(self, expected: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the file has, which must be of these shapes."""
         most = BYTES_OF_NAMES + sum(own.nbytes for own in expected.values())
         try:
             found = load(read_regular(self.path, most))
