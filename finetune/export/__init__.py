@@ -4,8 +4,8 @@ To add one is to write its file and name it here.
 """
 
 from finetune.export.base import Exporter, Written
-from finetune.export.safetensors import Safetensors
+from finetune.export.safetensors import SAFETENSORS, Safetensors
 
-EXPORTERS: tuple[Exporter, ...] = (Safetensors(),)
+EXPORTERS: tuple[Exporter, ...] = (SAFETENSORS,)
 
-__all__ = ["EXPORTERS", "Exporter", "Safetensors", "Written"]
+__all__ = ["EXPORTERS", "SAFETENSORS", "Exporter", "Safetensors", "Written"]

@@ -52,10 +52,6 @@ class Exporter(ABC):
         """
 
     @abstractmethod
-    def check(self, description: Description, folder: Path, *, for_version_4: bool = True) -> list[str]:
+    def check(self, description: Description, folder: Path) -> list[str]:
         """What a reader of the format finds otherwise than it is, in words; the numbers aside, which a merge
-        compares itself.
-
-        `for_version_4` is whether transformers 4 must find what it looks for, which earlier versions didn't
-        write.
-        """
+        compares itself."""

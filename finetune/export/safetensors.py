@@ -40,9 +40,17 @@ class Safetensors(Exporter):
 
     def check(self, description: Description, folder: Path, *, for_version_4: bool = True) -> list[str]:
         """Read config, tokenizer and end of turn back by plain transformers, and compare them with those that
-        were trained."""
+        were trained.
+
+        `for_version_4` is whether transformers 4 must find what it looks for, which earlier versions of this
+        toolkit didn't write.
+        """
         expected = description.config.expected()
         return differences(folder, description.tokenizer, expected, for_version_4=for_version_4)
+
+
+SAFETENSORS = Safetensors()
+"""The format of a merged model."""
 
 
 def write_weights(weights: Weights, folder: Path, largest_shard: int, workers: int) -> Written:

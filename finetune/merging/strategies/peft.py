@@ -15,11 +15,12 @@ from peft.utils import AuxiliaryTrainingWrapper
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune.errors import MergeError, ModelError, library_refusals
+from finetune.export import SAFETENSORS
 from finetune.generation.loading import load_adapted
 from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.merged_weights import DEAD, are_alike, finite
 from finetune.merging.output import refuse_small_disk
-from finetune.merging.strategies.streaming import FORMAT, quantization_notes
+from finetune.merging.strategies.streaming import quantization_notes
 from finetune.merging.verification.description import check_beside
 from finetune.merging.verification.predictions import quiet_peft
 from finetune.merging.verification.verifiers import verifier_of
@@ -74,7 +75,7 @@ def merge_through_peft(
     began = time.perf_counter()
     description = verification = None
     if options.check != "none":
-        description = check_beside(parts, folder, config, FORMAT)
+        description = check_beside(parts, folder, config)
     if verifier is not None:
         verification = verifier.verify(before, exact, folder, parts.dtype)
     spent += time.perf_counter() - began
@@ -194,7 +195,7 @@ def save(merged: PreTrainedModel, parts: MergeInputs, folder: Path, largest_shar
     ):  # layers that an adapter has several times over
         changes = _layers(config, parts.adapters[-1].config["layer_replication"])
     described = parts.merged_config(vocabulary=embedding.shape[0], tied=tied, **changes)
-    FORMAT.describe(parts.description(described), folder)
+    SAFETENSORS.describe(parts.description(described), folder)
     return described
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.errors import MergeError
-from finetune.export import Safetensors
+from finetune.export import SAFETENSORS
 from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.merged_weights import DEAD, MergedWeights, Updates
 from finetune.merging.output import refuse_small_disk
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = Safetensors()
-"""The format of a merged model."""
 SEED = 0
 """Of the sample of numbers that is recomputed."""
 
@@ -52,7 +50,7 @@ def merge_streamed(
     refuse_small_disk(
         output, sum(math.prod(merged.shape(name)) * merged.dtype(name).itemsize for name in merged.names())
     )
-    written = FORMAT.write(
+    written = SAFETENSORS.write(
         merged,
         parts.description(config),
         folder,
@@ -62,7 +60,7 @@ def merge_streamed(
     began = time.perf_counter()
     tensors = description = None
     if options.check != "none":
-        description = check_beside(parts, folder, config, FORMAT)
+        description = check_beside(parts, folder, config)
         tensors = check_tensors(folder, merged, written.xxh3_128, seed=SEED, workers=choose_threads())
     verification = (
         verify_streamed(parts, merged, folder, config.expected(), options)

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.export import Exporter
+from finetune.export import SAFETENSORS
 from finetune.merging.inputs import MergeInputs
 from finetune.models.description import ModelConfig
 
@@ -31,10 +31,10 @@ class DescriptionCheck:
 
 
 def check_beside(
-    parts: MergeInputs, folder: Path, config: ModelConfig, exporter: Exporter, *, for_version_4: bool = True
+    parts: MergeInputs, folder: Path, config: ModelConfig, *, for_version_4: bool = True
 ) -> DescriptionCheck:
     """Read back by the format's own check, and compared with what was trained."""
-    found = exporter.check(parts.description(config), folder, for_version_4=for_version_4)
+    found = SAFETENSORS.check(parts.description(config), folder, for_version_4=for_version_4)
     return DescriptionCheck(hashes_beside(folder), tuple(found))
 
 

@@ -11,7 +11,7 @@ from finetune.merging.inputs import MergeOptions, read_parts
 from finetune.merging.merged_weights import MergedWeights, Updates
 from finetune.merging.output import VERIFICATION_FILE
 from finetune.merging.qlora import Nf4Weights
-from finetune.merging.strategies.streaming import FORMAT, verify_streamed
+from finetune.merging.strategies.streaming import verify_streamed
 from finetune.merging.verification.description import DescriptionCheck, check_beside, hashes_beside
 from finetune.merging.verification.tensors import TensorCheck, check_tensors
 from finetune.models.device import choose_threads
@@ -92,7 +92,7 @@ def verify_again(folder: Path, *, seed: int) -> Again:
     config = parts.merged_config(
         vocabulary=updates.vocabulary, tied=updates.stays_tied if updates.predicts else None
     )
-    description = check_beside(parts, folder, config, FORMAT, for_version_4=not earlier)
+    description = check_beside(parts, folder, config, for_version_4=not earlier)
     # A model that is not described right need not even load.
     verification = (
         None
