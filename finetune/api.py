@@ -93,7 +93,7 @@ def audit(
     if first_rows is not None:
         logger.info(f"only the first {first_rows:,} rows of each source are read")
     prepared = prepare_data(
-        loaded.recipe, tokenizer, audit=True, allow_code=_lowered(allow_code), first_rows=first_rows
+        loaded.recipe, tokenizer, audit=True, allow_code=allow_code, first_rows=first_rows
     )
     if prepared.from_cache:
         logger.info("from the cache: these data were prepared before")
@@ -354,7 +354,7 @@ def evaluate(
     target = model.target if isinstance(model, Model) else resolve_target(str(_path(model)), base)
     scored = given or own_recipe(target)
     precision = choose_precision(scored.train.precision)
-    evaluation = Evaluation(scored, precision, allow_code=_lowered(allow_code), progress=progress)
+    evaluation = Evaluation(scored, precision, allow_code=allow_code, progress=progress)
     return (
         evaluation.of_loaded(target, model.model, model.tokenizer)
         if isinstance(model, Model)
@@ -410,7 +410,3 @@ def _path(model: AnyModel) -> Path | str:
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _lowered(allow_code: Collection[str]) -> frozenset[str]:
-    return frozenset(sha256.lower() for sha256 in allow_code)

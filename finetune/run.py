@@ -131,5 +131,5 @@ class Run:
             self.lock,
             despite=frozenset(despite),
             folder=None if folder is None else Path(folder).expanduser(),
-            allow_code=frozenset(sha256.lower() for sha256 in allow_code),
+            allow_code=frozenset(allow_code),
         )

@@ -35,12 +35,17 @@ def check_allowed(sources: Sequence[Source], allowed: Collection[str]) -> None:
         if isinstance(source, RowsSource) and source.code
     }
     for path, sha256 in codes.items():
-        if sha256 not in allowed:
+        if not _is_allowed(sha256, allowed):
             raise DataError(
                 f"format python would run {path}. Read it; if you trust it, allow exactly this content on "
                 "the command line:\n"
                 f"  --allow-code {sha256}"
             )
+
+
+def _is_allowed(sha256: str, allowed: Collection[str]) -> bool:
+    """Whether a hash is among those that somebody typed, in letters of either case."""
+    return sha256 in map(str.lower, allowed)
 
 
 def load_code(path: str, allowed: Collection[str]) -> ParseRow:
@@ -51,7 +56,7 @@ def load_code(path: str, allowed: Collection[str]) -> ParseRow:
     """
     content = _content(path)
     sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 not in allowed:
+    if not _is_allowed(sha256, allowed):
         raise DataError(
             f"code {path} is not allowed to run, or has changed since it was: its SHA-256 is {sha256}"
         )

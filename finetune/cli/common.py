@@ -49,7 +49,7 @@ CompareOption = Annotated[
 
 def allowed_code(options: list[str] | None) -> frozenset[str]:
     """What --allow-code allows."""
-    return frozenset(option.lower() for option in options or ())
+    return frozenset(options or ())
 
 
 def colour_wanted(stream: TextIO) -> bool:

@@ -52,7 +52,7 @@ def start(
     `finetune` that say this on a command line, for the lock and for processes to be started with; made from
     the rest where they are None.
     """
-    allowed = frozenset(sha256.lower() for sha256 in allow_code)
+    allowed = frozenset(allow_code)
     words = (
         list(arguments) if arguments is not None else _arguments(loaded, resumed, allowed, trust_checkpoint)
     )

@@ -9,9 +9,9 @@ from finetune.recipe.schema import Recipe
 
 def objective_fits(recipe: Recipe, given: Given) -> RuleProblem:
     """The kind is known and fits the model, its keys are its own, and the rest of the recipe goes with it."""
-    kind, known = recipe.objective.kind, {objective.kind: objective for objective in objectives.OBJECTIVES}
+    kind, known = recipe.objective.kind, [objective.kind for objective in objectives.OBJECTIVES]
     if kind not in known:
-        yield "objective.kind", not_among(kind, list(known))
+        yield "objective.kind", not_among(kind, list(dict.fromkeys(known)))
         return
     found = objectives.kind_of(recipe)
     if found is None:
