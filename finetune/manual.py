@@ -10,13 +10,13 @@ from pathlib import Path
 
 from data_prep.formats import tables as format_tables
 from finetune.engines import tables as engine_tables
-from finetune.models.architectures import families_table
+from finetune.models.architectures import tables as family_tables
 from finetune.scoring.metrics import tables as metric_tables
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "data": format_tables.TABLES,
     "engines": engine_tables.TABLES,
-    "models": {"families": families_table},
+    "models": family_tables.TABLES,
     "scoring": metric_tables.TABLES,
 }
 """The two names in a page's marks -> what is between them."""

@@ -25,15 +25,6 @@ def family_names() -> str:
     return ", ".join(family.model_type for family in FAMILIES)
 
 
-def families_table() -> str:
-    """For the manual (docs/recipe.md)."""
-    lines = ["| `model_type` | models | linear layers | llama.cpp's name |", "| --- | --- | --- | --- |"]
-    for family in FAMILIES:
-        layers = ", ".join(f"`{name}`" for name in family.linear_layers)
-        lines.append(f"| `{family.model_type}` | {family.examples} | {layers} | `{family.gguf_name}` |")
-    return "\n".join(lines)
-
-
 def linear_layers() -> frozenset[str]:
     """The linear layers of any family, by the last part of their names."""
     return frozenset(name for family in FAMILIES for name in family.linear_layers)
@@ -42,7 +33,6 @@ def linear_layers() -> frozenset[str]:
 __all__ = [
     "FAMILIES",
     "ArchitectureSpec",
-    "families_table",
     "family_names",
     "family_of",
     "last_part",

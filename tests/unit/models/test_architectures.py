@@ -24,6 +24,7 @@ from finetune.models.architectures.base import (
     ArchitectureSpec,
     last_part,
 )
+from finetune.models.architectures.tables import families_table
 from finetune.models.bases.config import load_config
 from finetune.models.bases.locate import Base, check_architecture, check_base
 from finetune.models.bases.shapes import count_parameters, read_shape
@@ -200,7 +201,7 @@ def test_the_manual_lists_the_registry() -> None:
     """Its table has each family (tests/unit/test_manual.py), and no other page or message has a list of its
     own."""
     assert (
-        f"<!-- models: families -->\n{architectures.families_table()}\n<!-- end -->"
+        f"<!-- models: families -->\n{families_table()}\n<!-- end -->"
         in (ROOT / "docs/recipe.md").read_text()
     )
     pages = [
