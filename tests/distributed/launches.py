@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.engines.launch.configs import find_config
+from tests.support.cli import run_process
 
 NO_COMPILER = shutil.which("g++") is None or shutil.which("ninja") is None
 """DeepSpeed compiles an extension at its first run; without these `finetune train --launch zero...` is
@@ -94,3 +95,9 @@ def start_launch(recipe: Path, environment: dict[str, str], *options: str) -> su
     return subprocess.Popen(
         command, env=environment, cwd=recipe.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def resume_launch(run: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Resume a run in two processes, and wait for them."""
+    options = ("--resume", str(run), "--launch", "ddp", "--processes", "2")
+    return run_process("train", *options, cwd=run.parents[1], environment=environment, timeout=120)

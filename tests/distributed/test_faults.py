@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.distributed.launches import Train, difference, start_launch
+from tests.distributed.launches import Train, difference, resume_launch, start_launch
 from tests.support.processes import wait_for
 
 STEPS = {"max_steps": 150, "save_every_steps": 25}
@@ -109,21 +109,7 @@ def test_a_signal_saves_all_processes_at_one_step(
     assert launch.returncode == 130, stdout + stderr
     assert "stopped after step" in stdout
     assert "error" not in stderr
-    command = [
-        sys.executable,
-        "-m",
-        "finetune",
-        "train",
-        "--resume",
-        str(run),
-        "--launch",
-        "ddp",
-        "--processes",
-        "2",
-    ]
-    done = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
-    )
+    done = resume_launch(run, environment)
     assert done.returncode == 0, done.stderr
     assert difference(type(whole)(0, "", "", run).weights(), whole.weights()) == 0
 
@@ -138,21 +124,7 @@ def test_two_launches_into_one_run(train: Train, tmp_path: Path, environment: di
     launch = start_launch(tmp_path / "recipe.yaml", environment)
     run = tmp_path / "runs" / "recipe-002"
     wait_for(run / "summary.json", launch)
-    command = [
-        sys.executable,
-        "-m",
-        "finetune",
-        "train",
-        "--resume",
-        str(run),
-        "--launch",
-        "ddp",
-        "--processes",
-        "2",
-    ]
-    second = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
-    )
+    second = resume_launch(run, environment)
     launch.send_signal(signal.SIGTERM)
     launch.communicate(timeout=60)
     assert second.returncode == 2
@@ -182,20 +154,6 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     whole = sorted(path.parent for path in run.glob("checkpoints/*/complete.json"))
     assert len(whole) == len(list((run / "checkpoints").iterdir())) >= 1
     subprocess.run(["mount", "-o", "remount,size=50m", str(runs)], check=True)
-    command = [
-        sys.executable,
-        "-m",
-        "finetune",
-        "train",
-        "--resume",
-        str(run),
-        "--launch",
-        "ddp",
-        "--processes",
-        "2",
-    ]
-    done = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
-    )
+    done = resume_launch(run, environment)
     assert done.returncode == 0, done.stderr
     assert (run / "adapter" / "adapter_model.safetensors").is_file()

@@ -23,18 +23,23 @@ def make_adapter(base: Path, folder: Path, *, new_tokens: tuple[str, ...] = (), 
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
     if new_tokens:
         model.resize_token_embeddings(len(tokenizer))
-    settings = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | options
+    save_random_adapter(model, folder, **{"task_type": "CAUSAL_LM"} | options)
+    tokenizer.save_pretrained(folder)
+    return Target(ModelSection(base=str(base)), folder, None, "a test's adapter")
+
+
+def save_random_adapter(model: Any, folder: Path, **options: Any) -> None:
+    """A LoRA adapter for the model whose A and B, and what else of it trains, are random; saved by plain peft."""
     torch.manual_seed(7)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | options
         adapted = get_peft_model(model, LoraConfig(**settings))
         with torch.no_grad():
             for name, parameter in adapted.named_parameters():
                 if parameter.requires_grad:
                     parameter.add_(torch.randn_like(parameter) * (0.05 if "lora_B" in name else 0.02))
         adapted.save_pretrained(folder, save_embedding_layers=False)
-    tokenizer.save_pretrained(folder)
-    return Target(ModelSection(base=str(base)), folder, None, "a test's adapter")
 
 
 def unmerged_logits(target: Target, vocabulary: int) -> torch.Tensor:

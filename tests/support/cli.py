@@ -36,6 +36,8 @@ class Result:
 
 FinetuneHere = Callable[..., Result]
 """The fixture finetune_here."""
+Says = Callable[..., tuple[int, str]]
+"""The fixture says."""
 
 
 def run_here(monkeypatch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str], *arguments: str) -> Result:

@@ -21,3 +21,8 @@ def module_of(page: str) -> ModuleType:
     sys.modules[page] = module  # dataclasses and pydantic look their module up
     exec(compile(example_of(page), str(DOCS / f"{page}.md"), "exec"), module.__dict__)  # noqa: S102 - the manual's own
     return module
+
+
+def table_of(page: str) -> str:
+    """The rows of a page's tables."""
+    return "\n".join(line for line in (DOCS / f"{page}.md").read_text().splitlines() if line.startswith("| "))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from finetune.recipe.schema import Recipe
+from tests.support.cli import Says, run_here
 from tests.support.recipes import MakeRecipe
 
 
@@ -31,3 +32,14 @@ def make_recipe(tiny_base: Path, alpaca_file: Path, tmp_path: Path) -> MakeRecip
         )
 
     return make
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Says:
+    """says("plan", ...) -> the exit code of `finetune plan ...`, and all that it printed."""
+
+    def run(*words: str) -> tuple[int, str]:
+        result = run_here(monkeypatch, capsys, *words)
+        return result.code, result.stdout + result.stderr
+
+    return run

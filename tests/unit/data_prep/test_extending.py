@@ -17,6 +17,7 @@ from data_prep.errors import DataError
 from data_prep.formats.base import Format, Option
 from data_prep.formats.tables import column_table, format_table
 from data_prep.preparation import PreparedData, prepare
+from tests.support.manual import example_of
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 PAGE = DOCS / "extending_formats.md"
@@ -26,10 +27,8 @@ ROWS = [{"question": f"{n} + 1?", "choices": ["0", str(n + 1)], "answer": 1} for
 @pytest.fixture
 def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Format:
     """The page's format: its file written, imported, and one more in the tuple."""
-    code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert code is not None
     path = tmp_path / "multiple_choice.py"
-    path.write_text(code[1])
+    path.write_text(example_of("extending_formats"))
     spec = importlib.util.spec_from_file_location("multiple_choice", path)
     assert spec is not None
     assert spec.loader is not None

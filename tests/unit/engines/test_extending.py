@@ -1,14 +1,10 @@
 """An engine that is added: docs/extending_engines.md as it stands, and one that is made up here."""
 
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from finetune.cli import app as command_line
 from finetune.cli.doctor import extras
 from finetune.engines import registry
 from finetune.engines.base import Engine, Method, Refusal, Requirement
@@ -16,9 +12,8 @@ from finetune.engines.ddp import DDP, Ddp
 from finetune.engines.launch.configs import find_config
 from finetune.engines.launch.processes import of_accelerate
 from finetune.engines.tables import guide_table, matrix_table, memory_table
-
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "extending_engines.md"
-Says = Callable[..., tuple[int, str]]
+from tests.support.cli import Says
+from tests.support.manual import example_of, module_of, table_of
 
 
 class Pairs(Ddp):
@@ -33,19 +28,6 @@ class Pairs(Ddp):
         return (
             Refusal("pairs have no NF4", "ddp") if method == "qlora" else super().refusal(method, precision)
         )
-
-
-@pytest.fixture
-def says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Says:
-    """says("plan", ...) -> the exit code, and all that was printed."""
-
-    def run(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["finetune", *words])
-        code = command_line.run()
-        shown = capsys.readouterr()
-        return code, shown.out + shown.err
-
-    return run
 
 
 def add(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
@@ -87,17 +69,11 @@ def test_one_more_in_the_tuple_is_everywhere(
 @pytest.fixture
 def of_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Engine, str]:
     """The page's engine in the registry, and its file."""
-    code, file = (
-        re.search(rf"```{kind}\n(.*?)```", PAGE.read_text(), re.DOTALL) for kind in ("python", "yaml")
-    )
-    assert code is not None
-    assert file is not None
-    made: dict[str, Any] = {"__name__": "ddp_fp16"}
-    exec(compile(code[1], str(PAGE), "exec"), made)  # noqa: S102 - the manual's own
-    add(monkeypatch, made["DDP_FP16"])
+    engine: Engine = module_of("extending_engines").DDP_FP16
+    add(monkeypatch, engine)
     path = tmp_path / "ddp_fp16.yaml"
-    path.write_text(file[1])
-    return made["DDP_FP16"], str(path)
+    path.write_text(example_of("extending_engines", "yaml"))
+    return engine, str(path)
 
 
 def test_the_pages_engine_is_one(of_the_page: tuple[Engine, str], says: Says) -> None:
@@ -123,7 +99,7 @@ def test_the_pages_engine_is_one(of_the_page: tuple[Engine, str], says: Says) ->
 
 def test_the_page_names_what_an_engine_says() -> None:
     """Each method and attribute in its table is one of Engine's, and each of Engine's is in it."""
-    table = "\n".join(line for line in PAGE.read_text().splitlines() if line.startswith("| "))
+    table = table_of("extending_engines")
     told = set(re.findall(r"`(\w+)`", table)) - {"finetune"}
     own = {name for name in vars(Engine) if not name.startswith("_")} | set(Engine.__dataclass_fields__)
     assert told == own - {"data_parallel", "shards_weights"}  # which follow from others

@@ -3,14 +3,11 @@ here."""
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from finetune.cli import app as command_line
 from finetune.errors import RecipeError
 from finetune.recipe.load import load_recipe
 from finetune.recipe.reference import recipe_schema
@@ -18,9 +15,10 @@ from finetune.scoring import metrics
 from finetune.scoring.measured import Measured
 from finetune.scoring.metrics.base import Metric, mean_over
 from finetune.scoring.metrics.tables import head_table, metric_table
+from tests.support.cli import Says
+from tests.support.manual import module_of, table_of
 from tests.support.models import MEMORISED
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "extending_metrics.md"
 RECIPE = """
 model: {{base: {base}}}
 data:
@@ -30,7 +28,6 @@ data:
 train: {{precision: fp32}}
 evaluate: {{metrics: [{metrics}], max_new_tokens: 64}}
 """
-Says = Callable[..., tuple[int, str]]
 
 
 def far_from(measured: Measured) -> list[float]:
@@ -60,12 +57,8 @@ def add(monkeypatch: pytest.MonkeyPatch, metric: Metric) -> None:
 @pytest.fixture
 def of_the_page(monkeypatch: pytest.MonkeyPatch) -> Metric:
     """The page's metric, in the registry."""
-    code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert code is not None
-    made: dict[str, Any] = {"__name__": "contains"}
-    exec(compile(code[1], str(PAGE), "exec"), made)  # noqa: S102 - the manual's own
-    add(monkeypatch, made["CONTAINS"])
-    found = made["CONTAINS"]
+    found = module_of("extending_metrics").CONTAINS
+    add(monkeypatch, found)
     assert isinstance(found, Metric)
     return found
 
@@ -87,19 +80,6 @@ def recipe(memorised: Path, tmp_path: Path) -> Callable[[str], str]:
         return str(path)
 
     return write
-
-
-@pytest.fixture
-def says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Says:
-    """says("evaluate", ...) -> the exit code, and all that was printed."""
-
-    def run(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["finetune", *words])
-        code = command_line.run()
-        shown = capsys.readouterr()
-        return code, shown.out + shown.err
-
-    return run
 
 
 def test_the_pages_metric_is_measured(
@@ -160,6 +140,6 @@ def test_a_misspelt_metric_is_found_where_it_is_written(recipe: Callable[[str], 
 
 def test_the_page_names_what_a_metric_says() -> None:
     """Each word of its table is one of Metric's, and each of Metric's is in it."""
-    table = "\n".join(line for line in PAGE.read_text().splitlines() if line.startswith("| "))
+    table = table_of("extending_metrics")
     told = set(re.findall(r"`(\w+)`", table)) - {"losses", "answers", "likelihoods", "programs", "text"}
     assert told == set(Metric.__dataclass_fields__)

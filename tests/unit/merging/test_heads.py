@@ -3,7 +3,6 @@ loads."""
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -46,7 +45,7 @@ from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import Target, resolve_target
-from tests.support.adapters import make_adapter
+from tests.support.adapters import make_adapter, save_random_adapter
 from tests.support.cli import FinetuneHere
 from tests.support.models import save_tiny_llama
 from tests.support.processes import start
@@ -343,21 +342,7 @@ def head_adapter(
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, dtype=torch.float32)
     if new_tokens:
         model.resize_token_embeddings(len(tokenizer))
-    settings: dict[str, Any] = {
-        "task_type": "SEQ_CLS",
-        "r": 4,
-        "lora_alpha": 8,
-        "target_modules": "all-linear",
-    } | options
-    torch.manual_seed(7)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        adapted_model = get_peft_model(model, LoraConfig(**settings))
-        with torch.no_grad():
-            for name, parameter in adapted_model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.add_(torch.randn_like(parameter) * (0.05 if "lora_B" in name else 0.02))
-        adapted_model.save_pretrained(folder, save_embedding_layers=False)
+    save_random_adapter(model, folder, **{"task_type": "SEQ_CLS"} | options)
     tokenizer.save_pretrained(folder)
     return Target(ModelSection(base=str(base)), folder, None, "a test's adapter")
 

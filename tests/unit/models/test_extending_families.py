@@ -13,16 +13,17 @@ from finetune.errors import ModelError
 from finetune.merging.merge import merge
 from finetune.models import architectures
 from finetune.models.architectures.base import ArchitectureSpec
+from finetune.models.architectures.tables import families_table
 from finetune.models.bases.locate import check_architecture
 from finetune.models.bases.shapes import count_parameters, read_config, read_shape
 from finetune.models.batch import packed_batch, padded_batch
 from finetune.models.kernels.install import install_fast_path
 from finetune.runs.target import resolve_target
 from tests.support.families import assert_same, loaded, rows, save_tiny_family, with_adapter
+from tests.support.manual import module_of, table_of
 from tests.support.processes import EXACT, start
 from tests.support.recipes import MakeRecipe
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "extending_families.md"
 OPTIONS: dict[str, Any] = {
     "defaults": True, "logit_scale": 0.5, "use_qk_norm": True, "layer_norm_eps": 1e-2, "attention_bias": True,
 }  # fmt: skip
@@ -31,11 +32,7 @@ OPTIONS: dict[str, Any] = {
 @pytest.fixture
 def cohere(monkeypatch: pytest.MonkeyPatch) -> ArchitectureSpec:
     """The page's family, in the registry."""
-    code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert code is not None
-    made: dict[str, Any] = {"__name__": "cohere"}
-    exec(compile(code[1], str(PAGE), "exec"), made)  # noqa: S102 - the manual's own
-    family: ArchitectureSpec = made["COHERE"]
+    family: ArchitectureSpec = module_of("extending_families").COHERE
     with pytest.raises(ModelError, match="tested are llama"):
         check_architecture({"model_type": "cohere"}, allow_untested=False)
     monkeypatch.setattr(architectures, "FAMILIES", (*architectures.FAMILIES, family))
@@ -47,7 +44,7 @@ def test_the_pages_family_is_one(cohere: ArchitectureSpec, tmp_path: Path) -> No
     transformers'."""
     check_architecture({"model_type": "cohere"}, allow_untested=False)
     assert "olmo2, cohere" in architectures.family_names()
-    assert "| `cohere` | Command R |" in architectures.families_table()
+    assert "| `cohere` | Command R |" in families_table()
     assert SECTION.keys["fsdp_transformer_layer_cls_to_wrap"].takes("CohereDecoderLayer")
     folder = save_tiny_family(tmp_path / "base", "cohere", **OPTIONS)
     theirs = with_adapter(AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval())
@@ -76,5 +73,5 @@ def test_the_pages_family_trains_and_merges(
 
 def test_the_page_names_what_a_family_says() -> None:
     """Each field of ArchitectureSpec is in its table, and nothing else is."""
-    table = "\n".join(line for line in PAGE.read_text().splitlines() if line.startswith("| "))
+    table = table_of("extending_families")
     assert set(re.findall(r"`(\w+)`", table)) == {field.name for field in fields(ArchitectureSpec)}
