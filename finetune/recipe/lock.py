@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from data_prep.config import PREPARATION
 from data_prep.text import shown
 from finetune.errors import Problem, RecipeError, first_wrong
+from finetune.recipe.reading.old_names import current_values
 from finetune.recipe.reading.yaml_tree import read_plain_lock
 from finetune.recipe.schema import Recipe
 from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
@@ -134,7 +135,7 @@ def read_lock(path: Path) -> Lock:
     }
     try:
         rules = Rules(**values["rules"]) if "rules" in values else RULES_BEFORE
-        return Lock(recipe=Recipe.model_validate(values["recipe"]), rules=rules, **facts)
+        return Lock(recipe=Recipe.model_validate(current_values(values["recipe"])), rules=rules, **facts)
     except ValidationError as error:
         raise _refused(path, f"its recipe is not valid: {first_wrong(error)}") from None
     except TypeError as error:

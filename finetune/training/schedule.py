@@ -12,7 +12,7 @@ def ceil_product(factor: float, count: int) -> int:
 
 def warmup_steps(train: TrainSection, total_steps: int) -> int:
     """Steps in which the learning rate rises."""
-    return ceil_product(train.warmup_fraction, total_steps)
+    return ceil_product(train.warmup_ratio, total_steps)
 
 
 def decay_steps(train: TrainSection, total_steps: int) -> int:

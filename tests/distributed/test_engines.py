@@ -134,7 +134,11 @@ main()
 @pytest.mark.long
 @pytest.mark.parametrize(
     "sections",
-    [{}, {"adapter": {"modules_to_save": ["lm_head"]}}, {"adapter": {"targets": ["q_proj", "lm_head"]}}],
+    [
+        {},
+        {"adapter": {"modules_to_save": ["lm_head"]}},
+        {"adapter": {"target_modules": ["q_proj", "lm_head"]}},
+    ],
 )
 @pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
 def test_the_head_is_called_as_often_in_each_process(

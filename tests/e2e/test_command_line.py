@@ -98,7 +98,7 @@ def test_a_bad_recipe_is_one_clear_message(finetune: Finetune, recipe: Path) -> 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("adapter.targets=[q_proj,wq]", "matches no module"),
+        ("adapter.target_modules=[q_proj,wq]", "matches no module"),
         ("data.max_length_tokens=9", "no row"),
         ("data.evaluation.fraction=0.001", "no row"),
         ("train.optimizer=adamwx", "adamwx"),

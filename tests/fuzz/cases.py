@@ -141,7 +141,7 @@ class Maker:
         changes: dict[str, dict[str, Any]] = {name: {} for name in ("model", "adapter", "data", "train")}
         if random.random() < 0.15:
             base = self.subjects / "llama"
-            changes["adapter"] = {"continue_from": self._adapter(), "targets": ["q_proj", "v_proj"]}
+            changes["adapter"] = {"continue_from": self._adapter(), "target_modules": ["q_proj", "v_proj"]}
         else:
             base = self.folder / self._base()
             changes["adapter"] = random.choice(
@@ -150,7 +150,7 @@ class Maker:
                     {},
                     {},
                     {"use_dora": True},
-                    {"targets": ["q_proj"]},
+                    {"target_modules": ["q_proj"]},
                     {"method": "qlora"},
                     {"method": "full"},
                 ]

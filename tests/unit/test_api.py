@@ -121,7 +121,7 @@ def test_importing_it_loads_nothing_and_names_everything() -> None:
             "tracking.samples",
             {"prompts": ["a 'b' \"c\" # d: [e]", "naïve 🙂 日本", "null"], "every_steps": 5},
         ),
-        ("adapter.targets", ["q_proj", "v_proj"]),
+        ("adapter.target_modules", ["q_proj", "v_proj"]),
         ("model.new_tokens", ["<a>", "[1]", "null", "x\ty"]),
         ("data.evaluation", {"fraction": 0.25}),
     ],

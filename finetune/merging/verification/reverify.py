@@ -17,6 +17,7 @@ from finetune.merging.verification.tensors import TensorCheck, check_tensors
 from finetune.models.device import choose_threads
 from finetune.models.safetensors import StoredWeights, Weights, hashes_of
 from finetune.models.stored_quantization import NF4_DOUBLE
+from finetune.recipe.reading.old_names import current_values
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
@@ -143,7 +144,9 @@ def _target_of(record: dict[str, Any]) -> tuple[Target, list[Path]]:
 
     try:
         adapters = [Path(text) for text in record["adapters"]]
-        recipe = Recipe.model_validate(record["recipe"]) if record["recipe"] is not None else None
+        recipe = (
+            Recipe.model_validate(current_values(record["recipe"])) if record["recipe"] is not None else None
+        )
         model = ModelSection.model_validate(record["model"])
     except (TypeError, ValueError) as error:
         raise MergeError(

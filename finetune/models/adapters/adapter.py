@@ -51,7 +51,9 @@ def attach(
         r=section.rank,
         lora_alpha=cast(int, section.alpha),  # peft takes a fraction too
         lora_dropout=section.dropout,
-        target_modules=section.targets if section.targets == "all-linear" else list(section.targets),
+        target_modules=section.target_modules
+        if section.target_modules == "all-linear"
+        else list(section.target_modules),
         use_rslora=section.use_rslora,
         use_dora=section.use_dora,
         init_lora_weights=True if section.init == "default" else section.init,
@@ -85,8 +87,8 @@ def check_targets(model: nn.Module, section: AdapterSection) -> None:
     """Raises ModelError unless each target matches a linear layer or an embedding, and each module to save a
     module."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
-    targets = () if section.targets == "all-linear" else section.targets
-    for key, wanted in (("targets", targets), ("modules_to_save", section.modules_to_save)):
+    targets = () if section.target_modules == "all-linear" else section.target_modules
+    for key, wanted in (("target_modules", targets), ("modules_to_save", section.modules_to_save)):
         for target in wanted:
             if not any(is_target(name, target) for name in names):
                 held = sorted({name.rsplit(".", 1)[-1] for name in names})
@@ -135,8 +137,8 @@ def continue_adapter(
         )
     targets = (
         linear_names(model)
-        if section.targets == "all-linear"
-        else {name.rsplit(".", 1)[-1] for name in section.targets}
+        if section.target_modules == "all-linear"
+        else {name.rsplit(".", 1)[-1] for name in section.target_modules}
     )
     loaded = load_adapter(model, folder, trainable=True, engine=engine)
     # As peft reads them: names, a regular expression, all-linear, some of the layers.

@@ -271,9 +271,9 @@ def count_trainable(shape: Shape, adapter: AdapterSection, new_tokens: int = 0, 
 
 
 def _targets(adapter: AdapterSection, names: Iterable[str]) -> set[str]:
-    if adapter.targets == "all-linear":
+    if adapter.target_modules == "all-linear":
         return {name for name in names if name not in (LM_HEAD, EMBEDDING)}
-    return {name for target in adapter.targets for name in _matches(target, names, "targets")}
+    return {name for target in adapter.target_modules for name in _matches(target, names, "target_modules")}
 
 
 def _matches(target: str, names: Iterable[str], key: str) -> set[str]:
@@ -380,7 +380,9 @@ def _trainable_facts(
     trainable = count_trainable(shape, adapter, len(model.new_tokens), model.head_outputs)
     # An adapter comes on top of the base's parameters.
     together = parameters if adapter.method == "full" else parameters + trainable
-    targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
+    targets = (
+        adapter.target_modules if isinstance(adapter.target_modules, str) else list(adapter.target_modules)
+    )
     return {
         "method": adapter.method,
         "rank": None if adapter.method == "full" else adapter.rank,

@@ -179,7 +179,7 @@ def _message(form: Form, detail: ErrorDetails) -> str:
 
 def _choice(choices: list[str], location: Location, got: Any) -> str:
     close = get_close_matches(got, choices, n=1) if isinstance(got, str) else []
-    also = " or a list of names" if location == ("adapter", "targets") else ""
+    also = " or a list of names" if location == ("adapter", "target_modules") else ""
     hint = (
         f"; did you mean {close[0]}?"
         if close

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_prep.disk import open_regular
 from finetune.recipe.paths import LOCK, absolute
+from finetune.recipe.reading.old_names import with_current_names
 from finetune.recipe.reading.overrides import with_override
 from finetune.recipe.reading.tree import Diagnostic, Node, RecipeFile, SourceLocation, finding_at, merge
 from finetune.recipe.reading.variables import expanded
@@ -94,9 +95,10 @@ def _read_file(path: Path, shown: str, layers: Layers, extended_by: Diagnostic |
         layers.findings.append(Diagnostic(tree.place, (), message))
         return None
     parent = tree.value.get("extends")
+    tree = replace(tree, value={key: node for key, node in tree.value.items() if key != "extends"})
+    tree = with_current_names(tree, layers.findings)
     if parent is None:
         return tree
-    tree = replace(tree, value={key: node for key, node in tree.value.items() if key != "extends"})
     return _extend(tree, parent, source, layers)
 
 

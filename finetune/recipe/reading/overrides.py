@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from finetune.errors import Problem, RecipeError
+from finetune.recipe.reading.old_names import current_location, with_current_names
 from finetune.recipe.reading.tree import (
     ATOMIC,
     Diagnostic,
@@ -74,7 +75,7 @@ def with_override(tree: Node, override: str, findings: list[Diagnostic]) -> Node
         message = f"got {shorten(override)!r}, expected section.key=value (train.learning_rate=1e-4)"
         findings.append(Diagnostic(place, (), message))
         return tree
-    location: Location = tuple(_key(key) for key in match["path"].split("."))
+    location: Location = current_location(tuple(_key(key) for key in match["path"].split(".")))
     if location[0] == "extends":
         findings.append(Diagnostic(place, location, "extends can't be overridden; run the other recipe"))
         return tree
@@ -83,7 +84,8 @@ def with_override(tree: Node, override: str, findings: list[Diagnostic]) -> Node
     if value is None and wrong:
         return tree
     try:
-        return _set(tree, location, 0, _at(value or Node(None, place), place))
+        value = with_current_names(_at(value or Node(None, place), place), findings, location)
+        return _set(tree, location, 0, value)
     except LookupError as error:
         findings.append(Diagnostic(place, location, str(error.args[0])))
         return tree

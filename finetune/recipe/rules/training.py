@@ -13,7 +13,7 @@ from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.train import OPTIMIZERS
 
 LORA_ONLY = (
-    "rank", "alpha", "targets", "dropout", "use_rslora", "use_dora", "init", "modules_to_save",
+    "rank", "alpha", "target_modules", "dropout", "use_rslora", "use_dora", "init", "modules_to_save",
     "continue_from",
 )  # fmt: skip
 VOCABULARY = frozenset({LM_HEAD, last_part(EMBEDDING)})
@@ -97,15 +97,15 @@ def _adapter(recipe: Recipe, given: Given) -> RuleProblem:
         )
         yield "adapter.modules_to_save", message
     known = linear_layers()
-    targets = known if adapter.targets == "all-linear" else adapter.targets
+    targets = known if adapter.target_modules == "all-linear" else adapter.target_modules
     both = sorted(set(adapter.modules_to_save) & set(targets))
     if both:
         message = (
             f"{', '.join(both)} can't be trained in full and have an adapter; remove from here or from "
-            "adapter.targets"
+            "adapter.target_modules"
         )
         yield "adapter.modules_to_save", message
-    for knob, names in (("targets", targets), ("modules_to_save", adapter.modules_to_save)):
+    for knob, names in (("target_modules", targets), ("modules_to_save", adapter.modules_to_save)):
         repeated = sorted({name for name in names if list(names).count(name) > 1})
         if repeated:
             yield f"adapter.{knob}", f"named twice: {', '.join(repeated)}"
@@ -133,10 +133,10 @@ def _schedule(recipe: Recipe, given: Given) -> RuleProblem:
             "train.decay_fraction",
             f"only schedule wsd has a decay of its own; this one is {train.schedule}",
         )
-    if train.schedule == "wsd" and train.warmup_fraction + train.decay_fraction > 1:
-        path = "train.decay_fraction" if "train.decay_fraction" in given else "train.warmup_fraction"
-        total = f"{train.warmup_fraction:g} + {train.decay_fraction:g}"
-        yield path, f"warmup_fraction + decay_fraction is {total}, expected at most 1"
+    if train.schedule == "wsd" and train.warmup_ratio + train.decay_fraction > 1:
+        path = "train.decay_fraction" if "train.decay_fraction" in given else "train.warmup_ratio"
+        total = f"{train.warmup_ratio:g} + {train.decay_fraction:g}"
+        yield path, f"warmup_ratio + decay_fraction is {total}, expected at most 1"
 
 
 def _checkpointing(recipe: Recipe, given: Given) -> RuleProblem:

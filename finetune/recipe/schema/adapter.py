@@ -20,7 +20,7 @@ class AdapterSection(Section):
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """The update is scaled by alpha / rank (alpha / sqrt(rank) with use_rslora)."""
 
-    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = (
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = (
         "all-linear"
     )
     """Names of modules that get an adapter (q_proj, ...), or all linear layers but the head. Each must match
@@ -42,5 +42,5 @@ class AdapterSection(Section):
     """Modules that are trained in full and saved with the adapter (lm_head, embed_tokens)."""
 
     continue_from: Annotated[str | None, PATH] = None
-    """An adapter to start from: a folder, a run or a hub id. Its rank, alpha and targets must equal the
-    recipe's."""
+    """An adapter to start from: a folder, a run or a hub id. Its rank, alpha and target_modules must
+    equal the recipe's."""

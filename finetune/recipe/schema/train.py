@@ -65,8 +65,8 @@ class TrainSection(Section):
     """The learning rate after the warm-up; wsd is warm-up, stable, decay. A decay ends where the step after
     the last one would be, so no step has the rate 0."""
 
-    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """Fraction of the steps used for warm-up: step k of w has k/w of the learning rate (wsd: of the way from
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of the steps used for warm-up: step k of w has k/w of the learning rate (wsd: of the way from
     its minimum)."""
 
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2

@@ -47,11 +47,11 @@ def test_trainable_count_is_the_closed_form(tiny_base: Path, rank: int) -> None:
 
 def test_only_named_targets_train(tiny_base: Path) -> None:
     """With targets q_proj and v_proj nothing else has an adapter."""
-    model = attach(load(tiny_base), AdapterSection(rank=4, targets=("q_proj", "v_proj")))
+    model = attach(load(tiny_base), AdapterSection(rank=4, target_modules=("q_proj", "v_proj")))
     assert count_parameters(model)[0] == 2 * 4 * (64 + 64 + 64 + 32)
 
 
-@pytest.mark.parametrize("key", ["targets", "modules_to_save"])
+@pytest.mark.parametrize("key", ["target_modules", "modules_to_save"])
 def test_a_name_that_matches_nothing_is_refused(tiny_base: Path, key: str) -> None:
     """A target or a module to save that isn't in the base is named, with what there is."""
     section = AdapterSection.model_validate({key: ["q_proj", "qproj"]})
@@ -141,12 +141,16 @@ OLD = ("base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "l
 @pytest.mark.parametrize(
     ("made_with", "written", "section"),
     [
-        (["q_proj", "v_proj"], None, {"targets": ATTENTION}),
-        (r".*\.layers\.[01]\.self_attn\.(q|v)_proj", None, {"targets": ATTENTION}),
-        (r".*\.(q|v)_proj", ["q_proj", "v_proj"], {"targets": ATTENTION}),
+        (["q_proj", "v_proj"], None, {"target_modules": ATTENTION}),
+        (r".*\.layers\.[01]\.self_attn\.(q|v)_proj", None, {"target_modules": ATTENTION}),
+        (r".*\.(q|v)_proj", ["q_proj", "v_proj"], {"target_modules": ATTENTION}),
         ("all-linear", "all-linear", {}),
         ("all-linear", r"model\..*_proj", {}),
-        (["model.layers.0.self_attn.q_proj", "layers.1.self_attn.v_proj"], None, {"targets": ATTENTION}),
+        (
+            ["model.layers.0.self_attn.q_proj", "layers.1.self_attn.v_proj"],
+            None,
+            {"target_modules": ATTENTION},
+        ),
     ],
     ids=[
         "names",
@@ -176,7 +180,7 @@ def test_continue_from_takes_adapters_as_peft_reads_them(
     with pytest.raises(ModelError, match=r"has targets \["):
         attach(
             load(tiny_base),
-            AdapterSection(rank=4, alpha=16, continue_from=str(tmp_path), targets=("o_proj",)),
+            AdapterSection(rank=4, alpha=16, continue_from=str(tmp_path), target_modules=("o_proj",)),
         )
     with pytest.raises(ModelError, match="use_rslora False, the recipe asks for True"):
         attach(
@@ -207,7 +211,7 @@ def test_modules_to_save_train_in_float32_on_a_bf16_base(tiny_base: Path) -> Non
 def test_continue_from_refuses_other_targets(tiny_base: Path, tmp_path: Path) -> None:
     """An adapter of q_proj alone isn't continued under all-linear."""
     save_adapter(
-        attach(load(tiny_base), AdapterSection(rank=4, targets=("q_proj",))), tmp_path, str(tiny_base)
+        attach(load(tiny_base), AdapterSection(rank=4, target_modules=("q_proj",))), tmp_path, str(tiny_base)
     )
     with pytest.raises(ModelError, match=r"has targets \['q_proj'\]"):
         attach(load(tiny_base), AdapterSection(rank=4, continue_from=str(tmp_path)))

@@ -50,9 +50,9 @@ def test_parameters_in_closed_form_are_those_of_the_model(config: Any) -> None:
         {},
         {"rank": 3, "use_rslora": True},
         {"rank": 4, "use_dora": True},
-        {"rank": 4, "targets": ("q_proj", "v_proj")},
-        {"rank": 4, "targets": ("layers.1.self_attn.q_proj", "lm_head")},
-        {"rank": 4, "targets": ("embed_tokens", "down_proj"), "use_dora": True},
+        {"rank": 4, "target_modules": ("q_proj", "v_proj")},
+        {"rank": 4, "target_modules": ("layers.1.self_attn.q_proj", "lm_head")},
+        {"rank": 4, "target_modules": ("embed_tokens", "down_proj"), "use_dora": True},
         {"rank": 2, "modules_to_save": ("lm_head", "embed_tokens")},
     ],
     ids=str,
@@ -64,7 +64,9 @@ def test_trainable_parameters_are_those_of_peft(section: dict[str, Any], tiny_ba
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
-        target_modules=adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets),
+        target_modules=adapter.target_modules
+        if isinstance(adapter.target_modules, str)
+        else list(adapter.target_modules),
         use_rslora=adapter.use_rslora,
         use_dora=adapter.use_dora,
         modules_to_save=list(adapter.modules_to_save) or None,
@@ -99,7 +101,7 @@ def test_full_fine_tuning_trains_everything(tiny_base: Path) -> None:
 def test_a_target_that_matches_nothing_is_named(tiny_base: Path) -> None:
     """A misspelt target is an error that lists what the base has."""
     with pytest.raises(ModelError, match=r"'query_proj' matches no module.*q_proj"):
-        inspect.describe(ModelSection(base=str(tiny_base)), AdapterSection(targets=("query_proj",)))
+        inspect.describe(ModelSection(base=str(tiny_base)), AdapterSection(target_modules=("query_proj",)))
 
 
 def test_the_known_sizes_of_llama_3_1_8b() -> None:

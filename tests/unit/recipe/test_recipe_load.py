@@ -158,17 +158,17 @@ extra: 1
         ),
         (GOOD + "  evaluation: {}\n", "r.yaml:6:3  data.evaluation  give either fraction or sources"),
         (
-            GOOD + "adapter: {targets: q_proj}\n",
-            "r.yaml:6:20  adapter.targets  got 'q_proj', expected all-linear or a list of",
+            GOOD + "adapter: {target_modules: q_proj}\n",
+            "r.yaml:6:27  adapter.target_modules  got 'q_proj', expected all-linear or a list of",
         ),
         (
-            GOOD + "adapter: {targets: [1]}\n",
-            "r.yaml:6:21  adapter.targets.0  got 1, expected text; put it in quotes",
+            GOOD + "adapter: {target_modules: [1]}\n",
+            "r.yaml:6:28  adapter.target_modules.0  got 1, expected text; put it in quotes",
         ),
-        (GOOD + "adapter: {targets: []}\n", "r.yaml:6:11  adapter.targets  got an empty list"),
+        (GOOD + "adapter: {target_modules: []}\n", "r.yaml:6:11  adapter.target_modules  got an empty list"),
         (
-            GOOD + "adapter: {targets: 3}\n",
-            "r.yaml:6:20  adapter.targets  got 3, expected all-linear or a list of names",
+            GOOD + "adapter: {target_modules: 3}\n",
+            "r.yaml:6:27  adapter.target_modules  got 3, expected all-linear or a list of names",
         ),
         (
             GOOD + "adapter: {modules_to_save: lm_head}\n",
@@ -206,15 +206,17 @@ def test_extends_merges_sections_and_replaces_the_rest(folder: Path) -> None:
     (folder / "deep/a.yaml").write_text(
         GOOD.replace("rows.json", "../rows.json")
         + "  evaluation: {fraction: 0.5}\ntrain: {epochs: 2, seed: 1}\n"
-        "adapter: {targets: [q_proj, v_proj]}\n"
+        "adapter: {target_modules: [q_proj, v_proj]}\n"
     )
-    (folder / "b.yaml").write_text("extends: deep/a.yaml\ntrain: {seed: 2}\nadapter:\n  targets: [o_proj]\n")
+    (folder / "b.yaml").write_text(
+        "extends: deep/a.yaml\ntrain: {seed: 2}\nadapter:\n  target_modules: [o_proj]\n"
+    )
     (folder / "c.yaml").write_text(
         "extends: b.yaml\nmodel:\n  base: {wheel: a==1, file: b.gguf, sha256: " + "a" * 64 + "}\n"
         "data:\n  evaluation: {sources: [{path: rows.json, format: alpaca}]}\n"
     )
     loaded = load_recipe("c.yaml")
-    assert loaded.recipe.adapter.targets == ("o_proj",)
+    assert loaded.recipe.adapter.target_modules == ("o_proj",)
     assert (loaded.recipe.train.epochs, loaded.recipe.train.seed) == (2, 2)
     assert loaded.recipe.data.evaluation is not None
     assert loaded.recipe.data.evaluation.fraction is None
@@ -224,7 +226,7 @@ def test_extends_merges_sections_and_replaces_the_rest(folder: Path) -> None:
     origins = loaded.origins
     assert origins["train.epochs"] == "deep/a.yaml:7"
     assert origins["train.seed"] == "b.yaml:2"
-    assert origins["adapter.targets"] == "b.yaml:4"
+    assert origins["adapter.target_modules"] == "b.yaml:4"
     assert origins["model.base.file"] == "c.yaml:3"
     assert origins["data.evaluation.sources.0.path"] == "c.yaml:5"
     assert origins["train.learning_rate"] == "default"
@@ -264,12 +266,12 @@ def test_overrides_win_and_say_so(folder: Path) -> None:
     (folder / "sub/r.yaml").write_text(GOOD.replace("rows.json", "absent.json") + "train: {epochs: 2}\n")
     loaded = load_recipe(
         "sub/r.yaml",
-        ["train.learning_rate=2e-4", "train={seed: 3}", "data.train.0.path=rows.json", "adapter.targets=[q_proj]",
+        ["train.learning_rate=2e-4", "train={seed: 3}", "data.train.0.path=rows.json", "adapter.target_modules=[q_proj]",
          "train.max_gradient_norm=null", "data.evaluation={fraction: 0.5}", "data.evaluation={sources: [{generated: orders}]}"],
     )  # fmt: skip
     train = loaded.recipe.train
     assert (train.learning_rate, train.seed, train.epochs, train.max_gradient_norm) == (2e-4, 3, 2, None)
-    assert loaded.recipe.adapter.targets == ("q_proj",)
+    assert loaded.recipe.adapter.target_modules == ("q_proj",)
     source = loaded.recipe.data.train[0]
     assert isinstance(source, FileSource)
     assert source.path == str(
@@ -391,7 +393,7 @@ def test_chat_template_names_are_the_templates_that_exist() -> None:
 
 
 KEYS = ["model", "base", "data", "train", "path", "format", "generated", "evaluation", "fraction", "sources", "adapter", "x",
-        "targets", "rank", "train.0", "new_tokens", "early_stopping", "rope_scaling", "type", "factor", "extends"]  # fmt: skip
+        "target_modules", "rank", "train.0", "new_tokens", "early_stopping", "rope_scaling", "type", "factor", "extends"]  # fmt: skip
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
     | st.sampled_from(["orders", "alpaca", "full", "lora", "a/b", "~", "~nobody/x", "\0"]) | st.just(10**400),

@@ -285,7 +285,7 @@ def test_noise_is_each_documents_own(lengths: list[int], step: int, width: int) 
 
 NOISY = {
     "precision": "fp32", "optimizer": "sgd", "learning_rate": 0.1, "global_batch_size": 64, "max_steps": 3,
-    "neftune_alpha": 5.0, "warmup_fraction": 0.0,
+    "neftune_alpha": 5.0, "warmup_ratio": 0.0,
 }  # fmt: skip
 
 

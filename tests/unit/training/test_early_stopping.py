@@ -95,10 +95,12 @@ def test_a_run_that_only_does_harm(make_recipe: MakeRecipe) -> None:
     better, and by what."""
     train = {
         "micro_batch_size": 8, "precision": "fp32", "schedule": "constant", "learning_rate": 1.0,
-        "max_steps": 20, "warmup_fraction": 0.0, "evaluate_every_steps": 1, "rehearsal": False,
+        "max_steps": 20, "warmup_ratio": 0.0, "evaluate_every_steps": 1, "rehearsal": False,
         "early_stopping": {"patience_evaluations": 1},
     }  # fmt: skip
-    folder = start(make_recipe(adapter={"rank": 4, "alpha": 1000, "targets": ["lm_head"]}, train=train))
+    folder = start(
+        make_recipe(adapter={"rank": 4, "alpha": 1000, "target_modules": ["lm_head"]}, train=train)
+    )
     summary = folder.read_summary()
     before, after = summary["evaluation_loss_before"], summary["evaluation_loss"]
     assert summary["steps"] == 1

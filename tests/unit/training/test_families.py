@@ -95,7 +95,7 @@ def test_dora_and_new_tokens_of_a_family_are_merged(family: ArchitectureSpec, tm
 def test_a_target_that_the_family_lacks_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """The message names the linear layers that the family has, before data are prepared."""
     base = save_tiny_family(tmp_path / "base", "phi3")
-    recipe = recipe_on(make_recipe, base, adapter={"targets": ("q_proj",)})
+    recipe = recipe_on(make_recipe, base, adapter={"target_modules": ("q_proj",)})
     with pytest.raises(
         ModelError,
         match=r"'q_proj' matches no module of this base\. It has: down_proj, .*gate_up_proj, .*qkv_proj",
@@ -106,7 +106,9 @@ def test_a_target_that_the_family_lacks_is_refused(make_recipe: MakeRecipe, tmp_
 def test_fused_layers_are_targets_by_their_names(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """qkv_proj and gate_up_proj of Phi 3 get an adapter each, and no other layer does."""
     base = save_tiny_family(tmp_path / "base", "phi3", hidden_act="silu")
-    run = start(recipe_on(make_recipe, base, adapter={"targets": ("qkv_proj", "gate_up_proj"), "rank": 2}))
+    run = start(
+        recipe_on(make_recipe, base, adapter={"target_modules": ("qkv_proj", "gate_up_proj"), "rank": 2})
+    )
     names = {name.split(".")[-3] for name in adapter_of(run)}
     assert names == {"qkv_proj", "gate_up_proj"}
     report = merge(resolve_target(str(run.path)), tmp_path / "merged")
@@ -152,7 +154,7 @@ def test_check_plan_and_inspect_know_a_family(
     base = save_tiny_family(tmp_path / "base", family.model_type)
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        f"model: {{base: {base}}}\nadapter: {{rank: 4, targets: [{', '.join(family.linear_layers)}]}}\n"
+        f"model: {{base: {base}}}\nadapter: {{rank: 4, target_modules: [{', '.join(family.linear_layers)}]}}\n"
         f"data: {{train: [{{path: {alpaca_file}, format: alpaca}}], max_length_tokens: 128}}\ntracking: "
         f"{{tracker: none}}\n"
     )

@@ -35,7 +35,7 @@ SHORT = {
 NEW = ["<order>"]
 
 KINDS: dict[str, dict[str, Any]] = {
-    "lora": {"adapter": {"method": "lora", "rank": 4, "dropout": 0.1, "targets": ["q_proj", "v_proj"]}},
+    "lora": {"adapter": {"method": "lora", "rank": 4, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}},
     "dora": {"adapter": {"method": "lora", "rank": 4, "use_dora": True, "init": "gaussian"}},
     "saved modules": {"adapter": {"method": "lora", "rank": 4, "modules_to_save": ["lm_head"]}},
     "qlora": {"adapter": {"method": "qlora", "rank": 4}},

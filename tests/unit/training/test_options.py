@@ -14,7 +14,7 @@ PLAIN = {
     "micro_batch_size": 8,
     "learning_rate": 1e-2,
     "max_steps": 3,
-    "warmup_fraction": 0.0,
+    "warmup_ratio": 0.0,
 }
 
 

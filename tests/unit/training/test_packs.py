@@ -109,7 +109,7 @@ def test_packed_and_padded_steps_are_the_same_step(make_recipe: MakeRecipe, tmp_
     """In fp64, a step over all rows gives the same adapter whether they are packed or padded, to 1e-12."""
     train = {
         "micro_batch_size": 1, "global_batch_size": 64, "precision": "fp32", "optimizer": "sgd",
-        "learning_rate": 0.1, "max_steps": 1, "warmup_fraction": 0.0,
+        "learning_rate": 0.1, "max_steps": 1, "warmup_ratio": 0.0,
     }  # fmt: skip
     packed = trained_weights(
         trainer_of(make_recipe(train=train, data=PACKED), tmp_path / "packed", torch.float64)

@@ -148,9 +148,9 @@ def test_a_failed_run_keeps_its_checkpoints_and_says_so(make_recipe: MakeRecipe)
     train = {
         "micro_batch_size": 8, "precision": "fp32", "optimizer": "sgd", "schedule": "constant",
         "max_gradient_norm": None, "learning_rate": 10.0, "max_steps": 100, "save_every_steps": 1,
-        "warmup_fraction": 0.0,
+        "warmup_ratio": 0.0,
     }  # fmt: skip
-    recipe = make_recipe(train=train, adapter={"rank": 4, "alpha": 1e4, "targets": ["lm_head"]})
+    recipe = make_recipe(train=train, adapter={"rank": 4, "alpha": 1e4, "target_modules": ["lm_head"]})
     with pytest.raises(TrainingError, match="nothing was updated"):
         start(recipe)
     folder = RunFolder(Path(recipe.output.folder) / "run-001")

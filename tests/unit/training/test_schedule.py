@@ -28,8 +28,8 @@ def section(schedule: str, **options: float) -> TrainSection:
     ("train", "rows", "steps", "warmup", "decay"),
     [
         ({"epochs": 1.1}, 400, 55, 2, 11),
-        ({"max_steps": 100, "warmup_fraction": 0.07}, 8, 100, 7, 20),
-        ({"max_steps": 10, "warmup_fraction": 0.8, "decay_fraction": 0.5}, 8, 10, 8, 2),
+        ({"max_steps": 100, "warmup_ratio": 0.07}, 8, 100, 7, 20),
+        ({"max_steps": 10, "warmup_ratio": 0.8, "decay_fraction": 0.5}, 8, 10, 8, 2),
     ],
 )
 def test_shares_of_steps_are_rounded_like_decimals(
@@ -58,7 +58,7 @@ def test_each_schedule_has_its_shape(
     """The learning rates that 10 steps with a warm-up of 2 are taken with are those of the closed form."""
     train = {
         "max_steps": 10,
-        "warmup_fraction": 0.2,
+        "warmup_ratio": 0.2,
         "schedule": name,
         "learning_rate": 1e-3,
         "precision": "fp32",
@@ -90,7 +90,7 @@ def test_no_step_has_the_rate_0(name: str, total: int, warmup: float, decay: flo
     """Whatever schedule, number of steps, warm-up and minimum: each step's factor is above 0 and at most
     1."""
     options = {"decay_fraction": decay, "minimum_learning_rate_fraction": least}
-    train = section(name, warmup_fraction=warmup, **options)
+    train = section(name, warmup_ratio=warmup, **options)
     factors = [rate_factor(train, total, step, 2) for step in range(1, total + 1)]
     assert all(0 < factor <= 1 for factor in factors)
     rising = warmup_steps(train, total)
@@ -109,7 +109,7 @@ def test_a_run_of_an_earlier_version_has_the_rates_of_transformers(
     name: str, total: int, warmup: float, least: float
 ) -> None:
     """By rule 1 each step's factor is, to the last bit, the one of transformers' own schedule."""
-    train = section(name, warmup_fraction=warmup, minimum_learning_rate_fraction=least)
+    train = section(name, warmup_ratio=warmup, minimum_learning_rate_fraction=least)
     names = {
         "constant": "constant_with_warmup",
         "cosine_with_minimum": "cosine_with_min_lr",

@@ -126,7 +126,7 @@ def test_loss_scaling_gives_up_on_a_gradient_that_stays_infinite(
     """Under fp16's loss scaling a few overflows are skipped; 20 in a row end the run, with the weights as
     they were."""
     recipe = make_recipe(
-        train={"micro_batch_size": 8, "precision": "fp32", "max_steps": 60, "warmup_fraction": 0.0}
+        train={"micro_batch_size": 8, "precision": "fp32", "max_steps": 60, "warmup_ratio": 0.0}
     )
     trainer = trainer_of(recipe, tmp_path)
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
