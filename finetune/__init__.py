@@ -19,7 +19,9 @@ if TYPE_CHECKING:
         Model,
         Run,
         audit,
+        benchmark,
         combine,
+        doctor,
         evaluate,
         inspect,
         list_runs,
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
         load_recipe,
         merge,
         plan,
+        plot,
         resume,
+        selftest,
         train,
         verify,
     )
@@ -35,8 +39,9 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "combine", "evaluate", "inspect",
-    "list_runs", "load", "load_recipe", "merge", "plan", "resume", "train", "verify",
+    "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "benchmark", "combine", "doctor",
+    "evaluate", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot", "resume", "selftest",
+    "train", "verify",
 ]  # fmt: skip
 
 

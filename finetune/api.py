@@ -13,27 +13,28 @@ from finetune.loaded_model import Chat, LogLikelihood, Model
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.load import load_recipe as _load_recipe
 from finetune.recipe.reading.overrides import as_overrides
-from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import EvaluateSection
 from finetune.run import Run
-from finetune.runs.folder import list_summaries
+from finetune.runs.folder import list_summaries, open_run
 from finetune.runs.listing import chosen, measured_speed, parse_condition, value_of
-from finetune.runs.target import Target, resolve_target
+from finetune.runs.target import compared_with, own_recipe, resolve_target, with_rows
 from finetune.scoring.metrics import lower_is_better
 from finetune.training.start import Trained, start
 
 if TYPE_CHECKING:
     from data_prep.audit.audit import Audit
+    from finetune.evaluation.harness.benchmark import Benchmark
     from finetune.evaluation.predictions import OnProgress
     from finetune.evaluation.report import Report
+    from finetune.machine import Fact
     from finetune.merging.combine import Combination
     from finetune.merging.merge import MergeReport
     from finetune.merging.verification.reverify import Again
     from finetune.planning.plan import Plan
 
 __all__ = [
-    "Chat", "LogLikelihood", "Model", "Run", "audit", "combine", "evaluate", "inspect", "list_runs", "load",
-    "load_recipe", "merge", "plan", "resume", "train", "verify",
+    "Chat", "LogLikelihood", "Model", "Run", "audit", "benchmark", "combine", "doctor", "evaluate", "inspect",
+    "list_runs", "load", "load_recipe", "merge", "plan", "plot", "resume", "selftest", "train", "verify",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -250,6 +251,20 @@ def list_runs(
     return [Run(path / summary["name"]) for summary in found]
 
 
+def plot(
+    runs: Sequence[str | Path | Run], output: str | Path, *, metrics: Sequence[str] | None = None
+) -> Path:
+    """Draw curves of runs into a PNG: loss, evaluation loss, learning rate and more, or the `metrics` named.
+
+    Raises CheckpointError for a metric that none of the runs has, FinetuneError without matplotlib.
+    """
+    from finetune.runs.plot import PLOTTED, read_curves, save_png
+
+    curves = read_curves([open_run(Path(_path(run)).resolve()) for run in runs], metrics or PLOTTED)
+    save_png(curves, Path(output))
+    return Path(output)
+
+
 def _is_figure(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -350,7 +365,7 @@ def evaluate(
     if recipe is None and overrides:
         raise FinetuneError("got overrides without a recipe: name the recipe that they change.")
     loaded = load_recipe(recipe, overrides) if recipe is not None else None
-    given = with_evaluation(loaded.recipe, loaded.path) if loaded is not None else None
+    given = with_rows(loaded.recipe, loaded.path) if loaded is not None else None
     target = model.target if isinstance(model, Model) else resolve_target(str(_path(model)), base)
     scored = given or own_recipe(target)
     precision = choose_precision(scored.train.precision)
@@ -362,24 +377,42 @@ def evaluate(
     )
 
 
-def own_recipe(target: Target) -> Recipe:
-    """The recipe of a model's run. Raises FinetuneError where it has none, or no evaluation rows are in
-    it."""
-    if target.recipe is None:
-        raise FinetuneError(
-            f"{target.description} has no recipe of its own: name one (finetune evaluate MODEL_OR_RUN "
-            "RECIPE)."
-        )
-    return with_evaluation(target.recipe, target.description)
+def benchmark(
+    model: AnyModel,
+    tasks: Sequence[str],
+    *,
+    compare: "AnyModel | None" = None,
+    base: str | Path | None = None,
+    task_folder: str | Path | None = None,
+    limit: int | None = None,
+    few_shot: int | None = None,
+    batch_size: int = 8,
+    chat: bool = False,
+) -> "Benchmark":
+    """Tasks of the LM Evaluation Harness on a model, and on `compare` ("base" is the model's own base); a
+    run keeps the result.
 
+    `limit` asks the first questions of each task alone. Raises FinetuneError where lm-eval is not installed,
+    ModelError for a model that predicts labels.
+    """
+    from finetune.evaluation.harness.lm_eval import check_installed
 
-def with_evaluation(recipe: Recipe, name: str | Path) -> Recipe:
-    """The recipe. Raises FinetuneError where it has no evaluation rows."""
-    if recipe.data.evaluation is None:
-        raise FinetuneError(
-            f"{name} has no data.evaluation, so there is nothing to score on: add a fraction or sources."
-        )
-    return recipe
+    check_installed()
+    tuned = resolve_target(str(_path(model)), base)
+    compared = None if compare is None else compared_with(tuned, str(_path(compare)))
+
+    from finetune.evaluation.harness.benchmark import run_benchmark
+
+    return run_benchmark(
+        tuned,
+        compared,
+        [tasks] if isinstance(tasks, str) else list(tasks),
+        task_folder=None if task_folder is None else Path(task_folder),
+        limit=limit,
+        few_shot=few_shot,
+        batch_size=batch_size,
+        chat=chat,
+    )
 
 
 # --- Models
@@ -399,6 +432,24 @@ def load(model: AnyModel, *, base: str | Path | None = None) -> "Model":
     loaded, tokenizer = load_ready(target, dtype=choose_precision("auto").dtype)
     options = target.recipe.evaluate if target.recipe is not None else EvaluateSection()
     return Model(target, loaded, tokenizer, options)
+
+
+# --- This machine
+
+
+def doctor() -> "list[Fact]":
+    """What this machine offers, what will be used of it, and why."""
+    from finetune.machine import examine
+
+    return list(examine())
+
+
+def selftest() -> dict[str, Any]:
+    """Train a tiny model every way that this machine has, and compare each with one plain process; `holds`
+    says whether all agree. It takes minutes."""
+    from finetune.self_test import selftest as run
+
+    return run()
 
 
 # --- What arguments may be

@@ -22,6 +22,9 @@ TIMEOUT = "FINETUNE_TIMEOUT_MINUTES"
 STORE = "FINETUNE_STORE"
 """On one machine: the folder of the file in which the processes leave each other their addresses."""
 
+MESSAGES = "FINETUNE_MESSAGES"
+"""The file in which the main process leaves its messages for the launcher."""
+
 AGENT = "TORCHELASTIC_RUN_ID"
 """torch's agent sets it in each process that it starts."""
 OF_TORCH = (

@@ -130,6 +130,12 @@ def tell_messages(as_json: bool) -> None:
     _messages.as_json = as_json
 
 
+def leave_messages_to(handler: logging.Handler) -> None:
+    """Print no messages from now on: the handler takes them."""
+    toolkit.removeHandler(_messages)
+    toolkit.addHandler(handler)
+
+
 def print_json(value: Any) -> None:
     """Print a value as indented JSON in printable ASCII on standard output, without secrets; what is not
     finite is null."""

@@ -52,20 +52,16 @@ def evaluate(
     from finetune import api
     from finetune.errors import FinetuneError
     from finetune.runs.folder import RunFolder
-    from finetune.runs.target import compared_with, resolve_target
+    from finetune.runs.target import compared_with, own_recipe, resolve_target, with_rows
 
     if recipe is not None and "=" in recipe and not Path(recipe).exists():
         raise FinetuneError(
             f"got {recipe} in place of a recipe: an override needs one (finetune evaluate RUN RECIPE "
             "KEY=VALUE)."
         )
-    given = (
-        None
-        if recipe is None
-        else api.with_evaluation(api.load_recipe(recipe, overrides or []).recipe, recipe)
-    )
+    given = None if recipe is None else with_rows(api.load_recipe(recipe, overrides or []).recipe, recipe)
     tuned = resolve_target(target, base)
-    scored = given or api.own_recipe(tuned)
+    scored = given or own_recipe(tuned)
     compared = None if compare is None else compared_with(tuned, compare)
 
     from finetune.evaluation.evaluation import Evaluation

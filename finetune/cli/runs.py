@@ -164,16 +164,15 @@ def plot(
     """Plot the metrics of runs, in the terminal or as a PNG."""
     import shutil
 
+    from finetune import api
     from finetune.runs.folder import open_run
-    from finetune.runs.plot import PLOTTED, draw, read_curves, save_png
+    from finetune.runs.plot import PLOTTED, draw, read_curves
 
-    curves = read_curves(
-        [open_run(run.resolve()) for run in runs], metrics.split(",") if metrics else PLOTTED
-    )
+    names = metrics.split(",") if metrics else None
     if output is not None:
-        save_png(curves, output)
-        out(str(output))
+        out(str(api.plot(runs, output, metrics=names)))
         return
+    curves = read_curves([open_run(run.resolve()) for run in runs], names or PLOTTED)
     size = shutil.get_terminal_size((100, 30))
     out(draw(curves, min(size.columns, 120), 16, colours=sys.stdout.isatty()))
 

@@ -8,11 +8,11 @@ def selftest(as_json: JsonOption = False) -> None:
 
     And compare each with one plain process; exit 3 where one differs.
     """
+    from finetune import api
     from finetune.errors import CheckFailed
-    from finetune.selftest import selftest as run
 
     tell_messages(as_json)
-    report = run()
+    report = api.selftest()
     if as_json:
         print_json(report)
     else:

@@ -8,7 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from finetune import environment, signals
-from finetune.cli.common import AllowCodeOption, JsonOption, OverridesArgument, out, print_json, tell_messages
+from finetune.cli.common import (
+    AllowCodeOption,
+    JsonOption,
+    OverridesArgument,
+    leave_messages_to,
+    out,
+    print_json,
+    tell_messages,
+)
 
 
 def train(
@@ -58,6 +66,7 @@ def train(
     checkpoint, as Ctrl-C does; SIGUSR2 saves one and continues.
     """
     from finetune import api
+    from finetune.engines.launch.messages import to_launcher
     from finetune.errors import LaunchError
     from finetune.training.start import start
 
@@ -87,7 +96,10 @@ def train(
                 "--launch NAME."
             )
         loaded = api.load_recipe(recipe, overrides or []) if recipe is not None else None
-        if not environment.is_worker() or environment.world().rank == 0:
+        launcher = to_launcher()
+        if launcher is not None:
+            leave_messages_to(launcher)
+        elif not environment.is_worker() or environment.world().rank == 0:
             tell_messages(as_json)
         trained = start(
             loaded,

@@ -349,3 +349,23 @@ def _noted_target(adapter: Path, description: str) -> Target:
         named_in=str(path),
         stored=base.get("quantization"),
     )
+
+
+def own_recipe(target: Target) -> Recipe:
+    """The recipe of a model's run. Raises FinetuneError where it has none, or no evaluation rows are in
+    it."""
+    if target.recipe is None:
+        raise FinetuneError(
+            f"{target.description} has no recipe of its own: name one (finetune evaluate MODEL_OR_RUN "
+            "RECIPE)."
+        )
+    return with_rows(target.recipe, target.description)
+
+
+def with_rows(recipe: Recipe, name: str | Path) -> Recipe:
+    """The recipe. Raises FinetuneError where it has no evaluation rows."""
+    if recipe.data.evaluation is None:
+        raise FinetuneError(
+            f"{name} has no data.evaluation, so there is nothing to score on: add a fraction or sources."
+        )
+    return recipe

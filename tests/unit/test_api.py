@@ -80,7 +80,7 @@ def test_no_submodule_takes_a_function_s_name() -> None:
     for module in pkgutil.walk_packages(finetune.__path__, "finetune."):
         if module.name != "finetune.__main__":
             importlib.import_module(module.name)
-    for name in ("train", "merge", "evaluate", "audit", "load", "load_recipe", "resume", "list_runs"):
+    for name in set(finetune.__all__) - {"Chat", "LogLikelihood", "Model", "Run", "__version__"}:
         assert inspect.isfunction(getattr(finetune, name)), name
     with pytest.raises(RecipeError):
         finetune.train("no-such-recipe")
@@ -233,9 +233,14 @@ def test_a_second_interrupt_is_a_value_too(recipe: Path) -> None:
 
 
 def test_two_processes_train_the_same(run: finetune.Run, recipe: Path) -> None:
-    """`launch` gives a run as one process does."""
+    """`launch` gives a run as one process does, and its messages are heard here."""
+    lines: list[str] = []
     options = {"train.micro_batch_size": 2}
-    shared = finetune.train(recipe, options, launch="ddp", processes=2)
+    with hearing(lines.append):
+        shared = finetune.train(recipe, options, launch="ddp", processes=2)
+    steps = shared.summary["steps"]
+    assert [line for line in lines if line.startswith(f"step {steps}/")], lines
+    assert len({line for line in lines if line.startswith("step 1/")}) == 1
     assert shared.status == "finished"
     assert shared.lock.device["processes"] == 2
     assert shared.metrics["evaluation_loss"] == pytest.approx(run.metrics["evaluation_loss"], rel=1e-2)
@@ -515,3 +520,22 @@ def test_runs_are_compared_and_reproduced(run: finetune.Run, recipe: Path, tmp_p
     report = run.reproduce(tmp_path / "again")
     report.refuse_unlike()
     assert_same_weights(finetune.Run(report.new), run)
+
+
+# --- This machine
+
+
+def test_the_machine_is_described() -> None:
+    """doctor() gives what `finetune doctor --json` prints."""
+    facts = finetune.doctor()
+    assert [fact.name for fact in facts[:3]] == ["device", "precision", "allocator"]
+    assert {"cores", "memory", "python", "hub token"} <= {fact.name for fact in facts}
+
+
+def test_curves_are_drawn_into_a_png(run: finetune.Run, tmp_path: Path) -> None:
+    """plot() writes a PNG of runs' metrics, and refuses a metric that none has."""
+    pytest.importorskip("matplotlib")
+    drawn = finetune.plot([run], tmp_path / "curves.png", metrics=["train/loss"])
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(FinetuneError, match="none of the runs has train/lossy"):
+        finetune.plot([run], tmp_path / "none.png", metrics=["train/lossy"])

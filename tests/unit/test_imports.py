@@ -12,7 +12,8 @@ from tests.support.imports import HEAVY, loaded_by
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
     "cli", "recipe", "engines", "models", "data", "generation", "training", "engines.launch", "evaluation",
-    "merging", "runs", "planning", "quickstart", "scoring", "selftest", "objectives", "export", "data_prep",
+    "merging", "runs", "planning", "quickstart", "scoring", "self_test", "objectives", "export", "machine",
+    "data_prep",
 })  # fmt: skip
 
 # Parts of data_prep that need the standard library only.
@@ -28,7 +29,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "run": frozenset({"api", "evaluation", "loaded_model", "merging", "recipe", "runs", "training"}),
     "loaded_model": frozenset({"evaluation", "generation", "runs", "recipe", "data_prep"}),
     "quickstart": EVERYTHING,
-    "selftest": EVERYTHING,
+    "self_test": EVERYTHING,
+    "machine": frozenset({"engines", "engines.launch", "models", "runs"}),
     "__main__": frozenset({"cli"}),
     "manual": frozenset({"data_prep", "engines", "models.architectures", "scoring"}),
     "errors": frozenset({"data_prep.errors", "data_prep.text"}),
@@ -52,7 +54,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "runs": DISK | {"recipe", "models", "data_prep.config"},
     "data": frozenset({"models", "objectives", "recipe", "data_prep"}),
     "generation": frozenset({"models", "data", "recipe", "data_prep"}),
-    "evaluation": frozenset({"models", "objectives", "data", "generation", "scoring", "recipe", "data_prep"}),
+    "evaluation": frozenset({"models", "objectives", "data", "generation", "runs", "scoring", "recipe"})
+    | {"data_prep"},
     "planning": frozenset({"recipe", "engines", "models", "data", "data_prep"}),
     "engines": frozenset(
         {

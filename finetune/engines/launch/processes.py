@@ -19,6 +19,7 @@ from data_prep.temporary import temporary_folder
 from finetune import environment, signals
 from finetune.engines.launch.addresses import Address, loopback
 from finetune.engines.launch.configs import LaunchConfig
+from finetune.engines.launch.messages import FILE, FromWorkers
 from finetune.engines.launch.worker import PROGRAM
 from finetune.errors import CheckFailed, FinetuneError, LaunchError
 
@@ -120,11 +121,13 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
         finally:
             ended.set()
 
-    with _environment(launch, run), signals.listening() as requests:
+    with _environment(launch, run) as folder, signals.listening() as requests:
         requests.deferred = True
         # Beside the main thread the agent leaves signals alone; it would kill a process 30 seconds after one.
         threading.Thread(target=work).start()
-        killed = _pass_signals_on(requests, ended, stopped)
+        said = FromWorkers(folder / FILE)
+        killed = _pass_signals_on(requests, ended, stopped, said)
+        said.log_new()
     (error,) = outcome
     if killed:
         raise KeyboardInterrupt
@@ -158,8 +161,11 @@ def _reason(error: BaseException) -> str:
     return f"the processes could not be started: {first}"
 
 
-def _pass_signals_on(requests: signals.Requests, ended: threading.Event, stopped: threading.Event) -> bool:
-    """Until the agent has ended: each process is told to stop once, those that are started later too.
+def _pass_signals_on(
+    requests: signals.Requests, ended: threading.Event, stopped: threading.Event, said: FromWorkers
+) -> bool:
+    """Until the agent has ended: each process is told to stop once, those that are started later too; what
+    the main one says is logged.
 
     Whether they were killed in the midst of a step, by Ctrl-C after a first signal.
     """
@@ -178,6 +184,7 @@ def _pass_signals_on(requests: signals.Requests, ended: threading.Event, stopped
         # 3.11).
         try:
             ended.wait(0.2)
+            said.log_new()
             workers = _workers()
             if requests.stop is not None:
                 stopped.set()
@@ -231,8 +238,8 @@ def first_failure(failures: dict[int, Any]) -> Failure:
 
 
 @contextmanager
-def _environment(launch: Launch, run: Path | None) -> Iterator[None]:
-    """What the processes of a launch inherit, while this lasts."""
+def _environment(launch: Launch, run: Path | None) -> Iterator[Path]:
+    """What the processes of a launch inherit, while this lasts; a folder that they share."""
     before = dict(os.environ)
     with temporary_folder("finetune-launch-") as folder:
         os.environ |= of_accelerate(launch.config) | of_the_network(launch)
@@ -240,6 +247,7 @@ def _environment(launch: Launch, run: Path | None) -> Iterator[None]:
             environment.RUN: str(run or ""),
             environment.LAUNCHER: str(os.getpid()),
             environment.TIMEOUT: str(launch.timeout_minutes),
+            environment.MESSAGES: str(folder / FILE),
         }
         if launch.nodes == 1:
             os.environ[environment.STORE] = str(folder)
@@ -247,7 +255,7 @@ def _environment(launch: Launch, run: Path | None) -> Iterator[None]:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             os.environ["OMP_NUM_THREADS"] = str(max(1, cores // launch.processes_here))
         try:
-            yield
+            yield folder
         finally:
             os.environ.clear()
             os.environ.update(before)

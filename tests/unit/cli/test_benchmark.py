@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import finetune
 from finetune.models.adapters.adapter import attach, save_adapter
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
@@ -37,10 +38,8 @@ metric_list:
 
 
 @pytest.fixture
-def benchmark(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> Benchmark:
-    """benchmark("target", "--option") runs the verb on the task `lamps`: its exit code, output and errors."""
+def task_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder with the task `lamps` and its rows."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     folder = tmp_path / "tasks"
     folder.mkdir()
@@ -49,12 +48,20 @@ def benchmark(
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "lamps.yaml").write_text(TASK.format(rows=folder / "rows.jsonl"))
+    return folder
+
+
+@pytest.fixture
+def benchmark(
+    monkeypatch: pytest.MonkeyPatch, task_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> Benchmark:
+    """benchmark("target", "--option") runs the verb on the task `lamps`: its exit code, output and errors."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
         given = (
             [*arguments]
             if "--task" in arguments
-            else [*arguments, "--task", "lamps", "--task-folder", str(folder)]
+            else [*arguments, "--task", "lamps", "--task-folder", str(task_folder)]
         )
         done = run_here(monkeypatch, capfd, "benchmark", *given)
         # transformers' bar is kept off before its import, which was long ago here.
@@ -118,6 +125,16 @@ def test_a_run_is_compared_with_its_base_and_keeps_the_result(
     assert not (tiny_base / "predictions").exists()
 
 
+def test_python_gives_what_the_verb_prints(benchmark: Benchmark, task_folder: Path, run_folder: Path) -> None:
+    """finetune.benchmark's figures are those of the command line, and it names the file that the run keeps."""
+    _, printed, _ = benchmark(str(run_folder), "--json")
+    result = finetune.benchmark(finetune.Run(run_folder), "lamps", task_folder=task_folder)
+    assert {figure.metric: figure.value for figure in result.figures} == {
+        name: figure["value"] for name, figure in figures_of(printed).items()
+    }
+    assert result.kept == run_folder / "predictions" / "benchmark-lamps.json"
+
+
 def test_the_table_names_task_metric_value_and_error(
     benchmark: Benchmark, run_folder: Path, tiny_base: Path
 ) -> None:
@@ -139,7 +156,7 @@ def test_the_table_names_task_metric_value_and_error(
 def test_names_that_are_no_file_name_are_shortened(benchmark: Benchmark, run_folder: Path) -> None:
     """Many tasks, or one with a slash in its name, still make one file name, and different ones for different
     tasks."""
-    from finetune.cli.benchmark import _file_name
+    from finetune.evaluation.harness.benchmark import _file_name
 
     assert _file_name(["arc_easy", "gsm8k"]) == "arc_easy+gsm8k"
     long = [_file_name([f"task_{number}" for number in range(count)]) for count in (200, 201)]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from finetune import machine
 from finetune.cli import doctor as doctoring
 from finetune.cli.doctor import doctor
 
@@ -43,7 +44,7 @@ def test_keys_are_never_printed(capsys: pytest.CaptureFixture[str], monkeypatch:
 def test_plain_output_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     """Away from a terminal every line has its value in the same column, and no escape sequence."""
     doctoring.print_plain(
-        [doctoring.Fact("a", "name", "value", "remark"), doctoring.Fact("longer", "n", "v", "remark")]
+        [machine.Fact("a", "name", "value", "remark"), machine.Fact("longer", "n", "v", "remark")]
     )
     first, second = capsys.readouterr().out.splitlines()
     assert first.index("remark") == second.index("remark")
@@ -52,15 +53,15 @@ def test_plain_output_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_table_is_printed_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """The rich table holds the same findings; markup in a value is not interpreted."""
-    doctoring.print_table([doctoring.Fact("topic", "name", "[bold]value[/bold]", "MISSING: x")])
+    doctoring.print_table([machine.Fact("topic", "name", "[bold]value[/bold]", "MISSING: x")])
     assert "[bold]value[/bold]" in capsys.readouterr().out
 
 
 def test_what_is_absent_is_named_with_its_consequence(monkeypatch: pytest.MonkeyPatch) -> None:
     """An absent extra says what is refused without it."""
-    monkeypatch.setattr(doctoring.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(doctoring.shutil, "which", lambda name: None)
-    found = {finding.name: finding for finding in doctoring.extras()}
+    monkeypatch.setattr(machine.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    found = {finding.name: finding for finding in machine.extras()}
     assert all(finding.value == "absent" for finding in found.values())
     assert "qlora" in found["bitsandbytes"].remark
     assert "deepspeed" in found["ninja"].remark

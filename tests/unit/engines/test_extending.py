@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cli.doctor import extras
 from finetune.engines import registry
 from finetune.engines.base import Engine, Method, Refusal, Requirement
 from finetune.engines.ddp import DDP, Ddp
 from finetune.engines.launch.configs import find_config
 from finetune.engines.launch.processes import of_accelerate
 from finetune.engines.tables import guide_table, matrix_table, memory_table
+from finetune.machine import extras
 from tests.support.cli import Says
 from tests.support.manual import example_of, module_of, table_of
 
