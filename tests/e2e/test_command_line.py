@@ -37,7 +37,7 @@ def test_a_run_goes_through_every_verb(
     assert "evaluation loss" in trained
     assert "finetune merge" in trained
     run = str(tmp_path / "runs" / "tiny-001")
-    assert "verification  holds" in finetune("merge", run, "--output", "merged").stdout
+    assert "verification  holds" in finetune_here("merge", run, "--output", "merged").stdout
     for target in (run, "merged", f"{run}/adapter"):
         answers = json.loads(
             finetune_here(
