@@ -61,6 +61,9 @@ NOTES = {
     "drop_unanswered": "without the turns after the last answer",
     "merge_neighbours": "with neighbouring turns of one role merged",
     "keep": "with turns in an unusual order",
+    "system": "with data.system as their system message",
+    "own_system": "with a system message of their own, in place of data.system",
+    "placeholders": "with data.placeholders replaced",
     "tool_results": "with tool results sorted into the order of their calls",
 }
 """What is worth knowing about rows that are kept; the names from data.turn_order say what it did to their

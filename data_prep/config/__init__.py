@@ -24,6 +24,7 @@ from data_prep.config.sources import (
     RowsSource,
     RowTemplate,
     Source,
+    is_template_text,
 )
 
 __all__ = [
@@ -54,5 +55,6 @@ __all__ = [
     "Streaming",
     "Supervise",
     "TurnOrder",
+    "is_template_text",
     "sections_in",
 ]

@@ -24,6 +24,11 @@ CHAT_TEMPLATES = ("alpaca", "chatml", "llama2", "llama3", "mistral", "zephyr")
 """The chat templates that a recipe can name: files of data_prep/chat/templates."""
 
 
+def is_template_text(chat_template: str) -> bool:
+    """Whether this is the Jinja text of a chat template, and not a name or a path of one."""
+    return "{%" in chat_template or "{{" in chat_template
+
+
 class RowTemplate(Section):
     """The user's own Jinja templates; each column of the row is a variable in them."""
 
@@ -44,6 +49,21 @@ class RowTemplate(Section):
 
 class MixedSource(Section):
     """How much of a source is seen."""
+
+    max_rows: Annotated[int, Field(ge=1)] | None = None
+    """Only the first so many rows that can be read; all of them if there are fewer. Those dropped later are
+    not replaced."""
+
+    sample_rows: Annotated[int, Field(ge=1)] | None = None
+    """Only so many rows (of the first max_rows, if that is set), drawn by sample_seed, in the source's
+    order."""
+
+    sample_seed: Annotated[int, Field(ge=0)] = 0
+    """Draws sample_rows: the same seed draws the same rows."""
+
+    evaluation_rows: Annotated[int, Field(ge=1)] | None = None
+    """So many rows of this source of data.train are held out to evaluate on, drawn by train.seed; rows that
+    are equal to others stay together with them, so it may be fewer."""
 
     repeat: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """How often each row is seen per epoch: 3 is three times; 0.5 is half of the rows, the other half in the

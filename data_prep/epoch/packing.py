@@ -88,33 +88,39 @@ def epoch_packs(
     split: bool,
     seed: int,
     overlap: int,
+    shuffle: bool = True,
 ) -> Packs:
     """The packs of an epoch of rows with these lengths and sources, as data_prep.epoch.mixture draws and
     orders it."""
-    order = epoch_rows(sources, repeats, seed, epoch)
+    order = epoch_rows(sources, repeats, seed, epoch, shuffle=shuffle)
     return pack_documents(
-        lengths, order, (seed, epoch), capacity_tokens=capacity_tokens, split=split, overlap=overlap
+        lengths,
+        order,
+        (seed, epoch) if shuffle else None,
+        capacity_tokens=capacity_tokens,
+        split=split,
+        overlap=overlap,
     )
 
 
 def pack_documents(
     lengths: np.ndarray,
     order: np.ndarray,
-    seed: Seed,
+    seed: Seed | None,
     *,
     capacity_tokens: int | None,
     split: bool,
     overlap: int,
 ) -> Packs:
     """The documents of `order` in packs: by pack, by pack_split, or, without a capacity, one document per
-    pack."""
+    pack; without a seed by pack_in_order in place of pack."""
     if capacity_tokens is None:
         return _whole(order, lengths, np.arange(len(order) + 1))
-    return (
-        pack_split(lengths, capacity_tokens, order, overlap)
-        if split
-        else pack(lengths, capacity_tokens, order, seed)
-    )
+    if split:
+        return pack_split(lengths, capacity_tokens, order, overlap)
+    if seed is None:
+        return pack_in_order(lengths, capacity_tokens, order)
+    return pack(lengths, capacity_tokens, order, seed)
 
 
 def pack(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, seed: Seed) -> Packs:
@@ -150,6 +156,19 @@ def pack(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, seed: See
     chosen = [bins[number] for number in draw.permutation(len(bins))]
     documents = np.fromiter((document for members in chosen for document in members), np.int64)
     return _whole(documents, lengths, np.cumsum([0, *map(len, chosen)]))
+
+
+def pack_in_order(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray) -> Packs:
+    """Next fit: complete documents in this order, a new pack wherever the next one doesn't fit any more."""
+    bounds, used = [0], 0
+    for index, length in enumerate(lengths[order].tolist()):
+        if used + length > capacity_tokens:
+            bounds.append(index)
+            used = 0
+        used += length
+    if len(order):
+        bounds.append(len(order))
+    return _whole(order, lengths, np.array(bounds))
 
 
 def pack_split(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, overlap: int) -> Packs:

@@ -1,0 +1,32 @@
+"""The rows of a source that a recipe takes: the first ones, or a subset that a seed draws."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import numpy as np
+
+from data_prep.config import Source
+from data_prep.errors import DataError
+from data_prep.sources.rows import Row
+
+
+def taken(
+    source: Source, name: str, rows: Iterator[Row], again: Callable[[], Iterator[Row]]
+) -> Iterator[Row]:
+    """The rows of a source that max_rows and sample_rows leave, in the source's order.
+
+    `again` reads the same rows from the beginning: to draw a subset, their number has to be known first.
+    Raises DataError if there are fewer rows than sample_rows.
+    """
+    if source.sample_rows is None:
+        yield from islice(rows, source.max_rows)
+        return
+    count = sum(1 for _ in islice(again(), source.max_rows))
+    if count < source.sample_rows:
+        raise DataError(
+            f"{name}: sample_rows is {source.sample_rows:,}, and there are only {count:,} rows to draw from; "
+            "lower it, or remove it to take all of them"
+        )
+    drawn = np.zeros(count, bool)
+    drawn[np.random.default_rng(source.sample_seed).permutation(count)[: source.sample_rows]] = True
+    yield from (row for row, chosen in zip(islice(rows, count), drawn.tolist(), strict=True) if chosen)
