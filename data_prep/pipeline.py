@@ -21,6 +21,7 @@ from data_prep.formats.parser import RowParser, read_parsed
 from data_prep.formats.row_rules import RowRules
 from data_prep.messages import Conversation, Example, Parsed, without_reasoning
 from data_prep.sources import Row, source_name
+from data_prep.sources.subset import subset_of
 from data_prep.table.cache_key import place_in
 from data_prep.table.documents import Document, DocumentTable, TableRow, TableWriter
 from data_prep.truncation import PART, fitted, overlap_of
@@ -77,7 +78,7 @@ class Pipeline:
 
     def new_report(self, source: Source, use: Use) -> SourceReport:
         """A report with a source's name, and the files of a folder that are not read."""
-        report = SourceReport(source_name(source), use, source.format)
+        report = SourceReport(source_name(source), use, source.format, subset=subset_of(source))
         if isinstance(source, FileSource):
             report.unread_files = unread_files(source.path)
             report.left_out_files = left_out_files(source.path, self.choice(use))

@@ -3,6 +3,7 @@ torch."""
 
 from data_prep.config.base import NAMES, PATH, PREPARATION, OneOf, Section, sections_in
 from data_prep.config.head import BETWEEN_LABELS, NO_LABEL, HeadSection, ProblemType
+from data_prep.config.modelscope import problem_with_name
 from data_prep.config.section import (
     CleanSection,
     DataSection,
@@ -56,5 +57,6 @@ __all__ = [
     "Supervise",
     "TurnOrder",
     "is_template_text",
+    "problem_with_name",
     "sections_in",
 ]

@@ -102,12 +102,17 @@ class DataSection(Section):
     learned is left), or split into documents of that length; counted and reported in every case."""
 
     pack_length_tokens: Annotated[int, Field(ge=8)] | None = None
-    """Pack documents into rows of at most this many tokens; each attends only to itself. Without it rows are
-    padded."""
+    """Pack documents into rows of at most this many tokens; each attends only to itself (see `attention`).
+    Without it rows are padded."""
 
     pack_split: bool = False
     """Documents may be cut to fill every pack; a cut document continues in the next pack, which repeats the
     last token before the cut, so that no label is lost. Without it no document is cut."""
+
+    attention: Literal["isolated", "leaky"] = "isolated"
+    """Within a pack each document attends to itself alone (isolated); or also to those before it, as if the
+    pack were one text, whose positions run on (leaky). Leaky is worse, and there to match another tool's run.
+    Labels are the same, and the evaluation loss is always that of single rows."""
 
     supervise: Supervise = "assistant"
     """Which tokens of a conversation have labels: all assistant turns; the last one; the completion, that is
@@ -174,6 +179,13 @@ class DataSection(Section):
     def __hash__(self) -> int:
         """Equal sections have equal hashes, although their mappings have none."""
         return hash(self.model_dump_json())
+
+    @property
+    def attended_tokens(self) -> int:
+        """The most tokens that attend to one another."""
+        if self.attention == "leaky":
+            return self.pack_length_tokens or self.max_length_tokens
+        return self.max_length_tokens
 
     @property
     def evaluates(self) -> bool:

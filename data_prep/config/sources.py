@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from data_prep.config.base import PATH, OneOf, Section
+from data_prep.config.modelscope import problem_with_name
 
 if TYPE_CHECKING:
     from data_prep.formats.base import Format
@@ -166,6 +167,14 @@ class HubSource(RowsSource):
 
     dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$")]
     """The data set's name, owner/name."""
+
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def of_the_hub(cls, name: Any) -> Any:
+        """A name of ModelScope is refused with the hub's way to say it."""
+        if isinstance(name, str) and (problem := problem_with_name(name)):
+            raise ValueError(problem)
+        return name
 
     config: str | None = None
     """The configuration (subset), if the data set has several."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.epoch.mixture import epoch_rows
-from data_prep.table.documents import Document
+from data_prep.table.documents import Document, WeightedSpan
 
 PackedPiece = tuple[int, int, int]
 """A document's index, and its first token and the one after its last in this pack."""
@@ -65,6 +65,21 @@ def pieces_of(
     return [
         documents[index].part(start, stop, repeated=overlap if start else 0) for index, start, stop in pieces
     ]
+
+
+def joined(documents: Sequence[Document]) -> Document:
+    """The documents of a pack as one, in which each attends to those before it. Their first tokens have no
+    label, as in the documents themselves."""
+    if len(documents) == 1:
+        return documents[0]
+    token_ids: list[int] = []
+    spans: list[WeightedSpan] = []
+    for document in documents:
+        shift = len(token_ids)
+        spans += [(first + shift, end + shift, weight) for first, end, weight in document.spans]
+        token_ids += document.token_ids
+    place = " + ".join(document.place for document in documents)
+    return Document(token_ids, tuple(spans), place, repeated=sum(document.repeated for document in documents))
 
 
 def per_row(values: np.ndarray, documents_per_row: int) -> np.ndarray:

@@ -10,6 +10,15 @@ from data_prep.errors import DataError
 from data_prep.sources.rows import Row
 
 
+def subset_of(source: Source) -> str:
+    """Which rows of a source are taken, for reports; empty for all."""
+    first = f"the first {source.max_rows:,} rows" if source.max_rows is not None else ""
+    if source.sample_rows is None:
+        return first
+    drawn = f"{source.sample_rows:,} rows drawn by sample_seed {source.sample_seed}"
+    return f"{drawn} from {first}" if first else drawn
+
+
 def taken(
     source: Source, name: str, rows: Iterator[Row], again: Callable[[], Iterator[Row]]
 ) -> Iterator[Row]:

@@ -46,9 +46,10 @@ def load_tokenizer(
     `chat_template` replaces the tokenizer's own: a name of TEMPLATES, one of its named ones, a Jinja file, or
     the Jinja text itself; it writes one BOS if the tokenizer adds one to plain text. `date_string` is the
     date that a template gets, whether it reads `date_string` or calls `strftime_now`; if not given, the one
-    that the template was saved with, else DEFAULT_DATE. The pad token is `pad_token`, else the tokenizer's own, else its end token.
-    `new_tokens` are added to the vocabulary; those in the shape <|name|> count as special, so they are left
-    out of decoded answers. `preparation` is the version of how rows become tokens. Raises DataError.
+    that the template was saved with, else DEFAULT_DATE. The pad token is `pad_token`, else the tokenizer's
+    own, else its end token. `new_tokens` are added to the vocabulary; those in the shape <|name|> count as
+    special, so they are left out of decoded answers. `preparation` is the version of how rows become tokens.
+    Raises DataError.
     """
     tokenizer = _load(Path(folder))
     if preparation > 2:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from data_prep.config import CHAT_TEMPLATES, is_template_text
+from data_prep.config import CHAT_TEMPLATES, is_template_text, problem_with_name
 from data_prep.files import Use, problem_with
 from finetune.recipe.reading.tree import Diagnostic, Location, Node, finding_at
 from finetune.recipe.reading.variables import expanded
@@ -178,6 +178,8 @@ def _resolve_base(tree: Node, findings: list[Diagnostic]) -> Node:
         return _replace(tree, location, str(path))
     if text.endswith(".gguf"):
         findings.append(finding_at(node, location, f"got a GGUF file, expected {{gguf: {text}}}"))
+    elif problem := problem_with_name(text):
+        findings.append(finding_at(node, location, problem))
     elif not HUB_ID.fullmatch(text):
         expected = f"a hub id (owner/name), a folder (looked at {path}), {{gguf: ...}} or {{wheel: ...}}"
         findings.append(finding_at(node, location, f"got {text!r}, expected {expected}"))

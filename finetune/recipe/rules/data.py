@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
 from data_prep import formats
-from data_prep.config import FileSource, Section, Source
+from data_prep.config import FileSource, RowsSource, Section, Source
 from data_prep.files import kind_of
 from finetune.recipe.given import Given, RuleProblem, asked
 from finetune.recipe.schema import Recipe
@@ -30,6 +30,22 @@ def _supervise(recipe: Recipe, given: Given) -> RuleProblem:
         )
 
 
+def _changed_rows(recipe: Recipe, given: Given) -> RuleProblem:
+    """What changes conversations alone needs some."""
+    data = recipe.data
+    if data.system is not None and all(_makes(source) == "texts" for source in data.sources):
+        yield "data.system", "every source makes plain texts, which have no system message; remove this"
+    repeated = [text for text in data.placeholders if text == data.placeholders[text]]
+    if repeated:
+        yield "data.placeholders", f"{repeated[0]!r} is replaced by itself; remove it"
+
+
+def _makes(source: Source) -> str:
+    if isinstance(source, RowsSource) and source.template is not None:
+        return "conversations" if source.template.chat else "texts"
+    return "either" if source.format == "auto" else formats.named(source.format).makes
+
+
 def _packs(recipe: Recipe, given: Given) -> RuleProblem:
     data = recipe.data
     if any(
@@ -45,6 +61,8 @@ def _packs(recipe: Recipe, given: Given) -> RuleProblem:
         path = "data.pack_length_tokens" if "data.pack_length_tokens" in given else "data.max_length_tokens"
         message = f"a pack of {data.pack_length_tokens} tokens can't hold a document of max_length_tokens "
         yield path, f"{message}({data.max_length_tokens}); make them equal, or set data.pack_split: true"
+    if data.attention == "leaky" and data.pack_length_tokens is None:
+        yield "data.attention", "is that within packs: set data.pack_length_tokens, or remove this"
     if data.pack_split and data.pack_length_tokens is None:
         yield (
             "data.pack_split",
@@ -217,6 +235,7 @@ def _files(recipe: Recipe, given: Given) -> RuleProblem:
 
 RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _supervise,
+    _changed_rows,
     _packs,
     _mixture,
     _streaming,
