@@ -13,6 +13,7 @@ from data_prep.config import RowsSource, Source
 from data_prep.errors import DataError
 from data_prep.files import Use
 from data_prep.formats.base import Format, FormatOptions
+from data_prep.formats.chat import TEMPLATE_ARGUMENTS
 from data_prep.formats.message_keys import MESSAGE_COLUMNS
 from data_prep.formats.python import load_code
 from data_prep.formats.row_rules import NO_RULES, RowRules
@@ -74,7 +75,9 @@ class RowParser:
         "messages.id"."""
         if self.format.reads_all:
             return []
-        return unread_columns(values, self.format, self.options.columns)
+        unread = unread_columns(values, self.format, self.options.columns)
+        before_4 = self.rules.preparation < 4 and TEMPLATE_ARGUMENTS in values
+        return [*unread, TEMPLATE_ARGUMENTS] if before_4 and TEMPLATE_ARGUMENTS not in unread else unread
 
     def mapped_columns(self) -> list[str]:
         """The rows' own columns that `columns` names; what an object inside a row may have is no column of

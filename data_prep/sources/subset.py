@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-import numpy as np
-
 from data_prep.config import Source
 from data_prep.errors import DataError
 from data_prep.sources.rows import Row
@@ -30,6 +28,8 @@ def taken(
     if source.sample_rows is None:
         yield from islice(rows, source.max_rows)
         return
+    import numpy as np  # `check` reads no rows
+
     count = sum(1 for _ in islice(again(), source.max_rows))
     if count < source.sample_rows:
         raise DataError(
@@ -38,4 +38,6 @@ def taken(
         )
     drawn = np.zeros(count, bool)
     drawn[np.random.default_rng(source.sample_seed).permutation(count)[: source.sample_rows]] = True
-    yield from (row for row, chosen in zip(islice(rows, count), drawn.tolist(), strict=True) if chosen)
+    # Not strict: a file that changes meanwhile is found out by its time.
+    first = rows if source.max_rows is None else islice(rows, count)
+    yield from (row for row, chosen in zip(first, drawn.tolist(), strict=False) if chosen)
