@@ -224,7 +224,8 @@ class Tokenization:
         spans: list[WeightedSpan] = [(max(start, 1), len(token_ids), 1.0)]
         if self._weights:
             first = 0 if self.supervise == "all" else len(row.prompt)
-            spans = self._split(row, replace(row.spans[0], start=first), offsets, ended=len(token_ids))
+            learned = replace(row.spans[0], start=first)
+            spans = self._split(row, learned, offsets, learned.end, ended=len(token_ids))
         return Document(token_ids, tuple(span for span in spans if span[0] < span[1]), place)
 
     def _document(self, place: str, row: Rendered, ids: list[int], offsets: Offsets) -> Document:
@@ -241,7 +242,9 @@ class Tokenization:
                 unended = unended or span
             # Nothing predicts a document's first token.
             if self._weights or span.parts:
-                spans += self._split(row, span, offsets, ended=shift + len(ids) + len(row.after))
+                ends = row.must_end and last > first and ids[last - 1] in self._encoder.added
+                most = offsets.starts[last - 1] if ends else span.end
+                spans += self._split(row, span, offsets, most, ended=shift + len(ids) + len(row.after))
             else:
                 spans.append((max(first + shift, 1), last + shift, span.weight))
         if unended is not None:
@@ -256,14 +259,20 @@ class Tokenization:
             self._find("prompt_not_learned", place, why)
         return Document(token_ids, tuple(span for span in spans if span[0] < span[1]), place, row.targets)
 
-    def _split(self, row: Rendered, span: TextSpan, offsets: Offsets, *, ended: int) -> list[WeightedSpan]:
-        """A span's tokens as spans of one weight each, without those of weight 0; `ended` is the number of
-        the row's tokens, of which a plain text's last is its end token."""
+    def _split(
+        self, row: Rendered, span: TextSpan, offsets: Offsets, most: int, *, ended: int
+    ) -> list[WeightedSpan]:
+        """A span's tokens as spans of one weight each, without those of weight 0.
+
+        Characters from `most` on are the end of a turn, which keeps the turn's weight; `ended` is the number
+        of the row's tokens, of which a plain text's last is its end token.
+        """
         shift, spans = len(row.before), list[WeightedSpan]()
         pieces = [
             (*tokens_of(start, end, offsets, row.text), span.weight * factor)
-            for start, end, factor in self._weights.split(row.text, span.start, span.end, span.parts)
+            for start, end, factor in self._weights.split(row.text, span.start, most, span.parts)
         ]
+        pieces.append((*tokens_of(most, span.end, offsets, row.text), span.weight))
         if row.after:
             pieces.append((ended - len(row.after) - shift, ended - shift, span.weight))
         for first, last, weight in pieces:

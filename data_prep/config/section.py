@@ -128,7 +128,7 @@ class DataSection(Section):
     )
     """Regular expression (Python's) -> what the weight of the tokens that it matches in a learned text is
     multiplied by: {"(?s)<think>.*?</think>": 0}. 0 is not learned. The first one decides where they
-    overlap."""
+    overlap; the end of a turn keeps its weight."""
 
     clean: CleanSection = CleanSection()
     """How rows are cleaned before they become tokens."""
