@@ -328,7 +328,7 @@ def _tool(item: Any, field: str) -> dict[str, Any]:
 MESSAGES = Format(
     "messages",
     row="""`{"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}`; tool calls, typed \
-parts, a column `system`, and a `weight` per message too (or `loss: false`, `train: false`, `masked: true`, as other \
+parts, a column `system`, and a `weight` per message or text part too (or `loss: false`, `train: false`, `masked: true`, as other \
 tools write it)""",
     columns=Columns((("messages",),), ("system", "tools", TEMPLATE_ARGUMENTS)),
     parse=parse_messages,
