@@ -59,8 +59,8 @@ class MixedSource(Section):
     """Only so many rows (of the first max_rows, if that is set), drawn by sample_seed, in the source's
     order."""
 
-    sample_seed: Annotated[int, Field(ge=0)] = 0
-    """Draws sample_rows: the same seed draws the same rows."""
+    sample_seed: Annotated[int, Field(ge=0)] | None = None
+    """Draws sample_rows: the same seed draws the same rows; 0 when absent."""
 
     evaluation_rows: Annotated[int, Field(ge=1)] | None = None
     """So many rows of this source of data.train are held out to evaluate on, drawn by train.seed; rows that

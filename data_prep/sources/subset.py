@@ -13,7 +13,7 @@ def subset_of(source: Source) -> str:
     first = f"the first {source.max_rows:,} rows" if source.max_rows is not None else ""
     if source.sample_rows is None:
         return first
-    drawn = f"{source.sample_rows:,} rows drawn by sample_seed {source.sample_seed}"
+    drawn = f"{source.sample_rows:,} rows drawn by sample_seed {source.sample_seed or 0}"
     return f"{drawn} from {first}" if first else drawn
 
 
@@ -37,7 +37,7 @@ def taken(
             "lower it, or remove it to take all of them"
         )
     drawn = np.zeros(count, bool)
-    drawn[np.random.default_rng(source.sample_seed).permutation(count)[: source.sample_rows]] = True
+    drawn[np.random.default_rng(source.sample_seed or 0).permutation(count)[: source.sample_rows]] = True
     # Not strict: a file that changes meanwhile is found out by its time.
     first = rows if source.max_rows is None else islice(rows, count)
     yield from (row for row, chosen in zip(first, drawn.tolist(), strict=False) if chosen)

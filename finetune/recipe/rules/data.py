@@ -171,7 +171,7 @@ def _evaluated_once(recipe: Recipe, given: Given) -> RuleProblem:
 
 def _subsets(recipe: Recipe, given: Given) -> RuleProblem:
     for path, source in _places(recipe):
-        if f"{path}.sample_seed" in given and source.sample_rows is None:
+        if source.sample_seed is not None and source.sample_rows is None:
             yield f"{path}.sample_seed", "draws sample_rows, which isn't set; set it, or remove this"
         if source.sample_rows and source.max_rows and source.sample_rows > source.max_rows:
             yield (
