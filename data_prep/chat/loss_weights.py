@@ -1,15 +1,34 @@
-"""Weights within a learned text: by regular expressions, and of a message's parts."""
+"""A learned text, and weights within it: by regular expressions, and of a message's parts."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from data_prep.chat.contents import ContentSpan
+from data_prep.chat.offsets import Offsets, tokens_of
 from data_prep.errors import DataError
 from data_prep.messages import WeightedText
+from data_prep.table.documents import WeightedSpan
 
 WeightedCharacters = tuple[int, int, float]
 """The first character, the one after the last, and what the weight of its tokens is multiplied by."""
+
+
+@dataclass(slots=True)
+class TextSpan:
+    """A supervised part of a text, in characters; the end is exclusive."""
+
+    start: int
+    end: int
+    weight: float = 1.0
+    content_end: int = 0
+    """Where an answer's own text ends; what the template writes to end the turn is between here and `end`."""
+    ask: int | None = None
+    """Where the model would be asked for this answer; None if it would get a different prompt than the text
+    before it."""
+    parts: Sequence[WeightedCharacters] = ()
+    """Its parts whose weight differs from that of the rest."""
 
 
 class LossWeights:
@@ -42,6 +61,25 @@ class LossWeights:
             length = sum(1 for _ in run)
             yield position, position + length, factor
             position += length
+
+    def spans(self, text: str, span: TextSpan, most: int, offsets: Offsets, shift: int) -> list[WeightedSpan]:
+        """A span's tokens as spans of one weight each, without those of weight 0; `shift` tokens are before
+        the text. Characters from `most` on are the end of a turn, which keeps the turn's weight."""
+        found: list[WeightedSpan] = []
+        for start, end, factor in [*self.split(text, span.start, most, span.parts), (most, span.end, 1.0)]:
+            first, last = tokens_of(start, end, offsets, text)
+            add_span(found, (max(first + shift, 1), last + shift, span.weight * factor))
+        return found
+
+
+def add_span(spans: list[WeightedSpan], span: WeightedSpan) -> None:
+    """Append a span, as a part of the last one if it continues that; not one without tokens or weight."""
+    first, last, weight = span
+    if first >= last or not weight:
+        return
+    if spans and spans[-1][1:] == (first, weight):
+        first = spans.pop()[0]
+    spans.append((first, last, weight))
 
 
 def places_of_parts(

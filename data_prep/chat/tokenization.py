@@ -5,7 +5,6 @@ tokens, so a template needs no generation markers, and it doesn't matter which t
 """
 
 import json
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +16,8 @@ from data_prep.audit.report import NOTES
 from data_prep.chat.boundary import Boundary, asked_text
 from data_prep.chat.chat_templates import adds_bos, rendering_of, template_choices
 from data_prep.chat.contents import ContentSpan
-from data_prep.chat.loss_weights import LossWeights
-from data_prep.chat.offsets import Encoded, Encoder, Offsets, continuation
+from data_prep.chat.loss_weights import LossWeights, TextSpan, add_span
+from data_prep.chat.offsets import Encoded, Encoder, Offsets, continuation, first_token, tokens_of
 from data_prep.chat.plain_specials import plain_specials
 from data_prep.chat.rendering import (
     NOTHING,
@@ -28,7 +27,7 @@ from data_prep.chat.rendering import (
     special_tokens,
     special_tokens_in,
 )
-from data_prep.chat.turns import TextSpan, TurnFinder
+from data_prep.chat.turns import TurnFinder
 from data_prep.chat.unknown import Unknown
 from data_prep.config import Finding, Note, Reasoning, Supervise
 from data_prep.encoding import ANSWERS, RowEncoding
@@ -224,8 +223,10 @@ class Tokenization:
         spans: list[WeightedSpan] = [(max(start, 1), len(token_ids), 1.0)]
         if self._weights:
             first = 0 if self.supervise == "all" else len(row.prompt)
-            learned = replace(row.spans[0], start=first)
-            spans = self._split(row, learned, offsets, learned.end, ended=len(token_ids))
+            span = replace(row.spans[0], start=first)
+            spans = self._weights.spans(row.text, span, span.end, offsets, len(row.before))
+            if row.after:
+                add_span(spans, (len(token_ids) - 1, len(token_ids), 1.0))
         return Document(token_ids, tuple(span for span in spans if span[0] < span[1]), place)
 
     def _document(self, place: str, row: Rendered, ids: list[int], offsets: Offsets) -> Document:
@@ -244,13 +245,15 @@ class Tokenization:
             if self._weights or span.parts:
                 ends = row.must_end and last > first and ids[last - 1] in self._encoder.added
                 most = offsets.starts[last - 1] if ends else span.end
-                spans += self._split(row, span, offsets, most, ended=shift + len(ids) + len(row.after))
+                spans += self._weights.spans(row.text, span, most, offsets, shift)
             else:
                 spans.append((max(first + shift, 1), last + shift, span.weight))
         if unended is not None:
             self.on_finding("unsupervised_end_of_turn", place, self._no_end_of_turn(row.text, unended))
         token_ids = row.before + ids + row.after
-        if row.after and not self._weights:
+        if row.after and self._weights:
+            add_span(spans, (len(token_ids) - 1, len(token_ids), 1.0))
+        elif row.after:
             # A plain text's one span extends to its end token.
             start, _, weight = spans[-1]
             spans[-1] = (start, len(token_ids), weight)
@@ -258,31 +261,6 @@ class Tokenization:
         if (why := self._why_not_asked(row, ids, offsets)) is not None:
             self._find("prompt_not_learned", place, why)
         return Document(token_ids, tuple(span for span in spans if span[0] < span[1]), place, row.targets)
-
-    def _split(
-        self, row: Rendered, span: TextSpan, offsets: Offsets, most: int, *, ended: int
-    ) -> list[WeightedSpan]:
-        """A span's tokens as spans of one weight each, without those of weight 0.
-
-        Characters from `most` on are the end of a turn, which keeps the turn's weight; `ended` is the number
-        of the row's tokens, of which a plain text's last is its end token.
-        """
-        shift, spans = len(row.before), list[WeightedSpan]()
-        pieces = [
-            (*tokens_of(start, end, offsets, row.text), span.weight * factor)
-            for start, end, factor in self._weights.split(row.text, span.start, most, span.parts)
-        ]
-        pieces.append((*tokens_of(most, span.end, offsets, row.text), span.weight))
-        if row.after:
-            pieces.append((ended - len(row.after) - shift, ended - shift, span.weight))
-        for first, last, weight in pieces:
-            first, last = max(first + shift, 1), last + shift
-            if first >= last or not weight:
-                continue
-            if spans and spans[-1][1:] == (first, weight):
-                first = spans.pop()[0]
-            spans.append((first, last, weight))
-        return spans
 
     def _check_tokens(self, place: str, text: str, ids: list[int], token_ids: list[int]) -> None:
         """Check all tokens of a row: for two BOS, and for text that the tokenizer can't encode."""
@@ -310,7 +288,7 @@ class Tokenization:
                     "prompt has, say), so the model would be asked in a way that it never learned; set "
                     "model.chat_template to another template"
                 )
-            first = _first_token(start, offsets, row.text)
+            first = first_token(start, offsets, row.text)
             if row.contents:
                 alone = self._as_text(row.text[:start], row.contents)[0]
                 asked = alone if alone != ids[:first] else None
@@ -440,32 +418,3 @@ class Tokenization:
             "template's end-of-turn token to model.new_tokens, or set model.chat_template to another "
             f"template: {template_choices()}"
         )
-
-
-def tokens_of(start: int, end: int, offsets: Offsets, text: str) -> tuple[int, int]:
-    """The first token of a span of characters and the one after its last.
-
-    Offsets of some tokenizers include the blank before a word and those of others don't, so a token belongs
-    to the span of its first non-blank character; a token of blanks only belongs to that of its first
-    character.
-    """
-    first = _first_token(start, offsets, text)
-    return first, max(first, _first_token(end, offsets, text))
-
-
-def _first_token(position: int, offsets: Offsets, text: str) -> int:
-    """The first token of a span that begins at a character."""
-    starts, ends = offsets.starts, offsets.ends
-    first = bisect_left(starts, position)
-    if first > 0 and ends[first - 1] > position:
-        token_start, token_end = starts[first - 1], ends[first - 1]
-        if text[token_start:position].isspace() and text[position:token_end].strip():
-            first -= 1
-    while (
-        first < len(starts)
-        and starts[first] == ends[first] == position
-        and first > 0
-        and ends[first - 1] < position
-    ):
-        first += 1  # a blank before the position, whose trimmed offsets are empty and at its end
-    return first

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.chat.chat_templates import template_choices
 from data_prep.chat.contents import contents_in, place_of
-from data_prep.chat.instruction_input import HEADING
-from data_prep.chat.loss_weights import WeightedCharacters, places_of_parts
+from data_prep.chat.loss_weights import TextSpan, places_of_parts
 from data_prep.chat.rendering import NOTHING, ChatRenderer, added_texts, marker_for
 from data_prep.config import Reasoning, Supervise
 from data_prep.errors import DataError
+from data_prep.formats.base import INPUT_HEADING
 from data_prep.messages import Conversation, Message, learned_turns, thought_of
 
 if TYPE_CHECKING:
@@ -29,22 +29,6 @@ RARE_BLANK = "\u2009"
 
 Roles = tuple[tuple[str, str], ...]
 """The role of each turn, and the heading in it before an input, on which the text around it may depend."""
-
-
-@dataclass(slots=True)
-class TextSpan:
-    """A supervised part of a text, in characters; the end is exclusive."""
-
-    start: int
-    end: int
-    weight: float = 1.0
-    content_end: int = 0
-    """Where an answer's own text ends; what the template writes to end the turn is between here and `end`."""
-    ask: int | None = None
-    """Where the model would be asked for this answer; None if it would get a different prompt than the text
-    before it."""
-    parts: Sequence[WeightedCharacters] = ()
-    """Its parts whose weight differs from that of the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +322,9 @@ def _is_written(message: Message, written: str) -> bool:
 
 
 def _roles(example: Conversation) -> Roles:
-    return tuple([(turn.role, HEADING if HEADING in turn.content else "") for turn in example.messages])
+    return tuple(
+        [(turn.role, INPUT_HEADING if INPUT_HEADING in turn.content else "") for turn in example.messages]
+    )
 
 
 def _has_tools(example: Conversation) -> bool:

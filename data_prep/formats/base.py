@@ -14,6 +14,8 @@ ParseRow = Callable[[dict[str, Any]], Any]
 
 INPUT_BELOW = "\n"
 """What is between an instruction and its input, unless the chat template has a heading for it."""
+INPUT_HEADING = "\n\n### Input:\n"
+"""That heading, of the published Alpaca prompt (https://github.com/tatsu-lab/stanford_alpaca)."""
 
 Reader = Callable[[Any, str], Any]
 """(value, its place) -> the value that a text encodes. Raises ValueError for a text that encodes none; see

@@ -7,9 +7,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from data_prep import formats
-from data_prep.chat.chat_templates import rendering_of
+from data_prep.chat.chat_templates import DEFAULT, rendering_of, templates_of
+from data_prep.chat.rendering import MARKER, ChatRenderer
 from data_prep.config import PREPARATION, DataSection, TurnOrder
-from data_prep.formats.base import INPUT_BELOW
+from data_prep.errors import DataError
+from data_prep.formats.base import INPUT_BELOW, INPUT_HEADING
 from data_prep.messages import Conversation, Message, Parsed, PlainText, Preference
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class RowRules:
     placeholders: Mapping[str, str] = field(default_factory=dict)
     """Texts of rows -> what they are replaced by."""
     before_input: str = INPUT_BELOW
-    """What is between an instruction and its input; see data_prep.chat.instruction_input."""
+    """What is between an instruction and its input."""
     preparation: int = PREPARATION
     found: set[str] = field(default_factory=set, compare=False)
     """The placeholders that rows had."""
@@ -35,8 +37,6 @@ class RowRules:
     @classmethod
     def of(cls, section: DataSection, tokenizer: "PreTrainedTokenizerFast") -> "RowRules":
         """The rules of a section, for rows that this tokenizer's chat template writes."""
-        from data_prep.chat.instruction_input import before_input
-
         has_input = any(
             source.format == "auto" or "input" in formats.named(source.format).columns.names
             for source in section.sources
@@ -92,6 +92,22 @@ class RowRules:
     def _pattern(self) -> re.Pattern[str]:
         """Any of the placeholders; of two that begin alike, the longer one."""
         return re.compile("|".join(map(re.escape, sorted(self.placeholders, key=len, reverse=True))))
+
+
+def before_input(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """What is between an instruction and its input: Alpaca's heading if the chat template knows it, that is,
+    if it introduces a question with an input otherwise than one without; else a line break."""
+    if rendering_of(tokenizer).preparation < 4 or DEFAULT not in templates_of(tokenizer):
+        return INPUT_BELOW
+    try:
+        renderer = ChatRenderer(tokenizer)
+        introductions = {
+            renderer.render([Message("user", content), Message("assistant", "a")]).partition(MARKER)[0]
+            for content in (MARKER, f"{MARKER}{INPUT_HEADING}i")
+        }
+    except DataError:  # reported for the first row, with its place
+        return INPUT_BELOW
+    return INPUT_HEADING if len(introductions) == 2 else INPUT_BELOW
 
 
 NO_RULES = RowRules()
