@@ -115,9 +115,10 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
             "number."
         )
     if recipe.data.attended_tokens > positions:
-        key = "pack_length_tokens" if recipe.data.attention == "leaky" else "max_length_tokens"
+        leaky = recipe.data.attention == "leaky"
+        what = "data.pack_length_tokens is" if leaky else "data.max_length_tokens is"
         raise ModelError(
-            f"data.{key} is {recipe.data.attended_tokens}, but this base has {positions} "
+            f"{what} {recipe.data.attended_tokens}, but this base has {positions} "
             "positions. Lower it, or set model.rope_scaling."
         )
     tokenizer = tokenizer_for(recipe.model, None, base.folder, preparation=rules.preparation)
