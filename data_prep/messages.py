@@ -11,6 +11,10 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Keys that hold reasoning in rows and templates: Qwen3's and most others', some servers', gpt-oss's."""
 
 
+WeightedText = tuple[str, float]
+"""A part of a text, and what the weight of its tokens is multiplied by."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """A call of a tool by the assistant."""
@@ -39,6 +43,8 @@ class Message:
     reasoning: str = ""
     """What the assistant thinks before it writes the content; a content may also hold it itself, between
     <think> tags."""
+    parts: tuple[WeightedText, ...] = ()
+    """The content in parts, if they have different weights; together they are the content."""
 
     @property
     def loss_weight(self) -> float:
@@ -94,6 +100,8 @@ class Conversation:
     tests: str = ""
     """A program that runs without an error after the code in the last turn, if that is correct; never
     learned."""
+    template_arguments: dict[str, Any] = field(default_factory=dict)
+    """What the chat template gets for this row, besides the messages and tools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +110,8 @@ class PlainText:
 
     prompt: str
     completion: str
+    changes: tuple[str, ...] = ()
+    """As in Conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +145,25 @@ def without_reasoning(example: Example) -> Example:
     ):
         return example
     messages = (
-        replace(message, content=_said(message.content), reasoning="")
+        with_content(replace(message, reasoning=""), _said(message.content))
         if message.role == "assistant"
         else message
         for message in example.messages
     )
     return replace(example, messages=tuple(messages))
+
+
+def with_content(message: Message, content: str) -> Message:
+    """The message with a part of its content for its content: the end of it, surrounding blanks aside."""
+    if not message.parts:
+        return replace(message, content=content)
+    first = message.content.rfind(content)
+    kept, position = list[WeightedText](), -first
+    for text, weight in message.parts:
+        if own := text[max(0, -position) : max(0, len(content) - position)]:
+            kept.append((own, weight))
+        position += len(text)
+    return replace(message, content=content, parts=tuple(kept))
 
 
 def _said(text: str) -> str:

@@ -18,8 +18,10 @@ from data_prep.encoding import ANSWERS, RowEncoding
 from data_prep.errors import DataError
 from data_prep.files import Use, left_out_files, unread_files
 from data_prep.formats.parser import RowParser, read_parsed
+from data_prep.formats.row_rules import RowRules
 from data_prep.messages import Conversation, Example, Parsed, without_reasoning
 from data_prep.sources import Row, source_name
+from data_prep.sources.subset import subset_of
 from data_prep.table.cache_key import place_in
 from data_prep.table.documents import Document, DocumentTable, TableRow, TableWriter
 from data_prep.truncation import PART, fitted, overlap_of
@@ -47,6 +49,7 @@ class Pipeline:
         self.section, self.tokenizer, self.encoding = section, tokenizer, encoding
         self.seed, self.audit, self.allow_code, self.first_rows = seed, audit, allow_code, first_rows
         self.reports: list[SourceReport] = []
+        self.rules = RowRules.of(section, tokenizer)
         self._special = tuple(special_tokens(tokenizer))
         self._seen: dict[Use, set[int]] = {"train": set(), "evaluation": set()}
         self._near = None
@@ -75,7 +78,7 @@ class Pipeline:
 
     def new_report(self, source: Source, use: Use) -> SourceReport:
         """A report with a source's name, and the files of a folder that are not read."""
-        report = SourceReport(source_name(source), use, source.format)
+        report = SourceReport(source_name(source), use, source.format, subset=subset_of(source))
         if isinstance(source, FileSource):
             report.unread_files = unread_files(source.path)
             report.left_out_files = left_out_files(source.path, self.choice(use))
@@ -127,6 +130,7 @@ class Pipeline:
             self.section.reasoning,
             self.section.special_tokens_in_text == "text",
             None if self.section.on_bad_row == "error" else on_bad,
+            self.section.loss_weights,
         )
         made: list[Document] = []
         for document, example in tokenization.run(examples()):
@@ -251,7 +255,7 @@ class Pipeline:
             on_bad,
             seed=self.seed,
             allow_code=self.allow_code,
-            turn_order=self.section.turn_order,
+            rules=self.rules,
             streaming=streaming,
             most_rows=self.first_rows,
             use=self.choice(report.use),
@@ -280,10 +284,7 @@ class Pipeline:
                 if not examples:
                     unfit += 1
                 elif (candidate := self._cleaned(place, examples, report)) is not None:
-                    changes = [
-                        change for own in examples if isinstance(own, Conversation) for change in own.changes
-                    ]
-                    for change in dict.fromkeys(changes):
+                    for change in dict.fromkeys(change for own in examples for change in own.changes):
                         report.note(change, place, excerpt_of(examples[0]))
                     yield candidate
         if unfit:

@@ -1,7 +1,6 @@
 """Preparing the data section: from sources to examples to documents, and what was dropped and why."""
 
 import logging
-import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -15,6 +14,7 @@ from data_prep.chat.chat_templates import rendering_of
 from data_prep.chat.tokenization import Placed
 from data_prep.config import DataSection, Source
 from data_prep.encoding import ANSWERS, RowEncoding
+from data_prep.epoch.held_out import hold_out
 from data_prep.epoch.mixture import repeats_of_shares
 from data_prep.epoch.packing import Packs, epoch_packs, per_row
 from data_prep.errors import DataError
@@ -23,8 +23,8 @@ from data_prep.formats.python import check_allowed
 from data_prep.messages import Example
 from data_prep.pipeline import Pipeline
 from data_prep.sources import source_digest, source_name
-from data_prep.table.cache import obtain
-from data_prep.table.cache_key import identity_of, stamps_of
+from data_prep.table.cache import obtain, report_of
+from data_prep.table.cache_key import identity_of, reads_more, stamps_of
 from data_prep.table.documents import DocumentTable, TableWriter
 from data_prep.truncation import overlap_of
 
@@ -82,7 +82,7 @@ def prepare(
 ) -> PreparedData:
     """Read, format and tokenise every source, and hold out the evaluation rows.
 
-    `seed` draws the rows of evaluation.fraction and one of several prompts per row: the same for the same
+    `seed` draws the rows that are held out and one of several prompts per row: the same for the same
     data and seed. `cache` is a folder for prepared data; without it they are only in memory. What fails an
     audit (audit.report.FINDINGS) is refused, unless data.allow_findings names it; with `audit` it is only
     reported. `allow_code` holds the SHA-256 of files that format python may run. `first_rows` limits the rows
@@ -109,6 +109,9 @@ def prepare(
 
     def make(folder: Path | None) -> tuple[DocumentTable, DocumentTable, DataReport]:
         made = _make(pipeline, section, trained, folder)
+        lost = [text for text in section.placeholders if text not in pipeline.rules.found]
+        if lost and trained and first_rows is None:
+            raise DataError(f"data.placeholders: no row has the text {lost[0]!r}; correct it, or remove it")
         if stamps != stamps_of(section):
             raise DataError("a file changed while it was read; run again when it is complete")
         return made
@@ -123,8 +126,20 @@ def prepare(
             made_now = True
             return make(folder)[2].as_dict()
 
-        key = identity_of(section, tokenizer, digests, seed=seed, first_rows=first_rows, encoding=encoding)
-        folder, values = obtain(cache, key, make_entry)
+        key, earlier = identity_of(
+            section,
+            tokenizer,
+            digests,
+            seed=seed,
+            first_rows=first_rows,
+            encoding=encoding,
+            before_input=pipeline.rules.before_input,
+        )
+        stored = report_of(cache / earlier) if earlier is not None else None
+        if earlier is not None and stored is not None and not reads_more(stored):
+            folder, values = cache / earlier, stored
+        else:
+            folder, values = obtain(cache, key, make_entry)
         if made_now and rendering_of(tokenizer).preparation == 2:
             logger.warning(
                 "the data that an earlier version prepared for this run are gone; this version prepares them "
@@ -134,8 +149,8 @@ def prepare(
         report = _renamed(report_from(values), pipeline, trained, section)
     if not audit:
         _refuse_findings(report, section)
-    if section.evaluation is not None and section.evaluation.fraction is not None:
-        train, evaluation = _hold_out(train, section.evaluation.fraction, seed, encoding.documents_per_row)
+    if trained and (sides := hold_out(train, section, seed, encoding.documents_per_row)) is not None:
+        train, evaluation = sides
     report = replace(report, train_rows=len(train), evaluation_rows=len(evaluation), streamed=not trained)
     repeats = _repeats(section, train, report) if trained else [1.0] * len(section.train)
     packs = partial(
@@ -147,6 +162,7 @@ def prepare(
         split=section.pack_split,
         seed=seed,
         overlap=overlap_of(tokenizer),
+        shuffle=section.shuffle,
     )
     from_cache = cache is not None and not made_now
     return PreparedData(
@@ -212,36 +228,6 @@ def _refuse_findings(report: DataReport, section: DataSection) -> None:
                 f"{report.first(finding)}\n{count:,} rows are affected. Fix them{advice}, or allow this with "
                 f"data.allow_findings: [{finding}]"
             )
-
-
-def _hold_out(
-    table: DocumentTable, fraction: float, seed: int, documents_per_row: int
-) -> tuple[DocumentTable, DocumentTable]:
-    """The rows split into those to train on and those to evaluate on, both in their order.
-
-    Equal rows stay together, so that none is on both sides.
-    """
-    rows = len(table) // documents_per_row
-    wanted = round(rows * fraction) * documents_per_row
-    _, group_of = np.unique(table.fingerprints, return_inverse=True)
-    order = list(range(len(table)))
-    random.Random(seed).shuffle(order)  # noqa: S311 - a draw that can be repeated, no secret
-    sizes, taken, count = np.bincount(group_of), set(), 0
-    for row in order:
-        group = int(group_of[row])
-        if group not in taken and count + sizes[group] <= wanted:
-            taken.add(group)
-            count += int(sizes[group])
-        if count == wanted:
-            break
-    if count in (0, len(table)):
-        side = "evaluate" if count == 0 else "train"
-        raise DataError(
-            f"data.evaluation.fraction {fraction} of {rows:,} rows leaves no rows to {side} on; change the "
-            "fraction"
-        )
-    held = np.isin(group_of, np.fromiter(taken, np.int64, len(taken)))
-    return table.rows(np.flatnonzero(~held)), table.rows(np.flatnonzero(held))
 
 
 def _repeats(section: DataSection, train: DocumentTable, report: DataReport) -> list[float]:

@@ -28,7 +28,7 @@ def walk(recipe: Recipe) -> dict[str, Any]:
 
     Raises FinetuneError for a recipe that the walk doesn't fit, and what its steps raise.
     """
-    if recipe.data.evaluation is None or recipe.adapter.method == "full":
+    if not recipe.data.evaluates or recipe.adapter.method == "full":
         raise FinetuneError(
             "the quickstart scores held-out rows and merges an adapter: keep data.evaluation, and "
             "adapter.method lora or qlora."

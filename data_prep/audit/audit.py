@@ -64,6 +64,8 @@ class Epoch:
     slots_used: float
     """The fraction of pack_length_tokens that packs fill; without packing, that of the longest document that
     rows fill."""
+    leaky: bool = False
+    """Documents of a pack see those before them (data.attention)."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,10 @@ def audit_lines(audit: Audit) -> list[str]:
         lines.append("")
     lines += audit.report.mixture
     epoch = audit.epoch
-    packs = f", in {counted(epoch.rows, 'pack')} that are {epoch.slots_used:.1%} full" if epoch.packed else ""
+    packs = ""
+    if epoch.packed:
+        packs = f", in {counted(epoch.rows, 'pack')} that are {epoch.slots_used:.1%} full"
+        packs += " (leaky: documents see those before them)" if epoch.leaky else ""
     lines.append(
         f"per epoch: {counted(epoch.documents, 'document')}, {counted(epoch.tokens, 'token')}{packs}; "
         f"{counted(audit.report.evaluation_rows, 'document')} to evaluate on"
@@ -198,4 +203,6 @@ def _epoch(section: DataSection, data: PreparedData) -> Epoch:
     documents = data.documents_per_row * int(
         (packs.starts == 0).sum()
     )  # the continuation of a document is not another one
-    return Epoch(documents, packs.document_tokens, len(packs), capacity is not None, used)
+    return Epoch(
+        documents, packs.document_tokens, len(packs), capacity is not None, used, section.attention == "leaky"
+    )

@@ -61,6 +61,9 @@ NOTES = {
     "drop_unanswered": "without the turns after the last answer",
     "merge_neighbours": "with neighbouring turns of one role merged",
     "keep": "with turns in an unusual order",
+    "system": "with data.system as their system message",
+    "own_system": "with a system message of their own, in place of data.system",
+    "placeholders": "with data.placeholders replaced",
     "tool_results": "with tool results sorted into the order of their calls",
 }
 """What is worth knowing about rows that are kept; the names from data.turn_order say what it did to their
@@ -126,6 +129,8 @@ class SourceReport:
     format: str
     detected: str = ""
     """Why this format, where the recipe says auto."""
+    subset: str = ""
+    """Which of its rows max_rows and sample_rows take; empty for all."""
     rows_read: int = 0
     examples_made: int = 0
     """One per row in most formats; an article of SQuAD makes one per question."""
@@ -285,6 +290,8 @@ def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
     ]
     if source.detected:
         lines.append(f"  format auto: {source.format}, because {source.detected}")
+    if source.subset:
+        lines.append(f"  only {source.subset}")
     for reason, drop in source.dropped.items():
         if excerpts:
             lines.append(f"  dropped {drop.count:,} {REASONS[reason]}:")

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.config import CHAT_TEMPLATES, PREPARATION
+from data_prep.config import CHAT_TEMPLATES, PREPARATION, is_template_text
 from data_prep.disk import NOTES_BYTES, read_regular
 from data_prep.errors import DataError
 from data_prep.tokenizers.tokens import ids_of
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 TEMPLATES = {name: Path(__file__).parent / "templates" / f"{name}.jinja" for name in CHAT_TEMPLATES}
 """The chat templates that a recipe can name."""
+
+BEFORE_4 = {"alpaca": Path(__file__).parent / "templates" / "earlier" / "alpaca.jinja"}
+"""Those that preparations before 4 have otherwise."""
 
 DEFAULT, TOOL_USE = "default", "tool_use"
 """The named templates that transformers chooses by itself: the second if there are tools."""
@@ -127,12 +130,20 @@ def adds_eos(tokenizer: "PreTrainedTokenizerFast") -> bool:
     return eos is not None and ids_of("x", tokenizer, special=True)[-1:] == [eos]
 
 
-def read_template(chat_template: str, own: Mapping[str, str]) -> str:
-    """The text of a template that a recipe names: one of TEMPLATES, of the tokenizer's `own`, or a file.
-    Raises DataError."""
+def template_name(chat_template: str) -> str:
+    """What messages call a template that a recipe names or holds."""
+    return "the recipe's own" if is_template_text(chat_template) else chat_template
+
+
+def read_template(chat_template: str, own: Mapping[str, str], preparation: int = PREPARATION) -> str:
+    """The text of a template that a recipe names or holds: one of TEMPLATES, of the tokenizer's `own`, a
+    file, or the text itself. Raises DataError."""
+    if is_template_text(chat_template):
+        return chat_template
     if chat_template in own and chat_template not in TEMPLATES:
         return own[chat_template]
-    path = TEMPLATES.get(chat_template) or Path(chat_template).expanduser()
+    named = TEMPLATES if preparation >= 4 else TEMPLATES | BEFORE_4
+    path = named.get(chat_template) or Path(chat_template).expanduser()
     if not path.is_file():
         close = difflib.get_close_matches(chat_template, [*TEMPLATES, *own], n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""

@@ -5,6 +5,7 @@ of the text, so for ASCII text their lengths give the same offsets.
 """
 
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -160,3 +161,32 @@ def _is_byte_level(pre_tokenizer: Any) -> bool:
     parts = json.loads(pre_tokenizer.__getstate__())  # as pickle does; there is no other way to get its parts
     last = (parts.get("pretokenizers") or [parts])[-1]
     return bool(last.get("type") == "ByteLevel" and not last["add_prefix_space"])
+
+
+def tokens_of(start: int, end: int, offsets: Offsets, text: str) -> tuple[int, int]:
+    """The first token of a span of characters and the one after its last.
+
+    Offsets of some tokenizers include the blank before a word and those of others don't, so a token belongs
+    to the span of its first non-blank character; a token of blanks only belongs to that of its first
+    character.
+    """
+    first = first_token(start, offsets, text)
+    return first, max(first, first_token(end, offsets, text))
+
+
+def first_token(position: int, offsets: Offsets, text: str) -> int:
+    """The first token of a span that begins at a character."""
+    starts, ends = offsets.starts, offsets.ends
+    first = bisect_left(starts, position)
+    if first > 0 and ends[first - 1] > position:
+        token_start, token_end = starts[first - 1], ends[first - 1]
+        if text[token_start:position].isspace() and text[position:token_end].strip():
+            first -= 1
+    while (
+        first < len(starts)
+        and starts[first] == ends[first] == position
+        and first > 0
+        and ends[first - 1] < position
+    ):
+        first += 1  # a blank before the position, whose trimmed offsets are empty and at its end
+    return first

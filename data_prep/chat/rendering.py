@@ -6,9 +6,10 @@ never a second one.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from data_prep.chat.boundary import asked_text
@@ -42,6 +43,7 @@ def marker_for(messages: Sequence[Message]) -> str:
 
 
 RESULTS = "the results of tools"
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class ChatRenderer:
@@ -52,8 +54,9 @@ class ChatRenderer:
     tools, else `default`.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
-        """Raises DataError if the tokenizer has no template."""
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", arguments: Mapping[str, Any] = NOTHING):
+        """`arguments` are what the template gets besides a conversation, date and special tokens. Raises
+        DataError if the tokenizer has no template."""
         from data_prep.jinja.sandbox import chat_sandbox
 
         self.name, self._preparation = (
@@ -77,7 +80,9 @@ class ChatRenderer:
         self._sandbox = chat_sandbox()
         # What apply_chat_template passes to a template; a test keeps the two in sync.
         date = rendering_of(tokenizer).date_string
-        self._fixed: dict[str, Any] = {**tokenizer.special_tokens_map, "documents": None, "date_string": date}
+        own = {**tokenizer.special_tokens_map, "documents": None, "date_string": date}
+        self._fixed: dict[str, Any] = {**arguments, **own}
+        self._arguments = arguments
 
     def render(
         self,
@@ -94,6 +99,7 @@ class ChatRenderer:
         turns = self.turns(messages, tools)
         size = sum(len(message.content) + len(message.reasoning) for message in messages)
         size += sum(len(str(message.tool_calls)) for message in messages if message.tool_calls)
+        size += len(str(self._arguments)) if self._arguments else 0
         return self._write(turns, tools, add_generation_prompt, size + (len(str(tools)) if tools else 0))
 
     def turns(
@@ -242,16 +248,21 @@ def render(
     *,
     add_generation_prompt: bool = False,
     tools: Sequence[dict[str, Any]] = (),
+    arguments: Mapping[str, Any] = NOTHING,
 ) -> str:
     """One conversation, as ChatRenderer writes it."""
-    return ChatRenderer(tokenizer).render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+    renderer = ChatRenderer(tokenizer, arguments)
+    return renderer.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
 
 
 def render_prompt(
-    messages: Sequence[Message], tokenizer: "PreTrainedTokenizerFast", tools: Sequence[dict[str, Any]] = ()
+    messages: Sequence[Message],
+    tokenizer: "PreTrainedTokenizerFast",
+    tools: Sequence[dict[str, Any]] = (),
+    arguments: Mapping[str, Any] = NOTHING,
 ) -> str:
     """One conversation up to where the next answer begins, as ChatRenderer writes it."""
-    return ChatRenderer(tokenizer).render_prompt(messages, tools)
+    return ChatRenderer(tokenizer, arguments).render_prompt(messages, tools)
 
 
 _ANY_TOOL = {
@@ -301,9 +312,11 @@ def prompt_and_reference(
     as_text = special_as_text and bool(special_tokens_in(example, special_tokens(tokenizer), tokenizer))
     if isinstance(example, Conversation):
         asked, last = replace(example, messages=example.messages[:-1]), example.messages[-1]
-        prompt = render_prompt(asked.messages, tokenizer, asked.tools)
+        prompt = render_prompt(asked.messages, tokenizer, asked.tools, asked.template_arguments)
         reference = last.content if not last.tool_calls else _written_answer(example, prompt, tokenizer)
-        write = partial(render_prompt, tokenizer=tokenizer, tools=asked.tools)
+        write = partial(
+            render_prompt, tokenizer=tokenizer, tools=asked.tools, arguments=asked.template_arguments
+        )
         contents = own_text(asked, prompt, tokenizer, write) if as_text else []
         return _ids(prompt, tokenizer, contents), reference
     prompt = asked_text(example.prompt) if rendering_of(tokenizer).preparation > 2 else example.prompt
@@ -354,7 +367,8 @@ def special_tokens_in(
             for message in example.messages
             if message.tool_calls
         ]
-        texts += [json.dumps(example.tools, ensure_ascii=False, default=str)] if example.tools else []
+        given = (example.tools, example.template_arguments)
+        texts += [json.dumps(value, ensure_ascii=False, default=str) for value in given if value]
     else:
         text = example.prompt + example.completion
         texts = [text.removeprefix(tokenizer.bos_token or "").removesuffix(tokenizer.eos_token or "")]
@@ -421,7 +435,8 @@ class _Marks:
 
 def _written_answer(example: Conversation, prompt: str, tokenizer: "PreTrainedTokenizerFast") -> str:
     """The last answer as the template writes it, without what ends the turn."""
-    answer = render(example.messages, tokenizer, tools=example.tools).removeprefix(prompt).strip()
+    text = render(example.messages, tokenizer, tools=example.tools, arguments=example.template_arguments)
+    answer = text.removeprefix(prompt).strip()
     for token in added_texts(tokenizer):
         answer = answer.removesuffix(token)
     return answer.strip()

@@ -31,7 +31,7 @@ class SizedTokenization(Tokenization):
                 document = self._document(place, row, ids, offsets)
             else:
                 prompt, prompt_offsets = self._read(row.prompt, row.contents)
-                document = self._answered(place, row, ids, prompt)
+                document = self._answered(place, row, ids, offsets, prompt)
                 rest = document.token_ids[
                     len(row.before) + len(prompt) : len(document.token_ids) - len(row.after)
                 ]

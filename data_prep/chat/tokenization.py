@@ -4,29 +4,30 @@ The mask comes from the positions of the rendered turns (data_prep/chat/turns.py
 tokens, so a template needs no generation markers, and it doesn't matter which token pads or ends a turn.
 """
 
-from bisect import bisect_left
+import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 from data_prep.audit.report import NOTES
 from data_prep.chat.boundary import Boundary, asked_text
 from data_prep.chat.chat_templates import adds_bos, rendering_of, template_choices
 from data_prep.chat.contents import ContentSpan
-from data_prep.chat.offsets import Encoded, Encoder, Offsets, continuation
+from data_prep.chat.loss_weights import LossWeights, TextSpan, add_span
+from data_prep.chat.offsets import Encoded, Encoder, Offsets, continuation, first_token, tokens_of
 from data_prep.chat.plain_specials import plain_specials
 from data_prep.chat.rendering import (
-    ChatRenderer,
+    NOTHING,
     bos_before,
     end_id,
     own_text,
     special_tokens,
     special_tokens_in,
 )
-from data_prep.chat.turns import TextSpan, TurnFinder
+from data_prep.chat.turns import TurnFinder
 from data_prep.chat.unknown import Unknown
 from data_prep.config import Finding, Note, Reasoning, Supervise
 from data_prep.encoding import ANSWERS, RowEncoding
@@ -44,6 +45,8 @@ waits for the other, so the first is small, to give the cores work early, and ea
 large."""
 
 BATCHES_AHEAD = 3
+MOST_ARGUMENTS = 64
+"""Sets of template arguments for which a template's texts around the turns are kept."""
 
 Placed = tuple[str, Example]
 """The place of a row, and an example made of it."""
@@ -111,8 +114,8 @@ class Tokenization:
     The `encoding` says what of a row is written and learned; that of a classification head is its prompt and
     an end token in place of the answer: the head reads the prompt's last token, before it (as transformers'
     LlamaForSequenceClassification does). `special_as_text` reads special tokens in the row's text as plain
-    text. A row that can't be tokenised (its template refuses it, say) is reported to `on_bad` and left out;
-    without `on_bad` it raises DataError.
+    text; `loss_weights` is data.loss_weights. A row that can't be tokenised (its template refuses it, say) is
+    reported to `on_bad` and left out; without `on_bad` it raises DataError.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class Tokenization:
         reasoning: Reasoning = "learn",
         special_as_text: bool = False,
         on_bad: OnBad | None = None,
+        loss_weights: Mapping[str, float] = NOTHING,
     ):
         self.tokenizer, self.supervise, self.on_finding, self._on_bad = (
             tokenizer,
@@ -131,11 +135,12 @@ class Tokenization:
             on_finding,
             on_bad,
         )
-        self._turns = TurnFinder(tokenizer, supervise, reasoning)
+        self._reasoning, self._weights = reasoning, LossWeights(loss_weights)
+        self._turns: dict[str, TurnFinder] = {}
         self._encoding = encoding
         rendering = rendering_of(tokenizer)
         self._template_name, self._preparation = rendering.template_name, rendering.preparation
-        self._adds_bos = adds_bos(tokenizer)
+        self._has_template, self._adds_bos = tokenizer.chat_template is not None, adds_bos(tokenizer)
         self._special = tuple(special_tokens(tokenizer)) if special_as_text else ()
         self._encoder = Encoder(tokenizer)
         self._unknown = Unknown(tokenizer)
@@ -184,8 +189,12 @@ class Tokenization:
                     self._refuse(place, error)
                     continue
                 self._find("plain_special_tokens", place, row.text)
+            if row.prompt and self._weights and ids[: len(prompt)] != prompt:
+                message = "its prompt and completion share a token, so data.loss_weights can't be placed"
+                self._refuse(place, DataError(f"{message}; write the row as messages"))
+                continue
             if row.prompt:
-                yield self._answered(place, row, ids, prompt), example
+                yield self._answered(place, row, ids, offsets, prompt), example
             else:
                 yield self._document(place, row, ids, offsets), example
 
@@ -200,7 +209,9 @@ class Tokenization:
         """The ids of a text in whose contents special tokens are plain text. Raises DataError."""
         return plain_specials(self.tokenizer).encode(text, contents)
 
-    def _answered(self, place: str, row: Rendered, ids: list[int], prompt: list[int]) -> Document:
+    def _answered(
+        self, place: str, row: Rendered, ids: list[int], offsets: Offsets, prompt: list[int]
+    ) -> Document:
         """A plain text with a prompt: the prompt's own tokens, then those of its continuation."""
         if ids[: len(prompt)] != prompt:
             rest, whole = row.text[len(row.prompt) :], [(0, len(row.text))]
@@ -209,8 +220,14 @@ class Tokenization:
         token_ids = row.before + ids + row.after
         self._check_tokens(place, row.text, ids, token_ids)
         start = 0 if self.supervise == "all" else len(row.before) + len(prompt)
-        span = (max(start, 1), len(token_ids), 1.0)
-        return Document(token_ids, (span,) if span[0] < span[1] else (), place)
+        spans: list[WeightedSpan] = [(max(start, 1), len(token_ids), 1.0)]
+        if self._weights:
+            first = 0 if self.supervise == "all" else len(row.prompt)
+            span = replace(row.spans[0], start=first)
+            spans = self._weights.spans(row.text, span, span.end, offsets, len(row.before))
+            if row.after:
+                add_span(spans, (len(token_ids) - 1, len(token_ids), 1.0))
+        return Document(token_ids, tuple(span for span in spans if span[0] < span[1]), place)
 
     def _document(self, place: str, row: Rendered, ids: list[int], offsets: Offsets) -> Document:
         shift = len(row.before)
@@ -225,11 +242,18 @@ class Tokenization:
             ):
                 unended = unended or span
             # Nothing predicts a document's first token.
-            spans.append((max(first + shift, 1), last + shift, span.weight))
+            if self._weights or span.parts:
+                ends = row.must_end and last > first and ids[last - 1] in self._encoder.added
+                most = offsets.starts[last - 1] if ends else span.end
+                spans += self._weights.spans(row.text, span, most, offsets, shift)
+            else:
+                spans.append((max(first + shift, 1), last + shift, span.weight))
         if unended is not None:
             self.on_finding("unsupervised_end_of_turn", place, self._no_end_of_turn(row.text, unended))
         token_ids = row.before + ids + row.after
-        if row.after:
+        if row.after and self._weights:
+            add_span(spans, (len(token_ids) - 1, len(token_ids), 1.0))
+        elif row.after:
             # A plain text's one span extends to its end token.
             start, _, weight = spans[-1]
             spans[-1] = (start, len(token_ids), weight)
@@ -264,7 +288,7 @@ class Tokenization:
                     "prompt has, say), so the model would be asked in a way that it never learned; set "
                     "model.chat_template to another template"
                 )
-            first = _first_token(start, offsets, row.text)
+            first = first_token(start, offsets, row.text)
             if row.contents:
                 alone = self._as_text(row.text[:start], row.contents)[0]
                 asked = alone if alone != ids[:first] else None
@@ -293,7 +317,8 @@ class Tokenization:
         """An example with its answers, or a plain text. Raises DataError."""
         if isinstance(example, PlainText):
             return self._render_plain(example)
-        found = self._turns.find(example)
+        turns = self._turns_of(example)
+        found = turns.find(example)
         if found.unlearned:
             self._find(
                 "unlearned_thought",
@@ -303,7 +328,7 @@ class Tokenization:
         if found.left_out is not None:
             role = example.messages[found.left_out].role
             self._find("left_out_text", place, self._left_out(found.left_out, role))
-        contents = self._contents(example, found.text, partial(self._turns.write, tools=example.tools))
+        contents = self._contents(example, found.text, partial(turns.write, tools=example.tools))
         return Rendered(
             found.text, found.spans, [], [], self.supervise != "all", contents=contents, asks=found.asks
         )
@@ -325,13 +350,19 @@ class Tokenization:
             f"template: {template_choices()}"
         )
 
-    @cached_property
-    def _chat(self) -> ChatRenderer | None:
-        """Writes prompts; None without a template."""
-        return ChatRenderer(self.tokenizer) if self.tokenizer.chat_template is not None else None
+    def _turns_of(self, example: Conversation) -> TurnFinder:
+        """What renders a conversation and finds its answers: one for all with the same template
+        arguments."""
+        given = example.template_arguments
+        key = json.dumps(given, sort_keys=True, default=str) if given else ""
+        if key not in self._turns:
+            if len(self._turns) == MOST_ARGUMENTS:
+                self._turns.clear()
+            self._turns[key] = TurnFinder(self.tokenizer, self.supervise, self._reasoning, given)
+        return self._turns[key]
 
     def _render_plain(self, example: PlainText) -> Rendered:
-        if self._turns.reasoning == "context" and example.prompt and thinks_in(example.completion):
+        if self._reasoning == "context" and example.prompt and thinks_in(example.completion):
             raise DataError(
                 "a plain completion begins with reasoning, and data.reasoning: context works only for "
                 "conversations; learn or drop it, or write the row as messages"
@@ -350,9 +381,9 @@ class Tokenization:
         text, before = self._prompt(example)
         asked: Example = PlainText(text, "")
         write = None
-        if isinstance(example, Conversation) and self._chat is not None:
+        if isinstance(example, Conversation) and self._has_template:
             asked = replace(example, messages=example.messages[:-1])
-            write = partial(self._chat.render_prompt, tools=example.tools)
+            write = partial(self._turns_of(example).renderer.render_prompt, tools=example.tools)
         contents, end = self._contents(asked, text, write), [end_id(self.tokenizer)]
         return Rendered(
             text, [TextSpan(len(text), len(text))], before, end, must_end=False, contents=contents
@@ -368,8 +399,9 @@ class Tokenization:
                 )
             prompt = asked_text(example.prompt) if self._preparation > 2 else example.prompt
             return prompt, bos_before(prompt, self.tokenizer, self._adds_bos)
-        if self._chat is not None:
-            return self._chat.render_prompt(example.messages[:-1], example.tools), []
+        if self._has_template:
+            renderer = self._turns_of(example).renderer
+            return renderer.render_prompt(example.messages[:-1], example.tools), []
         if len(example.messages) != 2:
             raise DataError(
                 "the tokenizer has no chat template for a conversation of several turns; see "
@@ -386,32 +418,3 @@ class Tokenization:
             "template's end-of-turn token to model.new_tokens, or set model.chat_template to another "
             f"template: {template_choices()}"
         )
-
-
-def tokens_of(start: int, end: int, offsets: Offsets, text: str) -> tuple[int, int]:
-    """The first token of a span of characters and the one after its last.
-
-    Offsets of some tokenizers include the blank before a word and those of others don't, so a token belongs
-    to the span of its first non-blank character; a token of blanks only belongs to that of its first
-    character.
-    """
-    first = _first_token(start, offsets, text)
-    return first, max(first, _first_token(end, offsets, text))
-
-
-def _first_token(position: int, offsets: Offsets, text: str) -> int:
-    """The first token of a span that begins at a character."""
-    starts, ends = offsets.starts, offsets.ends
-    first = bisect_left(starts, position)
-    if first > 0 and ends[first - 1] > position:
-        token_start, token_end = starts[first - 1], ends[first - 1]
-        if text[token_start:position].isspace() and text[position:token_end].strip():
-            first -= 1
-    while (
-        first < len(starts)
-        and starts[first] == ends[first] == position
-        and first > 0
-        and ends[first - 1] < position
-    ):
-        first += 1  # a blank before the position, whose trimmed offsets are empty and at its end
-    return first

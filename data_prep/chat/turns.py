@@ -6,16 +6,18 @@ templates write fixed texts around the contents of the turns: those are found on
 rendering.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from data_prep.chat.chat_templates import template_choices
 from data_prep.chat.contents import contents_in, place_of
-from data_prep.chat.rendering import ChatRenderer, added_texts, marker_for
+from data_prep.chat.loss_weights import TextSpan, places_of_parts
+from data_prep.chat.rendering import NOTHING, ChatRenderer, added_texts, marker_for
 from data_prep.config import Reasoning, Supervise
 from data_prep.errors import DataError
+from data_prep.formats.base import INPUT_HEADING
 from data_prep.messages import Conversation, Message, learned_turns, thought_of
 
 if TYPE_CHECKING:
@@ -25,18 +27,8 @@ RARE_BLANK = "\u2009"
 """A blank that no template writes: if it is missing around a content, the template strips contents."""
 
 
-@dataclass(slots=True)
-class TextSpan:
-    """A supervised part of a text, in characters; the end is exclusive."""
-
-    start: int
-    end: int
-    weight: float = 1.0
-    content_end: int = 0
-    """Where an answer's own text ends; what the template writes to end the turn is between here and `end`."""
-    ask: int | None = None
-    """Where the model would be asked for this answer; None if it would get a different prompt than the text
-    before it."""
+Roles = tuple[tuple[str, str], ...]
+"""The role of each turn, and the heading in it before an input, on which the text around it may depend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,32 +77,38 @@ class TurnFinder:
     """Renders conversations of one tokenizer and finds their answers."""
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerFast", supervise: Supervise, reasoning: Reasoning = "learn"
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        supervise: Supervise,
+        reasoning: Reasoning = "learn",
+        arguments: Mapping[str, Any] = NOTHING,
     ):
         self.tokenizer, self.supervise, self.reasoning = tokenizer, supervise, reasoning
-        self._skeletons: dict[tuple[str, ...], Skeleton | None] = {}
-        self._marks: dict[tuple[str, ...], tuple[Conversation, str]] = {}
+        self._arguments = arguments
+        self._skeletons: dict[Roles, Skeleton | None] = {}
+        self._marks: dict[Roles, tuple[Conversation, str]] = {}
 
     @cached_property
-    def _renderer(self) -> ChatRenderer:
-        return ChatRenderer(self.tokenizer)
+    def renderer(self) -> ChatRenderer:
+        """Writes the conversations. Raises DataError if the tokenizer has no template."""
+        return ChatRenderer(self.tokenizer, self._arguments)
 
     @cached_property
     def _end_token(self) -> str:
         """The token that the template ends an answer with; empty if it writes none."""
-        after = self._renderer.after_answer().lstrip()
+        after = self.renderer.after_answer().lstrip()
         return next((token for token in added_texts(self.tokenizer) if after.startswith(token)), "")
 
     def write(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> str:
         """Messages as the template writes them."""
-        return self._renderer.render(messages, tools=tools)
+        return self.renderer.render(messages, tools=tools)
 
     def find(self, example: Conversation) -> Found:
         """A conversation's text and its supervised parts. Raises DataError if answers can't be located in
         it."""
-        text = self._renderer.render(example.messages, tools=example.tools)
+        text = self.renderer.render(example.messages, tools=example.tools)
         if _has_tools(example):
-            self._renderer.check_tools(example, text)
+            self.renderer.check_tools(example, text)
         left_out = self._left_out(example, text)
         if self.supervise == "all":
             return Found(
@@ -145,7 +143,7 @@ class TurnFinder:
         skeleton = self._skeleton(example)
         if skeleton is not None and skeleton.fit(example.messages, text) is not None:
             return self._answers(example, [len(example.messages) - 1], text)[0].ask
-        prompt = self._renderer.render_prompt(example.messages[:-1], example.tools)
+        prompt = self.renderer.render_prompt(example.messages[:-1], example.tools)
         return len(prompt) if text.startswith(prompt) else None
 
     def _left_out(self, example: Conversation, text: str) -> int | None:
@@ -165,20 +163,20 @@ class TurnFinder:
         """The messages whose contents the template always leaves out in this sequence of roles."""
         if _has_tools(example):
             return frozenset()
-        marked, text = self._marked(tuple([message.role for message in example.messages]))
+        marked, text = self._marked(_roles(example))
         return frozenset(
             index for index, message in enumerate(marked.messages) if message.content.strip() not in text
         )
 
-    def _marked(self, roles: tuple[str, ...]) -> tuple[Conversation, str]:
+    def _marked(self, roles: Roles) -> tuple[Conversation, str]:
         """A conversation of these roles with a marker for each content, and the rendered text."""
         if roles not in self._marks:
             marks = (
-                Message(role, f"{RARE_BLANK}TURN-{index}-5e9a{RARE_BLANK}")
-                for index, role in enumerate(roles)
+                Message(role, f"{RARE_BLANK}TURN-{index}-5e9a{heading}{RARE_BLANK}")
+                for index, (role, heading) in enumerate(roles)
             )
             marked = Conversation(tuple(marks))
-            self._marks[roles] = marked, self._renderer.render(marked.messages)
+            self._marks[roles] = marked, self.renderer.render(marked.messages)
         return self._marks[roles]
 
     def _all_by_weight(self, example: Conversation, text: str) -> Iterator[TextSpan]:
@@ -191,7 +189,11 @@ class TurnFinder:
                     "assistant turns can then be left out by weight: remove the weight, or set "
                     "data.supervise: assistant"
                 )
-        weighted = [i for i, m in enumerate(messages) if m.role == "assistant" and m.weight not in (None, 1)]
+        weighted = [
+            index
+            for index, turn in enumerate(messages)
+            if turn.role == "assistant" and (turn.weight not in (None, 1) or turn.parts)
+        ]
         for span in self._answers(example, weighted, text):
             yield TextSpan(start, span.start, content_end=span.start)
             if span.weight:
@@ -200,7 +202,15 @@ class TurnFinder:
         yield TextSpan(start, len(text), content_end=len(text))
 
     def _answers(self, example: Conversation, answers: list[int], text: str) -> list[TextSpan]:
-        """The spans of these answers, each with its end of turn and without trailing blanks."""
+        """The spans of these answers with their weights, each with its end of turn and without trailing
+        blanks."""
+        found = self._spans(example, answers, text)
+        for index, span in zip(answers, found, strict=True):
+            if parts := example.messages[index].parts:
+                span.parts = places_of_parts(parts, text, (span.start, span.end), f"message {index}")
+        return found
+
+    def _spans(self, example: Conversation, answers: list[int], text: str) -> list[TextSpan]:
         messages = example.messages
         skeleton = self._skeleton(example)
         places = skeleton.fit(messages, text) if skeleton else None
@@ -217,12 +227,12 @@ class TurnFinder:
     def _skeleton(self, example: Conversation) -> Skeleton | None:
         if _has_tools(example) or any(message.reasoning for message in example.messages):
             return None
-        roles = tuple([message.role for message in example.messages])
+        roles = _roles(example)
         if roles not in self._skeletons:
             self._skeletons[roles] = self._make_skeleton(roles)
         return self._skeletons[roles]
 
-    def _make_skeleton(self, roles: tuple[str, ...]) -> Skeleton | None:
+    def _make_skeleton(self, roles: Roles) -> Skeleton | None:
         """What the template writes around markers in place of contents; None if that is ambiguous."""
         marked, text = self._marked(roles)
         pieces, stripped, places, position = [], [], [], 0
@@ -241,7 +251,7 @@ class TurnFinder:
             places.append((start, position))
         pieces.append(text[position:])
         margins = {}
-        for index, role in enumerate(roles):
+        for index, (role, _) in enumerate(roles):
             if role == "assistant":
                 span, (start, end) = self._general(marked, index, text), places[index]
                 before, after = start - span.start, span.end - end
@@ -252,8 +262,8 @@ class TurnFinder:
 
     def _general(self, example: Conversation, index: int, text: str) -> TextSpan:
         """The span of an answer, by rendering the conversation up to it, for any template and turn."""
-        messages, render = example.messages, self._renderer.render
-        prompt = self._renderer.render_prompt(messages[:index], example.tools)
+        messages, render = example.messages, self.renderer.render
+        prompt = self.renderer.render_prompt(messages[:index], example.tools)
         until = text if index == len(messages) - 1 else render(messages[: index + 1], tools=example.tools)
         until = until.rstrip()
         if text.startswith(prompt) and text.startswith(until) and len(prompt) < len(until):
@@ -276,8 +286,8 @@ class TurnFinder:
             replace(messages[index], content=marker, reasoning=""),
             *messages[index + 1 :],
         ]
-        marked = self._renderer.render(changed, tools=example.tools)
-        start = self._renderer.marker_position(marked, marker)
+        marked = self.renderer.render(changed, tools=example.tools)
+        start = self.renderer.marker_position(marked, marker)
         rest = marked[start + len(marker) :]
         end = len(text) - len(rest)
         if (
@@ -286,7 +296,7 @@ class TurnFinder:
             or not _is_written(messages[index], text[start:end])
         ):
             raise DataError(
-                f"the chat template ({self._renderer.name}) writes an answer in a way that can't be located "
+                f"the chat template ({self.renderer.name}) writes an answer in a way that can't be located "
                 "in the text, so its tokens are not known; learn only the last answers (data.supervise: "
                 f"last), or set model.chat_template to another template: {template_choices()}"
             )
@@ -309,6 +319,12 @@ def _is_written(message: Message, written: str) -> bool:
         return True
     thought, said = thought_of(written)
     return said == message.said and thought in ("", message.thought)
+
+
+def _roles(example: Conversation) -> Roles:
+    return tuple(
+        [(turn.role, INPUT_HEADING if INPUT_HEADING in turn.content else "") for turn in example.messages]
+    )
 
 
 def _has_tools(example: Conversation) -> bool:

@@ -26,14 +26,12 @@ def cleaned(example: Example, clean: CleanSection) -> Example:
     if isinstance(example, Conversation):
         messages = tuple(_cleaned_message(message, clean) for message in example.messages)
         tools = tuple(_cleaned_value(tool, clean) for tool in example.tools)
-        same = messages == example.messages and tools == example.tools
-        return example if same else replace(example, messages=messages, tools=tools)
-    texts = {name: _cleaned_text(getattr(example, name), clean) for name in ("prompt", "completion")}
-    return (
-        replace(example, **texts)
-        if texts != {"prompt": example.prompt, "completion": example.completion}
-        else example
-    )
+        arguments = _cleaned_value(example.template_arguments, clean)
+        changed = replace(example, messages=messages, tools=tools, template_arguments=arguments)
+        return example if changed == example else changed
+    prompt, completion = _cleaned_text(example.prompt, clean), _cleaned_text(example.completion, clean)
+    same = (prompt, completion) == (example.prompt, example.completion)
+    return example if same else replace(example, prompt=prompt, completion=completion)
 
 
 def learned_texts(example: Example, supervise: Supervise) -> list[str]:
@@ -49,7 +47,8 @@ def texts_of(example: Example, *, system: bool = True) -> list[str]:
     """All texts of an example, part by part; without its system message if `system` is false."""
     if not isinstance(example, Conversation):
         return [example.prompt, example.completion]
-    parts = [json.dumps(example.tools, sort_keys=True, default=str)] if example.tools else []
+    given = (example.tools, example.template_arguments)
+    parts = [json.dumps(value, sort_keys=True, default=str) for value in given if value]
     for message in example.messages:
         if system or message.role != "system":
             parts += [message.role, message.content, *([message.reasoning] if message.reasoning else [])]
@@ -84,9 +83,11 @@ def _cleaned_message(message: Message, clean: CleanSection) -> Message:
     calls = tuple(
         ToolCall(call.name, _cleaned_value(call.arguments, clean), call.id) for call in message.tool_calls
     )
+    parts = tuple((_cleaned_text(text, clean), weight) for text, weight in message.parts)
     return replace(
         message,
-        content=_cleaned_text(message.content, clean),
+        content="".join(text for text, _ in parts) or _cleaned_text(message.content, clean),
+        parts=parts,
         reasoning=_cleaned_text(message.reasoning, clean),
         tool_calls=calls,
     )

@@ -3,6 +3,7 @@ torch."""
 
 from data_prep.config.base import NAMES, PATH, PREPARATION, OneOf, Section, sections_in
 from data_prep.config.head import BETWEEN_LABELS, NO_LABEL, HeadSection, ProblemType
+from data_prep.config.modelscope import problem_with_name
 from data_prep.config.section import (
     CleanSection,
     DataSection,
@@ -24,6 +25,7 @@ from data_prep.config.sources import (
     RowsSource,
     RowTemplate,
     Source,
+    is_template_text,
 )
 
 __all__ = [
@@ -54,5 +56,7 @@ __all__ = [
     "Streaming",
     "Supervise",
     "TurnOrder",
+    "is_template_text",
+    "problem_with_name",
     "sections_in",
 ]

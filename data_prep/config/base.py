@@ -7,11 +7,12 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import PydanticCustomError, core_schema
 
-PREPARATION = 3
+PREPARATION = 4
 """The version of how rows become tokens; raising it makes every cache prepare again. A run resumes with the
-version that it was started with: in 2, prompt and completion of a plain text are tokenised as one text, the
+version that it was started with. In 2, prompt and completion of a plain text are tokenised as one text, the
 first token after a cut (over_length: split, pack_split) has no label, and files whose names say that they are
-held out are trained on."""
+held out are trained on. In 3, the chat template alpaca has no heading for an input, and the column
+chat_template_kwargs and the weights of a message's parts are not read."""
 
 PATH = "path"
 """Marks a field that holds a path: Annotated[str, PATH]."""

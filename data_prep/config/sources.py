@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from data_prep.config.base import PATH, OneOf, Section
+from data_prep.config.modelscope import problem_with_name
 
 if TYPE_CHECKING:
     from data_prep.formats.base import Format
@@ -22,6 +23,11 @@ FormatName = Annotated[str, OneOf(lambda: ("auto", *(form.name for form in _form
 
 CHAT_TEMPLATES = ("alpaca", "chatml", "llama2", "llama3", "mistral", "zephyr")
 """The chat templates that a recipe can name: files of data_prep/chat/templates."""
+
+
+def is_template_text(chat_template: str) -> bool:
+    """Whether this is the Jinja text of a chat template, and not a name or a path of one."""
+    return "{%" in chat_template or "{{" in chat_template
 
 
 class RowTemplate(Section):
@@ -44,6 +50,21 @@ class RowTemplate(Section):
 
 class MixedSource(Section):
     """How much of a source is seen."""
+
+    max_rows: Annotated[int, Field(ge=1)] | None = None
+    """Only the first so many rows that can be read; all of them if there are fewer. Those dropped later are
+    not replaced."""
+
+    sample_rows: Annotated[int, Field(ge=1)] | None = None
+    """Only so many rows (of the first max_rows, if that is set), drawn by sample_seed, in the source's
+    order."""
+
+    sample_seed: Annotated[int, Field(ge=0)] | None = None
+    """Draws sample_rows: the same seed draws the same rows; 0 when absent."""
+
+    evaluation_rows: Annotated[int, Field(ge=1)] | None = None
+    """So many rows of this source of data.train are held out to evaluate on, drawn by train.seed; rows that
+    are equal to others stay together with them, so it may be fewer."""
 
     repeat: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """How often each row is seen per epoch: 3 is three times; 0.5 is half of the rows, the other half in the
@@ -146,6 +167,14 @@ class HubSource(RowsSource):
 
     dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$")]
     """The data set's name, owner/name."""
+
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def of_the_hub(cls, name: Any) -> Any:
+        """A name of ModelScope is refused with the hub's way to say it."""
+        if isinstance(name, str) and (problem := problem_with_name(name)):
+            raise ValueError(problem)
+        return name
 
     config: str | None = None
     """The configuration (subset), if the data set has several."""

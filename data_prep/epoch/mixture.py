@@ -19,13 +19,15 @@ def repeats_of_shares(shares: Sequence[float], sizes: Sequence[int]) -> list[flo
     return [share * total / size for share, size in zip(shares, sizes, strict=True)]
 
 
-def epoch_rows(sources: np.ndarray, repeats: Sequence[float], seed: int, epoch: int) -> np.ndarray:
+def epoch_rows(
+    sources: np.ndarray, repeats: Sequence[float], seed: int, epoch: int, *, shuffle: bool = True
+) -> np.ndarray:
     """The rows of an epoch, shuffled. `sources` (N) is the index of each row's source, `repeats` the factor
-    of each.
+    of each. Without `shuffle` they are in their own order, all of one source before those of the next.
 
     A source of n rows seen r times gives round(r * n) rows. They continue where the previous epoch ended,
-    through one permutation of the source after another, so no row is seen again before every other row of its
-    source has been.
+    through one permutation (or pass) of the source after another, so no row is seen again before every other
+    row of its source has been.
     """
     chosen = []
     for source, repeat in enumerate(repeats):
@@ -35,14 +37,13 @@ def epoch_rows(sources: np.ndarray, repeats: Sequence[float], seed: int, epoch: 
             continue
         first = epoch * count
         passes = [
-            rows[_draw(seed, source, number).permutation(len(rows))]
+            rows[_draw(seed, source, number).permutation(len(rows))] if shuffle else rows
             for number in range(first // len(rows), (first + count - 1) // len(rows) + 1)
         ]
         start = first % len(rows)
         chosen.append(np.concatenate(passes)[start : start + count])
     together = np.concatenate(chosen) if chosen else np.empty(0, np.int64)
-    shuffled: np.ndarray = _draw(seed, -1, epoch).permutation(together)
-    return shuffled
+    return _draw(seed, -1, epoch).permutation(together) if shuffle else together
 
 
 def _draw(seed: int, source: int, number: int) -> np.random.Generator:

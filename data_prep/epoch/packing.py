@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.epoch.mixture import epoch_rows
-from data_prep.table.documents import Document
+from data_prep.table.documents import Document, WeightedSpan
 
 PackedPiece = tuple[int, int, int]
 """A document's index, and its first token and the one after its last in this pack."""
@@ -67,6 +67,21 @@ def pieces_of(
     ]
 
 
+def joined(documents: Sequence[Document]) -> Document:
+    """The documents of a pack as one, in which each attends to those before it. Their first tokens have no
+    label, as in the documents themselves."""
+    if len(documents) == 1:
+        return documents[0]
+    token_ids: list[int] = []
+    spans: list[WeightedSpan] = []
+    for document in documents:
+        shift = len(token_ids)
+        spans += [(first + shift, end + shift, weight) for first, end, weight in document.spans]
+        token_ids += document.token_ids
+    place = " + ".join(document.place for document in documents)
+    return Document(token_ids, tuple(spans), place, repeated=sum(document.repeated for document in documents))
+
+
 def per_row(values: np.ndarray, documents_per_row: int) -> np.ndarray:
     """The sum of the values of each row's documents, which follow one another."""
     return values if documents_per_row == 1 else values.reshape(-1, documents_per_row).sum(axis=1)
@@ -88,33 +103,39 @@ def epoch_packs(
     split: bool,
     seed: int,
     overlap: int,
+    shuffle: bool = True,
 ) -> Packs:
     """The packs of an epoch of rows with these lengths and sources, as data_prep.epoch.mixture draws and
     orders it."""
-    order = epoch_rows(sources, repeats, seed, epoch)
+    order = epoch_rows(sources, repeats, seed, epoch, shuffle=shuffle)
     return pack_documents(
-        lengths, order, (seed, epoch), capacity_tokens=capacity_tokens, split=split, overlap=overlap
+        lengths,
+        order,
+        (seed, epoch) if shuffle else None,
+        capacity_tokens=capacity_tokens,
+        split=split,
+        overlap=overlap,
     )
 
 
 def pack_documents(
     lengths: np.ndarray,
     order: np.ndarray,
-    seed: Seed,
+    seed: Seed | None,
     *,
     capacity_tokens: int | None,
     split: bool,
     overlap: int,
 ) -> Packs:
     """The documents of `order` in packs: by pack, by pack_split, or, without a capacity, one document per
-    pack."""
+    pack; without a seed by pack_in_order in place of pack."""
     if capacity_tokens is None:
         return _whole(order, lengths, np.arange(len(order) + 1))
-    return (
-        pack_split(lengths, capacity_tokens, order, overlap)
-        if split
-        else pack(lengths, capacity_tokens, order, seed)
-    )
+    if split:
+        return pack_split(lengths, capacity_tokens, order, overlap)
+    if seed is None:
+        return pack_in_order(lengths, capacity_tokens, order)
+    return pack(lengths, capacity_tokens, order, seed)
 
 
 def pack(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, seed: Seed) -> Packs:
@@ -150,6 +171,19 @@ def pack(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, seed: See
     chosen = [bins[number] for number in draw.permutation(len(bins))]
     documents = np.fromiter((document for members in chosen for document in members), np.int64)
     return _whole(documents, lengths, np.cumsum([0, *map(len, chosen)]))
+
+
+def pack_in_order(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray) -> Packs:
+    """Next fit: complete documents in this order, a new pack wherever the next one doesn't fit any more."""
+    bounds, used = [0], 0
+    for index, length in enumerate(lengths[order].tolist()):
+        if used + length > capacity_tokens:
+            bounds.append(index)
+            used = 0
+        used += length
+    if len(order):
+        bounds.append(len(order))
+    return _whole(order, lengths, np.array(bounds))
 
 
 def pack_split(lengths: np.ndarray, capacity_tokens: int, order: np.ndarray, overlap: int) -> Packs:

@@ -128,11 +128,13 @@ class Stream:
         per = self.encoding.documents_per_row
         lengths = per_row(np.array([len(document.token_ids) for document in documents]), per)
         seed = (self.seed, position.epoch, position.row)
-        order = np.random.default_rng(seed).permutation(len(lengths))
+        shuffle, order = self.section.shuffle, np.arange(len(lengths))
+        if shuffle:
+            order = np.random.default_rng(seed).permutation(order)
         packs = pack_documents(
             lengths,
             order,
-            seed,
+            seed if shuffle else None,
             capacity_tokens=self.section.pack_length_tokens,
             split=self.section.pack_split,
             overlap=self._overlap,

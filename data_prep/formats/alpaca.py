@@ -8,10 +8,10 @@ from data_prep.messages import Conversation, Message
 
 
 def parse_alpaca(values: dict[str, Any], options: FormatOptions) -> list[Conversation]:
-    """One user turn (the instruction, then the input, if any, on its own line) and one answer."""
+    """One user turn (the instruction, then the input, if any, below it) and one answer."""
     user = text_column(values, "instruction")
     if context := optional_text_column(values, "input"):
-        user = f"{user}\n{context}"
+        user = f"{user}{options.before_input}{context}"
     messages = [Message("user", user), Message("assistant", text_column(values, "output"))]
     if (system := optional_text_column(values, "system")).strip():
         messages.insert(0, Message("system", system))

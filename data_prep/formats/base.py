@@ -12,6 +12,11 @@ from data_prep.sources.rows import Unreadable
 ParseRow = Callable[[dict[str, Any]], Any]
 """A user's own function: a row, or a list of rows, of format messages, prompt_completion or text."""
 
+INPUT_BELOW = "\n"
+"""What is between an instruction and its input, unless the chat template has a heading for it."""
+INPUT_HEADING = "\n\n### Input:\n"
+"""That heading, of the published Alpaca prompt (https://github.com/tatsu-lab/stanford_alpaca)."""
+
 Reader = Callable[[Any, str], Any]
 """(value, its place) -> the value that a text encodes. Raises ValueError for a text that encodes none; see
 text_values."""
@@ -55,6 +60,8 @@ class FormatOptions:
     ignored: Collection[str] = ()
     turn_order: tuple[TurnOrder, ...] = ()
     """See DataSection."""
+    before_input: str = INPUT_BELOW
+    """What is between an instruction and its input."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,15 @@ from data_prep.formats.columns import a_json_type, as_text, column, optional_tex
 from data_prep.formats.message_keys import refuse_unknown, role_of, says_nothing, weight_of
 from data_prep.formats.text_values import as_structure
 from data_prep.formats.turn_order import Turn, TurnOrders, checked, mended
-from data_prep.messages import REASONING_KEYS, Conversation, Message, ToolCall, thought_of
+from data_prep.messages import (
+    REASONING_KEYS,
+    Conversation,
+    Message,
+    ToolCall,
+    WeightedText,
+    thought_of,
+    with_content,
+)
 from data_prep.sources.rows import listed
 from data_prep.text import shown
 
@@ -18,6 +26,20 @@ OPENAI_KEYS, SHAREGPT_KEYS = ("role", "content"), ("from", "value")
 
 OTHER_KEYS = ("tool_calls", "function_call", "tool_call_id", "name", *REASONING_KEYS)
 """Other keys that a message may have."""
+
+TEMPLATE_ARGUMENTS = "chat_template_kwargs"
+GIVEN = frozenset(
+    {
+        "messages",
+        "tools",
+        "documents",
+        "add_generation_prompt",
+        "date_string",
+        "strftime_now",
+        "raise_exception",
+    }
+)
+"""What a chat template gets in any case."""
 
 _REASONING = frozenset(REASONING_KEYS)
 
@@ -42,7 +64,12 @@ def _conversation(
     changes: set[str] = set()
     turns = mended(with_system(turn_list(column(values, field), field, form), values), order, changes)
     messages = checked(turns, field, order, changes)
-    return Conversation(messages, tools=tool_list(values), changes=tuple(sorted(changes)))
+    return Conversation(
+        messages,
+        tools=tool_list(values),
+        changes=tuple(sorted(changes)),
+        template_arguments=template_arguments(values),
+    )
 
 
 def with_system(turns: list[Turn], values: dict[str, Any]) -> list[Turn]:
@@ -113,7 +140,15 @@ def message_of(item: Any, field: str, form: tuple[str, str] | None = None) -> Me
         _optional(item, "tool_call_id", field),
         _optional(item, "name", field) if role == "tool" else None,
     )
-    return _checked(Message(role, parts.text, weight_of(item, field), made, call_id, name, reasoning), field)
+    message = Message(role, parts.text, weight_of(item, field), made, call_id, name, reasoning)
+    if parts.weighted and role == "assistant":
+        whole = replace(
+            message, content="".join(text for text, _ in parts.weighted), parts=tuple(parts.weighted)
+        )
+        message = with_content(whole, parts.text)
+    elif any(weight for _, weight in parts.weighted if weight != 1):
+        raise ValueError(f"{field} is a {role} turn with a weighted part; only assistant turns have weights")
+    return _checked(message, field)
 
 
 def _has_calls(item: dict[str, Any]) -> bool:
@@ -164,6 +199,21 @@ def tool_list(values: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     return tuple(_tool(item, f"tools[{index}]") for index, item in enumerate(value))
 
 
+def template_arguments(values: dict[str, Any]) -> dict[str, Any]:
+    """What the column chat_template_kwargs passes to the chat template; empty where there is nothing."""
+    value = values.get(TEMPLATE_ARGUMENTS)
+    if says_nothing(value):
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{TEMPLATE_ARGUMENTS} is {a_json_type(value)}; an object was expected")
+    for name in value:
+        if name in GIVEN or name.endswith("_token"):
+            raise ValueError(
+                f"{TEMPLATE_ARGUMENTS} has {shown(name)}, which the template gets already; leave it out"
+            )
+    return value
+
+
 @dataclass(slots=True)
 class ContentParts:
     """The contents of the typed parts of a message."""
@@ -172,6 +222,8 @@ class ContentParts:
     reasoning: str = ""
     calls: list[tuple[str, Any]] = field(default_factory=list)
     """Calls with their places."""
+    weighted: list[WeightedText] = field(default_factory=list)
+    """The parts of the text with their weights; empty if none has one."""
 
 
 def parts_of(value: Any, place: str) -> ContentParts:
@@ -179,7 +231,7 @@ def parts_of(value: Any, place: str) -> ContentParts:
     calls."""
     if not isinstance(value, list):
         return ContentParts(as_text(value, place))
-    found, last = ContentParts(), 0
+    found, last, weights = ContentParts(), 0, list[float | None]()
     for index, part in enumerate(value):
         where = f"{place}[{index}]"
         if not isinstance(part, dict) or "type" not in part:
@@ -205,6 +257,13 @@ def parts_of(value: Any, place: str) -> ContentParts:
             found.reasoning += as_text(part[key], f"{where}.{key}")
         else:
             found.text += as_text(part[key], f"{where}.{key}")
+            found.weighted.append((part[key], 1.0 if (weight := weight_of(part, where)) is None else weight))
+            weights.append(weight)
+            continue
+        if weight_of(part, where) is not None:
+            raise ValueError(f"{where} is a {kind} part with a weight; only parts of type text can have one")
+    if set(weights) <= {None}:
+        found.weighted.clear()
     return found
 
 
@@ -269,19 +328,19 @@ def _tool(item: Any, field: str) -> dict[str, Any]:
 MESSAGES = Format(
     "messages",
     row="""`{"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}`; tool calls, typed \
-parts, a column `system`, and a `weight` per message too (or `loss: false`, `train: false`, `masked: true`, as other \
+parts, a column `system`, and a `weight` per message or text part too (or `loss: false`, `train: false`, `masked: true`, as other \
 tools write it)""",
-    columns=Columns((("messages",),), ("system", "tools")),
+    columns=Columns((("messages",),), ("system", "tools", TEMPLATE_ARGUMENTS)),
     parse=parse_messages,
-    readers={"messages": as_structure, "tools": as_structure},
+    readers=dict.fromkeys(("messages", "tools", TEMPLATE_ARGUMENTS), as_structure),
     dialogue=True,
 )
 SHAREGPT = Format(
     "sharegpt",
     row="""`{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}`, tools too""",
-    columns=Columns((("conversations",),), ("system", "tools")),
+    columns=Columns((("conversations",),), ("system", "tools", TEMPLATE_ARGUMENTS)),
     parse=parse_sharegpt,
-    readers={"conversations": as_structure, "tools": as_structure},
+    readers=dict.fromkeys(("conversations", "tools", TEMPLATE_ARGUMENTS), as_structure),
     dialogue=True,
 )
 FORMATS = (MESSAGES, SHAREGPT)

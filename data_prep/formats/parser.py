@@ -9,12 +9,14 @@ from itertools import chain, islice
 from typing import Any
 
 from data_prep import formats
-from data_prep.config import RowsSource, Source, TurnOrder
+from data_prep.config import RowsSource, Source
 from data_prep.errors import DataError
 from data_prep.files import Use
 from data_prep.formats.base import Format, FormatOptions
+from data_prep.formats.chat import TEMPLATE_ARGUMENTS
 from data_prep.formats.message_keys import MESSAGE_COLUMNS
 from data_prep.formats.python import load_code
+from data_prep.formats.row_rules import NO_RULES, RowRules
 from data_prep.formats.unread_columns import check_columns, unread_columns
 from data_prep.messages import Parsed
 from data_prep.sources import Row, read_rows
@@ -34,6 +36,7 @@ class RowParser:
 
     format: Format
     options: FormatOptions
+    rules: RowRules = NO_RULES
     detected: str = ""
     """Why this format, where the recipe leaves it to be detected."""
 
@@ -41,8 +44,10 @@ class RowParser:
         """A row's examples with their places ("rows.json row 3.2" is the second of the third row's). Raises
         DataError."""
         try:
-            values = self._values(row)
-            examples = self.format.parse(values, self._options_for(row))
+            own, filled = self.rules.filled(row.values)
+            values = self._values(own)
+            made = self.format.parse(values, self._options_for(row))
+            examples = [self.rules.applied(example, filled=filled) for example in made]
             if not self.format.reads_all:
                 check_columns(values, self.format)
         except (ValueError, RecursionError) as error:
@@ -70,7 +75,9 @@ class RowParser:
         "messages.id"."""
         if self.format.reads_all:
             return []
-        return unread_columns(values, self.format, self.options.columns)
+        unread = unread_columns(values, self.format, self.options.columns)
+        before_4 = self.rules.preparation < 4 and TEMPLATE_ARGUMENTS in values
+        return [*unread, TEMPLATE_ARGUMENTS] if before_4 and TEMPLATE_ARGUMENTS not in unread else unread
 
     def mapped_columns(self) -> list[str]:
         """The rows' own columns that `columns` names; what an object inside a row may have is no column of
@@ -99,10 +106,10 @@ class RowParser:
         }
         return kept | {name: values[wanted] for name, wanted in mapping.items() if wanted in values}
 
-    def _values(self, row: Row) -> dict[str, Any]:
+    def _values(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row under the format's names, typed, without what the source ignores."""
         ignored = self.options.ignored
-        renamed = self._renamed(row.values)
+        renamed = self._renamed(row)
         kept = {name: value for name, value in renamed.items() if name not in ignored} if ignored else renamed
         values = self.format.typed(kept)
         if ignored:
@@ -135,17 +142,24 @@ def parser_of(
     *,
     seed: int = 0,
     allow_code: Collection[str] = (),
-    turn_order: tuple[TurnOrder, ...] = (),
+    rules: RowRules = NO_RULES,
 ) -> RowParser:
     """How a source's rows are parsed; format auto is detected from the first of them. Raises DataError."""
     if not isinstance(source, RowsSource):
-        return RowParser(formats.named(source.format), FormatOptions())
-    code = load_code(source.code, allow_code) if source.code is not None else None
-    ignored = frozenset(source.ignore_columns)
-    options = FormatOptions(source.columns, source.labels, source.template, code, seed, ignored, turn_order)
+        return RowParser(formats.named(source.format), FormatOptions(), rules)
+    options = FormatOptions(
+        source.columns,
+        source.labels,
+        source.template,
+        load_code(source.code, allow_code) if source.code is not None else None,
+        seed,
+        frozenset(source.ignore_columns),
+        rules.turn_order,
+        rules.before_input,
+    )
     if source.format != "auto":
-        return RowParser(formats.named(source.format), options)
-    return _detect(first_rows, options)
+        return RowParser(formats.named(source.format), options, rules)
+    return _detect(first_rows, options, rules)
 
 
 def parse_row(row: Row, format_name: str, options: FormatOptions | None = None) -> list[tuple[str, Parsed]]:
@@ -159,7 +173,7 @@ def read_parsed(
     *,
     seed: int = 0,
     allow_code: Collection[str] = (),
-    turn_order: tuple[TurnOrder, ...] = (),
+    rules: RowRules = NO_RULES,
     streaming: bool = False,
     most_rows: int | None = None,
     use: Use | None = None,
@@ -167,18 +181,16 @@ def read_parsed(
 ) -> tuple[RowParser, Iterator[Row]]:
     """A source's parser and its rows, or the first `most_rows` of them.
 
-    `on_bad`, `streaming`, `use` and `on_empty` are as for read_rows, `allow_code` as for prepare.
+    `rules` are those of the data section. `on_bad`, `streaming`, `use` and `on_empty` are as for read_rows, `allow_code` as for prepare.
 
     Raises DataError; so does iterating over the rows.
     """
     rows = islice(read_rows(source, on_bad, streaming=streaming, use=use, on_empty=on_empty), most_rows)
     first = list(islice(rows, FIRST_ROWS))
-    return parser_of(source, first, seed=seed, allow_code=allow_code, turn_order=turn_order), chain(
-        first, rows
-    )
+    return parser_of(source, first, seed=seed, allow_code=allow_code, rules=rules), chain(first, rows)
 
 
-def _detect(rows: list[Row], options: FormatOptions) -> RowParser:
+def _detect(rows: list[Row], options: FormatOptions, rules: RowRules) -> RowParser:
     """The one format whose columns all of the first rows have, and that can read the first."""
     fitting: list[tuple[RowParser, tuple[str, ...]]] = []
     failed: list[str] = []
@@ -190,7 +202,7 @@ def _detect(rows: list[Row], options: FormatOptions) -> RowParser:
         if shape is None or not rows:
             continue
         why = f"each of the first {len(rows)} rows has {' and '.join(map(repr, shape))}"
-        parser = RowParser(candidate, options, why)
+        parser = RowParser(candidate, options, rules, why)
         try:
             parser.parse(rows[0])
             fitting.append((parser, shape))

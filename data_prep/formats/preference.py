@@ -16,7 +16,7 @@ def parse_preference(values: dict[str, Any], options: FormatOptions) -> list[Pre
     ShareGPT's."""
     order = options.turn_order
     changes: set[str] = set()
-    prompt = mended(_prompt(values), set(order) - {"drop_unanswered"}, changes)
+    prompt = mended(_prompt(values, options.before_input), set(order) - {"drop_unanswered"}, changes)
     of_answers = set(order) - ({"drop_greeting"} if prompt else set())
     chosen, rejected = (
         mended(_answer(column(values, name), name), of_answers, changes) for name in ("chosen", "rejected")
@@ -36,16 +36,14 @@ def parse_preference(values: dict[str, Any], options: FormatOptions) -> list[Pre
     return [Preference(ways[0][:before], ways[0][before:], ways[1][before:])]
 
 
-def _prompt(values: dict[str, Any]) -> list[Turn]:
+def _prompt(values: dict[str, Any], before_input: str) -> list[Turn]:
     if values.get("conversations") is not None:
         return with_system(turn_list(values["conversations"], "conversations", SHAREGPT_KEYS), values)
     if values.get("instruction") is not None:
         context = optional_text_column(values, "input")
         instruction = text_column(values, "instruction")
-        return with_system(
-            [("instruction", Message("user", f"{instruction}\n{context}" if context else instruction))],
-            values,
-        )
+        question = f"{instruction}{before_input}{context}" if context else instruction
+        return with_system([("instruction", Message("user", question))], values)
     prompt = values.get("prompt")
     if prompt is None:
         return with_system([], values)

@@ -4,7 +4,13 @@ messages."""
 from typing import Any
 
 from data_prep.formats.base import Columns, Format, FormatOptions
-from data_prep.formats.chat import tool_list, turn_list, with_system
+from data_prep.formats.chat import (
+    TEMPLATE_ARGUMENTS,
+    template_arguments,
+    tool_list,
+    turn_list,
+    with_system,
+)
 from data_prep.formats.columns import a_json_type, column, optional_text_column, text_column
 from data_prep.formats.text_values import as_structure, as_turns_or_text
 from data_prep.formats.turn_order import checked, mended
@@ -25,6 +31,7 @@ def parse_prompt_completion(values: dict[str, Any], options: FormatOptions) -> l
         for name, holds in (
             ("tools", tool_list(values)),
             ("system", optional_text_column(values, "system").strip()),
+            (TEMPLATE_ARGUMENTS, template_arguments(values)),
         ):
             if holds:
                 raise ValueError(
@@ -42,17 +49,24 @@ def parse_prompt_completion(values: dict[str, Any], options: FormatOptions) -> l
         raise ValueError("completion has no assistant turn, so there is nothing to learn")
     return [
         Conversation(
-            messages, completion_start=len(context), tools=tool_list(values), changes=tuple(sorted(changes))
-        ),
+            messages,
+            completion_start=len(context),
+            tools=tool_list(values),
+            changes=tuple(sorted(changes)),
+            template_arguments=template_arguments(values),
+        )
     ]
 
 
 FORMAT = Format(
     "prompt_completion",
     row="""`{"prompt": ..., "completion": ...}`""",
-    columns=Columns((("prompt", "completion"),), ("system", "tools")),
+    columns=Columns((("prompt", "completion"),), ("system", "tools", TEMPLATE_ARGUMENTS)),
     parse=parse_prompt_completion,
-    readers={"prompt": as_turns_or_text, "completion": as_turns_or_text, "tools": as_structure},
+    readers={
+        **dict.fromkeys(("prompt", "completion"), as_turns_or_text),
+        **dict.fromkeys(("tools", TEMPLATE_ARGUMENTS), as_structure),
+    },
     makes="either",
     dialogue=True,
     asks=True,

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from data_prep.config import TurnOrder
-from data_prep.messages import Message, ToolCall
+from data_prep.messages import Message, ToolCall, WeightedText
 from data_prep.sources.rows import listed
 
 Turn = tuple[str, Message]
@@ -86,9 +86,27 @@ def _merged(turns: Sequence[Turn]) -> list[Turn]:
         )
         found[-1] = (
             found[-1][0],
-            replace(message, content=content, reasoning=reasoning, weight=before.weight),
+            replace(
+                message,
+                content=content,
+                reasoning=reasoning,
+                weight=before.weight,
+                parts=_merged_parts(before, message),
+            ),
         )
     return found
+
+
+def _merged_parts(*messages: Message) -> tuple[WeightedText, ...]:
+    """The parts of a merged turn; none if neither message has any."""
+    if not any(message.parts for message in messages):
+        return ()
+    found: list[WeightedText] = []
+    for message in messages:
+        if message.content:
+            found += [(BETWEEN_MERGED, 1.0)] if found else []
+            found += message.parts or [(message.content, 1.0)]
+    return tuple(found)
 
 
 def _problem(turns: Sequence[Turn]) -> str | None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from data_prep.config import FileSource, HubSource, OrdersSource, Source
@@ -12,6 +13,7 @@ from data_prep.sources.columnar import read_arrow, read_parquet
 from data_prep.sources.delimited import read_csv, read_tsv
 from data_prep.sources.hub import hub_commit, hub_name, read_hub
 from data_prep.sources.rows import MAX_ROW_BYTES, Bad, EmptyFileError, Row
+from data_prep.sources.subset import taken
 from data_prep.sources.texts import MAX_JSON_BYTES, read_json, read_jsonl, read_paragraphs
 
 __all__ = [
@@ -54,22 +56,29 @@ def read_rows(
     use: Use | None = None,
     on_empty: Callable[[str], None] | None = None,
 ) -> Iterator[Row]:
-    """The rows of a source, in its order; files are read in the order of their names. `streaming` reads a
-    data set directly from the hub, row by row, and stores nothing on disk. `use` chooses among the files of a
-    folder or glob (find_files), of which those without a row are reported to `on_empty`.
+    """The rows of a source that max_rows and sample_rows leave, in its order; files are read in the order of
+    their names. `streaming` reads a data set directly from the hub, row by row, and stores nothing on disk.
+    `use` chooses among the files of a folder or glob (find_files), of which those without a row are reported
+    to `on_empty`.
 
     Raises DataError with the file and the row, line or byte that is wrong, and if there is no row at all. If
     `on_bad` is given, the error about a single row (invalid JSON in a line, a different number of fields than
     the header, not an object, too long) is passed to it instead and the row is skipped; errors about a
-    complete file are raised all the same. Memory holds one row or batch of rows at a time, except for JSON
-    files (up to MAX_JSON_BYTES) and Arrow files with compressed batches (one batch).
+    complete file are raised all the same. A subset that is drawn reads the source twice. Memory holds one row
+    or batch of rows at a time, except for JSON files (up to MAX_JSON_BYTES) and Arrow files with compressed
+    batches (one batch).
     """
+
+    def all_rows(bad: Bad, on_empty: Callable[[str], None] | None) -> Iterator[Row]:
+        if isinstance(source, FileSource):
+            return _read_files(source, use, bad, on_empty)
+        if isinstance(source, HubSource):
+            return read_hub(source, bad, streaming=streaming)
+        return _read_orders(source)
+
     bad = on_bad or _refuse
-    if isinstance(source, FileSource):
-        return _read_files(source, use, bad, on_empty)
-    if isinstance(source, HubSource):
-        return read_hub(source, bad, streaming=streaming)
-    return _read_orders(source)
+    again = partial(all_rows, _refuse if on_bad is None else _counted_later, None)
+    return taken(source, source_name(source), all_rows(bad, on_empty), again)
 
 
 def source_digest(source: Source) -> str:
@@ -103,6 +112,10 @@ def _file_digest(file: DataFile) -> str:
 
 def _refuse(error: DataError) -> None:
     raise error
+
+
+def _counted_later(error: DataError) -> None:
+    """A row that can't be read, when rows are only counted."""
 
 
 def _files_of(source: FileSource, use: Use | None = None) -> list[DataFile]:

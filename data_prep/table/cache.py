@@ -59,10 +59,10 @@ def obtain(cache: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> tup
     the cache can't be written to (a full disk, say); nothing is left behind then.
     """
     folder = cache / key
-    if (report := _read(folder)) is not None:
+    if (report := report_of(folder)) is not None:
         return folder, report
     with _writing(cache), _locked(cache / f"{key}.lock"):
-        if (report := _read(folder)) is not None:
+        if (report := report_of(folder)) is not None:
             return folder, report
         if folder.is_symlink():
             raise link_error(folder)
@@ -104,7 +104,7 @@ def entries(cache: Path) -> list[Entry]:
     """What is in the cache, the newest first."""
     found = []
     for folder in sorted(cache.glob("*")) if cache.is_dir() else []:
-        report = None if folder.suffix == UNFINISHED else _read(folder)
+        report = None if folder.suffix == UNFINISHED else report_of(folder)
         if report is not None:
             sources = [source["source"] for source in report["sources"]]
             size = sum(file.stat().st_size for file in folder.iterdir())
@@ -144,7 +144,7 @@ def clear(cache: Path) -> tuple[int, int]:
     return count, freed
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
+def report_of(folder: Path) -> dict[str, Any] | None:
     """The report of a complete entry; None if there is none, or files differ from what was written."""
     if folder.is_symlink():
         return None

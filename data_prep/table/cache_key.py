@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep import formats
 from data_prep.chat.chat_templates import rendering_of
-from data_prep.config import DataSection, FileSource, RowsSource, Source
+from data_prep.config import DataSection, FileSource, RowsSource, Section, Source
 from data_prep.encoding import ANSWERS, RowEncoding
 from data_prep.files import Use, find_files, is_pattern, left_out_files
+from data_prep.formats.base import INPUT_BELOW
+from data_prep.formats.chat import TEMPLATE_ARGUMENTS
 from data_prep.formats.python import code_sha256
 from data_prep.sources import source_name
 from data_prep.table.cache import key_of
@@ -27,9 +29,18 @@ OPTIONS = (
     "turn_order",
     "special_tokens_in_text",
     "streaming",
+    "system",
+    "placeholders",
+    "loss_weights",
 )
 """The keys of the data section that determine documents. Packs, mixture and the held-out fraction are drawn
 from documents."""
+
+LEFT_OUT_AT_DEFAULT = frozenset({
+    "system", "placeholders", "loss_weights", "max_rows", "sample_rows", "sample_seed",
+})  # fmt: skip
+"""Keys of a section or a source that are in the key only if they are set: data that were prepared before they
+existed keep their key."""
 
 UNKNOWN_TO_2 = frozenset({"reasoning", "turn_order", "ignore_columns", "files_left_out"})
 """Keys of a section or a source added after preparation 2, whose cache keys don't include them."""
@@ -45,11 +56,14 @@ def identity_of(
     seed: int,
     first_rows: int | None = None,
     encoding: RowEncoding = ANSWERS,
-) -> str:
-    """The key of the prepared data of this section; it changes with anything that determines a document."""
+    before_input: str = INPUT_BELOW,
+) -> tuple[str, str | None]:
+    """The key of the prepared data of this section, which changes with anything that determines a document;
+    and that of an earlier preparation, whose data are the same if it read all that this one reads
+    (reads_more)."""
     uses: dict[Use, tuple[Source, ...]] = {"train": section.train, "evaluation": section.held_out}
     preparation = rendering_of(tokenizer).preparation
-    options = section.model_dump(mode="json", include=set(OPTIONS))
+    options = _asked(section, section.model_dump(mode="json", include=set(OPTIONS)))
     sources = {
         use: [_source(source, use, section, digests, seed) for source in used] for use, used in uses.items()
     }
@@ -68,7 +82,22 @@ def identity_of(
     if preparation == 2:
         identity["options"] = _known_to_2(options)
         identity["sources"] = {use: [_known_to_2(source) for source in made] for use, made in sources.items()}
-    return key_of(identity)
+    if before_input != INPUT_BELOW:
+        return key_of(identity | {"before_input": before_input}), None
+    return key_of(identity), key_of(identity | {"preparation": 3}) if preparation == 4 else None
+
+
+def reads_more(report: dict[str, Any]) -> bool:
+    """Whether rows had something that preparation 3, which wrote this report, didn't read and 4 reads."""
+    return any(TEMPLATE_ARGUMENTS in source["unread_columns"] for source in report["sources"])
+
+
+def _asked(section: Section, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a section or source, without the later keys that are not set."""
+    unset = {
+        name for name, field in type(section).model_fields.items() if values.get(name) == field.get_default()
+    }
+    return {name: value for name, value in values.items() if name not in LEFT_OUT_AT_DEFAULT & unset}
 
 
 def _known_to_2(values: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +121,8 @@ def _source(
     source: Source, use: Use, section: DataSection, digests: dict[str, str], seed: int
 ) -> dict[str, Any]:
     """A source by its content and format; of its path only what the places of rows include."""
-    values = source.model_dump(mode="json", exclude={"path", "code", "repeat", "share"})
+    values = source.model_dump(mode="json", exclude={"path", "code", "repeat", "share", "evaluation_rows"})
+    values = _asked(source, values)
     values |= {"digest": digests[source_name(source)], "place_in": place_in(source, section)}
     if isinstance(source, FileSource):
         values["name"] = PurePath(source.path).name

@@ -13,6 +13,7 @@ from data_prep.chat.chat_templates import (
     Rendering,
     adds_bos,
     read_template,
+    template_name,
     templates_of,
     unpinned,
 )
@@ -42,25 +43,26 @@ def load_tokenizer(
 ) -> "PreTrainedTokenizerFast":
     """The fast tokenizer in a model's folder.
 
-    `chat_template` replaces the tokenizer's own: a name of TEMPLATES, one of its named ones, or a Jinja file;
-    it writes one BOS if the tokenizer adds one to plain text. `date_string` is the date that a template gets,
-    whether it reads `date_string` or calls `strftime_now`; if not given, the one that the template was saved
-    with, else DEFAULT_DATE. The pad token is `pad_token`, else the tokenizer's own, else its end token.
-    `new_tokens` are added to the vocabulary; those in the shape <|name|> count as special, so they are left
-    out of decoded answers. `preparation` is the version of how rows become tokens. Raises DataError.
+    `chat_template` replaces the tokenizer's own: a name of TEMPLATES, one of its named ones, a Jinja file, or
+    the Jinja text itself; it writes one BOS if the tokenizer adds one to plain text. `date_string` is the
+    date that a template gets, whether it reads `date_string` or calls `strftime_now`; if not given, the one
+    that the template was saved with, else DEFAULT_DATE. The pad token is `pad_token`, else the tokenizer's
+    own, else its end token. `new_tokens` are added to the vocabulary; those in the shape <|name|> count as
+    special, so they are left out of decoded answers. `preparation` is the version of how rows become tokens.
+    Raises DataError.
     """
     tokenizer = _load(Path(folder))
     if preparation > 2:
         _follow_add_bos_token(tokenizer, Path(folder))
-    template_name = Rendering.template_name
+    name = Rendering.template_name
     if chat_template is not None:
-        tokenizer.chat_template = read_template(chat_template, templates_of(tokenizer))
-        template_name = chat_template
+        tokenizer.chat_template = read_template(chat_template, templates_of(tokenizer), preparation)
+        name = template_name(chat_template)
     _add_tokens(tokenizer, new_tokens)
     check_ids(tokenizer)
     _set_pad_token(tokenizer, pad_token)
     saved_date = _unpin(tokenizer)
-    tokenizer.rendering = Rendering(date_string or saved_date or DEFAULT_DATE, template_name, preparation)
+    tokenizer.rendering = Rendering(date_string or saved_date or DEFAULT_DATE, name, preparation)
     if chat_template is not None and adds_bos(tokenizer):
         _begin_with_bos(tokenizer)
     return tokenizer

@@ -163,7 +163,7 @@ def closing_lines(folder: Path, summary: dict[str, Any]) -> list[str]:
         lines.append(f"merge    {shell_command('merge', folder, '--output', folder / 'merged')}")
     if recipe["model"]["head"] is None:
         lines.append(f'generate {shell_command("generate", folder)} --prompt "..."')
-    elif recipe["data"]["evaluation"] is not None:
+    elif summary["evaluation_loss"] is not None:
         lines.append(
             f"evaluate {shell_command('evaluate', folder, '--compare', 'base', *_code_options(recipe))}"
         )
@@ -174,6 +174,6 @@ def _code_options(recipe: dict[str, Any]) -> list[str]:
     """What lets format python run again."""
     from data_prep.formats.python import code_sha256
 
-    sources = [*recipe["data"]["train"], *(recipe["data"]["evaluation"]["sources"] or ())]
+    sources = [*recipe["data"]["train"], *((recipe["data"]["evaluation"] or {}).get("sources") or ())]
     codes = sorted({code_sha256(source["code"]) for source in sources if source.get("code")})
     return [word for sha256 in codes for word in ("--allow-code", sha256)]

@@ -1,12 +1,12 @@
 """The questions of evaluation rows, and a model's answers to them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from data_prep.chat.rendering import prompt_and_reference
+from data_prep.chat.rendering import NOTHING, prompt_and_reference
 from data_prep.chat.sized import SizedTokenization
 from data_prep.chat.tokenization import Placed
 from data_prep.config import DataSection, Finding, Note, Reasoning, Supervise
@@ -83,7 +83,7 @@ def _tests(row: Example) -> str:
 def with_answer(example: Example, answer: str) -> Example:
     """The example with another last answer; of a plain text with the blanks that stand around it."""
     if isinstance(example, Conversation):
-        last = replace(example.messages[-1], content=answer, tool_calls=(), weight=None)
+        last = replace(example.messages[-1], content=answer, tool_calls=(), weight=None, parts=())
         return replace(example, messages=(*example.messages[:-1], last))
     before, after = example.completion.split(example.completion.strip() or example.completion, maxsplit=1)
     return replace(example, completion=f"{before}{answer}{after}")
@@ -106,19 +106,24 @@ def read_back(
 
 
 def tokenization_of(
-    data: DataSection | None, tokenizer: PreTrainedTokenizerFast, supervise: Supervise
+    data: DataSection | None,
+    tokenizer: PreTrainedTokenizerFast,
+    supervise: Supervise,
+    loss_weights: Mapping[str, float] = NOTHING,
 ) -> SizedTokenization:
     """How rows that were prepared become tokens once more: as the recipe's data section says."""
     reasoning: Reasoning = "learn" if data is None else data.reasoning
     as_text = data is not None and data.special_tokens_in_text == "text"
-    return SizedTokenization(tokenizer, supervise, passed_over, ANSWERS, reasoning, as_text)
+    return SizedTokenization(
+        tokenizer, supervise, passed_over, ANSWERS, reasoning, as_text, loss_weights=loss_weights
+    )
 
 
 def _learned(row: Example) -> Example:
     """The row, its last answer learned whatever its weight."""
     if not isinstance(row, Conversation):
         return row
-    return replace(row, messages=(*row.messages[:-1], replace(row.messages[-1], weight=None)))
+    return replace(row, messages=(*row.messages[:-1], replace(row.messages[-1], weight=None, parts=())))
 
 
 def passed_over(finding: Finding | Note, place: str, message: str) -> None:

@@ -25,7 +25,8 @@ def supervised_bytes(
     """
     found: dict[str, float] = {}
     overlap = overlap_of(tokenizer)
-    for document, sizes in tokenization_of(section, tokenizer, section.supervise).with_bytes(rows):
+    tokenization = tokenization_of(section, tokenizer, section.supervise, section.loss_weights)
+    for document, sizes in tokenization.with_bytes(rows):
         has_bos = document.token_ids[0] == tokenizer.bos_token_id
         # The document with each token's place for its id: cut as it was, it tells which tokens each part has.
         places = replace(document, token_ids=list(range(len(sizes))))

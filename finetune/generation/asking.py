@@ -11,6 +11,7 @@ from data_prep.config import RowsSource, Source
 from data_prep.errors import DataError
 from data_prep.formats.chat import message_of
 from data_prep.formats.parser import read_parsed
+from data_prep.formats.row_rules import RowRules
 from data_prep.messages import Message, Parsed, PlainText
 from finetune.errors import FinetuneError
 from finetune.generation.generate import conversation_ids, plain_ids
@@ -81,7 +82,7 @@ def _first_example(source: Source, recipe: Recipe, allow_code: Collection[str]) 
         (lambda _: None) if skips else None,
         seed=recipe.train.seed,
         allow_code=allow_code,
-        turn_order=data.turn_order,
+        rules=RowRules(data.turn_order),
         streaming=data.streaming is not None,
         use="train",
     )

@@ -66,6 +66,11 @@ class Objective:
         if self.encoding.documents_per_row == 1 and not self.values_per_document:
             return
         data = self.recipe.data
+        if data.attention == "leaky":
+            yield (
+                "data.attention",
+                f"objective {self.kind} compares documents, and leaky ones aren't apart; remove this key",
+            )
         if data.pack_split:
             yield (
                 "data.pack_split",

@@ -54,6 +54,10 @@ class Classification(Objective):
                 "data.reasoning",
                 "with model.head the answer is what is learned, and no thought before it; remove this",
             )
+        if recipe.data.attention == "leaky":
+            yield "data.attention", "with model.head each document has an answer of its own; remove this"
+        if recipe.data.loss_weights:
+            yield "data.loss_weights", "with model.head the answer is one number or label; remove this"
         if recipe.data.pack_split:
             yield "data.pack_split", "a document that is cut has no place for the head to read; remove this"
         if recipe.train.label_smoothing and self.head.problem != "single_label":

@@ -8,7 +8,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from data_prep.config import CHAT_TEMPLATES
+from data_prep.config import CHAT_TEMPLATES, is_template_text, problem_with_name
 from data_prep.files import Use, problem_with
 from finetune.recipe.reading.tree import Diagnostic, Location, Node, finding_at
 from finetune.recipe.reading.variables import expanded
@@ -55,6 +55,8 @@ def _expand(tree: Node, findings: list[Diagnostic]) -> tuple[Node, dict[Location
         found = _text(tree, location)
         if found is None or "${" not in found[1]:
             continue
+        if location == ("model", "chat_template") and is_template_text(found[1]):
+            continue  # a text, and no path
         try:
             text, variables[location] = expanded(found[1])
             tree = _replace(tree, location, text)
@@ -176,6 +178,8 @@ def _resolve_base(tree: Node, findings: list[Diagnostic]) -> Node:
         return _replace(tree, location, str(path))
     if text.endswith(".gguf"):
         findings.append(finding_at(node, location, f"got a GGUF file, expected {{gguf: {text}}}"))
+    elif problem := problem_with_name(text):
+        findings.append(finding_at(node, location, problem))
     elif not HUB_ID.fullmatch(text):
         expected = f"a hub id (owner/name), a folder (looked at {path}), {{gguf: ...}} or {{wheel: ...}}"
         findings.append(finding_at(node, location, f"got {text!r}, expected {expected}"))
@@ -201,7 +205,7 @@ def _resolve_adapter(tree: Node, findings: list[Diagnostic]) -> Node:
 def _resolve_chat_template(tree: Node, findings: list[Diagnostic]) -> Node:
     location: Location = ("model", "chat_template")
     found = _text(tree, location)
-    if found is None or found[1] in CHAT_TEMPLATES:
+    if found is None or found[1] in CHAT_TEMPLATES or is_template_text(found[1]):
         return tree
     node, text = found
     path = absolute(text, node.place.source.folder)

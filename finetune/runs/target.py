@@ -364,8 +364,9 @@ def own_recipe(target: Target) -> Recipe:
 
 def with_rows(recipe: Recipe, name: str | Path) -> Recipe:
     """The recipe. Raises FinetuneError where it has no evaluation rows."""
-    if recipe.data.evaluation is None:
+    if not recipe.data.evaluates:
         raise FinetuneError(
-            f"{name} has no data.evaluation, so there is nothing to score on: add a fraction or sources."
+            f"{name} has no data.evaluation, so there is nothing to score on: add a "
+            "fraction, rows or sources."
         )
     return recipe

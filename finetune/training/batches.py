@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from data_prep.epoch.packing import PackedPiece, Packs, per_row, pieces_of
+from data_prep.epoch.packing import PackedPiece, Packs, joined, per_row, pieces_of
 from data_prep.epoch.stream import Position, Stream
 from data_prep.table.documents import Document, DocumentTable
 from finetune.models.batch import packed_batch, padded_batch
@@ -42,6 +42,8 @@ class Batching:
     """What NEFTune's noise is drawn from; None without noise."""
     documents_per_row: int = 1
     """Documents that stay together."""
+    leaky: bool = False
+    """Documents of a pack are one, in which each attends to those before it (data.attention)."""
 
     @property
     def accumulation(self) -> int:
@@ -67,6 +69,11 @@ class Feed(IterableDataset[Any], ABC):
     def documents_of(self, pack: Any) -> list[Document]:
         """The documents of one pack."""
 
+    def rows_of(self, pack: Any) -> list[Document]:
+        """What of a pack attends to itself alone: its documents, or all of them as one."""
+        documents = self.documents_of(pack)
+        return [joined(documents)] if self.batching.leaky else documents
+
     @abstractmethod
     def heaviest(self) -> list[list[Document]]:
         """The documents of micro-batches that need the most memory: with the longest one, with the most to
@@ -90,7 +97,7 @@ class Feed(IterableDataset[Any], ABC):
             for start in range(0, sizes.global_batch_size, sizes.micro_batch_size * sizes.world_size):
                 first = start + sizes.rank * sizes.micro_batch_size
                 mine = packs[first : first + sizes.micro_batch_size]
-                documents = [document for members in mine for document in self.documents_of(members)]
+                documents = [document for members in mine for document in self.rows_of(members)]
                 yield collate(documents or self.fillers, sizes, step=step)
 
 
@@ -164,6 +171,8 @@ class TableFeed(Feed):
             per_row(self.table.supervised_tokens, self.batching.documents_per_row),
         )
         longest = np.maximum.reduceat(packs.stops - packs.starts, packs.bounds[:-1])
+        if self.batching.leaky:
+            longest = packs.tokens
         # Pieces of documents count as whole ones: an upper bound.
         learned = np.add.reduceat(supervised[packs.documents], packs.bounds[:-1])
         chosen = []
@@ -171,9 +180,7 @@ class TableFeed(Feed):
             order = np.lexsort((packs.tokens, weight))[::-1][: self.batching.micro_batch_size].tolist()
             if sorted(order) not in chosen:
                 chosen.append(sorted(order))
-        return [
-            [document for index in order for document in self.documents_of(packs[index])] for order in chosen
-        ]
+        return [[document for index in order for document in self.rows_of(packs[index])] for order in chosen]
 
     def epoch_at(self, step: int) -> float:
         """Passes through the mixture after so many steps."""
@@ -221,7 +228,7 @@ class StreamFeed(Feed):
         """What no micro-batch exceeds: packs full of documents of the greatest length, all of it
         supervised."""
         section, encoding = self.stream.section, self.stream.encoding
-        length = section.max_length_tokens
+        length = section.attended_tokens
         per_pack = max(encoding.documents_per_row, (section.pack_length_tokens or length) // length)
         return [[encoding.longest(length)] * (per_pack * self.batching.micro_batch_size)]
 

@@ -114,9 +114,11 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
             f"{base.folder}: its config.json gives max_position_embeddings {positions!r}; expected a whole "
             "number."
         )
-    if recipe.data.max_length_tokens > positions:
+    if recipe.data.attended_tokens > positions:
+        leaky = recipe.data.attention == "leaky"
+        what = "data.pack_length_tokens is" if leaky else "data.max_length_tokens is"
         raise ModelError(
-            f"data.max_length_tokens is {recipe.data.max_length_tokens}, but this base has {positions} "
+            f"{what} {recipe.data.attended_tokens}, but this base has {positions} "
             "positions. Lower it, or set model.rope_scaling."
         )
     tokenizer = tokenizer_for(recipe.model, None, base.folder, preparation=rules.preparation)
@@ -201,7 +203,7 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     dtype = torch.float32 if method == "full" else inputs.precision.dtype
     scaling = recipe.model.rope_scaling
     attention = choose_attention(
-        choose_device(), load_config(inputs.base, scaling), recipe.data.max_length_tokens
+        choose_device(), load_config(inputs.base, scaling), recipe.data.attended_tokens
     )
     with engine.loading(inputs.precision.name):
         quantization, head = NF4_DOUBLE if method == "qlora" else None, recipe.model.head
@@ -298,6 +300,7 @@ def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
         pad,
         noise,
         documents_per_row=inputs.objective.encoding.documents_per_row,
+        leaky=section.attention == "leaky",
     )
     if section.streaming is not None:
         return StreamFeed(

@@ -10,6 +10,7 @@ from data_prep.chat.tokenization import Tokenization
 from data_prep.errors import DataError
 from data_prep.files import Use
 from data_prep.formats.parser import read_parsed
+from data_prep.formats.row_rules import RowRules
 from data_prep.messages import Example, PlainText, Preference
 from data_prep.table.documents import Document
 from data_prep.tokenizers.tokens import ids_of
@@ -109,12 +110,12 @@ def _last_parts(documents: Sequence[Document], tokens: int) -> list[Document]:
 
 
 def _documents(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, rows: int) -> Sequence[Document]:
-    if recipe.data.streaming is None and recipe.data.evaluation is not None:
+    if recipe.data.streaming is None and recipe.data.evaluates:
         held_out = prepare_data(recipe, tokenizer).evaluation
         if len(held_out):
             return held_out[:rows]
     tokenization = Tokenization(tokenizer, recipe.data.supervise, encoding=objective_of(recipe).encoding)
-    return [document for document, _ in tokenization.run(islice(_examples(recipe), rows))]
+    return [document for document, _ in tokenization.run(islice(_examples(recipe, tokenizer), rows))]
 
 
 def goes_through_template(recipe: Recipe | None, tokenizer: PreTrainedTokenizerFast) -> bool:
@@ -122,18 +123,18 @@ def goes_through_template(recipe: Recipe | None, tokenizer: PreTrainedTokenizerF
     if not tokenizer.chat_template:
         return False
     try:
-        _, first = next(_examples(recipe)) if recipe is not None else ("", None)
+        _, first = next(_examples(recipe, tokenizer)) if recipe is not None else ("", None)
     except (DataError, StopIteration):
         return True  # the rows are gone; most are conversations
     return not isinstance(first, PlainText)
 
 
-def _examples(recipe: Recipe) -> Iterator[tuple[str, Example]]:
-    data = recipe.data
+def _examples(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, Example]]:
+    data, rules = recipe.data, RowRules.of(recipe.data, tokenizer)
     use: Use = "evaluation" if data.held_out else "train"
     for source in data.held_out or data.train:
         parser, rows = read_parsed(
-            source, turn_order=data.turn_order, streaming=data.streaming is not None, use=use
+            source, seed=recipe.train.seed, rules=rules, streaming=data.streaming is not None, use=use
         )
         for row in rows:
             yield from (

@@ -1,11 +1,11 @@
 """Rules for data: packs, mixtures, streams, leakage. Each is a small function; RULES lists them. No file is
 looked at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
 from data_prep import formats
-from data_prep.config import FileSource, Section, Source
+from data_prep.config import FileSource, RowsSource, Section, Source
 from data_prep.files import kind_of
 from finetune.recipe.given import Given, RuleProblem, asked
 from finetune.recipe.schema import Recipe
@@ -15,7 +15,8 @@ SHARES_TOLERANCE = 1e-6
 
 def _supervise(recipe: Recipe, given: Given) -> RuleProblem:
     data = recipe.data
-    if data.supervise != "assistant" and all(source.format == "text" for source in data.train):
+    # "all" is what such rows are anyway.
+    if data.supervise in ("last", "completion") and all(source.format == "text" for source in data.train):
         message = (
             f"every source of data.train has format text, whose rows are learned whole; {data.supervise} "
             "changes nothing"
@@ -27,6 +28,22 @@ def _supervise(recipe: Recipe, given: Given) -> RuleProblem:
             "with data.supervise all everything is learned, thoughts too; take learn or drop, or supervise "
             "assistant",
         )
+
+
+def _changed_rows(recipe: Recipe, given: Given) -> RuleProblem:
+    """What changes conversations alone needs some."""
+    data = recipe.data
+    if data.system is not None and all(_makes(source) == "texts" for source in data.sources):
+        yield "data.system", "every source makes plain texts, which have no system message; remove this"
+    repeated = [text for text in data.placeholders if text == data.placeholders[text]]
+    if repeated:
+        yield "data.placeholders", f"{repeated[0]!r} is replaced by itself; remove it"
+
+
+def _makes(source: Source) -> str:
+    if isinstance(source, RowsSource) and source.template is not None:
+        return "conversations" if source.template.chat else "texts"
+    return "either" if source.format == "auto" else formats.named(source.format).makes
 
 
 def _packs(recipe: Recipe, given: Given) -> RuleProblem:
@@ -44,6 +61,8 @@ def _packs(recipe: Recipe, given: Given) -> RuleProblem:
         path = "data.pack_length_tokens" if "data.pack_length_tokens" in given else "data.max_length_tokens"
         message = f"a pack of {data.pack_length_tokens} tokens can't hold a document of max_length_tokens "
         yield path, f"{message}({data.max_length_tokens}); make them equal, or set data.pack_split: true"
+    if data.attention == "leaky" and data.pack_length_tokens is None:
+        yield "data.attention", "is that within packs: set data.pack_length_tokens, or remove this"
     if data.pack_split and data.pack_length_tokens is None:
         yield (
             "data.pack_split",
@@ -80,9 +99,15 @@ def _streaming(recipe: Recipe, given: Given) -> RuleProblem:
         return
     if recipe.train.max_steps is None and "train.max_steps" not in given:
         yield "data.streaming", "a stream has no known length; set train.max_steps"
-    if data.evaluation and data.evaluation.fraction is not None:
-        message = "a share of a stream can't be held out, its length isn't known; use data.evaluation.sources"
-        yield "data.evaluation.fraction", message
+    for way in ("fraction", "rows"):
+        if data.evaluation and getattr(data.evaluation, way) is not None:
+            message = "a share of a stream can't be held out, its length isn't known; use "
+            yield f"data.evaluation.{way}", f"{message}data.evaluation.sources"
+    if not data.shuffle and len(data.train) > 1:
+        yield (
+            "data.shuffle",
+            "a stream reads its sources a row in turn, so only one source can keep its order; remove this",
+        )
     if clean.near_duplicates is not None:
         yield (
             "data.clean.near_duplicates",
@@ -107,6 +132,16 @@ def _streaming(recipe: Recipe, given: Given) -> RuleProblem:
             )
         if source.repeat != 1:
             yield f"data.train.{index}.repeat", "a stream reads each row once a pass; remove it"
+        if source.sample_rows is not None:
+            yield (
+                f"data.train.{index}.sample_rows",
+                "rows can't be drawn from a stream, whose number isn't known; use max_rows",
+            )
+        if source.evaluation_rows is not None:
+            yield (
+                f"data.train.{index}.evaluation_rows",
+                "rows of a stream can't be held out; use data.evaluation.sources",
+            )
 
 
 def _leakage(recipe: Recipe, given: Given) -> RuleProblem:
@@ -127,6 +162,47 @@ def _evaluated_once(recipe: Recipe, given: Given) -> RuleProblem:
             if changed:
                 path = f"data.evaluation.sources.{index}.{knob}"
                 yield path, "evaluation rows are seen once each; repeat and share are for data.train"
+        if source.evaluation_rows is not None:
+            yield (
+                f"data.evaluation.sources.{index}.evaluation_rows",
+                "all rows of this source are evaluated on; max_rows and sample_rows take fewer of them",
+            )
+
+
+def _subsets(recipe: Recipe, given: Given) -> RuleProblem:
+    for path, source in _places(recipe):
+        if source.sample_seed is not None and source.sample_rows is None:
+            yield f"{path}.sample_seed", "draws sample_rows, which isn't set; set it, or remove this"
+        if source.sample_rows and source.max_rows and source.sample_rows > source.max_rows:
+            yield (
+                f"{path}.sample_rows",
+                f"{source.sample_rows:,} rows can't be drawn from the first {source.max_rows:,} (max_rows)",
+            )
+    for index, source in enumerate(recipe.data.train):
+        if source.evaluation_rows is None:
+            continue
+        path = f"data.train.{index}.evaluation_rows"
+        if recipe.data.evaluation is not None:
+            yield (
+                path,
+                "rows are held out either of single sources or by data.evaluation; remove one of the two",
+            )
+        if source.max_rows is not None and source.evaluation_rows >= source.max_rows:
+            yield (
+                path,
+                f"must be fewer than max_rows ({source.max_rows:,}), so that rows are left to train on",
+            )
+        if source.sample_rows is not None and source.evaluation_rows >= source.sample_rows:
+            message = f"must be fewer than sample_rows ({source.sample_rows:,}), so that rows are left to "
+            yield path, f"{message}train on"
+
+
+def _places(recipe: Recipe) -> Iterator[tuple[str, Source]]:
+    """Every source with its dotted path."""
+    for index, source in enumerate(recipe.data.train):
+        yield f"data.train.{index}", source
+    for index, source in enumerate(recipe.data.held_out):
+        yield f"data.evaluation.sources.{index}", source
 
 
 def _wrong(section: Section, path: str, knob: str, given: Given) -> bool:
@@ -149,29 +225,23 @@ def _findings(recipe: Recipe, given: Given) -> RuleProblem:
 
 
 def _files(recipe: Recipe, given: Given) -> RuleProblem:
-    evaluation = recipe.data.evaluation
-    groups: dict[str, tuple[Source, ...]] = {"data.train": recipe.data.train}
-    if evaluation and evaluation.sources:
-        groups["data.evaluation.sources"] = evaluation.sources
-    for path, sources in groups.items():
-        for index, source in enumerate(sources):
-            if not isinstance(source, FileSource):
-                continue
-            fits = source.format == "auto" or formats.named(source.format).reads(("text",))
-            if kind_of(PurePath(source.path).name) == ".txt" and not fits:
-                yield (
-                    f"{path}.{index}.format",
-                    f"a .txt file has format text (or template, or auto); got {source.format}",
-                )
+    for path, source in _places(recipe):
+        if not isinstance(source, FileSource):
+            continue
+        fits = source.format == "auto" or formats.named(source.format).reads(("text",))
+        if kind_of(PurePath(source.path).name) == ".txt" and not fits:
+            yield f"{path}.format", f"a .txt file has format text (or template, or auto); got {source.format}"
 
 
 RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _supervise,
+    _changed_rows,
     _packs,
     _mixture,
     _streaming,
     _leakage,
     _evaluated_once,
+    _subsets,
     _findings,
     _files,
 )

@@ -20,7 +20,7 @@ VOCABULARY = frozenset({LM_HEAD, last_part(EMBEDDING)})
 
 
 def _needs_evaluation(recipe: Recipe, given: Given) -> RuleProblem:
-    if recipe.data.evaluation is not None or "data.evaluation" in given:
+    if recipe.data.evaluates or "data.evaluation" in given:
         return
     needing = {
         "train.evaluate_every_steps": recipe.train.evaluate_every_steps,
@@ -30,7 +30,10 @@ def _needs_evaluation(recipe: Recipe, given: Given) -> RuleProblem:
     }
     for path, value in needing.items():
         if value is not None:
-            yield path, "needs rows to evaluate on; add data.evaluation (fraction: 0.05, or sources)"
+            yield (
+                path,
+                "needs rows to evaluate on; add data.evaluation (fraction: 0.05, rows: 100, or sources)",
+            )
 
 
 def _early_stopping(recipe: Recipe, given: Given) -> RuleProblem:

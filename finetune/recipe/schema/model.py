@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from data_prep.config import PATH, HeadSection, Section
+from data_prep.config import CHAT_TEMPLATES, PATH, HeadSection, Section
 
 
 class GgufBase(Section):
@@ -71,9 +71,11 @@ class ModelSection(Section):
     new_tokens: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Tokens to add to the vocabulary; their embeddings are trained and saved."""
 
-    chat_template: Annotated[str | None, PATH] = None
-    """A named template (chatml, llama2, llama3, mistral, zephyr, alpaca) or a Jinja file; the tokenizer's own
-    when absent."""
+    chat_template: Annotated[str | None, PATH] = Field(
+        default=None,
+        description=f"A named template ({', '.join(CHAT_TEMPLATES)}), one of the tokenizer's named ones, a "
+        "Jinja file, or the Jinja text itself (it holds {% or {{); the tokenizer's own when absent.",
+    )
 
     date_string: Annotated[str, Field(min_length=1)] | None = None
     """What a template that prints today's date prints instead, so that runs can be reproduced; when absent

@@ -176,6 +176,21 @@ MATTERS: dict[str, tuple[Setup, Setup]] = {
         Setup(data={"evaluation": HELD_OUT, "clean": KEEP}),
         Setup(data={"evaluation": HELD_OUT, "clean": KEEP, "streaming": {"buffer_rows": 4}}),
     ),
+    "system": (Setup(), Setup(data={"system": "Be brief."})),
+    "placeholders": (
+        Setup(data={"placeholders": {"Ada": "Eve"}}),
+        Setup(data={"placeholders": {"Ada": "Bob"}}),
+    ),
+    "loss_weights": (
+        Setup(data={"loss_weights": {"blue": 2}}),
+        Setup(data={"loss_weights": {"blue": 3}}),
+    ),
+    "max_rows": (Setup(source={"format": "alpaca", "max_rows": 5}), Setup()),
+    "sample_rows": (Setup(source={"format": "alpaca", "sample_rows": 5}), Setup()),
+    "sample_seed": (
+        Setup(source={"format": "alpaca", "sample_rows": 5}),
+        Setup(source={"format": "alpaca", "sample_rows": 5, "sample_seed": 1}),
+    ),
     "first_rows": (Setup(first_rows=3), Setup(first_rows=4)),
     "vocabulary": (Setup(), Setup(tokenizer="vocabulary")),
     "added token": (Setup(), Setup(tokenizer="added token")),
@@ -197,6 +212,13 @@ MATTERS_NOT: dict[str, tuple[Setup, Setup]] = {
         Setup(data={"pack_length_tokens": 64}),
         Setup(data={"pack_length_tokens": 64, "pack_split": True}),
     ),
+    "shuffle": (Setup(), Setup(data={"shuffle": False})),
+    "attention": (
+        Setup(data={"pack_length_tokens": 128}),
+        Setup(data={"pack_length_tokens": 128, "attention": "leaky"}),
+    ),
+    "evaluation.rows": (Setup(), Setup(data={"evaluation": {"rows": 3}})),
+    "evaluation_rows": (Setup(), Setup(source={"format": "alpaca", "evaluation_rows": 3})),
     "repeat": (Setup(), Setup(source={"format": "alpaca", "repeat": 3})),
     "share": (
         Setup(),

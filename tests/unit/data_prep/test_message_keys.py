@@ -12,6 +12,7 @@ from data_prep.audit.audit import audit_lines, audit_of
 from data_prep.config import FileSource, FormatName
 from data_prep.errors import DataError
 from data_prep.formats.parser import parser_of
+from data_prep.formats.row_rules import RowRules
 from data_prep.messages import Conversation, Message, ToolCall
 from data_prep.preparation import prepare
 from data_prep.sources import Row
@@ -343,7 +344,7 @@ def test_a_thought_in_a_mended_conversation() -> None:
     """It stays before its answer, or the turns can't be put together."""
     first = {"role": "assistant", "content": "", "reasoning_content": "Hm."}
     options = {"path": "rows.jsonl", "format": "messages"}
-    parser = parser_of(FileSource.model_validate(options), [], turn_order=("merge_neighbours",))
+    parser = parser_of(FileSource.model_validate(options), [], rules=RowRules(("merge_neighbours",)))
     [(_, example)] = parser.parse(Row("rows.jsonl:1", {"messages": [USER, first, RIGHT]}))
     assert example.messages[1] == Message("assistant", "Apple.", reasoning="Hm.")  # type: ignore[union-attr]
     with pytest.raises(

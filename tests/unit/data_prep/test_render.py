@@ -55,7 +55,7 @@ GOLDEN = {
     ),
     "alpaca": (
         "<s>Be brief.\n\n### Instruction:\nWhat is blue?\n\n### Response:\nThe sky.\nAnd lamps </s>\n\n"
-        "### Instruction:\nAnd in German?\n\n### Response:\nDer Himmel 🙂</s>\n\n",
+        "### Instruction:\nAnd in German?\n\n### Response:\nDer Himmel 🙂</s>",
         ["The sky.\nAnd lamps </s>", "Der Himmel 🙂</s>"],
     ),
 }

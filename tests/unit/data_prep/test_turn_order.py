@@ -16,6 +16,7 @@ from data_prep.audit.report import NOTES
 from data_prep.config import CHAT_TEMPLATES, DataSection, FileSource, TurnOrder
 from data_prep.errors import DataError
 from data_prep.formats.parser import parser_of
+from data_prep.formats.row_rules import RowRules
 from data_prep.messages import Conversation, Message, Preference, learned_turns
 from data_prep.preparation import PreparedData, prepare
 from data_prep.sources import Row
@@ -35,7 +36,7 @@ def turns(letters: str) -> list[dict[str, Any]]:
 
 def parsed(values: dict[str, Any], *order: TurnOrder, format_name: str = "messages") -> Any:
     source = FileSource.model_validate({"path": "rows.jsonl", "format": format_name})
-    [(_, example)] = parser_of(source, [], turn_order=order).parse(Row("rows.jsonl:1", values))
+    [(_, example)] = parser_of(source, [], rules=RowRules(order)).parse(Row("rows.jsonl:1", values))
     return example
 
 

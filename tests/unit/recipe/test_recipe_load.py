@@ -156,7 +156,7 @@ extra: 1
             "model: {base: a/b}\ndata: {train: []}\n",
             "r.yaml:2:8  data.train  got an empty list, expected at least one item",
         ),
-        (GOOD + "  evaluation: {}\n", "r.yaml:6:3  data.evaluation  give either fraction or sources"),
+        (GOOD + "  evaluation: {}\n", "r.yaml:6:3  data.evaluation  give either fraction, rows or sources"),
         (
             GOOD + "adapter: {target_modules: q_proj}\n",
             "r.yaml:6:27  adapter.target_modules  got 'q_proj', expected all-linear or a list of",

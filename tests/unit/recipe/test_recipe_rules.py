@@ -134,9 +134,10 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
         ),
         ("tracking: {tracker: wandb, wandb_mode: offline}", None),
         (
-            "data: {supervise: all, train: [{path: a.txt, format: text}, {path: b.json, format: text}]}",
-            "data.supervise  every source of data.train has format text",
+            "data: {supervise: last, train: [{path: a.txt, format: text}, {path: b.json, format: text}]}",
+            "data.supervise  every source of data.train has format text, whose rows are learned whole; last",
         ),
+        ("data: {supervise: all, train: [{path: a.txt, format: text}, {path: b.json, format: text}]}", None),
         (
             "data: {supervise: all, train: [{path: a.txt, format: text}, {path: b.json, format: "
             "prompt_completion}]}",

@@ -50,6 +50,61 @@ def problems(train: str = ORDERS, more: str = "", steps: str = "") -> list[Probl
         (ORDERS, "pack_split: true", "", 4, "data.pack_split",
          "needs data.pack_length_tokens: without packs nothing is cut where one is full"),
         (ORDERS, "pack_length_tokens: 7", "", 4, "data.pack_length_tokens", "got 7, expected at least 8"),
+        (ORDERS, "attention: leaky", "", 4, "data.attention",
+         "is that within packs: set data.pack_length_tokens, or remove this"),
+        # _changed_rows
+        ("{path: rows.jsonl, format: text}", "system: Be brief.", "", 4, "data.system",
+         "every source makes plain texts, which have no system message; remove this"),
+        (ORDERS, "placeholders: {A: A}", "", 4, "data.placeholders", "'A' is replaced by itself; remove it"),
+        (ORDERS, 'placeholders: {"": A}', "", 4, "data.placeholders",
+         "got the key ''; a key is plain, printable text"),
+        # loss_weights
+        (ORDERS, 'loss_weights: {"(": 1}', "", 4, "data.loss_weights",
+         "'(' is no regular expression: missing ), unterminated subpattern at position 0"),
+        (ORDERS, 'loss_weights: {"a*": 1}', "", 4, "data.loss_weights",
+         "'a*' matches an empty text; expected one that matches some text"),
+        (ORDERS, "loss_weights: {a: -1}", "", 4, "data.loss_weights.a", "got -1, expected at least 0"),
+        # _subsets
+        ("{generated: orders, sample_seed: 0}", "", "", 3, "data.train.0.sample_seed",
+         "draws sample_rows, which isn't set; set it, or remove this"),
+        ("{generated: orders, sample_rows: 9, max_rows: 8}", "", "", 3, "data.train.0.sample_rows",
+         "9 rows can't be drawn from the first 8 (max_rows)"),
+        ("{generated: orders, max_rows: 0}", "", "", 3, "data.train.0.max_rows", "got 0, expected at least 1"),
+        ("{generated: orders, evaluation_rows: 9}", "evaluation: {rows: 3}", "", 3,
+         "data.train.0.evaluation_rows",
+         "rows are held out either of single sources or by data.evaluation; remove one of the two"),
+        ("{generated: orders, evaluation_rows: 9, max_rows: 9}", "", "", 3, "data.train.0.evaluation_rows",
+         "must be fewer than max_rows (9), so that rows are left to train on"),
+        ("{generated: orders, evaluation_rows: 9, sample_rows: 9}", "", "", 3, "data.train.0.evaluation_rows",
+         "must be fewer than sample_rows (9), so that rows are left to train on"),
+        (ORDERS, "evaluation: {rows: 3, fraction: 0.5}", "", 4, "data.evaluation",
+         "give either fraction, rows or sources"),
+        (ORDERS, "evaluation: {sources: [{generated: orders, split: held_out, evaluation_rows: 3}]}", "", 4,
+         "data.evaluation.sources.0.evaluation_rows",
+         "all rows of this source are evaluated on; max_rows and sample_rows take fewer of them"),
+        # ModelScope
+        ("{dataset: AI-ModelScope/alpaca-gpt4-data-zh#500, format: alpaca}", "", "", 3,
+         "data.train.0.dataset",
+         "got 'AI-ModelScope/alpaca-gpt4-data-zh#500', a name of ModelScope; names here are those of the Hugging "
+         "Face hub (owner/name): it is llm-wizard/alpaca-gpt4-data-zh there, or give the path of a copy on this "
+         "machine; #500 is sample_rows: 500"),
+        ("{dataset: 'https://modelscope.cn/datasets/iic/rows', format: alpaca}", "", "", 3,
+         "data.train.0.dataset",
+         "got 'https://modelscope.cn/datasets/iic/rows', a name of ModelScope; names here are those of the "
+         "Hugging Face hub (owner/name): look for iic/rows, or what it is a copy of, there, or give the path of "
+         "a copy on this machine"),
+        ("{dataset: owner/rows#20, format: alpaca}", "", "", 3, "data.train.0.dataset",
+
+         "got 'owner/rows#20', expected the name alone, owner/rows; #20 is sample_rows: 20"),
+        # _streaming
+        (ORDERS, "streaming: {}; evaluation: {rows: 3}", "9", 5, "data.evaluation.rows",
+         "a share of a stream can't be held out, its length isn't known; use data.evaluation.sources"),
+        (f"{ORDERS}, {{generated: orders, seed: 1}}", "streaming: {}; shuffle: false", "9", 5, "data.shuffle",
+         "a stream reads its sources a row in turn, so only one source can keep its order; remove this"),
+        ("{generated: orders, sample_rows: 9}", "streaming: {}", "9", 3, "data.train.0.sample_rows",
+         "rows can't be drawn from a stream, whose number isn't known; use max_rows"),
+        ("{generated: orders, evaluation_rows: 9}", "streaming: {}", "9", 3, "data.train.0.evaluation_rows",
+         "rows of a stream can't be held out; use data.evaluation.sources"),
         # _mixture
         (ORDERS, "share_of: rows", "", 4, "data.share_of",
          "no source of data.train has a share; give each one, or remove this"),
@@ -138,6 +193,48 @@ def test_code_that_is_no_file(tmp_path: Path) -> None:
         "data.train.0.code",
         f"no such Python file: looked at {tmp_path / 'cod.py'}",
     )
+
+
+RECIPE = r"""
+model:
+  base: owner/name
+  chat_template: |
+    {%- for message in messages -%}
+    <{{ message.role }}>{{ message.content }}${HOME}{{ eos_token }}
+    {%- endfor -%}
+data:
+  train: [{path: rows.jsonl, format: messages, max_rows: 5, evaluation_rows: 2}]
+  shuffle: false
+  attention: leaky
+  pack_length_tokens: 2048
+  system: "Be brief."
+  placeholders: {"{{NAME}}": Ada, "[[a.b]]": ""}
+  loss_weights: {"(?s)<think>.*?</think>": 0, 'Action[^\n]*\n': 2.5}
+"""
+
+
+def test_keys_that_are_texts_are_kept_as_written() -> None:
+    """Placeholders, patterns and a template's text are read as they are written, variables in it too, and
+    come out of the resolved recipe the same."""
+    Path("r.yaml").write_text(RECIPE)
+    recipe = load_recipe("r.yaml").recipe
+    assert recipe.model.chat_template is not None
+    assert recipe.model.chat_template.startswith("{%- for message in messages -%}\n<{{ message.role }}>")
+    assert "${HOME}" in recipe.model.chat_template
+    assert recipe.data.placeholders == {"{{NAME}}": "Ada", "[[a.b]]": ""}
+    assert recipe.data.loss_weights == {"(?s)<think>.*?</think>": 0, r"Action[^\n]*\n": 2.5}
+    assert recipe.data.evaluates
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+def test_a_base_of_modelscope_is_refused() -> None:
+    """A base's name is refused with the hub's, as a data set's is."""
+    Path("r.yaml").write_text(
+        "model: {base: LLM-Research/Meta-Llama-3.1-8B-Instruct}\ndata: {train: [{generated: orders}]}\n"
+    )
+    with pytest.raises(RecipeError, match=r"it is meta-llama/Llama-3\.1-8B-Instruct there") as caught:
+        load_recipe("r.yaml")
+    assert [problem.path for problem in caught.value.problems] == ["model.base"]
 
 
 @pytest.mark.parametrize(("key", "value"), [("repeat", "2"), ("share", "1")])

@@ -127,6 +127,14 @@ LABELLED = (
         ),
         ("{" + HEAD + ", data: {supervise: assistant}}", None),
         (
+            "{" + HEAD + ", data: {attention: leaky, pack_length_tokens: 4096}}",
+            "data.attention  with model.head each document has an answer of its own",
+        ),
+        (
+            "{" + HEAD + ", data: {loss_weights: {a: 2}}}",
+            "data.loss_weights  with model.head the answer is one number or label",
+        ),
+        (
             "{" + HEAD + ", data: {pack_split: true, pack_length_tokens: 4096}}",
             "data.pack_split  a document that is cut",
         ),
