@@ -35,7 +35,7 @@ test-quick: $(VENV)/.installed-dev  ## the tests that need no torch, in a minute
 		tests/unit/recipe tests/unit/data_prep tests/unit/test_imports.py tests/unit/test_signals.py tests/unit/cli/test_cli_check.py
 
 test-full: $(VENV)/.installed-dev  ## the test suite and the long tests
-	$(PYTEST) --hypothesis-profile=default
+	$(PYTEST) --hypothesis-profile=new
 
 bench-data: $(VENV)/.installed-dev  ## rows/s beside TRL where PEERS names its environments, the cache, a million rows
 	$(BIN)/python benchmarks/bench_data.py --million $(if $(PEERS),--trl $(PEERS)/trl)
