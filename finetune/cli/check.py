@@ -75,7 +75,7 @@ def _check_local_base(loaded: "LoadedRecipe") -> None:
     from finetune.models.stored_quantization import check_trainable
 
     folder = resolve_base(recipe.model).folder
-    check_trainable(read_config(folder), recipe.adapter.method, str(folder))
+    check_trainable(read_config(folder), recipe.adapter, str(folder))
 
 
 def _deep(loaded: "LoadedRecipe", allow_code: frozenset[str]) -> list[str]:

@@ -31,7 +31,7 @@ def merge(
         ),
     ] = None,
     qlora_base: Annotated[
-        str, typer.Option(help="Of a QLoRA adapter: auto (measured), 16bit or nf4.")
+        str, typer.Option(help="Of a QLoRA adapter: auto (measured), 16bit, nf4 or int8.")
     ] = "auto",
     verify: Annotated[str, typer.Option(help="full (tensors, predictions, text), tensors or none.")] = "full",
     plan: Annotated[

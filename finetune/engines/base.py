@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from finetune.engines.keys import FileSection, text_of
 from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.adapter import AdapterSection
 
 if TYPE_CHECKING:
     import torch
 
-Method = Literal["lora", "dora", "qlora", "full"]
-METHODS: tuple[Method, ...] = ("lora", "dora", "qlora", "full")
+Method = Literal["lora", "dora", "qlora", "qlora_int8", "full"]
+METHODS: tuple[Method, ...] = ("lora", "dora", "qlora", "qlora_int8", "full")
 PRECISIONS = ("fp32", "bf16", "fp16")
 Part = Literal["states", "gradients", "weights"]
 
@@ -33,6 +34,11 @@ class Refusal:
 
 FP16 = Refusal(
     "fp16 scales its loss, which is shown in one process on CUDA only", "bf16, or fp32 where there is no bf16"
+)
+
+INT8_CUT_UP = Refusal(
+    "a base in int8 can't be cut up: bitsandbytes keeps the scales of its rows beside the weights",
+    "ddp, zero1 or zero2, or adapter.quantization: nf4",
 )
 
 
@@ -149,7 +155,8 @@ class Engine:
 
     def refusal(self, method: Method, precision: str) -> Refusal | None:
         """Why a method in a precision isn't offered; None where it is, and tests/distributed shows it."""
-        return FP16 if precision == "fp16" else None
+        cut_up = INT8_CUT_UP if method == "qlora_int8" and self.shards_weights else None
+        return FP16 if precision == "fp16" else cut_up
 
     def problem(self, recipe: Recipe) -> str | None:
         """What else in a recipe it can't do, and what to do; None where there is nothing."""
@@ -266,9 +273,8 @@ class Engine:
         )
 
 
-def method_of(method: str, use_dora: bool) -> Method:
+def method_of(adapter: AdapterSection) -> Method:
     """The tables' name for the recipe's adapter section."""
-    if method == "lora" and use_dora:
-        return "dora"
-    found: Method = next(known for known in METHODS if known == method)
-    return found
+    if adapter.method == "qlora":
+        return "qlora_int8" if adapter.quantization == "int8" else "qlora"
+    return "dora" if adapter.method == "lora" and adapter.use_dora else adapter.method

@@ -53,7 +53,7 @@ class MergeOptions:
     check: str
     """full, tensors or none."""
     qlora_base: str
-    """auto, 16bit or nf4."""
+    """auto, 16bit, nf4 or int8."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from finetune.models.bases.folder import ADAPTER_WEIGHTS
 from finetune.models.bases.hashes import file_sha256
 from finetune.models.bases.shapes import read_stored
 from finetune.models.sizes import parse_size
-from finetune.models.stored_quantization import NF4_DOUBLE
+from finetune.models.stored_quantization import INT8, NF4_DOUBLE
 from finetune.recipe.paths import LOCK
 from finetune.recipe.secrets import scrubbed_recipe
 from finetune.runs.target import Target
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from finetune.merging.verification.tensors import TensorCheck
 
 CHECKS = ("full", "tensors", "none")
-QLORA_BASES = ("auto", "16bit", "nf4")
+QLORA_BASES = ("auto", "16bit", "nf4", "int8")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def merge(
 
     The weights are stored in `dtype` (float32, bfloat16, float16), each in the base's own type where it is
     None, a classification head then in the one that it was trained in. `check` is full (tensors and
-    predictions), tensors or none. `qlora_base` is which base an adapter goes into that was trained in NF4.
+    predictions), tensors or none. `qlora_base` is which base an adapter goes into that was trained on a
+    quantised one.
     The folder is written beside its final name and renamed when it is whole and checked; after an error
     nothing is left. Raises MergeError where base and adapter can't be merged, and CheckFailed where the
     merged model is not the base with its adapter: it then lies in OUTPUT.failed, to look at.
@@ -109,10 +110,11 @@ def merge(
 
 
 def _as_asked(target: Target, qlora_base: str) -> Target:
-    """The target, its base in NF4 where the user says so of an adapter of which nothing else says how it was
-    trained."""
+    """The target, its base quantised where the user says so of an adapter of which nothing else says how it
+    was trained."""
     unknown = target.quantization is None and target.recipe is None and target.method is None
-    return replace(target, stored=NF4_DOUBLE) if unknown and qlora_base == "nf4" else target
+    said = {"nf4": NF4_DOUBLE, "int8": INT8}.get(qlora_base)
+    return replace(target, stored=said) if unknown and said else target
 
 
 def _merge(parts: MergeInputs, folder: Path, output: Path, options: MergeOptions) -> MergeResult:
@@ -182,7 +184,7 @@ def _write_verification(folder: Path, parts: MergeInputs, report: MergeReport, o
         "failures": outcome.failures,
         "model": scrubbed_recipe(parts.target.model.model_dump(mode="json"), "model"),
         "method": "qlora" if parts.target.quantized else "lora",
-        "stored": parts.target.stored,
+        "stored": parts.target.quantization,
         "recipe": scrubbed_recipe(parts.target.recipe.model_dump(mode="json"))
         if parts.target.recipe is not None
         else None,

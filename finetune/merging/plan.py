@@ -115,7 +115,7 @@ def plan_merge(text: str, *, base: str | Path | None, dtype: str | None, output:
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = LIBRARIES_BYTES + threads * (BLOCK_BYTES + 2 * 4 * largest)
     if target.quantized:
-        # The largest matrix, whole in float32, in NF4 and back.
+        # The largest matrix, whole in float32, quantised and back.
         sizes = [math.prod(shape) for shape in _matrices(folder)] if stored is not None else [0]
         memory += threads * 9 * max(sizes)
     verification = int(4 * parameters * WHOLE_MODEL_FACTOR)

@@ -1,9 +1,9 @@
 """Which base a QLoRA adapter is merged into: the 16-bit one, or the one that it was trained on, dequantised.
 Measured.
 
-The adapter learned beside weights in NF4. The 16-bit base is the better model by itself, and not the one that
-was trained on; which merge is closer to NF4 base + adapter depends on the adapter, so both are scored on rows
-of the run.
+The adapter learned beside weights in NF4 or int8. The 16-bit base is the better model by itself, and not the
+one that was trained on; which merge is closer to quantised base + adapter depends on the adapter, so both are
+scored on rows of the run.
 """
 
 import importlib.util
@@ -22,17 +22,19 @@ from finetune.merging.verification.lazy_model import STREAMED_ROWS, fits_in_memo
 from finetune.merging.verification.verifiers import verifier_of
 from finetune.models.architectures.base import EMBEDDING, LM_HEAD, last_part
 from finetune.models.safetensors import StoredWeights, Weights, ranges
-from finetune.models.stored_quantization import NF4_DOUBLE
+from finetune.models.stored_quantization import INT8, NF4_DOUBLE
 
 if TYPE_CHECKING:
     from finetune.merging.inputs import MergeInputs
 
-Choice = Literal["16bit", "nf4"]
+Choice = Literal["16bit", "nf4", "int8"]
+DEQUANTIZED: tuple[Choice, ...] = ("nf4", "int8")
 
 
 @dataclass(frozen=True)
 class CandidateLoss:
-    """A candidate on the rows: its loss, and how far its predictions are from NF4 base + adapter."""
+    """A candidate on the rows: its loss, and how far its predictions are from quantised base +
+    adapter."""
 
     loss: float
     kl: float
@@ -44,14 +46,16 @@ class BaseChoice:
 
     rows: int
     trained_loss: float
-    """Of NF4 base + adapter, as it was trained."""
+    """Of quantised base + adapter, as it was trained."""
     scores: dict[str, CandidateLoss]
     taken: Choice
     forced: bool
 
     def lines(self) -> list[str]:
         """For people."""
-        best = f"QLoRA: on {self.rows} rows NF4 base + adapter has loss {self.trained_loss:.4f}; merged into"
+        kind = next(name for name in self.scores if name != "16bit")
+        trained = f"{'NF4' if kind == 'nf4' else kind} base + adapter has loss {self.trained_loss:.4f}"
+        best = f"QLoRA: on {self.rows} rows {trained}; merged into"
         scored = [f"{name} {score.loss:.4f}, KL {score.kl:.2e} nats" for name, score in self.scores.items()]
         return [
             f"{best} {'; '.join(scored)}. Taken: "
@@ -69,9 +73,11 @@ def choose_base(
     """Score both bases and take the closer one by KL, or the one that is asked for. Raises MergeError without
     bitsandbytes.
 
-    `config` is that of the merged model, `quantization` how the base was in NF4: nf4 or nf4-double.
+    `config` is that of the merged model, `quantization` how the base was quantised: one of
+    stored_quantization's DEQUANTIZABLE.
     """
     refuse_without_bitsandbytes()
+    kind = choice_of(quantization)
     base, verifier, streamed = parts.stored, verifier_of(parts), not fits_in_memory(parts.stored)
     documents: Sequence[Document] = verifier.documents
     if streamed:
@@ -83,34 +89,40 @@ def choose_base(
     def score(found: list[torch.Tensor]) -> CandidateLoss:
         return CandidateLoss(*verifier.loss_and_kl(documents, trained, found))
 
-    trained = predictions(MergedWeights(Nf4Weights(base, quantization), updates, torch.float32))
+    trained = predictions(MergedWeights(DequantizedWeights(base, quantization), updates, torch.float32))
     scores = {}
     sources: dict[str, Callable[[], Weights]] = {
         "16bit": lambda: base,
-        "nf4": lambda: Nf4Weights(base, quantization),
+        kind: lambda: DequantizedWeights(base, quantization),
     }
     for name, source in sources.items():
         scores[name] = score(predictions(MergedWeights(source(), updates, parts.asked_dtype)))
-    closer: Choice = "16bit" if scores["16bit"].kl < scores["nf4"].kl else "nf4"
-    taken: Choice = closer if asked == "auto" else "nf4" if asked == "nf4" else "16bit"
+    closer: Choice = "16bit" if scores["16bit"].kl < scores[kind].kl else kind
+    taken: Choice = closer if asked == "auto" else kind if asked == kind else "16bit"
     return BaseChoice(len(documents), score(trained).loss, scores, taken, forced=asked != "auto")
 
 
+def choice_of(quantization: str) -> Choice:
+    """The base that an adapter was trained on, as --qlora-base names it."""
+    return "int8" if quantization == INT8 else "nf4"
+
+
 def refuse_without_bitsandbytes() -> None:
-    """Raises MergeError where NF4 can't be computed."""
+    """Raises MergeError where quantised weights can't be computed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MergeError(
-            "NF4 needs bitsandbytes, which is not installed: pip install bitsandbytes, or --qlora-base 16bit."
+            "NF4 and int8 need bitsandbytes, which is not installed: pip install bitsandbytes, or "
+            "--qlora-base 16bit."
         )
 
 
-class Nf4Weights:
-    """A base's weights, its linear layers but its head rounded to NF4 and back by bitsandbytes; one tensor at
-    a time."""
+class DequantizedWeights:
+    """A base's weights, its linear layers but its head rounded to NF4 or int8 and back by bitsandbytes; one
+    tensor at a time."""
 
     def __init__(self, base: StoredWeights, quantization: str):
-        """`quantization` is nf4 or nf4-double."""
-        self.base, self.doubly = base, quantization == NF4_DOUBLE
+        """`quantization` is one of stored_quantization's DEQUANTIZABLE."""
+        self.base, self.quantization = base, quantization
 
     def names(self) -> Sequence[str]:
         """The base's tensors."""
@@ -144,9 +156,10 @@ class Nf4Weights:
         return self._rounded(name)[first:last] if self.is_rounded(name) else self.base.rows(name, first, last)
 
     def _rounded(self, name: str) -> torch.Tensor:
-        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+        from bitsandbytes import functional
 
-        packed, state = quantize_4bit(
-            self.base.whole(name).float(), quant_type="nf4", compress_statistics=self.doubly
-        )
-        return dequantize_4bit(packed, state)
+        whole, doubly = self.base.whole(name), self.quantization == NF4_DOUBLE
+        if self.quantization == INT8:  # which bitsandbytes rounds to float16 first
+            return functional.int8_vectorwise_dequant(*functional.int8_vectorwise_quant(whole.half())[:2])
+        packed, state = functional.quantize_4bit(whole.float(), quant_type="nf4", compress_statistics=doubly)
+        return functional.dequantize_4bit(packed, state)

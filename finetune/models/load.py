@@ -22,7 +22,7 @@ from finetune.models.classify import CLASSIFIER, add_head_to_config, refuse_othe
 from finetune.models.description import classifier_class
 from finetune.models.device import choose_device
 from finetune.models.kernels.rope import scale_by_document
-from finetune.models.quantization import bitsandbytes_config, is_quantized, keep_differentiable
+from finetune.models.quantization import bitsandbytes_config, compute_dequantized, is_quantized
 from finetune.models.stored_quantization import BITSANDBYTES
 from finetune.recipe.schema.model import RopeScaling
 
@@ -77,7 +77,7 @@ def load_model(
             f"{absent[0]}: the download may be incomplete."
         )
     if is_quantized(model):
-        keep_differentiable(model)
+        compute_dequantized(model)
     for name in drawn:
         widen_linear(model.get_submodule(name))
     if rope_by_document:

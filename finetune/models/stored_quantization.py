@@ -5,13 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import ModelError
+from finetune.recipe.schema.adapter import AdapterSection
+
+INT8 = "int8"
+"""A scale per row: 127 of them are its largest number (LLM.int8, Dettmers et al. 2022, arXiv:2208.07339)."""
 
 NF4_DOUBLE = "nf4-double"
 """bitsandbytes' NormalFloat with its scales quantised once more: what adapter.method qlora makes of a
 base."""
 
-BITSANDBYTES = ("nf4", NF4_DOUBLE, "fp4", "fp4-double", "int8")
+BITSANDBYTES = ("nf4", NF4_DOUBLE, "fp4", "fp4-double", INT8)
 """What trains as QLoRA: logits and an adapter's gradients were seen to be those of the dequantised base."""
+
+DEQUANTIZABLE = ("nf4", NF4_DOUBLE, INT8)
+"""What a 16-bit base can be rounded to and back: a merge can go into the base as it was trained on."""
+
+NAMES = {"nf4": "4-bit NF4", NF4_DOUBLE: "4-bit NF4", INT8: "int8"}
+"""For people."""
 
 
 def stored_quantization(config: dict[str, Any], path: Path | str = "config.json") -> str | None:
@@ -29,7 +39,7 @@ def stored_quantization(config: dict[str, Any], path: Path | str = "config.json"
         kind = str(found.get("bnb_4bit_quant_type", "fp4"))
         return f"{kind}-double" if found.get("bnb_4bit_use_double_quant") else kind
     if found.get("load_in_8bit"):
-        return "int8"
+        return INT8
     method = found.get("quant_method")
     if not isinstance(method, str) or method == "bitsandbytes":
         raise ModelError(
@@ -39,9 +49,8 @@ def stored_quantization(config: dict[str, Any], path: Path | str = "config.json"
     return method
 
 
-def check_trainable(config: dict[str, Any], method: str, name: str) -> str | None:
-    """How a base that is to be trained on is stored quantised; None where it isn't. `method` is
-    adapter.method.
+def check_trainable(config: dict[str, Any], adapter: AdapterSection, name: str) -> str | None:
+    """How a base that is to be trained on is stored quantised; None where it isn't.
 
     Raises ModelError where such a base can't be trained so.
     """
@@ -58,16 +67,22 @@ def check_trainable(config: dict[str, Any], method: str, name: str) -> str | Non
             f"model.base {name} is stored quantised with {stored}, on which no adapter is trained here; "
             f"{instead}, or one that bitsandbytes stored in 4 or 8 bit."
         )
-    if method == "full":
+    if adapter.method == "full":
         raise ModelError(
             f"adapter.method is full, and model.base {name} is stored quantised ({stored}): such weights "
             "can't be trained. Set adapter.method: lora, or "
             f"{instead.replace(' (adapter.method: qlora quantises that one while it loads)', '')}."
         )
-    if method == "qlora" and not stored.startswith("nf4"):
+    if adapter.method == "qlora" and not stored.startswith(adapter.quantization):
+        asked = adapter.quantization.upper() if adapter.quantization == "nf4" else adapter.quantization
         raise ModelError(
-            f"adapter.method is qlora, a base in NF4, and model.base {name} is stored in {stored}: set "
+            f"adapter.method is qlora, a base in {asked}, and model.base {name} is stored in {stored}: set "
             f"adapter.method: lora to train on it as it is, or {instead}."
+        )
+    if adapter.method == "qlora" and stored == NF4_DOUBLE and not adapter.double_quantization:
+        raise ModelError(
+            f"adapter.double_quantization is false, and model.base {name} is stored in {stored}: remove it "
+            f"to train on the base as it is, or {instead}."
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(

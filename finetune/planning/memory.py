@@ -16,9 +16,11 @@ from finetune.models.architectures import family_of
 from finetune.models.architectures.llama import LLAMA
 from finetune.models.bases.shapes import Shape, count_parameters
 from finetune.models.sizes import CHUNK_POSITIONS, Sizes, state_bytes
+from finetune.models.stored_quantization import INT8, NF4_DOUBLE
 
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""A weight in NF4: half a byte, an 8-bit scale for 64 weights, a float32 scale for 256 of those scales."""
+NF4_BYTES = {"nf4": 0.5 + 4 / 64, NF4_DOUBLE: 0.5 + 1 / 64 + 4 / (64 * 256)}
+"""A weight in NF4: half a byte and a float32 scale for 64 weights; or an 8-bit one, and a float32 scale for
+256 of those scales."""
 
 OVERHEAD_BYTES = {"cpu": 0.95e9, "gpu": 1.2e9}
 """The interpreter and its libraries on the CPU; CUDA's context, its libraries' workspaces and fragmentation
@@ -32,6 +34,8 @@ class Job:
     shape: Shape
     method: str
     """lora, qlora or full."""
+    quantization: str | None
+    """How the base is quantised (stored_quantization); None where it isn't."""
     trained_shapes: tuple[Sizes, ...]
     """Of the tensors that train."""
     rank: int
@@ -112,20 +116,27 @@ def _weights(job: Job) -> tuple[float, float]:
     if job.method == "full":
         return 0.0, 4.0 * everything
     linear = linear_numbers(job.shape)
-    if job.method == "qlora":
-        return linear * NF4_BYTES + (everything - linear) * job.number_bytes, 4.0 * job.trained
-    return float(everything * job.number_bytes), 4.0 * job.trained
+    base = linear_bytes(job.shape, job.quantization, job.number_bytes)
+    return base + (everything - linear) * job.number_bytes, 4.0 * job.trained
 
 
 def linear_numbers(shape: Shape) -> int:
-    """Weights of the decoder's linear layers, which NF4 rounds; the head is not among them."""
+    """Weights of the decoder's linear layers, which are quantised; the head is not among them."""
     return shape.layers * sum(layer.inputs * layer.outputs for layer in shape.decoder_layer.linear.values())
+
+
+def linear_bytes(shape: Shape, quantization: str | None, number_bytes: int) -> float:
+    """Bytes of these weights: in int8 each row (an output) has a float32 scale."""
+    if quantization == INT8:
+        rows = shape.layers * sum(layer.outputs for layer in shape.decoder_layer.linear.values())
+        return linear_numbers(shape) + 4.0 * rows
+    return linear_numbers(shape) * (number_bytes if quantization is None else NF4_BYTES[quantization])
 
 
 def _largest_layer(job: Job) -> float:
     """Bytes of a decoder layer, or of the embedding where that is larger."""
     number = 4 if job.method == "full" else job.number_bytes
-    layer = linear_numbers(job.shape) / job.shape.layers * (NF4_BYTES if job.method == "qlora" else number)
+    layer = linear_bytes(job.shape, job.quantization, number) / job.shape.layers
     return max(layer, job.shape.vocabulary * job.shape.width * number)
 
 

@@ -17,7 +17,7 @@ from finetune.models.bases.shapes import (
     read_shape,
     trainable_shapes,
 )
-from finetune.models.stored_quantization import check_trainable
+from finetune.models.stored_quantization import INT8, NF4_DOUBLE, check_trainable
 from finetune.planning.data import Load, load_of
 from finetune.planning.memory import Job, Memory, memory_of
 from finetune.recipe.schema import Recipe
@@ -101,7 +101,7 @@ def plan(
         )
     folder, _ = find_description(recipe.model)
     config = read_config(folder)
-    shape, stored = read_shape(config), check_trainable(config, recipe.adapter.method, recipe.model.name)
+    shape, stored = read_shape(config), check_trainable(config, recipe.adapter, recipe.model.name)
     if stored is not None:
         recipe = _on_stored(recipe, stored)
     precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
@@ -143,13 +143,13 @@ def plan(
 
 
 def _on_stored(recipe: Recipe, stored: str) -> Recipe:
-    """The recipe on a base that is stored in 4 bit: it is QLoRA. Raises ModelError for 8 bit, which has no
-    formula."""
-    if stored == "int8":
-        raise ModelError(
-            f"finetune plan has no formula for a base stored in {stored}; plan with adapter.method: qlora."
-        )
-    return recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"method": "qlora"})})
+    """The recipe on a base that is stored quantised: it is QLoRA. FP4 takes the memory of NF4."""
+    adapter = {
+        "method": "qlora",
+        "quantization": INT8 if stored == INT8 else "nf4",
+        "double_quantization": stored.endswith("-double"),
+    }
+    return recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update=adapter)})
 
 
 def job_of(
@@ -167,6 +167,7 @@ def job_of(
     return Job(
         shape=shape,
         method=adapter.method,
+        quantization=adapter.base_quantization,
         trained_shapes=tuple(
             trainable_shapes(shape, adapter, len(recipe.model.new_tokens), recipe.model.head_outputs)
         ),
@@ -187,7 +188,7 @@ def job_of(
 
 
 def _engines(recipe: Recipe, precision: str, gpus: int) -> Iterator[Engine]:
-    method = method_of(recipe.adapter.method, recipe.adapter.use_dora)
+    method = method_of(recipe.adapter)
     for engine in (SINGLE,) if gpus == 1 else registry.of_several():
         if engine.refusal(method, precision) is None and engine.problem(recipe) is None:
             yield engine
@@ -245,7 +246,7 @@ def _changes(job: Job, allowed: Sequence[Engine]) -> Iterator[tuple[str, Job]]:
     if job.method == "lora":
         yield (
             "adapter.method: qlora, and activation_checkpointing: true",
-            replace(checkpointed, method="qlora"),
+            replace(checkpointed, method="qlora", quantization=NF4_DOUBLE),
         )
     if job.method == "full":
         shapes = tuple(trainable_shapes(job.shape, AdapterSection(rank=job.rank), head_outputs=job.outputs))

@@ -26,7 +26,7 @@ from finetune.models.bases.folder import (
     weight_files,
 )
 from finetune.models.bases.hub import adapter_snapshot, description_of, is_hub_id
-from finetune.models.stored_quantization import NF4_DOUBLE, stored_quantization
+from finetune.models.stored_quantization import DEQUANTIZABLE, NF4_DOUBLE, stored_quantization
 from finetune.recipe.heads import head_of_config
 from finetune.recipe.lock import Lock, read_lock
 from finetune.recipe.schema import Recipe
@@ -52,6 +52,8 @@ class Target:
     """The fingerprint that a base's folder had when the run was started."""
     method: str | None = None
     """adapter.method, where the recipe is not known."""
+    loaded: str | None = None
+    """How the base was quantised while it loaded, where the recipe is not known."""
     run: Path | None = None
     """The run folder that it comes from."""
     named_in: str = "MODEL_OR_RUN"
@@ -69,13 +71,15 @@ class Target:
     @property
     def quantization(self) -> str | None:
         """How the base was quantised that the adapter was trained on; None where it was not."""
-        own = self.method == "qlora" or (self.recipe is not None and self.recipe.adapter.method == "qlora")
-        return self.stored or (NF4_DOUBLE if own else None)
+        own = self.loaded if self.recipe is None else self.recipe.adapter.base_quantization
+        # Earlier versions had one way to quantise, and their notes say the method alone.
+        return self.stored or own or (NF4_DOUBLE if self.method == "qlora" else None)
 
     @property
     def quantized(self) -> bool:
-        """Whether the adapter was trained on a base in NF4, and answers on one."""
-        return (self.quantization or "").startswith("nf4")
+        """Whether the adapter was trained on a base in NF4 or int8, to which any base can be rounded, and
+        answers on one."""
+        return self.quantization in DEQUANTIZABLE
 
 
 def resolve_target(text: str, base: str | Path | None = None) -> Target:
@@ -334,7 +338,9 @@ def _noted_target(adapter: Path, description: str) -> Target:
     try:
         notes = read_json(path)
         model, base = ModelSection.model_validate(notes["model"]), dict(notes["base"])
-        method = str(notes["method"])
+        method, loaded = str(notes["method"]), notes.get("quantization")
+        if loaded not in (None, *DEQUANTIZABLE):
+            raise ValueError(loaded)
     except (FinetuneError, ValidationError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{path} is damaged ({type(error).__name__}); remove it to go by adapter_config.json alone."
@@ -346,6 +352,7 @@ def _noted_target(adapter: Path, description: str) -> Target:
         description,
         _folder_sha256(base),
         method,
+        loaded,
         named_in=str(path),
         stored=base.get("quantization"),
     )

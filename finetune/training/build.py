@@ -42,7 +42,7 @@ from finetune.models.kernels.attention import choose_attention
 from finetune.models.kernels.install import install_fast_path
 from finetune.models.load import checkpoint_activations, load_model, skeleton
 from finetune.models.quantization import is_quantized
-from finetune.models.stored_quantization import NF4_DOUBLE, check_trainable
+from finetune.models.stored_quantization import check_trainable
 from finetune.objectives import Objective, objective_of
 from finetune.recipe.lock import CURRENT_RULES, Rules
 from finetune.recipe.schema import Recipe
@@ -142,7 +142,7 @@ def _check_stored(recipe: Recipe, base: Base) -> None:
     config = read_config(base.folder)
     if family_of(config.get("model_type")) is not None:
         check_weights(base.folder, config, predicts=not recipe.model.classifies)
-    stored = check_trainable(config, recipe.adapter.method, base.identity.get("name", str(base.folder)))
+    stored = check_trainable(config, recipe.adapter, base.identity.get("name", str(base.folder)))
     if stored is None:
         return
     engine = current()
@@ -206,11 +206,11 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
         choose_device(), load_config(inputs.base, scaling), recipe.data.attended_tokens
     )
     with engine.loading(inputs.precision.name):
-        quantization, head = NF4_DOUBLE if method == "qlora" else None, recipe.model.head
+        head = recipe.model.head
         model = load_model(
             inputs.base,
             dtype=dtype,
-            quantization=quantization,
+            quantization=recipe.adapter.base_quantization,
             rope_scaling=scaling,
             attention=attention,
             head=head,

@@ -97,6 +97,8 @@ def _write(
         save_adapter(trainer.model, partial, name, inputs.base.identity.get("commit"), weights)
         kept = lock.without_secrets()
         notes = {"model": kept["recipe"]["model"], "method": lock.recipe.adapter.method, "base": kept["base"]}
+        if lock.recipe.adapter.base_quantization is not None:
+            notes["quantization"] = lock.recipe.adapter.base_quantization
         notes |= {"tokenizer": tokenizer_facts(lock)}
         (partial / ADAPTER_NOTES).write_text(json.dumps(notes, indent=2) + "\n")
     write_beside(partial, lock.recipe, inputs, config if full else None)

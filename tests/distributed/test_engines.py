@@ -17,6 +17,10 @@ TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
 squares, and so magnifies differences of rounding. DeepSpeed in bf16 rounds the adapter before it computes,
 the others while they do."""
 
+ADAPTERS: dict[str, dict[str, object]] = {
+    "dora": {"use_dora": True},
+    "qlora_int8": {"method": "qlora", "quantization": "int8"},
+}
 EACH_ONCE = {("lora", "ddp"), ("qlora", "zero3")}
 CELLS = [
     pytest.param(
@@ -39,7 +43,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize(("method", "engine", "precision"), CELLS)
 def test_two_processes_end_where_one_does(train: Train, method: str, engine: str, precision: str) -> None:
     """Losses and trained weights are one process's, and the last step, which is partial, is taken as well."""
-    adapter: dict[str, object] = {"use_dora": True} if method == "dora" else {"method": method}
+    adapter = ADAPTERS.get(method, {"method": method})
     learning_rate = 1e-3 if method == "full" else 1e-2
     sections = {"adapter": adapter, "train": {"precision": precision, "learning_rate": learning_rate}}
     alone = train(**sections)

@@ -56,7 +56,7 @@ def check_launch(launch: Launch, recipe: Recipe) -> None:
     """Raises LaunchError where this recipe can't be trained so, with the reason and the nearest way that
     can."""
     engine, train = launch.config.engine, recipe.train
-    method = method_of(recipe.adapter.method, recipe.adapter.use_dora)
+    method = method_of(recipe.adapter)
     why = engine.refusal(method, train.precision)
     if why is not None:
         raise LaunchError(f"{method} with --launch {launch.config.name}: {why.reason}. Take {why.nearest}.")

@@ -20,6 +20,7 @@ from finetune.generation.loading import load_adapted
 from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.merged_weights import DEAD, are_alike, finite
 from finetune.merging.output import refuse_small_disk
+from finetune.merging.qlora import DEQUANTIZED
 from finetune.merging.strategies.streaming import quantization_notes
 from finetune.merging.verification.description import check_beside
 from finetune.merging.verification.predictions import quiet_peft
@@ -42,9 +43,10 @@ def merge_through_peft(
 ) -> MergeResult:
     """Merge in memory and write into `folder`. Raises MergeError where base and adapters don't belong
     together."""
-    if options.qlora_base == "nf4":
+    if options.qlora_base in DEQUANTIZED:
         raise MergeError(
-            f"--qlora-base nf4 can't be honoured: peft itself must merge this adapter ({reason})."
+            f"--qlora-base {options.qlora_base} can't be honoured: peft itself must merge this adapter "
+            f"({reason})."
         )
     note = f"merged by peft, the whole model in memory: {reason}"
     logger.info(note)

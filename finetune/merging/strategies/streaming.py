@@ -15,11 +15,12 @@ from finetune.export import SAFETENSORS
 from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.merged_weights import DEAD, MergedWeights, Updates
 from finetune.merging.output import refuse_small_disk
-from finetune.merging.qlora import Nf4Weights
+from finetune.merging.qlora import DequantizedWeights
 from finetune.merging.verification.description import check_beside
 from finetune.merging.verification.tensors import check_tensors
 from finetune.models.device import choose_threads
 from finetune.models.safetensors import Weights
+from finetune.models.stored_quantization import INT8, NAMES
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
@@ -68,7 +69,10 @@ def merge_streamed(
         else None
     )
     notes = quantization_notes(
-        parts.target, "NF4, dequantised" if isinstance(base, Nf4Weights) else "it is stored"
+        parts.target,
+        f"{'int8' if base.quantization == INT8 else 'NF4'}, dequantised"
+        if isinstance(base, DequantizedWeights)
+        else "it is stored",
     )
     if not parts.head.classifies and MergedWeights(base, updates, torch.float32).changes_nothing():
         notes = (DEAD, *notes)
@@ -81,7 +85,7 @@ def quantization_notes(target: Target, beneath: str) -> tuple[str, ...]:
     """What is to be said of an adapter that was trained on a quantised base."""
     if target.quantization is None:
         return ()
-    how = "4-bit NF4" if target.quantized else target.quantization
+    how = NAMES.get(target.quantization, target.quantization)
     return (
         f"the adapter was trained on the base in {how}; it is merged into, and verified with, the base as "
         f"{beneath}",
@@ -91,23 +95,33 @@ def quantization_notes(target: Target, beneath: str) -> tuple[str, ...]:
 def _choose_qlora_base(
     parts: MergeInputs, updates: Updates, config: "PretrainedConfig", options: MergeOptions
 ) -> "tuple[Weights, BaseChoice | None]":
-    quantization = parts.target.quantization
+    quantization, asked = parts.target.quantization, options.qlora_base
     if quantization is None or not parts.target.quantized:
-        if options.qlora_base == "nf4":
-            raise MergeError(
-                f"--qlora-base nf4: this adapter was trained on a base in {quantization or '16 bit'}, not in "
-                "NF4."
-            )
+        if asked not in ("auto", "16bit"):
+            raise _trained_on_another(asked, quantization)
         return parts.stored, None
-    from finetune.merging.qlora import choose_base
+    from finetune.merging.qlora import choice_of, choose_base
 
-    if options.qlora_base == "16bit" and importlib.util.find_spec("bitsandbytes") is None:
+    kind = choice_of(quantization)
+    if asked not in ("auto", "16bit", kind):
+        raise _trained_on_another(asked, quantization)
+    if asked == "16bit" and importlib.util.find_spec("bitsandbytes") is None:
         return parts.stored, None  # there is nothing to compare with, and nothing to choose
-    logger.info("scoring both bases of the QLoRA adapter: the stored one, and NF4 dequantised")
-    comparison = choose_base(parts, updates, config, asked=options.qlora_base, quantization=quantization)
+    name = "int8" if kind == "int8" else "NF4"
+    logger.info(f"scoring both bases of the QLoRA adapter: the stored one, and {name} dequantised")
+    comparison = choose_base(parts, updates, config, asked=asked, quantization=quantization)
     for line in comparison.lines():
         logger.info(line)
-    return (Nf4Weights(parts.stored, quantization) if comparison.taken == "nf4" else parts.stored), comparison
+    if comparison.taken == "16bit":
+        return parts.stored, comparison
+    return DequantizedWeights(parts.stored, quantization), comparison
+
+
+def _trained_on_another(asked: str, quantization: str | None) -> MergeError:
+    return MergeError(
+        f"--qlora-base {asked}: this adapter was trained on a base in {quantization or '16 bit'}, not in "
+        f"{'NF4' if asked == 'nf4' else asked}."
+    )
 
 
 def verify_streamed(

@@ -10,7 +10,7 @@ from finetune.errors import CheckpointError, MergeError, ModelError
 from finetune.merging.inputs import MergeOptions, read_parts
 from finetune.merging.merged_weights import MergedWeights, Updates
 from finetune.merging.output import VERIFICATION_FILE
-from finetune.merging.qlora import Nf4Weights
+from finetune.merging.qlora import DequantizedWeights
 from finetune.merging.strategies.streaming import verify_streamed
 from finetune.merging.verification.description import DescriptionCheck, check_beside, hashes_beside
 from finetune.merging.verification.tensors import TensorCheck, check_tensors
@@ -84,8 +84,8 @@ def verify_again(folder: Path, *, seed: int) -> Again:
     updates = Updates(parts.stored, parts.config, parts.adapters)
     comparison = record["qlora"]
     base: Weights = (
-        Nf4Weights(parts.stored, parts.target.quantization or NF4_DOUBLE)
-        if comparison and comparison["taken"] == "nf4"
+        DequantizedWeights(parts.stored, parts.target.quantization or NF4_DOUBLE)
+        if comparison and comparison["taken"] != "16bit"
         else parts.stored
     )
     merged = MergedWeights(base, updates, parts.asked_dtype)

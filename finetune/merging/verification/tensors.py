@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from finetune.merging.merged_weights import MergedWeights, Updates, arithmetic_for
-from finetune.merging.qlora import Nf4Weights
+from finetune.merging.qlora import DequantizedWeights
 from finetune.models.safetensors import StoredWeights, Weights, hashes_of, raw
 
 ULP_BOUND = 0.51
@@ -92,7 +92,7 @@ def check_tensors(
 def is_untouched(merged: MergedWeights, name: str) -> bool:
     """Whether a tensor goes over as it is."""
     source = merged.updates.source(name)
-    rounded = isinstance(merged.base, Nf4Weights) and merged.base.is_rounded(source)
+    rounded = isinstance(merged.base, DequantizedWeights) and merged.base.is_rounded(source)
     return merged.update(name) is None and not rounded and merged.dtype(name) == merged.base.dtype(source)
 
 

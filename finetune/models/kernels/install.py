@@ -15,7 +15,7 @@ from torch import nn
 from finetune.engines.base import Engine
 from finetune.engines.single import SINGLE
 from finetune.models.architectures import family_of
-from finetune.models.kernels.lora import FusedLora, FusedMlp, Layer, quantisation
+from finetune.models.kernels.lora import FusedLora, FusedMlp, Layer, is_int8, quantisation
 from finetune.models.kernels.rms_norm import FrozenRmsNorm
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def install_fast_path(model: nn.Module, engine: Engine = SINGLE) -> int:
 def unsupported(layer: LoraLayer, engine: Engine) -> str | None:
     """Why a layer can't be fused; None where it can."""
     base: Any = layer.get_base_layer()
-    if type(base).__name__ not in ("Linear", "Linear4bit"):
+    if type(base).__name__ not in ("Linear", "Linear4bit", "Linear8bitLt"):
         return f"it stands around a {type(base).__name__}"
     kept = engine.unfusable(base.weight)
     if kept is not None:
@@ -211,6 +211,6 @@ def _compute_type(layers: list[Any], x: torch.Tensor, engine: Engine) -> torch.d
     same = all(matrix.dtype == x.dtype for matrix in matrices)
     return (
         x.dtype
-        if same and all(quantisation(base) or base.weight.dtype == x.dtype for base in bases)
+        if same and all(is_int8(base) or quantisation(base) or base.weight.dtype == x.dtype for base in bases)
         else None
     )

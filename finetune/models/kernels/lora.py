@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from finetune.models.quantization import dequantize_int8
+
 Tensors = Sequence[torch.Tensor]
 
 
@@ -26,7 +28,7 @@ class Layer(NamedTuple):
 
 class FusedLora(torch.autograd.Function):
     """y = x W^T + b + s drop(x) A^T B^T for each of several layers of one input; W is frozen, of any float
-    type or in NF4.
+    type, in NF4 or int8.
 
     `matrices` are A and B of each layer in turn. Dropout draws one mask, so it is for a layer alone.
     """
@@ -154,7 +156,9 @@ def _split(low: torch.Tensor, matrices: Tensors) -> tuple[torch.Tensor, ...]:
 
 
 def base_weight(base: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
-    """A frozen weight (O x I) in `dtype`; one in NF4 is dequantised for the moment."""
+    """A frozen weight (O x I) in `dtype`; one in NF4 or int8 is dequantised for the moment."""
+    if is_int8(base):
+        return dequantize_int8(base, dtype)
     state = quantisation(base)
     if state is None:
         return base.weight.to(dtype)
@@ -168,3 +172,8 @@ def quantisation(base: nn.Linear) -> Any:
     """How a bitsandbytes layer's weight is quantised; None for a plain one. FSDP2 leaves it with the layer
     alone."""
     return getattr(base.weight, "quant_state", None) or getattr(base, "quant_state", None)
+
+
+def is_int8(base: nn.Module) -> bool:
+    """Whether a layer is one of bitsandbytes' in int8."""
+    return type(base).__name__ == "Linear8bitLt"

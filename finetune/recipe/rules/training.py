@@ -14,7 +14,7 @@ from finetune.recipe.schema.train import OPTIMIZERS
 
 LORA_ONLY = (
     "rank", "alpha", "target_modules", "dropout", "use_rslora", "use_dora", "init", "modules_to_save",
-    "continue_from",
+    "continue_from", "quantization", "double_quantization",
 )  # fmt: skip
 VOCABULARY = frozenset({LM_HEAD, last_part(EMBEDDING)})
 
@@ -76,6 +76,22 @@ def _full(recipe: Recipe, given: Given) -> RuleProblem:
                 f"adapter.{knob}",
                 "method full trains all weights and has no adapter; remove this, or use lora or qlora",
             )
+
+
+def _quantization(recipe: Recipe, given: Given) -> RuleProblem:
+    adapter = recipe.adapter
+    for knob in ("quantization", "double_quantization"):
+        if adapter.method == "lora" and asked(recipe, given, f"adapter.{knob}"):
+            yield (
+                f"adapter.{knob}",
+                "only method qlora quantises the base; this one is lora. Set adapter.method: qlora, or "
+                "remove this",
+            )
+    if adapter.quantization == "int8" and asked(recipe, given, "adapter.double_quantization"):
+        yield (
+            "adapter.double_quantization",
+            "int8 has one scale per row, and no second quantisation; remove this",
+        )
 
 
 def _adapter(recipe: Recipe, given: Given) -> RuleProblem:
@@ -244,6 +260,7 @@ RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _batches,
     _full,
     _checkpointing,
+    _quantization,
     _adapter,
     _schedule,
     _optimizer,

@@ -9,10 +9,17 @@ from data_prep.config import PATH, Section
 
 class AdapterSection(Section):
     """What is trained: a LoRA adapter (Hu et al. 2021, arXiv:2106.09685), QLoRA (Dettmers et al. 2023,
-    arXiv:2305.14314: LoRA on an NF4 base), or all weights."""
+    arXiv:2305.14314: LoRA on a quantised base), or all weights."""
 
     method: Literal["lora", "qlora", "full"] = "lora"
-    """lora, qlora (the base in 4-bit NF4, double quantised), or full."""
+    """lora, qlora (lora on a base that is quantised while it loads), or full."""
+
+    quantization: Literal["nf4", "int8"] = "nf4"
+    """method qlora: the base's linear layers in 4-bit NF4, or in int8 with a scale per row (LLM.int8,
+    Dettmers et al. 2022, arXiv:2208.07339). Both compute with the dequantised weights, in train.precision."""
+
+    double_quantization: bool = True
+    """NF4: its scales are quantised once more, to 8 bits."""
 
     rank: Annotated[int, Field(ge=1, le=4096)] = 16
     """The rank of the adapter's update."""
@@ -44,3 +51,10 @@ class AdapterSection(Section):
     continue_from: Annotated[str | None, PATH] = None
     """An adapter to start from: a folder, a run or a hub id. Its rank, alpha and target_modules must
     equal the recipe's."""
+
+    @property
+    def base_quantization(self) -> str | None:
+        """How the base is quantised while it loads: nf4, nf4-double or int8; None where it isn't."""
+        if self.method != "qlora":
+            return None
+        return "nf4-double" if self.quantization == "nf4" and self.double_quantization else self.quantization

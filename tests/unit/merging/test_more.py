@@ -4,6 +4,7 @@ combining."""
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from finetune.merging.combine import combine
 from finetune.merging.merge import merge
 from finetune.merging.merged_weights import MergedWeights, Updates
 from finetune.merging.plan import plan_merge
-from finetune.merging.qlora import Nf4Weights
+from finetune.merging.qlora import DequantizedWeights
 from finetune.merging.verification import lazy_model as models
 from finetune.merging.verification.distance import logits_of
 from finetune.merging.verification.lazy_model import model_of
@@ -29,6 +30,7 @@ from finetune.merging.verification.reverify import verify_again
 from finetune.models.bases.config import load_config
 from finetune.models.bases.locate import resolve_base
 from finetune.models.safetensors import StoredWeights
+from finetune.models.stored_quantization import DEQUANTIZABLE
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
@@ -151,28 +153,61 @@ def test_the_base_of_a_qlora_adapter_is_measured(qlora: Target, tmp_path: Path) 
         merge(plain, tmp_path / "other", qlora_base="nf4")
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "nf4-double"])
+def test_an_int8_base_is_measured_as_one_in_nf4_is(qlora: Target, tmp_path: Path) -> None:
+    """The merged linear layers are base + update of the weights rounded to 127ths of their row's largest,
+    each rounded once to bf16; `finetune verify` repeats it from the record; --qlora-base nf4 is refused."""
+    assert qlora.recipe is not None
+    tree = qlora.recipe.model_dump(mode="json", exclude_unset=True)
+    tree["adapter"]["quantization"] = "int8"
+    target = replace(qlora, recipe=Recipe.model_validate(tree))
+    report = merge(target, tmp_path / "merged")
+    assert report.qlora is not None
+    assert (report.qlora.taken, set(report.qlora.scores)) == ("int8", {"16bit", "int8"})
+    assert report.qlora.scores["int8"].loss == pytest.approx(report.qlora.trained_loss, rel=1e-3)
+    assert "int8 base + adapter has loss" in report.qlora.lines()[0]
+    stored = load_file(Path(str(qlora.model.base)) / "model.safetensors")
+    found = load_file(tmp_path / "merged" / "model.safetensors")
+    assert qlora.adapter is not None
+    lora = load_file(qlora.adapter / "adapter_model.safetensors")
+    config = json.loads((qlora.adapter / "adapter_config.json").read_text())
+    for name in [name for name in stored if "_proj" in name]:
+        weight = stored[name].double()
+        largest = weight.abs().amax(dim=1, keepdim=True)
+        units = weight * 127 / largest
+        rounded, ties = torch.round(units) * largest / 127, ((units - units.floor()) - 0.5).abs() < 1e-4
+        matrices = [
+            lora[f"base_model.model.{name.removesuffix('weight')}lora_{part}.weight"].double()
+            for part in "BA"
+        ]
+        expected = rounded + config["lora_alpha"] / config["r"] * matrices[0] @ matrices[1]
+        error = (found[name].double() - expected).abs()
+        assert ties.double().mean() < 0.02
+        # Half a unit of bf16, which has 8 bits, and a hundredth for the scale's float32.
+        assert torch.all((error <= 0.51 * 2**-7 * expected.abs() + 1e-6) | ties)
+    again = verify_again(tmp_path / "merged", seed=3)
+    assert (again.failures, again.left_out) == ([], None)
+    with pytest.raises(MergeError, match="trained on a base in int8, not in NF4"):
+        merge(target, tmp_path / "other", qlora_base="nf4")
+
+
+@pytest.mark.parametrize("quantization", DEQUANTIZABLE)
 def test_the_dequantised_base_is_the_one_that_bitsandbytes_computes_with(
     qlora: Target, quantization: str
 ) -> None:
-    """Its linear layers have the values that a model loaded in NF4 multiplies with; head and embedding are
-    the stored ones."""
-    from bitsandbytes.functional import dequantize_4bit
-
+    """Its linear layers have the values that a quantised model multiplies with; head and embedding are the
+    stored ones."""
+    from finetune.models.kernels.lora import base_weight
     from finetune.models.load import load_model
 
     base = resolve_base(qlora.model)
-    rounded = Nf4Weights(StoredWeights.of_folder(base.folder), quantization)
+    rounded = DequantizedWeights(StoredWeights.of_folder(base.folder), quantization)
     quantized = load_model(base, dtype=torch.float32, quantization=quantization)
     for name, module in quantized.named_modules():
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if state is not None:
-            expected = dequantize_4bit(module.weight.data, state)
+        changed = type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+        if changed:
             found = torch.cat([block for _, block in rounded.blocks(f"{name}.weight")])
-            assert torch.equal(found, expected.float()), name
-        assert (
-            rounded.is_rounded(f"{name}.weight") is (state is not None) if hasattr(module, "weight") else True
-        )
+            assert torch.equal(found, base_weight(module, torch.float32)), name
+        assert rounded.is_rounded(f"{name}.weight") is changed if hasattr(module, "weight") else True
 
 
 def test_verifying_again_finds_a_flipped_bit(

@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from finetune.models.adapters.adapter import attach, count_parameters
 from finetune.models.bases.locate import Base
+from finetune.models.kernels.install import install_fast_path
 from finetune.models.load import load_model
 from finetune.models.quantization import bitsandbytes_config
-from finetune.models.stored_quantization import BITSANDBYTES
+from finetune.models.stored_quantization import BITSANDBYTES, DEQUANTIZABLE
 from finetune.recipe.schema.adapter import AdapterSection
 from tests.support.losses import install_supervised_loss
 
@@ -68,6 +69,56 @@ def dequantised(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         elif isinstance(module, Linear8bitLt):
             found[f"{name}.weight"] = int8_vectorwise_dequant(module.weight.data, module.weight.SCB).float()
     return found
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("quantization", DEQUANTIZABLE)
+def test_the_fast_path_computes_with_the_dequantised_weights(
+    tiny_base: Path, quantization: str, dropout: float
+) -> None:
+    """Loss and gradients are those of a plain base with these weights, before and after an evaluation, which
+    finds the same logits as a forward in training mode."""
+    ours = load_model(Base(tiny_base, {}), dtype=torch.float32, quantization=quantization)
+    plain = load_model(Base(tiny_base, {}), dtype=torch.float32)
+    plain.load_state_dict(dequantised(ours), strict=False)
+    section = AdapterSection(method="qlora", rank=4, dropout=dropout)
+    ids, found = torch.arange(24).reshape(2, 12), []
+    for model in (ours, plain):
+        torch.manual_seed(0)
+        adapted = attach(model, section)
+        assert install_fast_path(adapted) == 14
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.1)
+            evaluated = adapted.eval()(input_ids=ids).logits
+            trained = adapted.train()(input_ids=ids).logits
+        assert torch.equal(evaluated, trained) is (dropout == 0)
+        torch.manual_seed(1)
+        loss = adapted(input_ids=ids, labels=ids).loss
+        loss.backward()
+        gradients = [parameter.grad for parameter in adapted.parameters() if parameter.requires_grad]
+        found.append([evaluated, loss.detach(), *gradients])
+    for mine, its in zip(*found, strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
+
+
+def test_an_int8_layer_by_itself_keeps_its_input_type_and_no_wide_weight(tiny_base: Path) -> None:
+    """What a LoRA layer's base computes in bf16 is x W^T with the dequantised weight, and autograd saves no
+    tensor of the weight's size."""
+    model = load_model(Base(tiny_base, {}), dtype=torch.bfloat16, quantization="int8")
+    layer = model.model.layers[0].mlp.gate_proj
+    x = torch.randn(3, 5, layer.in_features, dtype=torch.bfloat16, requires_grad=True)
+    saved: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: saved.append(kept) or kept, lambda kept: kept):
+        output = layer(x)
+    output.float().sum().backward()
+    weight = dequantised(model)["model.layers.0.mlp.gate_proj.weight"].bfloat16()
+    assert torch.equal(output, x @ weight.T)
+    assert output.dtype == x.dtype
+    assert not saved
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad[0, 0], weight.float().sum(0).bfloat16(), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("quantization", BITSANDBYTES)

@@ -23,6 +23,7 @@ from finetune.models.bases.locate import Base, resolve_base
 from finetune.models.bases.shapes import describe
 from finetune.models.load import load_model, skeleton
 from finetune.models.stored_quantization import check_trainable
+from finetune.recipe.schema.adapter import AdapterSection
 from finetune.recipe.schema.model import ModelSection
 
 
@@ -86,7 +87,7 @@ def test_a_config_that_is_wrong_is_one_message(base: Path, values: dict[str, Any
 
 def before_training(section: ModelSection) -> None:
     folder = resolve_base(section).folder
-    check_trainable(read_config(folder), "lora", str(folder))
+    check_trainable(read_config(folder), AdapterSection(), str(folder))
     skeleton(Base(folder, {}))
 
 

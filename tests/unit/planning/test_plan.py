@@ -12,8 +12,9 @@ import torch
 
 from finetune.cli import app as command_line
 from finetune.engines import registry
-from finetune.models.bases.locate import read_config
+from finetune.models.bases.locate import read_config, resolve_base
 from finetune.models.bases.shapes import read_shape
+from finetune.models.load import load_model
 from finetune.planning.data import assumed, load_of
 from finetune.planning.memory import Job, activations, memory_of
 from finetune.planning.plan import job_of
@@ -62,6 +63,7 @@ def kept_by_torch(recipe: Recipe, folder: Path) -> tuple[float, int]:
         {},
         {"adapter": {"dropout": 0.1}},
         {"adapter": {"method": "qlora"}},
+        {"adapter": {"method": "qlora", "quantization": "int8"}},
         {"adapter": {"method": "full"}},
         {"data": {"pack_length_tokens": None}, "train": {"micro_batch_size": 4}},
     ],
@@ -80,6 +82,21 @@ def test_the_closed_form_is_what_torch_keeps(
     assert job.tokens == tokens
     loss = 4 * job.supervised * (job.shape.vocabulary if job.method == "full" else job.shape.width)
     assert activations(job) == pytest.approx(kept - loss, rel=0.1)
+
+
+@pytest.mark.parametrize("adapter", [{}, {"double_quantization": False}, {"quantization": "int8"}], ids=str)
+def test_a_quantised_base_takes_what_the_plan_says(adapter: dict[str, Any], make_recipe: MakeRecipe) -> None:
+    """Bytes of the loaded parameters and of their scales, to a hundredth."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    recipe = make_recipe(adapter={"method": "qlora"} | adapter)
+    base = resolve_base(recipe.model)
+    model = load_model(base, dtype=torch.float32, quantization=recipe.adapter.base_quantization)
+    held = 0
+    for parameter in model.parameters():
+        state, scales = getattr(parameter, "quant_state", None), getattr(parameter, "SCB", None)
+        blocks = [] if state is None else [state.absmax, *([state.state2.absmax] if state.nested else [])]
+        held += sum(part.nbytes for part in (parameter, *blocks, *([] if scales is None else [scales])))
+    assert memory_of(job_for(recipe)).weights == pytest.approx(held, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,8 @@ def test_a_base_that_is_stored_quantised_makes_the_run_qlora(
         merge(resolve_target(str(run.path)), tmp_path / "refused")
     report = merge(target, tmp_path / "merged", check="tensors")
     assert any("NF4" in note or "int8" in note for note in report.notes)
-    assert (report.qlora is not None) is quantization.startswith("nf4")
+    assert report.qlora is not None
+    assert set(report.qlora.scores) == {"16bit", quantization.removesuffix("-double")}
     gone = tmp_path / "gone.json"
     for method in ["full"] + ["qlora"] * (quantization == "int8"):
         with pytest.raises(ModelError, match=r"adapter\.method"):

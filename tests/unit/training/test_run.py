@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from finetune.cli import common
 from finetune.errors import CheckpointError, ModelError, TrackerError
+from finetune.evaluation.evaluation import Evaluation
+from finetune.models.device import choose_precision
 from finetune.recipe.lock import read_lock
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder, list_summaries
@@ -235,3 +237,30 @@ def test_an_adapter_folder_keeps_what_it_needs_when_it_is_moved(
     notes = json.loads((moved / "finetune.json").read_text())
     (moved / "finetune.json").write_text(json.dumps(notes | {"method": "qlora"}))
     assert resolve_target(str(moved)).quantized
+
+
+@pytest.mark.parametrize(
+    ("asked", "quantization"), [({"quantization": "int8"}, "int8"), ({"double_quantization": False}, "nf4")]
+)
+def test_a_run_on_a_quantised_base_is_asked_on_that_base(
+    make_recipe: MakeRecipe, tmp_path: Path, asked: dict[str, object], quantization: str
+) -> None:
+    """The run, a checkpoint and a copy of adapter/ alone know how the base was quantised; the loss that is
+    evaluated later is the run's own; a resumed run ends as one that was not stopped."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    adapter = {"method": "qlora", "rank": 4} | asked
+    train = EXACT | {"max_steps": 4, "save_every_steps": 2}
+    recipe = make_recipe(adapter=adapter, train=train)
+    folder = start(recipe)
+    moved = Path(shutil.copytree(folder.adapter, tmp_path / "elsewhere"))
+    checkpoint = folder.checkpoints / "checkpoint-2"
+    for name in (folder.path, moved, checkpoint):
+        assert resolve_target(str(name)).quantization == quantization
+    own, before = folder.read_summary()["evaluation_loss"], adapter_of(folder)
+    later = Evaluation(recipe, choose_precision("fp32")).of(resolve_target(str(moved)))
+    assert later.values["loss"] == pytest.approx(own, rel=1e-6)
+    for lost in (folder.checkpoints / "checkpoint-4", folder.adapter):
+        shutil.rmtree(lost)
+    folder.summary_path.unlink()
+    run.resume(folder.path, recipe=None)
+    assert_equal(adapter_of(folder), before)

@@ -19,6 +19,7 @@ from finetune.engines.launch.processes import first_failure
 from finetune.engines.launch.worker import ERROR_FILE, tell_launcher
 from finetune.engines.single import SINGLE
 from finetune.errors import LaunchError
+from finetune.recipe.schema.adapter import AdapterSection
 
 
 def test_every_engine_of_the_matrix_has_a_file() -> None:
@@ -53,7 +54,8 @@ def test_the_matrix_gives_reasons() -> None:
         for engine in registry.of_several():
             why = engine.refusal(method, "fp32")
             assert why is None or (why.reason and why.nearest)
-    assert method_of("lora", use_dora=True) == "dora"
+    assert method_of(AdapterSection(use_dora=True)) == "dora"
+    assert method_of(AdapterSection(method="qlora", quantization="int8")) == "qlora_int8"
 
 
 @dataclass
