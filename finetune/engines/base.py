@@ -160,6 +160,12 @@ class Engine:
 
     def problem(self, recipe: Recipe) -> str | None:
         """What else in a recipe it can't do, and what to do; None where there is nothing."""
+        adapter = recipe.adapter
+        if (adapter.starts_at_base and self.takes_over) or (adapter.init == "loftq" and self.shards_weights):
+            return (
+                f"adapter.init {adapter.init}: where weights are cut up or kept in bf16 its start was never "
+                "shown to be right. Take ddp, or adapter.init: default."
+            )
         return None
 
     def check_installed(self) -> None:

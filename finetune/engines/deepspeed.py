@@ -111,7 +111,7 @@ class DeepSpeed(Engine):
                 "model.new_tokens: peft gathers an embedding's rows under ZeRO-3 with CUDA's calls alone, "
                 "which was never shown to work here. Take fsdp2, zero2 or ddp."
             )
-        return None
+        return super().problem(recipe)
 
     def check_installed(self) -> None:
         """Raises LaunchError where DeepSpeed isn't installed, or can't build the part of it that offloading

@@ -57,6 +57,10 @@ class Job:
     device: str = "gpu"
     outputs: int = 0
     """Of a classification head, in place of logits over the vocabulary."""
+    start_weights: int = 0
+    """Frozen weights of an adapter that starts at a part of the base."""
+    first_layer: int = 0
+    """The first decoder layer whose activations are kept: nothing below it trains."""
 
     @property
     def trained(self) -> int:
@@ -116,7 +120,7 @@ def _weights(job: Job) -> tuple[float, float]:
     if job.method == "full":
         return 0.0, 4.0 * everything
     linear = linear_numbers(job.shape)
-    base = linear_bytes(job.shape, job.quantization, job.number_bytes)
+    base = linear_bytes(job.shape, job.quantization, job.number_bytes) + 4.0 * job.start_weights
     return base + (everything - linear) * job.number_bytes, 4.0 * job.trained
 
 
@@ -142,20 +146,22 @@ def _largest_layer(job: Job) -> float:
 
 def activations(job: Job) -> float:
     """What the forward pass keeps for the backward pass."""
-    shape, layers = job.shape, job.shape.layers
+    shape, kept = job.shape, job.shape.layers - job.first_layer
     layer = layer_bytes(job) * job.tokens + (0 if job.packed else 2 * job.tokens * job.row_tokens)
     ends = float(job.tokens * shape.width * job.number_bytes)
     if job.method == "full" and job.number_bytes == 2:
         # Autocast's bf16 copies of the weights.
         ends += 2.0 * (linear_numbers(shape) + shape.vocabulary * shape.width)
+    # An adapter's trained and frozen halves, put together for each layer.
+    ends += 8.0 * job.start_weights
     if not job.checkpoint_every:
-        return layers * layer + ends
-    again = math.ceil(layers / job.checkpoint_every)
+        return kept * layer + ends
+    again = sum(index % job.checkpoint_every == 0 for index in range(job.first_layer, shape.layers))
     stream = job.tokens * shape.width * (4 if job.method == "full" else job.number_bytes)
     # The backward pass begins with the last layer: where that one is made again, it is there beside all that
     # was kept.
-    made = layer if (layers - 1) % job.checkpoint_every == 0 else 0.0
-    return (layers - again) * layer + again * stream + made + ends
+    made = layer if (shape.layers - 1) % job.checkpoint_every == 0 else 0.0
+    return (kept - again) * layer + again * stream + made + ends
 
 
 def layer_bytes(job: Job) -> float:

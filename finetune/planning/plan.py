@@ -9,10 +9,13 @@ from finetune.engines import registry
 from finetune.engines.base import Engine, method_of
 from finetune.engines.single import SINGLE
 from finetune.errors import ModelError
+from finetune.models.architectures.base import EMBEDDING, last_part
 from finetune.models.bases.folder import read_config
 from finetune.models.bases.shapes import (
     Shape,
+    adapted_layers,
     count_parameters,
+    count_trainable,
     find_description,
     read_shape,
     trainable_shapes,
@@ -171,7 +174,7 @@ def job_of(
         trained_shapes=tuple(
             trainable_shapes(shape, adapter, len(recipe.model.new_tokens), recipe.model.head_outputs)
         ),
-        rank=adapter.rank,
+        rank=adapter.saved_rank,
         number_bytes=4 if precision == "fp32" else 2,
         tokens=load.micro_batch_tokens,
         supervised=load.supervised_tokens,
@@ -184,7 +187,20 @@ def job_of(
         processes=gpus,
         device=device,
         outputs=recipe.model.head_outputs,
+        start_weights=count_trainable(shape, adapter.model_copy(update={"modules_to_save": ()}))
+        if adapter.method == "lora" and adapter.starts_at_base
+        else 0,
+        first_layer=first_trained_layer(shape, recipe),
     )
+
+
+def first_trained_layer(shape: Shape, recipe: Recipe) -> int:
+    """The first decoder layer through which gradients go: 0 where something before the layers trains."""
+    adapter = recipe.adapter
+    below = {last_part(name) for name in (*adapter.modules_to_save, *adapter.target_modules)}
+    if adapter.layers is None or recipe.model.new_tokens or last_part(EMBEDDING) in below:
+        return 0
+    return min(adapted_layers(adapter, shape.layers))
 
 
 def _engines(recipe: Recipe, precision: str, gpus: int) -> Iterator[Engine]:

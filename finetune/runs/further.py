@@ -28,6 +28,9 @@ def command_to_train_further(run: RunFolder, lock: Lock, overrides: tuple[str, .
     else:
         changes = {"adapter.continue_from": str(run.adapter)}
         changes |= {"adapter.init": "default"} if recipe.adapter.init != "default" else {}
+        if recipe.adapter.starts_at_base:
+            changes["adapter.rank"] = str(recipe.adapter.saved_rank)
+            changes["adapter.alpha"] = str(recipe.adapter.saved_alpha)
     words = [f"{key}={value}" for key, value in changes.items()]
     length = (
         f"max_steps={recipe.train.max_steps}"

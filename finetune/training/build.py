@@ -36,12 +36,13 @@ from finetune.models.architectures import family_of
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import read_config, read_json
 from finetune.models.bases.locate import Base, resolve_base
-from finetune.models.bases.shapes import check_weights
+from finetune.models.bases.shapes import adapted_layers, check_weights, stored_name
 from finetune.models.device import Precision, choose_device, choose_precision
 from finetune.models.kernels.attention import choose_attention
 from finetune.models.kernels.install import install_fast_path
 from finetune.models.load import checkpoint_activations, load_model, skeleton
 from finetune.models.quantization import is_quantized
+from finetune.models.safetensors import StoredWeights
 from finetune.models.stored_quantization import check_trainable
 from finetune.objectives import Objective, objective_of
 from finetune.recipe.lock import CURRENT_RULES, Rules
@@ -108,6 +109,7 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
     described = skeleton(base, rope_scaling=recipe.model.rope_scaling, head=recipe.model.head)
     if recipe.adapter.method != "full":
         check_targets(described, recipe.adapter)
+        adapted_layers(recipe.adapter, config.num_hidden_layers)
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int):
         raise ModelError(
@@ -145,6 +147,12 @@ def _check_stored(recipe: Recipe, base: Base) -> None:
     stored = check_trainable(config, recipe.adapter, base.identity.get("name", str(base.folder)))
     if stored is None:
         return
+    if recipe.adapter.init == "loftq" or recipe.adapter.starts_at_base:
+        raise ModelError(
+            f"adapter.init {recipe.adapter.init} needs the weights as they were before they were quantised, "
+            f"and model.base {base.identity['name']} is stored in {stored}: take the unquantised base that "
+            "it was made of."
+        )
     engine = current()
     if engine.takes_over:
         raise ModelError(
@@ -226,7 +234,12 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
             seed_everything(recipe.train.seed)
             new_ids = new_token_ids(recipe, inputs.tokenizer)
             trained = attach(
-                model, recipe.adapter, new_ids, classifies=recipe.model.classifies, engine=engine
+                model,
+                recipe.adapter,
+                new_ids,
+                classifies=recipe.model.classifies,
+                original=partial(_original_weight, StoredWeights.of_folder(inputs.base.folder)),
+                engine=engine,
             )
             install_fast_path(trained, engine)
     if recipe.train.activation_checkpointing:
@@ -234,6 +247,13 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     if not is_quantized(model):
         trained = engine.place(trained, choose_device())
     return trained
+
+
+def _original_weight(stored: StoredWeights, module: str) -> torch.Tensor:
+    """A module's weight as it is in the base's files."""
+    name = stored_name(stored.tensors, f"{module}.weight")
+    assert name is not None  # noqa: S101 - the module was loaded from there
+    return stored.whole(name)
 
 
 def build_trainer(

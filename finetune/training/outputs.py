@@ -27,6 +27,7 @@ from finetune.evaluation.report import Report
 from finetune.evaluation.report_tables import as_dict, predictions
 from finetune.models.adapters.adapter import count_parameters, save_adapter
 from finetune.models.adapters.alone import load_alone, read_otherwise
+from finetune.models.adapters.start import as_saved
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import read_config, weight_files
 from finetune.models.description import (
@@ -94,6 +95,7 @@ def _write(
     else:
         hub = inputs.base.identity["kind"] == "hub"
         name = inputs.base.identity["name"] if hub else str(inputs.base.folder)
+        weights = as_saved(trainer.accelerator.unwrap_model(trainer.model), weights)
         save_adapter(trainer.model, partial, name, inputs.base.identity.get("commit"), weights)
         kept = lock.without_secrets()
         notes = {"model": kept["recipe"]["model"], "method": lock.recipe.adapter.method, "base": kept["base"]}

@@ -1,5 +1,6 @@
 """Attach, count, save and load adapters. LoRA: Hu et al. 2021, arXiv:2106.09685."""
 
+import re
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -21,11 +22,17 @@ from finetune.models.adapters.config_file import (
     only_the_adapter,
 )
 from finetune.models.adapters.fit import refuse_unknown_keys, refuse_unread, refuse_wrapped, saved_vocabulary
+from finetune.models.adapters.start import OriginalWeight, start_from_base, start_from_residual
 from finetune.models.architectures.base import EMBEDDING, LM_HEAD, last_part
 from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_adapter_config, read_header
 from finetune.models.bases.hub import adapter_snapshot, is_hub_id
+from finetune.models.bases.shapes import adapted_layers
 from finetune.models.classify import CLASSIFIER
 from finetune.recipe.schema.adapter import AdapterSection
+
+PEFT_INITS = ("gaussian", "orthogonal")
+"""Of adapter.init, what peft does by itself."""
+LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 def attach(
@@ -34,35 +41,51 @@ def attach(
     new_token_ids: Sequence[int] = (),
     *,
     classifies: bool = False,
+    original: OriginalWeight | None = None,
     engine: Engine = SINGLE,
 ) -> PeftModel:
     """The base with a fresh adapter, or with the one that `continue_from` names; only the adapter's weights
     train.
 
     `new_token_ids` are rows of the embedding (and of an untied head) that are trained and saved with the
-    adapter; so is the head of a model that `classifies`. Raises ModelError for a target or a module to save
-    that matches nothing, and for a `continue_from` of another shape.
+    adapter, where those aren't trained as a whole; so is the head of a model that `classifies`. `original`
+    reads a weight as it was before it was quantised, which LoftQ needs. Raises ModelError for a target, a
+    module to save or a layer that matches nothing, and for a `continue_from` of another shape.
     """
     check_targets(model, section)
     if section.continue_from is not None:
         return continue_adapter(model, section, new_token_ids, engine=engine)
+    layers = None if section.layers is None else adapted_layers(section, model.config.num_hidden_layers)
+    targets: Any = section.target_modules
+    if targets != "all-linear" or layers is not None:  # for some of the layers peft wants names
+        targets = sorted(linear_names(model)) if targets == "all-linear" else list(targets)
     config = LoraConfig(
         task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
-        r=section.rank,
-        lora_alpha=cast(int, section.alpha),  # peft takes a fraction too
+        r=section.saved_rank,
+        lora_alpha=cast(int, section.saved_alpha),  # peft takes a fraction too
         lora_dropout=section.dropout,
-        target_modules=section.target_modules
-        if section.target_modules == "all-linear"
-        else list(section.target_modules),
+        target_modules=targets,
+        layers_to_transform=layers,
         use_rslora=section.use_rslora,
         use_dora=section.use_dora,
-        init_lora_weights=True if section.init == "default" else section.init,
+        init_lora_weights=cast(Any, section.init if section.init in PEFT_INITS else True),
         modules_to_save=list(section.modules_to_save) or None,
-        trainable_token_indices=_token_rows(model, new_token_ids),
+        trainable_token_indices=_token_rows(model, token_rows(section, new_token_ids)),
     )
     with library_refusals("adapter: peft refuses this combination"):
         adapted = get_peft_model(model, config)
+    if section.starts_at_base:
+        start_from_base(adapted, section)
+    elif section.init == "loftq":
+        assert original is not None  # noqa: S101 - build.py has the base's files
+        start_from_residual(adapted, section, original)
     return trained_in_float32(adapted)
+
+
+def token_rows(section: AdapterSection, new_token_ids: Sequence[int]) -> Sequence[int]:
+    """The rows that are trained by themselves: none where the embedding is trained as a whole."""
+    whole = last_part(EMBEDDING) in map(last_part, section.modules_to_save)
+    return () if whole else new_token_ids
 
 
 def trained_in_float32(model: PeftModel) -> PeftModel:
@@ -129,7 +152,8 @@ def continue_adapter(
             )
     rows = found["trainable_token_indices"]
     tokens = set(rows if isinstance(rows, list) else chain.from_iterable((rows or {}).values()))
-    if tokens != set(new_token_ids):
+    whole = last_part(EMBEDDING) in map(last_part, found["modules_to_save"] or ())
+    if tokens != (set() if whole else set(new_token_ids)):
         raise ModelError(
             f"adapter.continue_from: {folder} trains {len(tokens)} new tokens (ids {sorted(tokens)[:5]}), "
             f"and model.new_tokens has {len(new_token_ids)} ({sorted(new_token_ids)[:5]}): name the tokens "
@@ -147,6 +171,14 @@ def continue_adapter(
         raise ModelError(
             f"adapter.continue_from: {folder} has targets {sorted(names)}, the recipe {sorted(targets)}."
         )
+    if section.layers is not None:
+        held = {int(number) for name in loaded.targeted_module_names for number in LAYER.findall(name)}
+        asked = adapted_layers(section, model.config.num_hidden_layers)
+        if held != set(asked):
+            raise ModelError(
+                f"adapter.continue_from: {folder} has adapters on layers {sorted(held)}, and the recipe on "
+                f"{asked}."
+            )
     return trained_in_float32(loaded)
 
 

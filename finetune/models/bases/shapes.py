@@ -237,9 +237,10 @@ def trainable_shapes(
 
     full: all parameters. LoRA and QLoRA: R x inputs and outputs x R a target (rsLoRA alike), and `outputs`
     more with DoRA, for the magnitudes; R x V and D x R, and D with DoRA, for the embedding as a target;
-    modules_to_save in full; a row of D for the embedding of each new token, and one for its row of an untied
-    head; D for each output of a classification head, which takes the place of the other one. Raises
-    ModelError where a target matches nothing.
+    modules_to_save in full, with the rows of new tokens; where the embedding isn't among them, a row of D for
+    the embedding of each new token, and one for its row of an untied head; D for each output of a
+    classification head, which takes the place of the other one. Raises ModelError where a target matches
+    nothing, and where the base has fewer layers than are named.
     """
     if head_outputs:
         yield head_outputs, shape.width
@@ -253,16 +254,20 @@ def trainable_shapes(
             size for name, size in _matrix_shapes(shape).items() if own_head or name != f"{LM_HEAD}.weight"
         )
         return
-    for name in _targets(adapter, sizes):
+    for name in _targets(adapter, sizes, shape.layers):
         inputs, outputs = sizes[name]
         yield adapter.rank, inputs
         yield outputs, adapter.rank
         if adapter.use_dora:
             yield (outputs,)
-    for target in adapter.modules_to_save:
-        yield from (sizes[name] for name in _matches(target, sizes, "modules_to_save"))
-    for _ in range(1 if shape.tied_head or head_outputs else 2) if new_tokens else ():
-        yield new_tokens, shape.width
+    whole = {
+        name for target in adapter.modules_to_save for name in _matches(target, sizes, "modules_to_save")
+    }
+    for name in whole:
+        yield ((shape.vocabulary + new_tokens, shape.width) if name in (EMBEDDING, LM_HEAD) else sizes[name])
+    if new_tokens and EMBEDDING not in whole:
+        for _ in range(1 if shape.tied_head or head_outputs else 2):
+            yield new_tokens, shape.width
 
 
 def count_trainable(shape: Shape, adapter: AdapterSection, new_tokens: int = 0, head_outputs: int = 0) -> int:
@@ -270,7 +275,34 @@ def count_trainable(shape: Shape, adapter: AdapterSection, new_tokens: int = 0, 
     return sum(map(math.prod, trainable_shapes(shape, adapter, new_tokens, head_outputs)))
 
 
-def _targets(adapter: AdapterSection, names: Iterable[str]) -> set[str]:
+def adapted_layers(adapter: AdapterSection, layers: int) -> list[int]:
+    """The numbers of the decoder layers that get an adapter, of so many. Raises ModelError where the base has
+    fewer."""
+    if adapter.layers is None:
+        return list(range(layers))
+    asked = adapter.layers
+    if isinstance(asked, str):
+        last = int(asked.removeprefix("last "))
+        if last <= layers:
+            return list(range(layers - last, layers))
+    elif max(asked) < layers:
+        return sorted(asked)
+    raise ModelError(
+        f"adapter.layers is {asked if isinstance(asked, str) else list(asked)}, and this base has {layers} "
+        f"layers, 0 to {layers - 1}."
+    )
+
+
+def _targets(adapter: AdapterSection, names: Iterable[str], layers: int) -> set[str]:
+    adapted = {f"{LAYERS}.{number}." for number in adapted_layers(adapter, layers)}
+    beside = (
+        {name for name in names if name.startswith(f"{LAYERS}.")} if adapter.layers is not None else set()
+    )
+    left_out = {name for name in beside if not any(map(name.startswith, adapted))}
+    return _named(adapter, names) - left_out
+
+
+def _named(adapter: AdapterSection, names: Iterable[str]) -> set[str]:
     if adapter.target_modules == "all-linear":
         return {name for name in names if name not in (LM_HEAD, EMBEDDING)}
     return {name for target in adapter.target_modules for name in _matches(target, names, "target_modules")}

@@ -14,6 +14,7 @@ from data_prep.config import FileSource, HubSource, OrdersSource, sections_in
 from finetune.recipe.reading.tree import Diagnostic, Location, Node, dotted, finding_at
 from finetune.recipe.reading.yaml_tree import plain_scalar, shorten
 from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.adapter import INITS, LAST_LAYERS
 from finetune.recipe.schema.model import GgufBase, WheelBase
 
 Form = type[BaseModel]
@@ -42,6 +43,8 @@ KINDS = {
     "model_attributes_type": "a section (a mapping of keys)",
 }
 PATTERNS = {
+    LAST_LAYERS: "last N (last 16), or a list of layer numbers from 0",
+    INITS: "default, gaussian, orthogonal, pissa, pissa_niter_N (N from 1 to 99), olora or loftq",
     r"^[0-9a-f]{64}$": "64 hexadecimal digits in lower case",
     r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+]+$": "NAME==VERSION",
     r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$": "a data set of the hub (owner/name)",
@@ -114,14 +117,12 @@ def _one(form: Form, node: Node, prefix: Location, detail: ErrorDetails) -> Iter
     below, kind, got = detail["loc"], detail["type"], detail["input"]
     # The union of a name and a list: its members stand in the location, and one of them is not what was
     # meant.
-    if any(isinstance(key, str) and key.startswith(("literal[", "tuple[")) for key in below):
-        if isinstance(got, list) and kind == "literal_error":
+    if any(_is_member(key) for key in below):
+        if isinstance(got, list) and kind in ("literal_error", "string_type"):
             return
         if kind == "tuple_type":
             return
-        below = tuple(
-            key for key in below if not (isinstance(key, str) and key.startswith(("literal[", "tuple[")))
-        )
+        below = tuple(key for key in below if not _is_member(key))
         detail = {**detail, "loc": below}
     if kind == "too_short" and got:  # only because its items are wrong, each of which is reported
         return
@@ -133,6 +134,11 @@ def _one(form: Form, node: Node, prefix: Location, detail: ErrorDetails) -> Iter
         yield finding_at(node.nearest(below), location, _unknown_key(form, prefix, below), at_key=True)
     else:
         yield finding_at(node.nearest(below), location, _message(form, detail))
+
+
+def _is_member(key: int | str) -> bool:
+    """Whether a part of pydantic's location is a member of a union."""
+    return isinstance(key, str) and key.startswith(("literal[", "tuple[", "constrained-str"))
 
 
 def mistakes_of(

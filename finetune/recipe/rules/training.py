@@ -14,7 +14,7 @@ from finetune.recipe.schema.train import OPTIMIZERS
 
 LORA_ONLY = (
     "rank", "alpha", "target_modules", "dropout", "use_rslora", "use_dora", "init", "modules_to_save",
-    "continue_from", "quantization", "double_quantization",
+    "continue_from", "quantization", "double_quantization", "layers",
 )  # fmt: skip
 VOCABULARY = frozenset({LM_HEAD, last_part(EMBEDDING)})
 
@@ -108,11 +108,12 @@ def _adapter(recipe: Recipe, given: Given) -> RuleProblem:
             "adapter.init",
             f"orthogonal splits the rank in two halves, and rank {adapter.rank} is odd; use an even one",
         )
-    whole = sorted(VOCABULARY & set(adapter.modules_to_save))
-    if whole and recipe.model.new_tokens:
+    whole = VOCABULARY & set(map(last_part, adapter.modules_to_save))
+    absent = sorted(({last_part(EMBEDDING)} if recipe.model.classifies else VOCABULARY) - whole)
+    if whole and absent and recipe.model.new_tokens:
         message = (
-            f"model.new_tokens trains rows of the embedding, {' and '.join(whole)} would train all; remove "
-            "one of the two"
+            f"model.new_tokens adds rows to embedding and head: name {' and '.join(absent)} as well, or "
+            f"leave out {' and '.join(sorted(whole))}, and the new rows alone are trained"
         )
         yield "adapter.modules_to_save", message
     known = linear_layers()
@@ -137,6 +138,57 @@ def _adapter(recipe: Recipe, given: Given) -> RuleProblem:
                 )
         if any(not name.strip() for name in names):
             yield f"adapter.{knob}", "got an empty name"
+
+
+def _init(recipe: Recipe, given: Given) -> RuleProblem:
+    adapter = recipe.adapter
+    if adapter.init == "loftq" and adapter.method == "lora":
+        yield (
+            "adapter.init",
+            "loftq starts at what quantisation took from the base: set adapter.method: qlora, or take pissa",
+        )
+    if adapter.starts_at_base and adapter.method == "qlora":
+        yield (
+            "adapter.init",
+            f"{adapter.init} takes its part out of the base before that is quantised, which would be another "
+            "base: take loftq, or adapter.method: lora",
+        )
+    if adapter.starts_at_base and adapter.dropout:
+        yield (
+            "adapter.dropout",
+            f"adapter.init {adapter.init} starts at a part of the base, which dropout would drop; remove one",
+        )
+    if (adapter.starts_at_base or adapter.init == "loftq") and adapter.use_dora:
+        yield "adapter.use_dora", f"DoRA was not shown with adapter.init {adapter.init}; remove one"
+    vocabulary = sorted(VOCABULARY & set(map(last_part, adapter.target_modules)))
+    if (adapter.starts_at_base or adapter.init == "loftq") and vocabulary:
+        yield (
+            "adapter.target_modules",
+            f"adapter.init {adapter.init} is for the layers' linear modules; remove "
+            f"{' and '.join(vocabulary)}",
+        )
+
+
+def _layers(recipe: Recipe, given: Given) -> RuleProblem:
+    adapter = recipe.adapter
+    if adapter.layers is None:
+        return
+    if not isinstance(adapter.layers, str):
+        repeated = sorted({number for number in adapter.layers if adapter.layers.count(number) > 1})
+        if repeated:
+            yield "adapter.layers", f"named twice: {', '.join(map(str, repeated))}"
+    targets = () if adapter.target_modules == "all-linear" else adapter.target_modules
+    for index, name in enumerate(targets):
+        if last_part(name) in VOCABULARY:
+            yield (
+                f"adapter.target_modules.{index}",
+                f"{name} is in none of adapter.layers, and would have no adapter; remove one of the two",
+            )
+        elif "layers." in name:
+            yield (
+                f"adapter.target_modules.{index}",
+                f"{name} names a layer by itself; remove adapter.layers, or write {last_part(name)}",
+            )
 
 
 def _schedule(recipe: Recipe, given: Given) -> RuleProblem:
@@ -262,6 +314,8 @@ RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _checkpointing,
     _quantization,
     _adapter,
+    _init,
+    _layers,
     _schedule,
     _optimizer,
     _revision,

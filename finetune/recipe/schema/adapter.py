@@ -1,10 +1,14 @@
 """The adapter section: what is trained."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from data_prep.config import PATH, Section
+
+LAST_LAYERS = r"^last [1-9][0-9]{0,3}$"
+INITS = r"^(default|gaussian|orthogonal|pissa|pissa_niter_[1-9][0-9]?|olora|loftq)$"
 
 
 class AdapterSection(Section):
@@ -42,8 +46,17 @@ class AdapterSection(Section):
     use_dora: bool = False
     """Train magnitude and direction apart (DoRA, Liu et al. 2024, arXiv:2402.09353)."""
 
-    init: Literal["default", "gaussian", "orthogonal"] = "default"
-    """How A and B start; the update is zero at the start with each."""
+    layers: Annotated[str, Field(pattern=LAST_LAYERS)] | (
+        Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, strict=False)] | None
+    ) = None
+    """The decoder layers that get an adapter: last N, or their numbers from 0; all of them when absent."""
+
+    init: Annotated[str, Field(pattern=INITS)] = "default"
+    """How A and B start. default, gaussian, orthogonal: with an update of zero. pissa, pissa_niter_N (PiSSA,
+    Meng et al. 2024, arXiv:2404.02948, by an SVD or a fast one of N iterations) and olora (Büyükakyüz 2024,
+    arXiv:2406.01775): at a part of the base, which is subtracted again, so that the adapter that is saved is
+    one of the base as it is, of twice the rank. loftq (Li et al. 2023, arXiv:2310.08659, one iteration): with
+    qlora, at what quantisation took from the base."""
 
     modules_to_save: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Modules that are trained in full and saved with the adapter (lm_head, embed_tokens)."""
@@ -58,3 +71,20 @@ class AdapterSection(Section):
         if self.method != "qlora":
             return None
         return "nf4-double" if self.quantization == "nf4" and self.double_quantization else self.quantization
+
+    @property
+    def starts_at_base(self) -> bool:
+        """Whether B A starts at a part of the base, which is frozen beside it: PiSSA and OLoRA."""
+        return self.init.startswith("pissa") or self.init == "olora"
+
+    @property
+    def saved_rank(self) -> int:
+        """The rank of the adapter that is saved."""
+        return 2 * self.rank if self.starts_at_base else self.rank
+
+    @property
+    def saved_alpha(self) -> float:
+        """Its alpha, with which the update is scaled as the recipe's rank and alpha say."""
+        if not self.starts_at_base:
+            return self.alpha
+        return self.alpha * (math.sqrt(2) if self.use_rslora else 2)

@@ -40,6 +40,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "saved modules": {"adapter": {"method": "lora", "rank": 4, "modules_to_save": ["lm_head"]}},
     "qlora": {"adapter": {"method": "qlora", "rank": 4}},
     "new tokens": {"adapter": {"method": "lora", "rank": 4}, "new_tokens": NEW},
+    "new tokens and all others": {
+        "adapter": {"method": "lora", "rank": 4, "modules_to_save": ["embed_tokens", "lm_head"]},
+        "new_tokens": NEW,
+    },
+    "int8": {"adapter": {"method": "qlora", "rank": 4, "quantization": "int8"}},
+    "pissa": {"adapter": {"method": "lora", "rank": 4, "init": "pissa"}},
+    "last layer": {"adapter": {"method": "lora", "rank": 4, "layers": "last 1"}},
     "scaled": {"adapter": {"method": "lora", "rank": 4}, "rope_scaling": {"type": "linear", "factor": 2.0}},
     "full": {"adapter": {"method": "full"}},
     "full with new tokens": {

@@ -1,0 +1,159 @@
+"""Adapters that start at a part of the base, or at what its quantisation lost.
+
+PiSSA: Meng et al. 2024, arXiv:2404.02948; OLoRA: Büyükakyüz 2024, arXiv:2406.01775; LoftQ: Li et al. 2023,
+arXiv:2310.08659. Shapes: a weight W has O rows and I columns; R is the rank, s the update's scale.
+
+PiSSA and OLoRA train B A from a part s B0 A0 of W, beside a base without that part: W - s B0 A0. Here the
+base stays as it is and the update is s (B A - B0 A0), which is the same function: an adapter of rank 2 R,
+[A; A0] and [B, -B0], whose second half is frozen. What is saved is a plain adapter of the base.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from torch.nn import functional
+
+from finetune.errors import ModelError
+from finetune.models.kernels.lora import base_weight
+from finetune.recipe.schema.adapter import AdapterSection
+
+logger = logging.getLogger(__name__)
+
+ITERATIONS = "pissa_niter_"
+"""Before the number of iterations of a randomised SVD (Halko et al. 2009, arXiv:0909.4061), which is fast."""
+
+Halves = tuple[torch.Tensor, torch.Tensor]
+"""A (R x I) and B (O x R)."""
+OriginalWeight = Callable[[str], torch.Tensor]
+"""A module's name -> its weight in the base's files, before it was quantised."""
+
+
+class BesideItsStart(nn.Module):
+    """One matrix of a LoRA layer, the trained half beside its frozen start; saved and loaded as one."""
+
+    def __init__(self, start: torch.Tensor, dim: int):
+        """`dim` is 0 for A and 1 for B, whose start is subtracted."""
+        super().__init__()
+        self.trained = nn.Parameter(start.clone())
+        self.start = nn.Parameter(start if dim == 0 else -start, requires_grad=False)
+        self.dim, self.bias = dim, None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Both halves: 2 R x I of A, O x 2 R of B."""
+        return torch.cat((self.trained, self.start), self.dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        return functional.linear(x, self.weight)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = self.weight if keep_vars else self.weight.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        name, weight = f"{prefix}weight", state_dict.get(f"{prefix}weight")
+        if weight is None:
+            missing_keys.append(name)
+        elif weight.shape != self.weight.shape:
+            error_msgs.append(f"size mismatch for {name}: {tuple(weight.shape)}, {tuple(self.weight.shape)}")
+        else:
+            with torch.no_grad():
+                for half, values in zip((self.trained, self.start), weight.chunk(2, self.dim), strict=True):
+                    half.copy_(values)
+
+
+def start_from_base(model: PeftModel, section: AdapterSection) -> None:
+    """Let the LoRA layers, of twice the recipe's rank, start at a part of their base: PiSSA or OLoRA.
+
+    Raises ModelError where a layer has no matrix of that rank.
+    """
+    began = time.perf_counter()
+    for name, layer in lora_layers(model):
+        weight = base_weight(layer.get_base_layer(), torch.float32)
+        _check_rank(name, weight, section.rank)
+        a, b = _part(weight, section, layer.scaling["default"])
+        layer.lora_A["default"] = BesideItsStart(a, 0)
+        layer.lora_B["default"] = BesideItsStart(b, 1)
+    logger.info(f"adapter.init {section.init}: took {time.perf_counter() - began:.1f} s")
+
+
+def start_from_residual(model: PeftModel, section: AdapterSection, original: OriginalWeight) -> None:
+    """Let the LoRA layers start at the best approximation, of their rank, of what quantisation took from the
+    base: LoftQ with one iteration.
+
+    Raises ModelError where a layer has no matrix of that rank.
+    """
+    began = time.perf_counter()
+    for name, layer in lora_layers(model):
+        rounded = base_weight(layer.get_base_layer(), torch.float32)
+        _check_rank(name, rounded, section.rank)
+        residual = original(name).to(rounded.device, torch.float32) - rounded
+        a, b = _principal(residual, section.rank, layer.scaling["default"])
+        with torch.no_grad():
+            layer.lora_A["default"].weight.copy_(a)
+            layer.lora_B["default"].weight.copy_(b)
+    logger.info(f"adapter.init {section.init}: took {time.perf_counter() - began:.1f} s")
+
+
+def lora_layers(model: PeftModel) -> Iterator[tuple[str, Any]]:
+    """(name in the base, LoRA layer) of each."""
+    for name, module in model.get_base_model().named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def as_saved(model: nn.Module, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Trained weights by their names, as an adapter's file has them: each half with its frozen start."""
+    found = dict(trained)
+    for name, module in model.named_modules():
+        if isinstance(module, BesideItsStart):
+            half = found.pop(f"{name}.trained")
+            found[f"{name}.weight"] = torch.cat((half, module.start.detach().to(half)), module.dim)
+    return found
+
+
+def _check_rank(name: str, weight: torch.Tensor, rank: int) -> None:
+    if rank > min(weight.shape):
+        raise ModelError(
+            f"adapter.rank is {rank}, and {name} is a matrix of {weight.shape[0]} x {weight.shape[1]}, which "
+            f"has no more than {min(weight.shape)} directions to start from: lower it, or set adapter.init: "
+            "default."
+        )
+
+
+def _part(weight: torch.Tensor, section: AdapterSection, scale: float) -> Halves:
+    """The part of a weight that an adapter starts at, divided as the method divides it."""
+    if section.init == "olora":
+        orthonormal, triangular = torch.linalg.qr(weight)
+        return triangular[: section.rank].contiguous(), orthonormal[:, : section.rank].contiguous()
+    return _principal(weight, section.rank, scale, _iterations(section.init))
+
+
+def _iterations(init: str) -> int | None:
+    return int(init.removeprefix(ITERATIONS)) if init.startswith(ITERATIONS) else None
+
+
+def _principal(weight: torch.Tensor, rank: int, scale: float, iterations: int | None = None) -> Halves:
+    """The best approximation of rank R, s B A, its singular values shared out evenly."""
+    if iterations is None:
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        left, values, right = left[:, :rank], values[:rank], right[:rank]
+    else:
+        left, values, right = cast(Any, torch.svd_lowrank)(weight, rank, niter=iterations)
+        right = right.T
+    root = (values / scale).sqrt()
+    return (root[:, None] * right).contiguous(), (left * root).contiguous()

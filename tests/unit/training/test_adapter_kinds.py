@@ -1,0 +1,159 @@
+"""Whole runs of adapters that start at the base, are on some layers only, or are beside a whole vocabulary."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from finetune.errors import ModelError
+from finetune.evaluation.evaluation import Evaluation
+from finetune.merging.merge import merge
+from finetune.merging.verification.reverify import verify_again
+from finetune.models.adapters.adapter import count_parameters
+from finetune.models.bases.folder import read_config
+from finetune.models.bases.shapes import count_trainable, read_shape
+from finetune.models.device import choose_precision
+from finetune.recipe.schema import Recipe
+from finetune.runs.folder import RunFolder
+from finetune.runs.target import resolve_target
+from finetune.training import build, run
+from tests.support.models import save_tiny_llama
+from tests.support.processes import EXACT, adapter_of, assert_equal, start
+from tests.support.recipes import MakeRecipe
+
+TRAIN = EXACT | {"max_steps": 4, "save_every_steps": 2, "weight_decay": 0.1}
+WHOLE = {
+    "adapter": {"rank": 4, "modules_to_save": ["embed_tokens", "lm_head"]},
+    "model": {"new_tokens": ["<a>", "<b>"]},
+    "train": {"learning_rate": 1e-3},
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "pissa": {"adapter": {"rank": 4, "init": "pissa"}},
+    "pissa, fast, rslora": {"adapter": {"rank": 4, "init": "pissa_niter_4", "use_rslora": True}},
+    "olora": {"adapter": {"rank": 4, "init": "olora"}},
+    "loftq": {"adapter": {"rank": 4, "method": "qlora", "init": "loftq"}},
+    "last layer": {"adapter": {"rank": 4, "layers": "last 1"}},
+    "first layer, checkpointed": {
+        "adapter": {"rank": 4, "layers": [0]}, "train": {"activation_checkpointing": True},
+    },
+    "new tokens and all others": WHOLE,
+    "the same, tied": WHOLE | {"tied": True},
+}  # fmt: skip
+
+
+def recipe_of(kind: str, make_recipe: MakeRecipe, folder: Path) -> Recipe:
+    sections = KINDS[kind]
+    model: dict[str, Any] = dict(sections.get("model", {}))
+    if sections.get("tied"):
+        (folder / "base").mkdir(exist_ok=True)
+        save_tiny_llama(folder / "base", tie_word_embeddings=True)
+        model["base"] = str(folder / "base")
+    return make_recipe(
+        adapter=sections["adapter"],
+        train=TRAIN | sections.get("train", {}),
+        **({"model": model} if model else {}),
+    )
+
+
+def resumed(folder: RunFolder) -> dict[str, torch.Tensor]:
+    """The result of the run when it goes on from its step 2."""
+    for lost in (folder.checkpoints / "checkpoint-4", folder.adapter):
+        shutil.rmtree(lost)
+    folder.summary_path.unlink()
+    run.resume(folder.path, recipe=None)
+    return adapter_of(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_is_saved_for_its_base_evaluated_merged_and_resumed(
+    kind: str, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """What is evaluated later is the run's own loss, from the adapter and from a checkpoint; the merge into
+    the base's files holds, also when it is verified again; a resumed run ends bit for bit alike; what trains
+    is the closed form's count."""
+    if "loftq" in kind:
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    recipe = recipe_of(kind, make_recipe, tmp_path)
+    folder = start(recipe)
+    summary, before = folder.read_summary(), adapter_of(folder)
+    assert summary["weights_changed"]
+    assert summary["evaluation_loss"] < summary["evaluation_loss_before"]
+    later = Evaluation(recipe, choose_precision("fp32"))
+    for name in (folder.adapter, folder.checkpoints / "checkpoint-4"):
+        found = later.of(resolve_target(str(name))).values["loss"]
+        assert found == pytest.approx(summary["evaluation_loss"], rel=1e-5)
+    report = merge(resolve_target(str(folder.path)), tmp_path / "merged")
+    assert report.verification is not None
+    assert report.verification.holds
+    if kind == "loftq":
+        assert report.qlora is not None
+        assert report.qlora.taken == "nf4"
+    again = verify_again(tmp_path / "merged", seed=1)
+    assert (again.failures, again.left_out) == ([], None)
+    merged = merge(resolve_target(str(folder.checkpoints / "checkpoint-4")), tmp_path / "of checkpoint")
+    assert merged.verification is not None
+    assert_equal(
+        load_file(tmp_path / "merged" / "model.safetensors"),
+        load_file(tmp_path / "of checkpoint" / "model.safetensors"),
+    )
+    shape = read_shape(read_config(Path(str(recipe.model.base))))
+    closed = count_trainable(shape, recipe.adapter, len(recipe.model.new_tokens))
+    assert summary["trainable_parameters"] == closed
+    assert_equal(resumed(folder), before)
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora", "last layer", "new tokens and all others"])
+def test_plain_peft_on_the_base_answers_as_the_run_did(
+    kind: str, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """peft alone, on the base as it is in its folder, has the logits of the model in training."""
+    recipe = recipe_of(kind, make_recipe, tmp_path)
+    folder = start(recipe)
+    inputs = build.build_inputs(recipe)
+    trained: Any = build.build_model(recipe, inputs)
+    held = adapter_of(folder)
+    own = {
+        f"{name.removesuffix('.weight')}.default.weight" if ".lora_" in name else name: weight
+        for name, weight in held.items()
+    }
+    own = {
+        name if ".lora_" in name else name.replace(".weight", ".modules_to_save.default.weight"): weight
+        for name, weight in own.items()
+    }
+    missed = trained.load_state_dict(own, strict=False)
+    assert not missed.unexpected_keys
+    plain: Any = AutoModelForCausalLM.from_pretrained(str(recipe.model.base))
+    if recipe.model.new_tokens:
+        plain.resize_token_embeddings(len(inputs.tokenizer))
+    config = json.loads((folder.adapter / "adapter_config.json").read_text())
+    assert config["init_lora_weights"] is True
+    assert config["r"] == recipe.adapter.saved_rank
+    alone = PeftModel.from_pretrained(plain, str(folder.adapter)).eval()
+    ids = torch.arange(3, len(inputs.tokenizer))[None, -40:]
+    expected = trained.eval()(input_ids=ids).logits
+    torch.testing.assert_close(alone(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+    assert count_parameters(trained)[0] == folder.read_summary()["trainable_parameters"]
+
+
+def test_loftq_and_pissa_are_refused_on_a_base_that_is_stored_quantised(
+    make_recipe: MakeRecipe, tiny_base: Path, tmp_path: Path
+) -> None:
+    """The weights before they were quantised are nowhere; the message names the base, before data are
+    read."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    from finetune.models.quantization import bitsandbytes_config
+
+    base = Path(shutil.copytree(tiny_base, tmp_path / "quantised"))
+    config = bitsandbytes_config(torch.float32, "nf4-double")
+    AutoModelForCausalLM.from_pretrained(
+        tiny_base, dtype=torch.float32, quantization_config=config
+    ).save_pretrained(base)
+    for adapter in ({"method": "qlora", "init": "loftq"}, {"init": "pissa"}):
+        with pytest.raises(ModelError, match=r"adapter\.init .* needs the weights as they were .*nf4-double"):
+            build.build_inputs(make_recipe(model={"base": str(base)}, adapter=adapter))
