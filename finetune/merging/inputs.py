@@ -28,7 +28,7 @@ from finetune.models.bases.locate import Base
 from finetune.models.bases.shapes import check_weights
 from finetune.models.description import ModelConfig
 from finetune.models.safetensors import StoredWeights
-from finetune.models.stored_quantization import stored_quantization
+from finetune.models.stored_quantization import stored_quantization, unquantized_name
 from finetune.recipe.lock import read_lock, tokenizer_facts
 from finetune.recipe.paths import LOCK
 from finetune.runs.folder import ADAPTER_NOTES
@@ -139,7 +139,7 @@ def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> Merge
     adapters = [Adapter(folder) for folder in (target.adapter, *more)]
     base = unchanged_base(target)
     stored = StoredWeights.of_folder(base.folder)
-    kind = _refuse_quantised(base.folder, stored)
+    kind = _refuse_quantised(base, stored)
     config = read_config(base.folder)
     head = read_head(target, config, stored, adapters)
     check_weights(base.folder, config, predicts=not head.classifies)
@@ -199,19 +199,19 @@ def _trained_tokenizer(adapter: Path) -> dict[str, str]:
         return {}  # which resolve_target refuses where it matters
 
 
-def _refuse_quantised(folder: Path, stored: StoredWeights) -> torch.dtype:
+def _refuse_quantised(base: Base, stored: StoredWeights) -> torch.dtype:
     """The type of most of the base's numbers. Raises MergeError where it is stored quantised."""
+    folder = base.folder
     counts: dict[str, int] = {}
     for tensor in stored.tensors.values():
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + math.prod(tensor.shape)
     kind = max(counts, key=lambda name: counts[name], default="nothing")
-    how = stored_quantization(read_config(folder)) or (
-        kind if kind not in (*FLOATS, "F64", "nothing") else None
-    )
+    config = read_config(folder)
+    how = stored_quantization(config) or (kind if kind not in (*FLOATS, "F64", "nothing") else None)
     if how is not None:
         raise MergeError(
-            f"{folder} is stored quantised ({how}): merge into the unquantised base that it was made of, "
-            "with --base."
+            f"{base.identity['name']} is stored quantised ({how}): merge into the unquantised base that it "
+            f"was made of{unquantized_name(config, base.identity['name'])}, with --base."
         )
     if kind not in FLOATS:
         raise MergeError(f"{folder} holds {kind}; expected weights in one of {', '.join(FLOATS)}.")

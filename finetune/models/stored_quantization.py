@@ -1,11 +1,19 @@
 """How a base is stored quantised, by its config.json, and what can be done with it. Loads no torch."""
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import ModelError
+from finetune.recipe.paths import HUB_ID
 from finetune.recipe.schema.adapter import AdapterSection
+
+QUANTIZED_NAME = re.compile(
+    r"[-_.](unsloth[-_.])?(bnb[-_.]?[48]bit|gptq|awq|int[48]|[48]bit|fp8|nf4|w\d+a\d+|quantized)\b.*$",
+    re.IGNORECASE,
+)
+"""How repositories of quantised bases end the name of what they were made of."""
 
 INT8 = "int8"
 """A scale per row: 127 of them are its largest number (LLM.int8, Dettmers et al. 2022, arXiv:2208.07339)."""
@@ -49,6 +57,16 @@ def stored_quantization(config: dict[str, Any], path: Path | str = "config.json"
     return method
 
 
+def unquantized_name(config: dict[str, Any], name: str) -> str:
+    """What can be known of the base that a quantised one was made of, to be put behind it in a message: its
+    config.json's _name_or_path, or its own name without what says how it is quantised."""
+    noted = config.get("_name_or_path")
+    if isinstance(noted, str) and noted != name and HUB_ID.fullmatch(noted):
+        return f", {noted} by its config.json"
+    plain = QUANTIZED_NAME.sub("", name)
+    return f", by its name probably {plain}" if plain != name and HUB_ID.fullmatch(name) else ""
+
+
 def check_trainable(config: dict[str, Any], adapter: AdapterSection, name: str) -> str | None:
     """How a base that is to be trained on is stored quantised; None where it isn't.
 
@@ -57,10 +75,8 @@ def check_trainable(config: dict[str, Any], adapter: AdapterSection, name: str) 
     stored = stored_quantization(config)
     if stored is None:
         return None
-    instead = (
-        "take the unquantised base that it was made of (adapter.method: qlora quantises that one while it "
-        "loads)"
-    )
+    without = f"take the unquantised base that it was made of{unquantized_name(config, name)}"
+    instead = f"{without} (adapter.method: qlora quantises that one while it loads)"
     if stored not in BITSANDBYTES:
         # peft has no layer for the packed weights of some, and drops the gradient through others.
         raise ModelError(
@@ -70,8 +86,7 @@ def check_trainable(config: dict[str, Any], adapter: AdapterSection, name: str) 
     if adapter.method == "full":
         raise ModelError(
             f"adapter.method is full, and model.base {name} is stored quantised ({stored}): such weights "
-            "can't be trained. Set adapter.method: lora, or "
-            f"{instead.replace(' (adapter.method: qlora quantises that one while it loads)', '')}."
+            f"can't be trained. Set adapter.method: lora, or {without}."
         )
     if adapter.method == "qlora" and not stored.startswith(adapter.quantization):
         asked = adapter.quantization.upper() if adapter.quantization == "nf4" else adapter.quantization

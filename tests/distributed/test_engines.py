@@ -119,6 +119,27 @@ def test_each_process_holds_its_share_of_an_nf4_base(train: Train, tmp_path: Pat
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("engine", "adapter"),
+    [
+        ("ddp", {"init": "pissa"}),
+        ("zero2", {"method": "qlora", "init": "loftq"}),
+        ("fsdp2", {"layers": "last 1"}),
+        ("zero3", {"layers": [0]}),
+    ],
+    ids=str,
+)
+def test_an_adapter_that_starts_or_lies_otherwise_ends_where_one_process_does(
+    train: Train, engine: str, adapter: dict[str, object]
+) -> None:
+    """Losses and trained weights are one process's, in fp32."""
+    sections = {"adapter": adapter, "train": {"precision": "fp32", "learning_rate": 1e-2}}
+    alone, shared = train(**sections), train("--launch", engine, "--processes", "2", **sections)
+    assert difference(shared.weights(), alone.weights()) < TOLERANCES["fp32"]
+    assert shared.losses() == pytest.approx(alone.losses(), rel=1e-4)
+
+
+@pytest.mark.long
 def test_raw_accelerate_launch_gives_the_same(train: Train) -> None:
     """`accelerate launch` with the shipped file trains the very adapter that --launch trains."""
     raw = [*accelerate_launch("ddp"), "-m", "finetune"]

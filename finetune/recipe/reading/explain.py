@@ -42,6 +42,9 @@ KINDS = {
     "model_type": "a section (a mapping of keys)",
     "model_attributes_type": "a section (a mapping of keys)",
 }
+COMPUTE_TYPE = "a quantised base is computed with in train.precision: set that, and remove this"
+HAVE_NO_PLACE = {"compute_dtype": COMPUTE_TYPE, "bnb_4bit_compute_dtype": COMPUTE_TYPE}
+"""Keys of others for which there is no key here, and why."""
 PATTERNS = {
     LAST_LAYERS: "last N (last 16), or a list of layer numbers from 0",
     INITS: "default, gaussian, orthogonal, pissa, pissa_niter_N (N from 1 to 99), olora or loftq",
@@ -234,6 +237,8 @@ def _number_hint(got: str) -> str:
 def _unknown_key(form: Form, prefix: Location, below: Location, beside: Collection[str] = ()) -> str:
     """Why a key isn't known, with the key that was probably meant, here or in another section."""
     key = str(below[-1])
+    if key in HAVE_NO_PLACE:
+        return HAVE_NO_PLACE[key]
     section = _section(form, below[:-1])
     keys = [*beside, *(section.model_fields if section else ())]
     close = get_close_matches(key, keys, n=1, cutoff=0.65)

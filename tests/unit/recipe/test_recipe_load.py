@@ -117,6 +117,24 @@ extra: 1
             "r.yaml:1:1  model.base  missing: A hub id (owner/name), a folder",
         ),
         (GOOD.replace("owner/name", "3"), "r.yaml:2:9  model.base  got 3, expected a hub id"),
+        (
+            GOOD + "adapter: {layers: first 3}\n",
+            "r.yaml:6:19  adapter.layers  got the text 'first 3', expected last N (last 16), or a list of layer numbers",
+        ),
+        (
+            GOOD + "adapter: {layers: [0, a]}\n",
+            "r.yaml:6:23  adapter.layers.1  got the text 'a', expected a whole number",
+        ),
+        (GOOD + "adapter: {layers: [-1]}\n", "r.yaml:6:20  adapter.layers.0  got -1, expected at least 0"),
+        (GOOD + "adapter: {layers: []}\n", "r.yaml:6:11  adapter.layers  got an empty list"),
+        (
+            GOOD + "adapter: {init: pisa}\n",
+            "r.yaml:6:17  adapter.init  got the text 'pisa', expected default, gaussian, orthogonal, pissa, pissa_niter_N",
+        ),
+        (
+            GOOD + "adapter: {compute_dtype: bfloat16}\n",
+            "r.yaml:6:11  adapter.compute_dtype  a quantised base is computed with in train.precision: set that",
+        ),
         (GOOD.replace("owner/name", "name"), "r.yaml:2:9  model.base  got 'name', expected a hub id"),
         (GOOD.replace("owner/name", "./absent"), "r.yaml:2:9  model.base  no such folder: looked at "),
         (

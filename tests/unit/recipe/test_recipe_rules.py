@@ -40,6 +40,37 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
             "adapter.continue_from  method full trains all weights",
         ),
         ("{adapter: {method: full}, model: {new_tokens: [a]}}", None),
+        ("adapter: {method: full, layers: last 2}", "adapter.layers  method full"),
+        ("adapter: {quantization: int8}", "adapter.quantization  only method qlora quantises"),
+        ("adapter: {double_quantization: false}", "adapter.double_quantization  only method qlora"),
+        ("adapter: {method: qlora, double_quantization: false}", None),
+        (
+            "adapter: {method: qlora, quantization: int8, double_quantization: false}",
+            "adapter.double_quantization  int8 has one scale per row",
+        ),
+        ("adapter: {init: loftq}", "adapter.init  loftq starts at what quantisation took"),
+        ("adapter: {init: loftq, method: qlora, dropout: 0.1}", None),
+        ("adapter: {init: pissa, method: qlora}", "adapter.init  pissa takes its part out of the base"),
+        ("adapter: {init: olora, dropout: 0.1}", "adapter.dropout  adapter.init olora starts at"),
+        ("adapter: {init: pissa_niter_4, use_dora: true}", "adapter.use_dora  DoRA was not shown"),
+        (
+            "adapter: {init: pissa, target_modules: [q_proj, lm_head]}",
+            "adapter.target_modules  adapter.init pissa is for",
+        ),
+        ("adapter: {layers: [3, 3]}", "adapter.layers  named twice: 3"),
+        (
+            "adapter: {layers: last 2, target_modules: [lm_head]}",
+            "adapter.target_modules.0  lm_head is in none",
+        ),
+        (
+            "adapter: {layers: [0], target_modules: [model.layers.1.self_attn.q_proj]}",
+            "adapter.target_modules.0  model.layers.1.self_attn.q_proj names a layer",
+        ),
+        ("{adapter: {modules_to_save: [embed_tokens, lm_head]}, model: {new_tokens: [a]}}", None),
+        (
+            "{adapter: {modules_to_save: [embed_tokens]}, model: {new_tokens: [a]}}",
+            "adapter.modules_to_save  model.new_tokens adds rows to embedding and head: name lm_head as well",
+        ),
         (
             "{adapter: {method: qlora, use_dora: true, modules_to_save: [lm_head]}, train: {precision: "
             "fp16}}",

@@ -1,6 +1,7 @@
 """A checkpoint named in place of its run, and a base that is no longer what a run was trained on."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from finetune.merging.combine import combine
 from finetune.merging.merge import merge
 from finetune.merging.targets import choose_more, choose_target
 from finetune.models.bases.shapes import describe
+from finetune.models.stored_quantization import check_trainable, unquantized_name
+from finetune.recipe.schema.adapter import AdapterSection
 from finetune.runs.folder import RunFolder
 from finetune.runs.target import base_of, resolve_target
 from finetune.training.run import start
@@ -252,3 +255,60 @@ def test_other_quantisations_are_refused_by_name(
             model={"base": str(base)},
             data={"train": [{"path": str(tmp_path / "gone.json"), "format": "alpaca"}]},
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "noted", "expected"),
+    [
+        (
+            "unsloth/Llama-3.2-1B-Instruct-bnb-4bit",
+            None,
+            ", by its name probably unsloth/Llama-3.2-1B-Instruct",
+        ),
+        ("unsloth/Qwen3-8B-unsloth-bnb-4bit", "", ", by its name probably unsloth/Qwen3-8B"),
+        ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", None, ", by its name probably Qwen/Qwen2.5-7B-Instruct"),
+        ("someone/Llama-AWQ", "meta-llama/Llama-3.1-8B", ", meta-llama/Llama-3.1-8B by its config.json"),
+        ("someone/llama", "/home/someone/llama", ""),
+        ("/data/llama-gptq", None, ""),
+    ],
+)
+def test_the_base_that_a_quantised_one_was_made_of_is_named(
+    name: str, noted: str | None, expected: str
+) -> None:
+    """By its config.json, else by its own name; nothing is said where neither says it."""
+    config = {"quantization_config": {"quant_method": "gptq"}} | (
+        {} if noted is None else {"_name_or_path": noted}
+    )
+    assert unquantized_name(config, name) == expected
+    with pytest.raises(ModelError, match=re.escape(f"that it was made of{expected} (adapter.method: qlora")):
+        check_trainable(config, AdapterSection(), name)
+
+
+@pytest.mark.parametrize(
+    ("stored", "adapter", "expected"),
+    [
+        ({"load_in_8bit": True}, {"method": "qlora", "quantization": "int8"}, None),
+        ({"load_in_8bit": True}, {"method": "qlora"}, "a base in NF4, and model.base x is stored in int8"),
+        (
+            {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+            {"method": "qlora", "quantization": "int8"},
+            "a base in int8, and model.base x is stored in nf4",
+        ),
+        (
+            {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+            {"method": "qlora", "double_quantization": False},
+            "double_quantization is false, and model.base x is stored in nf4-double",
+        ),
+    ],
+)
+def test_what_a_recipe_asks_of_a_stored_base_is_refused_where_it_is_stored_otherwise(
+    stored: dict[str, object], adapter: dict[str, object], expected: str | None
+) -> None:
+    """The way that is asked for and the one that it is stored in are both named."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    section, config = AdapterSection.model_validate(adapter), {"quantization_config": stored}
+    if expected is None:
+        assert check_trainable(config, section, "x") == "int8"
+        return
+    with pytest.raises(ModelError, match=expected):
+        check_trainable(config, section, "x")
