@@ -55,11 +55,11 @@ def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{facts['parameters']:,} (from {facts['parameters_from']})"),
     ]
     if "trainable_parameters" in facts:
-        how = (
-            facts["method"]
-            if facts["rank"] is None
-            else f"{facts['method']}, rank {facts['rank']}, {_targets(facts['targets'])}"
-        )
+        how = facts["method"] + (f" in {facts['loaded_in']}" if facts["loaded_in"] else "")
+        if facts["rank"] is not None:
+            how += f", rank {facts['rank']}, {_targets(facts['targets'])}"
+        if facts["adapted_layers"] is not None:
+            how += f" of layers {', '.join(map(str, facts['adapted_layers']))}"
         lines.append(
             ("trainable", f"{facts['trainable_parameters']:,} ({facts['trainable_fraction']:.3%}; {how})")
         )

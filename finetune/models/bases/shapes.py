@@ -417,7 +417,9 @@ def _trainable_facts(
     )
     return {
         "method": adapter.method,
+        "loaded_in": adapter.base_quantization,
         "rank": None if adapter.method == "full" else adapter.rank,
+        "adapted_layers": None if adapter.layers is None else adapted_layers(adapter, shape.layers),
         "targets": None if adapter.method == "full" else targets,
         "trainable_parameters": trainable,
         "trainable_fraction": trainable / together,

@@ -19,6 +19,7 @@ from finetune.engines.launch.processes import first_failure
 from finetune.engines.launch.worker import ERROR_FILE, tell_launcher
 from finetune.engines.single import SINGLE
 from finetune.errors import LaunchError
+from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.adapter import AdapterSection
 
 
@@ -56,6 +57,31 @@ def test_the_matrix_gives_reasons() -> None:
             assert why is None or (why.reason and why.nearest)
     assert method_of(AdapterSection(use_dora=True)) == "dora"
     assert method_of(AdapterSection(method="qlora", quantization="int8")) == "qlora_int8"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "refusing"),
+    [
+        ({"method": "qlora", "quantization": "int8"}, {"zero2_offload", "zero3", "zero3_offload", "fsdp2"}),
+        ({"method": "qlora", "init": "loftq"}, {"zero2_offload", "zero3", "zero3_offload", "fsdp2"}),
+        ({"init": "pissa"}, {"zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"}),
+        ({"layers": "last 2"}, set()),
+    ],
+    ids=str,
+)
+def test_engines_refuse_adapters_that_they_can_not_train(
+    adapter: dict[str, object], refusing: set[str]
+) -> None:
+    """By name, with a way that works; the others take them."""
+    data = {"train": [{"generated": "orders"}]}
+    recipe = Recipe.model_validate({"model": {"base": "owner/name"}, "adapter": adapter, "data": data})
+    method = method_of(recipe.adapter)
+    found = {
+        engine.name
+        for engine in registry.of_several()
+        if engine.refusal(method, "bf16") is not None or engine.problem(recipe) is not None
+    }
+    assert found == refusing
 
 
 @dataclass
