@@ -10,12 +10,12 @@ RuleProblem = Iterator[tuple[str, str]]
 Given = set[str]
 """The dotted paths that the user wrote."""
 
+NOTHING = (None, False, 0, "", (), "auto", "default")
+"""Values that ask for nothing: what they say holds wherever they stand."""
+
 
 def asked(recipe: Recipe, given: Given, path: str) -> bool:
-    """Whether the user asked for more than the default: to write the default, as `check` prints it, asks for
-    nothing."""
+    """Whether the user asked for something by a knob of a section: wrote it, with a value that isn't one of
+    NOTHING. A value that equals the default is asked for like any other."""
     section, knob = path.split(".")
-    values = getattr(recipe, section)
-    return path in given and getattr(values, knob) != type(values).model_fields[knob].get_default(
-        call_default_factory=True
-    )
+    return path in given and getattr(getattr(recipe, section), knob) not in NOTHING

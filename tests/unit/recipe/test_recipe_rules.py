@@ -33,7 +33,8 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
             "train.micro_batch_size  global_batch_size 3 is not divisible",
         ),
         ("train: {global_batch_size: 4, micro_batch_size: 2}", None),
-        ("adapter: {method: full, rank: 16, dropout: 0.0}", None),
+        ("adapter: {method: full, rank: 16, dropout: 0.0}", "adapter.rank  method full trains all weights"),
+        ("adapter: {method: full, dropout: 0.0, init: default, use_dora: false, modules_to_save: []}", None),
         ("adapter: {method: full, rank: 8}", "adapter.rank  method full trains all weights"),
         (
             "adapter: {method: full, continue_from: x}",
@@ -71,11 +72,17 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
         ("train: {optimizer: AdamW}", "train.optimizer  got 'AdamW', expected adamw, "),
         ("train: {optimizer: paged_adamw_8bit}", None),
         ("train: {optimizer: adagrd}", "train.optimizer  got 'adagrd', expected adamw, "),
+        ("train: {decay_fraction: 0.2}", "train.decay_fraction  only schedule wsd"),
         (
-            "{train: {decay_fraction: 0.2, minimum_learning_rate_fraction: 0.1}, tracking: {wandb_mode: "
-            "auto}}",
-            None,
+            "train: {minimum_learning_rate_fraction: 0.1}",
+            "train.minimum_learning_rate_fraction  only schedules cosine_with_minimum and wsd have a minimum",
         ),
+        ("train: {activation_checkpointing_every_layers: 1}", "train.activation_checkpointing_every_layers"),
+        (
+            "tracking: {project: finetune, tracker: mlflow}",
+            "tracking.project  only trackers trackio and wandb",
+        ),
+        ("{train: {minimum_learning_rate_fraction: 0}, tracking: {wandb_mode: auto, tags: []}}", None),
         ("{adapter: {continue_from: x, dropout: 0.1}, model: {new_tokens: [a]}}", None),
         ("adapter: {continue_from: x, modules_to_save: [lm_head]}", None),
         ("adapter: {continue_from: x, dropout: 0.0, init: default, modules_to_save: []}", None),

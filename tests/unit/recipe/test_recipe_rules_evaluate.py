@@ -63,7 +63,8 @@ LABELLED = (
             "evaluate.temperature  with one answer per prompt decoding is greedy",
         ),
         ("evaluate: {seconds_per_program: 2}", "evaluate.seconds_per_program  no metric runs programs"),
-        ("evaluate: {temperature: 0.8, seconds_per_program: 5.0}", None),
+        ("evaluate: {temperature: 0.8}", "evaluate.temperature  with one answer per prompt"),
+        ("evaluate: {seconds_per_program: 5.0}", "evaluate.seconds_per_program  no metric runs programs"),
         (
             "{evaluate: {rows_in_training: 5}, " + HELD + ", " + TRAIN + "}",
             "evaluate.rows_in_training  there are no evaluate.metrics",
