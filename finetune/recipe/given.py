@@ -1,6 +1,8 @@
 """What the user wrote, and what a rule has against it."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
+from difflib import get_close_matches
 
 from finetune.recipe.schema import Recipe
 
@@ -19,3 +21,11 @@ def asked(recipe: Recipe, given: Given, path: str) -> bool:
     NOTHING. A value that equals the default is asked for like any other."""
     section, knob = path.split(".")
     return path in given and getattr(getattr(recipe, section), knob) not in NOTHING
+
+
+def near(name: str, known: Collection[str]) -> str | None:
+    """The known name that was probably meant; None where the name is known itself, or far from all."""
+    if name in known:
+        return None
+    close = get_close_matches(re.sub(r"[^a-z0-9_]", "", name.lower()), known, n=1, cutoff=0.8)
+    return close[0] if close else None

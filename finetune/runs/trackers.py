@@ -3,13 +3,15 @@ everything as well.
 
 | name | unit | logged |
 |---|---|---|
-| train/loss | nats a supervised token, mean of the step | every train.log_every_steps |
+| train/loss | nats a supervised token, mean of the step | every train.log_every |
 | train/gradient_norm | L2, before clipping | with it |
 | train/learning_rate | of the step | with it |
+| train/learning_rate_lora_b | of the adapter's matrices B, with train.loraplus_lr_ratio | with it |
+| train/learning_rate_embeddings | of embed_tokens and lm_head, with train.embedding_learning_rate | with it |
 | train/tokens_per_second | all tokens of all processes, padding aside | with it |
 | train/supervised_tokens | tokens with a label, since the start | with it |
 | train/epoch | of the data | with it |
-| eval/loss | nats a supervised token, mean over all held-out rows | every train.evaluate_every_steps |
+| eval/loss | nats a supervised token, mean over all held-out rows | every train.evaluate_every |
 | eval/perplexity | e to the power of it | with it |
 | eval/NAME | of evaluate.metrics, on the first evaluate.rows_in_training rows | with it |
 | final/NAME | of evaluate.metrics, on all held-out rows | once, of the result |

@@ -21,6 +21,7 @@ from finetune.models.adapters.adapter import count_parameters
 from finetune.models.device import choose_device, choose_threads
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.every import NEVER
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
 from finetune.runs.commands import shell_command
@@ -41,7 +42,7 @@ from finetune.training.callbacks.samples import Samples
 from finetune.training.callbacks.start_hash import StartHash
 from finetune.training.callbacks.task_metrics import TaskMetrics
 from finetune.training.checkpoints.contents import check_fit, read_state
-from finetune.training.checkpoints.store import check_checkpoint, latest_checkpoint
+from finetune.training.checkpoints.store import check_checkpoint, keep_newest, latest_checkpoint
 from finetune.training.outputs import (
     best_checkpoint,
     describe_checkpoint,
@@ -218,6 +219,8 @@ class TrainingSession:
             self._write_summary("failed", f"{type(error).__name__}: {error}")
             raise
         self._write_summary(self._status, None)
+        if self._complete and self.group.is_main and self.recipe.train.save_every == NEVER:
+            keep_newest(self.run.checkpoints, 0, None)
 
     @property
     def recipe(self) -> Recipe:

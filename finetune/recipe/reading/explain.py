@@ -181,8 +181,8 @@ def _choice(choices: list[str], location: Location, got: Any) -> str:
     close = get_close_matches(got, choices, n=1) if isinstance(got, str) else []
     also = " or a list of names" if location == ("adapter", "target_modules") else ""
     hint = (
-        f"; did you mean {close[0]}?"
-        if close
+        f"; did you mean {close[0] if close else 'all-linear'}?"
+        if close or (got == "all" and also)
         else "; write a list: [" + got + "]"
         if also and isinstance(got, str)
         else ""

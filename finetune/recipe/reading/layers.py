@@ -122,7 +122,7 @@ def _recipe_in(tree: Node) -> Node:
 
 
 def _with_defaults(node: Node, origins: dict[str, Any], location: Location) -> Node:
-    """The tree with what has the origin "default", or none, marked so."""
+    """The tree with what has the origin "default", or none, marked so; all by the lock's own names."""
     origin = next(
         (
             found

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 NEVER = "never"
 EVERY_WORDS = "a number of steps (50), epochs (1 epoch, 0.5 epochs), a share of all steps (10%) or never"
-NUMBER = r"(?=.*[1-9])\d{1,9}(?:\.\d{1,9})?"
+NUMBER = r"(?=.*[1-9])\d{1,9}(?:\.\d{1,3})?"
 PATTERN = re.compile(rf"(?P<number>{NUMBER}) ?(?P<unit>%|steps?|epochs?)")
 
 
@@ -36,12 +36,14 @@ def _every(value: Any) -> Any:
 Every = Annotated[
     int | str,
     BeforeValidator(_every),
-    WithJsonSchema({
-        "anyOf": [
-            {"type": "integer", "minimum": 1},
-            {"type": "string", "pattern": rf"^({NUMBER} ?(%|steps?|epochs?)|never)$"},
-        ]
-    }),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1},
+                {"type": "string", "pattern": "^(never|[0-9.]+ ?(%|steps?|epochs?))$"},
+            ]
+        }
+    ),
 ]
 """A whole number of steps, "N epochs", "N%" or "never"; "N steps" becomes the whole number."""
 

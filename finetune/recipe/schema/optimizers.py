@@ -34,8 +34,8 @@ class Optimizer:
 
 
 LOW_RANK = Optimizer(
-    refused="projects gradients to a low rank, and a recipe has no keys for its rank, scale and modules; take "
-    "adafactor or adamw_8bit, or adapter.method: lora, which need little memory too"
+    refused="projects gradients to a low rank, and a recipe has no keys for its rank, scale and modules; "
+    "take adafactor or adamw_8bit, or adapter.method: lora, which need little memory too"
 )
 IN_BACKWARD = Optimizer(
     refused="updates each weight within the backward pass, before its gradient's norm is known, so no step "

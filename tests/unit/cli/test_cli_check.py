@@ -56,7 +56,7 @@ FULL = """
 model: {base: owner/name, revision: main, new_tokens: ["<a>", "b # c"], rope_scaling: {type: yarn, factor: 2}, pad_token: "é"}
 adapter: {method: full}
 data: {train: [{generated: orders}, {dataset: a/b, format: messages}], evaluation: {sources: [{generated: orders, seed: 3}]}}
-train: {max_steps: 3, schedule: wsd, early_stopping: {}, evaluate_every_steps: 2}
+train: {max_steps: 3, schedule: wsd, early_stopping: {}, evaluate_every: 2}
 """
 
 

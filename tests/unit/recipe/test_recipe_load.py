@@ -96,7 +96,7 @@ extra: 1
         "true",
         "r.yaml:22:21  train.micro_batch_size  global_batch_size 7 is not divisible by micro_batch_size 2; "
         "the nearest that is: 6 or 8",
-        "r.yaml:23:3  train.early_stopping  needs train.evaluate_every_steps: it judges by the evaluation "
+        "r.yaml:23:3  train.early_stopping  needs train.evaluate_every: it judges by the evaluation "
         "loss during training",
         "r.yaml:24:11  tracking  got 4, expected a section (a mapping of keys)",
         "r.yaml:25:1  extra  unknown key; a recipe has model, adapter, objective, data, train, evaluate, "

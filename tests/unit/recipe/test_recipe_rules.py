@@ -14,16 +14,14 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("train: {evaluate_every_steps: 5}", "train.evaluate_every_steps  needs rows to evaluate on"),
+        ("train: {evaluate_every: 5}", "train.evaluate_every  needs rows to evaluate on"),
         (
-            "{train: {early_stopping: {}, evaluate_every_steps: 5}, evaluate: {max_rows: 3}, "
-            + EVALUATION
-            + "}",
+            "{train: {early_stopping: {}, evaluate_every: 5}, evaluate: {max_rows: 3}, " + EVALUATION + "}",
             None,
         ),
         (
             "{train: {early_stopping: {}}, " + EVALUATION + "}",
-            "train.early_stopping  needs train.evaluate_every_steps",
+            "train.early_stopping  needs train.evaluate_every",
         ),
         ("evaluate: {max_rows: 3}", "evaluate.max_rows  needs rows to evaluate on"),
         ("train: {epochs: 1, max_steps: 3}", "train.max_steps  epochs and max_steps exclude each other"),
@@ -219,11 +217,11 @@ def test_a_wrong_value_is_no_missing_value(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(
         "model: {base: a/b}\ndata: {train: [{generated: orders}], evaluation: {fraction: 3}}\n"
-        "train: {early_stopping: {}, evaluate_every_steps: x}\n"
+        "train: {early_stopping: {}, evaluate_every: x}\n"
     )
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
     assert [problem.path for problem in caught.value.problems] == [
         "data.evaluation.fraction",
-        "train.evaluate_every_steps",
+        "train.evaluate_every",
     ]

@@ -9,7 +9,7 @@ from finetune.recipe.schema import Recipe
 from tests.support.recipes import found
 
 HELD = "data: {evaluation: {fraction: 0.1}}"
-TRAIN = "train: {evaluate_every_steps: 5}"
+TRAIN = "train: {evaluate_every: 5}"
 HEAD = "model: {head: {labels: [a, b]}}"
 LABELLED = (
     "data: {evaluation: {fraction: 0.1}, train: [{path: x.jsonl, format: classification, labels: {'0': bad, "
@@ -73,18 +73,18 @@ LABELLED = (
             "{evaluate: {rows_in_training: 5, metrics: [bleu]}, " + HELD + "}",
             "evaluate.rows_in_training  needs train.evaluate_every",
         ),
-        ("{train: {best_by: loss}, " + HELD + "}", "train.best_by  needs train.evaluate_every_steps"),
-        ("{train: {best_by: loss, evaluate_every_steps: 5}, " + HELD + "}", None),
+        ("{train: {best_by: loss}, " + HELD + "}", "train.best_by  needs train.evaluate_every"),
+        ("{train: {best_by: loss, evaluate_every: 5}, " + HELD + "}", None),
         (
-            "{train: {best_by: bleu, evaluate_every_steps: 5}, " + HELD + "}",
+            "{train: {best_by: bleu, evaluate_every: 5}, " + HELD + "}",
             "train.best_by  bleu is not measured",
         ),
         (
-            "{train: {best_by: bleu, evaluate_every_steps: 5}, evaluate: {metrics: [bleu]}, " + HELD + "}",
+            "{train: {best_by: bleu, evaluate_every: 5}, evaluate: {metrics: [bleu]}, " + HELD + "}",
             "train.best_by  bleu is measured at the end only",
         ),
         (
-            "{train: {best_by: bleu, evaluate_every_steps: 5, early_stopping: {}}, "
+            "{train: {best_by: bleu, evaluate_every: 5, early_stopping: {}}, "
             "evaluate: {metrics: [bleu], rows_in_training: 9}, " + HELD + "}",
             None,
         ),
