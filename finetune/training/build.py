@@ -104,8 +104,7 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
     problem = engine.problem(recipe)
     if problem is not None:
         raise ModelError(f"{engine.name} can't be used with {problem}")
-    in_bf16 = recipe.train.weights_dtype == "bf16"
-    precision = choose_precision("bf16" if in_bf16 else recipe.train.precision)
+    precision = choose_precision(recipe.train.arithmetic)
     base = resolve_base(recipe.model)
     config = load_config(base, recipe.model.rope_scaling)
     _check_stored(recipe, base)

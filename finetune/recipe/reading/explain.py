@@ -163,9 +163,8 @@ def _message(form: Form, detail: ErrorDetails) -> str:
         name, words = BOUNDS[kind]
         return f"got {show(got)}, expected {words} {_number(context[name])}"
     if kind == "literal_error":
-        return _choice(
-            context.get("choices") or _choices(_annotation(form, detail["loc"])), detail["loc"], got
-        )
+        choices = context.get("choices") or _choices(_annotation(form, detail["loc"]))
+        return _choice(list(dict.fromkeys(choices)), detail["loc"], got)
     if kind in KINDS:
         return f"got {show(got)}, expected {KINDS[kind]}{_hint(kind, got)}"
     if kind == "too_short":

@@ -158,15 +158,23 @@ def _new_tokens(recipe: Recipe, given: Given) -> RuleProblem:
 
 def _tracking(recipe: Recipe, given: Given) -> RuleProblem:
     tracking = recipe.tracking
+    names = tracking.trackers
+    used = " and ".join(names)
+    these = f"this one is {used}" if len(names) == 1 else f"these are {used}"
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield f"tracking.tracker.{index}", f"{name} is named twice"
+        elif name == "none" and len(names) > 1:
+            yield f"tracking.tracker.{index}", "none stands alone; remove it, or the others"
     for knob in ("wandb_mode", "tags", "notes", "upload_adapter"):
-        if asked(recipe, given, f"tracking.{knob}") and tracking.tracker != "wandb":
-            yield f"tracking.{knob}", f"only tracker wandb has it; this one is {tracking.tracker}"
-    if tracking.group is not None and tracking.tracker not in ("trackio", "wandb"):
-        yield "tracking.group", f"only trackers trackio and wandb have it; this one is {tracking.tracker}"
-    if asked(recipe, given, "tracking.project") and tracking.tracker not in ("trackio", "wandb"):
+        if asked(recipe, given, f"tracking.{knob}") and "wandb" not in names:
+            yield f"tracking.{knob}", f"only tracker wandb has it; {these}"
+    if tracking.group is not None and not {"trackio", "wandb"} & set(names):
+        yield "tracking.group", f"only trackers trackio and wandb have it; {these}"
+    if asked(recipe, given, "tracking.project") and not {"trackio", "wandb"} & set(names):
         yield (
             "tracking.project",
-            f"only trackers trackio and wandb have it; {tracking.tracker} goes by its own variables",
+            f"only trackers trackio and wandb have it; {used} goes by its own variables",
         )
     if tracking.upload_adapter and recipe.adapter.method == "full":
         yield (

@@ -164,6 +164,11 @@ class TrainSection(Section):
         """Whether checkpoints are saved beyond those that a signal asks for."""
         return self.save_every != NEVER or self.keeps_best
 
+    @property
+    def arithmetic(self) -> str:
+        """The precision to compute in: that of the weights where they are in bf16."""
+        return "bf16" if self.weights_dtype == "bf16" else self.precision
+
     def uneven_over(self, processes: int) -> str | None:
         """What is wrong with the batch sizes for so many processes; None where a global batch can be cut
         evenly."""
