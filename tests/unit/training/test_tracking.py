@@ -12,6 +12,7 @@ import pytest
 from finetune.errors import RecipeError, TrackerError
 from finetune.recipe.lock import read_lock
 from finetune.runs.folder import RunFolder
+from finetune.runs.trackers import WandbTracker
 from finetune.training import run
 from tests.support.processes import EXACT, adapter_of, assert_equal, launch, start, wait_for
 from tests.support.recipes import MakeRecipe
@@ -75,6 +76,27 @@ def test_tensorboard_has_transformers_names(make_recipe: MakeRecipe) -> None:
     lines = [json.loads(line) for line in done.metrics_path.read_text().splitlines()]
     assert [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line] == found
     assert {"train/grad_norm", "train/learning_rate", "eval/loss"} <= set(events.Tags()["scalars"])
+
+
+def test_several_trackers_at_once(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard and wandb both have the losses; where one fails, the other has them all."""
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is absent"
+    )
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(WandbTracker, "log", full)
+    tracking = {"tracker": ["wandb", "tensorboard"], "tags": ["a-tag"]}
+    done = start(make_recipe(train=STEPS | {"log_every": 1}, tracking=tracking))
+    assert b"a-tag" in next(done.path.rglob("*.wandb")).read_bytes()
+    events = accumulator.EventAccumulator(str(done.path / "tensorboard"))
+    events.Reload()
+    assert [point.step for point in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+    assert done.log_path.read_text().count("the tracker failed (OSError: No space left on device)") == 1
+    assert done.read_summary()["tracker"] == ["wandb", "tensorboard"]
 
 
 def test_tensorboard_has_the_metrics_of_the_result(make_recipe: MakeRecipe) -> None:
