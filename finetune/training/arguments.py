@@ -13,7 +13,7 @@ from finetune.recipe.lock import Rules
 from finetune.recipe.schema.optimizers import OPTIMIZERS, known_optimizer
 from finetune.recipe.schema.train import TrainSection
 from finetune.scoring.metrics import lower_is_better
-from finetune.training.optimization.intervals import Intervals
+from finetune.training.optimization.intervals import RunIntervals
 from finetune.training.optimization.schedule import warmup_steps
 
 NEVER_STEPS = 1_000_000_000
@@ -54,7 +54,7 @@ def training_arguments(
     engine: Engine,
     precision: Precision,
     total_steps: int,
-    intervals: Intervals,
+    intervals: RunIntervals,
     accumulation: int,
     evaluation_batch_size: int,
     evaluates: bool,

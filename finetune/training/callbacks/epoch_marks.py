@@ -4,14 +4,14 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune.training.optimization.intervals import Intervals
+from finetune.training.optimization.intervals import RunIntervals
 
 
 class EpochMarks(TrainerCallback):
     """Asks for a log, an evaluation or a checkpoint at the marks of its interval; transformers itself does
     what is every so many steps, and saves at the end, which `saves_at_end` takes back."""
 
-    def __init__(self, intervals: Intervals, *, saves_at_end: bool):
+    def __init__(self, intervals: RunIntervals, *, saves_at_end: bool):
         self.intervals, self.saves_at_end = intervals, saves_at_end
 
     def on_step_end(

@@ -9,7 +9,7 @@ from finetune.training.optimization.schedule import ceil_product
 
 
 @dataclass(frozen=True)
-class Interval:
+class StepInterval:
     """The steps at which something is done, the last step of the run aside."""
 
     every: int | None = None
@@ -24,45 +24,47 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Intervals:
+class RunIntervals:
     """Those of a run."""
 
-    log: Interval
-    evaluate: Interval
-    save: Interval
+    log: StepInterval
+    evaluate: StepInterval
+    save: StepInterval
     falls: tuple[int, ...] = ()
     """After which steps the learning rate falls, with schedule step."""
 
 
-def intervals_of(train: TrainSection, total_steps: int, steps_after: Callable[[float], int]) -> Intervals:
+def intervals_of(train: TrainSection, total_steps: int, steps_after: Callable[[float], int]) -> RunIntervals:
     """What the train section says of a run of so many steps; see interval_of."""
     log, evaluate, save = (
         interval_of(every, total_steps, steps_after)
         for every in (train.log_every, train.evaluate_every, train.save_every)
     )
     if train.schedule != "step":
-        return Intervals(log, evaluate, save)
+        return RunIntervals(log, evaluate, save)
     falls = interval_of(train.step_decay_every, total_steps, steps_after).steps(total_steps)
-    return Intervals(log, evaluate, save, tuple(falls))
+    return RunIntervals(log, evaluate, save, tuple(falls))
 
 
-def interval_of(every: int | str | None, total_steps: int, steps_after: Callable[[float], int]) -> Interval:
+def interval_of(
+    every: int | str | None, total_steps: int, steps_after: Callable[[float], int]
+) -> StepInterval:
     """What a recipe's log_every (evaluate_every ...) means in a run of so many steps.
 
     `steps_after` says how many steps so many epochs take; epochs that last different numbers of steps (as
     data are mixed) end at their own. A share of all steps is rounded up to whole steps.
     """
     if every is None or every == NEVER:
-        return Interval()
+        return StepInterval()
     if isinstance(every, int):
-        return Interval(every)
+        return StepInterval(every)
     percent, epochs = percent_of(every), epochs_of(every)
     if percent is not None:
-        return Interval(max(1, ceil_product(percent / 100, total_steps)))
+        return StepInterval(max(1, ceil_product(percent / 100, total_steps)))
     assert epochs is not None  # noqa: S101 - the schema lets nothing else through
     marks: set[int] = set()
     count = 1
     while (step := steps_after(round(count * epochs, 9))) <= total_steps:
         marks.add(step)
         count += 1
-    return Interval(None, frozenset(marks))
+    return StepInterval(None, frozenset(marks))

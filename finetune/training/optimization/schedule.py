@@ -36,7 +36,7 @@ def rate_factor(
     warm-up's last step and the decay's first one have the whole rate, and the end of the decay is where the
     next step would be. By `rule` 1 (Rules.schedule) step k of the warm-up has (k-1)/w: the first step of a
     run changed nothing. With schedule step the rate is multiplied by step_decay_factor in the step after each
-    of `falls` (ascending; Interval.steps of step_decay_every), during the warm-up too.
+    of `falls` (ascending; StepInterval.steps of step_decay_every), during the warm-up too.
     """
     warmup, decay = warmup_steps(train, total_steps), decay_steps(train, total_steps)
     if train.schedule == "step":

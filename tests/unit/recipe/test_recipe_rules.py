@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from finetune.recipe.load import load_recipe
+from finetune.recipe.schema.optimizers import KNOWN
 from tests.support.recipes import found
 
 EVALUATION = "data: {evaluation: {fraction: 0.1}}"

@@ -8,7 +8,7 @@ import pytest
 
 from finetune.runs.folder import RunFolder
 from finetune.training import run
-from finetune.training.optimization.intervals import Interval, interval_of
+from finetune.training.optimization.intervals import StepInterval, interval_of
 from tests.support.messages import hearing
 from tests.support.processes import start
 from tests.support.recipes import MakeRecipe
@@ -51,7 +51,9 @@ def test_steps_at_which_something_is_done(every: int | str | None, steps: list[i
 def test_epochs_of_unequal_length_end_at_their_own_steps() -> None:
     """Epochs of 2 and 3 steps in turn end after steps 2, 5 and 7."""
     ends = {1: 2, 2: 5, 3: 7, 4: 10}
-    assert interval_of("1 epoch", 9, lambda epochs: ends[int(epochs)]) == Interval(None, frozenset({2, 5, 7}))
+    assert interval_of("1 epoch", 9, lambda epochs: ends[int(epochs)]) == StepInterval(
+        None, frozenset({2, 5, 7})
+    )
 
 
 def test_a_run_does_each_at_its_steps(make_recipe: MakeRecipe) -> None:
