@@ -41,7 +41,7 @@ data:
   evaluation: {{fraction: 0.1}}
   max_length_tokens: 768
   pack_length_tokens: 768
-train: {{global_batch_size: 4, max_steps: 8, precision: fp32, learning_rate: 1e-3, save_every_steps: 4}}
+train: {{global_batch_size: 4, max_steps: 8, precision: fp32, learning_rate: 1e-3, save_every: 4}}
 tracking: {{tracker: none}}
 """
 

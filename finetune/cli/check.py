@@ -1,5 +1,6 @@
 """finetune check: is this recipe right, and what does it mean?"""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,7 +38,7 @@ def check(
 
     Static unless --deep: no torch, no network.
     """
-    from finetune.recipe.load import load_recipe
+    from finetune.recipe.load import idle_defaults, load_recipe
     from finetune.recipe.rules.packages import check_packages
 
     loaded = load_recipe(recipe, overrides or [])
@@ -52,7 +53,9 @@ def check(
         deep_part = {"deep": found} if deep else {}
         print_json({"recipe": loaded.recipe.model_dump(mode="json"), "origins": loaded.origins} | deep_part)
         return
-    lines = resolved_lines(loaded.recipe.model_dump(mode="json"), loaded.origins)
+    lines = resolved_lines(
+        loaded.recipe.model_dump(mode="json"), loaded.origins, idle_defaults(loaded.recipe)
+    )
     width = max(len(text) for text, _ in lines if len(text) <= WIDEST_VALUE)
     for text, origin in lines:
         out(f"{text:<{width}}  " if origin else text, pale=f"# {origin}" if origin else "")
@@ -85,21 +88,25 @@ def _deep(loaded: "LoadedRecipe", allow_code: frozenset[str]) -> list[str]:
 
 
 def resolved_lines(
-    value: dict[str, Any], origins: dict[str, str], path: str = "", indent: str = ""
+    value: dict[str, Any], origins: dict[str, str], idle: Collection[str], path: str = "", indent: str = ""
 ) -> list[tuple[str, str]]:
-    """A resolved recipe as lines of YAML, each with its origin ("" for the line of a section)."""
+    """A resolved recipe as lines of YAML, each with its origin ("" for the line of a section).
+
+    The `idle` defaults are comments: a recipe that has them written is refused.
+    """
     lines: list[tuple[str, str]] = []
     for key, below in value.items():
         here = f"{path}.{key}" if path else key
         if here in origins:
-            lines.append((f"{indent}{yaml_value(key)}: {yaml_value(below)}", origins[here]))
+            comment, why = ("# ", ", without effect here") if here in idle else ("", "")
+            lines.append((f"{indent}{comment}{yaml_value(key)}: {yaml_value(below)}", origins[here] + why))
             continue
         lines.append((f"{indent}{key}:", ""))
         if isinstance(below, dict):
-            lines += resolved_lines(below, origins, here, indent + "  ")
+            lines += resolved_lines(below, origins, idle, here, indent + "  ")
             continue
         for index, item in enumerate(below):
-            inner = resolved_lines(item, origins, f"{here}.{index}", indent + "    ")
+            inner = resolved_lines(item, origins, idle, f"{here}.{index}", indent + "    ")
             (first, origin), *rest = inner
             lines += [(f"{indent}  - {first.strip()}", origin), *rest]
     return lines

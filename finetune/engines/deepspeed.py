@@ -36,6 +36,9 @@ OFFLOAD = Refusal("offloading is shown for lora alone", "zero2 or zero3 without 
 DORA = Refusal("DoRA under DeepSpeed was never shown to be right", "ddp or fsdp2")
 DORA_CUT_UP = Refusal("DoRA needs the norm of whole weights, which ZeRO-3 has cut up", "ddp or fsdp2")
 
+OFFLOADED_OPTIMIZERS = ("adamw", "adamw_torch", "adamw_torch_fused")
+"""For which accelerate puts DeepSpeed's AdamW of the CPU; others would silently become its Adam."""
+
 LIVE_WEIGHTS = 1e9
 """How many weights are kept gathered under ZeRO-3, by default (stage3_max_live_parameters)."""
 
@@ -105,7 +108,15 @@ class DeepSpeed(Engine):
         return super().refusal(method, precision) or (dora if method == "dora" else None)
 
     def problem(self, recipe: Recipe) -> str | None:
-        """New tokens, where weights are cut up."""
+        """New tokens, where weights are cut up; weights in bf16; optimizers that accelerate would replace
+        where their state is offloaded."""
+        if recipe.train.weights_dtype == "bf16":
+            return "train.weights_dtype: bf16: DeepSpeed keeps float32 copies of what trains. Take ddp."
+        if self.offloads and recipe.train.optimizer not in OFFLOADED_OPTIMIZERS:
+            return (
+                f"train.optimizer: {recipe.train.optimizer}: an offloaded state is that of DeepSpeed's own "
+                "AdamW. Take adamw, or an engine that doesn't offload."
+            )
         if recipe.model.new_tokens and self.shards_weights:
             return (
                 "model.new_tokens: peft gathers an embedding's rows under ZeRO-3 with CUDA's calls alone, "

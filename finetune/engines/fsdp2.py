@@ -22,6 +22,7 @@ from finetune.engines.keys import (
     text_of,
 )
 from finetune.models import architectures
+from finetune.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,12 @@ class Fsdp2(Engine):
     def shards(self) -> frozenset[Part]:
         """All three."""
         return frozenset({"states", "gradients", "weights"})
+
+    def problem(self, recipe: Recipe) -> str | None:
+        """Weights in bf16."""
+        if recipe.train.weights_dtype == "bf16":
+            return "train.weights_dtype: bf16: accelerate makes what FSDP2 trains float32. Take ddp."
+        return None
 
     def contradictions(self, values: Mapping[str, Any]) -> Iterator[str]:
         """FSDP1, and weights of the main process that the others would never get."""

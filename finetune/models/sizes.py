@@ -22,9 +22,12 @@ BLOCK = 256
 """Numbers of an 8-bit state that share a scale."""
 
 
-def state_bytes(optimizer: str, shapes: Iterable[Sizes]) -> int:
-    """Bytes of an optimizer's state after its first step, for tensors of these shapes."""
-    return sum(_of_tensor(optimizer, shape) for shape in shapes)
+def state_bytes(optimizer: str, shapes: Iterable[Sizes], number_bytes: int = 4) -> int:
+    """Bytes of an optimizer's state after its first step, for tensors of these shapes.
+
+    `number_bytes` is 2 for adamw whose state is in bf16 (train.weights_dtype).
+    """
+    return sum(_of_tensor(optimizer, shape) for shape in shapes) * number_bytes // 4
 
 
 def _of_tensor(optimizer: str, shape: Sizes) -> int:

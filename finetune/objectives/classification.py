@@ -44,7 +44,7 @@ class Classification(Objective):
         recipe = self.recipe
         if recipe.tracking.samples is not None:
             yield "tracking.samples", "a model with model.head writes no text; remove this"
-        if asked(recipe, given, "data.supervise"):
+        if asked(recipe, given, "data.supervise") and recipe.data.supervise != "assistant":
             yield (
                 "data.supervise",
                 "with model.head the answer is what is learned, whatever its tokens; remove this",

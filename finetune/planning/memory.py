@@ -55,6 +55,9 @@ class Job:
     engine: Engine = SINGLE
     processes: int = 1
     device: str = "gpu"
+    trained_bytes: int = 4
+    """Of a number that trains, of its gradient and of each of its optimizer's states: 2 for method full with
+    weights in bf16."""
     outputs: int = 0
     """Of a classification head, in place of logits over the vocabulary."""
     start_weights: int = 0
@@ -96,9 +99,9 @@ def memory_of(job: Job) -> Memory:
     base, trained = _weights(job)
     total = Total(
         weights=base + trained,
-        gradients=4 * job.trained,
-        states=state_bytes(job.optimizer, job.trained_shapes),
-        weight_bytes=4 if job.method == "full" else job.number_bytes,
+        gradients=job.trained_bytes * job.trained,
+        states=state_bytes(job.optimizer, job.trained_shapes, job.trained_bytes),
+        weight_bytes=job.trained_bytes if job.method == "full" else job.number_bytes,
         largest_layer=_largest_layer(job),
         half=job.number_bytes == 2,
     )
@@ -115,10 +118,10 @@ def memory_of(job: Job) -> Memory:
 
 
 def _weights(job: Job) -> tuple[float, float]:
-    """Bytes of the frozen base, and of what trains (float32)."""
+    """Bytes of the frozen base, and of what trains (float32, or bf16 where it is held so)."""
     everything = count_parameters(job.shape)
     if job.method == "full":
-        return 0.0, 4.0 * everything
+        return 0.0, float(job.trained_bytes * everything)
     linear = linear_numbers(job.shape)
     base = linear_bytes(job.shape, job.quantization, job.number_bytes) + 4.0 * job.start_weights
     return base + (everything - linear) * job.number_bytes, 4.0 * job.trained
@@ -139,7 +142,7 @@ def linear_bytes(shape: Shape, quantization: str | None, number_bytes: int) -> f
 
 def _largest_layer(job: Job) -> float:
     """Bytes of a decoder layer, or of the embedding where that is larger."""
-    number = 4 if job.method == "full" else job.number_bytes
+    number = job.trained_bytes if job.method == "full" else job.number_bytes
     layer = linear_bytes(job.shape, job.quantization, number) / job.shape.layers
     return max(layer, job.shape.vocabulary * job.shape.width * number)
 
@@ -149,7 +152,7 @@ def activations(job: Job) -> float:
     shape, kept = job.shape, job.shape.layers - job.first_layer
     layer = layer_bytes(job) * job.tokens + (0 if job.packed else 2 * job.tokens * job.row_tokens)
     ends = float(job.tokens * shape.width * job.number_bytes)
-    if job.method == "full" and job.number_bytes == 2:
+    if job.method == "full" and job.number_bytes < job.trained_bytes:
         # Autocast's bf16 copies of the weights.
         ends += 2.0 * (linear_numbers(shape) + shape.vocabulary * shape.width)
     # An adapter's trained and frozen halves, put together for each layer.
@@ -157,7 +160,7 @@ def activations(job: Job) -> float:
     if not job.checkpoint_every:
         return kept * layer + ends
     again = sum(index % job.checkpoint_every == 0 for index in range(job.first_layer, shape.layers))
-    stream = job.tokens * shape.width * (4 if job.method == "full" else job.number_bytes)
+    stream = job.tokens * shape.width * (job.trained_bytes if job.method == "full" else job.number_bytes)
     # The backward pass begins with the last layer: where that one is made again, it is there beside all that
     # was kept.
     made = layer if (shape.layers - 1) % job.checkpoint_every == 0 else 0.0
@@ -184,6 +187,9 @@ def layer_bytes(job: Job) -> float:
     normed = inner + shared if any(name.startswith("self_attn.") for name in layer.norms) else 0
     norms = 2 * 4 + 4 * shape.heads
     low = len(layer.linear) * job.rank
+    if job.method == "full" and job.trained_bytes == 2:
+        # Each norm widens what it reads, and keeps it narrowed again as well, beside what it gives.
+        return (5 * width + attention + 4 * forward) * c + 2 * 4 * width + norms + 4 * normed
     if job.method == "full":
         wide = 4 * 4 * width if c == 2 else 0
         numbers = (5 if c == 2 else 6) * width + attention + 4 * forward

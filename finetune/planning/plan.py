@@ -107,7 +107,7 @@ def plan(
     shape, stored = read_shape(config), check_trainable(config, recipe.adapter, recipe.model.name)
     if stored is not None:
         recipe = _on_stored(recipe, stored)
-    precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
+    precision = "bf16" if recipe.train.precision == "auto" else recipe.train.arithmetic
     load = load_of(recipe)
     job = job_of(recipe, shape, load, precision, gpus=gpus, device=device)
     allowed = {way.name: way for way in _engines(recipe, precision, gpus)}
@@ -176,6 +176,7 @@ def job_of(
         ),
         rank=adapter.saved_rank,
         number_bytes=4 if precision == "fp32" else 2,
+        trained_bytes=2 if train.weights_dtype == "bf16" else 4,
         tokens=load.micro_batch_tokens,
         supervised=load.supervised_tokens,
         row_tokens=load.row_tokens,

@@ -78,6 +78,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     return LoadedRecipe(recipe, file, origins, tuple(overrides))
 
 
+def idle_defaults(recipe: Recipe) -> set[str]:
+    """The dotted paths of a valid recipe's defaults that nothing reads beside the rest of it: a rule would
+    refuse them where somebody wrote them."""
+    values = recipe.model_dump(mode="json")
+    everything = {dotted(location) for location in leaves(values)}
+    return {path for path, _ in problems_of(Recipe.model_validate(values), everything)}
+
+
 def _find(path: str | Path) -> tuple[Path, str]:
     """The file of a recipe, absolute, and how to call it. A file comes before a shipped recipe of the same
     name."""
@@ -102,7 +110,9 @@ def _find(path: str | Path) -> tuple[Path, str]:
 
 def _rule_findings(tree: Node, wrong: Sequence[Diagnostic]) -> Iterator[Diagnostic]:
     """What the rules say about the recipe, its wrong parts replaced by defaults or stand-ins."""
-    given = {dotted(location) for location, node in tree.walk() if node.value is not None}
+    given = {
+        dotted(location) for location, node in tree.walk() if node.value is not None and not node.is_default
+    }
     broken = [location for location, node in tree.walk() if node.broken]
     try:
         recipe = Recipe.model_validate(

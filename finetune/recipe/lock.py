@@ -31,7 +31,8 @@ class Rules:
     preparation: int = PREPARATION
     """From rows to tokens; see data_prep.config.PREPARATION."""
     schedule: int = 2
-    """By 1 the first step's learning rate is 0; by 2 it is above (finetune.training.schedule)."""
+    """By 1 the first step's learning rate is 0; by 2 it is above
+    (finetune.training.optimization.schedule)."""
     training: int = 2
     """By 1 a document's noise and rotary frequencies may depend on those beside it, and early stopping
     doesn't know the evaluation before the first step."""

@@ -18,7 +18,7 @@ RUN_ID = "WANDB_RUN_ID"
 
 def said_by_environment(section: TrackingSection) -> dict[str, str]:
     """The keys that the environment decides, and the variables that do."""
-    if section.tracker != "wandb":
+    if "wandb" not in section.trackers:
         return {}
     return {
         key: name
@@ -46,4 +46,4 @@ def tracked(recipe: Recipe) -> Recipe:
 
 def tracker_id(recipe: Recipe, otherwise: str) -> str:
     """The run's id in its tracker."""
-    return (os.environ.get(RUN_ID) if recipe.tracking.tracker == "wandb" else None) or otherwise
+    return (os.environ.get(RUN_ID) if "wandb" in recipe.tracking.trackers else None) or otherwise

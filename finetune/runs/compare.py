@@ -34,9 +34,9 @@ GROUPS = (
 WITHOUT_EFFECT = (
     "output.",
     "tracking.",
-    "train.log_every_steps",
+    "train.log_every",
     "train.keep_checkpoints",
-    "train.save_every_steps",
+    "train.save_every",
 )
 """Recipe values that change no number of a run."""
 

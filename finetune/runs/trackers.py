@@ -3,13 +3,15 @@ everything as well.
 
 | name | unit | logged |
 |---|---|---|
-| train/loss | nats a supervised token, mean of the step | every train.log_every_steps |
+| train/loss | nats a supervised token, mean of the step | every train.log_every |
 | train/gradient_norm | L2, before clipping | with it |
 | train/learning_rate | of the step | with it |
+| train/learning_rate_lora_b | of the adapter's matrices B, with train.loraplus_lr_ratio | with it |
+| train/learning_rate_embeddings | of embed_tokens and lm_head, with train.embedding_learning_rate | with it |
 | train/tokens_per_second | all tokens of all processes, padding aside | with it |
 | train/supervised_tokens | tokens with a label, since the start | with it |
 | train/epoch | of the data | with it |
-| eval/loss | nats a supervised token, mean over all held-out rows | every train.evaluate_every_steps |
+| eval/loss | nats a supervised token, mean over all held-out rows | every train.evaluate_every |
 | eval/perplexity | e to the power of it | with it |
 | eval/NAME | of evaluate.metrics, on the first evaluate.rows_in_training rows | with it |
 | final/NAME | of evaluate.metrics, on all held-out rows | once, of the result |
@@ -33,7 +35,7 @@ from typing import Any, Protocol
 
 from data_prep.disk import make_private
 from finetune.errors import TrackerError
-from finetune.recipe.schema.tracking import TrackingSection
+from finetune.recipe.schema.tracking import TrackerName, TrackingSection
 from finetune.recipe.secrets import scrubbed
 from finetune.recipe.tracking import with_environment
 from finetune.runs.folder import WANDB
@@ -220,23 +222,50 @@ class GuardedTracker:
             logger.warning(f"the tracker failed ({type(error).__name__}: {error}); metrics.jsonl continues")
 
 
+class SeveralTrackers:
+    """Trackers as one; each goes on where another failed."""
+
+    def __init__(self, members: Sequence[Tracker]):
+        self.members = members
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Record metrics in each."""
+        for member in self.members:
+            member.log(metrics, step)
+
+    def log_samples(self, samples: Sequence[GeneratedSample], step: int) -> None:
+        """Record texts in each."""
+        for member in self.members:
+            member.log_samples(samples, step)
+
+    def upload(self, adapter: Path) -> None:
+        """Keep the adapter, in each that does."""
+        for member in self.members:
+            member.upload(adapter)
+
+    def finish(self) -> None:
+        """Write what is outstanding, in each."""
+        for member in self.members:
+            member.finish()
+
+
 def start_tracker(
-    section: TrackingSection, run_id: str, recipe: dict[str, Any], *, folder: Path
+    name: TrackerName, section: TrackingSection, run_id: str, recipe: dict[str, Any], *, folder: Path
 ) -> GuardedTracker:
-    """Start the recipe's tracker under `run_id`, or go on in the run that has this id.
+    """Start one of the recipe's trackers under `run_id`, or go on in the run that has this id.
 
     Raises TrackerError, before anything is trained, where it can't start.
     """
     try:
-        if section.tracker == "wandb":
+        if name == "wandb":
             return GuardedTracker(start_wandb(with_environment(section), run_id, recipe, folder))
-        if section.tracker == "trackio":
+        if name == "trackio":
             return GuardedTracker(start_trackio(section, run_id, recipe))
         return GuardedTracker(NoTracker())
     except TrackerError:
         raise
     except Exception as error:
-        raise tracker_error(section.tracker, error) from error
+        raise tracker_error(name, error) from error
 
 
 def start_trackio(section: TrackingSection, run_id: str, recipe: dict[str, Any]) -> Tracker:

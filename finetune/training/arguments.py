@@ -5,15 +5,16 @@ from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
-from transformers.training_args import OptimizerNames
 
 from finetune.engines.base import Engine
 from finetune.errors import ModelError
 from finetune.models.device import Precision
 from finetune.recipe.lock import Rules
-from finetune.recipe.schema.train import OPTIMIZERS, TrainSection
+from finetune.recipe.schema.optimizers import OPTIMIZERS, known_optimizer
+from finetune.recipe.schema.train import TrainSection
 from finetune.scoring.metrics import lower_is_better
-from finetune.training.schedule import warmup_steps
+from finetune.training.optimization.intervals import RunIntervals
+from finetune.training.optimization.schedule import warmup_steps
 
 NEVER_STEPS = 1_000_000_000
 """Larger than any run's number of steps, so that evaluating and saving happen only at the end."""
@@ -21,13 +22,14 @@ NEVER_STEPS = 1_000_000_000
 
 def optimizer_name(asked: str) -> str:
     """transformers' name of the optimizer. Raises ModelError for one that this machine can't honour."""
-    name = OPTIMIZERS.get(asked, asked)
-    known = {str(member.value) for member in OptimizerNames}
-    if name not in known:
+    name, found = OPTIMIZERS.get(asked, asked), known_optimizer(asked)
+    if found is None:
         raise ModelError(
             f"train.optimizer: got {asked!r}; expected one of {', '.join(OPTIMIZERS)}, or of transformers' "
             "OptimizerNames."
         )
+    if found.refused:
+        raise ModelError(f"train.optimizer: {asked} {found.refused}.")
     if name.startswith("paged_") and not torch.cuda.is_available():
         raise ModelError(
             f"train.optimizer: {asked} pages its state to the host, which needs a CUDA device; "
@@ -40,9 +42,10 @@ SCHEDULES = {
     "constant": "constant_with_warmup",
     "cosine_with_minimum": "cosine_with_min_lr",
     "wsd": "warmup_stable_decay",
+    "step": "constant_with_warmup",
 }
 """transformers' names of schedules, for trackers that log its arguments; the rates are
-finetune.training.schedule's."""
+finetune.training.optimization.schedule's."""
 
 
 def training_arguments(
@@ -51,6 +54,7 @@ def training_arguments(
     engine: Engine,
     precision: Precision,
     total_steps: int,
+    intervals: RunIntervals,
     accumulation: int,
     evaluation_batch_size: int,
     evaluates: bool,
@@ -74,6 +78,9 @@ def training_arguments(
         lr_scheduler_type=SCHEDULES.get(train.schedule, train.schedule),
         warmup_steps=warmup_steps(train, total_steps),
         optim=optimizer_name(train.optimizer),
+        adam_beta1=train.adam_betas[0],
+        adam_beta2=train.adam_betas[1],
+        adam_epsilon=train.adam_epsilon,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_gradient_norm or 0.0,
         neftune_noise_alpha=train.neftune_alpha
@@ -82,13 +89,13 @@ def training_arguments(
         fp16=precision.name == "fp16",
         ddp_find_unused_parameters=False,
         seed=train.seed,
-        logging_steps=train.log_every_steps,
+        logging_steps=intervals.log.every or NEVER_STEPS,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if evaluates else "no",
-        eval_steps=(train.evaluate_every_steps or NEVER_STEPS) if evaluates else None,
+        eval_steps=(intervals.evaluate.every or NEVER_STEPS) if evaluates else None,
         eval_on_start=evaluates and evaluate_first,
         save_strategy="steps",
-        save_steps=train.save_every_steps or NEVER_STEPS,
+        save_steps=intervals.save.every or NEVER_STEPS,
         save_total_limit=None,
         metric_for_best_model=f"eval_{train.best_by or 'loss'}" if evaluates else None,
         greater_is_better=not lower_is_better(train.best_by or "loss") if evaluates else None,

@@ -47,10 +47,14 @@ from finetune.models.stored_quantization import check_trainable
 from finetune.objectives import Objective, objective_of
 from finetune.recipe.lock import CURRENT_RULES, Rules
 from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.every import NEVER
 from finetune.runs.folder import ADAPTER_NOTES
 from finetune.training.arguments import optimizer_name, training_arguments
 from finetune.training.batches import Batching, Feed, StreamFeed, TableFeed
-from finetune.training.schedule import ceil_product, rate_factor
+from finetune.training.callbacks.epoch_marks import EpochMarks
+from finetune.training.optimization.intervals import intervals_of
+from finetune.training.optimization.parameter_groups import Rates
+from finetune.training.optimization.schedule import ceil_product, rate_factor, warmup_steps
 from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
@@ -101,7 +105,7 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
     problem = engine.problem(recipe)
     if problem is not None:
         raise ModelError(f"{engine.name} can't be used with {problem}")
-    precision = choose_precision(recipe.train.precision)
+    precision = choose_precision(recipe.train.arithmetic)
     base = resolve_base(recipe.model)
     config = load_config(base, recipe.model.rope_scaling)
     _check_stored(recipe, base)
@@ -206,9 +210,10 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     """The base with the recipe's adapter (or all of its weights) ready to train, on its device."""
     method, engine = recipe.adapter.method, current()
     seed_everything(recipe.train.seed)
-    # Weights that are all trained need float32 for the optimizer's small steps; autocast still computes in
-    # bf16.
-    dtype = torch.float32 if method == "full" else inputs.precision.dtype
+    # Weights that are all trained need float32 for the optimizer's small steps, or an optimizer that rounds
+    # them stochastically; autocast still computes in bf16.
+    wide = method == "full" and recipe.train.weights_dtype == "fp32"
+    dtype = torch.float32 if wide else inputs.precision.dtype
     scaling = recipe.model.rope_scaling
     attention = choose_attention(
         choose_device(), load_config(inputs.base, scaling), recipe.data.attended_tokens
@@ -269,14 +274,23 @@ def build_trainer(
     train, data, most = recipe.train, inputs.data, recipe.evaluate.max_rows
     feed = build_feed(recipe, inputs)
     total_steps = train.max_steps or _steps_for(train.epochs or 1.0, feed)
+    if warmup_steps(train, total_steps) > total_steps:
+        logger.warning(
+            f"train.warmup_steps is {train.warmup_steps}, and this run has {total_steps} steps: the learning "
+            "rate rises to the end, and never reaches train.learning_rate"
+        )
+    intervals = intervals_of(train, total_steps, partial(_steps_for, feed=feed))
+    evaluates = len(data.evaluation) > 0 and train.evaluate_every != NEVER
+    saves_at_end = train.save_every != NEVER
     arguments = training_arguments(
         train,
         engine=current(),
         precision=inputs.precision,
         total_steps=total_steps,
+        intervals=intervals,
         accumulation=feed.batching.accumulation,
         evaluation_batch_size=recipe.evaluate.batch_size,
-        evaluates=len(data.evaluation) > 0,
+        evaluates=evaluates,
         evaluate_first=evaluate_first,
         checkpoints=checkpoints,
         rules=inputs.rules,
@@ -286,14 +300,18 @@ def build_trainer(
         arguments,
         objective=inputs.objective,
         feed=feed,
-        rate_factor=partial(rate_factor, train, total_steps, rule=inputs.rules.schedule),
+        rate_factor=partial(
+            rate_factor, train, total_steps, rule=inputs.rules.schedule, falls=intervals.falls
+        ),
         evaluation=data.evaluation[: most * data.documents_per_row if most is not None else None],
         keep_checkpoints=train.keep_checkpoints,
         # Evaluating never needs more memory than training did.
         evaluation_tokens=train.micro_batch_size * recipe.data.max_length_tokens,
         group=this_group(),
         engine=current(),
-        callbacks=callbacks,
+        callbacks=[EpochMarks(intervals, saves_at_end=saves_at_end), *callbacks],
+        rates=Rates(train.loraplus_lr_ratio, train.embedding_learning_rate),
+        rounding_seed=train.seed if train.weights_dtype == "bf16" else None,
     )
     try:
         trainer.create_optimizer()

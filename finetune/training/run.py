@@ -138,6 +138,8 @@ def resume(
             remove_incomplete(run.checkpoints)
         group.wait()
         checkpoint = latest_checkpoint(run.checkpoints, check_checkpoint)
+        if checkpoint is None:
+            logger.info("no checkpoint was saved: the training starts again before the first step")
         if checkpoint is not None and not trust_checkpoint:
             refuse_foreign_pickles(checkpoint, engine, group)
         session = open_session(run, lock, inputs, group=group, checkpoint=checkpoint, requests=requests)

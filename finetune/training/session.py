@@ -21,12 +21,13 @@ from finetune.models.adapters.adapter import count_parameters
 from finetune.models.device import choose_device, choose_threads
 from finetune.recipe.lock import Lock
 from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.every import NEVER
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.recipe.secrets import scrubbed_recipe, scrubbed_values
 from finetune.runs.commands import shell_command
 from finetune.runs.compare import is_metric
 from finetune.runs.folder import VALUES, RunFolder
-from finetune.runs.trackers import GuardedTracker, start_tracker
+from finetune.runs.trackers import SeveralTrackers, Tracker, start_tracker
 from finetune.training import build
 from finetune.training.batches import StreamFeed
 from finetune.training.build import Inputs
@@ -41,7 +42,7 @@ from finetune.training.callbacks.samples import Samples
 from finetune.training.callbacks.start_hash import StartHash
 from finetune.training.callbacks.task_metrics import TaskMetrics
 from finetune.training.checkpoints.contents import check_fit, read_state
-from finetune.training.checkpoints.store import check_checkpoint, latest_checkpoint
+from finetune.training.checkpoints.store import check_checkpoint, keep_newest, latest_checkpoint
 from finetune.training.outputs import (
     best_checkpoint,
     describe_checkpoint,
@@ -98,11 +99,15 @@ def open_session(
             tracker="none", samples=tracking.samples if trainer.engine.shards_weights else None
         )
     config = scrubbed_recipe(recipe.model_dump(mode="json"))
-    tracker = start_tracker(tracking, lock.tracker_id, config, folder=run.path)
+    guards = {
+        name: start_tracker(name, tracking, lock.tracker_id, config, folder=run.path)
+        for name in tracking.trackers
+    }
+    tracker = SeveralTrackers(list(guards.values()))
     progress = Progress()
     log = MetricsLog(run.metrics_path if group.is_main else None, trainer, tracker, progress.show)
     trainer.add_callback(log)
-    integration = add_integration(trainer, tracking.tracker, run.path, tracker)
+    integrations = [add_integration(trainer, name, run.path, guard) for name, guard in guards.items()]
     if tracking.samples is not None:
         assert how is not None  # noqa: S101 - the rules refuse samples of a head
         clock = log.restart
@@ -111,7 +116,7 @@ def open_session(
         )
     return TrainingSession(
         run=run, lock=lock, inputs=inputs, group=group, checkpoint=checkpoint, trainer=trainer, best=best,
-        metrics=metrics, asked=how, tracker=tracker, integration=integration, progress=progress,
+        metrics=metrics, asked=how, tracker=tracker, integrations=integrations, progress=progress,
     )  # fmt: skip
 
 
@@ -167,8 +172,8 @@ class TrainingSession:
     """None where the recipe measures none."""
     asked: Asked | None
     """How prompts are asked; None for a head."""
-    tracker: GuardedTracker
-    integration: Integration
+    tracker: Tracker
+    integrations: list[Integration]
     progress: Progress
     report: Report | None = None
     """The recipe's metrics of the result, once measured."""
@@ -184,7 +189,8 @@ class TrainingSession:
         was."""
         with ExitStack() as closing:
             closing.callback(self.tracker.finish)
-            closing.callback(self.integration.finish)
+            for integration in self.integrations:
+                closing.callback(integration.finish)
             closing.enter_context(self._recorded())
             closing.callback(self.progress.close)
             logger.info(f"run folder {self.run.path}")
@@ -218,6 +224,8 @@ class TrainingSession:
             self._write_summary("failed", f"{type(error).__name__}: {error}")
             raise
         self._write_summary(self._status, None)
+        if self._complete and self.group.is_main and self.recipe.train.save_every == NEVER:
+            keep_newest(self.run.checkpoints, 0, None)
 
     @property
     def recipe(self) -> Recipe:
@@ -323,4 +331,5 @@ class TrainingSession:
             write_metrics(self.run, self.report, self.trainer.state.global_step)
         final = {f"final/{name}": value for name, value in self.report.values.items()}
         self.tracker.log(final, self.trainer.state.global_step)
-        self.integration.log_result(final)
+        for integration in self.integrations:
+            integration.log_result(final)

@@ -31,6 +31,8 @@ from finetune.runs.checkpoint import MARKER, PREFIX
 from finetune.training.batches import Feed, evaluation_batches
 from finetune.training.checkpoints.contents import COUNTERS, read_counters, read_state
 from finetune.training.checkpoints.store import gone_if_disk_is_full, keep_newest, mark_complete
+from finetune.training.optimization.bf16_adamw import StochasticAdamW
+from finetune.training.optimization.parameter_groups import NO_RATES, Rates
 
 T = TypeVar("T")
 
@@ -59,9 +61,16 @@ class ExactTrainer(Trainer):
         evaluation_tokens: int,
         group: Group,
         engine: Engine,
+        rates: Rates = NO_RATES,
+        rounding_seed: int | None = None,
         **options: Any,
     ):
-        self.engine = engine
+        """`rounding_seed`: bf16 weights and states are rounded stochastically, by it."""
+        self.engine, self.rates = engine, rates
+        if rounding_seed is not None:
+            betas = args.adam_beta1, args.adam_beta2
+            own = {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon, "seed": rounding_seed}
+            options["optimizer_cls_and_kwargs"] = (StochasticAdamW, own)
         # The Trainer only wants to know that there is something to evaluate on; see evaluate.
         held_out: Any = evaluation if len(evaluation) else None
         super().__init__(model=model, args=args, train_dataset=feed, eval_dataset=held_out, **options)
@@ -77,6 +86,8 @@ class ExactTrainer(Trainer):
         self.start_hash = ""
         self.tokens_seen = self.supervised_tokens_seen = self.skipped_steps = 0
         self.step_seconds, self.seconds_before, self.started = 0.0, 0.0, time.perf_counter()
+        self.group_rates: dict[str, float] = {}
+        self.step_rates: dict[str, float] = {}
         self.step_losses: list[tuple[torch.Tensor, list[str]]] = []
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -84,11 +95,27 @@ class ExactTrainer(Trainer):
         super().create_accelerator_and_postprocess()
         self.engine.adapt(self.accelerator)
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As transformers does, with groups of their own for weights that have other learning rates."""
+        if self.optimizer is None:
+            optimizer = super().create_optimizer(model)
+            names = {weight: name for name, weight in self.model.named_parameters() if weight.requires_grad}
+            self.group_rates = self.rates.split(optimizer, names, self.args.learning_rate)
+        return cast(torch.optim.Optimizer, self.optimizer)
+
+    def _get_learning_rate(self) -> float:
+        """The rate of the step, that of weights without one of their own; the others are kept for the log."""
+        rate = float(super()._get_learning_rate())
+        self.step_rates = {
+            name: rate * own / self.args.learning_rate for name, own in self.group_rates.items()
+        }
+        return rate
+
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> LambdaLR:
-        """finetune.training.schedule's rates; a scheduler counts the steps that were taken, so the next one
-        is one more."""
+        """finetune.training.optimization.schedule's rates; a scheduler counts the steps that were taken, so
+        the next one is one more."""
         if self.lr_scheduler is None:
             self.lr_scheduler = LambdaLR(
                 cast(Any, optimizer or self.optimizer), lambda taken: self.rate_factor(taken + 1)

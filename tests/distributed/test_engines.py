@@ -77,6 +77,35 @@ def test_noise_and_cuts_are_one_processs(train: Train, engine: str) -> None:
         assert shared.summary()[count] == alone.summary()[count]
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2", "zero3", "fsdp2"])
+def test_each_part_has_its_learning_rate(train: Train, engine: str) -> None:
+    """LoRA+, a rate for the head, Adam's own numbers and a step decay end where one process does, and log the
+    same rates."""
+    rates = {
+        "adam_betas": [0.8, 0.95], "adam_epsilon": 1e-6, "loraplus_lr_ratio": 4, "embedding_learning_rate": 1e-3,
+        "schedule": "step", "step_decay_factor": 0.5, "step_decay_every": 2, "warmup_steps": 1,
+    }  # fmt: skip
+    sections = {"adapter": {"modules_to_save": ["lm_head"]}, "train": rates}
+    alone, shared = train(**sections), train("--launch", engine, "--processes", "2", **sections)
+    assert difference(shared.weights(), alone.weights()) < TOLERANCES["fp32"]
+    for kind, rate in (("", 1e-2), ("_lora_b", 4e-2), ("_embeddings", 1e-3)):
+        found = shared.losses(f"train/learning_rate{kind}")
+        assert found == pytest.approx([rate, rate, rate / 2, rate / 2])
+
+
+@pytest.mark.long
+def test_processes_round_weights_in_bf16_alike(train: Train) -> None:
+    """Two processes of ddp end near one, in bf16; engines that keep float32 copies are refused by name."""
+    full = {"precision": "bf16", "weights_dtype": "bf16", "learning_rate": 1e-3}
+    sections = {"adapter": {"method": "full"}, "train": full}
+    alone, shared = train(**sections), train("--launch", "ddp", "--processes", "2", **sections)
+    assert difference(shared.weights(), alone.weights()) < 2e-2
+    for engine in ("zero2", "fsdp2"):
+        refused = train("--launch", engine, "--processes", "2", code=2, **sections)
+        assert "can't be used with train.weights_dtype: bf16" in refused.stderr
+
+
 WEIGH = """
 import torch
 from torch import distributed

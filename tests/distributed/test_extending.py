@@ -46,7 +46,7 @@ def test_two_processes_have_what_a_program_adds(train: Train, tmp_path: Path) ->
     script = str(tmp_path / "script.py")
     sections = {
         "data": {"train": [{"path": "rows.jsonl", "format": "asked_and_said"}]},
-        "train": {"evaluate_every_steps": 2},
+        "train": {"evaluate_every": 2},
         "evaluate": {"metrics": ["loss", "characters"], "max_new_tokens": 4, "rows_in_training": 2},
     }
     alone = train(command=[sys.executable, script], **sections)

@@ -14,7 +14,7 @@ import pytest
 from tests.distributed.launches import Train, difference, resume_launch, start_launch
 from tests.support.processes import wait_for
 
-STEPS = {"max_steps": 150, "save_every_steps": 25}
+STEPS = {"max_steps": 150, "save_every": 25}
 
 
 def worker(launch: subprocess.Popen[str], rank: int) -> psutil.Process:
@@ -37,7 +37,7 @@ def test_a_killed_process_ends_the_launch_and_restarting_it_loses_nothing(
 ) -> None:
     """kill -9 of either process at a random step, in an evaluation, or while a checkpoint is being written:
     with --max-restarts 1 the launch goes on, and ends in the same adapter."""
-    evaluations = {"evaluate_every_steps": 25} if moment == "evaluation" else {}
+    evaluations = {"evaluate_every": 25} if moment == "evaluation" else {}
     sections: dict[str, dict[str, object]] = {
         "train": STEPS | evaluations,
         "data": {"evaluation": {"fraction": 0.5}},
@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     ).returncode:
         pytest.skip("a small disk can't be mounted here")
     request.addfinalizer(lambda: subprocess.run(["umount", "-l", str(runs)], check=True))
-    steps = {"max_steps": 40, "save_every_steps": 2, "keep_checkpoints": 30}
+    steps = {"max_steps": 40, "save_every": 2, "keep_checkpoints": 30}
     full = train("--launch", "ddp", "--processes", "2", code=2, train=steps)
     assert "the disk is full" in full.stderr
     assert "is whole; make room, and continue with --resume" in full.stderr

@@ -19,7 +19,9 @@ raise SystemExit(run())
 """
 
 
-@pytest.mark.parametrize("engine", ["fsdp2", *(pytest.param(name, marks=pytest.mark.long) for name in ("ddp", "zero3"))])
+@pytest.mark.parametrize(
+    "engine", ["fsdp2", *(pytest.param(name, marks=pytest.mark.long) for name in ("ddp", "zero3"))]
+)
 def test_another_objective_trains_on_two_processes(
     train: Train, tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -38,7 +40,7 @@ def test_another_objective_trains_on_two_processes(
     sections = {
         "data": {"train": [{"path": "pairs.jsonl", "format": "preference"}], "max_length_tokens": 64},
         "objective": {"kind": "pairwise", "beta": 0.5},
-        "train": {"evaluate_every_steps": 4, "max_steps": 7, "max_gradient_norm": 1.0},
+        "train": {"evaluate_every": 4, "max_steps": 7, "max_gradient_norm": 1.0},
     }
     script = str(tmp_path / "script.py")
     own = module_of("extending_objectives").Pairwise

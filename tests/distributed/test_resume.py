@@ -104,7 +104,7 @@ def test_a_run_without_its_result_is_finished(
     launcher = ["--launch", engine, "--processes", "2"]
     whole = train(
         *launcher,
-        train={"save_every_steps": 2, "evaluate_every_steps": 2, "best_by": "loss"},
+        train={"save_every": 2, "evaluate_every": 2, "best_by": "loss"},
         evaluate={"metrics": ["loss", "chrf"], "max_new_tokens": 4},
         # Not due at the last step: written after its checkpoint, and before the best one is loaded.
         tracking={"samples": {"prompts": ["Ada"], "every_steps": 3, "max_new_tokens": 4}},

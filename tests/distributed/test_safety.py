@@ -25,7 +25,7 @@ from tests.support.processes import wait_for
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="the kernel ends processes with their launcher on Linux only"
 )
-ENDLESS = {"max_steps": 100_000, "learning_rate": 1e-5, "log_every_steps": 20}
+ENDLESS = {"max_steps": 100_000, "learning_rate": 1e-5, "log_every": 20}
 NEEDS_COMPILER = pytest.mark.skipif(NO_COMPILER, reason="DeepSpeed needs g++ and ninja")
 
 

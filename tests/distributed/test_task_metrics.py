@@ -40,7 +40,7 @@ def test_two_processes_measure_what_one_does(train: Train, tmp_path: Path, engin
     samples."""
     sections = {
         "data": data_of(tmp_path),
-        "train": {"evaluate_every_steps": 2, "save_every_steps": 2, "best_by": "chrf"},
+        "train": {"evaluate_every": 2, "save_every": 2, "best_by": "chrf"},
         "evaluate": {
             "metrics": ["loss", "accuracy", "chrf", "likelihood_accuracy", "bits_per_byte"], "labels": ["red", "green"],
             "max_new_tokens": 4, "rows_in_training": 1,

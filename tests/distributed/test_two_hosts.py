@@ -139,7 +139,7 @@ def test_a_first_host_that_is_not_there(
 def test_a_cut_cable(train: Train, tmp_path: Path, environment: dict[str, str], hosts: None) -> None:
     """When the network ends in mid-run, both hosts end within the set time with a message, and the run can be
     resumed."""
-    whole = train(train={"max_steps": 300, "save_every_steps": 50, "learning_rate": 1e-4})
+    whole = train(train={"max_steps": 300, "save_every": 50, "learning_rate": 1e-4})
     launches = [
         start(rank, tmp_path / "recipe.yaml", environment, "--timeout-minutes", "0.25", engine="ddp")
         for rank in (0, 1)

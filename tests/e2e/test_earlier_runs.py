@@ -83,7 +83,7 @@ def test_a_finished_run_reproduces_and_scores(earlier: Path, finetune_here: Fine
     report = json.loads(finetune_here("runs", "reproduce", str(whole), *despite, "--json").stdout)
     assert max(report["weights_distance"], report["loss_distance"]) < 1e-5
     lock = read_lock(run / "recipe.lock.yaml")
-    (earlier / "recipe.yaml").write_text(lock.recipe.model_dump_json(exclude_none=True))
+    (earlier / "recipe.yaml").write_text(lock.recipe.model_dump_json(exclude_defaults=True))
     scores = json.loads(finetune_here("evaluate", str(run), str(earlier / "recipe.yaml"), "--json").stdout)
     then = json.loads((run / "summary.json").read_text())["metrics"]
     for name in ("loss", "exact_match"):

@@ -213,7 +213,7 @@ def test_both_read_the_same(
             "model": model | {"chat_template": str(base / "dated.jinja")},
             "adapter": {"method": method, "rank": 4},
             "data": {"train": [{"path": str(alpaca_file), "format": "alpaca"}], "max_length_tokens": 128},
-            "train": {"precision": "fp32", "max_steps": 2, "save_every_steps": 1, "rehearsal": False},
+            "train": {"precision": "fp32", "max_steps": 2, "save_every": 1, "rehearsal": False},
             "tracking": {"tracker": "none"},
             "output": {"folder": str(tmp_path / "runs")},
         }

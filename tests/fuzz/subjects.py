@@ -160,7 +160,7 @@ def _train(folder: Path) -> None:
     from finetune.cli import app
 
     path = folder / "two_steps.yaml"
-    steps = {"max_steps": 2, "save_every_steps": 1, "keep_checkpoints": 2}
+    steps = {"max_steps": 2, "save_every": 1, "keep_checkpoints": 2}
     path.write_text(json.dumps(recipe(folder / "llama", folder / "rows.jsonl", folder / "runs", train=steps)))
     before = sys.argv
     try:

@@ -32,7 +32,7 @@ EXACT = {
     "precision": "fp32",
     "learning_rate": 1e-2,
     "max_steps": 12,
-    "save_every_steps": 4,
+    "save_every": 4,
 }
 
 

@@ -34,7 +34,7 @@ data:
   train: [{{path: {rows}, format: alpaca}}]
   evaluation: {{fraction: 0.1}}
   max_length_tokens: 128
-train: {{micro_batch_size: 4, precision: fp32, learning_rate: 1e-2, max_steps: 6, save_every_steps: 50}}
+train: {{micro_batch_size: 4, precision: fp32, learning_rate: 1e-2, max_steps: 6, save_every: 50}}
 tracking: {{tracker: none}}
 output: {{folder: {runs}}}
 """

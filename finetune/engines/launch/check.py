@@ -95,7 +95,7 @@ def refuse_otherwise(config: LaunchConfig, recipe: Recipe, processes: int, where
         if mine not in (None, value)
     ]
     precision = said["mixed_precision"]
-    if precision != "no" and precision != resolved_precision(train.precision):
+    if precision != "no" and precision != resolved_precision(train.arithmetic):
         wrong.append(
             f"mixed_precision is {precision}, and train.precision is {train.precision} in the recipe"
         )

@@ -172,9 +172,8 @@ def _message(form: Form, detail: ErrorDetails) -> str:
         name, words = BOUNDS[kind]
         return f"got {show(got)}, expected {words} {_number(context[name])}"
     if kind == "literal_error":
-        return _choice(
-            context.get("choices") or _choices(_annotation(form, detail["loc"])), detail["loc"], got
-        )
+        choices = context.get("choices") or _choices(_annotation(form, detail["loc"]))
+        return _choice(list(dict.fromkeys(choices)), detail["loc"], got)
     if kind in KINDS:
         return f"got {show(got)}, expected {KINDS[kind]}{_hint(kind, got)}"
     if kind == "too_short":
@@ -190,8 +189,8 @@ def _choice(choices: list[str], location: Location, got: Any) -> str:
     close = get_close_matches(got, choices, n=1) if isinstance(got, str) else []
     also = " or a list of names" if location == ("adapter", "target_modules") else ""
     hint = (
-        f"; did you mean {close[0]}?"
-        if close
+        f"; did you mean {close[0] if close else 'all-linear'}?"
+        if close or (got == "all" and also)
         else "; write a list: [" + got + "]"
         if also and isinstance(got, str)
         else ""

@@ -11,7 +11,16 @@ from data_prep.disk import open_regular
 from finetune.recipe.paths import LOCK, absolute
 from finetune.recipe.reading.old_names import with_current_names
 from finetune.recipe.reading.overrides import with_override
-from finetune.recipe.reading.tree import Diagnostic, Node, RecipeFile, SourceLocation, finding_at, merge
+from finetune.recipe.reading.tree import (
+    Diagnostic,
+    Location,
+    Node,
+    RecipeFile,
+    SourceLocation,
+    dotted,
+    finding_at,
+    merge,
+)
 from finetune.recipe.reading.variables import expanded
 from finetune.recipe.reading.yaml_tree import LOCK_BYTES, MAX_BYTES, read_lock_yaml, read_yaml
 from finetune.recipe.schema import Recipe
@@ -103,9 +112,35 @@ def _read_file(path: Path, shown: str, layers: Layers, extended_by: Diagnostic |
 
 
 def _recipe_in(tree: Node) -> Node:
-    """The recipe in a run's lock; any other tree itself."""
+    """The recipe in a run's lock, whose origins say what of it nobody wrote (those of version 1 don't, and
+    nothing counts as written); any other tree itself."""
     lock = tree.value
-    return lock["recipe"] if isinstance(lock, dict) and {"lock_version", "recipe"} <= lock.keys() else tree
+    if not isinstance(lock, dict) or not {"lock_version", "recipe"} <= lock.keys():
+        return tree
+    origins = lock["origins"].plain() if "origins" in lock else None
+    return _with_defaults(lock["recipe"], origins if isinstance(origins, dict) else {}, ())
+
+
+def _with_defaults(node: Node, origins: dict[str, Any], location: Location) -> Node:
+    """The tree with what has the origin "default", or none, marked so; all by the lock's own names."""
+    origin = next(
+        (
+            found
+            for end in range(len(location), 0, -1)
+            if (found := origins.get(dotted(location[:end]))) is not None
+        ),
+        "default",
+    )
+    if isinstance(node.value, dict):
+        below: Any = {
+            key: _with_defaults(value, origins, (*location, key)) for key, value in node.value.items()
+        }
+    elif isinstance(node.value, list):
+        below = [_with_defaults(value, origins, (*location, index)) for index, value in enumerate(node.value)]
+    else:
+        below = node.value
+    is_section = isinstance(node.value, dict) and bool(node.value)
+    return replace(node, value=below, is_default=origin == "default" and not is_section)
 
 
 def _is_recipe(content: bytes, tree: Node | None) -> bool:

@@ -9,6 +9,9 @@ from finetune.recipe.reading.tree import Diagnostic, Location, Node, finding_at
 OLD_NAMES: Mapping[Location, str] = {
     ("adapter", "targets"): "target_modules",
     ("train", "warmup_fraction"): "warmup_ratio",
+    ("train", "log_every_steps"): "log_every",
+    ("train", "evaluate_every_steps"): "evaluate_every",
+    ("train", "save_every_steps"): "save_every",
 }
 """An old key's location -> its name in the same section today."""
 

@@ -42,12 +42,14 @@ class Node:
     """A value with its places: where it starts and, in a mapping, where its key starts.
 
     `broken`: a problem was already reported here, so that what validation says about it is no news.
+    `is_default`: nobody wrote it; it is in a run's lock because it was the default.
     """
 
     value: "Scalar | dict[str, Node] | list[Node]"
     place: SourceLocation
     key_place: SourceLocation | None = None
     broken: bool = False
+    is_default: bool = False
 
     def plain(self) -> Any:
         """The value without places, as JSON would have it."""

@@ -82,7 +82,7 @@ def _mixture(recipe: Recipe, given: Given) -> RuleProblem:
     for index, source in enumerate(sources):
         if source.share is None and f"data.train.{index}.share" not in given:
             yield f"data.train.{index}", "has no share, and another source has one; give each source one"
-        elif source.repeat != 1:
+        elif source.repeat != 1 or f"data.train.{index}.repeat" in given:
             yield (
                 f"data.train.{index}.repeat",
                 "repeat and share exclude each other: the share decides how often rows are seen",
@@ -148,7 +148,7 @@ def _leakage(recipe: Recipe, given: Given) -> RuleProblem:
     data = recipe.data
     if _wrong(data, "data", "evaluation", given):
         return
-    if _asked_below(recipe.data.clean, "leakage") and not data.held_out:
+    if "data.clean.leakage" in given and data.clean.leakage != "refuse" and not data.held_out:
         message = (
             "leakage is into data.evaluation.sources, and there are none (a fraction keeps equal rows "
             "together)"
@@ -208,13 +208,6 @@ def _places(recipe: Recipe) -> Iterator[tuple[str, Source]]:
 def _wrong(section: Section, path: str, knob: str, given: Given) -> bool:
     """Whether a knob was written, but with a value that is wrong and reported already."""
     return f"{path}.{knob}" in given and knob not in section.model_fields_set
-
-
-def _asked_below(section: Section, knob: str) -> bool:
-    """What `asked` says, for a section inside a section."""
-    return bool(
-        getattr(section, knob) != type(section).model_fields[knob].get_default(call_default_factory=True)
-    )
 
 
 def _findings(recipe: Recipe, given: Given) -> RuleProblem:

@@ -106,10 +106,10 @@ def sampling_fits(recipe: Recipe, given: Given) -> RuleProblem:
             "evaluate.rows_in_training",
             "there are no evaluate.metrics to measure; name some, or remove this",
         )
-    if section.rows_in_training is not None and recipe.train.evaluate_every_steps is None:
+    if section.rows_in_training is not None and recipe.train.evaluate_every is None:
         yield (
             "evaluate.rows_in_training",
-            "needs train.evaluate_every_steps: metrics are measured with the evaluation loss",
+            "needs train.evaluate_every: metrics are measured with the evaluation loss",
         )
 
 
@@ -121,8 +121,8 @@ def best_fits(recipe: Recipe, given: Given) -> RuleProblem:
     if not metrics.known([best]):
         yield "train.best_by", not_among(best, [metric.name for metric in metrics.METRICS])
         return
-    if recipe.train.evaluate_every_steps is None:
-        yield "train.best_by", "needs train.evaluate_every_steps: checkpoints are compared at evaluations"
+    if recipe.train.evaluate_every is None:
+        yield "train.best_by", "needs train.evaluate_every: checkpoints are compared at evaluations"
     found = kind_of(recipe)
     if found is None or best == "loss" or (best == "perplexity" and found.has_perplexity):
         return

@@ -2,15 +2,23 @@
 
 from collections.abc import Iterable
 
-from finetune.extras import refuse_without
+from finetune.errors import FinetuneError
+from finetune.extras import is_installed, refuse_without
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.model import GgufBase, WheelBase
+from finetune.recipe.schema.optimizers import known_optimizer
 from finetune.scoring import metrics
 
 
 def check_packages(recipe: Recipe) -> None:
     """Raises FinetuneError where a package that training a recipe needs is not installed."""
     check_metric_packages(recipe.evaluate.metrics)
+    optimizer = known_optimizer(recipe.train.optimizer)
+    if optimizer is not None and optimizer.module and not is_installed(optimizer.module):
+        raise FinetuneError(
+            f"train.optimizer {recipe.train.optimizer} needs the module {optimizer.module}, which is not "
+            "installed."
+        )
     if isinstance(recipe.model.base, GgufBase | WheelBase):
         refuse_without("gguf", "model.base: a GGUF file")
 

@@ -1,16 +1,15 @@
-"""Rules for the model, the adapter, training and tracking. Each is a small function; RULES lists them. No
-file is looked at."""
+"""Rules for the model, the adapter and tracking, and what training needs of the rest. Each is a small
+function; RULES lists them. No file is looked at."""
 
 import re
-from collections.abc import Callable, Collection
-from difflib import get_close_matches
+from collections.abc import Callable
 from pathlib import Path
 
 from finetune.models.architectures import last_part, linear_layers
 from finetune.models.architectures.base import EMBEDDING, LM_HEAD
-from finetune.recipe.given import Given, RuleProblem, asked
+from finetune.recipe.given import Given, RuleProblem, asked, near
 from finetune.recipe.schema import Recipe
-from finetune.recipe.schema.train import OPTIMIZERS
+from finetune.recipe.schema.every import NEVER
 
 LORA_ONLY = (
     "rank", "alpha", "target_modules", "dropout", "use_rslora", "use_dora", "init", "modules_to_save",
@@ -23,7 +22,7 @@ def _needs_evaluation(recipe: Recipe, given: Given) -> RuleProblem:
     if recipe.data.evaluates or "data.evaluation" in given:
         return
     needing = {
-        "train.evaluate_every_steps": recipe.train.evaluate_every_steps,
+        "train.evaluate_every": recipe.train.evaluate_every if recipe.train.evaluate_every != NEVER else None,
         "train.early_stopping": recipe.train.early_stopping,
         "evaluate.max_rows": recipe.evaluate.max_rows,
         "evaluate.metrics": recipe.evaluate.metrics or None,
@@ -38,33 +37,11 @@ def _needs_evaluation(recipe: Recipe, given: Given) -> RuleProblem:
 
 def _early_stopping(recipe: Recipe, given: Given) -> RuleProblem:
     train = recipe.train
-    if (
-        train.early_stopping
-        and train.evaluate_every_steps is None
-        and "train.evaluate_every_steps" not in given
-    ):
+    if train.early_stopping and train.evaluate_every is None and "train.evaluate_every" not in given:
         yield (
             "train.early_stopping",
-            "needs train.evaluate_every_steps: it judges by the evaluation loss during training",
+            "needs train.evaluate_every: it judges by the evaluation loss during training",
         )
-
-
-def _length(recipe: Recipe, given: Given) -> RuleProblem:
-    if recipe.train.epochs is not None and recipe.train.max_steps is not None:
-        yield "train.max_steps", "epochs and max_steps exclude each other; remove one"
-
-
-def _batches(recipe: Recipe, given: Given) -> RuleProblem:
-    whole, micro = recipe.train.global_batch_size, recipe.train.micro_batch_size
-    if whole % micro:
-        path = "train.micro_batch_size" if "train.micro_batch_size" in given else "train.global_batch_size"
-        below, above = whole // micro * micro, (whole // micro + 1) * micro
-        nearest = " or ".join(str(size) for size in (below, above) if size)
-        message = (
-            f"global_batch_size {whole} is not divisible by micro_batch_size {micro}; the nearest that is: "
-            f"{nearest}"
-        )
-        yield path, message
 
 
 def _full(recipe: Recipe, given: Given) -> RuleProblem:
@@ -116,6 +93,12 @@ def _adapter(recipe: Recipe, given: Given) -> RuleProblem:
             f"leave out {' and '.join(sorted(whole))}, and the new rows alone are trained"
         )
         yield "adapter.modules_to_save", message
+    for knob in ("target_modules", "modules_to_save"):
+        written = getattr(adapter, knob)
+        for index, name in enumerate(() if isinstance(written, str) else written):
+            if re.fullmatch("all|all.linear", name.strip().lower()):
+                meant = "write target_modules: all-linear, without a list"
+                yield f"adapter.{knob}.{index}", f"no model has a module {name!r}; {meant}"
     known = linear_layers()
     targets = known if adapter.target_modules == "all-linear" else adapter.target_modules
     both = sorted(set(adapter.modules_to_save) & set(targets))
@@ -130,7 +113,7 @@ def _adapter(recipe: Recipe, given: Given) -> RuleProblem:
         if repeated:
             yield f"adapter.{knob}", f"named twice: {', '.join(repeated)}"
         for index, name in enumerate(() if recipe.model.allow_untested else names):
-            close = _near(last_part(name), (*sorted(known), *sorted(VOCABULARY)))
+            close = near(last_part(name), (*sorted(known), *sorted(VOCABULARY)))
             if close:
                 yield (
                     f"adapter.{knob}.{index}",
@@ -191,51 +174,6 @@ def _layers(recipe: Recipe, given: Given) -> RuleProblem:
             )
 
 
-def _schedule(recipe: Recipe, given: Given) -> RuleProblem:
-    train = recipe.train
-    if asked(recipe, given, "train.minimum_learning_rate_fraction") and train.schedule not in (
-        "cosine_with_minimum",
-        "wsd",
-    ):
-        message = f"only schedules cosine_with_minimum and wsd have a minimum; this one is {train.schedule}"
-        yield "train.minimum_learning_rate_fraction", message
-    if asked(recipe, given, "train.decay_fraction") and train.schedule != "wsd":
-        yield (
-            "train.decay_fraction",
-            f"only schedule wsd has a decay of its own; this one is {train.schedule}",
-        )
-    if train.schedule == "wsd" and train.warmup_ratio + train.decay_fraction > 1:
-        path = "train.decay_fraction" if "train.decay_fraction" in given else "train.warmup_ratio"
-        total = f"{train.warmup_ratio:g} + {train.decay_fraction:g}"
-        yield path, f"warmup_ratio + decay_fraction is {total}, expected at most 1"
-
-
-def _checkpointing(recipe: Recipe, given: Given) -> RuleProblem:
-    path = "train.activation_checkpointing_every_layers"
-    if asked(recipe, given, path) and not recipe.train.activation_checkpointing:
-        yield path, "needs train.activation_checkpointing: true; without it no layer is recomputed"
-
-
-def _near(name: str, known: Collection[str]) -> str | None:
-    """The known name that was probably meant; None where the name is known itself, or far from all."""
-    if name in known:
-        return None
-    close = get_close_matches(re.sub(r"[^a-z0-9_]", "", name.lower()), known, n=1, cutoff=0.8)
-    return close[0] if close else None
-
-
-def _optimizer(recipe: Recipe, given: Given) -> RuleProblem:
-    name = recipe.train.optimizer
-    close = _near(name, OPTIMIZERS)
-    if name in OPTIMIZERS.values() or (re.fullmatch(r"[a-z0-9_]+", name) and not close):
-        return
-    hint = f"; did you mean {close}?" if close else ""
-    yield (
-        "train.optimizer",
-        f"got {name!r}, expected {', '.join(OPTIMIZERS)} or another name of OptimizerNames{hint}",
-    )
-
-
 def _revision(recipe: Recipe, given: Given) -> RuleProblem:
     base = recipe.model.base
     if recipe.model.revision is not None and not (isinstance(base, str) and not Path(base).is_absolute()):
@@ -288,15 +226,23 @@ def _new_tokens(recipe: Recipe, given: Given) -> RuleProblem:
 
 def _tracking(recipe: Recipe, given: Given) -> RuleProblem:
     tracking = recipe.tracking
+    names = tracking.trackers
+    used = " and ".join(names)
+    these = f"this one is {used}" if len(names) == 1 else f"these are {used}"
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield f"tracking.tracker.{index}", f"{name} is named twice"
+        elif name == "none" and len(names) > 1:
+            yield f"tracking.tracker.{index}", "none stands alone; remove it, or the others"
     for knob in ("wandb_mode", "tags", "notes", "upload_adapter"):
-        if asked(recipe, given, f"tracking.{knob}") and tracking.tracker != "wandb":
-            yield f"tracking.{knob}", f"only tracker wandb has it; this one is {tracking.tracker}"
-    if tracking.group is not None and tracking.tracker not in ("trackio", "wandb"):
-        yield "tracking.group", f"only trackers trackio and wandb have it; this one is {tracking.tracker}"
-    if asked(recipe, given, "tracking.project") and tracking.tracker not in ("trackio", "wandb"):
+        if asked(recipe, given, f"tracking.{knob}") and "wandb" not in names:
+            yield f"tracking.{knob}", f"only tracker wandb has it; {these}"
+    if tracking.group is not None and not {"trackio", "wandb"} & set(names):
+        yield "tracking.group", f"only trackers trackio and wandb have it; {these}"
+    if asked(recipe, given, "tracking.project") and not {"trackio", "wandb"} & set(names):
         yield (
             "tracking.project",
-            f"only trackers trackio and wandb have it; {tracking.tracker} goes by its own variables",
+            f"only trackers trackio and wandb have it; {used} goes by its own variables",
         )
     if tracking.upload_adapter and recipe.adapter.method == "full":
         yield (
@@ -308,16 +254,11 @@ def _tracking(recipe: Recipe, given: Given) -> RuleProblem:
 RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
     _needs_evaluation,
     _early_stopping,
-    _length,
-    _batches,
     _full,
-    _checkpointing,
     _quantization,
     _adapter,
     _init,
     _layers,
-    _schedule,
-    _optimizer,
     _revision,
     _rope_scaling,
     _new_tokens,

@@ -9,6 +9,12 @@ from data_prep.config import Section
 Text = Annotated[str, Field(min_length=1)]
 
 
+TrackerName = Literal[
+    "trackio", "wandb", "none", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive",
+    "flyte", "mlflow", "neptune", "swanlab", "tensorboard",
+]  # fmt: skip
+
+
 class SamplesSection(Section):
     """Texts that the model writes while it trains."""
 
@@ -25,12 +31,9 @@ class SamplesSection(Section):
 class TrackingSection(Section):
     """Where metrics go besides the run folder's metrics.jsonl."""
 
-    tracker: Literal[
-        "trackio", "wandb", "none", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive",
-        "flyte", "mlflow", "neptune", "swanlab", "tensorboard",
-    ] = "trackio"  # fmt: skip
+    tracker: TrackerName | Annotated[tuple[TrackerName, ...], Field(min_length=1, strict=False)] = "trackio"
     """trackio (a local database, no account), wandb, none, or one that transformers drives, under its own
-    names."""
+    names; or a list of several, [wandb, tensorboard]."""
 
     project: Text = "finetune"
     """The tracker's project; with wandb WANDB_PROJECT where this is not written (so for group, tags and
@@ -55,3 +58,8 @@ class TrackingSection(Section):
     samples: SamplesSection | None = None
     """Texts that the model writes while it trains: samples.jsonl in the run folder, a table in trackio and
     wandb."""
+
+    @property
+    def trackers(self) -> tuple[TrackerName, ...]:
+        """The trackers, also where there is one."""
+        return (self.tracker,) if isinstance(self.tracker, str) else self.tracker

@@ -2,25 +2,26 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from data_prep.config import Section
 from finetune.recipe.schema.evaluate import MetricName
+from finetune.recipe.schema.every import NEVER, Every
 
 Steps = Annotated[int, Field(ge=1)]
 
 
-OPTIMIZERS = {
-    "adamw": "adamw_torch",
-    "adafactor": "adafactor",
-    "sgd": "sgd",
-    "rmsprop": "rmsprop",
-    "adagrad": "adagrad",
-    "lion": "lion_32bit",
-    "adamw_8bit": "adamw_bnb_8bit",
-}
-"""Optimizers that are tested, and transformers' names for them; other names of its OptimizerNames pass
-through."""
+def _two(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(values) != 2:
+        raise ValueError(f"got {len(values)} numbers, expected two, such as [0.9, 0.999]")
+    return values
+
+
+Betas = Annotated[
+    tuple[Annotated[float, Field(ge=0, lt=1)], ...],
+    Field(strict=False),
+    AfterValidator(_two),
+]
 
 
 class EarlyStopping(Section):
@@ -57,17 +58,41 @@ class TrainSection(Section):
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     """Order of the rows, initial adapter, dropout."""
 
+    adam_betas: Betas = (0.9, 0.999)
+    """How much of Adam's (and Lion's) two running means is kept in a step."""
+
+    adam_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-8
+    """What Adam adds to the root of its second mean."""
+
+    loraplus_lr_ratio: Annotated[float, Field(gt=0, le=1e4)] | None = None
+    """The matrices B of the adapter have this many times the learning rate (LoRA+, Hayou et al. 2024,
+    arXiv:2402.12354)."""
+
+    embedding_learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
+    """The highest learning rate of embed_tokens and lm_head, where they are trained: adapter.modules_to_save,
+    model.new_tokens, or method full."""
+
     optimizer: str = "adamw"
     """adamw, adafactor, sgd, rmsprop, adagrad, lion, adamw_8bit, or any other name of transformers'
     OptimizerNames."""
 
-    schedule: Literal["constant", "linear", "cosine", "cosine_with_minimum", "wsd"] = "cosine"
-    """The learning rate after the warm-up; wsd is warm-up, stable, decay. A decay ends where the step after
-    the last one would be, so no step has the rate 0."""
+    schedule: Literal["constant", "linear", "cosine", "cosine_with_minimum", "wsd", "step"] = "cosine"
+    """The learning rate after the warm-up; wsd is warm-up, stable, decay; step multiplies by
+    step_decay_factor at each step_decay_every. A decay ends where the step after the last one would be, so
+    no step has the rate 0."""
 
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
     """Share of the steps used for warm-up: step k of w has k/w of the learning rate (wsd: of the way from
     its minimum)."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps used for warm-up, in place of warmup_ratio."""
+
+    step_decay_factor: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """step: what the learning rate is multiplied by, each time."""
+
+    step_decay_every: Every = "1 epoch"
+    """step: how often, from the first step on; as log_every."""
 
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """wsd: fraction of the steps in which it falls."""
@@ -101,6 +126,11 @@ class TrainSection(Section):
     """The base's and the arithmetic's type; the adapter and the optimizer's state stay fp32. auto: bf16 where
     native."""
 
+    weights_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Method full: the type of the weights that train, and of gradients and the optimizer's state. bf16 takes
+    8 bytes a parameter in place of 16; updates are rounded stochastically. For adamw, in one process or
+    ddp."""
+
     early_stopping: EarlyStopping | None = None
     """Stop when the evaluations no longer improve."""
 
@@ -109,14 +139,17 @@ class TrainSection(Section):
     by which early_stopping judges; when absent the last step is the result, or with early_stopping the one of
     the lowest loss."""
 
-    log_every_steps: Steps = 1
-    """How often metrics are logged."""
+    log_every: Every = 1
+    """How often metrics are logged: a number of steps, "1 epoch" or any other number of epochs, "10%" of all
+    steps, or never but at the end."""
 
-    evaluate_every_steps: Steps | None = None
-    """How often the evaluation loss is measured; at the end only when absent."""
+    evaluate_every: Every | None = None
+    """How often the evaluation loss is measured, as log_every; at the start and the end only when absent, not
+    even there with never."""
 
-    save_every_steps: Steps | None = None
-    """How often a checkpoint is saved; at the end only when absent."""
+    save_every: Every | None = None
+    """How often a checkpoint is saved, as log_every; at the end only when absent. never keeps what the result
+    needs and no more: no checkpoint is left of a run that finished."""
 
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """How many of the newest checkpoints are kept; the best one is kept beside them."""
@@ -125,6 +158,16 @@ class TrainSection(Section):
     def keeps_best(self) -> bool:
         """Whether the result is the best checkpoint, in place of the last step."""
         return self.early_stopping is not None or self.best_by is not None
+
+    @property
+    def saves_checkpoints(self) -> bool:
+        """Whether checkpoints are saved beyond those that a signal asks for."""
+        return self.save_every != NEVER or self.keeps_best
+
+    @property
+    def arithmetic(self) -> str:
+        """The precision to compute in: that of the weights where they are in bf16."""
+        return "bf16" if self.weights_dtype == "bf16" else self.precision
 
     def uneven_over(self, processes: int) -> str | None:
         """What is wrong with the batch sizes for so many processes; None where a global batch can be cut

@@ -21,6 +21,7 @@ class BestCheckpoint(TrainerCallback):
 
     def __init__(self, train: TrainSection, rule: int):
         self.early_stopping, self.best_by, self.rule = train.early_stopping, train.best_by or "loss", rule
+        self.saves = train.saves_checkpoints
         self.sign = 1 if lower_is_better(self.best_by) else -1
 
     def on_evaluate(  # type: ignore[override]  # transformers gives the metrics by name
@@ -33,7 +34,7 @@ class BestCheckpoint(TrainerCallback):
     ) -> TrainerControl:
         """Decide from the log of all evaluations, so that a resumed run decides alike."""
         costs = self.costs(state)
-        if costs and math.isfinite(costs[-1]) and costs[-1] <= min(costs):
+        if self.saves and costs and math.isfinite(costs[-1]) and costs[-1] <= min(costs):
             control.should_save = True
         if self.early_stopping is not None and self.says_stop(state):
             logger.info(

@@ -98,7 +98,8 @@ class MemoryCheck(TrainerCallback):
         held = (
             parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in trained
         )
-        return state_bytes(optimizer, (tuple(tensor.shape) for tensor in held))
+        number_bytes = 2 if self.recipe.train.weights_dtype == "bf16" else 4
+        return state_bytes(optimizer, (tuple(tensor.shape) for tensor in held), number_bytes)
 
     def _advice(self, documents: list[Document]) -> str:
         """What didn't fit, the largest part of it that does, and the knobs that bring it there."""

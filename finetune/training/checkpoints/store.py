@@ -134,9 +134,10 @@ def remove_incomplete(folder: Path) -> None:
 
 
 def keep_newest(folder: Path, count: int, best: Path | None) -> None:
-    """Delete all whole checkpoints but the newest `count` and the best one."""
-    for path in complete_checkpoints(folder)[:-count]:
+    """Delete all complete checkpoints but the newest `count` and the best one."""
+    found = complete_checkpoints(folder)
+    for path in found[: max(0, len(found) - count)]:
         if best is None or path.name != best.name:
-            # The marker goes first: a folder that is half deleted is never taken for a whole one.
+            # The marker goes first: a folder that is half deleted is never taken for a complete one.
             (path / MARKER).unlink()
             shutil.rmtree(path)

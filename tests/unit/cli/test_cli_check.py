@@ -11,7 +11,7 @@ import pytest
 
 from finetune.cli.app import VERBS
 from finetune.cli.check import resolved_lines, yaml_value
-from finetune.recipe.load import load_recipe
+from finetune.recipe.load import idle_defaults, load_recipe
 from finetune.recipe.reading.tree import RecipeFile
 from finetune.recipe.reading.yaml_tree import read_yaml
 from finetune.recipe.reference import recipe_reference, recipe_schema
@@ -38,7 +38,9 @@ def test_check_prints_every_value_with_its_origin(tmp_path: Path) -> None:
     assert any(line.split() == ["rank:", "16", "#", "default"] for line in lines)
     assert lines[-1].startswith("# ok: r.yaml is valid; 4 values written, ")
     assert "\x1b" not in done.stdout
-    tree, findings = read_yaml(done.stdout.encode(), RecipeFile("out", tmp_path))
+    assert any(line.split()[:3] == ["#", "decay_fraction:", "0.2"] for line in lines)
+    everything = re.sub("^( +)# ", r"\1", done.stdout, flags=re.MULTILINE)
+    tree, findings = read_yaml(everything.encode(), RecipeFile("out", tmp_path))
     assert tree is not None
     assert not findings
     as_json = json.loads(
@@ -54,7 +56,7 @@ FULL = """
 model: {base: owner/name, revision: main, new_tokens: ["<a>", "b # c"], rope_scaling: {type: yarn, factor: 2}, pad_token: "é"}
 adapter: {method: full}
 data: {train: [{generated: orders}, {dataset: a/b, format: messages}], evaluation: {sources: [{generated: orders, seed: 3}]}}
-train: {max_steps: 3, schedule: wsd, early_stopping: {}, evaluate_every_steps: 2}
+train: {max_steps: 3, schedule: wsd, early_stopping: {}, evaluate_every: 2}
 """
 
 
@@ -64,7 +66,9 @@ def test_what_check_prints_is_a_recipe(name: str, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text(FULL)
     loaded = load_recipe(name)
-    lines = resolved_lines(loaded.recipe.model_dump(mode="json"), loaded.origins)
+    lines = resolved_lines(
+        loaded.recipe.model_dump(mode="json"), loaded.origins, idle_defaults(loaded.recipe)
+    )
     (tmp_path / "printed.yaml").write_text(
         "\n".join(f"{text}  # {origin}" if origin else text for text, origin in lines)
     )

@@ -64,7 +64,7 @@ def test_the_pages_family_trains_and_merges(
     recipe = make_recipe(
         model={"base": str(base)},
         data={"pack_length_tokens": 128},
-        train=EXACT | {"max_steps": 2, "save_every_steps": None},
+        train=EXACT | {"max_steps": 2, "save_every": None},
     )
     report = merge(resolve_target(str(start(recipe).path)), tmp_path / "merged")
     assert report.verification is not None

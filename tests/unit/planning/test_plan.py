@@ -51,7 +51,10 @@ def kept_by_torch(recipe: Recipe, folder: Path) -> tuple[float, int]:
                 held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+        with (
+            trainer.accelerator.autocast(),
+            torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor),
+        ):
             trainer.compute_loss(model, dict(batch), num_items_in_batch=10)
         largest = max(largest, (float(sum(held.values())), batch["input_ids"].numel()))
     return largest
@@ -68,6 +71,7 @@ def kept_by_torch(recipe: Recipe, folder: Path) -> tuple[float, int]:
         {"adapter": {"layers": [0]}},
         {"adapter": {"init": "pissa"}},
         {"adapter": {"method": "full"}},
+        {"adapter": {"method": "full"}, "train": {"precision": "bf16", "weights_dtype": "bf16"}},
         {"data": {"pack_length_tokens": None}, "train": {"micro_batch_size": 4}},
     ],
     ids=str,

@@ -1,6 +1,7 @@
 """A recipe loads with origins, or every problem in it is reported at once, each where it stands."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 from data_prep.config import CHAT_TEMPLATES, FileSource, HubSource
 from finetune.errors import RecipeError
 from finetune.recipe.load import load_recipe
+from finetune.recipe.lock import Lock
 from finetune.recipe.reading.explain import BASE_FORMS, SOURCE_FORMS
 from finetune.recipe.schema import Recipe
 
@@ -94,7 +96,7 @@ extra: 1
         "true",
         "r.yaml:22:21  train.micro_batch_size  global_batch_size 7 is not divisible by micro_batch_size 2; "
         "the nearest that is: 6 or 8",
-        "r.yaml:23:3  train.early_stopping  needs train.evaluate_every_steps: it judges by the evaluation "
+        "r.yaml:23:3  train.early_stopping  needs train.evaluate_every: it judges by the evaluation "
         "loss during training",
         "r.yaml:24:11  tracking  got 4, expected a section (a mapping of keys)",
         "r.yaml:25:1  extra  unknown key; a recipe has model, adapter, objective, data, train, evaluate, "
@@ -435,3 +437,21 @@ def test_no_tree_breaks_the_loader(
     except RecipeError as error:
         problems = error.problems or [None]
     assert all(problem and problem.place and problem.message for problem in problems)
+
+
+def test_defaults_of_a_lock_are_not_asked_for(tmp_path: Path) -> None:
+    """A run's lock holds every default; beside it, as another's recipe, only what was written counts, and an
+    override that has no effect is refused though it equals the default."""
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("model: {base: owner/name}\ndata: {train: [{generated: orders}]}\n")
+    loaded = load_recipe(recipe)
+    folder = tmp_path / "run-1"
+    folder.mkdir()
+    lock = Lock(recipe=loaded.recipe, command="train", created="2026", origins=loaded.origins)
+    (folder / "recipe.lock.yaml").write_text(lock.to_yaml())
+    again = load_recipe(folder / "recipe.lock.yaml", ["train.learning_rate=1e-3"])
+    assert again.recipe.train.minimum_learning_rate_fraction == 0.1
+    with pytest.raises(RecipeError, match="only schedules cosine_with_minimum and wsd have a minimum"):
+        load_recipe(folder / "recipe.lock.yaml", ["train.minimum_learning_rate_fraction=0.1"])
+    (folder / "recipe.lock.yaml").write_text(replace(lock, origins={}).to_yaml())
+    assert load_recipe(folder / "recipe.lock.yaml").recipe == loaded.recipe

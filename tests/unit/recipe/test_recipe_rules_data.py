@@ -108,6 +108,10 @@ def problems(train: str = ORDERS, more: str = "", steps: str = "") -> list[Probl
         # _mixture
         (ORDERS, "share_of: rows", "", 4, "data.share_of",
          "no source of data.train has a share; give each one, or remove this"),
+        (ORDERS, "share_of: tokens", "", 4, "data.share_of",
+         "no source of data.train has a share; give each one, or remove this"),
+        (SHARES % "0.75, repeat: 1", "", "", 3, "data.train.1.repeat",
+         "repeat and share exclude each other: the share decides how often rows are seen"),
         (f"{{generated: orders, share: 1}}, {ORDERS}", "", "", 3, "data.train.1",
          "has no share, and another source has one; give each source one"),
         (SHARES % 0.25, "", "", 3, "data.train", "the shares of the sources sum to 0.5, expected 1"),
@@ -302,12 +306,11 @@ def test_a_wrong_value_breaks_no_rule(train: str, more: str, steps: str, path: s
         (ORDERS, "pack_length_tokens: 512; pack_split: true", ""),
         (
             ORDERS,
-            "pack_split: false; share_of: tokens; allow_findings: []; clean: {leakage: refuse}; streaming: "
-            "null",
+            "pack_split: false; allow_findings: []; clean: {leakage: refuse}; streaming: null",
             "",
         ),
         (SHARES % 0.75, "", ""),
-        (SHARES % "0.75, repeat: 1", "share_of: rows", ""),
+        (SHARES % "0.75", "share_of: rows", ""),
         (", ".join(f"{{generated: orders, seed: {seed}, share: 0.1}}" for seed in range(10)), "", ""),
         ("{generated: orders, repeat: 3}, {generated: orders, seed: 1, repeat: 0.5}", "", ""),
         (ORDERS, "streaming: {buffer_rows: 100}; pack_length_tokens: 2048", "3"),
@@ -330,8 +333,7 @@ def test_a_wrong_value_breaks_no_rule(train: str, more: str, steps: str, path: s
     ],
 )
 def test_a_recipe_that_keeps_the_rules_is_loaded(train: str, more: str, steps: str) -> None:
-    """Every feature has a recipe that passes, and writing the default, as `check` prints it, asks for
-    nothing."""
+    """Every feature has a recipe that passes, and a value that asks for nothing is no mistake."""
     assert load(train, more, steps).data.train
 
 

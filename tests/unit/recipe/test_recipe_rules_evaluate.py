@@ -9,7 +9,7 @@ from finetune.recipe.schema import Recipe
 from tests.support.recipes import found
 
 HELD = "data: {evaluation: {fraction: 0.1}}"
-TRAIN = "train: {evaluate_every_steps: 5}"
+TRAIN = "train: {evaluate_every: 5}"
 HEAD = "model: {head: {labels: [a, b]}}"
 LABELLED = (
     "data: {evaluation: {fraction: 0.1}, train: [{path: x.jsonl, format: classification, labels: {'0': bad, "
@@ -63,7 +63,8 @@ LABELLED = (
             "evaluate.temperature  with one answer per prompt decoding is greedy",
         ),
         ("evaluate: {seconds_per_program: 2}", "evaluate.seconds_per_program  no metric runs programs"),
-        ("evaluate: {temperature: 0.8, seconds_per_program: 5.0}", None),
+        ("evaluate: {temperature: 0.8}", "evaluate.temperature  with one answer per prompt"),
+        ("evaluate: {seconds_per_program: 5.0}", "evaluate.seconds_per_program  no metric runs programs"),
         (
             "{evaluate: {rows_in_training: 5}, " + HELD + ", " + TRAIN + "}",
             "evaluate.rows_in_training  there are no evaluate.metrics",
@@ -72,18 +73,18 @@ LABELLED = (
             "{evaluate: {rows_in_training: 5, metrics: [bleu]}, " + HELD + "}",
             "evaluate.rows_in_training  needs train.evaluate_every",
         ),
-        ("{train: {best_by: loss}, " + HELD + "}", "train.best_by  needs train.evaluate_every_steps"),
-        ("{train: {best_by: loss, evaluate_every_steps: 5}, " + HELD + "}", None),
+        ("{train: {best_by: loss}, " + HELD + "}", "train.best_by  needs train.evaluate_every"),
+        ("{train: {best_by: loss, evaluate_every: 5}, " + HELD + "}", None),
         (
-            "{train: {best_by: bleu, evaluate_every_steps: 5}, " + HELD + "}",
+            "{train: {best_by: bleu, evaluate_every: 5}, " + HELD + "}",
             "train.best_by  bleu is not measured",
         ),
         (
-            "{train: {best_by: bleu, evaluate_every_steps: 5}, evaluate: {metrics: [bleu]}, " + HELD + "}",
+            "{train: {best_by: bleu, evaluate_every: 5}, evaluate: {metrics: [bleu]}, " + HELD + "}",
             "train.best_by  bleu is measured at the end only",
         ),
         (
-            "{train: {best_by: bleu, evaluate_every_steps: 5, early_stopping: {}}, "
+            "{train: {best_by: bleu, evaluate_every: 5, early_stopping: {}}, "
             "evaluate: {metrics: [bleu], rows_in_training: 9}, " + HELD + "}",
             None,
         ),

@@ -19,7 +19,7 @@ SCRIPT = """
 from pathlib import Path
 from finetune.recipe.schema.tracking import TrackingSection
 from finetune.runs.trackers import start_tracker
-tracker = start_tracker(TrackingSection(project="curves"), "run-a", {}, folder=Path("."))
+tracker = start_tracker("trackio", TrackingSection(project="curves"), "run-a", {}, folder=Path("."))
 for step in range(1, 30):
     tracker.log({"train/loss": 3 - step / 10}, step)
 tracker.finish()

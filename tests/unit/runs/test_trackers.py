@@ -23,7 +23,9 @@ def test_trackio_has_every_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path)
     section = TrackingSection(project="test-project")
     for steps in ([1, 2], [3]):
-        tracker = start_tracker(section, "run-a", {"train": {"seed": 0}}, folder=tmp_path)
+        tracker = start_tracker(
+            section.trackers[0], section, "run-a", {"train": {"seed": 0}}, folder=tmp_path
+        )
         for step in steps:
             tracker.log({"train/loss": 1.0 / step}, step)
         tracker.finish()
@@ -46,7 +48,7 @@ def test_a_folder_that_trackio_can_not_write_to_is_said(
     monkeypatch.setattr(trackio.utils, "TRACKIO_DIR", tmp_path / "a file" / "trackio")
     said: list[str] = []
     with hearing(said.append):
-        tracker = start_tracker(TrackingSection(), "run-a", {}, folder=tmp_path)
+        tracker = start_tracker("trackio", TrackingSection(), "run-a", {}, folder=tmp_path)
     tracker.log({"train/loss": 1.0}, 1)
     tracker.finish()
     assert len(said) == 1
@@ -70,7 +72,7 @@ def test_wandb_offline_has_every_value(tmp_path: Path, monkeypatch: pytest.Monke
     """The offline file, parsed with wandb's own protocol, holds each metric; no account is needed."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     section = TrackingSection(tracker="wandb", project="test-project")
-    tracker = start_tracker(section, "run-b", {"train": {"seed": 7}}, folder=tmp_path)
+    tracker = start_tracker(section.trackers[0], section, "run-b", {"train": {"seed": 7}}, folder=tmp_path)
     tracker.log({"train/loss": 0.25}, 3)
     tracker.finish()
     deadline = time.monotonic() + 30

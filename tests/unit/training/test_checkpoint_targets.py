@@ -26,7 +26,7 @@ from tests.support.recipes import MakeRecipe
 
 STEPS = {
     "max_steps": 2,
-    "save_every_steps": 1,
+    "save_every": 1,
     "keep_checkpoints": 2,
     "global_batch_size": 2,
     "rehearsal": False,

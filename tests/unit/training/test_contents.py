@@ -47,7 +47,7 @@ def run_of(
             if kind == "stream"
             else {"evaluation": None}
         )
-        train = EXACT | {"max_steps": 4, "save_every_steps": 2, "rehearsal": False}
+        train = EXACT | {"max_steps": 4, "save_every": 2, "rehearsal": False}
         recipe = make_recipe(adapter={"rank": 4, "dropout": 0.1}, train=train, data=streaming)
         if kind == "full":
             recipe = recipe.model_copy(
@@ -262,7 +262,7 @@ def with_new_tokens(make_recipe: MakeRecipe) -> Recipe:
     return make_recipe(
         model={"base": str(make_recipe().model.base), "new_tokens": NEW_TOKENS},
         adapter={"rank": 4, "dropout": 0.1},
-        train=EXACT | {"max_steps": 4, "save_every_steps": 2, "rehearsal": False},
+        train=EXACT | {"max_steps": 4, "save_every": 2, "rehearsal": False},
     )
 
 

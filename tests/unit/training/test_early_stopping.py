@@ -95,7 +95,7 @@ def test_a_run_that_only_does_harm(make_recipe: MakeRecipe) -> None:
     better, and by what."""
     train = {
         "micro_batch_size": 8, "precision": "fp32", "schedule": "constant", "learning_rate": 1.0,
-        "max_steps": 20, "warmup_ratio": 0.0, "evaluate_every_steps": 1, "rehearsal": False,
+        "max_steps": 20, "warmup_ratio": 0.0, "evaluate_every": 1, "rehearsal": False,
         "early_stopping": {"patience_evaluations": 1},
     }  # fmt: skip
     folder = start(

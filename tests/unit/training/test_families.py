@@ -26,7 +26,7 @@ from tests.support.recipes import MakeRecipe
 
 NAMES = [family.model_type for family in architectures.FAMILIES]
 each_family = pytest.mark.parametrize("family", architectures.FAMILIES, ids=NAMES)
-SHORT = EXACT | {"max_steps": 3, "save_every_steps": None}
+SHORT = EXACT | {"max_steps": 3, "save_every": None}
 
 
 def recipe_on(make_recipe: MakeRecipe, base: Path, **sections: Any) -> Recipe:

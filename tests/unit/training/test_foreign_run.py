@@ -32,7 +32,7 @@ def made(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "evaluation": {"fraction": 0.2},
             "max_length_tokens": 64,
         },
-        "train": {"max_steps": 2, "save_every_steps": 1, "precision": "fp32", "global_batch_size": 2},
+        "train": {"max_steps": 2, "save_every": 1, "precision": "fp32", "global_batch_size": 2},
         "evaluate": {"metrics": ["exact_match"], "max_new_tokens": 2},
         "tracking": {"tracker": "none", "samples": {"prompts": ["Say 1."], "max_new_tokens": 2}},
         "output": {"folder": str(folder / "runs")},

@@ -62,7 +62,7 @@ def pairs(make_recipe: MakeRecipe, tmp_path: Path) -> MakeRecipe:
 
     def make(**sections: dict[str, Any]) -> Recipe:
         changed = {"data": data | {"over_length": "drop"} | sections.pop("data", {})}
-        train = EXACT | {"global_batch_size": 4, "micro_batch_size": 2, "max_steps": 6, "save_every_steps": 3}
+        train = EXACT | {"global_batch_size": 4, "micro_batch_size": 2, "max_steps": 6, "save_every": 3}
         changed["train"] = train | sections.pop("train", {})
         return make_recipe(objective={"kind": "pairwise", "beta": 0.5}, **changed, **sections)
 
@@ -99,7 +99,7 @@ def test_a_step_is_the_formula(pairs: MakeRecipe, tiny_base: Path, packed: bool)
     """The first loss is ln 2, as reference and policy are one; the evaluation's is that of plain sums of
     log-probabilities."""
     pack = {"data": {"pack_length_tokens": 2 * 96}} if packed else {}
-    run = start(pairs(**pack, train={"evaluate_every_steps": 6}))
+    run = start(pairs(**pack, train={"evaluate_every": 6}))
     assert losses(run)[0] == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-6)
     assert losses(run)[-1] != pytest.approx(losses(run)[0], abs=1e-5)
     recipe = pairs(**pack)
@@ -191,13 +191,13 @@ def test_memory_is_tried_with_complete_rows(pairs: MakeRecipe, monkeypatch: pyte
 
 def test_an_evaluation_of_some_rows_takes_both_answers(pairs: MakeRecipe) -> None:
     """evaluate.max_rows counts pairs."""
-    run = start(pairs(evaluate={"max_rows": 3}, train={"evaluate_every_steps": 6}))
+    run = start(pairs(evaluate={"max_rows": 3}, train={"evaluate_every": 6}))
     assert losses(run, "eval/loss")[0] == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-6)
 
 
 def test_it_is_not_scored_as_text(pairs: MakeRecipe) -> None:
     """The likelihood of both answers of a pair is no loss of it."""
-    recipe = pairs(train={"max_steps": 1, "save_every_steps": None})
+    recipe = pairs(train={"max_steps": 1, "save_every": None})
     with pytest.raises(FinetuneError, match="objective pairwise has no metrics"):
         finetune.evaluate(start(recipe).path)
 

@@ -5,7 +5,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from finetune.models.sizes import BLOCK, state_bytes
-from finetune.recipe.schema.train import OPTIMIZERS
+from finetune.recipe.schema.optimizers import OPTIMIZERS
 from finetune.training.arguments import optimizer_name
 
 SHAPES = ((8, 576), (576, 8), (16, 4096), (1536, 576), (576,), (3, 5))

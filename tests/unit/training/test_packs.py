@@ -199,9 +199,7 @@ def test_a_mixture_is_seen_in_its_shares(make_recipe: MakeRecipe, tmp_path: Path
         {"path": str(alpaca_file), "format": "alpaca"},
         {"path": str(small), "format": "alpaca", "repeat": 3},
     ]
-    recipe = make_recipe(
-        data={"train": sources, "evaluation": None}, train={"epochs": 2, "log_every_steps": 1}
-    )
+    recipe = make_recipe(data={"train": sources, "evaluation": None}, train={"epochs": 2, "log_every": 1})
     folder = start(recipe)
     assert folder.read_summary()["steps"] == 18  # 70 rows are 9 steps of 8
     entries = [json.loads(line) for line in folder.metrics_path.read_text().splitlines()]

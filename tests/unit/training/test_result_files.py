@@ -24,7 +24,7 @@ from tests.support.recipes import MakeRecipe
 
 SHORT: dict[str, Any] = {
     "micro_batch_size": 4, "precision": "fp32", "learning_rate": 1e-2, "max_steps": 1, "rehearsal": False,
-    "save_every_steps": 1,
+    "save_every": 1,
 }  # fmt: skip
 FULL = SHORT | {"learning_rate": 1e-3}
 ASKED = [{"role": "user", "content": "hi"}]

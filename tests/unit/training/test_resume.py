@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("hangup_heard")
 
 EARLY = {
     "micro_batch_size": 8, "precision": "fp32", "optimizer": "sgd", "schedule": "constant",
-    "max_gradient_norm": None, "learning_rate": 40.0 / 8, "max_steps": 60, "evaluate_every_steps": 1,
+    "max_gradient_norm": None, "learning_rate": 40.0 / 8, "max_steps": 60, "evaluate_every": 1,
     "early_stopping": {"patience_evaluations": 3},
 }  # fmt: skip
 
@@ -42,9 +42,7 @@ def test_a_run_killed_at_its_end_can_be_finished(make_recipe: MakeRecipe, result
     """Killed after its last checkpoint (6 steps of epochs of 5), resume takes no step, whatever is there of
     the result."""
     folder = start(
-        make_recipe(
-            adapter={"rank": 4, "dropout": 0.1}, train=EXACT | {"max_steps": 6, "save_every_steps": 6}
-        )
+        make_recipe(adapter={"rank": 4, "dropout": 0.1}, train=EXACT | {"max_steps": 6, "save_every": 6})
     )
     whole, before, metrics = adapter_of(folder), folder.read_summary(), folder.metrics_path.read_text()
     folder.write_summary({"status": "running"})
@@ -74,9 +72,9 @@ def test_a_run_killed_at_its_end_can_be_finished(make_recipe: MakeRecipe, result
 
 def test_full_fine_tuning_resumes_bit_for_bit(make_recipe: MakeRecipe) -> None:
     """Method full, resumed from its middle and from its end, gives the same model each time."""
-    tree = make_recipe(
-        train=EXACT | {"max_steps": 6, "save_every_steps": 3, "learning_rate": 1e-3}
-    ).model_dump(mode="json")
+    tree = make_recipe(train=EXACT | {"max_steps": 6, "save_every": 3, "learning_rate": 1e-3}).model_dump(
+        mode="json"
+    )
     folder = start(Recipe.model_validate(tree | {"adapter": {"method": "full"}}))
     whole = load_file(folder.model / "model.safetensors")
     for lost in (None, 6):

@@ -80,7 +80,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(make_recipe: MakeRecipe, end: si
     """With LoRA dropout, a run killed after step 4 (kill -9, or Ctrl-C) and resumed ends in the uninterrupted
     run's adapter."""
     recipe = make_recipe(
-        adapter={"rank": 4, "dropout": 0.1}, train=EXACT | {"evaluate_every_steps": 5, "max_steps": 30}
+        adapter={"rank": 4, "dropout": 0.1}, train=EXACT | {"evaluate_every": 5, "max_steps": 30}
     )
     whole = start(recipe, "whole")
     process = launch(recipe)
@@ -130,7 +130,7 @@ def test_early_stopping_keeps_the_best(make_recipe: MakeRecipe) -> None:
     adapter."""
     train = {
         "micro_batch_size": 8, "precision": "fp32", "optimizer": "sgd", "schedule": "constant",
-        "max_gradient_norm": None, "learning_rate": 40.0 / 8, "max_steps": 60, "evaluate_every_steps": 1,
+        "max_gradient_norm": None, "learning_rate": 40.0 / 8, "max_steps": 60, "evaluate_every": 1,
         "early_stopping": {"patience_evaluations": 3},
     }  # fmt: skip
     folder = start(make_recipe(train=train))
@@ -149,7 +149,7 @@ def test_a_failed_run_keeps_its_checkpoints_and_says_so(make_recipe: MakeRecipe)
 
     train = {
         "micro_batch_size": 8, "precision": "fp32", "optimizer": "sgd", "schedule": "constant",
-        "max_gradient_norm": None, "learning_rate": 10.0, "max_steps": 100, "save_every_steps": 1,
+        "max_gradient_norm": None, "learning_rate": 10.0, "max_steps": 100, "save_every": 1,
         "warmup_ratio": 0.0,
     }  # fmt: skip
     recipe = make_recipe(train=train, adapter={"rank": 4, "alpha": 1e4, "target_modules": ["lm_head"]})
@@ -188,8 +188,8 @@ def test_an_optimizer_without_its_package_leaves_no_run(make_recipe: MakeRecipe)
 
 
 def test_the_last_step_is_logged(make_recipe: MakeRecipe) -> None:
-    """With fewer steps than log_every_steps, the summary still has the training loss and the speed."""
-    summary = start(make_recipe(train=EXACT | {"max_steps": 3, "log_every_steps": 100})).read_summary()
+    """With fewer steps than log_every, the summary still has the training loss and the speed."""
+    summary = start(make_recipe(train=EXACT | {"max_steps": 3, "log_every": 100})).read_summary()
     assert summary["train_loss"] > 0
     assert summary["tokens_per_second"] > 0
 

@@ -13,7 +13,7 @@ from finetune.recipe.lock import Rules
 from finetune.recipe.schema.train import TrainSection
 from finetune.runs.folder import RunFolder
 from finetune.training import build
-from finetune.training.schedule import ceil_product, decay_steps, rate_factor, warmup_steps
+from finetune.training.optimization.schedule import ceil_product, decay_steps, rate_factor, warmup_steps
 from tests.support.processes import start, trainer_of
 from tests.support.recipes import MakeRecipe
 
@@ -161,7 +161,7 @@ def test_a_run_that_changes_nothing_says_so(make_recipe: MakeRecipe, method: str
         "precision": "bf16",
         "learning_rate": rate,
         "rehearsal": False,
-        "save_every_steps": 1,
+        "save_every": 1,
     }
     recipe = make_recipe(train=train)
     if method == "full":

@@ -40,7 +40,7 @@ def test_sigusr2_saves_and_sigusr1_stops(make_recipe: MakeRecipe) -> None:
     one, and SIGTERM, which a scheduler sends after it, changes nothing; resumed, it ends in the uninterrupted
     run's adapter."""
     recipe = make_recipe(
-        adapter={"rank": 4, "dropout": 0.1}, train=EXACT | {"save_every_steps": 50, "keep_checkpoints": 5}
+        adapter={"rank": 4, "dropout": 0.1}, train=EXACT | {"save_every": 50, "keep_checkpoints": 5}
     )
     whole = start(recipe, "whole")
     say = sending({"step 2/": [signal.SIGUSR2], "step 6/": [signal.SIGUSR1, signal.SIGTERM]})
@@ -75,7 +75,7 @@ def test_a_checkpoint_that_is_asked_for_before_the_first_step_comes_after_it(
 ) -> None:
     """SIGUSR2 while the model is being built neither kills nor is lost."""
     monkeypatch.setattr(build, "build_model", with_signal(build.build_model, signal.SIGUSR2))
-    done = start(make_recipe(train=EXACT | {"max_steps": 3, "save_every_steps": 50}))
+    done = start(make_recipe(train=EXACT | {"max_steps": 3, "save_every": 50}))
     assert [path.name for path in complete_checkpoints(done.checkpoints)] == ["checkpoint-1", "checkpoint-3"]
     assert done.outcome()["status"] == "finished"
 
@@ -94,7 +94,7 @@ def with_signal(function: Callable[..., Any], name: signal.Signals) -> Callable[
 def test_what_was_measured_before_the_first_step_stands_once(make_recipe: MakeRecipe) -> None:
     """A run that ended before its first checkpoint begins again, and metrics.jsonl has each step once, step 0
     too."""
-    recipe = make_recipe(train=EXACT | {"save_every_steps": 50})
+    recipe = make_recipe(train=EXACT | {"save_every": 50})
     with hearing(sending({"step 2/": [signal.SIGINT, signal.SIGINT]})):
         run.start(recipe, name="run", command="test")
     folder = RunFolder(Path(recipe.output.folder) / "run-001")

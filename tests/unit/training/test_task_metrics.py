@@ -34,7 +34,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "labels": list(COLOURS),
         "max_new_tokens": 6,
     },
-    "train": EXACT | {"evaluate_every_steps": 4},
+    "train": EXACT | {"evaluate_every": 4},
 }
 
 
@@ -175,7 +175,7 @@ def head_recipe(
                 {"path": str(path), "format": "regression" if problem == "regression" else "classification"}
             ]
         },
-        "train": EXACT | {"max_steps": 40, "evaluate_every_steps": 20, "learning_rate": 5e-3},
+        "train": EXACT | {"max_steps": 40, "evaluate_every": 20, "learning_rate": 5e-3},
         "evaluate": {"metrics": metrics.get(problem, ["loss", "accuracy"])},
     }
     own["data"] |= {"pack_length_tokens": 64}

@@ -12,6 +12,7 @@ import pytest
 from finetune.errors import RecipeError, TrackerError
 from finetune.recipe.lock import read_lock
 from finetune.runs.folder import RunFolder
+from finetune.runs.trackers import WandbTracker
 from finetune.training import run
 from tests.support.processes import EXACT, adapter_of, assert_equal, launch, start, wait_for
 from tests.support.recipes import MakeRecipe
@@ -68,7 +69,7 @@ def test_tensorboard_has_transformers_names(make_recipe: MakeRecipe) -> None:
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is absent"
     )
-    done = start(make_recipe(train=STEPS | {"log_every_steps": 1}, tracking={"tracker": "tensorboard"}))
+    done = start(make_recipe(train=STEPS | {"log_every": 1}, tracking={"tracker": "tensorboard"}))
     events = accumulator.EventAccumulator(str(done.path / "tensorboard"))
     events.Reload()
     found = [(point.step, pytest.approx(point.value, rel=1e-5)) for point in events.Scalars("train/loss")]
@@ -77,13 +78,34 @@ def test_tensorboard_has_transformers_names(make_recipe: MakeRecipe) -> None:
     assert {"train/grad_norm", "train/learning_rate", "eval/loss"} <= set(events.Tags()["scalars"])
 
 
+def test_several_trackers_at_once(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard and wandb both have the losses; where one fails, the other has them all."""
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is absent"
+    )
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(WandbTracker, "log", full)
+    tracking = {"tracker": ["wandb", "tensorboard"], "tags": ["a-tag"]}
+    done = start(make_recipe(train=STEPS | {"log_every": 1}, tracking=tracking))
+    assert b"a-tag" in next(done.path.rglob("*.wandb")).read_bytes()
+    events = accumulator.EventAccumulator(str(done.path / "tensorboard"))
+    events.Reload()
+    assert [point.step for point in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+    assert done.log_path.read_text().count("the tracker failed (OSError: No space left on device)") == 1
+    assert done.read_summary()["tracker"] == ["wandb", "tensorboard"]
+
+
 def test_tensorboard_has_the_metrics_of_the_result(make_recipe: MakeRecipe) -> None:
     """Measured after the last step, logged before the tracker's end."""
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is absent"
     )
     evaluate = {"metrics": ["bits_per_byte", "loss"]}
-    steps = STEPS | {"save_every_steps": 5}
+    steps = STEPS | {"save_every": 5}
     done = start(make_recipe(train=steps, evaluate=evaluate, tracking={"tracker": "tensorboard"}))
     events = accumulator.EventAccumulator(str(done.path / "tensorboard"))
     events.Reload()
@@ -123,7 +145,7 @@ def test_a_tracker_that_breaks_in_mid_run_stops_nothing(
         raise OSError("No space left on device")
 
     monkeypatch.setattr(TensorBoardCallback, "on_log", full)
-    done = start(make_recipe(train=STEPS | {"log_every_steps": 1}, tracking={"tracker": "tensorboard"}))
+    done = start(make_recipe(train=STEPS | {"log_every": 1}, tracking={"tracker": "tensorboard"}))
     assert done.read_summary()["status"] == "finished"
     assert done.log_path.read_text().count("the tracker failed (OSError: No space left on device)") == 1
     assert sum("train/loss" in line for line in done.metrics_path.read_text().splitlines()) == 5
@@ -175,7 +197,7 @@ def test_samples_survive_a_cut_line_and_an_early_end(make_recipe: MakeRecipe) ->
     """A last line that a kill cut short is dropped at a resume; the last texts are written wherever the end
     comes."""
     sections = {
-        "train": STEPS | {"max_steps": 6, "save_every_steps": 2},
+        "train": STEPS | {"max_steps": 6, "save_every": 2},
         "tracking": {"tracker": "none", "samples": SAMPLES},
     }
     whole = start(make_recipe(**sections), "whole")
@@ -190,7 +212,7 @@ def test_samples_survive_a_cut_line_and_an_early_end(make_recipe: MakeRecipe) ->
     assert folder.samples_path.read_text() == whole.samples_path.read_text()
     assert_equal(adapter_of(folder), adapter_of(whole))
     stopping = {
-        "evaluate_every_steps": 1,
+        "evaluate_every": 1,
         "early_stopping": {"patience_evaluations": 1, "minimum_improvement": 100.0},
     }
     early = start(

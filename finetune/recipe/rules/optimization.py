@@ -1,0 +1,152 @@
+"""Rules for optimizer steps: how many, how large, by which optimizer and learning rates. Each is a small
+function; RULES lists them. No file is looked at."""
+
+from collections.abc import Callable
+
+from finetune.models.architectures import last_part
+from finetune.models.architectures.base import EMBEDDING, LM_HEAD
+from finetune.recipe.given import Given, RuleProblem, asked, near
+from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.every import NEVER, epochs_of
+from finetune.recipe.schema.optimizers import OPTIMIZERS, known_optimizer
+
+VOCABULARY = frozenset({LM_HEAD, last_part(EMBEDDING)})
+
+
+def _length(recipe: Recipe, given: Given) -> RuleProblem:
+    if recipe.train.epochs is not None and recipe.train.max_steps is not None:
+        yield "train.max_steps", "epochs and max_steps exclude each other; remove one"
+
+
+def _batches(recipe: Recipe, given: Given) -> RuleProblem:
+    whole, micro = recipe.train.global_batch_size, recipe.train.micro_batch_size
+    if whole % micro:
+        path = "train.micro_batch_size" if "train.micro_batch_size" in given else "train.global_batch_size"
+        below, above = whole // micro * micro, (whole // micro + 1) * micro
+        nearest = " or ".join(str(size) for size in (below, above) if size)
+        message = (
+            f"global_batch_size {whole} is not divisible by micro_batch_size {micro}; the nearest that is: "
+            f"{nearest}"
+        )
+        yield path, message
+
+
+def _schedule(recipe: Recipe, given: Given) -> RuleProblem:
+    train = recipe.train
+    if asked(recipe, given, "train.minimum_learning_rate_fraction") and train.schedule not in (
+        "cosine_with_minimum",
+        "wsd",
+    ):
+        message = f"only schedules cosine_with_minimum and wsd have a minimum; this one is {train.schedule}"
+        yield "train.minimum_learning_rate_fraction", message
+    if train.warmup_steps is not None and asked(recipe, given, "train.warmup_ratio"):
+        yield "train.warmup_ratio", "warmup_steps and warmup_ratio exclude each other; remove one"
+    for knob in ("step_decay_factor", "step_decay_every"):
+        if asked(recipe, given, f"train.{knob}") and train.schedule != "step":
+            yield f"train.{knob}", f"only schedule step has it; this one is {train.schedule}"
+    if train.schedule == "step" and train.step_decay_every == NEVER:
+        yield "train.step_decay_every", "a learning rate that never falls is schedule: constant"
+    if asked(recipe, given, "train.decay_fraction") and train.schedule != "wsd":
+        yield (
+            "train.decay_fraction",
+            f"only schedule wsd has a decay of its own; this one is {train.schedule}",
+        )
+    if (
+        train.schedule == "wsd"
+        and train.warmup_steps is None
+        and train.warmup_ratio + train.decay_fraction > 1
+    ):
+        path = "train.decay_fraction" if "train.decay_fraction" in given else "train.warmup_ratio"
+        total = f"{train.warmup_ratio:g} + {train.decay_fraction:g}"
+        yield path, f"warmup_ratio + decay_fraction is {total}, expected at most 1"
+
+
+def _optimizer(recipe: Recipe, given: Given) -> RuleProblem:
+    train = recipe.train
+    name, found = train.optimizer, known_optimizer(train.optimizer)
+    if found is None:
+        close = near(name, OPTIMIZERS)
+        hint = f"; did you mean {close}?" if close else ""
+        yield (
+            "train.optimizer",
+            f"got {name!r}, expected {', '.join(OPTIMIZERS)} or another name of OptimizerNames{hint}",
+        )
+        return
+    if found.refused:
+        yield "train.optimizer", f"{name} {found.refused}"
+        return
+    for knob in ("betas", "epsilon"):
+        if asked(recipe, given, f"train.adam_{knob}") and knob not in found.knobs:
+            yield f"train.adam_{knob}", f"optimizer {name} takes no {knob}; remove this, or take adamw"
+    if train.weights_dtype == "bf16" and OPTIMIZERS.get(name, name) != OPTIMIZERS["adamw"]:
+        yield "train.weights_dtype", f"only optimizer adamw rounds its updates to bf16; this one is {name}"
+
+
+def _rates(recipe: Recipe, given: Given) -> RuleProblem:
+    """Learning rates of parts of the weights need weights of that part that train."""
+    train, adapter = recipe.train, recipe.adapter
+    if train.loraplus_lr_ratio is not None and adapter.method == "full":
+        yield "train.loraplus_lr_ratio", "method full has no adapter, and so no matrices B; remove this"
+    trains = adapter.method == "full" or recipe.model.new_tokens or VOCABULARY & set(adapter.modules_to_save)
+    if train.embedding_learning_rate is not None and not trains:
+        yield (
+            "train.embedding_learning_rate",
+            "neither embed_tokens nor lm_head is trained; name them in adapter.modules_to_save, or "
+            "remove this",
+        )
+
+
+def _weights_dtype(recipe: Recipe, given: Given) -> RuleProblem:
+    train = recipe.train
+    if train.weights_dtype != "bf16":
+        return
+    if recipe.adapter.method != "full":
+        yield (
+            "train.weights_dtype",
+            f"method {recipe.adapter.method} trains an adapter, which is small and stays fp32; its base is "
+            "in train.precision. Remove this",
+        )
+    elif train.precision not in ("auto", "bf16"):
+        yield "train.weights_dtype", f"weights in bf16 compute in bf16; train.precision is {train.precision}"
+
+
+def _intervals(recipe: Recipe, given: Given) -> RuleProblem:
+    """A stream's epochs have no known length, and what never happens can't be judged by."""
+    train = recipe.train
+    for knob in ("log_every", "evaluate_every", "save_every", "step_decay_every"):
+        if (
+            recipe.data.streaming is not None
+            and epochs_of(getattr(train, knob)) is not None
+            and (knob != "step_decay_every" or train.schedule == "step")
+        ):
+            yield (
+                f"train.{knob}",
+                "a stream's epochs have no known length; give a number of steps, or 10% of them",
+            )
+    if train.evaluate_every == NEVER:
+        needing = {
+            "train.early_stopping": train.early_stopping,
+            "train.best_by": train.best_by,
+            "evaluate.rows_in_training": recipe.evaluate.rows_in_training,
+        }
+        for path, value in needing.items():
+            if value is not None:
+                yield path, "looks at evaluations during training, and train.evaluate_every is never"
+
+
+def _checkpointing(recipe: Recipe, given: Given) -> RuleProblem:
+    path = "train.activation_checkpointing_every_layers"
+    if asked(recipe, given, path) and not recipe.train.activation_checkpointing:
+        yield path, "needs train.activation_checkpointing: true; without it no layer is recomputed"
+
+
+RULES: tuple[Callable[[Recipe, Given], RuleProblem], ...] = (
+    _length,
+    _batches,
+    _schedule,
+    _optimizer,
+    _rates,
+    _weights_dtype,
+    _intervals,
+    _checkpointing,
+)

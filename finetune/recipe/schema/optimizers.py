@@ -1,0 +1,90 @@
+"""The optimizers that a recipe may name: those of transformers' OptimizerNames, known here without importing
+it (a test compares the two)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "adafactor": "adafactor",
+    "sgd": "sgd",
+    "rmsprop": "rmsprop",
+    "adagrad": "adagrad",
+    "lion": "lion_32bit",
+    "adamw_8bit": "adamw_bnb_8bit",
+}
+"""Optimizers that are tested, and transformers' names for them; other names of its OptimizerNames pass
+through."""
+
+Knob = Literal["betas", "epsilon"]
+ADAM: tuple[Knob, ...] = ("betas", "epsilon")
+BETAS: tuple[Knob, ...] = ("betas",)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What is known of one of transformers' optimizers."""
+
+    knobs: tuple[Knob, ...] = ()
+    """Which of train.adam_betas and train.adam_epsilon it takes from transformers."""
+    module: str = ""
+    """What must be importable beside torch and transformers; empty for nothing."""
+    refused: str = ""
+    """Why it can't be had; empty where it can."""
+
+
+LOW_RANK = Optimizer(
+    refused="projects gradients to a low rank, and a recipe has no keys for its rank, scale and modules; "
+    "take adafactor or adamw_8bit, or adapter.method: lora, which need little memory too"
+)
+IN_BACKWARD = Optimizer(
+    refused="updates each weight within the backward pass, before its gradient's norm is known, so no step "
+    "could be clipped or refused; take adafactor"
+)
+AVERAGING = Optimizer(
+    refused="evaluates and saves other weights than it trains, which isn't done here; take adamw with "
+    "schedule: constant"
+)
+TORCHAO = Optimizer(ADAM, module="torchao")
+BITSANDBYTES = "bitsandbytes"
+
+KNOWN = {
+    "adamw_torch": Optimizer(ADAM),
+    "adamw_torch_fused": Optimizer(ADAM),
+    "adamw_torch_xla": Optimizer(ADAM, module="torch_xla"),
+    "adamw_torch_npu_fused": Optimizer(ADAM, module="torch_npu"),
+    "adafactor": Optimizer(),
+    "adamw_anyprecision": Optimizer(ADAM, module="torchdistx"),
+    "adamw_torch_4bit": TORCHAO,
+    "adamw_torch_8bit": TORCHAO,
+    "sgd": Optimizer(),
+    "adagrad": Optimizer(),
+    "rmsprop": Optimizer(),
+    **dict.fromkeys(
+        ("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "ademamix", "ademamix_8bit",
+         "paged_ademamix_32bit", "paged_ademamix_8bit"),
+        Optimizer(ADAM, module=BITSANDBYTES),
+    ),
+    **dict.fromkeys(
+        ("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"),
+        Optimizer(BETAS, module=BITSANDBYTES),
+    ),
+    **dict.fromkeys(("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"), Optimizer(module=BITSANDBYTES)),
+    **dict.fromkeys(
+        ("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise",
+         "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "apollo_adamw",
+         "apollo_adamw_layerwise"),
+        LOW_RANK,
+    ),
+    "lomo": IN_BACKWARD,
+    "adalomo": IN_BACKWARD,
+    "grokadamw": Optimizer(module="grokadamw"),
+    **dict.fromkeys(("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd"), AVERAGING),
+    "stable_adamw": Optimizer(ADAM, module="optimi"),
+}  # fmt: skip
+"""transformers' OptimizerNames (5.23)."""
+
+
+def known_optimizer(name: str) -> Optimizer | None:
+    """The optimizer of one of our names or transformers'; None where there is none."""
+    return KNOWN.get(OPTIMIZERS.get(name, name))
