@@ -18,11 +18,13 @@ from finetune.recipe.reading.tree import (
     Diagnostic,
     Location,
     Node,
+    RecipeFile,
     SourceLocation,
     as_problems,
     dotted,
     finding_at,
 )
+from finetune.recipe.reading.yaml_tree import read_yaml
 from finetune.recipe.rules import problems_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.shipped import shipped_recipes
@@ -76,6 +78,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     for location, names in variables.items():
         origins[dotted(location)] += ", " + " ".join(f"${{{name}}}" for name in names)
     return LoadedRecipe(recipe, file, origins, tuple(overrides))
+
+
+def problems_in(text: str, folder: Path) -> tuple[list[Problem], list[Problem]]:
+    """What is wrong with the text of a recipe in a folder, and, apart from it, with the files and names that
+    it names: they may be on another machine."""
+    source = RecipeFile("recipe", folder)
+    tree, findings = read_yaml(text.encode(), source)
+    if tree is None or findings:
+        return as_problems(findings, [source]), []
+    tree, absent, _ = resolve_paths(tree)
+    wrong = findings_of(tree)
+    return as_problems([*wrong, *_rule_findings(tree, wrong)], [source]), as_problems(absent, [source])
 
 
 def _find(path: str | Path) -> tuple[Path, str]:

@@ -32,10 +32,12 @@ BY_NAME = _by_name()
 
 
 def alias_of(tool: str, key: str) -> Alias | None:
-    """What a key of a tool's file is here: looked up by its full dotted name, then by its parents'
-    (`profiler.*`), then by its last part; the tool's own lines first."""
+    """What a key of a tool's file is here: the longest end of its dotted name that is known, before that the
+    section that it is in (`profiler.*`); the tool's own lines first."""
     parts = key.split(".")
-    names = [key, *(".".join(parts[:end]) + ".*" for end in range(len(parts) - 1, 0, -1)), parts[-1]]
+    starts = range(len(parts))
+    sections = [".".join(parts[a:b]) + ".*" for a in starts for b in range(len(parts) - 1, a, -1)]
+    names = [*(".".join(parts[start:]) for start in starts[:-1]), *sections, parts[-1]]
     for name in names:
         for tools in (tool, ANY):
             for alias in BY_NAME.get(name, ()):
@@ -44,10 +46,11 @@ def alias_of(tool: str, key: str) -> Alias | None:
     return None
 
 
-def counterpart(key: str) -> Alias | None:
-    """What a name that somebody wrote in a recipe is here, of whichever tool it comes; None where no tool has
-    it, or two mean different things by it."""
+def counterpart(key: str, section: str) -> Alias | None:
+    """What a name that somebody wrote in a section of a recipe is here, of whichever tool it comes; None
+    where no tool has it, or two mean different things by it, neither of which is of this section."""
     name = key.strip().replace("-", "_")
     found = [alias for alias in ALIASES if name in (other.rpartition(".")[2] for other in alias.names)]
-    anybody = [alias for alias in found if ANY in alias.tools] or found
+    here = [alias for alias in found if alias.ours.rpartition(".")[0] == section]
+    anybody = here or [alias for alias in found if ANY in alias.tools] or found
     return anybody[0] if len({alias.ours for alias in anybody}) == 1 else None

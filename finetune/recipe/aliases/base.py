@@ -18,7 +18,7 @@ class Alias:
     """The dotted key of a recipe; empty where there is none."""
 
     how: str = "same"
-    """What becomes of the value: the name of a function of finetune/convert/values.py, or
+    """What becomes of the value: the name of a function of finetune/conversion/values.py, or
 
     same    it is ours as it is
     chosen  nothing is to be set: the toolkit does this by itself, and the result is the same

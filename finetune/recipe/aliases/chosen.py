@@ -7,7 +7,7 @@ SHARDING = (
     "sharding is --launch zero2, zero3 or fsdp2 of finetune train, with its file in accelerate_configs/"
 )
 PREPARED = "rows are prepared once, before training, and cached"
-FAMILY = "the base's config.json says it"
+FAMILY = "the base's own files say it"
 
 CHOSEN = (
     Alias(
@@ -49,7 +49,7 @@ CHOSEN = (
         "a run's folder has its log, metrics, checkpoints and result; data are cached by content",
     ),
     Alias(
-        "do_train train stage model_class model_type is_llama_derived_model is_mistral_derived_model "
+        "model_class model_type is_llama_derived_model is_mistral_derived_model "
         "is_falcon_derived_model is_qwen_derived_model tokenizer_type tokenizer_config processor_type "
         "type_of_model lora_task_type task_type peft_type load_pretrained_weights tokenizer._component_ "
         "tokenizer.path tokenizer.merges_file tokenizer.vocab_path tokenizer.merges_path tokenizer.* "
@@ -59,6 +59,8 @@ CHOSEN = (
         "dataset.shuffle_seed",
         "", "chosen", FAMILY,
     ),
+    Alias("do_train train do_predict predict_with_generate", "", "chosen", "`finetune train` trains"),
+    Alias("do_eval", "", "chosen", "evaluation rows are evaluated as often as train.evaluate_every says"),
     Alias(
         "trust_remote_code trust_remote_code_model",
         "", "chosen", "code that comes with a model is never run",
@@ -98,6 +100,12 @@ CHOSEN = (
     Alias(
         "hub_token hf_use_auth_token access_token token",
         "", "chosen", "the hub's token is HF_TOKEN, or that of `hf auth login`; a recipe holds no secret",
+    ),
+    Alias(
+        "sample_packing_sequentially output_hidden_states dequantize_base_checkpoint",
+        "",
+        "chosen",
+        "packs keep the order of rows with data.shuffle: false; a base is loaded as training needs it",
     ),
     Alias("strict debug", "", "chosen", "a recipe's unknown keys are always refused"),
     Alias(
@@ -184,7 +192,7 @@ LACKING = (
         "", "parallel", "one process holds a whole document",
     ),
     Alias(
-        "group_by_length train_sampling_strategy curriculum_sampling",
+        "group_by_length train_sampling_strategy",
         "", "off", "rows are shuffled; packing removes the padding",
     ),
     Alias(

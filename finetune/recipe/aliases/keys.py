@@ -9,7 +9,7 @@ MODEL = (
         "model.base",
         "base",
     ),
-    Alias("model", "model.base", "base", tools=("swift", "mlx_lm", "llamafactory_v1")),
+    Alias("model", "model.base", "base", tools=("ms-swift", "mlx_lm", "llamafactory_v1")),
     Alias(
         "checkpoint_dir checkpointer.checkpoint_dir",
         "model.base",
@@ -87,7 +87,8 @@ DATA = (
         "data.evaluation.fraction", "held_out", "a number of rows is data.evaluation.rows",
     ),
     Alias(
-        "cutoff_len sequence_len max_seq_length max_seq_len max_length seq_length model_max_length",
+        "tokenizer.max_seq_len cutoff_len sequence_len max_seq_length max_seq_len max_length seq_length "
+        "model_max_length",
         "data.max_length_tokens", "length",
     ),
     Alias(
@@ -113,7 +114,7 @@ DATA = (
         "shuffle_dataset dataset_shuffle shuffle_merged_datasets train_dataloader_shuffle shuffle",
         "data.shuffle", "yes",
     ),
-    Alias("disable_shuffling", "data.shuffle", "no"),
+    Alias("disable_shuffling curriculum_sampling", "data.shuffle", "no"),
     Alias("system system_prompt default_system new_system_prompt", "data.system"),
     Alias(
         "dataset_streaming stream streaming",
@@ -127,6 +128,9 @@ DATA = (
         "weight interleave_probs interleave_prob probabilities mixture_proportion",
         "data.train.0.share", "shares", "a source's share of an epoch, or repeat",
     ),
+    Alias("name subset", "data.train.0.config", "same", "a data set's configuration", ("the hub",)),
+    Alias("data_files file", "data.train.0.path", "same", "", ("the hub",)),
+    Alias("type formatting", "data.train.0.format", "same", "", ("the hub",)),
     Alias("dataset_exact_deduplication", "data.clean.duplicates", "deduplicate", "drop"),
     Alias("enable_thinking", "data.reasoning", "thinking"),
     Alias("loss_scale", "data.loss_weights", "loss_scale"),
@@ -181,7 +185,10 @@ TRAIN = (
         "train.embedding_learning_rate", "unless_none",
     ),
     Alias("label_smoothing_factor label_smoothing", "train.label_smoothing"),
-    Alias("neftune_noise_alpha noisy_embedding_alpha neftune_alpha", "train.neftune_alpha"),
+    Alias(
+        "neftune_noise_alpha neftune.noise_alpha noise_alpha noisy_embedding_alpha neftune_alpha",
+        "train.neftune_alpha",
+    ),
     Alias(
         "gradient_checkpointing enable_gradient_checkpointing grad_checkpoint "
         "enable_activation_checkpointing use_gradient_checkpointing activation_checkpointing",
@@ -209,7 +216,7 @@ TRAIN = (
         "train.evaluate_every", "evaluate_every", 'steps, or "1 epoch", or "10%"',
     ),
     Alias(
-        "eval_strategy evaluation_strategy do_eval",
+        "eval_strategy evaluation_strategy",
         "train.evaluate_every", "evaluate_when", 'steps, or "1 epoch", or never',
     ),
     Alias(

@@ -58,12 +58,13 @@ OPTIMIZERS: Mapping[str, str] = {
     "adamw_anyprecision": "adamw",
     "adamw_bnb_8bit": "adamw_8bit",
     "adamw_8bit": "adamw_8bit",
-    "adamw_torch_8bit": "adamw_8bit",
+    "adamw_torch_8bit": "adamw_torch_8bit",
+    "adamw_torch_4bit": "adamw_torch_4bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
     "pagedadamw8bit": "paged_adamw_8bit",
-    "paged_adamw_32bit": "paged_adamw",
-    "paged_adamw": "paged_adamw",
-    "pagedadamw": "paged_adamw",
+    "paged_adamw_32bit": "paged_adamw_32bit",
+    "paged_adamw": "paged_adamw_32bit",
+    "pagedadamw": "paged_adamw_32bit",
     "adafactor": "adafactor",
     "sgd": "sgd",
     "rmsprop": "rmsprop",
@@ -73,7 +74,7 @@ OPTIMIZERS: Mapping[str, str] = {
     "lion_pytorch": "lion",
     "lion_8bit": "lion_8bit",
     "paged_lion_8bit": "paged_lion_8bit",
-    "paged_lion_32bit": "paged_lion",
+    "paged_lion_32bit": "paged_lion_32bit",
 }
 """Their optimizers, in lower case and without the module's name."""
 

@@ -150,7 +150,9 @@ def mistakes_of(
                 message = _unknown_key(form, prefix, below, beside=(beside,))
             else:
                 message = (
-                    f"missing{_description(form, below)}" if kind == "missing" else _message(form, prefix, detail)
+                    f"missing{_description(form, below)}"
+                    if kind == "missing"
+                    else _message(form, prefix, detail)
                 )
             yield dotted((*prefix, *below)), message
 
@@ -235,9 +237,10 @@ def _unknown_key(form: Form, prefix: Location, below: Location, beside: Collecti
     key = str(below[-1])
     section = _section(form, below[:-1])
     keys = [*beside, *(section.model_fields if section else ())]
-    known = counterpart(key)
-    if known is not None and not _is_ours(key):
-        return known.said_of(key, dotted((*prefix, *below[:-1])))
+    here = dotted(tuple(0 if isinstance(part, int) else part for part in (*prefix, *below[:-1])))
+    known = counterpart(key, here)
+    if known is not None and (known.ours.rpartition(".")[0] == here or not _is_ours(key)):
+        return known.said_of(key, here)
     close = get_close_matches(key, keys, n=1, cutoff=0.65)
     if close:
         return f"unknown key; did you mean {close[0]}?"
