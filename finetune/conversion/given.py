@@ -1,5 +1,6 @@
 """What a file of another tool says: every key with its value and its place, and which have been looked at."""
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -163,15 +164,15 @@ def truth(entry: GivenKey) -> bool:
 
 
 def number(entry: GivenKey) -> float:
-    """A number, also in quotes. Raises ConvertError for anything else."""
+    """A finite number, also in quotes. Raises ConvertError for anything else."""
     value = entry.value
     if isinstance(value, str):
         try:
-            return float(value)
+            value = float(value)
         except ValueError:
-            pass
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise entry.refused(f"got {shown(value)}, expected a number")
+            value = entry.value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise entry.refused(f"got {shown(entry.value)}, expected a number")
     return value
 
 
@@ -181,6 +182,14 @@ def whole(entry: GivenKey) -> int:
     if value != int(value):
         raise entry.refused(f"got {shown(entry.value)}, expected a whole number")
     return int(value)
+
+
+def at_least_one(entry: GivenKey) -> int:
+    """A whole number from 1."""
+    value = whole(entry)
+    if value < 1:
+        raise entry.refused(f"got {value}, expected at least 1")
+    return value
 
 
 def name_list(entry: GivenKey) -> list[str]:

@@ -59,6 +59,8 @@ def _toml(content: bytes, file: Path, shown: str) -> Node:
         values = tomllib.loads(text)
     except UnicodeDecodeError:
         raise ConvertError(f"{shown}: the file is not UTF-8") from None
+    except RecursionError:
+        raise ConvertError(f"{shown}: nested too deep for a configuration") from None
     except tomllib.TOMLDecodeError as error:
         raise ConvertError(f"{shown}: not TOML: {shorten(str(error), 200)}") from None
     lines = text.splitlines()

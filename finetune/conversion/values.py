@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from finetune.conversion import model_values as model
 from finetune.conversion.draft import Draft
-from finetune.conversion.given import GivenKey, name_list, number, shown, truth, whole
+from finetune.conversion.given import GivenKey, at_least_one, name_list, number, shown, truth, whole
 from finetune.recipe.aliases import OPTIMIZERS, SCHEDULES, Alias
 
 How = Callable[[GivenKey, Alias, Draft], None]
@@ -124,7 +124,7 @@ def _batch(part: str) -> How:
             draft.carried(entry, alias.ours, "not set there")
             return
         if entry.written or part not in draft.notes:
-            setattr(draft.batch, part, whole(entry))
+            setattr(draft.batch, part, at_least_one(entry))
             draft.notes[part] = entry
         if part == "micro":
             draft.put("train.micro_batch_size", draft.batch.micro, entry)

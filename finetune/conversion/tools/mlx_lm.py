@@ -4,7 +4,7 @@ from pathlib import Path
 
 from finetune.conversion.base import Tool, source
 from finetune.conversion.draft import Draft
-from finetune.conversion.given import Given, GivenKey, local, number, truth, whole
+from finetune.conversion.given import Given, GivenKey, at_least_one, local, name_list, number, truth, whole
 
 OPTIMIZERS = {"adam": "adamw", "adamw": "adamw", "sgd": "sgd", "adafactor": "adafactor"}
 
@@ -31,7 +31,7 @@ def convert(given: Given, draft: Draft) -> None:
         draft.otherwise(scale, f"alpha {alpha:g} over the rank is that scale", "adapter.alpha")
     keys = given.take("lora_parameters.keys")
     if keys is not None:
-        draft.carry(keys, "adapter.target_modules", [str(key).rpartition(".")[2] for key in keys.value])
+        draft.carry(keys, "adapter.target_modules", [str(key).rpartition(".")[2] for key in name_list(keys)])
     elif name != "full":
         draft.put("adapter.target_modules", "all-linear", "mlx-lm's default of lora_parameters.keys")
     layers = given.take("num_layers")
@@ -80,7 +80,7 @@ def convert(given: Given, draft: Draft) -> None:
 
 def _times(given: Given, draft: Draft) -> None:
     """Iterations of one micro batch each; an optimizer step every grad_accumulation_steps of them."""
-    accumulation = whole(given.entries["grad_accumulation_steps"])
+    accumulation = at_least_one(given.entries["grad_accumulation_steps"])
     for key, path in (
         ("iters", "train.max_steps"),
         ("steps_per_eval", "train.evaluate_every"),

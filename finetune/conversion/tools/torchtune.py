@@ -4,7 +4,7 @@ from typing import Any
 
 from finetune.conversion.base import Tool, source
 from finetune.conversion.draft import Draft
-from finetune.conversion.given import Given, GivenKey, truth, whole
+from finetune.conversion.given import Given, GivenKey, name_list, truth, whole
 
 DATASETS: dict[str, tuple[str, str]] = {
     "alpaca_dataset": ("tatsu-lab/alpaca", "alpaca"),
@@ -85,7 +85,8 @@ def _targets(given: Given, draft: Draft) -> None:
     )
     modules: list[str] = []
     if attention is not None:
-        modules += [{"output_proj": "o_proj"}.get(str(name), str(name)) for name in attention.value or []]
+        named = [] if attention.off else name_list(attention)
+        modules += [{"output_proj": "o_proj"}.get(name, name) for name in named]
         draft.carried(attention, "adapter.target_modules")
     if mlp is not None:
         modules += ["gate_proj", "up_proj", "down_proj"] if truth(mlp) else []
