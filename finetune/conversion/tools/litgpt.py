@@ -55,7 +55,7 @@ def convert(given: Given, draft: Draft) -> None:
         )
     quantize = given.take("quantize")
     if quantize is not None and not quantize.off:
-        if quantize.value not in QUANTIZE:
+        if str(quantize.value) not in QUANTIZE:
             raise quantize.refused(f"got {quantize.value!r}, expected one of {', '.join(QUANTIZE)}")
         bits, double = QUANTIZE[str(quantize.value)]
         draft.note("bits", type(quantize)(quantize.key, bits, quantize.shown, quantize.line))
