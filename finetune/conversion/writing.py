@@ -7,15 +7,15 @@ from typing import Any
 from finetune.conversion.draft import Placed
 from finetune.conversion.given import relative
 from finetune.recipe.reading.yaml_tree import plain_scalar
+from finetune.recipe.schema import Recipe
 
-SECTIONS = ("model", "adapter", "objective", "data", "train", "evaluate", "tracking", "output")
 PATHS = ("base", "path", "chat_template", "continue_from")
 WIDEST = 60
 
 
 def recipe_text(values: dict[str, Placed], title: str, folder: Path) -> str:
     """The recipe, its sections in the usual order. Paths are written as a recipe in `folder` has them."""
-    tree: dict[str, Any] = {section: {} for section in SECTIONS}
+    tree: dict[str, Any] = {section: {} for section in Recipe.model_fields}
     for path, written in values.items():
         *parents, last = path.split(".")
         here: dict[str, Any] = tree
@@ -26,10 +26,18 @@ def recipe_text(values: dict[str, Placed], title: str, folder: Path) -> str:
             value = relative(value, folder)
         here[last] = Placed(value, written.comment, written.asked)
     lines = [f"# Converted from {title}. Behind each line is the key that it came from."]
-    for section in SECTIONS:
+    for section in Recipe.model_fields:
         if tree[section]:
-            lines += ["", f"{section}:", *_mapping(tree[section], "  ")]
+            lines += ["", f"{section}:", *_mapping(_ordered(section, tree[section]), "  ")]
     return "\n".join(lines) + "\n"
+
+
+def _ordered(section: str, keys: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a section in the schema's order."""
+    order = list(getattr(Recipe.model_fields[section].annotation, "model_fields", ()))
+    return dict(
+        sorted(keys.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
+    )
 
 
 def _mapping(tree: dict[str, Any], indent: str) -> list[str]:
