@@ -2,18 +2,11 @@
 
 from typing import Any
 
+from data_prep.config.modelscope import ON_THE_HUB
 from finetune.conversion.base import TRAINER_DEFAULTS, Tool, source
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey, is_hub_id, local, truth, whole
 from finetune.conversion.shell import TOOL as COMMAND
-
-HUB = {
-    "AI-ModelScope/alpaca-gpt4-data-zh": "llm-wizard/alpaca-gpt4-data-zh",
-    "AI-ModelScope/alpaca-gpt4-data-en": "vicgalle/alpaca-gpt4",
-    "swift/self-cognition": "modelscope/self-cognition",
-    "swift/OpenHermes-2.5": "teknium/OpenHermes-2.5",
-}
-"""Data sets of ModelScope that the Hugging Face hub has under another name, as ms-swift itself lists them."""
 
 
 def prepare(given: Given) -> None:
@@ -138,8 +131,8 @@ def _sources(given: Given, draft: Draft, key: str, place: str, hub: bool) -> Non
         where = local(name, given)
         remote = is_hub_id(name) and where == name and not name.lower().endswith((".jsonl", ".json", ".csv"))
         if remote and not hub:
-            unknown += [name] if name not in HUB else []
-            name = HUB.get(name, name)
+            unknown += [name] if name not in ON_THE_HUB else []
+            name = ON_THE_HUB.get(name, name)
         more: dict[str, Any] = {"config": subset or None}
         if rows.isdecimal():
             more["max_rows" if streams else "sample_rows"] = int(rows)
