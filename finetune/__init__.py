@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         audit,
         benchmark,
         combine,
+        convert,
         doctor,
         evaluate,
         inspect,
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "benchmark", "combine", "doctor",
-    "evaluate", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot", "resume", "selftest",
-    "train", "verify",
+    "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "benchmark", "combine", "convert",
+    "doctor", "evaluate", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot", "resume",
+    "selftest", "train", "verify",
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from finetune.training.start import Trained, start
 
 if TYPE_CHECKING:
     from data_prep.audit.audit import Audit
+    from finetune.conversion import Conversion
     from finetune.evaluation.harness.benchmark import Benchmark
     from finetune.evaluation.predictions import OnProgress
     from finetune.evaluation.report import Report
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
     from finetune.planning.plan import Plan
 
 __all__ = [
-    "Chat", "LogLikelihood", "Model", "Run", "audit", "benchmark", "combine", "doctor", "evaluate", "inspect",
-    "list_runs", "load", "load_recipe", "merge", "plan", "plot", "resume", "selftest", "train", "verify",
+    "Chat", "LogLikelihood", "Model", "Run", "audit", "benchmark", "combine", "convert", "doctor",
+    "evaluate", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot", "resume", "selftest",
+    "train", "verify",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,37 @@ def load_recipe(recipe: AnyRecipe, overrides: Overrides = ()) -> LoadedRecipe:
             return recipe
         return _load_recipe(recipe.path, [*recipe.overrides, *as_overrides(overrides)])
     return _load_recipe(recipe, as_overrides(overrides))
+
+
+def convert(
+    file: str | Path,
+    tool: str | None = None,
+    *,
+    to: str | None = None,
+    output: str | Path | None = None,
+    processes: int = 1,
+) -> "Conversion":
+    """Another tool's configuration as a recipe (YAML, JSON, TOML, a shell script, or an adapter_config.json);
+    with `to` a recipe as the file of axolotl, llamafactory or trl. Nothing is fetched, no code of it runs.
+
+    `tool` is asked for where the file could be of two. `output` is the file to write; paths in the recipe are
+    relative to its folder. The three lists say what became of each key; `.complete` is false where something
+    that changes the result was not carried. Raises ConvertError (a FinetuneError) for a file that can't be
+    converted, and OSError for one that can't be read.
+    """
+    from finetune.conversion import convert_back, convert_file
+
+    written = Path(output).expanduser() if output is not None else None
+    if written is not None and written.exists():
+        raise FinetuneError(f"{written} exists; name a new file, or remove it")
+    if to is not None:
+        conversion = convert_back(load_recipe(file), to, processes=processes)
+    else:
+        folder = written.absolute().parent if written is not None else None
+        conversion = convert_file(Path(file).expanduser(), tool, folder=folder, processes=processes)
+    if written is not None:
+        written.write_text(conversion.recipe, encoding="utf-8")
+    return conversion
 
 
 def audit(

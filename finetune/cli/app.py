@@ -25,6 +25,7 @@ from finetune.errors import FinetuneError, PeerLost, RecipeError
 VERBS: dict[str, str] = {
     "quickstart": "quickstart",
     "check": "check",
+    "convert": "convert",
     "data": "data",
     "train": "train",
     "plan": "plan",

@@ -18,11 +18,13 @@ from finetune.recipe.reading.tree import (
     Diagnostic,
     Location,
     Node,
+    RecipeFile,
     SourceLocation,
     as_problems,
     dotted,
     finding_at,
 )
+from finetune.recipe.reading.yaml_tree import read_yaml
 from finetune.recipe.rules import problems_of
 from finetune.recipe.schema import Recipe
 from finetune.recipe.shipped import shipped_recipes
@@ -84,6 +86,18 @@ def idle_defaults(recipe: Recipe) -> set[str]:
     values = recipe.model_dump(mode="json")
     everything = {dotted(location) for location in leaves(values)}
     return {path for path, _ in problems_of(Recipe.model_validate(values), everything)}
+
+
+def problems_in(text: str, folder: Path) -> tuple[list[Problem], list[Problem]]:
+    """What is wrong with the text of a recipe in a folder, and, apart from it, with the files and names that
+    it names: they may be on another machine."""
+    source = RecipeFile("recipe", folder)
+    tree, findings = read_yaml(text.encode(), source)
+    if tree is None or findings:
+        return as_problems(findings, [source]), []
+    tree, absent, _ = resolve_paths(tree)
+    wrong = findings_of(tree)
+    return as_problems([*wrong, *_rule_findings(tree, wrong)], [source]), as_problems(absent, [source])
 
 
 def _find(path: str | Path) -> tuple[Path, str]:

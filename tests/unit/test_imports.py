@@ -11,9 +11,9 @@ from tests.support.imports import HEAVY, loaded_by
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
-    "cli", "recipe", "engines", "models", "data", "generation", "training", "engines.launch", "evaluation",
-    "merging", "runs", "planning", "quickstart", "scoring", "self_test", "objectives", "export", "machine",
-    "data_prep",
+    "cli", "conversion", "recipe", "engines", "models", "data", "generation", "training", "engines.launch",
+    "evaluation", "merging", "runs", "planning", "quickstart", "scoring", "self_test", "objectives", "export",
+    "machine", "data_prep",
 })  # fmt: skip
 
 # Parts of data_prep that need the standard library only.
@@ -46,6 +46,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "objectives",
         "scoring",
     },
+    "conversion": DISK | {"recipe", "data_prep.config"},
     "scoring": frozenset({"data_prep", "recipe.schema"}),
     "objectives": frozenset(
         {"data_prep", "recipe.given", "recipe.schema", "models.batch", "models.loss", "models.classify"}
@@ -137,7 +138,7 @@ def test_imports_follow_the_arrows() -> None:
     "module",
     [
         "finetune", "finetune.api", "finetune.cli.app", "finetune.recipe.load", "finetune.recipe.lock",
-        "finetune.engines.registry", "finetune.engines.base", "finetune.engines.single", "finetune.engines.ddp",
+        "finetune.conversion", "finetune.engines.registry", "finetune.engines.base", "finetune.engines.single", "finetune.engines.ddp",
         "finetune.engines.deepspeed", "finetune.engines.fsdp2", "finetune.engines.tables", "finetune.engines.launch.start",
         "finetune.models.architectures", "finetune.planning.plan", "finetune.scoring.metrics", "finetune.manual",
         "data_prep", "data_prep.config",

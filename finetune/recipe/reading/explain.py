@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from data_prep.config import FileSource, HubSource, OrdersSource, sections_in
+from finetune.recipe.aliases import counterpart, value_named
 from finetune.recipe.reading.tree import Diagnostic, Location, Node, dotted, finding_at
 from finetune.recipe.reading.yaml_tree import plain_scalar, shorten
 from finetune.recipe.schema import Recipe
@@ -136,7 +137,7 @@ def _one(form: Form, node: Node, prefix: Location, detail: ErrorDetails) -> Iter
     elif kind == "extra_forbidden":
         yield finding_at(node.nearest(below), location, _unknown_key(form, prefix, below), at_key=True)
     else:
-        yield finding_at(node.nearest(below), location, _message(form, detail))
+        yield finding_at(node.nearest(below), location, _message(form, prefix, detail))
 
 
 def _is_member(key: int | str) -> bool:
@@ -158,14 +159,20 @@ def mistakes_of(
                 message = _unknown_key(form, prefix, below, beside=(beside,))
             else:
                 message = (
-                    f"missing{_description(form, below)}" if kind == "missing" else _message(form, detail)
+                    f"missing{_description(form, below)}"
+                    if kind == "missing"
+                    else _message(form, prefix, detail)
                 )
             yield dotted((*prefix, *below)), message
 
 
-def _message(form: Form, detail: ErrorDetails) -> str:
+def _message(form: Form, prefix: Location, detail: ErrorDetails) -> str:
     """What was got and what was expected, for a key that exists."""
     kind, got, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind in ("value_error", "literal_error") and isinstance(got, str):
+        meant = value_named(dotted((*prefix, *detail["loc"])), got)
+        if meant is not None:
+            return f"got {got!r}, which is {meant.meant} here"
     if kind == "value_error":
         return str(context["error"])
     if kind in BOUNDS:
@@ -240,6 +247,10 @@ def _unknown_key(form: Form, prefix: Location, below: Location, beside: Collecti
         return HAVE_NO_PLACE[key]
     section = _section(form, below[:-1])
     keys = [*beside, *(section.model_fields if section else ())]
+    here = dotted(tuple(0 if isinstance(part, int) else part for part in (*prefix, *below[:-1])))
+    known = counterpart(key, here)
+    if known is not None and (known.ours.rpartition(".")[0] == here or not _is_ours(key)):
+        return known.said_of(key, here)
     close = get_close_matches(key, keys, n=1, cutoff=0.65)
     if close:
         return f"unknown key; did you mean {close[0]}?"
@@ -248,6 +259,15 @@ def _unknown_key(form: Form, prefix: Location, below: Location, beside: Collecti
         return f"unknown key here; did you mean {elsewhere}?"
     where = dotted((*prefix, *below[:-1])) or "a recipe"
     return f"unknown key; {where} has {', '.join(keys)}"
+
+
+def _is_ours(key: str) -> bool:
+    """Whether a recipe has a key of this very name somewhere."""
+    return key in Recipe.model_fields or any(
+        key in form.model_fields
+        for field in Recipe.model_fields.values()
+        for form in sections_in(field.annotation)
+    )
 
 
 def _elsewhere(key: str) -> str | None:

@@ -42,10 +42,10 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
         ("{adapter: {method: full}, model: {new_tokens: [a]}}", None),
         ("adapter: {method: full, layers: last 2}", "adapter.layers  method full"),
         ("adapter: {quantization: int8}", "adapter.quantization  only method qlora quantises"),
-        ("adapter: {double_quantization: false}", "adapter.double_quantization  only method qlora"),
+        ("adapter: {double_quantization: true}", "adapter.double_quantization  only method qlora"),
         ("adapter: {method: qlora, double_quantization: false}", None),
         (
-            "adapter: {method: qlora, quantization: int8, double_quantization: false}",
+            "adapter: {method: qlora, quantization: int8, double_quantization: true}",
             "adapter.double_quantization  int8 has one scale per row",
         ),
         ("adapter: {init: loftq}", "adapter.init  loftq starts at what quantisation took"),

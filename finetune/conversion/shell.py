@@ -1,0 +1,172 @@
+"""A training command in a shell script, read and never run: words are split as a shell splits them, and
+variables are refused unless the script sets them to plain text."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from finetune.conversion.given import ConvertError, Given, GivenKey
+from finetune.recipe.reading.yaml_tree import plain_scalar, shorten
+
+COMMANDS = {
+    ("swift", "sft"): "swift",
+    ("swift", "pt"): "swift",
+    ("llamafactory-cli", "train"): "llamafactory",
+    ("trl", "sft"): "trl",
+    ("mlx_lm.lora",): "mlx_lm",
+    ("mlx_lm", "lora"): "mlx_lm",
+    ("litgpt", "finetune"): "litgpt",
+    ("litgpt", "finetune_lora"): "litgpt",
+}
+"""How a training command begins, and whose it is."""
+ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(\"[^\"$`]*\"|'[^']*'|[^\s\"'$`;&|()]*)")
+TOOL = "(tool)"
+"""The key under which a script's entries name the tool whose command it is."""
+
+
+def read_script(content: bytes, file: Path, shown: str) -> Given:
+    """The options of the one training command in a script. Raises ConvertError for none, for two, and for a
+    variable that the script doesn't set to plain text."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise ConvertError(f"{shown}: the script is not UTF-8") from None
+    variables: dict[str, str] = {}
+    found: list[tuple[int, list[str], str]] = []
+    for number, line in _logical(text):
+        words = _words(line, number, shown)
+        while words and (match := ASSIGNMENT.fullmatch(_quoted(words[0]))):
+            variables[match[1]] = words.pop(0).partition("=")[2]
+        if words[:1] == ["export"] and len(words) > 1 and "=" in words[1]:
+            name, _, value = words[1].partition("=")
+            variables[name] = value
+            continue
+        command = _command(words)
+        if command:
+            found.append((number, words[command[0] :], command[1]))
+    if len(found) != 1:
+        what = f"{len(found)} training commands, on lines {', '.join(str(number) for number, _, _ in found)}"
+        raise ConvertError(
+            f"{shown}: got {what if found else 'no training command'}, expected one of "
+            f"{', '.join(' '.join(words) for words in COMMANDS)}"
+        )
+    number, words, tool = found[0]
+    entries = {
+        key: GivenKey(key, value, shown, number) for key, value in _options(words, variables, number, shown)
+    }
+    entries = {
+        key: GivenKey(key, entry.value, shown, _line_of(text, key, number)) for key, entry in entries.items()
+    }
+    return Given(file, shown, entries, environment={**variables, TOOL: tool})
+
+
+def _logical(text: str) -> Iterator[tuple[int, str]]:
+    """Lines, with those that end in a backslash joined, and the number of each one's first."""
+    whole, start = "", 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        stripped = line.strip()
+        if stripped.startswith("#"):
+            continue
+        start = start or number
+        if stripped.endswith("\\"):
+            whole += stripped[:-1] + " "
+            continue
+        yield start, whole + stripped
+        whole, start = "", 0
+    if whole:
+        yield start, whole
+
+
+def _words(line: str, number: int, shown: str) -> list[str]:
+    try:
+        return shlex.split(line, comments=True)
+    except ValueError:
+        if not any(" ".join(words) in line for words in COMMANDS):
+            return []  # a line of another command, over several lines
+        raise ConvertError(f"{shown}:{number}: a quotation mark is not closed") from None
+
+
+def _quoted(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return f"{name}{equals}{shlex.quote(value)}" if "$" not in value and "`" not in value else word
+
+
+def _command(words: list[str]) -> tuple[int, str] | None:
+    """Where the options of a training command begin, and the tool."""
+    for start in range(len(words)):
+        for command, tool in COMMANDS.items():
+            here = [Path(word).name for word in words[start : start + len(command)]]
+            if tuple(here) == command:
+                return start + len(command), tool
+    return None
+
+
+def _options(
+    words: list[str], variables: dict[str, str], number: int, shown: str
+) -> Iterator[tuple[str, Any]]:
+    """--key value, --key=value, --key a b c, and --key alone."""
+    key: str | None = None
+    values: list[str] = []
+    for word in [*words, "--"]:
+        if word in (";", "&&", "||", "|", "&", ">", "2>&1", ">>"):
+            word = "--"
+        if not word.startswith("--"):
+            if key is None:
+                if word.endswith((".yaml", ".yml", ".json")):
+                    raise ConvertError(f"{shown}:{number}: the command reads {word}: convert that file")
+                continue
+            values.append(_expanded(word, variables, number, shown, key))
+            continue
+        if key is not None:
+            yield key, _value(values)
+        if word == "--":
+            return
+        name, equals, value = word[2:].partition("=")
+        key = name.replace("-", "_")
+        values = [_expanded(value, variables, number, shown, key)] if equals else []
+
+
+def _expanded(word: str, variables: dict[str, str], number: int, shown: str, key: str) -> str:
+    if "`" in word or "$(" in word:
+        raise ConvertError(
+            f"{shown}:{number}: {key}: got {shorten(word)}; no command of a script is run: write the value"
+        )
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in variables or "$" in variables[name] or "`" in variables[name]:
+            raise ConvertError(
+                f"{shown}:{number}: {key}: got {shorten(word)}, whose variable {name} has no plain value in "
+                "this script; write the value"
+            )
+        return variables[name]
+
+    return re.sub(r"\$\{(\w+)\}|\$(\w+)", value, word)
+
+
+def _value(values: list[str]) -> Any:
+    plain = [_plain(value) for value in values]
+    return True if not plain else plain[0] if len(plain) == 1 else plain
+
+
+def _plain(text: str) -> Any:
+    if text[:1] in "{[":
+        import json
+
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    try:
+        return plain_scalar(text)
+    except ValueError:
+        return text
+
+
+def _line_of(text: str, key: str, start: int) -> int:
+    """The line on which an option stands."""
+    named = re.compile(rf"--{key.replace('_', '[-_]')}\b")
+    lines = text.splitlines()
+    return next((n for n in range(start, len(lines) + 1) if named.search(lines[n - 1])), start)

@@ -1,0 +1,136 @@
+"""LLaMA-Factory's new form (v1): plug-ins by name, data in a YAML of its own."""
+
+from finetune.conversion.base import Tool, source
+from finetune.conversion.draft import Draft
+from finetune.conversion.given import Given
+from finetune.conversion.reading import read
+from finetune.errors import FinetuneError
+
+FORMS = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
+SCHEDULES = {"constant": "constant", "linear": "linear", "cosine": "cosine"}
+
+
+def prepare(given: Given) -> None:
+    """Without peft_config all weights are trained; LoRA has the defaults of its plug-in."""
+    name = given.value("peft_config.name")
+    if name is None:
+        given.add_defaults({"finetuning_type": "full"})
+    else:
+        given.add_defaults(
+            {
+                "peft_config.r": 8,
+                "peft_config.lora_alpha": 16,
+                "peft_config.lora_dropout": 0.05,
+                "peft_config.target_modules": "all",
+            }
+        )
+
+
+def convert(given: Given, draft: Draft) -> None:
+    """Plug-ins, and the file that train_dataset names."""
+    peft = given.take("peft_config.name")
+    if peft is not None:
+        if peft.value != "lora":
+            raise peft.refused(f"got {peft.value!r}, expected lora: no other adapter is trained here")
+        draft.carry(peft, "adapter.method", "lora")
+    quant = given.take("quant_config.name")
+    bits = given.take("quant_config.quantization_bit") or given.take("quant_config.bits")
+    if quant is not None and not quant.off:
+        draft.note("bits", bits or type(quant)(quant.key, 4, quant.shown, quant.line))
+        draft.carried(quant, "adapter.method")
+    scheduler = given.take("lr_scheduler_config.name")
+    if scheduler is not None:
+        draft.carry(scheduler, "train.schedule", SCHEDULES.get(str(scheduler.value), "cosine"))
+    optimizer = given.take("optim_config.name")
+    if optimizer is not None:
+        if str(optimizer.value).lower() in ("adamw", "adamw_torch"):
+            draft.carry(optimizer, "train.optimizer", "adamw")
+        else:
+            draft.drop(optimizer, f"optimizer {optimizer.value} is not here: adamw stands in its place")
+    strategy = given.take("batching_strategy")
+    if strategy is not None:
+        how = {"normal": "rows are padded"}.get(str(strategy.value), "")
+        if how:
+            draft.carried(strategy, "data.pack_length_tokens", how)
+        else:
+            draft.note("packing", type(strategy)(strategy.key, True, strategy.shown, strategy.line))
+    draft.put("data.over_length", "truncate_end", "LLaMA-Factory cuts rows at cutoff_len")
+    for key, place in (("train_dataset", "data.train"), ("eval_dataset", "data.evaluation.sources")):
+        _sources(given, draft, key, place)
+
+
+def _sources(given: Given, draft: Draft, key: str, place: str) -> None:
+    entry = given.take(key)
+    if entry is None or entry.off:
+        return
+    name = str(entry.value)
+    if not name.endswith((".yaml", ".yml")):
+        source(draft, f"{place}.0", entry)
+        return
+    file = next(
+        (folder / name for folder in (given.file.parent, *given.file.parents) if (folder / name).is_file()),
+        None,
+    )
+    if file is None:
+        source(draft, f"{place}.0", entry, tell=False, name=name.rsplit(".", 1)[0] + ".json")
+        draft.otherwise(
+            entry, f"{name}, which isn't beside the file, says what the rows are", place, changes=True
+        )
+        return
+    try:
+        listed = read(file, str(file))
+    except FinetuneError as error:
+        raise entry.refused(str(error)) from None
+    names = dict.fromkeys(key.split(".")[0] for key in listed.entries)
+    for index, data in enumerate(names):
+        path = listed.get(f"{data}.path")
+        if path is None:
+            raise entry.refused(f"{file}: {data} has no path")
+        form = FORMS.get(str(listed.value(f"{data}.converter", "messages")), "messages")
+        where = (
+            str(path.value)
+            if listed.value(f"{data}.source") != "local"
+            else str(_beside(file, str(path.value)))
+        )
+        more = {"max_rows": listed.value(f"{data}.size"), "split": listed.value(f"{data}.split")}
+        source(draft, f"{place}.{index}", entry, name=where, tell=False, form=form, **more)
+    draft.carried(entry, place)
+
+
+def _beside(file: "object", name: str) -> str:
+    from pathlib import Path
+
+    here = Path(str(file)).parent
+    return str(next((p / name for p in (here, here.parent) if (p / name).exists()), name))
+
+
+TOOL = Tool(
+    name="llamafactory_v1",
+    title="LLaMA-Factory v1",
+    marks=(
+        "peft_config.name",
+        "model_class",
+        "kernel_config.*",
+        "dist_config.*",
+        "train_dataset",
+        "batching_strategy",
+        "lr_scheduler_config.*",
+        "optim_config.*",
+        "quant_config.*",
+    ),
+    convert=convert,
+    prepare=prepare,
+    covers=("llamafactory",),
+    defaults={
+        "micro_batch_size": 1,
+        "cutoff_len": 2048,
+        "learning_rate": 1e-4,
+        "num_train_epochs": 3,
+        "max_grad_norm": 1.0,
+        "enable_activation_checkpointing": True,
+        "seed": 42,
+        "bf16": True,
+        "weight_decay": 0.01,
+        "lr_scheduler_type": "constant",
+    },
+)

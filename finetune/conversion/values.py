@@ -1,0 +1,325 @@
+"""What becomes of a value: one function for each `how` of the table of aliases (finetune/recipe/aliases)."""
+
+import re
+from collections.abc import Callable, Mapping
+
+from finetune.conversion import model_values as model
+from finetune.conversion.draft import Draft
+from finetune.conversion.given import GivenKey, at_least_one, name_list, number, shown, truth, whole
+from finetune.recipe.aliases import OPTIMIZERS, SCHEDULES, Alias
+
+How = Callable[[GivenKey, Alias, Draft], None]
+TRACKERS = (
+    "wandb",
+    "tensorboard",
+    "mlflow",
+    "swanlab",
+    "trackio",
+    "comet_ml",
+    "clearml",
+    "neptune",
+    "dvclive",
+)
+LENGTHS = {
+    "drop": "drop",
+    "delete": "drop",
+    "truncate": "truncate_end",
+    "right": "truncate_end",
+    "raise": "refuse",
+    "left": "truncate_start",
+    "keep_start": "truncate_end",
+    "keep_end": "truncate_start",
+    "split": "split",
+    "true": "truncate_end",
+    "longest_first": "truncate_end",
+}
+
+
+def _same(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    value = entry.value
+    if value is None:
+        draft.carried(entry, alias.ours, "not set there, nor here")
+        return
+    if isinstance(value, str) and alias.ours.startswith(("train.", "adapter.")):
+        value = number(entry)
+    draft.carry(entry, alias.ours, value)
+
+
+def _unless_none(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    if entry.off:
+        draft.carried(entry, alias.ours, "off there, off here")
+    else:
+        _same(entry, alias, draft)
+
+
+def _chosen(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    draft.otherwise(entry, alias.note)
+
+
+def _off(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    if entry.off:
+        draft.carried(entry, "", "off there; the toolkit has none")
+    else:
+        draft.drop(entry, alias.note)
+
+
+def _spare(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    if entry.off:
+        draft.carried(entry, "", "off there; the toolkit has none")
+    else:
+        draft.drop(entry, alias.note, changes=False)
+
+
+def _parallel(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    if entry.off or entry.value == 1:
+        draft.carried(entry, "", "off there; the toolkit has none")
+    else:
+        draft.drop(entry, alias.note, changes=False)
+
+
+def _bias(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    _off(entry, alias, draft)
+
+
+def _plugins(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    known = ("liger", "cut_cross_entropy", "kernels", "kd.")
+    unknown = (
+        [name for name in name_list(entry) if not any(word in name.lower() for word in known)]
+        if not entry.off
+        else []
+    )
+    if unknown:
+        draft.drop(entry, f"{', '.join(unknown)}: {alias.note}")
+    else:
+        draft.otherwise(entry, "they are kernels, and the toolkit chooses its own")
+
+
+def _resume(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    if entry.off:
+        draft.carried(entry, "", "off there; starts anew here")
+    else:
+        draft.drop(entry, alias.note, changes=False)
+
+
+def _yes(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    draft.carry(entry, alias.ours, truth(entry))
+
+
+def _no(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    draft.carry(entry, alias.ours, not truth(entry))
+
+
+def _collected(name: str) -> How:
+    """For finish.py, which puts several keys together."""
+
+    def collect(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+        draft.note(name, entry)
+
+    return collect
+
+
+def _batch(part: str) -> How:
+    def collect(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+        if entry.value is None:
+            draft.carried(entry, alias.ours, "not set there")
+            return
+        if entry.written or part not in draft.notes:
+            setattr(draft.batch, part, at_least_one(entry))
+            draft.notes[part] = entry
+        if part == "micro":
+            draft.put("train.micro_batch_size", draft.batch.micro, entry)
+        draft.batch.keys.append(entry.key)
+        draft.carried(entry, alias.ours if part == "micro" else "train.global_batch_size")
+
+    return collect
+
+
+def _optimizer(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    if entry.off:
+        draft.carried(entry, alias.ours)
+        return
+    name = str(entry.value).rpartition(".")[2].lower()
+    meant = OPTIMIZERS.get(name)
+    if meant is None:
+        draft.drop(entry, f"optimizer {entry.value} is not here: adamw stands in its place")
+        return
+    draft.note("optimizer", entry)
+    how = ""
+    if name == "adam":
+        draft.otherwise(entry, "adamw: the same where weight_decay is 0", alias.ours)
+        draft.put(alias.ours, meant, entry)
+        return
+    draft.put(alias.ours, meant, entry)
+    draft.carried(entry, alias.ours, how)
+
+
+def _schedule(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    name = str(entry.value).rpartition(".")[2].lower()
+    meant = "constant" if entry.value is None else SCHEDULES.get(name)
+    if meant is None:
+        draft.drop(entry, f"schedule {entry.value} is not here: cosine stands in its place")
+        return
+    draft.note("schedule", entry)
+    draft.carry(entry, alias.ours, meant)
+
+
+def _clip(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    draft.carry(entry, alias.ours, None if entry.off else number(entry))
+
+
+def _max_steps(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    if entry.off or entry.value == -1:
+        draft.carried(entry, alias.ours, "epochs decide")
+    else:
+        draft.carry(entry, alias.ours, whole(entry))
+
+
+def _checkpointing(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    if isinstance(entry.value, str) and entry.value.startswith(("offload", "unsloth")):
+        draft.put(alias.ours, True, entry)
+        draft.otherwise(entry, "recomputed; nothing is offloaded", alias.ours)
+    else:
+        draft.carry(entry, alias.ours, truth(entry))
+
+
+def _seed(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    if entry.value is None:
+        draft.carried(entry, alias.ours, "any seed there, 0 here")
+    else:
+        draft.carry(entry, alias.ours, whole(entry))
+
+
+def _data_seed(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    draft.otherwise(entry, alias.note, "train.seed")
+
+
+def _keep(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    if entry.off or entry.value == -1:
+        draft.otherwise(entry, "all are kept there; here the newest two", alias.ours)
+    else:
+        draft.carry(entry, alias.ours, whole(entry))
+
+
+def _max_rows(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    draft.note("max_rows", entry)
+
+
+def _over_length(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    meant = LENGTHS.get(str(entry.value).lower())
+    if entry.off:
+        draft.carried(entry, alias.ours)
+    elif meant is None:
+        raise entry.refused(f"got {shown(entry.value)}, expected one of {', '.join(LENGTHS)}")
+    else:
+        draft.carry(entry, alias.ours, meant)
+
+
+def _tracker(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    name = entry.key.rpartition(".")[2]
+    if name in ("use_wandb", "enable_wandb"):
+        draft.carry(entry, alias.ours, "wandb") if truth(entry) else draft.carried(
+            entry, alias.ours, "not wandb"
+        )
+        return
+    if entry.off:
+        draft.carry(entry, alias.ours, "none")
+        return
+    known = [part for part in name_list(entry) if part in TRACKERS]
+    if not known:
+        draft.otherwise(entry, "metrics.jsonl in the run's folder, and trackio", alias.ours)
+    else:
+        draft.carry(entry, alias.ours, known[0] if len(known) == 1 else known)
+
+
+def _folder(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    draft.carry(entry, alias.ours, str(entry.value).removeprefix("./").rstrip("/") or ".")
+
+
+def _run_name(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    if entry.off:
+        draft.carried(entry, alias.ours, "the recipe's file name")
+        return
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(entry.value)).strip("-._")
+    draft.carry(entry, alias.ours, name)
+
+
+HOWS: Mapping[str, How] = {
+    "same": _same,
+    "unless_none": _unless_none,
+    "chosen": _chosen,
+    "off": _off,
+    "spare": _spare,
+    "parallel": _parallel,
+    "bias": _bias,
+    "plugins": _plugins,
+    "resume": _resume,
+    "base": model.base,
+    "revision": model.revision,
+    "path": model.path,
+    "template": model.template,
+    "names": model.names,
+    "method": model.method,
+    "bits": model.bits,
+    "targets": model.targets,
+    "all_linear": model.all_linear,
+    "yes": _yes,
+    "no": _no,
+    "init": model.init,
+    "start": model.start,
+    "double": model.double,
+    "quant_type": model.quant_type,
+    "compute": model.compute,
+    "micro": _batch("micro"),
+    "accumulation": _batch("accumulation"),
+    "whole_batch": _batch("whole"),
+    "optimizer": _optimizer,
+    "schedule": _schedule,
+    "clip": _clip,
+    "max_steps": _max_steps,
+    "checkpointing": _checkpointing,
+    "seed": _seed,
+    "data_seed": _data_seed,
+    "precision": model.precision,
+    "bf16": model.flag("bf16"),
+    "fp16": model.flag("fp16"),
+    "pure_bf16": model.pure_bf16,
+    "keep": _keep,
+    "max_rows": _max_rows,
+    "over_length": _over_length,
+    "tracker": _tracker,
+    "folder": _folder,
+    "run_name": _run_name,
+    "evaluation_batch": _same,
+} | {
+    name: _collected(name)
+    for name in (
+        "length",
+        "packing",
+        "pack_length",
+        "held_out",
+        "warmup",
+        "minimum_ratio",
+        "minimum_rate",
+        "beta1",
+        "beta2",
+        "betas",
+        "log_every",
+        "evaluate_every",
+        "evaluate_when",
+        "save_every",
+        "save_when",
+        "best",
+        "best_metric",
+        "on_inputs",
+        "masked",
+        "mask_history",
+        "streaming",
+        "shares",
+        "deduplicate",
+        "thinking",
+        "loss_scale",
+        "dataset",
+        "held_out_sources",
+    )
+}
+"""What becomes of a value, by the table's word for it."""

@@ -1,0 +1,63 @@
+"""A recipe as another tool's file, and through it to a recipe again."""
+
+from pathlib import Path
+
+import pytest
+
+import finetune
+from finetune.conversion import ConvertError
+from finetune.conversion.back import BACK
+from finetune.recipe.load import load_recipe
+
+RECIPE = """\
+model: {base: a/b}
+adapter: {method: qlora, rank: 12, alpha: 30, dropout: 0.1, target_modules: [q_proj, v_proj]}
+data:
+  train: [{dataset: c/d, format: alpaca}]
+  max_length_tokens: 512
+  supervise: assistant
+train: {learning_rate: 0.0003, epochs: 2, global_batch_size: 16, micro_batch_size: 2, schedule: linear, seed: 5,
+        weight_decay: 0.02, warmup_ratio: 0.1, precision: bf16, optimizer: adamw_8bit}
+"""
+SAME = (
+    ("model", "base"), ("adapter", "method"), ("adapter", "rank"), ("adapter", "alpha"), ("adapter", "dropout"),
+    ("adapter", "target_modules"), ("data", "max_length_tokens"), ("data", "supervise"),
+    ("data", "pack_length_tokens"), ("train", "learning_rate"), ("train", "epochs"),
+    ("train", "global_batch_size"), ("train", "micro_batch_size"), ("train", "schedule"), ("train", "seed"),
+    ("train", "weight_decay"), ("train", "warmup_ratio"), ("train", "precision"), ("train", "optimizer"),
+    ("train", "max_gradient_norm"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("tool", BACK)
+def test_there_and_back_is_the_same_training(tool: str, tmp_path: Path) -> None:
+    """What a recipe decides survives the way to another tool's file and back."""
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    (tmp_path / "dataset_info.json").write_text('{"d": {"hf_hub_url": "c/d"}}')
+    there = finetune.convert(tmp_path / "mine.yaml", to=tool, output=tmp_path / "theirs.yaml", processes=2)
+    assert there.complete, [str(line) for line in there.dropped]
+    finetune.convert(tmp_path / "theirs.yaml", output=tmp_path / "back.yaml", processes=2)
+    mine, back = (load_recipe(tmp_path / name).recipe for name in ("mine.yaml", "back.yaml"))
+    changed = [
+        f"{section}.{key}: {getattr(getattr(mine, section), key)} {getattr(getattr(back, section), key)}"
+        for section, key in SAME
+        if getattr(getattr(mine, section), key) != getattr(getattr(back, section), key)
+    ]
+    assert changed == []
+
+
+def test_what_another_tool_lacks_is_named(tmp_path: Path) -> None:
+    """A key without a counterpart there is not carried, and says that the result changes."""
+    (tmp_path / "mine.yaml").write_text(RECIPE.replace("schedule: linear", "schedule: wsd"))
+    there = finetune.convert(tmp_path / "mine.yaml", to="trl")
+    assert not there.complete
+    assert "train.schedule" in [line.key for line in there.dropped]
+
+
+def test_only_some_tools_are_written(tmp_path: Path) -> None:
+    """--to names the three."""
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    with pytest.raises(ConvertError, match="expected axolotl, llamafactory or trl"):
+        finetune.convert(tmp_path / "mine.yaml", to="torchtune")
+    with pytest.raises(ConvertError, match="does not divide"):
+        finetune.convert(tmp_path / "mine.yaml", to="trl", processes=3)
