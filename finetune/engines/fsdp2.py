@@ -74,7 +74,7 @@ class Fsdp2(Engine):
         """Weights in bf16."""
         if recipe.train.weights_dtype == "bf16":
             return "train.weights_dtype: bf16: accelerate makes what FSDP2 trains float32. Take ddp."
-        return None
+        return super().problem(recipe)
 
     def contradictions(self, values: Mapping[str, Any]) -> Iterator[str]:
         """FSDP1, and weights of the main process that the others would never get."""

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from finetune.models.sizes import state_bytes
 from finetune.recipe.schema import Recipe
 from finetune.training import run
-from finetune.training.optimization.bf16_adamw import StochasticAdamW, stochastically
+from finetune.training.optimization.bf16_adamw import StochasticAdamW, _mixed, stochastically
 from tests.support.processes import EXACT, assert_equal, start, trainer_of
 from tests.support.recipes import MakeRecipe
 
@@ -114,3 +114,9 @@ def test_a_run_learns_and_resumes_bit_for_bit(make_recipe: MakeRecipe) -> None:
     shutil.rmtree(folder.checkpoints / "checkpoint-6")
     run.resume(folder.path, recipe=None)
     assert_equal(load_file(folder.model / "model.safetensors"), whole)
+
+
+def test_each_step_and_place_draws_its_own() -> None:
+    """Seeds of steps, places and runs differ, so that no two roundings are alike."""
+    found = {_mixed(seed, step, place) for seed in range(3) for step in range(1, 40) for place in range(40)}
+    assert len(found) == 3 * 39 * 40

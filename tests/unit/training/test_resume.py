@@ -161,6 +161,18 @@ def test_signals_stop_in_order_and_are_given_back(make_recipe: MakeRecipe, numbe
     assert [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
 
 
+def test_a_run_that_saves_never_can_be_stopped(make_recipe: MakeRecipe) -> None:
+    """With save_every never a signal still saves a checkpoint; resumed from it the run ends as uninterrupted,
+    and keeps none."""
+    recipe = make_recipe(train=EXACT | {"save_every": "never"})
+    whole = adapter_of(start(recipe))
+    folder, _ = interrupted(recipe, "step 2/", signal.SIGTERM)
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["checkpoint-3"]
+    assert "resuming from checkpoint-3" in resume(folder)
+    assert_equal(adapter_of(folder), whole)
+    assert not list(folder.checkpoints.iterdir())
+
+
 def test_a_second_interrupt_ends_at_once(make_recipe: MakeRecipe) -> None:
     """Ctrl-C twice in a step saves nothing more, and the summary says stopped."""
     recipe = make_recipe(train=EXACT)
