@@ -235,7 +235,7 @@ def inspect(target: str | Path | Run, overrides: Overrides = ()) -> dict[str, An
     `target` is a recipe, a model folder, a hub id or a run. Raises ModelError where it can't be found, or its
     weights are not those that its config.json describes.
     """
-    from finetune.models.bases.shapes import describe
+    from finetune.models.bases.inspection import describe
     from finetune.recipe.shipped import shipped_recipes
 
     text = str(_path(target))

@@ -88,6 +88,11 @@ def check_trainable(config: dict[str, Any], adapter: AdapterSection, name: str) 
             f"adapter.method is full, and model.base {name} is stored quantised ({stored}): such weights "
             f"can't be trained. Set adapter.method: lora, or {without}."
         )
+    if adapter.init == "loftq" or adapter.starts_at_base:
+        raise ModelError(
+            f"adapter.init {adapter.init} needs the weights as they were before they were quantised, and "
+            f"model.base {name} is stored in {stored}: {without}."
+        )
     if adapter.method == "qlora" and not stored.startswith(adapter.quantization):
         asked = adapter.quantization.upper() if adapter.quantization == "nf4" else adapter.quantization
         raise ModelError(

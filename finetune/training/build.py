@@ -32,17 +32,17 @@ from finetune.models.adapters.adapter import (
     count_parameters,
     grow_embeddings,
 )
+from finetune.models.adapters.start import original_weights
 from finetune.models.architectures import family_of
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import read_config, read_json
 from finetune.models.bases.locate import Base, resolve_base
-from finetune.models.bases.shapes import adapted_layers, check_weights, stored_name
+from finetune.models.bases.shapes import adapted_layers, check_weights
 from finetune.models.device import Precision, choose_device, choose_precision
 from finetune.models.kernels.attention import choose_attention
 from finetune.models.kernels.install import install_fast_path
 from finetune.models.load import checkpoint_activations, load_model, skeleton
 from finetune.models.quantization import is_quantized
-from finetune.models.safetensors import StoredWeights
 from finetune.models.stored_quantization import check_trainable
 from finetune.objectives import Objective, objective_of
 from finetune.recipe.lock import CURRENT_RULES, Rules
@@ -151,12 +151,6 @@ def _check_stored(recipe: Recipe, base: Base) -> None:
     stored = check_trainable(config, recipe.adapter, base.identity.get("name", str(base.folder)))
     if stored is None:
         return
-    if recipe.adapter.init == "loftq" or recipe.adapter.starts_at_base:
-        raise ModelError(
-            f"adapter.init {recipe.adapter.init} needs the weights as they were before they were quantised, "
-            f"and model.base {base.identity['name']} is stored in {stored}: take the unquantised base that "
-            "it was made of."
-        )
     engine = current()
     if engine.takes_over:
         raise ModelError(
@@ -243,7 +237,7 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
                 recipe.adapter,
                 new_ids,
                 classifies=recipe.model.classifies,
-                original=partial(_original_weight, StoredWeights.of_folder(inputs.base.folder)),
+                original=original_weights(inputs.base.folder),
                 engine=engine,
             )
             install_fast_path(trained, engine)
@@ -252,13 +246,6 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     if not is_quantized(model):
         trained = engine.place(trained, choose_device())
     return trained
-
-
-def _original_weight(stored: StoredWeights, module: str) -> torch.Tensor:
-    """A module's weight as it is in the base's files."""
-    name = stored_name(stored.tensors, f"{module}.weight")
-    assert name is not None  # noqa: S101 - the module was loaded from there
-    return stored.whole(name)
 
 
 def build_trainer(

@@ -11,6 +11,7 @@ base stays as it is and the update is s (B A - B0 A0), which is the same functio
 import logging
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,7 +21,9 @@ from torch import nn
 from torch.nn import functional
 
 from finetune.errors import ModelError
+from finetune.models.bases.shapes import stored_name
 from finetune.models.kernels.lora import base_weight
+from finetune.models.safetensors import StoredWeights
 from finetune.recipe.schema.adapter import AdapterSection
 
 logger = logging.getLogger(__name__)
@@ -107,6 +110,18 @@ def start_from_residual(model: PeftModel, section: AdapterSection, original: Ori
             layer.lora_A["default"].weight.copy_(a)
             layer.lora_B["default"].weight.copy_(b)
     logger.info(f"adapter.init {section.init}: took {time.perf_counter() - began:.1f} s")
+
+
+def original_weights(folder: Path) -> OriginalWeight:
+    """The weights in a base's folder, each read when it is asked for."""
+    stored = StoredWeights.of_folder(folder)
+
+    def read(module: str) -> torch.Tensor:
+        name = stored_name(stored.tensors, f"{module}.weight")
+        assert name is not None  # noqa: S101 - the module was loaded from there
+        return stored.whole(name)
+
+    return read
 
 
 def lora_layers(model: PeftModel) -> Iterator[tuple[str, Any]]:

@@ -14,8 +14,9 @@ from finetune.merging.merge import merge
 from finetune.models import architectures
 from finetune.models.architectures.base import ArchitectureSpec
 from finetune.models.architectures.tables import families_table
+from finetune.models.bases.folder import read_config
 from finetune.models.bases.locate import check_architecture
-from finetune.models.bases.shapes import count_parameters, read_config, read_shape
+from finetune.models.bases.shapes import count_parameters, read_shape
 from finetune.models.batch import packed_batch, padded_batch
 from finetune.models.kernels.install import install_fast_path
 from finetune.runs.target import resolve_target

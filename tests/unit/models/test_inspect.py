@@ -200,7 +200,7 @@ def test_a_hub_model_that_is_out_of_reach_says_what_to_do() -> None:
 def test_inspecting_imports_no_torch(tiny_base: Path) -> None:
     """Describing a folder loads neither torch nor transformers."""
     code = (
-        "import sys; from finetune.models.bases.shapes import describe; from finetune.recipe.schema.model "
+        "import sys; from finetune.models.bases.inspection import describe; from finetune.recipe.schema.model "
         "import ModelSection; describe(ModelSection(base=sys.argv[1])); print([n for n in ('torch', "
         "'transformers') if n in sys.modules])"
     )

@@ -19,8 +19,8 @@ from finetune.errors import FinetuneError, ModelError
 from finetune.merging.adapter import Adapter
 from finetune.models.adapters.config_file import check_adapter_config
 from finetune.models.bases.folder import read_config
+from finetune.models.bases.inspection import describe
 from finetune.models.bases.locate import Base, resolve_base
-from finetune.models.bases.shapes import describe
 from finetune.models.load import load_model, skeleton
 from finetune.models.stored_quantization import check_trainable
 from finetune.recipe.schema.adapter import AdapterSection

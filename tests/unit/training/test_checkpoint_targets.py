@@ -15,7 +15,7 @@ from finetune.generation.loading import load_ready
 from finetune.merging.combine import combine
 from finetune.merging.merge import merge
 from finetune.merging.targets import choose_more, choose_target
-from finetune.models.bases.shapes import describe
+from finetune.models.bases.inspection import describe
 from finetune.models.stored_quantization import check_trainable, unquantized_name
 from finetune.recipe.schema.adapter import AdapterSection
 from finetune.runs.folder import RunFolder
