@@ -4,8 +4,9 @@ ones.
     python benchmarks/bench_bf16_weights.py [STEPS [ROWS]]
 
 The quickstart's base and rows, all weights trained, steps computed in bf16; 8 steps of 2 rows unless said
-otherwise, at a constant learning rate of 2e-5. Losses: of 10 held-out rows, in nats per supervised token, with the
-arithmetic in float32 (what the weights hold) and in bf16 (which reads float32 weights rounded to the nearest).
+otherwise, at a constant learning rate of 2e-5. Losses: of 10 held-out rows, in nats per supervised token,
+with the arithmetic in float32 (what the weights hold) and in bf16 (which reads float32 weights rounded to the
+nearest).
 Changed: the share of weights that differ from before the first step. Bytes: of a weight, its gradient and its
 states.
 """
@@ -76,7 +77,8 @@ def measured(trainer: ExactTrainer, steps: int) -> str:
     trainer.model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).float()
     trainer.accelerator.native_amp = False
     wide = trainer.evaluate()["eval_loss"]
-    return f"{before:.3f} | {wide:.3f} | {narrow:.3f} | {changed:.1%} | {each / count:.1f} bytes | {seconds:.1f} s"
+    size = each / count
+    return f"{before:.3f} | {wide:.3f} | {narrow:.3f} | {changed:.1%} | {size:.1f} bytes | {seconds:.1f} s"
 
 
 if __name__ == "__main__":
