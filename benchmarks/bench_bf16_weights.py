@@ -6,9 +6,8 @@ ones.
 The quickstart's base and rows, all weights trained, steps computed in bf16; 8 steps of 2 rows unless said
 otherwise, at a constant learning rate of 2e-5. Losses: of 10 held-out rows, in nats per supervised token,
 with the arithmetic in float32 (what the weights hold) and in bf16 (which reads float32 weights rounded to the
-nearest).
-Changed: the share of weights that differ from before the first step. Bytes: of a weight, its gradient and its
-states.
+nearest). Changed: the share of weights that differ from before the first step. Bytes: of a weight, its
+gradient and its states.
 """
 
 import sys
@@ -25,16 +24,23 @@ from finetune.training.optimization import bf16_adamw
 from finetune.training.trainer import ExactTrainer
 
 RATE = "2e-5"
-WAYS = ("fp32", "bf16, stochastic", "bf16, nearest")
+WAYS = {
+    "fp32, computed in fp32": ("fp32", "fp32"),
+    "fp32": ("fp32", "bf16"),
+    "bf16, stochastic": ("bf16", "bf16"),
+    "bf16, nearest": ("bf16", "bf16"),
+}
+"""Each with the type of weights and states, and of the arithmetic."""
 
 
 def trainer_of(way: str, steps: int, rows: int, folder: Path) -> ExactTrainer:
     """The quickstart's training, changed."""
+    weights, arithmetic = WAYS[way]
     recipe = load_recipe(
         "quickstart",
         [
-            "adapter=null", "adapter.method=full", "train.precision=bf16", f"train.learning_rate={RATE}",
-            f"train.weights_dtype={way[:4]}", "train.epochs=null", f"train.max_steps={steps}",
+            "adapter=null", "adapter.method=full", f"train.learning_rate={RATE}",
+            f"train.precision={arithmetic}", f"train.weights_dtype={weights}", "train.epochs=null", f"train.max_steps={steps}",
             "train.evaluate_every=never", "train.save_every=never",
             f"train.global_batch_size={rows}", f"train.micro_batch_size={rows}", "train.schedule=constant",
             "train.warmup_ratio=0", "evaluate.max_rows=10", "tracking.tracker=none",
@@ -54,9 +60,14 @@ def main() -> None:
     print("|" + "---|" * 7)
     for way in WAYS:
         nearest = way.endswith("nearest")
-        bf16_adamw.stochastically = (lambda exact, _: exact.bfloat16()) if nearest else stochastically
+        bf16_adamw.stochastically = to_nearest if nearest else stochastically
         with tempfile.TemporaryDirectory() as folder:
             print(f"| {way} | {measured(trainer_of(way, steps, rows, Path(folder)), steps)} |", flush=True)
+
+
+def to_nearest(exact: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """In the place of bf16_adamw.stochastically."""
+    return exact.bfloat16()
 
 
 def measured(trainer: ExactTrainer, steps: int) -> str:
@@ -77,8 +88,8 @@ def measured(trainer: ExactTrainer, steps: int) -> str:
     trainer.model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).float()
     trainer.accelerator.native_amp = False
     wide = trainer.evaluate()["eval_loss"]
-    size = each / count
-    return f"{before:.3f} | {wide:.3f} | {narrow:.3f} | {changed:.1%} | {size:.1f} bytes | {seconds:.1f} s"
+    losses = f"{before:.3f} | {wide:.3f} | {narrow:.3f}"
+    return f"{losses} | {changed:.1%} | {each / count:.1f} bytes | {seconds:.1f} s"
 
 
 if __name__ == "__main__":

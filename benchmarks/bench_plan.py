@@ -29,7 +29,7 @@ COMMON = (
     "train.micro_batch_size=1", "train.global_batch_size=2", "tracking.tracker=none", "train.rehearsal=false",
 )  # fmt: skip
 PACKED = "data.pack_length_tokens=2048"
-FULL = (PACKED, "adapter.method=full", "train.learning_rate=1e-5")
+FULL = (PACKED, "adapter=null", "adapter.method=full", "train.learning_rate=1e-5")
 PADDED = ("data.pack_length_tokens=null", "train.micro_batch_size=8", "train.global_batch_size=8")
 CASES: dict[str, tuple[tuple[str, ...], str | None]] = {
     "lora, packed, bf16": ((PACKED, "train.precision=bf16"), None),

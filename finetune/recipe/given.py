@@ -13,14 +13,17 @@ Given = set[str]
 """The dotted paths that the user wrote."""
 
 NOTHING = (None, False, 0, "", (), "auto", "default")
-"""Values that ask for nothing: what they say holds wherever they stand."""
+"""Defaults that ask for nothing: what they say holds wherever they stand."""
 
 
 def asked(recipe: Recipe, given: Given, path: str) -> bool:
-    """Whether the user asked for something by a knob of a section: wrote it, with a value that isn't one of
-    NOTHING. A value that equals the default is asked for like any other."""
+    """Whether the user asked for something by a knob of a section: wrote it, and not with a default that is
+    one of NOTHING. Any other value that equals the default is asked for like the rest."""
     section, knob = path.split(".")
-    return path in given and getattr(getattr(recipe, section), knob) not in NOTHING
+    values = getattr(recipe, section)
+    value = getattr(values, knob)
+    default = type(values).model_fields[knob].get_default(call_default_factory=True)
+    return path in given and not (value in NOTHING and value == default)
 
 
 def near(name: str, known: Collection[str]) -> str | None:

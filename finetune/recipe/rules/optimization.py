@@ -39,7 +39,7 @@ def _schedule(recipe: Recipe, given: Given) -> RuleProblem:
     ):
         message = f"only schedules cosine_with_minimum and wsd have a minimum; this one is {train.schedule}"
         yield "train.minimum_learning_rate_fraction", message
-    if train.warmup_steps is not None and asked(recipe, given, "train.warmup_ratio"):
+    if train.warmup_steps is not None and train.warmup_ratio and asked(recipe, given, "train.warmup_ratio"):
         yield "train.warmup_ratio", "warmup_steps and warmup_ratio exclude each other; remove one"
     for knob in ("step_decay_factor", "step_decay_every"):
         if asked(recipe, given, f"train.{knob}") and train.schedule != "step":

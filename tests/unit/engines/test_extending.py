@@ -86,7 +86,13 @@ def test_the_pages_engine_is_one(of_the_page: tuple[Engine, str], says: Says) ->
     assert of_accelerate(config)["FINETUNE_DDP_FP16"] == "true"
     assert "`ddp_fp16`" in guide_table()
     code, shown = says(
-        "check", "quickstart", "--launch", path, "train.micro_batch_size=4", "adapter.method=full"
+        "check",
+        "quickstart",
+        "--launch",
+        path,
+        "train.micro_batch_size=4",
+        "adapter=null",
+        "adapter.method=full",
     )
     assert code == 2
     assert "full with --launch ddp_fp16: gradients of all weights were never shown" in shown
