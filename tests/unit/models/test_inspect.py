@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from finetune.errors import ModelError
 from finetune.models.bases import shapes as inspect
+from finetune.models.bases.folder import read_config
+from finetune.models.bases.inspection import describe
 from finetune.recipe.schema.adapter import AdapterSection
 from finetune.recipe.schema.model import ModelSection, RopeScaling
 from tests.support.models import save_tiny_llama
@@ -93,7 +95,7 @@ def assert_same_count(base: Path, adapter: AdapterSection, config: LoraConfig, n
 
 def test_full_fine_tuning_trains_everything(tiny_base: Path) -> None:
     """Under method full, the share of parameters that train is one."""
-    facts = inspect.describe(ModelSection(base=str(tiny_base)), AdapterSection(method="full"))
+    facts = describe(ModelSection(base=str(tiny_base)), AdapterSection(method="full"))
     assert facts["trainable_parameters"] == facts["parameters"]
     assert facts["trainable_fraction"] == 1
 
@@ -101,7 +103,7 @@ def test_full_fine_tuning_trains_everything(tiny_base: Path) -> None:
 def test_a_target_that_matches_nothing_is_named(tiny_base: Path) -> None:
     """A misspelt target is an error that lists what the base has."""
     with pytest.raises(ModelError, match=r"'query_proj' matches no module.*q_proj"):
-        inspect.describe(ModelSection(base=str(tiny_base)), AdapterSection(target_modules=("query_proj",)))
+        describe(ModelSection(base=str(tiny_base)), AdapterSection(target_modules=("query_proj",)))
 
 
 def test_the_known_sizes_of_llama_3_1_8b() -> None:
@@ -121,7 +123,7 @@ def test_the_known_sizes_of_llama_3_1_8b() -> None:
 
 def test_the_report_of_a_folder(tiny_base: Path) -> None:
     """A folder with weights is described from both its config and its headers, which agree."""
-    facts = inspect.describe(ModelSection(base=str(tiny_base)))
+    facts = describe(ModelSection(base=str(tiny_base)))
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
     assert facts["parameters"] == facts["stored"]["parameters"] == sum(p.numel() for p in model.parameters())
     assert facts["stored"]["dtypes"] == {"F32": facts["parameters"]}
@@ -136,7 +138,7 @@ def test_the_report_of_a_folder(tiny_base: Path) -> None:
 def test_a_config_without_weights_is_enough(tiny_base: Path, tmp_path: Path) -> None:
     """Parameters come from the closed form where there are no weights, and the report says so."""
     (tmp_path / "config.json").write_text((tiny_base / "config.json").read_text())
-    facts = inspect.describe(ModelSection(base=str(tmp_path)))
+    facts = describe(ModelSection(base=str(tmp_path)))
     assert facts["stored"] is None
     assert "closed form" in facts["parameters_from"]
 
@@ -147,7 +149,7 @@ def test_weights_that_are_not_the_configs_are_refused(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(ModelError, match=r"describes model\.layers\.2.* absent"):
-        inspect.describe(ModelSection(base=str(tmp_path)))
+        describe(ModelSection(base=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_a_damaged_weights_file_is_named(content: bytes, tiny_base: Path, tmp_pa
     (tmp_path / "config.json").write_text((tiny_base / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelError, match=r"model\.safetensors"):
-        inspect.describe(ModelSection(base=str(tmp_path)))
+        describe(ModelSection(base=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,7 @@ def test_the_recipes_rope_scaling_is_what_is_reported() -> None:
 def test_a_hub_model_that_is_out_of_reach_says_what_to_do() -> None:
     """Without a network and without a cached copy, the error names the ways out."""
     with pytest.raises(ModelError, match="local folder"):
-        inspect.describe(ModelSection(base="nobody/no-such-model-here"))
+        describe(ModelSection(base="nobody/no-such-model-here"))
 
 
 def test_inspecting_imports_no_torch(tiny_base: Path) -> None:
@@ -215,8 +217,7 @@ def test_the_recipe_s_rules_know_the_linear_layers(tiny_base: Path) -> None:
     from finetune.models.architectures import family_of, linear_layers
 
     names = {
-        name.rsplit(".", 1)[-1]
-        for name in inspect.linear_layers(inspect.read_shape(inspect.read_config(tiny_base)))
+        name.rsplit(".", 1)[-1] for name in inspect.linear_layers(inspect.read_shape(read_config(tiny_base)))
     }
     llama = family_of("llama")
     assert llama is not None

@@ -27,7 +27,7 @@ from tests.support.models import save_tiny_llama
 from tests.support.processes import EXACT, adapter_of, assert_equal, start
 from tests.support.recipes import MakeRecipe
 
-TRAIN = EXACT | {"max_steps": 4, "save_every_steps": 2, "weight_decay": 0.1}
+TRAIN = EXACT | {"max_steps": 4, "save_every": "2 steps", "weight_decay": 0.1}
 WHOLE = {
     "adapter": {"rank": 4, "modules_to_save": ["embed_tokens", "lm_head"]},
     "model": {"new_tokens": ["<a>", "<b>"]},

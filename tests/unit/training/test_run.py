@@ -249,7 +249,7 @@ def test_a_run_on_a_quantised_base_is_asked_on_that_base(
     evaluated later is the run's own; a resumed run ends as one that was not stopped."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     adapter = {"method": "qlora", "rank": 4} | asked
-    train = EXACT | {"max_steps": 4, "save_every_steps": 2}
+    train = EXACT | {"max_steps": 4, "save_every": "2 steps"}
     recipe = make_recipe(adapter=adapter, train=train)
     folder = start(recipe)
     moved = Path(shutil.copytree(folder.adapter, tmp_path / "elsewhere"))
