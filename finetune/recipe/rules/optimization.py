@@ -33,12 +33,14 @@ def _batches(recipe: Recipe, given: Given) -> RuleProblem:
 
 def _schedule(recipe: Recipe, given: Given) -> RuleProblem:
     train = recipe.train
-    if asked(recipe, given, "train.minimum_learning_rate_fraction") and train.schedule not in (
-        "cosine_with_minimum",
-        "wsd",
+    minimum = "train.minimum_learning_rate_fraction"
+    if (
+        asked(recipe, given, minimum)
+        and train.minimum_learning_rate_fraction != 0  # which the others have
+        and train.schedule not in ("cosine_with_minimum", "wsd")
     ):
         message = f"only schedules cosine_with_minimum and wsd have a minimum; this one is {train.schedule}"
-        yield "train.minimum_learning_rate_fraction", message
+        yield minimum, message
     if train.warmup_steps is not None and train.warmup_ratio and asked(recipe, given, "train.warmup_ratio"):
         yield "train.warmup_ratio", "warmup_steps and warmup_ratio exclude each other; remove one"
     for knob in ("step_decay_factor", "step_decay_every"):

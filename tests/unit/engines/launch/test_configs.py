@@ -67,7 +67,7 @@ def test_the_matrix_gives_reasons() -> None:
         ({"init": "pissa"}, {"zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"}),
         ({"layers": "last 2"}, set()),
     ],
-    ids=str,
+    ids=["int8", "loftq", "pissa", "layers"],
 )
 def test_engines_refuse_adapters_that_they_can_not_train(
     adapter: dict[str, object], refusing: set[str]
