@@ -3,7 +3,7 @@ ones.
 
     python benchmarks/bench_bf16_weights.py [STEPS [ROWS]]
 
-The quickstart's base and rows, all weights trained, steps computed in bf16; 8 steps of 2 rows unless said
+The quickstart's base and rows, all weights trained; 8 steps of 2 rows unless said
 otherwise, at a constant learning rate of 2e-5. Losses: of 10 held-out rows, in nats per supervised token,
 with the arithmetic in float32 (what the weights hold) and in bf16 (which reads float32 weights rounded to the
 nearest). Changed: the share of weights that differ from before the first step. Bytes: of a weight, its
@@ -26,7 +26,7 @@ from finetune.training.trainer import ExactTrainer
 RATE = "2e-5"
 WAYS = {
     "fp32, computed in fp32": ("fp32", "fp32"),
-    "fp32": ("fp32", "bf16"),
+    "fp32, computed in bf16": ("fp32", "bf16"),
     "bf16, stochastic": ("bf16", "bf16"),
     "bf16, nearest": ("bf16", "bf16"),
 }
