@@ -4,6 +4,7 @@ save, the bits of the base."""
 from collections.abc import Callable
 from typing import Any
 
+from finetune.conversion.adapter_values import start
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import GivenKey, number, truth, whole
 from finetune.conversion.model_values import PRECISIONS
@@ -22,6 +23,7 @@ ADAPTER_ONLY = (
     "continue_from",
     "quantization",
     "double_quantization",
+    "layers",
 )
 
 
@@ -362,6 +364,7 @@ STEPS: tuple[Callable[[Draft], None], ...] = (
     _times,
     _best,
     _bits,
+    start,
     _full,
     _project,
     _steps_or_epochs,

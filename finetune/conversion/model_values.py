@@ -169,17 +169,6 @@ def all_linear(entry: GivenKey, alias: Alias, draft: Draft) -> None:
         draft.carried(entry, alias.ours, "the modules that are named")
 
 
-def init(entry: GivenKey, alias: Alias, draft: Draft) -> None:
-    """How an adapter starts; those that don't start with update zero are not here."""
-    value = str(entry.value).lower()
-    if value in ("true", "default", "none"):
-        draft.carried(entry, alias.ours, "the default there and here")
-    elif value in ("gaussian", "orthogonal"):
-        draft.carry(entry, alias.ours, value)
-    else:
-        draft.drop(entry, f"init {entry.value} is not here: an adapter starts with update zero")
-
-
 def start(entry: GivenKey, alias: Alias, draft: Draft) -> None:
     """An adapter to continue."""
     if entry.off:

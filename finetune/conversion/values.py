@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 
+from finetune.conversion import adapter_values as adapter
 from finetune.conversion import model_values as model
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import GivenKey, at_least_one, name_list, number, shown, truth, whole
@@ -264,7 +265,10 @@ HOWS: Mapping[str, How] = {
     "all_linear": model.all_linear,
     "yes": _yes,
     "no": _no,
-    "init": model.init,
+    "init": adapter.init,
+    "pissa": adapter.pissa,
+    "loftq": adapter.loftq,
+    "layers": adapter.layers,
     "start": model.start,
     "double": model.double,
     "quant_type": model.quant_type,

@@ -36,13 +36,12 @@ def convert(given: Given, draft: Draft) -> None:
         draft.put("adapter.target_modules", "all-linear", "mlx-lm's default of lora_parameters.keys")
     layers = given.take("num_layers")
     if layers is not None:
-        if layers.value == -1:
-            draft.carried(layers, "adapter.target_modules", "all layers")
-        elif layers.written:
-            draft.drop(
-                layers,
-                f"the last {layers.value} layers there, all here; the same where the base has no more",
-            )
+        if whole(layers) < 0:
+            draft.carried(layers, "adapter.layers", "all layers")
+        elif name == "full":
+            draft.drop(layers, f"the last {layers.value} layers there, all here")
+        else:
+            draft.carry(layers, "adapter.layers", f"last {whole(layers)}")
     _times(given, draft)
     optimizer = given.take("optimizer")
     meant = OPTIMIZERS.get(str(optimizer.value).lower()) if optimizer is not None else "adamw"
@@ -148,6 +147,7 @@ TOOL = Tool(
     convert=convert,
     defaults={
         "lora_parameters.rank": 8,
+        "num_layers": 16,
         "lora_parameters.scale": 20.0,
         "lora_parameters.dropout": 0.0,
         "batch_size": 4,

@@ -162,18 +162,17 @@ LACKING = (
         "", "off", "the optimizers are those of train.optimizer",
     ),
     Alias(
-        "pissa_init pissa_iter pissa_convert loftq_config loftq_config.* loftq lora_ga_* "
-        "create_new_adapter",
-        "", "off", "an adapter starts with update zero (adapter.init)",
+        "lora_ga_* create_new_adapter",
+        "", "off", "how an adapter starts is one of adapter.init",
     ),
     Alias(
-        "relora relora_steps relora_prune_ratio relora_warmup_steps peft_layers_to_transform "
-        "layers_to_transform layers_pattern layer_replication rank_pattern alpha_pattern exclude_modules "
+        "relora relora_steps relora_prune_ratio relora_warmup_steps layers_pattern layer_replication "
+        "rank_pattern alpha_pattern exclude_modules "
         "lora_exclude_modules freeze_trainable_layers freeze_trainable_modules unfrozen_parameters "
         "freeze_parameters trainable_parameters num_layer_trainable use_llama_pro oft_target "
         "oft_block_size oft_rank lora_target_parameters target_parameters trainable_token_indices "
         "megatron_config megatron_core lora_fan_in_fan_out fan_in_fan_out freeze_layers",
-        "", "off", "an adapter of one rank on the modules of adapter.target_modules, in all layers",
+        "", "off", "an adapter of one rank on the modules of adapter.target_modules",
     ),
     Alias("bias lora_bias", "", "bias", "biases are not trained"),
     Alias(
@@ -211,7 +210,7 @@ LACKING = (
         "", "spare", "an embedding has the size of its vocabulary",
     ),
     Alias("samples", "", "off", "texts written while it trains are tracking.samples, with prompts"),
-    Alias("lora_layers num_layers", "", "off", "an adapter is in all layers"),
+    Alias("pissa_convert", "", "chosen", "what is saved is an adapter of the base as it is"),
     Alias("greater_is_better", "", "chosen", "a metric says itself which way is better"),
     Alias(
         "plugins callbacks external_plugins custom_register_path trainer_cls",

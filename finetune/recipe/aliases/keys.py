@@ -56,6 +56,13 @@ ADAPTER = (
         "init_lora_weights peft_init_lora_weights lora_init_weights init_weights",
         "adapter.init", "init",
     ),
+    Alias("pissa_init pissa_iter", "adapter.init", "pissa", "pissa, or pissa_niter_N"),
+    Alias(
+        "loftq_config loftq_config.* loftq loftq_bits loftq_iter",
+        "adapter.init", "loftq", "method qlora with init loftq",
+    ),
+    Alias("layers_to_transform peft_layers_to_transform", "adapter.layers", "layers"),
+    Alias("lora_layers num_layers", "adapter.layers", "layers", "last N"),
     Alias("lora_modules_to_save modules_to_save additional_target", "adapter.modules_to_save", "names"),
     Alias(
         "adapter_name_or_path lora_model_dir resume_adapter_file adapters adapter_model",

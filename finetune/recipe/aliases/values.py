@@ -20,8 +20,6 @@ VALUES = (
     Value("adapter.method", "oft", "no method here; lora is the adapter there is"),
     Value("adapter.method", "adalora", "no method here; lora is the adapter there is"),
     Value("adapter.target_modules", "all", "all-linear"),
-    Value("adapter.init", "pissa", "no init here: an adapter starts with update zero"),
-    Value("adapter.init", "loftq", "no init here: an adapter starts with update zero"),
     Value("train.schedule", "constant_with_warmup", "schedule: constant with warmup_ratio"),
     Value("train.schedule", "cosine_with_min_lr", "schedule: cosine_with_minimum"),
     Value("train.schedule", "cosine_warmup_with_min_lr", "schedule: cosine_with_minimum"),
