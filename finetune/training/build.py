@@ -237,7 +237,7 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
                 recipe.adapter,
                 new_ids,
                 classifies=recipe.model.classifies,
-                original=original_weights(inputs.base.folder),
+                original=original_weights(inputs.base.folder) if recipe.adapter.init == "loftq" else None,
                 engine=engine,
             )
             install_fast_path(trained, engine)

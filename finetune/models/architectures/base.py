@@ -125,6 +125,10 @@ def last_part(name: str) -> str:
     return name.rpartition(".")[2]
 
 
+VOCABULARY = frozenset({last_part(EMBEDDING), LM_HEAD})
+"""What has a row for each token: the embedding, and the head that predicts tokens."""
+
+
 def attention(
     sizes: Dimensions, *, input_bias: bool = False, output_bias: bool = False
 ) -> dict[str, LinearLayer]:

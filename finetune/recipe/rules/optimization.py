@@ -3,14 +3,11 @@ function; RULES lists them. No file is looked at."""
 
 from collections.abc import Callable
 
-from finetune.models.architectures import last_part
-from finetune.models.architectures.base import EMBEDDING, LM_HEAD
+from finetune.models.architectures.base import VOCABULARY
 from finetune.recipe.given import Given, RuleProblem, asked, near
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.every import NEVER, epochs_of
 from finetune.recipe.schema.optimizers import OPTIMIZERS, known_optimizer
-
-VOCABULARY = frozenset({LM_HEAD, last_part(EMBEDDING)})
 
 
 def _length(recipe: Recipe, given: Given) -> RuleProblem:

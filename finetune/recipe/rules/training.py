@@ -6,16 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune.models.architectures import last_part, linear_layers
-from finetune.models.architectures.base import EMBEDDING, LM_HEAD
+from finetune.models.architectures.base import EMBEDDING, VOCABULARY
 from finetune.recipe.given import Given, RuleProblem, asked, near
 from finetune.recipe.schema import Recipe
+from finetune.recipe.schema.adapter import LORA_ONLY
 from finetune.recipe.schema.every import NEVER
-
-LORA_ONLY = (
-    "rank", "alpha", "target_modules", "dropout", "use_rslora", "use_dora", "init", "modules_to_save",
-    "continue_from", "quantization", "double_quantization", "layers",
-)  # fmt: skip
-VOCABULARY = frozenset({LM_HEAD, last_part(EMBEDDING)})
 
 
 def _needs_evaluation(recipe: Recipe, given: Given) -> RuleProblem:

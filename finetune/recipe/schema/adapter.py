@@ -88,3 +88,7 @@ class AdapterSection(Section):
         if not self.starts_at_base:
             return self.alpha
         return self.alpha * (math.sqrt(2) if self.use_rslora else 2)
+
+
+LORA_ONLY = tuple(name for name in AdapterSection.model_fields if name != "method")
+"""The keys that method full has no use for."""

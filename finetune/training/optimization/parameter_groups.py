@@ -5,10 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from finetune.models.architectures import last_part
-from finetune.models.architectures.base import EMBEDDING, LM_HEAD
-
-VOCABULARY = frozenset({last_part(EMBEDDING), LM_HEAD})
+from finetune.models.architectures.base import VOCABULARY
 
 
 @dataclass(frozen=True)
