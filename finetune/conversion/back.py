@@ -9,6 +9,7 @@ from finetune.conversion.given import ConvertError
 from finetune.conversion.writing import flow
 from finetune.recipe.load import LoadedRecipe, leaves
 from finetune.recipe.reading.tree import dotted
+from finetune.recipe.schema.optimizers import OPTIMIZERS
 
 BACK = ("axolotl", "llamafactory", "trl")
 KEYS: dict[str, tuple[str, str, str]] = {
@@ -62,15 +63,6 @@ SCHEDULES = {
     "cosine": "cosine",
     "cosine_with_minimum": "cosine_with_min_lr",
 }
-OPTIMIZERS = {
-    "adamw": "adamw_torch",
-    "adamw_8bit": "adamw_bnb_8bit",
-    "lion": "lion_32bit",
-    "sgd": "sgd",
-    "adafactor": "adafactor",
-    "rmsprop": "rmsprop",
-    "adagrad": "adagrad",
-}
 TYPES = {"alpaca": "alpaca", "messages": "chat_template", "sharegpt": "chat_template", "text": "completion"}
 HERE_ONLY = (
     "tracking.",
@@ -113,11 +105,7 @@ def convert_back(loaded: LoadedRecipe, tool: str, *, processes: int = 1) -> Conv
         step(back)
     title = f"# Converted from the recipe {loaded.name}. Behind each line is the key that it came from."
     body = [f"{f'{key}: {flow(value)}':<56}  # {path}" for key, (value, path) in back.values.items()]
-    by = {
-        fate: tuple(line for line in back.lines if line.fate == fate)
-        for fate in ("carried", "otherwise", "dropped")
-    }
-    return Conversion(tool, "\n".join([title, "", *body, ""]), by["carried"], by["otherwise"], by["dropped"])
+    return Conversion.of(tool, "\n".join([title, "", *body, ""]), back.lines)
 
 
 def _model(back: _Back) -> None:
@@ -156,7 +144,7 @@ def _method(back: _Back) -> None:
     if not (back.tool == "axolotl" and method == "full"):
         back.put(key, value, "adapter.method")
     if method == "qlora":
-        eight = getattr(adapter, "quantization", "nf4") == "int8"
+        eight = adapter.quantization == "int8"
         bits = {
             "axolotl": "load_in_8bit" if eight else "load_in_4bit",
             "trl": "load_in_8bit" if eight else "load_in_4bit",
@@ -169,7 +157,7 @@ def _method(back: _Back) -> None:
             back.put("adapter", "lora", "adapter.method")
         double = {"llamafactory": "double_quantization", "trl": "use_bnb_nested_quant"}.get(back.tool)
         if double and not eight:
-            back.put(double, getattr(adapter, "double_quantization", True), "adapter.double_quantization")
+            back.put(double, adapter.double_quantization, "adapter.double_quantization")
     for path in ("adapter.method", "adapter.quantization", "adapter.double_quantization"):
         back.told(path, "carried", key)
     if method == "full":
@@ -324,11 +312,9 @@ def _schedule(back: _Back) -> None:
     optimizer = "optimizer" if back.tool == "axolotl" else "optim"
     back.put(optimizer, OPTIMIZERS.get(train.optimizer, train.optimizer), "train.optimizer")
     back.told("train.optimizer", "carried", optimizer)
-    betas = back.plain["train"].get("adam_betas")
-    if betas:
-        back.put("adam_beta1", betas[0], "train.adam_betas")
-        back.put("adam_beta2", betas[1], "train.adam_betas")
-        back.told("train.adam_betas", "carried", "adam_beta1, adam_beta2")
+    for key, beta in zip(("adam_beta1", "adam_beta2"), train.adam_betas, strict=True):
+        back.put(key, beta, "train.adam_betas")
+    back.told("train.adam_betas", "carried", "adam_beta1, adam_beta2")
 
 
 def _flags(back: _Back) -> None:

@@ -94,8 +94,7 @@ def take_all(draft: Draft, given: Given, *keys: str, how: str = "", ours: str = 
     """Keys that were read along with others: carried, as part of what they say together."""
     for key in keys:
         entry = given.take(key)
-        if entry is not None:
-            draft.carried(entry, ours, how)
+        draft.carried(entry, ours, how)
 
 
 def split_names(entry: GivenKey) -> list[str]:

@@ -75,9 +75,11 @@ class Draft:
         self.put(path, value, entry)
         self.carried(entry, path)
 
-    def carried(self, entry: GivenKey, path: str = "", how: str = "") -> None:
-        """The key is carried; its value is written elsewhere, or there is nothing to write."""
-        self._line("carried", entry, path, how, changes=False)
+    def carried(self, entry: GivenKey | None, path: str = "", how: str = "") -> None:
+        """The key, if the file has it, is carried; its value is written elsewhere, or there is nothing to
+        write."""
+        if entry is not None:
+            self._line("carried", entry, path, how, changes=False)
 
     def otherwise(self, entry: GivenKey, how: str, path: str = "", *, changes: bool = False) -> None:
         """The key is carried in another form, or the toolkit does it by itself."""

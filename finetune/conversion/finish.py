@@ -8,23 +8,10 @@ from finetune.conversion.adapter_values import start
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import GivenKey, number, truth, whole
 from finetune.conversion.model_values import PRECISIONS
+from finetune.recipe.schema.adapter import LORA_ONLY
 
 UNLIMITED = 32768
 """data.max_length_tokens where the tool has no limit: a longer row is refused, not dropped."""
-ADAPTER_ONLY = (
-    "rank",
-    "alpha",
-    "target_modules",
-    "dropout",
-    "use_rslora",
-    "use_dora",
-    "init",
-    "modules_to_save",
-    "continue_from",
-    "quantization",
-    "double_quantization",
-    "layers",
-)
 
 
 def finish(draft: Draft) -> None:
@@ -59,8 +46,7 @@ def _length(draft: Draft) -> None:
     if entry is None or entry.value is None:
         draft.put("data.max_length_tokens", UNLIMITED, f"{draft.title} has no limit of its own here")
         draft.put("data.over_length", "refuse", "so that no row is lost")
-        if entry is not None:
-            draft.carried(entry, "data.max_length_tokens")
+        draft.carried(entry, "data.max_length_tokens")
         return
     draft.carry(entry, "data.max_length_tokens", whole(entry))
 
@@ -71,10 +57,8 @@ def _packing(draft: Draft) -> None:
         switch is None and length is not None and not length.off
     )
     by = length if length is not None and not length.off else switch
-    if switch is not None:
-        draft.carried(switch, "data.pack_length_tokens", "" if packs else "rows are padded")
-    if length is not None:
-        draft.carried(length, "data.pack_length_tokens", "" if packs else "rows are padded")
+    draft.carried(switch, "data.pack_length_tokens", "" if packs else "rows are padded")
+    draft.carried(length, "data.pack_length_tokens", "" if packs else "rows are padded")
     if not packs or by is None:
         draft.remove("data.attention")
         return
@@ -162,8 +146,7 @@ def _betas(draft: Draft) -> None:
     both, first, second = (_taken(draft, name) for name in ("betas", "beta1", "beta2"))
     if draft.value("train.optimizer", "adamw") in ("adafactor", "sgd", "rmsprop", "adagrad"):
         for entry in (both, first, second):
-            if entry is not None:
-                draft.carried(entry, "", "the optimizer has none")
+            draft.carried(entry, "", "the optimizer has none")
         draft.remove("train.adam_betas")
         draft.remove("train.adam_epsilon")
         return
@@ -181,12 +164,12 @@ def _betas(draft: Draft) -> None:
                 draft.carry(entry, "train.adam_betas", betas)
 
 
-def _every(value: Any, entry: GivenKey) -> Any:
+def _every(entry: GivenKey) -> Any:
     """How often: steps, or a part of all steps."""
     amount = number(entry)
     if entry.key.rpartition(".")[2].endswith("_per_epoch"):
         return "1 epoch" if amount == 1 else f"{1 / amount:.3g} epochs"
-    if entry.key.rpartition(".")[2] in ("save_epochs",):
+    if entry.key.rpartition(".")[2] == "save_epochs":
         return f"{amount:g} epochs"
     return f"{amount * 100:g}%" if amount < 1 else whole(entry)
 
@@ -200,13 +183,12 @@ def _when(draft: Draft, what: str, path: str) -> None:
         if what == "save":
             draft.put(path, "never", when or "no checkpoints")
         for entry in (when, steps):
-            if entry is not None:
-                draft.carried(entry, path, "never, but at the end")
+            draft.carried(entry, path, "never, but at the end")
         return
     if word in ("epoch", "best"):
         draft.put(path, "1 epoch", when or "")
     elif steps is not None and not steps.off:
-        draft.put(path, _every(steps.value, steps), steps)
+        draft.put(path, _every(steps), steps)
     for entry in (when, steps):
         if entry is not None:
             draft.carried(entry, path, "at the end" if entry.off else "")
@@ -217,7 +199,7 @@ def _times(draft: Draft) -> None:
     _when(draft, "save", "train.save_every")
     entry = _taken(draft, "log_every")
     if entry is not None and not entry.off:
-        draft.carry(entry, "train.log_every", _every(entry.value, entry))
+        draft.carry(entry, "train.log_every", _every(entry))
     elif entry is not None:
         draft.carried(entry, "train.log_every")
     if not any(path.startswith("data.evaluation") for path in draft.values):
@@ -227,8 +209,7 @@ def _times(draft: Draft) -> None:
             draft.remove(path)
         draft.notes.pop("best", None)
         metric = draft.notes.pop("best_metric", None)
-        if metric is not None:
-            draft.carried(metric, "", "no rows to evaluate on")
+        draft.carried(metric, "", "no rows to evaluate on")
 
 
 def _best(draft: Draft) -> None:
@@ -239,8 +220,7 @@ def _best(draft: Draft) -> None:
             draft.carry(switch, "train.best_by", name)
         else:
             draft.carried(switch, "train.best_by", "the last step is the result")
-    if metric is not None:
-        draft.carried(metric, "train.best_by")
+    draft.carried(metric, "train.best_by")
 
 
 def _bits(draft: Draft) -> None:
@@ -277,7 +257,7 @@ def _full(draft: Draft) -> None:
         draft.notes.pop("pure_bf16", None)
         draft.remove("train.weights_dtype")
         return
-    for name in ADAPTER_ONLY:
+    for name in LORA_ONLY:
         draft.remove(f"adapter.{name}")
     draft.remove("train.loraplus_lr_ratio")
     entry = _taken(draft, "pure_bf16")

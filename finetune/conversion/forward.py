@@ -1,13 +1,13 @@
 """Convert another tool's file into a recipe: recognise the tool, carry each key, put together, check."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from finetune.conversion.base import Tool
-from finetune.conversion.draft import Draft, Line
+from finetune.conversion.draft import Draft, Fate, Line
 from finetune.conversion.finish import finish
 from finetune.conversion.given import ConvertError, Given, GivenKey
 from finetune.conversion.reading import interpolated, read, refuse_variables
@@ -17,6 +17,7 @@ from finetune.conversion.values import HOWS
 from finetune.conversion.writing import recipe_text
 from finetune.recipe.aliases import Alias, alias_of
 from finetune.recipe.load import problems_in
+from finetune.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class Conversion:
     """Keys that are not carried, and why."""
     absent: tuple[str, ...] = ()
     """Files and folders that the recipe names and that are not on this machine."""
+
+    @classmethod
+    def of(cls, tool: str, recipe: str, lines: Sequence[Line], absent: Sequence[str] = ()) -> "Conversion":
+        """One whose lists are these lines by their fate."""
+        fates: tuple[Fate, ...] = ("carried", "otherwise", "dropped")
+        carried, otherwise, dropped = (tuple(line for line in lines if line.fate == fate) for fate in fates)
+        return cls(tool, recipe, carried, otherwise, dropped, tuple(absent))
 
     @property
     def complete(self) -> bool:
@@ -151,24 +159,13 @@ def _checked(given: Given, tool: Tool, draft: Draft, folder: Path) -> Conversion
         if entry is not None and entry.written:
             raise entry.refused(first.message)
         raise given.refused(f"{first.path} (from {key or 'the file'}): {first.message}")
-    fates = {
-        fate: tuple(line for line in draft.lines if line.fate == fate)
-        for fate in ("carried", "otherwise", "dropped")
-    }
-    return Conversion(
-        tool.name,
-        text,
-        fates["carried"],
-        fates["otherwise"],
-        fates["dropped"],
-        tuple(f"{problem.path}: {problem.message}" for problem in absent),
+    return Conversion.of(
+        tool.name, text, draft.lines, [f"{problem.path}: {problem.message}" for problem in absent]
     )
 
 
 def _leave_out_defaults(draft: Draft) -> None:
     """Defaults of the tool that are ours too need no line."""
-    from finetune.recipe.schema import Recipe
-
     for path, written in list(draft.values.items()):
         parts = path.split(".")
         if written.asked or len(parts) != 2:

@@ -97,6 +97,12 @@ class Given:
         """Keys that nobody took, in the file's order."""
         yield from [entry for key, entry in self.entries.items() if key not in self.taken]
 
+    def take_below(self, *prefixes: str) -> list[GivenKey]:
+        """Every key below a section that nobody took, now looked at."""
+        found = [entry for entry in self.left() if entry.key.startswith(tuple(f"{p}." for p in prefixes))]
+        self.taken.update(entry.key for entry in found)
+        return found
+
     def add_defaults(self, defaults: Mapping[str, Any]) -> None:
         """The tool's own defaults, for keys that are not written."""
         for key, value in defaults.items():

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
+from data_prep.config import is_template_text
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import GivenKey, base_name, local, name_list, shown, truth, whole
 from finetune.recipe.aliases import TEMPLATES, Alias
@@ -71,7 +73,7 @@ def template(entry: GivenKey, alias: Alias, draft: Draft) -> None:
         draft.carried(entry, alias.ours, "the tokenizer's own, as here")
     elif not isinstance(value, str):
         raise entry.refused(f"got {shown(value)}, expected a name or a template")
-    elif "{%" in value or "{{" in value:
+    elif is_template_text(value):
         draft.carry(entry, alias.ours, value)
     elif value.endswith((".jinja", ".jinja2", ".j2")):
         draft.carry(entry, alias.ours, local(value, draft.given))
@@ -131,7 +133,7 @@ def bits(entry: GivenKey, alias: Alias, draft: Draft) -> None:
     bits = bits or whole(entry)
     if bits not in (4, 8):
         raise entry.refused(f"got {bits} bits, expected 4 or 8: bases are trained in 16 bits, NF4 or int8")
-    draft.note("bits", GivenKey(entry.key, bits, entry.shown, entry.line))
+    draft.note("bits", replace(entry, value=bits))
     draft.carried(entry, "adapter.method" if bits == 4 else "adapter.quantization")
 
 

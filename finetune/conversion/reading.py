@@ -3,9 +3,11 @@
 import json
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.config import is_template_text
 from data_prep.disk import read_regular
 from finetune.conversion.given import ConvertError, Given, GivenKey
 from finetune.conversion.shell import read_script
@@ -116,17 +118,13 @@ def interpolated(given: Given) -> None:
         whole = re.fullmatch(r"\$\{([\w.]+)\}", text)
         found = given.entries.get(whole[1]) if whole else None
         value = found.value if found is not None else re.sub(r"\$\{([\w.]+)\}", meant, text)
-        given.entries[key] = GivenKey(key, value, entry.shown, entry.line)
+        given.entries[key] = replace(entry, value=value)
 
 
 def refuse_variables(entry: GivenKey) -> None:
     """A variable of a shell, or of the environment, has no value here: nothing is evaluated."""
     for value in entry.value if isinstance(entry.value, list) else [entry.value]:
-        found = (
-            VARIABLE.search(value)
-            if isinstance(value, str) and "{%" not in value and "{{" not in value
-            else None
-        )
+        found = VARIABLE.search(value) if isinstance(value, str) and not is_template_text(value) else None
         if found:
             raise entry.refused(
                 f"got {shorten(value)}, whose variable {shorten(found[0])} has no value in this file; write "

@@ -54,32 +54,20 @@ def _unless_none(entry: GivenKey, alias: Alias, draft: Draft) -> None:
 
 
 def _chosen(entry: GivenKey, alias: Alias, draft: Draft) -> None:
-    draft.otherwise(entry, alias.note)
+    draft.otherwise(entry, alias.note, alias.ours)
 
 
-def _off(entry: GivenKey, alias: Alias, draft: Draft) -> None:
-    if entry.off:
-        draft.carried(entry, "", "off there; the toolkit has none")
-    else:
-        draft.drop(entry, alias.note)
+def _lacking(*, changes: bool, off: str = "off there; the toolkit has none", alone: object = None) -> How:
+    """For what the toolkit lacks: carried where it is off, or where its value is `alone`, which asks for
+    nothing either."""
 
+    def lack(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+        if entry.off or entry.value == alone:
+            draft.carried(entry, "", off)
+        else:
+            draft.drop(entry, alias.note, changes=changes)
 
-def _spare(entry: GivenKey, alias: Alias, draft: Draft) -> None:
-    if entry.off:
-        draft.carried(entry, "", "off there; the toolkit has none")
-    else:
-        draft.drop(entry, alias.note, changes=False)
-
-
-def _parallel(entry: GivenKey, alias: Alias, draft: Draft) -> None:
-    if entry.off or entry.value == 1:
-        draft.carried(entry, "", "off there; the toolkit has none")
-    else:
-        draft.drop(entry, alias.note, changes=False)
-
-
-def _bias(entry: GivenKey, alias: Alias, draft: Draft) -> None:
-    _off(entry, alias, draft)
+    return lack
 
 
 def _plugins(entry: GivenKey, alias: Alias, draft: Draft) -> None:
@@ -93,13 +81,6 @@ def _plugins(entry: GivenKey, alias: Alias, draft: Draft) -> None:
         draft.drop(entry, f"{', '.join(unknown)}: {alias.note}")
     else:
         draft.otherwise(entry, "they are kernels, and the toolkit chooses its own")
-
-
-def _resume(entry: GivenKey, alias: Alias, draft: Draft) -> None:
-    if entry.off:
-        draft.carried(entry, "", "off there; starts anew here")
-    else:
-        draft.drop(entry, alias.note, changes=False)
 
 
 def _yes(entry: GivenKey, alias: Alias, draft: Draft) -> None:
@@ -145,13 +126,11 @@ def _optimizer(entry: GivenKey, alias: Alias, draft: Draft) -> None:
         draft.drop(entry, f"optimizer {entry.value} is not here: adamw stands in its place")
         return
     draft.note("optimizer", entry)
-    how = ""
+    draft.put(alias.ours, meant, entry)
     if name == "adam":
         draft.otherwise(entry, "adamw: the same where weight_decay is 0", alias.ours)
-        draft.put(alias.ours, meant, entry)
-        return
-    draft.put(alias.ours, meant, entry)
-    draft.carried(entry, alias.ours, how)
+    else:
+        draft.carried(entry, alias.ours)
 
 
 def _schedule(entry: GivenKey, alias: Alias, draft: Draft) -> None:
@@ -190,19 +169,11 @@ def _seed(entry: GivenKey, alias: Alias, draft: Draft) -> None:
         draft.carry(entry, alias.ours, whole(entry))
 
 
-def _data_seed(entry: GivenKey, alias: Alias, draft: Draft) -> None:
-    draft.otherwise(entry, alias.note, "train.seed")
-
-
 def _keep(entry: GivenKey, alias: Alias, draft: Draft) -> None:
     if entry.off or entry.value == -1:
         draft.otherwise(entry, "all are kept there; here the newest two", alias.ours)
     else:
         draft.carry(entry, alias.ours, whole(entry))
-
-
-def _max_rows(entry: GivenKey, alias: Alias, draft: Draft) -> None:
-    draft.note("max_rows", entry)
 
 
 def _over_length(entry: GivenKey, alias: Alias, draft: Draft) -> None:
@@ -248,12 +219,12 @@ HOWS: Mapping[str, How] = {
     "same": _same,
     "unless_none": _unless_none,
     "chosen": _chosen,
-    "off": _off,
-    "spare": _spare,
-    "parallel": _parallel,
-    "bias": _bias,
+    "off": _lacking(changes=True),
+    "spare": _lacking(changes=False),
+    "parallel": _lacking(changes=False, alone=1),
+    "bias": _lacking(changes=True),
     "plugins": _plugins,
-    "resume": _resume,
+    "resume": _lacking(changes=False, off="off there; starts anew here"),
     "base": model.base,
     "revision": model.revision,
     "path": model.path,
@@ -282,13 +253,12 @@ HOWS: Mapping[str, How] = {
     "max_steps": _max_steps,
     "checkpointing": _checkpointing,
     "seed": _seed,
-    "data_seed": _data_seed,
+    "data_seed": _chosen,
     "precision": model.precision,
     "bf16": model.flag("bf16"),
     "fp16": model.flag("fp16"),
     "pure_bf16": model.pure_bf16,
     "keep": _keep,
-    "max_rows": _max_rows,
     "over_length": _over_length,
     "tracker": _tracker,
     "folder": _folder,
@@ -297,6 +267,7 @@ HOWS: Mapping[str, How] = {
 } | {
     name: _collected(name)
     for name in (
+        "max_rows",
         "length",
         "packing",
         "pack_length",

@@ -53,8 +53,7 @@ def convert(given: Given, draft: Draft) -> None:
     bits = given.value("quantization.load_in_4bit") or given.value("quantization.load_in_8bit")
     if peft is not None or given.under("peft"):
         draft.put("adapter.method", "qlora" if bits else "lora", peft or "peft")
-        if peft is not None:
-            draft.carried(peft, "adapter.method")
+        draft.carried(peft, "adapter.method")
     else:
         draft.put("adapter.method", "full", "no peft section: all weights")
         dtype = given.get("model.torch_dtype")
@@ -90,16 +89,14 @@ def convert(given: Given, draft: Draft) -> None:
             enabled, "train.save_every", "" if truth(enabled) else "not saved there; the end is, here"
         )
     epoch = given.take("step_scheduler.save_checkpoint_every_epoch")
-    if epoch is not None:
-        draft.carried(epoch, "train.save_every")
+    draft.carried(epoch, "train.save_every")
     clip = given.take("clip_grad_norm.max_norm")
     if clip is not None:
         draft.carry(clip, "train.max_gradient_norm", number(clip))
     split = given.take("packed_sequence.split_across_pack")
     strategy = given.take("packed_sequence.packing_strategy")
     for entry in (split, strategy):
-        if entry is not None:
-            draft.carried(entry, "data.pack_length_tokens")
+        draft.carried(entry, "data.pack_length_tokens")
     moe = [entry for entry in given.left() if entry.key.startswith(("model.config.", "distributed.moe."))]
     for entry in moe:
         given.take(entry.key)
@@ -162,8 +159,7 @@ def _data(given: Given, draft: Draft, key: str, place: str) -> None:
         **more,
     )
     for entry in (split, config, limit, only):
-        if entry is not None:
-            draft.carried(entry, place)
+        draft.carried(entry, place)
     template, length = given.take(f"{key}.chat_template"), given.take(f"{key}.seq_length")
     cut, padded = given.take(f"{key}.truncation"), given.take(f"{key}.shuffle_seed")
     if place == "data.train.0":
@@ -178,18 +174,15 @@ def _data(given: Given, draft: Draft, key: str, place: str) -> None:
             draft.put("data.over_length", "truncate_end", cut or length)
         elif length is not None:
             draft.carried(length, "data.max_length_tokens", "without truncation it cuts nothing")
-        if cut is not None:
-            draft.carried(cut, "data.over_length")
+        draft.carried(cut, "data.over_length")
         if padded is not None:
             draft.otherwise(padded, "train.seed orders the rows", "train.seed")
     else:
         for entry in (template, length, cut, padded):
-            if entry is not None:
-                draft.carried(entry, place, "as for the training rows")
+            draft.carried(entry, place, "as for the training rows")
     for part in ("context", "question", "answer"):
         entry = given.get(f"{key}.column_mapping.{part}")
-        if entry is not None:
-            draft.carried(entry, f"{place}.columns")
+        draft.carried(entry, f"{place}.columns")
 
 
 def _template(entry: GivenKey, given: Given) -> str:

@@ -36,13 +36,11 @@ def convert(given: Given, draft: Draft) -> None:
             raise entry.refused(
                 "supervised training and pre-training are converted: this is another objective"
             )
-        if entry is not None:
-            draft.carried(entry, "", "off there")
+        draft.carried(entry, "", "off there")
     adapter = given.take("adapter")
     if adapter is None or adapter.off:
         draft.put("adapter.method", "full", adapter or "no adapter")
-        if adapter is not None:
-            draft.carried(adapter, "adapter.method")
+        draft.carried(adapter, "adapter.method")
     elif adapter.value in ("lora", "qlora"):
         draft.carry(adapter, "adapter.method", adapter.value)
         if adapter.value == "qlora":
@@ -64,8 +62,7 @@ def convert(given: Given, draft: Draft) -> None:
     linear = given.get("lora_target_linear")
     if linear is not None and linear.value is not None and truth(linear):
         named = given.take("lora_target_modules")
-        if named is not None:
-            draft.carried(named, "adapter.target_modules", "lora_target_linear says all")
+        draft.carried(named, "adapter.target_modules", "lora_target_linear says all")
     _data(given, draft)
     evaluation = [key for key in given.entries if key.startswith("test_datasets.")]
     if evaluation:
@@ -100,8 +97,7 @@ def _data(given: Given, draft: Draft) -> None:
     if jinja is not None and not jinja.off:
         draft.carry(jinja, "model.chat_template", jinja.value)
         given.take("chat_template")
-        if template is not None:
-            draft.carried(template, "model.chat_template")
+        draft.carried(template, "model.chat_template")
     elif "alpaca" in forms and template is None:
         draft.put("model.chat_template", "alpaca", "datasets.0.type: alpaca writes this prompt")
 
@@ -117,8 +113,7 @@ def _datasets(given: Given, draft: Draft, key: str, place: str) -> list[str]:
         read = {name: given.take(f"{prefix}.{name}") for name in SOURCE_KEYS if name != "path"}
         form, more = _form(given, draft, prefix, read)
         for name, entry in read.items():
-            if entry is not None:
-                draft.carried(entry, f"{place}.{index}.{'format' if name == 'type' else name}")
+            draft.carried(entry, f"{place}.{index}.{'format' if name == 'type' else name}")
         files = read["data_files"]
         name = str(path.value)
         if files is not None and not files.off:
@@ -142,13 +137,12 @@ def _datasets(given: Given, draft: Draft, key: str, place: str) -> list[str]:
         split = read["split"].value if read["split"] is not None else None
         source(draft, f"{place}.{index}", path, name=name, form=form, config=config, split=split, **more)
         forms.append("alpaca" if form == "alpaca" else form)
-        for left in [entry for entry in given.left() if entry.key.startswith(f"{prefix}.")]:
-            _leftover(given, draft, left)
+        for left in given.take_below(prefix):
+            _leftover(draft, left)
     return forms
 
 
-def _leftover(given: Given, draft: Draft, entry: GivenKey) -> None:
-    given.take(entry.key)
+def _leftover(draft: Draft, entry: GivenKey) -> None:
     name = entry.key.split(".")[-1]
     if "message_property_mappings" in entry.key or name in (
         "field_thinking",

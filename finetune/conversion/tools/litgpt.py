@@ -1,5 +1,7 @@
 """LitGPT's YAML, as of config_hub/finetune, or its options in a script."""
 
+from dataclasses import replace
+
 from finetune.conversion.base import Tool, source
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, truth, whole
@@ -45,8 +47,7 @@ def convert(given: Given, draft: Draft) -> None:
         entry = given.take(key)
         if truth(entry) if entry is not None else default:
             modules += names
-        if entry is not None:
-            draft.carried(entry, "adapter.target_modules")
+        draft.carried(entry, "adapter.target_modules")
     if lora:
         draft.put(
             "adapter.target_modules",
@@ -58,8 +59,8 @@ def convert(given: Given, draft: Draft) -> None:
         if str(quantize.value) not in QUANTIZE:
             raise quantize.refused(f"got {quantize.value!r}, expected one of {', '.join(QUANTIZE)}")
         bits, double = QUANTIZE[str(quantize.value)]
-        draft.note("bits", type(quantize)(quantize.key, bits, quantize.shown, quantize.line))
-        draft.note("double", type(quantize)(quantize.key, double, quantize.shown, quantize.line))
+        draft.note("bits", replace(quantize, value=bits))
+        draft.note("double", replace(quantize, value=double))
         draft.carried(quantize, "adapter.method")
     elif quantize is not None:
         draft.carried(quantize, "adapter.method", "not quantised")
@@ -135,8 +136,7 @@ def _data(given: Given, draft: Draft) -> None:
     draft.put(
         "data.supervise", "assistant" if learned else "all", masked or "LitGPT's default of mask_prompt"
     )
-    if masked is not None:
-        draft.carried(masked, "data.supervise")
+    draft.carried(masked, "data.supervise")
     if held_out is not None:
         draft.note("held_out", held_out)
     elif kind == "Alpaca2k" and path is None:

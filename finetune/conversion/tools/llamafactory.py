@@ -40,8 +40,7 @@ def convert(given: Given, draft: Draft) -> None:
         given.take("packing")
         draft.note("packing", neat)
         given.take("neat_packing")
-        if packing is not None:
-            draft.carried(packing, "data.pack_length_tokens")
+        draft.carried(packing, "data.pack_length_tokens")
     elif packing is not None and truth(packing):
         draft.put("data.attention", "leaky", f"{draft.comment(packing)}: documents of a pack see one another")
         if neat is not None:
@@ -58,12 +57,10 @@ def convert(given: Given, draft: Draft) -> None:
     samples = given.take("max_samples")
     _sources(given, draft, "dataset", "data.train", pretraining, samples)
     _sources(given, draft, "eval_dataset", "data.evaluation.sources", pretraining, samples)
-    if samples is not None:
-        draft.carried(samples, "data.train.0.max_rows")
+    draft.carried(samples, "data.train.0.max_rows")
     for key in ("dataset_dir", "eval_num_beams", "compute_accuracy"):
         entry = given.take(key)
-        if entry is not None:
-            draft.carried(entry)
+        draft.carried(entry)
 
 
 def _sources(

@@ -1,13 +1,14 @@
 """LLaMA-Factory's new form (v1): plug-ins by name, data in a YAML of its own."""
 
+from dataclasses import replace
+from pathlib import Path
+
 from finetune.conversion.base import Tool, source
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given
 from finetune.conversion.reading import read
+from finetune.conversion.tools.llamafactory import FORMS
 from finetune.errors import FinetuneError
-
-FORMS = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
-SCHEDULES = {"constant": "constant", "linear": "linear", "cosine": "cosine"}
 
 
 def prepare(given: Given) -> None:
@@ -36,24 +37,14 @@ def convert(given: Given, draft: Draft) -> None:
     quant = given.take("quant_config.name")
     bits = given.take("quant_config.quantization_bit") or given.take("quant_config.bits")
     if quant is not None and not quant.off:
-        draft.note("bits", bits or type(quant)(quant.key, 4, quant.shown, quant.line))
+        draft.note("bits", bits or replace(quant, value=4))
         draft.carried(quant, "adapter.method")
-    scheduler = given.take("lr_scheduler_config.name")
-    if scheduler is not None:
-        draft.carry(scheduler, "train.schedule", SCHEDULES.get(str(scheduler.value), "cosine"))
-    optimizer = given.take("optim_config.name")
-    if optimizer is not None:
-        if str(optimizer.value).lower() in ("adamw", "adamw_torch"):
-            draft.carry(optimizer, "train.optimizer", "adamw")
-        else:
-            draft.drop(optimizer, f"optimizer {optimizer.value} is not here: adamw stands in its place")
     strategy = given.take("batching_strategy")
     if strategy is not None:
-        how = {"normal": "rows are padded"}.get(str(strategy.value), "")
-        if how:
-            draft.carried(strategy, "data.pack_length_tokens", how)
+        if str(strategy.value) == "normal":
+            draft.carried(strategy, "data.pack_length_tokens", "rows are padded")
         else:
-            draft.note("packing", type(strategy)(strategy.key, True, strategy.shown, strategy.line))
+            draft.note("packing", replace(strategy, value=True))
     draft.put("data.over_length", "truncate_end", "LLaMA-Factory cuts rows at cutoff_len")
     for key, place in (("train_dataset", "data.train"), ("eval_dataset", "data.evaluation.sources")):
         _sources(given, draft, key, place)
@@ -97,10 +88,8 @@ def _sources(given: Given, draft: Draft, key: str, place: str) -> None:
     draft.carried(entry, place)
 
 
-def _beside(file: "object", name: str) -> str:
-    from pathlib import Path
-
-    here = Path(str(file)).parent
+def _beside(file: Path, name: str) -> str:
+    here = file.parent
     return str(next((p / name for p in (here, here.parent) if (p / name).exists()), name))
 
 

@@ -22,8 +22,7 @@ def convert(given: Given, draft: Draft) -> None:
     )
     if name == "dora":
         draft.put("adapter.use_dora", True, kind or "")
-    if kind is not None:
-        draft.carried(kind, "adapter.method")
+    draft.carried(kind, "adapter.method")
     rank, scale = given.get("lora_parameters.rank"), given.take("lora_parameters.scale")
     if scale is not None and name != "full":
         alpha = number(scale) * (whole(rank) if rank is not None else 8)
@@ -67,8 +66,7 @@ def convert(given: Given, draft: Draft) -> None:
         "completion" if masked is not None and truth(masked) else "all",
         masked or "mlx-lm's default of mask_prompt",
     )
-    if masked is not None:
-        draft.carried(masked, "data.supervise")
+    draft.carried(masked, "data.supervise")
     _data(given, draft)
     draft.put("data.over_length", "truncate_end", "mlx-lm cuts rows at max_seq_length")
     for key in ("test", "test_batches", "val_batches", "clear_cache_threshold"):
@@ -111,8 +109,7 @@ def _schedule(given: Given, draft: Draft) -> None:
         draft.carried(warmup, "train.warmup_steps")
         draft.note("warmup", GivenKey(warmup.key, whole(warmup), warmup.shown))
     for entry in (*keys[2:], given.take("lr_schedule")):
-        if entry is not None:
-            draft.carried(entry, "train.schedule")
+        draft.carried(entry, "train.schedule")
 
 
 def _data(given: Given, draft: Draft) -> None:

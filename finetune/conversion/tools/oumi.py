@@ -1,5 +1,6 @@
 """oumi's YAML: model, data, training, peft."""
 
+from dataclasses import replace
 from typing import Any
 
 from finetune.conversion.base import TRAINER_DEFAULTS, Tool, source
@@ -53,17 +54,15 @@ def convert(given: Given, draft: Draft) -> None:
     adapter = given.take("training.use_peft")
     on = adapter is not None and truth(adapter)
     draft.put("adapter.method", "lora" if on else "full", adapter or "oumi's default of training.use_peft")
-    if adapter is not None:
-        draft.carried(adapter, "adapter.method")
+    draft.carried(adapter, "adapter.method")
     quantised, bits = given.take("peft.q_lora"), given.take("peft.q_lora_bits")
     if quantised is not None and truth(quantised) and on:
         found = bits or GivenKey("peft.q_lora_bits", 4, given.shown)
-        draft.note("bits", GivenKey(quantised.key, int(found.value), quantised.shown, quantised.line))
+        draft.note("bits", replace(quantised, value=int(found.value)))
         draft.carried(quantised, "adapter.method")
     elif quantised is not None:
         draft.carried(quantised, "adapter.method", "not quantised")
-    if bits is not None:
-        draft.carried(bits, "adapter.method")
+    draft.carried(bits, "adapter.method")
     dtype = given.get("model.torch_dtype_str")
     if not on and dtype is not None and dtype.value in ("bfloat16", "bf16"):
         draft.put("train.weights_dtype", "bf16", dtype)
@@ -110,12 +109,9 @@ def _data(given: Given, draft: Draft, part: str, place: str) -> None:
     forms = []
     for index, dataset in enumerate(given.items(f"{prefix}.datasets")):
         forms.append(_dataset(given, draft, dataset, f"{place}.{index}"))
-    for entry in (collator, target, pack):
-        if entry is not None and entry is not pack:
-            draft.carried(entry, "data.supervise")
-    rest = [entry for entry in given.left() if entry.key.startswith(f"{prefix}.")]
-    for entry in rest:
-        given.take(entry.key)
+    for entry in (collator, target):
+        draft.carried(entry, "data.supervise")
+    for entry in given.take_below(prefix):
         name = entry.key.rpartition(".")[2]
         if name in (
             "seed",
@@ -141,8 +137,7 @@ def _data(given: Given, draft: Draft, part: str, place: str) -> None:
         else:
             draft.drop(entry, "no counterpart for a data set's own key")
     if part != "train":
-        if pack is not None:
-            draft.carried(pack, "data.pack_length_tokens")
+        draft.carried(pack, "data.pack_length_tokens")
         return
     if pack is not None:
         draft.note("packing", pack)
@@ -214,7 +209,7 @@ def _dataset(given: Given, draft: Draft, dataset: str, place: str) -> str:
             draft.carried(entry, place)
     if form == "auto" and at is name:
         draft.otherwise(
-            GivenKey(name.key, name.value, name.shown, name.line),
+            name,
             f"{name.value} is read as format auto",
             f"{place}.format",
             changes=False,

@@ -2,7 +2,7 @@
 
 from finetune.conversion.base import TRAINER_DEFAULTS, Tool
 from finetune.conversion.draft import Draft
-from finetune.conversion.given import Given
+from finetune.conversion.given import Given, GivenKey
 from finetune.conversion.reading import read
 
 BESIDE = ("training_args.json", "training_args.yaml", "training_args.yml", "training_args.toml")
@@ -38,8 +38,7 @@ def convert(given: Given, draft: Draft) -> None:
     task = given.take("task_type")
     if task is not None and task.value not in ("CAUSAL_LM", None):
         raise task.refused(f"got {task.value!r}, expected CAUSAL_LM")
-    if task is not None:
-        draft.carried(task, "objective.kind")
+    draft.carried(task, "objective.kind")
     for key in EMPTY:
         entry = given.get(key)
         if entry is not None and entry.off:
@@ -48,14 +47,11 @@ def convert(given: Given, draft: Draft) -> None:
     pickled = given.file.parent / "training_args.bin"
     if pickled.is_file() and not any((given.file.parent / name).is_file() for name in BESIDE):
         why = "training_args.bin can run code and isn't loaded: write it as JSON (args.to_json_string())"
-        draft.drop(
-            type(kind)("training_args.bin", None, str(pickled), 1) if kind else given.entries["r"], why
-        )
-    rows = type(kind)("data", None, given.shown, 1) if kind is not None else None
+        draft.drop(GivenKey("training_args.bin", None, str(pickled), 1), why)
     draft.put("data.train.0.dataset", "owner/name", "not in the file: name the rows here")
     draft.put("data.train.0.format", "auto", "")
-    if rows is not None:
-        draft.drop(rows, "neither file says which rows were trained on: change data.train")
+    rows = GivenKey("data", None, given.shown, 1)
+    draft.drop(rows, "neither file says which rows were trained on: change data.train")
 
 
 TOOL = Tool(

@@ -41,8 +41,7 @@ def convert(given: Given, draft: Draft) -> None:
         draft.batch.processes = int(processes)
     fields = given.take("use_hf")
     hub = fields is not None and truth(fields)
-    if fields is not None:
-        draft.carried(fields, "data.train")
+    draft.carried(fields, "data.train")
     name, author = given.take("model_name"), given.take("model_author")
     _placeholder(draft, name, "{{NAME}}")
     _placeholder(draft, author, "{{AUTHOR}}")
@@ -97,8 +96,7 @@ def _task(given: Given, draft: Draft, task: GivenKey) -> None:
     if kind != "regression":
         draft.put("model.head.labels", [str(index) for index in range(count)], labels or task)
     for entry in (task, labels, problem):
-        if entry is not None:
-            draft.carried(entry, "model.head")
+        draft.carried(entry, "model.head")
     draft.notes["classifies"] = task
 
 

@@ -1,5 +1,6 @@
 """torchtune's YAML: components by their dotted names."""
 
+from dataclasses import replace
 from typing import Any
 
 from finetune.conversion.base import Tool, source
@@ -58,8 +59,7 @@ def convert(given: Given, draft: Draft) -> None:
         draft.put("train.weights_dtype", "bf16", dtype)
     profiler = given.get("profiler.enabled")
     if profiler is None or not truth(profiler):
-        for entry in [entry for entry in given.left() if entry.key.startswith("profiler.")]:
-            given.take(entry.key)
+        for entry in given.take_below("profiler"):
             draft.carried(entry, "", "off there; the toolkit has none")
     _data(given, draft, "dataset", "data.train.0")
     _data(given, draft, "dataset_val", "data.evaluation.sources.0")
@@ -138,7 +138,7 @@ def _data(given: Given, draft: Draft, key: str, place: str) -> None:
     source(
         draft,
         place,
-        GivenKey(at.key, text, at.shown, at.line),
+        replace(at, value=text),
         name=str(text),
         form=form,
         split=_value(values["split"], None),

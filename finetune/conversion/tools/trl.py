@@ -23,7 +23,6 @@ DEFAULTS = {
 def prepare(given: Given) -> None:
     """What an older name of a key makes of its default."""
     if "max_seq_length" in given:
-        given.entries.pop("max_length", None) if not given.entries.get("max_length") else None
         given.add_defaults({"max_length": given.value("max_seq_length")})
     if not given.under("lora_target_modules"):
         given.add_defaults({"lora_target_modules": ["q_proj", "v_proj"]})
@@ -45,16 +44,14 @@ def method(given: Given, draft: Draft) -> None:
         draft.carry(entry, "adapter.method", "lora")
     else:
         draft.put("adapter.method", "full", entry or "use_peft is off")
-        if entry is not None:
-            draft.carried(entry, "adapter.method")
+        draft.carried(entry, "adapter.method")
 
 
 def learned(given: Given, draft: Draft) -> None:
     """Rows are learned whole unless the file says otherwise; of prompts, the completions."""
     assistant, completion = given.take("assistant_only_loss"), given.take("completion_only_loss")
     for entry in (assistant, completion):
-        if entry is not None:
-            draft.carried(entry, "data.supervise")
+        draft.carried(entry, "data.supervise")
     if assistant is not None and truth(assistant):
         draft.put("data.supervise", "assistant", assistant)
     elif completion is not None and truth(completion):
@@ -98,8 +95,7 @@ def _dataset(given: Given, draft: Draft) -> None:
     if field is not None and field.value not in (None, "text"):
         form, more = "text", {"columns": {"text": field.value}}
     for other in (config, split, field):
-        if other is not None:
-            draft.carried(other, "data.train.0")
+        draft.carried(other, "data.train.0")
     if entry is not None and not entry.off:
         source(
             draft, "data.train.0", entry, form=form, config=values["config"], split=values["split"], **more
@@ -117,8 +113,7 @@ def _dataset(given: Given, draft: Draft) -> None:
                 split=test.value if test else "test",
                 **more,
             )
-    if test is not None:
-        draft.carried(test, "data.evaluation.sources")
+    draft.carried(test, "data.evaluation.sources")
     for index, prefix in enumerate(given.items("datasets")):
         path = given.take(f"{prefix}.path")
         if path is None:
@@ -137,8 +132,7 @@ def _dataset(given: Given, draft: Draft) -> None:
         if share is not None and not share.off:
             draft.drop(share, "a fraction of a source: write sample_rows, the number of rows")
         for other in (name, split, files, columns):
-            if other is not None:
-                draft.carried(other, f"data.train.{index}")
+            draft.carried(other, f"data.train.{index}")
     take_all(draft, given, "dataset_kwargs", how="as the format reads it")
 
 
@@ -168,14 +162,9 @@ def _convert_handbook(given: Given, draft: Draft) -> None:
         entry = given.get(key)
         if entry is not None:
             raise entry.refused("supervised training is converted: this is a preference objective")
-    method(given, draft)
     _mixture(given, draft)
-    _dataset(given, draft)
-    learned(given, draft)
-    packing(given, draft)
-    draft.put("data.over_length", "truncate_end", "TRL cuts rows at max_length")
-    for entry in [entry for entry in given.left() if entry.key.startswith("dataset_kwargs.")]:
-        given.take(entry.key)
+    convert(given, draft)
+    for entry in given.take_below("dataset_kwargs"):
         draft.otherwise(entry, "the tokenizer and its template say it")
 
 
@@ -197,8 +186,7 @@ def _mixture(given: Given, draft: Draft) -> None:
             split=split.value if split else None,
         )
         for other in (config, split, columns):
-            if other is not None:
-                draft.carried(other, place)
+            draft.carried(other, place)
         if weight is not None:
             share = number(weight)
             if share < 1:

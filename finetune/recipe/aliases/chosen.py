@@ -95,8 +95,14 @@ CHOSEN = (
         "data.init_args.ignore_index label_ignore_index num_output_chunks",
         "", "chosen", "a step's loss is divided by the tokens learned in it, over all processes",
     ),
-    Alias("optimizer._component_ optimizer._target_ optimizer.class_path", "train.optimizer", "optimizer"),
-    Alias("lr_scheduler._component_ lr_scheduler._target_", "train.schedule", "schedule"),
+    Alias(
+        "optimizer._component_ optimizer._target_ optimizer.class_path optim_config.name",
+        "train.optimizer", "optimizer",
+    ),
+    Alias(
+        "lr_scheduler._component_ lr_scheduler._target_ lr_scheduler_config.name",
+        "train.schedule", "schedule",
+    ),
     Alias(
         "hub_token hf_use_auth_token access_token token",
         "", "chosen", "the hub's token is HF_TOKEN, or that of `hf auth login`; a recipe holds no secret",

@@ -78,6 +78,22 @@ def test_a_default_of_theirs_that_is_ours_too_is_not_written(folder: Path) -> No
     assert "Axolotl's default of sequence_len" in recipe
 
 
+def test_the_names_of_a_plugin_are_read_by_the_table(folder: Path) -> None:
+    """LLaMA-Factory v1's scheduler and optimizer are the recipe's, with the warm-up; one that isn't here is
+    named."""
+    file = folder / "plugins.yaml"
+    text = "model: owner/base\npeft_config: {name: lora}\ntrain_dataset: owner/name\nwarmup_ratio: 0.1\n"
+    file.write_text(
+        f"{text}lr_scheduler_config: {{name: cosine_with_min_lr}}\noptim_config: {{name: lion}}\n"
+    )
+    recipe = finetune.convert(file, "llamafactory_v1").recipe
+    for value in ("schedule: cosine_with_minimum", "optimizer: lion", "warmup_ratio: 0.1"):
+        assert value in recipe
+    file.write_text(f"{text}lr_scheduler_config: {{name: polynomial}}\n")
+    (line,) = finetune.convert(file, "llamafactory_v1").dropped
+    assert "schedule polynomial is not here" in str(line)
+
+
 def test_json_and_toml_are_read_as_well(folder: Path) -> None:
     """The same keys in JSON and TOML give the same recipe."""
     keys = {"tuner_type": "lora", "model": "a/b", "dataset": ["c/d#5"], "use_hf": True, "learning_rate": 3e-5}
