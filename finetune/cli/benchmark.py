@@ -57,9 +57,7 @@ def benchmark(
     Needs lm-eval: pip install "llama-finetune[benchmarks]"
     """
     from finetune import api
-    from finetune.evaluation.harness.lm_eval import check_installed
 
-    check_installed()
     tell_messages(as_json)
     result = api.benchmark(
         target,

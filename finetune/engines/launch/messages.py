@@ -31,7 +31,7 @@ def to_launcher() -> ToLauncher | None:
     """The handler of the main process of a launch; None in every other process, and where torchrun or
     accelerate launched."""
     path = os.environ.get(environment.MESSAGES)
-    return ToLauncher(Path(path)) if path and os.environ.get("RANK") == "0" else None
+    return ToLauncher(Path(path)) if path and environment.world().rank == 0 else None
 
 
 class FromWorkers:
@@ -48,3 +48,8 @@ class FromWorkers:
         for line in lines:
             said = json.loads(line)
             logging.getLogger(said["name"]).log(said["level"], "%s", said["message"])
+
+    def finish(self) -> None:
+        """Log the rest."""
+        self.log_new()
+        self._file.close()

@@ -127,7 +127,7 @@ def run_processes(launch: Launch, arguments: list[str], run: Path | None) -> Fai
         threading.Thread(target=work).start()
         said = FromWorkers(folder / FILE)
         killed = _pass_signals_on(requests, ended, stopped, said)
-        said.log_new()
+        said.finish()
     (error,) = outcome
     if killed:
         raise KeyboardInterrupt
