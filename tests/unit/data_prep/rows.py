@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from data_prep.config import DataSection
-from data_prep.preparation import PreparedData
+from data_prep.preparation import PreparedData, prepare
 from data_prep.table.cache import entries
 from data_prep.table.documents import Document, DocumentTable
 from data_prep.tokenizers.tokenizer import load_tokenizer
@@ -51,6 +51,17 @@ def alpaca(path: Path, **options: Any) -> dict[str, Any]:
 
 def section(*train: dict[str, Any], **options: Any) -> DataSection:
     return DataSection.model_validate({"train": list(train)} | options)
+
+
+def prepared_rows(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: list[dict[str, Any]],
+    form: str = "alpaca",
+    **more: Any,
+) -> PreparedData:
+    """What these rows become; `more` are options of the section."""
+    return prepare(section(file(folder / "a.jsonl", rows, form), **more), tokenizer, seed=0)
 
 
 def said(*pairs: tuple[str, str]) -> list[dict[str, Any]]:

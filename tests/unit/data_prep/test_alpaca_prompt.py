@@ -10,10 +10,9 @@ from transformers import PreTrainedTokenizerFast
 from data_prep.chat.rendering import prompt_and_reference, render_prompt
 from data_prep.errors import DataError
 from data_prep.messages import Message
-from data_prep.preparation import PreparedData, prepare
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from tests.support.models import CHATML
-from tests.unit.data_prep.rows import file, section, talk
+from tests.unit.data_prep.rows import prepared_rows, talk
 
 INTRODUCTION = "Below is an instruction that describes a task"
 REQUEST = "Write a response that appropriately completes the request."
@@ -44,23 +43,13 @@ def alpaca(llama_folder: Path) -> PreTrainedTokenizerFast:
     return load_tokenizer(llama_folder, chat_template="alpaca")
 
 
-def prepared(
-    folder: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    rows: list[dict[str, Any]],
-    form: str = "alpaca",
-    **more: Any,
-) -> PreparedData:
-    return prepare(section(file(folder / "a.jsonl", rows, form), **more), tokenizer, seed=0)
-
-
 @pytest.mark.parametrize("supervise", ["assistant", "all"])
 def test_each_row_is_the_published_prompt(
     tmp_path: Path, alpaca: PreTrainedTokenizerFast, supervise: str
 ) -> None:
     """With and without an input, a row is a BOS, the published prompt, the answer and an EOS, no more; the
     answer and the EOS are learned, and the model is asked with the prompt's tokens."""
-    data = prepared(tmp_path, alpaca, ROWS, supervise=supervise, allow_findings=["prompt_not_learned"])
+    data = prepared_rows(tmp_path, alpaca, ROWS, supervise=supervise, allow_findings=["prompt_not_learned"])
     for row, document, (_, example) in zip(ROWS, data.train, data.training_rows(), strict=True):
         prompt = published(row["instruction"], row.get("input", ""))
         text = alpaca.decode(document.token_ids, clean_up_tokenization_spaces=False)
@@ -100,7 +89,7 @@ def test_other_templates_write_the_input_on_the_next_line(
 ) -> None:
     """Their rows are as they were: the instruction, a line break, the input."""
     tokenizer = load_tokenizer(llama_folder, chat_template=name)
-    data = prepared(
+    data = prepared_rows(
         tmp_path, tokenizer, ROWS, allow_findings=["unsupervised_end_of_turn", "prompt_not_learned"]
     )
     assert [example.messages[0].content for _, example in data.training_rows()][
@@ -112,7 +101,7 @@ def test_earlier_runs_keep_their_prompt(tmp_path: Path, llama_folder: Path) -> N
     """By preparation 3 the input is below the instruction, without a heading, and a blank line ends the
     row."""
     tokenizer = load_tokenizer(llama_folder, chat_template="alpaca", preparation=3)
-    document = prepared(tmp_path, tokenizer, ROWS).train[1]
+    document = prepared_rows(tmp_path, tokenizer, ROWS).train[1]
     prompt = published("Say it twice.\nblue lamp")
     text = tokenizer.decode(document.token_ids, clean_up_tokenization_spaces=False)
     assert text == f"<s>{prompt}blue lamp\nblue lamp</s>\n\n"
@@ -124,9 +113,9 @@ def test_a_template_can_be_in_the_recipe(tmp_path: Path, base: Path) -> None:
     here, there = (load_tokenizer(base, chat_template=text) for text in (CHATML, str(tmp_path / "own.jinja")))
     assert here.chat_template == there.chat_template
     rows = [talk("Hi.", "Yes.")]
-    assert list(prepared(tmp_path, here, rows, "messages").train) == list(
-        prepared(tmp_path, there, rows, "messages").train
+    assert list(prepared_rows(tmp_path, here, rows, "messages").train) == list(
+        prepared_rows(tmp_path, there, rows, "messages").train
     )
     broken = load_tokenizer(base, chat_template="{% for message in messages %}")
     with pytest.raises(DataError, match=r"the chat template \(the recipe's own\) fails on this conversation"):
-        prepared(tmp_path, broken, rows, "messages")
+        prepared_rows(tmp_path, broken, rows, "messages")

@@ -1,6 +1,7 @@
 """Weights within a turn: by regular expressions, and by a message's parts."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,14 @@ from transformers import PreTrainedTokenizerFast
 from data_prep.chat.tokenization import Tokenization
 from data_prep.errors import DataError
 from data_prep.messages import Conversation, Message, PlainText
-from data_prep.preparation import PreparedData, prepare
 from data_prep.table.documents import Document
 from data_prep.tokenizers.tokenizer import load_tokenizer
-from tests.unit.data_prep.rows import file, section, talk
+from tests.unit.data_prep.rows import prepared_rows, talk
 
 SAID = "Thought: blue lamp.\nAction: send\nAction Input: {7}"
 
 
-def prepared(
-    folder: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    rows: list[dict[str, Any]],
-    form: str = "messages",
-    **more: Any,
-) -> PreparedData:
-    return prepare(section(file(folder / "a.jsonl", rows, form), **more), tokenizer, seed=0)
+prepared = partial(prepared_rows, form="messages")
 
 
 def characters(document: Document, tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, float]]:
@@ -84,7 +77,7 @@ def test_patterns_weigh_plain_texts(
         tmp_path,
         tokenizer,
         [{"text": "blue lamp seven"}],
-        "text",
+        form="text",
         loss_weights={"lamp": 4},
         supervise=supervise,
     ).train
@@ -92,7 +85,7 @@ def test_patterns_weigh_plain_texts(
     assert text.weights[-1] == 1.0
     rows = [{"prompt": "lamp: ", "completion": "blue lamp"}]
     [document] = prepared(
-        tmp_path, tokenizer, rows, "prompt_completion", loss_weights={"lamp": 0}, supervise=supervise
+        tmp_path, tokenizer, rows, form="prompt_completion", loss_weights={"lamp": 0}, supervise=supervise
     ).train
     assert weighted(document, tokenizer, "blue")[0] == 1.0
     assert set(weighted(document, tokenizer, "lamp:")) <= ({0.0} if supervise == "assistant" else {0.0, 1.0})
