@@ -1,11 +1,13 @@
 """How the rows of an objective become documents. A language model's way is the default; labels.py has a
 classifier's."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_prep.messages import Example, Parsed, Preference
 
 if TYPE_CHECKING:
+    from data_prep.audit.report import SourceReport
     from data_prep.chat.tokenization import Rendered, Tokenization
     from data_prep.table.documents import Document
 
@@ -30,8 +32,9 @@ class RowEncoding:
     def refusal(self, rows: int) -> str:
         """Why a source is refused of which so many rows have another form."""
         return (
-            f"its {rows:,} pairs of chosen and rejected answers are valid, but training on preferences is "
-            "not supported yet; to learn only the chosen answers, use format template or messages"
+            f"{rows:,} of its rows are pairs of a chosen and a rejected answer: name an objective that "
+            "compares them (objective.kind: dpo, orpo, simpo ...); to learn only the chosen answers, use "
+            "format template or messages"
         )
 
     def render(self, example: Example, tokenization: "Tokenization", place: str) -> "Rendered":
@@ -48,6 +51,10 @@ class RowEncoding:
         from data_prep.table.documents import Document
 
         return Document([0] * tokens, ((1, tokens, 1.0),), place="longest")
+
+    def count(self, documents: "Sequence[Document]", report: "SourceReport") -> None:
+        """Count in the report what is to be known of a row that is kept, beside what is counted of every
+        row."""
 
     def cache_key(self) -> dict[str, Any]:
         """What of this determines documents, as plain values."""

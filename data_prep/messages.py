@@ -121,11 +121,15 @@ class Preference:
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    """As in Conversation, and so are these:"""
+    changes: tuple[str, ...] = ()
+    template_arguments: dict[str, Any] = field(default_factory=dict)
 
 
 Example = Conversation | PlainText
 Parsed = Example | Preference
-"""What a format makes of a row; a preference can't be trained on yet."""
+"""What a format makes of a row."""
 
 
 def without_reasoning(example: Example) -> Example:

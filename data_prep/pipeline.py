@@ -191,6 +191,7 @@ class Pipeline:
             report.drop(place, "too_long", candidate.excerpt)
             return
         report.keep(kept)
+        self.encoding.count(kept, report)
         report.special_tokens_in_text += candidate.special and self.section.special_tokens_in_text == "keep"
         if candidate.repeats:
             report.duplicates.add(place, candidate.excerpt)

@@ -151,7 +151,10 @@ def prepare(
         _refuse_findings(report, section)
     if trained and (sides := hold_out(train, section, seed, encoding.documents_per_row)) is not None:
         train, evaluation = sides
-    report = replace(report, train_rows=len(train), evaluation_rows=len(evaluation), streamed=not trained)
+    per = encoding.documents_per_row
+    report = replace(
+        report, train_rows=len(train) // per, evaluation_rows=len(evaluation) // per, streamed=not trained
+    )
     repeats = _repeats(section, train, report) if trained else [1.0] * len(section.train)
     packs = partial(
         epoch_packs,

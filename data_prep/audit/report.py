@@ -69,6 +69,9 @@ NOTES = {
 """What is worth knowing about rows that are kept; the names from data.turn_order say what it did to their
 turns."""
 
+LEAST_PAIRS, TELLING_SHARE = 20, 0.8
+"""So many pairs, and in so many of them one kind of answer the longer one: lengths may be what is learned."""
+
 LENGTH_EDGES = (
     0,
     16,
@@ -163,8 +166,15 @@ class SourceReport:
     on."""
     empty_files: list[str] = field(default_factory=list)
     """Files without rows."""
+    pairs: int = 0
+    """Rows kept that are two answers to compare; of them, those whose chosen answer is the longer one, and
+    those whose rejected one is:"""
+    longer_chosen: int = 0
+    longer_rejected: int = 0
+    shared_tokens: int = 0
+    """Tokens with which both documents of a pair begin, counted once a pair."""
     documents: int = 0
-    """The same as rows_kept, unless rows were split."""
+    """The same as rows_kept, unless rows were split, or are pairs."""
     tokens: int = 0
     supervised_tokens: int = 0
     longest_tokens: int = 0
@@ -184,6 +194,18 @@ class SourceReport:
         """Count one file without rows; a stream may read it again."""
         if name not in self.empty_files:
             self.empty_files.append(name)
+
+    def pair(self, chosen: Document, rejected: Document) -> None:
+        """Count a pair that is kept, by the lengths of its answers and the tokens that both begin with."""
+        self.pairs += 1
+        lengths = chosen.supervised_tokens, rejected.supervised_tokens
+        self.longer_chosen += lengths[0] > lengths[1]
+        self.longer_rejected += lengths[0] < lengths[1]
+        both = zip(chosen.token_ids, rejected.token_ids, strict=False)
+        shared = next((index for index, (one, other) in enumerate(both) if one != other), None)
+        self.shared_tokens += (
+            min(len(chosen.token_ids), len(rejected.token_ids)) if shared is None else shared
+        )
 
     def skip(self, error: DataError) -> None:
         """Count one row that can't be read or parsed, and what is wrong with it."""
@@ -309,6 +331,7 @@ def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
             f"  split {source.split.count:,} into documents of data.max_length_tokens"
             f"{f' ({lost:,} labels lost)' if lost else ''}: {source.split.named()}"
         )
+    lines += _pair_lines(source)
     lines += [f"  kept {rows.count:,} {NOTES[note]}: {rows.named()}" for note, rows in source.noted.items()]
     if source.cleaned:
         lines.append(f"  changed the text of {source.cleaned:,} by data.clean")
@@ -327,6 +350,27 @@ def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
         lines.append(f"  files without a row ({len(source.empty_files):,}): {', '.join(source.empty_files)}")
     if source.unread_files:
         lines.append(f"  not read in this folder: {', '.join(source.unread_files)}")
+    return lines
+
+
+def _pair_lines(source: SourceReport) -> list[str]:
+    """What is to be said of pairs: whether lengths alone tell the answers apart, and what a prompt is of
+    them."""
+    if not source.pairs:
+        return []
+    share = source.longer_chosen / source.pairs
+    lines = [
+        f"  {source.pairs:,} pairs: the chosen answer has more tokens in {share:.0%}, the rejected one in "
+        f"{source.longer_rejected / source.pairs:.0%}; {2 * source.shared_tokens / source.tokens:.0%} of the "
+        "tokens are what both answers of a pair share"
+    ]
+    if source.pairs >= LEAST_PAIRS and max(share, source.longer_rejected / source.pairs) >= TELLING_SHARE:
+        which = "longer" if share >= TELLING_SHARE else "shorter"
+        lines.append(
+            f"  warning: the {which} answer is nearly always the chosen one, so that a model may learn its "
+            "length and nothing else: balance the lengths, or normalise them (objective.length_normalized, "
+            "objective.kind: simpo)"
+        )
     return lines
 
 

@@ -1,30 +1,49 @@
-"""Pairs of a chosen and a rejected answer. They are parsed and checked; training on them is not supported
-yet."""
+"""Pairs of a chosen and a rejected answer, in the forms in which they are published."""
 
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from data_prep.formats.base import Columns, Format, FormatOptions
-from data_prep.formats.chat import SHAREGPT_KEYS, turn_list, with_system
+from data_prep.formats.chat import (
+    SHAREGPT_KEYS,
+    TEMPLATE_ARGUMENTS,
+    template_arguments,
+    tool_list,
+    turn_list,
+    with_system,
+)
 from data_prep.formats.columns import as_text, column, optional_text_column, text_column
 from data_prep.formats.text_values import as_structure, as_turns_or_text
 from data_prep.formats.turn_order import Turn, checked, mended
 from data_prep.messages import Message, Preference
+from data_prep.text import shown
+
+TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):[ \t]?")
+"""What begins a turn in the transcripts of Bai et al. 2022 (HH-RLHF), arXiv:2204.05862."""
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+QUESTIONS = ("question", "prompt")
+"""Columns with a prompt as one text."""
 
 
 def parse_preference(values: dict[str, Any], options: FormatOptions) -> list[Preference]:
-    """The turns before, and the two continuations: texts, messages in OpenAI's form or turns in
-    ShareGPT's."""
+    """The turns before, and the two continuations: texts, messages in OpenAI's form, turns in ShareGPT's, or
+    transcripts.
+
+    Where both continuations begin with the prompt, or there is none, they are complete conversations, of
+    which the prompt is what they share.
+    """
     order = options.turn_order
     changes: set[str] = set()
     prompt = mended(_prompt(values, options.before_input), set(order) - {"drop_unanswered"}, changes)
     of_answers = set(order) - ({"drop_greeting"} if prompt else set())
-    chosen, rejected = (
-        mended(_answer(column(values, name), name), of_answers, changes) for name in ("chosen", "rejected")
-    )
-    if not prompt:  # both hold the complete conversation
-        shared = 0
-        while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared][1] == rejected[shared][1]:
-            shared += 1
+    chosen, rejected = (mended(turns, of_answers, changes) for turns in _answers(values))
+    if prompt:
+        chosen, rejected = _continuations(prompt, chosen), _continuations(prompt, rejected)
+    shared = _shared(chosen, rejected)
+    if not prompt:
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
     ways = [
         checked(prompt + answer, f"prompt + {name}", order, changes)
@@ -33,7 +52,16 @@ def parse_preference(values: dict[str, Any], options: FormatOptions) -> list[Pre
     before = len(prompt)
     if ways[0] == ways[1]:
         raise ValueError("chosen and rejected are identical, so there is no preference to learn")
-    return [Preference(ways[0][:before], ways[0][before:], ways[1][before:])]
+    return [
+        Preference(
+            ways[0][:before],
+            ways[0][before:],
+            ways[1][before:],
+            tool_list(values),
+            tuple(sorted(changes)),
+            template_arguments(values),
+        )
+    ]
 
 
 def _prompt(values: dict[str, Any], before_input: str) -> list[Turn]:
@@ -44,35 +72,111 @@ def _prompt(values: dict[str, Any], before_input: str) -> list[Turn]:
         instruction = text_column(values, "instruction")
         question = f"{instruction}{before_input}{context}" if context else instruction
         return with_system([("instruction", Message("user", question))], values)
-    prompt = values.get("prompt")
-    if prompt is None:
-        return with_system([], values)
+    name = next((name for name in QUESTIONS if values.get(name) is not None), None)
+    if name is None:
+        return [] if _is_complete(values) else with_system([], values)
+    prompt = values[name]
     if isinstance(prompt, list):
-        return with_system(turn_list(prompt, "prompt"), values)
-    return with_system([("prompt", Message("user", as_text(prompt, "prompt")))], values)
+        return with_system(turn_list(prompt, name), values)
+    return with_system([(name, Message("user", as_text(prompt, name)))], values)
+
+
+def _is_complete(values: dict[str, Any]) -> bool:
+    """Whether a row has complete conversations, whose system message stands in each of them."""
+    return "messages" in values
+
+
+def _answers(values: dict[str, Any]) -> tuple[list[Turn], list[Turn]]:
+    """The turns of the two continuations, which may begin with the prompt's."""
+    if not _is_complete(values):
+        return (
+            _answer(column(values, "chosen"), "chosen"),
+            _answer(column(values, "rejected"), "rejected"),
+        )
+    chosen = with_system(turn_list(values["messages"], "messages"), values)
+    if values.get("rejected_messages") is not None:
+        return chosen, with_system(turn_list(values["rejected_messages"], "rejected_messages"), values)
+    answer = Message("assistant", text_column(values, "rejected_response"))
+    return chosen, [*chosen[:-1], ("rejected_response", answer)]
 
 
 def _answer(value: Any, field: str) -> list[Turn]:
     if isinstance(value, dict | list):
         return turn_list([value] if isinstance(value, dict) else value, field)
-    return [(field, Message("assistant", as_text(value, field)))]
+    text = as_text(value, field)
+    if TRANSCRIPT_TURN.match(text):
+        return _transcript(text, field)
+    return [(field, Message("assistant", text))]
+
+
+def _transcript(text: str, field: str) -> list[Turn]:
+    """The turns of "\\n\\nHuman: ...\\n\\nAssistant: ..."."""
+    _, *parts = TRANSCRIPT_TURN.split(text)
+    return [
+        (f"{field}, turn {number}", Message(SPEAKERS[speaker], said.strip()))
+        for number, (speaker, said) in enumerate(zip(parts[::2], parts[1::2], strict=True), start=1)
+    ]
+
+
+def _continuations(prompt: Sequence[Turn], answer: list[Turn]) -> list[Turn]:
+    """An answer without the prompt, where it begins with that; a system message that only the prompt has is
+    no difference."""
+    before = _messages(prompt)
+    for start in (before, before[1:] if before[0].role == "system" else ()):
+        if start and _messages(answer[: len(start)]) == start:
+            return answer[len(start) :]
+    if before[-1].role == "user" and answer and answer[0][1].role in ("system", "user"):
+        place, message = answer[0]
+        raise ValueError(
+            f"{place} is a {message.role} turn, {shown(message.content)}: a continuation begins with the "
+            "assistant's turn, or with the whole prompt, and the prompt is another one"
+        )
+    return answer
+
+
+def _shared(chosen: list[Turn], rejected: list[Turn]) -> int:
+    """How many turns both begin with. Raises ValueError where they first differ in another turn than the
+    assistant's."""
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared][1] == rejected[shared][1]:
+        shared += 1
+    for place, message in chosen[shared : shared + 1] + rejected[shared : shared + 1]:
+        if message.role != "assistant":
+            raise ValueError(
+                f"chosen and rejected differ from {place} on, a {message.role} turn: both must answer the "
+                "same prompt"
+            )
+    return shared
+
+
+def _messages(turns: Sequence[Turn]) -> tuple[Message, ...]:
+    """The messages alone, without what decides whether a turn is learned."""
+    return tuple(replace(message, weight=None) for _, message in turns)
 
 
 FORMAT = Format(
     "preference",
-    row="""`{"prompt": ..., "chosen": ..., "rejected": ...}`; read and checked, but not trained on yet""",
+    row="""`{"prompt": ..., "chosen": ..., "rejected": ...}` (texts, messages or ShareGPT's turns; `question`, or \
+`instruction` and `input`, in place of `prompt`), for an objective that compares answers; without a prompt two complete \
+conversations, as messages or as HH transcripts (`"\\n\\nHuman: ...\\n\\nAssistant: ..."`); ms-swift's `messages` with \
+`rejected_messages` or `rejected_response`""",
     columns=Columns(
         (
             ("conversations", "chosen", "rejected"),
             ("instruction", "chosen", "rejected"),
+            ("question", "chosen", "rejected"),
             ("prompt", "chosen", "rejected"),
+            ("messages", "rejected_messages"),
+            ("messages", "rejected_response"),
             ("chosen", "rejected"),
         ),
-        ("input", "system"),
+        ("input", "system", "tools", TEMPLATE_ARGUMENTS),
     ),
     parse=parse_preference,
     readers={
-        "conversations": as_structure,
+        **dict.fromkeys(
+            ("conversations", "messages", "rejected_messages", "tools", TEMPLATE_ARGUMENTS), as_structure
+        ),
         **dict.fromkeys(("prompt", "chosen", "rejected"), as_turns_or_text),
     },
 )

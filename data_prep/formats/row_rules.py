@@ -68,7 +68,10 @@ class RowRules:
         if isinstance(row, Preference):
             first = row.prompt or row.chosen
             lacks = self.system is not None and first[0].role != "system"
-            return replace(row, prompt=(Message("system", self.system or ""), *row.prompt)) if lacks else row
+            if lacks:
+                row = replace(row, prompt=(Message("system", self.system or ""), *row.prompt))
+            systems = () if self.system is None else ("system",) if lacks else ("own_system",)
+            return replace(row, changes=(*row.changes, *changes, *systems))
         if self.system is None or isinstance(row, PlainText):
             return replace(row, changes=row.changes + changes) if changes else row
         if row.messages[0].role == "system":

@@ -61,17 +61,19 @@ def read_rows(
             "data.evaluation.fraction or .sources."
         )
     metrics, names = known(recipe.evaluate.metrics), labels_of(recipe)
-    asking = sorted(metric.name for metric in metrics if metric.of != "losses")
+    asking = sorted(metric.name for metric in metrics if metric.of not in ("losses", "rewards"))
     about_labels = any("labels" in metric.needs for metric in metrics)
-    documents, objective = list(data.evaluation[:most]), objective_of(recipe)
-    if not metrics and not objective.metrics_by_default(asks=True):
+    objective = objective_of(recipe)
+    documents = list(data.evaluation[: most and most * data.documents_per_row])
+    by_default = objective.metrics_by_default(asks=True)
+    if not metrics and not by_default:
         raise FinetuneError(
             f"objective {objective.kind} has no metrics; its evaluation loss is in the run's metrics.jsonl."
         )
     questions = list[Question]()
     if not objective.writes_text:
         questions = answered_rows(data.evaluation_rows[:most])
-    elif asking or not metrics:
+    elif asking or (not metrics and any(metric.of == "answers" for metric in known(by_default))):
         # Labels are counted row by row, as everywhere.
         questions = questions_of(data.evaluation_rows[:most], tokenizer, recipe.data, merged=not about_labels)
     if asking and not questions:

@@ -15,11 +15,13 @@ from finetune.evaluation.dataset import EvaluationSet
 from finetune.evaluation.head_predictions import classify
 from finetune.evaluation.label_likelihood import label_likelihoods
 from finetune.evaluation.losses import document_losses
+from finetune.evaluation.pair_rewards import pair_rewards
 from finetune.evaluation.predictions import OnProgress, answer_questions
 from finetune.evaluation.sandbox.programs import run_answers
 from finetune.generation.base_options import unused_options
 from finetune.generation.generate import cut_notes
 from finetune.objectives import objective_of
+from finetune.objectives.pairs import PairObjective
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.evaluate import EvaluateSection
 from finetune.scoring.labels import unlike_any
@@ -101,7 +103,11 @@ def measured_of(
     """What these metrics need of a model, and the seconds that each part took; see with_programs for what is
     left."""
     work = _Measurement(model, tokenizer, recipe, rows, frozenset(names), progress)
-    measured = work.generated() if objective_of(recipe).writes_text else work.classified()
+    objective = objective_of(recipe)
+    if isinstance(objective, PairObjective):
+        measured = work.compared(objective)
+    else:
+        measured = work.generated() if objective.writes_text else work.classified()
     return measured, work.seconds
 
 
@@ -206,6 +212,12 @@ class _Measurement:
         said = ((answer_of(row, head),) for row in outputs.tolist())
         answers = [Prediction(*pair) for pair in zip(self.rows.questions, said, strict=True)]
         return Measured(losses, self.rows.places, answers=answers, labels=self.rows.labels)
+
+    def compared(self, objective: PairObjective) -> Measured:
+        """Of a model that learned from pairs of answers: their rewards."""
+        documents, size = self.rows.documents, self.section.batch_size
+        rewards = self._timed("rewards", lambda: pair_rewards(self.model, documents, objective, size))
+        return Measured(places=self.rows.places, rewards=rewards)
 
     def generated(self) -> Measured:
         """Of a model that predicts tokens."""

@@ -292,8 +292,9 @@ class LossInputs:
         return numbers.new_zeros(self.documents).index_add(0, owner, numbers)
 
 
-LossOf = Callable[[Any, torch.Tensor, LossInputs], torch.Tensor]
-"""Of the model, its hidden states (B x T x D) and the rest."""
+LossOf = Callable[[Any, torch.Tensor, LossInputs], torch.Tensor | tuple[torch.Tensor, torch.Tensor]]
+"""Of the model, its hidden states (B x T x D) and the rest: the loss, and beside it what is logged, if
+anything."""
 
 Part = Literal["loss", "values", "step_terms"]
 """What a forward pass computes: an objective's function of this name (finetune.objectives.base)."""
@@ -309,10 +310,10 @@ def install_loss(
 ) -> None:
     """Make `model(input_ids=..., shift_labels=..., num_items_in_batch=...)` return a loss, and no logits.
 
-    The loss is what `loss_of` says, divided by `num_items_in_batch` where that is given. With `part` another
-    of an objective's functions is computed, and returned as logits. With `noise_seeds` the embeddings have
-    NEFTune's noise. Calls without `shift_labels` (generation, a classifier's own) go to the model's own
-    forward.
+    The loss is what `loss_of` says, divided by `num_items_in_batch` where that is given; numbers beside it
+    are returned as logits, and so is what another of an objective's functions computes with `part`. With
+    `noise_seeds` the embeddings have NEFTune's noise. Calls without `shift_labels` (generation, a
+    classifier's own) go to the model's own forward.
     """
     plain_forward = model.forward
     functions: dict[Part, LossOf] = {"loss": loss_of, **(parts or {})}
@@ -361,12 +362,13 @@ def install_loss(
                 most_chunks,
             ),
         )
+        loss, beside = found if isinstance(found, tuple) else (found, None)
         if part != "loss":
-            return CausalLMOutputWithPast(logits=found)
+            return CausalLMOutputWithPast(logits=loss)
         if isinstance(num_items_in_batch, torch.Tensor):
-            num_items_in_batch = num_items_in_batch.to(found.dtype)
+            num_items_in_batch = num_items_in_batch.to(loss.dtype)
         return CausalLMOutputWithPast(
-            loss=found if num_items_in_batch is None else found / num_items_in_batch
+            loss=loss if num_items_in_batch is None else loss / num_items_in_batch, logits=beside
         )
 
     model.forward = types.MethodType(forward, model)

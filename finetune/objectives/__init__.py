@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 
 from finetune.objectives.base import Objective
 from finetune.objectives.classification import Classification
+from finetune.objectives.dpo import Dpo, Hinge, Ipo, Robust
 from finetune.objectives.language_modeling import LanguageModeling
+from finetune.objectives.reference_free import Cpo, Orpo, Simpo
 
 if TYPE_CHECKING:
     from finetune.recipe.schema import Recipe
 
 __all__ = ["OBJECTIVES", "Classification", "LanguageModeling", "Objective", "kind_of", "objective_of"]
 
-OBJECTIVES: tuple[type[Objective], ...] = (LanguageModeling, Classification)
+OBJECTIVES: tuple[type[Objective], ...] = (
+    LanguageModeling, Classification, Dpo, Ipo, Hinge, Robust, Orpo, Simpo, Cpo,
+)  # fmt: skip
 
 
 def kind_of(recipe: "Recipe") -> type[Objective] | None:

@@ -38,10 +38,13 @@ class Objective:
     """Whether e to the power of its loss is one."""
     several_labels: bool | None = None
     """Whether a row may have several labels; None where its answer says so."""
-    values_per_document: ClassVar[int] = 0
+    values_per_document: int = 0
     """Numbers that `values` computes of each document before step 1; they are kept with the run."""
     step_values: ClassVar[int] = 0
     """Numbers that `step_terms` sums over a complete step before its first loss."""
+    logged: tuple[str, ...] = ()
+    """Names of what `loss` gives beside the loss; their means, by `weight`, are logged as train/NAME and
+    eval/NAME."""
 
     def __init__(self, recipe: "Recipe"):
         self.recipe = recipe
@@ -110,8 +113,13 @@ class Objective:
             parts={"values": self.values, "step_terms": self.step_terms},
         )
 
-    def loss(self, model: Any, hidden: "torch.Tensor", inputs: "LossInputs") -> "torch.Tensor":
-        """The sum of a micro-batch's losses, from hidden states (B x T x D): a scalar in at least float32."""
+    def loss(
+        self, model: Any, hidden: "torch.Tensor", inputs: "LossInputs"
+    ) -> "torch.Tensor | tuple[torch.Tensor, torch.Tensor]":
+        """The sum of a micro-batch's losses, from hidden states (B x T x D): a scalar in at least float32.
+
+        Where something is `logged`, the sums of these numbers beside it, without a gradient.
+        """
         raise NotImplementedError
 
     def weight(self, batch: dict[str, Any]) -> "torch.Tensor":

@@ -26,6 +26,7 @@ from finetune.recipe.reading.tree import (
 )
 from finetune.recipe.reading.yaml_tree import read_yaml
 from finetune.recipe.rules import problems_of
+from finetune.recipe.rules.objective import with_objective_defaults
 from finetune.recipe.schema import Recipe
 from finetune.recipe.shipped import shipped_recipes
 from finetune.recipe.tracking import said_by_environment, tracked
@@ -72,6 +73,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     recipe = Recipe.model_validate(tree.plain())
     folder = str(absolute(recipe.output.folder, Path.cwd()))
     recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"folder": folder})})
+    recipe = with_objective_defaults(recipe)
     said = {f"tracking.{key}": name for key, name in said_by_environment(recipe.tracking).items()}
     recipe = tracked(recipe)
     origins = _origins(recipe, tree, layers) | said

@@ -13,9 +13,9 @@ from finetune.scoring.labels import Labels
 
 T = TypeVar("T")
 
-Of = Literal["losses", "answers", "likelihoods", "programs"]
-"""What a metric is computed from: the losses of documents; or of questions the generated answers, the
-likelihoods of their labels, what became of the programs in the answers."""
+Of = Literal["losses", "answers", "likelihoods", "programs", "rewards"]
+"""What a metric is computed from: the losses of documents; of questions the generated answers, the
+likelihoods of their labels, what became of the programs in the answers; or the rewards of pairs."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,8 @@ class Measured:
     labels: Labels = field(default_factory=lambda: Labels(()))
     programs: list[tuple[Verdict, ...]] = field(default_factory=list)
     """What became of each program of each answer."""
+    rewards: list[tuple[float, float]] = field(default_factory=list)
+    """Of the chosen and the rejected answer of each pair, whose documents follow one another."""
     bleu_tokenizer: BleuTokenizer = "auto"
     notes: tuple[str, ...] = ()
     """What a person should know of how the answers were made."""
@@ -142,10 +144,15 @@ class Measured:
 
     def count(self, of: Of) -> int:
         """How many rows a metric is over."""
-        return len(self.losses if of == "losses" else self.programs if of == "programs" else self.answers)
+        counted: dict[Of, list[Any]] = {
+            "losses": self.losses, "programs": self.programs, "rewards": self.rewards,
+        }  # fmt: skip
+        return len(counted.get(of, self.answers))
 
     def places_of(self, of: Of) -> list[str]:
         """Where these rows are."""
+        if of == "rewards":
+            return self.places[::2]
         return self.places if of == "losses" else [answer.question.place for answer in self.answers]
 
     def once(self, compute: "Callable[[Measured], T]") -> T:

@@ -89,6 +89,7 @@ class ExactTrainer(Trainer):
         self.group_rates: dict[str, float] = {}
         self.step_rates: dict[str, float] = {}
         self.step_losses: list[tuple[torch.Tensor, list[str]]] = []
+        self.logged_sums, self.logged_weight = list[torch.Tensor](), 0.0
 
     def create_accelerator_and_postprocess(self) -> None:
         """As transformers does, and as the engine needs it."""
@@ -144,6 +145,7 @@ class ExactTrainer(Trainer):
         supervised = sum(int(batch["shift_labels"].ne(IGNORE_INDEX).sum()) for batch in batch_samples)
         counts = torch.stack([weight, torch.tensor(tokens).double(), torch.tensor(supervised).double()])
         counts = self.reduced(counts)
+        self.logged_weight += float(counts[0])
         self.tokens_seen += int(counts[1])
         self.supervised_tokens_seen += int(counts[2])
         return counts[0].to(device, widest_type())
@@ -188,13 +190,26 @@ class ExactTrainer(Trainer):
     ) -> torch.Tensor:
         """The micro-batch's part of the step's mean loss."""
         places, _ = inputs.pop("places"), inputs.pop("tokens")
-        loss: torch.Tensor = model(**inputs, num_items_in_batch=num_items_in_batch).loss
+        output = model(**inputs, num_items_in_batch=num_items_in_batch)
+        loss: torch.Tensor = output.loss
         loss = loss if places else loss * 0.0  # what fills up teaches nothing, whatever its loss is
+        if self.objective.logged and places:
+            self.logged_sums.append(output.logits.detach())
         self.step_losses.append((loss.detach(), places))
         if self.engine.steps_in_backward and self.group.any(not torch.isfinite(loss)):
             raise TrainingError(self._not_finite("loss", loss.item(), places))
         # DDP and ZeRO average gradients over processes; the sum is wanted.
         return loss * self.args.world_size
+
+    def logged_means(self) -> dict[str, float]:
+        """The means of what the objective logs, over all processes' batches since the last call."""
+        names, total = self.objective.logged, torch.zeros(len(self.objective.logged), dtype=torch.float64)
+        for sums in self.logged_sums:
+            total += sums.cpu().double()
+        weight, self.logged_sums, self.logged_weight = self.logged_weight, [], 0.0
+        if not names or not weight:
+            return {}
+        return dict(zip(names, (self.reduced(total) / weight).tolist(), strict=True))
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> float:
         """Raises TrainingError, before the update, where a loss or the gradient isn't finite.
@@ -232,7 +247,8 @@ class ExactTrainer(Trainer):
         """
         model = self.model_wrapped if self.is_in_train else self.accelerator.unwrap_model(self.model)
         model.eval()
-        total, step_sum = torch.zeros(2, dtype=torch.float64), None
+        names, step_sum = self.objective.logged, None
+        total = torch.zeros(2 + len(names), dtype=torch.float64)
         if self.objective.step_values:
             step_sum = self._step_sum(self.evaluation_batches()).to(widest_type())
             model.eval()
@@ -241,12 +257,16 @@ class ExactTrainer(Trainer):
             inputs = self._prepare_inputs(batch if step_sum is None else batch | {"step_sum": step_sum})
             with self.compute_loss_context_manager(), self.accelerator.autocast():
                 # To the host first: Apple's MPS has no float64.
-                loss = model(**inputs).loss.cpu().double()
-            total += torch.stack([loss if rows else loss * 0.0, weight.double()])
+                output = model(**inputs)
+            if rows:
+                beside = output.logits.cpu().double() if names else total.new_zeros(0)
+                total += torch.cat([torch.stack([output.loss.cpu().double(), weight.double()]), beside])
         total = self.reduced(total)
         model.train()
         mean = float(total[0] / total[1])
         metrics = {f"{metric_key_prefix}_loss": mean}
+        means = (total[2:] / total[1]).tolist()
+        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in zip(names, means, strict=True)}
         if self.objective.has_perplexity:
             metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(mean, 700.0))
         if self.task_metrics is not None:

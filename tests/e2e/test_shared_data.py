@@ -57,7 +57,7 @@ def translation(language: str) -> dict[str, Any]:
 
 
 LONG = frozenset({"too_long"})
-NO_PAIRS = "pairs of chosen and rejected answers are valid, but training on preferences is not supported yet"
+NO_PAIRS = "of its rows are pairs of a chosen and a rejected answer: name an objective that compares them"
 ALPACA, SHAREGPT, QUESTIONS, TEXT = (
     {"format": name} for name in ("alpaca", "sharegpt", "question_answer", "text")
 )
@@ -68,8 +68,8 @@ FILES = [
     File("chat/lf_glaive_toolcall_en_demo.json", SHAREGPT, 300, dropped=LONG, repeated=True),
     File("chat/lf_v1_sft_demo.jsonl", {"format": "messages"}, 500, repeated=True),
     File("chat/fastchat_dummy_conversation.json", SHAREGPT, 500, unread=("id",)),
-    File("preference/lf_dpo_en_demo.json", {"format": "preference"}, 300, refused=f"its 300 {NO_PAIRS}"),
-    File("preference/lf_dpo_en_demo.json", {"format": "auto"}, 300, refused=f"its 300 {NO_PAIRS}"),
+    File("preference/lf_dpo_en_demo.json", {"format": "preference"}, 300, refused=f"300 {NO_PAIRS}"),
+    File("preference/lf_dpo_en_demo.json", {"format": "auto"}, 300, refused=f"300 {NO_PAIRS}"),
     File("preference/lf_dpo_en_demo.json", {"format": "template", "template": DPO_CHOSEN}, 300, dropped=LONG, repeated=True),
     File("preference/rasbt_instruction-data-with-preference.json", {"format": "preference"}, 1100,
          refused="chosen and rejected", seen=False),

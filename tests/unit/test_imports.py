@@ -49,7 +49,8 @@ ARROWS: dict[str, frozenset[str]] = {
     "conversion": DISK | {"recipe", "data_prep.config"},
     "scoring": frozenset({"data_prep", "recipe.schema"}),
     "objectives": frozenset(
-        {"data_prep", "recipe.given", "recipe.schema", "models.batch", "models.loss", "models.classify"}
+        {"data_prep", "recipe.given", "recipe.schema"}
+        | {f"models.{name}" for name in ("batch", "loss", "classify", "preference")}
     ),
     "models": DISK | {"engines", "recipe", "data_prep"},
     "runs": DISK | {"recipe", "models", "data_prep.config"},

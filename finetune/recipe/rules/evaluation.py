@@ -126,6 +126,8 @@ def best_fits(recipe: Recipe, given: Given) -> RuleProblem:
     found = kind_of(recipe)
     if found is None or best == "loss" or (best == "perplexity" and found.has_perplexity):
         return
+    if best in found.logged:
+        return
     if best not in section.metrics:
         yield "train.best_by", f"{best} is not measured: add it to evaluate.metrics"
     elif section.rows_in_training is None:

@@ -7,6 +7,17 @@ from finetune.recipe.reading.explain import mistakes_of, not_among
 from finetune.recipe.schema import Recipe
 
 
+def with_objective_defaults(recipe: Recipe) -> Recipe:
+    """A valid recipe in which the keys of its kind of objective that were not written have their
+    defaults."""
+    found = objectives.kind_of(recipe)
+    if found is None:
+        return recipe
+    options = found.section.model_validate(recipe.objective.options).model_dump()
+    section = recipe.objective.model_validate({"kind": recipe.objective.kind, **options})
+    return recipe.model_copy(update={"objective": section})
+
+
 def objective_fits(recipe: Recipe, given: Given) -> RuleProblem:
     """The kind is known and fits the model, its keys are its own, and the rest of the recipe goes with it."""
     kind, known = recipe.objective.kind, [objective.kind for objective in objectives.OBJECTIVES]

@@ -14,7 +14,8 @@ class ObjectiveSection(Section):
     model_config = ConfigDict(extra="allow")
 
     kind: str = "supervised"
-    """supervised: the answers of the rows, or with model.head their labels or numbers."""
+    """supervised: the answers of the rows, or with model.head their labels or numbers. dpo, ipo, hinge,
+    robust (relative to a reference), orpo, simpo, cpo (without one): which of two answers is the better."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ recipe is loaded, in each process that loads it.
 
 from collections.abc import Iterable
 
-from finetune.scoring.metrics import labels, losses, matches, numbers, programs, rouge, sacrebleu
+from finetune.scoring.metrics import labels, losses, matches, numbers, preferences, programs, rouge, sacrebleu
 from finetune.scoring.metrics.base import Metric
 
 __all__ = ["METRICS", "Metric", "known", "lower_is_better", "metric_of"]
@@ -33,6 +33,8 @@ METRICS: tuple[Metric, ...] = (
     numbers.MEAN_SQUARED_ERROR,
     numbers.MEAN_ABSOLUTE_ERROR,
     numbers.PEARSON,
+    preferences.REWARD_ACCURACY,
+    preferences.REWARD_MARGIN,
     *programs.PASS_AT,
 )
 

@@ -15,11 +15,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from data_prep.disk import read_regular, write_private
 from data_prep.table.documents import Document
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, TrainingError
+from finetune.models.loss import IGNORE_INDEX
 from finetune.training.batches import TableFeed
 from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
+
+MOST_APART = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 1e-2}
+"""How far, per supervised token, rounding may bring what is computed of documents alone from what is computed
+of them in a batch."""
 
 BYTES_OF_NAMES = 1 << 16
 """More than a safetensors header with two tensors takes."""
@@ -63,6 +68,26 @@ class DocumentValues(TrainerCallback):
             if group.is_main:
                 write_private(self.path, save(found))
         self.feed.values, self.trainer.evaluation_values = found["train"], found["evaluation"]
+        if not state.global_step:
+            self._check()
+
+    def _check(self) -> None:
+        """Compute them again of this process's first micro-batch, as training sees it. Raises TrainingError
+        where they differ: what the run learns would be measured against other numbers than its start's."""
+        arguments, batch = self.trainer.args, next(iter(self.feed))
+        precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
+        worst, place = 0.0, ""
+        for places, live in self.trainer.computed("values", [(batch["places"], batch)]):
+            tokens = batch["shift_labels"].ne(IGNORE_INDEX).sum() / len(places)
+            apart = (live - batch["document_values"].double()).abs().amax(dim=1) / tokens
+            worst, place = float(apart.max()), places[int(apart.argmax())]
+        if self.trainer.group.any(not worst <= MOST_APART[precision]):
+            raise TrainingError(
+                f"what objective {self.trainer.objective.kind} computed of the rows before step 1 is not "
+                f"what the first batch gives: {worst:.1e} per token apart ({place}), and {precision} allows "
+                f"{MOST_APART[precision]:.0e}. Nothing was trained; set train.precision to fp32, and report "
+                "this if it stays."
+            )
 
     def _computed(self, documents: Sequence[Document]) -> np.ndarray:
         """The numbers of each document (N x K), by all processes together."""

@@ -101,6 +101,7 @@ class MetricsLog(TrainerCallback):
             f"eval/{name[5:]}": float(value) for name, value in logs.items() if name.startswith("eval_")
         }
         if "loss" in logs:
+            metrics |= {f"train/{name}": value for name, value in self.trainer.logged_means().items()}
             metrics |= {f"train/learning_rate_{name}": rate for name, rate in self.trainer.step_rates.items()}
             tokens, seconds = self.trainer.tokens_seen, self.trainer.step_seconds
             metrics["train/tokens_per_second"] = (tokens - self.tokens_logged) / (

@@ -24,7 +24,7 @@ def describe(step: int, total: int, metrics: dict[str, float], eta_seconds: floa
         parts += [
             f"{name[5:]} {value:.4f}"
             for name, value in others
-            if name not in ("eval/loss", "eval/perplexity")
+            if name not in ("eval/loss", "eval/perplexity") and "/" not in name[5:]  # which is a detail
         ]
     if eta_seconds is not None:
         parts += [f"ETA {int(eta_seconds) // 60}:{int(eta_seconds) % 60:02d}"]

@@ -34,8 +34,9 @@ class TaskMetrics:
             recipe, inputs.data, inputs.tokenizer, positions=positions, most=section.max_rows
         )
         self.names = names_of(recipe, self.rows)
-        # The trainer measures these two by itself, on all rows.
-        self.names_in_training = tuple(name for name in self.names if name not in ("loss", "perplexity"))
+        # The trainer measures these by itself, on all rows.
+        by_trainer = {"loss", "perplexity", *inputs.objective.logged}
+        self.names_in_training = tuple(name for name in self.names if name not in by_trainer)
         self.some = (
             first_rows(self.rows, section.rows_in_training) if section.rows_in_training is not None else None
         )

@@ -181,14 +181,56 @@ def test_every_summary_is_an_example() -> None:
         {"prompt": [USER], "chosen": [ANSWER], "rejected": [{"role": "assistant", "content": "no"}]},
         {"chosen": [USER, ANSWER], "rejected": [USER, {"role": "assistant", "content": "no"}]},
         {"conversations": [HUMAN], "chosen": GPT, "rejected": {"from": "gpt", "value": "no"}},
+        {"question": "hi", "chosen": "ho", "rejected": "no"},
+        {
+            "prompt": "hi",
+            "chosen": [USER, ANSWER],
+            "rejected": [USER, {"role": "assistant", "content": "no"}],
+        },
+        {"prompt": [USER], "chosen": [USER, ANSWER], "rejected": "no"},
+        {"chosen": "\n\nHuman: hi\n\nAssistant: ho", "rejected": "\n\nHuman: hi\n\nAssistant: no"},
+        {"messages": [USER, ANSWER], "rejected_messages": [USER, {"role": "assistant", "content": "no"}]},
+        {"messages": [USER, ANSWER], "rejected_response": "no"},
     ],
 )
 def test_preference(values: dict[str, Any]) -> None:
-    """Pairs come as texts, messages, whole conversations or ShareGPT's turns; all mean the same."""
+    """Pairs come as texts, messages, whole conversations (behind their prompt or alone), transcripts or
+    ShareGPT's turns; all mean the same."""
     expected = Preference(
         (Message("user", "hi"),), (Message("assistant", "ho"),), (Message("assistant", "no"),)
     )
     assert parse("preference", values) == expected
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"system": "s", "question": "hi", "chosen": "ho", "rejected": "no"},
+        {"system": "s", "prompt": "hi", "chosen": [USER, ANSWER], "rejected": "no"},
+        {"system": "s", "messages": [USER, ANSWER], "rejected_response": "no"},
+        {"prompt": [{"role": "system", "content": "s"}, USER], "chosen": "ho", "rejected": "no"},
+    ],
+)
+def test_preference_with_a_system_message(values: dict[str, Any]) -> None:
+    """In a column of its own or among the prompt's messages; a whole conversation may lack it."""
+    expected = Preference(
+        (Message("system", "s"), Message("user", "hi")),
+        (Message("assistant", "ho"),),
+        (Message("assistant", "no"),),
+    )
+    assert parse("preference", values) == expected
+
+
+def test_preference_of_several_turns_and_calls() -> None:
+    """What both conversations share is the prompt, calls and results included; the tools go with both."""
+    before = [USER, ANSWER | {"tool_calls": [CALL], "content": ""}, RESULT]
+    tool = {"name": "f", "description": "d", "parameters": {}}
+    row = {"messages": [*before, ANSWER], "rejected_response": "no", "tools": [tool]}
+    found = parse("preference", row)
+    assert isinstance(found, Preference)
+    assert [message.role for message in found.prompt] == ["user", "assistant", "tool"]
+    assert (found.chosen, found.rejected) == ((Message("assistant", "ho"),), (Message("assistant", "no"),))
+    assert found.tools == ({"type": "function", "function": tool},)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +257,13 @@ def test_preference(values: dict[str, Any]) -> None:
         ("translation", {"translation": {"en": "a", "de": "b", "fr": "c"}}, {}, "say which two"),
         ("preference", {"prompt": "a", "chosen": "b", "rejected": "b"}, {}, "are identical"),
         ("preference", {"prompt": [USER, ANSWER], "chosen": "b", "rejected": "c"}, {}, "'user' was expected"),
+        ("preference", {"prompt": "a", "chosen": [USER, ANSWER], "rejected": "c"}, {},
+         r"chosen\[0\] is a user turn, 'hi': a continuation begins with .* the prompt is another one"),
+        ("preference", {"chosen": [USER, ANSWER], "rejected": [USER | {"content": "a"}, ANSWER]}, {},
+         r"differ from chosen\[0\] on, a user turn: both must answer the same prompt"),
+        ("preference", {"messages": [USER, ANSWER], "rejected_response": "ho"}, {}, "are identical"),
+        ("preference", {"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c", "rejected": "\n\nHuman: a\n\nAssistant: d"},
+         {}, "ends with a user turn"),
         ("alpaca", {"a": "b", "output": "c"}, {"columns": {"instruction": "q"}}, "no column 'q', which columns.instruction"),
         ("template", {"a": "b"}, {"template": {"prompt": "{{ c }}", "completion": "d"}}, "'c' is undefined; the row has 'a'"),
         ("template", {"a": "b"}, {"template": {"prompt": "{% if %}", "completion": "d"}}, "is not a valid Jinja template"),

@@ -169,7 +169,10 @@ def test_prompts_and_completions_stay_apart() -> None:
         parsed({"prompt": turns("ua"), "completion": turns("a")}, *ALL, format_name="prompt_completion")
     pair = {"prompt": turns("auu"), "chosen": turns("aa"), "rejected": "no"}
     assert parsed(pair, *ALL, format_name="preference") == Preference(
-        (Message("user", "u2\n\nu3"),), (Message("assistant", "a1\n\na2"),), (Message("assistant", "no"),)
+        (Message("user", "u2\n\nu3"),),
+        (Message("assistant", "a1\n\na2"),),
+        (Message("assistant", "no"),),
+        changes=("drop_greeting", "merge_neighbours"),
     )
 
 

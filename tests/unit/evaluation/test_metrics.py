@@ -74,6 +74,8 @@ def measured_for(name: str) -> Measured:
         return losses()
     if metric_of(name).of == "programs":
         return programs()
+    if metric_of(name).of == "rewards":
+        return Measured(rewards=[(2.0, 1.0), (0.5, 0.5), (-1.0, 3.0), (0.25, -4.0)])
     if name in ("mean_squared_error", "mean_absolute_error", "pearson"):
         return numbers()
     return (
@@ -96,6 +98,7 @@ def repeated(measured: Measured, weights: list[int]) -> Measured:
     return Measured(
         losses=times(measured.losses), bytes=times(measured.bytes), answers=times(measured.answers),
         labels=measured.labels, programs=times(measured.programs),
+        rewards=times(measured.rewards),
     )  # fmt: skip
 
 

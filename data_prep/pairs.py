@@ -1,0 +1,45 @@
+"""A pair of answers as two documents that stay together: the chosen one, then the rejected one."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from data_prep.encoding import RowEncoding
+from data_prep.messages import Conversation, Example, Parsed, Preference
+
+if TYPE_CHECKING:
+    from data_prep.audit.report import SourceReport
+    from data_prep.table.documents import Document
+
+
+class PairEncoding(RowEncoding):
+    """Each answer after the turns that both continue, of which nothing is learned."""
+
+    documents_per_row = 2
+
+    def examples(self, row: Parsed) -> tuple[Example, ...]:
+        """The two conversations; none if the row is no pair."""
+        if not isinstance(row, Preference):
+            return ()
+        return tuple(
+            Conversation(
+                row.prompt + answer,
+                len(row.prompt),
+                tools=row.tools,
+                changes=row.changes,
+                template_arguments=row.template_arguments,
+            )
+            for answer in (row.chosen, row.rejected)
+        )
+
+    def refusal(self, rows: int) -> str:
+        """Other formats have one answer per row."""
+        return f"{rows:,} of its rows are no pairs of answers, which are compared here: use format preference"
+
+    def count(self, documents: "Sequence[Document]", report: "SourceReport") -> None:
+        """The two lengths, and what both share."""
+        chosen, rejected = documents
+        report.pair(chosen, rejected)
+
+    def cache_key(self) -> dict[str, Any]:
+        """Rows are read as pairs."""
+        return super().cache_key() | {"documents": "pair"}

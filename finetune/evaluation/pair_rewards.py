@@ -1,0 +1,48 @@
+"""The rewards of the answers of pairs, as an objective computes them."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from data_prep.table.documents import Document
+from finetune.errors import FinetuneError
+from finetune.evaluation.losses import document_losses
+from finetune.models.preference import PairScores
+from finetune.objectives.pairs import PairObjective
+
+
+def pair_rewards(
+    model: PreTrainedModel, documents: Sequence[Document], objective: PairObjective, batch_size: int
+) -> list[tuple[float, float]]:
+    """The rewards of the chosen and the rejected answer of each pair (P); `documents` are theirs, in turn
+    (2 P).
+
+    The reference is the model without its adapter. Raises FinetuneError where there is one to compare with,
+    and the model has no adapter, or started from another one.
+    """
+    scores = PairScores(*_measured(model, documents, batch_size))
+    if objective.has_reference:
+        if not isinstance(model, PeftModel) or not objective.starts_from_base:
+            raise FinetuneError(
+                f"rewards of objective {objective.kind} are relative to the model before step 1, which is "
+                "known here for an adapter that started from its base: evaluate the run or its adapter, not "
+                "a merged model; other runs have eval/reward_accuracy in their metrics.jsonl."
+            )
+        adapted = cast(PeftModel, model)
+        with adapted.disable_adapter():
+            reference, _ = _measured(model, documents, batch_size)
+        scores = PairScores(scores.log_probabilities, scores.tokens, reference)
+    return [(chosen, rejected) for chosen, rejected in objective.rewards(scores).tolist()]
+
+
+def _measured(
+    model: PreTrainedModel, documents: Sequence[Document], batch_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and numbers of tokens of the answers (P x 2 each)."""
+    losses = document_losses(model, documents, batch_size)
+    sums = torch.tensor([-loss.loss_sum for loss in losses], dtype=torch.float64)
+    tokens = torch.tensor([max(1, loss.tokens) for loss in losses], dtype=torch.float64)
+    return sums.reshape(-1, 2), tokens.reshape(-1, 2)

@@ -1,0 +1,89 @@
+"""Log-probabilities of the two answers of a pair, and what objectives that compare them compute from those.
+
+Shapes: B rows, T tokens, D model width, P pairs. An answer's log-probability is the sum over its supervised
+tokens; logits are made chunk by chunk and never for all positions (finetune.models.loss).
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch.nn import functional
+
+from finetune.models.loss import IGNORE_INDEX, LossInputs, document_cross_entropy
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """What the model, and the reference where there is one, say of pairs: the chosen answer, then the
+    rejected one."""
+
+    log_probabilities: torch.Tensor
+    """Of each answer given its prompt, in nats (P x 2)."""
+    tokens: torch.Tensor
+    """Supervised tokens of each answer, at least 1 (P x 2)."""
+    reference: torch.Tensor | None = None
+    """The reference's log-probabilities (P x 2)."""
+
+    @property
+    def log_ratios(self) -> torch.Tensor:
+        """How much likelier an answer is than it was to the reference (P x 2); without one, its
+        log-probability."""
+        return self.log_probabilities if self.reference is None else self.log_probabilities - self.reference
+
+    @property
+    def mean_log_probabilities(self) -> torch.Tensor:
+        """Per token (P x 2)."""
+        return self.log_probabilities / self.tokens
+
+
+def pair_scores(
+    model: Any, hidden: torch.Tensor, inputs: LossInputs, *, has_reference: bool = False
+) -> PairScores:
+    """Of hidden states (B x T x D) of documents that are pairs, chosen and rejected in turn, beside the
+    reference's log-probabilities (inputs.values, N x 1) where there is one."""
+    log_probabilities = -document_cross_entropy(model, hidden, inputs)
+    supervised = inputs.labels.ne(IGNORE_INDEX).sum()
+    tokens = inputs.sums(log_probabilities.new_ones(int(supervised))).clamp(min=1)
+    reference = cast(torch.Tensor, inputs.values).to(log_probabilities) if has_reference else None
+    return PairScores(
+        log_probabilities.reshape(-1, 2),
+        tokens.reshape(-1, 2),
+        None if reference is None else reference.reshape(-1, 2),
+    )
+
+
+def preferred(margins: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+    """-log of the probability that the chosen answer is the better one, by Bradley and Terry's model, for
+    margins (P) between the two rewards.
+
+    With `label_smoothing` the labels of a pair are taken to be swapped with that probability (Mitchell 2023,
+    "A note on DPO with noisy preferences").
+    """
+    right, swapped = -functional.logsigmoid(margins), -functional.logsigmoid(-margins)
+    return (1 - label_smoothing) * right + label_smoothing * swapped
+
+
+def log_odds(log_probabilities: torch.Tensor) -> torch.Tensor:
+    """log(p / (1 - p)) of log p, which is below 0."""
+    below = log_probabilities.clamp(max=-torch.finfo(log_probabilities.dtype).tiny)
+    return below - torch.log(-torch.expm1(below))
+
+
+def pair_numbers(scores: PairScores, rewards: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a log says of pairs and their rewards (P x 2), as a number per pair (P)."""
+    margins = rewards[:, 0] - rewards[:, 1]
+    columns = {
+        "rewards": rewards,
+        "log_probabilities": scores.log_probabilities,
+        "log_ratios": scores.log_ratios,
+    }
+    found = {"reward_accuracy": wins(margins), "reward_margin": margins}
+    for name, column in columns.items():
+        found |= {f"{name}/chosen": column[:, 0], f"{name}/rejected": column[:, 1]}
+    return found
+
+
+def wins(margins: torch.Tensor) -> torch.Tensor:
+    """1 where the chosen answer has the higher reward, one half for a tie, else 0 (P)."""
+    return (margins > 0).to(margins) + 0.5 * (margins == 0).to(margins)

@@ -1,0 +1,183 @@
+"""Losses of pairs of answers equal plain formulas of the papers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+
+from data_prep.table.documents import Document
+from finetune.models import loss as loss_module
+from finetune.models.batch import packed_batch, padded_batch
+from finetune.models.preference import log_odds
+from finetune.objectives import objective_of
+from finetune.objectives.pairs import PairObjective
+from finetune.recipe.rules.objective import with_objective_defaults
+from tests.support.recipes import MakeRecipe
+
+Tensor = torch.Tensor
+Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(log-probabilities of the policy, of the reference, tokens; P x 2 each) -> the sum of the losses."""
+
+
+def gap(values: Tensor) -> Tensor:
+    return values[:, 0] - values[:, 1]
+
+
+def dpo(beta: float, smoothing: float = 0.0) -> Formula:
+    def loss(policy: Tensor, reference: Tensor, tokens: Tensor) -> Tensor:
+        h = beta * gap(policy - reference)
+        return (-(1 - smoothing) * logsigmoid(h) - smoothing * logsigmoid(-h)).sum()
+
+    return loss
+
+
+def orpo(policy: Tensor, reference: Tensor, tokens: Tensor) -> Tensor:
+    p = (policy / tokens).exp()
+    odds = p / (1 - p)
+    return (-(policy / tokens)[:, 0] - 0.25 * logsigmoid((odds[:, 0] / odds[:, 1]).log())).sum()
+
+
+def robust(policy: Tensor, reference: Tensor, tokens: Tensor) -> Tensor:
+    h = 0.3 * gap(policy - reference)
+    return ((-logsigmoid(h) * 0.8 + logsigmoid(-h) * 0.2) / 0.6).sum()
+
+
+def simpo(policy: Tensor, reference: Tensor, tokens: Tensor) -> Tensor:
+    return -logsigmoid(2.5 * gap(policy / tokens) - 1.4).sum()
+
+
+CASES: dict[str, tuple[dict[str, Any], Formula]] = {
+    "dpo": ({"kind": "dpo", "beta": 0.3}, dpo(0.3)),
+    "smoothed": ({"kind": "dpo", "beta": 0.3, "label_smoothing": 0.2}, dpo(0.3, 0.2)),
+    "without a reference": (
+        {"kind": "dpo", "beta": 0.3, "reference": "none"},
+        lambda policy, _, __: dpo(0.3)(policy, torch.zeros_like(policy), policy),
+    ),
+    "per token": (
+        {"kind": "dpo", "beta": 0.3, "length_normalized": True},
+        lambda policy, reference, n: dpo(0.3)(policy / n, reference / n, n),
+    ),
+    "with the chosen answer": (
+        {"kind": "dpo", "beta": 0.3, "supervised_weight": 0.7},
+        lambda policy, reference, n: dpo(0.3)(policy, reference, n) - 0.7 * (policy / n)[:, 0].sum(),
+    ),
+    "ipo": ({"kind": "ipo", "beta": 0.2}, lambda p, r, _: (gap(p - r) - 1 / (2 * 0.2)).square().sum()),
+    "hinge": ({"kind": "hinge", "beta": 0.3}, lambda p, r, _: (1 - 0.3 * gap(p - r)).clamp(min=0).sum()),
+    "robust": ({"kind": "robust", "beta": 0.3, "label_smoothing": 0.2}, robust),
+    "orpo": ({"kind": "orpo", "odds_weight": 0.25}, orpo),
+    "simpo": ({"kind": "simpo", "beta": 2.5, "margin": 1.4}, simpo),
+    "cpo": (
+        {"kind": "cpo", "beta": 0.3},
+        lambda policy, _, n: (-logsigmoid(0.3 * gap(policy)) - (policy / n)[:, 0]).sum(),
+    ),
+}
+
+
+@pytest.fixture
+def pairs() -> list[Document]:
+    """Three pairs with prompts of 3 to 5 tokens and answers of unequal lengths, and a reference's values."""
+    generator = torch.Generator().manual_seed(0)
+    documents = []
+    for row, lengths in enumerate([(4, 9), (7, 2), (5, 5)]):
+        prompt = torch.randint(3, 200, (3 + row,), generator=generator).tolist()
+        for length in lengths:
+            answer = torch.randint(3, 200, (length,), generator=generator).tolist()
+            value = -5.5 * length - float(torch.rand(1, generator=generator))
+            span = (len(prompt), len(prompt) + length, 1.0)
+            documents.append(Document([*prompt, *answer], (span,), f"row {row}", values=(value,)))
+    return documents
+
+
+@pytest.fixture
+def wide(tiny_base: Path) -> Callable[[], Any]:
+    """Makes the tiny base in float64."""
+    from transformers import AutoModelForCausalLM
+
+    return lambda: AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64).train()
+
+
+def plain(model: Any, documents: list[Document], formula: Formula) -> Tensor:
+    """By plain softmaxes over each document alone."""
+    said, tokens = [], []
+    for document in documents:
+        ((first, end, _),) = document.spans
+        ids = torch.tensor([document.token_ids])
+        likely = model(input_ids=ids).logits[0].log_softmax(-1)
+        said.append(likely[torch.arange(first - 1, end - 1), ids[0, first:end]].sum())
+        tokens.append(float(end - first))
+    reference = torch.tensor([document.values[0] for document in documents], dtype=torch.float64)
+    counts = torch.tensor(tokens, dtype=torch.float64)
+    return formula(torch.stack(said).reshape(-1, 2), reference.reshape(-1, 2), counts.reshape(-1, 2))
+
+
+def objective(make_recipe: MakeRecipe, section: dict[str, Any]) -> PairObjective:
+    found = objective_of(with_objective_defaults(make_recipe(objective=section)))
+    assert isinstance(found, PairObjective)
+    return found
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradients_are_the_papers(
+    make_recipe: MakeRecipe,
+    wide: Callable[[], Any],
+    pairs: list[Document],
+    case: str,
+    packed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In fp64 to 1e-12, padded and packed, with logits in chunks."""
+    monkeypatch.setattr(loss_module, "CHUNK_POSITIONS", 8)
+    section, formula = CASES[case]
+    ours, theirs = wide(), wide()
+    objective(make_recipe, section).install(ours)
+    batch = packed_batch(pairs) if packed else padded_batch(pairs, 0)
+    got = ours(**batch).loss
+    expected = plain(theirs, pairs, formula)
+    got.backward()
+    expected.backward()
+    assert got.item() == pytest.approx(expected.item(), rel=1e-12)
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-9, atol=1e-12), name
+
+
+def test_what_is_logged_is_of_the_pairs(
+    make_recipe: MakeRecipe, wide: Callable[[], Any], pairs: list[Document]
+) -> None:
+    """Sums over the pairs, beside the loss: rewards are beta times log-ratios, a tie is half a win."""
+    model, found = wide(), objective(make_recipe, {"kind": "dpo", "beta": 0.3})
+    found.install(model)
+    logged = dict(zip(found.logged, model(**padded_batch(pairs, 0)).logits.tolist(), strict=True))
+    seen: list[Tensor] = []
+    plain(model, pairs, lambda policy, reference, _: seen.append(policy - reference) or policy.sum())
+    ratios = seen[0].sum(dim=0).tolist()
+    assert [logged["log_ratios/chosen"], logged["log_ratios/rejected"]] == pytest.approx(ratios)
+    assert logged["rewards/chosen"] == pytest.approx(0.3 * ratios[0])
+    assert logged["reward_margin"] == pytest.approx(0.3 * (ratios[0] - ratios[1]))
+    assert logged["reward_accuracy"] == float((gap(seen[0]) > 0).sum())
+    same = [document for document in pairs[:2] for _ in range(2)]
+    ties = dict(zip(found.logged, model(**padded_batch(same, 0)).logits.tolist(), strict=True))
+    assert ties["reward_accuracy"] == 1.0  # two pairs of one answer each
+
+
+def test_what_fills_up_has_a_finite_loss(make_recipe: MakeRecipe, wide: Callable[[], Any]) -> None:
+    """A process without rows in a micro-batch takes part with documents without a label: nothing is divided
+    by 0."""
+    filler = [Document([0, 0], (), "filler", values=(0.0,))] * 2
+    for section, _ in CASES.values():
+        model = wide()
+        objective(make_recipe, section).install(model)
+        assert torch.isfinite(model(**padded_batch(filler, 0)).loss), json.dumps(section)
+
+
+def test_odds_near_certainty_are_finite() -> None:
+    """log p may round to 0; p / (1 - p) is then large, and not infinite."""
+    values = torch.tensor([0.0, -1e-30, -1e-3, -50.0])
+    found = log_odds(values)
+    assert torch.isfinite(found).all()
+    assert found[2].item() == pytest.approx(torch.tensor(1e-3).log().neg().item(), rel=1e-3)
+    assert found[3].item() == pytest.approx(-50.0)
