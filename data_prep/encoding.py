@@ -4,7 +4,7 @@ classifier's."""
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from data_prep.messages import Example, Parsed, Preference
+from data_prep.messages import Conversation, Example, Parsed, Preference
 
 if TYPE_CHECKING:
     from data_prep.audit.report import SourceReport
@@ -22,19 +22,20 @@ class RowEncoding:
     documents_per_row = 1
 
     def examples(self, row: Parsed) -> tuple[Example, ...]:
-        """The examples that a row's documents are made of, as many as documents_per_row; none if the row has
-        no such form.
+        """The examples that a row's documents are made of, as many as documents_per_row (any number where
+        that is 1, for each is alone); none if the row has no such form.
 
         Raises DataError for a row whose answer can't be learned.
         """
-        return () if isinstance(row, Preference) else (row,)
+        judged = isinstance(row, Conversation) and row.good is not None
+        return () if judged or isinstance(row, Preference) else (row,)
 
     def refusal(self, rows: int) -> str:
         """Why a source is refused of which so many rows have another form."""
         return (
-            f"{rows:,} of its rows are pairs of a chosen and a rejected answer: name an objective that "
-            "compares them (objective.kind: dpo, orpo, simpo ...); to learn only the chosen answers, use "
-            "format template or messages"
+            f"{rows:,} of its rows are pairs of a chosen and a rejected answer, or answers that were judged: "
+            "name an objective that learns from these (objective.kind: dpo, orpo, simpo, kto ...); to learn "
+            "only the good answers, use format template or messages"
         )
 
     def render(self, example: Example, tokenization: "Tokenization", place: str) -> "Rendered":
@@ -55,6 +56,9 @@ class RowEncoding:
     def count(self, documents: "Sequence[Document]", report: "SourceReport") -> None:
         """Count in the report what is to be known of a row that is kept, beside what is counted of every
         row."""
+
+    def check(self, reports: "Sequence[SourceReport]") -> None:
+        """Raises DataError where all rows together are not what can be learned from."""
 
     def cache_key(self) -> dict[str, Any]:
         """What of this determines documents, as plain values."""

@@ -102,6 +102,9 @@ class Conversation:
     learned."""
     template_arguments: dict[str, Any] = field(default_factory=dict)
     """What the chat template gets for this row, besides the messages and tools."""
+    good: bool | None = None
+    """Whether the last turn is a good answer, where that was judged; bad ones are never to be learned from as
+    answers."""
 
 
 @dataclass(frozen=True, slots=True)

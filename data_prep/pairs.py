@@ -11,6 +11,22 @@ if TYPE_CHECKING:
     from data_prep.table.documents import Document
 
 
+def conversations_of(row: Preference) -> tuple[Conversation, Conversation]:
+    """The prompt with its chosen answer, which is a good one, and with the rejected one, which isn't."""
+    chosen, rejected = (
+        Conversation(
+            row.prompt + answer,
+            len(row.prompt),
+            tools=row.tools,
+            changes=row.changes,
+            template_arguments=row.template_arguments,
+            good=good,
+        )
+        for answer, good in ((row.chosen, True), (row.rejected, False))
+    )
+    return chosen, rejected
+
+
 class PairEncoding(RowEncoding):
     """Each answer after the turns that both continue, of which nothing is learned."""
 
@@ -18,18 +34,7 @@ class PairEncoding(RowEncoding):
 
     def examples(self, row: Parsed) -> tuple[Example, ...]:
         """The two conversations; none if the row is no pair."""
-        if not isinstance(row, Preference):
-            return ()
-        return tuple(
-            Conversation(
-                row.prompt + answer,
-                len(row.prompt),
-                tools=row.tools,
-                changes=row.changes,
-                template_arguments=row.template_arguments,
-            )
-            for answer in (row.chosen, row.rejected)
-        )
+        return conversations_of(row) if isinstance(row, Preference) else ()
 
     def refusal(self, rows: int) -> str:
         """Other formats have one answer per row."""

@@ -149,6 +149,7 @@ def prepare(
         report = _renamed(report_from(values), pipeline, trained, section)
     if not audit:
         _refuse_findings(report, section)
+        encoding.check(report.sources)
     if trained and (sides := hold_out(train, section, seed, encoding.documents_per_row)) is not None:
         train, evaluation = sides
     per = encoding.documents_per_row

@@ -173,6 +173,9 @@ class SourceReport:
     longer_rejected: int = 0
     shared_tokens: int = 0
     """Tokens with which both documents of a pair begin, counted once a pair."""
+    good_answers: int = 0
+    bad_answers: int = 0
+    """Documents kept whose answer was judged."""
     documents: int = 0
     """The same as rows_kept, unless rows were split, or are pairs."""
     tokens: int = 0
@@ -356,6 +359,8 @@ def source_lines(source: SourceReport, *, excerpts: bool = False) -> list[str]:
 def _pair_lines(source: SourceReport) -> list[str]:
     """What is to be said of pairs: whether lengths alone tell the answers apart, and what a prompt is of
     them."""
+    if judged := source.good_answers + source.bad_answers:
+        return [f"  {source.good_answers:,} of {judged:,} answers are good ones"]
     if not source.pairs:
         return []
     share = source.longer_chosen / source.pairs

@@ -9,6 +9,7 @@ from data_prep.formats import (
     chat,
     classification,
     code,
+    feedback,
     preference,
     prompt_completion,
     python,
@@ -33,6 +34,7 @@ FORMATS: tuple[Format, ...] = (
     summarisation.FORMAT,
     code.FORMAT,
     preference.FORMAT,
+    feedback.FORMAT,
     template.FORMAT,
     python.FORMAT,
 )

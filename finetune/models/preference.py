@@ -4,6 +4,7 @@ Shapes: B rows, T tokens, D model width, P pairs. An answer's log-probability is
 tokens; logits are made chunk by chunk and never for all positions (finetune.models.loss).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -82,6 +83,41 @@ def pair_numbers(scores: PairScores, rewards: torch.Tensor) -> dict[str, torch.T
     for name, column in columns.items():
         found |= {f"{name}/chosen": column[:, 0], f"{name}/rejected": column[:, 1]}
     return found
+
+
+def kto_losses(
+    rewards: torch.Tensor, good: torch.Tensor, baseline: torch.Tensor, weights: tuple[float, float]
+) -> torch.Tensor:
+    """The loss of each judged answer (N): how far its reward (N) is from being on its side of the baseline (a
+    scalar), times the weight of good (N, 1 or 0) or bad answers.
+
+    Ethayarajh et al. 2024, arXiv:2402.01306, equation 8.
+    """
+    side = torch.where(good > 0, rewards - baseline, baseline - rewards)
+    factor = torch.where(good > 0, side.new_tensor(weights[0]), side.new_tensor(weights[1]))
+    return factor * torch.sigmoid(-side)
+
+
+def judged_numbers(
+    rewards: torch.Tensor, log_probabilities: torch.Tensor, good: torch.Tensor, baseline: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """What a log says of judged answers (N each), good and bad ones apart."""
+    found = {
+        "reward_accuracy": wins(torch.where(good > 0, rewards - baseline, baseline - rewards)),
+        "baseline": baseline.reshape(1),
+    }
+    for name, those in (("good", good > 0), ("bad", good == 0)):
+        found |= {
+            f"rewards/{name}": rewards[those],
+            f"log_probabilities/{name}": log_probabilities[those],
+        }
+    return found
+
+
+def summed(numbers: dict[str, torch.Tensor], names: Sequence[str]) -> torch.Tensor:
+    """The sums of numbers that are logged, and how many they are (K x 2), in the order of the names."""
+    columns = [numbers[name].detach() for name in names]
+    return torch.stack([torch.stack([column.sum(), column.new_tensor(column.numel())]) for column in columns])
 
 
 def wins(margins: torch.Tensor) -> torch.Tensor:

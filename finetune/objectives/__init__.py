@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from finetune.objectives.base import Objective
 from finetune.objectives.classification import Classification
 from finetune.objectives.dpo import Dpo, Hinge, Ipo, Robust
+from finetune.objectives.kto import Kto
 from finetune.objectives.language_modeling import LanguageModeling
 from finetune.objectives.reference_free import Cpo, Orpo, Simpo
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["OBJECTIVES", "Classification", "LanguageModeling", "Objective", "kind_of", "objective_of"]
 
 OBJECTIVES: tuple[type[Objective], ...] = (
-    LanguageModeling, Classification, Dpo, Ipo, Hinge, Robust, Orpo, Simpo, Cpo,
+    LanguageModeling, Classification, Dpo, Ipo, Hinge, Robust, Orpo, Simpo, Cpo, Kto,
 )  # fmt: skip
 
 

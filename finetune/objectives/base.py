@@ -1,5 +1,6 @@
 """What an objective is: all that the rest of the toolkit asks of one."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from data_prep.config import Section
@@ -9,6 +10,7 @@ from finetune.recipe.given import Given, RuleProblem
 if TYPE_CHECKING:
     import torch
 
+    from data_prep.table.documents import Document
     from finetune.models.loss import LossInputs, MostChunks
     from finetune.recipe.schema import Recipe
     from finetune.recipe.schema.model import ModelSection
@@ -43,8 +45,7 @@ class Objective:
     step_values: ClassVar[int] = 0
     """Numbers that `step_terms` sums over a complete step before its first loss."""
     logged: tuple[str, ...] = ()
-    """Names of what `loss` gives beside the loss; their means, by `weight`, are logged as train/NAME and
-    eval/NAME."""
+    """Names of what `loss` gives beside the loss; their means are logged as train/NAME and eval/NAME."""
 
     def __init__(self, recipe: "Recipe"):
         self.recipe = recipe
@@ -118,7 +119,8 @@ class Objective:
     ) -> "torch.Tensor | tuple[torch.Tensor, torch.Tensor]":
         """The sum of a micro-batch's losses, from hidden states (B x T x D): a scalar in at least float32.
 
-        Where something is `logged`, the sums of these numbers beside it, without a gradient.
+        Where something is `logged`, beside it the sums of these numbers and what each is divided by (K x 2),
+        without a gradient.
         """
         raise NotImplementedError
 
@@ -137,6 +139,11 @@ class Objective:
         """step_values numbers of a micro-batch; each loss of the step gets their sum over the step
         (LossInputs.step_sum)."""
         raise NotImplementedError
+
+    def counterparts(self, documents: "Sequence[Document]") -> "Sequence[Document]":
+        """A document for each of these, of which `values` and `step_terms` are computed in a pass without
+        gradients; none where step_terms is of the documents themselves."""
+        return ()
 
     def metrics_by_default(self, *, asks: bool) -> tuple[str, ...]:
         """What is measured where the recipe names no metric; `asks`: rows have prompts."""

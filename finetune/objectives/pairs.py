@@ -90,9 +90,7 @@ class PairObjective(Objective):
 
         With supervised_weight each pair's loss has the cross-entropy of its chosen answer added, per token.
         """
-        import torch
-
-        from finetune.models.preference import pair_numbers, pair_scores
+        from finetune.models.preference import pair_numbers, pair_scores, summed
 
         scores = pair_scores(model, hidden, inputs, has_reference=self.has_reference)
         rewards = self.rewards(scores)
@@ -102,8 +100,7 @@ class PairObjective(Objective):
             supervised = -scores.mean_log_probabilities[:, 0]
             numbers |= {"losses/preference": losses, "losses/supervised": supervised}
             losses = losses + self.supervised_weight * supervised
-        sums = torch.stack([numbers[name].detach().sum() for name in self.logged])
-        return losses.sum(), sums
+        return losses.sum(), summed(numbers, self.logged)
 
     def weight(self, batch: dict[str, Any]) -> "torch.Tensor":
         """Its pairs."""

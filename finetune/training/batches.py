@@ -59,6 +59,8 @@ class Feed(IterableDataset[Any], ABC):
         self.batching = batching
         self.fillers = [FILLER] * batching.documents_per_row
         """What stands in for an empty micro-batch."""
+        self.has_counterparts = False
+        """Whether step_terms is computed of other documents than those that are learned from."""
         self._first_step = 0
 
     @abstractmethod
@@ -73,6 +75,10 @@ class Feed(IterableDataset[Any], ABC):
         """What of a pack attends to itself alone: its documents, or all of them as one."""
         documents = self.documents_of(pack)
         return [joined(documents)] if self.batching.leaky else documents
+
+    def counterparts_of(self, pack: Any) -> list[Document]:
+        """What step_terms is computed of in place of a pack's documents."""
+        return []
 
     @abstractmethod
     def heaviest(self) -> list[list[Document]]:
@@ -98,7 +104,11 @@ class Feed(IterableDataset[Any], ABC):
                 first = start + sizes.rank * sizes.micro_batch_size
                 mine = packs[first : first + sizes.micro_batch_size]
                 documents = [document for members in mine for document in self.rows_of(members)]
-                yield collate(documents or self.fillers, sizes, step=step)
+                batch = collate(documents or self.fillers, sizes, step=step)
+                if self.has_counterparts:
+                    others = [document for members in mine for document in self.counterparts_of(members)]
+                    batch["counterparts"] = collate(others or self.fillers, sizes, step=step)
+                yield batch
 
 
 class TableFeed(Feed):
@@ -117,14 +127,17 @@ class TableFeed(Feed):
         *,
         overlap: int,
         values: int = 0,
+        counterparts: Sequence[Document] = (),
     ):
         """`packs_of` gives an epoch's packs, whose pieces repeat `overlap` tokens; a document has `values`
-        numbers."""
+        numbers, and so has its counterpart."""
         super().__init__(batching)
         self.table, self.packs_of, self.overlap = table, packs_of, overlap
         self.values: np.ndarray | None = np.zeros((len(table), values)) if values else None
         """The numbers of each document (N x K), zeros until they are computed; None for an objective
         without."""
+        self.counterparts, self.has_counterparts = counterparts, bool(counterparts)
+        self.counterpart_values = self.values if self.values is None else np.zeros_like(self.values)
         self.fillers = [replace(filler, values=(0.0,) * values) for filler in self.fillers]
         self._packs: tuple[int, Packs] | None = None
         self._steps: list[int] = []
@@ -157,11 +170,21 @@ class TableFeed(Feed):
 
     def documents_of(self, pack: list[PackedPiece]) -> list[Document]:
         """The documents, or their pieces."""
-        count = self.batching.documents_per_row
         if self.values is None:
-            return pieces_of(self.table, pack, self.overlap, count)
+            return pieces_of(self.table, pack, self.overlap, self.batching.documents_per_row)
+        return self._with_values(self.table, self.values, pack)
+
+    def counterparts_of(self, pack: list[PackedPiece]) -> list[Document]:
+        """The counterparts of the documents, with their own numbers."""
+        assert self.counterpart_values is not None  # noqa: S101 - an objective with counterparts has values
+        return self._with_values(self.counterparts, self.counterpart_values, pack)
+
+    def _with_values(
+        self, documents: Sequence[Document], values: np.ndarray, pack: list[PackedPiece]
+    ) -> list[Document]:
+        count = self.batching.documents_per_row
         numbers = [index * count + own for index, _, _ in pack for own in range(count)]
-        return with_values([self.table[number] for number in numbers], self.values[numbers])
+        return with_values([documents[number] for number in numbers], values[numbers])
 
     def heaviest(self) -> list[list[Document]]:
         """The packs of the first epoch with the longest documents, and those with the most supervised

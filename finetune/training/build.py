@@ -300,6 +300,7 @@ def build_trainer(
         rates=Rates(train.loraplus_lr_ratio, train.embedding_learning_rate),
         rounding_seed=train.seed if train.weights_dtype == "bf16" else None,
     )
+    trainer.evaluation_counterparts = inputs.objective.counterparts(trainer.evaluation)
     try:
         trainer.create_optimizer()
     except (ImportError, ValueError) as error:
@@ -344,6 +345,7 @@ def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
         batching,
         overlap=overlap_of(inputs.tokenizer),
         values=inputs.objective.values_per_document,
+        counterparts=inputs.objective.counterparts(inputs.data.train),
     )
 
 

@@ -79,6 +79,8 @@ class ExactTrainer(Trainer):
         self.objective: Objective = objective
         self.feed, self.evaluation, self.keep_checkpoints = feed, evaluation, keep_checkpoints
         self.evaluation_values: np.ndarray | None = None
+        self.evaluation_counterparts: Sequence[Document] = ()
+        self.evaluation_counterpart_values: np.ndarray | None = None
         self.rate_factor = rate_factor
         self.evaluation_tokens, self.group = evaluation_tokens, group
         self.describe: Callable[[Path], None] = lambda checkpoint: None
@@ -89,7 +91,7 @@ class ExactTrainer(Trainer):
         self.group_rates: dict[str, float] = {}
         self.step_rates: dict[str, float] = {}
         self.step_losses: list[tuple[torch.Tensor, list[str]]] = []
-        self.logged_sums, self.logged_weight = list[torch.Tensor](), 0.0
+        self.logged_sums = list[torch.Tensor]()
 
     def create_accelerator_and_postprocess(self) -> None:
         """As transformers does, and as the engine needs it."""
@@ -137,7 +139,8 @@ class ExactTrainer(Trainer):
     ) -> torch.Tensor:
         self.step_losses = []
         if self.objective.step_values:
-            total = self._step_sum((batch["places"], batch) for batch in batch_samples).to(widest_type())
+            seen = [(batch["places"], batch.pop("counterparts", batch)) for batch in batch_samples]
+            total = self._step_sum(seen).to(widest_type())
             for batch in batch_samples:
                 batch["step_sum"] = total
         weight = torch.stack([self.objective.weight(batch) for batch in batch_samples]).sum().double()
@@ -145,7 +148,6 @@ class ExactTrainer(Trainer):
         supervised = sum(int(batch["shift_labels"].ne(IGNORE_INDEX).sum()) for batch in batch_samples)
         counts = torch.stack([weight, torch.tensor(tokens).double(), torch.tensor(supervised).double()])
         counts = self.reduced(counts)
-        self.logged_weight += float(counts[0])
         self.tokens_seen += int(counts[1])
         self.supervised_tokens_seen += int(counts[2])
         return counts[0].to(device, widest_type())
@@ -165,7 +167,7 @@ class ExactTrainer(Trainer):
         The wrapped model computes it, in evaluation mode and without noise. What a batch without rows gives
         is left out: it is there for the other processes' sake.
         """
-        left_out = ("places", "tokens", "noise_seeds", "step_sum")
+        left_out = ("places", "tokens", "noise_seeds", "step_sum", "counterparts")
         self.model_wrapped.eval()
         for rows, batch in batches:
             kept = {name: value for name, value in batch.items() if name not in left_out}
@@ -203,13 +205,17 @@ class ExactTrainer(Trainer):
 
     def logged_means(self) -> dict[str, float]:
         """The means of what the objective logs, over all processes' batches since the last call."""
-        names, total = self.objective.logged, torch.zeros(len(self.objective.logged), dtype=torch.float64)
+        total = torch.zeros(len(self.objective.logged), 2, dtype=torch.float64)
         for sums in self.logged_sums:
             total += sums.cpu().double()
-        weight, self.logged_sums, self.logged_weight = self.logged_weight, [], 0.0
-        if not names or not weight:
-            return {}
-        return dict(zip(names, (self.reduced(total) / weight).tolist(), strict=True))
+        self.logged_sums = []
+        return self._means(self.reduced(total)) if self.objective.logged else {}
+
+    def _means(self, total: torch.Tensor) -> dict[str, float]:
+        """The means of what the objective logs, by their sums and counts (K x 2); without what nothing is
+        known of."""
+        named = zip(self.objective.logged, total.tolist(), strict=True)
+        return {name: value / count for name, (value, count) in named if count}
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> float:
         """Raises TrainingError, before the update, where a loss or the gradient isn't finite.
@@ -247,10 +253,10 @@ class ExactTrainer(Trainer):
         """
         model = self.model_wrapped if self.is_in_train else self.accelerator.unwrap_model(self.model)
         model.eval()
-        names, step_sum = self.objective.logged, None
-        total = torch.zeros(2 + len(names), dtype=torch.float64)
+        total, step_sum = torch.zeros(2, dtype=torch.float64), None
+        logged = torch.zeros(len(self.objective.logged), 2, dtype=torch.float64)
         if self.objective.step_values:
-            step_sum = self._step_sum(self.evaluation_batches()).to(widest_type())
+            step_sum = self._step_sum(self.evaluation_step_batches()).to(widest_type())
             model.eval()
         for rows, batch in self.evaluation_batches():
             weight = self.objective.weight(batch)
@@ -259,14 +265,14 @@ class ExactTrainer(Trainer):
                 # To the host first: Apple's MPS has no float64.
                 output = model(**inputs)
             if rows:
-                beside = output.logits.cpu().double() if names else total.new_zeros(0)
-                total += torch.cat([torch.stack([output.loss.cpu().double(), weight.double()]), beside])
-        total = self.reduced(total)
+                total += torch.stack([output.loss.cpu().double(), weight.double()])
+                if self.objective.logged:
+                    logged += output.logits.cpu().double()
+        total, logged = self.reduced(total), self.reduced(logged)
         model.train()
         mean = float(total[0] / total[1])
         metrics = {f"{metric_key_prefix}_loss": mean}
-        means = (total[2:] / total[1]).tolist()
-        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in zip(names, means, strict=True)}
+        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self._means(logged).items()}
         if self.objective.has_perplexity:
             metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(mean, 700.0))
         if self.task_metrics is not None:
@@ -278,6 +284,12 @@ class ExactTrainer(Trainer):
     def evaluation_batches(self) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
         """This process's batches of the evaluation documents, each with their indexes."""
         return self.batches_of(self.evaluation, self.evaluation_values)
+
+    def evaluation_step_batches(self) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+        """What step_terms is computed of: the documents, or what the objective has in their place."""
+        if not self.evaluation_counterparts:
+            return self.evaluation_batches()
+        return self.batches_of(self.evaluation_counterparts, self.evaluation_counterpart_values)
 
     def batches_of(
         self, documents: Sequence[Document], values: np.ndarray | None = None

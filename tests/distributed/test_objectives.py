@@ -52,6 +52,34 @@ def test_another_objective_trains_on_two_processes(
     assert difference(both.weights(), alone.weights()) < 1e-3
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp2"])
+@pytest.mark.parametrize("kind", ["dpo", "kto"])
+def test_preferences_are_one_processs(train: Train, tmp_path: Path, kind: str, engine: str) -> None:
+    """Losses, what is logged of the rewards (KTO's baseline, which is the step's, included) and the trained
+    weights; with rows that don't come out even over the processes."""
+    rows = [
+        {
+            "prompt": f"number {index}?",
+            "chosen": f"{index} " * (1 + index % 5),
+            "rejected": "no " * (1 + index % 3),
+        }
+        for index in range(31)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sections = {
+        "data": {"train": [{"path": "pairs.jsonl", "format": "preference"}], "max_length_tokens": 64},
+        "objective": {"kind": kind},
+        "train": {"evaluate_every": 4, "max_steps": 7, "max_gradient_norm": 1.0},
+    }
+    alone, both = train(**sections), train("--launch", engine, "--processes", "2", **sections)
+    names = ["train/loss", "train/reward_accuracy", "eval/loss", "eval/reward_accuracy"]
+    names += ["train/baseline", "eval/rewards/good"] if kind == "kto" else ["train/log_ratios/chosen"]
+    for name in names:
+        assert both.losses(name) == pytest.approx(alone.losses(name), rel=1e-3, abs=1e-4), name
+    assert difference(both.weights(), alone.weights()) < 2e-3
+
+
 NUMBER = 2.0**20 + 2000
 """Half-way to the next number of bf16, nearly."""
 

@@ -45,7 +45,13 @@ class DocumentValues(TrainerCallback):
         """Compute them, or read what an earlier start computed. Raises CheckpointError where a resumed run
         has lost them."""
         group = self.trainer.group
-        documents = {"train": self.feed.table, "evaluation": self.trainer.evaluation}
+        documents: dict[str, Sequence[Document]] = {
+            "train": self.feed.table,
+            "evaluation": self.trainer.evaluation,
+        }
+        if self.feed.has_counterparts:
+            documents["train_counterparts"] = self.feed.counterparts
+            documents["evaluation_counterparts"] = self.trainer.evaluation_counterparts
         if group.text_of_main(str(self.path.is_file())) == str(True):
             # The main process reads; the others, which may have no such file, add zeros.
             zeros = {name: self._zeros(rows) for name, rows in documents.items()}
@@ -68,6 +74,8 @@ class DocumentValues(TrainerCallback):
             if group.is_main:
                 write_private(self.path, save(found))
         self.feed.values, self.trainer.evaluation_values = found["train"], found["evaluation"]
+        self.feed.counterpart_values = found.get("train_counterparts")
+        self.trainer.evaluation_counterpart_values = found.get("evaluation_counterparts")
         if not state.global_step:
             self._check()
 

@@ -234,8 +234,27 @@ def test_preference_of_several_turns_and_calls() -> None:
 
 
 @pytest.mark.parametrize(
+    "values",
+    [
+        {"prompt": "hi", "completion": "ho", "label": False},
+        {"prompt": [USER], "completion": [ANSWER], "label": "false"},
+        {"messages": [USER, ANSWER], "kto_tag": 0},
+        {"conversations": [HUMAN, GPT], "kto_tag": False},
+        {"instruction": "hi", "input": "", "output": "ho", "label": "no"},
+    ],
+)
+def test_feedback(values: dict[str, Any]) -> None:
+    """A judged answer as texts, messages, ShareGPT's turns or Alpaca's columns; all mean the same."""
+    expected = Conversation((Message("user", "hi"), Message("assistant", "ho")), 1, good=False)
+    assert parse("feedback", values) == expected
+
+
+@pytest.mark.parametrize(
     ("format_name", "values", "options", "problem"),
     [
+        ("feedback", {"prompt": "hi", "completion": "ho", "label": None}, {}, "label is null; true .a good answer"),
+        ("feedback", {"prompt": "hi", "completion": "ho", "label": "maybe"}, {}, "true or false was expected"),
+        ("feedback", {"prompt": "hi", "completion": "ho"}, {}, "label"),
         ("sharegpt", {"conversations": [{"from": "alice", "value": "x"}]}, {}, r"conversations\[0\].from is 'alice'; expected"),
         ("sharegpt", {"conversations": [HUMAN, {"from": "observation", "value": "x"}]}, {}, r"\[1\] is a tool result"),
         ("sharegpt", {"conversations": [HUMAN, {"from": "function_call", "value": "{"}]}, {}, r"\[1\].value is not valid JSON"),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def test_what_is_logged_is_of_the_pairs(
     """Sums over the pairs, beside the loss: rewards are beta times log-ratios, a tie is half a win."""
     model, found = wide(), objective(make_recipe, {"kind": "dpo", "beta": 0.3})
     found.install(model)
-    logged = dict(zip(found.logged, model(**padded_batch(pairs, 0)).logits.tolist(), strict=True))
+    logged = dict(zip(found.logged, model(**padded_batch(pairs, 0)).logits[:, 0].tolist(), strict=True))
     seen: list[Tensor] = []
     plain(model, pairs, lambda policy, reference, _: seen.append(policy - reference) or policy.sum())
     ratios = seen[0].sum(dim=0).tolist()
@@ -160,8 +161,37 @@ def test_what_is_logged_is_of_the_pairs(
     assert logged["reward_margin"] == pytest.approx(0.3 * (ratios[0] - ratios[1]))
     assert logged["reward_accuracy"] == float((gap(seen[0]) > 0).sum())
     same = [document for document in pairs[:2] for _ in range(2)]
-    ties = dict(zip(found.logged, model(**padded_batch(same, 0)).logits.tolist(), strict=True))
+    ties = dict(zip(found.logged, model(**padded_batch(same, 0)).logits[:, 0].tolist(), strict=True))
     assert ties["reward_accuracy"] == 1.0  # two pairs of one answer each
+
+
+@pytest.mark.parametrize("baseline", [3.0, -2.0])
+def test_kto_is_the_papers(
+    make_recipe: MakeRecipe, wide: Callable[[], Any], pairs: list[Document], baseline: float
+) -> None:
+    """In fp64 to 1e-12: each answer's side of the mean log-ratio of the step, which is at least 0."""
+    ours, theirs = wide(), wide()
+    section = {"kind": "kto", "beta": 0.3, "good_weight": 1.5, "bad_weight": 0.5}
+    found = objective_of(with_objective_defaults(make_recipe(objective=section)))
+    found.install(ours)
+    documents = [replace(own, targets=(float(n % 2 == 0),)) for n, own in enumerate(pairs)]
+    step_sum = torch.tensor([baseline * 7, 7.0], dtype=torch.float64)
+    output = ours(**packed_batch(documents), step_sum=step_sum)
+
+    def formula(policy: Tensor, reference: Tensor, _: Tensor) -> Tensor:
+        sides = 0.3 * (policy - reference - max(baseline, 0.0))
+        good, bad = 1.5 * (1 - sides[:, 0].sigmoid()), 0.5 * (1 - (-sides[:, 1]).sigmoid())
+        return good.sum() + bad.sum()
+
+    expected = plain(theirs, documents, formula)
+    output.loss.backward()
+    expected.backward()
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-9, atol=1e-12), name
+    logged = dict(zip(found.logged, output.logits.tolist(), strict=True))
+    assert logged["baseline"] == pytest.approx([0.3 * max(baseline, 0.0), 1.0])
+    assert [logged[f"rewards/{side}"][1] for side in ("good", "bad")] == [3.0, 3.0]
 
 
 def test_what_fills_up_has_a_finite_loss(make_recipe: MakeRecipe, wide: Callable[[], Any]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 import finetune
 from data_prep.errors import DataError
+from data_prep.feedback import Mismatched
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.data import prepare_data
 from finetune.errors import FinetuneError, RecipeError
@@ -16,7 +18,8 @@ from finetune.recipe.load import load_recipe
 from finetune.recipe.rules.objective import with_objective_defaults
 from finetune.recipe.schema import Recipe
 from finetune.runs.folder import RunFolder
-from tests.support.processes import EXACT, start
+from finetune.training import run as training
+from tests.support.processes import EXACT, adapter_of, assert_equal, start
 from tests.support.recipes import MakeRecipe
 
 
@@ -109,6 +112,98 @@ def test_how_a_step_is_cut_changes_nothing_that_is_logged(pairs: MakeRecipe) -> 
         assert column(runs[2], name)[0] == pytest.approx(column(runs[0], name)[0], rel=1e-5)
 
 
+def write_feedback(path: Path, rows: int = 24) -> str:
+    """Answers to numbers, every other one a bad one."""
+    lines = []
+    for index in range(rows):
+        answer = f"it is {index}" if index % 2 else f"not {index + 7}"
+        lines.append(
+            json.dumps({"prompt": f"number {index}?", "completion": answer, "label": bool(index % 2)})
+        )
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def feedback(pairs: MakeRecipe, tmp_path: Path) -> MakeRecipe:
+    """The same on 24 answers with a judgement each."""
+    source = {"path": write_feedback(tmp_path / "feedback.jsonl"), "format": "feedback"}
+
+    def make(**sections: dict[str, Any]) -> Recipe:
+        data = {"train": [source]} | sections.pop("data", {})
+        return pairs(**{"objective": {"kind": "kto"}, "data": data, **sections})
+
+    return make
+
+
+def test_judged_answers_are_learned(feedback: MakeRecipe) -> None:
+    """KTO starts at one half (every answer on the baseline, 0), and brings good and bad ones to their sides."""
+    run = start(feedback(train={"max_steps": 16, "evaluate_every": 16}))
+    assert column(run, "train/loss")[0] == pytest.approx(0.5, abs=1e-5)
+    assert column(run, "train/baseline")[0] == 0.0
+    assert column(run, "train/loss")[-1] < 0.48
+    assert column(run, "train/rewards/good")[-1] > column(run, "train/rewards/bad")[-1]
+    assert column(run, "eval/reward_accuracy")[-1] == 1.0
+
+
+def test_the_baseline_is_the_steps_whatever_its_micro_batches(feedback: MakeRecipe) -> None:
+    """Loss and baseline of every step are those of micro-batches of another size."""
+    runs = [start(feedback(train={"micro_batch_size": size}), name=f"micro{size}") for size in (1, 6)]
+    for name in ("train/loss", "train/baseline", "eval/loss", "eval/baseline"):
+        assert column(runs[1], name) == pytest.approx(column(runs[0], name), rel=1e-3, abs=1e-4)
+    assert max(column(runs[0], "train/baseline")) > 0
+
+
+def test_kto_resumes_with_its_other_answers(feedback: MakeRecipe) -> None:
+    """Whose numbers are kept with the run: the second half is bit for bit the whole run's."""
+    recipe = feedback(train={"save_every": 4, "evaluate_every": None})
+    whole, half = start(recipe, name="whole"), start(recipe, name="half")
+    for part in (half.adapter, half.checkpoints / "checkpoint-8"):
+        shutil.rmtree(part)
+    half.write_summary(half.read_summary() | {"status": "stopped"})
+    training.resume(half.path, recipe=None)
+    assert_equal(adapter_of(whole), adapter_of(half))
+
+
+def test_pairs_are_a_good_and_a_bad_answer(pairs: MakeRecipe, tiny_base: Path) -> None:
+    """KTO on rows of format preference."""
+    data = prepare_data(pairs(objective={"kind": "kto"}), load_tokenizer(tiny_base))
+    assert [document.targets for document in data.train[:4]] == [(1.0,), (0.0,)] * 2
+    assert len(data.train) + len(data.evaluation) == 48
+    assert any("24 of 48 answers are good ones" in line for line in data.report.lines())
+
+
+def test_prompts_get_another_rows_answer(feedback: MakeRecipe, tiny_base: Path) -> None:
+    """Each answer once, after another row's prompt; cut where both are longer than a document may be."""
+    recipe = feedback()
+    table = prepare_data(recipe, load_tokenizer(tiny_base)).train
+    others = Mismatched(table, 0, 96)
+    used = [tuple(other.token_ids[other.spans[0][0] :]) for other in others]
+    assert sorted(used) == sorted(tuple(own.token_ids[own.spans[0][0] :]) for own in table)
+    for own, other in zip(table, others, strict=True):
+        start_of_answer = own.spans[0][0]
+        assert own.token_ids[:start_of_answer] == other.token_ids[:start_of_answer]
+        assert own.token_ids != other.token_ids
+        assert other.spans[0][0] == start_of_answer
+    assert all(len(other.token_ids) == 26 for other in Mismatched(table, 0, 26))
+    assert [other.token_ids for other in Mismatched(table, 1, 96)] != [other.token_ids for other in others]
+
+
+def test_answers_of_one_judgement_are_refused(feedback: MakeRecipe, tiny_base: Path, tmp_path: Path) -> None:
+    """What tells good from bad can't be learned from good ones alone."""
+    rows = [{"prompt": f"{n}?", "completion": f"{n}", "label": True} for n in range(8)]
+    (tmp_path / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = feedback(data={"train": [{"path": str(tmp_path / "good.jsonl"), "format": "feedback"}]})
+    with pytest.raises(DataError, match="all 8 answers to train on are good ones"):
+        prepare_data(recipe, load_tokenizer(tiny_base))
+
+
+def test_bad_answers_are_never_learned_as_answers(feedback: MakeRecipe, tiny_base: Path) -> None:
+    """Supervised fine-tuning refuses judged rows."""
+    with pytest.raises(DataError, match=r"24 of its rows are pairs .* or answers that were judged"):
+        prepare_data(feedback(objective={"kind": "supervised"}), load_tokenizer(tiny_base))
+
+
 def test_the_run_is_scored_as_it_was_in_training(pairs: MakeRecipe) -> None:
     """finetune evaluate computes the reference with the adapter switched off; a merge has none."""
     run = start(pairs())
@@ -179,15 +274,38 @@ def test_what_does_not_fit_is_refused(
     pairs: MakeRecipe, tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     """At its key."""
+    assert message in refused(pairs(), tmp_path / "recipe.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["train.global_batch_size=1", "train.micro_batch_size=1"],
+            "compares the rows of a step; set at least 2",
+        ),
+        (["objective.good_weight=0"], "expected more than 0"),
+        (["data.loss_weights.assistant=2"], "weighs an answer's tokens alike"),
+        (["data.supervise=all"], "learns the answer that was judged"),
+    ],
+)
+def test_what_does_not_fit_kto_is_refused(
+    feedback: MakeRecipe, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    """At its key."""
+    assert message in refused(feedback(), tmp_path / "recipe.yaml", overrides)
+
+
+def refused(recipe: Recipe, path: Path, overrides: list[str]) -> str:
+    """What is said of the recipe with these overrides; without them it is a good one."""
     from ruamel.yaml import YAML
 
-    path = tmp_path / "recipe.yaml"
     with path.open("w") as file:
-        YAML().dump(pairs().model_dump(mode="json", exclude_defaults=True), file)
+        YAML().dump(recipe.model_dump(mode="json", exclude_defaults=True), file)
     load_recipe(path)
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, overrides)
-    assert message in str(caught.value)
+    return str(caught.value)
 
 
 def test_the_lock_has_the_keys_that_were_not_written(pairs: MakeRecipe, tmp_path: Path) -> None:
