@@ -7,11 +7,11 @@ from data_prep.encoding import RowEncoding
 from data_prep.errors import DataError
 from data_prep.messages import Conversation, Example, Parsed, Preference
 from data_prep.pairs import conversations_of
-from data_prep.table.documents import Document
 
 if TYPE_CHECKING:
     from data_prep.audit.report import SourceReport
     from data_prep.chat.tokenization import Rendered, Tokenization
+    from data_prep.table.documents import Document
 
 MISMATCH = 0x6B746F
 """Separates the draw of other rows' answers from others with the same seed."""
@@ -59,11 +59,11 @@ class FeedbackEncoding(RowEncoding):
         return super().cache_key() | {"documents": "feedback"}
 
 
-class Mismatched(Sequence[Document]):
+class Mismatched(Sequence["Document"]):
     """Each document's prompt with the answer of the one after it in an order that is drawn: answers that have
     nothing to do with the prompt."""
 
-    def __init__(self, documents: Sequence[Document], seed: int, longest: int):
+    def __init__(self, documents: "Sequence[Document]", seed: int, longest: int):
         """No document has more than `longest` tokens. Raises DataError for a single document."""
         if len(documents) == 1:
             raise DataError("a single answer is left, and its prompt has no other row's answer to go with")
@@ -78,6 +78,8 @@ class Mismatched(Sequence[Document]):
         return len(self.documents)
 
     def __getitem__(self, index: Any) -> Any:
+        from data_prep.table.documents import Document
+
         own, other = self.documents[index], self.documents[int(self.next[index])]
         prompt, answer = own.token_ids[: own.spans[0][0]], other.token_ids[other.spans[0][0] :]
         whole = (prompt + answer)[: self.longest]
