@@ -1,6 +1,7 @@
 """A pair of answers as two documents that stay together: the chosen one, then the rejected one."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from data_prep.encoding import RowEncoding
@@ -8,6 +9,7 @@ from data_prep.messages import Conversation, Example, Parsed, Preference
 
 if TYPE_CHECKING:
     from data_prep.audit.report import SourceReport
+    from data_prep.chat.tokenization import Rendered, Tokenization
     from data_prep.table.documents import Document
 
 
@@ -48,3 +50,27 @@ class PairEncoding(RowEncoding):
     def cache_key(self) -> dict[str, Any]:
         """Rows are read as pairs."""
         return super().cache_key() | {"documents": "pair"}
+
+
+class RewardEncoding(PairEncoding):
+    """Each answer with an end token behind it, in whose place a head's reward is read."""
+
+    def render(self, example: Example, tokenization: "Tokenization", place: str) -> "Rendered":
+        """The whole conversation; nothing of it is learned but what the head says behind it."""
+        from data_prep.chat.loss_weights import TextSpan
+        from data_prep.chat.rendering import end_id
+
+        found = tokenization.render_answers(example, place)
+        end, chosen = len(found.text), isinstance(example, Conversation) and example.good
+        return replace(
+            found,
+            spans=[TextSpan(end, end)],
+            after=[end_id(tokenization.tokenizer)],
+            must_end=False,
+            asks=(),
+            targets=(float(bool(chosen)),),
+        )
+
+    def cache_key(self) -> dict[str, Any]:
+        """Where a reward is read."""
+        return super().cache_key() | {"documents": "reward"}

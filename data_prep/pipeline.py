@@ -154,9 +154,15 @@ class Pipeline:
             report.find("no_supervised_token", place, "it has no supervised tokens")
             return
         bos, overlap = self.tokenizer.bos_token_id, overlap_of(self.tokenizer)
+        most = [section.max_length_tokens] * len(documents)
+        if section.over_length == "truncate_start" and self.encoding.documents_per_row > 1:
+            # The documents of a row begin alike, and still do after the cut.
+            lengths = [len(document.token_ids) for document in documents]
+            cut = max(0, max(lengths) - section.max_length_tokens)
+            most = [length - cut for length in lengths]
         parts = [
-            fitted(document, section.max_length_tokens, section.over_length, bos, overlap)
-            for document in documents
+            fitted(document, longest, section.over_length, bos, overlap)
+            for document, longest in zip(documents, most, strict=True)
         ]
         kept = [part for parts_of_one in parts for part in parts_of_one] if all(parts) else []
         self._count(documents, kept, candidate, report)

@@ -201,7 +201,7 @@ class SourceReport:
     def pair(self, chosen: Document, rejected: Document) -> None:
         """Count a pair that is kept, by the lengths of its answers and the tokens that both begin with."""
         self.pairs += 1
-        lengths = chosen.supervised_tokens, rejected.supervised_tokens
+        lengths = len(chosen.token_ids), len(rejected.token_ids)  # which have one prompt
         self.longer_chosen += lengths[0] > lengths[1]
         self.longer_rejected += lengths[0] < lengths[1]
         both = zip(chosen.token_ids, rejected.token_ids, strict=False)

@@ -32,10 +32,21 @@ class EvaluationSet:
     questions: list[Question]
     """Empty where no metric asks, or no row has a prompt."""
     labels: Labels
+    documents_per_row: int = 1
     bytes: list[float] = field(default_factory=list)
     """Of the text of each document's supervised tokens; empty where no metric needs it."""
     notes: tuple[str, ...] = ()
     """What a person should know of them."""
+
+    def share(self, of_rows: slice) -> "EvaluationSet":
+        """Some of the rows: their documents, which stay together, and as many questions."""
+        per, rows = self.documents_per_row, range(len(self.documents) // self.documents_per_row)[of_rows]
+        return replace(
+            self,
+            documents=[self.documents[per * row + own] for row in rows for own in range(per)],
+            bytes=self.bytes[of_rows],
+            questions=self.questions[of_rows],
+        )
 
     @property
     def places(self) -> list[str]:
@@ -71,7 +82,7 @@ def read_rows(
             f"objective {objective.kind} has no metrics; its evaluation loss is in the run's metrics.jsonl."
         )
     questions = list[Question]()
-    if not objective.writes_text:
+    if not objective.writes_text and objective.encoding.documents_per_row == 1:
         questions = answered_rows(data.evaluation_rows[:most])
     elif asking or (not metrics and any(metric.of == "answers" for metric in known(by_default))):
         # Labels are counted row by row, as everywhere.
@@ -99,7 +110,7 @@ def read_rows(
     sizes = []
     if any("bytes" in metric.needs for metric in metrics):
         sizes = supervised_bytes(documents, data.evaluation_rows, recipe.data, tokenizer)
-    return EvaluationSet(documents, questions, labels, sizes, tuple(notes))
+    return EvaluationSet(documents, questions, labels, data.documents_per_row, sizes, tuple(notes))
 
 
 def _changed(questions: Sequence[Question]) -> list[str]:

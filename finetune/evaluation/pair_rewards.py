@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from data_prep.table.documents import Document
 from finetune.errors import FinetuneError
+from finetune.evaluation.head_predictions import classify
 from finetune.evaluation.losses import document_losses
 from finetune.models.preference import PairScores
 from finetune.objectives.pairs import PairObjective
@@ -23,6 +24,9 @@ def pair_rewards(
     The reference is the model without its adapter. Raises FinetuneError where there is one to compare with,
     and the model has no adapter, or started from another one.
     """
+    if objective.brought_head is not None:
+        outputs, _ = classify(model, documents, objective.brought_head, batch_size)
+        return [(chosen, rejected) for chosen, rejected in outputs.reshape(-1, 2).tolist()]
     scores = PairScores(*_measured(model, documents, batch_size))
     if objective.has_reference:
         if not isinstance(model, PeftModel) or not objective.starts_from_base:

@@ -60,6 +60,15 @@ def head_outputs(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     return outputs
 
 
+def document_outputs(model: Any, hidden: torch.Tensor, inputs: LossInputs) -> torch.Tensor:
+    """The head's outputs (N x L) for documents, read where their labels are; for documents without one, which
+    only fill up, what it says of their first token."""
+    read = inputs.labels.ne(IGNORE_INDEX)
+    if not read.any():
+        return head_outputs(model, hidden[:, 0].expand(inputs.documents, -1))
+    return head_outputs(model, hidden[read])
+
+
 def head_losses(
     outputs: torch.Tensor, targets: torch.Tensor, problem: ProblemType, label_smoothing: float = 0.0
 ) -> torch.Tensor:

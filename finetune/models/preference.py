@@ -73,16 +73,21 @@ def log_odds(log_probabilities: torch.Tensor) -> torch.Tensor:
 
 def pair_numbers(scores: PairScores, rewards: torch.Tensor) -> dict[str, torch.Tensor]:
     """What a log says of pairs and their rewards (P x 2), as a number per pair (P)."""
-    margins = rewards[:, 0] - rewards[:, 1]
-    columns = {
-        "rewards": rewards,
-        "log_probabilities": scores.log_probabilities,
-        "log_ratios": scores.log_ratios,
-    }
-    found = {"reward_accuracy": wins(margins), "reward_margin": margins}
-    for name, column in columns.items():
+    found = reward_numbers(rewards)
+    for name, column in (("log_probabilities", scores.log_probabilities), ("log_ratios", scores.log_ratios)):
         found |= {f"{name}/chosen": column[:, 0], f"{name}/rejected": column[:, 1]}
     return found
+
+
+def reward_numbers(rewards: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same of the rewards (P x 2) alone."""
+    margins = rewards[:, 0] - rewards[:, 1]
+    return {
+        "reward_accuracy": wins(margins),
+        "reward_margin": margins,
+        "rewards/chosen": rewards[:, 0],
+        "rewards/rejected": rewards[:, 1],
+    }
 
 
 def kto_losses(

@@ -12,6 +12,7 @@ from finetune.objectives.dpo import Dpo, Hinge, Ipo, Robust
 from finetune.objectives.kto import Kto
 from finetune.objectives.language_modeling import LanguageModeling
 from finetune.objectives.reference_free import Cpo, Orpo, Simpo
+from finetune.objectives.reward import Reward
 
 if TYPE_CHECKING:
     from finetune.recipe.schema import Recipe
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["OBJECTIVES", "Classification", "LanguageModeling", "Objective", "kind_of", "objective_of"]
 
 OBJECTIVES: tuple[type[Objective], ...] = (
-    LanguageModeling, Classification, Dpo, Ipo, Hinge, Robust, Orpo, Simpo, Cpo, Kto,
+    LanguageModeling, Classification, Dpo, Ipo, Hinge, Robust, Orpo, Simpo, Cpo, Kto, Reward,
 )  # fmt: skip
 
 

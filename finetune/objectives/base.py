@@ -10,6 +10,7 @@ from finetune.recipe.given import Given, RuleProblem
 if TYPE_CHECKING:
     import torch
 
+    from data_prep.config import HeadSection
     from data_prep.table.documents import Document
     from finetune.models.loss import LossInputs, MostChunks
     from finetune.recipe.schema import Recipe
@@ -32,6 +33,8 @@ class Objective:
     """Its other keys in the recipe's objective section."""
     encoding: RowEncoding = ANSWERS
     """How rows become documents."""
+    brought_head: ClassVar["HeadSection | None"] = None
+    """The head that the objective brings: model.head of a recipe that doesn't name it."""
     writes_text: ClassVar[bool] = True
     """Whether the model predicts tokens, so that it can be asked for answers."""
     smooths_labels: ClassVar[bool] = False

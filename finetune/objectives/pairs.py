@@ -44,7 +44,7 @@ class PairObjective(Objective):
     """
 
     encoding = PairEncoding()
-    logged = NUMBERS
+    logged: tuple[str, ...] = NUMBERS
     supervises: ClassVar[float] = 0.0
     """Weight of the chosen answer's cross-entropy, where the recipe has no say in it."""
 
@@ -62,7 +62,7 @@ class PairObjective(Objective):
         self.values_per_document = 1 if self.has_reference else 0
         self.supervised_weight = float(getattr(self.options, "supervised_weight", self.supervises))
         parts = ("losses/preference", "losses/supervised") if self.supervised_weight else ()
-        self.logged = (*NUMBERS, *(RATIOS if self.has_reference else ()), *parts)
+        self.logged = (*type(self).logged, *(RATIOS if self.has_reference else ()), *parts)
 
     @classmethod
     def outcome(cls, model: "ModelSection") -> str:

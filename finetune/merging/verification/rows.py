@@ -11,7 +11,7 @@ from data_prep.errors import DataError
 from data_prep.files import Use
 from data_prep.formats.parser import read_parsed
 from data_prep.formats.row_rules import RowRules
-from data_prep.messages import Example, PlainText, Preference
+from data_prep.messages import Example, PlainText
 from data_prep.table.documents import Document
 from data_prep.tokenizers.tokens import ids_of
 from finetune.data import prepare_data
@@ -131,14 +131,12 @@ def goes_through_template(recipe: Recipe | None, tokenizer: PreTrainedTokenizerF
 
 def _examples(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, Example]]:
     data, rules = recipe.data, RowRules.of(recipe.data, tokenizer)
+    encoding = objective_of(recipe).encoding
     use: Use = "evaluation" if data.held_out else "train"
     for source in data.held_out or data.train:
         parser, rows = read_parsed(
             source, seed=recipe.train.seed, rules=rules, streaming=data.streaming is not None, use=use
         )
         for row in rows:
-            yield from (
-                (place, example)
-                for place, example in parser.parse(row)
-                if not isinstance(example, Preference)
-            )
+            for place, parsed in parser.parse(row):
+                yield from ((place, example) for example in encoding.examples(parsed))

@@ -1,6 +1,8 @@
 """Rules for the objective section: each kind has its own keys, and its own needs of the rest of the
 recipe."""
 
+from typing import Any
+
 from finetune import objectives
 from finetune.recipe.given import Given, RuleProblem
 from finetune.recipe.reading.explain import mistakes_of, not_among
@@ -8,14 +10,17 @@ from finetune.recipe.schema import Recipe
 
 
 def with_objective_defaults(recipe: Recipe) -> Recipe:
-    """A valid recipe in which the keys of its kind of objective that were not written have their
-    defaults."""
+    """A valid recipe in which the keys of its kind of objective that were not written have their defaults,
+    with the head that the objective brings."""
     found = objectives.kind_of(recipe)
     if found is None:
         return recipe
     options = found.section.model_validate(recipe.objective.options).model_dump()
     section = recipe.objective.model_validate({"kind": recipe.objective.kind, **options})
-    return recipe.model_copy(update={"objective": section})
+    changed: dict[str, Any] = {"objective": section}
+    if found.brought_head is not None:
+        changed["model"] = recipe.model.model_copy(update={"head": found.brought_head})
+    return recipe.model_copy(update=changed)
 
 
 def objective_fits(recipe: Recipe, given: Given) -> RuleProblem:
@@ -26,7 +31,9 @@ def objective_fits(recipe: Recipe, given: Given) -> RuleProblem:
         return
     found = objectives.kind_of(recipe)
     if found is None:
-        yield "model.head", f"objective {kind} learns from a model that predicts tokens; remove this key"
+        brings = any(one.kind == kind and one.brought_head for one in objectives.OBJECTIVES)
+        what = "brings its own head" if brings else "learns from a model that predicts tokens"
+        yield "model.head", f"objective {kind} {what}; remove this key"
         return
     mistakes = list(mistakes_of(found.section, recipe.objective.options, ("objective",), beside="kind"))
     yield from mistakes

@@ -15,8 +15,8 @@ class ObjectiveSection(Section):
 
     kind: str = "supervised"
     """supervised: the answers of the rows, or with model.head their labels or numbers. dpo, ipo, hinge,
-    robust (relative to a reference), orpo, simpo, cpo (without one): which of two answers is the better.
-    kto: which answers are good ones."""
+    robust (relative to a reference), orpo, simpo, cpo (without one): which of two answers is the better. kto:
+    which answers are good ones. reward: a head that ranks answers."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from finetune.scoring.measured import LossSum, Measured, Prediction, Verdict
 from finetune.training.build import Inputs
 from finetune.training.trainer import ExactTrainer
 
+PARTS = ("losses", "bytes", "answers", "rewards")
+"""What is measured of each row by the model."""
+
 
 class TaskMetrics:
     """Measures the recipe's metrics. Raises FinetuneError, before anything is trained, where rows don't fit
@@ -38,7 +41,7 @@ class TaskMetrics:
         by_trainer = {"loss", "perplexity", *inputs.objective.logged}
         self.names_in_training = tuple(name for name in self.names if name not in by_trainer)
         self.some = (
-            first_rows(self.rows, section.rows_in_training) if section.rows_in_training is not None else None
+            self.rows.share(slice(section.rows_in_training)) if section.rows_in_training is not None else None
         )
         if self.some is not None:
             trainer.task_metrics = self.in_training
@@ -55,19 +58,14 @@ class TaskMetrics:
 
     def _report(self, rows: EvaluationSet, names: Sequence[str], *, intervals: bool) -> Report:
         rank, size, shared = self.group.rank, self.group.world_size, self.trainer.engine.shards_weights
-        mine = replace(
-            rows,
-            documents=rows.documents[rank::size],
-            bytes=rows.bytes[rank::size],
-            questions=rows.questions[rank::size],
-        )
+        mine = rows.share(slice(rank, None, size))
         with evaluable(self.trainer) as model:
             asked = rows if shared else mine
             measured, seconds = measured_of(model, self.inputs.tokenizer, self.recipe, asked, names)
         if shared:
             measured = replace(
                 measured,
-                **{part: getattr(measured, part)[rank::size] for part in ("losses", "bytes", "answers")},
+                **{part: getattr(measured, part)[rank::size] for part in PARTS},
             )
         measured, seconds = with_programs(measured, names, self.recipe.evaluate, seconds)
         if size > 1:
@@ -76,17 +74,11 @@ class TaskMetrics:
         return report_of(measured, names, notes=rows.notes, seconds=seconds, intervals=intervals)
 
 
-def first_rows(rows: EvaluationSet, most: int) -> EvaluationSet:
-    """The first documents and questions."""
-    return replace(
-        rows, documents=rows.documents[:most], bytes=rows.bytes[:most], questions=rows.questions[:most]
-    )
-
-
 def _plain(measured: Measured) -> dict[str, Any]:
     return {
         "losses": [asdict(loss) for loss in measured.losses],
         "bytes": measured.bytes,
+        "rewards": measured.rewards,
         "texts": [answer.texts for answer in measured.answers],
         "likelihoods": [answer.likelihoods for answer in measured.answers],
         "cuts": [answer.cuts for answer in measured.answers],
@@ -106,6 +98,7 @@ def _together(parts: Sequence[dict[str, Any]], rows: EvaluationSet, mine: Measur
         places=rows.places,
         bytes=_in_turn(parts, "bytes"),
         answers=answers,
+        rewards=[tuple(pair) for pair in _in_turn(parts, "rewards")],
         programs=[
             tuple(Verdict(**verdict) for verdict in verdicts) for verdicts in _in_turn(parts, "programs")
         ],

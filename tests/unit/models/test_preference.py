@@ -194,6 +194,49 @@ def test_kto_is_the_papers(
     assert [logged[f"rewards/{side}"][1] for side in ("good", "bad")] == [3.0, 3.0]
 
 
+def test_a_reward_model_is_bradley_and_terrys(make_recipe: MakeRecipe, tiny_base: Path) -> None:
+    """In fp64 to 1e-12, read behind the whole conversation; documents that fill up give a zero with a
+    gradient."""
+    from transformers import AutoModelForSequenceClassification
+
+    section = {"kind": "reward", "label_smoothing": 0.1, "centering": 0.02}
+    found = objective_of(with_objective_defaults(make_recipe(objective=section)))
+    ours, theirs = (
+        AutoModelForSequenceClassification.from_pretrained(tiny_base, dtype=torch.float64, num_labels=1)
+        for _ in range(2)
+    )
+    theirs.load_state_dict(ours.state_dict())
+    found.install(ours)
+    lengths = [(9, 5), (4, 8), (6, 6)]
+    rows = [[list(range(3, 3 + n)) for n in pair] for pair in lengths]
+    documents = [
+        Document([*ids, 2], ((len(ids), len(ids) + 1, 1.0),), "row", targets=(0.0,))
+        for pair in rows
+        for ids in pair
+    ]
+    for batch in (packed_batch(documents), padded_batch(documents, 0)):
+        ours.zero_grad()
+        theirs.zero_grad()
+        got = ours(**batch).loss
+        rewards = [
+            theirs.score(theirs.model(torch.tensor([ids])).last_hidden_state[0, -1])
+            for pair in rows
+            for ids in pair
+        ]
+        both = torch.cat(rewards).reshape(-1, 2)
+        expected = (
+            -0.9 * logsigmoid(gap(both)) - 0.1 * logsigmoid(-gap(both)) + 0.02 * both.sum(1) ** 2
+        ).sum()
+        got.backward()
+        expected.backward()
+        assert got.item() == pytest.approx(expected.item(), rel=1e-12)
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.allclose(one.grad, other.grad, rtol=1e-9, atol=1e-12)
+    filler = ours(**padded_batch([Document([0, 0], (), "filler")] * 2, 0)).loss
+    assert torch.isfinite(filler)
+    filler.backward()
+
+
 def test_what_fills_up_has_a_finite_loss(make_recipe: MakeRecipe, wide: Callable[[], Any]) -> None:
     """A process without rows in a micro-batch takes part with documents without a label: nothing is divided
     by 0."""

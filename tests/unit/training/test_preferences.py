@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import finetune
 from data_prep.errors import DataError
@@ -204,6 +205,55 @@ def test_bad_answers_are_never_learned_as_answers(feedback: MakeRecipe, tiny_bas
         prepare_data(feedback(objective={"kind": "supervised"}), load_tokenizer(tiny_base))
 
 
+def test_a_reward_model_is_a_plain_sequence_classifier(pairs: MakeRecipe) -> None:
+    """It ranks pairs, is scored as in training, and merged gives the same rewards in plain transformers, of
+    the text that the chat template writes."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    recipe = pairs(objective={"kind": "reward", "centering": 0.01}, train={"max_steps": 16})
+    assert recipe.model.head is not None
+    run = start(recipe)
+    assert column(run, "train/loss")[-1] < column(run, "train/loss")[0]
+    assert column(run, "train/reward_accuracy")[-1] == 1.0
+    report = finetune.evaluate(run.path)
+    last = column(run, "eval/reward_margin")[-1]
+    assert report.scores["reward_margin"].value == pytest.approx(last, rel=1e-3)
+
+    merged = run.path / "merged"
+    assert finetune.merge(run.path, merged).verification.holds
+    model: Any = AutoModelForSequenceClassification.from_pretrained(merged, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    assert model.config.num_labels == 1
+    margins = []
+    for _, example in prepare_data(recipe, tokenizer).evaluation_rows:
+        messages = [{"role": message.role, "content": message.content} for message in example.messages]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        margins.append(float(model(input_ids=ids).logits[0, 0]))
+    mean = sum(margins[::2]) - sum(margins[1::2])
+    assert mean / 6 == pytest.approx(last, rel=1e-3)
+
+
+def test_metrics_in_training_keep_pairs_together(pairs: MakeRecipe) -> None:
+    """Some rows are some pairs."""
+    evaluate = {"metrics": ["reward_margin"], "rows_in_training": 2}
+    run = start(pairs(evaluate=evaluate, train={"max_steps": 2, "evaluate_every": 2}))
+    assert len(column(run, "eval/reward_margin")) == 2
+
+
+def test_both_answers_of_a_pair_are_cut_alike(pairs: MakeRecipe, tiny_base: Path, tmp_path: Path) -> None:
+    """With truncate_start they still have one prompt."""
+    rows = [{"prompt": "long " * 40, "chosen": "yes " * (n + 1), "rejected": "no"} for n in range(8)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"path": str(tmp_path / "long.jsonl"), "format": "preference"}
+    recipe = pairs(data={"train": [source], "over_length": "truncate_start", "max_length_tokens": 64})
+    table = prepare_data(recipe, load_tokenizer(tiny_base)).train
+    for chosen, rejected in zip(table[::2], table[1::2], strict=True):
+        assert max(len(chosen.token_ids), len(rejected.token_ids)) == 64
+        prompts = [own.token_ids[: own.spans[0][0]] for own in (chosen, rejected)]
+        assert prompts[0] == prompts[1]
+
+
 def test_the_run_is_scored_as_it_was_in_training(pairs: MakeRecipe) -> None:
     """finetune evaluate computes the reference with the adapter switched off; a merge has none."""
     run = start(pairs())
@@ -266,6 +316,10 @@ def test_rows_are_counted_as_pairs(pairs: MakeRecipe, tiny_base: Path, tmp_path:
         (["train.label_smoothing=0.1"], "objective dpo has no such loss"),
         (["evaluate.metrics=[exact_match]"], "which has reward_accuracy, reward_margin"),
         (["data.streaming.buffer_rows=10"], "computes numbers of every row before step 1"),
+        (
+            ["objective={kind: reward}", "model.head={problem: multi_label, labels: [a]}"],
+            "brings its own head",
+        ),
         (["model.head.problem=regression"], "learns from a model that predicts tokens"),
         (["train.best_by=reward_accuracy", "train.evaluate_every=null"], "needs train.evaluate_every"),
     ],
