@@ -7,6 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from data_prep.config import HeadSection
 from data_prep.table.documents import Document
 from finetune.errors import FinetuneError
 from finetune.evaluation.head_predictions import classify
@@ -24,8 +25,8 @@ def pair_rewards(
     The reference is the model without its adapter. Raises FinetuneError where there is one to compare with,
     and the model has no adapter, or started from another one.
     """
-    if objective.brought_head is not None:
-        outputs, _ = classify(model, documents, objective.brought_head, batch_size)
+    if not objective.writes_text:
+        outputs, _ = classify(model, documents, cast(HeadSection, objective.brought_head), batch_size)
         return [(chosen, rejected) for chosen, rejected in outputs.reshape(-1, 2).tolist()]
     scores = PairScores(*_measured(model, documents, batch_size))
     if objective.has_reference:
