@@ -81,6 +81,41 @@ def packed_batch(documents: Sequence[TokenisedRow]) -> dict[str, Any]:
     )
 
 
+def shared_batch(documents: Sequence[TokenisedRow], documents_per_row: int) -> dict[str, Any]:
+    """packed_batch with what the documents of a row begin with computed once: those after the first go on
+    from its tokens, and their own are what is left.
+
+    `prefixes` are the numbers of tokens that are left out of each document, for kernels/attention.py. The
+    last token that all share stays with each of them: it predicts their first answer token.
+    """
+    prefixes = list[int]()
+    for first in range(0, len(documents), documents_per_row):
+        row = documents[first : first + documents_per_row]
+        prefixes += [0, *[_shared_tokens(row)] * (len(row) - 1)]
+    whole = packed_batch(documents)
+    kept, start = list[torch.Tensor](), 0
+    for length, prefix in zip(whole["documents"], prefixes, strict=True):
+        kept.append(torch.arange(start + prefix, start + length))
+        start += length
+    columns = {
+        name: value[:, torch.cat(kept)]
+        for name, value in whole.items()
+        if name in ("input_ids", "position_ids", "shift_labels", "shift_weights")
+    }
+    return whole | columns | {"documents": list(map(len, kept)), "prefixes": prefixes}
+
+
+def _shared_tokens(row: Sequence[TokenisedRow]) -> int:
+    """How many first tokens the documents have in common, short of the last one before an answer begins."""
+    answers = [
+        next((at for at, weight in enumerate(own.weights) if weight), len(own.token_ids)) for own in row
+    ]
+    most = min(answers)
+    ids = [own.token_ids[:most] for own in row]
+    alike = next((at for at, tokens in enumerate(zip(*ids, strict=True)) if len(set(tokens)) > 1), most)
+    return max(0, alike - 1)
+
+
 def loss_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """What the sum of a batch's losses is divided by for their mean: its supervised tokens, each by its
     weight."""

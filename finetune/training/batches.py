@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 from data_prep.epoch.packing import PackedPiece, Packs, joined, per_row, pieces_of
 from data_prep.epoch.stream import Position, Stream
 from data_prep.table.documents import Document, DocumentTable
-from finetune.models.batch import packed_batch, padded_batch
+from finetune.models.batch import packed_batch, padded_batch, shared_batch
 from finetune.models.kernels.noise import noise_seed
 
 FILLER = Document(token_ids=[0, 0], spans=(), place="filler")
@@ -44,6 +44,8 @@ class Batching:
     """Documents that stay together."""
     leaky: bool = False
     """Documents of a pack are one, in which each attends to those before it (data.attention)."""
+    shares_prompts: bool = False
+    """What the documents of a row begin with is computed once (finetune.models.batch.shared_batch)."""
 
     @property
     def accumulation(self) -> int:
@@ -283,8 +285,11 @@ def collate(documents: Sequence[Document], batching: Batching, *, step: int) -> 
     Beside it, for the trainer: `places`, a list of texts for messages, and `tokens`, how many of the rows' it
     holds.
     """
-    batch: dict[str, Any] = (
-        packed_batch(documents) if batching.packed else padded_batch(documents, batching.pad_token_id)
+    batch = batch_of(
+        documents,
+        packed=batching.packed,
+        pad_token_id=batching.pad_token_id,
+        shared=batching.documents_per_row if batching.shares_prompts else 0,
     )
     if batching.noise_seed is not None:
         batch["noise_seeds"] = [
@@ -294,6 +299,15 @@ def collate(documents: Sequence[Document], batching: Batching, *, step: int) -> 
     rows = [document for document in documents if document.place != FILLER.place]
     tokens = sum(len(document.token_ids) - document.repeated for document in rows)
     return {**batch, "places": [document.place for document in rows], "tokens": tokens}
+
+
+def batch_of(
+    documents: Sequence[Document], *, packed: bool, pad_token_id: int, shared: int = 0
+) -> dict[str, Any]:
+    """The documents as tensors; with `shared` documents in a row what these begin with is there once."""
+    if shared > 1:
+        return shared_batch(documents, shared)
+    return packed_batch(documents) if packed else padded_batch(documents, pad_token_id)
 
 
 def with_values(documents: Sequence[Document], values: np.ndarray) -> list[Document]:
@@ -312,6 +326,7 @@ def evaluation_batches(
     world_size: int = 1,
     rank: int = 0,
     documents_per_row: int = 1,
+    shares_prompts: bool = False,
     values: np.ndarray | None = None,
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
     """This process's batches of the documents, longest first, each with its documents' indexes.
@@ -333,4 +348,5 @@ def evaluation_batches(
         found = [documents[index] for index in chosen] or [FILLER] * per_row
         if values is not None:
             found = with_values(found, values[chosen] if chosen else np.zeros((per_row, values.shape[1])))
-        yield chosen, padded_batch(found, pad_token_id)
+        shared = per_row if shares_prompts else 0
+        yield chosen, batch_of(found, packed=False, pad_token_id=pad_token_id, shared=shared)

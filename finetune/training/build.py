@@ -39,7 +39,7 @@ from finetune.models.bases.folder import read_config, read_json
 from finetune.models.bases.locate import Base, resolve_base
 from finetune.models.bases.shapes import adapted_layers, check_weights
 from finetune.models.device import Precision, choose_device, choose_precision
-from finetune.models.kernels.attention import choose_attention
+from finetune.models.kernels.attention import PER_DOCUMENT, choose_attention
 from finetune.models.kernels.install import install_fast_path
 from finetune.models.load import checkpoint_activations, load_model, skeleton
 from finetune.models.quantization import is_quantized
@@ -327,6 +327,7 @@ def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
         noise,
         documents_per_row=inputs.objective.encoding.documents_per_row,
         leaky=section.attention == "leaky",
+        shares_prompts=_shares_prompts(recipe, inputs, noise),
     )
     if section.streaming is not None:
         return StreamFeed(
@@ -347,6 +348,15 @@ def build_feed(recipe: Recipe, inputs: Inputs) -> Feed:
         values=inputs.objective.values_per_document,
         counterparts=inputs.objective.counterparts(inputs.data.train),
     )
+
+
+def _shares_prompts(recipe: Recipe, inputs: Inputs, noise: int | None) -> bool:
+    """Whether what the documents of a row begin with can be computed once: by the attention that is told of
+    it, and without noise, which each document has of its own."""
+    config = load_config(inputs.base, recipe.model.rope_scaling)
+    attention = choose_attention(choose_device(), config, recipe.data.attended_tokens)
+    several = inputs.objective.encoding.documents_per_row > 1
+    return several and attention == PER_DOCUMENT and noise is None and current().processes_per_row == 1
 
 
 def _steps_for(epochs: float, feed: Feed) -> int:

@@ -304,6 +304,7 @@ class ExactTrainer(Trainer):
             world_size=self.args.world_size,
             rank=self.args.process_index,
             documents_per_row=self.feed.batching.documents_per_row,
+            shares_prompts=self.feed.batching.shares_prompts,
             values=values,
         )
 

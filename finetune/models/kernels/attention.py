@@ -8,6 +8,7 @@ else scaled_dot_product_attention is called for each document, in place of once 
 import importlib
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -74,14 +75,17 @@ def per_document_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     documents: Sequence[int] | None = None,
+    prefixes: Sequence[int] | None = None,
     position_ids: torch.Tensor | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of queries (1 x H x T x D) to keys and values (1 x K x T x D); the output is 1 x T x H
     x D.
 
-    `documents` are the lengths of the documents in the row; where they aren't given, the positions tell. With
-    a mask, or for rows of one document each, this is transformers' sdpa.
+    `documents` are the lengths of the documents in the row; where they aren't given, the positions tell. A
+    document with a prefix, by its number of tokens, goes on from so many first tokens of the last document
+    without one (finetune.models.batch.shared_batch). With a mask, or for rows of one document each, this is
+    transformers' sdpa.
     """
     if documents is None and attention_mask is None and is_packed(position_ids, query.shape[2]):
         assert position_ids is not None  # noqa: S101 - is_packed says so
@@ -92,13 +96,30 @@ def per_document_attention(
         )
     groups = query.shape[1] // key.shape[1]
     rows = zip(*(tensor.split(list(documents), dim=2) for tensor in (query, key, value)), strict=True)
-    outputs = [
-        functional.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=q.shape[2] > 1, scale=scaling, enable_gqa=groups > 1
-        ).transpose(1, 2)
-        for q, k, v in rows
-    ]
+    before = [0] * len(documents) if prefixes is None else prefixes
+    outputs, first_k, first_v = [], key, value
+    for (q, k, v), shared in zip(rows, before, strict=True):
+        if shared:
+            k, v = (
+                torch.cat([first_k[:, :, :shared], k], dim=2),
+                torch.cat([first_v[:, :, :shared], v], dim=2),
+            )
+        else:
+            first_k, first_v = k, v
+        # is_causal would align the first query with the first key, where the last belong together.
+        mask = _lower_right(q.shape[2], k.shape[2], q.device) if shared else None
+        causal = mask is None and q.shape[2] > 1
+        found = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scaling, enable_gqa=groups > 1
+        )
+        outputs.append(found.transpose(1, 2))
     return torch.cat(outputs, dim=1), None
+
+
+@lru_cache(maxsize=256)
+def _lower_right(queries: int, keys: int, device: torch.device) -> torch.Tensor:
+    """Which keys each query sees, where the last query sees all (queries x keys)."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 def per_document_mask(

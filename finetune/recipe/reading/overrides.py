@@ -93,7 +93,7 @@ def with_override(tree: Node, override: str, findings: list[Diagnostic]) -> Node
 
 def _read(text: str, location: Location, source: RecipeFile) -> tuple[Node | None, list[Diagnostic]]:
     """What a value means for its key: the text as it was typed, quotes around all of it and null excepted,
-    where the key holds one; else one YAML value."""
+    where the key holds one; else one YAML value. A number is one where the key may hold one."""
     found = list(_annotations(Recipe, location))
     if not any(_is_text(annotation) for annotation in found) or QUOTED.fullmatch(text) or text in NULLS:
         return read_value(text, source)
@@ -101,6 +101,10 @@ def _read(text: str, location: Location, source: RecipeFile) -> tuple[Node | Non
         _is_text(annotation) or annotation is type(None) for annotation in found
     ):
         return read_value(text, source)  # the key may hold a section or a list too
+    if int in found or float in found:
+        number, _ = read_value(text, source)
+        if number is not None and type(number.value) in (int, float):
+            return number, []
     place = SourceLocation(source, 1, 1)
     try:
         text.encode()

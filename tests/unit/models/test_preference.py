@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch.nn.functional import logsigmoid
 
 from data_prep.table.documents import Document
 from finetune.models import loss as loss_module
-from finetune.models.batch import packed_batch, padded_batch
+from finetune.models.batch import packed_batch, padded_batch, shared_batch
+from finetune.models.kernels.attention import PER_DOCUMENT
 from finetune.models.preference import log_odds
 from finetune.objectives import objective_of
 from finetune.objectives.pairs import PairObjective
@@ -91,6 +93,60 @@ def pairs() -> list[Document]:
             span = (len(prompt), len(prompt) + length, 1.0)
             documents.append(Document([*prompt, *answer], (span,), f"row {row}", values=(value,)))
     return documents
+
+
+def wide_norm(norm: Any, states: Tensor) -> Tensor:
+    """RMSNorm in the type of its input."""
+    return norm.weight * states * torch.rsqrt(states.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+
+
+@pytest.fixture
+def prompted() -> list[Document]:
+    """Four pairs that share prompts of 12 to 2 tokens and some of the answer, or nothing at all."""
+    generator = torch.Generator().manual_seed(1)
+    documents = []
+    for row, (prompt_tokens, alike, lengths) in enumerate(
+        [(12, 0, (3, 9)), (5, 2, (8, 4)), (2, 1, (6, 6)), (0, 0, (5, 7))]
+    ):
+        prompt = torch.randint(3, 200, (prompt_tokens,), generator=generator).tolist()
+        begin = torch.randint(3, 200, (alike,), generator=generator).tolist()
+        for which, length in enumerate(lengths):
+            own = torch.randint(3, 200, (4 if prompt_tokens == 0 else 0,), generator=generator).tolist()
+            start = [*prompt, *own]
+            answer = [*begin, 201 + which, *torch.randint(3, 200, (length,), generator=generator).tolist()]
+            spans = ((len(start), len(start) + len(answer), 1.0),)
+            documents.append(Document([*start, *answer], spans, f"row {row}", values=(-5.0 * length,)))
+    return documents
+
+
+def test_a_shared_prompt_is_computed_once(
+    make_recipe: MakeRecipe, tiny_base: Path, prompted: list[Document]
+) -> None:
+    """In fp64 to 1e-12: loss, all gradients and what is logged are those of separate documents, in fewer
+    tokens."""
+    from finetune.models.bases.locate import resolve_base
+    from finetune.models.load import load_model
+    from finetune.recipe.schema.model import ModelSection
+
+    found = objective(make_recipe, {"kind": "dpo", "beta": 0.3})
+    base = resolve_base(ModelSection(base=str(tiny_base)))
+    models = [load_model(base, dtype=torch.float64, attention=PER_DOCUMENT) for _ in range(2)]
+    outputs = []
+    for model, batch in zip(models, (shared_batch(prompted, 2), padded_batch(prompted, 0)), strict=True):
+        for norm in filter(lambda module: "Norm" in type(module).__name__, model.modules()):
+            norm.forward = partial(wide_norm, norm)  # transformers' own rounds to float32
+        model.train()
+        model.requires_grad_(True)
+        found.install(model)
+        outputs.append(model(**batch))
+        outputs[-1].loss.backward()
+    assert outputs[0].loss.item() == pytest.approx(outputs[1].loss.item(), rel=1e-12)
+    assert torch.allclose(outputs[0].logits, outputs[1].logits, rtol=1e-11)
+    for (name, one), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-9, atol=1e-12), name
+    batch = shared_batch(prompted, 2)
+    assert batch["prefixes"] == [0, 11, 0, 4, 0, 1, 0, 0]
+    assert batch["input_ids"].shape[1] == sum(len(own.token_ids) for own in prompted) - 16
 
 
 @pytest.fixture
