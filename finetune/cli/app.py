@@ -32,6 +32,7 @@ VERBS: dict[str, str] = {
     "merge": "merge",
     "verify": "verify",
     "combine": "combine",
+    "extract": "extract",
     "generate": "generate",
     "chat": "chat",
     "evaluate": "evaluate",
