@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         resume,
         selftest,
         train,
+        unmerge,
         verify,
     )
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "benchmark", "combine", "convert",
     "doctor", "evaluate", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot",
-    "resume", "selftest", "train", "verify",
+    "resume", "selftest", "train", "unmerge", "verify",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Of the Python API: adapters out of other adapters, and out of full weights."""
+"""Of the Python API: adapters out of other adapters and out of full weights, and the base again."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from finetune.api import AnyModel
     from finetune.merging.combine import Combination
     from finetune.merging.extract import Extraction
+    from finetune.merging.unmerge import Unmerged
 
 
 def combine(
@@ -53,6 +54,21 @@ def extract(
     from finetune.merging import extract as extracting
 
     return extracting.extract(_name(model), Path(output), base=base, rank=rank, energy=energy)
+
+
+def unmerge(
+    merged: str | Path, output: str | Path, *, adapters: "AnyModel | Sequence[AnyModel]"
+) -> "Unmerged":
+    """Restore the base of a folder that `merge(..., undoable=True)` wrote, bit for bit, into the folder
+    `output`.
+
+    `adapters` are those that were merged, in their order. Raises MergeError where the folder was not merged
+    so, or an adapter is another one, and CheckFailed where a file of the base doesn't come back.
+    """
+    from finetune.merging import unmerge as unmerging
+
+    given = [adapters] if isinstance(adapters, str | Path | Run) else adapters
+    return unmerging.unmerge(Path(merged).expanduser(), list(map(_name, given)), Path(output))
 
 
 def _name(model: "AnyModel") -> str:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from finetune.adapters import combine, extract
+from finetune.adapters import combine, extract, unmerge
 from finetune.errors import CheckpointError, FinetuneError, ModelError
 from finetune.loaded_model import Chat, LogLikelihood, Model
 from finetune.recipe.load import LoadedRecipe
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "audit", "benchmark", "combine", "convert", "doctor",
     "evaluate", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot", "resume",
-    "selftest", "train", "verify",
+    "selftest", "train", "unmerge", "verify",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -320,6 +320,7 @@ def merge(
     max_shard_size: str = "5GB",
     verify: str = "full",
     qlora_base: str = "auto",
+    undoable: bool = False,
 ) -> "MergeReport":
     """Merge an adapter, and then those in `more`, into its base's weights, and check the result against base
     + adapter.
@@ -340,6 +341,7 @@ def merge(
         max_shard_size=max_shard_size,
         check=verify,
         qlora_base=qlora_base,
+        undoable=undoable,
     )
 
 

@@ -31,6 +31,7 @@ VERBS: dict[str, str] = {
     "plan": "plan",
     "merge": "merge",
     "verify": "verify",
+    "unmerge": "unmerge",
     "combine": "combine",
     "extract": "extract",
     "generate": "generate",

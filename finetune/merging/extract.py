@@ -89,7 +89,7 @@ def extract(
     choose_threads()
     adapter, computed, whole = _compute(pair, size)
     with unfinished(output) as folder:
-        refuse_small_disk(output, sum(map(_bytes(adapter), adapter.names())))
+        refuse_small_disk(output, sum(map(_bytes(adapter), adapter.names())), "the adapter")
         linear = linear_layers(pair.base.shape)
         write_adapter(folder, adapter, pair.base.base, linear, workers=choose_threads())
         _describe(folder, pair)
