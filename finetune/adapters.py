@@ -1,39 +1,68 @@
 """Of the Python API: adapters out of other adapters and out of full weights, and the base again."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.errors import FinetuneError
 from finetune.run import Run
 
 if TYPE_CHECKING:
-    from finetune.api import AnyModel
+    from finetune.api import AnyModel, AnyRecipe
+    from finetune.evaluation.bootstrap import Interval
     from finetune.merging.combine import Combination
     from finetune.merging.extract import Extraction
     from finetune.merging.unmerge import Unmerged
 
 
 def combine(
-    adapters: "Sequence[AnyModel]",
+    adapters: "AnyModel | Sequence[AnyModel]",
     output: str | Path,
     *,
-    weights: Sequence[float],
-    method: str = "cat",
+    weights: Sequence[float] | None = None,
+    method: str | None = None,
     rank: int | None = None,
     density: float | None = None,
+    seed: int | None = None,
+    checkpoints: str | None = None,
     base: str | Path | None = None,
+    evaluate: "AnyRecipe | None" = None,
 ) -> "Combination":
-    """Combine adapters of one base into one adapter, in the folder `output`; a negative weight subtracts.
+    """Combine adapters of one base into one adapter, in the folder `output`; a negative weight subtracts, and
+    without weights it is the mean.
 
-    `method` is cat (exact), svd (exact up to `rank`), linear or ties (which keeps the fraction `density`).
-    Raises MergeError where they can't be combined so.
+    `method` is cat (exact), svd or slerp (exact up to `rank`), dare or ties (which keep the fraction
+    `density`; dare by `seed`), or linear; cat where it is None. With `checkpoints` ("last:5") the adapters
+    are a run's last ones, and the method is svd where it is None. `evaluate` is a recipe on whose evaluation
+    rows the parts and the combination are scored: `.scores`. Raises MergeError where they can't be combined
+    so.
     """
     from finetune.merging import combine as combining
+    from finetune.merging.targets import last_checkpoints
 
-    names = [_name(adapter) for adapter in adapters]
-    return combining.combine(
-        names, Path(output), method=method, weights=weights, base=base, rank=rank, density=density
+    given = [adapters] if isinstance(adapters, str | Path | Run) else adapters
+    names = list(map(_name, given))
+    if checkpoints is not None:
+        if len(names) != 1:
+            raise FinetuneError(f"--checkpoints is for one run, and {len(names)} are named.")
+        names = last_checkpoints(names[0], checkpoints)
+    how = method or ("cat" if checkpoints is None else "svd")
+    # The parts come first: where the recipe doesn't fit them, nothing is written.
+    scores = {} if evaluate is None else {name: _scores(name, evaluate, base) for name in names}
+    found = combining.combine(
+        names, Path(output), method=how, weights=weights, base=base, rank=rank, density=density, seed=seed
     )
+    if evaluate is not None:
+        scores[found.output] = _scores(found.output, evaluate, base)
+    return replace(found, scores=scores)
+
+
+def _scores(name: str, recipe: "AnyRecipe", base: str | Path | None) -> dict[str, "Interval"]:
+    from finetune import api
+
+    report = api.evaluate(name, recipe, base=base)
+    return {metric: score.interval for metric, score in report.scores.items()}
 
 
 def extract(

@@ -10,7 +10,7 @@ from peft import LoraConfig
 
 from finetune.export.safetensors import write_weights
 from finetune.merging.low_rank import Factors
-from finetune.models.architectures.base import last_part
+from finetune.models.architectures.base import EMBEDDING, last_part
 from finetune.models.bases.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS
 from finetune.models.bases.locate import Base
 from finetune.models.safetensors import StoredWeights, ranges
@@ -71,6 +71,10 @@ class NewAdapter:
     def _places(self) -> dict[str, torch.Tensor | WholeTensor]:
         found: dict[str, torch.Tensor | WholeTensor] = {}
         for module, factors in self.factors.items():
+            if module == EMBEDDING:  # whose weight has a row a token: peft adapts its transpose
+                found[f"{PREFIX}{module}.lora_embedding_A"] = factors.b.T.contiguous()
+                found[f"{PREFIX}{module}.lora_embedding_B"] = factors.a.T.contiguous()
+                continue
             found[f"{PREFIX}{module}.lora_A.weight"] = factors.a
             found[f"{PREFIX}{module}.lora_B.weight"] = factors.b
         for module, parts in self.saved.items():

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import xxhash
 
-from finetune.merging.deltas import LowRank, read_finite
+from finetune.merging.deltas import LowRank
 from finetune.merging.inputs import MergeInputs
 from finetune.merging.merged_weights import Updates
 from finetune.merging.verification.description import DESCRIBING
@@ -50,12 +50,10 @@ class Product:
     scale: float
 
     @classmethod
-    def read(
-        cls, adapter: StoredWeights, first: str, second: str, scale: float, *, embedding: bool
-    ) -> "Product":
-        """From an adapter's file; of an embedding A is R x N and B is M x R."""
-        a, b = read_finite(adapter, first).double(), read_finite(adapter, second).double()
-        return cls(a.T.contiguous(), b.T.contiguous(), scale) if embedding else cls(b, a, scale)
+    def of(cls, update: LowRank) -> "Product":
+        """Read from an adapter's file."""
+        left, right = update.factors()
+        return cls(left.double(), right.double(), update.scale)
 
 
 def without(products: Sequence[Product], merged: torch.Tensor, start: int) -> torch.Tensor:
@@ -138,10 +136,7 @@ def _places_of(
 ) -> tuple[str, tuple[torch.Tensor, torch.Tensor] | None]:
     """The hash of a tensor of the base; and (gaps between places, original numbers) where it does not come
     back from the merged one, or None where the whole of it is less."""
-    products = [
-        Product.read(one.adapter, one.first, one.second, one.scale, embedding=one.embedding)
-        for one in operations
-    ]
+    products = list(map(Product.of, operations))
     shape, dtype, source = base.shape(name), base.dtype(name), merged_name(merged, name)
     digest, whole = xxhash.xxh3_128(), source is None or len(merged.shape(source)) != len(shape)
     places, numbers, lost, offset, bytes_ = [], [], 0, 0, 0

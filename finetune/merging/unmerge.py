@@ -15,6 +15,7 @@ import torch
 
 from finetune.errors import CheckFailed, MergeError
 from finetune.export.safetensors import write_shards
+from finetune.merging.deltas import LowRank
 from finetune.merging.output import refuse_existing, refuse_small_disk, unfinished
 from finetune.merging.targets import choose_target
 from finetune.merging.undo import (
@@ -200,7 +201,7 @@ class _RestoredWeights:
         if source is None:
             raise MergeError(f"{name} is in no file of the merged model any more: it was changed.")
         products = [
-            Product.read(self.adapters[index], first, second, scale, embedding=embedding)
+            Product.of(LowRank(self.adapters[index], first, second, scale, embedding=embedding))
             for index, first, second, scale, embedding in self.updates.get(name, [])
         ]
         positions, numbers = self._kept(name)
