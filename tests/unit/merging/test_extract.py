@@ -21,6 +21,7 @@ from finetune.merging.merge import merge
 from finetune.runs.target import resolve_target
 from tests.support.adapters import TOKENS, make_adapter, merged_logits
 from tests.support.cli import FinetuneHere
+from tests.support.disk import files_up_to
 from tests.support.models import save_tiny_llama
 
 Change = Callable[[dict[str, torch.Tensor]], object]
@@ -201,6 +202,12 @@ def _damage(folder: Path) -> None:
     save_file(tuned, folder / "model.safetensors", {"format": "pt"})
 
 
+def _as_int8(folder: Path) -> None:
+    tuned = load_file(folder / "model.safetensors")
+    tuned[UP] = tuned[UP].to(torch.int8)
+    save_file(tuned, folder / "model.safetensors", {"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("change", "options", "expected"),
     [
@@ -214,9 +221,11 @@ def _damage(folder: Path) -> None:
         (_in_config(rms_norm_eps=0.1), {}, "compute differently .rms_norm_eps is 0.1 and 1e-05"),
         (_in_config(rope_theta=5.0, rope_parameters={"rope_theta": 5.0}), {}, "compute differently"),
         (_damage, {}, "contains NaN or infinity"),
+        (_as_int8, {}, f"is stored quantised .{UP} is I8."),
     ],
     ids=[
         "neither", "both", "rank 0", "energy", "large rank", "no base", "tokenizer", "norm", "rope", "damaged",
+        "int8",
     ],
 )  # fmt: skip
 def test_what_can_not_be_extracted_is_refused(
@@ -284,6 +293,14 @@ def test_what_was_written_otherwise_than_computed_is_not_kept(
     monkeypatch.setattr(module, "write_adapter", damaged)
     tuned = tuned_from(tiny_base, tmp_path / "tuned", by_low_rank)
     with pytest.raises(CheckFailed, match=f"{UP} is .* from the tuned model's, and was computed"):
+        extract(str(tuned), tmp_path / "out", base=tiny_base, rank=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
+
+
+def test_a_full_disk_leaves_no_adapter(tiny_base: Path, tmp_path: Path) -> None:
+    """An adapter that has no room is not there."""
+    tuned = tuned_from(tiny_base, tmp_path / "tuned", by_low_rank)
+    with pytest.raises(OSError, match="too large"), files_up_to(1_000):
         extract(str(tuned), tmp_path / "out", base=tiny_base, rank=3)
     assert [path.name for path in tmp_path.iterdir()] == ["tuned"]
 

@@ -1,10 +1,10 @@
 """Merges that can be undone: the base comes back, bit for bit."""
 
 import json
-import resource
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from finetune.models.bases.locate import folder_sha256
 from finetune.runs.target import Target
 from tests.support.adapters import make_adapter
 from tests.support.cli import FinetuneHere
+from tests.support.disk import files_up_to
 from tests.support.models import save_tiny_llama
 
 
@@ -224,17 +225,6 @@ def test_what_peft_merges_is_not_undoable(bf16_base: Path, tmp_path: Path) -> No
     assert not (tmp_path / "merged").exists()
 
 
-@contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """No file grows beyond so many bytes while this lasts: to a program, a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_leaves_nothing(bf16_base: Path, tmp_path: Path) -> None:
     """Neither a merge whose undo.safetensors has no room, nor half a base."""
     target = make_adapter(bf16_base, tmp_path / "adapter", use_dora=True)
@@ -246,6 +236,42 @@ def test_a_full_disk_leaves_nothing(bf16_base: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="too large"), files_up_to(60_000):
         unmerge(tmp_path / "merged", [str(tmp_path / "adapter")], tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged"]
+
+
+KILLED = """
+import os, signal, sys
+from finetune.export import safetensors as stream
+write = stream._write_tensor
+stream._write_tensor = lambda *one: write(*one) and os.kill(os.getpid(), signal.SIGKILL)
+sys.argv[0] = "finetune"
+from finetune.cli.app import main
+main()
+"""
+"""The command line, whose process is killed (kill -9) once a tensor is written."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["unmerge", "merged", "--adapter", "adapter", "--output", "out"],
+        pytest.param(
+            ["extract", "merged", "--base", "{base}", "--rank", "4", "--output", "out"],
+            marks=pytest.mark.long,
+        ),
+    ],
+    ids=["unmerge", "extract"],
+)
+def test_what_is_killed_leaves_no_folder(
+    words: list[str], bf16_base: Path, tmp_path: Path, finetune_here: FinetuneHere
+) -> None:
+    """After kill -9 in the middle nothing stands under the final name, and the next time it goes through."""
+    undoable(bf16_base, tmp_path)
+    words = [word.format(base=bf16_base) for word in words]
+    program = [sys.executable, "-c", KILLED, *words]
+    assert subprocess.run(program, cwd=tmp_path, check=False, capture_output=True).returncode == -9
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.unfinished", "adapter", "merged"]
+    finetune_here(*words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "merged", "out"]
 
 
 def test_the_commands_print_sizes_and_hashes(
