@@ -37,7 +37,7 @@ LARGEST_GAP = 32_767
 """Between two places: the largest number of 16 bits."""
 HAIR = 1e-12
 """Of a block's largest number: sums in float64 of any order differ by less."""
-ROOM_A_NAME = 300
+ROOM_A_NAME = 130
 """Bytes of a header's entry beyond its name, at most."""
 
 
