@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         convert,
         doctor,
         evaluate,
+        extract,
         inspect,
         list_runs,
         load,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         resume,
         selftest,
         train,
+        unmerge,
         verify,
     )
 
@@ -41,8 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "benchmark", "combine", "convert",
-    "doctor", "evaluate", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot", "resume",
-    "selftest", "train", "verify",
+    "doctor", "evaluate", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot",
+    "resume", "selftest", "train", "unmerge", "verify",
 ]  # fmt: skip
 
 

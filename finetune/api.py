@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from finetune.adapters import combine, extract, unmerge
 from finetune.errors import CheckpointError, FinetuneError, ModelError
 from finetune.loaded_model import Chat, LogLikelihood, Model
 from finetune.recipe.load import LoadedRecipe
@@ -28,15 +29,14 @@ if TYPE_CHECKING:
     from finetune.evaluation.predictions import OnProgress
     from finetune.evaluation.report import Report
     from finetune.machine import Fact
-    from finetune.merging.combine import Combination
     from finetune.merging.merge import MergeReport
     from finetune.merging.verification.reverify import Again
     from finetune.planning.plan import Plan
 
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "audit", "benchmark", "combine", "convert", "doctor",
-    "evaluate", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot", "resume", "selftest",
-    "train", "verify",
+    "evaluate", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot", "resume",
+    "selftest", "train", "unmerge", "verify",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -320,6 +320,7 @@ def merge(
     max_shard_size: str = "5GB",
     verify: str = "full",
     qlora_base: str = "auto",
+    undoable: bool = False,
 ) -> "MergeReport":
     """Merge an adapter, and then those in `more`, into its base's weights, and check the result against base
     + adapter.
@@ -340,6 +341,7 @@ def merge(
         max_shard_size=max_shard_size,
         check=verify,
         qlora_base=qlora_base,
+        undoable=undoable,
     )
 
 
@@ -352,29 +354,6 @@ def verify(folder: str | Path, *, seed: int | None = None) -> "Again":
     from finetune.merging.verification.reverify import verify_again
 
     return verify_again(Path(folder).expanduser(), seed=time.time_ns() if seed is None else seed)
-
-
-def combine(
-    adapters: "Sequence[AnyModel]",
-    output: str | Path,
-    *,
-    weights: Sequence[float],
-    method: str = "cat",
-    rank: int | None = None,
-    density: float | None = None,
-    base: str | Path | None = None,
-) -> "Combination":
-    """Combine adapters of one base into one adapter, in the folder `output`; a negative weight subtracts.
-
-    `method` is cat (exact), svd (exact up to `rank`), linear or ties (which keeps the fraction `density`).
-    Raises MergeError where they can't be combined so.
-    """
-    from finetune.merging import combine as combining
-
-    names = [str(_path(adapter)) for adapter in adapters]
-    return combining.combine(
-        names, Path(output), method=method, weights=weights, base=base, rank=rank, density=density
-    )
 
 
 def evaluate(

@@ -34,6 +34,9 @@ def merge(
         str, typer.Option(help="Of a QLoRA adapter: auto (measured), 16bit, nf4 or int8.")
     ] = "auto",
     verify: Annotated[str, typer.Option(help="full (tensors, predictions, text), tensors or none.")] = "full",
+    undoable: Annotated[
+        bool, typer.Option("--undoable", help="Write undo.safetensors, by which finetune unmerge works.")
+    ] = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print time, disk and memory, from headers; write nothing.")
     ] = False,
@@ -72,6 +75,7 @@ def merge(
         max_shard_size=max_shard_size,
         verify=verify,
         qlora_base=qlora_base,
+        undoable=undoable,
     )
     if as_json:
         print_json(report.as_dict())
@@ -93,6 +97,9 @@ def lines_of(report: "MergeReport") -> list[tuple[str, str]]:
         ),
         ("seconds", f"{report.seconds:,.1f}, of which {report.check_seconds:,.1f} for the checks"),
     ]
+    if report.undo_bytes is not None:
+        share = report.undo_bytes / report.bytes
+        lines.append(("undo", f"{report.undo_bytes / 1e6:,.2f} MB, {share:.2%} of the weights"))
     if report.tensors is not None:
         tensors = report.tensors
         lines.append(

@@ -4,6 +4,7 @@ Weights are computed while they are read: reading, computing, hashing and writin
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +15,7 @@ import xxhash
 from finetune.export.base import Description, Exporter, Written
 from finetune.models.description import write_description
 from finetune.models.description_check import differences
-from finetune.models.safetensors import ShardSlot, Weights, bytes_of, plan_shards, write_index
+from finetune.models.safetensors import Shard, ShardSlot, Weights, bytes_of, plan_shards, write_index
 
 
 class Safetensors(Exporter):
@@ -61,6 +62,15 @@ def write_weights(weights: Weights, folder: Path, largest_shard: int, workers: i
     finite, and OSError where the disk is full, before anything is computed if it can be known.
     """
     shards, places = plan_shards(weights, largest_shard)
+    hashes = write_shards(weights, folder, shards, places, workers)
+    write_index(folder, places)
+    return Written(len(shards), sum(place.bytes for place in places.values()), hashes)
+
+
+def write_shards(
+    weights: Weights, folder: Path, shards: Sequence[Shard], places: Mapping[str, ShardSlot], workers: int
+) -> dict[str, str]:
+    """Write files that are planned, and nothing beside them; the hash of each tensor. See write_weights."""
     left = {shard.name: sum(place.file == shard.name for place in places.values()) for shard in shards}
     descriptors: dict[str, int] = {}
     threads = torch.get_num_threads()
@@ -92,8 +102,7 @@ def write_weights(weights: Weights, folder: Path, largest_shard: int, workers: i
         torch.set_num_threads(threads)
         for descriptor in descriptors.values():
             os.close(descriptor)
-    write_index(folder, places)
-    return Written(len(shards), sum(place.bytes for place in places.values()), dict(sorted(hashes.items())))
+    return dict(sorted(hashes.items()))
 
 
 def _write_tensor(weights: Weights, name: str, place: ShardSlot, descriptor: int) -> str:

@@ -43,10 +43,17 @@ class LowRank:
     magnitude: str | None = None
     embedding: bool = False
 
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """B (N x R) and A (R x M), without the scale, in float32; an embedding's two are turned into these.
+
+        Raises MergeError where a number isn't finite.
+        """
+        first, second = read_finite(self.adapter, self.first), read_finite(self.adapter, self.second)
+        return (first.T.contiguous(), second.T.contiguous()) if self.embedding else (second, first)
+
     def ready(self) -> WeightChange:
         """Read A, B and the lengths of the rows."""
-        first, second = read_finite(self.adapter, self.first), read_finite(self.adapter, self.second)
-        left, right = (first.T.contiguous(), second.T.contiguous()) if self.embedding else (second, first)
+        left, right = self.factors()
         lengths = None if self.magnitude is None else read_finite(self.adapter, self.magnitude).flatten()
 
         def change(rows: torch.Tensor, start: int) -> torch.Tensor:

@@ -18,6 +18,7 @@ from finetune.merging.inputs import NAMED_DTYPES, MergeInputs, MergeOptions, Mer
 from finetune.merging.merged_weights import Updates
 from finetune.merging.output import VERIFICATION_FILE, failed_name, refuse_existing, unfinished, write_card
 from finetune.merging.strategies.streaming import merge_streamed
+from finetune.merging.undo import write_undo
 from finetune.merging.verification.description import hashes_beside
 from finetune.models.adapters.fit import HARMLESS
 from finetune.models.bases.folder import ADAPTER_WEIGHTS
@@ -61,6 +62,8 @@ class MergeReport:
     """Whether config, tokenizer and template were read back as they were trained; None where nobody
     looked."""
     qlora: "BaseChoice | None"
+    undo_bytes: int | None = None
+    """Of undo.safetensors; None where the merge is not undoable."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -77,6 +80,7 @@ def merge(
     max_shard_size: str = "5GB",
     check: str = "full",
     qlora_base: str = "auto",
+    undoable: bool = False,
 ) -> MergeReport:
     """Merge the target's adapter, and then the adapters in `more`, into its base: `output`, which plain
     transformers loads.
@@ -84,7 +88,7 @@ def merge(
     The weights are stored in `dtype` (float32, bfloat16, float16), each in the base's own type where it is
     None, a classification head then in the one that it was trained in. `check` is full (tensors and
     predictions), tensors or none. `qlora_base` is which base an adapter goes into that was trained on a
-    quantised one.
+    quantised one. `undoable` writes undo.safetensors, by which unmerge restores the base.
     The folder is written beside its final name and renamed when it is whole and checked; after an error
     nothing is left. Raises MergeError where base and adapter can't be merged, and CheckFailed where the
     merged model is not the base with its adapter: it then lies in OUTPUT.failed, to look at.
@@ -95,9 +99,14 @@ def merge(
     options = MergeOptions(parse_size(max_shard_size, "--max-shard-size"), check, qlora_base)
     refuse_existing(output)
     parts = read_parts(_as_asked(target, qlora_base), more, dtype)
+    if undoable and parts.why_not_streamed is not None:
+        raise MergeError(
+            f"--undoable can't be honoured: peft itself must merge this adapter ({parts.why_not_streamed})."
+        )
     with unfinished(output) as folder:
         outcome = _merge(parts, folder, output, options)
-        report = _report(parts, folder, output, outcome, started)
+        undo_bytes = write_undo(parts, folder) if undoable and not outcome.failures else None
+        report = replace(_report(parts, folder, output, outcome, started), undo_bytes=undo_bytes)
         _write_verification(folder, parts, report, outcome)
         if outcome.failures:
             folder.rename(failed_name(output))

@@ -32,12 +32,12 @@ def refuse_existing(output: Path) -> None:
             )
 
 
-def refuse_small_disk(output: Path, size: int) -> None:
+def refuse_small_disk(output: Path, size: int, what: str = "the merged model") -> None:
     """Raises MergeError where the output's disk lacks room for weights of so many bytes."""
     needed, free = size + SPARE_DISK_BYTES, shutil.disk_usage(output.parent).free
     if free < needed:
         raise MergeError(
-            f"{output.parent} has {free / 1e9:,.1f} GB free, and the merged model needs about "
+            f"{output.parent} has {free / 1e9:,.1f} GB free, and {what} needs about "
             f"{needed / 1e9:,.1f} GB: make room, or name an output on another disk."
         )
 

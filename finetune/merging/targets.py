@@ -1,10 +1,13 @@
 """What a merge is asked for: runs or adapters, on their base or another. Loads no torch."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.errors import MergeError
 from finetune.models.bases.folder import ADAPTER_CONFIG
+from finetune.runs.checkpoint import complete_checkpoints
+from finetune.runs.folder import open_run
 from finetune.runs.target import Target, resolve_target
 
 
@@ -25,6 +28,25 @@ def choose_target(text: str, base: str | Path | None) -> Target:
     raise MergeError(
         f"{target.description} has no adapter: it is whole weights already, so there is nothing to merge."
     )
+
+
+def last_checkpoints(text: str, asked: str) -> list[str]:
+    """The last whole checkpoints of a run, as `asked` names them: last:5.
+
+    Raises MergeError where the run has fewer, and CheckpointError for a folder that is no run.
+    """
+    match = re.fullmatch(r"last:(\d{1,6})", asked)
+    if match is None or int(match[1]) < 2:
+        raise MergeError(f"--checkpoints is {asked!r}; expected last:N with N from 2, such as last:5.")
+    run = open_run(Path(text).expanduser().resolve())
+    found = complete_checkpoints(run.checkpoints)
+    if len(found) < int(match[1]):
+        raise MergeError(
+            f"--checkpoints {asked}: {run.path} has {len(found)} whole checkpoints "
+            f"({', '.join(path.name for path in found) or 'none'}). Ask for fewer, or train with a larger "
+            "train.keep_checkpoints and a smaller train.save_every."
+        )
+    return [str(path) for path in found[-int(match[1]) :]]
 
 
 def choose_more(texts: Sequence[str], base: str | Path | None, first: Target) -> list[Path]:

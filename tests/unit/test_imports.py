@@ -25,7 +25,8 @@ EVERYBODYS = ("errors", "environment", "extras", "signals")
 # functions count too.
 ARROWS: dict[str, frozenset[str]] = {
     "cli": EVERYTHING | {"api", "loaded_model", "run"},
-    "api": EVERYTHING - {"cli"} | {"loaded_model", "run"},
+    "api": EVERYTHING - {"cli"} | {"adapters", "loaded_model", "run"},
+    "adapters": frozenset({"api", "evaluation", "merging", "run"}),
     "run": frozenset({"api", "evaluation", "loaded_model", "merging", "recipe", "runs", "training"}),
     "loaded_model": frozenset({"evaluation", "generation", "runs", "recipe", "data_prep"}),
     "quickstart": EVERYTHING,

@@ -142,7 +142,7 @@ def verify_streamed(
     if fits_in_memory(merged):
         logger.info("verifying: base + adapter beside the merged model, on real rows")
         with quiet_peft():
-            before = verifier.before(_unmerged(parts, merged))
+            before = verifier.before(unmerged(parts, merged))
         exact = before.as_measured_of(model_of(wide, config))
     else:
         logger.info("verifying layer by layer: the model in float32 is larger than the free memory")
@@ -150,7 +150,7 @@ def verify_streamed(
     return verifier.verify(before, exact, folder, coarsest_type(merged))
 
 
-def _unmerged(parts: MergeInputs, merged: MergedWeights) -> "PeftModel":
+def unmerged(parts: MergeInputs, merged: MergedWeights) -> "PeftModel":
     """Base + adapter by peft, in float32. Several adapters go in one on top of the other: the last one stays
     unmerged."""
     from finetune.merging.verification.lazy_model import model_of

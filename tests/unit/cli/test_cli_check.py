@@ -11,6 +11,7 @@ import pytest
 
 from finetune.cli.app import VERBS
 from finetune.cli.check import resolved_lines, yaml_value
+from finetune.objectives import OBJECTIVES
 from finetune.recipe.load import idle_defaults, load_recipe
 from finetune.recipe.reading.tree import RecipeFile
 from finetune.recipe.reading.yaml_tree import read_yaml
@@ -248,7 +249,9 @@ def test_the_reference_of_keys_is_current() -> None:
     page = (ROOT / "docs" / "recipe_reference.md").read_text()
     assert page == recipe_reference()
     sections = [recipe_schema()["$defs"][name]["properties"] for name in recipe_schema()["$defs"]]
-    assert sum(map(len, sections)) + 1 == len(re.findall(r"^\| `", page, re.M))  # one more: `extends`
+    of_kinds = [objective.section.model_fields for objective in OBJECTIVES]
+    keys = sum(map(len, [*sections, *of_kinds])) + 1  # one more: `extends`
+    assert keys == len(re.findall(r"^\| `", page, re.M))
 
 
 def test_every_property_of_the_schema_has_a_description() -> None:

@@ -433,10 +433,19 @@ def test_what_combines_adapters_with_patterns_loads_in_peft(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"method": "mean"}, "expected one of linear, cat, svd, ties"),
+        ({"method": "mean"}, "expected one of cat, linear, ties, svd, slerp, dare"),
         ({"weights": [1.0]}, "a weight for each"),
-        ({"rank": 3}, "--rank is for --method svd"),
+        ({"weights": [1.0, float("nan")]}, "expected finite numbers"),
+        ({"rank": 3}, "--rank is for --method svd, slerp and dare"),
+        ({"method": "svd", "rank": 0}, "--rank is 0; expected a whole number from 1"),
+        ({"method": "svd", "rank": 33}, "--rank is 33, and the narrowest of the adapted matrices has 32"),
         ({"method": "ties"}, "ties needs it"),
+        ({"method": "dare"}, "dare needs it"),
+        ({"density": 0.5}, "cat has none of it"),
+        ({"method": "dare", "density": 0.0}, "--density is 0; expected a share above 0, up to 1"),
+        ({"method": "svd", "seed": 3}, "--seed is for --method dare; svd draws nothing"),
+        ({"method": "dare", "density": 0.5, "seed": -1}, "--seed is -1; expected a whole number from 0"),
+        ({"method": "slerp", "weights": [0.5, 0.6]}, "expected two, from 0, whose sum is 1"),
         ({"method": "linear"}, "same r value"),
     ],
 )
@@ -456,7 +465,7 @@ def test_parts_beyond_low_rank_are_refused(tiny_base: Path, tmp_path: Path) -> N
     """peft would leave out what else an adapter holds."""
     make_adapter(tiny_base, tmp_path / "a")
     make_adapter(tiny_base, tmp_path / "b", use_dora=True)
-    with pytest.raises(MergeError, match="uses use_dora, which peft"):
+    with pytest.raises(MergeError, match="uses use_dora, which a combination"):
         combine(
             [str(tmp_path / "a"), str(tmp_path / "b")],
             tmp_path / "out",
