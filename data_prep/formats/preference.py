@@ -83,7 +83,7 @@ def _prompt(values: dict[str, Any], before_input: str) -> list[Turn]:
 
 def _is_complete(values: dict[str, Any]) -> bool:
     """Whether a row has complete conversations, whose system message stands in each of them."""
-    return "messages" in values
+    return "rejected_messages" in values or "rejected_response" in values
 
 
 def _answers(values: dict[str, Any]) -> tuple[list[Turn], list[Turn]]:

@@ -187,7 +187,7 @@ def test_every_summary_is_an_example() -> None:
             "chosen": [USER, ANSWER],
             "rejected": [USER, {"role": "assistant", "content": "no"}],
         },
-        {"prompt": [USER], "chosen": [USER, ANSWER], "rejected": "no"},
+        {"prompt": [USER], "chosen": [USER, ANSWER], "rejected": "no", "messages": [USER, ANSWER]},
         {"chosen": "\n\nHuman: hi\n\nAssistant: ho", "rejected": "\n\nHuman: hi\n\nAssistant: no"},
         {"messages": [USER, ANSWER], "rejected_messages": [USER, {"role": "assistant", "content": "no"}]},
         {"messages": [USER, ANSWER], "rejected_response": "no"},

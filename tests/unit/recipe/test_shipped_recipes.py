@@ -27,7 +27,9 @@ def test_a_shipped_recipe_passes_check(name: str) -> None:
     """It loads by its name, with no problem, and its method is the one that its name has."""
     recipe = load_recipe(name).recipe
     method = name.rpartition("/")[2].split("_")
-    assert recipe.adapter.method in method or name == "quickstart" or name.startswith("tasks/")
+    assert (
+        recipe.adapter.method in method or name == "quickstart" or name.startswith(("tasks/", "preference/"))
+    )
 
 
 @pytest.mark.parametrize("name", RECIPES)
