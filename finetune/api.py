@@ -75,10 +75,10 @@ def convert(
     """Another tool's configuration as a recipe (YAML, JSON, TOML, a shell script, or an adapter_config.json);
     with `to` a recipe as the file of axolotl, llamafactory or trl. Nothing is fetched, no code of it runs.
 
-    `tool` is asked for where the file could be of two. `output` is the file to write; paths in the recipe are
-    relative to its folder. The three lists say what became of each key; `.complete` is false where something
-    that changes the result was not carried. Raises ConvertError (a FinetuneError) for a file that can't be
-    converted, and OSError for one that can't be read.
+    `tool` is asked for where the file could be of two ("trl orpo" says the trainer as well). `output` is the
+    file to write; paths in the recipe are relative to its folder. The three lists say what became of each
+    key; `.complete` is false where something that changes the result was not carried. Raises ConvertError (a
+    FinetuneError) for a file that can't be converted, and OSError for one that can't be read.
     """
     from finetune.conversion import convert_back, convert_file
 

@@ -27,7 +27,12 @@ def convert(
         ),
     ],
     tool: Annotated[
-        str | None, typer.Option("--from", metavar="TOOL", help="Whose file it is, where its keys don't say.")
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="TOOL",
+            help='Whose file it is, where its keys don\'t say; with the trainer behind it: "trl orpo".',
+        ),
     ] = None,
     output: Annotated[
         Path | None,

@@ -1,8 +1,8 @@
 """A recipe as another tool's file: for who leaves, or wants to compare. The same three lists."""
 
-from pathlib import Path
 from typing import Any
 
+from finetune.conversion.back_data import data
 from finetune.conversion.draft import Line
 from finetune.conversion.forward import Conversion
 from finetune.conversion.given import ConvertError
@@ -63,7 +63,6 @@ SCHEDULES = {
     "cosine": "cosine",
     "cosine_with_minimum": "cosine_with_min_lr",
 }
-TYPES = {"alpaca": "alpaca", "messages": "chat_template", "sharegpt": "chat_template", "text": "completion"}
 HERE_ONLY = (
     "tracking.",
     "evaluate.",
@@ -74,7 +73,9 @@ HERE_ONLY = (
 )
 
 
-class _Back:
+class Back:
+    """The file that is being written, and what became of each key of the recipe."""
+
     def __init__(self, loaded: LoadedRecipe, tool: str, processes: int):
         self.loaded, self.tool, self.processes = loaded, tool, processes
         self.values: dict[str, tuple[Any, str]] = {}
@@ -83,12 +84,15 @@ class _Back:
         self.seen: set[str] = set()
 
     def written(self, path: str) -> bool:
+        """Whether the user wrote the key."""
         return self.loaded.origins.get(path, "default") != "default"
 
     def put(self, key: str, value: Any, path: str) -> None:
+        """A line of their file, and the key that it comes from."""
         self.values[key] = value, path
 
     def told(self, path: str, fate: Any, theirs: str = "", how: str = "", *, changes: bool = False) -> None:
+        """What became of a key, of those that the user wrote."""
         self.seen.add(path)
         if self.written(path):
             self.lines.append(Line(fate, path, self.loaded.origins[path], theirs, how, changes))
@@ -100,15 +104,15 @@ def convert_back(loaded: LoadedRecipe, tool: str, *, processes: int = 1) -> Conv
     doesn't divide over the processes."""
     if tool not in BACK:
         raise ConvertError(f"--to {tool}: expected {', '.join(BACK[:-1])} or {BACK[-1]}")
-    back = _Back(loaded, tool, processes)
-    for step in (_model, _method, _data, _batch, _schedule, _flags, _rest):
+    back = Back(loaded, tool, processes)
+    for step in (_model, _method, data, _batch, _schedule, _flags, _rest):
         step(back)
     title = f"# Converted from the recipe {loaded.name}. Behind each line is the key that it came from."
     body = [f"{f'{key}: {flow(value)}':<56}  # {path}" for key, (value, path) in back.values.items()]
     return Conversion.of(tool, "\n".join([title, "", *body, ""]), back.lines)
 
 
-def _model(back: _Back) -> None:
+def _model(back: Back) -> None:
     recipe = back.loaded.recipe
     if not isinstance(recipe.model.base, str):
         raise ConvertError(
@@ -132,7 +136,7 @@ def _model(back: _Back) -> None:
         )
 
 
-def _method(back: _Back) -> None:
+def _method(back: Back) -> None:
     adapter = back.loaded.recipe.adapter
     method = adapter.method
     key = {"axolotl": "adapter", "llamafactory": "finetuning_type", "trl": "use_peft"}[back.tool]
@@ -184,98 +188,7 @@ def _method(back: _Back) -> None:
     back.seen.add("adapter.init")
 
 
-def _data(back: _Back) -> None:
-    train = back.plain["data"]["train"]
-    paths = [path for path in back.loaded.origins if path.startswith("data.train.")]
-    sources = back.plain["data"].get("evaluation") or {}
-    if back.tool == "axolotl":
-        rows = [
-            {
-                "path": item.get("dataset") or item.get("path"),
-                "type": TYPES.get(item.get("format"), "chat_template"),
-            }
-            for item in train
-        ]
-        for row, item in zip(rows, train, strict=True):
-            if item.get("path"):
-                row["ds_type"] = Path(item["path"]).suffix.lstrip(".").replace("jsonl", "json")
-            if item.get("split", "train") != "train":
-                row["split"] = item["split"]
-            if item.get("format") == "sharegpt":
-                row |= {
-                    "field_messages": "conversations",
-                    "message_property_mappings": {"role": "from", "content": "value"},
-                }
-        back.put("datasets", rows, "data.train")
-    elif back.tool == "trl":
-        if len(train) > 1:
-            back.put(
-                "datasets",
-                [{"path": item.get("dataset") or item.get("path")} for item in train],
-                "data.train",
-            )
-        else:
-            back.put("dataset_name", train[0].get("dataset") or train[0].get("path"), "data.train")
-            if train[0].get("split", "train") != "train":
-                back.put("dataset_train_split", train[0]["split"], "data.train.0.split")
-    else:
-        names = [Path(item.get("path") or item["dataset"]).stem for item in train]
-        back.put("dataset", ",".join(names), "data.train: describe each in dataset_info.json")
-    unread = (
-        "repeat",
-        "share",
-        "columns",
-        "labels",
-        "template",
-        "code",
-        "max_rows",
-        "sample_rows",
-        "ignore_columns",
-    )
-    for path in paths:
-        lost = path.rpartition(".")[2] in unread and back.written(path)
-        back.told(
-            path,
-            "dropped" if lost else "carried",
-            "" if lost else "datasets",
-            "not a key of a source there" if lost else "",
-            changes=lost,
-        )
-    for path in [path for path in back.loaded.origins if path.startswith("data.evaluation.sources")]:
-        back.told(path, "dropped", how="name the evaluation rows there by hand", changes=False)
-    if not sources:
-        back.seen.add("data.evaluation")
-    _learned(back)
-    packing = back.plain["data"]["pack_length_tokens"]
-    key = {"axolotl": "sample_packing", "llamafactory": "neat_packing", "trl": "packing"}[back.tool]
-    back.put(key, packing is not None, "data.pack_length_tokens")
-    same = packing in (None, back.plain["data"]["max_length_tokens"])
-    how = "" if same else "packs are as long as max_length_tokens there"
-    back.told("data.pack_length_tokens", "carried" if same else "otherwise", key, how, changes=not same)
-
-
-def _learned(back: _Back) -> None:
-    supervise = back.plain["data"]["supervise"]
-    everything = supervise == "all"
-    if back.tool == "trl":
-        key, value = "assistant_only_loss", not everything
-    else:
-        key, value = {"axolotl": "train_on_inputs", "llamafactory": "train_on_prompt"}[back.tool], everything
-    back.put(key, value, "data.supervise")
-    exact = supervise in ("assistant", "all")
-    if supervise == "last" and back.tool == "llamafactory":
-        back.put("mask_history", True, "data.supervise")
-        exact = True
-    back.told(
-        "data.supervise",
-        "carried" if exact else "otherwise",
-        key,
-        "" if exact else "all answers are learned there",
-        changes=not exact,
-    )
-
-
-def _batch(back: _Back) -> None:
+def _batch(back: Back) -> None:
     train = back.loaded.recipe.train
     wrong = train.uneven_over(back.processes)
     if wrong is not None:
@@ -289,7 +202,7 @@ def _batch(back: _Back) -> None:
     back.told("train.global_batch_size", "carried", "gradient_accumulation_steps")
 
 
-def _schedule(back: _Back) -> None:
+def _schedule(back: Back) -> None:
     train = back.loaded.recipe.train
     key = "lr_scheduler" if back.tool == "axolotl" else "lr_scheduler_type"
     meant = SCHEDULES.get(train.schedule)
@@ -317,7 +230,7 @@ def _schedule(back: _Back) -> None:
     back.told("train.adam_betas", "carried", "adam_beta1, adam_beta2")
 
 
-def _flags(back: _Back) -> None:
+def _flags(back: Back) -> None:
     precision = back.loaded.recipe.train.precision
     back.put(
         "bf16",
@@ -360,7 +273,7 @@ def _flags(back: _Back) -> None:
             back.put("eval_strategy", "steps", "train.evaluate_every")
 
 
-def _rest(back: _Back) -> None:
+def _rest(back: Back) -> None:
     index = BACK.index(back.tool)
     for location in leaves(back.plain):
         path = dotted(location)

@@ -25,6 +25,8 @@ class Tool:
     """The tool's defaults where they may differ from ours, under its own keys."""
     covers: tuple[str, ...] = ()
     """Tools whose keys this one has as well."""
+    verbs: tuple[str, ...] = ()
+    """Trainers that --from may name behind the tool, where its files don't say which: --from "trl orpo"."""
     interpolates: bool = False
     """Whether ${key} in its files stands for another key of the file."""
     prepare: Callable[[Given], None] | None = None

@@ -8,8 +8,11 @@ from finetune.conversion.adapter_values import start
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import GivenKey, number, truth, whole
 from finetune.conversion.model_values import PRECISIONS
+from finetune.conversion.preference import has_reference, together
 from finetune.recipe.schema.adapter import LORA_ONLY
 
+METRICS = {"rewards/accuracies": "reward_accuracy", "rewards/margins": "reward_margin"}
+"""Our metrics for those of trainers that learn from preferences."""
 UNLIMITED = 32768
 """data.max_length_tokens where the tool has no limit: a longer row is refused, not dropped."""
 
@@ -215,6 +218,7 @@ def _times(draft: Draft) -> None:
 def _best(draft: Draft) -> None:
     switch, metric = _taken(draft, "best"), _taken(draft, "best_metric")
     name = "loss" if metric is None or metric.value is None else str(metric.value).removeprefix("eval_")
+    name = METRICS.get(name, name)
     if switch is not None:
         if truth(switch):
             draft.carry(switch, "train.best_by", name)
@@ -293,6 +297,8 @@ def _streaming(draft: Draft) -> None:
         return
     if not truth(entry):
         draft.carried(entry, "data.streaming", "all rows are read")
+    elif has_reference(draft):
+        draft.otherwise(entry, "all rows are read before training: the reference is computed of each")
     elif "train.max_steps" not in draft.values or any(
         path.startswith("data.evaluation.fraction") for path in draft.values
     ):
@@ -335,6 +341,7 @@ def _the_rest(draft: Draft) -> None:
 STEPS: tuple[Callable[[Draft], None], ...] = (
     _batch,
     _length,
+    together,
     _packing,
     _held_out,
     _supervise,

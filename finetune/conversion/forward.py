@@ -6,12 +6,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from finetune import objectives
 from finetune.conversion.base import Tool
 from finetune.conversion.draft import Draft, Fate, Line
 from finetune.conversion.finish import finish
 from finetune.conversion.given import ConvertError, Given, GivenKey
 from finetune.conversion.reading import interpolated, read, refuse_variables
 from finetune.conversion.shell import TOOL as COMMAND
+from finetune.conversion.shell import VERB
 from finetune.conversion.tools import TOOLS
 from finetune.conversion.values import HOWS
 from finetune.conversion.writing import recipe_text
@@ -55,8 +57,9 @@ def convert_file(
 ) -> Conversion:
     """The recipe for a file of another tool; relative paths in it start at `folder` (else the working one).
 
-    `tool` is asked for where the file could be of two. `processes` is how many the run had: most files don't
-    say, and the global batch is micro batch x accumulation x processes.
+    `tool` is asked for where the file could be of two; "trl orpo" says the trainer as well. `processes` is
+    how many the run had: most files don't say, and the global batch is micro batch x accumulation x
+    processes.
 
     Raises ConvertError for a file that can't be read or whose training can't be had here, OSError where
     there is none.
@@ -64,7 +67,10 @@ def convert_file(
     if processes < 1:
         raise ConvertError(f"processes is {processes}; expected a whole number from 1.")
     given = read(file, str(file))
-    chosen = _chosen(given, tool)
+    tool, _, verb = (tool or "").strip().partition(" ")
+    chosen = _chosen(given, tool or None)
+    if verb:
+        _trainer(given, chosen, verb)
     given.entries.pop(COMMAND, None)
     if chosen.interpolates:
         interpolated(given)
@@ -98,6 +104,14 @@ def _carry(entry: GivenKey, tool: Tool, draft: Draft) -> None:
             draft.drop(entry, f"not a key of {tool.title} that is known here")
         return
     HOWS[alias.how](entry, alias, draft)
+
+
+def _trainer(given: Given, tool: Tool, verb: str) -> None:
+    """The trainer that --from names behind the tool."""
+    if verb not in tool.verbs:
+        expected = f"one of {', '.join(tool.verbs)}" if tool.verbs else "nothing"
+        raise ConvertError(f'--from "{tool.name} {verb}": expected {expected} behind {tool.name}')
+    given.environment = {**given.environment, VERB: verb}
 
 
 def _chosen(given: Given, name: str | None) -> Tool:
@@ -170,11 +184,17 @@ def _leave_out_defaults(draft: Draft) -> None:
         parts = path.split(".")
         if written.asked or len(parts) != 2:
             continue
-        section = Recipe.model_fields[parts[0]].annotation
-        fields: Mapping[str, Any] = getattr(section, "model_fields", {})
-        field = fields.get(parts[1])
+        field = _fields(parts[0], draft).get(parts[1])
         if field is not None and field.get_default(call_default_factory=True) == written.value:
             del draft.values[path]
+
+
+def _fields(section: str, draft: Draft) -> Mapping[str, Any]:
+    """The keys of a section; of objective, those of its kind."""
+    if section == "objective":
+        kind = draft.value("objective.kind")
+        return next((found.section.model_fields for found in objectives.OBJECTIVES if found.kind == kind), {})
+    return getattr(Recipe.model_fields[section].annotation, "model_fields", {})
 
 
 def _source_of(values: Mapping[str, Any], path: str) -> str:

@@ -13,8 +13,17 @@ from finetune.recipe.reading.yaml_tree import plain_scalar, shorten
 COMMANDS = {
     ("swift", "sft"): "swift",
     ("swift", "pt"): "swift",
+    ("swift", "rlhf"): "swift",
     ("llamafactory-cli", "train"): "llamafactory",
     ("trl", "sft"): "trl",
+    ("trl", "dpo"): "trl",
+    ("trl", "kto"): "trl",
+    ("trl", "reward"): "trl",
+    ("trl", "grpo"): "trl",
+    ("trl", "rloo"): "trl",
+    ("dpo.py",): "trl",
+    ("orpo.py",): "trl",
+    ("cpo.py",): "trl",
     ("mlx_lm.lora",): "mlx_lm",
     ("mlx_lm", "lora"): "mlx_lm",
     ("litgpt", "finetune"): "litgpt",
@@ -24,6 +33,8 @@ COMMANDS = {
 ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(\"[^\"$`]*\"|'[^']*'|[^\s\"'$`;&|()]*)")
 TOOL = "(tool)"
 """The key under which a script's entries name the tool whose command it is."""
+VERB = "(verb)"
+"""The key under which they have the last word of the command: sft, rlhf, dpo ..."""
 
 
 def read_script(content: bytes, file: Path, shown: str) -> Given:
@@ -34,7 +45,7 @@ def read_script(content: bytes, file: Path, shown: str) -> Given:
     except UnicodeDecodeError:
         raise ConvertError(f"{shown}: the script is not UTF-8") from None
     variables: dict[str, str] = {}
-    found: list[tuple[int, list[str], str]] = []
+    found: list[tuple[int, list[str], str, str]] = []
     for number, line in _logical(text):
         words = _words(line, number, shown)
         while words and (match := ASSIGNMENT.fullmatch(_quoted(words[0]))):
@@ -45,21 +56,22 @@ def read_script(content: bytes, file: Path, shown: str) -> Given:
             continue
         command = _command(words)
         if command:
-            found.append((number, words[command[0] :], command[1]))
+            verb = Path(words[command[0] - 1]).stem
+            found.append((number, words[command[0] :], command[1], verb))
     if len(found) != 1:
-        what = f"{len(found)} training commands, on lines {', '.join(str(number) for number, _, _ in found)}"
+        what = f"{len(found)} training commands, on lines {', '.join(str(number) for number, *_ in found)}"
         raise ConvertError(
             f"{shown}: got {what if found else 'no training command'}, expected one of "
             f"{', '.join(' '.join(words) for words in COMMANDS)}"
         )
-    number, words, tool = found[0]
+    number, words, tool, verb = found[0]
     entries = {
         key: GivenKey(key, value, shown, number) for key, value in _options(words, variables, number, shown)
     }
     entries = {
         key: GivenKey(key, entry.value, shown, _line_of(text, key, number)) for key, entry in entries.items()
     }
-    return Given(file, shown, entries, environment={**variables, TOOL: tool})
+    return Given(file, shown, entries, environment={**variables, TOOL: tool, VERB: verb})
 
 
 def _logical(text: str) -> Iterator[tuple[int, str]]:

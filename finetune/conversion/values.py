@@ -57,6 +57,18 @@ def _chosen(entry: GivenKey, alias: Alias, draft: Draft) -> None:
     draft.otherwise(entry, alias.note, alias.ours)
 
 
+def _unread(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    draft.carried(entry, "", "not read by this training")
+
+
+def _loss(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    """Of a supervised training; of pairs it is taken before."""
+    if entry.off or entry.value in ("nll", "chunked_nll", "causal_lm", "cross_entropy"):
+        draft.carried(entry, alias.ours, "the cross-entropy")
+    else:
+        draft.drop(entry, f"loss {entry.value} is not here: the cross-entropy stands in its place")
+
+
 def _lacking(*, changes: bool, off: str = "off there; the toolkit has none", alone: object = None) -> How:
     """For what the toolkit lacks: carried where it is off, or where its value is `alone`, which asks for
     nothing either."""
@@ -219,6 +231,8 @@ HOWS: Mapping[str, How] = {
     "same": _same,
     "unless_none": _unless_none,
     "chosen": _chosen,
+    "unread": _unread,
+    "loss": _loss,
     "off": _lacking(changes=True),
     "spare": _lacking(changes=False),
     "parallel": _lacking(changes=False, alone=1),

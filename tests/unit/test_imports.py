@@ -47,7 +47,7 @@ ARROWS: dict[str, frozenset[str]] = {
         "objectives",
         "scoring",
     },
-    "conversion": DISK | {"recipe", "data_prep.config"},
+    "conversion": DISK | {"recipe", "objectives", "data_prep.config"},
     "scoring": frozenset({"data_prep", "recipe.schema"}),
     "objectives": frozenset(
         {"data_prep", "recipe.given", "recipe.schema"}

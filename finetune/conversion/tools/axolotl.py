@@ -5,6 +5,7 @@ from typing import Any
 from finetune.conversion.base import Tool, source
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey, truth
+from finetune.conversion.tools.axolotl_preference import objective, pairs, templates
 from finetune.recipe.aliases import FORMATS
 
 ALPACA = ("alpaca", "alpaca:chat", "alpaca_chat.load_qa")
@@ -19,7 +20,7 @@ SOURCE_KEYS = (
     "field_messages",
     "revision",
 )
-REFUSED = ("rl", "reward_model", "process_reward_model", "kd_trainer", "relora", "relora_steps")
+REFUSED = ("kd_trainer", "relora", "relora_steps")
 
 
 def prepare(given: Given) -> None:
@@ -34,9 +35,10 @@ def convert(given: Given, draft: Draft) -> None:
         entry = given.take(key)
         if entry is not None and not entry.off:
             raise entry.refused(
-                "supervised training and pre-training are converted: this is another objective"
+                "supervised training, pre-training and preferences are converted: this is none of them"
             )
         draft.carried(entry, "", "off there")
+    compares = objective(given, draft)
     adapter = given.take("adapter")
     if adapter is None or adapter.off:
         draft.put("adapter.method", "full", adapter or "no adapter")
@@ -63,10 +65,10 @@ def convert(given: Given, draft: Draft) -> None:
     if linear is not None and linear.value is not None and truth(linear):
         named = given.take("lora_target_modules")
         draft.carried(named, "adapter.target_modules", "lora_target_linear says all")
-    _data(given, draft)
+    _data(given, draft, compares=compares)
     evaluation = [key for key in given.entries if key.startswith("test_datasets.")]
     if evaluation:
-        _datasets(given, draft, "test_datasets", "data.evaluation.sources")
+        _datasets(given, draft, "test_datasets", "data.evaluation.sources", compares=compares)
     keys = [key for key in given.entries if key.startswith("message_property_mappings")]
     for key in keys:
         given.take(key)
@@ -86,9 +88,11 @@ def _targets(given: Given) -> bool:
     )
 
 
-def _data(given: Given, draft: Draft) -> None:
-    forms = _datasets(given, draft, "datasets", "data.train")
-    forms += _datasets(given, draft, "pretraining_dataset", "data.train")
+def _data(given: Given, draft: Draft, *, compares: bool) -> None:
+    if compares:
+        templates(given, draft)
+    forms = _datasets(given, draft, "datasets", "data.train", compares=compares)
+    forms += _datasets(given, draft, "pretraining_dataset", "data.train", compares=False)
     single = given.take("pretraining_dataset") or given.take("datasets")
     if single is not None and not single.off:
         source(draft, "data.train.0", single, form="text")
@@ -102,16 +106,22 @@ def _data(given: Given, draft: Draft) -> None:
         draft.put("model.chat_template", "alpaca", "datasets.0.type: alpaca writes this prompt")
 
 
-def _datasets(given: Given, draft: Draft, key: str, place: str) -> list[str]:
-    """The form of each data set, written below `place`."""
+def _datasets(given: Given, draft: Draft, key: str, place: str, *, compares: bool) -> list[str]:
+    """The form of each data set, written below `place`; `compares`: they hold pairs."""
     forms = []
     start = len({path.split(".")[2] for path in draft.values if path.startswith(f"{place}.")})
     for index, prefix in enumerate(given.items(key), start=start):
         path = given.take(f"{prefix}.path")
         if path is None:
             raise given.refused(f"{prefix} has no path")
-        read = {name: given.take(f"{prefix}.{name}") for name in SOURCE_KEYS if name != "path"}
-        form, more = _form(given, draft, prefix, read)
+        own = ("path", "type", "field_messages") if compares else ("path",)
+        kind = given.take(f"{prefix}.type") if compares else None
+        read = {name: None if name in own else given.take(f"{prefix}.{name}") for name in SOURCE_KEYS}
+        form, more = (
+            ("preference", pairs(given, draft, prefix, kind))
+            if compares
+            else _form(given, draft, prefix, read)
+        )
         for name, entry in read.items():
             draft.carried(entry, f"{place}.{index}.{'format' if name == 'type' else name}")
         files = read["data_files"]
@@ -144,10 +154,15 @@ def _datasets(given: Given, draft: Draft, key: str, place: str) -> list[str]:
 
 def _leftover(draft: Draft, entry: GivenKey) -> None:
     name = entry.key.split(".")[-1]
-    if "message_property_mappings" in entry.key or name in (
-        "field_thinking",
-        "template_thinking_key",
-        "roles_to_train",
+    if (
+        "message_property_mappings" in entry.key
+        or ".roles." in entry.key
+        or name
+        in (
+            "field_thinking",
+            "template_thinking_key",
+            "roles_to_train",
+        )
     ):
         draft.carried(entry, "data.train", "as the format reads it")
     elif name in (

@@ -5,10 +5,14 @@ from typing import Any
 from finetune.conversion.base import TRAINER_DEFAULTS, Tool, source, split_names
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey, truth
+from finetune.conversion.preference import refused
 from finetune.conversion.reading import read_json
+from finetune.conversion.tools.llamafactory_preference import objective, pairs
 
 OWN_TEMPLATES = ("default", "fewshot", "empty", "vanilla")
 FORMS = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
+STAGES = {"sft": "alpaca", "pt": "text", "dpo": "preference"}
+"""The stages that are converted, with the form of rows where no dataset_info.json says it."""
 COLUMNS = {
     "alpaca": {"prompt": "instruction", "query": "input", "response": "output", "system": "system"},
     "sharegpt": {"messages": "conversations", "system": "system", "tools": "tools"},
@@ -27,13 +31,34 @@ def prepare(given: Given) -> None:
 def convert(given: Given, draft: Draft) -> None:
     """The stage, the data sets of dataset_info.json, templates and packing."""
     stage = given.take("stage")
-    if stage is not None:
-        if stage.value not in ("sft", "pt"):
-            raise stage.refused(
-                f"got {stage.value!r}; sft and pt are converted: other objectives are not those of this file"
-            )
-        draft.carried(stage, "objective.kind" if stage.value == "sft" else "data.train.0.format")
-    pretraining = stage is not None and stage.value == "pt"
+    name = "sft" if stage is None else str(stage.value)
+    if stage is not None and name not in STAGES:
+        raise refused(stage, name)
+    draft.carried(stage, "data.train.0.format" if name == "pt" else "objective.kind")
+    pretraining, compares = name == "pt", name == "dpo"
+    if compares:
+        objective(given, draft, keeps_dropout=False)
+    _packing(given, draft)
+    template = given.get("template")
+    if template is not None and template.value in OWN_TEMPLATES:
+        given.take("template")
+        draft.drop(
+            template, f"LLaMA-Factory's own template {template.value}: write it as model.chat_template"
+        )
+    if not pretraining:
+        draft.put("data.over_length", "truncate_end", "LLaMA-Factory cuts rows at cutoff_len")
+    samples = given.take("max_samples")
+    form = STAGES[name]
+    _sources(given, draft, "dataset", "data.train", form, samples)
+    _sources(given, draft, "eval_dataset", "data.evaluation.sources", form, samples)
+    draft.carried(samples, "data.train.0.max_rows")
+    for key in ("dataset_dir", "eval_num_beams", "compute_accuracy"):
+        entry = given.take(key)
+        draft.carried(entry)
+
+
+def _packing(given: Given, draft: Draft) -> None:
+    """Packs see their documents apart with neat_packing alone."""
     packing, neat = given.get("packing"), given.get("neat_packing")
     neat_on = neat is not None and truth(neat)
     if neat_on and neat is not None:
@@ -46,26 +71,9 @@ def convert(given: Given, draft: Draft) -> None:
         if neat is not None:
             given.take("neat_packing")
             draft.carried(neat, "data.attention")
-    template = given.get("template")
-    if template is not None and template.value in OWN_TEMPLATES:
-        given.take("template")
-        draft.drop(
-            template, f"LLaMA-Factory's own template {template.value}: write it as model.chat_template"
-        )
-    if not pretraining:
-        draft.put("data.over_length", "truncate_end", "LLaMA-Factory cuts rows at cutoff_len")
-    samples = given.take("max_samples")
-    _sources(given, draft, "dataset", "data.train", pretraining, samples)
-    _sources(given, draft, "eval_dataset", "data.evaluation.sources", pretraining, samples)
-    draft.carried(samples, "data.train.0.max_rows")
-    for key in ("dataset_dir", "eval_num_beams", "compute_accuracy"):
-        entry = given.take(key)
-        draft.carried(entry)
 
 
-def _sources(
-    given: Given, draft: Draft, key: str, place: str, pretraining: bool, samples: GivenKey | None
-) -> None:
+def _sources(given: Given, draft: Draft, key: str, place: str, form: str, samples: GivenKey | None) -> None:
     entry = given.take(key)
     if entry is None or entry.off:
         return
@@ -84,33 +92,42 @@ def _sources(
         here = f"{place}.{index}"
         known = info.get(name) if isinstance(info, dict) else None
         if isinstance(known, dict) and info_file is not None:
-            _known(draft, here, entry, known, str(info_file.parent), pretraining)
+            _known(draft, here, entry, known, str(info_file.parent), form)
         else:
             unknown.append(name)
             at = name if "/" in name else f"{folder}/{name}.json"
-            source(draft, here, entry, name=at, tell=False, form="text" if pretraining else "alpaca")
+            source(draft, here, entry, name=at, tell=False, form=form)
         if samples is not None and not samples.off:
             draft.put(f"{here}.max_rows", samples.value, samples)
     draft.carried(entry, place)
     if unknown:
-        why = f"dataset_info.json, which says what {', '.join(unknown)} is, isn't here; alpaca is assumed"
+        why = f"dataset_info.json, which says what {', '.join(unknown)} is, isn't here; {form} is assumed"
         draft.otherwise(entry, why, place, changes=True)
 
 
-def _known(
-    draft: Draft, place: str, entry: GivenKey, known: dict[str, Any], folder: str, pretraining: bool
-) -> None:
-    """A data set as dataset_info.json describes it."""
-    form = "text" if pretraining else FORMS.get(str(known.get("formatting", "alpaca")), "auto")
+def _known(draft: Draft, place: str, entry: GivenKey, known: dict[str, Any], folder: str, asks: str) -> None:
+    """A data set as dataset_info.json describes it; `asks` is the form of rows that the stage reads."""
+    form = FORMS.get(str(known.get("formatting", "alpaca")), "auto")
     tags, columns = known.get("tags") or {}, known.get("columns") or {}
     if any(column in columns for column in ("images", "videos", "audios")):
         raise entry.refused("the data set has images, videos or sounds; rows of text are trained on here")
-    if known.get("ranking"):
-        raise entry.refused("the data set holds preferences (ranking: true), and this is supervised training")
+    if bool(known.get("ranking")) != (asks == "preference"):
+        raise entry.refused(
+            "the data set holds preferences (ranking: true), and this is supervised training"
+            if known.get("ranking")
+            else "the data set holds no preferences (ranking: true), and stage dpo compares pairs"
+        )
     if form == "sharegpt" and tags.get("role_tag", "from") == "role":
         form = "messages"
-    ours = {"text": {"prompt": "text"}}.get(form, COLUMNS.get(form, {}))
-    mapped = {ours[name]: column for name, column in columns.items() if name in ours and ours[name] != column}
+    if asks == "preference":
+        mapped = pairs(form, columns)
+        form = asks
+    else:
+        form = asks if asks == "text" else form
+        ours = {"text": {"prompt": "text"}}.get(form, COLUMNS.get(form, {}))
+        mapped = {
+            ours[name]: column for name, column in columns.items() if name in ours and ours[name] != column
+        }
     more: dict[str, Any] = {"columns": mapped, "split": known.get("split"), "config": known.get("subset")}
     if known.get("num_samples"):
         more["sample_rows"] = known["num_samples"]

@@ -6,9 +6,15 @@ from pathlib import Path
 from finetune.conversion.base import Tool, source
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given
+from finetune.conversion.preference import refused
 from finetune.conversion.reading import read
+from finetune.conversion.shell import VERB
 from finetune.conversion.tools.llamafactory import FORMS
+from finetune.conversion.tools.llamafactory_preference import KEYS, objective
 from finetune.errors import FinetuneError
+
+FORMS_V1 = FORMS | {"pair": "preference"}
+"""What a data set's converter says of its rows."""
 
 
 def prepare(given: Given) -> None:
@@ -48,6 +54,19 @@ def convert(given: Given, draft: Draft) -> None:
     draft.put("data.over_length", "truncate_end", "LLaMA-Factory cuts rows at cutoff_len")
     for key, place in (("train_dataset", "data.train"), ("eval_dataset", "data.evaluation.sources")):
         _sources(given, draft, key, place)
+    _objective(given, draft)
+
+
+def _objective(given: Given, draft: Draft) -> None:
+    """Pairs are compared; the command (dpo) isn't in the file."""
+    verb = given.environment.get(VERB, "")
+    if verb == "rm":
+        raise refused(given, verb)
+    pairs = any(path.endswith(".format") and draft.value(path) == "preference" for path in draft.values)
+    if verb == "dpo" or pairs or any(key in given for key in KEYS):
+        objective(given, draft, keeps_dropout=True)
+        for path in [path for path in draft.values if path.endswith(".format")]:
+            draft.values[path].value = "preference"
 
 
 def _sources(given: Given, draft: Draft, key: str, place: str) -> None:
@@ -77,7 +96,7 @@ def _sources(given: Given, draft: Draft, key: str, place: str) -> None:
         path = listed.get(f"{data}.path")
         if path is None:
             raise entry.refused(f"{file}: {data} has no path")
-        form = FORMS.get(str(listed.value(f"{data}.converter", "messages")), "messages")
+        form = FORMS_V1.get(str(listed.value(f"{data}.converter", "messages")), "messages")
         where = (
             str(path.value)
             if listed.value(f"{data}.source") != "local"
@@ -110,6 +129,7 @@ TOOL = Tool(
     convert=convert,
     prepare=prepare,
     covers=("llamafactory",),
+    verbs=("sft", "dpo", "rm"),
     defaults={
         "micro_batch_size": 1,
         "cutoff_len": 2048,

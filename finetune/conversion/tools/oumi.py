@@ -6,6 +6,8 @@ from typing import Any
 from finetune.conversion.base import TRAINER_DEFAULTS, Tool, source
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey, truth
+from finetune.conversion.preference import refused
+from finetune.conversion.tools.trl_preference import preferences
 
 FORMS = {
     "text_sft": "messages",
@@ -43,10 +45,11 @@ def convert(given: Given, draft: Draft) -> None:
     """The trainer's type, data sets, what is learned."""
     kind = given.take("training.trainer_type")
     if kind is not None:
-        if str(kind.value).upper() not in ("TRL_SFT", "HF", "OUMI"):
-            raise kind.refused(
-                f"got {kind.value}, expected TRL_SFT, HF or OUMI: supervised training is converted"
-            )
+        name = str(kind.value).upper()
+        if name == "TRL_DPO":
+            preferences(given, draft, "dpo", TOOL.name, "training.trainer_kwargs.")
+        elif name not in ("TRL_SFT", "HF", "OUMI"):
+            raise refused(kind, name.removeprefix("TRL_"))
         draft.carried(kind, "objective.kind")
     weights = given.get("model.load_pretrained_weights")
     if weights is not None and not truth(weights):
@@ -154,7 +157,8 @@ def _data(given: Given, draft: Draft, part: str, place: str) -> None:
             "assistant" if only else "all",
             collator if only and collator else "oumi learns whole conversations",
         )
-    draft.put("data.over_length", "truncate_end", "oumi cuts rows at model_max_length")
+    if "data.over_length" not in draft.values:
+        draft.put("data.over_length", "truncate_end", "oumi cuts rows at model_max_length")
 
 
 def _dataset(given: Given, draft: Draft, dataset: str, place: str) -> str:
@@ -174,8 +178,8 @@ def _dataset(given: Given, draft: Draft, dataset: str, place: str) -> str:
             "assistant_only",
         )
     }
-    form = FORMS.get(str(name.value), "auto")
-    if (
+    form = "preference" if "objective.kind" in draft.values else FORMS.get(str(name.value), "auto")
+    if form != "preference" and (
         "fineweb" in str(name.value).lower()
         or "pretrain" in str(name.value).lower()
         or "/c4" in str(name.value)

@@ -6,7 +6,9 @@ from data_prep.config.modelscope import ON_THE_HUB
 from finetune.conversion.base import TRAINER_DEFAULTS, Tool, source
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey, is_hub_id, local, truth, whole
+from finetune.conversion.preference import refused
 from finetune.conversion.shell import TOOL as COMMAND
+from finetune.conversion.tools.swift_preference import objective
 
 
 def prepare(given: Given) -> None:
@@ -25,12 +27,10 @@ def prepare(given: Given) -> None:
 
 def convert(given: Given, draft: Draft) -> None:
     """Data sets with #N, placeholders, the tasks, processes of the script."""
-    for key in ("rlhf_type", "teacher_model"):
-        entry = given.get(key)
-        if entry is not None:
-            raise entry.refused(
-                "supervised training and pre-training are converted: this is another objective"
-            )
+    compares = objective(given, draft)
+    teacher = given.get("teacher_model")
+    if teacher is not None:
+        raise refused(teacher, "gkd")
     task = given.take("task_type")
     if task is not None and task.value != "causal_lm":
         _task(given, draft, task)
@@ -45,8 +45,9 @@ def convert(given: Given, draft: Draft) -> None:
     name, author = given.take("model_name"), given.take("model_author")
     _placeholder(draft, name, "{{NAME}}")
     _placeholder(draft, author, "{{AUTHOR}}")
-    _sources(given, draft, "dataset", "data.train", hub)
-    _sources(given, draft, "val_dataset", "data.evaluation.sources", hub)
+    form = "preference" if compares else "classification" if "classifies" in draft.notes else "auto"
+    _sources(given, draft, "dataset", "data.train", form, hub=hub)
+    _sources(given, draft, "val_dataset", "data.evaluation.sources", form, hub=hub)
     if given.environment.get("USE_HF") in ("1", "true"):
         hub = True
     quant = given.take("quant_method")
@@ -62,7 +63,7 @@ def convert(given: Given, draft: Draft) -> None:
             draft.carried(template, "model.chat_template", "as here")
         else:
             draft.drop(template, "rows without a chat template: give them format text")
-    if packing is not None and truth(packing):
+    if packing is not None and truth(packing) and not compares:
         draft.carried(given.take("packing") or packing, "data.pack_length_tokens")
         draft.note("packing", packing)
     agent = given.take("agent_template")
@@ -112,7 +113,7 @@ def _placeholder(draft: Draft, entry: GivenKey | None, text: str) -> None:
         draft.carried(entry, "data.placeholders")
 
 
-def _sources(given: Given, draft: Draft, key: str, place: str, hub: bool) -> None:
+def _sources(given: Given, draft: Draft, key: str, place: str, form: str, *, hub: bool) -> None:
     entry = given.take(key)
     if entry is None or entry.off:
         return
@@ -120,7 +121,6 @@ def _sources(given: Given, draft: Draft, key: str, place: str, hub: bool) -> Non
     unknown = []
     stream = given.get("streaming")
     streams = stream is not None and truth(stream)
-    form = "classification" if "classifies" in draft.notes else "auto"
     for index, text in enumerate(map(str, listed)):
         name, _, rows = text.partition("#")
         name, _, subset = (
@@ -150,6 +150,7 @@ TOOL = Tool(
         "split_dataset_ratio",
         "model_author",
         "attn_impl",
+        "rlhf_type",
         "quant_bits",
         "tuner_backend",
         "lorap_lr_ratio",
@@ -157,6 +158,7 @@ TOOL = Tool(
     ),
     convert=convert,
     prepare=prepare,
+    verbs=("sft", "pt", "rlhf"),
     defaults={
         **{
             key: value

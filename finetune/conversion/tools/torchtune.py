@@ -6,6 +6,7 @@ from typing import Any
 from finetune.conversion.base import Tool, source
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey, name_list, truth, whole
+from finetune.conversion.tools.torchtune_preference import columns, objective
 
 DATASETS: dict[str, tuple[str, str]] = {
     "alpaca_dataset": ("tatsu-lab/alpaca", "alpaca"),
@@ -17,6 +18,9 @@ DATASETS: dict[str, tuple[str, str]] = {
     "chat_dataset": ("", "messages"),
     "instruct_dataset": ("", "prompt_completion"),
     "text_completion_dataset": ("", "text"),
+    "stack_exchange_paired_dataset": ("lvwerra/stack-exchange-paired", "preference"),
+    "hh_rlhf_helpful_dataset": ("RLHFlow/HH-RLHF-Helpful-standard", "preference"),
+    "preference_dataset": ("", "preference"),
 }
 READERS = ("json", "csv", "parquet", "text")
 
@@ -40,9 +44,7 @@ def convert(given: Given, draft: Draft) -> None:
         entry = given.get(key)
         if entry is not None:
             raise entry.refused("distillation and quantisation-aware training are not here")
-    loss = given.get("loss._component_")
-    if loss is not None and not any(word in str(loss.value) for word in ("CrossEntropy", "CEWith")):
-        raise loss.refused(f"got {loss.value}; supervised training is converted")
+    objective(given, draft)
     folder = given.get("checkpointer.checkpoint_dir")
     if folder is None:
         raise given.refused("checkpointer.checkpoint_dir is missing: it names the base")
@@ -124,12 +126,19 @@ def _data(given: Given, draft: Draft, key: str, place: str) -> None:
             "column_map.input",
             "column_map.output",
             "column_map.instruction",
+            "column_map.prompt",
+            "column_map.chosen",
+            "column_map.rejected",
         )
     }
     for part, entry in values.items():
-        if entry is not None and part not in ("packed", "new_system_prompt"):
+        if entry is not None and part not in ("packed", "new_system_prompt", "train_on_input"):
             draft.carried(entry, place)
-    form, more = _shape(form, values)
+    compares = "objective.kind" in draft.values
+    if compares != (form == "preference"):
+        what = "a preference loss, which compares pairs" if compares else "supervised training"
+        raise component.refused(f"{name}'s rows don't go with {what}")
+    form, more = (form, columns(name, values)) if compares else _shape(form, values)
     text = _value(values["source"], default)
     if text in READERS:
         text = _value(values["data_files"], "")
@@ -152,7 +161,9 @@ def _data(given: Given, draft: Draft, key: str, place: str) -> None:
     if form == "alpaca":
         draft.put("model.chat_template", "alpaca", f"{component.key}: {name} writes this prompt")
     learns_input = values["train_on_input"]
-    if form != "text":
+    if form == "preference":
+        draft.carried(learns_input, "objective.kind", "pairs are compared by their answers alone")
+    elif form != "text":
         whole_row = truth(learns_input) if learns_input is not None else form == "alpaca"
         draft.put("data.supervise", "all" if whole_row else "assistant", learns_input or f"default of {name}")
     if values["packed"] is not None:

@@ -5,7 +5,8 @@ from typing import Any
 
 from finetune.conversion.base import TRAINER_DEFAULTS, Tool, source, take_all
 from finetune.conversion.draft import Draft
-from finetune.conversion.given import Given, number, truth
+from finetune.conversion.given import Given, GivenKey, name_list, number, truth
+from finetune.conversion.tools.trl_preference import VERBS, preferences, trainer
 
 DEFAULTS = {
     **TRAINER_DEFAULTS,
@@ -21,20 +22,26 @@ DEFAULTS = {
 
 
 def prepare(given: Given) -> None:
-    """What an older name of a key makes of its default."""
+    """What an older name of a key makes of its default; learning from preferences has a rate of its own."""
+    if trainer(given) != "sft":
+        given.add_defaults({"learning_rate": 1e-6})
     if "max_seq_length" in given:
         given.add_defaults({"max_length": given.value("max_seq_length")})
     if not given.under("lora_target_modules"):
         given.add_defaults({"lora_target_modules": ["q_proj", "v_proj"]})
 
 
-def convert(given: Given, draft: Draft) -> None:
+def convert(given: Given, draft: Draft, tool: str = "trl") -> None:
     """The data set, what is learned, and how packs are made."""
     method(given, draft)
-    _dataset(given, draft)
-    learned(given, draft)
-    packing(given, draft)
-    draft.put("data.over_length", "truncate_end", "TRL cuts rows at max_length")
+    kind = trainer(given)
+    _dataset(given, draft, "auto" if kind == "sft" else "preference")
+    if kind == "sft":
+        learned(given, draft)
+        packing(given, draft)
+        draft.put("data.over_length", "truncate_end", "TRL cuts rows at max_length")
+    else:
+        preferences(given, draft, kind, tool)
 
 
 def method(given: Given, draft: Draft) -> None:
@@ -84,15 +91,15 @@ def packing(given: Given, draft: Draft) -> None:
         )
 
 
-def _dataset(given: Given, draft: Draft) -> None:
+def _dataset(given: Given, draft: Draft, form: str) -> None:
     entry = given.take("dataset_name")
     config, split, test = (
         given.take(key) for key in ("dataset_config", "dataset_train_split", "dataset_test_split")
     )
     field = given.take("dataset_text_field")
     values = {"config": config.value if config else None, "split": split.value if split else None}
-    form, more = "auto", dict[str, Any]()
-    if field is not None and field.value not in (None, "text"):
+    more = dict[str, Any]()
+    if field is not None and field.value not in (None, "text") and form == "auto":
         form, more = "text", {"columns": {"text": field.value}}
     for other in (config, split, field):
         draft.carried(other, "data.train.0")
@@ -126,6 +133,7 @@ def _dataset(given: Given, draft: Draft) -> None:
             f"data.train.{index}",
             path,
             name=where,
+            form=form,
             config=name.value if name else None,
             split=split.value if split else None,
         )
@@ -152,23 +160,48 @@ TOOL = Tool(
     ),
     convert=convert,
     prepare=prepare,
+    verbs=VERBS,
     defaults=DEFAULTS,
 )
 
 
 def _convert_handbook(given: Given, draft: Draft) -> None:
     """The alignment handbook: the mixture; else as TRL."""
-    for key in ("beta", "loss_type", "max_prompt_length"):
-        entry = given.get(key)
-        if entry is not None:
-            raise entry.refused("supervised training is converted: this is a preference objective")
-    _mixture(given, draft)
-    convert(given, draft)
+    form = "messages" if trainer(given) == "sft" else "preference"
+    _mixture(given, draft, form)
+    _mixer(given, draft, form)
+    convert(given, draft, HANDBOOK.name)
     for entry in given.take_below("dataset_kwargs"):
         draft.otherwise(entry, "the tokenizer and its template say it")
 
 
-def _mixture(given: Given, draft: Draft) -> None:
+def _mixer(given: Given, draft: Draft, form: str) -> None:
+    """The older form: shares by data set, and the splits of all of them."""
+    splits, configs = given.take("dataset_splits"), given.take("dataset_configs")
+    names = ["train"] if splits is None else name_list(splits)
+    columns = given.take("columns_to_keep")
+    for place, there in (("data.train", "train"), ("data.evaluation.sources", "test")):
+        split = next((name for name in names if there in name), None)
+        if split is None:
+            continue
+        for index, (name, entry) in enumerate(_shares(given)):
+            here = f"{place}.{index}"
+            source(draft, here, entry, name=name, tell=False, form=form, split=split)
+            if place == "data.train" and number(entry) < 1:
+                draft.put(f"{here}.repeat", number(entry), entry)
+    for _, entry in _shares(given):
+        given.take(entry.key)
+        draft.carried(entry, "data.train")
+    for other in (splits, configs, columns):
+        draft.carried(other, "data.train")
+
+
+def _shares(given: Given) -> list[tuple[str, GivenKey]]:
+    start = "dataset_mixer."
+    return [(key.removeprefix(start), entry) for key, entry in given.entries.items() if key.startswith(start)]
+
+
+def _mixture(given: Given, draft: Draft, form: str) -> None:
     for index, prefix in enumerate(given.items("dataset_mixture.datasets")):
         place = f"data.train.{index}"
         name = given.take(f"{prefix}.id")
@@ -181,7 +214,7 @@ def _mixture(given: Given, draft: Draft) -> None:
             draft,
             place,
             name,
-            form="messages",
+            form=form,
             config=config.value if config and config.value != "default" else None,
             split=split.value if split else None,
         )
@@ -216,5 +249,6 @@ HANDBOOK = Tool(
     covers=("trl",),
     convert=_convert_handbook,
     prepare=prepare,
+    verbs=VERBS,
     defaults=DEFAULTS,
 )

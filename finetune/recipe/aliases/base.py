@@ -24,6 +24,7 @@ class Alias:
     chosen  nothing is to be set: the toolkit does this by itself, and the result is the same
     off     the toolkit lacks it: where it is off, that is the same; where it is on, the result changes
     spare   the toolkit lacks it, and the result doesn't change
+    unread  a tool's own file has taken it, unless its training doesn't read it
     """
 
     note: str = ""

@@ -59,6 +59,15 @@ CHOSEN = (
         "dataset.shuffle_seed",
         "", "chosen", FAMILY,
     ),
+    Alias(
+        "precompute_ref_log_probs precompute_ref_batch_size force_use_ref_model ref_model_mixup_alpha "
+        "ref_model_sync_steps model_adapter_name ref_adapter_name f_alpha_divergence_coef discopop_tau "
+        "dpo_use_logits_to_keep dpo_use_liger_kernel dpo_padding_free use_liger_loss label_pad_token_id "
+        "padding_value max_completion_length max_target_length is_encoder_decoder generate_during_eval "
+        "dpo_generate_during_eval is_reference_free ref_model_type ref_model_revision",
+        "", "chosen",
+        "the reference's values are computed once, before step 1; the rest is the trainer's own",
+    ),
     Alias("do_train train do_predict predict_with_generate", "", "chosen", "`finetune train` trains"),
     Alias("do_eval", "", "chosen", "evaluation rows are evaluated as often as train.evaluate_every says"),
     Alias(
@@ -182,9 +191,17 @@ LACKING = (
     ),
     Alias("bias lora_bias", "", "bias", "biases are not trained"),
     Alias(
-        "use_dft_loss use_eaft_loss enable_dft_loss asft_alpha kd_trainer kd_ce_alpha pref_loss pref_beta "
-        "pref_ftx dpo_label_smoothing simpo_gamma beta rl reward_model max_prompt_length",
+        "use_dft_loss use_eaft_loss enable_dft_loss asft_alpha kd_trainer kd_ce_alpha reward_model "
+        "pref_bco_weight",
         "", "off", "objectives are those of objective.kind",
+    ),
+    Alias(
+        "ld_alpha use_weighting dpo_use_weighting f_divergence_type sync_ref_model",
+        "", "off", "log-ratios to one reference count alike, the reverse KL's",
+    ),
+    Alias(
+        "max_prompt_length max_prompt_len",
+        "", "off", "rows have one limit, data.max_length_tokens",
     ),
     Alias(
         "gptq gptq_groupsize gptq_model_v1 quantizer quantizer.* qat qat.* fp8 fp8.* fp8_config.* "

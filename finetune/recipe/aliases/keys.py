@@ -74,6 +74,29 @@ ADAPTER = (
     ),
 )  # fmt: skip
 
+OBJECTIVE = (
+    Alias(
+        "rl rlhf_type pref_loss dpo_loss_type",
+        "objective.kind", "unread", "dpo, ipo, hinge, robust, orpo, simpo or cpo",
+    ),
+    Alias("loss_type", "objective.kind", "loss", "supervised is the cross-entropy"),
+    Alias("pref_beta rl_beta dpo_beta beta", "objective.beta", "unread"),
+    Alias("orpo_alpha", "objective.odds_weight", "unread"),
+    Alias("simpo_gamma", "objective.margin", "unread"),
+    Alias(
+        "pref_ftx rpo_alpha cpo_alpha",
+        "objective.supervised_weight", "unread", "of the chosen answer's cross-entropy per token",
+    ),
+    Alias("dpo_label_smoothing", "objective.label_smoothing", "unread"),
+    Alias("dpo_norm_loss", "objective.length_normalized", "unread"),
+    Alias("reference_free", "objective.reference", "unread", "none"),
+    Alias(
+        "ref_model ref_model_adapters ref_adapters ref_model_quantization_bit rl_adapter_ref_model",
+        "objective.reference", "unread", "start: the model as it is before step 1, or none",
+    ),
+)  # fmt: skip
+"""What learning from preferences reads, which each tool's own file puts together."""
+
 DATA = (
     Alias(
         "datasets train_dataset train_files data_path training_data",
@@ -267,4 +290,4 @@ REST = (
     Alias("checkpoint.checkpoint_dir", "output.folder", "folder", tools=("automodel",)),
 )  # fmt: skip
 
-KEYS = (*MODEL, *ADAPTER, *DATA, *TRAIN, *REST)
+KEYS = (*MODEL, *ADAPTER, *OBJECTIVE, *DATA, *TRAIN, *REST)

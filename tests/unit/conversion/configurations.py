@@ -14,6 +14,13 @@ class Case(NamedTuple):
     processes: int = 1
 
 
+def value_at(recipe: Any, path: str) -> Any:
+    """A value of a recipe by its dotted key."""
+    for part in path.split("."):
+        recipe = recipe[int(part)] if isinstance(recipe, list) else recipe[part]
+    return recipe
+
+
 LLAMAFACTORY = """\
 model_name_or_path: meta-llama/Llama-3.2-1B-Instruct
 stage: sft

@@ -40,7 +40,7 @@ BAD = {
     "a list for a switch": ("a.yaml", AXOLOTL + "bf16: [1]\n", "a.yaml:5: bf16: got [1], expected true or false"),
     "a switch for a number": ("a.yaml", AXOLOTL + "lora_r: true\n", "a.yaml:5: lora_r"),
     "out of bounds": ("a.yaml", AXOLOTL + "lora_dropout: 1.5\n", "a.yaml:5: lora_dropout: got 1.5, expected less than 1"),
-    "another objective": ("a.yaml", AXOLOTL + "rl: dpo\n", "a.yaml:5: rl:"),
+    "another objective": ("a.yaml", AXOLOTL + "rl: grpo\n", "a.yaml:5: rl: grpo is none of the objectives here"),
     "another adapter": ("a.yaml", AXOLOTL.replace("adapter: lora", "adapter: ia3"), "a.yaml:2: adapter: got 'ia3'"),
     "no data": ("a.yaml", "base_model: a/b\nsequence_len: 64\n", "no data set is named"),
     "no base": ("a.yaml", "sequence_len: 64\ndatasets: [{path: c/d, type: alpaca}]\n", "no base model is named"),

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,6 +13,7 @@ from tests.unit.conversion.configurations import (
     DATASET_INFO,
     LLAMAFACTORY_V1_ROWS,
     Case,
+    value_at,
 )
 
 
@@ -23,13 +23,6 @@ def beside(folder: Path) -> None:
     (folder / "rows.yaml").write_text(LLAMAFACTORY_V1_ROWS)
     (folder / "letters.json").write_text(json.dumps([{"ask": "a", "reply": "b"}]))
     (folder / "rows.jsonl").write_text(json.dumps({"instruction": "a", "output": "b"}) + "\n")
-
-
-def value_at(recipe: Any, path: str) -> Any:
-    """A value of a recipe by its dotted key."""
-    for part in path.split("."):
-        recipe = recipe[int(part)] if isinstance(recipe, list) else recipe[part]
-    return recipe
 
 
 @pytest.fixture

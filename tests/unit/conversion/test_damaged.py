@@ -8,6 +8,7 @@ import pytest
 from finetune.conversion import convert_file
 from finetune.errors import FinetuneError
 from tests.unit.conversion.configurations import CASES, Case
+from tests.unit.conversion.preferences import CASES as PAIRS
 
 VALUES = (
     "[]", "{}", "null", "-1", "0", "1e400", '"x"', "[1, 2]", "{a: 1}", "true", "3.5", "[[1]]", "[{a: 1}]", '""',
@@ -34,7 +35,10 @@ def damaged(text: str, chance: random.Random) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.file)
+DAMAGED = (*CASES, *(Case("", f"pairs-{pairs.file}", pairs.text, {}) for pairs in PAIRS[1::5]))
+
+
+@pytest.mark.parametrize("case", DAMAGED, ids=lambda case: case.file)
 def test_a_damaged_configuration_is_converted_or_refused(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,7 +90,7 @@ WITHOUT_COUNTERPART = (
     ("train", "use_badam", "no counterpart"),
     ("train", "relora_steps", "no counterpart"),
     ("train", "lisa_n_layers", "no counterpart"),
-    ("train", "rl", "no counterpart"),
+    ("train", "rl", "objective.kind here"),
     ("train", "push_to_hub", "no counterpart"),
     ("train", "loss_watchdog_threshold", "no counterpart"),
     ("train", "activation_offloading", "no counterpart"),
@@ -168,7 +168,11 @@ def test_every_alias_names_a_key_that_exists() -> None:
 def forms_of(node: object) -> list[type[Recipe]]:
     """The sections that an annotation may be."""
     from data_prep.config import sections_in
+    from finetune.objectives import OBJECTIVES
+    from finetune.recipe.schema.objective import ObjectiveSection
 
+    if node is ObjectiveSection:  # whose other keys are those of each kind
+        return [ObjectiveSection, *(objective.section for objective in OBJECTIVES)]  # type: ignore[list-item]
     return [Recipe] if node is Recipe else list(sections_in(node))  # type: ignore[list-item]
 
 

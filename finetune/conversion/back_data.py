@@ -1,0 +1,131 @@
+"""A recipe's data as another tool's file says it: sources, what is learned of them, packs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.conversion import back_preference as preference
+
+if TYPE_CHECKING:
+    from finetune.conversion.back import Back
+
+TYPES = {"alpaca": "alpaca", "messages": "chat_template", "sharegpt": "chat_template", "text": "completion"}
+
+
+def data(back: "Back") -> None:
+    """Sources, and what is learned of them."""
+    compares = back.plain["objective"]["kind"] != "supervised"
+    if compares:
+        preference.objective(back)
+        preference.sources(back)
+    else:
+        _sources(back)
+    _told_of_sources(back, compares=compares)
+    if compares:
+        _unpacked(back)
+    else:
+        _learned(back)
+        _packing(back)
+
+
+def _sources(back: "Back") -> None:
+    train = back.plain["data"]["train"]
+    if back.tool == "axolotl":
+        rows = [
+            {
+                "path": item.get("dataset") or item.get("path"),
+                "type": TYPES.get(item.get("format"), "chat_template"),
+            }
+            for item in train
+        ]
+        for row, item in zip(rows, train, strict=True):
+            if item.get("path"):
+                row["ds_type"] = Path(item["path"]).suffix.lstrip(".").replace("jsonl", "json")
+            if item.get("split", "train") != "train":
+                row["split"] = item["split"]
+            if item.get("format") == "sharegpt":
+                row |= {
+                    "field_messages": "conversations",
+                    "message_property_mappings": {"role": "from", "content": "value"},
+                }
+        back.put("datasets", rows, "data.train")
+    elif back.tool == "trl":
+        if len(train) > 1:
+            back.put(
+                "datasets",
+                [{"path": item.get("dataset") or item.get("path")} for item in train],
+                "data.train",
+            )
+        else:
+            back.put("dataset_name", train[0].get("dataset") or train[0].get("path"), "data.train")
+            if train[0].get("split", "train") != "train":
+                back.put("dataset_train_split", train[0]["split"], "data.train.0.split")
+    else:
+        names = [Path(item.get("path") or item["dataset"]).stem for item in train]
+        back.put("dataset", ",".join(names), "data.train: describe each in dataset_info.json")
+
+
+def _told_of_sources(back: "Back", *, compares: bool) -> None:
+    paths = [path for path in back.loaded.origins if path.startswith("data.train.")]
+    sources = back.plain["data"].get("evaluation") or {}
+    unread = (
+        "repeat",
+        "share",
+        "" if compares and back.tool == "axolotl" else "columns",
+        "labels",
+        "template",
+        "code",
+        "max_rows",
+        "sample_rows",
+        "ignore_columns",
+    )
+    for path in paths:
+        lost = any(part in unread for part in path.split(".")) and back.written(path)
+        back.told(
+            path,
+            "dropped" if lost else "carried",
+            "" if lost else "datasets",
+            "not a key of a source there" if lost else "",
+            changes=lost,
+        )
+    for path in [path for path in back.loaded.origins if path.startswith("data.evaluation.sources")]:
+        back.told(path, "dropped", how="name the evaluation rows there by hand", changes=False)
+    if not sources:
+        back.seen.add("data.evaluation")
+
+
+def _unpacked(back: "Back") -> None:
+    """Pairs are not packed by these tools, whose batches count pairs."""
+    if back.plain["data"]["pack_length_tokens"] is not None:
+        how = "pairs aren't packed there: a batch has so many pairs, and here so many packs"
+        back.told("data.pack_length_tokens", "dropped", how=how, changes=True)
+    back.told("data.supervise", "carried", "pairs are compared by their answers")
+
+
+def _packing(back: "Back") -> None:
+    packing = back.plain["data"]["pack_length_tokens"]
+    key = {"axolotl": "sample_packing", "llamafactory": "neat_packing", "trl": "packing"}[back.tool]
+    back.put(key, packing is not None, "data.pack_length_tokens")
+    same = packing in (None, back.plain["data"]["max_length_tokens"])
+    how = "" if same else "packs are as long as max_length_tokens there"
+    back.told("data.pack_length_tokens", "carried" if same else "otherwise", key, how, changes=not same)
+
+
+def _learned(back: "Back") -> None:
+    supervise = back.plain["data"]["supervise"]
+    everything = supervise == "all"
+    if back.tool == "trl":
+        key, value = "assistant_only_loss", not everything
+    else:
+        key, value = {"axolotl": "train_on_inputs", "llamafactory": "train_on_prompt"}[back.tool], everything
+    back.put(key, value, "data.supervise")
+    exact = supervise in ("assistant", "all")
+    if supervise == "last" and back.tool == "llamafactory":
+        back.put("mask_history", True, "data.supervise")
+        exact = True
+    back.told(
+        "data.supervise",
+        "carried" if exact else "otherwise",
+        key,
+        "" if exact else "all answers are learned there",
+        changes=not exact,
+    )
