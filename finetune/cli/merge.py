@@ -33,6 +33,17 @@ def merge(
     qlora_base: Annotated[
         str, typer.Option(help="Of a QLoRA adapter: auto (measured), 16bit, nf4 or int8.")
     ] = "auto",
+    rounding: Annotated[
+        str | None,
+        typer.Option(
+            help="How weights become 16-bit ones: auto (when absent), nearest, stochastic or calibrated."
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of stochastic rounding; 0 when absent.")] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="A recipe whose rows calibrate the rounding; when absent the run's own."),
+    ] = None,
     verify: Annotated[str, typer.Option(help="full (tensors, predictions, text), tensors or none.")] = "full",
     plan: Annotated[
         bool, typer.Option("--plan", help="Print time, disk and memory, from headers; write nothing.")
@@ -72,6 +83,9 @@ def merge(
         max_shard_size=max_shard_size,
         verify=verify,
         qlora_base=qlora_base,
+        rounding=rounding,
+        seed=seed,
+        calibration=calibration,
     )
     if as_json:
         print_json(report.as_dict())
@@ -93,6 +107,10 @@ def lines_of(report: "MergeReport") -> list[tuple[str, str]]:
         ),
         ("seconds", f"{report.seconds:,.1f}, of which {report.check_seconds:,.1f} for the checks"),
     ]
+    if report.rounding is not None:
+        lines.append(("rounding", report.rounding.line()))
+    if report.left is not None:
+        lines.append(("update", report.left.line()))
     if report.tensors is not None:
         tensors = report.tensors
         lines.append(

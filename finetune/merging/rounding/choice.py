@@ -1,0 +1,180 @@
+"""Which rounding each tensor of a merge gets, and which merge as a whole is written: measured where it can
+be."""
+
+import logging
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PretrainedConfig
+
+from finetune.errors import MergeError
+from finetune.merging.merged_weights import MergedWeights
+from finetune.merging.rounding.base import NEAREST, ByTensor, Rounding
+from finetune.merging.rounding.stochastic import Stochastic
+from finetune.models.safetensors import Weights
+
+if TYPE_CHECKING:
+    from finetune.merging.inputs import MergeInputs, MergeOptions
+
+logger = logging.getLogger(__name__)
+
+SMALL_UPDATE_ULPS = 0.5
+"""The median |update|, in units in the last place of its weights, below which a tensor is rounded
+stochastically where no rows say more: to the nearest, more than half of its numbers would not move. Measured
+crossover of the KL: docs/merging.md."""
+SAMPLED_ROWS = 64
+"""Of a tensor, for that median."""
+
+
+@dataclass(frozen=True)
+class RoundingChoice:
+    """What was asked, what was written, and why."""
+
+    asked: str
+    written: str
+    """The rounding; auto where tensors have different ones."""
+    seed: int | None
+    """Of what was drawn; None where nothing was."""
+    calibration_rows: int
+    kl: dict[str, float] = field(default_factory=dict)
+    """Mean KL (nats) to the unrounded merge, of the rounding that was chosen by tensors and of the nearest;
+    empty where they were not compared as a whole."""
+    tensors: dict[str, str] = field(default_factory=dict)
+    """Tensor -> its rounding."""
+    note: str = ""
+
+    def line(self) -> str:
+        """For people."""
+        counts = Counter(self.tensors.values())
+        how = ", ".join(f"{count} tensors {name}" for name, count in sorted(counts.items()))
+        found = f"{self.written}{f' ({how})' if how and self.asked == 'auto' else ''}"
+        found += f", seed {self.seed}" if self.seed is not None else ""
+        found += f", calibrated on {self.calibration_rows} rows" if self.calibration_rows else ""
+        if self.kl:
+            found += "; KL " + ", ".join(f"{name} {value:.1e}" for name, value in self.kl.items())
+        return found + (f"; {self.note}" if self.note else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def choose_rounding(
+    parts: "MergeInputs", exact: MergedWeights, config: PretrainedConfig, options: "MergeOptions"
+) -> tuple[Rounding, RoundingChoice | None]:
+    """The rounding of a merge; None beside it where no tensor is rounded to 16 bits. `exact` is the merge as
+    it would be rounded to the nearest.
+
+    Raises MergeError where rows are needed and there are none, or too few, and where the memory is too small
+    for a calibration.
+    """
+    asked, names = options.rounding, [name for name in exact.names() if exact.rounds(name)]
+    if not names:
+        asked.refuse_without_rounding("weights that are stored in float32")
+        return NEAREST, None
+    stochastic = Stochastic(asked.seed or 0)
+    match asked.method:
+        case "nearest":
+            return NEAREST, RoundingChoice("nearest", "nearest", None, 0)
+        case "stochastic":
+            by_tensor = ByTensor(dict.fromkeys(names, stochastic))
+            return by_tensor, RoundingChoice(
+                "stochastic", "stochastic", stochastic.seed, 0, tensors=by_tensor.names()
+            )
+    from finetune.merging.rounding.calibration import calibration_of
+
+    calibration = calibration_of(parts, exact, config, options)
+    found: dict[str, Rounding] = {}
+    if calibration.rows:
+        logger.info(f"calibrating the rounding on {len(calibration.rows)} rows")
+        found |= calibration.rounded(names, [stochastic] if asked.method == "auto" else [])
+    if asked.method == "calibrated":
+        if not found:
+            raise MergeError(
+                "--rounding calibrated: the adapter changes no linear layer of the decoder that is stored in "
+                "16 bits. Take another rounding."
+            )
+        by_tensor = ByTensor(found)
+        return by_tensor, RoundingChoice(
+            "calibrated", "calibrated", None, len(calibration.rows), tensors=by_tensor.names()
+        )
+    for name in names:
+        if name not in found and update_ulps(exact, name) < SMALL_UPDATE_ULPS:
+            found[name] = stochastic
+    tensors = {name: found.get(name, NEAREST).name for name in names}
+    return _compared(parts, exact, config, options, ByTensor(found), tensors, calibration)
+
+
+def _compared(
+    parts: "MergeInputs",
+    exact: MergedWeights,
+    config: PretrainedConfig,
+    options: "MergeOptions",
+    mine: ByTensor,
+    tensors: dict[str, str],
+    calibration: Any,
+) -> tuple[Rounding, RoundingChoice]:
+    """The choice by tensors, or the nearest where that is closer as a whole on the merge's own texts."""
+    kl: dict[str, float] = {}
+    note, written = calibration.why_not, mine if mine.of else NEAREST
+    if mine.of and options.check == "full":
+        kl = distances(parts, exact, config, {"by tensors": mine, "nearest": NEAREST})
+        if kl["nearest"] <= kl["by tensors"]:
+            written, tensors, note = NEAREST, {}, "the nearest is the closer one as a whole"
+    elif mine.of:
+        note = "; ".join(filter(None, (note, "not compared with the nearest as a whole (--verify)")))
+    drew = "stochastic" in tensors.values()
+    calibrated = len(calibration.rows) if "calibrated" in tensors.values() else 0
+    kinds = set(tensors.values()) or {"nearest"}
+    choice = RoundingChoice(
+        "auto",
+        next(iter(kinds)) if len(kinds) == 1 else "auto",
+        (options.rounding.seed or 0) if drew else None,
+        calibrated,
+        kl,
+        {name: kind for name, kind in tensors.items() if kind != "nearest"},
+        note,
+    )
+    return written, choice
+
+
+def distances(
+    parts: "MergeInputs", exact: MergedWeights, config: PretrainedConfig, roundings: dict[str, Rounding]
+) -> dict[str, float]:
+    """The mean KL of each rounding's merge to the one in float32, on the merge's texts."""
+    from finetune.merging.verification.lazy_model import STREAMED_ROWS, fits_in_memory, model_of
+    from finetune.merging.verification.verifiers import verifier_of
+
+    verifier, streamed = verifier_of(parts), not fits_in_memory(exact)
+    documents = verifier.documents
+    if streamed:
+        documents = list(map(verifier.shortened, documents[:STREAMED_ROWS]))
+
+    def predictions(weights: Weights) -> list[torch.Tensor]:
+        return verifier.predictions(model_of(weights, config, streamed=streamed), documents)
+
+    trained = predictions(MergedWeights(exact.base, exact.updates, torch.float32))
+    return {
+        name: verifier.loss_and_kl(documents, trained, predictions(exact.rounded_by(rounding)))[1]
+        for name, rounding in roundings.items()
+    }
+
+
+def update_ulps(exact: MergedWeights, name: str) -> float:
+    """The median |update| of a tensor's first rows, in units in the last place of its base weights; infinite
+    where it has no base."""
+    source = exact.updates.source(name)
+    rows = min(
+        SAMPLED_ROWS, *(shape[0] if shape else 1 for shape in (exact.shape(name), exact.base.shape(source)))
+    )
+    update = exact.update(name)
+    assert update is not None  # noqa: S101 - asked of changed tensors alone
+    base = exact.base.rows(source, 0, rows).float()
+    changed = update.ready()(base.clone(), 0)
+    _, exponent = torch.frexp(base.abs().clamp_min(torch.finfo(exact.dtype(name)).tiny))
+    units = (changed - base).abs() / torch.ldexp(
+        torch.tensor(torch.finfo(exact.dtype(name)).eps), exponent - 1
+    )
+    return float(units.median()) if units.numel() else float("inf")
