@@ -60,7 +60,15 @@ def merge(
     if plan:
         from finetune.merging.plan import plan_merge
 
-        planned = plan_merge(target, base=base, dtype=dtype, output=output)
+        planned = plan_merge(
+            target,
+            base=base,
+            dtype=dtype,
+            output=output,
+            check=verify,
+            rounding=rounding,
+            calibration=calibration is not None,
+        )
         if as_json:
             print_json(planned.as_dict())
         else:

@@ -14,7 +14,7 @@ from finetune.errors import MergeError
 from finetune.merging.merged_weights import MergedWeights
 from finetune.merging.rounding.base import NEAREST, Rounding
 from finetune.merging.rounding.calibrated import Inputs, RoundedBefore, walk, with_feedback
-from finetune.merging.rounding.memory import calibration_bytes
+from finetune.merging.rounding.cost import ROWS, calibration_bytes
 from finetune.merging.verification.lazy_model import model_of
 from finetune.merging.verification.rows import calibration_rows
 from finetune.models.bases.shapes import stored_name
@@ -22,8 +22,8 @@ from finetune.models.bases.shapes import stored_name
 if TYPE_CHECKING:
     from finetune.merging.inputs import MergeInputs, MergeOptions
 
-ROWS, FEWEST_ROWS = 20, 10
-"""Four of five go into the second moments, and one decides whether they are worth it (HELD_OUT)."""
+FEWEST_ROWS = 10
+"""Eight for the second moments, and two to choose by."""
 
 
 @dataclass

@@ -3,6 +3,7 @@ be."""
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,8 @@ class RoundingChoice:
     """Of what was drawn; None where nothing was."""
     calibration_rows: int
     kl: dict[str, float] = field(default_factory=dict)
-    """Mean KL (nats) to the unrounded merge, of the rounding that was chosen by tensors and of the nearest;
-    empty where they were not compared as a whole."""
+    """Mean KL (nats) to the unrounded merge, of the rounding chosen by tensors and of one for all of
+    them; empty where they were not compared as a whole."""
     tensors: dict[str, str] = field(default_factory=dict)
     """Tensor -> its rounding."""
     note: str = ""
@@ -116,14 +117,19 @@ def _compared(
     tensors: dict[str, str],
     calibration: Any,
 ) -> tuple[Rounding, RoundingChoice]:
-    """The choice by tensors, or the nearest where that is closer as a whole on the merge's own texts."""
+    """The choice by tensors, or one rounding for all of them where that is closer as a whole on the merge's
+    own texts: errors that are small in each layer's output may lean the same way in all."""
     kl: dict[str, float] = {}
-    note, written = calibration.why_not, mine if mine.of else NEAREST
-    if mine.of and options.check == "full":
-        kl = distances(parts, exact, config, {"by tensors": mine, "nearest": NEAREST})
-        if kl["nearest"] <= kl["by tensors"]:
-            written, tensors, note = NEAREST, {}, "the nearest is the closer one as a whole"
-    elif mine.of:
+    note, written = calibration.why_not, mine
+    if options.check == "full":
+        drawn = ByTensor(dict.fromkeys(tensors, Stochastic(options.rounding.seed or 0)))
+        candidates = {"nearest": ByTensor({}), "stochastic": drawn, "by tensors": mine}
+        if set(tensors.values()) <= {"stochastic"}:
+            del candidates["by tensors"]
+        kl = distances(parts, exact, config, candidates)
+        written = candidates[min(kl, key=lambda name: kl[name])]
+        tensors = {name: written.of.get(name, NEAREST).name for name in tensors}
+    else:
         note = "; ".join(filter(None, (note, "not compared with the nearest as a whole (--verify)")))
     drew = "stochastic" in tensors.values()
     calibrated = len(calibration.rows) if "calibrated" in tensors.values() else 0
@@ -141,7 +147,7 @@ def _compared(
 
 
 def distances(
-    parts: "MergeInputs", exact: MergedWeights, config: PretrainedConfig, roundings: dict[str, Rounding]
+    parts: "MergeInputs", exact: MergedWeights, config: PretrainedConfig, roundings: Mapping[str, Rounding]
 ) -> dict[str, float]:
     """The mean KL of each rounding's merge to the one in float32, on the merge's texts."""
     from finetune.merging.verification.lazy_model import STREAMED_ROWS, fits_in_memory, model_of
