@@ -179,8 +179,7 @@ def update_ulps(exact: MergedWeights, name: str) -> float:
     assert update is not None  # noqa: S101 - asked of changed tensors alone
     base = exact.base.rows(source, 0, rows).float()
     changed = update.ready()(base.clone(), 0)
-    _, exponent = torch.frexp(base.abs().clamp_min(torch.finfo(exact.dtype(name)).tiny))
-    units = (changed - base).abs() / torch.ldexp(
-        torch.tensor(torch.finfo(exact.dtype(name)).eps), exponent - 1
-    )
+    facts = torch.finfo(exact.dtype(name))
+    _, exponent = torch.frexp(base.abs().clamp_min(facts.tiny))
+    units = (changed - base).abs() / (facts.eps * torch.exp2((exponent - 1).float()))
     return float(units.median()) if units.numel() else float("inf")

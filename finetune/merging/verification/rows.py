@@ -116,8 +116,9 @@ def calibration_rows(
     merge of that run is verified on."""
     if recipe.data.streaming is None and recipe.data.evaluates:
         documents: Sequence[Document] = prepare_data(recipe, tokenizer).train[:rows]
-    else:  # the first ones verify
-        documents = _tokenized(recipe, tokenizer, (HEAD_ROWS if classifies else ROWS) + rows)[-rows:]
+    else:
+        verifying = HEAD_ROWS if classifies else ROWS
+        documents = _tokenized(recipe, tokenizer, verifying + rows)[verifying:]
     parts = (
         last_part(document, TOKENS_A_ROW) if classifies else document.part(0, TOKENS_A_ROW)
         for document in documents

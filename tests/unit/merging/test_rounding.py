@@ -44,7 +44,7 @@ def faint(bases: Path) -> Target:
     target = make_adapter(bases, folder)
     file = folder / "adapter_model.safetensors"
     weights = load_file(file)
-    save_file({name: part * (0.05 if "lora_B" in name else 1) for name, part in weights.items()}, file)
+    save_file({name: part * (0.0005 if "lora_B" in name else 1) for name, part in weights.items()}, file)
     return replace(target, recipe=recipe_of(bases, bases.parent / "rows.json", 40))
 
 
