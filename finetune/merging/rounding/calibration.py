@@ -1,5 +1,6 @@
 """The rows that a rounding is calibrated on, and the tensors that come of it."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ from finetune.models.bases.shapes import stored_name
 if TYPE_CHECKING:
     from finetune.merging.inputs import MergeInputs, MergeOptions
 
+logger = logging.getLogger(__name__)
+
 FEWEST_ROWS = 10
 """Eight for the second moments, and two to choose by."""
 
@@ -40,6 +43,9 @@ class Calibration:
         """Tensor -> rounding, for the decoder's linear layers among `names`: with feedback; where there are
         `others`, the one of all of them and the nearest that keeps the output of the held-out rows
         closest."""
+        if not self.rows:
+            return {}
+        logger.info(f"calibrating the rounding on {len(self.rows)} rows")
         wide = MergedWeights(self.exact.base, self.exact.updates, torch.float32)
         wanted, found, kept = set(names), dict[str, Rounding](), dict[str, torch.Tensor]()
 
