@@ -1,9 +1,10 @@
 """Rounding with feedback: what rounding a weight takes from a layer's output, the weights after it give back
 as far as the inputs of real rows allow.
 
-Optimal Brain Quantization's order of columns and error feedback, as in GPTQ (Frantar et al. 2022,
-arXiv:2210.17323), on the grid of the target's type. Shapes: a weight has N outputs and M inputs; H (M x M) is
-the second moment of the layer's inputs, in the model as it was trained.
+Error feedback as in GPTQ (Frantar et al. 2022, arXiv:2210.17323), on the grid of the target's type. Where the
+update is finer than the grid, each decision is stochastic: the nearest number would be the base's weight
+again, whatever is fed back. Shapes: a weight has N outputs and M inputs; H (M x M) is the second moment of the
+layer's inputs, in the model as it was trained.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +16,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from finetune.merging.rounding.base import CALIBRATED, Bound
+from finetune.models.rounding import with_bits
 
 DAMPING = 0.01
 """Of H's mean diagonal, put on its diagonal (GPTQ's): directions that no row has would else be free."""
 COLUMNS_AT_ONCE = 128
 """Columns whose errors go to the others in one product."""
-FEEDBACK_ULPS = 8.0
-"""Bound on the error of a number that was rounded with feedback, in ulp of the row's largest one."""
+FEEDBACK_ULPS = 16.0
+"""Bound on the error of a number that was rounded with feedback, in ulp of the row's largest one. Measured on
+all of SmolLM2-135M's layers: 3.0 at most to the nearest, 7.3 stochastically."""
 HELD_OUT = 5
 """Each so many-th row is kept from H, to compare roundings on."""
 
@@ -44,16 +47,22 @@ class RoundedBefore:
 
 
 @torch.no_grad()
-def with_feedback(weight: torch.Tensor, moments: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A weight (N x M, float32) in `dtype`: each column is rounded to the nearest once the errors of those
-    before it have been made up for, under H."""
+def with_feedback(
+    weight: torch.Tensor, moments: torch.Tensor, dtype: torch.dtype, drawn: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A weight (N x M, float32) in `dtype`: each column is rounded once the errors of those before it have
+    been made up for, under H; to the nearest, or stochastically by the bits `drawn` (N x M)."""
     inverse, wanted = _inverse_factor(moments), weight.T.clone(memory_format=torch.contiguous_format)
     found = torch.empty(wanted.shape, dtype=dtype)
     for start in range(0, len(wanted), COLUMNS_AT_ONCE):
         stop = min(start + COLUMNS_AT_ONCE, len(wanted))
         errors = torch.empty(stop - start, wanted.shape[1])
         for column in range(start, stop):
-            found[column] = wanted[column].to(dtype)
+            found[column] = (
+                wanted[column].to(dtype)
+                if drawn is None
+                else with_bits(wanted[column], drawn[:, column], dtype)
+            )
             error = (wanted[column] - found[column].float()) / inverse[column, column]
             wanted[column + 1 : stop].addr_(inverse[column, column + 1 : stop], error, alpha=-1)
             errors[column - start] = error

@@ -1,7 +1,7 @@
 """The rows that a rounding is calibrated on, and the tensors that come of it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,10 @@ from transformers import PretrainedConfig
 from data_prep.errors import DataError
 from finetune.errors import MergeError
 from finetune.merging.merged_weights import MergedWeights
-from finetune.merging.rounding.base import NEAREST, Rounding
+from finetune.merging.rounding.base import Rounding
 from finetune.merging.rounding.calibrated import Inputs, RoundedBefore, walk, with_feedback
 from finetune.merging.rounding.cost import ROWS, calibration_bytes
+from finetune.merging.rounding.stochastic import bits
 from finetune.merging.verification.lazy_model import model_of
 from finetune.merging.verification.rows import calibration_rows
 from finetune.models.bases.shapes import stored_name
@@ -39,10 +40,12 @@ class Calibration:
     why_not: str = ""
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def rounded(self, names: Sequence[str], others: Sequence[Rounding]) -> dict[str, Rounding]:
-        """Tensor -> rounding, for the decoder's linear layers among `names`: with feedback; where there are
-        `others`, the one of all of them and the nearest that keeps the output of the held-out rows
-        closest."""
+    def rounded(
+        self, names: Sequence[str], small: Collection[str], seed: int, others: Sequence[Rounding] = ()
+    ) -> dict[str, Rounding]:
+        """Tensor -> rounding, for the decoder's linear layers among `names`: with feedback, stochastically
+        by `seed` those whose update is `small`. Where there are `others`, a tensor whose update isn't gets
+        the one of all that keeps the output of the held-out rows closest."""
         if not self.rows:
             return {}
         logger.info(f"calibrating the rounding on {len(self.rows)} rows")
@@ -54,15 +57,19 @@ class Calibration:
             if name is None or name not in wanted or not len(inputs[0]):
                 return
             weight, dtype, (fit, score) = layer.weight.detach(), self.exact.dtype(name), inputs
-            rounded = with_feedback(weight, fit.T @ fit, dtype)
+            drawn = bits(seed, name, 0, *weight.shape) if name in small else None
+            rounded = with_feedback(weight, fit.T @ fit, dtype, drawn)
+            if name in small or not others:
+                kept[name] = rounded
+                return
 
             def error(tensor: torch.Tensor) -> float:
                 return float((score @ (tensor.float() - weight).T).square().sum())
 
             mine = error(rounded)
-            rivals = {each: error(each.rounded(name, weight, 0, dtype)) for each in (NEAREST, *others)}
+            rivals = {each: error(each.rounded(name, weight, 0, dtype)) for each in others}
             best = min(rivals, key=lambda each: rivals[each])
-            if others and rivals[best] < mine:
+            if rivals[best] < mine:
                 found[name] = best
             else:
                 kept[name] = rounded

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 SMALL_UPDATE_ULPS = 0.5
 """The median |update|, in units in the last place of its weights, below which a tensor is rounded
-stochastically: to the nearest, more than half of its numbers would not move, and what each layer then loses
-of the update leans the same way in all of them. docs/merging.md has what was measured on both sides."""
+stochastically, with or without feedback: to the nearest, more than half of its numbers would not move, and
+what each layer loses of the update leans the same way in all of them. docs/merging.md has what was measured
+on both sides."""
 SAMPLED_ROWS = 64
 """Of a tensor, for that median."""
 
@@ -82,24 +83,22 @@ def choose_rounding(
             return by_tensor, RoundingChoice(
                 "stochastic", "stochastic", stochastic.seed, 0, tensors=by_tensor.names()
             )
-    from finetune.merging.rounding.calibration import Calibration, calibration_of
+    from finetune.merging.rounding.calibration import calibration_of
 
+    calibration = calibration_of(parts, exact, config, options)
+    small = {name for name in names if update_ulps(exact, name) < SMALL_UPDATE_ULPS}
     if asked.method == "calibrated":
-        calibration = calibration_of(parts, exact, config, options)
-        by_tensor = ByTensor(calibration.rounded(names, []))
+        by_tensor = ByTensor(calibration.rounded(names, small, stochastic.seed))
         if not by_tensor.of:
             raise MergeError(
                 "--rounding calibrated: the adapter changes no linear layer of the decoder that is stored in "
                 "16 bits. Take another rounding."
             )
-        return by_tensor, RoundingChoice(
-            "calibrated", "calibrated", None, len(calibration.rows), tensors=by_tensor.names()
-        )
-    small = [name for name in names if update_ulps(exact, name) < SMALL_UPDATE_ULPS]
-    large = sorted(set(names) - set(small))
-    calibration = calibration_of(parts, exact, config, options) if large else Calibration(exact, config)
-    found: dict[str, Rounding] = dict.fromkeys(small, stochastic)
-    found |= calibration.rounded(large, [stochastic])
+        seed = stochastic.seed if small & by_tensor.of.keys() else None
+        rows = len(calibration.rows)
+        return by_tensor, RoundingChoice("calibrated", "calibrated", seed, rows, tensors=by_tensor.names())
+    found: dict[str, Rounding] = dict.fromkeys(sorted(small), stochastic)
+    found |= calibration.rounded(names, small, stochastic.seed, [NEAREST, stochastic])
     tensors = {name: found.get(name, NEAREST).name for name in names}
     return _compared(parts, exact, config, options, ByTensor(found), tensors, calibration)
 
@@ -127,7 +126,7 @@ def _compared(
         tensors = {name: written.of.get(name, NEAREST).name for name in tensors}
     else:
         note = "; ".join(filter(None, (note, "not compared with the nearest as a whole (--verify)")))
-    drew = "stochastic" in tensors.values()
+    drew = {"stochastic", "calibrated"} & set(tensors.values())
     calibrated = len(calibration.rows) if "calibrated" in tensors.values() else 0
     kinds = set(tensors.values()) or {"nearest"}
     choice = RoundingChoice(

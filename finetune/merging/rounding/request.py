@@ -27,10 +27,10 @@ class RoundingRequest:
             raise MergeError(f"--rounding is {self.name!r}; expected one of {', '.join(ROUNDINGS)}.")
         if self.seed is not None and self.seed < 0:
             raise MergeError(f"--seed is {self.seed}; expected 0 or more.")
-        if self.seed is not None and self.method in ("nearest", "calibrated"):
+        if self.seed is not None and self.method == "nearest":
             raise MergeError(
-                f"--seed with --rounding {self.method}: it draws nothing. Leave --seed out, or take "
-                "--rounding stochastic or auto."
+                "--seed with --rounding nearest: it draws nothing. Leave --seed out, or take --rounding "
+                "stochastic, calibrated or auto."
             )
         if self.calibration is not None and self.method in ("nearest", "stochastic"):
             raise MergeError(

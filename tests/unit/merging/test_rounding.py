@@ -144,8 +144,8 @@ def test_auto_is_never_further_than_the_nearest(faint: Target, tmp_path: Path) -
     report, _ = merged(faint, tmp_path / "merged")
     assert report.rounding is not None
     assert report.verification is not None
-    assert report.rounding.kl["nearest"] > min(report.rounding.kl.values())
-    assert report.verification.mean_kl == pytest.approx(min(report.rounding.kl.values()), rel=0.1)
+    assert set(report.rounding.kl) == {"nearest", "stochastic", "by tensors"}
+    assert report.verification.mean_kl == pytest.approx(min(report.rounding.kl.values()), rel=0.1, abs=1e-8)
     assert "- rounding: " in (tmp_path / "merged" / "README.md").read_text()
 
 
@@ -200,12 +200,11 @@ def test_a_merge_that_is_nearer_to_the_base_fails() -> None:
     [
         ({"rounding": "up"}, "--rounding is 'up'; expected one of"),
         ({"rounding": "nearest", "seed": 1}, "--seed with --rounding nearest: it draws nothing"),
-        ({"rounding": "calibrated", "seed": 1}, "--seed with --rounding calibrated: it draws nothing"),
         ({"seed": -1}, "--seed is -1; expected 0 or more"),
         ({"rounding": "stochastic", "dtype": "float32"}, "nothing to choose"),
         ({"seed": 1, "dtype": "float32"}, "--seed with --dtype float32"),
     ],
-    ids=["name", "seed nearest", "seed calibrated", "seed negative", "float32", "seed float32"],
+    ids=["name", "seed nearest", "seed negative", "float32", "seed float32"],
 )
 def test_what_contradicts_itself_is_refused(
     options: dict[str, Any], message: str, faint: Target, tmp_path: Path
