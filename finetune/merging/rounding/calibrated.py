@@ -1,10 +1,10 @@
 """Rounding with feedback: what rounding a weight takes from a layer's output, the weights after it give back
 as far as the inputs of real rows allow.
 
-Error feedback as in GPTQ (Frantar et al. 2022, arXiv:2210.17323), on the grid of the target's type. Where the
-update is finer than the grid, each decision is stochastic: the nearest number would be the base's weight
-again, whatever is fed back. Shapes: a weight has N outputs and M inputs; H (M x M) is the second moment of the
-layer's inputs, in the model as it was trained.
+Error feedback as in GPTQ (Frantar et al. 2022, arXiv:2210.17323), on the grid of the target's type. Where
+the update is finer than the grid, each decision is stochastic: the nearest number would be the base's weight
+again, whatever is fed back. Shapes: a weight has N outputs and M inputs; H (M x M) is the second moment of
+the layer's inputs, in the model as it was trained.
 """
 
 from collections.abc import Callable, Mapping, Sequence
