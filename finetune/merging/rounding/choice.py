@@ -24,7 +24,7 @@ SMALL_UPDATE_ULPS = 0.5
 stochastically, with or without feedback: to the nearest, more than half of its numbers would not move, and
 what each layer loses of the update leans the same way in all of them. docs/merging.md has what was measured
 on both sides."""
-SAMPLED_ROWS = 64
+SAMPLED_ROWS = 8
 """Of a tensor, for that median."""
 
 

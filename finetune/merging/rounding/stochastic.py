@@ -55,15 +55,23 @@ def bits(seed: int, name: str, first: int, rows: int, columns: int) -> torch.Ten
     low, high = (int.from_bytes(half, "little", signed=True) for half in (digest[:4], digest[4:]))
     keys = _mixed(torch.arange(first, first + rows, dtype=torch.int64).to(torch.int32) ^ low)
     places = torch.arange((columns + 1) // 2, dtype=torch.int32) ^ high
-    pairs = _mixed(keys[:, None] ^ _mixed(places))
-    halves = (pairs & 0xFFFF, pairs.bitwise_right_shift_(16).bitwise_and_(0xFFFF))
-    return torch.cat(halves, dim=1)[:, :columns]
+    pairs = _multiplied(keys[:, None] ^ _mixed(places))
+    drawn = torch.empty(rows, 2 * pairs.shape[1], dtype=torch.int32)
+    torch.bitwise_and(pairs, 0xFFFF, out=drawn[:, : pairs.shape[1]])
+    torch.bitwise_right_shift(pairs, 16, out=drawn[:, pairs.shape[1] :])
+    drawn[:, pairs.shape[1] :].bitwise_and_(0xFFFF)
+    return drawn[:, :columns]
 
 
 def _mixed(numbers: torch.Tensor) -> torch.Tensor:
     """Each number hashed, in place: 32 bits to 32 bits, one to one."""
-    for shift, multiplier in zip((16, 15), MULTIPLIERS, strict=True):
-        numbers ^= (numbers >> shift).bitwise_and_((1 << (32 - shift)) - 1)
-        numbers *= multiplier
     numbers ^= (numbers >> 16).bitwise_and_(0xFFFF)
+    return _multiplied(numbers)
+
+
+def _multiplied(numbers: torch.Tensor) -> torch.Tensor:
+    """The same for numbers that are mixed already, such as the sum of two that are."""
+    for shift, multiplier in zip((15, 16), MULTIPLIERS, strict=True):
+        numbers *= multiplier
+        numbers ^= (numbers >> shift).bitwise_and_((1 << (32 - shift)) - 1)
     return numbers
