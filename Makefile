@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-launch bench-merge bench-plan bench-runs bench-texts bench-fuzz bench-tasks docs check format clean
+.PHONY: help quickstart test test-quick test-full bench-data bench-train bench-launch bench-merge bench-rounding bench-plan bench-runs bench-texts bench-fuzz bench-tasks docs check format clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ bench-launch: $(VENV)/.installed-dev  ## one process beside two, for each engine
 
 bench-merge: $(VENV)/.installed-dev  ## merging beside cp and PEFT, at 1.1B and 8B shapes (50 GB of disk)
 	$(BIN)/python benchmarks/bench_merge.py --shapes 1.1b 8b
+
+bench-rounding: $(VENV)/.installed-dev  ## what each rounding of a merge leaves of eight adapters of SmolLM2-135M
+	$(BIN)/python benchmarks/bench_rounding.py
 
 bench-plan: $(VENV)/.installed-dev  ## what finetune plan predicts beside what torch and the system measure
 	$(BIN)/python benchmarks/bench_plan.py

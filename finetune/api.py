@@ -320,6 +320,9 @@ def merge(
     max_shard_size: str = "5GB",
     verify: str = "full",
     qlora_base: str = "auto",
+    rounding: str | None = None,
+    seed: int | None = None,
+    calibration: "AnyRecipe | None" = None,
     undoable: bool = False,
 ) -> "MergeReport":
     """Merge an adapter, and then those in `more`, into its base's weights, and check the result against base
@@ -341,6 +344,9 @@ def merge(
         max_shard_size=max_shard_size,
         check=verify,
         qlora_base=qlora_base,
+        rounding=rounding,
+        seed=seed,
+        calibration=None if calibration is None else load_recipe(calibration).recipe,
         undoable=undoable,
     )
 

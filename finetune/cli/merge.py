@@ -33,6 +33,17 @@ def merge(
     qlora_base: Annotated[
         str, typer.Option(help="Of a QLoRA adapter: auto (measured), 16bit, nf4 or int8.")
     ] = "auto",
+    rounding: Annotated[
+        str | None,
+        typer.Option(
+            help="How weights become 16-bit ones: auto (when absent), nearest, stochastic or calibrated."
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of stochastic rounding; 0 when absent.")] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="A recipe whose rows calibrate the rounding; when absent the run's own."),
+    ] = None,
     verify: Annotated[str, typer.Option(help="full (tensors, predictions, text), tensors or none.")] = "full",
     undoable: Annotated[
         bool, typer.Option("--undoable", help="Write undo.safetensors, by which finetune unmerge works.")
@@ -52,7 +63,15 @@ def merge(
     if plan:
         from finetune.merging.plan import plan_merge
 
-        planned = plan_merge(target, base=base, dtype=dtype, output=output)
+        planned = plan_merge(
+            target,
+            base=base,
+            dtype=dtype,
+            output=output,
+            check=verify,
+            rounding=rounding,
+            calibration=calibration is not None,
+        )
         if as_json:
             print_json(planned.as_dict())
         else:
@@ -75,6 +94,9 @@ def merge(
         max_shard_size=max_shard_size,
         verify=verify,
         qlora_base=qlora_base,
+        rounding=rounding,
+        seed=seed,
+        calibration=calibration,
         undoable=undoable,
     )
     if as_json:
@@ -97,6 +119,10 @@ def lines_of(report: "MergeReport") -> list[tuple[str, str]]:
         ),
         ("seconds", f"{report.seconds:,.1f}, of which {report.check_seconds:,.1f} for the checks"),
     ]
+    if report.rounding is not None:
+        lines.append(("rounding", report.rounding.line()))
+    if report.left is not None:
+        lines.append(("update", report.left.line()))
     if report.undo_bytes is not None:
         share = report.undo_bytes / report.bytes
         lines.append(("undo", f"{report.undo_bytes / 1e6:,.2f} MB, {share:.2%} of the weights"))

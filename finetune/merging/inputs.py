@@ -3,7 +3,7 @@ it."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,8 @@ from finetune.export.base import Description
 from finetune.generation.loading import unchanged_base
 from finetune.merging.adapter import Adapter
 from finetune.merging.heads import TokenHead, read_head
+from finetune.merging.rounding.request import RoundingRequest
+from finetune.merging.verification.left import UpdateLeft
 from finetune.merging.verification.rows import goes_through_template, verification_documents
 from finetune.merging.verification.tensors import TensorCheck
 from finetune.models.bases.config import load_config
@@ -36,6 +38,7 @@ from finetune.runs.target import Target
 
 if TYPE_CHECKING:
     from finetune.merging.qlora import BaseChoice
+    from finetune.merging.rounding.choice import RoundingChoice
     from finetune.merging.verification.description import DescriptionCheck
     from finetune.merging.verification.heads import HeadVerification
     from finetune.merging.verification.predictions import Verification
@@ -54,6 +57,7 @@ class MergeOptions:
     """full, tensors or none."""
     qlora_base: str
     """auto, 16bit, nf4 or int8."""
+    rounding: RoundingRequest = field(default_factory=RoundingRequest)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class MergeResult:
     verification: "Verification | HeadVerification | None" = None
     description: "DescriptionCheck | None" = None
     qlora: "BaseChoice | None" = None
+    rounding: "RoundingChoice | None" = None
+    left: UpdateLeft | None = None
     notes: tuple[str, ...] = ()
 
     @property

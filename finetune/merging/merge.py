@@ -17,9 +17,12 @@ from finetune.errors import CheckFailed, MergeError
 from finetune.merging.inputs import NAMED_DTYPES, MergeInputs, MergeOptions, MergeResult, read_parts
 from finetune.merging.merged_weights import Updates
 from finetune.merging.output import VERIFICATION_FILE, failed_name, refuse_existing, unfinished, write_card
+from finetune.merging.rounding.request import RoundingRequest
+from finetune.merging.rounding.tokenizer import refuse_other_tokenizer
 from finetune.merging.strategies.streaming import merge_streamed
 from finetune.merging.undo import write_undo
 from finetune.merging.verification.description import hashes_beside
+from finetune.merging.verification.left import UpdateLeft
 from finetune.models.adapters.fit import HARMLESS
 from finetune.models.bases.folder import ADAPTER_WEIGHTS
 from finetune.models.bases.hashes import file_sha256
@@ -27,11 +30,13 @@ from finetune.models.bases.shapes import read_stored
 from finetune.models.sizes import parse_size
 from finetune.models.stored_quantization import INT8, NF4_DOUBLE
 from finetune.recipe.paths import LOCK
+from finetune.recipe.schema import Recipe
 from finetune.recipe.secrets import scrubbed_recipe
 from finetune.runs.target import Target
 
 if TYPE_CHECKING:
     from finetune.merging.qlora import BaseChoice
+    from finetune.merging.rounding.choice import RoundingChoice
     from finetune.merging.verification.heads import HeadVerification
     from finetune.merging.verification.predictions import Verification
     from finetune.merging.verification.tensors import TensorCheck
@@ -62,6 +67,10 @@ class MergeReport:
     """Whether config, tokenizer and template were read back as they were trained; None where nobody
     looked."""
     qlora: "BaseChoice | None"
+    rounding: "RoundingChoice | None"
+    """How weights became 16-bit ones; None where none did, or peft merged."""
+    left: UpdateLeft | None
+    """How much of the update is in them."""
     undo_bytes: int | None = None
     """Of undo.safetensors; None where the merge is not undoable."""
 
@@ -80,6 +89,9 @@ def merge(
     max_shard_size: str = "5GB",
     check: str = "full",
     qlora_base: str = "auto",
+    rounding: str | None = None,
+    seed: int | None = None,
+    calibration: Recipe | None = None,
     undoable: bool = False,
 ) -> MergeReport:
     """Merge the target's adapter, and then the adapters in `more`, into its base: `output`, which plain
@@ -88,7 +100,11 @@ def merge(
     The weights are stored in `dtype` (float32, bfloat16, float16), each in the base's own type where it is
     None, a classification head then in the one that it was trained in. `check` is full (tensors and
     predictions), tensors or none. `qlora_base` is which base an adapter goes into that was trained on a
-    quantised one. `undoable` writes undo.safetensors, by which unmerge restores the base.
+    quantised one.
+    `rounding` is how weights become 16-bit ones: nearest, stochastic (drawn by `seed`, 0 where it is None),
+    calibrated (on rows of the recipe `calibration`, of the run's own where it is None) or auto, as for None:
+    by tensors, compared with the nearest as a whole.
+    `undoable` writes undo.safetensors, by which unmerge restores the base.
     The folder is written beside its final name and renamed when it is whole and checked; after an error
     nothing is left. Raises MergeError where base and adapter can't be merged, and CheckFailed where the
     merged model is not the base with its adapter: it then lies in OUTPUT.failed, to look at.
@@ -96,9 +112,13 @@ def merge(
     started = time.perf_counter()
     output = Path(os.path.abspath(output.expanduser()))
     refuse_bad_options(dtype, check, qlora_base)
-    options = MergeOptions(parse_size(max_shard_size, "--max-shard-size"), check, qlora_base)
+    asked = RoundingRequest(rounding, seed, calibration)
+    asked.refuse_contradictions(dtype)
+    options = MergeOptions(parse_size(max_shard_size, "--max-shard-size"), check, qlora_base, asked)
     refuse_existing(output)
     parts = read_parts(_as_asked(target, qlora_base), more, dtype)
+    if calibration is not None:
+        refuse_other_tokenizer(calibration, parts)
     if undoable and parts.why_not_streamed is not None:
         raise MergeError(
             f"--undoable can't be honoured: peft itself must merge this adapter ({parts.why_not_streamed})."
@@ -173,6 +193,8 @@ def _report(
         verification=outcome.verification,
         described=None if outcome.description is None else not outcome.description.failures,
         qlora=outcome.qlora,
+        rounding=outcome.rounding,
+        left=outcome.left,
     )
 
 
@@ -218,6 +240,10 @@ def verdicts_of(report: MergeReport) -> list[str]:
     found = list(report.notes)
     if report.qlora is not None:
         found += report.qlora.lines()
+    if report.rounding is not None:
+        found.append(f"rounding: {report.rounding.line()}")
+    if report.left is not None:
+        found.append(f"update: {report.left.line()}")
     if report.tensors is not None:
         check = report.tensors
         found.append(

@@ -10,6 +10,7 @@ from finetune.errors import MergeError
 from finetune.merging.adapter import Adapter, matches
 from finetune.merging.deltas import AddedBias, LowRank, Operation, Replaced, TokenRows, Update, scale_of
 from finetune.merging.heads import SCORE
+from finetune.merging.rounding.base import NEAREST, ROUNDED_TYPES, Rounding
 from finetune.models.architectures.base import DECODER, EMBEDDING, LM_HEAD, last_part
 from finetune.models.bases.shapes import stored_name
 from finetune.models.safetensors import StoredWeights, Weights, hash_of, ranges
@@ -283,10 +284,12 @@ class MergedWeights:
     """The merged model, computed block by block as it is read, and rounded once: for 16-bit tensors in
     float32, for those in float32 in float64."""
 
-    def __init__(self, base: Weights, updates: Updates, dtype: torch.dtype | None):
+    def __init__(
+        self, base: Weights, updates: Updates, dtype: torch.dtype | None, rounding: Rounding = NEAREST
+    ):
         """`dtype` is what floating-point tensors are rounded to; each tensor's own type in the base where it
-        is None."""
-        self.base, self.updates, self._dtype = base, updates, dtype
+        is None. `rounding` is how those become 16-bit ones that an adapter changes."""
+        self.base, self.updates, self._dtype, self.rounding = base, updates, dtype, rounding
         head = f"{LM_HEAD}.weight"
         self._names = [name for name in base.names() if not (name == head and updates.stays_tied)]
         if updates.tied and not updates.stays_tied and head not in self._names:
@@ -340,10 +343,10 @@ class MergedWeights:
         change, known = update.ready(), 0
         if not update.replaced:
             for first, block in self.base.blocks(self.updates.source(name)):
-                yield first, finite(name, change(block.to(arithmetic_for(dtype)), first).to(dtype))
+                yield first, self._rounded(name, change(block.to(arithmetic_for(dtype)), first), first)
                 known = first + len(block)
         for first, last in ranges(update.shape, known):
-            yield first, finite(name, change(_empty(update, first, last, dtype), first).to(dtype))
+            yield first, self._rounded(name, change(_empty(update, first, last, dtype), first), first)
 
     def rows(self, name: str, first: int, last: int) -> torch.Tensor:
         """Some rows of a merged tensor. Raises MergeError where a number isn't finite in its type."""
@@ -359,7 +362,22 @@ class MergedWeights:
         )
         if last > known:
             held.append(_empty(update, max(first, known), last, dtype))
-        return finite(name, update.ready()(torch.cat(held), first).to(dtype))
+        return self._rounded(name, update.ready()(torch.cat(held), first), first)
+
+    def rounded_by(self, rounding: Rounding) -> "MergedWeights":
+        """The same merge, rounded otherwise."""
+        return MergedWeights(self.base, self.updates, self._dtype, rounding)
+
+    def rounds(self, name: str) -> bool:
+        """Whether a tensor's rounding counts: an adapter changes it, and it is stored in 16 bits."""
+        return self.update(name) is not None and self.dtype(name) in ROUNDED_TYPES
+
+    def _rounded(self, name: str, exact: torch.Tensor, first: int) -> torch.Tensor:
+        dtype = self.dtype(name)
+        rounded = (
+            self.rounding.rounded(name, exact, first, dtype) if dtype in ROUNDED_TYPES else exact.to(dtype)
+        )
+        return finite(name, rounded)
 
 
 def are_alike(one: torch.Tensor, other: torch.Tensor) -> bool:

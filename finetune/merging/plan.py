@@ -9,6 +9,12 @@ from typing import Any
 
 from finetune.errors import MergeError
 from finetune.merging.heads import LM_HEAD_WEIGHT, SCORE_WEIGHT, score_name
+from finetune.merging.rounding.cost import (
+    OPERATIONS_A_SECOND,
+    TOKENS,
+    calibration_operations,
+    widths_bytes,
+)
 from finetune.merging.targets import choose_target
 from finetune.models.architectures import last_part, linear_layers
 from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_config, read_header, weight_files
@@ -44,11 +50,15 @@ class MergePlan:
     """Of the merge itself, files that are mapped or cached aside."""
     verification_bytes: int
     """Of the comparison of predictions, where the models are held in memory."""
+    calibration_bytes: int
+    """Of the rounding's calibration; 0 where there will be none."""
+    calibration_seconds: float
+    """Counted at rows of the full length."""
     layer_by_layer: bool
     """Whether that comparison would read the models from the disk, because they don't fit in the free
     memory."""
     seconds: float
-    """Without verification."""
+    """Without verification and calibration."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -74,6 +84,7 @@ class MergePlan:
                 f"{self.verification_bytes / 1e9:,.2f} GB in float32, {how}; --verify tensors needs no more "
                 "than the merge",
             ),
+            *self._calibration(),
             (
                 "time",
                 f"about {minutes} at {BYTES_A_SECOND / 1e9:g} GB/s (measured on 2 cores), the comparison of "
@@ -81,8 +92,29 @@ class MergePlan:
             ),
         ]
 
+    def _calibration(self) -> list[tuple[str, str]]:
+        if not self.calibration_bytes:
+            return []
+        minutes = f"{self.calibration_seconds / 60:,.1f} min"
+        return [
+            (
+                "calibration",
+                f"{self.calibration_bytes / 1e9:,.2f} GB and up to {minutes} for the rounding; --rounding "
+                "stochastic needs neither",
+            )
+        ]
 
-def plan_merge(text: str, *, base: str | Path | None, dtype: str | None, output: Path | None) -> MergePlan:
+
+def plan_merge(
+    text: str,
+    *,
+    base: str | Path | None,
+    dtype: str | None,
+    output: Path | None,
+    check: str = "full",
+    rounding: str | None = None,
+    calibration: bool = False,
+) -> MergePlan:
     """The plan for RUN_OR_ADAPTER. Raises MergeError, ModelError or CheckpointError where there is nothing to
     merge."""
     import psutil
@@ -118,6 +150,12 @@ def plan_merge(text: str, *, base: str | Path | None, dtype: str | None, output:
         # The largest matrix, whole in float32, quantised and back.
         sizes = [math.prod(shape) for shape in _matrices(folder)] if stored is not None else [0]
         memory += threads * 9 * max(sizes)
+    calibrates = (
+        rounding in (None, "auto", "calibrated")
+        and dtype != "float32"
+        and (calibration or (target.recipe is not None and (check == "full" or rounding == "calibrated")))
+    )
+    matrices = [shape for shape in _matrices(folder) if len(shape) == 2] if calibrates else []
     verification = int(4 * parameters * WHOLE_MODEL_FACTOR)
     return MergePlan(
         base=target.model.name,
@@ -129,6 +167,8 @@ def plan_merge(text: str, *, base: str | Path | None, dtype: str | None, output:
         free_bytes=_free(output) if output is not None else None,
         memory_bytes=memory,
         verification_bytes=verification,
+        calibration_bytes=6 * parameters + widths_bytes(matrices) if calibrates else 0,
+        calibration_seconds=round(calibration_operations(matrices, TOKENS) / OPERATIONS_A_SECOND, 1),
         layer_by_layer=verification > psutil.virtual_memory().available,
         seconds=round(START_SECONDS + written / BYTES_A_SECOND, 1),
     )

@@ -62,7 +62,7 @@ def test_a_finished_run_is_merged_verified_compared_and_evaluated(
     """Every verb that takes a run takes one of then; a new merge holds the weights of the merge of then."""
     runs = earlier / "runs"
     whole, chat = str(runs / "whole-001"), str(runs / "chat-001")
-    finetune_here("merge", whole, "--output", str(earlier / "again"))
+    finetune_here("merge", whole, "--output", str(earlier / "again"), "--rounding", "nearest")
     merges = [
         load_file(folder / "model.safetensors")
         for folder in (earlier / "again", runs / "whole-001" / "merged")

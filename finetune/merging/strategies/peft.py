@@ -21,6 +21,7 @@ from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.merged_weights import DEAD, are_alike, finite
 from finetune.merging.output import refuse_small_disk
 from finetune.merging.qlora import DEQUANTIZED
+from finetune.merging.rounding.base import ROUNDED_TYPES
 from finetune.merging.strategies.streaming import quantization_notes
 from finetune.merging.verification.description import check_beside
 from finetune.merging.verification.predictions import quiet_peft
@@ -48,7 +49,12 @@ def merge_through_peft(
             f"--qlora-base {options.qlora_base} can't be honoured: peft itself must merge this adapter "
             f"({reason})."
         )
+    options.rounding.refuse_beside_peft(reason)
     note = f"merged by peft, the whole model in memory: {reason}"
+    if parts.dtype in ROUNDED_TYPES and options.rounding.method == "auto":
+        note += "; rounded to the nearest"
+    elif parts.dtype not in ROUNDED_TYPES:
+        options.rounding.refuse_without_rounding("weights that are stored in float32")
     logger.info(note)
     refuse_small_disk(
         output,

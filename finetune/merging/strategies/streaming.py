@@ -16,7 +16,9 @@ from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.merged_weights import DEAD, MergedWeights, Updates
 from finetune.merging.output import refuse_small_disk
 from finetune.merging.qlora import DequantizedWeights
+from finetune.merging.rounding.choice import choose_rounding
 from finetune.merging.verification.description import check_beside
+from finetune.merging.verification.left import left_of
 from finetune.merging.verification.tensors import check_tensors
 from finetune.models.device import choose_threads
 from finetune.models.safetensors import Weights
@@ -48,6 +50,10 @@ def merge_streamed(
     config = parts.merged_config(vocabulary=updates.vocabulary, tied=tied)
     base, comparison = _choose_qlora_base(parts, updates, config.expected(), options)
     merged = MergedWeights(base, updates, parts.asked_dtype)
+    rounding, choice = choose_rounding(parts, merged, config.expected(), options)
+    if choice is not None:
+        logger.info(f"rounding: {choice.line()}")
+    merged = merged.rounded_by(rounding)
     refuse_small_disk(
         output, sum(math.prod(merged.shape(name)) * merged.dtype(name).itemsize for name in merged.names())
     )
@@ -76,8 +82,19 @@ def merge_streamed(
     )
     if not parts.head.classifies and MergedWeights(base, updates, torch.float32).changes_nothing():
         notes = (DEAD, *notes)
+    left = left_of(folder, merged, seed=SEED) if choice is not None else None
+    if left is not None and choice is not None:
+        notes = (*left.notes(choice.written), *notes)
     return MergeResult(
-        written.xxh3_128, time.perf_counter() - began, tensors, verification, description, comparison, notes
+        written.xxh3_128,
+        time.perf_counter() - began,
+        tensors,
+        verification,
+        description,
+        comparison,
+        choice,
+        left,
+        notes,
     )
 
 

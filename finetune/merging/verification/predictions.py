@@ -50,6 +50,12 @@ LOGIT_FRACTION = 5e-5
 TOP1_AGREEMENT = 0.95
 """Bound on how often the likeliest token stays the same, where it is clear."""
 
+LOST_FRACTION = 0.5
+"""Bound on the mean KL as a share of that of the base alone: a merge that is nearer to the base than to what
+was trained has lost the adapter, however little it does."""
+MEASURABLE_KL = 2e-6
+"""Less than this in nats isn't told from float32's own arithmetic, so no share of it is asked for."""
+
 PARTING_NATS = {torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.5}
 """Where a greedy answer parts from the one before the merge: how far the merged model may prefer its own
 token."""
@@ -150,7 +156,7 @@ class Verification:
             (
                 "  predictions",
                 f"mean KL {self.mean_kl:.2e} nats"
-                + ("" if effect is None else f" (the adapter's own effect: {effect:.2e})")
+                + ("" if effect is None else f", of the base alone {effect:.2e}")
                 + f", same likeliest token {self.top1_agreement:.2%}",
             ),
         ]
@@ -286,12 +292,17 @@ def failures_of(
         )
     bound = KL_BOUNDS[dtype]
     kl_bound = max(bound.floor, bound.fraction_of_adapter * (effect.mean_kl if effect is not None else 0.0))
+    if effect is not None:
+        kl_bound = min(kl_bound, max(LOST_FRACTION * effect.mean_kl, MEASURABLE_KL))
     if outcome.mean_kl > kl_bound:
         remedy = (
             ""
             if dtype == torch.float32
-            else " (its numbers are too coarse for this update: merge with --dtype float32)"
+            else " (its numbers are too coarse for this update as it was rounded: merge with --dtype "
+            "float32, or, where that was not tried, --rounding auto)"
         )
+        if effect is not None:
+            remedy = f"; the base alone differs by {effect.mean_kl:.2e}{remedy}"
         yield (
             f"predictions differ by {outcome.mean_kl:.2e} nats a token (KL); the bound is "
             f"{kl_bound:.2e}{remedy}"

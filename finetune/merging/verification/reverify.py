@@ -11,6 +11,9 @@ from finetune.merging.inputs import MergeOptions, read_parts
 from finetune.merging.merged_weights import MergedWeights, Updates
 from finetune.merging.output import VERIFICATION_FILE
 from finetune.merging.qlora import DequantizedWeights
+from finetune.merging.rounding.base import NEAREST, ByTensor, Rounding
+from finetune.merging.rounding.calibrated import RoundedBefore
+from finetune.merging.rounding.stochastic import Stochastic
 from finetune.merging.strategies.streaming import verify_streamed
 from finetune.merging.verification.description import DescriptionCheck, check_beside, hashes_beside
 from finetune.merging.verification.tensors import TensorCheck, check_tensors
@@ -88,7 +91,7 @@ def verify_again(folder: Path, *, seed: int) -> Again:
         if comparison and comparison["taken"] != "16bit"
         else parts.stored
     )
-    merged = MergedWeights(base, updates, parts.asked_dtype)
+    merged = MergedWeights(base, updates, parts.asked_dtype, _rounding_of(record["rounding"]))
     check = check_tensors(folder, merged, None, seed=seed, workers=choose_threads())
     config = parts.merged_config(
         vocabulary=updates.vocabulary, tied=updates.stays_tied if updates.predicts else None
@@ -103,6 +106,24 @@ def verify_again(folder: Path, *, seed: int) -> Again:
     return Again(str(folder), same, tuple(changed), None, check, verification, description)
 
 
+def _rounding_of(record: dict[str, Any] | None) -> Rounding:
+    """How tensors were rounded; earlier versions took the nearest. Raises MergeError where the record is
+    damaged."""
+    if record is None:
+        return NEAREST
+    try:
+        known: dict[str, Rounding] = {
+            "stochastic": Stochastic(int(record["seed"] or 0)),
+            "calibrated": RoundedBefore({}),
+            "nearest": NEAREST,
+        }
+        return ByTensor({name: known[kind] for name, kind in record["tensors"].items()})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MergeError(
+            f"{VERIFICATION_FILE} is damaged (rounding: {type(error).__name__}: {error}): merge again."
+        ) from None
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """A merged folder's verification.json. Raises MergeError where there is none, or it is damaged."""
     path = folder / VERIFICATION_FILE
@@ -113,7 +134,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             if not isinstance(found[name], kind):
                 raise TypeError(f"{name} is a {type(found[name]).__name__}")
         return found | {
-            key: record.get(key) for key in ("stored", "description")
+            key: record.get(key) for key in ("stored", "description", "rounding")
         }  # which merges of earlier versions lack
     except FileNotFoundError:
         raise MergeError(

@@ -109,11 +109,32 @@ def _last_parts(documents: Sequence[Document], tokens: int) -> list[Document]:
     return kept
 
 
+def calibration_rows(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, rows: int, *, classifies: bool = False
+) -> list[Document]:
+    """Up to so many documents of a recipe's training data, of at most TOKENS_A_ROW tokens, none of which a
+    merge of that run is verified on."""
+    if recipe.data.streaming is None and recipe.data.evaluates:
+        documents: Sequence[Document] = prepare_data(recipe, tokenizer).train[:rows]
+    else:
+        verifying = HEAD_ROWS if classifies else ROWS
+        documents = _tokenized(recipe, tokenizer, verifying + rows)[verifying:]
+    parts = (
+        last_part(document, TOKENS_A_ROW) if classifies else document.part(0, TOKENS_A_ROW)
+        for document in documents
+    )
+    return [part for part in parts if len(part.token_ids) > 1]
+
+
 def _documents(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, rows: int) -> Sequence[Document]:
     if recipe.data.streaming is None and recipe.data.evaluates:
         held_out = prepare_data(recipe, tokenizer).evaluation
         if len(held_out):
             return held_out[:rows]
+    return _tokenized(recipe, tokenizer, rows)
+
+
+def _tokenized(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, rows: int) -> list[Document]:
     tokenization = Tokenization(tokenizer, recipe.data.supervise, encoding=objective_of(recipe).encoding)
     return [document for document, _ in tokenization.run(islice(_examples(recipe, tokenizer), rows))]
 

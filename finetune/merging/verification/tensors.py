@@ -1,7 +1,9 @@
 """Are the stored tensors the base with its adapter? Read back from the disk, and recomputed in float64.
 
 Each number of a merged tensor must be the exact sum, rounded once: at most half a unit in the last place
-(ulp) from it, and a hundredth for the arithmetic. A ulp is taken at the larger of the exact number and the
+(ulp) from it, and a hundredth for the arithmetic; where it was rounded stochastically, a unit, to the side
+that the seed decides. What was rounded with feedback was moved by what other weights lost, so that it is
+within some units of its row's largest number. A ulp is taken at the larger of the exact number and the
 base's: where base and update nearly cancel, the sum's own would be too fine for any arithmetic. So it is
 where the base is 0 (as many a number of NF4 is) and the terms of B A cancel: a few units of the arithmetic
 itself, at the row's largest number, are allowed beside.
@@ -18,9 +20,9 @@ import torch
 
 from finetune.merging.merged_weights import MergedWeights, Updates, arithmetic_for
 from finetune.merging.qlora import DequantizedWeights
+from finetune.merging.rounding.base import NEAREST, Rounding
 from finetune.models.safetensors import StoredWeights, Weights, hashes_of, raw
 
-ULP_BOUND = 0.51
 ARITHMETIC_UNITS = 8.0
 SAMPLED_ROWS = 4
 """Of each changed tensor."""
@@ -79,12 +81,18 @@ def check_tensors(
         first = draw.randrange(max(1, rows - SAMPLED_ROWS + 1))
         last = min(rows, first + SAMPLED_ROWS)
         stored, truth = written.rows(name, first, last), exact.rows(name, first, last)
-        error = largest_error(stored, truth, base_rows(merged.base, merged.updates, name, first, last))
+        bound = merged.rounding.bound(name) if merged.rounds(name) else NEAREST.bound(name)
+        reference = base_rows(merged.base, merged.updates, name, first, last)
+        if bound.at_rows_largest:
+            reference = truth.abs().amax(dim=-1, keepdim=True).expand_as(truth)
+        error = largest_error(stored, truth, reference)
         numbers, largest = numbers + stored.numel(), max(largest, error)
-        if not error <= ULP_BOUND:
+        if not error <= bound.ulps:
             failures.append(
-                f"{name} is up to {error:.3g} ulp from base + adapter; the bound is {ULP_BOUND:g}"
+                f"{name} is up to {error:.3g} ulp from base + adapter; the bound is {bound.ulps:g}"
             )
+        elif bound.decided is not None and not is_decided(stored, truth, bound.decided, name, first):
+            failures.append(f"{name} was not rounded as the seed decides")
     written.close()
     return TensorCheck(seed, len(merged.names()), len(identical), numbers, largest, tuple(failures))
 
@@ -113,11 +121,26 @@ def base_rows(base: Weights, updates: Updates, name: str, first: int, last: int)
     return torch.cat([rows, torch.zeros(missing, *rows.shape[1:], dtype=torch.float64)]) if missing else rows
 
 
+def is_decided(stored: torch.Tensor, truth: torch.Tensor, rounding: Rounding, name: str, first: int) -> bool:
+    """Whether stored rows are what a rounding makes of the exact ones, give or take the arithmetic: the same
+    draw rounds a larger number to no smaller one."""
+    slack = arithmetic_error(stored.dtype, truth)
+    low, high = (
+        rounding.rounded(name, (truth + sign * slack).float(), first, stored.dtype) for sign in (-1, 1)
+    )
+    return bool(((low <= stored) & (stored <= high)).all())
+
+
+def arithmetic_error(dtype: torch.dtype, truth: torch.Tensor) -> torch.Tensor:
+    """What computing a row in float32 (float64 for float32) may add to an error, at its largest number."""
+    return ARITHMETIC_UNITS * torch.finfo(arithmetic_for(dtype)).eps * truth.abs().amax(dim=-1, keepdim=True)
+
+
 def largest_error(stored: torch.Tensor, truth: torch.Tensor, base: torch.Tensor) -> float:
     """The largest distance of stored numbers from the exact ones, in ulp of their type."""
     facts = torch.finfo(stored.dtype)
     _, exponent = torch.frexp(torch.maximum(truth.abs(), base.abs()).clamp_min(facts.tiny))
     # |x| is m 2^e with m in [1/2, 1): its neighbours are eps 2^(e - 1) away.
     ulp = facts.eps * 2.0 ** (exponent - 1).double()
-    arithmetic = torch.finfo(arithmetic_for(stored.dtype)).eps * truth.abs().amax(dim=-1, keepdim=True)
-    return float((((stored.double() - truth).abs() - ARITHMETIC_UNITS * arithmetic).clamp_min(0) / ulp).max())
+    error = (stored.double() - truth).abs() - arithmetic_error(stored.dtype, truth)
+    return float((error.clamp_min(0) / ulp).max())

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from finetune.models.rounding import with_bits
+
 
 class StochasticAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101). Weights in bf16, and both running means of their
@@ -66,16 +68,11 @@ class StochasticAdamW(torch.optim.Optimizer):
 
 def stochastically(exact: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """float32 numbers as bf16 ones: one of the two neighbours, the nearer one more likely, so that the mean
-    is exact.
-
-    A bf16 number is the upper half of a float32 one: a random lower half is added, and what is carried
-    counts.
-    """
+    is exact."""
     drawn = torch.randint(
         0, 1 << 16, exact.shape, dtype=torch.int32, device=exact.device, generator=generator
     )
-    bits = (exact.contiguous().view(torch.int32) + drawn) & -(1 << 16)
-    return bits.view(torch.float32).to(torch.bfloat16)
+    return with_bits(exact, drawn, torch.bfloat16)
 
 
 def _mixed(seed: int, step: int, place: int) -> int:

@@ -129,7 +129,7 @@ def test_the_base_of_a_qlora_adapter_is_measured(qlora: Target, tmp_path: Path) 
     is closer."""
     said: list[str] = []
     with hearing(said.append):
-        report = merge(qlora, tmp_path / "merged")
+        report = merge(qlora, tmp_path / "merged", rounding="nearest")
     assert report.qlora is not None
     assert report.qlora.taken == "nf4"
     assert report.qlora.scores["nf4"].kl < report.qlora.scores["16bit"].kl
@@ -160,7 +160,7 @@ def test_an_int8_base_is_measured_as_one_in_nf4_is(qlora: Target, tmp_path: Path
     tree = qlora.recipe.model_dump(mode="json", exclude_unset=True)
     tree["adapter"]["quantization"] = "int8"
     target = replace(qlora, recipe=Recipe.model_validate(tree))
-    report = merge(target, tmp_path / "merged")
+    report = merge(target, tmp_path / "merged", rounding="nearest")
     assert report.qlora is not None
     assert (report.qlora.taken, set(report.qlora.scores)) == ("int8", {"16bit", "int8"})
     assert report.qlora.scores["int8"].loss == pytest.approx(report.qlora.trained_loss, rel=1e-3)

@@ -1,0 +1,181 @@
+"""Which rounding each tensor of a merge gets, and which merge as a whole is written: measured where it can
+be."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PretrainedConfig
+
+from finetune.errors import MergeError
+from finetune.merging.merged_weights import MergedWeights
+from finetune.merging.rounding.base import NEAREST, ByTensor, Rounding
+from finetune.merging.rounding.stochastic import Stochastic
+from finetune.models.safetensors import Weights
+
+if TYPE_CHECKING:
+    from finetune.merging.inputs import MergeInputs, MergeOptions
+
+
+SMALL_UPDATE_ULPS = 0.5
+"""The median |update|, in units in the last place of its weights, below which a tensor is rounded
+stochastically, with or without feedback: to the nearest, more than half of its numbers would not move, and
+what each layer loses of the update leans the same way in all of them. docs/merging.md has what was measured
+on both sides."""
+SAMPLED_ROWS = 8
+"""Of a tensor, for that median."""
+
+
+@dataclass(frozen=True)
+class RoundingChoice:
+    """What was asked, what was written, and why."""
+
+    asked: str
+    written: str
+    """The rounding; auto where tensors have different ones."""
+    seed: int | None
+    """Of what was drawn; None where nothing was."""
+    calibration_rows: int
+    kl: dict[str, float] = field(default_factory=dict)
+    """Mean KL (nats) to the unrounded merge, of the rounding chosen by tensors and of one for all of
+    them; empty where they were not compared as a whole."""
+    tensors: dict[str, str] = field(default_factory=dict)
+    """Tensor -> its rounding."""
+    note: str = ""
+
+    def line(self) -> str:
+        """For people."""
+        counts = Counter(self.tensors.values())
+        how = ", ".join(f"{count} tensors {name}" for name, count in sorted(counts.items()))
+        found = f"{self.written}{f' ({how})' if how and self.asked == 'auto' else ''}"
+        found += f", seed {self.seed}" if self.seed is not None else ""
+        found += f", calibrated on {self.calibration_rows} rows" if self.calibration_rows else ""
+        if self.kl:
+            found += "; KL " + ", ".join(f"{name} {value:.1e}" for name, value in self.kl.items())
+        return found + (f"; {self.note}" if self.note else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def choose_rounding(
+    parts: "MergeInputs", exact: MergedWeights, config: PretrainedConfig, options: "MergeOptions"
+) -> tuple[Rounding, RoundingChoice | None]:
+    """The rounding of a merge; None beside it where no tensor is rounded to 16 bits. `exact` is the merge as
+    it would be rounded to the nearest.
+
+    Raises MergeError where rows are needed and there are none, or too few, and where the memory is too small
+    for a calibration.
+    """
+    asked, names = options.rounding, [name for name in exact.names() if exact.rounds(name)]
+    if not names:
+        asked.refuse_without_rounding("weights that are stored in float32")
+        return NEAREST, None
+    stochastic = Stochastic(asked.seed or 0)
+    match asked.method:
+        case "nearest":
+            return NEAREST, RoundingChoice("nearest", "nearest", None, 0)
+        case "stochastic":
+            by_tensor = ByTensor(dict.fromkeys(names, stochastic))
+            return by_tensor, RoundingChoice(
+                "stochastic", "stochastic", stochastic.seed, 0, tensors=by_tensor.names()
+            )
+    from finetune.merging.rounding.calibration import calibration_of
+
+    calibration = calibration_of(parts, exact, config, options)
+    small = {name for name in names if update_ulps(exact, name) < SMALL_UPDATE_ULPS}
+    if asked.method == "calibrated":
+        by_tensor = ByTensor(calibration.rounded(names, small, stochastic.seed))
+        if not by_tensor.of:
+            raise MergeError(
+                "--rounding calibrated: the adapter changes no linear layer of the decoder that is stored in "
+                "16 bits. Take another rounding."
+            )
+        seed = stochastic.seed if small & by_tensor.of.keys() else None
+        rows = len(calibration.rows)
+        return by_tensor, RoundingChoice("calibrated", "calibrated", seed, rows, tensors=by_tensor.names())
+    found: dict[str, Rounding] = dict.fromkeys(sorted(small), stochastic)
+    found |= calibration.rounded(names, small, stochastic.seed, [NEAREST, stochastic])
+    tensors = {name: found.get(name, NEAREST).name for name in names}
+    return _compared(parts, exact, config, options, ByTensor(found), tensors, calibration)
+
+
+def _compared(
+    parts: "MergeInputs",
+    exact: MergedWeights,
+    config: PretrainedConfig,
+    options: "MergeOptions",
+    mine: ByTensor,
+    tensors: dict[str, str],
+    calibration: Any,
+) -> tuple[Rounding, RoundingChoice]:
+    """The choice by tensors, or one rounding for all of them where that is closer as a whole on the merge's
+    own texts: errors that are small in each layer's output may lean the same way in all."""
+    kl: dict[str, float] = {}
+    note, written = calibration.why_not, mine
+    if options.check == "full":
+        drawn = ByTensor(dict.fromkeys(tensors, Stochastic(options.rounding.seed or 0)))
+        candidates = {"nearest": ByTensor({}), "stochastic": drawn, "by tensors": mine}
+        if set(tensors.values()) <= {"stochastic"}:
+            del candidates["by tensors"]
+        kl = distances(parts, exact, config, candidates)
+        written = candidates[min(kl, key=lambda name: kl[name])]
+        tensors = {name: written.of.get(name, NEAREST).name for name in tensors}
+    else:
+        note = "; ".join(filter(None, (note, "not compared with the nearest as a whole (--verify)")))
+    drew = {"stochastic", "calibrated"} & set(tensors.values())
+    calibrated = len(calibration.rows) if "calibrated" in tensors.values() else 0
+    kinds = set(tensors.values()) or {"nearest"}
+    choice = RoundingChoice(
+        "auto",
+        next(iter(kinds)) if len(kinds) == 1 else "auto",
+        (options.rounding.seed or 0) if drew else None,
+        calibrated,
+        kl,
+        {name: kind for name, kind in tensors.items() if kind != "nearest"},
+        note,
+    )
+    return written, choice
+
+
+def distances(
+    parts: "MergeInputs", exact: MergedWeights, config: PretrainedConfig, roundings: Mapping[str, Rounding]
+) -> dict[str, float]:
+    """The mean KL of each rounding's merge to the one in float32, on the merge's texts."""
+    from finetune.merging.verification.lazy_model import STREAMED_ROWS, fits_in_memory, model_of
+    from finetune.merging.verification.verifiers import verifier_of
+
+    verifier, streamed = verifier_of(parts), not fits_in_memory(exact)
+    documents = verifier.documents
+    if streamed:
+        documents = list(map(verifier.shortened, documents[:STREAMED_ROWS]))
+
+    def predictions(weights: Weights) -> list[torch.Tensor]:
+        return verifier.predictions(model_of(weights, config, streamed=streamed), documents)
+
+    trained = predictions(MergedWeights(exact.base, exact.updates, torch.float32))
+    return {
+        name: verifier.loss_and_kl(documents, trained, predictions(exact.rounded_by(rounding)))[1]
+        for name, rounding in roundings.items()
+    }
+
+
+def update_ulps(exact: MergedWeights, name: str) -> float:
+    """The median |update| of the numbers that have one in a tensor's first rows, in units in the last place
+    of the base's; infinite where none has."""
+    source = exact.updates.source(name)
+    rows = min(
+        SAMPLED_ROWS, *(shape[0] if shape else 1 for shape in (exact.shape(name), exact.base.shape(source)))
+    )
+    update = exact.update(name)
+    assert update is not None  # noqa: S101 - asked of changed tensors alone
+    base = exact.base.rows(source, 0, rows).float()
+    changed = update.ready()(base.clone(), 0)
+    facts = torch.finfo(exact.dtype(name))
+    _, exponent = torch.frexp(base.abs().clamp_min(facts.tiny))
+    units = (changed - base).abs() / (facts.eps * torch.exp2((exponent - 1).float()))
+    moved = units[units > 0]
+    return float(moved.median()) if moved.numel() else float("inf")
