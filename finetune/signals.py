@@ -51,7 +51,18 @@ class Requests:
                 f"{asked.name}: finishing this step and saving a checkpoint (Ctrl-C again to stop at once)"
             )
         elif before is None or asked is signal.SIGINT:
+            global _interrupts
+            _interrupts += 1
             raise KeyboardInterrupt
+
+
+_interrupts = 0
+
+
+def interrupts() -> int:
+    """How often a signal has ended what this process was doing, whatever error came of that: an import that
+    is cut off may fail in its own way, and the KeyboardInterrupt be lost."""
+    return _interrupts
 
 
 _listening: Requests | None = None

@@ -153,7 +153,7 @@ def _run() -> int:
 
     quiet_libraries()
     never_fail_to_print()
-    options = sys.argv[1:]
+    options, before = sys.argv[1:], signals.interrupts()
     as_json = "--json" in (options[: options.index("--")] if "--" in options else options)
     try:
         verb = options[0] if options[:1] and options[0] in VERBS else None
@@ -199,7 +199,7 @@ def _run() -> int:
     except KeyboardInterrupt:
         return 130
     except Exception:  # noqa: BLE001 - the last resort of the process: shown in full, exit 1
-        return _bug()
+        return 130 if signals.interrupts() > before else _bug()
     return code if isinstance(code, int) else 0
 
 

@@ -31,6 +31,18 @@ def test_before_there_is_anything_to_save_a_stop_is_the_end(name: signal.Signals
         assert requests.stop == name
 
 
+def test_an_interrupt_that_an_import_lost_is_still_one() -> None:
+    """What it interrupted may fail in its own way, as half an import does: the exit code is an
+    interrupt's."""
+    before = signals.interrupts()
+    with signals.listening(), pytest.raises(RecursionError):
+        try:
+            send(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise RecursionError from None
+    assert signals.interrupts() == before + 1
+
+
 def test_a_deferred_stop_waits_and_is_the_first_one() -> None:
     """Later signals repeat it, as schedulers and launchers do; Ctrl-C after it stops at once."""
     said: list[str] = []

@@ -50,5 +50,10 @@ def tell_launcher(message: str, *, lost: bool = False) -> None:
     """Leave the reason of a failure where torch's agent finds it; `lost` where the reason is that another
     process is gone."""
     path = os.environ.get(ERROR_FILE)
-    if path:
-        Path(path).write_text(json.dumps({"message": message, "timestamp": int(time.time()), "lost": lost}))
+    if not path:
+        return
+    reason = {"message": message, "timestamp": int(time.time()), "lost": lost}
+    # In place at once: the agent can't read half of it, and this process may be killed at any moment.
+    whole = Path(f"{path}.{os.getpid()}")
+    whole.write_text(json.dumps(reason))
+    whole.replace(path)

@@ -125,6 +125,7 @@ def test_one_that_lost_another_is_not_the_reason(tmp_path: Path, monkeypatch: py
         ).rank
         == 1
     )
+    assert [path.name for path in tmp_path.iterdir()] == ["error.json"]  # in place at once, and nothing else
     tell_launcher("the run is being trained")
     assert (
         first_failure(
