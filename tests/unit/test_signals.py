@@ -35,11 +35,15 @@ def test_an_interrupt_that_an_import_lost_is_still_one() -> None:
     """What it interrupted may fail in its own way, as half an import does: the exit code is an
     interrupt's."""
     before = signals.interrupts()
-    with signals.listening(), pytest.raises(RecursionError):
+
+    def half_an_import() -> None:
         try:
             send(signal.SIGTERM)
         except KeyboardInterrupt:
             raise RecursionError from None
+
+    with signals.listening(), pytest.raises(RecursionError):
+        half_an_import()
     assert signals.interrupts() == before + 1
 
 
