@@ -10,12 +10,14 @@ import hashlib
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from finetune.merging.rounding.base import ARITHMETIC_ULPS, Bound
 from finetune.models.rounding import with_bits
 
-MULTIPLIERS = (0x7FEB352D, -0x7B935975)  # 0x846CA68B, as a signed number
+MULTIPLIERS = (np.uint32(0x7FEB352D), np.uint32(0x846CA68B))
 """Of the hash of 32 bits that is used here (lowbias32, C. Wellons, nullprogram.com/blog/2018/07/31)."""
 
 NUMBERS_AT_ONCE = 1 << 17
@@ -52,26 +54,25 @@ def bits(seed: int, name: str, first: int, rows: int, columns: int) -> torch.Ten
     Each row has a key of its own; a hash of 32 bits of that and the place serves two numbers of the row.
     """
     digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
-    low, high = (int.from_bytes(half, "little", signed=True) for half in (digest[:4], digest[4:]))
-    keys = _mixed(torch.arange(first, first + rows, dtype=torch.int64).to(torch.int32) ^ low)
-    places = torch.arange((columns + 1) // 2, dtype=torch.int32) ^ high
-    pairs = _multiplied(keys[:, None] ^ _mixed(places))
-    drawn = torch.empty(rows, 2 * pairs.shape[1], dtype=torch.int32)
-    torch.bitwise_and(pairs, 0xFFFF, out=drawn[:, : pairs.shape[1]])
-    torch.bitwise_right_shift(pairs, 16, out=drawn[:, pairs.shape[1] :])
-    drawn[:, pairs.shape[1] :].bitwise_and_(0xFFFF)
-    return drawn[:, :columns]
+    low, high = np.frombuffer(digest, dtype="<u4")
+    keys = _mixed(np.arange(first, first + rows, dtype=np.uint32) ^ low)
+    places = _mixed(np.arange((columns + 1) // 2, dtype=np.uint32) ^ high)
+    pairs = _multiplied(keys[:, None] ^ places)
+    drawn = np.empty((rows, 2 * pairs.shape[1]), dtype=np.uint32)
+    np.bitwise_and(pairs, 0xFFFF, out=drawn[:, : pairs.shape[1]])
+    np.right_shift(pairs, 16, out=drawn[:, pairs.shape[1] :])
+    return torch.from_numpy(drawn.view(np.int32)[:, :columns])
 
 
-def _mixed(numbers: torch.Tensor) -> torch.Tensor:
+def _mixed(numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Each number hashed, in place: 32 bits to 32 bits, one to one."""
-    numbers ^= (numbers >> 16).bitwise_and_(0xFFFF)
+    numbers ^= numbers >> 16
     return _multiplied(numbers)
 
 
-def _multiplied(numbers: torch.Tensor) -> torch.Tensor:
+def _multiplied(numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """The same for numbers that are mixed already, such as the sum of two that are."""
     for shift, multiplier in zip((15, 16), MULTIPLIERS, strict=True):
         numbers *= multiplier
-        numbers ^= (numbers >> shift).bitwise_and_((1 << (32 - shift)) - 1)
+        numbers ^= numbers >> shift
     return numbers
