@@ -223,7 +223,13 @@ def _schedule(back: Back) -> None:
         )
         back.told("train.minimum_learning_rate_fraction", "carried", name)
     optimizer = "optimizer" if back.tool == "axolotl" else "optim"
-    back.put(optimizer, OPTIMIZERS.get(train.optimizer, train.optimizer), "train.optimizer")
+    if train.optimizer == "adam" and train.weight_decay:
+        raise ConvertError(
+            f"train.optimizer: adam couples train.weight_decay, and {back.tool} has no such optimizer; take "
+            "adamw, or no decay"
+        )
+    plain = "adamw" if train.optimizer == "adam" else train.optimizer  # which without decay is the same
+    back.put(optimizer, OPTIMIZERS.get(plain, plain), "train.optimizer")
     back.told("train.optimizer", "carried", optimizer)
     for key, beta in zip(("adam_beta1", "adam_beta2"), train.adam_betas, strict=True):
         back.put(key, beta, "train.adam_betas")

@@ -139,10 +139,7 @@ def _optimizer(entry: GivenKey, alias: Alias, draft: Draft) -> None:
         return
     draft.note("optimizer", entry)
     draft.put(alias.ours, meant, entry)
-    if name == "adam":
-        draft.otherwise(entry, "adamw: the same where weight_decay is 0", alias.ours)
-    else:
-        draft.carried(entry, alias.ours)
+    draft.carried(entry, alias.ours)
 
 
 def _schedule(entry: GivenKey, alias: Alias, draft: Draft) -> None:

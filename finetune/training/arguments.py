@@ -35,7 +35,8 @@ def optimizer_name(asked: str) -> str:
             f"train.optimizer: {asked} pages its state to the host, which needs a CUDA device; "
             "without one it would silently be an ordinary optimizer. Use adamw_8bit."
         )
-    return name
+    # The trainer is given torch's Adam itself.
+    return OPTIMIZERS["adamw"] if name == "adam" else name
 
 
 SCHEDULES = {

@@ -298,6 +298,7 @@ def build_trainer(
         engine=current(),
         callbacks=[EpochMarks(intervals, saves_at_end=saves_at_end), *callbacks],
         rates=Rates(train.loraplus_lr_ratio, train.embedding_learning_rate),
+        coupled_decay=train.optimizer == "adam",
         rounding_seed=train.seed if train.weights_dtype == "bf16" else None,
     )
     trainer.evaluation_counterparts = inputs.objective.counterparts(trainer.evaluation)

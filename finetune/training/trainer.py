@@ -63,14 +63,19 @@ class ExactTrainer(Trainer):
         engine: Engine,
         rates: Rates = NO_RATES,
         rounding_seed: int | None = None,
+        coupled_decay: bool = False,
         **options: Any,
     ):
-        """`rounding_seed`: bf16 weights and states are rounded stochastically, by it."""
+        """`rounding_seed`: bf16 weights and states are rounded stochastically, by it; `coupled_decay`: weight
+        decay is a part of the gradient, as in torch's Adam."""
         self.engine, self.rates = engine, rates
+        own = {
+            "lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon,
+        }  # fmt: skip
         if rounding_seed is not None:
-            betas = args.adam_beta1, args.adam_beta2
-            own = {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon, "seed": rounding_seed}
-            options["optimizer_cls_and_kwargs"] = (StochasticAdamW, own)
+            options["optimizer_cls_and_kwargs"] = (StochasticAdamW, own | {"seed": rounding_seed})
+        elif coupled_decay:
+            options["optimizer_cls_and_kwargs"] = (torch.optim.Adam, own)
         # The Trainer only wants to know that there is something to evaluate on; see evaluate.
         held_out: Any = evaluation if len(evaluation) else None
         super().__init__(model=model, args=args, train_dataset=feed, eval_dataset=held_out, **options)

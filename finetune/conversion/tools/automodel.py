@@ -105,16 +105,11 @@ def convert(given: Given, draft: Draft) -> None:
 
 def _optimizer(given: Given, draft: Draft, entry: GivenKey) -> None:
     name = str(entry.value).rpartition(".")[2]
-    decays = given.value("optimizer.weight_decay", 0) not in (0, 0.0)
     if name not in ("Adam", "AdamW", "FusedAdam", "FlashAdamW"):
         draft.drop(entry, f"optimizer {name} is not here: adamw stands in its place")
-    elif name == "Adam" and decays:
-        draft.otherwise(
-            entry, "weight decay is decoupled (AdamW), and coupled there", "train.optimizer", changes=True
-        )
     else:
         draft.carried(entry, "train.optimizer")
-    draft.put("train.optimizer", "adamw", entry)
+    draft.put("train.optimizer", "adam" if name == "Adam" else "adamw", entry)
     if "optimizer.weight_decay" not in given:
         draft.put("train.weight_decay", 0.01 if name == "AdamW" else 0.0, f"torch's default of {name}")
 

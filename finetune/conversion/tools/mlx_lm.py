@@ -6,7 +6,7 @@ from finetune.conversion.base import Tool, source
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey, at_least_one, local, name_list, number, truth, whole
 
-OPTIMIZERS = {"adam": "adamw", "adamw": "adamw", "sgd": "sgd", "adafactor": "adafactor"}
+OPTIMIZERS = {"adam": "adam", "adamw": "adamw", "sgd": "sgd", "adafactor": "adafactor"}
 
 
 def convert(given: Given, draft: Draft) -> None:

@@ -48,7 +48,7 @@ VALUES = (
 
 OPTIMIZERS: Mapping[str, str] = {
     "adamw": "adamw",
-    "adam": "adamw",
+    "adam": "adam",
     "adamw_torch": "adamw",
     "adamw_torch_fused": "adamw",
     "adamw_hf": "adamw",

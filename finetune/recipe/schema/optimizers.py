@@ -6,6 +6,7 @@ from typing import Literal
 
 OPTIMIZERS = {
     "adamw": "adamw_torch",
+    "adam": "adam",
     "adafactor": "adafactor",
     "sgd": "sgd",
     "rmsprop": "rmsprop",
@@ -14,7 +15,8 @@ OPTIMIZERS = {
     "adamw_8bit": "adamw_bnb_8bit",
 }
 """Optimizers that are tested, and transformers' names for them; other names of its OptimizerNames pass
-through."""
+through. adam is torch's own, which transformers has no name for: its weight decay is coupled, a part of the
+gradient."""
 
 Knob = Literal["betas", "epsilon"]
 ADAM: tuple[Knob, ...] = ("betas", "epsilon")
@@ -87,4 +89,4 @@ KNOWN = {
 
 def known_optimizer(name: str) -> Optimizer | None:
     """The optimizer of one of our names or transformers'; None where there is none."""
-    return KNOWN.get(OPTIMIZERS.get(name, name))
+    return Optimizer(ADAM) if name == "adam" else KNOWN.get(OPTIMIZERS.get(name, name))

@@ -82,7 +82,7 @@ extra: 1
         f"r.yaml:9:13  data.train.0.path  no such file: looked at {folder / 'absent.json'}",
         "r.yaml:10:15  data.train.0.format  got 'alpacca', expected auto, alpaca, prompt_completion, "
         "messages, sharegpt, text, question_answer, classification, regression, translation, summarisation, "
-        "code, preference, template or python; did you mean alpaca?",
+        "code, preference, feedback, template or python; did you mean alpaca?",
         "r.yaml:11:7  data.train.1  path and dataset exclude each other; expected {path: FILE, format: "
         "NAME}, {dataset: OWNER/NAME, format: NAME} or {generated: orders}",
         "r.yaml:12:26  data.evaluation.fraction  got 2, expected less than 1",

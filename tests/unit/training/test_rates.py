@@ -45,22 +45,29 @@ class Recorder(TrainerCallback):
         self.gradients.append({name: weight.grad.double().clone() for name, weight in trained.items()})
 
 
-def adamw(start: torch.Tensor, gradients: list[torch.Tensor], rate: float) -> torch.Tensor:
-    """Where AdamW comes to by its paper's formulas, with the numbers of KNOBS, in float64."""
+def adam(start: torch.Tensor, gradients: list[torch.Tensor], rate: float, *, coupled: bool) -> torch.Tensor:
+    """Where AdamW, or Adam with coupled decay, comes to by its paper's formulas, with the numbers of KNOBS, in
+    float64."""
     (one, two), epsilon = KNOBS["adam_betas"], KNOBS["adam_epsilon"]
     value, mean, square = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
     for step, (gradient, factor) in enumerate(zip(gradients, FACTORS, strict=True), start=1):
+        if coupled:
+            gradient = gradient + KNOBS["weight_decay"] * value
         mean = one * mean + (1 - one) * gradient
         square = two * square + (1 - two) * gradient**2
-        value = value - rate * factor * KNOBS["weight_decay"] * value
+        if not coupled:
+            value = value - rate * factor * KNOBS["weight_decay"] * value
         root = torch.sqrt(square / (1 - two**step)) + epsilon
         value = value - rate * factor * (mean / (1 - one**step)) / root
     return value
 
 
-def test_each_part_is_trained_at_its_rate(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    """A, B and the head come to where AdamW written out comes to, each by its own learning rate."""
-    recipe = make_recipe(train=KNOBS, adapter={"rank": 4, "modules_to_save": ["lm_head"]})
+@pytest.mark.parametrize("optimizer", ["adamw", "adam"])
+def test_each_part_is_trained_at_its_rate(make_recipe: MakeRecipe, tmp_path: Path, optimizer: str) -> None:
+    """A, B and the head come to where AdamW (or Adam) written out comes to, each by its own learning rate."""
+    recipe = make_recipe(
+        train=KNOBS | {"optimizer": optimizer}, adapter={"rank": 4, "modules_to_save": ["lm_head"]}
+    )
     trainer, recorder = trainer_of(recipe, tmp_path), Recorder()
     trainer.add_callback(recorder)
     trainer.train()
@@ -71,7 +78,7 @@ def test_each_part_is_trained_at_its_rate(make_recipe: MakeRecipe, tmp_path: Pat
             kind = next(part for part in rates if part in name)
             kinds.add(kind)
             gradients = [step[name] for step in recorder.gradients]
-            expected = adamw(recorder.start[name], gradients, rates[kind])
+            expected = adam(recorder.start[name], gradients, rates[kind], coupled=optimizer == "adam")
             assert torch.allclose(weight.detach().double(), expected, rtol=1e-4, atol=1e-6), name
     assert kinds == set(rates)
 
