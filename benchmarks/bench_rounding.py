@@ -1,13 +1,15 @@
 """What each rounding of a merge leaves of eight adapters of SmolLM2-135M: mean KL to base + adapter.
 
-    python benchmarks/bench_rounding.py [--keep FOLDER] [--only NAME ...]
+    python benchmarks/bench_rounding.py [--keep FOLDER] [--only NAME ...] [--decisions]
 
 The quickstart's base and rows, 4 rows a step at a constant learning rate, from 8 steps at 5e-5 to 90 at 1e-3:
 LoRA, DoRA, and a QLoRA's merge into the 16-bit base. Each adapter is trained (with --keep, once for several
 calls) and merged with --rounding auto, which compares roundings as a whole, all checks on. A line an adapter:
 the update's median size in units in the last place of its weights; the mean KL (nats per token) from base +
 adapter to the base alone and to each rounding of the merge, on the run's 8 held-out rows; the one that was
-written, and by how much it is below the nearest; how much of the update is left; the seconds in all.
+written, and by how much it is below the nearest; how much of the update is left; the seconds in all. The
+rounding is chosen on the rows that it is measured on. With --decisions, in place of that: the KL of
+calibrated merges whose decisions are all to the nearest, and all stochastic.
 """
 
 import argparse
@@ -22,9 +24,11 @@ import torch
 
 import finetune
 from finetune.errors import CheckFailed
-from finetune.merging.inputs import read_parts
+from finetune.merging.inputs import MergeOptions, read_parts
 from finetune.merging.merged_weights import MergedWeights, Updates
 from finetune.merging.output import VERIFICATION_FILE, failed_name
+from finetune.merging.rounding import choice
+from finetune.merging.rounding.request import RoundingRequest
 from finetune.runs.target import resolve_target
 
 WAYS = ("nearest", "stochastic", "by tensors")
@@ -60,12 +64,19 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="where the adapters are kept for another call")
     parser.add_argument("--only", nargs="+", default=list(ADAPTERS), choices=list(ADAPTERS))
     parser.add_argument("--train-only", action="store_true")
+    parser.add_argument("--decisions", action="store_true", help="feedback to the nearest, and stochastic")
     asked = parser.parse_args()
+    if asked.decisions and not asked.keep:
+        parser.error("--decisions looks at adapters that are kept: name their folder with --keep")
     with contextlib.ExitStack() as stack:
         folder = asked.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ways = " | ".join(WAYS)
         print(f"| adapter | median update, ulp | KL of the base | {ways} | written | left | s |", flush=True)
         print("|" + "---|" * (6 + len(WAYS)), flush=True)
+        if asked.decisions:
+            for name in asked.only:
+                print(f"{name}: {decisions(trained(name, folder))}", flush=True)
+            return
         for name in asked.only:
             run = trained(name, folder)
             if not asked.train_only:
@@ -120,6 +131,22 @@ def merged(run: Path, folder: Path) -> dict[str, Any]:
         written = output if output.is_dir() else failed_name(output)
         record: dict[str, Any] = json.loads((written / VERIFICATION_FILE).read_text())
         return record
+
+
+def decisions(run: Path) -> str:
+    """The KL of calibrated merges, their decisions to the nearest and stochastic."""
+    parts = read_parts(resolve_target(str(run)), (), None)
+    updates = Updates(parts.stored, parts.config, parts.adapters)
+    config = parts.merged_config(vocabulary=updates.vocabulary, tied=updates.stays_tied).expected()
+    exact = MergedWeights(parts.stored, updates, None)
+    options = MergeOptions(0, "full", "16bit", RoundingRequest("calibrated"))
+    found, default = {}, choice.DRAWN_ULPS_WITH_FEEDBACK
+    for name, bound in (("nearest", 0.0), ("stochastic", float("inf"))):
+        choice.DRAWN_ULPS_WITH_FEEDBACK = bound
+        found[name], _ = choice.choose_rounding(parts, exact, config, options)
+    choice.DRAWN_ULPS_WITH_FEEDBACK = default
+    kl = choice.distances(parts, exact, config, found)
+    return ", ".join(f"{name} {value:.1e}" for name, value in kl.items())
 
 
 def median_update(run: Path) -> float:

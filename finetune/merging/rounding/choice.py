@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from finetune.merging.inputs import MergeInputs, MergeOptions
 
 
-SMALL_UPDATE_ULPS = 0.5
+DRAWN_ULPS, DRAWN_ULPS_WITH_FEEDBACK = 1.4, 0.3
 """The median |update|, in units in the last place of its weights, below which a tensor is rounded
-stochastically, with or without feedback: to the nearest, more than half of its numbers would not move, and
-what each layer loses of the update leans the same way in all of them. docs/merging.md has what was measured
-on both sides."""
+stochastically: to the nearest, most of its numbers would hardly move, and what each layer loses of the update
+leans the same way in all of them. Feedback brings back a part of that. docs/merging.md has what was measured
+on both sides of each."""
 SAMPLED_ROWS = 8
 """Of a tensor, for that median."""
 
@@ -86,7 +86,8 @@ def choose_rounding(
     from finetune.merging.rounding.calibration import calibration_of
 
     calibration = calibration_of(parts, exact, config, options)
-    small = {name for name in names if update_ulps(exact, name) < SMALL_UPDATE_ULPS}
+    sizes = {name: update_ulps(exact, name) for name in names}
+    small = {name for name, size in sizes.items() if size < DRAWN_ULPS_WITH_FEEDBACK}
     if asked.method == "calibrated":
         by_tensor = ByTensor(calibration.rounded(names, small, stochastic.seed))
         if not by_tensor.of:
@@ -97,7 +98,7 @@ def choose_rounding(
         seed = stochastic.seed if small & by_tensor.of.keys() else None
         rows = len(calibration.rows)
         return by_tensor, RoundingChoice("calibrated", "calibrated", seed, rows, tensors=by_tensor.names())
-    found: dict[str, Rounding] = dict.fromkeys(sorted(small), stochastic)
+    found: dict[str, Rounding] = {name: stochastic for name, size in sizes.items() if size < DRAWN_ULPS}
     found |= calibration.rounded(names, small, stochastic.seed, [NEAREST, stochastic])
     tensors = {name: found.get(name, NEAREST).name for name in names}
     return _compared(parts, exact, config, options, ByTensor(found), tensors, calibration)
