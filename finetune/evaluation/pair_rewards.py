@@ -23,18 +23,18 @@ def pair_rewards(
     (2 P).
 
     The reference is the model without its adapter. Raises FinetuneError where there is one to compare with,
-    and the model has no adapter, or started from another one.
+    and it is not the base of an adapter.
     """
     if not objective.writes_text:
         outputs, _ = classify(model, documents, cast(HeadSection, objective.brought_head), batch_size)
         return [(chosen, rejected) for chosen, rejected in outputs.reshape(-1, 2).tolist()]
     scores = PairScores(*_measured(model, documents, batch_size))
     if objective.has_reference:
-        if not isinstance(model, PeftModel) or not objective.starts_from_base:
+        if not isinstance(model, PeftModel) or not objective.is_relative_to_base:
             raise FinetuneError(
-                f"rewards of objective {objective.kind} are relative to the model before step 1, which is "
-                "known here for an adapter that started from its base: evaluate the run or its adapter, not "
-                "a merged model; other runs have eval/reward_accuracy in their metrics.jsonl."
+                f"rewards of objective {objective.kind} are relative to its reference, which is known here "
+                "where it is the adapter's base: evaluate the run or its adapter, not a merged model; runs "
+                "with another reference have eval/reward_accuracy in their metrics.jsonl."
             )
         adapted = cast(PeftModel, model)
         with adapted.disable_adapter():

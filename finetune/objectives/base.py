@@ -45,6 +45,9 @@ class Objective:
     """Whether a row may have several labels; None where its answer says so."""
     values_per_document: int = 0
     """Numbers that `values` computes of each document before step 1; they are kept with the run."""
+    reference: str = "start"
+    """Of which model: start, the one that is trained; base, the same without its adapter; else that of an
+    adapter, by its folder."""
     step_values: ClassVar[int] = 0
     """Numbers that `step_terms` sums over a complete step before its first loss."""
     logged: tuple[str, ...] = ()
@@ -135,7 +138,7 @@ class Objective:
         return loss_weight(batch)
 
     def values(self, model: Any, hidden: "torch.Tensor", inputs: "LossInputs") -> "torch.Tensor":
-        """values_per_document numbers of each document (N x K), of the model as it is before step 1."""
+        """values_per_document numbers of each document (N x K), of the `reference` before step 1."""
         raise NotImplementedError
 
     def step_terms(self, model: Any, hidden: "torch.Tensor", inputs: "LossInputs") -> "torch.Tensor":

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from data_prep.config import Section
 from data_prep.feedback import FeedbackEncoding, Mismatched
 from finetune.objectives.base import Objective
-from finetune.objectives.pairs import Positive
+from finetune.objectives.pairs import Positive, ReferenceOptions
 from finetune.recipe.given import Given, RuleProblem, asked
 
 if TYPE_CHECKING:
@@ -14,9 +13,10 @@ if TYPE_CHECKING:
 
     from data_prep.table.documents import Document
     from finetune.models.loss import LossInputs
+    from finetune.recipe.schema import Recipe
 
 
-class KtoOptions(Section):
+class KtoOptions(ReferenceOptions):
     """Keys of objective kto."""
 
     beta: Positive = 0.1
@@ -32,13 +32,13 @@ class Kto(Objective):
     """Kahneman-Tversky optimisation: each answer's reward is brought to its side of a baseline, the mean over
     rows.
 
-    Ethayarajh et al. 2024, arXiv:2402.01306. A reward is beta times the log-ratio to the model before step 1.
-    The baseline is beta times an estimate of the divergence from that model: the mean log-ratio of answers
+    Ethayarajh et al. 2024, arXiv:2402.01306. A reward is beta times the log-ratio to the reference.
+    The baseline is beta times an estimate of the divergence from it: the mean log-ratio of answers
     that belong to other rows (Mismatched), over the complete step, and at least 0; it has no gradient.
     """
 
     kind: ClassVar[str] = "kto"
-    section: ClassVar[type[Section]] = KtoOptions
+    section = KtoOptions
     encoding = FeedbackEncoding()
     values_per_document = 1
     step_values: ClassVar[int] = 2
@@ -47,9 +47,15 @@ class Kto(Objective):
         "log_probabilities/bad",
     )  # fmt: skip
 
+    def __init__(self, recipe: "Recipe"):
+        super().__init__(recipe)
+        self.reference = self.options.reference
+
     def problems(self, given: Given) -> RuleProblem:
         """All that is learned is what was judged."""
         yield from super().problems(given)
+        if self.reference == "none":
+            yield "objective.reference", "objective kto needs one: start, base or an adapter"
         recipe = self.recipe
         if recipe.train.global_batch_size == 1:
             yield "train.global_batch_size", "objective kto compares the rows of a step; set at least 2"
@@ -71,7 +77,7 @@ class Kto(Objective):
     def _compared(
         self, model: Any, hidden: "torch.Tensor", inputs: "LossInputs"
     ) -> "tuple[torch.Tensor, torch.Tensor]":
-        """Log-probabilities of the model, and of the model before step 1 (N each)."""
+        """Log-probabilities of the model, and of the reference (N each)."""
         assert inputs.values is not None  # noqa: S101 - values_per_document
         found = self.values(model, hidden, inputs)
         return found[:, 0], inputs.values[:, 0].to(found)

@@ -1,8 +1,8 @@
 """Learning from pairs of a chosen and a rejected answer: what the objectives that compare the two share."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data_prep.config import Section
 from data_prep.pairs import PairEncoding
@@ -32,9 +32,18 @@ RATIOS = ("log_ratios/chosen", "log_ratios/rejected")
 class ReferenceOptions(Section):
     """Keys of objectives that compare with a reference."""
 
-    reference: Literal["start", "none"] = "start"
-    """start: the model as it is before step 1, whose log-probabilities are computed once and kept with the
-    run; none: every answer is taken to be as likely as any other."""
+    reference: str = "start"
+    """start: the model as it is before step 1; base: model.base without an adapter, where
+    adapter.continue_from begins with another model; a run or an adapter (a folder, or a hub id) of the same
+    base. Log-probabilities are computed once, before step 1, and kept with the run. none: every answer is
+    taken to be as likely as any other."""
+
+    @field_validator("reference")
+    @classmethod
+    def _named(cls, reference: str) -> str:
+        if not reference.strip():
+            raise ValueError("got nothing, expected start, base, none, or an adapter")
+        return reference
 
 
 class PairObjective(Objective):
@@ -50,15 +59,16 @@ class PairObjective(Objective):
 
     def __init__(self, recipe: "Recipe"):
         super().__init__(recipe)
-        self.has_reference = getattr(self.options, "reference", "none") != "none"
+        self.reference = getattr(self.options, "reference", "none")
+        self.has_reference = self.reference != "none"
         adapter = recipe.adapter
-        self.starts_from_base = (
-            adapter.method != "full"
-            and adapter.continue_from is None
-            and not adapter.starts_at_base
-            and adapter.init != "loftq"
+        starts_from_base = (
+            adapter.continue_from is None and not adapter.starts_at_base and adapter.init != "loftq"
         )
-        """Whether the model without its adapter is the model before step 1."""
+        self.is_relative_to_base = adapter.method != "full" and (
+            self.reference == "base" or (self.reference == "start" and starts_from_base)
+        )
+        """Whether the reference is the model without its adapter."""
         self.values_per_document = 1 if self.has_reference else 0
         self.supervised_weight = float(getattr(self.options, "supervised_weight", self.supervises))
         parts = ("losses/preference", "losses/supervised") if self.supervised_weight else ()

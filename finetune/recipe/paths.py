@@ -12,6 +12,7 @@ from data_prep.config import CHAT_TEMPLATES, is_template_text, problem_with_name
 from data_prep.files import Use, problem_with
 from finetune.recipe.reading.tree import Diagnostic, Location, Node, finding_at
 from finetune.recipe.reading.variables import expanded
+from finetune.recipe.schema.objective import REFERENCE, REFERENCES
 
 # What the hub takes: no name ends in a dot or hyphen or is longer than 96; no two hyphens or dots meet; none
 # ends in .git.
@@ -36,7 +37,12 @@ def resolve_paths(tree: Node) -> tuple[Node, list[Diagnostic], dict[Location, li
     tree = _resolve(tree, ("model", "base", "gguf"), findings, kind="file")
     tree = _resolve_base(tree, findings)
     tree = _resolve_chat_template(tree, findings)
-    return _resolve_adapter(tree, findings), findings, variables
+    tree = _resolve_adapter(tree, ("adapter", "continue_from"), findings)
+    if (found := _text(tree, REFERENCE)) is not None and found[1] not in REFERENCES:
+        tree = _resolve_adapter(
+            tree, REFERENCE, findings, words=f"; expected {', '.join(REFERENCES)}, or one"
+        )
+    return tree, findings, variables
 
 
 def _expand(tree: Node, findings: list[Diagnostic]) -> tuple[Node, dict[Location, list[str]]]:
@@ -49,6 +55,7 @@ def _expand(tree: Node, findings: list[Diagnostic]) -> tuple[Node, dict[Location
         ("model", "base", "gguf"),
         ("model", "chat_template"),
         ("adapter", "continue_from"),
+        REFERENCE,
     ]
     variables: dict[Location, list[str]] = {}
     for location in [*places, ("output", "folder")]:
@@ -119,7 +126,13 @@ def _nothing(path: Path, kind: str) -> str:
 
 
 def _resolve(
-    tree: Node, location: Location, findings: list[Diagnostic], *, kind: str, holds: str | None = None
+    tree: Node,
+    location: Location,
+    findings: list[Diagnostic],
+    *,
+    kind: str,
+    holds: str | None = None,
+    hint: str = "",
 ) -> Node:
     """One path made absolute; `holds` is a file that a folder must have inside."""
     found = _text(tree, location)
@@ -128,7 +141,7 @@ def _resolve(
     node, text = found
     path = absolute(text, node.place.source.folder)
     if not text or not _exists(path, folder=holds is not None):
-        findings.append(finding_at(node, location, f"{_nothing(path, kind)}: looked at {path}"))
+        findings.append(finding_at(node, location, f"{_nothing(path, kind)}: looked at {path}{hint}"))
     elif holds and not _exists(path / holds, folder=False):
         findings.append(finding_at(node, location, f"not an {kind}: {path} holds no {holds}"))
     return _replace(tree, location, str(path))
@@ -186,10 +199,9 @@ def _resolve_base(tree: Node, findings: list[Diagnostic]) -> Node:
     return tree
 
 
-def _resolve_adapter(tree: Node, findings: list[Diagnostic]) -> Node:
-    """adapter.continue_from: an adapter's folder, a run's, whose adapter is meant, or an adapter of the
-    hub."""
-    location: Location = ("adapter", "continue_from")
+def _resolve_adapter(tree: Node, location: Location, findings: list[Diagnostic], *, words: str = "") -> Node:
+    """An adapter's folder, a run's, whose adapter is meant, or an adapter of the hub; `words` is what else
+    could be there."""
     found = _text(tree, location)
     if found is None:
         return tree
@@ -199,7 +211,7 @@ def _resolve_adapter(tree: Node, findings: list[Diagnostic]) -> Node:
         return _replace(tree, location, str(path / "adapter"))
     if HUB_ID.fullmatch(text) and not _exists(path, folder=True):
         return tree
-    return _resolve(tree, location, findings, kind="adapter folder", holds="adapter_config.json")
+    return _resolve(tree, location, findings, kind="adapter folder", holds="adapter_config.json", hint=words)
 
 
 def _resolve_chat_template(tree: Node, findings: list[Diagnostic]) -> Node:

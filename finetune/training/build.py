@@ -20,8 +20,10 @@ from data_prep.tokenizers.tokens import check_ids
 from data_prep.truncation import overlap_of
 from finetune.data import prepare_data, tokenizer_for
 from finetune.engines import registry
+from finetune.engines.base import Engine
 from finetune.engines.group import this_group
 from finetune.engines.registry import current
+from finetune.engines.single import SINGLE
 from finetune.errors import ModelError
 from finetune.evaluation.dataset import read_rows
 from finetune.models.adapters.adapter import (
@@ -55,6 +57,7 @@ from finetune.training.callbacks.epoch_marks import EpochMarks
 from finetune.training.optimization.intervals import intervals_of
 from finetune.training.optimization.parameter_groups import Rates
 from finetune.training.optimization.schedule import ceil_product, rate_factor, warmup_steps
+from finetune.training.reference import check_reference
 from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
@@ -138,8 +141,10 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
         )
     if recipe.adapter.continue_from is not None:
         _check_continued(recipe, base, described, tokenizer)
+    objective = objective_of(recipe)
+    check_reference(objective, base, tokenizer, rules.preparation)
     data = prepare_data(recipe, tokenizer, allow_code=allow_code)
-    return Inputs(base, tokenizer, data, precision, objective_of(recipe), frozenset(allow_code), rules)
+    return Inputs(base, tokenizer, data, precision, objective, frozenset(allow_code), rules)
 
 
 def _check_stored(recipe: Recipe, base: Base) -> None:
@@ -204,29 +209,8 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     """The base with the recipe's adapter (or all of its weights) ready to train, on its device."""
     method, engine = recipe.adapter.method, current()
     seed_everything(recipe.train.seed)
-    # Weights that are all trained need float32 for the optimizer's small steps, or an optimizer that rounds
-    # them stochastically; autocast still computes in bf16.
-    wide = method == "full" and recipe.train.weights_dtype == "fp32"
-    dtype = torch.float32 if wide else inputs.precision.dtype
-    scaling = recipe.model.rope_scaling
-    attention = choose_attention(
-        choose_device(), load_config(inputs.base, scaling), recipe.data.attended_tokens
-    )
     with engine.loading(inputs.precision.name):
-        head = recipe.model.head
-        model = load_model(
-            inputs.base,
-            dtype=dtype,
-            quantization=recipe.adapter.base_quantization,
-            rope_scaling=scaling,
-            attention=attention,
-            head=head,
-            rope_by_document=inputs.rules.training >= 2,
-            engine=engine,
-        )
-        grow_embeddings(model, len(inputs.tokenizer), engine)
-        inputs.objective.prepare_model(model, pad_token_id(inputs.tokenizer))
-        inputs.objective.install(model, most_chunks=this_group().most if engine.shards_weights else None)
+        model = load_base(recipe, inputs, engine)
         trained: torch.nn.Module = model
         if method != "full":
             # The seed again: the adapter's start doesn't depend on what loading the base drew.
@@ -246,6 +230,30 @@ def build_model(recipe: Recipe, inputs: Inputs) -> torch.nn.Module:
     if not is_quantized(model):
         trained = engine.place(trained, choose_device())
     return trained
+
+
+def load_base(recipe: Recipe, inputs: Inputs, engine: Engine = SINGLE) -> PreTrainedModel:
+    """The base with the loss of the recipe's objective."""
+    # Weights that are all trained need float32 for the optimizer's small steps, or an optimizer that rounds
+    # them stochastically; autocast still computes in bf16.
+    wide = recipe.adapter.method == "full" and recipe.train.weights_dtype == "fp32"
+    scaling = recipe.model.rope_scaling
+    model = load_model(
+        inputs.base,
+        dtype=torch.float32 if wide else inputs.precision.dtype,
+        quantization=recipe.adapter.base_quantization,
+        rope_scaling=scaling,
+        attention=choose_attention(
+            choose_device(), load_config(inputs.base, scaling), recipe.data.attended_tokens
+        ),
+        head=recipe.model.head,
+        rope_by_document=inputs.rules.training >= 2,
+        engine=engine,
+    )
+    grow_embeddings(model, len(inputs.tokenizer), engine)
+    inputs.objective.prepare_model(model, pad_token_id(inputs.tokenizer))
+    inputs.objective.install(model, most_chunks=this_group().most if engine.shards_weights else None)
+    return model
 
 
 def build_trainer(

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ from finetune.training.outputs import (
     written_type,
 )
 from finetune.training.provenance import refuse_other_engine
+from finetune.training.reference import reference_model
 from finetune.training.trainer import ExactTrainer
 
 logger = logging.getLogger(__name__)
@@ -91,7 +93,8 @@ def open_session(
     if recipe.train.rehearsal and not trainer.engine.steps_in_backward:
         trainer.add_callback(MemoryCheck(trainer, recipe))
     if inputs.objective.values_per_document:
-        trainer.add_callback(DocumentValues(trainer, run.path / VALUES))
+        reference = partial(reference_model, trainer, partial(build.load_base, recipe, inputs))
+        trainer.add_callback(DocumentValues(trainer, run.path / VALUES, reference))
     # Last, because they are seen from outside: a tracker's run and a moving line, for a run that can start.
     tracking = TrackingSection.model_validate(scrubbed_values(recipe.tracking.model_dump(mode="json")))
     if not group.is_main:
@@ -271,6 +274,8 @@ class TrainingSession:
         self.run.write_summary(found)
         if status == "finished":
             final = {name: value for name, value in found.items() if is_metric(name)}
+            if self.trainer.values_hash:
+                final["document_values_sha256"] = self.trainer.values_hash
             write_private(self.run.lock_path, replace(self.lock, final=final).to_yaml())
 
     def _take_steps(self) -> None:

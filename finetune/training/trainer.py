@@ -90,7 +90,7 @@ class ExactTrainer(Trainer):
         self.evaluation_tokens, self.group = evaluation_tokens, group
         self.describe: Callable[[Path], None] = lambda checkpoint: None
         self.task_metrics: Callable[[], dict[str, float]] | None = None
-        self.start_hash = ""
+        self.start_hash = self.values_hash = ""
         self.tokens_seen = self.supervised_tokens_seen = self.skipped_steps = 0
         self.step_seconds, self.seconds_before, self.started = 0.0, 0.0, time.perf_counter()
         self.group_rates: dict[str, float] = {}
@@ -165,19 +165,23 @@ class ExactTrainer(Trainer):
         return self.reduced(total)
 
     def computed(
-        self, part: Part, batches: Iterable[tuple[Sequence[T], dict[str, Any]]]
+        self,
+        part: Part,
+        batches: Iterable[tuple[Sequence[T], dict[str, Any]]],
+        model: torch.nn.Module | None = None,
     ) -> Iterator[tuple[Sequence[T], torch.Tensor]]:
         """An objective's function of each batch, in float64 on the host, beside the batch's rows.
 
-        The wrapped model computes it, in evaluation mode and without noise. What a batch without rows gives
-        is left out: it is there for the other processes' sake.
+        The wrapped model computes it, or `model`, in evaluation mode and without noise. What a batch without
+        rows gives is left out: it is there for the other processes' sake.
         """
         left_out = ("places", "tokens", "noise_seeds", "step_sum", "counterparts")
-        self.model_wrapped.eval()
+        computing = self.model_wrapped if model is None else model
+        computing.eval()
         for rows, batch in batches:
             kept = {name: value for name, value in batch.items() if name not in left_out}
             with torch.no_grad(), self.compute_loss_context_manager(), self.accelerator.autocast():
-                found = self.model_wrapped(**self._prepare_inputs(kept), part=part).logits
+                found = computing(**self._prepare_inputs(kept), part=part).logits
             if rows:
                 yield rows, found.cpu().double()
         self.model_wrapped.train()
@@ -358,6 +362,7 @@ class ExactTrainer(Trainer):
             "seconds": self.seconds_before + time.perf_counter() - self.started,
             "feed": self.feed.state(),
             "start": self.start_hash,
+            "values": self.values_hash,
         }
 
     def load_counters(self, checkpoint: Path) -> None:
@@ -366,7 +371,7 @@ class ExactTrainer(Trainer):
         self.feed.restore(read_state(checkpoint).global_step, counters.feed)
         self.tokens_seen, self.supervised_tokens_seen = counters.tokens, counters.supervised_tokens
         self.step_seconds, self.seconds_before = counters.step_seconds, counters.seconds
-        self.start_hash = counters.start
+        self.start_hash, self.values_hash = counters.start, counters.values
 
     def load_finished(self, checkpoint: Path) -> None:
         """Take over weights and state of a checkpoint after which no step is left.

@@ -6,6 +6,12 @@ from pydantic import ConfigDict
 
 from data_prep.config import Section
 
+REFERENCE = ("objective", "reference")
+"""Where an objective that has a reference names it."""
+
+REFERENCES = ("start", "base", "none")
+"""References that are no adapter."""
+
 
 class ObjectiveSection(Section):
     """What is learned from a row. Each kind has keys of its own (finetune/objectives)."""

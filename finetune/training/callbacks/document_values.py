@@ -3,7 +3,9 @@ is resumed."""
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from data_prep.disk import read_regular, write_private
@@ -31,11 +34,14 @@ BYTES_OF_NAMES = 1 << 16
 
 
 class DocumentValues(TrainerCallback):
-    """Gives the trainer Objective.values of all documents, of the model as it is before step 1, in evaluation
+    """Gives the trainer Objective.values of all documents, of the objective's reference, in evaluation
     mode."""
 
-    def __init__(self, trainer: ExactTrainer, path: Path):
-        """`path` is the run's file for them."""
+    def __init__(
+        self, trainer: ExactTrainer, path: Path, reference: Callable[[], AbstractContextManager[nn.Module]]
+    ):
+        """`path` is the run's file for them, `reference` opens the model that computes them."""
+        self.reference = reference
         assert isinstance(trainer.feed, TableFeed)  # noqa: S101 - the objective's rules refuse streams
         self.trainer, self.feed, self.path = trainer, trainer.feed, path
 
@@ -65,7 +71,8 @@ class DocumentValues(TrainerCallback):
             )
         else:
             started = time.perf_counter()
-            found = {name: self._computed(rows) for name, rows in documents.items()}
+            with self.reference() as model:
+                found = {name: self._computed(rows, model) for name, rows in documents.items()}
             count = sum(map(len, found.values()))
             logger.info(
                 f"computed what the objective needs of {count:,} documents in "
@@ -73,19 +80,31 @@ class DocumentValues(TrainerCallback):
             )
             if group.is_main:
                 write_private(self.path, save(found))
+        self._give(found)
+        if not state.global_step:
+            with self.reference() as model:
+                self._check(model)
+        before, self.trainer.values_hash = self.trainer.values_hash, sha256(save(found)).hexdigest()
+        if before not in ("", self.trainer.values_hash):
+            raise CheckpointError(
+                f"{self.path} has changed: what it holds has SHA-256 {self.trainer.values_hash}, and had "
+                f"{before} when the checkpoint was taken. Put it back, or start a new run."
+            )
+
+    def _give(self, found: dict[str, np.ndarray]) -> None:
+        """Hand the numbers to those that put them into batches."""
         self.feed.values, self.trainer.evaluation_values = found["train"], found["evaluation"]
         self.feed.counterpart_values = found.get("train_counterparts")
         self.trainer.evaluation_counterpart_values = found.get("evaluation_counterparts")
-        if not state.global_step:
-            self._check()
 
-    def _check(self) -> None:
+    def _check(self, model: nn.Module) -> None:
         """Compute them again of this process's first micro-batch, as training sees it. Raises TrainingError
-        where they differ: what the run learns would be measured against other numbers than its start's."""
+        where they differ: what the run learns would be measured against other numbers than its
+        reference's."""
         arguments, batch = self.trainer.args, next(iter(self.feed))
         precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
         worst, place = 0.0, ""
-        for places, live in self.trainer.computed("values", [(batch["places"], batch)]):
+        for places, live in self.trainer.computed("values", [(batch["places"], batch)], model):
             tokens = batch["shift_labels"].ne(IGNORE_INDEX).sum() / len(places)
             apart = (live - batch["document_values"].double()).abs().amax(dim=1) / tokens
             worst, place = float(apart.max()), places[int(apart.argmax())]
@@ -97,10 +116,10 @@ class DocumentValues(TrainerCallback):
                 "this if it stays."
             )
 
-    def _computed(self, documents: Sequence[Document]) -> np.ndarray:
+    def _computed(self, documents: Sequence[Document], model: nn.Module) -> np.ndarray:
         """The numbers of each document (N x K), by all processes together."""
         found = torch.from_numpy(self._zeros(documents))
-        for rows, values in self.trainer.computed("values", self.trainer.batches_of(documents)):
+        for rows, values in self.trainer.computed("values", self.trainer.batches_of(documents), model):
             found[rows] = values
         return self.trainer.reduced(found).double().numpy()
 

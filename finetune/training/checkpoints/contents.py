@@ -51,6 +51,9 @@ class Counters(BaseModel):
     feed: dict[str, Count]
     start: str = ""
     """The hash of the weights before the first step; empty in checkpoints of earlier versions."""
+    values: str = ""
+    """The hash of what the objective computed of the rows before the first step; empty where it computes
+    nothing."""
 
 
 class LoggedEntry(BaseModel, extra="allow"):

@@ -16,54 +16,11 @@ from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.data import prepare_data
 from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe.load import load_recipe
-from finetune.recipe.rules.objective import with_objective_defaults
 from finetune.recipe.schema import Recipe
-from finetune.runs.folder import RunFolder
 from finetune.training import run as training
-from tests.support.processes import EXACT, adapter_of, assert_equal, start
+from tests.support.preferences import column, logged
+from tests.support.processes import adapter_of, assert_equal, start
 from tests.support.recipes import MakeRecipe
-
-
-def write_pairs(path: Path, rows: int = 24) -> str:
-    """Pairs whose chosen answer repeats the prompt's number; the two are the longer one in turn."""
-    lines = []
-    for index in range(rows):
-        right, wrong = f"it is {index}", f"not {index + 7}"
-        if index % 2:
-            right += ", " + right
-        else:
-            wrong += " " + wrong
-        lines.append(json.dumps({"prompt": f"number {index}?", "chosen": right, "rejected": wrong}))
-    path.write_text("\n".join(lines) + "\n")
-    return str(path)
-
-
-@pytest.fixture
-def pairs(make_recipe: MakeRecipe, tmp_path: Path) -> MakeRecipe:
-    """make_recipe on 24 pairs, six of them held out, for 8 steps."""
-    data = {
-        "train": [{"path": write_pairs(tmp_path / "pairs.jsonl"), "format": "preference"}],
-        "evaluation": {"fraction": 0.25},
-        "max_length_tokens": 96,
-    }
-    train = EXACT | {"global_batch_size": 6, "micro_batch_size": 3, "max_steps": 8, "save_every": None}
-
-    def make(**sections: dict[str, Any]) -> Recipe:
-        changed = sections | {
-            "data": data | sections.get("data", {}),
-            "train": train | {"evaluate_every": 8} | sections.get("train", {}),
-        }
-        return with_objective_defaults(make_recipe(**{"objective": {"kind": "dpo"}, **changed}))
-
-    return make
-
-
-def logged(run: RunFolder) -> list[dict[str, float]]:
-    return list(map(json.loads, run.metrics_path.read_text().splitlines()))
-
-
-def column(run: RunFolder, name: str) -> list[float]:
-    return [entry[name] for entry in logged(run) if name in entry]
 
 
 @pytest.mark.parametrize(
@@ -307,7 +264,7 @@ def test_rows_are_counted_as_pairs(pairs: MakeRecipe, tiny_base: Path, tmp_path:
     [
         (["objective.beta=0"], "expected more than 0"),
         (["objective.label_smoothing=0.5"], "less than 0.5"),
-        (["objective.reference=other"], "expected start or none"),
+        (["objective.reference=other"], "other; expected start, base, none, or one"),
         (["objective.margin=1"], "unknown key; objective has"),
         (["objective.kind=dpoo"], "did you mean dpo"),
         (["data.supervise=all"], "compares answers, without their prompts"),

@@ -1,0 +1,85 @@
+"""The model of which an objective's `values` are computed before step 1: the trained one itself, its base, or
+another adapter on the same base."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from finetune.data import tokenizer_for
+from finetune.engines.registry import current
+from finetune.errors import ModelError
+from finetune.models.adapters.adapter import load_adapter
+from finetune.models.bases.locate import Base
+from finetune.models.device import choose_device
+from finetune.models.quantization import is_quantized
+from finetune.objectives import Objective
+from finetune.recipe.schema.objective import REFERENCES
+from finetune.runs.target import resolve_target
+
+if TYPE_CHECKING:
+    from finetune.training.trainer import ExactTrainer
+
+KEY = "objective.reference"
+
+
+@contextmanager
+def reference_model(trainer: "ExactTrainer", load_base: Callable[[], PreTrainedModel]) -> Iterator[nn.Module]:
+    """The objective's reference, for as long as it is needed; `load_base` gives the base with the objective's
+    loss."""
+    objective, trained = trainer.objective, trainer.accelerator.unwrap_model(trainer.model)
+    if names_adapter(objective):
+        yield _on_base(load_base(), objective.reference)
+    elif objective.reference == "base" and isinstance(trained, PeftModel):
+        with cast(Any, trained).disable_adapter():
+            yield trainer.model_wrapped
+    else:
+        yield trainer.model_wrapped
+
+
+def names_adapter(objective: Objective) -> bool:
+    """Whether the reference is an adapter of its own."""
+    return bool(objective.values_per_document) and objective.reference not in REFERENCES
+
+
+def check_reference(
+    objective: Objective, base: Base, tokenizer: PreTrainedTokenizerFast, preparation: int
+) -> None:
+    """Raises ModelError where the reference is an adapter that can't be one: it can't be loaded, or belongs
+    to another base or tokenizer."""
+    if not names_adapter(objective):
+        return
+    engine = current()
+    if engine.shards_weights:
+        raise ModelError(
+            f"{KEY} names an adapter, whose model each process would hold whole, and {engine.name} cuts "
+            "models up: launch with ddp, or set it to start or base."
+        )
+    target = resolve_target(objective.reference)
+    if target.adapter is None:
+        raise ModelError(
+            f"{KEY}: {target.description} is a whole model; expected a run or an adapter of model.base."
+        )
+    if target.base_sha256 is not None and not base.holds(target.base_sha256):
+        raise ModelError(
+            f"{KEY}: {target.description} was trained on another base than model.base: its SHA-256 was "
+            f"{target.base_sha256}, and model.base has {base.fingerprint().get('sha256')}."
+        )
+    its = tokenizer_for(objective.recipe.model, target.adapter, base.folder, preparation=preparation)
+    if its.get_vocab() != tokenizer.get_vocab():
+        raise ModelError(
+            f"{KEY}: the tokenizer of {target.description} has {len(its):,} tokens, and this run's "
+            f"{len(tokenizer):,}, or they have other ids; rows mean the same to both only with one "
+            "tokenizer."
+        )
+
+
+def _on_base(base: PreTrainedModel, name: str) -> nn.Module:
+    """The base with the adapter of that name, on the device."""
+    target = resolve_target(name)
+    assert target.adapter is not None  # noqa: S101 - check_reference
+    loaded = load_adapter(base, target.adapter).eval()
+    return loaded if is_quantized(base) else loaded.to(choose_device())

@@ -1,0 +1,87 @@
+"""What rewards are relative to: the start, the base, or another run."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import finetune
+from finetune.errors import CheckpointError, FinetuneError, ModelError
+from finetune.runs.folder import VALUES, RunFolder
+from finetune.training import run as training
+from tests.support.models import save_tiny_llama
+from tests.support.preferences import column
+from tests.support.processes import start
+from tests.support.recipes import MakeRecipe
+
+
+@pytest.fixture
+def first(pairs: MakeRecipe) -> RunFolder:
+    """A run of DPO from a fresh adapter."""
+    return start(pairs(), name="first")
+
+
+def test_a_continued_adapter_is_compared_with_its_base(pairs: MakeRecipe, first: RunFolder) -> None:
+    """reference: base measures before step 1 what the run that is continued measured at its end."""
+    adapter = {"continue_from": str(first.adapter)}
+    again = start(pairs(adapter=adapter, objective={"kind": "dpo", "reference": "base"}), name="again")
+    for name in ("eval/loss", "eval/reward_margin", "eval/log_ratios/chosen"):
+        assert column(again, name)[0] == pytest.approx(column(first, name)[-1], rel=1e-4)
+    assert column(again, "eval/reward_margin")[0] > 0
+    score = finetune.evaluate(again.path).scores["reward_margin"].value
+    assert score == pytest.approx(column(again, "eval/reward_margin")[-1], rel=1e-3)
+
+
+def test_a_continued_adapter_is_its_own_reference(pairs: MakeRecipe, first: RunFolder) -> None:
+    """By default: every margin begins at 0."""
+    again = start(
+        pairs(adapter={"continue_from": str(first.adapter)}, train={"max_steps": 1, "evaluate_every": 1})
+    )
+    assert column(again, "eval/reward_margin")[0] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "kto"])
+def test_a_reference_may_be_another_run(pairs: MakeRecipe, first: RunFolder, kind: str) -> None:
+    """The base, relative to a run, is the run relative to the base with the other sign."""
+    train = {"max_steps": 1, "evaluate_every": 1}
+    other = start(pairs(objective={"kind": kind, "reference": str(first.path)}, train=train), name="other")
+    if kind == "kto":
+        assert column(other, "train/rewards/good")[0] < 0 < column(other, "train/rewards/bad")[0]
+        return
+    for name in ("eval/reward_margin", "eval/log_ratios/chosen", "eval/log_ratios/rejected"):
+        assert column(other, name)[0] == pytest.approx(-column(first, name)[-1], rel=1e-4)
+    with pytest.raises(FinetuneError, match="runs with another reference have eval/reward_accuracy"):
+        finetune.evaluate(other.path)
+
+
+def test_a_reference_of_another_base_is_refused(
+    pairs: MakeRecipe, first: RunFolder, tmp_path: Path, tiny_base: Path
+) -> None:
+    """So is one with another tokenizer, and a whole model."""
+    section = {"kind": "dpo", "reference": str(first.path)}
+    base = tmp_path / "elsewhere"
+    shutil.copytree(tiny_base, base)
+    save_tiny_llama(base, rms_norm_eps=1e-6)
+    with pytest.raises(ModelError, match=r"run first-001 was trained on another base than model\.base"):
+        start(pairs(objective=section, model={"base": str(base)}), name="other")
+    with pytest.raises(ModelError, match="or they have other ids; rows mean the same to both only with one"):
+        start(pairs(objective=section, model={"base": str(tiny_base), "new_tokens": ["<x>"]}), name="other")
+    with pytest.raises(ModelError, match=r"is a whole model; expected a run or an adapter of model\.base"):
+        start(pairs(objective={"kind": "dpo", "reference": str(tiny_base)}), name="other")
+
+
+def test_reference_values_that_changed_are_refused(pairs: MakeRecipe) -> None:
+    """A checkpoint has their hash, and so has the lock at the end."""
+    run = start(pairs(train={"save_every": 4, "evaluate_every": None}))
+    assert len(finetune.Run(run.path).lock.final["document_values_sha256"]) == 64
+    shutil.rmtree(run.adapter)
+    run.write_summary(run.read_summary() | {"status": "stopped"})
+    shutil.rmtree(run.checkpoints / "checkpoint-8")
+    values: dict[str, np.ndarray[Any, Any]] = load_file(run.path / VALUES)
+    values["train"][0] += 1.0
+    save_file(values, run.path / VALUES)
+    with pytest.raises(CheckpointError, match=r"has changed: what it holds has SHA-256 .* Put it back"):
+        training.resume(run.path, recipe=None)
