@@ -30,7 +30,6 @@ from tests.support.golden_preferences import (
 from tests.support.preferences import column
 from tests.support.processes import EXACT, start
 
-
 IN_MINUTES = ("dpo", "kto", "orpo", "cpo")
 """The cases of the quick suite."""
 
