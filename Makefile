@@ -52,6 +52,9 @@ bench-merge: $(VENV)/.installed-dev  ## merging beside cp and PEFT, at 1.1B and 
 bench-rounding: $(VENV)/.installed-dev  ## what each rounding of a merge leaves of eight adapters of SmolLM2-135M
 	$(BIN)/python benchmarks/bench_rounding.py
 
+bench-preference: $(VENV)/.installed-dev  ## pairs/s of DPO, with prompts shared and not, beside TRL where TRL names the folder of its package
+	$(BIN)/python benchmarks/bench_preference.py $(if $(TRL),--trl $(TRL))
+
 bench-plan: $(VENV)/.installed-dev  ## what finetune plan predicts beside what torch and the system measure
 	$(BIN)/python benchmarks/bench_plan.py
 

@@ -100,17 +100,25 @@ class Feed(IterableDataset[Any], ABC):
         """Go on after a step."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        sizes = self.batching
         for step, packs in enumerate(self.global_batches(), start=self._first_step + 1):
-            for start in range(0, sizes.global_batch_size, sizes.micro_batch_size * sizes.world_size):
-                first = start + sizes.rank * sizes.micro_batch_size
-                mine = packs[first : first + sizes.micro_batch_size]
-                documents = [document for members in mine for document in self.rows_of(members)]
-                batch = collate(documents or self.fillers, sizes, step=step)
+            for mine in self.shares_of(packs):
+                batch = self._batch(mine, self.rows_of, step)
                 if self.has_counterparts:
-                    others = [document for members in mine for document in self.counterparts_of(members)]
-                    batch["counterparts"] = collate(others or self.fillers, sizes, step=step)
+                    batch["counterparts"] = self._batch(mine, self.counterparts_of, step)
                 yield batch
+
+    def shares_of(self, packs: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        """This process's packs of each micro-batch of a step."""
+        sizes = self.batching
+        for start in range(0, sizes.global_batch_size, sizes.micro_batch_size * sizes.world_size):
+            first = start + sizes.rank * sizes.micro_batch_size
+            yield packs[first : first + sizes.micro_batch_size]
+
+    def _batch(
+        self, packs: Sequence[Any], documents_of: Callable[[Any], list[Document]], step: int
+    ) -> dict[str, Any]:
+        documents = [document for pack in packs for document in documents_of(pack)]
+        return collate(documents or self.fillers, self.batching, step=step)
 
 
 class TableFeed(Feed):
@@ -170,6 +178,17 @@ class TableFeed(Feed):
                     ]
             epoch, before = epoch + 1, before + steps
 
+    def first_epoch(self, *, counterparts: bool = False) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """This process's micro-batches of the first epoch (or those of the counterparts), each with the
+        numbers of its documents in the table."""
+        take = self.counterparts_of if counterparts else self.rows_of
+        for step, packs in zip(range(1, self.steps_of(0) + 1), self.global_batches(), strict=False):
+            for mine in self.shares_of(packs):
+                yield (
+                    [number for pack in mine for number in self._numbers(pack)],
+                    self._batch(mine, take, step),
+                )
+
     def documents_of(self, pack: list[PackedPiece]) -> list[Document]:
         """The documents, or their pieces."""
         if self.values is None:
@@ -184,9 +203,12 @@ class TableFeed(Feed):
     def _with_values(
         self, documents: Sequence[Document], values: np.ndarray, pack: list[PackedPiece]
     ) -> list[Document]:
-        count = self.batching.documents_per_row
-        numbers = [index * count + own for index, _, _ in pack for own in range(count)]
+        numbers = self._numbers(pack)
         return with_values([documents[number] for number in numbers], values[numbers])
+
+    def _numbers(self, pack: list[PackedPiece]) -> list[int]:
+        count = self.batching.documents_per_row
+        return [index * count + own for index, _, _ in pack for own in range(count)]
 
     def heaviest(self) -> list[list[Document]]:
         """The packs of the first epoch with the longest documents, and those with the most supervised

@@ -3,7 +3,7 @@ is resumed."""
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 MOST_APART = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 1e-2}
 """How far, per supervised token, rounding may bring what is computed of documents alone from what is computed
 of them in a batch."""
+
+Batches = Iterable[tuple[list[int], dict[str, Any]]]
+"""Each with the numbers of its documents."""
 
 BYTES_OF_NAMES = 1 << 16
 """More than a safetensors header with two tensors takes."""
@@ -72,7 +75,10 @@ class DocumentValues(TrainerCallback):
         else:
             started = time.perf_counter()
             with self.reference() as model:
-                found = {name: self._computed(rows, model) for name, rows in documents.items()}
+                found = {
+                    name: self._computed(rows, model, self._in_training(name))
+                    for name, rows in documents.items()
+                }
             count = sum(map(len, found.values()))
             logger.info(
                 f"computed what the objective needs of {count:,} documents in "
@@ -116,12 +122,27 @@ class DocumentValues(TrainerCallback):
                 "this if it stays."
             )
 
-    def _computed(self, documents: Sequence[Document], model: nn.Module) -> np.ndarray:
-        """The numbers of each document (N x K), by all processes together."""
-        found = torch.from_numpy(self._zeros(documents))
-        for rows, values in self.trainer.computed("values", self.trainer.batches_of(documents), model):
-            found[rows] = values
-        return self.trainer.reduced(found).double().numpy()
+    def _in_training(self, name: str) -> Batches:
+        """The batches of these documents in the first epoch."""
+        if not name.startswith("train"):
+            return ()
+        return self.feed.first_epoch(counterparts=name == "train_counterparts")
+
+    def _computed(self, documents: Sequence[Document], model: nn.Module, batches: Batches) -> np.ndarray:
+        """The numbers of each document (N x K), by all processes together: in the batches in which the first
+        epoch has them, since rounding depends on what is computed beside, and the others by themselves."""
+        found, times = torch.from_numpy(self._zeros(documents)), torch.zeros(len(documents), 1).double()
+        for rows, values in self.trainer.computed("values", batches, model):
+            found[rows], times[rows] = values, 1.0
+        found, times = self.trainer.reduced(found).double(), self.trainer.reduced(times).double()
+        rest = times[:, 0].eq(0).nonzero()[:, 0]
+        if len(rest):
+            others = self.trainer.batches_of([documents[row] for row in rest.tolist()])
+            extra = torch.zeros(len(rest), found.shape[1], dtype=torch.float64)
+            for rows, values in self.trainer.computed("values", others, model):
+                extra[rows] = values
+            found[rest] = self.trainer.reduced(extra).double()
+        return (found / times.clamp(min=1)).numpy()
 
     def _zeros(self, documents: Sequence[Document]) -> np.ndarray:
         return np.zeros((len(documents), self.trainer.objective.values_per_document))

@@ -57,6 +57,14 @@ def test_a_reference_may_be_another_run(pairs: MakeRecipe, first: RunFolder, kin
         finetune.evaluate(other.path)
 
 
+@pytest.mark.parametrize("pack", [None, 256])
+def test_the_start_is_its_reference_to_the_bit(pairs: MakeRecipe, pack: int | None) -> None:
+    """In bf16 too, where rounding depends on what a row is computed beside: the first step's rewards are 0."""
+    data = {"pack_length_tokens": pack, "evaluation": None}
+    run = start(pairs(data=data, train={"precision": "bf16", "max_steps": 1, "evaluate_every": None}))
+    assert column(run, "train/log_ratios/chosen") == column(run, "train/log_ratios/rejected") == [0.0]
+
+
 def test_a_reference_of_another_base_is_refused(
     pairs: MakeRecipe, first: RunFolder, tmp_path: Path, tiny_base: Path
 ) -> None:
