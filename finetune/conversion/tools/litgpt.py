@@ -5,6 +5,7 @@ from dataclasses import replace
 from finetune.conversion.base import Tool, source
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, truth, whole
+from finetune.conversion.shell import VERB
 
 SWITCHES = {
     "lora_query": (True, ("q_proj",)),
@@ -31,17 +32,28 @@ QUANTIZE = {
 
 
 def prepare(given: Given) -> None:
-    """LoRA's defaults, where the file is of the LoRA script."""
-    if any(key.startswith("lora_") for key in given.entries):
+    """LoRA's defaults, where the file is of the LoRA script; a command's data.KEY as files have it."""
+    for key in [key for key in given.entries if key.startswith("data.")]:
+        name = key.removeprefix("data.")
+        if not name.startswith(("class_path", "init_args.")):
+            entry = given.entries.pop(key)
+            given.entries[f"data.init_args.{name}"] = replace(entry, key=f"data.init_args.{name}")
+    if _is_lora(given):
         given.add_defaults({"lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.05})
+
+
+def _is_lora(given: Given) -> bool:
+    """By its keys, or by the command, which without more is that of LoRA."""
+    command = given.environment.get(VERB, "")
+    return command in ("finetune", "lora", "finetune_lora") or any(
+        key.startswith("lora_") for key in given.entries
+    )
 
 
 def convert(given: Given, draft: Draft) -> None:
     """Switches of modules, quantisation, and the data module."""
-    lora = any(key.startswith("lora_") for key in given.entries)
-    draft.put(
-        "adapter.method", "lora" if lora else "full", "lora_r" if lora else "no lora_ keys: all weights"
-    )
+    lora = _is_lora(given)
+    draft.put("adapter.method", "lora" if lora else "full", "LitGPT's LoRA script" if lora else "all weights")
     modules: list[str] = []
     for key, (default, names) in SWITCHES.items():
         entry = given.take(key)

@@ -14,15 +14,8 @@ from finetune.conversion.tools.swift_preference import objective
 def prepare(given: Given) -> None:
     """Defaults that follow from others."""
     kind = str(given.value("tuner_type", given.value("train_type", "lora")))
-    micro = given.value("per_device_train_batch_size", 1)
-    given.add_defaults(
-        {
-            "learning_rate": 1e-5 if kind == "full" else 1e-4,
-            "gradient_accumulation_steps": max(1, -(-16 // micro)) if isinstance(micro, int) and micro else 1,
-        }
-    )
-    if "per_device_train_batch_size" not in given:
-        given.add_defaults({"per_device_train_batch_size": 1})
+    rate = 1e-5 if kind == "full" else 1e-4
+    given.add_defaults({"learning_rate": rate, "per_device_train_batch_size": 1})
 
 
 def convert(given: Given, draft: Draft) -> None:
@@ -36,9 +29,7 @@ def convert(given: Given, draft: Draft) -> None:
         _task(given, draft, task)
     elif task is not None:
         draft.carried(task, "objective.kind")
-    processes = given.environment.get("NPROC_PER_NODE")
-    if processes and processes.isdecimal():
-        draft.batch.processes = int(processes)
+    _accumulation(given, draft)
     fields = given.take("use_hf")
     hub = fields is not None and truth(fields)
     draft.carried(fields, "data.train")
@@ -77,6 +68,16 @@ def convert(given: Given, draft: Draft) -> None:
     length = given.get("max_length")
     if length is None:
         draft.note("length", GivenKey("max_length", None, given.shown))
+
+
+def _accumulation(given: Given, draft: Draft) -> None:
+    """Where it isn't written, as many micro batches as make 16 rows a step, over all processes."""
+    processes = given.environment.get("NPROC_PER_NODE", "")
+    if processes.isdecimal() and int(processes):
+        draft.batch.processes = int(processes)
+    micro = given.value("per_device_train_batch_size", 1)
+    rows = micro * draft.batch.processes if isinstance(micro, int) and micro > 0 else 16
+    given.add_defaults({"gradient_accumulation_steps": max(1, -(-16 // rows))})
 
 
 def _task(given: Given, draft: Draft, task: GivenKey) -> None:
