@@ -42,7 +42,7 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "train.label_smoothing": ("label_smoothing_factor", "label_smoothing_factor", "label_smoothing_factor"),
     "train.adam_epsilon": ("adam_epsilon", "adam_epsilon", "adam_epsilon"),
     "train.loraplus_lr_ratio": ("loraplus_lr_ratio", "loraplus_lr_ratio", ""),
-    "train.embedding_learning_rate": ("loraplus_lr_embedding", "", ""),
+    "train.embedding_learning_rate": ("embedding_lr", "", ""),
     "train.activation_checkpointing": (
         "gradient_checkpointing",
         "gradient_checkpointing",

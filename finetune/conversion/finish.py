@@ -4,7 +4,7 @@ save, the bits of the base."""
 from collections.abc import Callable
 from typing import Any
 
-from finetune.conversion.adapter_values import start
+from finetune.conversion.adapter_values import embedding_rate, start
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import GivenKey, number, truth, whole
 from finetune.conversion.model_values import PRECISIONS
@@ -352,6 +352,7 @@ STEPS: tuple[Callable[[Draft], None], ...] = (
     _best,
     _bits,
     start,
+    embedding_rate,
     _full,
     _project,
     _steps_or_epochs,

@@ -87,6 +87,11 @@ class Given:
         self.taken.add(key)
         return self.entries[key]
 
+    def on(self, names: str) -> bool:
+        """Whether one of these keys, in whichever section, is written and not off."""
+        wanted = names.split()
+        return any(not entry.off and key.rpartition(".")[2] in wanted for key, entry in self.entries.items())
+
     def items(self, prefix: str) -> list[str]:
         """The prefixes of a list's sections (datasets.0, ...), or the prefix itself for one section."""
         below = [key[len(prefix) + 1 :].split(".")[0] for key in self.entries if key.startswith(f"{prefix}.")]

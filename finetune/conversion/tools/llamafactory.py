@@ -52,9 +52,7 @@ def convert(given: Given, draft: Draft) -> None:
     _sources(given, draft, "dataset", "data.train", form, samples)
     _sources(given, draft, "eval_dataset", "data.evaluation.sources", form, samples)
     draft.carried(samples, "data.train.0.max_rows")
-    for key in ("dataset_dir", "eval_num_beams", "compute_accuracy"):
-        entry = given.take(key)
-        draft.carried(entry)
+    draft.carried(given.take("dataset_dir"), "data.train")
 
 
 def _packing(given: Given, draft: Draft) -> None:

@@ -30,6 +30,7 @@ def convert(given: Given, draft: Draft) -> None:
     elif task is not None:
         draft.carried(task, "objective.kind")
     _accumulation(given, draft)
+    _order(given, draft)
     fields = given.take("use_hf")
     hub = fields is not None and truth(fields)
     draft.carried(fields, "data.train")
@@ -78,6 +79,22 @@ def _accumulation(given: Given, draft: Draft) -> None:
     micro = given.value("per_device_train_batch_size", 1)
     rows = micro * draft.batch.processes if isinstance(micro, int) and micro > 0 else 16
     given.add_defaults({"gradient_accumulation_steps": max(1, -(-16 // rows))})
+
+
+def _order(given: Given, draft: Draft) -> None:
+    """Rows are shuffled once (dataset_shuffle), and in every epoch (train_dataloader_shuffle)."""
+    once, anew = given.take("dataset_shuffle"), given.get("train_dataloader_shuffle")
+    if anew is None or truth(anew):
+        draft.carried(once, "data.shuffle", "rows are drawn in random order anyway")
+        return
+    given.take(anew.key)
+    if once is not None and not truth(once):
+        draft.carry(once, "data.shuffle", False)
+        draft.carried(anew, "data.shuffle")
+    else:
+        draft.otherwise(
+            anew, "one random order there, another in each epoch here", "data.shuffle", changes=True
+        )
 
 
 def _task(given: Given, draft: Draft, task: GivenKey) -> None:

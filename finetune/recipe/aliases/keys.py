@@ -20,7 +20,9 @@ MODEL = (
     Alias("chat_template_path", "model.chat_template", "path"),
     Alias("template custom_chat_template chat_template_jinja", "model.chat_template", "template"),
     Alias("chat_template", "model.chat_template", "template"),
-    Alias("tokenizer_pad_token special_tokens.pad_token tokenizer_kwargs.pad_token", "model.pad_token"),
+    Alias(
+        "tokenizer_pad_token special_tokens.pad_token tokenizer_kwargs.pad_token pad_token", "model.pad_token"
+    ),
     Alias(
         "special_tokens new_special_tokens additional_special_tokens add_tokens",
         "model.new_tokens",
@@ -140,9 +142,10 @@ DATA = (
         "truncation truncation_strategy truncation_mode excess_length_strategy",
         "data.over_length", "over_length",
     ),
+    Alias("shuffle", "data.shuffle", "yes"),
     Alias(
-        "shuffle_dataset dataset_shuffle shuffle_merged_datasets train_dataloader_shuffle shuffle",
-        "data.shuffle", "yes",
+        "shuffle_dataset dataset_shuffle shuffle_merged_datasets train_dataloader_shuffle",
+        "data.shuffle", "chosen", "rows are drawn in random order, there and here",
     ),
     Alias("disable_shuffling curriculum_sampling", "data.shuffle", "no"),
     Alias("system system_prompt default_system new_system_prompt", "data.system"),
@@ -155,7 +158,7 @@ DATA = (
         "data.train.0.max_rows", "max_rows", "the first so many rows of a source",
     ),
     Alias(
-        "weight interleave_probs interleave_prob probabilities mixture_proportion",
+        "weight interleave_prob probabilities mixture_proportion",
         "data.train.0.share", "shares", "a source's share of an epoch, or repeat",
     ),
     Alias("name subset", "data.train.0.config", "same", "a data set's configuration", ("the hub",)),
@@ -211,8 +214,8 @@ TRAIN = (
     Alias("adam_epsilon eps", "train.adam_epsilon"),
     Alias("loraplus_lr_ratio lorap_lr_ratio", "train.loraplus_lr_ratio"),
     Alias(
-        "embedding_learning_rate loraplus_lr_embedding embedding_lr",
-        "train.embedding_learning_rate", "unless_none",
+        "embedding_learning_rate embedding_lr",
+        "train.embedding_learning_rate", "embedding_rate",
     ),
     Alias("label_smoothing_factor label_smoothing", "train.label_smoothing"),
     Alias(

@@ -177,7 +177,7 @@ learning_rate: 0.000005
 optimizer: paged_adamw_8bit
 lr_scheduler: constant
 train_on_inputs: true
-shuffle_merged_datasets: false
+curriculum_sampling: true
 val_set_size: 0
 save_steps: 0.25
 max_grad_norm: 0.0
