@@ -7,11 +7,13 @@ from typing import Any
 from finetune.conversion.adapter_values import embedding_rate, start
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import GivenKey, number, truth, whole
+from finetune.conversion.judged import baseline
 from finetune.conversion.model_values import PRECISIONS
 from finetune.conversion.preference import has_reference, together
 from finetune.recipe.schema.adapter import LORA_ONLY
 
 METRICS = {"rewards/accuracies": "reward_accuracy", "rewards/margins": "reward_margin"}
+ACCURACY = {"reward": "reward_accuracy"}
 """Our metrics for those of trainers that learn from preferences."""
 UNLIMITED = 32768
 """data.max_length_tokens where the tool has no limit: a longer row is refused, not dropped."""
@@ -218,7 +220,9 @@ def _times(draft: Draft) -> None:
 def _best(draft: Draft) -> None:
     switch, metric = _taken(draft, "best"), _taken(draft, "best_metric")
     name = "loss" if metric is None or metric.value is None else str(metric.value).removeprefix("eval_")
-    name = METRICS.get(name, name)
+    name = (
+        ACCURACY.get(draft.value("objective.kind"), name) if name == "accuracy" else METRICS.get(name, name)
+    )
     if switch is not None:
         if truth(switch):
             draft.carry(switch, "train.best_by", name)
@@ -342,6 +346,7 @@ STEPS: tuple[Callable[[Draft], None], ...] = (
     _batch,
     _length,
     together,
+    baseline,
     _packing,
     _held_out,
     _supervise,

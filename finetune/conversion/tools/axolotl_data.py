@@ -75,6 +75,7 @@ def _datasets(
 ) -> list[tuple[str, GivenKey | None]]:
     """The template of its own that each data set has, if any, with the key that says so."""
     found = []
+    judged = draft.value("objective.kind") == "kto"
     for prefix in given.items(key):
         path = given.take(f"{prefix}.path")
         if path is None:
@@ -83,7 +84,7 @@ def _datasets(
         kind = given.take(f"{prefix}.type") if compares else None
         read = {name: None if name in own else given.take(f"{prefix}.{name}") for name in SOURCE_KEYS}
         form, more = (
-            ("preference", pairs(given, draft, prefix, kind))
+            ("feedback" if judged else "preference", pairs(given, draft, prefix, kind))
             if compares
             else _form(given, draft, prefix, read)
         )

@@ -7,12 +7,14 @@ from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey, truth
 from finetune.conversion.preference import refused
 from finetune.conversion.reading import read_json
-from finetune.conversion.tools.llamafactory_preference import objective, pairs
+from finetune.conversion.tools.llamafactory_preference import columns_of, judged, objective, reward_model
 
 OWN_TEMPLATES = ("default", "fewshot", "empty", "vanilla")
 FORMS = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
-STAGES = {"sft": "alpaca", "pt": "text", "dpo": "preference"}
+STAGES = {"sft": "alpaca", "pt": "text", "dpo": "preference", "kto": "feedback", "rm": "preference"}
 """The stages that are converted, with the form of rows where no dataset_info.json says it."""
+HOLDS = {"preference": "preferences (ranking: true)", "feedback": "judged answers (a column kto_tag)"}
+LEARNS = {"": "answers", "preference": "pairs", "feedback": "judged answers"}
 COLUMNS = {
     "alpaca": {"prompt": "instruction", "query": "input", "response": "output", "system": "system"},
     "sharegpt": {"messages": "conversations", "system": "system", "tools": "tools"},
@@ -35,9 +37,11 @@ def convert(given: Given, draft: Draft) -> None:
     if stage is not None and name not in STAGES:
         raise refused(stage, name)
     draft.carried(stage, "data.train.0.format" if name == "pt" else "objective.kind")
-    pretraining, compares = name == "pt", name == "dpo"
-    if compares:
+    pretraining = name == "pt"
+    if name == "dpo":
         objective(given, draft, keeps_dropout=False)
+    elif stage is not None and name in ("kto", "rm"):
+        (judged if name == "kto" else reward_model)(given, draft, stage)
     _packing(given, draft)
     template = given.get("template")
     if template is not None and template.value in OWN_TEMPLATES:
@@ -109,16 +113,15 @@ def _known(draft: Draft, place: str, entry: GivenKey, known: dict[str, Any], fol
     tags, columns = known.get("tags") or {}, known.get("columns") or {}
     if any(column in columns for column in ("images", "videos", "audios")):
         raise entry.refused("the data set has images, videos or sounds; rows of text are trained on here")
-    if bool(known.get("ranking")) != (asks == "preference"):
-        raise entry.refused(
-            "the data set holds preferences (ranking: true), and this is supervised training"
-            if known.get("ranking")
-            else "the data set holds no preferences (ranking: true), and stage dpo compares pairs"
-        )
+    holds = "preference" if known.get("ranking") else "feedback" if columns.get("kto_tag") else ""
+    wanted = asks if asks in HOLDS else ""
+    if holds != wanted:
+        has = HOLDS[holds] if holds else f"no {HOLDS[wanted]}"
+        raise entry.refused(f"the data set holds {has}, and this training learns from {LEARNS[wanted]}")
     if form == "sharegpt" and tags.get("role_tag", "from") == "role":
         form = "messages"
-    if asks == "preference":
-        mapped = pairs(form, columns)
+    if asks in HOLDS:
+        mapped = columns_of(form, asks, columns)
         form = asks
     else:
         form = asks if asks == "text" else form

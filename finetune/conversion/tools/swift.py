@@ -20,7 +20,7 @@ def prepare(given: Given) -> None:
 
 def convert(given: Given, draft: Draft) -> None:
     """Data sets with #N, placeholders, the tasks, processes of the script."""
-    compares = objective(given, draft)
+    rows = objective(given, draft)
     teacher = given.get("teacher_model")
     if teacher is not None:
         raise refused(teacher, "gkd")
@@ -37,7 +37,7 @@ def convert(given: Given, draft: Draft) -> None:
     name, author = given.take("model_name"), given.take("model_author")
     _placeholder(draft, name, "{{NAME}}")
     _placeholder(draft, author, "{{AUTHOR}}")
-    form = "preference" if compares else "classification" if "classifies" in draft.notes else "auto"
+    form = rows or ("classification" if "classifies" in draft.notes else "auto")
     _sources(given, draft, "dataset", "data.train", form, hub=hub)
     _sources(given, draft, "val_dataset", "data.evaluation.sources", form, hub=hub)
     if given.environment.get("USE_HF") in ("1", "true"):
@@ -55,7 +55,7 @@ def convert(given: Given, draft: Draft) -> None:
             draft.carried(template, "model.chat_template", "as here")
         else:
             draft.drop(template, "rows without a chat template: give them format text")
-    if packing is not None and truth(packing) and not compares:
+    if packing is not None and truth(packing) and not rows:
         draft.carried(given.take("packing") or packing, "data.pack_length_tokens")
         draft.note("packing", packing)
     agent = given.take("agent_template")

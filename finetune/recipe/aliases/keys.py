@@ -79,7 +79,7 @@ ADAPTER = (
 OBJECTIVE = (
     Alias(
         "rl rlhf_type pref_loss dpo_loss_type",
-        "objective.kind", "unread", "dpo, ipo, hinge, robust, orpo, simpo or cpo",
+        "objective.kind", "unread", "dpo, ipo, hinge, robust, orpo, simpo, cpo, kto or reward",
     ),
     Alias("loss_type", "objective.kind", "loss", "supervised is the cross-entropy"),
     Alias("pref_beta rl_beta dpo_beta beta", "objective.beta", "unread"),
@@ -89,6 +89,9 @@ OBJECTIVE = (
         "pref_ftx rpo_alpha cpo_alpha",
         "objective.supervised_weight", "unread", "of the chosen answer's cross-entropy per token",
     ),
+    Alias("kto_chosen_weight kto_desirable_weight desirable_weight", "objective.good_weight", "unread"),
+    Alias("kto_rejected_weight kto_undesirable_weight undesirable_weight", "objective.bad_weight", "unread"),
+    Alias("center_rewards_coefficient", "objective.centering", "unread"),
     Alias("dpo_label_smoothing", "objective.label_smoothing", "unread"),
     Alias("dpo_norm_loss", "objective.length_normalized", "unread"),
     Alias("reference_free", "objective.reference", "unread", "none"),
