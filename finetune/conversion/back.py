@@ -118,7 +118,7 @@ def _model(back: Back) -> None:
         raise ConvertError(
             "model.base is a GGUF file, which these tools don't train; name a folder or a hub id"
         )
-    if recipe.model.head is not None:
+    if recipe.model.head is not None and recipe.objective.kind != "reward":  # which brings its own
         raise ConvertError("model.head: a classifier; its training is not written for other tools")
     template = recipe.model.chat_template
     if template is not None:

@@ -4,11 +4,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.conversion import back_preference as preference
+from finetune.conversion.back_sources import PARTS, named, trl
 
 if TYPE_CHECKING:
     from finetune.conversion.back import Back
 
 TYPES = {"alpaca": "alpaca", "messages": "chat_template", "sharegpt": "chat_template", "text": "completion"}
+
+READ = {"axolotl": tuple(TYPES), "trl": ("messages", "sharegpt", "prompt_completion", "text")}
+"""Formats whose rows a tool reads; LLaMA-Factory's are described in dataset_info.json."""
 
 
 def data(back: "Back") -> None:
@@ -30,18 +34,8 @@ def data(back: "Back") -> None:
 def _sources(back: "Back") -> None:
     train = back.plain["data"]["train"]
     if back.tool == "axolotl":
-        rows = [
-            {
-                "path": item.get("dataset") or item.get("path"),
-                "type": TYPES.get(item.get("format"), "chat_template"),
-            }
-            for item in train
-        ]
+        rows = [named(item) | {"type": TYPES.get(item.get("format"), "chat_template")} for item in train]
         for row, item in zip(rows, train, strict=True):
-            if item.get("path"):
-                row["ds_type"] = Path(item["path"]).suffix.lstrip(".").replace("jsonl", "json")
-            if item.get("split", "train") != "train":
-                row["split"] = item["split"]
             if item.get("format") == "sharegpt":
                 row |= {
                     "field_messages": "conversations",
@@ -49,48 +43,39 @@ def _sources(back: "Back") -> None:
                 }
         back.put("datasets", rows, "data.train")
     elif back.tool == "trl":
-        if len(train) > 1:
-            back.put(
-                "datasets",
-                [{"path": item.get("dataset") or item.get("path")} for item in train],
-                "data.train",
-            )
-        else:
-            back.put("dataset_name", train[0].get("dataset") or train[0].get("path"), "data.train")
-            if train[0].get("split", "train") != "train":
-                back.put("dataset_train_split", train[0]["split"], "data.train.0.split")
+        trl(back)
     else:
         names = [Path(item.get("path") or item["dataset"]).stem for item in train]
         back.put("dataset", ",".join(names), "data.train: describe each in dataset_info.json")
 
 
 def _told_of_sources(back: "Back", *, compares: bool) -> None:
-    paths = [path for path in back.loaded.origins if path.startswith("data.train.")]
     sources = back.plain["data"].get("evaluation") or {}
-    unread = (
-        "repeat",
-        "share",
-        "" if compares and back.tool == "axolotl" else "columns",
-        "labels",
-        "template",
-        "code",
-        "max_rows",
-        "sample_rows",
-        "ignore_columns",
-    )
-    for path in paths:
-        lost = any(part in unread for part in path.split(".")) and back.written(path)
-        back.told(
-            path,
-            "dropped" if lost else "carried",
-            "" if lost else "datasets",
-            "not a key of a source there" if lost else "",
-            changes=lost,
-        )
+    for path in [path for path in back.loaded.origins if path.startswith("data.train.")]:
+        why = _lost(back, path, compares=compares) if back.written(path) else ""
+        back.told(path, "dropped" if why else "carried", "" if why else "datasets", why, changes=bool(why))
     for path in [path for path in back.loaded.origins if path.startswith("data.evaluation.sources")]:
         back.told(path, "dropped", how="name the evaluation rows there by hand", changes=False)
     if not sources:
         back.seen.add("data.evaluation")
+
+
+def _lost(back: "Back", path: str, *, compares: bool) -> str:
+    """Why a key of a source isn't in their file; empty where it is, or where it says nothing."""
+    _, _, number, *parts = path.split(".")
+    item = back.plain["data"]["train"][int(number)]
+    key = parts[0] if parts else ""
+    if key == "format":
+        read = READ.get(back.tool)
+        unread = read is not None and not compares and item["format"] not in (*read, "auto")
+        return (
+            f"rows of format {item['format']} are not read there: bring them into another" if unread else ""
+        )
+    if key == "columns" and compares and back.tool == "axolotl":
+        return preference.columns_lost(back, item.get("columns") or {})
+    if key in ("path", "dataset", "split", "type", "") or key in PARTS[back.tool]:
+        return ""
+    return "not a key of a source there"
 
 
 def _unpacked(back: "Back") -> None:

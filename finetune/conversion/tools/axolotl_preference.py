@@ -59,13 +59,13 @@ def objective(given: Given, draft: Draft) -> bool:
     if steps is not None and not steps.off:
         raise refused(steps, steps.key)
     draft.carried(steps, "", "off there")
-    head = given.take("reward_model")
-    if head is not None and not head.off:
-        reward(draft, asked(given, draft, REWARD), head)
+    ranks = given.take("reward_model")
+    if ranks is not None and not ranks.off:
+        reward(draft, asked(given, draft, REWARD), ranks)
         without_dropout(given, draft, "lora_dropout")
         draft.carried(given.take("num_labels"), "objective.kind")
         return True
-    draft.carried(head, "", "off there")
+    draft.carried(ranks, "", "off there")
     rl = given.take("rl")
     if rl is None or rl.off:
         draft.carried(rl, "objective.kind", "supervised")

@@ -32,7 +32,7 @@ SAME = (
 @pytest.mark.parametrize("tool", BACK)
 def test_there_and_back_is_the_same_training(tool: str, tmp_path: Path) -> None:
     """What a recipe decides survives the way to another tool's file and back."""
-    (tmp_path / "mine.yaml").write_text(RECIPE)
+    (tmp_path / "mine.yaml").write_text(RECIPE.replace("alpaca", "messages") if tool == "trl" else RECIPE)
     (tmp_path / "dataset_info.json").write_text('{"d": {"hf_hub_url": "c/d"}}')
     there = finetune.convert(tmp_path / "mine.yaml", to=tool, output=tmp_path / "theirs.yaml", processes=2)
     assert there.complete, [str(line) for line in there.dropped]
@@ -52,6 +52,33 @@ def test_what_another_tool_lacks_is_named(tmp_path: Path) -> None:
     there = finetune.convert(tmp_path / "mine.yaml", to="trl")
     assert not there.complete
     assert "train.schedule" in [line.key for line in there.dropped]
+
+
+SOURCE = "{dataset: c/d, format: messages, config: small, split: test, revision: abc}"
+
+
+@pytest.mark.parametrize(
+    ("tool", "source", "written", "lost"),
+    [
+        ("axolotl", SOURCE, ["path: c/d", "name: small", "split: test", "revision: abc"], []),
+        ("trl", SOURCE, ["dataset_config: small", "dataset_train_split: test"], ["revision"]),
+        ("trl", f"{SOURCE}, {SOURCE}", ["name: small", "split: test"], ["revision", "revision"]),
+        ("trl", "{dataset: c/d, format: alpaca}", [], ["format"]),
+        ("axolotl", "{dataset: c/d, format: translation, columns: {source: de}}", [], ["format", "columns"]),
+        ("llamafactory", "{dataset: c/d, format: alpaca, max_rows: 5}", [], ["max_rows"]),
+    ],
+    ids=range(6),
+)
+def test_keys_of_a_source_are_written_or_named(
+    tool: str, source: str, written: list[str], lost: list[str], tmp_path: Path
+) -> None:
+    """None is said to be carried that isn't in the file, and rows of a form that the tool doesn't read are
+    named."""
+    (tmp_path / "mine.yaml").write_text(RECIPE.replace("{dataset: c/d, format: alpaca}", source))
+    there = finetune.convert(tmp_path / "mine.yaml", to=tool)
+    assert [part for part in written if part not in there.recipe] == []
+    keys = [line.key.split(".")[3] for line in there.dropped if line.key.startswith("data.train")]
+    assert keys == lost
 
 
 def test_only_some_tools_are_written(tmp_path: Path) -> None:

@@ -127,3 +127,44 @@ def test_the_loss_is_theirs(case: Judged, folder: Path) -> None:
     assert sorted({line.key for line in lines if line.changes}) == sorted(case.changes)
     keys = {line.key for line in lines}
     assert [key for key in read(folder / case.file, "").entries if key not in keys and key != "(tool)"] == []
+
+
+RECIPE = """\
+model: {base: owner/base, chat_template: chatml}
+adapter: {rank: 4}
+objective: {OBJECTIVE}
+data:
+  train: [{dataset: a/thumbs, format: FORMAT}]
+  max_length_tokens: 256
+train: {global_batch_size: 8, micro_batch_size: 8, learning_rate: 0.00001}
+"""
+BACK: tuple[tuple[str, str, list[str]], ...] = (
+    ("llamafactory", "kind: kto, beta: 0.3, good_weight: 2, bad_weight: 1.5", []),
+    ("axolotl", "kind: kto, beta: 0.3, good_weight: 2, bad_weight: 1.5", []),
+    ("trl", "kind: kto, beta: 0.3, good_weight: 2, bad_weight: 1.5", []),
+    ("llamafactory", "kind: reward", ["objective.kind"]),
+    ("axolotl", "kind: reward, centering: 0.05", []),
+    ("trl", "kind: reward", []),
+    ("trl", "kind: reward, centering: 0.05", []),
+)
+
+
+@pytest.mark.parametrize(("tool", "objective", "changes"), BACK)
+def test_there_and_back_is_the_same_objective(
+    tool: str, objective: str, changes: list[str], folder: Path
+) -> None:
+    """A recipe's objective and the form of its rows survive the way to another tool's file and back."""
+    form = "feedback" if "kto" in objective else "preference"
+    if form == "preference":
+        (folder / "dataset_info.json").write_text('{"thumbs": {"hf_hub_url": "a/thumbs", "ranking": true}}')
+    columns = ", columns: {prompt: input}" if (tool, form) == ("axolotl", "preference") else ""
+    text = RECIPE.replace("{OBJECTIVE}", f"{{{objective}}}").replace("FORMAT", form + columns)
+    Path("mine.yaml").write_text(text.replace("chatml", "llama3") if tool == "axolotl" else text)
+    there = finetune.convert("mine.yaml", to=tool, output="theirs.yaml")
+    assert [line.key for line in (*there.otherwise, *there.dropped) if line.changes] == (
+        changes if tool != "trl" else ["model.chat_template"]
+    )
+    finetune.convert("theirs.yaml", output="back.yaml")
+    mine, back = (load_recipe(folder / name).recipe for name in ("mine.yaml", "back.yaml"))
+    assert back.objective == mine.objective
+    assert back.data.train[0].format == form
