@@ -14,6 +14,8 @@ TYPES = {"alpaca": "alpaca", "messages": "chat_template", "sharegpt": "chat_temp
 READ = {"axolotl": tuple(TYPES), "trl": ("messages", "sharegpt", "prompt_completion", "text")}
 """Formats whose rows a tool reads; LLaMA-Factory's are described in dataset_info.json."""
 
+AXOLOTL_LONG = {"drop": "drop", "truncate_end": "truncate", "refuse": "raise"}
+
 
 def data(back: "Back") -> None:
     """Sources, and what is learned of them."""
@@ -29,6 +31,8 @@ def data(back: "Back") -> None:
     else:
         _learned(back)
         _packing(back)
+    _long_rows(back)
+    _order(back)
 
 
 def _sources(back: "Back") -> None:
@@ -87,12 +91,45 @@ def _unpacked(back: "Back") -> None:
 
 
 def _packing(back: "Back") -> None:
-    packing = back.plain["data"]["pack_length_tokens"]
+    """Packs, and whether documents of one see one another: by neat_packing in LLaMA-Factory, in TRL without
+    flash attention; in Axolotl they never do."""
+    data = back.plain["data"]
+    packing, leaky = data["pack_length_tokens"], data["attention"] == "leaky"
     key = {"axolotl": "sample_packing", "llamafactory": "neat_packing", "trl": "packing"}[back.tool]
+    if back.tool == "llamafactory" and packing is not None and leaky:
+        key = "packing"
     back.put(key, packing is not None, "data.pack_length_tokens")
-    same = packing in (None, back.plain["data"]["max_length_tokens"])
+    if back.tool == "trl" and packing is not None and not leaky:
+        back.put(
+            "attn_implementation", "flash_attention_2", "data.attention: or else documents see one another"
+        )
+    if packing is not None and back.tool != "axolotl":
+        back.told("data.attention", "carried", key)
+    same = packing in (None, data["max_length_tokens"])
     how = "" if same else "packs are as long as max_length_tokens there"
     back.told("data.pack_length_tokens", "carried" if same else "otherwise", key, how, changes=not same)
+
+
+def _long_rows(back: "Back") -> None:
+    """What becomes of rows that are too long: Axolotl drops them or cuts their end, the others cut it."""
+    path, value = "data.over_length", back.plain["data"]["over_length"]
+    drops = back.tool == "trl" and back.plain["objective"]["kind"] == "reward"
+    if back.tool == "axolotl" and value in AXOLOTL_LONG:
+        back.put("excess_length_strategy", AXOLOTL_LONG[value], path)
+        back.told(path, "carried", "excess_length_strategy")
+    elif back.tool != "axolotl" and value == ("drop" if drops else "truncate_end"):
+        back.told(path, "carried", "", "as there")
+    else:
+        becomes = "dropped" if drops or back.tool == "axolotl" else "cut"
+        back.differs(path, "", f"rows that are too long are {becomes} there")
+
+
+def _order(back: "Back") -> None:
+    """Rows in their own order."""
+    key = {"axolotl": "curriculum_sampling", "llamafactory": "disable_shuffling"}.get(back.tool)
+    if not back.plain["data"]["shuffle"] and key:
+        back.put(key, True, "data.shuffle")
+        back.told("data.shuffle", "carried", key)
 
 
 def _learned(back: "Back") -> None:

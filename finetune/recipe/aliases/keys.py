@@ -270,7 +270,7 @@ TRAIN = (
     ),
     Alias("metric_for_best_model", "train.best_by", "best_metric", "loss, or one of evaluate.metrics"),
     Alias(
-        "early_stopping_patience early_stop_interval",
+        "early_stopping_patience early_stop_interval early_stopping_steps",
         "train.early_stopping.patience_evaluations", "unless_none",
     ),
 )  # fmt: skip

@@ -136,6 +136,7 @@ objective: {OBJECTIVE}
 data:
   train: [{dataset: a/thumbs, format: FORMAT}]
   max_length_tokens: 256
+  over_length: LONG
 train: {global_batch_size: 8, micro_batch_size: 8, learning_rate: 0.00001}
 """
 BACK: tuple[tuple[str, str, list[str]], ...] = (
@@ -159,6 +160,7 @@ def test_there_and_back_is_the_same_objective(
         (folder / "dataset_info.json").write_text('{"thumbs": {"hf_hub_url": "a/thumbs", "ranking": true}}')
     columns = ", columns: {prompt: input}" if (tool, form) == ("axolotl", "preference") else ""
     text = RECIPE.replace("{OBJECTIVE}", f"{{{objective}}}").replace("FORMAT", form + columns)
+    text = text.replace("LONG", "drop" if (tool, form) == ("trl", "preference") else "truncate_end")
     Path("mine.yaml").write_text(text.replace("chatml", "llama3") if tool == "axolotl" else text)
     there = finetune.convert("mine.yaml", to=tool, output="theirs.yaml")
     assert [line.key for line in (*there.otherwise, *there.dropped) if line.changes] == (

@@ -125,6 +125,7 @@ objective: {OBJECTIVE}
 data:
   train: [{dataset: a/turns, format: preference, columns: {conversations: dialogue, rejected: worse}}]
   max_length_tokens: 256
+  over_length: truncate_end
 train: {global_batch_size: 8, micro_batch_size: 1, learning_rate: 0.00001}
 """
 BACK = (
