@@ -247,7 +247,7 @@ def _bits(draft: Draft) -> None:
     if double is not None and four:
         draft.put("adapter.double_quantization", truth(double), double)
     if kind is not None:
-        if four and kind.value not in (None, "nf4", "bnb"):
+        if four and kind.value not in (None, "nf4", "bnb", "BNB"):
             draft.drop(kind, f"{kind.value} is not here: the base is quantised to NF4")
         else:
             draft.carried(kind, "adapter.method")
@@ -314,15 +314,11 @@ def _streaming(draft: Draft) -> None:
 
 
 def _the_rest(draft: Draft) -> None:
-    for name, why in (
-        ("deduplicate", "data.clean.duplicates"),
-        ("thinking", "data.reasoning"),
-    ):
-        entry = _taken(draft, name)
-        if entry is not None and name == "deduplicate" and truth(entry):
-            draft.carry(entry, "data.clean.duplicates", "drop")
-        elif entry is not None:
-            draft.carried(entry, why)
+    entry = _taken(draft, "deduplicate")
+    if entry is not None and truth(entry):
+        draft.carry(entry, "data.clean.duplicates", "drop")
+    elif entry is not None:
+        draft.carried(entry, "data.clean.duplicates")
     entry = _taken(draft, "loss_scale")
     if entry is not None:
         meant = {"default": "assistant", "last_round": "last", "all": "all"}.get(str(entry.value))

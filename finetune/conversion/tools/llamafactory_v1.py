@@ -10,7 +10,7 @@ from finetune.conversion.judged import REWARD, reward
 from finetune.conversion.preference import asked
 from finetune.conversion.reading import read
 from finetune.conversion.shell import VERB
-from finetune.conversion.tools.llamafactory import FORMS
+from finetune.conversion.tools.llamafactory_data import FORMS
 from finetune.conversion.tools.llamafactory_preference import KEYS, objective
 from finetune.errors import FinetuneError
 

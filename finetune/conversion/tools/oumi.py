@@ -118,6 +118,7 @@ def _data(given: Given, draft: Draft, part: str, place: str) -> None:
         name = entry.key.rpartition(".")[2]
         if name in (
             "seed",
+            "use_async_dataset",
             "use_torchdata",
             "trust_remote_code",
             "transform_num_workers",

@@ -40,7 +40,11 @@ def convert(given: Given, draft: Draft, tool: str = "trl") -> None:
     if kind == "sft":
         learned(given, draft)
         packing(given, draft)
-        draft.put("data.over_length", "truncate_end", "TRL cuts rows at max_length")
+        splits = given.value("packing_strategy") == "bfd_split" and "data.attention" not in draft.values
+        cut = "split" if splits and given.on("packing") else "truncate_end"
+        draft.put(
+            "data.over_length", cut, "packing_strategy" if cut == "split" else "TRL cuts rows at max_length"
+        )
     else:
         preferences(given, draft, kind, tool)
 

@@ -219,9 +219,12 @@ LACKING = (
         "max_tokens max_time max_steps_per_epoch tie_embeddings early_stopping_threshold sgd_momentum",
         "", "off", "not here",
     ),
-    Alias("bnb_4bit_quant_type quantization_type", "", "quant_type", "4 bits are NF4"),
     Alias(
-        "bnb_4bit_quant_storage quantization_method quant_method bnb_config_kwargs.bnb_4bit_quant_storage "
+        "bnb_4bit_quant_type quantization_type quantization_method quant_method",
+        "", "quant_type", "4 bits are NF4, of bitsandbytes",
+    ),
+    Alias(
+        "bnb_4bit_quant_storage bnb_config_kwargs.bnb_4bit_quant_storage "
         "llm_int8_skip_modules llm_int8_threshold",
         "", "chosen", "how 4 bits are stored is bitsandbytes'",
     ),

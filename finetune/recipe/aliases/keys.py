@@ -168,7 +168,10 @@ DATA = (
     Alias("data_files file", "data.train.0.path", "same", "", ("the hub",)),
     Alias("type formatting", "data.train.0.format", "same", "", ("the hub",)),
     Alias("dataset_exact_deduplication", "data.clean.duplicates", "deduplicate", "drop"),
-    Alias("enable_thinking", "data.reasoning", "thinking"),
+    Alias(
+        "enable_thinking",
+        "data.reasoning", "thinking", "learn, read or drop", ("llamafactory", "llamafactory_v1"),
+    ),
     Alias("loss_scale", "data.loss_weights", "loss_scale"),
 )  # fmt: skip
 
