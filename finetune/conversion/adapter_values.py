@@ -1,7 +1,7 @@
 """What becomes of where an adapter starts, and of the layers that have one."""
 
 from finetune.conversion.draft import Draft
-from finetune.conversion.given import GivenKey, whole
+from finetune.conversion.given import GivenKey, number, whole
 from finetune.recipe.aliases import Alias
 
 PISSA_ITERATIONS = 16
@@ -58,6 +58,21 @@ def layers(entry: GivenKey, alias: Alias, draft: Draft) -> None:
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise entry.refused(f"got {entry.value!r}, expected numbers of layers from 0")
         draft.carry(entry, alias.ours, numbers)
+
+
+def embedding_rate(draft: Draft) -> None:
+    """The rate of embeddings that are trained; where none is, there is nothing to say."""
+    entry = draft.notes.pop("embedding_rate", None)
+    if entry is None:
+        return
+    named = (str(name).rpartition(".")[2] for name in draft.value("adapter.modules_to_save", ()))
+    whole = not {"embed_tokens", "lm_head"}.isdisjoint(named)
+    if entry.off:
+        draft.carried(entry, "train.embedding_learning_rate", "off there, off here")
+    elif whole or draft.value("adapter.method") == "full" or draft.value("model.new_tokens"):
+        draft.carry(entry, "train.embedding_learning_rate", number(entry))
+    else:
+        draft.carried(entry, "", "no embedding is trained")
 
 
 def start(draft: Draft) -> None:

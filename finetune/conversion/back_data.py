@@ -4,11 +4,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.conversion import back_preference as preference
+from finetune.conversion.back_sources import PARTS, named, trl
 
 if TYPE_CHECKING:
     from finetune.conversion.back import Back
 
 TYPES = {"alpaca": "alpaca", "messages": "chat_template", "sharegpt": "chat_template", "text": "completion"}
+
+READ = {"axolotl": tuple(TYPES), "trl": ("messages", "sharegpt", "prompt_completion", "text")}
+"""Formats whose rows a tool reads; LLaMA-Factory's are described in dataset_info.json."""
+
+AXOLOTL_LONG = {"drop": "drop", "truncate_end": "truncate", "refuse": "raise"}
 
 
 def data(back: "Back") -> None:
@@ -25,23 +31,15 @@ def data(back: "Back") -> None:
     else:
         _learned(back)
         _packing(back)
+    _long_rows(back)
+    _order(back)
 
 
 def _sources(back: "Back") -> None:
     train = back.plain["data"]["train"]
     if back.tool == "axolotl":
-        rows = [
-            {
-                "path": item.get("dataset") or item.get("path"),
-                "type": TYPES.get(item.get("format"), "chat_template"),
-            }
-            for item in train
-        ]
+        rows = [named(item) | {"type": TYPES.get(item.get("format"), "chat_template")} for item in train]
         for row, item in zip(rows, train, strict=True):
-            if item.get("path"):
-                row["ds_type"] = Path(item["path"]).suffix.lstrip(".").replace("jsonl", "json")
-            if item.get("split", "train") != "train":
-                row["split"] = item["split"]
             if item.get("format") == "sharegpt":
                 row |= {
                     "field_messages": "conversations",
@@ -49,48 +47,39 @@ def _sources(back: "Back") -> None:
                 }
         back.put("datasets", rows, "data.train")
     elif back.tool == "trl":
-        if len(train) > 1:
-            back.put(
-                "datasets",
-                [{"path": item.get("dataset") or item.get("path")} for item in train],
-                "data.train",
-            )
-        else:
-            back.put("dataset_name", train[0].get("dataset") or train[0].get("path"), "data.train")
-            if train[0].get("split", "train") != "train":
-                back.put("dataset_train_split", train[0]["split"], "data.train.0.split")
+        trl(back)
     else:
         names = [Path(item.get("path") or item["dataset"]).stem for item in train]
         back.put("dataset", ",".join(names), "data.train: describe each in dataset_info.json")
 
 
 def _told_of_sources(back: "Back", *, compares: bool) -> None:
-    paths = [path for path in back.loaded.origins if path.startswith("data.train.")]
     sources = back.plain["data"].get("evaluation") or {}
-    unread = (
-        "repeat",
-        "share",
-        "" if compares and back.tool == "axolotl" else "columns",
-        "labels",
-        "template",
-        "code",
-        "max_rows",
-        "sample_rows",
-        "ignore_columns",
-    )
-    for path in paths:
-        lost = any(part in unread for part in path.split(".")) and back.written(path)
-        back.told(
-            path,
-            "dropped" if lost else "carried",
-            "" if lost else "datasets",
-            "not a key of a source there" if lost else "",
-            changes=lost,
-        )
+    for path in [path for path in back.loaded.origins if path.startswith("data.train.")]:
+        why = _lost(back, path, compares=compares) if back.written(path) else ""
+        back.told(path, "dropped" if why else "carried", "" if why else "datasets", why, changes=bool(why))
     for path in [path for path in back.loaded.origins if path.startswith("data.evaluation.sources")]:
         back.told(path, "dropped", how="name the evaluation rows there by hand", changes=False)
     if not sources:
         back.seen.add("data.evaluation")
+
+
+def _lost(back: "Back", path: str, *, compares: bool) -> str:
+    """Why a key of a source isn't in their file; empty where it is, or where it says nothing."""
+    _, _, number, *parts = path.split(".")
+    item = back.plain["data"]["train"][int(number)]
+    key = parts[0] if parts else ""
+    if key == "format":
+        read = READ.get(back.tool)
+        unread = read is not None and not compares and item["format"] not in (*read, "auto")
+        return (
+            f"rows of format {item['format']} are not read there: bring them into another" if unread else ""
+        )
+    if key == "columns" and compares and back.tool == "axolotl":
+        return preference.columns_lost(back, item.get("columns") or {})
+    if key in ("path", "dataset", "split", "type", "") or key in PARTS[back.tool]:
+        return ""
+    return "not a key of a source there"
 
 
 def _unpacked(back: "Back") -> None:
@@ -102,12 +91,45 @@ def _unpacked(back: "Back") -> None:
 
 
 def _packing(back: "Back") -> None:
-    packing = back.plain["data"]["pack_length_tokens"]
+    """Packs, and whether documents of one see one another: by neat_packing in LLaMA-Factory, in TRL without
+    flash attention; in Axolotl they never do."""
+    data = back.plain["data"]
+    packing, leaky = data["pack_length_tokens"], data["attention"] == "leaky"
     key = {"axolotl": "sample_packing", "llamafactory": "neat_packing", "trl": "packing"}[back.tool]
+    if back.tool == "llamafactory" and packing is not None and leaky:
+        key = "packing"
     back.put(key, packing is not None, "data.pack_length_tokens")
-    same = packing in (None, back.plain["data"]["max_length_tokens"])
+    if back.tool == "trl" and packing is not None and not leaky:
+        back.put(
+            "attn_implementation", "flash_attention_2", "data.attention: or else documents see one another"
+        )
+    if packing is not None and back.tool != "axolotl":
+        back.told("data.attention", "carried", key)
+    same = packing in (None, data["max_length_tokens"])
     how = "" if same else "packs are as long as max_length_tokens there"
     back.told("data.pack_length_tokens", "carried" if same else "otherwise", key, how, changes=not same)
+
+
+def _long_rows(back: "Back") -> None:
+    """What becomes of rows that are too long: Axolotl drops them or cuts their end, the others cut it."""
+    path, value = "data.over_length", back.plain["data"]["over_length"]
+    drops = back.tool == "trl" and back.plain["objective"]["kind"] == "reward"
+    if back.tool == "axolotl" and value in AXOLOTL_LONG:
+        back.put("excess_length_strategy", AXOLOTL_LONG[value], path)
+        back.told(path, "carried", "excess_length_strategy")
+    elif back.tool != "axolotl" and value == ("drop" if drops else "truncate_end"):
+        back.told(path, "carried", "", "as there")
+    else:
+        becomes = "dropped" if drops or back.tool == "axolotl" else "cut"
+        back.differs(path, "", f"rows that are too long are {becomes} there")
+
+
+def _order(back: "Back") -> None:
+    """Rows in their own order."""
+    key = {"axolotl": "curriculum_sampling", "llamafactory": "disable_shuffling"}.get(back.tool)
+    if not back.plain["data"]["shuffle"] and key:
+        back.put(key, True, "data.shuffle")
+        back.told("data.shuffle", "carried", key)
 
 
 def _learned(back: "Back") -> None:

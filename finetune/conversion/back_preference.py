@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.conversion import back_judged
+from finetune.conversion.back_sources import named, trl
 from finetune.conversion.given import ConvertError
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ KEYS: Mapping[str, tuple[str, str, str]] = {
 }
 SMOOTHED = {"llamafactory": ("dpo",), "axolotl": ("robust",), "trl": ("robust", "cpo", "simpo")}
 """Kinds whose label smoothing a tool reads."""
+JUDGED = ("kto", "reward")
 RATIOS = ("dpo", "ipo", "hinge", "robust")
 TRAINERS = {"orpo": "orpo.py", "simpo": "cpo.py", "cpo": "cpo.py"}
 """TRL's scripts, for what `trl dpo` doesn't have."""
@@ -37,8 +40,12 @@ def objective(back: "Back") -> None:
     """The keys of the objective. Raises ConvertError, naming ours, for what the tool hasn't."""
     section = back.plain["objective"]
     kind, tool = section["kind"], back.tool
+    if kind in JUDGED:
+        back_judged.objective(back)
+        _adapter(back)
+        return
     if kind not in LOSSES[tool]:
-        raise _refused(back, "kind", f"expected one of {', '.join(LOSSES[tool])}")
+        raise _refused(back, "kind", f"expected one of {', '.join((*LOSSES[tool], *JUDGED))}")
     if section.get("reference", "start") != "start":
         raise _refused(back, "reference", "there the model as it is at the start is the reference")
     loss = _loss(back, kind)
@@ -137,28 +144,26 @@ def sources(back: "Back") -> None:
     """Data sets of pairs: of Axolotl by their columns, of TRL by name, of LLaMA-Factory by its own list."""
     train = back.plain["data"]["train"]
     if back.tool == "axolotl":
-        back.put("datasets", [_axolotl(back, item) for item in train], "data.train")
+        back.put("datasets", [_axolotl(back, item, named(item)) for item in train], "data.train")
+    elif back.tool == "llamafactory":
+        listed = ",".join(Path(item.get("dataset") or item.get("path")).stem for item in train)
+        how = "a column kto_tag" if back.plain["objective"]["kind"] == "kto" else "ranking: true"
+        back.put("dataset", listed, f"data.train: describe each in dataset_info.json, with {how}")
     else:
-        names = [item.get("dataset") or item.get("path") for item in train]
-        if back.tool == "llamafactory":
-            listed = ",".join(Path(name).stem for name in names)
-            back.put("dataset", listed, "data.train: describe each in dataset_info.json, with ranking: true")
-        elif len(train) > 1:
-            back.put("datasets", [{"path": name} for name in names], "data.train")
-        else:
-            back.put("dataset_name", names[0], "data.train")
-            if train[0].get("split", "train") != "train":
-                back.put("dataset_train_split", train[0]["split"], "data.train.0.split")
+        trl(back)
 
 
-def _axolotl(back: "Back", item: Mapping[str, Any]) -> dict[str, Any]:
+def columns_lost(back: "Back", columns: Mapping[str, str]) -> str:
+    """Why Axolotl's type doesn't say the columns, where it doesn't."""
+    said = back.plain["objective"]["kind"] not in JUDGED or back_judged.columns_said(back, columns)
+    return "" if said else "the type says the columns there"
+
+
+def _axolotl(back: "Back", item: Mapping[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     columns = item.get("columns") or {}
     prompt = next((name for name in PROMPTS if name in columns), "prompt")
-    row: dict[str, Any] = {"path": item.get("dataset") or item.get("path")}
-    if item.get("path"):
-        row["ds_type"] = Path(item["path"]).suffix.lstrip(".").replace("jsonl", "json")
-    if item.get("split", "train") != "train":
-        row["split"] = item["split"]
+    if back.plain["objective"]["kind"] in JUDGED:
+        return back_judged.source(back, row, columns)
     if back.plain["objective"]["kind"] == "orpo":
         return row | {"type": "chat_template.argilla"}
     row |= {

@@ -4,14 +4,16 @@ save, the bits of the base."""
 from collections.abc import Callable
 from typing import Any
 
-from finetune.conversion.adapter_values import start
+from finetune.conversion.adapter_values import embedding_rate, start
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import GivenKey, number, truth, whole
+from finetune.conversion.judged import baseline
 from finetune.conversion.model_values import PRECISIONS
 from finetune.conversion.preference import has_reference, together
 from finetune.recipe.schema.adapter import LORA_ONLY
 
 METRICS = {"rewards/accuracies": "reward_accuracy", "rewards/margins": "reward_margin"}
+ACCURACY = {"reward": "reward_accuracy"}
 """Our metrics for those of trainers that learn from preferences."""
 UNLIMITED = 32768
 """data.max_length_tokens where the tool has no limit: a longer row is refused, not dropped."""
@@ -218,7 +220,9 @@ def _times(draft: Draft) -> None:
 def _best(draft: Draft) -> None:
     switch, metric = _taken(draft, "best"), _taken(draft, "best_metric")
     name = "loss" if metric is None or metric.value is None else str(metric.value).removeprefix("eval_")
-    name = METRICS.get(name, name)
+    name = (
+        ACCURACY.get(draft.value("objective.kind"), name) if name == "accuracy" else METRICS.get(name, name)
+    )
     if switch is not None:
         if truth(switch):
             draft.carry(switch, "train.best_by", name)
@@ -243,7 +247,7 @@ def _bits(draft: Draft) -> None:
     if double is not None and four:
         draft.put("adapter.double_quantization", truth(double), double)
     if kind is not None:
-        if four and kind.value not in (None, "nf4", "bnb"):
+        if four and kind.value not in (None, "nf4", "bnb", "BNB"):
             draft.drop(kind, f"{kind.value} is not here: the base is quantised to NF4")
         else:
             draft.carried(kind, "adapter.method")
@@ -310,15 +314,11 @@ def _streaming(draft: Draft) -> None:
 
 
 def _the_rest(draft: Draft) -> None:
-    for name, why in (
-        ("deduplicate", "data.clean.duplicates"),
-        ("thinking", "data.reasoning"),
-    ):
-        entry = _taken(draft, name)
-        if entry is not None and name == "deduplicate" and truth(entry):
-            draft.carry(entry, "data.clean.duplicates", "drop")
-        elif entry is not None:
-            draft.carried(entry, why)
+    entry = _taken(draft, "deduplicate")
+    if entry is not None and truth(entry):
+        draft.carry(entry, "data.clean.duplicates", "drop")
+    elif entry is not None:
+        draft.carried(entry, "data.clean.duplicates")
     entry = _taken(draft, "loss_scale")
     if entry is not None:
         meant = {"default": "assistant", "last_round": "last", "all": "all"}.get(str(entry.value))
@@ -342,6 +342,7 @@ STEPS: tuple[Callable[[Draft], None], ...] = (
     _batch,
     _length,
     together,
+    baseline,
     _packing,
     _held_out,
     _supervise,
@@ -352,6 +353,7 @@ STEPS: tuple[Callable[[Draft], None], ...] = (
     _best,
     _bits,
     start,
+    embedding_rate,
     _full,
     _project,
     _steps_or_epochs,

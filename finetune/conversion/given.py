@@ -87,6 +87,11 @@ class Given:
         self.taken.add(key)
         return self.entries[key]
 
+    def on(self, names: str) -> bool:
+        """Whether one of these keys, in whichever section, is written and not off."""
+        wanted = names.split()
+        return any(not entry.off and key.rpartition(".")[2] in wanted for key, entry in self.entries.items())
+
     def items(self, prefix: str) -> list[str]:
         """The prefixes of a list's sections (datasets.0, ...), or the prefix itself for one section."""
         below = [key[len(prefix) + 1 :].split(".")[0] for key in self.entries if key.startswith(f"{prefix}.")]
@@ -114,8 +119,9 @@ class Given:
 
 
 UNFIT = re.compile(
-    r"(?i)(^|[-_/.])(vl|vlm|vision|omni|audio|llava|smolvlm|pixtral|multimodal|mixtral|moe|a\d+(\.\d+)?b|\d+x\d+b|"
-    r"16e|128e|gpt-oss|deepseek-v[23])([-_/.]|$)"
+    r"(?i)(^|[-_/.])(vl\d*|vlm|vision|omni|audio|llava|smolvlm|internvl\d*|paligemma\d*|cogvlm\d*|pixtral|"
+    r"minicpm-[ov]|multimodal|gemma-3-(4|12|27)b|gemma-3n|mixtral|\w*moe\d*|a\d+(\.\d+)?[bm]|\d+x\d+b|16e|128e|"
+    r"gpt-oss|deepseek-v[23]|dbrx|grok|jamba|kimi-k2)([-_/.]|$)"
 )
 """What names of bases have that see, hear, or are mixtures of experts."""
 

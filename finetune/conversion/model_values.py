@@ -29,7 +29,7 @@ PRECISIONS = {
     "torch.bfloat16": "bf16",
     "torch.float16": "fp16",
 }
-QUANTISED = re.compile(r"(?i)[-_.](gptq|awq|bnb-4bit|bnb-8bit|int4|int8|fp8|nf4|nvfp4|mxfp4)\b")
+QUANTISED = re.compile(r"(?i)[-_.](gptq|awq|bnb-4bit|bnb-8bit|[2-8]bit|int4|int8|fp8|nf4|nvfp4|mxfp4)\b")
 METHODS = {
     "lora": "lora",
     "qlora": "qlora",
@@ -56,6 +56,16 @@ def revision(entry: GivenKey, alias: Alias, draft: Draft) -> None:
         draft.carried(entry, alias.ours, "the newest, as here")
     else:
         draft.carry(entry, alias.ours, entry.value)
+
+
+def thinking(entry: GivenKey, alias: Alias, draft: Draft) -> None:
+    """Whether answers have thoughts, where the template knows any."""
+    if entry.value is None or truth(entry):
+        draft.carried(entry, alias.ours, "as the rows and the template have it")
+        return
+    draft.put(alias.ours, "drop", entry)
+    how = "an empty thought before the answer isn't learned there; whether there is one is the template's"
+    draft.otherwise(entry, how, alias.ours, changes=True)
 
 
 def path(entry: GivenKey, alias: Alias, draft: Draft) -> None:

@@ -46,17 +46,14 @@ CPO_LOSSES = {"sigmoid": "cpo", "hinge": "hinge", "ipo": "ipo", "simpo": "simpo"
 """Our kind for a loss of CPOTrainer."""
 
 NEAREST: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("kto", "bco"), ("kto", "dpo")),
-    (("rm", "reward", "reward_model", "process_reward_model", "prm"), ("reward", "dpo")),
+    (("kto", "bco", "apo_zero_unpaired"), ("kto", "dpo")),
+    (("process_reward_model", "prm"), ("reward", "dpo")),
     (("sppo",), ("ipo",)),
     (("exo",), ("robust",)),
     (("alphapo",), ("simpo",)),
     (("sft", "gkd", "kd", "ebft"), ("supervised",)),
 )
 """Beginnings of the names of what isn't here, and what is nearest, the first that there is; else dpo."""
-
-SAME = {"kto_pair": "kto", "rm": "reward", "reward_model": "reward"}
-"""Their names for what may be here under ours."""
 
 
 def kinds() -> list[str]:
@@ -68,7 +65,7 @@ def refused(place: Given | GivenKey, name: str) -> ConvertError:
     """The error for an objective that isn't here: which are, and which of them is nearest."""
     wanted = next((ours for theirs, ours in NEAREST if name.lower().startswith(theirs)), ())
     nearest = next((kind for kind in wanted if kind in kinds()), "dpo")
-    own = SAME.get(name.lower(), name.lower())
+    own = name.lower()
     if own in kinds():
         return place.refused(f"files of {name} are not converted: write objective.kind: {own} by hand")
     return place.refused(
@@ -237,7 +234,8 @@ def has_reference(draft: Draft) -> bool:
     """Whether the objective, as far as it is written, compares with a reference."""
     kind = draft.value("objective.kind")
     compares = any(
-        found.kind == kind and "reference" in found.section.model_fields for found in objectives.OBJECTIVES
+        found.kind == kind and ("reference" in found.section.model_fields or found.values_per_document > 0)
+        for found in objectives.OBJECTIVES
     )
     return compares and draft.value("objective.reference") != "none"
 

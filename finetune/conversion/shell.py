@@ -11,26 +11,46 @@ from finetune.conversion.given import ConvertError, Given, GivenKey
 from finetune.recipe.reading.yaml_tree import plain_scalar, shorten
 
 COMMANDS = {
+    ("swift/cli/sft.py",): "swift",
+    ("swift/cli/pt.py",): "swift",
+    ("swift/cli/rlhf.py",): "swift",
     ("swift", "sft"): "swift",
     ("swift", "pt"): "swift",
     ("swift", "rlhf"): "swift",
     ("llamafactory-cli", "train"): "llamafactory",
+    ("src/train.py",): "llamafactory",
+    ("axolotl", "train"): "axolotl",
+    ("axolotl.cli.train",): "axolotl",
+    ("tune", "run"): "torchtune",
+    ("oumi", "train"): "oumi",
     ("trl", "sft"): "trl",
     ("trl", "dpo"): "trl",
     ("trl", "kto"): "trl",
     ("trl", "reward"): "trl",
     ("trl", "grpo"): "trl",
     ("trl", "rloo"): "trl",
+    ("sft.py",): "trl",
     ("dpo.py",): "trl",
+    ("kto.py",): "trl",
+    ("reward_modeling.py",): "trl",
     ("orpo.py",): "trl",
     ("cpo.py",): "trl",
     ("mlx_lm.lora",): "mlx_lm",
     ("mlx_lm", "lora"): "mlx_lm",
+    ("litgpt", "finetune", "lora"): "litgpt",
+    ("litgpt", "finetune", "full"): "litgpt",
     ("litgpt", "finetune"): "litgpt",
     ("litgpt", "finetune_lora"): "litgpt",
+    ("litgpt", "finetune_full"): "litgpt",
 }
-"""How a training command begins, and whose it is."""
+"""How a training command begins, and whose it is; the longer of two first."""
+FILES = (".yaml", ".yml", ".json")
+CONFIG = ("config", "c", "config_file")
+"""Options that name a file with the rest of the options."""
+WORD = {"litgpt": "checkpoint_dir", "torchtune": "recipe"}
+"""Tools whose command has a word of its own, and the option that it stands for."""
 ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(\"[^\"$`]*\"|'[^']*'|[^\s\"'$`;&|()]*)")
+OPTION = re.compile(r"--|-[A-Za-z]")
 TOOL = "(tool)"
 """The key under which a script's entries name the tool whose command it is."""
 VERB = "(verb)"
@@ -59,14 +79,18 @@ def read_script(content: bytes, file: Path, shown: str) -> Given:
             verb = Path(words[command[0] - 1]).stem
             found.append((number, words[command[0] :], command[1], verb))
     if len(found) != 1:
-        what = f"{len(found)} training commands, on lines {', '.join(str(number) for number, *_ in found)}"
-        raise ConvertError(
-            f"{shown}: got {what if found else 'no training command'}, expected one of "
-            f"{', '.join(' '.join(words) for words in COMMANDS)}"
-        )
+        if found:
+            lines = ", ".join(str(number) for number, *_ in found)
+            raise ConvertError(
+                f"{shown}: {len(found)} training commands, on lines {lines}; convert reads one"
+            )
+        known = ", ".join(dict.fromkeys(command[0] for command in COMMANDS))
+        raise ConvertError(f"{shown}: got no training command, expected one of {known}")
     number, words, tool, verb = found[0]
+    own = WORD.get(tool)
     entries = {
-        key: GivenKey(key, value, shown, number) for key, value in _options(words, variables, number, shown)
+        key: GivenKey(key, value, shown, number)
+        for key, value in _options(words, variables, number, shown, own)
     }
     entries = {
         key: GivenKey(key, entry.value, shown, _line_of(text, key, number)) for key, entry in entries.items()
@@ -93,11 +117,25 @@ def _logical(text: str) -> Iterator[tuple[int, str]]:
 
 def _words(line: str, number: int, shown: str) -> list[str]:
     try:
-        return shlex.split(line, comments=True)
+        return shlex.split(_without_comment(line))
     except ValueError:
         if not any(" ".join(words) in line for words in COMMANDS):
             return []  # a line of another command, over several lines
         raise ConvertError(f"{shown}:{number}: a quotation mark is not closed") from None
+
+
+def _without_comment(line: str) -> str:
+    """What stands before a comment. A # begins one at the start of a word alone: rows#500 is a word."""
+    quote, before = "", " "
+    for place, letter in enumerate(line):
+        if quote:
+            quote = "" if letter == quote and (quote == "'" or before != "\\") else quote
+        elif letter in "'\"" and before != "\\":
+            quote = letter
+        elif letter == "#" and before in " \t;&|()":
+            return line[:place]
+        before = letter
+    return line
 
 
 def _quoted(word: str) -> str:
@@ -109,35 +147,53 @@ def _command(words: list[str]) -> tuple[int, str] | None:
     """Where the options of a training command begin, and the tool."""
     for start in range(len(words)):
         for command, tool in COMMANDS.items():
-            here = [Path(word).name for word in words[start : start + len(command)]]
-            if tuple(here) == command:
+            here = words[start : start + len(command)]
+            if len(here) == len(command) and all(map(_is_named, here, command)):
                 return start + len(command), tool
     return None
 
 
+def _is_named(word: str, name: str) -> bool:
+    """Whether a word is the program or script, which may be in a folder."""
+    return word == name or word.endswith(f"/{name}")
+
+
 def _options(
-    words: list[str], variables: dict[str, str], number: int, shown: str
+    words: list[str], variables: dict[str, str], number: int, shown: str, own: str | None
 ) -> Iterator[tuple[str, Any]]:
-    """--key value, --key=value, --key a b c, and --key alone."""
+    """--key value, --key=value, --key a b c, and --key alone; `own` is what a first word without a key is."""
     key: str | None = None
     values: list[str] = []
     for word in [*words, "--"]:
         if word in (";", "&&", "||", "|", "&", ">", "2>&1", ">>"):
             word = "--"
-        if not word.startswith("--"):
-            if key is None:
-                if word.endswith((".yaml", ".yml", ".json")):
-                    raise ConvertError(f"{shown}:{number}: the command reads {word}: convert that file")
-                continue
-            values.append(_expanded(word, variables, number, shown, key))
+        if not OPTION.match(word):
+            if key is not None:
+                values.append(_expanded(word, variables, number, shown, key))
+            elif own is not None and not word.endswith(FILES):
+                yield own, _expanded(word, variables, number, shown, own)
+                own = None
+            else:
+                raise ConvertError(f"{shown}:{number}: {_stray(word)}")
             continue
+        if key in CONFIG:
+            raise ConvertError(f"{shown}:{number}: {_stray(values[0] if values else word, file=True)}")
         if key is not None:
             yield key, _value(values)
         if word == "--":
             return
-        name, equals, value = word[2:].partition("=")
+        name, equals, value = word.lstrip("-").partition("=")
         key = name.replace("-", "_")
         values = [_expanded(value, variables, number, shown, key)] if equals else []
+
+
+def _stray(word: str, *, file: bool = False) -> str:
+    """What is said of a word that is no option, or names the file that has them."""
+    if file or word.endswith(FILES):
+        return f"the command reads {shorten(word)}: convert that file"
+    if "$" in word or "`" in word:
+        return f"got {shorten(word)}, which stands for options; no variable is expanded to words: write them"
+    return f"got the word {shorten(word)}, expected an option (--key value)"
 
 
 def _expanded(word: str, variables: dict[str, str], number: int, shown: str, key: str) -> str:

@@ -1,15 +1,16 @@
 """What becomes of a value: one function for each `how` of the table of aliases (finetune/recipe/aliases)."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from finetune.conversion import adapter_values as adapter
+from finetune.conversion import lacking as lack
 from finetune.conversion import model_values as model
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import GivenKey, at_least_one, name_list, number, shown, truth, whole
+from finetune.conversion.lacking import How
 from finetune.recipe.aliases import OPTIMIZERS, SCHEDULES, Alias
 
-How = Callable[[GivenKey, Alias, Draft], None]
 TRACKERS = (
     "wandb",
     "tensorboard",
@@ -67,32 +68,6 @@ def _loss(entry: GivenKey, alias: Alias, draft: Draft) -> None:
         draft.carried(entry, alias.ours, "the cross-entropy")
     else:
         draft.drop(entry, f"loss {entry.value} is not here: the cross-entropy stands in its place")
-
-
-def _lacking(*, changes: bool, off: str = "off there; the toolkit has none", alone: object = None) -> How:
-    """For what the toolkit lacks: carried where it is off, or where its value is `alone`, which asks for
-    nothing either."""
-
-    def lack(entry: GivenKey, alias: Alias, draft: Draft) -> None:
-        if entry.off or entry.value == alone:
-            draft.carried(entry, "", off)
-        else:
-            draft.drop(entry, alias.note, changes=changes)
-
-    return lack
-
-
-def _plugins(entry: GivenKey, alias: Alias, draft: Draft) -> None:
-    known = ("liger", "cut_cross_entropy", "kernels", "kd.")
-    unknown = (
-        [name for name in name_list(entry) if not any(word in name.lower() for word in known)]
-        if not entry.off
-        else []
-    )
-    if unknown:
-        draft.drop(entry, f"{', '.join(unknown)}: {alias.note}")
-    else:
-        draft.otherwise(entry, "they are kernels, and the toolkit chooses its own")
 
 
 def _yes(entry: GivenKey, alias: Alias, draft: Draft) -> None:
@@ -230,16 +205,19 @@ HOWS: Mapping[str, How] = {
     "chosen": _chosen,
     "unread": _unread,
     "loss": _loss,
-    "off": _lacking(changes=True),
-    "spare": _lacking(changes=False),
-    "parallel": _lacking(changes=False, alone=1),
-    "bias": _lacking(changes=True),
-    "plugins": _plugins,
-    "resume": _lacking(changes=False, off="off there; starts anew here"),
+    "off": lack.lacking(changes=True),
+    "spare": lack.lacking(changes=False),
+    "parallel": lack.lacking(changes=False, alone=1),
+    "bias": lack.lacking(changes=True),
+    "plugins": lack.plugins,
+    "mixed": lack.mixed,
+    "embedding_adapter": lack.embedding_adapter,
+    "resume": lack.lacking(changes=False, off="off there; starts anew here"),
     "base": model.base,
     "revision": model.revision,
     "path": model.path,
     "template": model.template,
+    "thinking": model.thinking,
     "names": model.names,
     "method": model.method,
     "bits": model.bits,
@@ -290,6 +268,7 @@ HOWS: Mapping[str, How] = {
         "beta2",
         "betas",
         "log_every",
+        "embedding_rate",
         "evaluate_every",
         "evaluate_when",
         "save_every",
@@ -302,7 +281,6 @@ HOWS: Mapping[str, How] = {
         "streaming",
         "shares",
         "deduplicate",
-        "thinking",
         "loss_scale",
         "dataset",
         "held_out_sources",

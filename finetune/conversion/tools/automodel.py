@@ -95,8 +95,11 @@ def convert(given: Given, draft: Draft) -> None:
         draft.carry(clip, "train.max_gradient_norm", number(clip))
     split = given.take("packed_sequence.split_across_pack")
     strategy = given.take("packed_sequence.packing_strategy")
+    packs = given.get("packed_sequence.packed_sequence_size")
+    if split is not None and truth(split) and packs is not None and not packs.off:
+        draft.put("data.pack_split", True, split)
     for entry in (split, strategy):
-        draft.carried(entry, "data.pack_length_tokens")
+        draft.carried(entry, "data.pack_split" if entry is split else "data.pack_length_tokens")
     moe = [entry for entry in given.left() if entry.key.startswith(("model.config.", "distributed.moe."))]
     for entry in moe:
         given.take(entry.key)

@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey, truth
+from finetune.conversion.judged import KTO, REWARD, kto, reward
 from finetune.conversion.preference import (
     CPO,
     DPO,
@@ -36,18 +37,35 @@ STRATEGIES: Mapping[str, Mapping[str, str]] = {
     "argilla": {},
 }
 """Where the functions of its prompt strategies find the columns of a row of pairs."""
+JUDGED: Mapping[str, Mapping[str, str]] = {
+    "intel": {"prompt": "question"},
+    "argilla_chat": {"messages": "completion"},
+    "argilla": {},
+    "prompt_pairs": {},
+    "ultra": {},
+    "default": {},
+}
+"""The same of judged answers."""
+KTO_NAMES = {"desirable_weight": "kto_desirable_weight", "undesirable_weight": "kto_undesirable_weight"}
 TEMPLATES = {"chatml": "chatml", "llama3": "llama3"}
 """Strategies that write a template of their own."""
 CHATML_PROMPT = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def objective(given: Given, draft: Draft) -> bool:
-    """What `rl` asks for; False where it isn't there, or off. Raises ConvertError for what isn't here."""
-    for key in ("reward_model", "process_reward_model"):
-        entry = given.take(key)
-        if entry is not None and not entry.off:
-            raise refused(entry, key)
-        draft.carried(entry, "", "off there")
+    """What `rl` asks for, or reward_model; False where neither does. Raises ConvertError for what isn't
+    here."""
+    steps = given.take("process_reward_model")
+    if steps is not None and not steps.off:
+        raise refused(steps, steps.key)
+    draft.carried(steps, "", "off there")
+    ranks = given.take("reward_model")
+    if ranks is not None and not ranks.off:
+        reward(draft, asked(given, draft, REWARD), ranks)
+        without_dropout(given, draft, "lora_dropout")
+        draft.carried(given.take("num_labels"), "objective.kind")
+        return True
+    draft.carried(ranks, "", "off there")
     rl = given.take("rl")
     if rl is None or rl.off:
         draft.carried(rl, "objective.kind", "supervised")
@@ -63,6 +81,11 @@ def objective(given: Given, draft: Draft) -> bool:
         said = asked(given, draft, {key: CPO[key] for key in CPO if key != "loss_type"}, {"beta": beta})
         loss = GivenKey("loss_type", "simpo", given.shown)
         cpo(draft, {**said, "loss_type": loss}, rl)
+    elif name == "kto":
+        said = asked(
+            given, draft, {key: KTO[key] for key in KTO if key != "loss_type"}, KTO_NAMES | {"beta": beta}
+        )
+        kto(draft, said, rl)
     else:
         raise refused(rl, name)
     without_dropout(given, draft, "lora_dropout")
@@ -89,7 +112,7 @@ def _dpo(given: Given, draft: Draft, rl: GivenKey, name: str, beta: str) -> None
 
 
 def pairs(given: Given, draft: Draft, prefix: str, kind: GivenKey | None) -> dict[str, Any]:
-    """The columns of a data set of pairs, and the template that its type writes.
+    """The columns of a data set of pairs, or of judged answers, and the template that its type writes.
 
     Types: chatml.intel, chat_template.default with the fields' names, user_defined.default, or a section.
     """
@@ -105,11 +128,16 @@ def pairs(given: Given, draft: Draft, prefix: str, kind: GivenKey | None) -> dic
     }
     for entry in fields.values():
         draft.carried(entry, f"{prefix.replace('datasets', 'data.train')}.columns")
-    if kind is not None and (function not in STRATEGIES or strategy == "passthrough"):
-        draft.otherwise(kind, f"type {name} is read as format preference", changes=True)
+    if strategy == "bradley_terry":
+        draft.carried(kind, "data.train.0.format")
+        return {"columns": {"prompt": "input"}}
+    strategies = JUDGED if draft.value("objective.kind") == "kto" else STRATEGIES
+    if kind is not None and (function not in strategies or strategy == "passthrough"):
+        form = "feedback" if strategies is JUDGED else "preference"
+        draft.otherwise(kind, f"type {name} is read as format {form}", changes=True)
     else:
         draft.carried(kind, "data.train.0.format")
-    columns = dict(STRATEGIES.get(function, {}))
+    columns = dict(strategies.get(function, {}))
     if strategy == "chat_template" and function == "default":
         messages = fields["field_messages"]
         field = "messages" if messages is None else str(messages.value)
@@ -133,7 +161,11 @@ def templates(given: Given, draft: Draft) -> None:
     types = [
         given.get(f"{prefix}.type") for prefix in (*given.items("datasets"), *given.items("test_datasets"))
     ]
-    named = [(str(kind.value).partition(".")[0], kind) for kind in types if kind is not None]
+    named = [
+        (str(kind.value).removeprefix("bradley_terry.").partition(".")[0], kind)
+        for kind in types
+        if kind is not None
+    ]
     own = [(TEMPLATES[strategy], kind) for strategy, kind in named if strategy in TEMPLATES]
     if not own:
         return

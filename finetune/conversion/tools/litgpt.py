@@ -1,10 +1,13 @@
 """LitGPT's YAML, as of config_hub/finetune, or its options in a script."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 from finetune.conversion.base import Tool, source
 from finetune.conversion.draft import Draft
-from finetune.conversion.given import Given, truth, whole
+from finetune.conversion.given import Given, GivenKey, base_name, local, truth, whole
+from finetune.conversion.shell import VERB
 
 SWITCHES = {
     "lora_query": (True, ("q_proj",)),
@@ -31,17 +34,29 @@ QUANTIZE = {
 
 
 def prepare(given: Given) -> None:
-    """LoRA's defaults, where the file is of the LoRA script."""
-    if any(key.startswith("lora_") for key in given.entries):
+    """LoRA's defaults, where the file is of the LoRA script; a command's data.KEY as files have it."""
+    for key in [key for key in given.entries if key.startswith("data.")]:
+        name = key.removeprefix("data.")
+        if not name.startswith(("class_path", "init_args.")):
+            entry = given.entries.pop(key)
+            given.entries[f"data.init_args.{name}"] = replace(entry, key=f"data.init_args.{name}")
+    if _is_lora(given):
         given.add_defaults({"lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.05})
+
+
+def _is_lora(given: Given) -> bool:
+    """By its keys, or by the command, which without more is that of LoRA."""
+    command = given.environment.get(VERB, "")
+    return command in ("finetune", "lora", "finetune_lora") or any(
+        key.startswith("lora_") for key in given.entries
+    )
 
 
 def convert(given: Given, draft: Draft) -> None:
     """Switches of modules, quantisation, and the data module."""
-    lora = any(key.startswith("lora_") for key in given.entries)
-    draft.put(
-        "adapter.method", "lora" if lora else "full", "lora_r" if lora else "no lora_ keys: all weights"
-    )
+    _base(given, draft)
+    lora = _is_lora(given)
+    draft.put("adapter.method", "lora" if lora else "full", "LitGPT's LoRA script" if lora else "all weights")
     modules: list[str] = []
     for key, (default, names) in SWITCHES.items():
         entry = given.take(key)
@@ -111,7 +126,7 @@ def _data(given: Given, draft: Draft) -> None:
     held_out, seed = given.take("data.init_args.val_split_fraction"), given.take("data.init_args.seed")
     alpaca = style is None or style.value == "alpaca"
     if path is not None:
-        source(draft, "data.train.0", path, form="alpaca")
+        _json(draft, path)
     elif kind in DATA:
         where, form = DATA[kind]
         if name is not None:
@@ -147,6 +162,31 @@ def _data(given: Given, draft: Draft) -> None:
     steps = given.get("train.max_steps")
     if entry is not None and steps is not None and not steps.off and whole(steps):
         draft.otherwise(given.take("train.epochs") or entry, "max_steps ends it", "train.max_steps")
+
+
+def _json(draft: Draft, path: GivenKey) -> None:
+    """A file, or a folder with train.json and val.json, which may be JSONL."""
+    folder = Path(local(str(path.value), draft.given))
+    found = [
+        next((file for file in (folder / f"{part}.json", folder / f"{part}.jsonl") if file.is_file()), None)
+        for part in ("train", "val")
+    ]
+    if not folder.is_dir() or found[0] is None:
+        source(draft, "data.train.0", path, form="alpaca")
+        return
+    source(draft, "data.train.0", path, name=str(found[0]), form="alpaca")
+    if found[1] is not None:
+        source(draft, "data.evaluation.sources.0", path, name=str(found[1]), tell=False, form="alpaca")
+
+
+def _base(given: Given, draft: Draft) -> None:
+    """checkpoints/OWNER/NAME is LitGPT's own form of a base of the hub, which has the same name."""
+    entry = given.get("checkpoint_dir")
+    match = None if entry is None else re.fullmatch(r"(?:\./)?checkpoints/([^/]+/[^/]+)/?", str(entry.value))
+    if entry is not None and match is not None:
+        given.take("checkpoint_dir")
+        draft.put("model.base", base_name(replace(entry, value=match[1]), given), entry)
+        draft.otherwise(entry, f"LitGPT's form of {match[1]}, which is loaded from the hub", "model.base")
 
 
 TOOL = Tool(

@@ -1,23 +1,15 @@
 """LLaMA-Factory's YAML, with dataset_info.json beside its data."""
 
-from typing import Any
-
-from finetune.conversion.base import TRAINER_DEFAULTS, Tool, source, split_names
+from finetune.conversion.base import TRAINER_DEFAULTS, Tool
 from finetune.conversion.draft import Draft
-from finetune.conversion.given import Given, GivenKey, truth
+from finetune.conversion.given import Given, truth
 from finetune.conversion.preference import refused
-from finetune.conversion.reading import read_json
-from finetune.conversion.tools.llamafactory_preference import objective, pairs
+from finetune.conversion.tools.llamafactory_data import sources
+from finetune.conversion.tools.llamafactory_preference import judged, objective, reward_model
 
 OWN_TEMPLATES = ("default", "fewshot", "empty", "vanilla")
-FORMS = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
-STAGES = {"sft": "alpaca", "pt": "text", "dpo": "preference"}
+STAGES = {"sft": "alpaca", "pt": "text", "dpo": "preference", "kto": "feedback", "rm": "preference"}
 """The stages that are converted, with the form of rows where no dataset_info.json says it."""
-COLUMNS = {
-    "alpaca": {"prompt": "instruction", "query": "input", "response": "output", "system": "system"},
-    "sharegpt": {"messages": "conversations", "system": "system", "tools": "tools"},
-    "messages": {"messages": "messages", "system": "system", "tools": "tools"},
-}
 
 
 def prepare(given: Given) -> None:
@@ -35,9 +27,11 @@ def convert(given: Given, draft: Draft) -> None:
     if stage is not None and name not in STAGES:
         raise refused(stage, name)
     draft.carried(stage, "data.train.0.format" if name == "pt" else "objective.kind")
-    pretraining, compares = name == "pt", name == "dpo"
-    if compares:
+    pretraining = name == "pt"
+    if name == "dpo":
         objective(given, draft, keeps_dropout=False)
+    elif stage is not None and name in ("kto", "rm"):
+        (judged if name == "kto" else reward_model)(given, draft, stage)
     _packing(given, draft)
     template = given.get("template")
     if template is not None and template.value in OWN_TEMPLATES:
@@ -49,12 +43,10 @@ def convert(given: Given, draft: Draft) -> None:
         draft.put("data.over_length", "truncate_end", "LLaMA-Factory cuts rows at cutoff_len")
     samples = given.take("max_samples")
     form = STAGES[name]
-    _sources(given, draft, "dataset", "data.train", form, samples)
-    _sources(given, draft, "eval_dataset", "data.evaluation.sources", form, samples)
+    sources(given, draft, "dataset", "data.train", form, samples)
+    sources(given, draft, "eval_dataset", "data.evaluation.sources", form, samples)
     draft.carried(samples, "data.train.0.max_rows")
-    for key in ("dataset_dir", "eval_num_beams", "compute_accuracy"):
-        entry = given.take(key)
-        draft.carried(entry)
+    draft.carried(given.take("dataset_dir"), "data.train")
 
 
 def _packing(given: Given, draft: Draft) -> None:
@@ -71,71 +63,6 @@ def _packing(given: Given, draft: Draft) -> None:
         if neat is not None:
             given.take("neat_packing")
             draft.carried(neat, "data.attention")
-
-
-def _sources(given: Given, draft: Draft, key: str, place: str, form: str, samples: GivenKey | None) -> None:
-    entry = given.take(key)
-    if entry is None or entry.off:
-        return
-    folder = str(given.value("dataset_dir", "data"))
-    folders = [
-        given.file.parent / folder,
-        given.file.parent,
-        *(parent / folder for parent in given.file.parents),
-    ]
-    info_file = next(
-        (path / "dataset_info.json" for path in folders if (path / "dataset_info.json").is_file()), None
-    )
-    info = read_json(info_file) if info_file else {}
-    unknown = []
-    for index, name in enumerate(split_names(entry)):
-        here = f"{place}.{index}"
-        known = info.get(name) if isinstance(info, dict) else None
-        if isinstance(known, dict) and info_file is not None:
-            _known(draft, here, entry, known, str(info_file.parent), form)
-        else:
-            unknown.append(name)
-            at = name if "/" in name else f"{folder}/{name}.json"
-            source(draft, here, entry, name=at, tell=False, form=form)
-        if samples is not None and not samples.off:
-            draft.put(f"{here}.max_rows", samples.value, samples)
-    draft.carried(entry, place)
-    if unknown:
-        why = f"dataset_info.json, which says what {', '.join(unknown)} is, isn't here; {form} is assumed"
-        draft.otherwise(entry, why, place, changes=True)
-
-
-def _known(draft: Draft, place: str, entry: GivenKey, known: dict[str, Any], folder: str, asks: str) -> None:
-    """A data set as dataset_info.json describes it; `asks` is the form of rows that the stage reads."""
-    form = FORMS.get(str(known.get("formatting", "alpaca")), "auto")
-    tags, columns = known.get("tags") or {}, known.get("columns") or {}
-    if any(column in columns for column in ("images", "videos", "audios")):
-        raise entry.refused("the data set has images, videos or sounds; rows of text are trained on here")
-    if bool(known.get("ranking")) != (asks == "preference"):
-        raise entry.refused(
-            "the data set holds preferences (ranking: true), and this is supervised training"
-            if known.get("ranking")
-            else "the data set holds no preferences (ranking: true), and stage dpo compares pairs"
-        )
-    if form == "sharegpt" and tags.get("role_tag", "from") == "role":
-        form = "messages"
-    if asks == "preference":
-        mapped = pairs(form, columns)
-        form = asks
-    else:
-        form = asks if asks == "text" else form
-        ours = {"text": {"prompt": "text"}}.get(form, COLUMNS.get(form, {}))
-        mapped = {
-            ours[name]: column for name, column in columns.items() if name in ours and ours[name] != column
-        }
-    more: dict[str, Any] = {"columns": mapped, "split": known.get("split"), "config": known.get("subset")}
-    if known.get("num_samples"):
-        more["sample_rows"] = known["num_samples"]
-    name = known.get("hf_hub_url") or known.get("ms_hub_url")
-    if name is None:
-        file = str(known.get("file_name") or known.get("script_url") or "")
-        name = file if file.startswith("/") else f"{folder}/{file}"
-    source(draft, place, entry, name=name, tell=False, form=form, **more)
 
 
 TOOL = Tool(

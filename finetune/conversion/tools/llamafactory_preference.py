@@ -1,10 +1,11 @@
-"""Stage dpo of LLaMA-Factory, old and v1: its losses, its reference, and its data sets of pairs."""
+"""Stages dpo, kto and rm of LLaMA-Factory, old and v1: losses, reference, and the columns of their rows."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey, number, whole
+from finetune.conversion.judged import REWARD, kto, reward
 from finetune.conversion.preference import (
     asked,
     continued,
@@ -24,6 +25,16 @@ KEYS: Mapping[str, Any] = {
     "pref_bco_weight": 0.0,
 }
 """What it reads, with its defaults."""
+KTO: Mapping[str, Any] = {
+    "beta": 0.1,
+    "desirable_weight": 1.0,
+    "undesirable_weight": 1.0,
+}
+KTO_NAMES = {
+    "beta": "pref_beta",
+    "desirable_weight": "kto_chosen_weight",
+    "undesirable_weight": "kto_rejected_weight",
+}
 REFERENCE = ("ref_model", "ref_model_adapters", "ref_model_quantization_bit")
 LOSSES = {"sigmoid": "dpo", "hinge": "hinge", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo"}
 COLUMNS = {
@@ -32,6 +43,12 @@ COLUMNS = {
     "messages": {"messages": "prompt", "system": "system", "tools": "tools"},
 }
 """Columns of rows of pairs, under our names for them."""
+JUDGED = {
+    "alpaca": {"prompt": "instruction", "query": "input", "response": "output", "system": "system"},
+    "sharegpt": {"messages": "conversations", "system": "system", "tools": "tools"},
+    "messages": {"messages": "messages", "system": "system", "tools": "tools"},
+}
+"""Columns of rows of judged answers."""
 
 
 def objective(given: Given, draft: Draft, *, keeps_dropout: bool) -> None:
@@ -101,9 +118,32 @@ def _reference(given: Given, draft: Draft) -> None:
         draft.otherwise(bits, "the reference is held as the model is", "objective.reference", changes=True)
 
 
-def pairs(form: str, columns: Mapping[str, str]) -> dict[str, str]:
-    """How the columns that dataset_info.json names for rows of pairs are called by format preference."""
-    ours = {**COLUMNS.get(form, {}), "chosen": "chosen", "rejected": "rejected"}
+def judged(given: Given, draft: Draft, stage: GivenKey) -> None:
+    """Stage kto, whose supervised part isn't here."""
+    kto(draft, asked(given, draft, KTO, KTO_NAMES), stage)
+    beside = given.take("pref_ftx")
+    if beside is not None and not beside.off:
+        draft.drop(beside, "kto has no cross-entropy beside it")
+    else:
+        draft.carried(beside, "objective.kind")
+    _reference(given, draft)
+    without_dropout(given, draft, "lora_dropout")
+
+
+def reward_model(given: Given, draft: Draft, stage: GivenKey) -> None:
+    """Stage rm, whose head is TRL's value head."""
+    reward(draft, asked(given, draft, REWARD), None)
+    how = "the head is a matrix; there it has a bias, and dropout of 0.1 before it"
+    draft.otherwise(stage, how, "objective.kind", changes=True)
+
+
+def columns_of(form: str, asks: str, columns: Mapping[str, str]) -> dict[str, str]:
+    """How the columns that dataset_info.json names for rows of pairs, or of judged answers, are called by
+    format preference, or feedback."""
+    if asks == "feedback":
+        ours = {**JUDGED.get(form, {}), "kto_tag": "label"}
+    else:
+        ours = {**COLUMNS.get(form, {}), "chosen": "chosen", "rejected": "rejected"}
     return {
         ours[name]: column
         for name, column in columns.items()

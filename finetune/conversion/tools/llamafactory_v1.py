@@ -6,10 +6,11 @@ from pathlib import Path
 from finetune.conversion.base import Tool, source
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given
-from finetune.conversion.preference import refused
+from finetune.conversion.judged import REWARD, reward
+from finetune.conversion.preference import asked
 from finetune.conversion.reading import read
 from finetune.conversion.shell import VERB
-from finetune.conversion.tools.llamafactory import FORMS
+from finetune.conversion.tools.llamafactory_data import FORMS
 from finetune.conversion.tools.llamafactory_preference import KEYS, objective
 from finetune.errors import FinetuneError
 
@@ -61,7 +62,10 @@ def _objective(given: Given, draft: Draft) -> None:
     """Pairs are compared; the command (dpo) isn't in the file."""
     verb = given.environment.get(VERB, "")
     if verb == "rm":
-        raise refused(given, verb)
+        reward(draft, asked(given, draft, REWARD), None)
+        for path in [path for path in draft.values if path.endswith(".format")]:
+            draft.values[path].value = "preference"
+        return
     pairs = any(path.endswith(".format") and draft.value(path) == "preference" for path in draft.values)
     if verb == "dpo" or pairs or any(key in given for key in KEYS):
         objective(given, draft, keeps_dropout=True)

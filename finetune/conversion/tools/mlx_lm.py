@@ -6,6 +6,11 @@ from finetune.conversion.base import Tool, source
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey, at_least_one, local, name_list, number, truth, whole
 
+FEATURES = (
+    "train_split", "valid_split", "test_split", "prompt_feature", "completion_feature", "text_feature",
+    "chat_feature",
+)  # fmt: skip
+"""Keys of hf_dataset: splits, and the columns of its rows."""
 OPTIMIZERS = {"adam": "adam", "adamw": "adamw", "sgd": "sgd", "adafactor": "adafactor"}
 
 
@@ -59,6 +64,7 @@ def convert(given: Given, draft: Draft) -> None:
         else 0.0,
         decay or "mlx-lm's optimizer",
     )
+    _correction(given, draft, str(optimizer.value).lower() if optimizer is not None else "adam")
     _schedule(given, draft)
     masked = given.take("mask_prompt")
     draft.put(
@@ -73,6 +79,19 @@ def convert(given: Given, draft: Draft) -> None:
         entry = given.take(key)
         if entry is not None:
             draft.otherwise(entry, "the loss is measured on all evaluation rows")
+
+
+def _correction(given: Given, draft: Draft, name: str) -> None:
+    """MLX's Adam doesn't correct its means for their beginning at 0, unless it is told to."""
+    if name not in ("adam", "adamw"):
+        return
+    key = f"optimizer_config.{name}.bias_correction"
+    entry = given.take(key) or GivenKey(key, False, given.shown)
+    if truth(entry):
+        draft.carried(entry, "train.optimizer")
+    else:
+        how = "Adam's means are corrected for their beginning at 0; there the first steps are longer"
+        draft.otherwise(entry, how, "train.optimizer", changes=True)
 
 
 def _times(given: Given, draft: Draft) -> None:
@@ -112,9 +131,35 @@ def _schedule(given: Given, draft: Draft) -> None:
         draft.carried(entry, "train.schedule")
 
 
+def _hub(given: Given, draft: Draft, prefix: str, at: int) -> None:
+    """One data set of hf_dataset, which goes before data."""
+    name = given.take(f"{prefix}.path") or given.take(f"{prefix}.name")
+    if name is None:
+        raise given.refused(f"{prefix} has no path")
+    taken = {part: given.take(f"{prefix}.{part}") for part in FEATURES}
+    asked = {part: str(entry.value) for part, entry in taken.items() if entry is not None and not entry.off}
+    if "completion_feature" in asked or "prompt_feature" in asked:
+        form, ours = "prompt_completion", {"prompt": "prompt_feature", "completion": "completion_feature"}
+    elif "chat_feature" in asked:
+        form, ours = "messages", {"messages": "chat_feature"}
+    else:
+        form, ours = ("text", {"text": "text_feature"}) if "text_feature" in asked else ("auto", {})
+    columns = {column: asked[part] for column, part in ours.items() if asked.get(part, column) != column}
+    source(draft, f"data.train.{at}", name, form=form, split=asked.get("train_split"), columns=columns)
+    if "valid_split" in asked:
+        place = f"data.evaluation.sources.{at}"
+        source(draft, place, name, tell=False, form=form, split=asked["valid_split"], columns=columns)
+    for entry in taken.values():
+        draft.carried(entry, f"data.train.{at}")
+
+
 def _data(given: Given, draft: Draft) -> None:
     entry = given.take("data")
-    if entry is None:
+    listed = given.items("hf_dataset")
+    for place, prefix in enumerate(listed):
+        _hub(given, draft, prefix, place)
+    if entry is None or listed:
+        draft.carried(entry, "data.train", "hf_dataset goes before it")
         return
     folder = Path(local(str(entry.value), given))
     if folder.is_dir():

@@ -7,7 +7,7 @@ from finetune.conversion.base import TRAINER_DEFAULTS, Tool, source
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey, truth
 from finetune.conversion.preference import refused
-from finetune.conversion.tools.trl_preference import preferences
+from finetune.conversion.tools.trl_preference import form_of, preferences
 
 FORMS = {
     "text_sft": "messages",
@@ -46,8 +46,8 @@ def convert(given: Given, draft: Draft) -> None:
     kind = given.take("training.trainer_type")
     if kind is not None:
         name = str(kind.value).upper()
-        if name == "TRL_DPO":
-            preferences(given, draft, "dpo", TOOL.name, "training.trainer_kwargs.")
+        if name in ("TRL_DPO", "TRL_KTO"):
+            preferences(given, draft, name[4:].lower(), TOOL.name, "training.trainer_kwargs.")
         elif name not in ("TRL_SFT", "HF", "OUMI"):
             raise refused(kind, name.removeprefix("TRL_"))
         draft.carried(kind, "objective.kind")
@@ -118,6 +118,7 @@ def _data(given: Given, draft: Draft, part: str, place: str) -> None:
         name = entry.key.rpartition(".")[2]
         if name in (
             "seed",
+            "use_async_dataset",
             "use_torchdata",
             "trust_remote_code",
             "transform_num_workers",
@@ -178,8 +179,9 @@ def _dataset(given: Given, draft: Draft, dataset: str, place: str) -> str:
             "assistant_only",
         )
     }
-    form = "preference" if "objective.kind" in draft.values else FORMS.get(str(name.value), "auto")
-    if form != "preference" and (
+    kind = draft.value("objective.kind")
+    form = form_of(kind) if kind else FORMS.get(str(name.value), "auto")
+    if not kind and (
         "fineweb" in str(name.value).lower()
         or "pretrain" in str(name.value).lower()
         or "/c4" in str(name.value)

@@ -14,20 +14,13 @@ from finetune.conversion.tools.swift_preference import objective
 def prepare(given: Given) -> None:
     """Defaults that follow from others."""
     kind = str(given.value("tuner_type", given.value("train_type", "lora")))
-    micro = given.value("per_device_train_batch_size", 1)
-    given.add_defaults(
-        {
-            "learning_rate": 1e-5 if kind == "full" else 1e-4,
-            "gradient_accumulation_steps": max(1, -(-16 // micro)) if isinstance(micro, int) and micro else 1,
-        }
-    )
-    if "per_device_train_batch_size" not in given:
-        given.add_defaults({"per_device_train_batch_size": 1})
+    rate = 1e-5 if kind == "full" else 1e-4
+    given.add_defaults({"learning_rate": rate, "per_device_train_batch_size": 1})
 
 
 def convert(given: Given, draft: Draft) -> None:
     """Data sets with #N, placeholders, the tasks, processes of the script."""
-    compares = objective(given, draft)
+    rows = objective(given, draft)
     teacher = given.get("teacher_model")
     if teacher is not None:
         raise refused(teacher, "gkd")
@@ -36,16 +29,15 @@ def convert(given: Given, draft: Draft) -> None:
         _task(given, draft, task)
     elif task is not None:
         draft.carried(task, "objective.kind")
-    processes = given.environment.get("NPROC_PER_NODE")
-    if processes and processes.isdecimal():
-        draft.batch.processes = int(processes)
+    _accumulation(given, draft)
+    _order(given, draft)
     fields = given.take("use_hf")
     hub = fields is not None and truth(fields)
     draft.carried(fields, "data.train")
     name, author = given.take("model_name"), given.take("model_author")
     _placeholder(draft, name, "{{NAME}}")
     _placeholder(draft, author, "{{AUTHOR}}")
-    form = "preference" if compares else "classification" if "classifies" in draft.notes else "auto"
+    form = rows or ("classification" if "classifies" in draft.notes else "auto")
     _sources(given, draft, "dataset", "data.train", form, hub=hub)
     _sources(given, draft, "val_dataset", "data.evaluation.sources", form, hub=hub)
     if given.environment.get("USE_HF") in ("1", "true"):
@@ -63,7 +55,7 @@ def convert(given: Given, draft: Draft) -> None:
             draft.carried(template, "model.chat_template", "as here")
         else:
             draft.drop(template, "rows without a chat template: give them format text")
-    if packing is not None and truth(packing) and not compares:
+    if packing is not None and truth(packing) and not rows:
         draft.carried(given.take("packing") or packing, "data.pack_length_tokens")
         draft.note("packing", packing)
     agent = given.take("agent_template")
@@ -77,6 +69,32 @@ def convert(given: Given, draft: Draft) -> None:
     length = given.get("max_length")
     if length is None:
         draft.note("length", GivenKey("max_length", None, given.shown))
+
+
+def _accumulation(given: Given, draft: Draft) -> None:
+    """Where it isn't written, as many micro batches as make 16 rows a step, over all processes."""
+    processes = given.environment.get("NPROC_PER_NODE", "")
+    if processes.isdecimal() and int(processes):
+        draft.batch.processes = int(processes)
+    micro = given.value("per_device_train_batch_size", 1)
+    rows = micro * draft.batch.processes if isinstance(micro, int) and micro > 0 else 16
+    given.add_defaults({"gradient_accumulation_steps": max(1, -(-16 // rows))})
+
+
+def _order(given: Given, draft: Draft) -> None:
+    """Rows are shuffled once (dataset_shuffle), and in every epoch (train_dataloader_shuffle)."""
+    once, anew = given.take("dataset_shuffle"), given.get("train_dataloader_shuffle")
+    if anew is None or truth(anew):
+        draft.carried(once, "data.shuffle", "rows are drawn in random order anyway")
+        return
+    given.take(anew.key)
+    if once is not None and not truth(once):
+        draft.carry(once, "data.shuffle", False)
+        draft.carried(anew, "data.shuffle")
+    else:
+        draft.otherwise(
+            anew, "one random order there, another in each epoch here", "data.shuffle", changes=True
+        )
 
 
 def _task(given: Given, draft: Draft, task: GivenKey) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey, name_list, number, truth
+from finetune.conversion.judged import KTO, REWARD, kto, reward
 from finetune.conversion.preference import (
     CPO,
     DPO,
@@ -25,12 +26,12 @@ SIMPO: Mapping[str, Any] = {**SWIFT_CPO, "beta": 2.0, "loss_type": "simpo"}
 """Its defaults where they differ from TRL's."""
 
 
-def objective(given: Given, draft: Draft) -> bool:
-    """What rlhf_type asks for; False where this is no `swift rlhf`. Raises ConvertError for what isn't
-    here."""
+def objective(given: Given, draft: Draft) -> str:
+    """What rlhf_type asks for: the format of its rows, empty where this is no `swift rlhf`. Raises
+    ConvertError for what isn't here."""
     kind = given.take("rlhf_type")
     if kind is None and given.environment.get(VERB) != "rlhf":
-        return False
+        return ""
     name = "dpo" if kind is None else str(kind.value)
     if name == "dpo":
         dpo(draft, asked(given, draft, DPO), smooths=True)
@@ -38,6 +39,10 @@ def objective(given: Given, draft: Draft) -> bool:
         orpo(draft, asked(given, draft, ORPO), kind, learns_prompts=False)
     elif name in ("cpo", "simpo"):
         cpo(draft, asked(given, draft, SIMPO if name == "simpo" else SWIFT_CPO), kind)
+    elif name == "kto":
+        kto(draft, asked(given, draft, KTO), kind)
+    elif name == "rm":
+        reward(draft, asked(given, draft, REWARD), kind)
     else:
         raise refused(kind or given, name)
     if name == "dpo":
@@ -45,7 +50,7 @@ def objective(given: Given, draft: Draft) -> bool:
     without_dropout(given, draft, "lora_dropout")
     _reference(given, draft)
     _packs(given, draft)
-    return True
+    return "feedback" if name == "kto" else "preference"
 
 
 def _reference(given: Given, draft: Draft) -> None:

@@ -63,8 +63,14 @@ def convert(given: Given, draft: Draft) -> None:
     if profiler is None or not truth(profiler):
         for entry in given.take_below("profiler"):
             draft.carried(entry, "", "off there; the toolkit has none")
-    _data(given, draft, "dataset", "data.train.0")
-    _data(given, draft, "dataset_val", "data.evaluation.sources.0")
+    for key, place in (("dataset", "data.train"), ("dataset_val", "data.evaluation.sources")):
+        for number, prefix in enumerate(given.items(key)):
+            _data(given, draft, prefix, f"{place}.{number}")
+    prompt = given.take("tokenizer.prompt_template")
+    if prompt is not None and not prompt.off:
+        draft.drop(prompt, "the base's own template, or model.chat_template, writes the turns")
+    else:
+        draft.carried(prompt, "model.chat_template")
     draft.put(
         "data.over_length",
         draft.value("data.over_length", "truncate_end"),
@@ -107,7 +113,8 @@ def _data(given: Given, draft: Draft, key: str, place: str) -> None:
     name = str(component.value).rpartition(".")[2]
     if name not in DATASETS:
         raise component.refused(f"{name} is not known; expected one of {', '.join(DATASETS)}")
-    default, form = DATASETS[name]
+    default, default_form = DATASETS[name]
+    form = default_form
     values = {
         part: given.take(f"{key}.{part}")
         for part in (
@@ -138,7 +145,10 @@ def _data(given: Given, draft: Draft, key: str, place: str) -> None:
     if compares != (form == "preference"):
         what = "a preference loss, which compares pairs" if compares else "supervised training"
         raise component.refused(f"{name}'s rows don't go with {what}")
-    form, more = (form, columns(name, values)) if compares else _shape(form, values)
+    turns = form == "alpaca" and "llama3" in str(given.value("tokenizer._component_", ""))
+    form, more = (
+        (form, columns(name, values)) if compares else _alpaca(values) if turns else _shape(form, values)
+    )
     text = _value(values["source"], default)
     if text in READERS:
         text = _value(values["data_files"], "")
@@ -158,13 +168,18 @@ def _data(given: Given, draft: Draft, key: str, place: str) -> None:
         draft.carried(component, f"{place}.format")
     if place != "data.train.0":
         return
-    if form == "alpaca":
-        draft.put("model.chat_template", "alpaca", f"{component.key}: {name} writes this prompt")
+    if default_form == "alpaca":
+        wrapped = form == "template"
+        draft.put(
+            "model.chat_template",
+            "llama3" if wrapped else "alpaca",
+            "tokenizer._component_: its turns" if wrapped else f"{component.key}: {name} writes this prompt",
+        )
     learns_input = values["train_on_input"]
     if form == "preference":
         draft.carried(learns_input, "objective.kind", "pairs are compared by their answers alone")
     elif form != "text":
-        whole_row = truth(learns_input) if learns_input is not None else form == "alpaca"
+        whole_row = truth(learns_input) if learns_input is not None else default_form == "alpaca"
         draft.put("data.supervise", "all" if whole_row else "assistant", learns_input or f"default of {name}")
     if values["packed"] is not None:
         draft.note("packing", values["packed"])
@@ -185,10 +200,29 @@ def _value(entry: GivenKey | None, otherwise: Any) -> Any:
     return entry.value if entry is not None and entry.value is not None else otherwise
 
 
+def _alpaca(values: dict[str, GivenKey | None]) -> tuple[str, dict[str, Any]]:
+    """The published prompt as the text of a user's turn, which the tokenizer of Llama 3 writes around it."""
+    instruction, context, answer = (
+        str(_value(values[f"column_map.{part}"], part)) for part in ("instruction", "input", "output")
+    )
+    what = "Below is an instruction that describes a task"
+    ask = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+    more = f"{what}, paired with an input that provides further context. {ask}{{{{ {instruction} }}}}\n\n"
+    more += f"### Input:\n{{{{ {context} }}}}\n\n### Response:\n"
+    less = f"{what}. {ask}{{{{ {instruction} }}}}\n\n### Response:\n"
+    prompt = f"{{% if {context} is defined and {context} %}}{more}{{% else %}}{less}{{% endif %}}"
+    return "template", {"template.prompt": prompt, "template.completion": f"{{{{ {answer} }}}}"}
+
+
 def _shape(form: str, values: dict[str, GivenKey | None]) -> tuple[str, dict[str, Any]]:
     """The format and the columns that a builder's options make."""
     columns: dict[str, str] = {}
-    if form == "messages":
+    if form == "alpaca":
+        named = {part: values[f"column_map.{part}"] for part in ("instruction", "input", "output")}
+        columns = {
+            part: str(_value(entry, part)) for part, entry in named.items() if _value(entry, part) != part
+        }
+    elif form == "messages":
         form = "sharegpt" if _value(values["conversation_style"], "openai") == "sharegpt" else "messages"
         column, default = (
             _value(values["conversation_column"], ""),

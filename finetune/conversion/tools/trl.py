@@ -6,7 +6,7 @@ from typing import Any
 from finetune.conversion.base import TRAINER_DEFAULTS, Tool, source, take_all
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey, name_list, number, truth
-from finetune.conversion.tools.trl_preference import VERBS, preferences, trainer
+from finetune.conversion.tools.trl_preference import VERBS, form_of, preferences, trainer
 
 DEFAULTS = {
     **TRAINER_DEFAULTS,
@@ -23,8 +23,9 @@ DEFAULTS = {
 
 def prepare(given: Given) -> None:
     """What an older name of a key makes of its default; learning from preferences has a rate of its own."""
-    if trainer(given) != "sft":
-        given.add_defaults({"learning_rate": 1e-6})
+    kind = trainer(given)
+    if kind != "sft":
+        given.add_defaults({"learning_rate": 1e-4 if kind == "reward" else 1e-6})
     if "max_seq_length" in given:
         given.add_defaults({"max_length": given.value("max_seq_length")})
     if not given.under("lora_target_modules"):
@@ -35,11 +36,15 @@ def convert(given: Given, draft: Draft, tool: str = "trl") -> None:
     """The data set, what is learned, and how packs are made."""
     method(given, draft)
     kind = trainer(given)
-    _dataset(given, draft, "auto" if kind == "sft" else "preference")
+    _dataset(given, draft, form_of(kind))
     if kind == "sft":
         learned(given, draft)
         packing(given, draft)
-        draft.put("data.over_length", "truncate_end", "TRL cuts rows at max_length")
+        splits = given.value("packing_strategy") == "bfd_split" and "data.attention" not in draft.values
+        cut = "split" if splits and given.on("packing") else "truncate_end"
+        draft.put(
+            "data.over_length", cut, "packing_strategy" if cut == "split" else "TRL cuts rows at max_length"
+        )
     else:
         preferences(given, draft, kind, tool)
 
@@ -167,7 +172,8 @@ TOOL = Tool(
 
 def _convert_handbook(given: Given, draft: Draft) -> None:
     """The alignment handbook: the mixture; else as TRL."""
-    form = "messages" if trainer(given) == "sft" else "preference"
+    kind = trainer(given)
+    form = "messages" if kind == "sft" else form_of(kind)
     _mixture(given, draft, form)
     _mixer(given, draft, form)
     convert(given, draft, HANDBOOK.name)

@@ -2,10 +2,12 @@
 
 from finetune.conversion.draft import Draft
 from finetune.conversion.given import Given, GivenKey, name_list, number, truth
+from finetune.conversion.judged import KTO, REWARD, kto, reward
 from finetune.conversion.preference import CPO, DPO, ORPO, asked, cpo, dpo, orpo, refused, without_dropout
 from finetune.conversion.shell import VERB
 
-VERBS = ("sft", "dpo", "orpo", "cpo")
+VERBS = ("sft", "dpo", "orpo", "cpo", "kto", "reward")
+SCRIPTS = {"reward_modeling": "reward"}
 CPO_ONLY = ("cpo_alpha", "simpo_gamma")
 GONE = ("rpo_alpha", "reference_free", "max_prompt_length", "force_use_ref_model", "label_pad_token_id")
 """Keys of DPOTrainer that TRL 0.29 doesn't have: their files are of an earlier one."""
@@ -14,10 +16,7 @@ PAIRED = (
     "precompute_ref_batch_size", "sync_ref_model", "use_weighting",
 )  # fmt: skip
 """Keys that say that a file is none of SFTTrainer's."""
-ELSEWHERE = {
-    "desirable_weight": "kto", "undesirable_weight": "kto", "num_generations": "grpo", "reward_funcs": "grpo",
-    "center_rewards_coefficient": "reward", "reward_model_path": "ppo",
-}  # fmt: skip
+ELSEWHERE = {"num_generations": "grpo", "reward_funcs": "grpo", "reward_model_path": "ppo"}
 """Keys of trainers whose objectives aren't here."""
 
 
@@ -25,6 +24,7 @@ def trainer(given: Given) -> str:
     """Which of TRL's trainers a file is for: the command says it, or else its keys. Raises ConvertError for
     one whose objective isn't here."""
     verb = given.environment.get(VERB)
+    verb = SCRIPTS.get(verb, verb) if verb is not None else None
     if verb is not None:
         if verb not in VERBS:
             raise refused(given, verb)
@@ -34,6 +34,10 @@ def trainer(given: Given) -> str:
         if entry is not None:
             raise refused(entry, name)
     loss = given.get("loss_type")
+    if "desirable_weight" in given or "undesirable_weight" in given or _is_kto(loss):
+        return "kto"
+    if "center_rewards_coefficient" in given:
+        return "reward"
     if any(key in given for key in CPO_ONLY) or (loss is not None and loss.value in ("simpo", "alphapo")):
         return "cpo"
     if loss is not None and any(name in ("nll", "dft", "chunked_nll") for name in name_list(loss)):
@@ -41,18 +45,30 @@ def trainer(given: Given) -> str:
     return "dpo" if any(key in given for key in PAIRED) else "sft"
 
 
+def _is_kto(loss: GivenKey | None) -> bool:
+    return loss is not None and loss.value in ("kto", "apo_zero_unpaired")
+
+
+def form_of(kind: str) -> str:
+    """The format of the rows that a trainer reads."""
+    return {"sft": "auto", "kto": "feedback"}.get(kind, "preference")
+
+
 def preferences(given: Given, draft: Draft, kind: str, tool: str, prefix: str = "") -> None:
-    """The objective of DPOTrainer, ORPOTrainer or CPOTrainer; `prefix` is what its keys are below."""
+    """The objective of DPOTrainer, ORPOTrainer, CPOTrainer, KTOTrainer or RewardTrainer; `prefix` is what its
+    keys are below."""
     before = any(f"{prefix}{key}" in given for key in GONE)
     assumed = kind == "dpo" and VERB not in given.environment and f"{prefix}loss_type" not in given
-    defaults = {"dpo": DPO, "orpo": ORPO, "cpo": CPO}[kind]
+    defaults = {"dpo": DPO, "orpo": ORPO, "cpo": CPO, "kto": KTO, "reward": REWARD}[kind]
     said = asked(given, draft, defaults, {name: f"{prefix}{name}" for name in defaults})
     if kind == "dpo":
         dpo(draft, said, smooths=before)
     elif kind == "orpo":
         orpo(draft, said, None, learns_prompts=True)
-    else:
+    elif kind == "cpo":
         cpo(draft, said)
+    else:
+        (kto if kind == "kto" else reward)(draft, said, None)
     if assumed and not prefix and said["beta"].written:
         how = f'taken to be of DPO; a file of ORPO or CPO says the same: --from "{tool} orpo"'
         draft.otherwise(said["beta"], how, "objective.kind")
@@ -65,13 +81,19 @@ def preferences(given: Given, draft: Draft, kind: str, tool: str, prefix: str = 
         draft.drop(divergence, f"{divergence.value}: the divergence is the reverse KL, as in the paper")
     else:
         draft.carried(divergence, "objective.kind")
-    draft.put(
-        "data.over_length",
-        "truncate_start" if before else "truncate_end",
-        "TRL before 0.29 cuts the start of rows" if before else "TRL cuts rows at max_length",
-    )
+    _cut(draft, kind, before=before)
     limit = given.value(f"{prefix}max_length", given.value("model.model_max_length"))
     _prompts(draft, given.take(f"{prefix}max_prompt_length"), limit)
+
+
+def _cut(draft: Draft, kind: str, *, before: bool) -> None:
+    """What becomes of rows that are too long; `before`: the file is of TRL before 0.29."""
+    if kind == "reward":
+        draft.put("data.over_length", "drop", "TRL leaves out pairs that are longer than max_length")
+    elif before:
+        draft.put("data.over_length", "truncate_start", "TRL before 0.29 cuts the start of rows")
+    else:
+        draft.put("data.over_length", "truncate_end", "TRL cuts rows at max_length")
 
 
 def _prompts(draft: Draft, entry: GivenKey | None, whole: object) -> None:

@@ -12,7 +12,7 @@ class Alias:
 
     theirs: str
     """Their names, separated by blanks; dotted where one is only meant below a section, `section.*` for all
-    below it."""
+    below it, `name_*` for all that begin so."""
 
     ours: str
     """The dotted key of a recipe; empty where there is none."""
@@ -33,10 +33,23 @@ class Alias:
     tools: tuple[str, ...] = (ANY,)
     """The tools that mean this by the names."""
 
+    beside: str = ""
+    """Keys of which one has to be on, or else these are not read."""
+
+    default: object = None
+    """Their value where nobody asks for anything, if it isn't one that says off."""
+
     @property
     def names(self) -> tuple[str, ...]:
         """Their names."""
         return tuple(self.theirs.split())
+
+    def has(self, name: str) -> bool:
+        """Whether a name, without its section, is one of theirs."""
+        return any(
+            name.startswith(other[:-1]) if other.endswith("_*") else name == other.rpartition(".")[2]
+            for other in self.names
+        )
 
     def said_of(self, key: str, section: str = "") -> str:
         """What a message says of the key where somebody wrote it in a section of a recipe."""

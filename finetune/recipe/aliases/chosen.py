@@ -170,10 +170,8 @@ LACKING = (
         "", "spare", "less memory at the same result; take train.activation_checkpointing",
     ),
     Alias(
-        "use_galore galore_target_modules galore_rank galore_update_interval galore_scale "
-        "galore_proj_type use_apollo apollo_rank apollo_target optim_target_modules use_badam badam_mode "
-        "badam_switch_interval use_adam_mini use_muon lisa_step_interval lisa_n_layers "
-        "lisa_layers_attribute optim_args",
+        "use_galore use_apollo optim_target_modules use_badam use_adam_mini use_muon lisa_n_layers "
+        "lisa_activated_layers optim_args",
         "", "off", "the optimizers are those of train.optimizer",
     ),
     Alias(
@@ -181,11 +179,11 @@ LACKING = (
         "", "off", "how an adapter starts is one of adapter.init",
     ),
     Alias(
-        "relora relora_steps relora_prune_ratio relora_warmup_steps layers_pattern layer_replication "
+        "relora relora_steps layers_pattern layer_replication "
         "rank_pattern alpha_pattern exclude_modules "
-        "lora_exclude_modules freeze_trainable_layers freeze_trainable_modules unfrozen_parameters "
-        "freeze_parameters trainable_parameters num_layer_trainable use_llama_pro oft_target "
-        "oft_block_size oft_rank lora_target_parameters target_parameters trainable_token_indices "
+        "lora_exclude_modules unfrozen_parameters "
+        "freeze_parameters trainable_parameters num_layer_trainable use_llama_pro "
+        "lora_target_parameters target_parameters trainable_token_indices "
         "megatron_config megatron_core lora_fan_in_fan_out fan_in_fan_out freeze_layers",
         "", "off", "an adapter of one rank on the modules of adapter.target_modules",
     ),
@@ -218,13 +216,15 @@ LACKING = (
         "", "off", "rows are shuffled; packing removes the padding",
     ),
     Alias(
-        "max_tokens max_time max_steps_per_epoch tie_embeddings ignore_pad_token_for_loss "
-        "early_stopping_threshold sgd_momentum",
+        "max_tokens max_time max_steps_per_epoch tie_embeddings early_stopping_threshold sgd_momentum",
         "", "off", "not here",
     ),
-    Alias("bnb_4bit_quant_type quantization_type", "", "quant_type", "4 bits are NF4"),
     Alias(
-        "bnb_4bit_quant_storage quantization_method quant_method bnb_config_kwargs.bnb_4bit_quant_storage "
+        "bnb_4bit_quant_type quantization_type quantization_method quant_method",
+        "", "quant_type", "4 bits are NF4, of bitsandbytes",
+    ),
+    Alias(
+        "bnb_4bit_quant_storage bnb_config_kwargs.bnb_4bit_quant_storage "
         "llm_int8_skip_modules llm_int8_threshold",
         "", "chosen", "how 4 bits are stored is bitsandbytes'",
     ),

@@ -20,7 +20,9 @@ MODEL = (
     Alias("chat_template_path", "model.chat_template", "path"),
     Alias("template custom_chat_template chat_template_jinja", "model.chat_template", "template"),
     Alias("chat_template", "model.chat_template", "template"),
-    Alias("tokenizer_pad_token special_tokens.pad_token tokenizer_kwargs.pad_token", "model.pad_token"),
+    Alias(
+        "tokenizer_pad_token special_tokens.pad_token tokenizer_kwargs.pad_token pad_token", "model.pad_token"
+    ),
     Alias(
         "special_tokens new_special_tokens additional_special_tokens add_tokens",
         "model.new_tokens",
@@ -77,7 +79,7 @@ ADAPTER = (
 OBJECTIVE = (
     Alias(
         "rl rlhf_type pref_loss dpo_loss_type",
-        "objective.kind", "unread", "dpo, ipo, hinge, robust, orpo, simpo or cpo",
+        "objective.kind", "unread", "dpo, ipo, hinge, robust, orpo, simpo, cpo, kto or reward",
     ),
     Alias("loss_type", "objective.kind", "loss", "supervised is the cross-entropy"),
     Alias("pref_beta rl_beta dpo_beta beta", "objective.beta", "unread"),
@@ -87,6 +89,9 @@ OBJECTIVE = (
         "pref_ftx rpo_alpha cpo_alpha",
         "objective.supervised_weight", "unread", "of the chosen answer's cross-entropy per token",
     ),
+    Alias("kto_chosen_weight kto_desirable_weight desirable_weight", "objective.good_weight", "unread"),
+    Alias("kto_rejected_weight kto_undesirable_weight undesirable_weight", "objective.bad_weight", "unread"),
+    Alias("center_rewards_coefficient", "objective.centering", "unread"),
     Alias("dpo_label_smoothing", "objective.label_smoothing", "unread"),
     Alias("dpo_norm_loss", "objective.length_normalized", "unread"),
     Alias("reference_free", "objective.reference", "unread", "none"),
@@ -140,9 +145,10 @@ DATA = (
         "truncation truncation_strategy truncation_mode excess_length_strategy",
         "data.over_length", "over_length",
     ),
+    Alias("shuffle", "data.shuffle", "yes"),
     Alias(
-        "shuffle_dataset dataset_shuffle shuffle_merged_datasets train_dataloader_shuffle shuffle",
-        "data.shuffle", "yes",
+        "shuffle_dataset dataset_shuffle shuffle_merged_datasets train_dataloader_shuffle",
+        "data.shuffle", "chosen", "rows are drawn in random order, there and here",
     ),
     Alias("disable_shuffling curriculum_sampling", "data.shuffle", "no"),
     Alias("system system_prompt default_system new_system_prompt", "data.system"),
@@ -155,14 +161,17 @@ DATA = (
         "data.train.0.max_rows", "max_rows", "the first so many rows of a source",
     ),
     Alias(
-        "weight interleave_probs interleave_prob probabilities mixture_proportion",
+        "weight interleave_prob probabilities mixture_proportion",
         "data.train.0.share", "shares", "a source's share of an epoch, or repeat",
     ),
     Alias("name subset", "data.train.0.config", "same", "a data set's configuration", ("the hub",)),
     Alias("data_files file", "data.train.0.path", "same", "", ("the hub",)),
     Alias("type formatting", "data.train.0.format", "same", "", ("the hub",)),
     Alias("dataset_exact_deduplication", "data.clean.duplicates", "deduplicate", "drop"),
-    Alias("enable_thinking", "data.reasoning", "thinking"),
+    Alias(
+        "enable_thinking",
+        "data.reasoning", "thinking", "learn, read or drop", ("llamafactory", "llamafactory_v1"),
+    ),
     Alias("loss_scale", "data.loss_weights", "loss_scale"),
 )  # fmt: skip
 
@@ -211,8 +220,8 @@ TRAIN = (
     Alias("adam_epsilon eps", "train.adam_epsilon"),
     Alias("loraplus_lr_ratio lorap_lr_ratio", "train.loraplus_lr_ratio"),
     Alias(
-        "embedding_learning_rate loraplus_lr_embedding embedding_lr",
-        "train.embedding_learning_rate", "unless_none",
+        "embedding_learning_rate embedding_lr",
+        "train.embedding_learning_rate", "embedding_rate",
     ),
     Alias("label_smoothing_factor label_smoothing", "train.label_smoothing"),
     Alias(
@@ -264,7 +273,7 @@ TRAIN = (
     ),
     Alias("metric_for_best_model", "train.best_by", "best_metric", "loss, or one of evaluate.metrics"),
     Alias(
-        "early_stopping_patience early_stop_interval",
+        "early_stopping_patience early_stop_interval early_stopping_steps",
         "train.early_stopping.patience_evaluations", "unless_none",
     ),
 )  # fmt: skip

@@ -3,7 +3,7 @@ function; RULES lists them. No file is looked at."""
 
 from collections.abc import Callable
 
-from finetune.models.architectures.base import VOCABULARY
+from finetune.models.architectures.base import VOCABULARY, last_part
 from finetune.recipe.given import Given, RuleProblem, asked, near
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.every import NEVER, epochs_of
@@ -86,7 +86,8 @@ def _rates(recipe: Recipe, given: Given) -> RuleProblem:
     train, adapter = recipe.train, recipe.adapter
     if train.loraplus_lr_ratio is not None and adapter.method == "full":
         yield "train.loraplus_lr_ratio", "method full has no adapter, and so no matrices B; remove this"
-    trains = adapter.method == "full" or recipe.model.new_tokens or VOCABULARY & set(adapter.modules_to_save)
+    whole = VOCABULARY & set(map(last_part, adapter.modules_to_save))
+    trains = adapter.method == "full" or recipe.model.new_tokens or whole
     if train.embedding_learning_rate is not None and not trains:
         yield (
             "train.embedding_learning_rate",

@@ -177,7 +177,7 @@ learning_rate: 0.000005
 optimizer: paged_adamw_8bit
 lr_scheduler: constant
 train_on_inputs: true
-shuffle_merged_datasets: false
+curriculum_sampling: true
 val_set_size: 0
 save_steps: 0.25
 max_grad_norm: 0.0
@@ -295,7 +295,8 @@ profiler: {_component_: torchtune.training.setup_torch_profiler, enabled: False,
 """
 TORCHTUNE_EXPECTED = {
     "model.base": "meta-llama/Llama-3.2-1B-Instruct",
-    "model.chat_template": "alpaca",
+    "model.chat_template": "llama3",  # around the published prompt, as its tokenizer writes it
+    "data.train.0.format": "template",
     "adapter.target_modules": ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "adapter.rank": 40,
     "adapter.alpha": 80,
@@ -599,7 +600,7 @@ CASES = (
     Case("litgpt", "litgpt.yaml", LITGPT, LITGPT_EXPECTED),
     Case("automodel", "automodel.yaml", AUTOMODEL, AUTOMODEL_EXPECTED),
     Case("oumi", "oumi.yaml", OUMI, OUMI_EXPECTED),
-    Case("mlx_lm", "mlx.yaml", MLX, MLX_EXPECTED),
+    Case("mlx_lm", "mlx.yaml", MLX, MLX_EXPECTED, complete=False),  # Adam without bias correction
     Case("ms-swift", "swift.sh", SWIFT, SWIFT_EXPECTED),
     Case("peft", "adapter_config.json", PEFT, PEFT_EXPECTED, complete=False),
 )

@@ -52,18 +52,17 @@ def test_the_loss_is_theirs(case: Pairs, folder: Path) -> None:
 def test_every_kind_of_pairs_is_reached() -> None:
     """Each objective that compares pairs of texts is what some tool's file becomes."""
     pairs = {objective.kind for objective in OBJECTIVES if objective.encoding.documents_per_row == 2}
-    pairs -= {"reward"}  # whose files are not converted
+    pairs -= {"reward"}  # whose files are those of test_judged.py
     assert pairs == {case.objective["kind"] for case in CASES}
 
 
 REFUSED = {
-    "llamafactory's kto": ("a.yaml", LLAMAFACTORY.replace("stage: dpo", "stage: kto"), "a.yaml:2: stage: files of kto are not converted"),
-    "llamafactory's reward model": ("a.yaml", LLAMAFACTORY.replace("stage: dpo", "stage: rm"), "stage: files of rm are not converted: write objective.kind: reward"),
-    "llamafactory's kto_pair": ("a.yaml", LLAMAFACTORY + "pref_loss: kto_pair\n", "a.yaml:7: pref_loss: files of kto_pair"),
+    "llamafactory's kto_pair": ("a.yaml", LLAMAFACTORY + "pref_loss: kto_pair\n", "a.yaml:7: pref_loss: kto_pair is none of the objectives here"),
+    "pairs where judgements are read": ("a.yaml", LLAMAFACTORY.replace("stage: dpo", "stage: kto"), "holds preferences (ranking: true), and this training learns from judged answers"),
     "two losses at once": ("a.yaml", LLAMAFACTORY + "pref_bco_weight: 0.5\n", "sigmoid + bco"),
-    "rows without pairs": ("a.yaml", LLAMAFACTORY.replace("turns, answers", "plain"), "holds no preferences"),
-    "axolotl's kto": ("a.yml", AXOLOTL + "rl: kto\n", "a.yml:8: rl: files of kto are not converted"),
-    "axolotl's reward model": ("a.yml", AXOLOTL + "reward_model: true\n", "files of reward_model are not converted"),
+    "rows without pairs": ("a.yaml", LLAMAFACTORY.replace("turns, answers", "plain"), "holds no preferences (ranking: true), and this training learns from pairs"),
+    "axolotl's reward of steps": ("a.yml", AXOLOTL + "process_reward_model: true\n", "the nearest is reward"),
+    "trl's other loss of judgements": ("a.yaml", TRL + "loss_type: apo_zero_unpaired\n", "the nearest is kto"),
     "trl's apo": ("a.yaml", TRL + "loss_type: apo_zero\n", "a.yaml:5: loss_type: apo_zero is none"),
     "trl's sppo": ("a.yaml", TRL + "loss_type: sppo_hard\n", "the nearest is ipo"),
     "trl's exo": ("a.yaml", TRL + "loss_type: exo_pair\n", "the nearest is robust"),
@@ -78,7 +77,7 @@ REFUSED = {
         TORCHTUNE.replace("stack_exchange_paired", "alpaca") + "loss: {_component_: x.DPOLoss}\n",
         "don't go with a preference loss",
     ),
-    "oumi's kto": ("a.yaml", OUMI.replace("TRL_DPO", "TRL_KTO"), "files of KTO are not converted: write objective.kind: kto"),
+    "oumi's grpo": ("a.yaml", OUMI.replace("TRL_DPO", "TRL_GRPO"), "GRPO is none of the objectives here"),
     "beta 0": ("a.yaml", TRL + "beta: 0\n", "a.yaml:5: beta: got 0"),
 }  # fmt: skip
 
@@ -115,7 +114,7 @@ def test_a_trainer_behind_a_tool_that_has_none_is_refused(folder: Path) -> None:
     with pytest.raises(ConvertError, match='--from "axolotl orpo": expected nothing behind axolotl'):
         finetune.convert("a.yml", "axolotl orpo")
     Path("a.yaml").write_text(TRL)
-    with pytest.raises(ConvertError, match="expected one of sft, dpo, orpo, cpo"):
+    with pytest.raises(ConvertError, match="expected one of sft, dpo, orpo, cpo, kto, reward"):
         finetune.convert("a.yaml", "trl ppo")
 
 
@@ -126,6 +125,7 @@ objective: {OBJECTIVE}
 data:
   train: [{dataset: a/turns, format: preference, columns: {conversations: dialogue, rejected: worse}}]
   max_length_tokens: 256
+  over_length: truncate_end
 train: {global_batch_size: 8, micro_batch_size: 1, learning_rate: 0.00001}
 """
 BACK = (

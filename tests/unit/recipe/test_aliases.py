@@ -85,7 +85,7 @@ WITHOUT_COUNTERPART = (
     ("train", "embedding_lr", "embedding_learning_rate"),
     ("train", "adam_beta1", "adam_betas"),
     ("train", "adam_beta2", "adam_betas"),
-    ("train", "loraplus_lr_embedding", "embedding_learning_rate"),
+    ("train", "loraplus_lr_embedding", "no counterpart here: of an adapter on embed_tokens"),
     ("train", "use_galore", "no counterpart"),
     ("train", "use_badam", "no counterpart"),
     ("train", "relora_steps", "no counterpart"),

@@ -127,6 +127,7 @@ FILE = "{data: {train: [{path: %s, format: %s}]}}"
         ("{train: {loraplus_lr_ratio: 16}, adapter: {method: full}}", "train.loraplus_lr_ratio  method full"),
         ("train: {embedding_learning_rate: 1e-5}", "train.embedding_learning_rate  neither embed_tokens"),
         ("{train: {embedding_learning_rate: 1e-5}, model: {new_tokens: [a]}}", None),
+        ("{train: {embedding_learning_rate: 1e-5}, adapter: {modules_to_save: [model.embed_tokens]}}", None),
         ("{train: {weights_dtype: bf16}, adapter: {method: full}}", None),
         ("train: {weights_dtype: bf16}", "train.weights_dtype  method lora trains an adapter"),
         (
