@@ -46,13 +46,13 @@ def objective(back: "Back") -> None:
     section, tool = back.plain["objective"], back.tool
     kind, keys = section["kind"], KEYS[tool]
     for key, value in section.items():
-        if key != "kind" and key not in keys and value:
+        if key not in ("kind", "reference") and key not in keys and value:
             raise ConvertError(f"objective.{key}: {value} is not to be had in {tool}'s {kind}")
         if key in keys:
             by = f"objective.{key}" + (f": for `trl {kind}`" if tool == "trl" else "")
             back.put(keys[key], value, by)
             back.told(f"objective.{key}", "carried", keys[key])
-        else:
+        elif key != "reference":
             back.told(f"objective.{key}", "carried")
     for name, value in ASKS[tool, kind]:
         back.put(name, value, "objective.kind")

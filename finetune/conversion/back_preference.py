@@ -41,13 +41,13 @@ def objective(back: "Back") -> None:
     section = back.plain["objective"]
     kind, tool = section["kind"], back.tool
     if kind in JUDGED:
+        check_reference(back)
         back_judged.objective(back)
         _adapter(back)
         return
     if kind not in LOSSES[tool]:
         raise _refused(back, "kind", f"expected one of {', '.join((*LOSSES[tool], *JUDGED))}")
-    if section.get("reference", "start") != "start":
-        raise _refused(back, "reference", "there the model as it is at the start is the reference")
+    check_reference(back)
     loss = _loss(back, kind)
     weight = section.get("supervised_weight", 0.0)
     if tool == "llamafactory":
@@ -68,13 +68,22 @@ def objective(back: "Back") -> None:
         "the chosen answer's prompt is learned there as well" if learns_prompts else "",
         changes=learns_prompts,
     )
-    back.told("objective.reference", "carried")
     for name, keys in KEYS.items():
         if name in section and not (name == "label_smoothing" and kind not in SMOOTHED[tool]):
             key = keys[("axolotl", "llamafactory", "trl").index(tool)]
             back.put(key, section[name], f"objective.{name}")
             back.told(f"objective.{name}", "carried", key)
     _adapter(back)
+
+
+def check_reference(back: "Back") -> None:
+    """Raises ConvertError for a reference that the tool hasn't."""
+    has = ("start", "base") if back.tool == "llamafactory" else ("start",)
+    if "reference" not in back.plain["objective"]:
+        return
+    if back.plain["objective"]["reference"] not in has:
+        raise _refused(back, "reference", f"expected {' or '.join(has)}")
+    back.told("objective.reference", "carried")
 
 
 def _refused(back: "Back", key: str, why: str) -> ConvertError:
@@ -135,7 +144,8 @@ def _adapter(back: "Back") -> None:
             back.put("disable_dropout", False, "adapter.dropout")
         else:
             back.told("adapter.dropout", "dropped", how="it is switched off for pairs there", changes=True)
-    if back.tool == "llamafactory" and adapter.continue_from is not None:
+    base = back.plain["objective"].get("reference") == "base"
+    if back.tool == "llamafactory" and adapter.continue_from is not None and not base:
         back.put("ref_model", back.plain["model"]["base"], "objective.reference")
         back.put("ref_model_adapters", str(adapter.continue_from), "adapter.continue_from")
 

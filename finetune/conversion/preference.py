@@ -249,9 +249,8 @@ def continued(given: Given, draft: Draft, key: str) -> None:
     if len(names) > 1:
         return  # refused with the adapter's keys
     given.take(key)
-    draft.put("adapter.continue_from", local(names[0], given), entry)
-    how = "the reference is the adapter as it is at the start; there it is the base without it"
-    draft.otherwise(entry, how, "adapter.continue_from", changes=True)
+    draft.carry(entry, "adapter.continue_from", local(names[0], given))
+    draft.put("objective.reference", "base", f"{draft.title}'s reference is the base without {key}")
 
 
 def together(draft: Draft) -> None:

@@ -9,7 +9,7 @@ from finetune.conversion.given import relative
 from finetune.recipe.reading.yaml_tree import plain_scalar
 from finetune.recipe.schema import Recipe
 
-PATHS = ("base", "path", "chat_template", "continue_from")
+PATHS = ("base", "path", "chat_template", "continue_from", "reference")
 WIDEST = 60
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.conversion.draft import Draft
-from finetune.conversion.given import Given, GivenKey, number, whole
+from finetune.conversion.given import Given, GivenKey, local, name_list, number, whole
 from finetune.conversion.judged import REWARD, kto, reward
 from finetune.conversion.preference import (
     asked,
@@ -104,9 +104,16 @@ def _reference(given: Given, draft: Draft) -> None:
         continued(given, draft, "adapter_name_or_path")
         return
     over = None if adapters is None or adapters.off else adapters.value
-    if model.value == given.value("model_name_or_path") and over == starts_at:
+    same = model.value == given.value("model_name_or_path")
+    if same and over == starts_at:
         for entry in (model, adapters):
             draft.carried(entry, "objective.reference", "the model as it is at the start")
+    elif same and over is None:
+        draft.carried(model, "objective.reference")
+        continued(given, draft, "adapter_name_or_path")
+    elif same and adapters is not None and len(name_list(adapters)) == 1:
+        draft.carried(model, "objective.reference")
+        draft.carry(adapters, "objective.reference", local(name_list(adapters)[0], given))
     else:
         what = f"{model.value}{f' with {over}' if over else ''}"
         draft.drop(model, f"the reference is the model as it is at the start, and not {what}")

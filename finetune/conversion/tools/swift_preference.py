@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.conversion.draft import Draft
-from finetune.conversion.given import Given, GivenKey, name_list, number, truth
+from finetune.conversion.given import Given, GivenKey, local, name_list, number, truth
 from finetune.conversion.judged import KTO, REWARD, kto, reward
 from finetune.conversion.preference import (
     CPO,
@@ -61,8 +61,11 @@ def _reference(given: Given, draft: Draft) -> None:
         if start is not None and name_list(start) == name_list(adapters):
             draft.carried(adapters, "objective.reference", "the adapter as it is at the start")
         else:
-            how = "the reference is the adapter as it is at the start, and not another"
-            draft.drop(adapters, how)
+            names = name_list(adapters)
+            if len(names) == 1:
+                draft.carry(adapters, "objective.reference", local(names[0], given))
+            else:
+                draft.drop(adapters, "the reference is one adapter")
     else:
         draft.carried(adapters, "objective.reference")
         continued(given, draft, "adapters")

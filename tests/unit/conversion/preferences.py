@@ -93,7 +93,7 @@ CASES = (
     Pairs(
         "llamafactory, its reference is the base", "lf.yaml",
         LLAMAFACTORY + "adapter_name_or_path: there\ndpo_label_smoothing: 0.1\n",
-        DPO | {"label_smoothing": 0.1}, changes=("adapter_name_or_path",),
+        DPO | {"label_smoothing": 0.1, "reference": "base"},
 
     ),
     Pairs(
@@ -211,7 +211,7 @@ CASES = (
     Pairs(
         "ms-swift, dpo", "swift.sh",
         SWIFT + " --rpo_alpha 0.1 --per_device_train_batch_size 1 --label_smoothing 0.1 --adapters there",
-        DPO | {"supervised_weight": 0.1, "label_smoothing": 0.1}, changes=("adapters",),
+        DPO | {"supervised_weight": 0.1, "label_smoothing": 0.1, "reference": "base"},
         values={"data.over_length": "drop", "adapter.dropout": 0},
     ),
     Pairs(
@@ -223,6 +223,10 @@ CASES = (
         "ms-swift, orpo without the prompt", "swift.yaml",
         "rlhf_type: orpo\nmodel: owner/base\nuse_hf: true\ndataset: [a/pairs]\nmax_length: 400\n",
         {"kind": "orpo", "odds_weight": 0.1},
+    ),
+    Pairs(
+        "ms-swift, another reference adapter", "swift.sh", SWIFT + " --ref_adapters owner/other", DPO |
+        {"reference": "owner/other"},
     ),
     Pairs(
         "ms-swift, a reference adapter that is the start", "swift.sh",

@@ -21,7 +21,7 @@ LF_KTO = LLAMAFACTORY.replace("stage: dpo", "stage: kto").replace("turns, answer
 AX_KTO = AXOLOTL.replace("chat_template.default", "chatml.argilla")
 AX_REWARD = AXOLOTL.replace("chat_template.default", "bradley_terry.chat_template") + "reward_model: true\n"
 STEPS = "gradient_accumulation_steps: 4\n"
-KTO = {"kind": "kto", "beta": 0.1, "good_weight": 1, "bad_weight": 1}
+KTO = {"kind": "kto", "beta": 0.1, "good_weight": 1, "bad_weight": 1, "reference": "start"}
 REWARD = {"kind": "reward", "label_smoothing": 0, "centering": 0}
 
 
