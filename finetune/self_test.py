@@ -46,6 +46,19 @@ tracking: {{tracker: none}}
 """
 
 
+PAIRS_RECIPE = """\
+model: {{base: {base}}}
+adapter: {{rank: 4}}
+objective: {{kind: dpo, beta: 0.5, supervised_weight: 0.2}}
+data:
+  train: [{{path: {pairs}, format: preference}}]
+  max_length_tokens: 128
+  pack_length_tokens: 512
+train: {{global_batch_size: 4, max_steps: 8, precision: fp32, learning_rate: 1e-3, save_every: 4}}
+tracking: {{tracker: none}}
+"""
+
+
 @dataclass(frozen=True)
 class Case:
     """One way of training, and how far it may be from the plain one (relative)."""
@@ -55,6 +68,8 @@ class Case:
     tolerance: float = 1e-5
     reference: tuple[str, ...] = ()
     """What the plain run differs in, too."""
+    pairs: bool = False
+    """Whether it learns from pairs of answers (DPO), whose prompts are computed once."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,12 @@ CASES = (
     Case("activations recomputed", ("train.activation_checkpointing=true",)),
     Case("no rehearsal", ("train.rehearsal=false",), tolerance=0.0),
     *(Case(f"{engine}, 2 processes", ("--launch", engine, "--processes", "2")) for engine in ENGINES),
+    Case("dpo, micro-batches of 2", ("train.micro_batch_size=2",), pairs=True),
+    Case("dpo, unpacked", (*WHOLE_EPOCH, "data.pack_length_tokens=null"), reference=WHOLE_EPOCH, pairs=True),
+    *(
+        Case(f"dpo, {engine}, 2 processes", ("--launch", engine, "--processes", "2"), pairs=True)
+        for engine in ENGINES
+    ),
 )
 BF16 = Case("bf16", ("train.precision=bf16",), tolerance=5e-2)
 """Where it is native: on a GPU with flash attention and Liger's loss where they are installed."""
@@ -97,24 +118,30 @@ def selftest() -> dict[str, Any]:
     with temporary_folder("finetune-selftest-") as folder:
         recipe = folder / "selftest.yaml"
         recipe.write_text(RECIPE.format(base=save_tiny_base(folder / "base")))
-        references = {(): train(folder / "plain", recipe)}
+        pairs = folder / "pairs.yaml"
+        pairs.write_text(PAIRS_RECIPE.format(base=folder / "base", pairs=write_pairs(folder / "pairs.jsonl")))
+        references = {(recipe, ()): train(folder / "plain" / recipe.stem, recipe)}
         logger.info(f"{'':24} {'loss':>9} {'gradient':>9} {'weights':>9} {'allowed':>9}")
         for case in (*CASES, *((BF16,) if native_bf16() else ())):
-            reason = unavailable(case, recipe)
+            learned = pairs if case.pairs else recipe
+            reason = unavailable(case, learned)
             if reason is not None:
                 left_out[case.name] = reason
                 continue
-            if case.reference not in references:
-                references[case.reference] = train(folder / "plain", recipe, *case.reference)
+            if (learned, case.reference) not in references:
+                references[learned, case.reference] = train(
+                    folder / "plain" / learned.stem, learned, *case.reference
+                )
             began = time.perf_counter()
-            run = train(folder / "case", recipe, *case.arguments)
-            outcomes.append(compare(case, references[case.reference], run, time.perf_counter() - began))
+            run = train(folder / "case" / learned.stem, learned, *case.arguments)
+            plain = references[learned, case.reference]
+            outcomes.append(compare(case, plain, run, time.perf_counter() - began))
             logger.info(line_of(outcomes[-1]))
         began = time.perf_counter()
         outcomes.append(
             compare(
                 KILLED,
-                references[()],
+                references[recipe, ()],
                 killed_and_resumed(folder / "killed", recipe),
                 time.perf_counter() - began,
             )
@@ -234,6 +261,16 @@ def logged(run: Path, name: str) -> list[float]:
     """A metric of each step."""
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [entry[name] for entry in entries if name in entry]
+
+
+def write_pairs(path: Path) -> Path:
+    """Forty prompts with two answers of several lengths each."""
+    rows = [
+        {"prompt": f"number {n}?", "chosen": f"it is {n}" * (1 + n % 2), "rejected": "no " * (1 + n % 3)}
+        for n in range(40)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def save_tiny_base(folder: Path) -> Path:
