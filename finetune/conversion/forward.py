@@ -133,6 +133,10 @@ def _chosen(given: Given, name: str | None) -> Tool:
                 f"a key of {by_name[foreign[0]].title}, and --from says {by_name[name].title}"
             )
         return by_name[name]
+    if "model.base" in given and given.under("data.train"):
+        raise given.refused(
+            "this is a recipe already; --to axolotl, llamafactory or trl writes it as another tool's file"
+        )
     if "compute_environment" in given or "zero_optimization.stage" in given:
         raise given.refused(
             "this says how processes are started or sharded, and nothing of a training; finetune train "

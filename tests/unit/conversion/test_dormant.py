@@ -37,9 +37,10 @@ def changes(text: str) -> list[str]:
         AXOLOTL + "eval_max_new_tokens: 128\nembedding_lr: 1.0e-6\n",
         TRL
         + "ray_scope: last\npast_index: -1\naccelerator_config: {even_batches: true}\nshuffle_dataset: false\n",
+        AXOLOTL + "qat: {enabled: false, group_size: 32}\nuse_swanlab: true\n",
         SWIFT + "reft_rank: 4\nboft_block_size: 4\nmetric: acc\ndataset_shuffle: false\n",
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_what_asks_for_nothing_changes_nothing(text: str) -> None:
     """Defaults that are written out, and arguments of what is switched off, lose nothing."""

@@ -30,6 +30,13 @@ LITGPT = "--data JSON --data.json_path rows.json --data.val_split_fraction 0.2"
             f"litgpt finetune_lora a/b {LITGPT} --train.epochs 2",
             {"model.base": "a/b", "adapter.method": "lora", "data.evaluation.fraction": 0.2, "train.epochs": 2},
         ),
+        (
+            f"n=4\nNPROC_PER_NODE=$n\n{SWIFT} --dataset c/d --gradient_accumulation_steps $(expr 32 / $n)",
+            {"train.global_batch_size": 32},
+        ),
+        (f"n=4\n{SWIFT} --dataset c/d --gradient_accumulation_steps $((32 / n))", {"train.global_batch_size": 8}),
+        (f"n=4\n{SWIFT} --dataset c/d --gradient_accumulation_steps $(expr 32 / $n / 2)", {"train.global_batch_size": 4}),
+        (f"{SWIFT} --dataset c/d --gradient_accumulation_steps $(expr 3 \\* 2)", {"train.global_batch_size": 6}),
         (f"litgpt finetune_full a/b {LITGPT}", {"adapter.method": "full"}),
     ],
 )  # fmt: skip
