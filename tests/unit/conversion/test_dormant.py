@@ -85,6 +85,25 @@ def test_rows_keep_their_order_only_where_the_sampler_keeps_it(text: str, order:
     assert ("shuffle: false" not in finetune.convert("a.yaml").recipe) == order
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (LLAMAFACTORY + "warmup_ratio: 0.1\nwarmup_steps: 0\n", "warmup_ratio: 0.1 "),
+        (LLAMAFACTORY + "warmup_steps: 0\nwarmup_ratio: 0.1\n", "warmup_ratio: 0.1 "),
+        (LLAMAFACTORY + "warmup_steps: 20\nwarmup_ratio: 0.1\n", "warmup_steps: 20 "),
+        (LLAMAFACTORY + "warmup_ratio: 0.1\nwarmup_steps: 20\n", "warmup_steps: 20 "),
+        (TRL + "max_length: null\nmax_seq_length: 300\n", "max_length_tokens: 300 "),
+        (AXOLOTL + "micro_batch_size: 4\nbatch_size: 16\n", "global_batch_size: 16 "),
+        (AXOLOTL + "micro_batch_size: 4\nbatch_size: 16\ngradient_accumulation_steps: 2\n", "global_batch_size: 8 "),
+    ],
+    ids=range(7),
+)  # fmt: skip
+def test_of_two_keys_of_one_thing_the_one_that_is_read_there_counts(text: str, expected: str) -> None:
+    """What is on goes before what is off, and steps before a fraction, in whichever order they stand."""
+    Path("a.yaml").write_text(text)
+    assert expected in finetune.convert("a.yaml").recipe
+
+
 def test_names_with_an_open_end_are_found() -> None:
     """swanlab_* and its like stand for all names that begin so."""
     alias = alias_of("llamafactory", "swanlab_project")
