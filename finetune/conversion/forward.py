@@ -58,7 +58,7 @@ def convert_file(
     """The recipe for a file of another tool; relative paths in it start at `folder` (else the working one).
 
     `tool` is asked for where the file could be of two; "trl orpo" says the trainer as well. `processes` is
-    how many the run had: most files don't say, and the global batch is micro batch x accumulation x
+    how many the run had: files don't say, scripts may, and the global batch is micro batch x accumulation x
     processes.
 
     Raises ConvertError for a file that can't be read or whose training can't be had here, OSError where
@@ -77,7 +77,7 @@ def convert_file(
     if chosen.prepare is not None:
         chosen.prepare(given)
     given.add_defaults(chosen.defaults)
-    draft = Draft(given, chosen.title, processes)
+    draft = Draft(given, chosen.title, processes if processes > 1 else given.processes())
     for entry in given.entries.values():
         alias = _alias(entry, chosen)
         if alias is None or alias.how not in ("chosen", "spare"):  # whose values are never looked at

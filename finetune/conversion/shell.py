@@ -55,6 +55,9 @@ ASSIGNMENT = re.compile(
 SUM = re.compile(r"\$\(\s*expr\s+([^()`]+?)\s*\)|\$\(\(([^()`]+)\)\)")
 TERM = re.compile(r"\s*(\d+|\$?[A-Za-z_]\w*|\$\{\w+\}|\\?[-+*/])")
 """An arithmetic expression of a shell, and a part of it."""
+PROCESSES, NODES = "NPROC_PER_NODE", "NNODES"
+LAUNCHERS = {"nproc_per_node": PROCESSES, "num_gpus": PROCESSES, "num_processes": PROCESSES, "nnodes": NODES}
+"""Options of what starts processes, and the variables that say the same."""
 OPTION = re.compile(r"--|-[A-Za-z]")
 TOOL = "(tool)"
 """The key under which a script's entries name the tool whose command it is."""
@@ -71,6 +74,7 @@ def read_script(content: bytes, file: Path, shown: str) -> Given:
         raise ConvertError(f"{shown}: the script is not UTF-8") from None
     variables: dict[str, str] = {}
     found: list[tuple[int, list[str], str, str]] = []
+    launched: dict[str, str] = {}
     for number, line in _logical(text):
         words = _words(_calculated(line, variables), number, shown)
         while words and (match := ASSIGNMENT.fullmatch(_quoted(words[0]))):
@@ -83,6 +87,7 @@ def read_script(content: bytes, file: Path, shown: str) -> Given:
         if command:
             verb = Path(words[command[0] - 1]).stem
             found.append((number, words[command[0] :], command[1], verb))
+            launched = _launched(words[: command[0]])
     if len(found) != 1:
         if found:
             lines = ", ".join(str(number) for number, *_ in found)
@@ -93,6 +98,7 @@ def read_script(content: bytes, file: Path, shown: str) -> Given:
         raise ConvertError(f"{shown}: got no training command, expected one of {known}")
     number, words, tool, verb = found[0]
     own = WORD.get(tool)
+    variables |= launched
     entries = {
         key: GivenKey(key, value, shown, number)
         for key, value in _options(words, variables, number, shown, own)
@@ -180,6 +186,16 @@ def _command(words: list[str]) -> tuple[int, str] | None:
             if len(here) == len(command) and all(map(_is_named, here, command)):
                 return start + len(command), tool
     return None
+
+
+def _launched(words: list[str]) -> dict[str, str]:
+    """What torchrun, accelerate or DeepSpeed before the command say of processes, under torchrun's names."""
+    found = {}
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.lstrip("-").replace("-", "_").partition("=")
+        if word.startswith("-") and name in LAUNCHERS:
+            found[LAUNCHERS[name]] = value if equals else after
+    return found
 
 
 def _is_named(word: str, name: str) -> bool:
