@@ -125,6 +125,9 @@ def _method(back: Back) -> None:
         double = {"llamafactory": "double_quantization", "trl": "use_bnb_nested_quant"}.get(back.tool)
         if double and not eight:
             back.put(double, adapter.double_quantization, "adapter.double_quantization")
+        if back.tool == "axolotl" and not eight and not adapter.double_quantization:
+            once = {"bnb_4bit_use_double_quant": False}
+            back.put("bnb_config_kwargs", once, "adapter.double_quantization")
     for path in ("adapter.method", "adapter.quantization", "adapter.double_quantization"):
         back.told(path, "carried", key)
     if method == "full":

@@ -78,6 +78,8 @@ def source(back: "Back", row: dict[str, Any], columns: Mapping[str, str]) -> dic
     if back.plain["objective"]["kind"] == "reward":
         return row | {"type": "bradley_terry.chat_template"}
     template = back.plain["model"]["chat_template"]
+    if template not in WRITES:
+        back.differs("model.chat_template", "datasets", f"rows are written with {WRITES[0]} there")
     function = "intel" if columns.get("prompt") == "question" else "argilla"
     return row | {"type": f"{template if template in WRITES else WRITES[0]}.{function}"}
 

@@ -29,7 +29,6 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "train.warmup_steps": ("warmup_steps", "warmup_steps", "warmup_steps"),
     "train.weight_decay": ("weight_decay", "weight_decay", "weight_decay"),
     "train.label_smoothing": ("label_smoothing_factor", "label_smoothing_factor", "label_smoothing_factor"),
-    "train.adam_epsilon": ("adam_epsilon", "adam_epsilon", "adam_epsilon"),
     "train.loraplus_lr_ratio": ("loraplus_lr_ratio", "loraplus_lr_ratio", ""),
     "train.embedding_learning_rate": ("embedding_lr", "", ""),
     "train.activation_checkpointing": (

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from finetune.conversion.given import ConvertError
+from finetune.conversion.optimizer_values import takes
 from finetune.recipe.schema.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -67,8 +68,12 @@ def _schedule(back: "Back") -> None:
     plain = "adamw" if train.optimizer == "adam" else train.optimizer  # which without decay is the same
     back.put(optimizer, OPTIMIZERS.get(plain, plain), "train.optimizer")
     back.told("train.optimizer", "carried", optimizer)
+    if takes(train.optimizer, "epsilon"):
+        back.put("adam_epsilon", train.adam_epsilon, "train.adam_epsilon")
+    back.told("train.adam_epsilon", "carried", "adam_epsilon")
     for key, beta in zip(("adam_beta1", "adam_beta2"), train.adam_betas, strict=True):
-        back.put(key, beta, "train.adam_betas")
+        if takes(train.optimizer, "betas"):
+            back.put(key, beta, "train.adam_betas")
     back.told("train.adam_betas", "carried", "adam_beta1, adam_beta2")
     norm = train.max_gradient_norm
     back.put("max_grad_norm", 0.0 if norm is None else norm, "train.max_gradient_norm")
@@ -84,7 +89,10 @@ def _precision(back: "Back") -> None:
     )
     if precision == "fp16":
         back.put("fp16", True, "train.precision")
-    back.told("train.precision", "carried", "bf16")
+    if precision == "fp32" and back.tool == "llamafactory":
+        back.differs("train.precision", "bf16", "without bf16 and fp16 the base's own type is taken there")
+    else:
+        back.told("train.precision", "carried", "bf16")
 
 
 def _noise(back: "Back") -> None:

@@ -48,6 +48,10 @@ class Batch:
     keys: list[str] = field(default_factory=list)
 
 
+def _rank(entry: GivenKey) -> tuple[bool, bool, bool]:
+    return entry.written, not entry.off, entry.key.endswith("steps")
+
+
 class Draft:
     """Collects values by their dotted keys, and a line for every key of the file."""
 
@@ -96,14 +100,16 @@ class Draft:
         self.lines.append(Line(fate, key, entry.place, path, how, changes))
 
     def note(self, name: str, entry: GivenKey) -> None:
-        """An entry for finish.py; what is written goes before a default, and the later of two before the
-        other."""
+        """An entry for finish.py. Of two keys of one thing, what is written goes before a default, what is on
+        before what is off, steps before a fraction, as in transformers, and the later before the other."""
         before = self.notes.get(name)
-        if before is not None and before.written and not entry.written:
+        if before is None or before.key == entry.key:
+            self.notes[name] = entry
             return
-        if before is not None and before.written and before.key != entry.key:
-            self.otherwise(before, f"{entry.key} goes before it")
-        self.notes[name] = entry
+        first, other = (before, entry) if _rank(before) > _rank(entry) else (entry, before)
+        self.notes[name] = first
+        if other.written:
+            self.otherwise(other, f"{first.key} goes before it")
 
     def value(self, path: str, otherwise: Any = None) -> Any:
         """A value of the recipe so far."""

@@ -9,6 +9,7 @@ from finetune.conversion.draft import Draft
 from finetune.conversion.given import GivenKey, number, truth, whole
 from finetune.conversion.judged import baseline
 from finetune.conversion.model_values import PRECISIONS
+from finetune.conversion.optimizer_values import betas, precision
 from finetune.conversion.preference import has_reference, together
 from finetune.recipe.schema.adapter import LORA_ONLY
 
@@ -145,28 +146,6 @@ def _minimum(draft: Draft) -> None:
         return
     draft.put("train.schedule", "cosine_with_minimum", draft.comment(entry))
     draft.carry(entry, "train.minimum_learning_rate_fraction", value)
-
-
-def _betas(draft: Draft) -> None:
-    both, first, second = (_taken(draft, name) for name in ("betas", "beta1", "beta2"))
-    if draft.value("train.optimizer", "adamw") in ("adafactor", "sgd", "rmsprop", "adagrad"):
-        for entry in (both, first, second):
-            draft.carried(entry, "", "the optimizer has none")
-        draft.remove("train.adam_betas")
-        draft.remove("train.adam_epsilon")
-        return
-    if both is not None:
-        if not isinstance(both.value, list) or len(both.value) != 2:
-            raise both.refused(f"got {both.value!r}, expected two numbers")
-        draft.carry(both, "train.adam_betas", [float(value) for value in both.value])
-    elif first is not None or second is not None:
-        betas = [
-            number(first) if first and first.value is not None else 0.9,
-            number(second) if second and second.value is not None else 0.999,
-        ]
-        for entry in (first, second):
-            if entry is not None:
-                draft.carry(entry, "train.adam_betas", betas)
 
 
 def _every(entry: GivenKey) -> Any:
@@ -348,7 +327,8 @@ STEPS: tuple[Callable[[Draft], None], ...] = (
     _supervise,
     _warmup,
     _minimum,
-    _betas,
+    betas,
+    precision,
     _times,
     _best,
     _bits,

@@ -58,7 +58,7 @@ def convert_file(
     """The recipe for a file of another tool; relative paths in it start at `folder` (else the working one).
 
     `tool` is asked for where the file could be of two; "trl orpo" says the trainer as well. `processes` is
-    how many the run had: most files don't say, and the global batch is micro batch x accumulation x
+    how many the run had: files don't say, scripts may, and the global batch is micro batch x accumulation x
     processes.
 
     Raises ConvertError for a file that can't be read or whose training can't be had here, OSError where
@@ -77,7 +77,7 @@ def convert_file(
     if chosen.prepare is not None:
         chosen.prepare(given)
     given.add_defaults(chosen.defaults)
-    draft = Draft(given, chosen.title, processes)
+    draft = Draft(given, chosen.title, processes if processes > 1 else given.processes())
     for entry in given.entries.values():
         alias = _alias(entry, chosen)
         if alias is None or alias.how not in ("chosen", "spare"):  # whose values are never looked at
@@ -133,6 +133,10 @@ def _chosen(given: Given, name: str | None) -> Tool:
                 f"a key of {by_name[foreign[0]].title}, and --from says {by_name[name].title}"
             )
         return by_name[name]
+    if "model.base" in given and given.under("data.train"):
+        raise given.refused(
+            "this is a recipe already; --to axolotl, llamafactory or trl writes it as another tool's file"
+        )
     if "compute_environment" in given or "zero_optimization.stage" in given:
         raise given.refused(
             "this says how processes are started or sharded, and nothing of a training; finetune train "

@@ -87,6 +87,11 @@ class Given:
         self.taken.add(key)
         return self.entries[key]
 
+    def processes(self) -> int:
+        """How many processes a script starts; 1 where it doesn't say."""
+        said = (self.environment.get(name, "") for name in ("NPROC_PER_NODE", "NNODES"))
+        return math.prod(int(text) for text in said if text.isdecimal() and int(text))
+
     def on(self, names: str) -> bool:
         """Whether one of these keys, in whichever section, is written and not off."""
         wanted = names.split()

@@ -17,12 +17,20 @@ def lacking(*, changes: bool, off: str = "off there; the toolkit has none", alon
     def lack(entry: GivenKey, alias: Alias, draft: Draft) -> None:
         if entry.off or entry.value == alone or _is_default(entry, alias):
             draft.carried(entry, "", off)
+        elif _is_switched_off(entry, draft):
+            draft.carried(entry, "", "its section is off there")
         elif alias.beside and not draft.given.on(alias.beside):
             draft.carried(entry, "", f"read with {' or '.join(alias.beside.split())} alone")
         else:
             draft.drop(entry, alias.note, changes=changes)
 
     return lack
+
+
+def _is_switched_off(entry: GivenKey, draft: Draft) -> bool:
+    """Whether the section of a key says `enabled: false`."""
+    switch = draft.given.get(f"{entry.key.rpartition('.')[0]}.enabled")
+    return switch is not None and switch.off
 
 
 def _is_default(entry: GivenKey, alias: Alias) -> bool:

@@ -234,6 +234,8 @@ def flag(name: str) -> Callable[[GivenKey, Alias, Draft], None]:
             draft.carry(entry, alias.ours, "auto")
         elif truth(entry):
             draft.carry(entry, alias.ours, name)
+        elif name == "bf16":
+            draft.note("not_bf16", entry)
         else:
             draft.carried(entry, alias.ours, f"not {name}")
 

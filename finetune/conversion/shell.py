@@ -49,7 +49,15 @@ CONFIG = ("config", "c", "config_file")
 """Options that name a file with the rest of the options."""
 WORD = {"litgpt": "checkpoint_dir", "torchtune": "recipe"}
 """Tools whose command has a word of its own, and the option that it stands for."""
-ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(\"[^\"$`]*\"|'[^']*'|[^\s\"'$`;&|()]*)")
+ASSIGNMENT = re.compile(
+    r"(?:export\s+)?([A-Za-z_]\w*)=(\"[^\"$`]*\"|'[^']*'|\"?\$\w+\"?|\"?\$\{\w+\}\"?|[^\s\"'$`;&|()]*)"
+)
+SUM = re.compile(r"\$\(\s*expr\s+([^()`]+?)\s*\)|\$\(\(([^()`]+)\)\)")
+TERM = re.compile(r"\s*(\d+|\$?[A-Za-z_]\w*|\$\{\w+\}|\\?[-+*/])")
+"""An arithmetic expression of a shell, and a part of it."""
+PROCESSES, NODES = "NPROC_PER_NODE", "NNODES"
+LAUNCHERS = {"nproc_per_node": PROCESSES, "num_gpus": PROCESSES, "num_processes": PROCESSES, "nnodes": NODES}
+"""Options of what starts processes, and the variables that say the same."""
 OPTION = re.compile(r"--|-[A-Za-z]")
 TOOL = "(tool)"
 """The key under which a script's entries name the tool whose command it is."""
@@ -66,18 +74,20 @@ def read_script(content: bytes, file: Path, shown: str) -> Given:
         raise ConvertError(f"{shown}: the script is not UTF-8") from None
     variables: dict[str, str] = {}
     found: list[tuple[int, list[str], str, str]] = []
+    launched: dict[str, str] = {}
     for number, line in _logical(text):
-        words = _words(line, number, shown)
+        words = _words(_calculated(line, variables), number, shown)
         while words and (match := ASSIGNMENT.fullmatch(_quoted(words[0]))):
-            variables[match[1]] = words.pop(0).partition("=")[2]
+            variables[match[1]] = _known(words.pop(0).partition("=")[2], variables)
         if words[:1] == ["export"] and len(words) > 1 and "=" in words[1]:
             name, _, value = words[1].partition("=")
-            variables[name] = value
+            variables[name] = _known(value, variables)
             continue
         command = _command(words)
         if command:
             verb = Path(words[command[0] - 1]).stem
             found.append((number, words[command[0] :], command[1], verb))
+            launched = _launched(words[: command[0]])
     if len(found) != 1:
         if found:
             lines = ", ".join(str(number) for number, *_ in found)
@@ -88,6 +98,7 @@ def read_script(content: bytes, file: Path, shown: str) -> Given:
         raise ConvertError(f"{shown}: got no training command, expected one of {known}")
     number, words, tool, verb = found[0]
     own = WORD.get(tool)
+    variables |= launched
     entries = {
         key: GivenKey(key, value, shown, number)
         for key, value in _options(words, variables, number, shown, own)
@@ -124,6 +135,30 @@ def _words(line: str, number: int, shown: str) -> list[str]:
         raise ConvertError(f"{shown}:{number}: a quotation mark is not closed") from None
 
 
+def _calculated(line: str, variables: dict[str, str]) -> str:
+    """$(expr A / B) and $((A / B)) of whole numbers, or of variables that are, as their value: products and
+    quotients, or sums and differences. Nothing else is calculated."""
+
+    def value(match: re.Match[str]) -> str:
+        text = match[1] or match[2]
+        parts = [part.lstrip("\\") for part in TERM.findall(text)]
+        numbers = [variables.get(word.strip("${}"), word) for word in parts[::2]]
+        signs, whole = parts[1::2], "".join(TERM.sub("", text).split()) == ""
+        alike = set(signs) <= set("*/") or set(signs) <= set("+-")
+        if not (whole and alike and len(numbers) == len(signs) + 1 and all(map(str.isdecimal, numbers))):
+            return match[0]
+        result = int(numbers[0])
+        for sign, number in zip(signs, map(int, numbers[1:]), strict=True):
+            if sign == "/" and not number:
+                return match[0]
+            result = {"*": result * number, "+": result + number, "-": result - number}.get(
+                sign, result // (number or 1)
+            )
+        return str(result)
+
+    return SUM.sub(value, line)
+
+
 def _without_comment(line: str) -> str:
     """What stands before a comment. A # begins one at the start of a word alone: rows#500 is a word."""
     quote, before = "", " "
@@ -151,6 +186,16 @@ def _command(words: list[str]) -> tuple[int, str] | None:
             if len(here) == len(command) and all(map(_is_named, here, command)):
                 return start + len(command), tool
     return None
+
+
+def _launched(words: list[str]) -> dict[str, str]:
+    """What torchrun, accelerate or DeepSpeed before the command say of processes, under torchrun's names."""
+    found = {}
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.lstrip("-").replace("-", "_").partition("=")
+        if word.startswith("-") and name in LAUNCHERS:
+            found[LAUNCHERS[name]] = value if equals else after
+    return found
 
 
 def _is_named(word: str, name: str) -> bool:
@@ -185,6 +230,12 @@ def _options(
         name, equals, value = word.lstrip("-").partition("=")
         key = name.replace("-", "_")
         values = [_expanded(value, variables, number, shown, key)] if equals else []
+
+
+def _known(text: str, variables: dict[str, str]) -> str:
+    """A text that is one variable alone, as its value."""
+    match = re.fullmatch(r"\$(?:(\w+)|\{(\w+)\})", text)
+    return variables.get(match[1] or match[2], text) if match else text
 
 
 def _stray(word: str, *, file: bool = False) -> str:

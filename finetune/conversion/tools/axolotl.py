@@ -1,8 +1,10 @@
 """Axolotl's YAML: its list of data sets, prompt types and half-open keys."""
 
+from dataclasses import replace
+
 from finetune.conversion.base import Tool
 from finetune.conversion.draft import Draft
-from finetune.conversion.given import Given, truth
+from finetune.conversion.given import Given, at_least_one, truth
 from finetune.conversion.tools.axolotl_data import data
 from finetune.conversion.tools.axolotl_preference import objective
 
@@ -24,6 +26,7 @@ def convert(given: Given, draft: Draft) -> None:
                 "supervised training, pre-training and preferences are converted: this is none of them"
             )
         draft.carried(entry, "", "off there")
+    _batch(given, draft)
     compares = objective(given, draft)
     adapter = given.take("adapter")
     if adapter is None or adapter.off:
@@ -61,6 +64,22 @@ def convert(given: Given, draft: Draft) -> None:
     if inputs is not None and not truth(inputs) and given.under("pretraining_dataset"):
         given.take("train_on_inputs")
         draft.carried(inputs, "data.supervise", "texts are learned whole")
+
+
+def _batch(given: Given, draft: Draft) -> None:
+    """batch_size, the older name for all rows of a process in a step, says the accumulation where nothing
+    else does."""
+    rows, steps = given.take("batch_size"), given.get("gradient_accumulation_steps")
+    if rows is None or rows.off:
+        draft.carried(rows, "train.global_batch_size", "not set there")
+    elif steps is not None and steps.written and not steps.off:
+        draft.otherwise(rows, f"{steps.key} goes before it", "train.global_batch_size")
+    else:
+        micro = given.get("micro_batch_size")
+        count = max(1, at_least_one(rows) // (at_least_one(micro) if micro is not None else 1))
+        key = "gradient_accumulation_steps"
+        given.entries[key] = replace(rows, key=key, value=count)
+        draft.carried(rows, "train.global_batch_size")
 
 
 def _targets(given: Given) -> bool:

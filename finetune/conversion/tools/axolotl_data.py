@@ -10,6 +10,7 @@ from finetune.recipe.aliases import FORMATS, TEMPLATES
 
 SOURCE_KEYS = (
     "path", "type", "name", "split", "data_files", "ds_type", "field", "field_messages", "revision",
+    "text_column",
 )  # fmt: skip
 READERS = ("json", "csv", "parquet", "text", "arrow")
 """Names of readers that stand where a data set's name does, with data_files."""
@@ -213,8 +214,9 @@ def _form(
         )
     if form == "messages":
         return _messages(given, prefix, read["field_messages"])
-    if form == "text" and read["field"] is not None and read["field"].value not in (None, "text"):
-        return form, {"columns": {"text": read["field"].value}}
+    column = read["field"] or read["text_column"]
+    if form == "text" and column is not None and column.value not in (None, "text"):
+        return form, {"columns": {"text": column.value}}
     return form, {}
 
 

@@ -73,9 +73,6 @@ def convert(given: Given, draft: Draft) -> None:
 
 def _accumulation(given: Given, draft: Draft) -> None:
     """Where it isn't written, as many micro batches as make 16 rows a step, over all processes."""
-    processes = given.environment.get("NPROC_PER_NODE", "")
-    if processes.isdecimal() and int(processes):
-        draft.batch.processes = int(processes)
     micro = given.value("per_device_train_batch_size", 1)
     rows = micro * draft.batch.processes if isinstance(micro, int) and micro > 0 else 16
     given.add_defaults({"gradient_accumulation_steps": max(1, -(-16 // rows))})

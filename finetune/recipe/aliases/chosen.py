@@ -19,7 +19,7 @@ CHOSEN = (
         "lora_mlp_kernel lora_qkv_kernel lora_o_kernel fused_attn_kernel use_v1_kernels kernel_config.* "
         "use_triton use_memory_efficient_lora compile compile.* torch_compile model.backend.* "
         "flex_attn_compile_kwargs.* fused foreach tf32 tf32_mode float32_matmul_precision "
-        "use_logits_to_keep experts_implementation flex_attention unsloth_* use_unsloth_gc",
+        "tiled_mlp use_logits_to_keep experts_implementation flex_attention unsloth_* use_unsloth_gc",
         "", "chosen", KERNELS,
     ),
     Alias(
@@ -147,6 +147,7 @@ CHOSEN = (
 
 LACKING = (
     Alias(
+        "use_swanlab use_mlflow mlflow_* use_comet comet_* "
         "profiler.* profiler wandb_watch wandb_entity wandb_run_id wandb_log_model swanlab_* "
         "trackio_space_id trackio_run_name wandb_api_key wandb.dir wandb.entity wandb.enable wandb.mode "
         "label_names push_dataset_to_hub",
@@ -170,8 +171,7 @@ LACKING = (
         "", "spare", "less memory at the same result; take train.activation_checkpointing",
     ),
     Alias(
-        "use_galore use_apollo optim_target_modules use_badam use_adam_mini use_muon lisa_n_layers "
-        "lisa_activated_layers optim_args",
+        "use_galore use_apollo optim_target_modules use_badam use_adam_mini use_muon optim_args",
         "", "off", "the optimizers are those of train.optimizer",
     ),
     Alias(

@@ -27,7 +27,8 @@ DORMANT = (
     Alias("min_sample_len", "", "off", "rows of any length are learned", default=2),
     Alias("dataloader_drop_last", "", "off", "the last rows of an epoch are learned too"),
     Alias("ignore_pad_token_for_loss", "", "off", "padding is not learned", default=True),
-    Alias("use_fast_tokenizer use_fast split_special_tokens", "", "off", "tokenizers are fast", default=True),
+    Alias("use_fast_tokenizer use_fast tokenizer_use_fast", "", "off", "tokenizers are fast", default=True),
+    Alias("split_special_tokens", "", "off", "special tokens are whole; data.special_tokens_in_text"),
     Alias(
         "sample_packing_* multipack_real_batches total_num_tokens total_supervised_tokens",
         "", "chosen", "how packs are filled is the toolkit's",

@@ -90,6 +90,16 @@ def test_several_files_of_one_data_set_are_sources_before_the_next() -> None:
     ]
 
 
+def test_the_column_of_a_pre_training_set_is_kept() -> None:
+    """text_column is the column that is learned."""
+    Path("a.yaml").write_text(
+        "base_model: a/b\nsequence_len: 64\npretraining_dataset: [{path: c/d, type: pretrain, text_column: body}]\n"
+    )
+    conversion = finetune.convert("a.yaml")
+    assert "columns: {text: body}" in conversion.recipe
+    assert changes(conversion) == []
+
+
 def test_the_revision_of_a_data_set_is_kept() -> None:
     """It is written, and not only said to be."""
     assert "revision: abc" in converted("path: c/d, type: alpaca, revision: abc").recipe

@@ -94,6 +94,10 @@ SECTIONS = {
     [
         ("trl", {"train": "max_gradient_norm: null"}, ["max_grad_norm: 0 "]),
         ("axolotl", {"train": "log_every: 10%"}, ["logging_steps: 0.1 "]),
+        (
+            "axolotl", {"adapter": "method: qlora, double_quantization: false"},
+            ["bnb_config_kwargs: {bnb_4bit_use_double_quant: false}"],
+        ),
         ("trl", {"train": "log_every: 1 epoch"}, ["logging_strategy: epoch "]),
         ("axolotl", {"tracking": "tracker: [wandb, tensorboard]"}, ["wandb_project: finetune "]),
         ("llamafactory", {"model": "new_tokens: [<a>, <b>]"}, ['add_tokens: "<a>,<b>"', "resize_vocab: true"]),
@@ -107,7 +111,7 @@ SECTIONS = {
             ["eval_steps: 5", "save_steps: 5", "save_strategy: steps", "load_best_model_at_end: true"],
         ),
     ],
-    ids=range(11),
+    ids=range(12),
 )  # fmt: skip
 def test_what_a_recipe_says_is_written_as_they_say_it(
     tool: str, more: dict[str, str], written: list[str], tmp_path: Path
@@ -119,6 +123,16 @@ def test_what_a_recipe_says_is_written_as_they_say_it(
     (tmp_path / "mine.yaml").write_text("".join(f"{name}: {{{keys}}}\n" for name, keys in sections.items()))
     there = finetune.convert(tmp_path / "mine.yaml", to=tool).recipe
     assert [part for part in written if part not in there] == []
+
+
+@pytest.mark.parametrize("optimizer", ["lion", "sgd", "adafactor", "adamw"])
+def test_an_optimizers_numbers_are_written_where_it_has_them(optimizer: str, tmp_path: Path) -> None:
+    """Lion has betas and no epsilon, SGD neither; what is written is read again."""
+    (tmp_path / "mine.yaml").write_text(RECIPE.replace("adamw_8bit", optimizer))
+    there = finetune.convert(tmp_path / "mine.yaml", to="axolotl", output=tmp_path / "theirs.yaml")
+    finetune.convert(tmp_path / "theirs.yaml", output=tmp_path / "back.yaml")
+    assert ("adam_epsilon" in there.recipe) == (optimizer == "adamw")
+    assert ("adam_beta1" in there.recipe) == (optimizer in ("adamw", "lion"))
 
 
 def test_a_default_of_ours_that_they_lack_is_named(tmp_path: Path) -> None:

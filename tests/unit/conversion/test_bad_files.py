@@ -27,6 +27,8 @@ BAD = {
     "a variable": ("a.yaml", AXOLOTL + "output_dir: ${HOME}/out\n", "a.yaml:5: output_dir: got ${HOME}/out"),
     "a shell variable": ("a.sh", SWIFT + "--learning_rate $LR\n", "variable LR has no plain value"),
     "a command in a script": ("a.sh", SWIFT + "--output_dir `pwd`\n", "no command of a script is run"),
+    "a division by nothing": ("a.sh", SWIFT + "--seed $(expr 3 / 0)\n", "no command of a script is run"),
+    "a recipe of ours": ("a.yaml", "model: {base: a/b}\ndata: {train: [{dataset: c/d}]}\n", "this is a recipe already; --to"),
     "two commands": ("a.sh", SWIFT + "\n" + SWIFT + "\n", "2 training commands, on lines 1, 2; convert reads one"),
     "a word that is no option": ("a.sh", SWIFT.replace("--model", "a/c --model"), "a.sh:1: got the word a/c, expected an option"),
     "options in a variable": ("a.sh", f'ARGS="--seed 3"\n{SWIFT.strip()} --seed 1\n'.replace("sft", "sft $ARGS"), "a.sh:2: got $ARGS"),

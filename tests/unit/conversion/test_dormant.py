@@ -37,9 +37,11 @@ def changes(text: str) -> list[str]:
         AXOLOTL + "eval_max_new_tokens: 128\nembedding_lr: 1.0e-6\n",
         TRL
         + "ray_scope: last\npast_index: -1\naccelerator_config: {even_batches: true}\nshuffle_dataset: false\n",
+        TRL + "optim: lion_32bit\nadam_epsilon: 1.0e-8\nadam_beta1: 0.9\n",
+        AXOLOTL + "qat: {enabled: false, group_size: 32}\nuse_swanlab: true\n",
         SWIFT + "reft_rank: 4\nboft_block_size: 4\nmetric: acc\ndataset_shuffle: false\n",
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_what_asks_for_nothing_changes_nothing(text: str) -> None:
     """Defaults that are written out, and arguments of what is switched off, lose nothing."""
@@ -82,6 +84,28 @@ def test_rows_keep_their_order_only_where_the_sampler_keeps_it(text: str, order:
     """A data set that isn't shuffled before training is still drawn in random order by the trainer."""
     Path("a.yaml").write_text(text)
     assert ("shuffle: false" not in finetune.convert("a.yaml").recipe) == order
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (LLAMAFACTORY + "warmup_ratio: 0.1\nwarmup_steps: 0\n", "warmup_ratio: 0.1 "),
+        (LLAMAFACTORY + "warmup_steps: 0\nwarmup_ratio: 0.1\n", "warmup_ratio: 0.1 "),
+        (LLAMAFACTORY + "warmup_steps: 20\nwarmup_ratio: 0.1\n", "warmup_steps: 20 "),
+        (LLAMAFACTORY + "warmup_ratio: 0.1\nwarmup_steps: 20\n", "warmup_steps: 20 "),
+        (TRL + "max_length: null\nmax_seq_length: 300\n", "max_length_tokens: 300 "),
+        (AXOLOTL + "micro_batch_size: 4\nbatch_size: 16\n", "global_batch_size: 16 "),
+        (AXOLOTL + "micro_batch_size: 4\nbatch_size: 16\ngradient_accumulation_steps: 2\n", "global_batch_size: 8 "),
+        (AXOLOTL + "bf16: false\nfp16: true\n", "precision: fp16 "),
+        (AXOLOTL + "bf16: false\nfp16: false\n", "precision: fp32 "),
+        (TRL + "bf16: false\ndtype: bfloat16\n", "precision: bf16 "),
+    ],
+    ids=range(10),
+)  # fmt: skip
+def test_of_two_keys_of_one_thing_the_one_that_is_read_there_counts(text: str, expected: str) -> None:
+    """What is on goes before what is off, and steps before a fraction, in whichever order they stand."""
+    Path("a.yaml").write_text(text)
+    assert expected in finetune.convert("a.yaml").recipe
 
 
 def test_names_with_an_open_end_are_found() -> None:

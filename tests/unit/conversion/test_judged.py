@@ -139,6 +139,16 @@ data:
   over_length: LONG
 train: {global_batch_size: 8, micro_batch_size: 8, learning_rate: 0.00001}
 """
+
+
+def test_a_template_that_axolotls_types_dont_write_is_named(folder: Path) -> None:
+    """Its judged answers are written with ChatML or Llama 3's template."""
+    text = RECIPE.replace("{OBJECTIVE}", "{kind: kto}").replace("FORMAT", "feedback").replace("LONG", "drop")
+    Path("mine.yaml").write_text(text.replace(", chat_template: chatml", ""))
+    there = finetune.convert("mine.yaml", to="axolotl")
+    assert [line.key for line in there.otherwise if line.changes] == ["model.chat_template (default)"]
+
+
 BACK: tuple[tuple[str, str, list[str]], ...] = (
     ("llamafactory", "kind: kto, beta: 0.3, good_weight: 2, bad_weight: 1.5", []),
     ("axolotl", "kind: kto, beta: 0.3, good_weight: 2, bad_weight: 1.5", []),
