@@ -1,0 +1,142 @@
+"""LoRA on a pruned base: the mask m of its weights applies to the update too, y = x (W + m * s B A)^T, so
+that what is trained is what a merge with the same zeros gives. LoRA: Hu et al. 2021, arXiv:2106.09685.
+
+Shapes: T tokens, I inputs, O outputs, R rank. m * B A has no low rank, so the product O x I is formed. It is
+not added to W: in 16 bits a small update would be lost in that sum. Where gradients are kept it is formed
+again for the backward pass, so that no layer holds one; where none are, it is kept until A or B change.
+"""
+
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import nn
+
+from finetune.errors import ModelError
+from finetune.models.bases.folder import MASK
+from finetune.models.mask import pruned_of
+
+
+def mask_updates(model: nn.Module) -> None:
+    """Let the LoRA layers of a peft model mask their updates, where their base is pruned.
+
+    Raises ModelError where another kind of adapter is on a pruned layer: it would fill the zeros.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper) and any(_pruned_below(module)):
+            raise _unmaskable(name, "it is trained as a whole (modules_to_save)")
+        if not isinstance(module, BaseTunerLayer) or pruned_of(module.get_base_layer()) is None:
+            continue
+        if (reason := _why_not(module)) is not None:
+            raise _unmaskable(name, reason)
+        layer: Any = module
+        layer.forward = types.MethodType(_forward(), layer)
+
+
+def _pruned_below(wrapper: nn.Module) -> Iterator[bool]:
+    return (pruned_of(module) is not None for module in wrapper.modules())
+
+
+def _why_not(layer: Any) -> str | None:
+    """Why a layer's update can't be masked; None where it can."""
+    if not isinstance(layer, LoraLayer) or type(layer) is not Linear:
+        return f"its adapter is a {type(layer).__name__}"
+    if layer.lora_variant:
+        return f"it is {type(next(iter(layer.lora_variant.values()))).__name__.removesuffix('Variant')}"
+    if any(matrix.bias is not None for matrix in (*layer.lora_A.values(), *layer.lora_B.values())):
+        return "its matrices have a bias"
+    return None
+
+
+def _unmaskable(name: str, reason: str) -> ModelError:
+    return ModelError(
+        f"{name} is pruned, and {reason}: what is trained would fill its zeros. Take plain LoRA "
+        "(adapter.method: lora), whose update is masked."
+    )
+
+
+def _forward() -> Any:
+    """A layer's forward, with what it remembers."""
+    remembered: dict[str, tuple[Any, torch.Tensor]] = {}
+
+    def forward(self: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        if self.merged or arguments or options:
+            raise ModelError("a masked adapter can't be merged in place, or be one of several in a batch.")
+        output: torch.Tensor = self.base_layer(x)
+        if self.disable_adapters:
+            return output
+        autocast = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+        self.base_layer.pruned = pruned = self.base_layer.pruned.to(x.device)
+        for name in self.active_adapters:
+            if name not in self.lora_A:
+                continue
+            dropped = self.lora_dropout[name](x).to(dtype)
+            a, b, scale = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+            if torch.is_grad_enabled():
+                remembered.clear()
+                output = output + MaskedUpdate.apply(dropped, a, b, pruned, scale)
+                continue
+            versions = [
+                (id(part), part._version, dtype, scale)
+                for matrix in (self.lora_A[name], self.lora_B[name])
+                for part in matrix.parameters()
+            ]
+            if name not in remembered or remembered[name][0] != versions:
+                remembered[name] = (versions, update_of(a, b, pruned, scale, dtype))
+            output = output + (dropped @ remembered[name][1].T).to(output.dtype)
+        return output
+
+    return forward
+
+
+class MaskedUpdate(torch.autograd.Function):
+    """x (m * s B A)^T. Kept for the backward pass are x, A and B."""
+
+    @staticmethod
+    def forward(  # noqa: D102
+        ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, pruned: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, a, b, pruned)
+        ctx.scale = scale
+        with torch.autocast(x.device.type, enabled=False):
+            return x @ update_of(a, b, pruned, scale, x.dtype).T
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: D102
+        x, a, b, pruned = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            gradient = gradient.to(x.dtype)
+            rows = gradient.reshape(-1, gradient.shape[-1])
+            # Before the mask is applied the gradient of B A is whole: this product is what masking costs.
+            for_update = (rows.T @ x.reshape(-1, x.shape[-1])).to(a.dtype)
+            for_update.masked_fill_(pruned, 0).mul_(ctx.scale)
+            for_a, for_b = b.T @ for_update, for_update @ a.T
+            for_x = None
+            if ctx.needs_input_grad[0]:
+                for_x = gradient @ update_of(a, b, pruned, ctx.scale, x.dtype)
+        return for_x, for_a, for_b, None, None
+
+
+def update_of(
+    a: torch.Tensor, b: torch.Tensor, pruned: torch.Tensor, scale: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """m * s B A (O x I) in `dtype`, computed in the type of A and B."""
+    with torch.autocast(a.device.type, enabled=False):
+        return (b @ a).mul_(scale).masked_fill_(pruned, 0).to(dtype)
+
+
+def masked_card(base: str) -> str:
+    """The README.md of an adapter of a pruned base, in place of peft's own."""
+    lines = [
+        "---", "library_name: peft", "tags: [lora, pruned]", "---", "", "# An adapter of a pruned base", "",
+        f"- base: {base}, with its `{MASK}`", "",
+        "It was trained as m W + m s B A: the mask m of the base applies to the update, too. **Plain peft "
+        "knows no mask**: loaded or merged by it, this is another model, whose zeros are filled. Merge it by "
+        "`finetune merge`, which keeps them; the merged folder is for everybody.",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
