@@ -76,7 +76,7 @@ def write_mask(folder: Path, packed: Mapping[str, np.ndarray]) -> None:
 
 
 def put_mask(model: nn.Module, mask: Mask) -> None:
-    """Tell a base's linear layers which of their weights are pruned, for the adapters that come on top.
+    """Tell a base's linear layers which of their weights are kept, for the adapters that come on top.
 
     Raises ModelError where a weight that the mask prunes is not 0.
     """
@@ -91,9 +91,9 @@ def put_mask(model: nn.Module, mask: Mask) -> None:
                 f"{mask.path} is not the mask of the weights beside it: {name} has numbers where it is "
                 "pruned. Prune the base again."
             )
-        module.pruned = ~kept  # no buffer: it is in no checkpoint, and DDP need not send it round
+        module.kept = kept  # no buffer: it is in no checkpoint, and DDP need not send it round
 
 
-def pruned_of(layer: nn.Module) -> torch.Tensor | None:
-    """Which weights of a base's layer are pruned (N x M, bool); None where it isn't."""
-    return cast("torch.Tensor | None", getattr(layer, "pruned", None))
+def kept_of(layer: nn.Module) -> torch.Tensor | None:
+    """Which weights of a base's layer are kept (N x M, bool); None where it isn't pruned."""
+    return cast("torch.Tensor | None", getattr(layer, "kept", None))

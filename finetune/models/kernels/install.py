@@ -17,7 +17,7 @@ from finetune.engines.single import SINGLE
 from finetune.models.architectures import family_of
 from finetune.models.kernels.lora import FusedLora, FusedMlp, Layer, is_int8, quantisation
 from finetune.models.kernels.rms_norm import FrozenRmsNorm
-from finetune.models.mask import pruned_of
+from finetune.models.mask import kept_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def unsupported(layer: LoraLayer, engine: Engine) -> str | None:
     kept = engine.unfusable(base.weight)
     if kept is not None:
         return kept
-    if pruned_of(base) is not None:
+    if kept_of(base) is not None:
         return "its base is pruned, and its update masked"
     if layer.lora_variant:
         return f"it is {type(next(iter(layer.lora_variant.values()))).__name__.removesuffix('Variant')}"

@@ -51,9 +51,9 @@ def test_the_gradients_are_those_of_the_masked_weight() -> None:
     x, a, b = (
         torch.randn(*size, dtype=torch.float64, requires_grad=True) for size in ((2, 5, 8), (3, 8), (6, 3))
     )
-    pruned = torch.rand(6, 8) < 0.5
-    plain = x @ (0.7 * b @ a).masked_fill(pruned, 0).T
-    ours = MaskedUpdate.apply(x, a, b, pruned, 0.7)
+    kept = torch.rand(6, 8) < 0.5
+    plain = x @ (0.7 * b @ a).masked_fill(~kept, 0).T
+    ours = MaskedUpdate.apply(x, a, b, kept, 0.7)
     torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
     weights = torch.randn_like(plain)
     expected = torch.autograd.grad((plain * weights).sum(), (x, a, b))
