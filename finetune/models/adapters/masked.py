@@ -2,8 +2,8 @@
 that what is trained is what a merge with the same zeros gives. LoRA: Hu et al. 2021, arXiv:2106.09685.
 
 Shapes: T tokens, I inputs, O outputs, R rank. m * B A has no low rank, so the product O x I is formed. It is
-not added to W: in 16 bits a small update would be lost in that sum. Where gradients are kept it is formed
-again for the backward pass, so that no layer holds one; where none are, it is kept until A or B change.
+not added to W: in 16 bits a small update would be lost in that sum. It is formed at each call, and again for
+the backward pass, so that no layer holds one; while answers are written token by token, it is kept.
 """
 
 import types
@@ -19,6 +19,10 @@ from torch import nn
 from finetune.errors import ModelError
 from finetune.models.bases.folder import MASK
 from finetune.models.mask import kept_of
+
+
+FEW_TOKENS = 64
+"""Up to so many, forming the product takes longer than using it."""
 
 
 def mask_updates(model: nn.Module) -> None:
@@ -72,26 +76,30 @@ def _forward() -> Any:
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
         self.base_layer.kept = kept = self.base_layer.kept.to(x.device)
+        if torch.is_grad_enabled():
+            remembered.clear()
         for name in self.active_adapters:
             if name not in self.lora_A:
                 continue
             dropped = self.lora_dropout[name](x).to(dtype)
             a, b, scale = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
-            if torch.is_grad_enabled():
-                remembered.clear()
+            if torch.is_grad_enabled() or x.numel() > FEW_TOKENS * x.shape[-1]:
                 output = output + MaskedUpdate.apply(dropped, a, b, kept, scale)
                 continue
-            versions = [
-                (id(part), part._version, dtype, scale)
-                for matrix in (self.lora_A[name], self.lora_B[name])
-                for part in matrix.parameters()
-            ]
-            if name not in remembered or remembered[name][0] != versions:
-                remembered[name] = (versions, update_of(a, b, kept, scale, dtype))
+            written = _state(self, name, dtype)
+            if name not in remembered or remembered[name][0] != written:
+                remembered[name] = (written, update_of(a, b, kept, scale, dtype))
             output = output + (dropped @ remembered[name][1].T).to(output.dtype)
         return output
 
     return forward
+
+
+def _state(layer: Any, name: str, dtype: torch.dtype) -> list[Any]:
+    """What an update was formed of: torch counts up a tensor's version at each change."""
+    matrices = (layer.lora_A[name], layer.lora_B[name])
+    parts = (part for matrix in matrices for part in matrix.parameters())
+    return [dtype, layer.scaling[name], *((id(part), part._version) for part in parts)]
 
 
 class MaskedUpdate(torch.autograd.Function):
