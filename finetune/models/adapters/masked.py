@@ -20,7 +20,6 @@ from finetune.errors import ModelError
 from finetune.models.bases.folder import MASK
 from finetune.models.mask import kept_of
 
-
 FEW_TOKENS = 64
 """Up to so many, forming the product takes longer than using it."""
 
