@@ -18,7 +18,6 @@ from torch import nn
 
 from finetune.errors import ModelError
 from finetune.models.bases.folder import MASK
-from finetune.models.bases.shapes import stored_name
 
 ENTRY = ".npy"
 """Behind each name in the file."""
@@ -75,25 +74,31 @@ def write_mask(folder: Path, packed: Mapping[str, np.ndarray]) -> None:
     np.savez(folder / MASK, allow_pickle=False, **packed)
 
 
-def put_mask(model: nn.Module, mask: Mask) -> None:
-    """Tell a base's linear layers which of their weights are kept, for the adapters that come on top.
+def hold_mask(model: nn.Module, mask: Mask) -> None:
+    """Let a base know its mask, for adapters that come on top; by itself it needs none."""
+    model.pruning_mask = mask  # type: ignore[assignment]
 
-    Raises ModelError where a weight that the mask prunes is not 0.
-    """
-    for path, module in model.named_modules():
-        name = stored_name(mask.names, f"{path}.weight")
-        if name is None:
-            continue
-        weight = cast(torch.Tensor, module.weight)
-        kept = mask.kept(name, tuple(weight.shape)).to(weight.device)
-        if bool(weight.masked_fill(kept, 0).any()):
-            raise ModelError(
-                f"{mask.path} is not the mask of the weights beside it: {name} has numbers where it is "
-                "pruned. Prune the base again."
-            )
-        module.kept = kept  # no buffer: it is in no checkpoint, and DDP need not send it round
+
+def mask_held_by(model: nn.Module) -> Mask | None:
+    """The mask of a base that has one."""
+    return cast("Mask | None", getattr(model, "pruning_mask", None))
 
 
 def kept_of(layer: nn.Module) -> torch.Tensor | None:
-    """Which weights of a base's layer are kept (N x M, bool); None where it isn't pruned."""
+    """Which weights of a base's layer are kept (N x M, bool), where an adapter on it is masked; else None."""
     return cast("torch.Tensor | None", getattr(layer, "kept", None))
+
+
+def take_mask(layer: nn.Module, mask: Mask, name: str) -> None:
+    """Let a layer hold its part of a mask: kept_of.
+
+    Raises ModelError where a weight that the mask prunes is not 0.
+    """
+    weight = cast(torch.Tensor, layer.weight)
+    kept = mask.kept(name, tuple(weight.shape)).to(weight.device)
+    if bool((weight != 0).logical_and_(~kept).any()):
+        raise ModelError(
+            f"{mask.path} is not the mask of the weights beside it: {name} has numbers where it is pruned. "
+            "Prune the base again."
+        )
+    layer.kept = kept  # no buffer: it is in no checkpoint, and DDP need not send it round

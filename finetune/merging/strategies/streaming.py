@@ -23,7 +23,7 @@ from finetune.merging.verification.left import left_of
 from finetune.merging.verification.tensors import check_tensors
 from finetune.models.bases.folder import MASK
 from finetune.models.device import choose_threads
-from finetune.models.mask import put_mask
+from finetune.models.mask import hold_mask
 from finetune.models.safetensors import Weights
 from finetune.models.stored_quantization import INT8, NAMES
 from finetune.runs.target import Target
@@ -187,7 +187,7 @@ def unmerged(parts: MergeInputs, merged: MergedWeights) -> "PeftModel":
     for name in parts.head.brought:
         torch.nn.init.zeros_(plain.get_parameter(name))  # peft has to bring the adapter's by itself
     if parts.stored.mask is not None:
-        put_mask(plain, parts.stored.mask)
+        hold_mask(plain, parts.stored.mask)
     with quiet_peft():
         return load_adapter(plain, parts.adapters[-1].folder).eval()
 

@@ -7,41 +7,47 @@ the backward pass, so that no layer holds one; while answers are written token b
 """
 
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.lora import Linear, LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
-from torch import nn
 
 from finetune.errors import ModelError
+from finetune.models.architectures.base import DECODER
 from finetune.models.bases.folder import MASK
-from finetune.models.mask import kept_of
+from finetune.models.bases.shapes import stored_name
+from finetune.models.mask import mask_held_by, take_mask
 
 FEW_TOKENS = 64
 """Up to so many, forming the product takes longer than using it."""
 
 
-def mask_updates(model: nn.Module) -> None:
-    """Let the LoRA layers of a peft model mask their updates, where their base is pruned.
+def mask_updates(model: PeftModel) -> None:
+    """Let the LoRA layers on a pruned base mask their updates.
 
     Raises ModelError where another kind of adapter is on a pruned layer: it would fill the zeros.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, AuxiliaryTrainingWrapper) and any(_pruned_below(module)):
-            raise _unmaskable(name, "it is trained as a whole (modules_to_save)")
-        if not isinstance(module, BaseTunerLayer) or kept_of(module.get_base_layer()) is None:
+    base = model.get_base_model()
+    mask = mask_held_by(base)
+    if mask is None:
+        return
+    pruned = [name if name.startswith(f"{DECODER}.") else f"{DECODER}.{name}" for name in mask.names]
+    for path, module in base.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper) and any(
+            name.startswith(f"{path}.") for name in pruned
+        ):
+            raise _unmaskable(path, "it is trained as a whole (modules_to_save)")
+        name = stored_name(mask.names, f"{path}.weight")
+        if name is None or not isinstance(module, BaseTunerLayer):
             continue
         if (reason := _why_not(module)) is not None:
-            raise _unmaskable(name, reason)
+            raise _unmaskable(path, reason)
         layer: Any = module
+        take_mask(layer.get_base_layer(), mask, name)
         layer.forward = types.MethodType(_forward(), layer)
-
-
-def _pruned_below(wrapper: nn.Module) -> Iterator[bool]:
-    return (kept_of(module) is not None for module in wrapper.modules())
 
 
 def _why_not(layer: Any) -> str | None:

@@ -45,6 +45,7 @@ def recipe_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             },
             "train": {"micro_batch_size": 4, "global_batch_size": 4, "max_steps": 3, "learning_rate": 1e-2}
             | {"precision": "fp32", "save_every": "never"},
+            "evaluate": {"metrics": []},
             "tracking": {"tracker": "none"},
             "output": {"folder": str(folder / "runs")},
         }

@@ -16,6 +16,7 @@ from finetune.errors import CheckFailed, MergeError, ModelError
 from finetune.generation.loading import load_adapted
 from finetune.merging.combine import combine
 from finetune.merging.merged_weights import MergedWeights
+from finetune.merging.verification import lazy_model
 from finetune.models.adapters.masked import MaskedUpdate
 from finetune.models.bases.folder import MASK
 from finetune.models.bases.locate import resolve_base
@@ -76,6 +77,16 @@ def test_a_merge_keeps_the_zeros(rounding: str, verify: str, pruned: Path, run: 
         assert not torch.equal(weights[name], base[name]), name
     if verify == "full":
         assert not finetune.verify(tmp_path / "merged").failures
+
+
+def test_a_model_larger_than_the_memory_is_compared_masked(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layer by layer from the disk, base + adapter is masked, too."""
+    monkeypatch.setattr(lazy_model, "fits_in_memory", lambda _: False)
+    report = finetune.merge(run, tmp_path / "merged", dtype="float32")
+    assert report.verification is not None
+    assert report.verification.layer_by_layer
 
 
 def test_a_merge_that_fills_zeros_fails(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

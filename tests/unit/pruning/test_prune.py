@@ -14,11 +14,13 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import finetune
 from finetune.errors import FinetuneError, ModelError
+from finetune.models.adapters.adapter import attach
 from finetune.models.bases.folder import MASK
-from finetune.models.mask import Mask, put_mask
+from finetune.models.mask import Mask, hold_mask
 from finetune.pruning import output as writing
 from finetune.pruning.depth import block_influence
 from finetune.pruning.sparsity import Sparsity, kept_weights
+from finetune.recipe.schema.adapter import AdapterSection
 from tests.support.adapters import TOKENS, merged_logits
 from tests.support.cli import FinetuneHere
 from tests.support.disk import files_up_to
@@ -215,8 +217,9 @@ def test_a_mask_that_is_not_that_of_the_weights_is_refused(pruned: Path, dense: 
     model = AutoModelForCausalLM.from_pretrained(dense)
     mask = Mask.of_folder(pruned)
     assert mask is not None
+    hold_mask(model, mask)
     with pytest.raises(ModelError, match=r"is not the mask of the weights beside it: .* has numbers where"):
-        put_mask(model, mask)
+        attach(model, AdapterSection())
     (tmp_path / MASK).write_bytes((pruned / MASK).read_bytes()[:-100])
     with pytest.raises(ModelError, match="is damaged"):
         Mask.of_folder(tmp_path)
