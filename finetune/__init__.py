@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         merge,
         plan,
         plot,
+        prune,
         resume,
         selftest,
         train,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "benchmark", "combine", "convert",
     "doctor", "evaluate", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot",
-    "resume", "selftest", "train", "unmerge", "verify",
+    "prune", "resume", "selftest", "train", "unmerge", "verify",
 ]  # fmt: skip
 
 

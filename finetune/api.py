@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     from finetune.merging.merge import MergeReport
     from finetune.merging.verification.reverify import Again
     from finetune.planning.plan import Plan
+    from finetune.pruning.output import Pruning
 
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "audit", "benchmark", "combine", "convert", "doctor",
-    "evaluate", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot", "resume",
-    "selftest", "train", "unmerge", "verify",
+    "evaluate", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot", "prune",
+    "resume", "selftest", "train", "unmerge", "verify",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -348,6 +349,31 @@ def merge(
         seed=seed,
         calibration=None if calibration is None else load_recipe(calibration).recipe,
         undoable=undoable,
+    )
+
+
+def prune(
+    recipe: AnyRecipe,
+    output: str | Path,
+    overrides: Overrides = (),
+    *,
+    sparsity: float | str | None = None,
+    method: str | None = None,
+    drop_layers: int | None = None,
+) -> "Pruning":
+    """Write a recipe's base with fewer weights, at a `sparsity` (0.5, "2:4") by wanda or magnitude, or with
+    fewer layers; adapters that are trained on it keep to its mask.
+
+    See finetune.pruning.prune.prune. Raises FinetuneError where it can't be pruned so.
+    """
+    from finetune.pruning.prune import prune as pruning
+
+    return pruning(
+        load_recipe(recipe, overrides).recipe,
+        Path(output),
+        sparsity=None if sparsity is None else str(sparsity),
+        method=method,
+        drop_layers=drop_layers,
     )
 
 

@@ -34,6 +34,7 @@ VERBS: dict[str, str] = {
     "unmerge": "unmerge",
     "combine": "combine",
     "extract": "extract",
+    "prune": "prune",
     "generate": "generate",
     "chat": "chat",
     "evaluate": "evaluate",

@@ -52,6 +52,7 @@ def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("vocabulary", f"{facts['vocabulary']:,}"),
         ("head", "tied to the embedding" if facts["tied_head"] else "its own weights"),
         ("stored", _stored(facts)),
+        *([("pruned", _pruned(facts["pruned"]))] if facts["pruned"] else []),
         ("parameters", f"{facts['parameters']:,} (from {facts['parameters_from']})"),
     ]
     if "trainable_parameters" in facts:
@@ -64,6 +65,11 @@ def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
             ("trainable", f"{facts['trainable_parameters']:,} ({facts['trainable_fraction']:.3%}; {how})")
         )
     return lines
+
+
+def _pruned(found: dict[str, Any]) -> str:
+    how = f"{found['method']}, {found['sparsity']}" if found["method"] else "nothing says how"
+    return f"{how}; adapters are trained with its mask (mask.npz)"
 
 
 def _base(base: str | dict[str, str]) -> str:

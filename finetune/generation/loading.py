@@ -10,6 +10,7 @@ from data_prep.tokenizers.tokens import check_ids
 from finetune.data import tokenizer_for
 from finetune.errors import ModelError
 from finetune.models.adapters.adapter import grow_embeddings, load_adapter
+from finetune.models.bases.folder import MASK
 from finetune.models.bases.locate import Base, BaseNotFound, resolve_base, tokenizer_folder
 from finetune.models.classify import CLASSIFIER
 from finetune.models.device import choose_device
@@ -42,6 +43,10 @@ class ModelTarget(Protocol):
         """The fingerprint of the base's folder that the adapter was trained on."""
 
     @property
+    def base_mask(self) -> str | None:
+        """The SHA-256 of the mask that the adapter was trained with; None where its base was not pruned."""
+
+    @property
     def named_in(self) -> str:
         """Where the base's name is written."""
 
@@ -57,7 +62,8 @@ class ModelTarget(Protocol):
 def unchanged_base(target: ModelTarget) -> Base:
     """The base of a target, which must be the one that its adapter was trained on.
 
-    Raises ModelError where it can't be found, or its content differs from what was trained on.
+    Raises ModelError where it can't be found, its content differs from what was trained on, or it is pruned
+    by another mask than the adapter was trained with.
     """
     base = _found_base(target)
     expected = target.base_sha256
@@ -67,7 +73,28 @@ def unchanged_base(target: ModelTarget) -> Base:
             f"{expected}, and is {base.fingerprint()['sha256']}. Put the base back, or name the one that you "
             "mean with --base."
         )
+    if target.adapter is not None:
+        refuse_other_mask(base, target.base_mask, target.description)
     return base
+
+
+def refuse_other_mask(base: Base, trained: str | None, adapter: str) -> None:
+    """Raises ModelError unless an adapter was trained with the mask of its base: `trained` is the SHA-256 of
+    that mask, None for an adapter of which nothing says that there was one; `adapter` names it."""
+    found = base.mask
+    if found == trained:
+        return
+    if found is None:
+        raise ModelError(
+            f"{adapter} was trained on a pruned base, its update masked ({MASK}, SHA-256 {trained}), and "
+            f"{base.folder} has no {MASK}: name the pruned base with --base."
+        )
+    how = "without its mask" if trained is None else f"with another mask (SHA-256 {trained})"
+    raise ModelError(
+        f"{base.folder} is pruned ({MASK}, SHA-256 {found}), and as far as is known {adapter} was trained "
+        f"{how}: its update would fill the zeros, or not be the one that was trained. Train it on this base "
+        "with finetune train, which masks the update."
+    )
 
 
 def _found_base(target: ModelTarget) -> Base:

@@ -195,11 +195,16 @@ def _refuse_bad_options(targets: Sequence[str], how: HowCombined) -> None:
         )
 
 
+def _base_of(part: Target) -> tuple[Any, ...]:
+    """What the adapters of a combination must have in common."""
+    return part.model.base, part.base_sha256, part.base_mask
+
+
 def _refuse_unlike(parts: Sequence[Target], folders: Sequence[Path]) -> None:
     """Raises MergeError where the adapters have different bases, or hold more than low-rank updates."""
     first = parts[0]
     for part, folder in zip(parts, folders, strict=True):
-        if (part.model.base, part.base_sha256) != (first.model.base, first.base_sha256):
+        if _base_of(part) != _base_of(first):
             raise MergeError(
                 f"{part.description} has the base {part.model.base}, {first.description} the base "
                 f"{first.model.base}: adapters of different bases can't be combined; name the one that both "
@@ -262,4 +267,6 @@ def _describe(
         "",
         f"Its update is {distance:.2e} (relative L2) from the weighted sum of theirs.{left}",
     ]
+    if first.base_mask is not None:
+        lines += ["", "Its base is pruned, and the mask applies to the update, too: plain peft knows none."]
     (folder / "README.md").write_text("\n".join(lines) + "\n")

@@ -171,7 +171,7 @@ def _layers(parts: Sequence[Updates]) -> dict[str, list[tuple[int, Term]]]:
     found: dict[str, list[tuple[int, Term]]] = {}
     for index, part in enumerate(parts):
         for name, update in part.by_name.items():
-            (operation,) = update.operations
+            operation = update.operations[0]  # behind it may come the base's mask, which any sum goes through
             assert isinstance(operation, LowRank)  # noqa: S101 - other adapters were refused
             b, a = operation.factors()
             term = (operation.scale, b.double(), a.double())

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from finetune.errors import MergeError
+from finetune.models.mask import Mask
 from finetune.models.safetensors import StoredWeights, hash_of
 
 WeightChange = Callable[[torch.Tensor, int], torch.Tensor]
@@ -126,6 +127,25 @@ class AddedBias:
 
         def change(rows: torch.Tensor, start: int) -> torch.Tensor:
             return rows.add_(values[start : start + len(rows)].to(rows.dtype), alpha=self.scale)
+
+        return change
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """m * W: what a pruned base lacks stays 0, whatever was added to it."""
+
+    mask: Mask
+    name: str
+    """The base's tensor."""
+    shape: tuple[int, ...]
+
+    def ready(self) -> WeightChange:
+        """Read the mask."""
+        pruned = ~self.mask.kept(self.name, self.shape)
+
+        def change(rows: torch.Tensor, start: int) -> torch.Tensor:
+            return rows.masked_fill_(pruned[start : start + len(rows)], 0)
 
         return change
 

@@ -86,6 +86,11 @@ def extract(
     refuse_existing(output)
     pair = read_pair(tuned, base)
     refuse_unreadable_rows(pair)
+    if pair.base.weights.mask is not None:
+        raise MergeError(
+            f"{pair.base.folder} is pruned: a masked update has no low rank, so no adapter gives the "
+            "difference. Keep the adapter that was trained on it."
+        )
     choose_threads()
     adapter, computed, whole = _compute(pair, size)
     with unfinished(output) as folder:

@@ -145,7 +145,12 @@ def read_parts(target: Target, more: Sequence[Path], dtype: str | None) -> Merge
     adapters = [Adapter(folder) for folder in (target.adapter, *more)]
     base = unchanged_base(target)
     stored = StoredWeights.of_folder(base.folder)
-    kind = _refuse_quantised(base, stored)
+    kind = refuse_quantised(base, stored)
+    if stored.mask is not None and target.quantization is not None:
+        raise MergeError(
+            f"{target.description} was trained on a quantised base, and {base.folder} is pruned: its update "
+            "was not masked, and would fill the zeros. Train it with adapter.method: lora."
+        )
     config = read_config(base.folder)
     head = read_head(target, config, stored, adapters)
     check_weights(base.folder, config, predicts=not head.classifies)
@@ -205,7 +210,7 @@ def _trained_tokenizer(adapter: Path) -> dict[str, str]:
         return {}  # which resolve_target refuses where it matters
 
 
-def _refuse_quantised(base: Base, stored: StoredWeights) -> torch.dtype:
+def refuse_quantised(base: Base, stored: StoredWeights) -> torch.dtype:
     """The type of most of the base's numbers. Raises MergeError where it is stored quantised."""
     folder = base.folder
     counts: dict[str, int] = {}

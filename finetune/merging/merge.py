@@ -221,6 +221,7 @@ def _write_verification(folder: Path, parts: MergeInputs, report: MergeReport, o
         else None,
         "adapter_sha256": [file_sha256(adapter.folder / ADAPTER_WEIGHTS) for adapter in parts.adapters],
         "base_sha256": parts.target.base_sha256,
+        "base_mask": parts.target.base_mask,
         "asked_dtype": report.dtype if parts.asked_dtype is not None else None,
         "xxh3_128": outcome.xxh3_128,
         "description": hashes_beside(folder),

@@ -8,11 +8,21 @@ import torch
 
 from finetune.errors import MergeError
 from finetune.merging.adapter import Adapter, matches
-from finetune.merging.deltas import AddedBias, LowRank, Operation, Replaced, TokenRows, Update, scale_of
+from finetune.merging.deltas import (
+    AddedBias,
+    LowRank,
+    Operation,
+    Pruned,
+    Replaced,
+    TokenRows,
+    Update,
+    scale_of,
+)
 from finetune.merging.heads import SCORE
 from finetune.merging.rounding.base import NEAREST, ROUNDED_TYPES, Rounding
 from finetune.models.architectures.base import DECODER, EMBEDDING, LM_HEAD, last_part
 from finetune.models.bases.shapes import stored_name
+from finetune.models.mask import Mask
 from finetune.models.safetensors import StoredWeights, Weights, hash_of, ranges
 from finetune.recipe.heads import classifies
 
@@ -43,7 +53,22 @@ class Updates:
             parts = adapter.parts()
             self._put_adapter(adapter, self._without_twins(adapter, parts))
             self._refuse_absent(adapter, parts)
+        if base.mask is not None:
+            self._keep_zeros(base.mask)
         self.vocabulary = self._check_vocabulary()
+
+    def _keep_zeros(self, mask: Mask) -> None:
+        """Let the mask of a pruned base apply to all that adapters add: m W + m s B A."""
+        for name, update in self.by_name.items():
+            source = stored_name(self.base.tensors, name)
+            if source not in mask.names:
+                continue
+            if not update.is_plain_lora:
+                raise MergeError(
+                    f"{name} is pruned, and the adapter changes it otherwise than by plain LoRA (DoRA, or as "
+                    "a whole), which no mask is applied to in training: it would fill the zeros."
+                )
+            update.operations.append(Pruned(mask, source, update.shape))
 
     def source(self, name: str) -> str:
         """The base's tensor that a tensor of the merged model begins as: a tied head begins as the

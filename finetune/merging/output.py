@@ -27,8 +27,7 @@ def refuse_existing(output: Path) -> None:
     for path in (output, failed_name(output)):
         if path.exists() or path.is_symlink():
             raise MergeError(
-                f"{path} exists already, and a merge never writes over anything: remove it, or name another "
-                "output."
+                f"{path} exists already, and nothing is ever written over: remove it, or name another output."
             )
 
 
@@ -84,7 +83,7 @@ def _claim(partial: Path, output: Path) -> int:
         except BlockingIOError:
             os.close(handle)
             raise MergeError(
-                f"another process is merging into {output} now; wait for it, or name another output."
+                f"another process is writing {output} now; wait for it, or name another output."
             ) from None
         os.close(handle)
 

@@ -60,6 +60,11 @@ def choose_more(texts: Sequence[str], base: str | Path | None, first: Target) ->
                 f"{target.description} was trained on another base than {first.description}: SHA-256 "
                 f"{target.base_sha256}, and {first.base_sha256}. Name the base that both fit with --base."
             )
+        if target.base_mask != first.base_mask:
+            raise MergeError(
+                f"{target.description} was trained with another mask of a pruned base than "
+                f"{first.description}, or without one: train both on the base that they are merged into."
+            )
         assert target.adapter is not None  # noqa: S101 - choose_target refuses others
         folders.append(target.adapter)
     return folders

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import xxhash
 
-from finetune.merging.deltas import LowRank
+from finetune.merging.deltas import LowRank, Pruned
 from finetune.merging.inputs import MergeInputs
 from finetune.merging.merged_weights import Updates
 from finetune.merging.verification.description import DESCRIBING
@@ -64,7 +64,7 @@ def without(products: Sequence[Product], merged: torch.Tensor, start: int) -> to
     rows = merged.double()
     for product in reversed(products):
         rows.addmm_(product.left[start : start + len(rows)], product.right, alpha=-product.scale)
-    return rows
+    return rows.masked_fill_(merged == 0, 0)  # a pruned weight was 0 before, too
 
 
 def write_undo(parts: MergeInputs, folder: Path) -> int:
@@ -119,8 +119,9 @@ def _plain_products(updates: Updates, name: str) -> list[LowRank]:
     """The updates that can be taken from a merged tensor again; none where others are among them."""
     update = updates.by_name.get(name) or updates.by_name.get(f"{DECODER}.{name}")
     operations = update.operations if update is not None else []
-    plain = [one for one in operations if isinstance(one, LowRank) and one.magnitude is None]
-    return plain if len(plain) == len(operations) else []
+    changing = [one for one in operations if not isinstance(one, Pruned)]
+    plain = [one for one in changing if isinstance(one, LowRank) and one.magnitude is None]
+    return plain if len(plain) == len(changing) else []
 
 
 def _recorded(parts: MergeInputs, operations: Sequence[LowRank]) -> list[list[Any]]:

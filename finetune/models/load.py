@@ -22,6 +22,7 @@ from finetune.models.classify import CLASSIFIER, add_head_to_config, refuse_othe
 from finetune.models.description import classifier_class
 from finetune.models.device import choose_device
 from finetune.models.kernels.rope import scale_by_document
+from finetune.models.mask import Mask, hold_mask
 from finetune.models.quantization import bitsandbytes_config, compute_dequantized, is_quantized
 from finetune.models.stored_quantization import BITSANDBYTES
 from finetune.recipe.schema.model import RopeScaling
@@ -44,8 +45,8 @@ def load_model(
     `quantization` is one of finetune.models.stored_quantization's BITSANDBYTES; a base that is stored
     quantised stays as it is. `attention` is transformers' name of one, or kernels/attention.py's. A `head`
     that the base doesn't have is drawn from torch's generator. Positions are scaled by each document's own
-    length, unless an earlier version's run goes on without `rope_by_document`. Raises ModelError where the
-    weights can't be read or don't fit config.json.
+    length, unless an earlier version's run goes on without `rope_by_document`. A pruned base knows its
+    mask. Raises ModelError where the weights can't be read or don't fit config.json.
     """
     config, kind, drawn = _description(base, rope_scaling, head)
     options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True}
@@ -80,6 +81,12 @@ def load_model(
         compute_dequantized(model)
     for name in drawn:
         widen_linear(model.get_submodule(name))
+    if (mask := Mask.of_folder(base.folder)) is not None:
+        if is_quantized(model):
+            raise ModelError(
+                f"{base.folder} is pruned, and its mask isn't for quantised weights: load it unquantised."
+            )
+        hold_mask(model, mask)
     if rope_by_document:
         scale_by_document(model)
     return model

@@ -20,6 +20,7 @@ import xxhash
 
 from finetune.errors import MergeError
 from finetune.models.bases.folder import INDEX, WEIGHTS, read_header, read_index, weight_files
+from finetune.models.mask import Mask
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -83,6 +84,9 @@ class TensorInfo:
 class StoredWeights:
     """The weights of a model folder, or of one file. Only headers are held."""
 
+    mask: Mask | None = None
+    """Which of them are pruned; None for files that are no pruned base's."""
+
     def __init__(self, files: Sequence[Path]):
         """Raises MergeError where a file is truncated, damaged, or holds a tensor that another one holds as
         well."""
@@ -103,6 +107,7 @@ class StoredWeights:
         """All weights of a model folder. Raises ModelError or MergeError where a file or a tensor of its
         index isn't there."""
         weights = cls(weight_files(folder))
+        weights.mask = Mask.of_folder(folder)
         if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
             absent = sorted(read_index(folder).keys() - weights.tensors.keys())
             if absent:

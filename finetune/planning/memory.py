@@ -62,6 +62,8 @@ class Job:
     """Of a classification head, in place of logits over the vocabulary."""
     start_weights: int = 0
     """Frozen weights of an adapter that starts at a part of the base."""
+    masked: bool = False
+    """Whether the base is pruned: a byte a weight says where, and the update of a layer is formed whole."""
     first_layer: int = 0
     """The first decoder layer whose activations are kept: nothing below it trains."""
 
@@ -124,12 +126,18 @@ def _weights(job: Job) -> tuple[float, float]:
         return 0.0, float(job.trained_bytes * everything)
     linear = linear_numbers(job.shape)
     base = linear_bytes(job.shape, job.quantization, job.number_bytes) + 4.0 * job.start_weights
+    base += linear if job.masked else 0
     return base + (everything - linear) * job.number_bytes, 4.0 * job.trained
 
 
 def linear_numbers(shape: Shape) -> int:
     """Weights of the decoder's linear layers, which are quantised; the head is not among them."""
     return shape.layers * sum(layer.inputs * layer.outputs for layer in shape.decoder_layer.linear.values())
+
+
+def largest_linear(shape: Shape) -> int:
+    """Weights of the largest of them."""
+    return max(layer.inputs * layer.outputs for layer in shape.decoder_layer.linear.values())
 
 
 def linear_bytes(shape: Shape, quantization: str | None, number_bytes: int) -> float:
@@ -157,6 +165,8 @@ def activations(job: Job) -> float:
         ends += 2.0 * (linear_numbers(shape) + shape.vocabulary * shape.width)
     # An adapter's trained and frozen halves, put together for each layer.
     ends += 8.0 * job.start_weights
+    if job.masked:  # B A and its gradient, in float32, and in the arithmetic's type
+        ends += 2.0 * (4 + job.number_bytes) * largest_linear(job.shape)
     if not job.checkpoint_every:
         return kept * layer + ends
     again = sum(index % job.checkpoint_every == 0 for index in range(job.first_layer, shape.layers))
@@ -195,7 +205,7 @@ def layer_bytes(job: Job) -> float:
         numbers = (5 if c == 2 else 6) * width + attention + 4 * forward
         # In bf16 the rotated queries and keys are float32, and narrowed for the attention.
         return numbers * c + wide + norms + 8 * normed
-    if not job.engine.fuses_lora:
+    if not job.engine.fuses_lora or job.masked:
         wide = 2 * 4 * width if c == 2 else 0
         return ((5 if c == 2 else 4) * width + attention + 4 * forward + low) * c + wide + norms + 4 * normed
     norms += (c if family.fused_norms else 4) * normed + (0 if family.fused_norms else 2 * (4 - c) * width)

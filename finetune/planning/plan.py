@@ -11,6 +11,7 @@ from finetune.engines.single import SINGLE
 from finetune.errors import ModelError
 from finetune.models.architectures.base import EMBEDDING, last_part
 from finetune.models.bases.folder import read_config
+from finetune.models.bases.pruned import is_pruned
 from finetune.models.bases.shapes import (
     Shape,
     adapted_layers,
@@ -110,7 +111,10 @@ def plan(
     precision = "bf16" if recipe.train.precision == "auto" else recipe.train.arithmetic
     load = load_of(recipe)
     job = job_of(recipe, shape, load, precision, gpus=gpus, device=device)
-    allowed = {way.name: way for way in _engines(recipe, precision, gpus)}
+    job = replace(job, masked=is_pruned(folder, recipe.adapter, SINGLE))
+    allowed = {
+        way.name: way for way in _engines(recipe, precision, gpus) if not (job.masked and way.shards_weights)
+    }
     asked = next(iter(allowed.values())) if engine is None else allowed.get(engine)
     if asked is None:
         raise ModelError(
@@ -260,6 +264,8 @@ def _changes(job: Job, allowed: Sequence[Engine]) -> Iterator[tuple[str, Job]]:
         while tokens > job.row_tokens:
             tokens = max(job.row_tokens, tokens // 2)
             yield f"data.pack_length_tokens: {tokens}, checkpointed", replace(checkpointed, tokens=tokens)
+    if job.masked:
+        return  # what is left is for weights that can be quantised, or cut up
     if job.method == "lora":
         yield (
             "adapter.method: qlora, and activation_checkpointing: true",

@@ -50,6 +50,8 @@ class Target:
     description: str
     base_sha256: str | None = None
     """The fingerprint that a base's folder had when the run was started."""
+    base_mask: str | None = None
+    """The SHA-256 of the mask that the adapter was trained with; None where its base was not pruned."""
     method: str | None = None
     """adapter.method, where the recipe is not known."""
     loaded: str | None = None
@@ -213,6 +215,7 @@ def _of_run(folder: RunFolder, lock: Lock, adapter: Path | None, description: st
         None if adapter is None else lock.recipe,
         description,
         _folder_sha256(lock.base),
+        lock.base.get("mask"),
         named_in=f"the lock of run {folder.name}",
         stored=lock.base.get("quantization"),
         preparation=lock.rules.preparation,
@@ -351,6 +354,7 @@ def _noted_target(adapter: Path, description: str) -> Target:
         None,
         description,
         _folder_sha256(base),
+        base.get("mask"),
         method,
         loaded,
         named_in=str(path),

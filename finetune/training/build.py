@@ -37,8 +37,9 @@ from finetune.models.adapters.adapter import (
 from finetune.models.adapters.start import original_weights
 from finetune.models.architectures import family_of
 from finetune.models.bases.config import load_config
-from finetune.models.bases.folder import read_config, read_json
+from finetune.models.bases.folder import MASK, read_config, read_json
 from finetune.models.bases.locate import Base, resolve_base
+from finetune.models.bases.pruned import is_pruned
 from finetune.models.bases.shapes import adapted_layers, check_weights
 from finetune.models.device import Precision, choose_device, choose_precision
 from finetune.models.kernels.attention import PER_DOCUMENT, choose_attention
@@ -112,6 +113,8 @@ def build_inputs(recipe: Recipe, *, rules: Rules | None = None, allow_code: Coll
     base = resolve_base(recipe.model)
     config = load_config(base, recipe.model.rope_scaling)
     _check_stored(recipe, base)
+    if is_pruned(base.folder, recipe.adapter, engine):
+        logger.info(f"the base is pruned: its mask applies to the update ({MASK})")
     # What transformers or peft would refuse after the data are prepared is refused before.
     described = skeleton(base, rope_scaling=recipe.model.rope_scaling, head=recipe.model.head)
     if recipe.adapter.method != "full":

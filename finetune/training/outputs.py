@@ -27,6 +27,7 @@ from finetune.evaluation.report import Report
 from finetune.evaluation.report_tables import as_dict, predictions
 from finetune.models.adapters.adapter import count_parameters, save_adapter
 from finetune.models.adapters.alone import load_alone, read_otherwise
+from finetune.models.adapters.masked import masked_card
 from finetune.models.adapters.start import as_saved
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import read_config, weight_files
@@ -97,6 +98,8 @@ def _write(
         name = inputs.base.identity["name"] if hub else str(inputs.base.folder)
         weights = as_saved(trainer.accelerator.unwrap_model(trainer.model), weights)
         save_adapter(trainer.model, partial, name, inputs.base.identity.get("commit"), weights)
+        if inputs.base.mask is not None:
+            (partial / "README.md").write_text(masked_card(name))
         kept = lock.without_secrets()
         notes = {"model": kept["recipe"]["model"], "method": lock.recipe.adapter.method, "base": kept["base"]}
         if lock.recipe.adapter.base_quantization is not None:
@@ -252,6 +255,11 @@ def notes_on_result(recipe: Recipe, inputs: Inputs) -> Iterator[str]:
             "note: the chat template writes a date. In what is saved it is "
             f"{rendering_of(tokenizer).date_string}, as in training, and not today's; model.date_string "
             "names another"
+        )
+    if inputs.base.mask is not None:
+        yield (
+            "note: the base is pruned, and the update masked as its weights are: plain peft, and what serves "
+            "adapters, knows no mask. Merge the adapter first (finetune merge), which keeps the zeros"
         )
     adapter = recipe.adapter
     beyond = {

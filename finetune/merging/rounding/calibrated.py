@@ -53,6 +53,7 @@ def with_feedback(
     """A weight (N x M, float32) in `dtype`: each column is rounded once the errors of those before it have
     been made up for, under H; to the nearest, or stochastically by the bits `drawn` (N x M)."""
     inverse, wanted = _inverse_factor(moments), weight.T.clone(memory_format=torch.contiguous_format)
+    pruned = wanted == 0  # what is pruned stays so, and its error goes to the others (as in SparseGPT)
     found = torch.empty(wanted.shape, dtype=dtype)
     for start in range(0, len(wanted), COLUMNS_AT_ONCE):
         stop = min(start + COLUMNS_AT_ONCE, len(wanted))
@@ -63,6 +64,7 @@ def with_feedback(
                 if drawn is None
                 else with_bits(wanted[column], drawn[:, column], dtype)
             )
+            found[column].masked_fill_(pruned[column], 0)
             error = (wanted[column] - found[column].float()) / inverse[column, column]
             wanted[column + 1 : stop].addr_(inverse[column, column + 1 : stop], error, alpha=-1)
             errors[column - start] = error

@@ -49,6 +49,11 @@ def merge_through_peft(
             f"--qlora-base {options.qlora_base} can't be honoured: peft itself must merge this adapter "
             f"({reason})."
         )
+    if parts.stored.mask is not None:
+        raise MergeError(
+            f"{parts.base.folder} is pruned, and peft itself must merge this adapter ({reason}): it knows no "
+            "mask, and would fill the zeros."
+        )
     options.rounding.refuse_beside_peft(reason)
     note = f"merged by peft, the whole model in memory: {reason}"
     if parts.dtype in ROUNDED_TYPES and options.rounding.method == "auto":

@@ -4,6 +4,7 @@ size."""
 import importlib.util
 import logging
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,9 @@ from finetune.merging.rounding.choice import choose_rounding
 from finetune.merging.verification.description import check_beside
 from finetune.merging.verification.left import left_of
 from finetune.merging.verification.tensors import check_tensors
+from finetune.models.bases.folder import MASK
 from finetune.models.device import choose_threads
+from finetune.models.mask import hold_mask
 from finetune.models.safetensors import Weights
 from finetune.models.stored_quantization import INT8, NAMES
 from finetune.runs.target import Target
@@ -64,6 +67,8 @@ def merge_streamed(
         largest_file=options.largest_shard,
         workers=choose_threads(),
     )
+    if parts.stored.mask is not None:  # what is merged is as pruned as its base
+        shutil.copyfile(parts.stored.mask.path, folder / MASK)
     began = time.perf_counter()
     tensors = description = None
     if options.check != "none":
@@ -181,6 +186,8 @@ def unmerged(parts: MergeInputs, merged: MergedWeights) -> "PeftModel":
         plain.resize_token_embeddings(merged.updates.vocabulary)  # its new rows are the adapter's
     for name in parts.head.brought:
         torch.nn.init.zeros_(plain.get_parameter(name))  # peft has to bring the adapter's by itself
+    if parts.stored.mask is not None:
+        hold_mask(plain, parts.stored.mask)
     with quiet_peft():
         return load_adapter(plain, parts.adapters[-1].folder).eval()
 

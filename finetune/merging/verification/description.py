@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune.export import SAFETENSORS
 from finetune.merging.inputs import MergeInputs
+from finetune.models.bases.folder import MASK
 from finetune.models.description import ModelConfig
 
 DESCRIBING = (
@@ -14,6 +15,7 @@ DESCRIBING = (
     "*_config.json",
     "added_tokens.json",
     "config.json",
+    MASK,
     "special_tokens_map.json",
     "tokenizer.json",
 )

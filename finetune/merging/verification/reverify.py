@@ -134,7 +134,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             if not isinstance(found[name], kind):
                 raise TypeError(f"{name} is a {type(found[name]).__name__}")
         return found | {
-            key: record.get(key) for key in ("stored", "description", "rounding")
+            key: record.get(key) for key in ("stored", "description", "rounding", "base_mask")
         }  # which merges of earlier versions lack
     except FileNotFoundError:
         raise MergeError(
@@ -179,5 +179,5 @@ def _target_of(record: dict[str, Any]) -> tuple[Target, list[Path]]:
             raise MergeError(f"the adapter is not in {adapter} any more")
         if file_sha256(path) != expected:
             raise MergeError(f"the adapter in {adapter} is not the one that was merged")
-    facts = {"base_sha256": record["base_sha256"], "method": record["method"], "stored": record["stored"]}
+    facts = {name: record[name] for name in ("base_sha256", "base_mask", "method", "stored")}
     return Target(model, adapters[0], recipe, "the merged run", named_in=VERIFICATION_FILE, **facts), adapters

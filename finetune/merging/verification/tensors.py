@@ -21,6 +21,7 @@ import torch
 from finetune.merging.merged_weights import MergedWeights, Updates, arithmetic_for
 from finetune.merging.qlora import DequantizedWeights
 from finetune.merging.rounding.base import NEAREST, Rounding
+from finetune.models.mask import Mask
 from finetune.models.safetensors import StoredWeights, Weights, hashes_of, raw
 
 ARITHMETIC_UNITS = 8.0
@@ -73,6 +74,10 @@ def check_tensors(
         ]
     for name in sorted(set(untouched) - set(identical)):
         failures.append(f"{name} is not the base's, though no adapter touches it")
+    mask = merged.updates.base.mask
+    if mask is not None:
+        filled = (name for name in merged.names() if fills_zeros(written, mask, name))
+        failures += [f"{name} has weights where its base is pruned" for name in filled]
     changed = sorted(name for name in set(merged.names()) - set(untouched) if math.prod(merged.shape(name)))
     draw = random.Random(seed)  # noqa: S311 - a sample, not a secret
     numbers, largest = 0, 0.0
@@ -95,6 +100,17 @@ def check_tensors(
             failures.append(f"{name} was not rounded as the seed decides")
     written.close()
     return TensorCheck(seed, len(merged.names()), len(identical), numbers, largest, tuple(failures))
+
+
+def fills_zeros(written: Weights, mask: Mask, name: str) -> bool:
+    """Whether a merged tensor has a number where its base is pruned; it has the base's name."""
+    if name not in mask.names:
+        return False
+    kept = mask.kept(name, written.shape(name))
+    return any(
+        bool(block.masked_fill(kept[first : first + len(block)], 0).any())
+        for first, block in written.blocks(name)
+    )
 
 
 def is_untouched(merged: MergedWeights, name: str) -> bool:

@@ -22,6 +22,7 @@ from finetune.models.adapters.config_file import (
     only_the_adapter,
 )
 from finetune.models.adapters.fit import refuse_unknown_keys, refuse_unread, refuse_wrapped, saved_vocabulary
+from finetune.models.adapters.masked import mask_updates
 from finetune.models.adapters.start import OriginalWeight, start_from_base, start_from_residual
 from finetune.models.architectures.base import EMBEDDING, LM_HEAD, last_part
 from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_adapter_config, read_header
@@ -79,6 +80,7 @@ def attach(
     elif section.init == "loftq":
         assert original is not None  # noqa: S101 - build.py has the base's files
         start_from_residual(adapted, section, original)
+    mask_updates(adapted)
     return trained_in_float32(adapted)
 
 
@@ -222,6 +224,7 @@ def load_adapter(
                 model, str(held), is_trainable=trainable, low_cpu_mem_usage=empty
             )
         refuse_unread(loaded, held, f"the adapter in {folder}, of type {config.get('peft_type')}")
+    mask_updates(loaded)
     if not trainable:  # what trains may be cut up by an engine, and runs soon enough
         with library_refusals(
             f"peft can't run the adapter in {folder}, of type {config.get('peft_type')}, on a text alone"

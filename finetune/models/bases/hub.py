@@ -11,6 +11,7 @@ from finetune.models.bases.folder import (
     CONFIG,
     GENERATION_CONFIG,
     INDEX,
+    MASK,
     PICKLED,
     WEIGHTS,
     is_adapter,
@@ -21,7 +22,7 @@ UNUSED = ("consolidated*", "adapter_model*", "*/*.safetensors", "original/*", "c
 """What a base's repository may hold beside the model: a copy in another layout, an adapter, the training's
 checkpoints."""
 
-MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", MASK)
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", CONFIG, "*.jinja")
 ADAPTER_FILES = ("*.json", "adapter_model.*", "*.jinja", "tokenizer.model")
 DESCRIPTIONS = (CONFIG, ADAPTER_CONFIG, INDEX, GENERATION_CONFIG)

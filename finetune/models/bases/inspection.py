@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune.models.architectures import family_of, last_part
 from finetune.models.bases.folder import read_config
+from finetune.models.bases.pruned import how_pruned
 from finetune.models.bases.shapes import (
     Shape,
     adapted_layers,
@@ -54,6 +55,7 @@ def describe(model: ModelSection, adapter: AdapterSection | None = None) -> dict
         "stored": asdict(stored) if stored else None,
         "dtype": config.get("dtype") or config.get("torch_dtype"),
         "quantization": quantization,
+        "pruned": how_pruned(folder),
     }
     return facts if adapter is None else facts | _trainable_facts(shape, computed, model, adapter)
 

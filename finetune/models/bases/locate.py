@@ -26,6 +26,7 @@ from finetune.models.bases.config_file import check_config
 from finetune.models.bases.folder import (
     ADAPTER_CONFIG,
     CONFIG,
+    MASK,
     read_config,
     refuse_git_lfs_pointer,
     refuse_no_weights,
@@ -54,12 +55,19 @@ class Base:
 
     def fingerprint(self) -> dict[str, str]:
         """What the run's lock records: the identity, with a SHA-256 of config and weights for a plain folder,
-        and how it is stored quantised where it is."""
-        stored = stored_quantization(read_config(self.folder))
+        how it is stored quantised, and its mask, where it is so."""
+        stored, mask = stored_quantization(read_config(self.folder)), self.mask
         how = {} if stored is None else {"quantization": stored}
+        how |= {} if mask is None else {"mask": mask}
         if self.identity["kind"] != "folder":
             return self.identity | how
         return self.identity | {"sha256": folder_sha256(self.folder)} | how
+
+    @property
+    def mask(self) -> str | None:
+        """The SHA-256 of its mask; None where it isn't pruned."""
+        path = self.folder / MASK
+        return remembered_sha256(path) if path.is_file() else None
 
     def holds(self, sha256: str) -> bool:
         """Whether config and weights are those of a fingerprint."""

@@ -17,6 +17,7 @@ from finetune.engines.single import SINGLE
 from finetune.models.architectures import family_of
 from finetune.models.kernels.lora import FusedLora, FusedMlp, Layer, is_int8, quantisation
 from finetune.models.kernels.rms_norm import FrozenRmsNorm
+from finetune.models.mask import kept_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def install_fast_path(model: nn.Module, engine: Engine = SINGLE) -> int:
             "the %s of %s are computed by transformers' own forward", " and ".join(left), config.model_type
         )
     for reason, count in kept.items():
-        logger.info("%d LoRA layers keep peft's own forward: %s", count, reason)
+        logger.info("%d LoRA layers are not fused: %s", count, reason)
     return fused
 
 
@@ -70,6 +71,8 @@ def unsupported(layer: LoraLayer, engine: Engine) -> str | None:
     kept = engine.unfusable(base.weight)
     if kept is not None:
         return kept
+    if kept_of(base) is not None:
+        return "its base is pruned, and its update masked"
     if layer.lora_variant:
         return f"it is {type(next(iter(layer.lora_variant.values()))).__name__.removesuffix('Variant')}"
     if list(layer.lora_A) != ["default"] or len(layer.active_adapters) != 1:

@@ -187,7 +187,7 @@ def test_what_can_not_be_fused_keeps_pefts_forward(tiny_base: Path, caplog: pyte
     model.zero_grad()
     assert install_fast_path(model) == 0
     assert [record.getMessage() for record in caplog.records] == [
-        "14 LoRA layers keep peft's own forward: it is DoraLinear"
+        "14 LoRA layers are not fused: it is DoraLinear"
     ]
     assert all(difference(got, want) < 1e-5 for got, want in zip(outcome(model), expected, strict=True))
 
