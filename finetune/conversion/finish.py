@@ -2,7 +2,6 @@
 save, the bits of the base."""
 
 from collections.abc import Callable
-from typing import Any
 
 from finetune.conversion.adapter_values import embedding_rate, start
 from finetune.conversion.draft import Draft
@@ -11,6 +10,7 @@ from finetune.conversion.judged import baseline
 from finetune.conversion.model_values import PRECISIONS
 from finetune.conversion.optimizer_values import betas, precision
 from finetune.conversion.preference import has_reference, together
+from finetune.conversion.times import times
 from finetune.recipe.schema.adapter import LORA_ONLY
 
 METRICS = {"rewards/accuracies": "reward_accuracy", "rewards/margins": "reward_margin"}
@@ -148,54 +148,6 @@ def _minimum(draft: Draft) -> None:
     draft.carry(entry, "train.minimum_learning_rate_fraction", value)
 
 
-def _every(entry: GivenKey) -> Any:
-    """How often: steps, or a part of all steps."""
-    amount = number(entry)
-    if entry.key.rpartition(".")[2].endswith("_per_epoch"):
-        return "1 epoch" if amount == 1 else f"{1 / amount:.3g} epochs"
-    if entry.key.rpartition(".")[2] == "save_epochs":
-        return f"{amount:g} epochs"
-    return f"{amount * 100:g}%" if amount < 1 else whole(entry)
-
-
-def _when(draft: Draft, what: str, path: str) -> None:
-    steps, when = _taken(draft, f"{what}_every"), _taken(draft, f"{what}_when")
-    word = None if when is None else str(when.value).lower()
-    if word == "true" or (when is not None and when.key == "do_eval"):
-        word = None if when is not None and not when.off else "no"
-    if word in ("no", "false", "never", "none", "0"):
-        if what == "save":
-            draft.put(path, "never", when or "no checkpoints")
-        for entry in (when, steps):
-            draft.carried(entry, path, "never, but at the end")
-        return
-    if word in ("epoch", "best"):
-        draft.put(path, "1 epoch", when or "")
-    elif steps is not None and not steps.off:
-        draft.put(path, _every(steps), steps)
-    for entry in (when, steps):
-        if entry is not None:
-            draft.carried(entry, path, "at the end" if entry.off else "")
-
-
-def _times(draft: Draft) -> None:
-    _when(draft, "evaluate", "train.evaluate_every")
-    _when(draft, "save", "train.save_every")
-    entry = _taken(draft, "log_every")
-    if entry is not None and not entry.off:
-        draft.carry(entry, "train.log_every", _every(entry))
-    elif entry is not None:
-        draft.carried(entry, "train.log_every")
-    if not any(path.startswith("data.evaluation") for path in draft.values):
-        if "train.evaluate_every" in draft.values:
-            draft.remove("train.evaluate_every")
-        for path in ("train.early_stopping", "train.best_by"):
-            draft.remove(path)
-        draft.notes.pop("best", None)
-        metric = draft.notes.pop("best_metric", None)
-        draft.carried(metric, "", "no rows to evaluate on")
-
-
 def _best(draft: Draft) -> None:
     switch, metric = _taken(draft, "best"), _taken(draft, "best_metric")
     name = "loss" if metric is None or metric.value is None else str(metric.value).removeprefix("eval_")
@@ -329,7 +281,7 @@ STEPS: tuple[Callable[[Draft], None], ...] = (
     _minimum,
     betas,
     precision,
-    _times,
+    times,
     _best,
     _bits,
     start,

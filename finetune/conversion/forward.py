@@ -203,7 +203,10 @@ def _fields(section: str, draft: Draft) -> Mapping[str, Any]:
 
 def _source_of(values: Mapping[str, Any], path: str) -> str:
     """The key that the value at a path, or above or below it, came from."""
-    near = [place for place in values if place == path] or [
-        place for place in values if path.startswith(f"{place}.") or place.startswith(f"{path}.")
-    ]
+    parent = path.rpartition(".")[0]
+    near = (
+        [place for place in values if place == path]
+        or [place for place in values if path.startswith(f"{place}.") or place.startswith(f"{path}.")]
+        or [place for place in values if parent.count(".") and place.startswith(f"{parent}.")]
+    )
     return str(values[near[0]].comment).split(":")[0].split(",")[0] if near else ""

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 from finetune.conversion.base import Tool
 from finetune.conversion.draft import Draft
-from finetune.conversion.given import Given, at_least_one, truth
+from finetune.conversion.given import Given, at_least_one, name_list, truth
 from finetune.conversion.tools.axolotl_data import data
 from finetune.conversion.tools.axolotl_preference import objective
 
+VOCABULARY = {"embed_tokens", "lm_head"}
 REFUSED = ("kd_trainer", "relora", "relora_steps")
 
 
@@ -53,7 +54,11 @@ def convert(given: Given, draft: Draft) -> None:
     linear = given.get("lora_target_linear")
     if linear is not None and linear.value is not None and truth(linear):
         named = given.take("lora_target_modules")
-        draft.carried(named, "adapter.target_modules", "lora_target_linear says all")
+        more = [] if named is None or named.off else sorted(VOCABULARY.intersection(name_list(named)))
+        if named is not None and more:
+            draft.drop(named, f"all linear layers have an adapter, and {', '.join(more)} none")
+        else:
+            draft.carried(named, "adapter.target_modules", "lora_target_linear says all")
     data(given, draft, compares=compares)
     given.take_below("message_property_mappings")
     best = given.get("save_strategy")

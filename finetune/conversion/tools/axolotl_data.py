@@ -18,9 +18,15 @@ ASSISTANT = {"assistant", "gpt", "model", "bot", "chatgpt"}
 ENDS = ("turn", "all", "last", "none")
 """Of which turns the token that ends them is learned, the default first."""
 AS_IS = (
-    "preprocess_shards", "message_field_role", "message_field_content", "trust_remote_code", "field_thinking",
+    "preprocess_shards", "trust_remote_code", "field_thinking",
     "template_thinking_key", "field_tools", "field_system",
 )  # fmt: skip
+
+PARTS = {
+    "role": ("role", "from"), "message_field_role": ("role", "from"),
+    "content": ("content", "value"), "message_field_content": ("content", "value"),
+}  # fmt: skip
+"""What the parts of a turn may be called."""
 
 
 def data(given: Given, draft: Draft, *, compares: bool) -> None:
@@ -152,7 +158,10 @@ def _own_template(
 def _leftover(draft: Draft, entry: GivenKey) -> None:
     """What is left of a data set's keys."""
     name = entry.key.rpartition(".")[2]
-    if "message_property_mappings" in entry.key or ".roles." in entry.key or name in AS_IS:
+    if name in PARTS and str(entry.value) not in PARTS[name]:
+        how = f"a turn's parts are {' or '.join(PARTS[name])}; bring the rows into that form"
+        draft.otherwise(entry, how, "data.train", changes=True)
+    elif "message_property_mappings" in entry.key or ".roles." in entry.key or name in (*AS_IS, *PARTS):
         draft.carried(entry, "data.train", "as the format reads it")
     elif name in ("train_on_eos", "train_on_eot"):
         _ends(draft, entry)

@@ -44,14 +44,17 @@ def convert(given: Given, draft: Draft) -> None:
     quant = given.take("quant_config.name")
     bits = given.take("quant_config.quantization_bit") or given.take("quant_config.bits")
     if quant is not None and not quant.off:
+        if quant.value not in ("bnb", "auto"):
+            raise quant.refused(f"got {quant.value!r}, expected bnb: bases are quantised by bitsandbytes")
         draft.note("bits", bits or replace(quant, value=4))
         draft.carried(quant, "adapter.method")
     strategy = given.take("batching_strategy")
     if strategy is not None:
-        if str(strategy.value) == "normal":
-            draft.carried(strategy, "data.pack_length_tokens", "rows are padded")
+        if strategy.value in ("normal", "padding_free"):
+            draft.carried(strategy, "train.micro_batch_size", "so many rows, padded or not")
         else:
-            draft.note("packing", replace(strategy, value=True))
+            how = "a step has so many rows here; there, what fits into so many tokens"
+            draft.otherwise(strategy, how, "train.global_batch_size", changes=True)
     draft.put("data.over_length", "truncate_end", "LLaMA-Factory cuts rows at cutoff_len")
     for key, place in (("train_dataset", "data.train"), ("eval_dataset", "data.evaluation.sources")):
         _sources(given, draft, key, place)

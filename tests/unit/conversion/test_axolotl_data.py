@@ -39,6 +39,8 @@ def changes(conversion: Conversion) -> list[str]:
         ("roles_to_train: [gpt]", True),
         ("roles_to_train: [user, assistant]", False),
         ("roles_to_train: []", False),
+        ("message_field_content: text", False),
+        ("message_field_content: value", True),
         ("shards: 1", True),
         ("shards: 10", False),
     ],

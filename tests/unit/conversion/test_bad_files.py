@@ -49,6 +49,8 @@ BAD = {
     "out of bounds": ("a.yaml", AXOLOTL + "lora_dropout: 1.5\n", "a.yaml:5: lora_dropout: got 1.5, expected less than 1"),
     "another objective": ("a.yaml", AXOLOTL + "rl: grpo\n", "a.yaml:5: rl: grpo is none of the objectives here"),
     "another adapter": ("a.yaml", AXOLOTL.replace("adapter: lora", "adapter: ia3"), "a.yaml:2: adapter: got 'ia3'"),
+    "a word for how often": ("a.yaml", AXOLOTL + "val_set_size: 0.1\neval_strategy: sometimes\n", "a.yaml:6: eval_strategy: got the text 'sometimes', expected no, steps"),
+    "half a section": ("a.yaml", AXOLOTL + "rope_scaling: {factor: 2.0}\n", "a.yaml:5: rope_scaling.factor: missing: The method"),
     "no data": ("a.yaml", "base_model: a/b\nsequence_len: 64\n", "no data set is named"),
     "no base": ("a.yaml", "sequence_len: 64\ndatasets: [{path: c/d, type: alpaca}]\n", "no base model is named"),
 }  # fmt: skip

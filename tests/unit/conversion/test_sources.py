@@ -197,3 +197,29 @@ def test_bases_that_see_or_are_mixtures_are_known_by_their_names(name: str) -> N
     else:
         with pytest.raises(ConvertError, match="multimodal base or a mixture of experts"):
             converted(text)
+
+
+V1 = "model: a/b\nmodel_class: llm\npeft_config: {name: lora}\ntrain_dataset: c/d\nmicro_batch_size: 2\n"
+
+
+@pytest.mark.parametrize(("strategy", "changes_it"), [("padding_free", False), ("dynamic_batching", True)])
+def test_batches_of_llamafactory_v1_are_of_rows_and_not_packs(strategy: str, changes_it: bool) -> None:
+    """Without padding a step has the same rows; batches by tokens have others."""
+    conversion, recipe = converted(f"{V1}batching_strategy: {strategy}\n")
+    assert recipe["data"]["pack_length_tokens"] is None
+    assert bool(changes(conversion)) == changes_it
+
+
+def test_another_quantisation_of_llamafactory_v1_is_refused() -> None:
+    """It isn't taken for bitsandbytes'."""
+    with pytest.raises(ConvertError, match="expected bnb"):
+        converted(f"{V1}quant_config: {{name: gptq}}\n")
+
+
+def test_an_adapter_on_the_head_beside_all_linear_layers_is_named() -> None:
+    """Axolotl adds the modules that are named to all linear ones."""
+    text = (
+        "base_model: a/b\nadapter: lora\nlora_target_linear: true\nlora_target_modules: [q_proj, lm_head]\n"
+    )
+    conversion, _ = converted(f"{text}sequence_len: 64\ndatasets: [{{path: c/d, type: chat_template}}]\n")
+    assert any("lm_head none" in how for how in changes(conversion))
