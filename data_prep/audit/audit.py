@@ -66,6 +66,12 @@ class Epoch:
     rows fill."""
     leaky: bool = False
     """Documents of a pack see those before them (data.attention)."""
+    documents_per_row: int = 1
+
+    @property
+    def unit(self) -> str:
+        """What is counted: documents, or the pairs that they are."""
+        return "document" if self.documents_per_row == 1 else "pair"
 
 
 @dataclass(frozen=True)
@@ -144,8 +150,9 @@ def audit_lines(audit: Audit) -> list[str]:
         packs = f", in {counted(epoch.rows, 'pack')} that are {epoch.slots_used:.1%} full"
         packs += " (leaky: documents see those before them)" if epoch.leaky else ""
     lines.append(
-        f"per epoch: {counted(epoch.documents, 'document')}, {counted(epoch.tokens, 'token')}{packs}; "
-        f"{counted(audit.report.evaluation_rows, 'document')} to evaluate on"
+        f"per epoch: {counted(epoch.documents // epoch.documents_per_row, epoch.unit)}, "
+        f"{counted(epoch.tokens, 'token')}{packs}; "
+        f"{counted(audit.report.evaluation_rows, epoch.unit)} to evaluate on"
     )
     return lines
 
@@ -204,5 +211,11 @@ def _epoch(section: DataSection, data: PreparedData) -> Epoch:
         (packs.starts == 0).sum()
     )  # the continuation of a document is not another one
     return Epoch(
-        documents, packs.document_tokens, len(packs), capacity is not None, used, section.attention == "leaky"
+        documents,
+        packs.document_tokens,
+        len(packs),
+        capacity is not None,
+        used,
+        section.attention == "leaky",
+        data.documents_per_row,
     )

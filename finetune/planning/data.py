@@ -66,7 +66,7 @@ def measured(recipe: Recipe, prepared: PreparedData) -> Load:
         int(lengths.max()),
         steps,
         seen,
-        f"measured on {len(lengths):,} rows",
+        f"measured on {len(lengths) // prepared.documents_per_row:,} rows",
     )
 
 
