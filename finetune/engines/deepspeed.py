@@ -112,6 +112,8 @@ class DeepSpeed(Engine):
         where their state is offloaded."""
         if recipe.train.weights_dtype == "bf16":
             return "train.weights_dtype: bf16: DeepSpeed keeps float32 copies of what trains. Take ddp."
+        if self.offloads and not recipe.train.adam_bias_correction:
+            return "train.adam_bias_correction: false: an offloaded state is that of DeepSpeed's own AdamW"
         if self.offloads and recipe.train.optimizer not in OFFLOADED_OPTIMIZERS:
             return (
                 f"train.optimizer: {recipe.train.optimizer}: an offloaded state is that of DeepSpeed's own "

@@ -56,6 +56,7 @@ from finetune.training.arguments import optimizer_name, training_arguments
 from finetune.training.batches import Batching, Feed, StreamFeed, TableFeed
 from finetune.training.callbacks.epoch_marks import EpochMarks
 from finetune.training.optimization.intervals import intervals_of
+from finetune.training.optimization.own_optimizers import own_optimizer
 from finetune.training.optimization.parameter_groups import Rates
 from finetune.training.optimization.schedule import ceil_product, rate_factor, warmup_steps
 from finetune.training.reference import check_reference
@@ -309,8 +310,7 @@ def build_trainer(
         engine=current(),
         callbacks=[EpochMarks(intervals, saves_at_end=saves_at_end), *callbacks],
         rates=Rates(train.loraplus_lr_ratio, train.embedding_learning_rate),
-        coupled_decay=train.optimizer == "adam",
-        rounding_seed=train.seed if train.weights_dtype == "bf16" else None,
+        own_optimizer=own_optimizer(train),
     )
     trainer.evaluation_counterparts = inputs.objective.counterparts(trainer.evaluation)
     try:

@@ -31,7 +31,7 @@ from finetune.runs.checkpoint import MARKER, PREFIX
 from finetune.training.batches import Feed, evaluation_batches
 from finetune.training.checkpoints.contents import COUNTERS, read_counters, read_state
 from finetune.training.checkpoints.store import gone_if_disk_is_full, keep_newest, mark_complete
-from finetune.training.optimization.bf16_adamw import StochasticAdamW
+from finetune.training.optimization.own_optimizers import Maker
 from finetune.training.optimization.parameter_groups import NO_RATES, Rates
 
 T = TypeVar("T")
@@ -62,20 +62,13 @@ class ExactTrainer(Trainer):
         group: Group,
         engine: Engine,
         rates: Rates = NO_RATES,
-        rounding_seed: int | None = None,
-        coupled_decay: bool = False,
+        own_optimizer: Maker | None = None,
         **options: Any,
     ):
-        """`rounding_seed`: bf16 weights and states are rounded stochastically, by it; `coupled_decay`: weight
-        decay is a part of the gradient, as in torch's Adam."""
+        """`own_optimizer` takes the place of transformers'."""
         self.engine, self.rates = engine, rates
-        own = {
-            "lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon,
-        }  # fmt: skip
-        if rounding_seed is not None:
-            options["optimizer_cls_and_kwargs"] = (StochasticAdamW, own | {"seed": rounding_seed})
-        elif coupled_decay:
-            options["optimizer_cls_and_kwargs"] = (torch.optim.Adam, own)
+        if own_optimizer is not None:
+            options["optimizer_cls_and_kwargs"] = own_optimizer
         # The Trainer only wants to know that there is something to evaluate on; see evaluate.
         held_out: Any = evaluation if len(evaluation) else None
         super().__init__(model=model, args=args, train_dataset=feed, eval_dataset=held_out, **options)

@@ -87,11 +87,7 @@ def _correction(given: Given, draft: Draft, name: str) -> None:
         return
     key = f"optimizer_config.{name}.bias_correction"
     entry = given.take(key) or GivenKey(key, False, given.shown)
-    if truth(entry):
-        draft.carried(entry, "train.optimizer")
-    else:
-        how = "Adam's means are corrected for their beginning at 0; there the first steps are longer"
-        draft.otherwise(entry, how, "train.optimizer", changes=True)
+    draft.carry(entry, "train.adam_bias_correction", truth(entry))
 
 
 def _times(given: Given, draft: Draft) -> None:

@@ -218,6 +218,7 @@ TRAIN = (
     Alias("adam_beta2", "train.adam_betas", "beta2", "a list of two: [0.9, 0.999]"),
     Alias("betas", "train.adam_betas", "betas"),
     Alias("adam_epsilon adam_eps eps", "train.adam_epsilon"),
+    Alias("bias_correction", "train.adam_bias_correction"),
     Alias("loraplus_lr_ratio lorap_lr_ratio", "train.loraplus_lr_ratio"),
     Alias(
         "embedding_learning_rate embedding_lr",

@@ -60,6 +60,9 @@ def _schedule(recipe: Recipe, given: Given) -> RuleProblem:
         yield path, f"warmup_ratio + decay_fraction is {total}, expected at most 1"
 
 
+CORRECTED = (OPTIMIZERS["adamw"], OPTIMIZERS["adam"])
+
+
 def _optimizer(recipe: Recipe, given: Given) -> RuleProblem:
     train = recipe.train
     name, found = train.optimizer, known_optimizer(train.optimizer)
@@ -77,6 +80,10 @@ def _optimizer(recipe: Recipe, given: Given) -> RuleProblem:
     for knob in ("betas", "epsilon"):
         if asked(recipe, given, f"train.adam_{knob}") and knob not in found.knobs:
             yield f"train.adam_{knob}", f"optimizer {name} takes no {knob}; remove this, or take adamw"
+    if not train.adam_bias_correction and OPTIMIZERS.get(name, name) not in CORRECTED:
+        yield "train.adam_bias_correction", f"optimizer {name} has no such form; remove this, or take adamw"
+    if train.weights_dtype == "bf16" and not train.adam_bias_correction:
+        yield "train.adam_bias_correction", "weights in bf16 have the paper's AdamW; remove this"
     if train.weights_dtype == "bf16" and OPTIMIZERS.get(name, name) != OPTIMIZERS["adamw"]:
         yield "train.weights_dtype", f"only optimizer adamw rounds its updates to bf16; this one is {name}"
 

@@ -61,6 +61,10 @@ class TrainSection(Section):
     adam_betas: Betas = (0.9, 0.999)
     """How much of Adam's (and Lion's) two running means is kept in a step."""
 
+    adam_bias_correction: bool = True
+    """adamw and adam: running means are divided by 1 - beta^t, as in the paper; false is MLX's default, whose
+    first steps are longer."""
+
     adam_epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-8
     """What Adam adds to the root of its second mean."""
 

@@ -486,6 +486,7 @@ MLX_EXPECTED = {
     "train.global_batch_size": 8,
     "train.schedule": "constant",
     "train.max_gradient_norm": None,
+    "train.adam_bias_correction": False,
     "train.save_every": 50,
 }
 
@@ -600,7 +601,7 @@ CASES = (
     Case("litgpt", "litgpt.yaml", LITGPT, LITGPT_EXPECTED),
     Case("automodel", "automodel.yaml", AUTOMODEL, AUTOMODEL_EXPECTED),
     Case("oumi", "oumi.yaml", OUMI, OUMI_EXPECTED),
-    Case("mlx_lm", "mlx.yaml", MLX, MLX_EXPECTED, complete=False),  # Adam without bias correction
+    Case("mlx_lm", "mlx.yaml", MLX, MLX_EXPECTED),
     Case("ms-swift", "swift.sh", SWIFT, SWIFT_EXPECTED),
     Case("peft", "adapter_config.json", PEFT, PEFT_EXPECTED, complete=False),
 )

@@ -20,7 +20,7 @@ from finetune.training.optimization.parameter_groups import Rates
 from finetune.training.optimization.schedule import rate_factor
 from tests.support.messages import hearing
 from tests.support.processes import adapter_of, assert_equal, start, trainer_of
-from tests.support.recipes import MakeRecipe
+from tests.support.recipes import MakeRecipe, found
 
 KNOBS: dict[str, Any] = {
     "micro_batch_size": 4, "precision": "fp32", "learning_rate": 1e-2, "max_steps": 7, "weight_decay": 0.1,
@@ -45,9 +45,11 @@ class Recorder(TrainerCallback):
         self.gradients.append({name: weight.grad.double().clone() for name, weight in trained.items()})
 
 
-def adam(start: torch.Tensor, gradients: list[torch.Tensor], rate: float, *, coupled: bool) -> torch.Tensor:
+def adam(
+    start: torch.Tensor, gradients: list[torch.Tensor], rate: float, *, coupled: bool, corrected: bool
+) -> torch.Tensor:
     """Where AdamW, or Adam with coupled decay, comes to by its paper's formulas, with the numbers of KNOBS, in
-    float64."""
+    float64; with or without the correction of its means."""
     (one, two), epsilon = KNOBS["adam_betas"], KNOBS["adam_epsilon"]
     value, mean, square = start.clone(), torch.zeros_like(start), torch.zeros_like(start)
     for step, (gradient, factor) in enumerate(zip(gradients, FACTORS, strict=True), start=1):
@@ -57,16 +59,22 @@ def adam(start: torch.Tensor, gradients: list[torch.Tensor], rate: float, *, cou
         square = two * square + (1 - two) * gradient**2
         if not coupled:
             value = value - rate * factor * KNOBS["weight_decay"] * value
-        root = torch.sqrt(square / (1 - two**step)) + epsilon
-        value = value - rate * factor * (mean / (1 - one**step)) / root
+        corrections = (1 - one**step, 1 - two**step) if corrected else (1.0, 1.0)
+        root = torch.sqrt(square / corrections[1]) + epsilon
+        value = value - rate * factor * (mean / corrections[0]) / root
     return value
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam"])
-def test_each_part_is_trained_at_its_rate(make_recipe: MakeRecipe, tmp_path: Path, optimizer: str) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "corrected"), [("adamw", True), ("adam", True), ("adam", False), ("adamw", False)]
+)
+def test_each_part_is_trained_at_its_rate(
+    make_recipe: MakeRecipe, tmp_path: Path, optimizer: str, corrected: bool
+) -> None:
     """A, B and the head come to where AdamW (or Adam) written out comes to, each by its own learning rate."""
     recipe = make_recipe(
-        train=KNOBS | {"optimizer": optimizer}, adapter={"rank": 4, "modules_to_save": ["lm_head"]}
+        train=KNOBS | {"optimizer": optimizer, "adam_bias_correction": corrected},
+        adapter={"rank": 4, "modules_to_save": ["lm_head"]},
     )
     trainer, recorder = trainer_of(recipe, tmp_path), Recorder()
     trainer.add_callback(recorder)
@@ -78,15 +86,25 @@ def test_each_part_is_trained_at_its_rate(make_recipe: MakeRecipe, tmp_path: Pat
             kind = next(part for part in rates if part in name)
             kinds.add(kind)
             gradients = [step[name] for step in recorder.gradients]
-            expected = adam(recorder.start[name], gradients, rates[kind], coupled=optimizer == "adam")
+            expected = adam(
+                recorder.start[name],
+                gradients,
+                rates[kind],
+                coupled=optimizer == "adam",
+                corrected=corrected,
+            )
             assert torch.allclose(weight.detach().double(), expected, rtol=1e-4, atol=1e-6), name
     assert kinds == set(rates)
 
 
-def test_the_log_has_each_rate_and_a_resumed_run_is_the_same(make_recipe: MakeRecipe) -> None:
+@pytest.mark.parametrize("corrected", [True, False])
+def test_the_log_has_each_rate_and_a_resumed_run_is_the_same(
+    make_recipe: MakeRecipe, corrected: bool
+) -> None:
     """metrics.jsonl has the rate that each part's step was taken with; resumed from its middle, a run ends
     the same bit for bit."""
-    folder = start(make_recipe(train=KNOBS, adapter={"rank": 4, "modules_to_save": ["lm_head"]}))
+    knobs = KNOBS | {"adam_bias_correction": corrected}
+    folder = start(make_recipe(train=knobs, adapter={"rank": 4, "modules_to_save": ["lm_head"]}))
     entries = [json.loads(line) for line in folder.metrics_path.read_text().splitlines()]
     logged = [entry for entry in entries if "train/learning_rate" in entry]
     for name, rate in (("", 1e-2), ("_lora_b", 4e-2), ("_embeddings", 1e-3)):
@@ -146,3 +164,18 @@ def test_step_decay_is_torchs(warmup: int) -> None:
 def test_the_optimizers_are_those_of_transformers() -> None:
     """The table that is read without importing transformers has its names, no more and no less."""
     assert set(KNOWN) == {str(member.value) for member in OptimizerNames}
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("optimizer: sgd", "optimizer sgd has no such form; remove this, or take adamw"),
+        ("optimizer: adamw_8bit", "optimizer adamw_8bit has no such form; remove this, or take adamw"),
+        ("weights_dtype: bf16", "weights in bf16 have the paper's AdamW; remove this"),
+    ],
+)
+def test_means_without_correction_are_adams(keys: str, message: str) -> None:
+    """Other optimizers have no such form."""
+    adapter = "adapter: {method: full}" if "bf16" in keys else "adapter: {method: lora}"
+    problems = found(f"{adapter}\ntrain: {{{keys}, adam_bias_correction: false, max_steps: 2}}")
+    assert f"train.adam_bias_correction  {message}" in problems
