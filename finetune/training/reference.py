@@ -56,7 +56,7 @@ def check_reference(
     if engine.shards_weights:
         raise ModelError(
             f"{KEY} names an adapter, whose model each process would hold whole, and {engine.name} cuts "
-            "models up: launch with ddp, or set it to start or base."
+            "models up: launch with one that doesn't, or set it to start or base."
         )
     target = resolve_target(objective.reference)
     if target.adapter is None:

@@ -29,7 +29,7 @@ def is_pruned(folder: Path, adapter: AdapterSection, engine: Engine) -> bool:
         return True
     raise ModelError(
         f"{folder} is pruned ({MASK}), and {found}: its zeros would be filled. Train plain LoRA "
-        "(adapter.method: lora), in one process or by ddp."
+        "(adapter.method: lora), in one process or by an engine that keeps weights whole."
     )
 
 
