@@ -24,7 +24,7 @@ from finetune.merging.undo import write_undo
 from finetune.merging.verification.description import hashes_beside
 from finetune.merging.verification.left import UpdateLeft
 from finetune.models.adapters.fit import HARMLESS
-from finetune.models.bases.folder import ADAPTER_WEIGHTS
+from finetune.models.bases.folder import ADAPTER_WEIGHTS, MASK
 from finetune.models.bases.hashes import file_sha256
 from finetune.models.bases.shapes import read_stored
 from finetune.models.sizes import parse_size
@@ -228,6 +228,8 @@ def _write_verification(folder: Path, parts: MergeInputs, report: MergeReport, o
     }
     (folder / VERIFICATION_FILE).write_text(json.dumps(record, indent=1) + "\n")
     facts = {"base": report.base, "adapter": ", ".join(report.adapters), "dtype": report.dtype}
+    if parts.stored.mask is not None:
+        facts |= {"pruned": f"as its base: {MASK}"}
     for name in parts.head.brought:
         facts |= parts.head.facts(str(parts.asked_dtype or parts.stored.dtype(name)).removeprefix("torch."))
     lock = parts.adapters[0].folder.parent / LOCK

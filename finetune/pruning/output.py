@@ -19,7 +19,7 @@ from finetune.models.bases.folder import ADAPTER_CONFIG, CONFIG, INDEX, MASK, re
 from finetune.models.bases.pruned import PRUNING_FILE
 from finetune.models.bases.shapes import check_weights
 from finetune.models.device import choose_threads
-from finetune.models.mask import write_mask
+from finetune.models.mask import Mask, packed_bits, write_mask
 from finetune.models.safetensors import StoredWeights, Weights, hashes_of
 from finetune.models.sizes import parse_size
 from finetune.pruning.inputs import PruningInputs
@@ -94,12 +94,9 @@ def write_pruned(
     Raises FinetuneError where the disk is too small, OSError where it is full, and CheckFailed where what is
     read back is not what was computed; nothing stands in `output` then.
     """
-    refuse_small_disk(
-        output,
-        sum(math.prod(weights.shape(name)) * weights.dtype(name).itemsize for name in weights.names()),
-        "the pruned base",
-    )
+    size = sum(math.prod(weights.shape(name)) * weights.dtype(name).itemsize for name in weights.names())
     with unfinished(output) as folder:
+        refuse_small_disk(output, size, "the pruned base")
         for path in _beside_weights(inputs.base.folder):
             shutil.copyfile(path, folder / path.name)
         if config is not None:
@@ -133,11 +130,20 @@ def _read_back(folder: Path, expected: dict[str, str], packed: Packed | None) ->
     found = hashes_of(stored, choose_threads())
     stored.close()
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    with_mask = set() if stored.mask is None else stored.mask.names
-    if wrong or with_mask != set(packed or ()):
+    if packed is not None and not (stored.mask is not None and _is_stored(packed, stored.mask, stored)):
+        wrong.append(MASK)
+    if wrong:
         raise CheckFailed(
-            f"what was written is not what was computed ({', '.join(wrong[:3]) or MASK}). Nothing was left."
+            f"what was written is not what was computed ({', '.join(wrong[:3])}). Nothing was left."
         )
+
+
+def _is_stored(packed: Packed, mask: Mask, stored: StoredWeights) -> bool:
+    """Whether a mask's file has these bits, and no others."""
+    return mask.names == packed.keys() and all(
+        np.array_equal(packed_bits(mask.kept(name, stored.shape(name))), bits)
+        for name, bits in packed.items()
+    )
 
 
 def zeros_of(packed: Packed, shapes: Sequence[tuple[int, ...]]) -> int:

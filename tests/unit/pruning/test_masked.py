@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import finetune
 from finetune.engines.fsdp2 import FSDP2
@@ -17,10 +18,13 @@ from finetune.generation.loading import load_adapted
 from finetune.merging.combine import combine
 from finetune.merging.merged_weights import MergedWeights
 from finetune.merging.verification import lazy_model
+from finetune.models.adapters.adapter import attach
 from finetune.models.adapters.masked import MaskedUpdate
+from finetune.models.adapters.start import lora_layers
 from finetune.models.bases.folder import MASK
 from finetune.models.bases.locate import resolve_base
 from finetune.models.bases.pruned import is_pruned
+from finetune.models.load import load_model
 from finetune.models.mask import Mask
 from finetune.recipe.schema.adapter import AdapterSection
 from finetune.recipe.schema.model import ModelSection
@@ -70,7 +74,7 @@ def test_a_merge_keeps_the_zeros(rounding: str, verify: str, pruned: Path, run: 
     """Whatever the rounding, and the mask; what was merged is checked, and can be again."""
     finetune.merge(run, tmp_path / "merged", rounding=rounding, verify=verify)
     mask = Mask.of_folder(tmp_path / "merged")
-    assert mask is not None
+    assert mask is not None  # what is trained on it is masked again
     weights, base = (load_file(folder / "model.safetensors") for folder in (tmp_path / "merged", pruned))
     for name in mask.names:
         assert not weights[name].masked_fill(mask.kept(name, tuple(weights[name].shape)), 0).any(), name
@@ -202,16 +206,35 @@ def test_an_engine_that_cuts_weights_up_is_refused(pruned: Path) -> None:
 
 @pytest.mark.parametrize(
     "adapter",
-    [{"init": "pissa"}, {"target_modules": ["q_proj", "lm_head"], "dropout": 0.3}],
-    ids=["pissa", "head, dropout"],
+    [
+        {"init": "pissa"},
+        {"target_modules": ["q_proj", "lm_head"], "dropout": 0.3},
+        {"layers": [1], "use_rslora": True},
+    ],
+    ids=["pissa", "head, dropout", "a layer"],
 )
-def test_other_ways_of_training_keep_the_zeros(
-    adapter: dict[str, Any], pruned: Path, recipe_on: RecipeOn, tmp_path: Path
-) -> None:
-    """With dropout, from a part of the base, and beside a layer that isn't pruned."""
-    run = finetune.train(recipe_on(pruned, adapter={"rank": 4} | adapter))
-    finetune.merge(run, tmp_path / "merged", rounding="nearest")
-    assert zeros(tmp_path / "merged") >= zeros(pruned)
+def test_what_is_masked_is_what_is_pruned(adapter: dict[str, Any], pruned: Path) -> None:
+    """From a part of the base, beside a head, in one layer: base + adapter is W + m s B A, whatever trains."""
+    model = load_model(resolve_base(ModelSection(base=str(pruned))), dtype=torch.float32)
+    adapted = attach(model, AdapterSection.model_validate({"rank": 4} | adapter)).eval()
+    plain = AutoModelForCausalLM.from_pretrained(pruned, dtype=torch.float32)
+    mask = Mask.of_folder(pruned)
+    assert mask is not None
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        for path, layer in lora_layers(adapted):
+            weight = plain.get_parameter(f"{path}.weight")
+            a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            update = layer.scaling["default"] * b @ a
+            if path != "lm_head":
+                update *= mask.kept(f"{path}.weight", tuple(weight.shape))
+            weight += update
+        found, expected = adapted(TOKENS).logits, plain(TOKENS).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert float((found - merged_logits(pruned)).abs().max()) > 1e-2
 
 
 def test_the_pruned_base_comes_back_from_an_undoable_merge(pruned: Path, run: Run, tmp_path: Path) -> None:
@@ -238,14 +261,6 @@ def test_no_adapter_is_extracted_of_a_pruned_base(run: Run, pruned: Path, tmp_pa
     finetune.merge(run, tmp_path / "merged", verify="none")
     with pytest.raises(MergeError, match="is pruned: a masked update has no low rank"):
         finetune.extract(tmp_path / "merged", tmp_path / "out", base=pruned, rank=4)
-
-
-def test_a_merged_model_is_pruned_as_well(run: Run, recipe_on: RecipeOn, tmp_path: Path) -> None:
-    """What is trained on it is masked again."""
-    finetune.merge(run, tmp_path / "merged", verify="none")
-    again = finetune.train(recipe_on(tmp_path / "merged"))
-    finetune.merge(again, tmp_path / "twice", verify="tensors")
-    assert zeros(tmp_path / "twice") >= zeros(tmp_path / "merged")
 
 
 def test_the_plan_knows_the_mask(
