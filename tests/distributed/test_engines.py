@@ -21,13 +21,15 @@ ADAPTERS: dict[str, dict[str, object]] = {
     "dora": {"use_dora": True},
     "qlora_int8": {"method": "qlora", "quantization": "int8"},
 }
-EACH_ONCE = {("lora", "ddp"), ("qlora", "zero3")}
+IN_MINUTES = {("lora", "ddp")}
+"""The cells of the quick suite. FSDP2 and ZeRO-3 have other tests there."""
+
 CELLS = [
     pytest.param(
         method,
         engine.name,
         precision,
-        marks=[] if (method, engine.name) in EACH_ONCE and precision == "fp32" else pytest.mark.long,
+        marks=[] if (method, engine.name) in IN_MINUTES and precision == "fp32" else pytest.mark.long,
     )
     for method in METHODS
     for engine in of_several()

@@ -84,6 +84,7 @@ NUMBER = 2.0**20 + 2000
 """Half-way to the next number of bf16, nearly."""
 
 
+@pytest.mark.long
 def test_fsdp2_leaves_a_row_s_numbers_as_they_are(train: Train, tmp_path: Path) -> None:
     """Targets that bf16 doesn't have: the first loss of a regression is their mean square, whatever the
     engine computes in."""

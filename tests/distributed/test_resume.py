@@ -29,7 +29,7 @@ main()
 @pytest.mark.parametrize(
     ("engine", "before", "after"),
     [
-        ("ddp", 1, 2),
+        pytest.param("ddp", 1, 2, marks=pytest.mark.long),
         pytest.param("ddp", 2, 1, marks=pytest.mark.long),
         pytest.param("fsdp2", 2, 2, marks=pytest.mark.long),
         pytest.param("fsdp2", 2, 4, marks=pytest.mark.long),

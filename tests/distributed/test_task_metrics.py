@@ -34,7 +34,7 @@ def kept_texts(run: Path | None) -> list[dict[str, Any]]:
     return [{name: entry.get(name) for name in ("place", "step", "prompt", "answer")} for entry in entries]
 
 
-@pytest.mark.parametrize("engine", ["fsdp2", *long("ddp", "zero2", "zero3")])
+@pytest.mark.parametrize("engine", long("ddp", "zero2", "zero3", "fsdp2"))
 def test_two_processes_measure_what_one_does(train: Train, tmp_path: Path, engine: str) -> None:
     """Whether each takes some rows or all take all: figures in training and of the result, predictions,
     samples."""

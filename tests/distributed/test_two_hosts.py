@@ -82,6 +82,7 @@ def start(
     )
 
 
+@pytest.mark.long
 @pytest.mark.skipif(NO_COMPILER, reason="DeepSpeed needs g++ and ninja")
 def test_two_hosts_train_as_one_process(
     train: Train, tmp_path: Path, environment: dict[str, str], hosts: None

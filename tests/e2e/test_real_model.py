@@ -16,7 +16,7 @@ data:
   evaluation:
     sources:
       - {{generated: orders, split: held_out, rows: 4, format: messages}}
-train: {{global_batch_size: 8, micro_batch_size: 8, max_steps: {steps}, epochs: null}}
+train: {{global_batch_size: 4, micro_batch_size: 4, max_steps: {steps}, epochs: null}}
 adapter: {{method: {method}}}
 output: {{folder: runs, name: real}}
 """
