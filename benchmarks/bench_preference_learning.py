@@ -41,18 +41,20 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=320, help="to train on")
+    parser.add_argument("--base", type=Path, help="a model folder in place of SmolLM2-135M")
     parser.add_argument("--real", type=Path, help="a file of pairs")
     parser.add_argument("--no-job", action="store_true")
     asked = parser.parse_args()
+    base = quickstart_base() if asked.base is None else str(asked.base)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for kind in asked.kinds:
             for seed in range(asked.seeds):
-                learn(kind, seed, asked.pairs, folder)
+                learn(kind, seed, asked.pairs, base, folder)
         if asked.real is not None:
-            real(asked.real, folder)
+            real(asked.real, base, folder)
         if not asked.no_job:
-            job(folder)
+            job(base, folder)
 
 
 def question(draw: random.Random) -> tuple[str, str, str]:
@@ -80,11 +82,11 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def recipe_of(
-    kind: str, seed: int, train: Path, held_out: Path | None, folder: Path, **changes: Any
+    kind: str, seed: int, train: Path, held_out: Path | None, base: Any, folder: Path, **changes: Any
 ) -> dict[str, Any]:
     """A recipe that learns from the pairs of one file and is measured on those of another."""
     recipe: dict[str, Any] = {
-        "model": {"base": quickstart_base()},
+        "model": {"base": base} | ({"chat_template": "llama2"} if isinstance(base, str) else {}),
         "adapter": {"method": "lora", "rank": 16, "alpha": 32},
         "objective": {"kind": kind},
         "data": {
@@ -114,15 +116,15 @@ def file_of(recipe: dict[str, Any], name: str, folder: Path) -> Path:
     return path
 
 
-def learn(kind: str, seed: int, count: int, folder: Path) -> None:
+def learn(kind: str, seed: int, count: int, base: Any, folder: Path) -> None:
     """One run beside the same one without training."""
     train = lines(folder / "train.jsonl", pairs_of(count, 1000 + seed))
     held_out = lines(folder / "held_out.jsonl", pairs_of(HELD_OUT, 7))
     started = time.perf_counter()
-    recipe = file_of(recipe_of(kind, seed, train, held_out, folder), kind, folder)
+    recipe = file_of(recipe_of(kind, seed, train, held_out, base, folder), kind, folder)
     # Single judgements are measured as pairs: by log-ratios to the base.
     scored = "dpo" if kind == "kto" else kind
-    measured_as = file_of(recipe_of(scored, seed, train, held_out, folder), scored, folder)
+    measured_as = file_of(recipe_of(scored, seed, train, held_out, base, folder), scored, folder)
     run = finetune.train(recipe)
     minutes = (time.perf_counter() - started) / 60
     after = finetune.evaluate(run, measured_as).scores["reward_accuracy"]
@@ -147,9 +149,9 @@ def above_start(recipe: Path, measured_as: Path, after: Score) -> tuple[float, I
     return before.value, gain
 
 
-def real(path: Path, folder: Path) -> None:
+def real(path: Path, base: Any, folder: Path) -> None:
     """DPO on the pairs of a file, one of five held out."""
-    recipe = recipe_of("dpo", 0, path, None, folder)
+    recipe = recipe_of("dpo", 0, path, None, base, folder)
     recipe["data"] |= {"evaluation": {"fraction": 0.2}, "max_length_tokens": 512}
     recipe["train"] |= {"global_batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-4}
     run = finetune.train(file_of(recipe, "real", folder))
@@ -162,7 +164,7 @@ def real(path: Path, folder: Path) -> None:
     )
 
 
-def job(folder: Path) -> None:
+def job(model: Any, folder: Path) -> None:
     """A supervised run, and DPO from there; both merged, by exact match of what they answer."""
     draw, rows, near = random.Random(3), list[dict[str, str]](), list[dict[str, str]]()
     for index in range(700):
@@ -188,11 +190,11 @@ def job(folder: Path) -> None:
         },
         "evaluate": {"metrics": ["exact_match"], "max_new_tokens": 16},
     }
-    base = recipe_of("supervised", 0, supervised, held_out, folder) | {"evaluate": asked["evaluate"]}
+    base = recipe_of("supervised", 0, supervised, held_out, model, folder) | {"evaluate": asked["evaluate"]}
     base["data"] |= asked["data"]
     supervised_recipe = file_of(base, "supervised", folder)
     first = finetune.train(supervised_recipe, ["train.learning_rate=5e-4", "evaluate.metrics=[]"])
-    further = recipe_of("dpo", 0, pairs, None, folder, adapter={"continue_from": str(first.adapter)})
+    further = recipe_of("dpo", 0, pairs, None, model, folder, adapter={"continue_from": str(first.adapter)})
     further["objective"] = {"kind": "dpo", "supervised_weight": 0.2}
     second = finetune.train(file_of(further, "further", folder))
     found = []
