@@ -13,6 +13,8 @@ from finetune.data import tokenizer_for
 from finetune.engines.registry import current
 from finetune.errors import ModelError
 from finetune.models.adapters.adapter import load_adapter
+from finetune.models.adapters.fit import refuse_other_task
+from finetune.models.bases.folder import read_adapter_config
 from finetune.models.bases.locate import Base
 from finetune.models.device import choose_device
 from finetune.models.quantization import is_quantized
@@ -63,6 +65,7 @@ def check_reference(
         raise ModelError(
             f"{KEY}: {target.description} is a whole model; expected a run or an adapter of model.base."
         )
+    refuse_other_task(target.adapter, read_adapter_config(target.adapter), classifies=False)
     if target.base_sha256 is not None and not base.holds(target.base_sha256):
         raise ModelError(
             f"{KEY}: {target.description} was trained on another base than model.base: its SHA-256 was "
