@@ -68,7 +68,10 @@ class Mismatched(Sequence["Document"]):
     def __init__(self, documents: "Sequence[Document]", seed: int, longest: int):
         """No document has more than `longest` tokens. Raises DataError for a single document."""
         if len(documents) == 1:
-            raise DataError("a single answer is left, and its prompt has no other row's answer to go with")
+            raise DataError(
+                f"{documents[0].place}: a single answer is left to train or to evaluate on, and its prompt "
+                "has no other row's answer to go with: add rows"
+            )
         import numpy as np
 
         order = np.random.default_rng([seed, MISMATCH]).permutation(len(documents))

@@ -38,12 +38,12 @@ def checked_weights(conversation: Conversation) -> Conversation:
     """The conversation. Raises DataError where a turn of its answer counts other than once or not at all: an
     answer's log-probability is a sum over tokens, which weights would make another number."""
     for message in conversation.messages[conversation.completion_start :]:
-        for weight in (message.loss_weight, *(weight for _, weight in message.parts)):
-            if weight not in (0, 1):
-                raise DataError(
-                    f"a {message.role} turn, {shown(message.content)}, has weight {weight:g}, and answers "
-                    "are compared by their probabilities: give it 1, or 0 to leave it out"
-                )
+        weights = (message.loss_weight, *(weight for _, weight in message.parts))
+        if odd := [weight for weight in weights if weight not in (0, 1) and message.role == "assistant"]:
+            raise DataError(
+                f"the assistant's turn {shown(message.content)} has weight {odd[0]:g}, and answers are "
+                "compared by their probabilities: give it 1, or 0 to leave it out"
+            )
     return conversation
 
 

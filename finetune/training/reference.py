@@ -36,10 +36,21 @@ def reference_model(trainer: "ExactTrainer", load_base: Callable[[], PreTrainedM
     if names_adapter(objective):
         yield _on_base(load_base(), objective.reference)
     elif objective.reference == "base" and isinstance(trained, PeftModel):
-        with cast(Any, trained).disable_adapter():
+        with without_adapter(trained):
             yield trainer.model_wrapped
     else:
         yield trainer.model_wrapped
+
+
+@contextmanager
+def without_adapter(model: PeftModel) -> Iterator[None]:
+    """The model without its adapter; afterwards the same weights train as before: peft lets all of the
+    adapter's train, frozen ones (where it started) too."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with cast(Any, model).disable_adapter():
+        yield
+    for parameter, trains in before:
+        parameter.requires_grad_(trains)
 
 
 def names_adapter(objective: Objective) -> bool:

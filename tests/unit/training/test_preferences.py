@@ -238,7 +238,7 @@ def test_answers_that_are_equal_as_tokens_are_left_out(
     (tmp_path / "equal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"path": str(tmp_path / "equal.jsonl"), "format": "preference"}
     data = {"train": [source], "over_length": "truncate_end", "reasoning": "drop", "evaluation": {"rows": 2}}
-    for kind in ("dpo", "kto", "reward"):
+    for kind in ("dpo", "kto"):
         found = prepare_data(pairs(objective={"kind": kind}, data=data), load_tokenizer(tiny_base))
         dropped = found.report.sources[0].dropped
         assert {reason: counts.count for reason, counts in dropped.items()} == {"equal_answers": 2}, kind
@@ -256,7 +256,7 @@ def test_a_weight_of_a_judged_turn_is_refused(
     (tmp_path / "weighted.jsonl").write_text(json.dumps(row) + "\n")
     source = {"path": str(tmp_path / "weighted.jsonl"), "format": form}
     recipe = pairs(objective={"kind": "kto"}, data={"train": [source]})
-    with pytest.raises(DataError, match=r"weighted.jsonl:1: an assistant turn, 'yes', has weight 0.5"):
+    with pytest.raises(DataError, match=r"weighted.jsonl:1: the assistant's turn 'yes' has weight 0.5"):
         prepare_data(recipe, load_tokenizer(tiny_base))
 
 
@@ -348,9 +348,10 @@ def test_rows_are_counted_as_pairs(pairs: MakeRecipe, tiny_base: Path, tmp_path:
     ],
 )
 def test_what_does_not_fit_is_refused(
-    pairs: MakeRecipe, tmp_path: Path, overrides: list[str], message: str
+    pairs: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
 ) -> None:
     """At its key."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "whole").mkdir()
     (tmp_path / "whole" / LOCK).touch()  # a run of all weights
     assert message in refused(pairs(), tmp_path / "recipe.yaml", overrides)
@@ -373,6 +374,22 @@ def test_what_does_not_fit_kto_is_refused(
 ) -> None:
     """At its key."""
     assert message in refused(feedback(), tmp_path / "recipe.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.over_length=truncate_end", "which this cuts off; use drop or truncate_start"),
+        ("data.supervise=last", "a reward is read behind the whole conversation"),
+    ],
+)
+def test_what_does_not_fit_a_reward_model_is_refused(
+    pairs: MakeRecipe, tmp_path: Path, override: str, message: str
+) -> None:
+    """At its key: where the reward is read is no choice."""
+    recipe = pairs(objective={"kind": "reward"})  # with the head that it brings, which a user doesn't write
+    plain = recipe.model_copy(update={"model": recipe.model.model_copy(update={"head": None})})
+    assert message in refused(plain, tmp_path / "recipe.yaml", [override])
 
 
 def refused(recipe: Recipe, path: Path, overrides: list[str]) -> str:
