@@ -10,7 +10,6 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune.data import tokenizer_for
-from finetune.engines.registry import current
 from finetune.errors import ModelError
 from finetune.models.adapters.adapter import load_adapter
 from finetune.models.adapters.fit import refuse_other_task
@@ -19,7 +18,6 @@ from finetune.models.bases.locate import Base
 from finetune.models.device import choose_device
 from finetune.models.quantization import is_quantized
 from finetune.objectives import Objective
-from finetune.recipe.schema.objective import REFERENCES
 from finetune.runs.target import resolve_target
 
 if TYPE_CHECKING:
@@ -33,7 +31,7 @@ def reference_model(trainer: "ExactTrainer", load_base: Callable[[], PreTrainedM
     """The objective's reference, for as long as it is needed; `load_base` gives the base with the objective's
     loss."""
     objective, trained = trainer.objective, trainer.accelerator.unwrap_model(trainer.model)
-    if names_adapter(objective):
+    if objective.recipe.objective.names_reference:
         yield _on_base(load_base(), objective.reference)
     elif objective.reference == "base" and isinstance(trained, PeftModel):
         with without_adapter(trained):
@@ -53,24 +51,13 @@ def without_adapter(model: PeftModel) -> Iterator[None]:
         parameter.requires_grad_(trains)
 
 
-def names_adapter(objective: Objective) -> bool:
-    """Whether the reference is an adapter of its own."""
-    return bool(objective.values_per_document) and objective.reference not in REFERENCES
-
-
 def check_reference(
     objective: Objective, base: Base, tokenizer: PreTrainedTokenizerFast, preparation: int
 ) -> None:
     """Raises ModelError where the reference is an adapter that can't be one: it can't be loaded, or belongs
     to another base or tokenizer."""
-    if not names_adapter(objective):
+    if not objective.recipe.objective.names_reference:
         return
-    engine = current()
-    if engine.shards_weights:
-        raise ModelError(
-            f"{KEY} names an adapter, whose model each process would hold whole, and {engine.name} cuts "
-            "models up: launch with ddp, or set it to start or base."
-        )
     target = resolve_target(objective.reference)
     if target.adapter is None:
         raise ModelError(
