@@ -50,11 +50,6 @@ class Reward(PairObjective):
         """It writes no text."""
         yield from super().problems(given)
         data = self.recipe.data
-        if data.over_length == "truncate_end":
-            yield (
-                "data.over_length",
-                "a reward is read behind the whole answer, which this cuts off; use drop or truncate_start",
-            )
         if asked(self.recipe, given, "data.supervise") and data.supervise not in ("assistant", "all"):
             yield "data.supervise", "a reward is read behind the whole conversation; remove this"
         if self.recipe.tracking.samples is not None:

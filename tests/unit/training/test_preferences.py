@@ -333,6 +333,7 @@ def test_rows_are_counted_as_pairs(pairs: MakeRecipe, tiny_base: Path, tmp_path:
         ),
         (["objective.margin=1"], "unknown key; objective has"),
         (["objective.kind=dpoo"], "did you mean dpo"),
+        (["objective.kind=sppo_hard"], "the nearest is ipo"),
         (["data.supervise=all"], "compares answers, without their prompts"),
         (["data.loss_weights.assistant=2"], "weighs an answer's tokens alike"),
         (["data.over_length=split"], "use drop or truncate_end"),
@@ -376,20 +377,12 @@ def test_what_does_not_fit_kto_is_refused(
     assert message in refused(feedback(), tmp_path / "recipe.yaml", overrides)
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("data.over_length=truncate_end", "which this cuts off; use drop or truncate_start"),
-        ("data.supervise=last", "a reward is read behind the whole conversation"),
-    ],
-)
-def test_what_does_not_fit_a_reward_model_is_refused(
-    pairs: MakeRecipe, tmp_path: Path, override: str, message: str
-) -> None:
-    """At its key: where the reward is read is no choice."""
+def test_a_reward_model_has_no_choice_of_what_is_learned(pairs: MakeRecipe, tmp_path: Path) -> None:
+    """A reward is read behind the whole conversation."""
     recipe = pairs(objective={"kind": "reward"})  # with the head that it brings, which a user doesn't write
     plain = recipe.model_copy(update={"model": recipe.model.model_copy(update={"head": None})})
-    assert message in refused(plain, tmp_path / "recipe.yaml", [override])
+    found = refused(plain, tmp_path / "recipe.yaml", ["data.supervise=last"])
+    assert "data.supervise  a reward is read behind the whole conversation; remove this" in found
 
 
 def refused(recipe: Recipe, path: Path, overrides: list[str]) -> str:
