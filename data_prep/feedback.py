@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.encoding import RowEncoding
 from data_prep.errors import DataError
 from data_prep.messages import Conversation, Example, Parsed, Preference
-from data_prep.pairs import conversations_of
+from data_prep.pairs import checked_weights, conversations_of
 
 if TYPE_CHECKING:
     from data_prep.audit.report import SourceReport
@@ -24,7 +24,9 @@ class FeedbackEncoding(RowEncoding):
         """The conversation; of a pair two; none if nothing is judged."""
         if isinstance(row, Preference):
             return conversations_of(row)
-        return (row,) if isinstance(row, Conversation) and row.good is not None else ()
+        if isinstance(row, Conversation) and row.good is not None:
+            return (checked_weights(row),)
+        return ()
 
     def refusal(self, rows: int) -> str:
         """Other formats judge nothing."""
@@ -66,7 +68,10 @@ class Mismatched(Sequence["Document"]):
     def __init__(self, documents: "Sequence[Document]", seed: int, longest: int):
         """No document has more than `longest` tokens. Raises DataError for a single document."""
         if len(documents) == 1:
-            raise DataError("a single answer is left, and its prompt has no other row's answer to go with")
+            raise DataError(
+                f"{documents[0].place}: a single answer is left to train or to evaluate on, and its prompt "
+                "has no other row's answer to go with: add rows"
+            )
         import numpy as np
 
         order = np.random.default_rng([seed, MISMATCH]).permutation(len(documents))

@@ -5,7 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from data_prep.encoding import RowEncoding
+from data_prep.errors import DataError
 from data_prep.messages import Conversation, Example, Parsed, Preference
+from data_prep.text import shown
 
 if TYPE_CHECKING:
     from data_prep.audit.report import SourceReport
@@ -14,19 +16,35 @@ if TYPE_CHECKING:
 
 
 def conversations_of(row: Preference) -> tuple[Conversation, Conversation]:
-    """The prompt with its chosen answer, which is a good one, and with the rejected one, which isn't."""
+    """The prompt with its chosen answer, which is a good one, and with the rejected one, which isn't. Raises
+    DataError as checked_weights does."""
     chosen, rejected = (
-        Conversation(
-            row.prompt + answer,
-            len(row.prompt),
-            tools=row.tools,
-            changes=row.changes,
-            template_arguments=row.template_arguments,
-            good=good,
+        checked_weights(
+            Conversation(
+                row.prompt + answer,
+                len(row.prompt),
+                tools=row.tools,
+                changes=row.changes,
+                template_arguments=row.template_arguments,
+                good=good,
+            )
         )
         for answer, good in ((row.chosen, True), (row.rejected, False))
     )
     return chosen, rejected
+
+
+def checked_weights(conversation: Conversation) -> Conversation:
+    """The conversation. Raises DataError where a turn of its answer counts other than once or not at all: an
+    answer's log-probability is a sum over tokens, which weights would make another number."""
+    for message in conversation.messages[conversation.completion_start :]:
+        weights = (message.loss_weight, *(weight for _, weight in message.parts))
+        if odd := [weight for weight in weights if weight not in (0, 1) and message.role == "assistant"]:
+            raise DataError(
+                f"the assistant's turn {shown(message.content)} has weight {odd[0]:g}, and answers are "
+                "compared by their probabilities: give it 1, or 0 to leave it out"
+            )
+    return conversation
 
 
 class PairEncoding(RowEncoding):

@@ -165,6 +165,9 @@ class Pipeline:
             for document, longest in zip(documents, most, strict=True)
         ]
         kept = [part for parts_of_one in parts for part in parts_of_one] if all(parts) else []
+        if len(documents) > 1 and len({tuple(part.token_ids) for part in kept}) == 1:
+            report.drop(place, "equal_answers", candidate.excerpt)
+            return
         self._count(documents, kept, candidate, report)
         yield from ((part, candidate.fingerprint) for part in kept)
 

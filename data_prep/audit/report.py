@@ -24,6 +24,7 @@ REASONS = {
     "no_supervised_token": "with no supervised tokens",
     "bad_row": "that can't be read (data.on_bad_row: skip)",
     "empty_answer": "with an empty answer",
+    "equal_answers": "whose answers are equal as tokens",
     "short_answer": "with an answer shorter than data.clean.minimum_answer_characters",
     "special_tokens_in_text": (
         "with a special token in their text (data.special_tokens_in_text: text reads them as text)"

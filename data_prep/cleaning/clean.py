@@ -70,13 +70,21 @@ def excerpt_of(example: Example) -> str:
 
 
 def fingerprint(*examples: Example) -> int:
-    """64 bits of a row's examples, the same for equal texts, ignoring case and white space; others collide
-    once in 10^19."""
+    """64 bits of a row's examples, the same for equal texts and judgements, ignoring case and white space;
+    others collide once in 10^19."""
     # A separator between blanks keeps the parts apart, whatever blanks they begin and end with.
     text = " ".join(
-        " \0 ".join(part for example in examples for part in texts_of(example)).casefold().split()
+        " \0 ".join(part for example in examples for part in (*texts_of(example), *_judgement(example)))
+        .casefold()
+        .split()
     )
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _judgement(example: Example) -> list[str]:
+    """What was said of an answer, if anything: the opposite is another row."""
+    good = example.good if isinstance(example, Conversation) else None
+    return [] if good is None else [str(good)]
 
 
 def _cleaned_message(message: Message, clean: CleanSection) -> Message:

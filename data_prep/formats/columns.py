@@ -1,6 +1,7 @@
 """Taking a typed value out of a row, with errors that list the columns that exist."""
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 from data_prep.sources.rows import Unreadable, listed
@@ -24,6 +25,27 @@ def optional_text_column(values: dict[str, Any], name: str) -> str:
     """The string in a column, or an empty one if the column is missing or null."""
     value = values.get(name)
     return "" if value is None else as_text(value, name)
+
+
+def one_column(values: dict[str, Any], names: Sequence[str]) -> str | None:
+    """Which of these columns, that mean the same, a row has; None if it has none. Raises ValueError where two
+    of them say different things."""
+    found = [name for name in names if values.get(name) is not None]
+    if other := next((name for name in found if values[name] != values[found[0]]), None):
+        raise ValueError(
+            f"{found[0]} and {other} are both there, and differ; ignore_columns: [{other}] says which one "
+            "doesn't count"
+        )
+    return found[0] if found else None
+
+
+def check_input(values: dict[str, Any]) -> None:
+    """Raise ValueError for an input beside another prompt than an instruction: nothing would read it."""
+    if values.get("instruction") is None and values.get("input") not in (None, "", []):
+        raise ValueError(
+            "input is read beside instruction alone; map the prompt's column (columns: {instruction: ...}), or "
+            "ignore_columns: [input] says that it doesn't count"
+        )
 
 
 def as_text(value: Any, field: str) -> str:

@@ -11,7 +11,14 @@ from data_prep.formats.chat import (
     turn_list,
     with_system,
 )
-from data_prep.formats.columns import as_text, column, optional_text_column, text_column
+from data_prep.formats.columns import (
+    as_text,
+    check_input,
+    column,
+    one_column,
+    optional_text_column,
+    text_column,
+)
 from data_prep.formats.text_values import as_structure, as_truth, as_turns_or_text
 from data_prep.formats.turn_order import Turn, checked, mended
 from data_prep.messages import Conversation, Message
@@ -19,10 +26,13 @@ from data_prep.messages import Conversation, Message
 JUDGEMENTS = ("label", "kto_tag")
 """TRL's and LLaMA-Factory's column."""
 
+PROMPTS = ("messages", "conversations", "instruction", "prompt")
+"""Columns with a prompt, or with everything."""
+
 
 def parse_feedback(values: dict[str, Any], options: FormatOptions) -> list[Conversation]:
     """A conversation whose last answer is judged."""
-    name = next((name for name in JUDGEMENTS if name in values), JUDGEMENTS[0])
+    name = one_column(values, JUDGEMENTS) or next((name for name in JUDGEMENTS if name in values), "label")
     judgement = column(values, name)
     if judgement is None:
         raise ValueError(f"{name} is null; true (a good answer) or false was expected")
@@ -41,14 +51,15 @@ def parse_feedback(values: dict[str, Any], options: FormatOptions) -> list[Conve
 
 
 def _turns(values: dict[str, Any], before_input: str) -> list[Turn]:
-    for name in ("messages", "conversations"):
-        if values.get(name) is not None:
-            return turn_list(values[name], name)
-    if values.get("instruction") is not None:
+    check_input(values)
+    name = one_column(values, PROMPTS)
+    if name in ("messages", "conversations"):
+        return turn_list(values[name], name)
+    if name == "instruction":
         context = optional_text_column(values, "input")
-        question = text_column(values, "instruction") + (f"{before_input}{context}" if context else "")
+        question = text_column(values, name) + (f"{before_input}{context}" if context else "")
         return [
-            ("instruction", Message("user", question)),
+            (name, Message("user", question)),
             ("output", Message("assistant", text_column(values, "output"))),
         ]
     return _side(values, "prompt", "user") + _side(values, "completion", "assistant")
@@ -80,6 +91,7 @@ and `output` with `label` (or `kto_tag`): an answer and whether it is a good one
         ("input", "system", "tools", TEMPLATE_ARGUMENTS),
     ),
     parse=parse_feedback,
+    dialogue=True,
     readers={
         **dict.fromkeys(("messages", "conversations", "tools", TEMPLATE_ARGUMENTS), as_structure),
         **dict.fromkeys(("prompt", "completion"), as_turns_or_text),

@@ -14,26 +14,35 @@ from data_prep.formats.chat import (
     turn_list,
     with_system,
 )
-from data_prep.formats.columns import as_text, column, optional_text_column, text_column
+from data_prep.formats.columns import (
+    as_text,
+    check_input,
+    column,
+    one_column,
+    optional_text_column,
+    text_column,
+)
 from data_prep.formats.text_values import as_structure, as_turns_or_text
 from data_prep.formats.turn_order import Turn, checked, mended
 from data_prep.messages import Message, Preference
 from data_prep.text import shown
 
-TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):[ \t]?")
-"""What begins a turn in the transcripts of Bai et al. 2022 (HH-RLHF), arXiv:2204.05862."""
+TRANSCRIPT = re.compile(r"\n\n(?:Human|Assistant):|Human:.*?\n\nAssistant:", re.DOTALL)
+"""What the transcripts of Bai et al. 2022 (HH-RLHF), arXiv:2204.05862, begin with."""
+TRANSCRIPT_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):[ \t]?")
+"""What begins a turn in them."""
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
-QUESTIONS = ("question", "prompt")
-"""Columns with a prompt as one text."""
+PROMPTS = ("conversations", "instruction", "question", "prompt")
+"""Columns with a prompt."""
 
 
 def parse_preference(values: dict[str, Any], options: FormatOptions) -> list[Preference]:
     """The turns before, and the two continuations: texts, messages in OpenAI's form, turns in ShareGPT's, or
     transcripts.
 
-    Where both continuations begin with the prompt, or there is none, they are complete conversations, of
-    which the prompt is what they share.
+    They may repeat the prompt, or be complete conversations without one; whatever turns both begin with are
+    part of the prompt.
     """
     order = options.turn_order
     changes: set[str] = set()
@@ -43,8 +52,7 @@ def parse_preference(values: dict[str, Any], options: FormatOptions) -> list[Pre
     if prompt:
         chosen, rejected = _continuations(prompt, chosen), _continuations(prompt, rejected)
     shared = _shared(chosen, rejected)
-    if not prompt:
-        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    prompt, chosen, rejected = prompt + chosen[:shared], chosen[shared:], rejected[shared:]
     ways = [
         checked(prompt + answer, f"prompt + {name}", order, changes)
         for name, answer in (("chosen", chosen), ("rejected", rejected))
@@ -65,20 +73,28 @@ def parse_preference(values: dict[str, Any], options: FormatOptions) -> list[Pre
 
 
 def _prompt(values: dict[str, Any], before_input: str) -> list[Turn]:
-    if values.get("conversations") is not None:
-        return with_system(turn_list(values["conversations"], "conversations", SHAREGPT_KEYS), values)
-    if values.get("instruction") is not None:
+    check_input(values)
+    name = one_column(values, PROMPTS)
+    if name == "conversations":
+        return with_system(turn_list(values[name], name, SHAREGPT_KEYS), values)
+    if name == "instruction":
         context = optional_text_column(values, "input")
-        instruction = text_column(values, "instruction")
+        instruction = text_column(values, name)
         question = f"{instruction}{before_input}{context}" if context else instruction
-        return with_system([("instruction", Message("user", question))], values)
-    name = next((name for name in QUESTIONS if values.get(name) is not None), None)
-    if name is None:
+        return with_system([(name, Message("user", question))], values)
+    if name is None or _transcript_prompt(values):
         return [] if _is_complete(values) else with_system([], values)
     prompt = values[name]
     if isinstance(prompt, list):
         return with_system(turn_list(prompt, name), values)
     return with_system([(name, Message("user", as_text(prompt, name)))], values)
+
+
+def _transcript_prompt(values: dict[str, Any]) -> str:
+    """A prompt that is the beginning of a transcript, which both answers continue; otherwise nothing."""
+    prompt, *answers = (values.get(name) for name in ("prompt", "chosen", "rejected"))
+    begins = isinstance(prompt, str) and TRANSCRIPT.match(prompt)
+    return str(prompt) if begins and all(isinstance(answer, str) for answer in answers) else ""
 
 
 def _is_complete(values: dict[str, Any]) -> bool:
@@ -89,9 +105,10 @@ def _is_complete(values: dict[str, Any]) -> bool:
 def _answers(values: dict[str, Any]) -> tuple[list[Turn], list[Turn]]:
     """The turns of the two continuations, which may begin with the prompt's."""
     if not _is_complete(values):
+        before = _transcript_prompt(values)
         return (
-            _answer(column(values, "chosen"), "chosen"),
-            _answer(column(values, "rejected"), "rejected"),
+            _answer(column(values, "chosen"), "chosen", before),
+            _answer(column(values, "rejected"), "rejected", before),
         )
     chosen = with_system(turn_list(values["messages"], "messages"), values)
     if values.get("rejected_messages") is not None:
@@ -100,12 +117,13 @@ def _answers(values: dict[str, Any]) -> tuple[list[Turn], list[Turn]]:
     return chosen, [*chosen[:-1], ("rejected_response", answer)]
 
 
-def _answer(value: Any, field: str) -> list[Turn]:
+def _answer(value: Any, field: str, before: str) -> list[Turn]:
     if isinstance(value, dict | list):
         return turn_list([value] if isinstance(value, dict) else value, field)
     text = as_text(value, field)
-    if TRANSCRIPT_TURN.match(text):
-        return _transcript(text, field)
+    whole = text if text.startswith(before) else before + text
+    if TRANSCRIPT.match(whole):
+        return _transcript(whole, field)
     return [(field, Message("assistant", text))]
 
 
@@ -173,6 +191,7 @@ conversations, as messages or as HH transcripts (`"\\n\\nHuman: ...\\n\\nAssista
         ("input", "system", "tools", TEMPLATE_ARGUMENTS),
     ),
     parse=parse_preference,
+    dialogue=True,
     readers={
         **dict.fromkeys(
             ("conversations", "messages", "rejected_messages", "tools", TEMPLATE_ARGUMENTS), as_structure

@@ -45,16 +45,6 @@ DPO_LOSSES = {
 CPO_LOSSES = {"sigmoid": "cpo", "hinge": "hinge", "ipo": "ipo", "simpo": "simpo", "alphapo": "simpo"}
 """Our kind for a loss of CPOTrainer."""
 
-NEAREST: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("kto", "bco", "apo_zero_unpaired"), ("kto", "dpo")),
-    (("process_reward_model", "prm"), ("reward", "dpo")),
-    (("sppo",), ("ipo",)),
-    (("exo",), ("robust",)),
-    (("alphapo",), ("simpo",)),
-    (("sft", "gkd", "kd", "ebft"), ("supervised",)),
-)
-"""Beginnings of the names of what isn't here, and what is nearest, the first that there is; else dpo."""
-
 
 def kinds() -> list[str]:
     """The objectives that a recipe can name."""
@@ -63,8 +53,7 @@ def kinds() -> list[str]:
 
 def refused(place: Given | GivenKey, name: str) -> ConvertError:
     """The error for an objective that isn't here: which are, and which of them is nearest."""
-    wanted = next((ours for theirs, ours in NEAREST if name.lower().startswith(theirs)), ())
-    nearest = next((kind for kind in wanted if kind in kinds()), "dpo")
+    nearest = objectives.nearest_to(name) or "dpo"
     own = name.lower()
     if own in kinds():
         return place.refused(f"files of {name} are not converted: write objective.kind: {own} by hand")

@@ -161,6 +161,11 @@ class Engine:
     def problem(self, recipe: Recipe) -> str | None:
         """What else in a recipe it can't do, and what to do; None where there is nothing."""
         adapter = recipe.adapter
+        if self.shards_weights and recipe.objective.names_reference:
+            return (
+                "objective.reference (an adapter): each process would hold the model under it whole, and "
+                f"{self.name} cuts models up. Take ddp, or set it to start or base."
+            )
         if (adapter.starts_at_base and self.takes_over) or (adapter.init == "loftq" and self.shards_weights):
             return (
                 f"adapter.init {adapter.init}: where weights are cut up or kept in bf16 its start was never "

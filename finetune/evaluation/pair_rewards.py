@@ -33,8 +33,9 @@ def pair_rewards(
         if not isinstance(model, PeftModel) or not objective.is_relative_to_base:
             raise FinetuneError(
                 f"rewards of objective {objective.kind} are relative to its reference, which is known here "
-                "where it is the adapter's base: evaluate the run or its adapter, not a merged model; runs "
-                "with another reference have eval/reward_accuracy in their metrics.jsonl."
+                "where it is the adapter's base: evaluate the run or its adapter, not a merged model, nor "
+                "the base, whose rewards are all 0; runs with another reference have "
+                "eval/reward_accuracy in their metrics.jsonl."
             )
         adapted = cast(PeftModel, model)
         with adapted.disable_adapter():

@@ -17,11 +17,36 @@ from finetune.objectives.reward import Reward
 if TYPE_CHECKING:
     from finetune.recipe.schema import Recipe
 
-__all__ = ["OBJECTIVES", "Classification", "LanguageModeling", "Objective", "kind_of", "objective_of"]
+__all__ = [
+    "OBJECTIVES",
+    "Classification",
+    "LanguageModeling",
+    "Objective",
+    "kind_of",
+    "nearest_to",
+    "objective_of",
+]
 
 OBJECTIVES: tuple[type[Objective], ...] = (
     LanguageModeling, Classification, Dpo, Ipo, Hinge, Robust, Orpo, Simpo, Cpo, Kto, Reward,
 )  # fmt: skip
+
+
+NEAREST: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("kto", "bco", "apo_zero_unpaired"), "kto"),
+    (("apo", "nca", "aot", "discopop"), "dpo"),
+    (("process_reward_model", "prm"), "reward"),
+    (("sppo",), "ipo"),
+    (("exo",), "robust"),
+    (("alphapo",), "simpo"),
+    (("sft", "gkd", "kd", "ebft"), "supervised"),
+)
+"""Beginnings of the names of other tools' losses that aren't here, and the kind that is nearest."""
+
+
+def nearest_to(name: str) -> str | None:
+    """The kind of objective that is nearest to another tool's loss; None where nothing is known of it."""
+    return next((kind for theirs, kind in NEAREST if name.lower().startswith(theirs)), None)
 
 
 def kind_of(recipe: "Recipe") -> type[Objective] | None:

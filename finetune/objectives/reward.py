@@ -49,6 +49,9 @@ class Reward(PairObjective):
     def problems(self, given: Given) -> RuleProblem:
         """It writes no text."""
         yield from super().problems(given)
+        data = self.recipe.data
+        if asked(self.recipe, given, "data.supervise") and data.supervise not in ("assistant", "all"):
+            yield "data.supervise", "a reward is read behind the whole conversation; remove this"
         if self.recipe.tracking.samples is not None:
             yield "tracking.samples", "a reward model writes no text; remove this"
         if asked(self.recipe, given, "evaluate.max_new_tokens"):

@@ -208,6 +208,9 @@ def _resolve_adapter(tree: Node, location: Location, findings: list[Diagnostic],
     node, text = found
     path = absolute(text, node.place.source.folder)
     if _exists(path / LOCK, folder=False):
+        if not _exists(path / "adapter", folder=True):
+            problem = f"the run {path} has no adapter: it trained all weights, or isn't finished{words}"
+            findings.append(finding_at(node, location, problem))
         return _replace(tree, location, str(path / "adapter"))
     if HUB_ID.fullmatch(text) and not _exists(path, folder=True):
         return tree

@@ -48,6 +48,7 @@ from finetune.models.load import checkpoint_activations, load_model, skeleton
 from finetune.models.quantization import is_quantized
 from finetune.models.stored_quantization import check_trainable
 from finetune.objectives import Objective, objective_of
+from finetune.recipe.heads import classifies
 from finetune.recipe.lock import CURRENT_RULES, Rules
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema.every import NEVER
@@ -156,7 +157,8 @@ def _check_stored(recipe: Recipe, base: Base) -> None:
     are stored."""
     config = read_config(base.folder)
     if family_of(config.get("model_type")) is not None:
-        check_weights(base.folder, config, predicts=not recipe.model.classifies)
+        # Another head than the recipe's is refused for what it is, once the base is described.
+        check_weights(base.folder, config, predicts=not (recipe.model.classifies or classifies(config)))
     stored = check_trainable(config, recipe.adapter, base.identity.get("name", str(base.folder)))
     if stored is None:
         return

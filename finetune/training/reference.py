@@ -10,14 +10,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune.data import tokenizer_for
-from finetune.engines.registry import current
 from finetune.errors import ModelError
 from finetune.models.adapters.adapter import load_adapter
+from finetune.models.adapters.fit import refuse_other_task
+from finetune.models.bases.folder import read_adapter_config
 from finetune.models.bases.locate import Base
 from finetune.models.device import choose_device
 from finetune.models.quantization import is_quantized
 from finetune.objectives import Objective
-from finetune.recipe.schema.objective import REFERENCES
 from finetune.runs.target import resolve_target
 
 if TYPE_CHECKING:
@@ -31,18 +31,24 @@ def reference_model(trainer: "ExactTrainer", load_base: Callable[[], PreTrainedM
     """The objective's reference, for as long as it is needed; `load_base` gives the base with the objective's
     loss."""
     objective, trained = trainer.objective, trainer.accelerator.unwrap_model(trainer.model)
-    if names_adapter(objective):
+    if objective.recipe.objective.names_reference:
         yield _on_base(load_base(), objective.reference)
     elif objective.reference == "base" and isinstance(trained, PeftModel):
-        with cast(Any, trained).disable_adapter():
+        with without_adapter(trained):
             yield trainer.model_wrapped
     else:
         yield trainer.model_wrapped
 
 
-def names_adapter(objective: Objective) -> bool:
-    """Whether the reference is an adapter of its own."""
-    return bool(objective.values_per_document) and objective.reference not in REFERENCES
+@contextmanager
+def without_adapter(model: PeftModel) -> Iterator[None]:
+    """The model without its adapter; afterwards the same weights train as before: peft lets all of the
+    adapter's train, frozen ones (where it started) too."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with cast(Any, model).disable_adapter():
+        yield
+    for parameter, trains in before:
+        parameter.requires_grad_(trains)
 
 
 def check_reference(
@@ -50,19 +56,14 @@ def check_reference(
 ) -> None:
     """Raises ModelError where the reference is an adapter that can't be one: it can't be loaded, or belongs
     to another base or tokenizer."""
-    if not names_adapter(objective):
+    if not objective.recipe.objective.names_reference:
         return
-    engine = current()
-    if engine.shards_weights:
-        raise ModelError(
-            f"{KEY} names an adapter, whose model each process would hold whole, and {engine.name} cuts "
-            "models up: launch with one that doesn't, or set it to start or base."
-        )
     target = resolve_target(objective.reference)
     if target.adapter is None:
         raise ModelError(
             f"{KEY}: {target.description} is a whole model; expected a run or an adapter of model.base."
         )
+    refuse_other_task(target.adapter, read_adapter_config(target.adapter), classifies=False)
     if target.base_sha256 is not None and not base.holds(target.base_sha256):
         raise ModelError(
             f"{KEY}: {target.description} was trained on another base than model.base: its SHA-256 was "

@@ -21,7 +21,13 @@ from finetune.models.adapters.config_file import (
     is_target,
     only_the_adapter,
 )
-from finetune.models.adapters.fit import refuse_unknown_keys, refuse_unread, refuse_wrapped, saved_vocabulary
+from finetune.models.adapters.fit import (
+    refuse_other_task,
+    refuse_unknown_keys,
+    refuse_unread,
+    refuse_wrapped,
+    saved_vocabulary,
+)
 from finetune.models.adapters.masked import mask_updates
 from finetune.models.adapters.start import OriginalWeight, start_from_base, start_from_residual
 from finetune.models.architectures.base import EMBEDDING, LM_HEAD, last_part
@@ -210,6 +216,7 @@ def load_adapter(
     """The base with the adapter in `folder`. Raises ModelError where the two don't fit together."""
     config = read_adapter_config(folder)
     check_adapter_config(config, [name for name, _ in model.named_modules()], folder)
+    refuse_other_task(folder, config, classifies=hasattr(model, CLASSIFIER))
     refuse_unknown_keys(folder, config)
     refuse_wrapped(folder / ADAPTER_WEIGHTS, read_header(folder / ADAPTER_WEIGHTS))
     with only_the_adapter(folder) as held:

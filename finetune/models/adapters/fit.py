@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.errors import ModelError
 from finetune.models.architectures.base import EMBEDDING, LM_HEAD, last_part
 from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_header
+from finetune.recipe.heads import CLASSIFIES
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,6 +50,22 @@ def refuse_unknown_keys(folder: Path, config: dict[str, Any]) -> None:
             f"{folder / 'adapter_config.json'} has {named}, which peft {version('peft')} doesn't know of "
             f"type {config['peft_type']} and would leave out; it was saved by peft {saved_by}. Upgrade peft, "
             "or remove what you know to mean nothing here."
+        )
+
+
+def refuse_other_task(folder: Path, config: dict[str, Any], *, classifies: bool) -> None:
+    """Raises ModelError for a classifier's adapter where the model predicts tokens, and the other way round;
+    an adapter that says nothing may be either's."""
+    task = config.get("task_type")
+    if task == CLASSIFIES and not classifies:
+        raise ModelError(
+            f"the adapter in {folder} is a classifier's or a reward model's (task_type {task}), and this "
+            "model predicts tokens: it goes with model.head, or objective.kind: reward."
+        )
+    if task == "CAUSAL_LM" and classifies:
+        raise ModelError(
+            f"the adapter in {folder} is of a model that predicts tokens (task_type {task}), and this one "
+            "has a classification head: merge it (finetune merge), and take the result as the base."
         )
 
 

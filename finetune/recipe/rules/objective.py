@@ -5,7 +5,7 @@ from typing import Any
 
 from finetune import objectives
 from finetune.recipe.given import Given, RuleProblem
-from finetune.recipe.reading.explain import mistakes_of, not_among
+from finetune.recipe.reading.explain import either, mistakes_of, not_among
 from finetune.recipe.schema import Recipe
 
 
@@ -27,7 +27,13 @@ def objective_fits(recipe: Recipe, given: Given) -> RuleProblem:
     """The kind is known and fits the model, its keys are its own, and the rest of the recipe goes with it."""
     kind, known = recipe.objective.kind, [objective.kind for objective in objectives.OBJECTIVES]
     if kind not in known:
-        yield "objective.kind", not_among(kind, list(dict.fromkeys(known)))
+        nearest, expected = objectives.nearest_to(kind), list(dict.fromkeys(known))
+        yield (
+            "objective.kind",
+            f"{kind} is none of the objectives here ({either(expected)}); the nearest is {nearest}"
+            if nearest
+            else not_among(kind, expected),
+        )
         return
     found = objectives.kind_of(recipe)
     if found is None:

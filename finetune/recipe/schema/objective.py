@@ -28,3 +28,8 @@ class ObjectiveSection(Section):
     def options(self) -> dict[str, Any]:
         """The kind's own keys."""
         return dict(self.model_extra or {})
+
+    @property
+    def names_reference(self) -> bool:
+        """Whether the reference is an adapter of its own."""
+        return self.options.get(REFERENCE[-1], "start") not in REFERENCES

@@ -14,8 +14,9 @@ from data_prep.errors import DataError
 from data_prep.feedback import Mismatched
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.data import prepare_data
-from finetune.errors import FinetuneError, RecipeError
+from finetune.errors import FinetuneError, ModelError, RecipeError
 from finetune.recipe.load import load_recipe
+from finetune.recipe.paths import LOCK
 from finetune.recipe.schema import Recipe
 from finetune.training import run as training
 from tests.support.preferences import column, logged
@@ -189,6 +190,20 @@ def test_a_reward_model_is_a_plain_sequence_classifier(pairs: MakeRecipe) -> Non
         margins.append(float(model(input_ids=ids).logits[0, 0]))
     mean = sum(margins[::2]) - sum(margins[1::2])
     assert mean / 6 == pytest.approx(last, rel=1e-3)
+    # It predicts no tokens, and neither does its adapter.
+    with pytest.raises(ModelError, match="is a model with a classification head"):
+        start(pairs(model={"base": str(merged)}), name="other")
+    for changes in (
+        {"adapter": {"continue_from": str(run.adapter)}},
+        {"objective": {"kind": "dpo", "reference": str(run.adapter)}},
+    ):
+        with pytest.raises(ModelError, match="is a classifier's or a reward model's"):
+            start(pairs(**changes), name="other")
+    first = start(pairs(train={"max_steps": 1, "evaluate_every": None}), name="first")
+    with pytest.raises(ModelError, match="is of a model that predicts tokens"):
+        start(
+            pairs(objective={"kind": "reward"}, adapter={"continue_from": str(first.adapter)}), name="other"
+        )
 
 
 def test_metrics_in_training_keep_pairs_together(pairs: MakeRecipe) -> None:
@@ -209,6 +224,53 @@ def test_both_answers_of_a_pair_are_cut_alike(pairs: MakeRecipe, tiny_base: Path
         assert max(len(chosen.token_ids), len(rejected.token_ids)) == 64
         prompts = [own.token_ids[: own.spans[0][0]] for own in (chosen, rejected)]
         assert prompts[0] == prompts[1]
+
+
+def test_answers_that_are_equal_as_tokens_are_left_out(
+    pairs: MakeRecipe, tiny_base: Path, tmp_path: Path
+) -> None:
+    """The template leaves out what differs, or the cut does; counted, whatever learns from pairs."""
+    rows: list[dict[str, Any]] = [{"prompt": "q", "chosen": f"yes {n}", "rejected": "no"} for n in range(3)]
+    long = "so " * 200
+    rows.append({"prompt": "q", "chosen": f"{long}good", "rejected": f"{long}bad"})
+    thought = {"role": "assistant", "content": "a", "reasoning_content": "hm"}
+    rows.append({"prompt": "q", "chosen": [thought], "rejected": "a"})
+    (tmp_path / "equal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"path": str(tmp_path / "equal.jsonl"), "format": "preference"}
+    data = {"train": [source], "over_length": "truncate_end", "reasoning": "drop", "evaluation": {"rows": 2}}
+    for kind in ("dpo", "kto"):
+        found = prepare_data(pairs(objective={"kind": kind}, data=data), load_tokenizer(tiny_base))
+        dropped = found.report.sources[0].dropped
+        assert {reason: counts.count for reason, counts in dropped.items()} == {"equal_answers": 2}, kind
+
+
+@pytest.mark.parametrize("form", ["preference", "feedback"])
+def test_a_weight_of_a_judged_turn_is_refused(
+    pairs: MakeRecipe, tiny_base: Path, tmp_path: Path, form: str
+) -> None:
+    """It would make another number of the answer's probability."""
+    answer = [{"role": "assistant", "content": "yes", "weight": 0.5}]
+    row = {"prompt": "q", "chosen": answer, "rejected": "no"}
+    if form == "feedback":
+        row = {"prompt": "q", "completion": answer, "label": True}
+    (tmp_path / "weighted.jsonl").write_text(json.dumps(row) + "\n")
+    source = {"path": str(tmp_path / "weighted.jsonl"), "format": form}
+    recipe = pairs(objective={"kind": "kto"}, data={"train": [source]})
+    with pytest.raises(DataError, match=r"weighted.jsonl:1: the assistant's turn 'yes' has weight 0.5"):
+        prepare_data(recipe, load_tokenizer(tiny_base))
+
+
+def test_an_answer_with_the_other_judgement_is_no_duplicate(
+    feedback: MakeRecipe, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Two people may differ on it."""
+    rows = [{"prompt": "q", "completion": "a", "label": label} for label in (True, False, True)]
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"path": str(tmp_path / "twice.jsonl"), "format": "feedback"}
+    data = {"train": [source], "evaluation": None, "clean": {"duplicates": "drop"}}
+    recipe = feedback(data=data, train={"evaluate_every": None})
+    report = prepare_data(recipe, load_tokenizer(tiny_base)).report.sources[0]
+    assert report.dropped["duplicate"].places == ["twice.jsonl:3"]
 
 
 def test_the_run_is_scored_as_it_was_in_training(pairs: MakeRecipe) -> None:
@@ -265,8 +327,13 @@ def test_rows_are_counted_as_pairs(pairs: MakeRecipe, tiny_base: Path, tmp_path:
         (["objective.beta=0"], "expected more than 0"),
         (["objective.label_smoothing=0.5"], "less than 0.5"),
         (["objective.reference=other"], "other; expected start, base, none, or one"),
+        (
+            ["objective.reference=whole"],
+            "has no adapter: it trained all weights, or isn't finished; expected",
+        ),
         (["objective.margin=1"], "unknown key; objective has"),
         (["objective.kind=dpoo"], "did you mean dpo"),
+        (["objective.kind=sppo_hard"], "the nearest is ipo"),
         (["data.supervise=all"], "compares answers, without their prompts"),
         (["data.loss_weights.assistant=2"], "weighs an answer's tokens alike"),
         (["data.over_length=split"], "use drop or truncate_end"),
@@ -282,9 +349,12 @@ def test_rows_are_counted_as_pairs(pairs: MakeRecipe, tiny_base: Path, tmp_path:
     ],
 )
 def test_what_does_not_fit_is_refused(
-    pairs: MakeRecipe, tmp_path: Path, overrides: list[str], message: str
+    pairs: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
 ) -> None:
     """At its key."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / LOCK).touch()  # a run of all weights
     assert message in refused(pairs(), tmp_path / "recipe.yaml", overrides)
 
 
@@ -305,6 +375,14 @@ def test_what_does_not_fit_kto_is_refused(
 ) -> None:
     """At its key."""
     assert message in refused(feedback(), tmp_path / "recipe.yaml", overrides)
+
+
+def test_a_reward_model_has_no_choice_of_what_is_learned(pairs: MakeRecipe, tmp_path: Path) -> None:
+    """A reward is read behind the whole conversation."""
+    recipe = pairs(objective={"kind": "reward"})  # with the head that it brings, which a user doesn't write
+    plain = recipe.model_copy(update={"model": recipe.model.model_copy(update={"head": None})})
+    found = refused(plain, tmp_path / "recipe.yaml", ["data.supervise=last"])
+    assert "data.supervise  a reward is read behind the whole conversation; remove this" in found
 
 
 def refused(recipe: Recipe, path: Path, overrides: list[str]) -> str:

@@ -9,8 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import finetune
-from finetune.errors import CheckpointError, FinetuneError, ModelError
+from finetune.engines.launch.check import check_launch, plan_launch
+from finetune.errors import CheckpointError, FinetuneError, LaunchError, ModelError
 from finetune.runs.folder import VALUES, RunFolder
+from finetune.runs.further import command_to_train_further
 from finetune.training import run as training
 from tests.support.models import save_tiny_llama
 from tests.support.preferences import column
@@ -33,6 +35,26 @@ def test_a_continued_adapter_is_compared_with_its_base(pairs: MakeRecipe, first:
     assert column(again, "eval/reward_margin")[0] > 0
     score = finetune.evaluate(again.path).scores["reward_margin"].value
     assert score == pytest.approx(column(again, "eval/reward_margin")[-1], rel=1e-3)
+
+
+def test_where_an_adapter_started_stays_frozen(pairs: MakeRecipe) -> None:
+    """PiSSA with its base as the reference: the adapter that is written is the one that was trained, relative
+    to where it started."""
+    section = {"init": "pissa", "rank": 4, "alpha": 8}
+    run = start(pairs(adapter=section, objective={"kind": "dpo", "reference": "base"}))
+    assert run.read_summary()["status"] == "finished"
+    score = finetune.evaluate(run.path).scores["reward_margin"].value
+    assert score == pytest.approx(column(run, "eval/reward_margin")[-1], rel=1e-3)
+
+
+def test_a_run_that_is_trained_further_keeps_its_reference(pairs: MakeRecipe, first: RunFolder) -> None:
+    """The printed command names it: the start of the new run is another one."""
+    lock = finetune.Run(first.path).lock
+    assert "objective.reference=base" in command_to_train_further(first, lock)
+    adapter = {"continue_from": str(first.adapter)}
+    again = start(pairs(adapter=adapter, train={"max_steps": 1, "evaluate_every": None}), name="again")
+    command = command_to_train_further(again, finetune.Run(again.path).lock)
+    assert f"objective.reference={first.adapter}" in command
 
 
 def test_a_continued_adapter_is_its_own_reference(pairs: MakeRecipe, first: RunFolder) -> None:
@@ -68,7 +90,7 @@ def test_the_start_is_its_reference_to_the_bit(pairs: MakeRecipe, pack: int | No
 def test_a_reference_of_another_base_is_refused(
     pairs: MakeRecipe, first: RunFolder, tmp_path: Path, tiny_base: Path
 ) -> None:
-    """So is one with another tokenizer, and a whole model."""
+    """So is one with another tokenizer, one where models are cut up, and a whole model."""
     section = {"kind": "dpo", "reference": str(first.path)}
     base = tmp_path / "elsewhere"
     shutil.copytree(tiny_base, base)
@@ -77,6 +99,8 @@ def test_a_reference_of_another_base_is_refused(
         start(pairs(objective=section, model={"base": str(base)}), name="other")
     with pytest.raises(ModelError, match="or they have other ids; rows mean the same to both only with one"):
         start(pairs(objective=section, model={"base": str(tiny_base), "new_tokens": ["<x>"]}), name="other")
+    with pytest.raises(LaunchError, match=r"objective.reference \(an adapter\): each process would hold"):
+        check_launch(plan_launch("zero3", processes=2), pairs(objective=section))
     with pytest.raises(ModelError, match=r"is a whole model; expected a run or an adapter of model\.base"):
         start(pairs(objective={"kind": "dpo", "reference": str(tiny_base)}), name="other")
 
