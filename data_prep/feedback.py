@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.encoding import RowEncoding
 from data_prep.errors import DataError
 from data_prep.messages import Conversation, Example, Parsed, Preference
-from data_prep.pairs import checked_weights, conversations_of
+from data_prep.pairs import checked_weights, conversations_of, refuse_margin
 
 if TYPE_CHECKING:
     from data_prep.audit.report import SourceReport
@@ -23,6 +23,7 @@ class FeedbackEncoding(RowEncoding):
     def examples(self, row: Parsed) -> tuple[Example, ...]:
         """The conversation; of a pair two; none if nothing is judged."""
         if isinstance(row, Preference):
+            refuse_margin(row)
             return conversations_of(row)
         if isinstance(row, Conversation) and row.good is not None:
             return (checked_weights(row),)

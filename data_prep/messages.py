@@ -105,6 +105,8 @@ class Conversation:
     good: bool | None = None
     """Whether the last turn is a good answer, where that was judged; bad ones are never to be learned from as
     answers."""
+    margin: float | None = None
+    """By how much the good answer of its pair is better, where that is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class Preference:
     """As in Conversation, and so are these:"""
     changes: tuple[str, ...] = ()
     template_arguments: dict[str, Any] = field(default_factory=dict)
+    margin: float | None = None
 
 
 Example = Conversation | PlainText

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from data_prep.encoding import RowEncoding
 from data_prep.errors import DataError
@@ -27,6 +27,7 @@ def conversations_of(row: Preference) -> tuple[Conversation, Conversation]:
                 changes=row.changes,
                 template_arguments=row.template_arguments,
                 good=good,
+                margin=row.margin,
             )
         )
         for answer, good in ((row.chosen, True), (row.rejected, False))
@@ -47,14 +48,28 @@ def checked_weights(conversation: Conversation) -> Conversation:
     return conversation
 
 
+def refuse_margin(row: Preference) -> None:
+    """Raises DataError where a row says by how much one answer is better."""
+    if row.margin is not None:
+        raise DataError(
+            "margin is read by objective reward alone; ignore_columns: [margin] says that it doesn't count"
+        )
+
+
 class PairEncoding(RowEncoding):
     """Each answer after the turns that both continue, of which nothing is learned."""
 
     documents_per_row = 2
+    reads_margins: ClassVar[bool] = False
 
     def examples(self, row: Parsed) -> tuple[Example, ...]:
-        """The two conversations; none if the row is no pair."""
-        return conversations_of(row) if isinstance(row, Preference) else ()
+        """The two conversations; none if the row is no pair. Raises DataError for a margin that nothing
+        reads."""
+        if not isinstance(row, Preference):
+            return ()
+        if not self.reads_margins:
+            refuse_margin(row)
+        return conversations_of(row)
 
     def refusal(self, rows: int) -> str:
         """Other formats have one answer per row."""
@@ -71,7 +86,10 @@ class PairEncoding(RowEncoding):
 
 
 class RewardEncoding(PairEncoding):
-    """Each answer with an end token behind it, in whose place a head's reward is read."""
+    """Each answer with an end token behind it, in whose place a head's reward is read; what the chosen one
+    learns is its margin, where the row has one."""
+
+    reads_margins = True
 
     def render(self, example: Example, tokenization: "Tokenization", place: str) -> "Rendered":
         """The whole conversation; nothing of it is learned but what the head says behind it."""
@@ -79,16 +97,18 @@ class RewardEncoding(PairEncoding):
         from data_prep.chat.rendering import end_id
 
         found = tokenization.render_answers(example, place)
-        end, chosen = len(found.text), isinstance(example, Conversation) and example.good
+        end, margin = len(found.text), 0.0
+        if isinstance(example, Conversation) and example.good:
+            margin = example.margin or 0.0
         return replace(
             found,
             spans=[TextSpan(end, end)],
             after=[end_id(tokenization.tokenizer)],
             must_end=False,
             asks=(),
-            targets=(float(bool(chosen)),),
+            targets=(margin,),
         )
 
     def cache_key(self) -> dict[str, Any]:
-        """Where a reward is read."""
-        return super().cache_key() | {"documents": "reward"}
+        """Where a reward is read, and which margins are learned."""
+        return super().cache_key() | {"documents": "reward with margin"}

@@ -22,7 +22,7 @@ from data_prep.formats.columns import (
     optional_text_column,
     text_column,
 )
-from data_prep.formats.text_values import as_structure, as_turns_or_text
+from data_prep.formats.text_values import as_number, as_structure, as_turns_or_text
 from data_prep.formats.turn_order import Turn, checked, mended
 from data_prep.messages import Message, Preference
 from data_prep.text import shown
@@ -68,8 +68,19 @@ def parse_preference(values: dict[str, Any], options: FormatOptions) -> list[Pre
             tool_list(values),
             tuple(sorted(changes)),
             template_arguments(values),
+            _margin(values),
         )
     ]
+
+
+def _margin(values: dict[str, Any]) -> float | None:
+    """By how much the chosen answer is better, as annotators or scores say it."""
+    if values.get("margin") is None:
+        return None
+    margin = as_number(values["margin"], "margin")
+    if margin < 0:
+        raise ValueError(f"margin is {margin:g}: the chosen answer is the better one, expected 0 or more")
+    return float(margin)
 
 
 def _prompt(values: dict[str, Any], before_input: str) -> list[Turn]:
@@ -177,7 +188,8 @@ FORMAT = Format(
     row="""`{"prompt": ..., "chosen": ..., "rejected": ...}` (texts, messages or ShareGPT's turns; `question`, or \
 `instruction` and `input`, in place of `prompt`), for an objective that compares answers; without a prompt two complete \
 conversations, as messages or as HH transcripts (`"\\n\\nHuman: ...\\n\\nAssistant: ..."`); ms-swift's `messages` with \
-`rejected_messages` or `rejected_response`""",
+`rejected_messages` or `rejected_response`; for a reward model a number `margin`, by how much the chosen answer \
+is better""",
     columns=Columns(
         (
             ("conversations", "chosen", "rejected"),
@@ -188,7 +200,7 @@ conversations, as messages or as HH transcripts (`"\\n\\nHuman: ...\\n\\nAssista
             ("messages", "rejected_response"),
             ("chosen", "rejected"),
         ),
-        ("input", "system", "tools", TEMPLATE_ARGUMENTS),
+        ("input", "system", "tools", "margin", TEMPLATE_ARGUMENTS),
     ),
     parse=parse_preference,
     dialogue=True,

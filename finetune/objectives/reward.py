@@ -30,8 +30,10 @@ class RewardOptions(Section):
 class Reward(PairObjective):
     """-log sigmoid of the margin between the two rewards, by Bradley and Terry's model; the mean over pairs.
 
-    Ouyang et al. 2022, arXiv:2203.02155, equation 1. A reward is read behind the whole conversation, at the
-    last token that the chat template writes, where AutoModelForSequenceClassification reads it.
+    Ouyang et al. 2022, arXiv:2203.02155, equation 1. Of a row with a margin the rewards should differ by more
+    than that: it is subtracted (Touvron et al. 2023, arXiv:2307.09288, equation 2). A reward is read behind
+    the whole conversation, at the last token that the chat template writes, where
+    AutoModelForSequenceClassification reads it.
     """
 
     kind: ClassVar[str] = "reward"
@@ -69,6 +71,8 @@ class Reward(PairObjective):
         from finetune.models.preference import preferred, reward_numbers, summed
 
         rewards = document_outputs(model, hidden, inputs)[:, 0].reshape(-1, 2)
-        losses = preferred(rewards[:, 0] - rewards[:, 1], self.options.label_smoothing)
+        # Documents that fill up have none.
+        asked = 0.0 if inputs.targets is None else inputs.targets[:, 0].to(rewards).reshape(-1, 2)[:, 0]
+        losses = preferred(rewards[:, 0] - rewards[:, 1] - asked, self.options.label_smoothing)
         losses = losses + self.options.centering * rewards.sum(dim=1) ** 2
         return losses.sum(), summed(reward_numbers(rewards), self.logged)

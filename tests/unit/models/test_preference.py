@@ -251,8 +251,8 @@ def test_kto_is_the_papers(
 
 
 def test_a_reward_model_is_bradley_and_terrys(make_recipe: MakeRecipe, tiny_base: Path) -> None:
-    """In fp64 to 1e-12, read behind the whole conversation; documents that fill up give a zero with a
-    gradient."""
+    """In fp64 to 1e-12, read behind the whole conversation, less a pair's margin; documents that fill up give
+    a zero with a gradient."""
     from transformers import AutoModelForSequenceClassification
 
     section = {"kind": "reward", "label_smoothing": 0.1, "centering": 0.02}
@@ -265,10 +265,11 @@ def test_a_reward_model_is_bradley_and_terrys(make_recipe: MakeRecipe, tiny_base
     found.install(ours)
     lengths = [(9, 5), (4, 8), (6, 6)]
     rows = [[list(range(3, 3 + n)) for n in pair] for pair in lengths]
+    margins = torch.tensor([0.0, 1.5, 0.25], dtype=torch.float64)
     documents = [
-        Document([*ids, 2], ((len(ids), len(ids) + 1, 1.0),), "row", targets=(0.0,))
-        for pair in rows
-        for ids in pair
+        Document([*ids, 2], ((len(ids), len(ids) + 1, 1.0),), "row", targets=(margin,))
+        for pair, own in zip(rows, margins.tolist(), strict=True)
+        for ids, margin in zip(pair, (own, 0.0), strict=True)
     ]
     for batch in (packed_batch(documents), padded_batch(documents, 0)):
         ours.zero_grad()
@@ -280,9 +281,8 @@ def test_a_reward_model_is_bradley_and_terrys(make_recipe: MakeRecipe, tiny_base
             for ids in pair
         ]
         both = torch.cat(rewards).reshape(-1, 2)
-        expected = (
-            -0.9 * logsigmoid(gap(both)) - 0.1 * logsigmoid(-gap(both)) + 0.02 * both.sum(1) ** 2
-        ).sum()
+        over = gap(both) - margins
+        expected = (-0.9 * logsigmoid(over) - 0.1 * logsigmoid(-over) + 0.02 * both.sum(1) ** 2).sum()
         got.backward()
         expected.backward()
         assert got.item() == pytest.approx(expected.item(), rel=1e-12)
