@@ -60,14 +60,16 @@ def objective(back: "Back") -> None:
         _ratios(back, loss, weight)
     else:
         _without_reference(back, kind, loss, weight)
-    learns_prompts = kind == "orpo" and tool != "llamafactory"
+    differs = kind == "orpo" and section["learns_prompt"] != (tool != "llamafactory")
+    what = "is learned there as well" if tool != "llamafactory" else "isn't learned there"
     back.told(
         "objective.kind",
-        "otherwise" if learns_prompts else "carried",
+        "otherwise" if differs else "carried",
         "stage" if tool == "llamafactory" else "rl" if tool == "axolotl" else "loss_type",
-        "the chosen answer's prompt is learned there as well" if learns_prompts else "",
-        changes=learns_prompts,
+        f"the chosen answer's prompt {what}" if differs else "",
+        changes=differs,
     )
+    back.told("objective.learns_prompt", "carried")
     for name, keys in KEYS.items():
         if name in section and not (name == "label_smoothing" and kind not in SMOOTHED[tool]):
             key = keys[("axolotl", "llamafactory", "trl").index(tool)]

@@ -160,11 +160,8 @@ def orpo(draft: Draft, said: Asked, by: GivenKey | None, *, learns_prompts: bool
     weight = said["beta"]
     draft.put("objective.kind", "orpo", by or f"{draft.title}'s ORPO")
     draft.put("objective.odds_weight", number(weight), weight)
-    if learns_prompts:
-        how = "the cross-entropy is that of the chosen answer, as in the paper; there, of its prompt as well"
-        draft.otherwise(by or weight, how, "objective.kind", changes=True)
-    else:
-        draft.note("mean_over_tokens", by or weight)
+    draft.put("objective.learns_prompt", learns_prompts, by or weight)
+    draft.note("mean_over_tokens", by or weight)
     if by is not None:
         draft.carried(weight, "objective.odds_weight")
 

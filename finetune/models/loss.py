@@ -267,6 +267,8 @@ class LossInputs:
 
     labels: torch.Tensor
     """The next token at supervised positions (B x T), else IGNORE_INDEX."""
+    tokens: torch.Tensor
+    """What is read at each position (B x T)."""
     weights: torch.Tensor | None = None
     """What each position's loss is multiplied by (B x T); None for 1."""
     targets: torch.Tensor | None = None
@@ -286,15 +288,18 @@ class LossInputs:
         """N."""
         return len(self.labels) if self.lengths is None else len(self.lengths)
 
-    def sums(self, numbers: torch.Tensor) -> torch.Tensor:
-        """The sum over each document (N) of a number per supervised position, in the order of the
-        positions."""
-        read = self.labels.ne(IGNORE_INDEX)
+    @property
+    def owners(self) -> torch.Tensor:
+        """Each position's document (B x T)."""
+        numbers = torch.arange(self.documents, device=self.labels.device)
         if self.lengths is None:
-            owner = read.nonzero()[:, 0]
-        else:
-            lengths = torch.tensor(self.lengths, device=numbers.device)
-            owner = torch.arange(len(lengths), device=numbers.device).repeat_interleave(lengths)[read[0]]
+            return numbers[:, None].expand_as(self.labels)
+        return numbers.repeat_interleave(torch.tensor(self.lengths, device=numbers.device))[None]
+
+    def sums(self, numbers: torch.Tensor, read: torch.Tensor | None = None) -> torch.Tensor:
+        """The sum over each document (N) of a number per supervised position, in the order of the positions;
+        or per position that `read` (B x T) has."""
+        owner = self.owners[self.labels.ne(IGNORE_INDEX) if read is None else read]
         return numbers.new_zeros(self.documents).index_add(0, owner, numbers)
 
 
@@ -360,6 +365,7 @@ def install_loss(
             hidden,
             LossInputs(
                 shift_labels,
+                cast(torch.Tensor, input_ids),
                 shift_weights,
                 targets,
                 kwargs.get("documents"),

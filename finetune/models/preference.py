@@ -11,7 +11,8 @@ from typing import Any, cast
 import torch
 from torch.nn import functional
 
-from finetune.models.loss import IGNORE_INDEX, LossInputs, document_cross_entropy
+from finetune.models.logits import head_of
+from finetune.models.loss import IGNORE_INDEX, LossInputs, document_cross_entropy, position_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,30 @@ def pair_scores(
         tokens.reshape(-1, 2),
         None if reference is None else reference.reshape(-1, 2),
     )
+
+
+def with_prompts(model: Any, hidden: torch.Tensor, inputs: LossInputs, scores: PairScores) -> torch.Tensor:
+    """The cross-entropy per token of each chosen answer together with its prompt (P), all but whose first
+    token is predicted.
+
+    The chosen document of a pair is whole, also where the rejected one goes on from its prompt.
+    """
+    learned = inputs.labels.ne(IGNORE_INDEX)
+    owners = inputs.owners
+    # What is learned before a position, in its document: nothing in the prompt.
+    before = learned.flatten().cumsum(0)
+    at_start = before.new_full((inputs.documents,), len(before)).scatter_reduce(
+        0, owners.flatten(), before - learned.flatten().long(), "amin"
+    )
+    prompt = before.reshape(owners.shape).eq(at_start[owners]) & owners.remainder(2).eq(0)
+    prompt &= inputs.sums(learned[learned].double())[owners] > 0  # what fills up has none
+    following = inputs.tokens.roll(-1, dims=1)[prompt]
+    losses = position_cross_entropy(
+        hidden[prompt], following, head_of(model), inputs.most_chunks, hidden[0, :1]
+    )
+    sums, counts = (inputs.sums(numbers, prompt)[::2] for numbers in (losses, torch.ones_like(losses)))
+    answers, tokens = -scores.log_probabilities[:, 0], scores.tokens[:, 0]
+    return (sums + answers) / (counts + tokens)
 
 
 def preferred(margins: torch.Tensor, label_smoothing: float) -> torch.Tensor:

@@ -87,6 +87,12 @@ class PairObjective(Objective):
         """The loss of each pair (P) by the margin between its rewards (P)."""
         raise NotImplementedError
 
+    def supervised_loss(
+        self, model: Any, hidden: "torch.Tensor", inputs: "LossInputs", scores: "PairScores"
+    ) -> "torch.Tensor":
+        """The cross-entropy per token of each chosen answer (P)."""
+        return -scores.mean_log_probabilities[:, 0]
+
     def values(self, model: Any, hidden: "torch.Tensor", inputs: "LossInputs") -> "torch.Tensor":
         """The log-probability of each answer."""
         from finetune.models.preference import pair_scores
@@ -107,7 +113,7 @@ class PairObjective(Objective):
         losses = self.preference_loss(rewards[:, 0] - rewards[:, 1])
         numbers = pair_numbers(scores, rewards)
         if self.supervised_weight:
-            supervised = -scores.mean_log_probabilities[:, 0]
+            supervised = self.supervised_loss(model, hidden, inputs, scores)
             numbers |= {"losses/preference": losses, "losses/supervised": supervised}
             losses = losses + self.supervised_weight * supervised
         return losses.sum(), summed(numbers, self.logged)

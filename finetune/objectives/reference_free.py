@@ -1,6 +1,6 @@
 """Objectives that compare two answers by their own probabilities, without a reference: ORPO, SimPO, CPO."""
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from data_prep.config import Section
 from finetune.objectives.pairs import PairObjective, Positive, Share, Smoothing
@@ -8,6 +8,7 @@ from finetune.objectives.pairs import PairObjective, Positive, Share, Smoothing
 if TYPE_CHECKING:
     import torch
 
+    from finetune.models.loss import LossInputs
     from finetune.models.preference import PairScores
 
 
@@ -17,18 +18,31 @@ class OrpoOptions(Section):
     odds_weight: Positive = 0.1
     """Weight of the odds ratio's loss beside the chosen answer's cross-entropy (lambda in the paper; TRL and
     Axolotl call it beta)."""
+    learns_prompt: bool = False
+    """The cross-entropy is that of the prompt and the chosen answer, as in TRL and Axolotl; the paper's is
+    the answer's."""
 
 
 class Orpo(PairObjective):
     """Odds ratio preference optimisation: the chosen answer's cross-entropy per token, and the ratio of the
     two answers' odds. Hong et al. 2024, arXiv:2403.07691, equations 6 and 7.
 
-    Rewards are log-odds. The cross-entropy is that of the answer, as in the paper, and not of the prompt.
+    Rewards are log-odds.
     """
 
     kind: ClassVar[str] = "orpo"
     section: ClassVar[type[Section]] = OrpoOptions
     supervises: ClassVar[float] = 1.0
+
+    def supervised_loss(
+        self, model: Any, hidden: "torch.Tensor", inputs: "LossInputs", scores: "PairScores"
+    ) -> "torch.Tensor":
+        """Of the answer, or of its prompt too."""
+        from finetune.models.preference import with_prompts
+
+        if not self.options.learns_prompt:
+            return super().supervised_loss(model, hidden, inputs, scores)
+        return with_prompts(model, hidden, inputs, scores)
 
     def rewards(self, scores: "PairScores") -> "torch.Tensor":
         """The log-odds of an answer's probability per token."""

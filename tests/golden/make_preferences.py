@@ -75,7 +75,7 @@ def trained(case: Any, base: Path, adapter: Path, output: Path) -> dict[str, Any
     for row in rows_of(case.name):
         prompt = row["prompt"]
         if case.plain:  # rendered as the template renders it; these trainers add BOS and EOS
-            prompt = "" if case.without_prompt else f"Q: {prompt}\nA:"
+            prompt = f"Q: {prompt}\nA:"
         answers = {key: row[key] for key in ("chosen", "rejected", "completion") if key in row}
         spaced = {key: f" {text}" if case.plain else text for key, text in answers.items()}
         kept = {key: said("assistant", text) for key, text in spaced.items()}

@@ -13,12 +13,6 @@ BASE_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}Q: {{ m['content'] }}\nA:"
     "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
 )
-SILENT_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages if m['role'] == 'assistant' %} {{ m['content'] }}{{ eos_token }}"
-    "{% endfor %}"
-)
-"""Without the prompt, whose likelihood TRL's ORPO learns too."""
-
 LORA: dict[str, Any] = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.0}
 BATCH, STEPS, ROWS = 8, 5, 32
 RATE, BETA, MARGIN, SMOOTHING = 0.5, 0.5, 0.7, 0.2
@@ -33,7 +27,6 @@ class Case:
     """Our keys."""
     plain: bool = False
     """Whether TRL's trainer is given rendered texts."""
-    without_prompt: bool = False
     same_rewards: bool = True
     """Whether both log the same as rewards."""
 
@@ -44,7 +37,7 @@ CASES = (
     Case("hinge", {"beta": BETA}),
     Case("robust", {"beta": BETA, "label_smoothing": SMOOTHING}),
     Case("kto", {"beta": BETA, "good_weight": 1.5, "bad_weight": 0.5}, same_rewards=False),
-    Case("orpo", {"odds_weight": BETA}, plain=True, without_prompt=True, same_rewards=False),
+    Case("orpo", {"odds_weight": BETA, "learns_prompt": True}, plain=True, same_rewards=False),
     Case("simpo", {"beta": 2.0, "margin": MARGIN}, plain=True),
     Case("cpo", {"beta": BETA}, plain=True),
 )

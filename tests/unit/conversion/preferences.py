@@ -88,7 +88,7 @@ CASES = (
     ),
     Pairs(
         "llamafactory, orpo without the prompt", "lf.yaml",
-        LLAMAFACTORY + "pref_loss: orpo\npref_beta: 0.25\n", {"kind": "orpo", "odds_weight": 0.25},
+        LLAMAFACTORY + "pref_loss: orpo\npref_beta: 0.25\n", {"kind": "orpo", "odds_weight": 0.25, "learns_prompt": False},
     ),
     Pairs(
         "llamafactory, its reference is the base", "lf.yaml",
@@ -124,7 +124,7 @@ CASES = (
     Pairs(
         "axolotl, orpo learns prompts", "ax.yml",
         AXOLOTL.replace("default", "argilla") + "rl: orpo\norpo_alpha: 0.3\n",
-        {"kind": "orpo", "odds_weight": 0.3}, changes=("rl",),
+        {"kind": "orpo", "odds_weight": 0.3, "learns_prompt": True}, changes=("rl",),  # micro batches of 2
     ),
     Pairs(
         "axolotl, simpo has CPO's loss beside it", "ax.yml",
@@ -192,7 +192,7 @@ CASES = (
     ),
     Pairs(
         "trl, a trainer that --from names", "trl.yaml", TRL + "beta: 0.2\n",
-        {"kind": "orpo", "odds_weight": 0.2}, changes=("beta",), tool="trl orpo",
+        {"kind": "orpo", "odds_weight": 0.2, "learns_prompt": True}, changes=("beta",), tool="trl orpo",
     ),
     Pairs(
         "trl, a script of CPO", "cpo.sh",
@@ -222,7 +222,7 @@ CASES = (
     Pairs(
         "ms-swift, orpo without the prompt", "swift.yaml",
         "rlhf_type: orpo\nmodel: owner/base\nuse_hf: true\ndataset: [a/pairs]\nmax_length: 400\n",
-        {"kind": "orpo", "odds_weight": 0.1},
+        {"kind": "orpo", "odds_weight": 0.1, "learns_prompt": False},
     ),
     Pairs(
         "ms-swift, another reference adapter", "swift.sh", SWIFT + " --ref_adapters owner/other", DPO |

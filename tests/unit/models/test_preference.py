@@ -100,6 +100,13 @@ def wide_norm(norm: Any, states: Tensor) -> Tensor:
     return norm.weight * states * torch.rsqrt(states.square().mean(-1, keepdim=True) + norm.variance_epsilon)
 
 
+def without_rounding(model: Any) -> Any:
+    """The model with norms in its own type; transformers' round to float32."""
+    for norm in filter(lambda module: "Norm" in type(module).__name__, model.modules()):
+        norm.forward = partial(wide_norm, norm)
+    return model
+
+
 @pytest.fixture
 def prompted() -> list[Document]:
     """Four pairs that share prompts of 12 to 2 tokens and some of the answer, or nothing at all."""
@@ -119,8 +126,13 @@ def prompted() -> list[Document]:
     return documents
 
 
+@pytest.mark.parametrize(
+    "section",
+    [{"kind": "dpo", "beta": 0.3}, {"kind": "orpo", "learns_prompt": True}],
+    ids=lambda section: section["kind"],
+)
 def test_a_shared_prompt_is_computed_once(
-    make_recipe: MakeRecipe, tiny_base: Path, prompted: list[Document]
+    make_recipe: MakeRecipe, tiny_base: Path, prompted: list[Document], section: dict[str, Any]
 ) -> None:
     """In fp64 to 1e-12: loss, all gradients and what is logged are those of separate documents, in fewer
     tokens."""
@@ -128,14 +140,12 @@ def test_a_shared_prompt_is_computed_once(
     from finetune.models.load import load_model
     from finetune.recipe.schema.model import ModelSection
 
-    found = objective(make_recipe, {"kind": "dpo", "beta": 0.3})
+    found = objective(make_recipe, section)
     base = resolve_base(ModelSection(base=str(tiny_base)))
     models = [load_model(base, dtype=torch.float64, attention=PER_DOCUMENT) for _ in range(2)]
     outputs = []
     for model, batch in zip(models, (shared_batch(prompted, 2), padded_batch(prompted, 0)), strict=True):
-        for norm in filter(lambda module: "Norm" in type(module).__name__, model.modules()):
-            norm.forward = partial(wide_norm, norm)  # transformers' own rounds to float32
-        model.train()
+        without_rounding(model).train()
         model.requires_grad_(True)
         found.install(model)
         outputs.append(model(**batch))
@@ -198,6 +208,28 @@ def test_loss_and_gradients_are_the_papers(
     got.backward()
     expected.backward()
     assert got.item() == pytest.approx(expected.item(), rel=1e-12)
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-9, atol=1e-12), name
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_orpo_may_learn_prompts(
+    make_recipe: MakeRecipe, wide: Callable[[], Any], pairs: list[Document], packed: bool
+) -> None:
+    """In fp64 to 1e-12: the chosen document's cross-entropy is that of all tokens but its first."""
+    section = {"kind": "orpo", "odds_weight": 0.25}
+    ours, theirs = map(without_rounding, (wide(), wide()))
+    objective(make_recipe, section | {"learns_prompt": True}).install(ours)
+    got = ours(**(packed_batch(pairs) if packed else padded_batch(pairs, 0))).loss
+    whole = torch.zeros((), dtype=torch.float64)
+    for document in pairs[::2]:
+        ids = torch.tensor([document.token_ids])
+        likely = theirs(input_ids=ids).logits[0].log_softmax(-1)
+        whole = whole - likely[torch.arange(ids.shape[1] - 1), ids[0, 1:]].mean()
+    odds = plain(theirs, pairs, lambda p, _, n: -0.25 * logsigmoid(gap(log_odds(p / n))).sum())
+    got.backward()
+    (whole + odds).backward()
+    assert got.item() == pytest.approx((whole + odds).item(), rel=1e-12)
     for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=1e-9, atol=1e-12), name
 

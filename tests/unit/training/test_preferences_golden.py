@@ -21,7 +21,6 @@ from tests.support.golden_preferences import (
     LORA,
     PATH,
     RATE,
-    SILENT_TEMPLATE,
     STEPS,
     Case,
     save_start,
@@ -62,7 +61,7 @@ def recipe_of(tmp_path: Path) -> Any:
     """A recipe for the case, with changes of its train section."""
 
     def make(case: Case, **train: Any) -> Recipe:
-        base, adapter = save_start(tmp_path, SILENT_TEMPLATE if case.without_prompt else BASE_TEMPLATE)
+        base, adapter = save_start(tmp_path, BASE_TEMPLATE)
         relative = case.name not in ("orpo", "simpo", "cpo")
         objective = {"kind": case.name, **case.options} | ({"reference": "base"} if relative else {})
         source = {
@@ -81,10 +80,7 @@ def recipe_of(tmp_path: Path) -> Any:
                     "alpha": LORA["lora_alpha"], "target_modules": LORA["target_modules"], "dropout": 0.0,
                 },
                 "objective": objective,
-                "data": {
-                    "train": [source], "max_length_tokens": 256, "shuffle": False,
-                    "allow_findings": ["left_out_text"] if case.without_prompt else [],
-                },
+                "data": {"train": [source], "max_length_tokens": 256, "shuffle": False},
                 "train": section | train,
                 "tracking": {"tracker": "none"},
                 "output": {"folder": str(tmp_path / "runs")},
