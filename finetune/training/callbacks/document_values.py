@@ -3,7 +3,7 @@ is resumed."""
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
@@ -32,6 +32,8 @@ of them in a batch."""
 Batches = Iterable[tuple[list[int], dict[str, Any]]]
 """Each with the numbers of its documents."""
 
+SECONDS_BETWEEN_LINES = 60.0
+
 BYTES_OF_NAMES = 1 << 16
 """More than a safetensors header with two tensors takes."""
 
@@ -45,6 +47,7 @@ class DocumentValues(TrainerCallback):
     ):
         """`path` is the run's file for them, `reference` opens the model that computes them."""
         self.reference = reference
+        self.told, self.left = 0.0, 0
         assert isinstance(trainer.feed, TableFeed)  # noqa: S101 - the objective's rules refuse streams
         self.trainer, self.feed, self.path = trainer, trainer.feed, path
 
@@ -53,7 +56,6 @@ class DocumentValues(TrainerCallback):
     ) -> None:
         """Compute them, or read what an earlier start computed. Raises CheckpointError where a resumed run
         has lost them."""
-        group = self.trainer.group
         documents: dict[str, Sequence[Document]] = {
             "train": self.feed.table,
             "evaluation": self.trainer.evaluation,
@@ -61,34 +63,19 @@ class DocumentValues(TrainerCallback):
         if self.feed.has_counterparts:
             documents["train_counterparts"] = self.feed.counterparts
             documents["evaluation_counterparts"] = self.trainer.evaluation_counterparts
-        if group.text_of_main(str(self.path.is_file())) == str(True):
-            # The main process reads; the others, which may have no such file, add zeros.
-            zeros = {name: self._zeros(rows) for name, rows in documents.items()}
-            found = self._read(zeros) if group.is_main else zeros
-            found = {name: self.trainer.reduced(torch.from_numpy(own)).numpy() for name, own in found.items()}
-        elif state.global_step:
+        found = self._kept(documents)
+        if found is None and state.global_step:
             raise CheckpointError(
                 f"{self.path} is missing: it has what objective {self.trainer.objective.kind} computed of "
                 "each row before step 1, and can't be made again from a later step. Put it back, or start a "
                 "new run."
             )
+        if found is not None and state.global_step:
+            self._give(found)
         else:
-            started = time.perf_counter()
             with self.reference() as model:
-                found = {
-                    name: self._computed(rows, model, self._in_training(name))
-                    for name, rows in documents.items()
-                }
-            count = sum(map(len, found.values()))
-            logger.info(
-                f"computed what the objective needs of {count:,} documents in "
-                f"{time.perf_counter() - started:.1f} s"
-            )
-            if group.is_main:
-                write_private(self.path, save(found))
-        self._give(found)
-        if not state.global_step:
-            with self.reference() as model:
+                found = found or self._made(documents, model)
+                self._give(found)
                 self._check(model)
         before, self.trainer.values_hash = self.trainer.values_hash, sha256(save(found)).hexdigest()
         if before not in ("", self.trainer.values_hash):
@@ -96,6 +83,31 @@ class DocumentValues(TrainerCallback):
                 f"{self.path} has changed: what it holds has SHA-256 {self.trainer.values_hash}, and had "
                 f"{before} when the checkpoint was taken. Put it back, or start a new run."
             )
+
+    def _kept(self, documents: dict[str, Sequence[Document]]) -> dict[str, np.ndarray] | None:
+        """What an earlier start computed; None where there was none."""
+        group = self.trainer.group
+        if group.text_of_main(str(self.path.is_file())) != str(True):
+            return None
+        # The main process reads; the others, which may have no such file, add zeros.
+        zeros = {name: self._zeros(rows) for name, rows in documents.items()}
+        found = self._read(zeros) if group.is_main else zeros
+        return {name: self.trainer.reduced(torch.from_numpy(own)).numpy() for name, own in found.items()}
+
+    def _made(self, documents: dict[str, Sequence[Document]], model: nn.Module) -> dict[str, np.ndarray]:
+        """What the model gives of the documents, which is kept."""
+        started, count = time.perf_counter(), sum(map(len, documents.values()))
+        self.told, self.left = started, count
+        found = {
+            name: self._computed(rows, model, self._in_training(name)) for name, rows in documents.items()
+        }
+        logger.info(
+            f"computed what the objective needs of {count:,} documents in "
+            f"{time.perf_counter() - started:.1f} s"
+        )
+        if self.trainer.group.is_main:
+            write_private(self.path, save(found))
+        return found
 
     def _give(self, found: dict[str, np.ndarray]) -> None:
         """Hand the numbers to those that put them into batches."""
@@ -132,17 +144,26 @@ class DocumentValues(TrainerCallback):
         """The numbers of each document (N x K), by all processes together: in the batches in which the first
         epoch has them, since rounding depends on what is computed beside, and the others by themselves."""
         found, times = torch.from_numpy(self._zeros(documents)), torch.zeros(len(documents), 1).double()
-        for rows, values in self.trainer.computed("values", batches, model):
+        for rows, values in self._values(batches, model):
             found[rows], times[rows] = values, 1.0
         found, times = self.trainer.reduced(found).double(), self.trainer.reduced(times).double()
         rest = times[:, 0].eq(0).nonzero()[:, 0]
         if len(rest):
             others = self.trainer.batches_of([documents[row] for row in rest.tolist()])
             extra = torch.zeros(len(rest), found.shape[1], dtype=torch.float64)
-            for rows, values in self.trainer.computed("values", others, model):
+            for rows, values in self._values(others, model):
                 extra[rows] = values
             found[rest] = self.trainer.reduced(extra).double()
         return (found / times.clamp(min=1)).numpy()
+
+    def _values(self, batches: Batches, model: nn.Module) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
+        """The numbers of each batch, with a line a minute that says how many documents are left."""
+        for rows, values in self.trainer.computed("values", batches, model):
+            yield rows, values
+            self.left = max(0, self.left - len(rows) * self.trainer.group.world_size)
+            if time.perf_counter() - self.told > SECONDS_BETWEEN_LINES:
+                self.told = time.perf_counter()
+                logger.info(f"computing what the objective needs: some {self.left:,} documents are left")
 
     def _zeros(self, documents: Sequence[Document]) -> np.ndarray:
         return np.zeros((len(documents), self.trainer.objective.values_per_document))

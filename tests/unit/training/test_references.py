@@ -14,6 +14,8 @@ from finetune.errors import CheckpointError, FinetuneError, LaunchError, ModelEr
 from finetune.runs.folder import VALUES, RunFolder
 from finetune.runs.further import command_to_train_further
 from finetune.training import run as training
+from finetune.training.callbacks import document_values
+from tests.support.messages import hearing
 from tests.support.models import save_tiny_llama
 from tests.support.preferences import column
 from tests.support.processes import start
@@ -117,3 +119,14 @@ def test_reference_values_that_changed_are_refused(pairs: MakeRecipe) -> None:
     save_file(values, run.path / VALUES)
     with pytest.raises(CheckpointError, match=r"has changed: what it holds has SHA-256 .* Put it back"):
         training.resume(run.path, recipe=None)
+
+
+def test_a_long_pass_says_what_is_left(pairs: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line a minute; here one a batch."""
+    monkeypatch.setattr(document_values, "SECONDS_BETWEEN_LINES", 0.0)
+    said: list[str] = []
+    with hearing(said.append):
+        start(pairs(train={"max_steps": 1, "evaluate_every": None}))
+    left = [line for line in said if "documents are left" in line]
+    assert left[0] == "computing what the objective needs: some 42 documents are left"
+    assert left[-1].endswith("some 0 documents are left")
