@@ -145,26 +145,33 @@ class Model:
         return Chat(self, [] if system is None else [{"role": "system", "content": system}])
 
     @overload
-    def score(self, items: Sequence[tuple[str, str]]) -> "list[LogLikelihood]": ...
+    def score(self, items: Sequence[tuple[str, str]]) -> "list[LogLikelihood] | list[list[float]]": ...
 
     @overload
     def score(self, items: Sequence[str]) -> list[list[float]]: ...
 
     def score(self, items: Sequence[Any]) -> "list[LogLikelihood] | list[list[float]]":
-        """Of (prompt, answer) pairs, how likely each answer is; of a classification head, its outputs (L) for
-        each text.
+        """Of (prompt, answer) pairs, how likely each answer is; of a run of objective reward, the reward of
+        each, as a list of one; of a classification head, its outputs (L) for each text.
 
         The prompt is asked as in `generate`; a prompt of "" leaves the answer a text of its own. Outputs are
         logits, or the number of a regression. Raises FinetuneError for items of the other kind, and for one
         with more tokens than the base has positions; DataError for one that can't be tokenised.
         """
-        from finetune.evaluation.text_scores import log_likelihoods, outputs_of_texts
+        from finetune.evaluation.text_scores import (
+            gives_rewards,
+            log_likelihoods,
+            outputs_of_texts,
+            rewards_of_answers,
+        )
 
         if isinstance(items, str):
             raise FinetuneError(
                 "got one text, expected a list: of texts for a head, of (prompt, answer) pairs otherwise."
             )
         if head := self.target.model.head:
+            if gives_rewards(self.target.recipe):
+                return rewards_of_answers(self.model, self.tokenizer, items, head, self.options.batch_size)
             return outputs_of_texts(
                 self.model, self.tokenizer, items, head, self.asked, self.options.batch_size
             )

@@ -6,14 +6,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.chat.tokenization import Tokenization
 from data_prep.config import HeadSection
+from data_prep.encoding import RowEncoding
 from data_prep.labels import LabelEncoding, answer_of
 from data_prep.messages import Conversation, Example, Message, PlainText
+from data_prep.pairs import RewardEncoding
 from data_prep.table.documents import Document
 from finetune.errors import FinetuneError
 from finetune.evaluation.head_predictions import classify
 from finetune.evaluation.losses import document_losses
 from finetune.generation.asking import Asked
 from finetune.generation.generate import causal_model
+from finetune.objectives import kind_of
+from finetune.objectives.reward import Reward
+from finetune.recipe.schema import Recipe
 from finetune.scoring.measured import LossSum
 
 
@@ -60,16 +65,45 @@ def outputs_of_texts(
         if not isinstance(text, str):
             raise FinetuneError(f"item {number} is {text!r:.80}; expected a text.")
     any_answer = answer_of([0.0] * head.outputs, head)  # which the head doesn't read
-    examples = [
-        (f"item {number}", _example((text, any_answer), number, how)) for number, text in enumerate(texts)
-    ]
-    documents = [
-        document
-        for document, _ in Tokenization(tokenizer, "last", encoding=LabelEncoding(head)).run(examples)
-    ]
+    examples = [_example((text, any_answer), number, how) for number, text in enumerate(texts)]
+    return _outputs(model, tokenizer, examples, head, LabelEncoding(head), batch_size)
+
+
+def gives_rewards(recipe: Recipe | None) -> bool:
+    """Whether a run's head ranks answers."""
+    return recipe is not None and kind_of(recipe) is Reward
+
+
+def rewards_of_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: Sequence[tuple[str, str]],
+    head: HeadSection,
+    batch_size: int,
+) -> list[list[float]]:
+    """A reward model's number (N x 1) for each (prompt, answer), read behind the answer as in training.
+    Raises FinetuneError for an item that is no pair of texts, or has an empty prompt."""
+    examples = [_example(pair, number, "by the chat template") for number, pair in enumerate(pairs)]
+    for number, example in enumerate(examples):
+        if isinstance(example, PlainText):
+            raise FinetuneError(f"item {number} has no prompt: a reward is that of an answer to one.")
+    return _outputs(model, tokenizer, examples, head, RewardEncoding(), batch_size)
+
+
+def _outputs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: Sequence[Example],
+    head: HeadSection,
+    encoding: RowEncoding,
+    batch_size: int,
+) -> list[list[float]]:
+    placed = [(f"item {number}", example) for number, example in enumerate(examples)]
+    documents = [document for document, _ in Tokenization(tokenizer, "last", encoding=encoding).run(placed)]
     _refuse_too_long(model, documents)
     outputs, _ = classify(model, documents, head, batch_size)
-    return outputs.tolist()
+    found: list[list[float]] = outputs.tolist()
+    return found
 
 
 def _refuse_too_long(model: PreTrainedModel, documents: Sequence[Document]) -> None:

@@ -8,6 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import finetune
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 COLOURS = """
 model: {{base: {base}{head}}}
@@ -80,6 +82,29 @@ def test_compare_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].endswith("colours-001")
     assert lines[1].endswith("colours-002")
     assert "train.learning_rate: 0.01 in colours-001, 1e-07 in colours-002" in lines
+
+
+def test_rank_answers(folder: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rewards are those that `evaluate` measures of the same pairs."""
+    pairs = [{"prompt": f"{n}?", "chosen": f"it is {n}", "rejected": f"not {n + 1}"} for n in range(12)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    asked = [{"prompt": pair["prompt"], "answers": [pair["rejected"], pair["chosen"]]} for pair in pairs]
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    (folder / "reward.yaml").write_text(
+        f"model: {{base: {tiny_base}}}\nobjective: {{kind: reward}}\n"
+        "data: {train: [{path: pairs.jsonl, format: preference}], max_length_tokens: 64, "
+        "evaluation: {sources: [{path: pairs.jsonl, format: preference}]}, allow_findings: [leakage]}\n"
+        "train: {precision: fp32, learning_rate: 1e-2, max_steps: 8, global_batch_size: 4}\n"
+        "tracking: {tracker: none}\n"
+    )
+    trained = finetune.train("reward.yaml")
+    run("rank_answers.py", str(trained.folder), "asked.jsonl", "ranked.jsonl")
+    ranked = [json.loads(line) for line in (folder / "ranked.jsonl").read_text().splitlines()]
+    right = sum(row["chosen"].startswith("it is") for row in ranked)
+    measured = trained.evaluate().scores
+    assert right / 12 == pytest.approx(measured["reward_accuracy"].value)
+    signed = [row["margin"] * (1 if row["chosen"].startswith("it is") else -1) for row in ranked]
+    assert sum(signed) / 12 == pytest.approx(measured["reward_margin"].value, rel=1e-3, abs=1e-5)
 
 
 def test_the_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
