@@ -14,6 +14,7 @@ but for TRL's that computes it in each step.
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def half_prompts(path: Path) -> Path:
     words = ["river", "stone", "garden", "lamp", "letter", "window", "summer", "paper", "cloud", "music"]
     lines = []
     for index in range(24):
-        text = [words[(index + step * (1 + index % 7)) % len(words)] for step in range(600)]
+        text = random.Random(index).choices(words, k=600)
         prompt, chosen, rejected = (" ".join(text[first : first + 200]) for first in (0, 200, 400))
         lines.append(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}))
     path.write_text("\n".join(lines) + "\n")
