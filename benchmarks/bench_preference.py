@@ -16,17 +16,16 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench_train import ROOT, Runs, base_folder, keep, output_of
+
 from finetune.engines.launch.allocator import find_jemalloc
 
-ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT.parent / "shared" / "data" / "preference" / "lf_dpo_en_demo.json"
-Found = dict[str, list[dict[str, Any]]]
 
 
 def main() -> None:
@@ -48,7 +47,7 @@ def main() -> None:
 
 def compare(asked: argparse.Namespace, rows: Path, folder: Path) -> None:
     """Ours and TRL's two ways, round by round."""
-    found: Found = {}
+    found: Runs = {}
     print(f"DPO, {count(rows)} pairs, {asked.precision}, {asked.batch} pairs per step", flush=True)
     for _ in range(asked.rounds):
         keep(found, "ours", work(asked, rows, "ours"))
@@ -62,7 +61,7 @@ def compare(asked: argparse.Namespace, rows: Path, folder: Path) -> None:
 
 def share(asked: argparse.Namespace, rows: Path) -> None:
     """Ours on rows whose prompt is half of the tokens, with the prompt computed once and twice."""
-    found: Found = {}
+    found: Runs = {}
     print(f"\nDPO, {count(rows)} pairs whose prompt is half of the tokens, {asked.precision}", flush=True)
     for _ in range(asked.rounds):
         keep(found, "ours", work(asked, rows, "ours"))
@@ -105,12 +104,7 @@ def count(rows: Path) -> int:
     return len(rows.read_text().splitlines())
 
 
-def keep(found: Found, name: str, run: dict[str, Any]) -> None:
-    """One more run of that name."""
-    found.setdefault(name, []).append(run)
-
-
-def table(found: Found) -> None:
+def table(found: Runs) -> None:
     """Median pairs per second, with the reference's time and without, and peak memory; ours over each."""
     print(f"{'':28} {'with the reference':>22} {'without':>20} {'memory':>18}")
     for name, runs in found.items():
@@ -131,20 +125,7 @@ def work(asked: argparse.Namespace, rows: Path, kind: str, *options: str) -> dic
         *options,
     ]  # fmt: skip
     path = os.pathsep.join(map(str, [*([asked.trl] if kind == "trl" else []), ROOT]))
-    environment = {"HF_HUB_OFFLINE": "1", "LD_PRELOAD": str(find_jemalloc() or ""), "PYTHONPATH": path}
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
-
-
-def base_folder() -> Path:
-    """SmolLM2-135M, as the quickstart takes it."""
-    from finetune.models.bases.locate import resolve_base
-    from finetune.recipe.load import load_recipe
-
-    return resolve_base(load_recipe(ROOT / "recipes" / "quickstart.yaml").recipe.model).folder
+    return output_of(command, find_jemalloc(), PYTHONPATH=path)
 
 
 if __name__ == "__main__":

@@ -232,9 +232,9 @@ def work(
     return output_of([*command, "--steps", str(asked.steps), *options], preload)
 
 
-def output_of(command: list[str], preload: Path | None) -> dict[str, Any]:
-    """The JSON object in the last line that a command prints."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "LD_PRELOAD": str(preload or "")}
+def output_of(command: list[str], preload: Path | None, **variables: str) -> dict[str, Any]:
+    """The JSON object in the last line that a command prints, run with these environment variables."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "LD_PRELOAD": str(preload or "")} | variables
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")

@@ -12,6 +12,7 @@ from data_prep.table.documents import Document
 from finetune.errors import FinetuneError
 from finetune.evaluation.head_predictions import classify
 from finetune.evaluation.losses import document_losses
+from finetune.models.adapters.adapter import without_adapter
 from finetune.models.preference import PairScores
 from finetune.objectives.pairs import PairObjective
 
@@ -37,8 +38,7 @@ def pair_rewards(
                 "the base, whose rewards are all 0; runs with another reference have "
                 "eval/reward_accuracy in their metrics.jsonl."
             )
-        adapted = cast(PeftModel, model)
-        with adapted.disable_adapter():
+        with without_adapter(model):
             reference, _ = _measured(model, documents, batch_size)
         scores = PairScores(scores.log_probabilities, scores.tokens, reference)
     return [(chosen, rejected) for chosen, rejected in objective.rewards(scores).tolist()]

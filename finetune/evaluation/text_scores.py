@@ -34,9 +34,8 @@ def log_likelihoods(
 
     Raises FinetuneError for an item that is no pair of texts, DataError for one that can't be tokenised.
     """
-    examples = [(f"item {number}", _example(pair, number, how)) for number, pair in enumerate(pairs)]
-    documents = [document for document, _ in Tokenization(tokenizer, "last").run(examples)]
-    _refuse_too_long(model, documents)
+    examples = [_example(pair, number, how) for number, pair in enumerate(pairs)]
+    documents = _documents(model, examples, Tokenization(tokenizer, "last"))
     return document_losses(model, documents, batch_size)
 
 
@@ -98,15 +97,18 @@ def _outputs(
     encoding: RowEncoding,
     batch_size: int,
 ) -> list[list[float]]:
-    placed = [(f"item {number}", example) for number, example in enumerate(examples)]
-    documents = [document for document, _ in Tokenization(tokenizer, "last", encoding=encoding).run(placed)]
-    _refuse_too_long(model, documents)
+    documents = _documents(model, examples, Tokenization(tokenizer, "last", encoding=encoding))
     outputs, _ = classify(model, documents, head, batch_size)
     found: list[list[float]] = outputs.tolist()
     return found
 
 
-def _refuse_too_long(model: PreTrainedModel, documents: Sequence[Document]) -> None:
+def _documents(
+    model: PreTrainedModel, examples: Sequence[Example], tokenization: Tokenization
+) -> list[Document]:
+    """The examples as documents. Raises FinetuneError for one that is longer than the base."""
+    placed = [(f"item {number}", example) for number, example in enumerate(examples)]
+    documents = [document for document, _ in tokenization.run(placed)]
     positions = int(causal_model(model).config.max_position_embeddings)
     for document in documents:
         if len(document.token_ids) > positions:
@@ -114,3 +116,4 @@ def _refuse_too_long(model: PreTrainedModel, documents: Sequence[Document]) -> N
                 f"{document.place} has {len(document.token_ids):,} tokens, and this base {positions:,} "
                 "positions: shorten it."
             )
+    return documents

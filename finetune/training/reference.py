@@ -3,7 +3,7 @@ another adapter on the same base."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from peft import PeftModel
 from torch import nn
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune.data import tokenizer_for
 from finetune.errors import ModelError
-from finetune.models.adapters.adapter import load_adapter
+from finetune.models.adapters.adapter import load_adapter, without_adapter
 from finetune.models.adapters.fit import refuse_other_task
 from finetune.models.bases.folder import read_adapter_config
 from finetune.models.bases.locate import Base
@@ -38,17 +38,6 @@ def reference_model(trainer: "ExactTrainer", load_base: Callable[[], PreTrainedM
             yield trainer.model_wrapped
     else:
         yield trainer.model_wrapped
-
-
-@contextmanager
-def without_adapter(model: PeftModel) -> Iterator[None]:
-    """The model without its adapter; afterwards the same weights train as before: peft lets all of the
-    adapter's train, frozen ones (where it started) too."""
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with cast(Any, model).disable_adapter():
-        yield
-    for parameter, trains in before:
-        parameter.requires_grad_(trains)
 
 
 def check_reference(

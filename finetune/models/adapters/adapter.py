@@ -1,7 +1,8 @@
 """Attach, count, save and load adapters. LoRA: Hu et al. 2021, arXiv:2106.09685."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -238,6 +239,17 @@ def load_adapter(
         ):
             loaded(input_ids=torch.zeros(1, 1, dtype=torch.long, device=loaded.device))
     return loaded
+
+
+@contextmanager
+def without_adapter(model: PeftModel) -> Iterator[None]:
+    """The model without its adapter; afterwards the same weights train as before: peft lets all of the
+    adapter's train, frozen ones (where it started) too."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with cast(Any, model).disable_adapter():
+        yield
+    for parameter, trains in before:
+        parameter.requires_grad_(trains)
 
 
 def save_adapter(

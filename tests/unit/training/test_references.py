@@ -39,11 +39,20 @@ def test_a_continued_adapter_is_compared_with_its_base(pairs: MakeRecipe, first:
     assert score == pytest.approx(column(again, "eval/reward_margin")[-1], rel=1e-3)
 
 
-def test_where_an_adapter_started_stays_frozen(pairs: MakeRecipe) -> None:
-    """PiSSA with its base as the reference: the adapter that is written is the one that was trained, relative
-    to where it started."""
+@pytest.mark.parametrize("metrics", [[], ["reward_margin"]], ids=["before step 1", "and in training"])
+def test_where_an_adapter_started_stays_frozen(pairs: MakeRecipe, metrics: list[str]) -> None:
+    """PiSSA with its base as the reference, also of metrics in training: the adapter that is written is the
+    one that was trained, relative to where it started."""
     section = {"init": "pissa", "rank": 4, "alpha": 8}
-    run = start(pairs(adapter=section, objective={"kind": "dpo", "reference": "base"}))
+    evaluate = {"metrics": metrics, "rows_in_training": 6 if metrics else None}
+    run = start(
+        pairs(
+            adapter=section,
+            objective={"kind": "dpo", "reference": "base"},
+            evaluate=evaluate,
+            train={"evaluate_every": 4},
+        )
+    )
     assert run.read_summary()["status"] == "finished"
     score = finetune.evaluate(run.path).scores["reward_margin"].value
     assert score == pytest.approx(column(run, "eval/reward_margin")[-1], rel=1e-3)
