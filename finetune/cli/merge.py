@@ -71,6 +71,7 @@ def merge(
             check=verify,
             rounding=rounding,
             calibration=calibration is not None,
+            undoable=undoable,
         )
         if as_json:
             print_json(planned.as_dict())

@@ -58,6 +58,8 @@ class MergeOptions:
     qlora_base: str
     """auto, 16bit, nf4 or int8."""
     rounding: RoundingRequest = field(default_factory=RoundingRequest)
+    undoable: bool = False
+    """Whether undo.safetensors comes beside the weights."""
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def merge(
     refuse_bad_options(dtype, check, qlora_base)
     asked = RoundingRequest(rounding, seed, calibration)
     asked.refuse_contradictions(dtype)
-    options = MergeOptions(parse_size(max_shard_size, "--max-shard-size"), check, qlora_base, asked)
+    options = MergeOptions(parse_size(max_shard_size, "--max-shard-size"), check, qlora_base, asked, undoable)
     refuse_existing(output)
     parts = read_parts(_as_asked(target, qlora_base), more, dtype)
     if calibration is not None:

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ BYTES_A_SECOND = 600_000_000
 START_SECONDS = 4.0
 WHOLE_MODEL_FACTOR = 1.3
 """Memory of a verification in float32, over the weights."""
+UNDO_SHARE = 0.02
+"""Of the weights that an update changes, those that don't come back of a merge rounded to the nearest,
+at most (docs/extracting.md)."""
+UNDO_PLACE_BYTES = 4
+"""Of each of them: its place and its 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class MergePlan:
     """Of the rounding's calibration; 0 where there will be none."""
     calibration_seconds: float
     """Counted at rows of the full length."""
+    undo_bytes: int
+    """Of undo.safetensors, at most; 0 where the merge is not undoable."""
     layer_by_layer: bool
     """Whether that comparison would read the models from the disk, because they don't fit in the free
     memory."""
@@ -68,9 +76,11 @@ class MergePlan:
         """For people: (name, value) a line."""
         minutes = f"{self.seconds / 60:,.1f} min" if self.seconds >= 90 else f"{self.seconds:,.0f} s"
         disk = f"{self.written_bytes / 1e9:,.2f} GB written, {self.read_bytes / 1e9:,.2f} GB read"
+        if self.undo_bytes:
+            disk += f"; up to {self.undo_bytes / 1e9:,.2f} GB more for undo.safetensors"
         if self.free_bytes is not None:
             disk += f"; {self.free_bytes / 1e9:,.1f} GB are free" + (
-                "" if self.free_bytes > self.written_bytes else ": NOT ENOUGH"
+                "" if self.free_bytes > self.written_bytes + self.undo_bytes else ": NOT ENOUGH"
             )
         how = "layer by layer from the disk: more than is free" if self.layer_by_layer else "in memory"
         return [
@@ -114,6 +124,7 @@ def plan_merge(
     check: str = "full",
     rounding: str | None = None,
     calibration: bool = False,
+    undoable: bool = False,
 ) -> MergePlan:
     """The plan for RUN_OR_ADAPTER. Raises MergeError, ModelError or CheckpointError where there is nothing to
     merge."""
@@ -144,18 +155,19 @@ def plan_merge(
         )
     written = parameters * BYTES_OF[dtype] if dtype is not None else read
     largest = max((math.prod(tensor["shape"]) for tensor in header.values()), default=0)
+    linear = _matrices(folder)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = LIBRARIES_BYTES + threads * (BLOCK_BYTES + 2 * 4 * largest)
     if target.quantized:
         # The largest matrix, whole in float32, quantised and back.
-        sizes = [math.prod(shape) for shape in _matrices(folder)] if stored is not None else [0]
+        sizes = [math.prod(shape) for shape in linear] if stored is not None else [0]
         memory += threads * 9 * max(sizes)
     calibrates = (
         rounding in (None, "auto", "calibrated")
         and dtype != "float32"
         and (calibration or (target.recipe is not None and (check == "full" or rounding == "calibrated")))
     )
-    matrices = [shape for shape in _matrices(folder) if len(shape) == 2] if calibrates else []
+    matrices = [shape for shape in linear if len(shape) == 2] if calibrates else []
     verification = int(4 * parameters * WHOLE_MODEL_FACTOR)
     return MergePlan(
         base=target.model.name,
@@ -169,9 +181,19 @@ def plan_merge(
         verification_bytes=verification,
         calibration_bytes=6 * parameters + widths_bytes(matrices) if calibrates else 0,
         calibration_seconds=round(calibration_operations(matrices, TOKENS) / OPERATIONS_A_SECOND, 1),
+        undo_bytes=undo_bytes(_changed(header), nearest=rounding == "nearest" and not target.quantized)
+        if undoable
+        else 0,
         layer_by_layer=verification > psutil.virtual_memory().available,
         seconds=round(START_SECONDS + written / BYTES_A_SECOND, 1),
     )
+
+
+def undo_bytes(changed: Iterable[tuple[int, ...]], *, nearest: bool) -> int:
+    """The size of undo.safetensors, at most, by the shapes of the tensors that updates change: of one that is
+    rounded to the nearest the places that don't come back, of others the 16 bits of each number."""
+    numbers = sum(map(math.prod, changed))
+    return int(numbers * (UNDO_SHARE * UNDO_PLACE_BYTES if nearest else 2))
 
 
 def _heads_of_base(
@@ -186,6 +208,19 @@ def _heads_of_base(
     found = [header[name] for header in headers for name in (LM_HEAD_WEIGHT, SCORE_WEIGHT) if name in header]
     offsets = [tensor["data_offsets"] for tensor in found]
     return sum(math.prod(tensor["shape"]) for tensor in found), sum(end - start for start, end in offsets)
+
+
+def _changed(header: dict[str, Any]) -> list[tuple[int, ...]]:
+    """The shapes of the tensors that an adapter's file changes: of an update B A those of the product."""
+    shapes = {name: tuple(tensor["shape"]) for name, tensor in header.items()}
+    factors = [
+        (shapes.get(name.replace("lora_A", "lora_B").replace("embedding_A", "embedding_B"), ()), shape)
+        for name, shape in shapes.items()
+        if "lora_A." in name or name.endswith("lora_embedding_A")
+    ]
+    # What a damaged file holds is the merge's to refuse.
+    products = [(b[0], a[1]) for b, a in factors if len(a) == len(b) == 2]
+    return products + [shape for name, shape in shapes.items() if "lora_" not in name]
 
 
 def _matrices(folder: Path) -> list[tuple[int, ...]]:

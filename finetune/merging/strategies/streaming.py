@@ -16,6 +16,7 @@ from finetune.export import SAFETENSORS
 from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.merged_weights import DEAD, MergedWeights, Updates
 from finetune.merging.output import refuse_small_disk
+from finetune.merging.plan import undo_bytes
 from finetune.merging.qlora import DequantizedWeights
 from finetune.merging.rounding.choice import choose_rounding
 from finetune.merging.verification.description import check_beside
@@ -57,9 +58,10 @@ def merge_streamed(
     if choice is not None:
         logger.info(f"rounding: {choice.line()}")
     merged = merged.rounded_by(rounding)
-    refuse_small_disk(
-        output, sum(math.prod(merged.shape(name)) * merged.dtype(name).itemsize for name in merged.names())
-    )
+    size = sum(math.prod(merged.shape(name)) * merged.dtype(name).itemsize for name in merged.names())
+    # Of drawn numbers more are kept; a disk that has no room for them is found full.
+    undo = undo_bytes((merged.shape(name) for name in merged.names() if merged.update(name)), nearest=True)
+    refuse_small_disk(output, size + (undo if options.undoable else 0))
     written = SAFETENSORS.write(
         merged,
         parts.description(config),

@@ -1,6 +1,7 @@
 """Merges that can be undone: the base comes back, bit for bit."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import finetune
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.errors import CheckFailed, FinetuneError, MergeError
 from finetune.merging.merge import merge
+from finetune.merging.plan import plan_merge
 from finetune.merging.undo import LARGEST_GAP, UNDO_FILE
 from finetune.merging.unmerge import unmerge
 from finetune.models.bases.locate import folder_sha256
@@ -91,6 +93,46 @@ def test_new_tokens_and_a_tied_head_come_back(tmp_path: Path) -> None:
     )
     unmerge(tmp_path / "merged", [str(tmp_path / "adapter")], tmp_path / "out")
     assert content(tmp_path / "out") == content(base)
+
+
+@pytest.mark.parametrize("stored", ["nf4", "int8"])
+def test_a_merge_into_a_quantised_base_comes_back(stored: str, bf16_base: Path, tmp_path: Path) -> None:
+    """The 16-bit base, though the adapter was merged into what its NF4 or int8 weights are."""
+    undoable(bf16_base, tmp_path, merging={"qlora_base": stored})
+    unmerge(tmp_path / "merged", [str(tmp_path / "adapter")], tmp_path / "out")
+    assert content(tmp_path / "out") == content(bf16_base)
+
+
+@pytest.mark.parametrize(("rounding", "share"), [("nearest", 0.08), (None, 2)])
+def test_the_plan_bounds_the_undo_file(
+    rounding: str | None, share: float, bf16_base: Path, tmp_path: Path
+) -> None:
+    """By the bytes of the changed weights: those of 2 % of them rounded to the nearest, else of all."""
+    undoable(bf16_base, tmp_path, merging={"rounding": rounding}, lora_alpha=0.1)
+    plan = plan_merge(
+        str(tmp_path / "adapter"),
+        base=None,
+        dtype=None,
+        output=tmp_path / "m",
+        rounding=rounding,
+        undoable=True,
+    )
+    undo = load_file(tmp_path / "merged" / UNDO_FILE)
+    kept = sum(
+        values.nbytes for name, values in undo.items() if name.startswith(("bits/", "gaps/", "whole/"))
+    )
+    linear = [shape for shape in _linear_shapes(bf16_base) if len(shape) == 2]
+    assert 0 < kept <= plan.undo_bytes == int(share * sum(map(math.prod, linear)))
+    assert "more for undo.safetensors" in dict(plan.lines())["disk"]
+
+
+def _linear_shapes(base: Path) -> list[tuple[int, ...]]:
+    return [
+        tuple(values.shape)
+        for path in base.glob("*.safetensors")
+        for name, values in load_file(path).items()
+        if "_proj." in name
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
