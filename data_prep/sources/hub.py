@@ -4,11 +4,15 @@ import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from data_prep.config import HubSource
 from data_prep.errors import DataError
 from data_prep.sources.columnar import BATCH_ROWS, rows_of_batches
 from data_prep.sources.rows import Bad, Row
+
+if TYPE_CHECKING:
+    import pyarrow
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -69,8 +73,16 @@ def hub_commit(source: HubSource) -> str:
 def read_hub(source: HubSource, bad: Bad, *, streaming: bool = False) -> Iterator[Row]:
     """The rows of a data set at its commit, like Arrow files; downloaded first, or with `streaming` as they
     are read."""
-    commit = hub_commit(source)
+    first = 1
+    for table in _tables(source, hub_commit(source), streaming=streaming):
+        yield from rows_of_batches([table], table.schema, hub_name(source), bad, first=first)
+        first += table.num_rows
+
+
+def _tables(source: HubSource, commit: str, *, streaming: bool) -> "Iterator[pyarrow.Table]":
+    """The rows in batches. Raises DataError where the hub gives none, or no more."""
     import datasets
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
         rows = datasets.load_dataset(
@@ -81,11 +93,8 @@ def read_hub(source: HubSource, bad: Bad, *, streaming: bool = False) -> Iterato
             token=hub_token(),
             streaming=streaming,
         )
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        yield from rows.with_format("arrow").iter(BATCH_ROWS)
+    except (HTTPError, OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"data set {hub_name(source)} could not be loaded: {error}; {_hub_advice(source)}"
         ) from error
-    first = 1
-    for table in rows.with_format("arrow").iter(BATCH_ROWS):
-        yield from rows_of_batches([table], table.schema, hub_name(source), bad, first=first)
-        first += table.num_rows

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.sources.hub import hub_token
+from data_prep.text import one_line
 from finetune.errors import ModelError
 from finetune.models.bases.folder import (
     ADAPTER_CONFIG,
@@ -40,10 +41,10 @@ def hub_errors(name: str, revision: str | None = None, named_in: str = "model.ba
 
     `named_in` is where the user finds the name: a recipe's key, a file.
     """
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -56,19 +57,42 @@ def hub_errors(name: str, revision: str | None = None, named_in: str = "model.ba
             "HF_TOKEN to your token."
         ) from None
     except RepositoryNotFoundError:
+        private = "HF_TOKEN may not read it" if hub_token() else "it is private: set HF_TOKEN"
         raise ModelError(
-            f"{named_in}: the hub has no model {name} (or it is private: set HF_TOKEN). "
+            f"{named_in}: the hub has no model {name} (or {private}). "
             "A folder is written with a leading ./ or /."
         ) from None
     except RevisionNotFoundError:
         raise ModelError(f"{named_in}: {name} has no revision {revision} on the hub.") from None
     except HFValidationError as error:
         raise ModelError(f"{named_in}: {name!r} is not a hub id: {error}") from None
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         raise ModelError(
-            f"{named_in}: {name} is not in the local hub cache and could not be fetched "
-            f"({type(error).__name__}). Check the connection and HF_HUB_OFFLINE, or name a local folder."
+            f"{named_in}: {name} is not in the local hub cache and could not be fetched: "
+            f"{refusal(error)}. Check that, or name a local folder."
         ) from error
+
+
+def refusal(error: BaseException) -> str:
+    """Why the hub's client came back without what was asked, in words."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    if any(isinstance(one, OfflineModeIsEnabled) for one in chain):
+        return "HF_HUB_OFFLINE is set"
+    answered = [one for one in chain if isinstance(one, HfHubHTTPError)]
+    if not answered:
+        return f"the connection to the hub failed ({one_line(str(chain[-1])) or type(chain[-1]).__name__})"
+    status = answered[-1].response.status_code
+    if status == 401:
+        return "the hub does not know HF_TOKEN (401)" if hub_token() else "the hub asks for HF_TOKEN (401)"
+    if status == 403:
+        return "HF_TOKEN has no permission for it (403)"
+    if status == 429:
+        return "the hub limits requests for now (429); later ones, or ones with HF_TOKEN, may pass"
+    return f"the hub answers {status}"
 
 
 def snapshot(

@@ -1,0 +1,5 @@
+"""A hub that answers."""
+
+from tests.support.hub_server import hub
+
+__all__ = ["hub"]
