@@ -40,20 +40,37 @@ URL = re.compile(r"(?:(?<=://)|(?<=\w\w:/))[^\s'\"]*+")
 def scrubbed(text: str) -> str:
     """The text with secrets replaced by what they were: <HF_TOKEN>, <token>, or a URL without its user and
     its query."""
-    # The longest first: one value may be the beginning of another.
-    for name, value in (
-        sorted(os.environ.items(), key=lambda item: -len(item[1])) if len(text) >= SHORTEST else ()
-    ):
-        if (
-            len(value) >= SHORTEST
-            and value in text
-            and SECRET_NAME.search(name)
-            and not os.path.exists(value)
-        ):
-            text = text.replace(value, f"<{name}>")
+    for name, value in _variables_in(text):
+        text = text.replace(value, f"<{name}>")
     if "eyJ" in text:
         text = WEB_TOKEN.sub(r"\g<before><token>", text)
     return URL.sub(_without_query, URL_USER.sub("<user>@", KNOWN.sub("<token>", text)))
+
+
+def secret_in(text: str) -> str | None:
+    """What secret a text holds, in words that don't repeat it; None where it holds none that is known. A
+    URL's query is none by itself."""
+    variables = [f"the value of {name}" for name, _ in _variables_in(text)]
+    if variables:
+        return variables[0]
+    if (token := KNOWN.search(text)) is not None:
+        return f"a token, {token[0][:4]}..."
+    if "eyJ" in text and WEB_TOKEN.search(text):
+        return "a JSON web token"
+    user = URL_USER.search(text)
+    return "a URL with a user's name" if user is not None and ":" in user[0] else None
+
+
+def _variables_in(text: str) -> list[tuple[str, str]]:
+    """The environment's secrets that a text holds, by name; the longest first, since one may be the beginning
+    of another."""
+    if len(text) < SHORTEST:
+        return []
+    return [
+        (name, value)
+        for name, value in sorted(os.environ.items(), key=lambda item: -len(item[1]))
+        if len(value) >= SHORTEST and value in text and SECRET_NAME.search(name) and not os.path.exists(value)
+    ]
 
 
 def _without_query(match: re.Match[str]) -> str:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         plan,
         plot,
         prune,
+        push,
         resume,
         selftest,
         train,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "benchmark", "combine", "convert",
     "doctor", "evaluate", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot",
-    "prune", "resume", "selftest", "train", "unmerge", "verify",
+    "prune", "push", "resume", "selftest", "train", "unmerge", "verify",
 ]  # fmt: skip
 
 

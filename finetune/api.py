@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from finetune.evaluation.harness.benchmark import Benchmark
     from finetune.evaluation.predictions import OnProgress
     from finetune.evaluation.report import Report
+    from finetune.hub.push import Pushed
     from finetune.machine import Fact
     from finetune.merging.merge import MergeReport
     from finetune.merging.verification.reverify import Again
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "audit", "benchmark", "combine", "convert", "doctor",
     "evaluate", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot", "prune",
-    "resume", "selftest", "train", "unmerge", "verify",
+    "push", "resume", "selftest", "train", "unmerge", "verify",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -375,6 +376,18 @@ def prune(
         method=method,
         drop_layers=drop_layers,
     )
+
+
+def push(result: AnyModel, name: str, *, private: bool = False, overwrite: bool = False) -> "Pushed":
+    """Upload a run's result, or a folder with an adapter, a model or GGUF files, to the Hugging Face hub as
+    OWNER/NAME, with a model card. The token is HF_TOKEN.
+
+    A repository that holds other files is refused without `overwrite`. Raises ModelError where there is
+    nothing to push or the hub refuses it, and CheckFailed where the hub has other content than was sent.
+    """
+    from finetune.hub import push as pushing
+
+    return pushing.push(str(_path(result)), name, private=private, overwrite=overwrite)
 
 
 def verify(folder: str | Path, *, seed: int | None = None) -> "Again":

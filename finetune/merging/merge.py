@@ -227,7 +227,10 @@ def _write_verification(folder: Path, parts: MergeInputs, report: MergeReport, o
         "description": hashes_beside(folder),
     }
     (folder / VERIFICATION_FILE).write_text(json.dumps(record, indent=1) + "\n")
-    facts = {"base": report.base, "adapter": ", ".join(report.adapters), "dtype": report.dtype}
+    # The card may be read by anybody: folders of this machine have no place in it.
+    names = ["/".join(Path(adapter).parts[-2:]) for adapter in report.adapters]
+    base = Path(report.base).name if Path(report.base).is_absolute() else report.base
+    facts = {"base": base, "adapter": ", ".join(names), "dtype": report.dtype}
     if parts.stored.mask is not None:
         facts |= {"pruned": f"as its base: {MASK}"}
     for name in parts.head.brought:

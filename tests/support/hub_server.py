@@ -352,9 +352,10 @@ def _json(value: Any) -> tuple[bytes, dict[str, str]]:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """An empty hub, which the client in this process talks to, with an empty cache."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, hf_api
 
     served = Hub()
+    monkeypatch.setattr(hf_api.api, "endpoint", served.url)
     monkeypatch.setattr(constants, "ENDPOINT", served.url)
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}"

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
     "cli", "conversion", "recipe", "engines", "models", "data", "generation", "training", "engines.launch",
     "evaluation", "merging", "runs", "planning", "quickstart", "scoring", "self_test", "objectives", "export",
-    "machine", "pruning", "data_prep",
+    "machine", "pruning", "hub", "data_prep",
 })  # fmt: skip
 
 # Parts of data_prep that need the standard library only.
@@ -76,6 +76,7 @@ ARROWS: dict[str, frozenset[str]] = {
     "merging": frozenset(
         {"export", "models", "objectives", "data", "generation", "runs", "recipe", "data_prep"}
     ),
+    "hub": frozenset({"models", "recipe", "runs", "data_prep", "merging.output"}),
     "pruning": frozenset({"data", "data_prep", "export", "merging", "models", "recipe"}),
     "data_prep": frozenset(),
 }

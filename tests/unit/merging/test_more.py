@@ -237,18 +237,19 @@ def test_verifying_again_finds_a_flipped_bit(
 
 
 def test_a_card_says_what_was_merged(tiny_base: Path, tmp_path: Path) -> None:
-    """README.md names base, adapter and the figures of the checks; verification.json holds each tensor's
-    hash."""
+    """README.md names base, adapter and the figures of the checks, and no folder of this machine;
+    verification.json holds each tensor's hash."""
     merge(make_adapter(tiny_base, tmp_path / "adapter"), tmp_path / "merged")
     card = (tmp_path / "merged" / "README.md").read_text()
     for part in (
-        str(tiny_base),
-        str(tmp_path / "adapter"),
+        f"- base: {tiny_base.name}",
+        f"- adapter: {tmp_path.name}/adapter",
         "recomputed in float64",
         "predictions: holds on 8 rows",
         "greedy",
     ):
         assert part in card
+    assert str(tmp_path.parent) not in card
     assert len(json.loads((tmp_path / "merged" / "verification.json").read_text())["xxh3_128"]) == 21
 
 

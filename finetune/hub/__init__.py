@@ -1,0 +1,1 @@
+"""Results on the Hugging Face hub: what is uploaded, and the card that says what it is."""
