@@ -8,16 +8,16 @@ from finetune.errors import MergeError
 from finetune.models.bases.folder import ADAPTER_CONFIG
 from finetune.runs.checkpoint import complete_checkpoints
 from finetune.runs.folder import open_run
-from finetune.runs.target import Target, resolve_target
+from finetune.runs.target import Target, on_base
 
 
 def choose_target(text: str, base: str | Path | None) -> Target:
     """What RUN_OR_ADAPTER names, on the base that `base` names where it is given.
 
-    Raises MergeError for something without an adapter, and ModelError or CheckpointError as resolve_target
+    Raises MergeError for something without an adapter, and ModelError or CheckpointError as on_base
     does.
     """
-    target = resolve_target(text, base)
+    target = on_base(text, base)
     if target.adapter is not None:
         return target
     if (Path(text).expanduser() / ADAPTER_CONFIG).is_file():
