@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +143,7 @@ def test_block_influence_is_one_minus_the_cosine(dense: Path) -> None:
         ({"sparsity": "4:2"}, "--sparsity is '4:2'; expected the share"),
         ({"sparsity": "2:7"}, "has rows of 64 weights, which 7 doesn't divide"),
         ({"sparsity": "0.00001"}, "prunes no weight of layers this small"),
+        ({"sparsity": "0.9999"}, "leaves no weight of model.layers.0.self_attn.q_proj.weight: lower it"),
         ({"sparsity": "0.5", "method": "sparsegpt"}, "--method is 'sparsegpt'; expected one of wanda"),
         ({"drop_layers": 1, "method": "wanda"}, "--method is for --sparsity"),
         ({"drop_layers": 0}, "--drop-layers is 0, and the base has 4 layers: expected 1 to 3"),
@@ -155,6 +157,25 @@ def test_bad_options_are_refused(
     with pytest.raises(FinetuneError, match=expected):
         finetune.prune(recipe_on(dense), tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pruning_that_takes_nothing_more_is_refused(
+    pruned: Path, recipe_on: RecipeOn, tmp_path: Path
+) -> None:
+    """A base of which half is gone has nothing to give at half."""
+    with pytest.raises(FinetuneError, match="prunes no weight beyond those that the base lacks already"):
+        finetune.prune(recipe_on(pruned), tmp_path / "out", sparsity=0.5, method="magnitude")
+
+
+def test_a_base_with_nan_is_refused(dense: Path, recipe_on: RecipeOn, tmp_path: Path) -> None:
+    """What is chosen by its numbers would be chosen by nothing."""
+    base = shutil.copytree(dense, tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    for options in ({"sparsity": 0.5}, {"drop_layers": 1}):
+        with pytest.raises(FinetuneError, match="base computes NaN or infinity on the recipe's rows"):
+            finetune.prune(recipe_on(base), tmp_path / "out", **options)
 
 
 def test_too_few_rows_are_refused(dense: Path, recipe_on: RecipeOn, tmp_path: Path) -> None:
