@@ -24,7 +24,7 @@ from finetune.merging.combine_products import ProductCombination
 from finetune.merging.heads import score_name
 from finetune.merging.merged_weights import Updates
 from finetune.merging.output import refuse_existing, unfinished
-from finetune.merging.targets import choose_target
+from finetune.merging.targets import choose_target, refuse_other_base
 from finetune.models.bases.config import load_config
 from finetune.models.bases.folder import read_adapter_config
 from finetune.models.bases.locate import Base
@@ -151,8 +151,10 @@ def _combined(
     base: Base, config: PretrainedConfig, folders: Sequence[Path], how: HowCombined
 ) -> PeftCombination | ProductCombination:
     stored = StoredWeights.of_folder(base.folder)
-    # Refuses what doesn't fit.
+    # Refuses what doesn't fit, and numbers that aren't finite.
     updates = [Updates(stored, config.to_dict(), [Adapter(folder)]) for folder in folders]
+    for update in (one for part in updates for one in part.by_name.values()):
+        update.ready()
     if how.method in BY_PEFT:
         return PeftCombination(config, folders, how.method, how.weights, how.density)
     return ProductCombination(
@@ -195,21 +197,11 @@ def _refuse_bad_options(targets: Sequence[str], how: HowCombined) -> None:
         )
 
 
-def _base_of(part: Target) -> tuple[Any, ...]:
-    """What the adapters of a combination must have in common."""
-    return part.model.base, part.base_sha256, part.base_mask
-
-
 def _refuse_unlike(parts: Sequence[Target], folders: Sequence[Path]) -> None:
     """Raises MergeError where the adapters have different bases, or hold more than low-rank updates."""
     first = parts[0]
     for part, folder in zip(parts, folders, strict=True):
-        if _base_of(part) != _base_of(first):
-            raise MergeError(
-                f"{part.description} has the base {part.model.base}, {first.description} the base "
-                f"{first.model.base}: adapters of different bases can't be combined; name the one that both "
-                "fit with --base."
-            )
+        refuse_other_base(part, first)
         adapter = Adapter(folder)
         config = adapter.config
         if part.model.classifies or score_name(adapter.weights.names()) is not None:

@@ -9,7 +9,7 @@ and no product of rank R is nearer to M - W than the first. Norms, embedding and
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -204,17 +204,23 @@ def _differs(pair: ModelPair, name: str) -> bool:
 def _difference(pair: ModelPair, name: str) -> torch.Tensor:
     """M - W in float32. Raises MergeError where a number isn't finite."""
     found = torch.cat([mine.float() - its.float() for mine, its in _pairs(pair, name)])
-    if not bool(torch.isfinite(found).all()):
+    _refuse_not_finite(pair, name, [found])
+    return found
+
+
+def _refuse_not_finite(pair: ModelPair, name: str, numbers: Iterable[torch.Tensor]) -> None:
+    if not all(bool(torch.isfinite(block).all()) for block in numbers):
         raise MergeError(
             f"{name} contains NaN or infinity in {pair.tuned.folder} or {pair.base.folder}: one of the two "
             "is damaged."
         )
-    return found
 
 
 def _whole(pair: ModelPair, name: str) -> WholeTensor:
+    """A tensor that the adapter gets from the tuned model. Raises MergeError where a number isn't finite."""
     source = pair.tuned.source(name)
     assert source is not None  # noqa: S101 - it was compared
+    _refuse_not_finite(pair, name, (block for _, block in pair.tuned.weights.blocks(source)))
     shape = pair.tuned.weights.shape(source)
     rows = pair.kept_tokens if name.rpartition(".")[0] in VOCABULARY else shape[0]
     return WholeTensor(pair.tuned.weights, source, rows)

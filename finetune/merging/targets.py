@@ -8,16 +8,16 @@ from finetune.errors import MergeError
 from finetune.models.bases.folder import ADAPTER_CONFIG
 from finetune.runs.checkpoint import complete_checkpoints
 from finetune.runs.folder import open_run
-from finetune.runs.target import Target, resolve_target
+from finetune.runs.target import Target, on_base
 
 
 def choose_target(text: str, base: str | Path | None) -> Target:
     """What RUN_OR_ADAPTER names, on the base that `base` names where it is given.
 
-    Raises MergeError for something without an adapter, and ModelError or CheckpointError as resolve_target
+    Raises MergeError for something without an adapter, and ModelError or CheckpointError as on_base
     does.
     """
-    target = resolve_target(text, base)
+    target = on_base(text, base)
     if target.adapter is not None:
         return target
     if (Path(text).expanduser() / ADAPTER_CONFIG).is_file():
@@ -55,16 +55,25 @@ def choose_more(texts: Sequence[str], base: str | Path | None, first: Target) ->
     folders = []
     for text in texts:
         target = choose_target(text, base)
-        if None not in (target.base_sha256, first.base_sha256) and target.base_sha256 != first.base_sha256:
-            raise MergeError(
-                f"{target.description} was trained on another base than {first.description}: SHA-256 "
-                f"{target.base_sha256}, and {first.base_sha256}. Name the base that both fit with --base."
-            )
-        if target.base_mask != first.base_mask:
-            raise MergeError(
-                f"{target.description} was trained with another mask of a pruned base than "
-                f"{first.description}, or without one: train both on the base that they are merged into."
-            )
+        refuse_other_base(target, first)
         assert target.adapter is not None  # noqa: S101 - choose_target refuses others
         folders.append(target.adapter)
     return folders
+
+
+def refuse_other_base(target: Target, first: Target) -> None:
+    """Raises MergeError where an adapter was trained on another base than the first one: by the hashes of
+    both where they are known, else by what the bases are called."""
+    hashes = target.base_sha256, first.base_sha256
+    names = target.model.base, first.model.base
+    if hashes[0] != hashes[1] if None not in hashes else names[0] != names[1]:
+        mine, its = hashes if None not in hashes and names[0] == names[1] else names
+        raise MergeError(
+            f"{target.description} was trained on another base than {first.description}: {mine}, and {its}. "
+            "Name the base that both fit with --base."
+        )
+    if target.base_mask != first.base_mask:
+        raise MergeError(
+            f"{target.description} was trained with another mask of a pruned base than {first.description}, "
+            "or without one: train both on one base."
+        )

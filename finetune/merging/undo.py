@@ -147,7 +147,8 @@ def _places_of(
         if whole:
             continue
         assert source is not None  # noqa: S101 - else it is whole
-        differs = _does_not_come_back(without(products, merged.rows(source, first, last), first), original)
+        stored = merged.rows(source, first, last)
+        differs = _does_not_come_back(without(products, stored, first), original, stored == 0)
         lost += int(differs.sum())
         differs[::LARGEST_GAP] = True  # so that no gap is larger
         found = differs.nonzero().flatten()
@@ -166,13 +167,13 @@ def _places_of(
     return digest.hexdigest(), (gaps, torch.cat(numbers))
 
 
-def _does_not_come_back(rows: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+def _does_not_come_back(rows: torch.Tensor, original: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
     """Where rows, rounded to the type of the original ones, are not these bit for bit, or only by a hair;
-    flat."""
+    flat. No sum is behind those that are `exact`, so none of them is off by a hair."""
     if rows.dtype == original.dtype:
         return _bits(rows) != _bits(original)
-    hair = HAIR * float(rows.abs().max()) if rows.dtype == torch.float64 and rows.numel() else 0.0
-    wanted = _bits(original)
+    size = HAIR * float(rows.abs().max()) if rows.dtype == torch.float64 and rows.numel() else 0.0
+    hair, wanted = size * ~exact, _bits(original)
     lower, upper = ((rows + step).to(original.dtype) for step in (-hair, hair))
     return (_bits(lower) != wanted) | (_bits(upper) != wanted)
 

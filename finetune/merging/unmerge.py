@@ -2,6 +2,7 @@
 the base's had."""
 
 import json
+import math
 import os
 import time
 import zlib
@@ -34,7 +35,7 @@ from finetune.merging.undo import (
 from finetune.models.bases.folder import ADAPTER_WEIGHTS
 from finetune.models.bases.hashes import file_sha256
 from finetune.models.device import choose_threads
-from finetune.models.safetensors import DTYPES, Shard, ShardSlot, StoredWeights, ranges
+from finetune.models.safetensors import DTYPES, NAMES, Shard, ShardSlot, StoredWeights, ranges
 
 RECORDED = {"version": int, "base": str, "files": dict, "xxh3_128": dict, "adapter_sha256": list} | {
     "updates": dict
@@ -70,10 +71,10 @@ def unmerge(folder: Path, adapters: Sequence[str], output: Path) -> Unmerged:
     refuse_existing(output)
     undo, record = _read_undo(folder)
     found = _adapters_of(adapters, folder, record)
-    shards, places = _layout(undo, record, folder)
+    shards, places = _layout(undo, record)
     weights = _RestoredWeights(places, undo, StoredWeights.of_folder(folder), found, record["updates"])
-    refuse_small_disk(output, sum(shard.size for shard in shards), "the base")
     with unfinished(output) as restored:
+        refuse_small_disk(output, sum(shard.size for shard in shards), "the base")
         hashes = write_shards(weights, restored, shards, places, choose_threads())
         wrong = sorted(name for name, found in record["xxh3_128"].items() if hashes.get(name) != found)
         if wrong:
@@ -108,8 +109,8 @@ def _read_undo(folder: Path) -> tuple[StoredWeights, dict[str, Any]]:
             raise TypeError("its record has values of other types")
         if any(name in ("", ".", "..") or name != os.path.basename(name) for name in record["files"]):
             raise ValueError("its record names files of other folders")
-    except (KeyError, ValueError, TypeError, zlib.error) as error:
-        raise MergeError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise _damaged(undo, error) from None
     if record["version"] != VERSION:
         raise MergeError(f"{path} is of version {record['version']}; this finetune reads version {VERSION}.")
     return undo, record
@@ -137,9 +138,7 @@ def _adapters_of(texts: Sequence[str], folder: Path, record: dict[str, Any]) -> 
     return found
 
 
-def _layout(
-    undo: StoredWeights, record: dict[str, Any], folder: Path
-) -> tuple[list[Shard], dict[str, ShardSlot]]:
+def _layout(undo: StoredWeights, record: dict[str, Any]) -> tuple[list[Shard], dict[str, ShardSlot]]:
     """The base's files of weights, and where each tensor lies in them, by their own headers."""
     shards, places = [], dict[str, ShardSlot]()
     try:
@@ -157,8 +156,8 @@ def _layout(
             shards.append(Shard(name, header, len(header) + end))
         if places.keys() != record["xxh3_128"].keys():
             raise ValueError("its headers have other tensors than its record")
-    except (KeyError, ValueError, TypeError, AttributeError, zlib.error) as error:
-        raise MergeError(f"{folder / UNDO_FILE} is damaged ({type(error).__name__}: {error}).") from None
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise _damaged(undo, error) from None
     return shards, places
 
 
@@ -214,11 +213,16 @@ class _RestoredWeights:
             yield first, rows
 
     def _kept(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Places in the flat tensor, and what stood there."""
+        """Places in the flat tensor, and what stood there. Raises MergeError where they can't be right."""
         if f"{GAPS}{name}" not in self.undo.tensors:
             return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=self.dtype(name))
-        gaps = self.undo.whole(f"{GAPS}{name}")
-        return gaps.long().cumsum(0), self.undo.whole(f"{BITS}{name}")
+        gaps, size = self.undo.whole(f"{GAPS}{name}").long(), math.prod(self.shape(name))
+        bits = self.undo.tensors.get(f"{BITS}{name}")
+        places = gaps.cumsum(0)
+        whole = bits is not None and (bits.dtype, bits.shape) == (NAMES[self.dtype(name)], tuple(gaps.shape))
+        if not whole or not len(gaps) or bool((gaps[1:] < 1).any()) or places[0] != 0 or places[-1] >= size:
+            raise _damaged(self.undo, f"what it holds of {name} is no list of places")
+        return places, self.undo.whole(f"{BITS}{name}")
 
 
 def _write_files(restored: Path, folder: Path, undo: StoredWeights, record: dict[str, Any]) -> None:
@@ -244,4 +248,15 @@ def _refuse_other_files(restored: Path, record: dict[str, Any]) -> None:
 
 
 def _unpacked(undo: StoredWeights, name: str) -> bytes:
-    return zlib.decompress(undo.whole(name).numpy().tobytes())
+    packed = undo.whole(name)
+    try:
+        return zlib.decompress(packed.numpy().tobytes())
+    except zlib.error as error:
+        raise _damaged(undo, error) from None
+
+
+def _damaged(undo: StoredWeights, error: Exception | str) -> MergeError:
+    why = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    return MergeError(
+        f"{next(iter(undo.tensors.values())).file} is damaged ({why}): merge again, or fetch it."
+    )

@@ -6,8 +6,8 @@ a folder as weights. Shapes: a weight has N outputs and M inputs.
 """
 
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from finetune.errors import ModelError
+from finetune.errors import ModelError, library_refusals
 from finetune.models.bases.folder import MASK
 
 ENTRY = ".npy"
@@ -37,21 +37,28 @@ class Mask:
         path = folder / MASK
         if not path.is_file():
             return None
-        try:
-            with zipfile.ZipFile(path) as file:
-                return cls(path, frozenset(name.removesuffix(ENTRY) for name in file.namelist()))
-        except (OSError, zipfile.BadZipFile) as error:
-            raise _damaged(path, error) from None
+        with _reading(path), zipfile.ZipFile(path) as file:
+            return cls(path, frozenset(name.removesuffix(ENTRY) for name in file.namelist()))
+
+    def refuse_others(self, held: Container[str]) -> None:
+        """Raises ModelError where it has tensors that aren't among those of the weights beside it: their
+        updates would not be masked."""
+        strange = sorted(name for name in self.names if name not in held)
+        if strange:
+            raise ModelError(
+                f"{self.path} is not the mask of the weights beside it: it has {strange[0]}, which they lack "
+                f"({len(strange)} of {len(self.names)}). Prune the base again."
+            )
 
     def kept(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """Which of a tensor's weights are kept (N x M, bool). Raises ModelError where the mask is damaged, or
         of another shape."""
         rows, columns = shape
-        try:
-            with np.load(self.path, allow_pickle=False) as file:  # opened anew: threads read at once
-                packed = file[name]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise _damaged(self.path, error) from None
+        with (
+            _reading(self.path),
+            np.load(self.path, allow_pickle=False) as file,
+        ):  # anew: threads read at once
+            packed = file[name]
         if packed.dtype != np.uint8 or packed.shape != (rows, -(-columns // 8)):
             raise ModelError(
                 f"{self.path} is not the mask of the weights beside it: it has {packed.dtype} of shape "
@@ -60,8 +67,9 @@ class Mask:
         return torch.from_numpy(np.unpackbits(packed, axis=1, count=columns)).bool()
 
 
-def _damaged(path: Path, error: Exception) -> ModelError:
-    return ModelError(f"{path} is damaged ({type(error).__name__}: {error}): fetch it, or prune, again.")
+def _reading(path: Path) -> AbstractContextManager[None]:
+    """Whatever zip's and numpy's readers raise of a damaged file."""
+    return library_refusals(f"{path} is damaged: fetch it, or prune, again", ModelError)
 
 
 def packed_bits(kept: torch.Tensor) -> np.ndarray:
@@ -75,7 +83,12 @@ def write_mask(folder: Path, packed: Mapping[str, np.ndarray]) -> None:
 
 
 def hold_mask(model: nn.Module, mask: Mask) -> None:
-    """Let a base know its mask, for adapters that come on top; by itself it needs none."""
+    """Let a base know its mask, for adapters that come on top; by itself it needs none.
+
+    Raises ModelError where the mask is another model's.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    mask.refuse_others({*names, *(name.removeprefix("model.") for name in names)})
     model.pruning_mask = mask  # type: ignore[assignment]
 
 

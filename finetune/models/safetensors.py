@@ -108,6 +108,8 @@ class StoredWeights:
         index isn't there."""
         weights = cls(weight_files(folder))
         weights.mask = Mask.of_folder(folder)
+        if weights.mask is not None:
+            weights.mask.refuse_others(weights.tensors)
         if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
             absent = sorted(read_index(folder).keys() - weights.tensors.keys())
             if absent:

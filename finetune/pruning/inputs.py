@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from data_prep.table.documents import Document
@@ -51,8 +52,14 @@ class PruningInputs:
         return model_of(weights or self.stored, config or self.config)
 
     def loss(self, model: PreTrainedModel) -> float:
-        """Nats a supervised token."""
-        return loss_of(self.documents, logits_of(model, [document.token_ids for document in self.documents]))
+        """Nats a supervised token. Raises FinetuneError where the model computes NaN or infinity."""
+        logits = logits_of(model, [document.token_ids for document in self.documents])
+        if not all(bool(torch.isfinite(row).all()) for row in logits):
+            raise FinetuneError(
+                f"{self.base.folder} computes NaN or infinity on the recipe's rows: its weights are damaged; "
+                "fetch it again."
+            )
+        return loss_of(self.documents, logits)
 
 
 def read_inputs(recipe: Recipe, *, needs_rows: bool) -> PruningInputs:

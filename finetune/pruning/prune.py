@@ -78,16 +78,22 @@ def _asked(sparsity: str | None, method: str | None, drop_layers: int | None) ->
 
 def _masked(inputs: PruningInputs, output: Path, sparsity: Sparsity, method: str, started: float) -> Pruning:
     stored, model = inputs.stored, inputs.model()
-    before, packed = inputs.loss(model), dict[str, Any]()
+    before, packed, gone = inputs.loss(model), dict[str, Any](), 0
 
     def take(path: str, layer: nn.Linear, rows: Inputs | None = None) -> None:
         """Prune a layer, also in the model: those behind it then see what it gives."""
         name = stored_name(inputs.linear, f"{path}.weight")
         if name is None:
             return
+        nonlocal gone
         kept = kept_weights(layer.weight.detach(), None if rows is None else torch.cat(rows), sparsity)
+        earlier = torch.ones_like(kept)
         if stored.mask is not None and name in stored.mask.names:
-            kept &= stored.mask.kept(name, tuple(kept.shape))  # what was pruned before stays so
+            earlier = stored.mask.kept(name, tuple(kept.shape))
+        gone += int((earlier & ~kept).sum())
+        kept &= earlier  # what was pruned before stays so
+        if not bool(kept.any()):
+            raise FinetuneError(f"--sparsity {sparsity.text} leaves no weight of {name}: lower it.")
         layer.weight.data.masked_fill_(~kept, 0)
         packed[name] = packed_bits(kept)
 
@@ -97,9 +103,10 @@ def _masked(inputs: PruningInputs, output: Path, sparsity: Sparsity, method: str
         for path, module in model.named_modules():
             if isinstance(module, nn.Linear):
                 take(path, module)
+    if not gone:
+        beyond = "of layers this small" if stored.mask is None else "beyond those that the base lacks already"
+        raise FinetuneError(f"--sparsity {sparsity.text} prunes no weight {beyond}: raise it.")
     zeros = zeros_of(packed, [stored.shape(name) for name in packed])
-    if not zeros:
-        raise FinetuneError(f"--sparsity {sparsity.text} prunes no weight of layers this small: raise it.")
     facts = {"loss_before": before, "loss_after": inputs.loss(model), "zeros": zeros} | {
         "zero_share": zeros / sum(stored.tensors[name].shape[0] * inputs.linear[name] for name in packed)
     }

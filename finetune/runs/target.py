@@ -91,13 +91,19 @@ def resolve_target(text: str, base: str | Path | None = None) -> Target:
     Raises CheckpointError for a run without a result and a checkpoint that isn't whole; ModelError for a name
     that is nothing, and for a `base` beside a model that has no adapter.
     """
+    found = on_base(text, base)
+    if base is not None and found.adapter is None:
+        raise ModelError(f"--base is for adapters, and {found.description} is a whole model: leave it out.")
+    return found
+
+
+def on_base(text: str, base: str | Path | None) -> Target:
+    """The same, but for a model that has no adapter: it is what it is, whatever `base` names."""
     path = Path(text).expanduser()
     other = None if base is None else base_section(str(base))
     found = _folder_target(path, text, other) if path.exists() else _hub_target(text, other)
-    if other is None:
+    if other is None or found.adapter is None:
         return found
-    if found.adapter is None:
-        raise ModelError(f"--base is for adapters, and {found.description} is a whole model: leave it out.")
     model = found.model.model_copy(update={"base": other.base, "revision": None})
     return replace(found, model=model, base_sha256=None, named_in="--base")
 

@@ -45,7 +45,9 @@ class Calibration:
     ) -> dict[str, Rounding]:
         """Tensor -> rounding, for the decoder's linear layers among `names`: with feedback, stochastically
         by `seed` those whose update is `small`. Where there are `others`, a tensor whose update isn't gets
-        the one of all that keeps the output of the held-out rows closest."""
+        the one of all that keeps the output of the held-out rows closest.
+
+        Raises MergeError where what a layer reads is not finite."""
         if not self.rows:
             return {}
         logger.info(f"calibrating the rounding on {len(self.rows)} rows")
@@ -57,8 +59,14 @@ class Calibration:
             if name is None or name not in wanted or not len(inputs[0]):
                 return
             weight, dtype, (fit, score) = layer.weight.detach(), self.exact.dtype(name), inputs
+            moments = fit.T @ fit
+            if not bool(torch.isfinite(moments.diagonal().mean())):
+                raise MergeError(
+                    f"the rounding can't be calibrated: what {path} reads of the rows is not finite. A "
+                    "number of the base is NaN or infinity, or the update is too large for any type."
+                )
             drawn = bits(seed, name, 0, *weight.shape) if name in small else None
-            rounded = with_feedback(weight, fit.T @ fit, dtype, drawn)
+            rounded = with_feedback(weight, moments, dtype, drawn)
             if name in small or not others:
                 kept[name] = rounded
                 return

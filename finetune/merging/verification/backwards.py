@@ -79,8 +79,11 @@ def look_backwards(
     `computed` has the distance that each layer's factors were said to leave.
     """
     parts = read_parts(choose_target(str(folder), None), [], None)
-    merged = MergedWeights(parts.stored, Updates(parts.stored, parts.config, parts.adapters), torch.float32)
-    tensors = tuple(_distances(merged, pair, parts, computed))
+    updates = Updates(parts.stored, parts.config, parts.adapters)
+    merged = MergedWeights(parts.stored, updates, torch.float32)
+    # In float32, rounding alone would be seen beside a difference of a few of its units.
+    exact = MergedWeights(parts.stored, updates, torch.float64)
+    tensors = tuple(_distances(exact, pair, parts, computed))
     failures = [
         f"{tensor.name} is {tensor.left:.3e} from the tuned model's, and was computed to be "
         f"{computed[tensor.name]:.3e} from it"
@@ -91,17 +94,17 @@ def look_backwards(
 
 
 def _distances(
-    merged: MergedWeights, pair: ModelPair, parts: MergeInputs, computed: Mapping[str, float]
+    exact: MergedWeights, pair: ModelPair, parts: MergeInputs, computed: Mapping[str, float]
 ) -> Iterator[TensorDistance]:
     for name in computed:
         mine, its = pair.tuned.source(name), pair.base.source(name)
         assert mine is not None and its is not None  # noqa: S101, PT018 - both were read
         size = left = 0.0
-        for first, block in merged.blocks(its):
+        for first, block in exact.blocks(its):
             last = first + len(block)
             truth = pair.tuned.weights.rows(mine, first, last).double()
             size += float((truth - pair.base.weights.rows(its, first, last).double()).square().sum())
-            left += float((truth - block.double()).square().sum())
+            left += float((truth - block).square().sum())
         lora_a = f"base_model.model.{name.removesuffix('.weight')}.lora_A.weight"
         rank = parts.adapters[0].weights.shape(lora_a)[0]
         yield TensorDistance(name, rank, math.sqrt(size), math.sqrt(left))

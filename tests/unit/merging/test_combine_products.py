@@ -163,6 +163,15 @@ def test_an_average_of_checkpoints_is_of_products(
     assert found.scores[found.output]["loss"] == alone
 
 
+def test_a_run_and_an_adapter_that_only_names_its_base_are_combined(
+    run: finetune.Run, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Of one of them the base's hash is known, of the other its folder: it is the same."""
+    make_adapter(tiny_base, tmp_path / "a")
+    found = finetune.combine([run, tmp_path / "a"], tmp_path / "out")
+    assert found.rank == 8
+
+
 @pytest.mark.parametrize(
     ("asked", "error", "expected"),
     [

@@ -202,6 +202,12 @@ def _damage(folder: Path) -> None:
     save_file(tuned, folder / "model.safetensors", {"format": "pt"})
 
 
+def _damage_norm(folder: Path) -> None:
+    tuned = load_file(folder / "model.safetensors")
+    tuned["model.norm.weight"][0] = float("nan")
+    save_file(tuned, folder / "model.safetensors", {"format": "pt"})
+
+
 def _as_int8(folder: Path) -> None:
     tuned = load_file(folder / "model.safetensors")
     tuned[UP] = tuned[UP].to(torch.int8)
@@ -221,11 +227,12 @@ def _as_int8(folder: Path) -> None:
         (_in_config(rms_norm_eps=0.1), {}, "compute differently .rms_norm_eps is 0.1 and 1e-05"),
         (_in_config(rope_theta=5.0, rope_parameters={"rope_theta": 5.0}), {}, "compute differently"),
         (_damage, {}, "contains NaN or infinity"),
+        (_damage_norm, {}, "^model.norm.weight contains NaN or infinity in .*tuned or .*: one of the two"),
         (_as_int8, {}, f"is stored quantised .{UP} is I8."),
     ],
     ids=[
         "neither", "both", "rank 0", "energy", "large rank", "no base", "tokenizer", "norm", "rope", "damaged",
-        "int8",
+        "damaged norm", "int8",
     ],
 )  # fmt: skip
 def test_what_can_not_be_extracted_is_refused(
@@ -266,6 +273,19 @@ def test_without_a_difference_in_a_linear_layer_there_is_no_adapter(
     tuned = tuned_from(tiny_base, tmp_path / "tuned", change)
     with pytest.raises(MergeError, match=f"no linear layer of .* differs from .*{''.join(names)}"):
         extract(str(tuned), tmp_path / "out", base=tiny_base, rank=2)
+
+
+def test_what_float32_rounds_is_not_taken_for_a_wrong_adapter(bf16_base: Path, tmp_path: Path) -> None:
+    """A difference of a hundredth of a unit of bf16, in the float32 weights of a layer, comes out as computed."""
+    tuned = shutil.copytree(bf16_base, tmp_path / "tuned")
+    weights = {name: values.float() for name, values in load_file(tuned / "model.safetensors").items()}
+    torch.manual_seed(2)
+    weights[UP] += weights[UP] * 2e-5 * torch.randn(weights[UP].shape)
+    save_file(weights, tuned / "model.safetensors", {"format": "pt"})
+    found = extract(str(tuned), tmp_path / "out", base=bf16_base, rank=2)
+    difference = weights[UP].double() - load_file(bf16_base / "model.safetensors")[UP].double()
+    left = torch.linalg.svdvals(difference)[2:].norm()
+    assert found.tensors[0].left == pytest.approx(float(left), rel=1e-4)
 
 
 def test_an_adapter_is_no_tuned_model(tiny_base: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 combining."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+import finetune
 from finetune.errors import CheckFailed, MergeError
 from finetune.export import safetensors
 from finetune.merging.adapter import Adapter
@@ -460,6 +462,32 @@ def test_what_can_not_be_combined_is_refused(
     with pytest.raises(MergeError, match=expected):
         combine([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "out", base=tiny_base, **asked)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["cat", "svd"])
+def test_a_part_with_nan_is_named(method: str, tiny_base: Path, tmp_path: Path) -> None:
+    """Whoever computes the combination: by its file and its tensor."""
+    make_adapter(tiny_base, tmp_path / "a")
+    make_adapter(tiny_base, tmp_path / "b")
+    path = tmp_path / "b" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(MergeError, match=f"b/adapter_model.safetensors: {name} contains NaN"):
+        combine([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "out", method=method, base=tiny_base)
+
+
+def test_parts_on_bases_of_other_names_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+    """In a merge of both and in a combination, where no hash says that the bases are one; --base does."""
+    copy = shutil.copytree(tiny_base, tmp_path / "copy")
+    folders = [str(make_adapter(base, tmp_path / f"of-{base.name}").adapter) for base in (tiny_base, copy)]
+    expected = f"was trained on another base than .*: {copy}, and {tiny_base}. Name the base that both"
+    with pytest.raises(MergeError, match=expected):
+        combine(folders, tmp_path / "out", method="cat")
+    with pytest.raises(MergeError, match=expected):
+        finetune.merge(folders[0], tmp_path / "out", more=folders[1:])
+    finetune.merge(folders[0], tmp_path / "out", more=folders[1:], base=tiny_base, verify="none")
 
 
 def test_parts_beyond_low_rank_are_refused(tiny_base: Path, tmp_path: Path) -> None:

@@ -250,6 +250,19 @@ def test_rows_that_are_too_few_are_refused(
     assert message in report.rounding.note
 
 
+def test_what_is_not_finite_calibrates_nothing(tmp_path: Path) -> None:
+    """A base with NaN in a norm is refused, by the layer that reads it (its second moments have no factor)."""
+    base = tmp_path / "base"
+    base.mkdir()
+    save_tiny_llama(base)
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.1.input_layernorm.weight"][3] = float("nan")
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    target = replace(make_adapter(base, tmp_path / "a"), recipe=recipe_of(base, tmp_path / "rows.json", 40))
+    with pytest.raises(MergeError, match=r"what model\.layers\.1\.self_attn\.q_proj reads .* is not finite"):
+        merge(target, tmp_path / "merged", dtype="bfloat16", rounding="calibrated", check="none")
+
+
 def test_rows_for_another_tokenizer_are_refused(faint: Target, tmp_path: Path) -> None:
     """A recipe on a base with other tokens can't calibrate this one."""
     other = tmp_path / "other"

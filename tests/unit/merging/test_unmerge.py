@@ -212,6 +212,25 @@ def _truncated_undo(merged: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 
 
+def _disordered_places(merged: Path) -> None:
+    path = merged / UNDO_FILE
+    undo = load_file(path)
+    name = next(name for name in undo if name.startswith("gaps/"))
+    save_file(undo | {name: undo[name].flip(0)}, path)
+
+
+def _places_without_numbers(merged: Path) -> None:
+    path = merged / UNDO_FILE
+    undo = load_file(path)
+    undo.pop(next(name for name in undo if name.startswith("bits/")))
+    save_file(undo, path)
+
+
+def _damaged_config(merged: Path) -> None:
+    path = merged / UNDO_FILE
+    save_file(load_file(path) | {"file/config.json": torch.zeros(8, dtype=torch.uint8)}, path)
+
+
 def _changed_weight(merged: Path) -> None:
     path = merged / "model.safetensors"
     weights = load_file(path)
@@ -230,10 +249,13 @@ def _changed_file(merged: Path) -> None:
         (_without_undo, MergeError, "holds no undo.safetensors, and rounding can't be undone without it"),
         (_damaged_undo, MergeError, "undo.safetensors is damaged"),
         (_truncated_undo, FinetuneError, "undo.safetensors is truncated"),
+        (_disordered_places, MergeError, "undo.safetensors is damaged .what it holds of .* is no list of"),
+        (_places_without_numbers, MergeError, "undo.safetensors is damaged .what it holds of .* is no list"),
+        (_damaged_config, MergeError, "undo.safetensors is damaged .error: "),
         (_changed_weight, CheckFailed, "model.norm.weight does not come back as it was .1 of 21 tensors"),
         (_changed_file, CheckFailed, "tokenizer.json does not come back as it was .1 of"),
     ],
-    ids=["no file", "damaged", "truncated", "weight", "file"],
+    ids=["no file", "damaged", "truncated", "disordered", "no numbers", "config", "weight", "file"],
 )
 def test_what_does_not_come_back_is_not_written(
     change: Callable[[Path], None],
@@ -243,7 +265,7 @@ def test_what_does_not_come_back_is_not_written(
     tmp_path: Path,
 ) -> None:
     """One message, and no folder."""
-    undoable(bf16_base, tmp_path)
+    undoable(bf16_base, tmp_path, lora_alpha=0.1, merging={"rounding": "nearest"})
     if change is _changed_file:  # of which the merged folder has the base's own
         shutil.copyfile(bf16_base / "tokenizer.json", tmp_path / "merged" / "tokenizer.json")
     change(tmp_path / "merged")
@@ -258,6 +280,20 @@ def test_another_adapter_is_refused(bf16_base: Path, tmp_path: Path) -> None:
     make_adapter(bf16_base, tmp_path / "other", r=2)
     with pytest.raises(MergeError, match="is not the one that was merged: its SHA-256 is"):
         unmerge(tmp_path / "merged", [str(tmp_path / "other")], tmp_path / "out")
+
+
+def test_a_whole_model_is_no_adapter_to_take_away(bf16_base: Path, tmp_path: Path) -> None:
+    """The message says so, and names no option that wasn't given."""
+    undoable(bf16_base, tmp_path)
+    with pytest.raises(MergeError, match="is whole weights already"):
+        unmerge(tmp_path / "merged", [str(bf16_base)], tmp_path / "out")
+
+
+def test_the_base_is_written_into_folders_that_are_not_there_yet(bf16_base: Path, tmp_path: Path) -> None:
+    """They are made, as a merge makes them."""
+    undoable(bf16_base, tmp_path)
+    unmerge(tmp_path / "merged", [str(tmp_path / "adapter")], tmp_path / "a" / "new folder" / "out")
+    assert content(tmp_path / "a" / "new folder" / "out") == content(bf16_base)
 
 
 def test_what_peft_merges_is_not_undoable(bf16_base: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,15 @@ import finetune
 from finetune.errors import FinetuneError, ModelError
 from finetune.models.adapters.adapter import attach
 from finetune.models.bases.folder import MASK
+from finetune.models.bases.locate import resolve_base
+from finetune.models.load import load_model
 from finetune.models.mask import Mask, hold_mask
+from finetune.models.safetensors import StoredWeights
 from finetune.pruning import output as writing
 from finetune.pruning.depth import block_influence
 from finetune.pruning.sparsity import Sparsity, kept_weights
 from finetune.recipe.schema.adapter import AdapterSection
+from finetune.recipe.schema.model import ModelSection
 from tests.support.adapters import TOKENS, merged_logits
 from tests.support.cli import FinetuneHere
 from tests.support.disk import files_up_to
@@ -142,6 +147,7 @@ def test_block_influence_is_one_minus_the_cosine(dense: Path) -> None:
         ({"sparsity": "4:2"}, "--sparsity is '4:2'; expected the share"),
         ({"sparsity": "2:7"}, "has rows of 64 weights, which 7 doesn't divide"),
         ({"sparsity": "0.00001"}, "prunes no weight of layers this small"),
+        ({"sparsity": "0.9999"}, "leaves no weight of model.layers.0.self_attn.q_proj.weight: lower it"),
         ({"sparsity": "0.5", "method": "sparsegpt"}, "--method is 'sparsegpt'; expected one of wanda"),
         ({"drop_layers": 1, "method": "wanda"}, "--method is for --sparsity"),
         ({"drop_layers": 0}, "--drop-layers is 0, and the base has 4 layers: expected 1 to 3"),
@@ -155,6 +161,25 @@ def test_bad_options_are_refused(
     with pytest.raises(FinetuneError, match=expected):
         finetune.prune(recipe_on(dense), tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pruning_that_takes_nothing_more_is_refused(
+    pruned: Path, recipe_on: RecipeOn, tmp_path: Path
+) -> None:
+    """A base of which half is gone has nothing to give at half."""
+    with pytest.raises(FinetuneError, match="prunes no weight beyond those that the base lacks already"):
+        finetune.prune(recipe_on(pruned), tmp_path / "out", sparsity=0.5, method="magnitude")
+
+
+def test_a_base_with_nan_is_refused(dense: Path, recipe_on: RecipeOn, tmp_path: Path) -> None:
+    """What is chosen by its numbers would be chosen by nothing."""
+    base = shutil.copytree(dense, tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    for options in ({"sparsity": 0.5}, {"drop_layers": 1}):
+        with pytest.raises(FinetuneError, match="base computes NaN or infinity on the recipe's rows"):
+            finetune.prune(recipe_on(base), tmp_path / "out", **options)
 
 
 def test_too_few_rows_are_refused(dense: Path, recipe_on: RecipeOn, tmp_path: Path) -> None:
@@ -223,3 +248,36 @@ def test_a_mask_that_is_not_that_of_the_weights_is_refused(pruned: Path, dense: 
     (tmp_path / MASK).write_bytes((pruned / MASK).read_bytes()[:-100])
     with pytest.raises(ModelError, match="is damaged"):
         Mask.of_folder(tmp_path)
+
+
+def read_mask(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """All of it."""
+    mask = Mask.of_folder(folder)
+    assert mask is not None
+    for name, weight in weights.items():
+        mask.kept(name, tuple(weight.shape))
+
+
+@pytest.mark.parametrize(("at", "bit"), [(8, 0), (6, 0), (8, 5)], ids=["compression", "encrypted", "patched"])
+def test_a_mask_that_zip_refuses_is_damaged(at: int, bit: int, pruned: Path, tmp_path: Path) -> None:
+    """Whatever the library raises of it: one message."""
+    content = bytearray((pruned / MASK).read_bytes())
+    entry = content.index(b"PK\x01\x02") + 2 + at  # in the list of the files at the end
+    content[entry] ^= 1 << bit
+    (tmp_path / MASK).write_bytes(content)
+    with pytest.raises(ModelError, match="is damaged: fetch it, or prune, again"):
+        read_mask(tmp_path, linear(pruned))
+
+
+def test_a_mask_of_other_tensors_is_refused(pruned: Path, tmp_path: Path) -> None:
+    """Where the weights are read, and where they are loaded to be trained: what it doesn't name wouldn't be
+    masked."""
+    other = tmp_path / "other"
+    other.mkdir()
+    save_tiny_llama(other, num_hidden_layers=2)
+    shutil.copyfile(pruned / MASK, other / MASK)
+    expected = r"it has model\.layers\.2\..*, which they lack \(14 of 28\)"
+    with pytest.raises(ModelError, match=expected):
+        StoredWeights.of_folder(other)
+    with pytest.raises(ModelError, match=expected):
+        load_model(resolve_base(ModelSection(base=str(other))), dtype=torch.float32)
