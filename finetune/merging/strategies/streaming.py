@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.errors import MergeError
-from finetune.export import SAFETENSORS
+from finetune.exporters import SAFETENSORS
 from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.merged_weights import DEAD, MergedWeights, Updates
 from finetune.merging.output import refuse_small_disk

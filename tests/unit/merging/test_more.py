@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from finetune.errors import CheckFailed, MergeError
-from finetune.export import safetensors
+from finetune.exporters import safetensors
 from finetune.merging.adapter import Adapter
 from finetune.merging.combine import combine
 from finetune.merging.merge import merge

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 import xxhash
 
-from finetune.export.base import Description, Exporter, Written
+from finetune.exporters.base import Description, Exporter, Written
 from finetune.models.description import write_description
 from finetune.models.description_check import differences
 from finetune.models.safetensors import Shard, ShardSlot, Weights, bytes_of, plan_shards, write_index

@@ -3,8 +3,8 @@
 To add one is to write its file and name it here.
 """
 
-from finetune.export.base import Exporter, Written
-from finetune.export.safetensors import SAFETENSORS, Safetensors
+from finetune.exporters.base import Exporter, Written
+from finetune.exporters.safetensors import SAFETENSORS, Safetensors
 
 EXPORTERS: tuple[Exporter, ...] = (SAFETENSORS,)
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from finetune.export import EXPORTERS
+from finetune.exporters import EXPORTERS
 from finetune.merging.inputs import read_parts
 from finetune.merging.merge import merge
 from finetune.merging.merged_weights import MergedWeights, Updates
