@@ -120,7 +120,11 @@ class MergeInputs:
     def description(self, config: ModelConfig) -> Description:
         """By what a merged model of this configuration is read."""
         return Description(
-            config, self.tokenizer, self.tokenizer_sources, self.head.generation_of(self.base.folder)
+            config,
+            self.tokenizer,
+            self.tokenizer_sources,
+            self.head.generation_of(self.base.folder),
+            Path(self.base.identity["name"]).name,
         )
 
     @cached_property
