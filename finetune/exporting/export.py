@@ -59,7 +59,7 @@ def export(
         if check != "none":
             report = replace(report, tensors=compare_tensors(plan, exact, folder, written.xxh3_128))
         if check == "full":
-            report = _in_llama_cpp(report, inputs, folder, kind, max_kl)
+            report = _in_llama_cpp(report, inputs, plan, folder, max_kl)
         now = time.perf_counter()
         report = replace(report, seconds=round(now - started, 1), check_seconds=round(now - began, 1))
         report.write(folder)
@@ -117,7 +117,7 @@ def _report(inputs: ExportInputs, plan: GgufPlan, output: Path, folder: Path, si
 
 
 def _in_llama_cpp(
-    report: ExportReport, inputs: ExportInputs, folder: Path, quantize: str, max_kl: float | None
+    report: ExportReport, inputs: ExportInputs, plan: GgufPlan, folder: Path, max_kl: float | None
 ) -> ExportReport:
     """The report with what llama.cpp makes of the file, or with why it did not run."""
     file, exact = folder / FILE, inputs.weights(torch.float32)
@@ -127,11 +127,12 @@ def _in_llama_cpp(
         return replace(report, not_run="the model in float32 and the file are larger than the free memory")
     from finetune.exporting.llama_cpp.check import Exported, check_in_llama_cpp
 
-    config = inputs.config.expected()
+    said = plan.described.values
     exported = Exported(
-        model_of(exact, config),
+        model_of(exact, inputs.config.expected()),
         inputs.parts.tokenizer,
         inputs.parts.documents[0],
-        config.max_position_embeddings,
+        said[f"{plan.described.family.gguf.name}.context_length"],
+        said.get("tokenizer.ggml.pre"),
     )
-    return replace(report, llama_cpp=check_in_llama_cpp(file, exported, quantize, max_kl))
+    return replace(report, llama_cpp=check_in_llama_cpp(file, exported, plan.quantize, max_kl))

@@ -46,6 +46,9 @@ KNOWN: dict[tuple[Step, ...], dict[bool, str]] = {
 """Steps -> whether a word that is a token is taken whole, without merging (ignore_merges) -> llama.cpp's
 name."""
 
+MARKS_APART = ("tekken", "gpt-4o")
+"""Those that llama.cpp computes without combining marks: it cuts words of Hindi and its like before them."""
+
 
 def pre_tokenizer_name(tokenizer: dict[str, Any]) -> str:
     """llama.cpp's name for the pre-tokenizer of a tokenizer.json. Raises ExportError for one that it

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from data_prep.chat.chat_templates import DEFAULT, adds_bos, adds_eos, rendering_of, templates_of
 from data_prep.chat.rendering import end_of_turn_ids
 from finetune.errors import ExportError
-from finetune.exporters.gguf.pre_tokenizers import pre_tokenizer_name
+from finetune.exporters.gguf.pre_tokenizers import MARKS_APART, pre_tokenizer_name
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """llama.cpp's kinds of tokens."""
@@ -88,10 +88,15 @@ def _put_byte_level(found: Vocabulary, described: dict[str, Any]) -> None:
             "the tokenizer composes characters (NFC), which llama.cpp doesn't do: give it texts that are "
             "composed"
         )
-    merges = described["model"]["merges"]
+    pre, merges = pre_tokenizer_name(described), described["model"]["merges"]
+    if pre in MARKS_APART:
+        found.notes.append(
+            "llama.cpp cuts words before combining marks, which the tokenizer doesn't: texts in Hindi, Thai and "
+            "their like become other tokens there, and were left out of the check"
+        )
     found.values |= {
         "ggml.model": "gpt2",
-        "ggml.pre": pre_tokenizer_name(described),
+        "ggml.pre": pre,
         "ggml.merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
     }
 

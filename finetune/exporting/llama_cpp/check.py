@@ -90,6 +90,8 @@ class Exported:
     documents: Sequence[Document]
     context: int
     """The longest text that the file says it reads."""
+    pre_tokenizer: str | None = None
+    """llama.cpp's name for how the tokenizer splits texts."""
 
 
 def check_in_llama_cpp(
@@ -97,7 +99,7 @@ def check_in_llama_cpp(
 ) -> LlamaCppCheck:
     """Load a file in llama.cpp and compare. Raises CheckFailed where llama.cpp doesn't read it."""
     with running(file, min(CONTEXT, exported.context), lora) as llama_cpp:
-        texts = texts_for(exported.tokenizer)
+        texts = texts_for(exported.tokenizer, exported.pre_tokenizer)
         other = [
             text for text in texts if llama_cpp.tokens(text) != ids_of(text, exported.tokenizer, special=True)
         ]

@@ -4,6 +4,7 @@ import unicodedata
 from itertools import cycle, islice, product
 from typing import Any
 
+from finetune.exporters.gguf.pre_tokenizers import MARKS_APART
 from finetune.models.bases.tokenizer_files import probe_texts
 
 TEXTS = 200
@@ -19,19 +20,28 @@ PARTS = (
 JOINTS = ("", " ", "  ", "   ", "\n", "\n\n", " \n ", "\t", "\t\t", "\r\n", ", ", ".", "-", "    ", "\n    ")
 
 
-def texts_for(tokenizer: Any) -> list[str]:
-    """TEXTS of them: the probes of tokenizers, with each special token, then parts joined in every way."""
-    known = [text for text in probe_texts(tokenizer) if text][: TEXTS // 2]
+def texts_for(tokenizer: Any, pre_tokenizer: str | None) -> list[str]:
+    """TEXTS of them: the probes of tokenizers, with each special token, then parts joined in every way.
+
+    `pre_tokenizer` is llama.cpp's name for how the tokenizer splits; of texts that it is known to split
+    otherwise there is none.
+    """
+    apart = pre_tokenizer in MARKS_APART
+    probes = [text for text in probe_texts(tokenizer) if text and not (apart and _has_marks(text))]
+    parts = [part for part in PARTS if not (apart and _has_marks(part))]
     joined = (
         f"{before}{first}{joint}{second}"
         for (first, joint), second, before in zip(
-            product(PARTS, JOINTS), cycle(PARTS[7:] + PARTS[:7]), cycle(("", "", " ", "\n")), strict=False
+            product(parts, JOINTS), cycle(parts[7:] + parts[:7]), cycle(("", "", " ", "\n")), strict=False
         )
     )
-    step = len(PARTS) * len(JOINTS) // TEXTS
-    spread = (text for index, text in enumerate(joined) if index % step == 0)
-    texts = [*known, *islice(spread, TEXTS - len(known))]
+    known, step = probes[: TEXTS // 2], len(parts) * len(JOINTS) // TEXTS
+    texts = [*known, *islice(joined, 0, None, step)][:TEXTS]
     return [unicodedata.normalize("NFC", text) for text in texts] if _composes(tokenizer) else texts
+
+
+def _has_marks(text: str) -> bool:
+    return any(unicodedata.category(letter).startswith("M") for letter in text)
 
 
 def _composes(tokenizer: Any) -> bool:
