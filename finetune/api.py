@@ -358,7 +358,8 @@ def export(
     output: str | Path,
     *,
     format: str,
-    quantize: str | None = None,
+    quantize: str = "f16",
+    adapter_only: bool = False,
     base: str | Path | None = None,
     verify: str = "full",
     max_kl: float | None = None,
@@ -366,13 +367,16 @@ def export(
     """Write a run, an adapter on its base or a whole model as a file that other programs run, and check it
     there.
 
-    See finetune.exporting.export.export for the options. Raises ExportError for what the format can't hold,
-    and CheckFailed where a check doesn't hold.
+    `quantize` is the type of the weights (finetune.exporters.gguf.types); `adapter_only` writes the adapter
+    alone, for llama.cpp's --lora. `verify` is full (the file in llama.cpp beside what was exported), tensors
+    (read back and compared) or none; `max_kl` bounds the mean KL of the predictions, in nats a token. Raises
+    ExportError for what the format can't hold, and CheckFailed where a check doesn't hold.
     """
+    from finetune.exporting.export import ExportOptions
     from finetune.exporting.export import export as exporting
 
     target = resolve_target(str(_path(model)), None if base is None else str(base))
-    return exporting(target, Path(output), format=format, quantize=quantize, check=verify, max_kl=max_kl)
+    return exporting(target, Path(output), ExportOptions(format, quantize, adapter_only, verify, max_kl))
 
 
 def prune(

@@ -18,13 +18,15 @@ def export(
     output: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
     format: Annotated[str, typer.Option(help="gguf: a file for llama.cpp, Ollama and LM Studio.")],
     quantize: Annotated[
-        str | None,
+        str,
         typer.Option(
             metavar="TYPE",
-            help="f32, f16 (when absent), bf16, q8_0, q5_0, q5_1, q4_0, q4_1, q6_k, q5_k_m, q4_k_m, "
-            "q3_k_m or q2_k.",
+            help="f32, f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1, q6_k, q5_k_m, q4_k_m, q3_k_m or q2_k.",
         ),
-    ] = None,
+    ] = "f16",
+    adapter_only: Annotated[
+        bool, typer.Option("--adapter-only", help="The adapter by itself, for llama.cpp's --lora.")
+    ] = False,
     base: BaseOption = None,
     verify: Annotated[
         str, typer.Option(help="full (the file in llama.cpp beside what was exported), tensors or none.")
@@ -44,7 +46,14 @@ def export(
 
     tell_messages(as_json)
     report = api.export(
-        target, output, format=format, quantize=quantize, base=base, verify=verify, max_kl=max_kl
+        target,
+        output,
+        format=format,
+        quantize=quantize,
+        adapter_only=adapter_only,
+        base=base,
+        verify=verify,
+        max_kl=max_kl,
     )
     if as_json:
         print_json(report.as_dict())

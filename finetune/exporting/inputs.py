@@ -35,6 +35,12 @@ class ExportInputs:
         None."""
         return MergedWeights(self.parts.stored, self.updates, dtype)
 
+    def base_weights(self) -> MergedWeights:
+        """The base without its adapter, in float32."""
+        return MergedWeights(
+            self.parts.stored, Updates(self.parts.stored, self.parts.config, []), torch.float32
+        )
+
     @cached_property
     def config(self) -> ModelConfig:
         """The model's configuration."""

@@ -4,14 +4,15 @@ tensor, without llama.cpp, in little memory."""
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import xxhash
 
 from finetune.exporters.gguf.described import differences
-from finetune.exporters.gguf.exporter import FILE, GgufPlan
+from finetune.exporters.gguf.exporter import GgufPlan
+from finetune.exporters.gguf.tensors import EncodedTensors, ModelTensors
 from finetune.models.safetensors import Weights
 
 ERROR_BOUNDS = {
@@ -33,7 +34,7 @@ class TensorComparison:
 
     def lines(self) -> list[tuple[str, str]]:
         """For a person."""
-        errors = ", ".join(f"{kind} {error:.1e}" for kind, error in self.errors.items())
+        errors = ", ".join(f"{kind} {error:.1e}" for kind, error in self.errors.items()) or "not compared"
         return [
             (
                 "tensors",
@@ -43,21 +44,16 @@ class TensorComparison:
 
 
 def compare_tensors(
-    plan: GgufPlan, weights: Weights, folder: Path, hashes: dict[str, str]
+    plan: GgufPlan[ModelTensors], weights: Weights, folder: Path, hashes: dict[str, str]
 ) -> TensorComparison:
     """Read a file back: header, each tensor's bytes, and the numbers that they stand for beside the model's.
 
     `weights` are what was exported, in float32.
     """
-    import gguf
-
-    reader = gguf.GGUFReader(folder / FILE)
-    failures = differences(plan.described.values, reader)
+    reader, failures = read_back(plan, folder, hashes)
     errors: dict[str, float] = {}
     for tensor in reader.tensors:
-        name, kind, held = tensor.name, tensor.tensor_type.name, memoryview(cast(Any, tensor.data))
-        if xxhash.xxh3_128(held).hexdigest() != hashes.get(name):
-            failures.append(f"{name} is not on the disk as it was computed")
+        name, kind = tensor.name, tensor.tensor_type.name
         if name in plan.tensors.tensors:
             error = _error(plan, weights, name, tensor)
             errors[kind] = max(errors.get(kind, 0.0), error)
@@ -66,7 +62,18 @@ def compare_tensors(
     return TensorComparison(len(reader.tensors), dict(sorted(errors.items())), tuple(failures))
 
 
-def _error(plan: GgufPlan, weights: Weights, name: str, tensor: Any) -> float:
+def read_back(plan: GgufPlan[EncodedTensors], folder: Path, hashes: dict[str, str]) -> tuple[Any, list[str]]:
+    """A reader of a file, and what it finds otherwise than it was written, in words."""
+    import gguf
+
+    reader: Any = gguf.GGUFReader(folder / plan.file)
+    failures = differences(plan.values, reader)
+    found = {tensor.name: xxhash.xxh3_128(memoryview(tensor.data)).hexdigest() for tensor in reader.tensors}
+    wrong = [name for name in found.keys() | hashes.keys() if found.get(name) != hashes.get(name)]
+    return reader, failures + [f"{name} is not on the disk as it was computed" for name in sorted(wrong)]
+
+
+def _error(plan: GgufPlan[ModelTensors], weights: Weights, name: str, tensor: Any) -> float:
     """|stored - exact| / |exact|, in blocks of rows."""
     import gguf
 

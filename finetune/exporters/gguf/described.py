@@ -25,6 +25,17 @@ class Described:
     """Those that follow from the configuration."""
     notes: list[str]
 
+    @property
+    def context(self) -> int:
+        """The longest text that the file says the model reads."""
+        return int(self.values[f"{self.family.gguf.name}.context_length"])
+
+    @property
+    def pre_tokenizer(self) -> str | None:
+        """llama.cpp's name for how the tokenizer splits texts."""
+        found: str | None = self.values.get("tokenizer.ggml.pre")
+        return found
+
 
 def describe(description: Description) -> Described:
     """What a file says of a model. Raises ExportError for what llama.cpp doesn't have."""

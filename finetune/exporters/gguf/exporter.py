@@ -3,14 +3,14 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
 
 from finetune.exporters.base import Description, Exporter, Written
-from finetune.exporters.gguf.described import Described, describe, differences, put
-from finetune.exporters.gguf.tensors import GgufTensors
+from finetune.exporters.gguf.described import describe, differences, put
+from finetune.exporters.gguf.tensors import EncodedTensors, ModelTensors
 from finetune.exporters.safetensors import write_shards
 from finetune.extras import refuse_without
 from finetune.models.safetensors import Shard, ShardSlot, Weights
@@ -30,12 +30,12 @@ class Gguf(Exporter):
         """See Exporter. Raises ExportError also where the model has something that llama.cpp doesn't."""
         return self.plan(weights, description).write(folder, workers)
 
-    def plan(self, weights: Weights, description: Description) -> "GgufPlan":
+    def plan(self, weights: Weights, description: Description) -> "GgufPlan[ModelTensors]":
         """What will be written, from headers and configuration: nothing is computed."""
         refuse_without("gguf", "a GGUF file")
-        described = describe(description)
-        tensors = GgufTensors(weights, described.family, described.shape, self.quantize, described.tensors)
-        return GgufPlan(self.quantize, described, tensors)
+        said = describe(description)
+        tensors = ModelTensors(weights, said.family, said.shape, self.quantize, said.tensors)
+        return GgufPlan(FILE, said.family.gguf.name, self.quantize, said.values, tensors, tuple(said.notes))
 
     def check(self, description: Description, folder: Path) -> list[str]:
         """Read the values of the file's header back by the gguf package, and compare them with the
@@ -45,19 +45,28 @@ class Gguf(Exporter):
         return differences(describe(description).values, gguf.GGUFReader(folder / FILE))
 
 
+AnyTensors = TypeVar("AnyTensors", bound=EncodedTensors, covariant=True)
+
+
 @dataclass(frozen=True)
-class GgufPlan:
+class GgufPlan(Generic[AnyTensors]):
     """A file before it is written."""
 
+    file: str
+    """Its name."""
+    architecture: str
     quantize: str
-    described: Described
-    tensors: GgufTensors
+    """One of QUANTIZATIONS."""
+    values: dict[str, Any]
+    """By their keys; general.architecture aside."""
+    tensors: AnyTensors
+    notes: tuple[str, ...] = ()
 
     def write(self, folder: Path, workers: int) -> Written:
         """The file, by so many threads. Raises what Exporter.write raises."""
         shard, places = self.layout()
         hashes = write_shards(self.tensors, folder, [shard], places, workers)
-        return Written(1, shard.size, hashes, tuple(self.described.notes))
+        return Written(1, shard.size, hashes, self.notes)
 
     def layout(self) -> tuple[Shard, dict[str, ShardSlot]]:
         """The file, and where each tensor lies in it."""
@@ -66,19 +75,19 @@ class GgufPlan:
         header = self._header()
         offset, places = len(header), {}
         for name in self.tensors.names():
-            places[name] = ShardSlot(FILE, offset, torch.uint8, self.tensors.shape(name))
+            places[name] = ShardSlot(self.file, offset, torch.uint8, self.tensors.shape(name))
             offset += gguf.GGUFWriter.ggml_pad(places[name].bytes, gguf.GGUF_DEFAULT_ALIGNMENT)
-        return Shard(FILE, header, offset), places
+        return Shard(self.file, header, offset), places
 
     def _header(self) -> bytes:
         """Keys and values, and where each tensor lies, as the gguf package writes them."""
         import gguf
 
-        writer = gguf.GGUFWriter(None, self.described.family.gguf.name)
+        writer = gguf.GGUFWriter(None, self.architecture)
         kind = "ALL_F32" if self.quantize == "f32" else f"MOSTLY_{self.quantize.upper()}"
         writer.add_file_type(int(gguf.LlamaFileType[kind]))
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        for key, value in self.described.values.items():
+        for key, value in self.values.items():
             put(writer, key, value)
         for name in self.tensors.names():
             size = int(np.prod(self.tensors.shape(name)))

@@ -7,7 +7,7 @@ Shapes: H heads (of queries, or of keys), E head width.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -45,8 +45,20 @@ class GgufTensor:
         return math.prod(self.byte_shape)
 
 
-class GgufTensors:
-    """The tensors of a GGUF file as bytes (Weights of uint8): computed and encoded block by block as they are
+class EncodedTensors(Weights, Protocol):
+    """The tensors of a GGUF file as bytes, by their names there: Weights of uint8."""
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        ...
+
+    def kind(self, name: str) -> str:
+        """The type of its numbers."""
+        ...
+
+
+class ModelTensors:
+    """The tensors of a model's GGUF file: computed and encoded block by block as they are
     read."""
 
     def __init__(
@@ -170,16 +182,26 @@ def _planned(
     for name, source in sources.items():
         if name.endswith("rotary_emb.inv_freq"):
             continue  # which follows from the configuration
-        target = table.get_name(name, try_suffixes=(".weight", ".bias"))
-        module, _, part = name.rpartition(".")
-        if target is None or (part == "bias" and last_part(module) not in family.gguf.biases):
-            raise ExportError(
-                f"llama.cpp has no place for {name} in a model of architecture {family.gguf.name}: this "
-                "model can't become a GGUF file."
-            )
-        numbers = weights.shape(source)
-        turned = name.startswith(LAYERS) and family.gguf.rotates_neighbours and last_part(module) in ROTATED
-        found[target] = GgufTensor(
-            source, numbers, choose_type(target, numbers, quantize, layout), shape.head_width if turned else 0
-        )
+        target, numbers = gguf_name(table, family, name), weights.shape(source)
+        choice = choose_type(target, numbers, quantize, layout)
+        found[target] = GgufTensor(source, numbers, choice, head_width_of(name, family, shape))
     return found
+
+
+def gguf_name(table: Any, family: ArchitectureSpec, name: str) -> str:
+    """A parameter's name in GGUF. Raises ExportError where llama.cpp has none."""
+    target: str | None = table.get_name(name, try_suffixes=(".weight", ".bias"))
+    module, _, part = name.rpartition(".")
+    if target is None or (part == "bias" and last_part(module) not in family.gguf.biases):
+        raise ExportError(
+            f"llama.cpp has no place for {name} in a model of architecture {family.gguf.name}: this model "
+            "can't become a GGUF file."
+        )
+    return target
+
+
+def head_width_of(name: str, family: ArchitectureSpec, shape: Shape) -> int:
+    """E where a parameter's rows change places within each head; 0 where they don't."""
+    module = name.rpartition(".")[0]
+    turned = family.gguf.rotates_neighbours and name.startswith(LAYERS) and last_part(module) in ROTATED
+    return shape.head_width if turned else 0

@@ -91,8 +91,8 @@ def _put_byte_level(found: Vocabulary, described: dict[str, Any]) -> None:
     pre, merges = pre_tokenizer_name(described), described["model"]["merges"]
     if pre in MARKS_APART:
         found.notes.append(
-            "llama.cpp cuts words before combining marks, which the tokenizer doesn't: texts in Hindi, Thai and "
-            "their like become other tokens there, and were left out of the check"
+            "llama.cpp cuts words before combining marks, which the tokenizer doesn't: texts in Hindi, Thai "
+            "and their like become other tokens there, and were left out of the check"
         )
     found.values |= {
         "ggml.model": "gpt2",

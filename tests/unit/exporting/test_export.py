@@ -19,7 +19,8 @@ import finetune
 from finetune.errors import CheckFailed, ExportError, FinetuneError
 from finetune.exporters.gguf import library
 from finetune.exporting import export as exporting
-from finetune.exporting.export import export
+from finetune.exporting.export import ExportOptions
+from finetune.exporting.report import ExportReport
 from finetune.merging.merge import merge
 from finetune.runs.target import Target, resolve_target
 from tests.support.adapters import make_adapter
@@ -29,6 +30,11 @@ from tests.support.exports import exportable, whole
 from tests.support.models import save_tiny_llama
 
 Make = Callable[[Path, Path], Target]
+
+
+def export(target: Target, output: Path, **options: Any) -> ExportReport:
+    """To GGUF, with these options."""
+    return exporting.export(target, output, ExportOptions(**{"format": "gguf"} | options))
 
 
 def tensors(folder: Path) -> dict[str, tuple[str, bytes]]:
@@ -166,7 +172,7 @@ def test_a_bad_option_is_refused(name: str, tiny_base: Path, tmp_path: Path) -> 
     """Before anything is read or written."""
     options, expected = OPTIONS[name]
     with pytest.raises(ExportError, match=expected.replace("(", r"\(")):
-        export(whole(tiny_base), tmp_path / "out", **({"format": "gguf"} | options))  # type: ignore[arg-type]
+        export(whole(tiny_base), tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,13 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from finetune.exporters.gguf.exporter import FILE, Gguf, GgufPlan
+from finetune.exporters.gguf.tensors import ModelTensors
 from finetune.exporting.inputs import read_inputs
 from finetune.exporting.llama_cpp.check import Exported, check_in_llama_cpp
 from tests.support.exports import exportable, whole
 
 pytest.importorskip("xllamacpp")
 
-Sabotage = Callable[[GgufPlan], None]
+Sabotage = Callable[[GgufPlan[ModelTensors]], None]
 PLAIN = {"rope_type": "default", "rope_theta": 5000.0}
 END = "<|over|>"
 """An end of turn that llama.cpp doesn't know by its text."""
@@ -33,40 +34,40 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def other_end(plan: GgufPlan) -> None:
+def other_end(plan: GgufPlan[ModelTensors]) -> None:
     """The end of a text in place of the end of a turn."""
-    plan.described.values["tokenizer.ggml.eos_token_id"] = 0
+    plan.values["tokenizer.ggml.eos_token_id"] = 0
 
 
-def other_template(plan: GgufPlan) -> None:
+def other_template(plan: GgufPlan[ModelTensors]) -> None:
     """Without the line break behind the role."""
     key = "tokenizer.chat_template"
-    plan.described.values[key] = plan.described.values[key].replace("assistant\n", "assistant")
+    plan.values[key] = plan.values[key].replace("assistant\n", "assistant")
 
 
-def lost_token(plan: GgufPlan) -> None:
+def lost_token(plan: GgufPlan[ModelTensors]) -> None:
     """An added token is a row that nobody uses."""
-    plan.described.values["tokenizer.ggml.tokens"][1] = "[PAD1]"
-    plan.described.values["tokenizer.ggml.token_type"][1] = 5
+    plan.values["tokenizer.ggml.tokens"][1] = "[PAD1]"
+    plan.values["tokenizer.ggml.token_type"][1] = 5
 
 
-def heads_in_place(plan: GgufPlan) -> None:
+def heads_in_place(plan: GgufPlan[ModelTensors]) -> None:
     """The keys of one layer as transformers has them."""
     name = "blk.1.attn_k.weight"
     plan.tensors.tensors[name] = replace(plan.tensors.tensors[name], head_width=0)
 
 
-def other_positions(plan: GgufPlan) -> None:
+def other_positions(plan: GgufPlan[ModelTensors]) -> None:
     """Positions that turn a tenth faster."""
-    plan.described.values["llama.rope.freq_base"] *= 0.9
+    plan.values["llama.rope.freq_base"] *= 0.9
 
 
-def begun_twice(plan: GgufPlan) -> None:
+def begun_twice(plan: GgufPlan[ModelTensors]) -> None:
     """A token before each text that nobody trained."""
-    plan.described.values["tokenizer.ggml.add_bos_token"] = True
+    plan.values["tokenizer.ggml.add_bos_token"] = True
 
 
-def untouched(plan: GgufPlan) -> None:
+def untouched(plan: GgufPlan[ModelTensors]) -> None:
     """Nothing."""
 
 

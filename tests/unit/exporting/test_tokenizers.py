@@ -8,7 +8,6 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.tokenizers.tokenizer import load_tokenizer
 from data_prep.tokenizers.tokens import ids_of
 from finetune.errors import ExportError
 from finetune.exporters.gguf.pre_tokenizers import (
@@ -45,7 +44,8 @@ KINDS: dict[str, tuple[Any, dict[str, Any], Any]] = {
 
 
 def save_byte_level(folder: Path, pre_tokenizer: Any, options: dict[str, Any], normalizer: Any) -> None:
-    """A tokenizer of that kind, trained on texts with digits and several scripts, in a tiny LLaMA's folder."""
+    """A tokenizer of that kind, trained on texts with digits and several scripts, in a tiny LLaMA's
+    folder."""
     texts = [*CORPUS, *PARTS, "I'm 1234567 years, you're 89; WE'LL see: HTTPServer 2026\n\n\tend "] * 3
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoders.ByteLevel()
@@ -84,7 +84,8 @@ def differing(folder: Path, out: Path, pre_tokenizer: str | None = None) -> list
 
 @pytest.mark.parametrize("name", list(KINDS))
 def test_each_byte_level_kind_becomes_the_same_tokens(name: str, tmp_path: Path) -> None:
-    """200 texts of all scripts, with blanks, digits and special tokens, by llama.cpp's pre-tokenizer of that name."""
+    """200 texts of all scripts, with blanks, digits and special tokens, by llama.cpp's pre-tokenizer of that
+    name."""
     pytest.importorskip("xllamacpp")
     save_byte_level(tmp_path / "model", *KINDS[name])
     assert differing(tmp_path / "model", tmp_path / "out", name) == []
@@ -123,8 +124,8 @@ def test_a_published_sentencepiece_model_becomes_the_same_tokens(tmp_path: Path)
 def test_a_way_of_splitting_that_llama_cpp_lacks_is_refused(tmp_path: Path) -> None:
     """With the steps, as tokenizer.json has them."""
     save_byte_level(tmp_path / "model", split(r"\p{L}+|\p{N}"), {}, None)
+    read = read_inputs(whole(tmp_path / "model"))
     with pytest.raises(ExportError, match=r"no pre-tokenizer that is known here.*ignore_merges False"):
-        read = read_inputs(whole(tmp_path / "model"))
         write_gguf(read, tmp_path / "out")
 
 
@@ -148,4 +149,3 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path: Path) -> None:
     read = read_inputs(whole(tmp_path / "model"))
     with pytest.raises(ExportError, match="the tokenizer is a WordLevel one"):
         write_gguf(read, tmp_path / "out")
-    assert load_tokenizer(tmp_path / "model").eos_token == "<end>"
