@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         convert,
         doctor,
         evaluate,
+        export,
         extract,
         inspect,
         list_runs,
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "benchmark", "combine", "convert",
-    "doctor", "evaluate", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot",
-    "prune", "push", "resume", "selftest", "train", "unmerge", "verify",
+    "doctor", "evaluate", "export", "extract", "inspect", "list_runs", "load", "load_recipe", "merge",
+    "plan", "plot", "prune", "push", "resume", "selftest", "train", "unmerge", "verify",
 ]  # fmt: skip
 
 

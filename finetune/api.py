@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from finetune.evaluation.harness.benchmark import Benchmark
     from finetune.evaluation.predictions import OnProgress
     from finetune.evaluation.report import Report
+    from finetune.exporting.report import ExportReport
     from finetune.hub.push import Pushed
     from finetune.machine import Fact
     from finetune.merging.merge import MergeReport
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "audit", "benchmark", "combine", "convert", "doctor",
-    "evaluate", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot", "prune",
-    "push", "resume", "selftest", "train", "unmerge", "verify",
+    "evaluate", "export", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot",
+    "prune", "push", "resume", "selftest", "train", "unmerge", "verify",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -351,6 +352,32 @@ def merge(
         calibration=None if calibration is None else load_recipe(calibration).recipe,
         undoable=undoable,
     )
+
+
+def export(
+    model: AnyModel,
+    output: str | Path,
+    *,
+    format: str,
+    quantize: str = "f16",
+    adapter_only: bool = False,
+    base: str | Path | None = None,
+    verify: str = "full",
+    max_kl: float | None = None,
+) -> "ExportReport":
+    """Write a run, an adapter on its base or a whole model as a file that other programs run, and check it
+    there.
+
+    `quantize` is the type of the weights (finetune.exporters.gguf.types); `adapter_only` writes the adapter
+    alone, for llama.cpp's --lora. `verify` is full (the file in llama.cpp beside what was exported), tensors
+    (read back and compared) or none; `max_kl` bounds the mean KL of the predictions, in nats a token. Raises
+    ExportError for what the format can't hold, and CheckFailed where a check doesn't hold.
+    """
+    from finetune.exporting.export import ExportOptions
+    from finetune.exporting.export import export as exporting
+
+    target = resolve_target(str(_path(model)), None if base is None else str(base))
+    return exporting(target, Path(output), ExportOptions(format, quantize, adapter_only, verify, max_kl))
 
 
 def prune(

@@ -64,6 +64,10 @@ class MergeError(FinetuneError):
     """An adapter and a base that can't be merged."""
 
 
+class ExportError(FinetuneError):
+    """A model that a format can't hold, or an export that can't be had."""
+
+
 class LaunchError(FinetuneError):
     """Processes that can't be started as asked."""
 

@@ -8,7 +8,7 @@ DISTRIBUTION = "llama-finetune"
 EXTRAS: dict[str, dict[str, str]] = {
     "metrics": {"sacrebleu": "sacrebleu", "sklearn": "scikit-learn", "rouge_score": "rouge-score"},
     "plots": {"plotext": "plotext", "matplotlib": "matplotlib"},
-    "gguf": {"gguf": "gguf"},
+    "gguf": {"gguf": "gguf", "xllamacpp": "xllamacpp"},
     "benchmarks": {"lm_eval": "lm-eval"},
 }
 """The extras of pyproject.toml: for each the modules that are imported, and the packages that hold them."""

@@ -35,6 +35,7 @@ VERBS: dict[str, str] = {
     "combine": "combine",
     "extract": "extract",
     "prune": "prune",
+    "export": "export",
     "push": "push",
     "generate": "generate",
     "chat": "chat",

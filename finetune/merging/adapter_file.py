@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 
-from finetune.export.safetensors import write_weights
+from finetune.exporters.safetensors import write_weights
 from finetune.merging.low_rank import Factors
 from finetune.models.architectures.base import EMBEDDING, last_part
 from finetune.models.bases.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS

@@ -16,7 +16,7 @@ from data_prep.table.cache_key import template_sha256, tokenizer_sha256
 from data_prep.table.documents import Document
 from finetune.data import tokenizer_for
 from finetune.errors import MergeError, ModelError
-from finetune.export.base import Description
+from finetune.exporters.base import Description
 from finetune.generation.loading import unchanged_base
 from finetune.merging.adapter import Adapter
 from finetune.merging.heads import TokenHead, read_head
@@ -122,7 +122,11 @@ class MergeInputs:
     def description(self, config: ModelConfig) -> Description:
         """By what a merged model of this configuration is read."""
         return Description(
-            config, self.tokenizer, self.tokenizer_sources, self.head.generation_of(self.base.folder)
+            config,
+            self.tokenizer,
+            self.tokenizer_sources,
+            self.head.generation_of(self.base.folder),
+            Path(self.base.identity["name"]).name,
         )
 
     @cached_property

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from finetune.errors import CheckFailed, MergeError
-from finetune.export.safetensors import write_shards
+from finetune.exporters.safetensors import write_shards
 from finetune.merging.deltas import LowRank
 from finetune.merging.output import refuse_existing, refuse_small_disk, unfinished
 from finetune.merging.targets import choose_target

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import CheckFailed
-from finetune.export.safetensors import write_weights
+from finetune.exporters.safetensors import write_weights
 from finetune.merging.output import refuse_small_disk, unfinished
 from finetune.merging.undo import RESTORED
 from finetune.models.bases.folder import ADAPTER_CONFIG, CONFIG, INDEX, MASK, read_config

@@ -12,7 +12,7 @@ from tests.support.imports import HEAVY, loaded_by
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
     "cli", "conversion", "recipe", "engines", "models", "data", "generation", "training", "engines.launch",
-    "evaluation", "merging", "runs", "planning", "quickstart", "scoring", "self_test", "objectives", "export",
+    "evaluation", "merging", "runs", "planning", "quickstart", "scoring", "self_test", "objectives", "exporters", "exporting",
     "machine", "pruning", "hub", "data_prep",
 })  # fmt: skip
 
@@ -72,12 +72,15 @@ ARROWS: dict[str, frozenset[str]] = {
     "engines.launch": DISK | {"engines", "recipe", "runs", "models.device"},
     "training": frozenset({"engines", "engines.launch", "models", "objectives", "data", "generation"})
     | {"evaluation", "runs", "scoring", "recipe", "data_prep"},
-    "export": frozenset({"models"}),
+    "exporters": frozenset({"models", "data_prep"}),
+    "exporting": frozenset(
+        {"data", "data_prep", "exporters", "generation", "merging", "models", "recipe", "runs"}
+    ),
     "merging": frozenset(
-        {"export", "models", "objectives", "data", "generation", "runs", "recipe", "data_prep"}
+        {"exporters", "models", "objectives", "data", "generation", "runs", "recipe", "data_prep"}
     ),
     "hub": frozenset({"models", "recipe", "runs", "data_prep", "merging.output"}),
-    "pruning": frozenset({"data", "data_prep", "export", "merging", "models", "recipe"}),
+    "pruning": frozenset({"data", "data_prep", "exporters", "merging", "models", "recipe"}),
     "data_prep": frozenset(),
 }
 ROOMS_WITHIN = ("engines.launch",)

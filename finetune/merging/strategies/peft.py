@@ -15,7 +15,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune.errors import MergeError, ModelError, library_refusals
-from finetune.export import SAFETENSORS
+from finetune.exporters import SAFETENSORS
 from finetune.generation.loading import load_adapted
 from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.merged_weights import DEAD, are_alike, finite

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from finetune.errors import MergeError
-from finetune.export import SAFETENSORS
+from finetune.exporters import Safetensors
 from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult
 from finetune.merging.merged_weights import DEAD, MergedWeights, Updates
 from finetune.merging.output import refuse_small_disk
@@ -62,12 +62,8 @@ def merge_streamed(
     # Of drawn numbers more are kept; a disk that has no room for them is found full.
     undo = undo_bytes((merged.shape(name) for name in merged.names() if merged.update(name)), nearest=True)
     refuse_small_disk(output, size + (undo if options.undoable else 0))
-    written = SAFETENSORS.write(
-        merged,
-        parts.description(config),
-        folder,
-        largest_file=options.largest_shard,
-        workers=choose_threads(),
+    written = Safetensors(options.largest_shard).write(
+        merged, parts.description(config), folder, workers=choose_threads()
     )
     if parts.stored.mask is not None:  # what is merged is as pruned as its base
         shutil.copyfile(parts.stored.mask.path, folder / MASK)

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.export import SAFETENSORS
+from finetune.exporters import SAFETENSORS
 from finetune.merging.inputs import MergeInputs
 from finetune.models.bases.folder import MASK
 from finetune.models.description import ModelConfig

@@ -61,6 +61,23 @@ class DecoderLayer:
     """The shape of each norm's weight; none has a bias."""
 
 
+@dataclass(frozen=True)
+class GgufFamily:
+    """What llama.cpp makes of a family."""
+
+    name: str
+    """general.architecture."""
+    rotates_neighbours: bool = False
+    """Whether it rotates the numbers 2i and 2i + 1 of a query or key, and not i and i + E/2 as transformers
+    does: GGUF then holds the rows of both in that order."""
+    rope_types: tuple[str, ...] = ("default", "linear", "yarn")
+    """The ways to scale positions that it computes for the family."""
+    biases: tuple[str, ...] = ()
+    """The linear layers whose biases it reads, by the last part of their names."""
+    own_head: bool = False
+    """Whether it wants a head in the file also where that is the embedding."""
+
+
 Config = Mapping[str, Any]
 """config.json, or transformers' reading of it as a mapping."""
 ChangeLogits = Callable[[Any, Any], Any]
@@ -80,8 +97,8 @@ class ArchitectureSpec:
     """The class of a decoder layer."""
     parameters: Callable[[Dimensions, Config], DecoderLayer]
     """What a decoder layer holds. Embedding, final norm and head are the same in every family."""
-    gguf_name: str
-    """llama.cpp's name of the family (general.architecture)."""
+    gguf: GgufFamily
+    """What llama.cpp makes of it."""
     shared_inputs: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"),)
     """Linear layers that the family calls with one input, one directly after the other."""
     fused_norms: tuple[str, ...] = ()

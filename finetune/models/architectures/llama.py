@@ -5,6 +5,7 @@ from finetune.models.architectures.base import (
     Config,
     DecoderLayer,
     Dimensions,
+    GgufFamily,
     attention,
     gated_mlp,
     norms_before,
@@ -20,12 +21,20 @@ def parameters(sizes: Dimensions, config: Config) -> DecoderLayer:
     return DecoderLayer(linear, norms_before(sizes))
 
 
+GGUF = GgufFamily(
+    "llama",
+    rotates_neighbours=True,
+    rope_types=("default", "linear", "yarn", "llama3"),
+    biases=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+)
+"""llama.cpp has one for LLaMA and Mistral."""
+
 LLAMA = ArchitectureSpec(
     model_type="llama",
     examples="LLaMA 1 to 3, SmolLM2, TinyLlama",
     decoder_layer="LlamaDecoderLayer",
     parameters=parameters,
-    gguf_name="llama",
+    gguf=GGUF,
     fused_norms=("LlamaRMSNorm",),
     fused_mlps=("LlamaMLP",),
 )

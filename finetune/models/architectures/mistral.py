@@ -9,6 +9,7 @@ from finetune.models.architectures.base import (
     gated_mlp,
     norms_before,
 )
+from finetune.models.architectures.llama import GGUF
 
 
 def parameters(sizes: Dimensions, config: Config) -> DecoderLayer:
@@ -21,7 +22,7 @@ MISTRAL = ArchitectureSpec(
     examples="Mistral 7B, Mistral Nemo",
     decoder_layer="MistralDecoderLayer",
     parameters=parameters,
-    gguf_name="llama",
+    gguf=GGUF,
     fused_norms=("MistralRMSNorm",),
     fused_mlps=("MistralMLP",),
     defaults={"num_key_value_heads": 8},

@@ -6,6 +6,7 @@ from finetune.models.architectures.base import (
     Config,
     DecoderLayer,
     Dimensions,
+    GgufFamily,
     attention,
     gated_mlp,
 )
@@ -29,7 +30,7 @@ OLMO2 = ArchitectureSpec(
     examples="OLMo 2",
     decoder_layer="Olmo2DecoderLayer",
     parameters=parameters,
-    gguf_name="olmo2",
+    gguf=GgufFamily("olmo2", biases=("q_proj", "k_proj", "v_proj"), own_head=True),
     fused_mlps=("Olmo2MLP",),
     # Its sines and cosines stay in float32; those of kernels/rope.py, for scalings that look at a length, are
     # rounded.

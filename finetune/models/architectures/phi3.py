@@ -6,6 +6,7 @@ from finetune.models.architectures.base import (
     Config,
     DecoderLayer,
     Dimensions,
+    GgufFamily,
     LinearLayer,
     norms_before,
 )
@@ -28,7 +29,7 @@ PHI3 = ArchitectureSpec(
     examples="Phi-3 mini and medium, Phi-3.5 mini, Phi-4, Phi-4 mini",
     decoder_layer="Phi3DecoderLayer",
     parameters=parameters,
-    gguf_name="phi3",
+    gguf=GgufFamily("phi3", rope_types=("default", "longrope", "su")),
     shared_inputs=(),
     fused_norms=("Phi3RMSNorm",),
     rope_types=("default", "longrope", "su"),  # which was longrope's first name

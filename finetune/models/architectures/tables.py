@@ -13,7 +13,7 @@ def families_table() -> str:
             f"`{family.model_type}`",
             family.examples,
             ", ".join(f"`{name}`" for name in family.linear_layers),
-            f"`{family.gguf_name}`",
+            f"`{family.gguf.name}`",
         ]
         for family in architectures.FAMILIES
     ]

@@ -16,8 +16,8 @@ from data_prep.errors import DataError
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.cli.merge import lines_of
 from finetune.errors import CheckFailed, FinetuneError
-from finetune.export import Safetensors
-from finetune.export.base import Description
+from finetune.exporters import Safetensors
+from finetune.exporters.base import Description
 from finetune.merging.merge import merge
 from finetune.merging.verification.reverify import verify_again
 from finetune.recipe.schema.model import ModelSection

@@ -257,7 +257,7 @@ def test_a_killed_merge_leaves_nothing_and_the_next_one_ends_right(tiny_base: Pa
     program = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from finetune.export import safetensors as stream\n"
+        "from finetune.exporters import safetensors as stream\n"
         "stream.write_index = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from finetune.merging.merge import merge\n"
         "from finetune.merging.targets import choose_target\n"

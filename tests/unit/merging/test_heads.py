@@ -26,7 +26,7 @@ from finetune.cli.merge import lines_of
 from finetune.data import prepare_data
 from finetune.errors import CheckFailed, MergeError
 from finetune.evaluation.evaluation import Evaluation
-from finetune.export import safetensors as stream
+from finetune.exporters import safetensors as stream
 from finetune.merging import merged_weights as adapted
 from finetune.merging.combine import combine
 from finetune.merging.merge import merge

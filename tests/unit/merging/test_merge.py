@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.cli.merge import merge as merge_command
 from finetune.errors import CheckFailed, FinetuneError, MergeError, ModelError
-from finetune.export import safetensors as stream
+from finetune.exporters import safetensors as stream
 from finetune.merging import output as output_folder
 from finetune.merging.merge import merge
 from finetune.merging.strategies import streaming as streamed

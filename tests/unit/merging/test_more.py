@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import finetune
 from finetune.errors import CheckFailed, MergeError
-from finetune.export import safetensors
+from finetune.exporters import safetensors
 from finetune.merging.adapter import Adapter
 from finetune.merging.combine import combine
 from finetune.merging.merge import merge

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.errors import CheckFailed
-from finetune.export import Safetensors
-from finetune.export.base import Description
+from finetune.exporters import Safetensors
+from finetune.exporters.base import Description
 from finetune.merging.merge import merge
 from finetune.merging.verification.reverify import verify_again
 from finetune.recipe.schema.model import ModelSection, RopeScaling

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from data_prep.tokenizers.tokenizer import load_tokenizer
 from finetune.cli import app as command_line
 from finetune.errors import CheckFailed, FinetuneError, MergeError
-from finetune.export import safetensors as stream
+from finetune.exporters import safetensors as stream
 from finetune.merging.merge import merge
 from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target

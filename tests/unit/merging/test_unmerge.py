@@ -319,7 +319,7 @@ def test_a_full_disk_leaves_nothing(bf16_base: Path, tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from finetune.export import safetensors as stream
+from finetune.exporters import safetensors as stream
 write = stream._write_tensor
 stream._write_tensor = lambda *one: write(*one) and os.kill(os.getpid(), signal.SIGKILL)
 sys.argv[0] = "finetune"

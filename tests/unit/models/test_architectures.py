@@ -247,7 +247,7 @@ def test_a_family_says_what_its_model_is(family: ArchitectureSpec) -> None:
         assert linear - {LM_HEAD} == set(family.linear_layers)
         for group in family.shared_inputs:
             assert set(group) <= linear
-    assert family.gguf_name in gguf.MODEL_ARCH_NAMES.values()
+    assert family.gguf.name in gguf.MODEL_ARCH_NAMES.values()
 
 
 @pytest.mark.parametrize("family", architectures.FAMILIES, ids=FAMILIES)

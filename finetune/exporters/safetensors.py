@@ -6,28 +6,32 @@ Weights are computed while they are read: reading, computing, hashing and writin
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 import xxhash
 
-from finetune.export.base import Description, Exporter, Written
+from finetune.exporters.base import Description, Exporter, Written
 from finetune.models.description import write_description
 from finetune.models.description_check import differences
 from finetune.models.safetensors import Shard, ShardSlot, Weights, bytes_of, plan_shards, write_index
 
 
+@dataclass(frozen=True)
 class Safetensors(Exporter):
     """A folder that plain transformers loads."""
 
     name: ClassVar[str] = "safetensors"
+    largest_file: int = 5_000_000_000
+    """Bytes of tensors in a file."""
 
     def write(  # noqa: D102 - see Exporter
-        self, weights: Weights, description: Description, folder: Path, *, largest_file: int, workers: int
+        self, weights: Weights, description: Description, folder: Path, *, workers: int
     ) -> Written:
         self.describe(description, folder)
-        return write_weights(weights, folder, largest_file, workers)
+        return write_weights(weights, folder, self.largest_file, workers)
 
     def describe(self, description: Description, folder: Path) -> None:
         """Write config, generation config and tokenizer alone."""

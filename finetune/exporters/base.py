@@ -22,6 +22,8 @@ class Description:
     """The folders that the tokenizer comes from."""
     generation: dict[str, Any] | None
     """The base's generation config; None for a model that writes no text."""
+    name: str = "model"
+    """What the model is called, for formats that hold a name."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +34,22 @@ class Written:
     bytes: int
     xxh3_128: dict[str, str]
     """Of each tensor's bytes."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of the format."""
 
 
 class Exporter(ABC):
-    """A format. It reads weights tensor by tensor, in blocks of rows (Weights): no model is ever held in
-    memory for it."""
+    """A format, with its options as fields. It reads weights tensor by tensor, in blocks of rows (Weights):
+    no model is ever held in memory for it."""
 
     name: ClassVar[str]
 
     @abstractmethod
-    def write(
-        self, weights: Weights, description: Description, folder: Path, *, largest_file: int, workers: int
-    ) -> Written:
-        """Write the model into an empty folder, in files of at most `largest_file` bytes of tensors, by so
-        many threads.
+    def write(self, weights: Weights, description: Description, folder: Path, *, workers: int) -> Written:
+        """Write the model into an empty folder, by so many threads.
 
-        All is on the disk on return. Raises MergeError where a number is not finite, OSError where the disk
-        is full.
+        All is on the disk on return. Raises MergeError or ExportError where a number is not finite,
+        ExportError where the format can't hold the model, OSError where the disk is full.
         """
 
     @abstractmethod

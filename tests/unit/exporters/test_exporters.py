@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from finetune.export import EXPORTERS
+from finetune.exporters import EXPORTERS
 from finetune.merging.inputs import read_parts
 from finetune.merging.merge import merge
 from finetune.merging.merged_weights import MergedWeights, Updates
@@ -28,7 +28,6 @@ def test_another_format_is_one_class(tiny_base: Path, tmp_path: Path) -> None:
         MergedWeights(parts.stored, updates, torch.float32),
         description,
         folder,
-        largest_file=2**30,
         workers=1,
     )
     merge(target, tmp_path / "merged", dtype="float32")

@@ -1,0 +1,62 @@
+"""finetune export: a run or a model to a file that others run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.cli.common import BaseOption, JsonOption, out, print_json, tell_messages
+
+
+def export(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_MODEL", help="A run, a checkpoint of one, an adapter, or whole weights."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
+    format: Annotated[str, typer.Option(help="gguf: a file for llama.cpp, Ollama and LM Studio.")],
+    quantize: Annotated[
+        str,
+        typer.Option(
+            metavar="TYPE",
+            help="f32, f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1, q6_k, q5_k_m, q4_k_m, q3_k_m or q2_k.",
+        ),
+    ] = "f16",
+    adapter_only: Annotated[
+        bool, typer.Option("--adapter-only", help="The adapter by itself, for llama.cpp's --lora.")
+    ] = False,
+    base: BaseOption = None,
+    verify: Annotated[
+        str, typer.Option(help="full (the file in llama.cpp beside what was exported), tensors or none.")
+    ] = "full",
+    max_kl: Annotated[
+        float | None,
+        typer.Option(help="The largest mean KL of llama.cpp's predictions, in nats a token; else by type."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a model to a file that other programs run, and check it there.
+
+    An adapter is merged while the file is written. Exits with code 3 if the check fails; the output folder is
+    then not created.
+    """
+    from finetune import api
+
+    tell_messages(as_json)
+    report = api.export(
+        target,
+        output,
+        format=format,
+        quantize=quantize,
+        adapter_only=adapter_only,
+        base=base,
+        verify=verify,
+        max_kl=max_kl,
+    )
+    if as_json:
+        print_json(report.as_dict())
+        return
+    for name, value in report.lines():
+        out(f"{name:<13} {value}")

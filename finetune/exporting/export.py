@@ -1,0 +1,189 @@
+"""A run or a model to a file that others run: written from base and adapter while they are merged, read back,
+and checked in the program that will run it."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
+
+from finetune.errors import CheckFailed, ExportError
+from finetune.exporters.gguf.described import describe
+from finetune.exporters.gguf.exporter import Gguf, GgufPlan
+from finetune.exporters.gguf.library import WHEEL, has_library
+from finetune.exporters.gguf.lora import LoraTensors
+from finetune.exporters.gguf.tensors import ModelTensors
+from finetune.exporters.gguf.types import QUANTIZATIONS
+from finetune.exporting.adapter_only import base_file, plan_adapter
+from finetune.exporting.inputs import ExportInputs, read_inputs
+from finetune.exporting.report import RECORD, ExportReport
+from finetune.exporting.tensors import TensorComparison, compare_tensors, read_back
+from finetune.extras import refuse_without
+from finetune.merging.output import failed_name, refuse_existing, refuse_small_disk, unfinished
+from finetune.merging.verification.lazy_model import fits_in_memory, model_of
+from finetune.models.device import choose_threads
+from finetune.runs.target import Target
+
+FORMATS = ("gguf",)
+CHECKS = ("full", "tensors", "none")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export, as the command line asks."""
+
+    format: str
+    quantize: str = "f16"
+    """One of QUANTIZATIONS."""
+    adapter_only: bool = False
+    check: str = "full"
+    """full, tensors or none."""
+    max_kl: float | None = None
+    """The mean KL that is allowed, in nats a token; by type where it is None."""
+
+    def refuse_bad(self) -> None:
+        """Raises ExportError for a value that an option doesn't have, and for two that contradict each
+        other."""
+        for option, value, known in (
+            ("--format", self.format, FORMATS),
+            ("--quantize", self.quantize, tuple(QUANTIZATIONS)),
+            ("--verify", self.check, CHECKS),
+        ):
+            if value not in known:
+                raise ExportError(f"{option} is {value!r}; expected one of {', '.join(known)}.")
+        if self.max_kl is None:
+            return
+        if not 0 < self.max_kl < float("inf"):
+            raise ExportError(f"--max-kl is {self.max_kl}; expected a number of nats above 0.")
+        if self.check != "full":
+            raise ExportError(
+                f"--max-kl bounds what llama.cpp predicts, and --verify {self.check} doesn't run it: leave "
+                "one out."
+            )
+        refuse_without(WHEEL, "--max-kl, which bounds what llama.cpp predicts,")
+
+
+def export(target: Target, output: Path, options: ExportOptions) -> ExportReport:
+    """Write a target in a format into the folder `output`.
+
+    The folder is written beside its final name and renamed when it is whole and checked; after an error
+    nothing is left. Raises ExportError for what the format can't hold, and CheckFailed where a check doesn't
+    hold: the files then lie in OUTPUT.failed, to look at.
+    """
+    started = time.perf_counter()
+    output = Path(os.path.abspath(output.expanduser()))
+    options.refuse_bad()
+    refuse_existing(output)
+    inputs = read_inputs(target)
+    work = _Adapter(inputs, options) if options.adapter_only else _Model(inputs, options)
+    shard, _ = work.plan.layout()
+    with unfinished(output) as folder:
+        refuse_small_disk(output, shard.size, "the export")
+        written = work.plan.write(folder, choose_threads())
+        began = time.perf_counter()
+        report = _report(inputs, work, output, folder, written.bytes)
+        if options.check != "none":
+            report = replace(report, tensors=work.compare(folder, written.xxh3_128))
+        if options.check == "full":
+            report = _in_llama_cpp(report, work, folder)
+        now = time.perf_counter()
+        report = replace(report, seconds=round(now - started, 1), check_seconds=round(now - began, 1))
+        report.write(folder)
+        if report.failures:
+            folder.rename(failed_name(output))
+            raise CheckFailed(
+                f"the export does not hold: {'; '.join(report.failures)}. {output} was not created; the "
+                f"files are in {failed_name(output)}, measurements in {RECORD}."
+            )
+    return report
+
+
+class _Model:
+    """The whole model, in one file."""
+
+    def __init__(self, inputs: ExportInputs, options: ExportOptions):
+        self.inputs, self.options = inputs, options
+        # As a merge into bfloat16 is rounded; all else is encoded from what is exact.
+        computed = torch.bfloat16 if options.quantize == "bf16" else torch.float32
+        self.plan: GgufPlan[ModelTensors] = Gguf(options.quantize).plan(
+            inputs.weights(computed), inputs.description
+        )
+        self.coarser = {name: choice.kind for name, choice in self.plan.tensors.coarser().items()}
+
+    def compare(self, folder: Path, hashes: dict[str, str]) -> TensorComparison:
+        """What is read back."""
+        return compare_tensors(self.plan, self.inputs.weights(torch.float32), folder, hashes)
+
+    @contextmanager
+    def files(self, folder: Path) -> Iterator[tuple[Path, Path | None]]:
+        """What llama.cpp loads: a model, and an adapter on it."""
+        yield folder / self.plan.file, None
+
+
+class _Adapter:
+    """The adapter alone."""
+
+    def __init__(self, inputs: ExportInputs, options: ExportOptions):
+        self.inputs, self.options = inputs, options
+        self.plan: GgufPlan[LoraTensors] = plan_adapter(inputs, options.quantize)
+        self.coarser: dict[str, str] = {}
+
+    def compare(self, folder: Path, hashes: dict[str, str]) -> TensorComparison:
+        """What is read back."""
+        _, failures = read_back(self.plan, folder, hashes)
+        return TensorComparison(len(hashes), {}, tuple(failures))
+
+    @contextmanager
+    def files(self, folder: Path) -> Iterator[tuple[Path, Path | None]]:
+        """The base, written for the check alone, and the adapter."""
+        with base_file(self.inputs, folder) as base:
+            yield base, folder / self.plan.file
+
+
+def _report(
+    inputs: ExportInputs, work: _Model | _Adapter, output: Path, folder: Path, size: int
+) -> ExportReport:
+    parts = inputs.parts
+    return ExportReport(
+        model=parts.target.description,
+        base=parts.base.identity["name"],
+        adapter=str(parts.target.adapter) if parts.target.adapter is not None else None,
+        output=str(output),
+        format=Gguf.name,
+        quantize=work.plan.quantize,
+        files=tuple(sorted(path.name for path in folder.iterdir())),
+        bytes=size,
+        seconds=0.0,
+        check_seconds=0.0,
+        coarser=work.coarser,
+        notes=work.plan.notes,
+        tensors=None,
+        llama_cpp=None,
+        not_run=None,
+    )
+
+
+def _in_llama_cpp(report: ExportReport, work: _Model | _Adapter, folder: Path) -> ExportReport:
+    """The report with what llama.cpp makes of the file, or with why it did not run."""
+    inputs, exact = work.inputs, work.inputs.weights(torch.float32)
+    if not has_library():
+        return replace(report, not_run=f'{WHEEL} is not installed (pip install "llama-finetune[gguf]")')
+    if not fits_in_memory(exact) or psutil.virtual_memory().available < 3 * report.bytes:
+        return replace(report, not_run="the model in float32 and the file are larger than the free memory")
+    from finetune.exporting.llama_cpp.check import Exported, check_in_llama_cpp
+
+    said = describe(inputs.description)
+    exported = Exported(
+        model_of(exact, inputs.config.expected()),
+        inputs.parts.tokenizer,
+        inputs.parts.documents[0],
+        said.context,
+        said.pre_tokenizer,
+    )
+    with work.files(folder) as (model, adapter):
+        found = check_in_llama_cpp(model, exported, work.options.quantize, work.options.max_kl, adapter)
+    return replace(report, llama_cpp=found)

@@ -1,0 +1,1 @@
+"""The real llama.cpp, asked what it makes of a file."""

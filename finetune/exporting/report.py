@@ -1,0 +1,89 @@
+"""What an export is, for people, for JSON, and for the folder's own record."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune.exporting.llama_cpp.check import LlamaCppCheck
+    from finetune.exporting.tensors import TensorComparison
+
+RECORD = "export.json"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported, where it lies, and what the checks found."""
+
+    model: str
+    """What was exported, in words."""
+    base: str
+    adapter: str | None
+    output: str
+    format: str
+    quantize: str | None
+    files: tuple[str, ...]
+    bytes: int
+    seconds: float
+    """In all."""
+    check_seconds: float
+    """Of them, for the checks after the writing."""
+    coarser: dict[str, str]
+    """Tensors whose rows are no whole blocks of the type that they would have, and the type that they
+    have."""
+    notes: tuple[str, ...]
+    tensors: "TensorComparison | None"
+    """What was read back; None where nobody looked."""
+    llama_cpp: "LlamaCppCheck | None"
+    """What llama.cpp made of it; None where it did not run, and `not_run` says why."""
+    not_run: str | None
+
+    @property
+    def failures(self) -> list[str]:
+        """The bounds that don't hold, in words."""
+        return [
+            wrong for check in (self.tensors, self.llama_cpp) if check is not None for wrong in check.failures
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"holds": not self.failures}
+
+    def lines(self) -> list[tuple[str, str]]:
+        """For a person: (name, value) a line."""
+        how = self.format if self.quantize is None else f"{self.format}, {self.quantize}"
+        lines = [
+            ("model", self.model),
+            ("output", self.output),
+            ("format", f"{how}: {', '.join(self.files)}, {self.bytes / 1e6:,.1f} MB"),
+            ("seconds", f"{self.seconds:,.1f}, of which {self.check_seconds:,.1f} for the checks"),
+        ]
+        if self.coarser:
+            kinds = sorted(set(self.coarser.values()))
+            lines.append(
+                (
+                    "other types",
+                    f"{len(self.coarser)} tensors, whose rows are no whole blocks, are {', '.join(kinds)}, "
+                    "as in llama.cpp: "
+                    f"{', '.join(list(self.coarser)[:3])}{' ...' if len(self.coarser) > 3 else ''}",
+                )
+            )
+        lines += self.tensors.lines() if self.tensors is not None else []
+        if self.llama_cpp is not None:
+            lines += self.llama_cpp.lines()
+        elif self.not_run is not None:
+            lines.append(("llama.cpp", f"did not run: {self.not_run}"))
+        return lines + [("note", note) for note in self.notes]
+
+    def write(self, folder: Path) -> None:
+        """export.json, and README.md for whoever finds the folder."""
+        (folder / RECORD).write_text(json.dumps(self.as_dict(), indent=1) + "\n")
+        card = ["---", "tags: [gguf]" if self.format != "safetensors" else "tags: [merged]", "---", ""]
+        card += [f"# {Path(self.base).name}, fine-tuned" if self.adapter else f"# {Path(self.base).name}", ""]
+        card += [f"- base: {self.base}", *([f"- adapter: {self.adapter}"] if self.adapter else [])]
+        card += [
+            f"- {name}: {value}" for name, value in self.lines() if name not in ("model", "output", "seconds")
+        ]
+        card += ["", f"All figures are in {RECORD}."]
+        (folder / "README.md").write_text("\n".join(card) + "\n")
