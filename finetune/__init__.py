@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         prune,
         resume,
         selftest,
+        serve,
         train,
         unmerge,
         verify,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "benchmark", "combine", "convert",
     "doctor", "evaluate", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot",
-    "prune", "resume", "selftest", "train", "unmerge", "verify",
+    "prune", "resume", "selftest", "serve", "train", "unmerge", "verify",
 ]  # fmt: skip
 
 

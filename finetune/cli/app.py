@@ -37,6 +37,7 @@ VERBS: dict[str, str] = {
     "prune": "prune",
     "generate": "generate",
     "chat": "chat",
+    "serve": "serve",
     "evaluate": "evaluate",
     "benchmark": "benchmark",
     "runs": "runs",

@@ -126,7 +126,8 @@ class ContinuousBatch:
 
     def __init__(self, model: PreTrainedModel, *, rows: int = 32):
         """The model is the batch's from now on. `rows` are answered at a time; others wait."""
-        self._model = causal_model(model.eval())
+        self.model = model.eval()
+        self._model = causal_model(model)
         self._router = AdapterByToken(model) if isinstance(model, PeftModel) else None
         self._model.set_attn_implementation(BY_ROW)
         config = self._model.config

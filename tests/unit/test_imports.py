@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = frozenset({
     "cli", "conversion", "recipe", "engines", "models", "data", "generation", "training", "engines.launch",
     "evaluation", "merging", "runs", "planning", "quickstart", "scoring", "self_test", "objectives", "export",
-    "machine", "pruning", "data_prep",
+    "machine", "pruning", "serving", "data_prep",
 })  # fmt: skip
 
 # Parts of data_prep that need the standard library only.
@@ -77,6 +77,7 @@ ARROWS: dict[str, frozenset[str]] = {
         {"export", "models", "objectives", "data", "generation", "runs", "recipe", "data_prep"}
     ),
     "pruning": frozenset({"data", "data_prep", "export", "merging", "models", "recipe"}),
+    "serving": frozenset({"data_prep", "generation", "models", "recipe", "runs"}),
     "data_prep": frozenset(),
 }
 ROOMS_WITHIN = ("engines.launch",)
