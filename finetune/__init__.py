@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         push,
         resume,
         selftest,
+        serve,
         train,
         unmerge,
         verify,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "__version__", "audit", "benchmark", "combine", "convert",
     "doctor", "evaluate", "export", "extract", "inspect", "list_runs", "load", "load_recipe", "merge",
-    "plan", "plot", "prune", "push", "resume", "selftest", "train", "unmerge", "verify",
+    "plan", "plot", "prune", "push", "resume", "selftest", "serve", "train", "unmerge", "verify",
 ]  # fmt: skip
 
 

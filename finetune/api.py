@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat", "LogLikelihood", "Model", "Run", "audit", "benchmark", "combine", "convert", "doctor",
     "evaluate", "export", "extract", "inspect", "list_runs", "load", "load_recipe", "merge", "plan", "plot",
-    "prune", "push", "resume", "selftest", "train", "unmerge", "verify",
+    "prune", "push", "resume", "selftest", "serve", "train", "unmerge", "verify",
 ]  # fmt: skip
 logger = logging.getLogger(__name__)
 
@@ -516,6 +516,32 @@ def load(model: AnyModel, *, base: str | Path | None = None) -> "Model":
     loaded, tokenizer = load_ready(target, dtype=choose_precision("auto").dtype)
     options = target.recipe.evaluate if target.recipe is not None else EvaluateSection()
     return Model(target, loaded, tokenizer, options)
+
+
+def serve(
+    models: "AnyModel | Sequence[AnyModel]",
+    *,
+    base: str | Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    rows: int = 32,
+    queue: int = 256,
+) -> None:
+    """Answer OpenAI's API until SIGTERM or Ctrl-C; see finetune.serving.server.serve.
+
+    A model is what `load` takes, or "NAME=MODEL". Raises FinetuneError for an address that can't be had, and
+    the errors of `load`."""
+    from finetune.serving.server import serve as listen
+
+    several = [models] if isinstance(models, str | Path | Run) else models
+    listen(
+        [str(_path(model)) for model in several],
+        base=None if base is None else str(base),
+        host=host,
+        port=port,
+        rows=rows,
+        queue=queue,
+    )
 
 
 # --- This machine

@@ -39,6 +39,7 @@ VERBS: dict[str, str] = {
     "push": "push",
     "generate": "generate",
     "chat": "chat",
+    "serve": "serve",
     "evaluate": "evaluate",
     "benchmark": "benchmark",
     "runs": "runs",

@@ -27,6 +27,7 @@ from data_prep.chat.rendering import end_of_turn_ids, prompt_and_reference, rend
 from data_prep.messages import Message, PlainText
 from data_prep.tokenizers.tokens import ids_of, text_of
 from finetune.errors import FinetuneError
+from finetune.generation.sampling import with_gumbel_noise
 from finetune.models.architectures import family_of
 from finetune.models.kernels.noise import seed_of
 from finetune.models.kernels.rope import looks_at_length
@@ -80,7 +81,7 @@ def _cut(model: PreTrainedModel, ids: Sequence[int], ends: set[int], max_new_tok
         return None
     if len(ids) == max_new_tokens:
         return f"at max_new_tokens ({max_new_tokens:,})"
-    return f"at the base's last position ({_positions(model):,})"
+    return f"at the base's last position ({positions_of(model):,})"
 
 
 def generate_ids(
@@ -103,7 +104,7 @@ def generate_ids(
     of them are there. Raises FinetuneError for a prompt that is empty or that leaves no position for an
     answer.
     """
-    room = [_room(model, prompt, max_new_tokens) for prompt in prompts]
+    room = [answer_room(model, prompt, max_new_tokens) for prompt in prompts]
     answers: list[list[int]] = [[] for _ in prompts]
     ends, pad = set(end_of_turn_ids(tokenizer)), int(tokenizer.pad_token_id)
     seeds = _seeds(prompts, seed)
@@ -146,7 +147,7 @@ def stream(
     Closing the generator ends the generation. Raises what `generate` raises; an error in the model is raised
     here too.
     """
-    options = _options(tokenizer, _room(model, prompt, max_new_tokens))
+    options = _options(tokenizer, answer_room(model, prompt, max_new_tokens))
     ends = set(end_of_turn_ids(tokenizer))
     tokens = torch.tensor([list(prompt)], device=model.device)
     streamer = TextIteratorStreamer(
@@ -216,13 +217,14 @@ class _Abandoned(StoppingCriteria):
         )
 
 
-def _positions(model: PreTrainedModel) -> int:
+def positions_of(model: PreTrainedModel) -> int:
+    """How many tokens a text may have, prompt and answer together."""
     return int(model.config.max_position_embeddings)
 
 
-def _room(model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int) -> int:
+def answer_room(model: PreTrainedModel, prompt: Sequence[int], max_new_tokens: int) -> int:
     """How many tokens an answer may have. Raises FinetuneError where that is none."""
-    positions = _positions(model)
+    positions = positions_of(model)
     if not prompt:
         raise FinetuneError("a prompt is empty: expected at least one token.")
     if len(prompt) >= positions:
@@ -242,23 +244,13 @@ def _options(tokenizer: PreTrainedTokenizerFast, max_new_tokens: int) -> Generat
 
 
 class _Drawn(LogitsProcessor):
-    """Scores (B x V) of which the likeliest token is one drawn at a temperature: Gumbel noise is added to
-    them.
-
-    transformers' own sampling takes the draws of a whole batch from one generator, so that each answer
-    depends on the others.
-    """
+    """Scores (B x V) of which the likeliest token is one drawn at a temperature."""
 
     def __init__(self, temperature: float, generators: Sequence[torch.Generator]):
         self.temperature, self.generators = temperature, generators
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        drawn = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
-        for row, generator in zip(drawn, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        # The likeliest of scores / temperature - log(drawn), in numbers that stay finite at every
-        # temperature.
-        return scores.float() / max(self.temperature, 1.0) - drawn.log() * min(self.temperature, 1.0)
+        return with_gumbel_noise(scores, self.temperature, self.generators)
 
 
 def _drawing(temperature: float, seeds: Sequence[int], device: torch.device) -> LogitsProcessorList:

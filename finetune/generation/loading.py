@@ -137,13 +137,18 @@ def load_adapted(
     return adapted.eval()
 
 
+def tokenizer_of(target: ModelTarget, base: Base) -> PreTrainedTokenizerFast:
+    """The tokenizer that a target was trained with."""
+    whose = target.tokenizer
+    folder = base.folder if whose is None else tokenizer_folder(whose)
+    return tokenizer_for(whose or target.model, target.adapter, folder, preparation=target.preparation)
+
+
 def load_ready(target: ModelTarget, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Model and tokenizer on the device, to generate with. Raises ModelError or DataError where a part can't
     be loaded."""
     base = unchanged_base(target)
-    whose = target.tokenizer
-    folder = base.folder if whose is None else tokenizer_folder(whose)
-    tokenizer = tokenizer_for(whose or target.model, target.adapter, folder, preparation=target.preparation)
+    tokenizer = tokenizer_of(target, base)
     loaded: Any = load_adapted(
         base,
         target.model,

@@ -28,9 +28,10 @@ def make_adapter(base: Path, folder: Path, *, new_tokens: tuple[str, ...] = (), 
     return Target(ModelSection(base=str(base)), folder, None, "a test's adapter")
 
 
-def save_random_adapter(model: Any, folder: Path, **options: Any) -> None:
-    """A LoRA adapter for the model whose A and B, and what else of it trains, are random; saved by plain peft."""
-    torch.manual_seed(7)
+def save_random_adapter(model: Any, folder: Path, *, seed: int = 7, **options: Any) -> None:
+    """A LoRA adapter for the model whose A and B, and what else of it trains, are random; saved by plain
+    peft."""
+    torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | options

@@ -13,7 +13,7 @@ import torch
 
 from finetune.errors import ExportError
 from finetune.exporters.gguf.encode import encode
-from finetune.exporters.gguf.types import Choice, Layout, choose_type, row_bytes
+from finetune.exporters.gguf.types import ChosenType, Layout, choose_type, row_bytes
 from finetune.models.architectures import ArchitectureSpec, last_part
 from finetune.models.architectures.base import DECODER, EMBEDDING, LAYERS, LM_HEAD
 from finetune.models.bases.shapes import Shape
@@ -29,7 +29,7 @@ class GgufTensor:
     source: str
     """Its name in the weights that are read."""
     shape: tuple[int, ...]
-    choice: Choice
+    choice: ChosenType
     head_width: int = 0
     """E where its rows change places within each head; 0 where they don't."""
 
@@ -126,7 +126,7 @@ class ModelTensors:
         for first in range(0, tensor.shape[0], step):
             yield first, min(first + step, tensor.shape[0])
 
-    def coarser(self) -> dict[str, Choice]:
+    def coarser(self) -> dict[str, ChosenType]:
         """The tensors whose rows are no whole blocks of the type that they would have."""
         return {
             name: one.choice for name, one in self.tensors.items() if one.choice.kind != one.choice.wanted

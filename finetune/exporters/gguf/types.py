@@ -34,7 +34,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenType:
     """A tensor's type."""
 
     kind: str
@@ -42,16 +42,16 @@ class Choice:
     """What it would be if its rows were whole blocks of that type."""
 
 
-def choose_type(name: str, shape: tuple[int, ...], quantize: str, layout: Layout) -> Choice:
+def choose_type(name: str, shape: tuple[int, ...], quantize: str, layout: Layout) -> ChosenType:
     """The type of a tensor by its name in GGUF: matrices are quantised, norms and biases stay in float32."""
     if len(shape) < 2:
-        return Choice("F32", "F32")
+        return ChosenType("F32", "F32")
     most = QUANTIZATIONS[quantize]
     wanted = most if most in FLOATS else _mixed(name, quantize, most, layout)
     kind = wanted
     if not _fits(kind, shape[-1]):
         kind = COARSER.get(kind, "F16")
-    return Choice(kind if _fits(kind, shape[-1]) else "F16", wanted)
+    return ChosenType(kind if _fits(kind, shape[-1]) else "F16", wanted)
 
 
 def _fits(kind: str, columns: int) -> bool:

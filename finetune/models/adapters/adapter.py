@@ -212,26 +212,35 @@ def linear_names(model: PreTrainedModel) -> set[str]:
 
 
 def load_adapter(
-    model: PreTrainedModel, folder: Path, *, trainable: bool = False, engine: Engine = SINGLE
+    model: PreTrainedModel | PeftModel,
+    folder: Path,
+    *,
+    name: str = "default",
+    trainable: bool = False,
+    engine: Engine = SINGLE,
 ) -> PeftModel:
-    """The base with the adapter in `folder`. Raises ModelError where the two don't fit together."""
+    """The base with the adapter in `folder`; a model that has adapters already gets one more, which is then
+    the active one. Raises ModelError where the two don't fit together."""
     config = read_adapter_config(folder)
-    check_adapter_config(config, [name for name, _ in model.named_modules()], folder)
+    check_adapter_config(config, [module for module, _ in model.named_modules()], folder)
     refuse_other_task(folder, config, classifies=hasattr(model, CLASSIFIER))
     refuse_unknown_keys(folder, config)
     refuse_wrapped(folder / ADAPTER_WEIGHTS, read_header(folder / ADAPTER_WEIGHTS))
+    adapter = f"the adapter in {folder}, of type {config.get('peft_type')}"
     with only_the_adapter(folder) as held:
         grow_embeddings(model, saved_vocabulary(held), engine)
-        with library_refusals(
-            f"the adapter in {folder}, of type {config.get('peft_type')}, does not fit this base"
-        ):
+        with library_refusals(f"{adapter}, does not fit this base"):
             empty = bool(
                 model.get_input_embeddings().weight.is_meta
             )  # on which torch can put weights, but not write them
-            loaded = PeftModel.from_pretrained(
-                model, str(held), is_trainable=trainable, low_cpu_mem_usage=empty
-            )
-        refuse_unread(loaded, held, f"the adapter in {folder}, of type {config.get('peft_type')}")
+            options: Any = {"adapter_name": name, "is_trainable": trainable, "low_cpu_mem_usage": empty}
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(held), **options)
+                model.set_adapter(name)
+                loaded = model
+            else:
+                loaded = PeftModel.from_pretrained(model, str(held), **options)
+        refuse_unread(loaded, held, adapter, name)
     mask_updates(loaded)
     if not trainable:  # what trains may be cut up by an engine, and runs soon enough
         with library_refusals(
@@ -269,13 +278,13 @@ def save_adapter(
     model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
 
 
-def grow_embeddings(model: PreTrainedModel, vocabulary: int, engine: Engine = SINGLE) -> None:
+def grow_embeddings(model: PreTrainedModel | PeftModel, vocabulary: int, engine: Engine = SINGLE) -> None:
     """Make room for tokens that were added to the tokenizer. An embedding that is padded beyond the
     vocabulary stays."""
     weight: Any = model.get_input_embeddings().weight
     if vocabulary > engine.full_shape(weight)[0]:
         # What transformers draws the new rows from needs numbers, which a model without weights hasn't.
-        model.resize_token_embeddings(vocabulary, mean_resizing=not weight.is_meta)
+        cast(Any, model).resize_token_embeddings(vocabulary, mean_resizing=not weight.is_meta)
 
 
 def count_parameters(model: nn.Module, engine: Engine = SINGLE) -> tuple[int, int]:

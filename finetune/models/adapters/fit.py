@@ -75,15 +75,16 @@ def saved_vocabulary(folder: Path) -> int:
     return max((tensor["shape"][0] for name, tensor in header.items() if VOCABULARY.search(name)), default=0)
 
 
-def refuse_unread(model: "PeftModel", folder: Path, adapter: str) -> None:
+def refuse_unread(model: "PeftModel", folder: Path, adapter: str, name: str = "default") -> None:
     """Raises ModelError unless each weight of the file found its place, and each trained place its weight.
 
-    `adapter` names it.
+    `adapter` names it in words, `name` in the model.
     """
     from peft import get_peft_model_state_dict
 
     stored = {_plain(name): name for name in read_header(folder / ADAPTER_WEIGHTS)}
-    wanted = {_plain(name) for name in get_peft_model_state_dict(model, save_embedding_layers=False)}
+    saved = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    wanted = {_plain(key) for key in saved}
     absent = wanted - stored.keys()
     beyond = {
         name

@@ -1,13 +1,10 @@
 """The models that the tests of this room share."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
-
-from tests.support.models import MEMORISED, learn
+from transformers import LlamaForCausalLM
 
 
 @pytest.fixture
@@ -19,23 +16,3 @@ def model(tiny_base: Path) -> LlamaForCausalLM:
             if parameter.ndim == 2:
                 parameter.mul_(6.0)
     return model
-
-
-@pytest.fixture(scope="session")
-def memorised(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model that knows MEMORISED by heart, to be asked by its chat template. Never write
-    to it."""
-    folder = tmp_path_factory.mktemp("memorised") / "model"
-    shutil.copytree(tiny_base, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows = []
-    for question, answer in MEMORISED.items():
-        prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-        rows.append(
-            tuple(
-                tokenizer(text, add_special_tokens=False)["input_ids"]
-                for text in (prompt, f"{answer}<|im_end|>")
-            )
-        )
-    learn(folder, rows)
-    return folder

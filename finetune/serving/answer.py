@@ -1,0 +1,122 @@
+"""One request of a client on its way: its pieces as they come from the models' thread, and the response,
+which frees its rows when the client goes."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from finetune.generation.continuous import ContinuousBatch, Piece, Request
+from finetune.serving.errors import ApiError
+from finetune.serving.responses import LAST_EVENT, Writer, event
+from finetune.serving.worker import Given, Worker
+
+logger = logging.getLogger(__name__)
+
+CLIENT_GONE = 499
+"""nginx's status of a request whose client has gone."""
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class Call:
+    """Requests that are answered together."""
+
+    def __init__(self, worker: Worker, batch: ContinuousBatch, requests: Sequence[Request]):
+        self.first_piece = 0.0
+        """When the first piece came."""
+        self._worker, self._batch, self._open = worker, batch, set(requests)
+        self._given: asyncio.Queue[Given] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        for request in requests:
+            worker.answer(
+                batch, request, lambda given: loop.call_soon_threadsafe(self._given.put_nowait, given)
+            )
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The pieces of all answers, until the last is whole. Raises what ended one."""
+        while self._open:
+            given = await self._given.get()
+            self.first_piece = self.first_piece or time.monotonic()
+            if isinstance(given, Exception):
+                raise given
+            if given.finish is not None:
+                self._open.discard(given.request)
+            yield given
+
+    def close(self) -> None:
+        """Forget the answers that aren't whole."""
+        for request in self._open:
+            self._worker.cancel(self._batch, request)
+
+
+class Answer(Response):
+    """The answers, whole or as a stream of events; `ended` is told the status at the end."""
+
+    def __init__(
+        self, call: Call, writer: Writer, ended: Callable[[int], None], *, stream: bool, with_usage: bool
+    ):
+        self.background = None
+        self._call, self._writer, self._ended = call, writer, ended
+        self._send_answers = self._send_stream if stream else self._send_whole
+        self._with_usage = with_usage
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answers, for as long as the client is there."""
+        writing = asyncio.ensure_future(self._send_answers(scope, receive, send))
+        going = asyncio.ensure_future(_gone(receive))
+        status = CLIENT_GONE
+        try:
+            await asyncio.wait({writing, going}, return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():
+                status = writing.result()
+        finally:
+            writing.cancel()
+            going.cancel()
+            self._call.close()
+            self._ended(status)
+
+    async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> int:
+        try:
+            async for piece in self._call.pieces():
+                self._writer.choices[piece.request].take(piece)
+            content, status = self._writer.whole(), 200
+        except Exception as error:  # noqa: BLE001 - the log has it, the client is told that there is one
+            content, status = _failure(error), 500
+        await JSONResponse(content, status)(scope, receive, send)
+        return status
+
+    async def _send_stream(self, scope: Scope, receive: Receive, send: Send) -> int:
+        head = Response(media_type="text/event-stream", headers=STREAM_HEADERS)
+        del head.headers["content-length"]
+        await send({"type": "http.response.start", "status": 200, "headers": head.raw_headers})
+        status = 200
+
+        async def tell(*events: bytes) -> None:
+            if events:
+                await send({"type": "http.response.body", "body": b"".join(events), "more_body": True})
+
+        try:
+            await tell(*self._writer.first_events())
+            async for piece in self._call.pieces():
+                await tell(*self._writer.events(piece))
+            if self._with_usage:
+                await tell(self._writer.usage_event())
+        except Exception as error:  # noqa: BLE001 - see above
+            status = 500
+            await tell(event(_failure(error)))
+        await tell(LAST_EVENT)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return status
+
+
+def _failure(error: Exception) -> dict[str, object]:
+    logger.error("an answer could not be finished: %s", error, exc_info=error)
+    return ApiError(500, "the answer could not be finished; the server's log says why").body
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,138 @@
+"""A listening server: its socket, its key, the signals, and how it ends."""
+
+import errno
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+
+from finetune.errors import FinetuneError
+from finetune.generation.base_options import unused_options
+from finetune.serving.app import Server
+from finetune.serving.models import load_models, name_targets
+
+logger = logging.getLogger(__name__)
+
+KEY = "FINETUNE_API_KEY"
+"""The key that clients must send; needed where others than this machine can ask."""
+DRAIN_SECONDS = 60
+"""For answers that are being written when the server is asked to end."""
+BACKLOG = 2048
+
+
+def serve(
+    models: Sequence[str],
+    *,
+    base: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    rows: int = 32,
+    queue: int = 256,
+) -> None:
+    """Answer OpenAI's API until SIGTERM or Ctrl-C, and then until what was asked is answered.
+
+    `models` are RUN_OR_MODEL or NAME=RUN_OR_MODEL; those that share a base have it in memory once, and answer
+    `rows` requests at a time, while at most `queue` wait. Raises FinetuneError, before models are loaded,
+    for an address that can't be had, or that others can reach while there is no key."""
+    targets = name_targets(models, base)
+    with listening_socket(host, port) as listening:
+        key = api_key(host, listening)
+        loaded = load_models(targets, rows=rows)
+        for model in loaded.values():
+            for remark in unused_options(model.batch.model, model.speaker.tokenizer):
+                logger.warning(f"{model.name}: {remark}")
+        server = Server(loaded, queue=queue)
+        shown = f"[{host}]" if ":" in host else host
+        logger.info(
+            f"serving {', '.join(loaded)} on http://{shown}:{listening.getsockname()[1]} (a chat page; "
+            "OpenAI's API is under /v1); Ctrl-C ends"
+        )
+        Listener(server, host=host, key=key).run(sockets=[listening])
+
+
+class Listener(uvicorn.Server):
+    """uvicorn, which ends when what was asked is answered; asked a second time, at once."""
+
+    def __init__(self, server: Server, *, host: str, key: str | None):
+        config = uvicorn.Config(
+            server.app(host=host, key=key),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
+            lifespan="on",
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
+        super().__init__(config)
+        self._served = server
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Let SIGTERM and Ctrl-C end the server. uvicorn's own way raises them again afterwards."""
+        before = {}
+        try:
+            for name in (signal.SIGTERM, signal.SIGINT):
+                before[name] = signal.signal(name, self.handle_exit)
+        except ValueError:  # not in the main thread, which takes no signals
+            pass
+        try:
+            yield
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The signals' handler."""
+        self.force_exit = self.should_exit
+        self.end()
+        asked, active = signal.Signals(sig).name, self._served.active
+        logger.info(f"{asked}: ending once {active:,} answers are written (again to end at once)")
+
+    def end(self) -> None:
+        """Take no more requests, and end when those that were asked are answered."""
+        self.should_exit = self._served.draining = True
+
+
+@contextmanager
+def listening_socket(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens there; port 0 is any that is free. Raises FinetuneError where it can't be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise FinetuneError(f"--host {host}: there is no such name or address ({error}).") from None
+    with socket.socket(family, kind, protocol) as found:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind(address)
+            found.listen(BACKLOG)
+        except OSError as error:
+            raise FinetuneError(_why_not(error, host, port)) from None
+        yield found
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} of {host} is in use: end what listens there, or name another with --port."
+    if error.errno == errno.EACCES:
+        return f"port {port} may not be taken by this user: name one from 1024 with --port."
+    return f"{host}, port {port}, can't be listened on: {error.strerror}."
+
+
+def api_key(host: str, listening: socket.socket) -> str | None:
+    """The key that clients must send; None where any is accepted. Raises FinetuneError where others than this
+    machine can ask and there is no key, and for a key that no header can hold."""
+    key = os.environ.get(KEY)
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise FinetuneError(f"{KEY} must be printable ASCII without blanks, as a header can hold it.")
+    if not key and not ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback:
+        raise FinetuneError(
+            f"--host {host} lets other machines ask: set {KEY} to the key that they must send, or leave "
+            "--host out."
+        )
+    return key or None
