@@ -189,8 +189,9 @@ def _run() -> int:
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            full = error.filename2 or error.filename  # of a copy the second is what was written
             _tell(
-                f"the disk is full{f': {error.filename}' if error.filename else ''}; make room there",
+                f"the disk is full{f': {full}' if full else ''}; make room there",
                 [],
                 as_json=as_json,
             )

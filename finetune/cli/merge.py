@@ -61,16 +61,21 @@ def merge(
     from finetune.errors import MergeError
 
     if plan:
+        from finetune.api import load_recipe
         from finetune.merging.plan import plan_merge
 
         planned = plan_merge(
             target,
+            more or [],
             base=base,
             dtype=dtype,
             output=output,
+            max_shard_size=max_shard_size,
             check=verify,
+            qlora_base=qlora_base,
             rounding=rounding,
-            calibration=calibration is not None,
+            seed=seed,
+            calibration=None if calibration is None else load_recipe(calibration).recipe,
             undoable=undoable,
         )
         if as_json:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import CheckFailed, MergeError
-from finetune.merging.inputs import NAMED_DTYPES, MergeInputs, MergeOptions, MergeResult, read_parts
+from finetune.merging.inputs import MergeInputs, MergeOptions, MergeResult, read_parts
 from finetune.merging.merged_weights import Updates
+from finetune.merging.options import refuse_bad_options
 from finetune.merging.output import VERIFICATION_FILE, failed_name, refuse_existing, unfinished, write_card
 from finetune.merging.rounding.request import RoundingRequest
 from finetune.merging.rounding.tokenizer import refuse_other_tokenizer
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
     from finetune.merging.verification.heads import HeadVerification
     from finetune.merging.verification.predictions import Verification
     from finetune.merging.verification.tensors import TensorCheck
-
-CHECKS = ("full", "tensors", "none")
-QLORA_BASES = ("auto", "16bit", "nf4", "int8")
 
 
 @dataclass(frozen=True)
@@ -111,9 +109,8 @@ def merge(
     """
     started = time.perf_counter()
     output = Path(os.path.abspath(output.expanduser()))
-    refuse_bad_options(dtype, check, qlora_base)
     asked = RoundingRequest(rounding, seed, calibration)
-    asked.refuse_contradictions(dtype)
+    refuse_bad_options(dtype, check, qlora_base, asked)
     options = MergeOptions(parse_size(max_shard_size, "--max-shard-size"), check, qlora_base, asked, undoable)
     refuse_existing(output)
     parts = read_parts(_as_asked(target, qlora_base), more, dtype)
@@ -156,17 +153,6 @@ def _merge(parts: MergeInputs, folder: Path, output: Path, options: MergeOptions
     from finetune.merging.strategies.peft import merge_through_peft
 
     return merge_through_peft(parts, reason, folder, output, options)
-
-
-def refuse_bad_options(dtype: str | None, check: str, qlora_base: str) -> None:
-    """Raises MergeError for a value that an option doesn't have."""
-    for option, value, known in (
-        ("--dtype", "float32" if dtype is None else dtype, tuple(NAMED_DTYPES)),
-        ("--verify", check, CHECKS),
-        ("--qlora-base", qlora_base, QLORA_BASES),
-    ):
-        if value not in known:
-            raise MergeError(f"{option} is {value!r}; expected one of {', '.join(known)}.")
 
 
 def _report(

@@ -1,8 +1,10 @@
 """The folder that a merge writes: beside its final name until it is whole, and what stands in it beside the
 weights."""
 
+import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ from finetune.errors import MergeError
 from finetune.runs.folder import sync_files
 
 VERIFICATION_FILE = "verification.json"
+NO_ROOM = re.compile(rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\)")
+"""How libraries in Rust (safetensors, tokenizers) say that the disk is full, in errors of their own."""
 SPARE_DISK_BYTES = 100_000_000
 """Room beyond the weights: tokenizer, index, card."""
 
@@ -23,12 +27,16 @@ def failed_name(output: Path) -> Path:
 
 
 def refuse_existing(output: Path) -> None:
-    """Raises MergeError where something stands under a name that the merge would write."""
+    """Raises MergeError where something stands under a name that the merge would write, or where no folder
+    can be."""
     for path in (output, failed_name(output)):
         if path.exists() or path.is_symlink():
             raise MergeError(
                 f"{path} exists already, and nothing is ever written over: remove it, or name another output."
             )
+    parent = next(parent for parent in output.parents if parent.exists())
+    if not parent.is_dir():
+        raise MergeError(f"{parent} is a file, so nothing can be written to {output}: name another output.")
 
 
 def refuse_small_disk(output: Path, size: int, what: str = "the merged model") -> None:
@@ -46,7 +54,7 @@ def unfinished(output: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `output` at the end; after an error nothing is left.
 
     What a merge left that was killed is removed. Raises MergeError where another process writes the same
-    output now, OSError where somebody put a link there.
+    output now, OSError where somebody put a link there, and where the disk is full, whatever finds it.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.unfinished")
@@ -61,8 +69,10 @@ def unfinished(output: Path) -> Iterator[Path]:
             follow_umask(partial)
             sync_files(partial)
             partial.rename(output)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
+            if (full := NO_ROOM.search(str(error))) is not None and not isinstance(error, OSError):
+                raise OSError(int(full[1]), os.strerror(int(full[1])), str(output)) from error
             raise
     finally:
         os.close(handle)

@@ -3,25 +3,27 @@
 import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import MergeError
 from finetune.merging.heads import LM_HEAD_WEIGHT, SCORE_WEIGHT, score_name
+from finetune.merging.options import BYTES_OF, refuse_bad_options
 from finetune.merging.rounding.cost import (
     OPERATIONS_A_SECOND,
     TOKENS,
     calibration_operations,
     widths_bytes,
 )
-from finetune.merging.targets import choose_target
+from finetune.merging.rounding.request import RoundingRequest
+from finetune.merging.targets import choose_more, choose_target
 from finetune.models.architectures import last_part, linear_layers
 from finetune.models.bases.folder import ADAPTER_WEIGHTS, read_config, read_header, weight_files
 from finetune.models.bases.shapes import count_parameters, find_description, read_shape, read_stored
+from finetune.models.sizes import parse_size
+from finetune.recipe.schema import Recipe
 
-BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 LIBRARIES_BYTES = 350_000_000
 """The interpreter with torch in it."""
 BLOCK_BYTES = 40_000_000
@@ -117,23 +119,28 @@ class MergePlan:
 
 def plan_merge(
     text: str,
+    more: Sequence[str] = (),
     *,
     base: str | Path | None,
     dtype: str | None,
     output: Path | None,
+    max_shard_size: str = "5GB",
     check: str = "full",
+    qlora_base: str = "auto",
     rounding: str | None = None,
-    calibration: bool = False,
+    seed: int | None = None,
+    calibration: Recipe | None = None,
     undoable: bool = False,
 ) -> MergePlan:
-    """The plan for RUN_OR_ADAPTER. Raises MergeError, ModelError or CheckpointError where there is nothing to
-    merge."""
+    """The plan for RUN_OR_ADAPTER and further ones. Raises MergeError, ModelError or CheckpointError where
+    there is nothing to merge, and for options that the merge would refuse."""
     import psutil
 
+    refuse_bad_options(dtype, check, qlora_base, RoundingRequest(rounding, seed, calibration))
+    parse_size(max_shard_size, "--max-shard-size")
     target = choose_target(text, base)
     assert target.adapter is not None  # noqa: S101 - choose_target refuses others
-    if dtype is not None and dtype not in BYTES_OF:
-        raise MergeError(f"--dtype is {dtype!r}; expected one of {', '.join(BYTES_OF)}.")
+    adapters = [target.adapter, *choose_more(more, base, target)]
     folder, fetched = find_description(target.model)
     config, stored = read_config(folder), read_stored(folder, fetched=fetched)
     if stored is not None:
@@ -154,7 +161,10 @@ def plan_merge(
             read - its_bytes + end - start,
         )
     written = parameters * BYTES_OF[dtype] if dtype is not None else read
-    largest = max((math.prod(tensor["shape"]) for tensor in header.values()), default=0)
+    headers = [header, *(read_header(adapter / ADAPTER_WEIGHTS) for adapter in adapters[1:])]
+    held = (tensor for one in headers for tensor in one.values())
+    largest = max((math.prod(tensor["shape"]) for tensor in held), default=0)
+    changed = {name: shape for one in headers for name, shape in _changed(one).items()}
     linear = _matrices(folder)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = LIBRARIES_BYTES + threads * (BLOCK_BYTES + 2 * 4 * largest)
@@ -165,13 +175,16 @@ def plan_merge(
     calibrates = (
         rounding in (None, "auto", "calibrated")
         and dtype != "float32"
-        and (calibration or (target.recipe is not None and (check == "full" or rounding == "calibrated")))
+        and (
+            calibration is not None
+            or (target.recipe is not None and (check == "full" or rounding == "calibrated"))
+        )
     )
     matrices = [shape for shape in linear if len(shape) == 2] if calibrates else []
     verification = int(4 * parameters * WHOLE_MODEL_FACTOR)
     return MergePlan(
         base=target.model.name,
-        adapter=str(target.adapter),
+        adapter=", ".join(map(str, adapters)),
         parameters=parameters,
         parameters_from=origin,
         read_bytes=read,
@@ -181,7 +194,7 @@ def plan_merge(
         verification_bytes=verification,
         calibration_bytes=6 * parameters + widths_bytes(matrices) if calibrates else 0,
         calibration_seconds=round(calibration_operations(matrices, TOKENS) / OPERATIONS_A_SECOND, 1),
-        undo_bytes=undo_bytes(_changed(header), nearest=rounding == "nearest" and not target.quantized)
+        undo_bytes=undo_bytes(changed.values(), nearest=rounding == "nearest" and not target.quantized)
         if undoable
         else 0,
         layer_by_layer=verification > psutil.virtual_memory().available,
@@ -210,17 +223,17 @@ def _heads_of_base(
     return sum(math.prod(tensor["shape"]) for tensor in found), sum(end - start for start, end in offsets)
 
 
-def _changed(header: dict[str, Any]) -> list[tuple[int, ...]]:
-    """The shapes of the tensors that an adapter's file changes: of an update B A those of the product."""
+def _changed(header: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors that an adapter's file changes, and their shapes: of an update B A those of the product."""
     shapes = {name: tuple(tensor["shape"]) for name, tensor in header.items()}
-    factors = [
-        (shapes.get(name.replace("lora_A", "lora_B").replace("embedding_A", "embedding_B"), ()), shape)
+    factors = {
+        name: (shapes.get(name.replace("lora_A", "lora_B").replace("embedding_A", "embedding_B"), ()), shape)
         for name, shape in shapes.items()
         if "lora_A." in name or name.endswith("lora_embedding_A")
-    ]
+    }
     # What a damaged file holds is the merge's to refuse.
-    products = [(b[0], a[1]) for b, a in factors if len(a) == len(b) == 2]
-    return products + [shape for name, shape in shapes.items() if "lora_" not in name]
+    products = {name: (b[0], a[1]) for name, (b, a) in factors.items() if len(a) == len(b) == 2}
+    return products | {name: shape for name, shape in shapes.items() if "lora_" not in name}
 
 
 def _matrices(folder: Path) -> list[tuple[int, ...]]:

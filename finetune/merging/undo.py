@@ -25,7 +25,15 @@ from finetune.models.bases.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX
 from finetune.models.bases.hashes import file_sha256, remembered_sha256
 from finetune.models.bases.shapes import stored_name
 from finetune.models.device import choose_threads
-from finetune.models.safetensors import NAMES, StoredWeights, bytes_of, ranges, raw
+from finetune.models.safetensors import (
+    NAMES,
+    ShardSlot,
+    StoredWeights,
+    bytes_of,
+    name_files,
+    ranges,
+    raw,
+)
 
 UNDO_FILE = "undo.safetensors"
 VERSION = 1
@@ -103,6 +111,12 @@ def write_undo(parts: MergeInputs, folder: Path) -> int:
         "updates": {name: _recorded(parts, operations) for name, operations in held.items() if operations},
     }
     undo.add_bytes(RECORD, json.dumps(record).encode())
+    if not (
+        folder / INDEX
+    ).is_file():  # without one, vLLM and SGLang take every file of this kind for weights
+        held = merged.tensors.items()
+        slots = {name: ShardSlot(at.file.name, at.start, merged.dtype(name), at.shape) for name, at in held}
+        name_files(folder, slots)
     return undo.finish()
 
 

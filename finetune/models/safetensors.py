@@ -257,12 +257,15 @@ def plan_shards(weights: Weights, largest: int) -> tuple[list[Shard], dict[str, 
 def write_index(folder: Path, places: Mapping[str, ShardSlot]) -> None:
     """The index by which transformers finds each tensor's file, where there are several."""
     if len({place.file for place in places.values()}) > 1:
-        total = {"total_size": sum(place.bytes for place in places.values())}
-        total["total_parameters"] = sum(math.prod(place.shape) for place in places.values())
-        weight_map = {name: place.file for name, place in sorted(places.items())}
-        (folder / INDEX).write_text(
-            json.dumps({"metadata": total, "weight_map": weight_map}, indent=2) + "\n"
-        )
+        name_files(folder, places)
+
+
+def name_files(folder: Path, places: Mapping[str, ShardSlot]) -> None:
+    """The index, also of one file: beside others of its kind it says which is the model's."""
+    total = {"total_size": sum(place.bytes for place in places.values())}
+    total["total_parameters"] = sum(math.prod(place.shape) for place in places.values())
+    weight_map = {name: place.file for name, place in sorted(places.items())}
+    (folder / INDEX).write_text(json.dumps({"metadata": total, "weight_map": weight_map}, indent=2) + "\n")
 
 
 def hash_of(weights: Weights, name: str) -> str:

@@ -38,6 +38,7 @@ from finetune.recipe.schema.model import ModelSection
 from finetune.runs.target import Target
 from tests.support.adapters import make_adapter, unmerged_logits
 from tests.support.cli import FinetuneHere
+from tests.support.disk import files_up_to
 from tests.support.messages import hearing
 from tests.support.models import save_tiny_llama
 
@@ -332,6 +333,40 @@ def _sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--rounding", "near"], "--rounding is 'near'; expected one of auto"),
+        (["--rounding", "nearest", "--seed", "3"], "--seed with --rounding nearest: it draws nothing"),
+        (["--verify", "all"], "--verify is 'all'; expected one of full"),
+        (["--qlora-base", "nf5"], "--qlora-base is 'nf5'; expected one of auto"),
+        (["--max-shard-size", "5"], "--max-shard-size is '5'; expected a number and a unit"),
+        (["--calibration", "nowhere.yaml"], "no such recipe"),
+    ],
+    ids=["rounding", "seed", "verify", "qlora base", "shard size", "calibration"],
+)
+def test_a_plan_refuses_what_the_merge_would(
+    words: list[str], expected: str, tiny_base: Path, tmp_path: Path, finetune_here: FinetuneHere
+) -> None:
+    """No option is left out of account."""
+    adapter = make_adapter(tiny_base, tmp_path / "adapter").adapter
+    assert expected in finetune_here("merge", str(adapter), "--plan", *words, code=2).stderr
+
+
+def test_a_plan_counts_every_adapter(tiny_base: Path, tmp_path: Path) -> None:
+    """What the second changes beside the first is in undo.safetensors, too, and what both change once."""
+    for name, modules in (("a", ["q_proj"]), ("b", ["q_proj", "up_proj"])):
+        make_adapter(tiny_base, tmp_path / name, target_modules=modules)
+    names, options = (
+        [str(tmp_path / name) for name in "ab"],
+        {"dtype": None, "output": None, "undoable": True},
+    )
+    both = plan_merge(names[0], names[1:], base=tiny_base, **options)  # type: ignore[arg-type]
+    second = plan_merge(names[1], base=tiny_base, **options)  # type: ignore[arg-type]
+    assert both.adapter == ", ".join(names)
+    assert both.undo_bytes == second.undo_bytes
+
+
+@pytest.mark.parametrize(
     ("method", "options", "exact"),
     [
         ("cat", {}, True),
@@ -488,6 +523,27 @@ def test_parts_on_bases_of_other_names_are_refused(tiny_base: Path, tmp_path: Pa
     with pytest.raises(MergeError, match=expected):
         finetune.merge(folders[0], tmp_path / "out", more=folders[1:])
     finetune.merge(folders[0], tmp_path / "out", more=folders[1:], base=tiny_base, verify="none")
+
+
+def test_a_full_disk_is_said_whichever_library_finds_it(
+    tiny_base: Path, tmp_path: Path, finetune_here: FinetuneHere
+) -> None:
+    """safetensors and tokenizers, written in Rust, have errors of their own for it."""
+    for name in ("a", "b"):
+        make_adapter(tiny_base, tmp_path / name)
+    for words, size in ((["combine", "a", "b"], 30_000), (["merge", "a", "--verify", "none"], 2_000)):
+        with files_up_to(size):
+            found = finetune_here(*words, "--base", str(tiny_base), "--output", "out", code=2)
+        assert "the disk is full" in found.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_file_is_no_place_for_an_output(tiny_base: Path, tmp_path: Path) -> None:
+    """One message, before anything is computed."""
+    target = make_adapter(tiny_base, tmp_path / "a")
+    (tmp_path / "notes").write_text("")
+    with pytest.raises(MergeError, match=r"notes is a file, so nothing can be written to .*notes/x/merged"):
+        merge(target, tmp_path / "notes" / "x" / "merged")
 
 
 def test_parts_beyond_low_rank_are_refused(tiny_base: Path, tmp_path: Path) -> None:

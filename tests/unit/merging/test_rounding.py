@@ -288,7 +288,9 @@ def test_what_peft_merges_is_rounded_to_the_nearest(bases: Path, tmp_path: Path)
 def test_the_plan_counts_the_calibration(faint: Target) -> None:
     """Its memory and time where there will be one, which --rounding stochastic spares."""
     assert faint.adapter is not None
-    plan = plan_merge(str(faint.adapter), base=faint.model.base, dtype=None, output=None, calibration=True)
+    plan = plan_merge(
+        str(faint.adapter), base=faint.model.base, dtype=None, output=None, calibration=faint.recipe
+    )
     assert plan.calibration_bytes > 0
     assert "calibration" in dict(plan.lines())
     spared = plan_merge(

@@ -282,6 +282,18 @@ def test_another_adapter_is_refused(bf16_base: Path, tmp_path: Path) -> None:
         unmerge(tmp_path / "merged", [str(tmp_path / "other")], tmp_path / "out")
 
 
+def test_an_index_says_that_the_undo_file_is_no_weights(bf16_base: Path, tmp_path: Path) -> None:
+    """Servers that take every safetensors file where there is no index load the model alone."""
+    undoable(bf16_base, tmp_path)
+    merged = tmp_path / "merged"
+    index = json.loads((merged / "model.safetensors.index.json").read_text())
+    expected = dict.fromkeys(load_file(merged / "model.safetensors"), "model.safetensors")
+    assert index["weight_map"] == expected
+    assert index["metadata"]["total_size"] == sum(
+        v.nbytes for v in load_file(merged / "model.safetensors").values()
+    )
+
+
 def test_a_whole_model_is_no_adapter_to_take_away(bf16_base: Path, tmp_path: Path) -> None:
     """The message says so, and names no option that wasn't given."""
     undoable(bf16_base, tmp_path)
