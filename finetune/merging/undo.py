@@ -111,11 +111,12 @@ def write_undo(parts: MergeInputs, folder: Path) -> int:
         "updates": {name: _recorded(parts, operations) for name, operations in held.items() if operations},
     }
     undo.add_bytes(RECORD, json.dumps(record).encode())
-    if not (
-        folder / INDEX
-    ).is_file():  # without one, vLLM and SGLang take every file of this kind for weights
-        held = merged.tensors.items()
-        slots = {name: ShardSlot(at.file.name, at.start, merged.dtype(name), at.shape) for name, at in held}
+    if not (folder / INDEX).is_file():
+        # Without one, servers such as vLLM take every file of this kind for weights.
+        slots = {
+            name: ShardSlot(at.file.name, at.start, merged.dtype(name), at.shape)
+            for name, at in merged.tensors.items()
+        }
         name_files(folder, slots)
     return undo.finish()
 
