@@ -21,13 +21,13 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.chat.rendering import end_of_turn_ids
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, ModelError
 from finetune.generation.answer_text import AnswerText
 from finetune.generation.generate import answer_room, causal_model
 from finetune.generation.row_cache import BY_ROW, RowCache, Span
 from finetune.generation.sampling import likeliest_tokens, with_gumbel_noise
 from finetune.models.adapters.by_token import AdapterByToken, Segment
-from finetune.models.architectures import family_of
+from finetune.models.architectures import family_names, family_of
 from finetune.models.kernels.noise import seed_of
 from finetune.models.kernels.rope import looks_at_length
 
@@ -125,7 +125,11 @@ class ContinuousBatch:
     everybody's."""
 
     def __init__(self, model: PreTrainedModel, *, rows: int = 32):
-        """The model is the batch's from now on. `rows` are answered at a time; others wait."""
+        """The model is the batch's from now on. `rows` are answered at a time; others wait.
+
+        Raises ModelError for a model of another family than those that are supported: its attention may ask
+        for more than is computed here.
+        """
         self.model = model.eval()
         self._model = causal_model(model)
         self._router = AdapterByToken(model) if isinstance(model, PeftModel) else None
@@ -133,7 +137,12 @@ class ContinuousBatch:
         config = self._model.config
         self._by_length = looks_at_length(config)
         family = family_of(config.model_type)
-        switches = self._by_length and family is not None and family.recomputes_keys
+        if family is None:
+            raise ModelError(
+                f"models of type {config.model_type} are not answered in batches whose rows join and leave; "
+                f"those are {family_names()}."
+            )
+        switches = self._by_length and family.recomputes_keys
         self._switch = int(config.original_max_position_embeddings) + 1 if switches else None
         self.most_rows, self.most_tokens = rows, _tokens_in_memory(self._model)
         self._waiting: deque[Request] = deque()

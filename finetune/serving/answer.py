@@ -2,6 +2,7 @@
 which frees its rows when the client goes."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -30,10 +31,13 @@ class Call:
         self._worker, self._batch, self._open = worker, batch, set(requests)
         self._given: asyncio.Queue[Given] = asyncio.Queue()
         loop = asyncio.get_running_loop()
+
+        def receive(given: Given) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended at once
+                loop.call_soon_threadsafe(self._given.put_nowait, given)
+
         for request in requests:
-            worker.answer(
-                batch, request, lambda given: loop.call_soon_threadsafe(self._given.put_nowait, given)
-            )
+            worker.answer(batch, request, receive)
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """The pieces of all answers, until the last is whole. Raises what ended one."""

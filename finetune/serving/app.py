@@ -11,12 +11,13 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from finetune.generation.continuous import Request
-from finetune.serving.answer import Answer, Call
+from finetune.serving.answer import CLIENT_GONE, Answer, Call
 from finetune.serving.bodies import AnyBody, ChatBody, CompletionBody, read_body
 from finetune.serving.errors import ApiError
 from finetune.serving.guard import AccessGuard
@@ -178,6 +179,8 @@ async def _content(http: HttpRequest) -> bytes:
                 content += part
                 if len(content) > LARGEST_BODY_BYTES:
                     raise ApiError(413, f"the body has more than {LARGEST_BODY_BYTES:,} bytes")
+    except ClientDisconnect:
+        raise ApiError(CLIENT_GONE, "the client has gone") from None
     except TimeoutError:
         raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} s") from None
     return bytes(content)

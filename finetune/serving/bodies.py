@@ -10,6 +10,7 @@ from data_prep.text import shown
 from finetune.serving.errors import ApiError
 
 MOST_CHOICES = 16
+MOST_PROMPTS = 256
 MOST_STOPS = 16
 LONGEST_STOP = 256
 NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
@@ -107,7 +108,7 @@ class ChatBody(Body):
 class CompletionBody(Body):
     """Texts, or their tokens, to be continued."""
 
-    prompt: Annotated[list[str | Ids], BeforeValidator(_listed), Field(min_length=1)]
+    prompt: Annotated[list[str | Ids], BeforeValidator(_listed), Field(min_length=1, max_length=MOST_PROMPTS)]
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
     @property

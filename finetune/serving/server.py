@@ -53,7 +53,10 @@ def serve(
             f"serving {', '.join(loaded)} on http://{shown}:{listening.getsockname()[1]} (a chat page; "
             "OpenAI's API is under /v1); Ctrl-C ends"
         )
-        Listener(server, host=host, key=key).run(sockets=[listening])
+        try:
+            Listener(server, host=host, key=key).run(sockets=[listening])
+        finally:
+            server.worker.stop()
 
 
 class Listener(uvicorn.Server):

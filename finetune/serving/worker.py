@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 Given = Piece | Exception
 """A piece of an answer, or what ended it."""
-Receive = Callable[[Given], object]
+Receive = Callable[[Given], None]
 
 
 class Worker:
@@ -29,8 +29,9 @@ class Worker:
 
     def stop(self) -> None:
         """Answer nothing any more, and wait for the step that is being computed."""
-        self._inbox.put(None)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._inbox.put(None)
+            self._thread.join()
 
     @property
     def running(self) -> int:

@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from data_prep.messages import Message
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, ModelError
 from finetune.generation import continuous
 from finetune.generation.continuous import ContinuousBatch, Request, Speaker
 from finetune.generation.generate import conversation_ids, generate
 from finetune.models.adapters.adapter import load_adapter
 from finetune.models.bases.locate import Base
 from finetune.models.load import load_model
-from tests.support.families import LONGROPE, save_tiny_family
+from tests.support.families import LONGROPE, SIZES, save_tiny_family
 from tests.unit.generation.answers import TOKENS, enlarge, enlarged, finished, generated, texts
 
 QUESTIONS = (
@@ -101,6 +101,13 @@ def test_every_family_answers_as_alone(tmp_path: Path, speaker: Speaker, case: s
     assert len(set(expected)) == len(prompts)
     requests = [Request(speaker, prompt, most) for prompt in prompts]
     assert texts(finished(ContinuousBatch(own), requests, join_every=1)) == expected
+
+
+def test_a_family_that_is_not_supported_is_refused() -> None:
+    """Its attention may be another than is computed here."""
+    config = AutoConfig.for_model("gemma2", **SIZES, vocab_size=400)
+    with pytest.raises(ModelError, match=r"models of type gemma2 .* those are llama, "):
+        ContinuousBatch(AutoModelForCausalLM.from_config(config))
 
 
 def test_a_drawn_answer_depends_on_its_seed_alone(

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.serving import Running, running
+from tests.support.serving import SECONDS, Running, running
 
 LONG = {"model": "tuned", "prompt": "x", "temperature": 2, "max_tokens": 250}
 
@@ -46,6 +46,23 @@ def test_a_client_that_goes_frees_its_row(served: Running, client: httpx.Client,
     connection.close()
     served.wait_idle()
     assert metrics(client)["finetune_requests_total tuned /v1/completions 499"] == before + 1
+
+
+def test_a_client_that_goes_in_the_middle_of_its_body(served: Running, client: httpx.Client) -> None:
+    """Is counted, and nothing else."""
+    name = "finetune_requests_total  /v1/completions 499"
+    before = metrics(client).get(name, 0)
+    connection = http.client.HTTPConnection(served.address.removeprefix("http://"))
+    connection.putrequest("POST", "/v1/completions")
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader("Content-Length", "100")
+    connection.endheaders(b"{")
+    time.sleep(0.1)
+    connection.close()
+    ends = time.monotonic() + SECONDS
+    while metrics(client).get(name, 0) == before:
+        assert time.monotonic() < ends
+    assert metrics(client)[name] == before + 1
 
 
 def test_a_step_that_fails_ends_its_answers_and_no_others(
