@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from finetune.errors import ExportError
 from finetune.exporters.gguf.described import describe
 from finetune.exporters.gguf.exporter import FILE, Gguf, GgufPlan
-from finetune.exporters.gguf.lora import Factors, LoraTensors, plan_lora
+from finetune.exporters.gguf.lora import LoraFactors, LoraTensors, plan_lora
 from finetune.exporting.inputs import ExportInputs
 from finetune.merging.deltas import LowRank
 from finetune.models.architectures.base import LM_HEAD
@@ -43,7 +43,7 @@ def plan_adapter(inputs: ExportInputs, quantize: str) -> GgufPlan[LoraTensors]:
     )
 
 
-def _factors(inputs: ExportInputs, name: str) -> Factors:
+def _factors(inputs: ExportInputs, name: str) -> LoraFactors:
     update = inputs.updates.by_name[name]
     if not (update.is_plain_lora and len(update.operations) == 1):
         raise ExportError(
@@ -53,7 +53,7 @@ def _factors(inputs: ExportInputs, name: str) -> Factors:
     operation = update.operations[0]
     assert isinstance(operation, LowRank)  # noqa: S101 - which plain LoRA is
     b, a = operation.factors()
-    return Factors(b, a, operation.scale)
+    return LoraFactors(b, a, operation.scale)
 
 
 @contextmanager

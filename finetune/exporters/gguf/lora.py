@@ -21,7 +21,7 @@ FILE = "adapter.gguf"
 
 
 @dataclass(frozen=True)
-class Factors:
+class LoraFactors:
     """What is added to one matrix: scale B A."""
 
     b: torch.Tensor
@@ -66,7 +66,7 @@ class LoraTensors:
 
 
 def plan_lora(
-    factors: Mapping[str, Factors],
+    factors: Mapping[str, LoraFactors],
     alpha: float,
     family: ArchitectureSpec,
     shape: Shape,
