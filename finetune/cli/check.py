@@ -1,6 +1,7 @@
 """finetune check: is this recipe right, and what does it mean?"""
 
 from collections.abc import Collection
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,13 @@ from finetune.cli.common import (
 if TYPE_CHECKING:
     from finetune.recipe.load import LoadedRecipe
 
+
+class Server(StrEnum):
+    """Programs that a recipe's result is checked for."""
+
+    VLLM = "vllm"
+
+
 WIDEST_VALUE = 72  # columns; an origin after a longer line isn't aligned with the others
 
 
@@ -32,6 +40,9 @@ def check(
     deep: Annotated[
         bool, typer.Option("--deep", help="Also do what needs the model or the data; slower.")
     ] = False,
+    serve_with: Annotated[
+        Server | None, typer.Option("--for", help="Also whether this program can serve what it trains.")
+    ] = None,
     allow_code: AllowCodeOption = None,
 ) -> None:
     """Check a recipe, and show each value's origin.
@@ -48,10 +59,15 @@ def check(
 
         check_launch(plan_launch(launch, processes=processes), loaded.recipe)
     _check_local_base(loaded)
-    found = _deep(loaded, allowed_code(allow_code)) if deep else []
+    served = []
+    if serve_with is Server.VLLM:
+        from finetune.exporting.for_vllm import check_for_vllm
+
+        served = check_for_vllm(loaded)
+    found = served + (_deep(loaded, allowed_code(allow_code)) if deep else [])
     if json_output:
-        deep_part = {"deep": found} if deep else {}
-        print_json({"recipe": loaded.recipe.model_dump(mode="json"), "origins": loaded.origins} | deep_part)
+        parts = ({"serving": served} if served else {}) | ({"deep": found[len(served) :]} if deep else {})
+        print_json({"recipe": loaded.recipe.model_dump(mode="json"), "origins": loaded.origins} | parts)
         return
     lines = resolved_lines(
         loaded.recipe.model_dump(mode="json"), loaded.origins, idle_defaults(loaded.recipe)

@@ -1,0 +1,51 @@
+"""Whether what a recipe trains can be served by vLLM, known before it is trained. Loads no torch."""
+
+from collections.abc import Iterator
+
+from finetune.errors import Problem, RecipeError
+from finetune.recipe.load import LoadedRecipe
+
+LARGEST_RANK = 512
+"""Of vLLM's --max-lora-rank."""
+INSTEAD = "serve the merged model (finetune merge)"
+
+
+def check_for_vllm(loaded: LoadedRecipe) -> list[str]:
+    """What to know of serving the recipe's result with vLLM, a sentence each.
+
+    Raises RecipeError, each problem at its line, where vLLM could not load the adapter.
+    """
+    problems = [Problem(loaded.origins.get(key, ""), key, message) for key, message in _problems(loaded)]
+    if problems:
+        raise RecipeError(problems)
+    adapter = loaded.recipe.adapter
+    if adapter.method == "full":
+        return ["vLLM serves model/ as it is: vllm serve RUN/model"]
+    sentences = [
+        f"finetune export RUN --format vllm --output DIR, and --max-lora-rank from {adapter.saved_rank} on"
+    ]
+    if adapter.use_dora:
+        sentences.append(
+            "vLLM has no DoRA: the export is the nearest LoRA of a rank that you choose, not the same update"
+        )
+    return sentences
+
+
+def _problems(loaded: LoadedRecipe) -> Iterator[tuple[str, str]]:
+    recipe = loaded.recipe
+    if recipe.model.head:
+        yield "model.head", f"vLLM takes no adapter with a head; {INSTEAD}"
+    if recipe.adapter.method == "full":
+        return
+    if (saved := recipe.adapter.saved_rank) > LARGEST_RANK:
+        yield (
+            "adapter.rank",
+            f"it is saved with {saved}, and vLLM takes up to {LARGEST_RANK}; lower it, or {INSTEAD}",
+        )
+    if recipe.adapter.modules_to_save:
+        yield (
+            "adapter.modules_to_save",
+            f"vLLM refuses adapters with whole modules; remove this, or {INSTEAD}",
+        )
+    if recipe.model.new_tokens:
+        yield "model.new_tokens", f"vLLM takes no new tokens from an adapter; {INSTEAD}"
