@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from finetune.recipe.load import LoadedRecipe
 
 
-class Server(StrEnum):
+class ServedBy(StrEnum):
     """Programs that a recipe's result is checked for."""
 
     VLLM = "vllm"
@@ -41,7 +41,7 @@ def check(
         bool, typer.Option("--deep", help="Also do what needs the model or the data; slower.")
     ] = False,
     serve_with: Annotated[
-        Server | None, typer.Option("--for", help="Also whether this program can serve what it trains.")
+        ServedBy | None, typer.Option("--for", help="Also whether this program can serve what it trains.")
     ] = None,
     allow_code: AllowCodeOption = None,
 ) -> None:
@@ -60,7 +60,7 @@ def check(
         check_launch(plan_launch(launch, processes=processes), loaded.recipe)
     _check_local_base(loaded)
     served = []
-    if serve_with is Server.VLLM:
+    if serve_with is ServedBy.VLLM:
         from finetune.exporting.for_vllm import check_for_vllm
 
         served = check_for_vllm(loaded)
