@@ -16,7 +16,9 @@ def export(
         ),
     ],
     output: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
-    format: Annotated[str, typer.Option(help="gguf: a file for llama.cpp, Ollama and LM Studio.")],
+    format: Annotated[
+        str, typer.Option(help="gguf (a file for llama.cpp and LM Studio) or ollama (with a Modelfile).")
+    ],
     quantize: Annotated[
         str,
         typer.Option(

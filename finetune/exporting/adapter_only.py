@@ -9,6 +9,7 @@ from finetune.errors import ExportError
 from finetune.exporters.gguf.described import describe
 from finetune.exporters.gguf.exporter import FILE, Gguf, GgufPlan
 from finetune.exporters.gguf.lora import LoraFactors, LoraTensors, plan_lora
+from finetune.exporters.gguf.tensors import ModelTensors
 from finetune.exporting.inputs import ExportInputs
 from finetune.merging.deltas import LowRank
 from finetune.models.architectures.base import LM_HEAD
@@ -56,10 +57,14 @@ def _factors(inputs: ExportInputs, name: str) -> LoraFactors:
     return LoraFactors(b, a, operation.scale)
 
 
+def plan_base(inputs: ExportInputs) -> GgufPlan[ModelTensors]:
+    """The base in float32, with the adapter's tokenizer."""
+    return Gguf("f32").plan(inputs.base_weights(), inputs.description)
+
+
 @contextmanager
 def base_file(inputs: ExportInputs, folder: Path) -> Iterator[Path]:
-    """The base in float32 as a GGUF file, with the adapter's tokenizer, in a folder while it is needed."""
+    """That file, in a folder while it is needed."""
     with TemporaryDirectory(dir=folder) as beside:
-        plan = Gguf("f32").plan(inputs.base_weights(), inputs.description)
-        plan.write(Path(beside), choose_threads())
+        plan_base(inputs).write(Path(beside), choose_threads())
         yield Path(beside) / FILE

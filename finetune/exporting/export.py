@@ -7,19 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import psutil
 import torch
 
 from finetune.errors import CheckFailed, ExportError
+from finetune.exporters.base import Written
 from finetune.exporters.gguf.described import describe
 from finetune.exporters.gguf.exporter import Gguf, GgufPlan
 from finetune.exporters.gguf.library import WHEEL, has_library
 from finetune.exporters.gguf.lora import LoraTensors
 from finetune.exporters.gguf.tensors import ModelTensors
 from finetune.exporters.gguf.types import QUANTIZATIONS
-from finetune.exporting.adapter_only import base_file, plan_adapter
+from finetune.exporting.adapter_only import base_file, plan_adapter, plan_base
 from finetune.exporting.inputs import ExportInputs, read_inputs
+from finetune.exporting.ollama.modelfile import MODELFILE, modelfile
+from finetune.exporting.ollama.translation import translate
 from finetune.exporting.report import RECORD, ExportReport
 from finetune.exporting.tensors import TensorComparison, compare_tensors, read_back
 from finetune.extras import refuse_without
@@ -28,7 +31,7 @@ from finetune.merging.verification.lazy_model import fits_in_memory, model_of
 from finetune.models.device import choose_threads
 from finetune.runs.target import Target
 
-FORMATS = ("gguf",)
+FORMATS = ("gguf", "ollama")
 CHECKS = ("full", "tensors", "none")
 
 
@@ -55,6 +58,8 @@ class ExportOptions:
         ):
             if value not in known:
                 raise ExportError(f"{option} is {value!r}; expected one of {', '.join(known)}.")
+        if self.format == "ollama" and self.adapter_only:
+            raise ExportError("--adapter-only is for --format gguf: an Ollama model is exported whole.")
         if self.max_kl is None:
             return
         if not 0 < self.max_kl < float("inf"):
@@ -80,10 +85,9 @@ def export(target: Target, output: Path, options: ExportOptions) -> ExportReport
     refuse_existing(output)
     inputs = read_inputs(target)
     work = _Adapter(inputs, options) if options.adapter_only else _Model(inputs, options)
-    shard, _ = work.plan.layout()
     with unfinished(output) as folder:
-        refuse_small_disk(output, shard.size, "the export")
-        written = work.plan.write(folder, choose_threads())
+        refuse_small_disk(output, work.loaded, "the export")
+        written = work.write(folder)
         began = time.perf_counter()
         report = _report(inputs, work, output, folder, written.bytes)
         if options.check != "none":
@@ -102,6 +106,11 @@ def export(target: Target, output: Path, options: ExportOptions) -> ExportReport
     return report
 
 
+def size_of(plan: GgufPlan[Any]) -> int:
+    """The bytes of a file."""
+    return plan.layout()[0].size
+
+
 class _Model:
     """The whole model, in one file."""
 
@@ -112,7 +121,18 @@ class _Model:
         self.plan: GgufPlan[ModelTensors] = Gguf(options.quantize).plan(
             inputs.weights(computed), inputs.description
         )
+        self.template = translate(inputs.parts.tokenizer) if options.format == "ollama" else None
+        self.notes = (*self.plan.notes, *(self.template.notes if self.template is not None else ()))
+        self.loaded = size_of(self.plan)
+        """Bytes that lie on the disk, and that llama.cpp reads."""
         self.coarser = {name: choice.kind for name, choice in self.plan.tensors.coarser().items()}
+
+    def write(self, folder: Path) -> Written:
+        """The file, and the Modelfile beside it where it is for Ollama."""
+        if self.template is not None:
+            text = modelfile(self.plan.file, self.template, self.inputs.parts.tokenizer)
+            (folder / MODELFILE).write_text(text, encoding="utf-8")
+        return self.plan.write(folder, choose_threads())
 
     def compare(self, folder: Path, hashes: dict[str, str]) -> TensorComparison:
         """What is read back."""
@@ -130,7 +150,15 @@ class _Adapter:
     def __init__(self, inputs: ExportInputs, options: ExportOptions):
         self.inputs, self.options = inputs, options
         self.plan: GgufPlan[LoraTensors] = plan_adapter(inputs, options.quantize)
+        self.notes = self.plan.notes
+        self.loaded = size_of(self.plan)
+        if options.check == "full" and has_library():
+            self.loaded += size_of(plan_base(inputs))
         self.coarser: dict[str, str] = {}
+
+    def write(self, folder: Path) -> Written:
+        """The file."""
+        return self.plan.write(folder, choose_threads())
 
     def compare(self, folder: Path, hashes: dict[str, str]) -> TensorComparison:
         """What is read back."""
@@ -153,14 +181,14 @@ def _report(
         base=parts.base.identity["name"],
         adapter=str(parts.target.adapter) if parts.target.adapter is not None else None,
         output=str(output),
-        format=Gguf.name,
+        format=work.options.format,
         quantize=work.plan.quantize,
         files=tuple(sorted(path.name for path in folder.iterdir())),
         bytes=size,
         seconds=0.0,
         check_seconds=0.0,
         coarser=work.coarser,
-        notes=work.plan.notes,
+        notes=work.notes,
         tensors=None,
         llama_cpp=None,
         not_run=None,
@@ -172,7 +200,7 @@ def _in_llama_cpp(report: ExportReport, work: _Model | _Adapter, folder: Path) -
     inputs, exact = work.inputs, work.inputs.weights(torch.float32)
     if not has_library():
         return replace(report, not_run=f'{WHEEL} is not installed (pip install "llama-finetune[gguf]")')
-    if not fits_in_memory(exact) or psutil.virtual_memory().available < 3 * report.bytes:
+    if not fits_in_memory(exact, beside=work.loaded):
         return replace(report, not_run="the model in float32 and the file are larger than the free memory")
     from finetune.exporting.llama_cpp.check import Exported, check_in_llama_cpp
 

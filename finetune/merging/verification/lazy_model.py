@@ -34,10 +34,10 @@ LOGITS_BYTES = 2_000_000_000
 rows)."""
 
 
-def fits_in_memory(weights: Weights) -> bool:
-    """Whether a model can be held whole in float32."""
+def fits_in_memory(weights: Weights, beside: int = 0) -> bool:
+    """Whether a model can be held whole in float32, while something else takes so many bytes."""
     numbers = sum(math.prod(weights.shape(name)) for name in weights.names())
-    return bool(4 * numbers * SPARE + LOGITS_BYTES < psutil.virtual_memory().available)
+    return bool(4 * numbers * SPARE + LOGITS_BYTES + beside < psutil.virtual_memory().available)
 
 
 def model_of(weights: Weights, config: PretrainedConfig, *, streamed: bool = False) -> PreTrainedModel:

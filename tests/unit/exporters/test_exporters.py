@@ -1,16 +1,19 @@
 """The exporter's seam: a format that is one class writes a merge tensor by tensor, and is checked."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from finetune.exporters import EXPORTERS
+from finetune.exporters import EXPORTERS, GGUF
+from finetune.exporting.inputs import read_inputs
 from finetune.merging.inputs import read_parts
 from finetune.merging.merge import merge
 from finetune.merging.merged_weights import MergedWeights, Updates
 from tests.support.adapters import make_adapter
+from tests.support.exports import whole, write_gguf
 from tests.support.manual import module_of
 
 
@@ -41,6 +44,16 @@ def test_another_format_is_one_class(tiny_base: Path, tmp_path: Path) -> None:
     assert exporter.check(description, folder) == [
         f"it has 7 words, and the tokenizer {len(description.tokenizer)}"
     ]
+
+
+def test_a_gguf_file_is_checked_by_its_header(tiny_base: Path, tmp_path: Path) -> None:
+    """What it says of the model is compared with the model."""
+    inputs = read_inputs(whole(tiny_base))
+    file = write_gguf(inputs, tmp_path)
+    assert GGUF.check(inputs.description, tmp_path) == []
+    other = replace(inputs.description, name="another")
+    assert GGUF.check(other, tmp_path) == [f"general.name is {tiny_base.name}, and another was exported"]
+    assert file.name == "model.gguf"
 
 
 def test_each_format_has_a_name_of_its_own() -> None:

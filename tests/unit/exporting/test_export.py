@@ -131,7 +131,7 @@ def test_a_model_that_is_larger_than_memory_is_compared_by_tensor(
     adapter: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the record says so."""
-    monkeypatch.setattr(exporting, "fits_in_memory", lambda _: False)
+    monkeypatch.setattr(exporting, "fits_in_memory", lambda _, beside: False)
     report = export(adapter, tmp_path / "out", format="gguf", quantize="q8_0")
     assert report.not_run == "the model in float32 and the file are larger than the free memory"
 
@@ -159,7 +159,7 @@ def test_a_bit_that_flips_on_the_disk_is_found(
 
 
 OPTIONS = {
-    "format": ({"format": "onnx"}, "--format is 'onnx'; expected one of gguf"),
+    "format": ({"format": "onnx"}, "--format is 'onnx'; expected one of gguf, ollama"),
     "type": ({"quantize": "q4"}, "--quantize is 'q4'; expected one of f32, f16"),
     "check": ({"check": "some"}, "--verify is 'some'"),
     "kl": ({"max_kl": -1.0}, "--max-kl is -1.0"),
