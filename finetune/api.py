@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from finetune.evaluation.predictions import OnProgress
     from finetune.evaluation.report import Report
     from finetune.exporting.report import ExportReport
+    from finetune.exporting.vllm import VllmAdapter
     from finetune.hub.push import Pushed
     from finetune.machine import Fact
     from finetune.merging.merge import MergeReport
@@ -359,25 +360,29 @@ def export(
     output: str | Path,
     *,
     format: str,
-    quantize: str = "f16",
+    quantize: str | None = None,
     adapter_only: bool = False,
     base: str | Path | None = None,
     verify: str = "full",
     max_kl: float | None = None,
-) -> "ExportReport":
+    rank: int | None = None,
+) -> "ExportReport | VllmAdapter":
     """Write a run, an adapter on its base or a whole model as a file that other programs run, and check it
     there.
 
     `quantize` is the type of the weights (finetune.exporters.gguf.types); `adapter_only` writes the adapter
     alone, for llama.cpp's --lora. `verify` is full (the file in llama.cpp beside what was exported), tensors
-    (read back and compared) or none; `max_kl` bounds the mean KL of the predictions, in nats a token. Raises
+    (read back and compared) or none; `max_kl` bounds the mean KL of the predictions, in nats a token. Format
+    vllm writes an adapter as vLLM loads it: plain LoRA of one rank, a DoRA's nearest one of `rank`. Raises
     ExportError for what the format can't hold, and CheckFailed where a check doesn't hold.
     """
     from finetune.exporting.export import ExportOptions
     from finetune.exporting.export import export as exporting
 
     target = resolve_target(str(_path(model)), None if base is None else str(base))
-    return exporting(target, Path(output), ExportOptions(format, quantize, adapter_only, verify, max_kl))
+    return exporting(
+        target, Path(output), ExportOptions(format, quantize, adapter_only, verify, max_kl, rank)
+    )
 
 
 def prune(

@@ -17,15 +17,20 @@ def export(
     ],
     output: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
     format: Annotated[
-        str, typer.Option(help="gguf (a file for llama.cpp and LM Studio) or ollama (with a Modelfile).")
-    ],
-    quantize: Annotated[
         str,
         typer.Option(
-            metavar="TYPE",
-            help="f32, f16, bf16, q8_0, q5_0, q5_1, q4_0, q4_1, q6_k, q5_k_m, q4_k_m, q3_k_m or q2_k.",
+            help="gguf (a file for llama.cpp and LM Studio), ollama (with a Modelfile), or vllm (an adapter "
+            "as vLLM loads it)."
         ),
-    ] = "f16",
+    ],
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="f16 (when absent), f32, bf16, q8_0, q5_0, q5_1, q4_0, q4_1, q6_k, q5_k_m, q4_k_m, q3_k_m, "
+            "q2_k.",
+        ),
+    ] = None,
     adapter_only: Annotated[
         bool, typer.Option("--adapter-only", help="The adapter by itself, for llama.cpp's --lora.")
     ] = False,
@@ -37,6 +42,14 @@ def export(
         float | None,
         typer.Option(help="The largest mean KL of llama.cpp's predictions, in nats a token; else by type."),
     ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(help="With vllm, of what stands for a DoRA; when absent the adapter's own."),
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Then upload the folder to the hub.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push, as a private repository.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Export a model to a file that other programs run, and check it there.
@@ -45,7 +58,10 @@ def export(
     then not created.
     """
     from finetune import api
+    from finetune.errors import ExportError
 
+    if private and push is None:
+        raise ExportError("--private is for --push: leave it out, or name the repository.")
     tell_messages(as_json)
     report = api.export(
         target,
@@ -56,9 +72,13 @@ def export(
         base=base,
         verify=verify,
         max_kl=max_kl,
+        rank=rank,
     )
+    pushed = None if push is None else api.push(output, push, private=private)
     if as_json:
-        print_json(report.as_dict())
+        print_json(report.as_dict() | ({"pushed": pushed.as_dict()} if pushed is not None else {}))
         return
     for name, value in report.lines():
         out(f"{name:<13} {value}")
+    if pushed is not None:
+        out(f"{'pushed':<13} {pushed.url}, commit {pushed.commit}")

@@ -25,13 +25,14 @@ from finetune.exporting.ollama.modelfile import MODELFILE, modelfile
 from finetune.exporting.ollama.translation import translate
 from finetune.exporting.report import RECORD, ExportReport
 from finetune.exporting.tensors import TensorComparison, compare_tensors, read_back
+from finetune.exporting.vllm import VllmAdapter, export_for_vllm
 from finetune.extras import refuse_without
 from finetune.merging.output import failed_name, refuse_existing, refuse_small_disk, unfinished
 from finetune.merging.verification.lazy_model import fits_in_memory, model_of
 from finetune.models.device import choose_threads
 from finetune.runs.target import Target
 
-FORMATS = ("gguf", "ollama")
+FORMATS = ("gguf", "ollama", "vllm")
 CHECKS = ("full", "tensors", "none")
 
 
@@ -40,24 +41,35 @@ class ExportOptions:
     """How to export, as the command line asks."""
 
     format: str
-    quantize: str = "f16"
-    """One of QUANTIZATIONS."""
+    quantize: str | None = None
+    """One of QUANTIZATIONS; f16 where it is None."""
     adapter_only: bool = False
     check: str = "full"
     """full, tensors or none."""
     max_kl: float | None = None
     """The mean KL that is allowed, in nats a token; by type where it is None."""
+    rank: int | None = None
+    """Of what stands for a DoRA in vLLM; the adapter's own where it is None."""
+
+    @property
+    def type(self) -> str:
+        """The quantisation."""
+        return self.quantize or "f16"
 
     def refuse_bad(self) -> None:
         """Raises ExportError for a value that an option doesn't have, and for two that contradict each
         other."""
         for option, value, known in (
             ("--format", self.format, FORMATS),
-            ("--quantize", self.quantize, tuple(QUANTIZATIONS)),
+            ("--quantize", self.type, tuple(QUANTIZATIONS)),
             ("--verify", self.check, CHECKS),
         ):
             if value not in known:
                 raise ExportError(f"{option} is {value!r}; expected one of {', '.join(known)}.")
+        if self.format == "vllm":
+            self._refuse_beside_vllm()
+        elif self.rank is not None:
+            raise ExportError("--rank is for --format vllm: leave it out.")
         if self.format == "ollama" and self.adapter_only:
             raise ExportError("--adapter-only is for --format gguf: an Ollama model is exported whole.")
         if self.max_kl is None:
@@ -71,8 +83,24 @@ class ExportOptions:
             )
         refuse_without(WHEEL, "--max-kl, which bounds what llama.cpp predicts,")
 
+    def _refuse_beside_vllm(self) -> None:
+        given = {
+            "--quantize": self.quantize is not None,
+            "--adapter-only": self.adapter_only,
+            "--verify": self.check != "full",
+            "--max-kl": self.max_kl is not None,
+        }
+        found = [option for option, is_there in given.items() if is_there]
+        if found:
+            raise ExportError(
+                f"{' and '.join(found)} with --format vllm: it writes the adapter in float32, and always "
+                "compares it. Leave it out."
+            )
+        if self.rank is not None and self.rank < 1:
+            raise ExportError(f"--rank is {self.rank}; expected a whole number from 1.")
 
-def export(target: Target, output: Path, options: ExportOptions) -> ExportReport:
+
+def export(target: Target, output: Path, options: ExportOptions) -> ExportReport | VllmAdapter:
     """Write a target in a format into the folder `output`.
 
     The folder is written beside its final name and renamed when it is whole and checked; after an error
@@ -83,6 +111,8 @@ def export(target: Target, output: Path, options: ExportOptions) -> ExportReport
     output = Path(os.path.abspath(output.expanduser()))
     options.refuse_bad()
     refuse_existing(output)
+    if options.format == "vllm":
+        return export_for_vllm(target, output, options.rank)
     inputs = read_inputs(target)
     work = _Adapter(inputs, options) if options.adapter_only else _Model(inputs, options)
     with unfinished(output) as folder:
@@ -117,8 +147,8 @@ class _Model:
     def __init__(self, inputs: ExportInputs, options: ExportOptions):
         self.inputs, self.options = inputs, options
         # As a merge into bfloat16 is rounded; all else is encoded from what is exact.
-        computed = torch.bfloat16 if options.quantize == "bf16" else torch.float32
-        self.plan: GgufPlan[ModelTensors] = Gguf(options.quantize).plan(
+        computed = torch.bfloat16 if options.type == "bf16" else torch.float32
+        self.plan: GgufPlan[ModelTensors] = Gguf(options.type).plan(
             inputs.weights(computed), inputs.description
         )
         self.template = translate(inputs.parts.tokenizer) if options.format == "ollama" else None
@@ -149,7 +179,7 @@ class _Adapter:
 
     def __init__(self, inputs: ExportInputs, options: ExportOptions):
         self.inputs, self.options = inputs, options
-        self.plan: GgufPlan[LoraTensors] = plan_adapter(inputs, options.quantize)
+        self.plan: GgufPlan[LoraTensors] = plan_adapter(inputs, options.type)
         self.notes = self.plan.notes
         self.loaded = size_of(self.plan)
         if options.check == "full" and has_library():
@@ -213,5 +243,5 @@ def _in_llama_cpp(report: ExportReport, work: _Model | _Adapter, folder: Path) -
         said.pre_tokenizer,
     )
     with work.files(folder) as (model, adapter):
-        found = check_in_llama_cpp(model, exported, work.options.quantize, work.options.max_kl, adapter)
+        found = check_in_llama_cpp(model, exported, work.options.type, work.options.max_kl, adapter)
     return replace(report, llama_cpp=found)

@@ -14,6 +14,7 @@ from finetune.exporting import vllm
 from finetune.exporting.vllm import export_for_vllm
 from finetune.runs.target import Target
 from tests.support.adapters import make_adapter
+from tests.support.cli import FinetuneHere, Says
 
 IDS = torch.arange(40).reshape(2, 20)
 
@@ -112,3 +113,33 @@ def test_a_wrong_scale_is_found(tiny_base: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(FinetuneError, match="is another in what was written"):
         export_for_vllm(target, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--quantize", "f16"], "--quantize with --format vllm"),
+        (["--adapter-only", "--verify", "none"], "--adapter-only and --verify with --format vllm"),
+        (["--private"], "--private is for --push"),
+    ],
+    ids=["type", "two", "private"],
+)
+def test_options_of_other_formats_are_refused(
+    options: list[str], expected: str, says: Says, tiny_base: Path, tmp_path: Path
+) -> None:
+    make_adapter(tiny_base, tmp_path / "adapter")
+    words = ["export", str(tmp_path / "adapter"), "--format", "vllm", "--output", str(tmp_path / "out")]
+    code, printed = says(*words, *options)
+    assert code == 2
+    assert expected in printed
+
+
+def test_the_command_prints_how_to_serve_it(
+    finetune_here: FinetuneHere, tiny_base: Path, tmp_path: Path
+) -> None:
+    """And its record says the same."""
+    make_adapter(tiny_base, tmp_path / "adapter", r=12)
+    words = ("export", str(tmp_path / "adapter"), "--format", "vllm", "--output", str(tmp_path / "out"))
+    printed = finetune_here(*words).stdout
+    assert f"--max-lora-rank 16 --lora-modules NAME={tmp_path / 'out'}" in printed
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["max_lora_rank"] == 16
