@@ -5,8 +5,10 @@ of conversation here. Ollama's template gets .Messages (of .Role and .Content) a
 message's text.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from transformers import PreTrainedTokenizerFast
 
@@ -38,7 +40,8 @@ TEMPLATES = {
         f"<</SYS>>\n\n{END}{CONTENT} [/INST]{END}{OF_ASSISTANT} {CONTENT} EOS{END}{END}"
     ),
 }
-"""BOS is the token that begins a text, where the tokenizer doesn't add one itself; AGAIN is it in between."""
+"""BOS is the token that begins a text, where the template writes it and the tokenizer adds none; AGAIN is it
+between turns."""
 
 ASKED, ANSWERED, AGAIN = (
     Message("user", "What is 3 + 4?"), Message("assistant", "7."), Message("user", "And 5 + 6?")
@@ -67,12 +70,18 @@ def translate(tokenizer: PreTrainedTokenizerFast) -> GoTemplate:
         renderer = ChatRenderer(tokenizer)
     except DataError as error:
         raise ExportError(f"an Ollama model is asked by its chat template: {error}.") from None
-    for name in TEMPLATES:
-        text = _with_tokens(TEMPLATES[name], tokenizer)
-        bos = str(tokenizer.bos_token) if adds_bos(tokenizer) else ""
-        system = _system_of(text, bos, renderer)
-        if _writes_the_same(text, bos, system, renderer):
-            return GoTemplate(name, text, system, _notes(text, bos, system, renderer))
+    ours = _rendered(renderer)
+    # Ollama's tokens begin as the tokenizer's do: where it adds the first one itself, the text has none.
+    added, bos = adds_bos(tokenizer), str(tokenizer.bos_token or "")
+    for name, head in product(TEMPLATES, [""] if added else dict.fromkeys(["", bos])):
+        text = TEMPLATES[name].replace("AGAIN", bos).replace("BOS", head)
+        text = text.replace("EOS", str(tokenizer.eos_token or ""))
+        before = bos if added else ""
+        system = _system_of(text, before, ours.get((ASKED,), ""))
+        if ours and all(
+            before + written_by_ollama(text, messages, system) == its for messages, its in ours.items()
+        ):
+            return GoTemplate(name, text, system, _notes(text, before, system, renderer))
     raise ExportError(
         "the chat template can't be written in Go's syntax, which Ollama wants: it is none of "
         f"{', '.join(TEMPLATES)}, or says something of its own. Export --format gguf, which holds the "
@@ -80,14 +89,17 @@ def translate(tokenizer: PreTrainedTokenizerFast) -> GoTemplate:
     )
 
 
-def _with_tokens(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
-    bos, eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
-    return text.replace("AGAIN", bos).replace("BOS", "" if adds_bos(tokenizer) else bos).replace("EOS", eos)
+def _rendered(renderer: ChatRenderer) -> dict[tuple[Message, ...], str]:
+    """What the tokenizer's template writes of each conversation that it takes."""
+    found: dict[tuple[Message, ...], str] = {}
+    for messages in CONVERSATIONS:
+        with contextlib.suppress(DataError):  # some take no system message
+            found[messages] = renderer.render_prompt(messages)
+    return found
 
 
 def written_by_ollama(text: str, messages: Sequence[Message], system: str | None) -> str:
-    """What Ollama makes of a conversation; a system message of the Modelfile goes before one that has
-    none."""
+    """What Ollama makes of a conversation; the Modelfile's system message goes before one that has none."""
     if system is not None and messages[0].role != "system":
         messages = [Message("system", system), *messages]
     turns = [{"Role": message.role, "Content": message.content} for message in messages]
@@ -95,32 +107,16 @@ def written_by_ollama(text: str, messages: Sequence[Message], system: str | None
     return render(text, {"Messages": turns, "System": said})
 
 
-def _system_of(text: str, bos: str, renderer: ChatRenderer) -> str | None:
-    """The system message that the tokenizer's template writes by itself."""
-    ours = renderer.render_prompt([ASKED])
-    before, _, after = (bos + written_by_ollama(text, [ASKED], MARKER)).partition(MARKER)
-    if bos + written_by_ollama(text, [ASKED], None) == ours or not (
-        ours.startswith(before) and ours.endswith(after)
-    ):
+def _system_of(text: str, before: str, ours: str) -> str | None:
+    """The system message that the tokenizer's template writes by itself, of what it makes of a question."""
+    if before + written_by_ollama(text, [ASKED], None) == ours:
         return None
-    return ours[len(before) : len(ours) - len(after)]
+    start, _, end = (before + written_by_ollama(text, [ASKED], MARKER)).partition(MARKER)
+    return ours[len(start) : len(ours) - len(end)] if ours.startswith(start) and ours.endswith(end) else None
 
 
-def _writes_the_same(text: str, bos: str, system: str | None, renderer: ChatRenderer) -> bool:
-    seen = 0
-    for messages in CONVERSATIONS:
-        try:
-            ours = renderer.render_prompt(messages)
-        except DataError:
-            continue  # the template refuses system messages
-        if bos + written_by_ollama(text, messages, system) != ours:
-            return False
-        seen += 1
-    return seen > 0
-
-
-def _notes(text: str, bos: str, system: str | None, renderer: ChatRenderer) -> tuple[str, ...]:
-    if bos + written_by_ollama(text, BLANKS, system) == renderer.render_prompt(BLANKS):
+def _notes(text: str, before: str, system: str | None, renderer: ChatRenderer) -> tuple[str, ...]:
+    if before + written_by_ollama(text, BLANKS, system) == renderer.render_prompt(BLANKS):
         return ()
     return (
         "the chat template takes blanks away around a message, which Ollama's can't: send messages without",
