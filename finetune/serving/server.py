@@ -95,7 +95,8 @@ class Listener(uvicorn.Server):
         self.force_exit = self.should_exit
         self.end()
         asked, active = signal.Signals(sig).name, self._served.active
-        logger.info(f"{asked}: ending once {active:,} answers are written (again to end at once)")
+        last = f" once {active:,} answers are written (again to end at once)" if active else ""
+        logger.info(f"{asked}: ending{last}")
 
     def end(self) -> None:
         """Take no more requests, and end when those that were asked are answered."""
